@@ -1,0 +1,55 @@
+"""Checks of arguments, shared by every public entry point."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from numbers import Integral, Real
+
+
+def unknown_name(argument: str, value: object, known: Iterable[str]) -> ValueError:
+    """Build the error for a name that is not known, with the nearest known one as a suggestion."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"{argument}={value!r} is not known{hint} Known: {', '.join(names)}.")
+
+
+def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise unknown_name(argument, value, choices)
+
+
+def check_density(argument: str, value: object) -> float:
+    """Return ``value`` as a float in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{argument}={value!r} must be a number in (0, 1].")
+    density = float(value)
+    if not 0.0 < density <= 1.0:
+        raise ValueError(
+            f"{argument}={value!r} must be in (0, 1]: the share of weights that stay live, "
+            "not the share that is dropped."
+        )
+    return density
+
+
+def check_fraction(argument: str, value: object) -> float:
+    """Return ``value`` as a float in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{argument}={value!r} must be a number in [0, 1].")
+    fraction = float(value)
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"{argument}={value!r} must be in [0, 1].")
+    return fraction
+
+
+def check_steps(argument: str, value: object, *, minimum: int) -> int:
+    """Return ``value`` as an int that is at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{argument}={value!r} must be a whole number of step() calls.")
+    steps = int(value)
+    if steps < minimum:
+        raise ValueError(f"{argument}={value!r} must be at least {minimum}.")
+    return steps

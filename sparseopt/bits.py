@@ -1,0 +1,51 @@
+"""One bit a weight: packed bool tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+__all__ = ["pack", "popcounts", "unpack"]
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Pack a 1-D bool tensor, most significant bit first: uint8, ``(ceil(n / 8),)``.
+
+    Example:
+        >>> pack(torch.tensor([True, False, True]))
+        tensor([160], dtype=torch.uint8)
+    """
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.packbits(mask.contiguous().numpy()))
+    octets = pad(mask, (0, -mask.numel() % 8)).view(-1, 8).to(torch.uint8)
+    places = torch.arange(7, -1, -1, device=mask.device, dtype=torch.uint8)
+    return (octets << places).sum(1, dtype=torch.uint8)
+
+
+def unpack(bits: Tensor, count: int) -> Tensor:
+    """Undo :func:`pack`: bool, ``(count,)``, on the CPU.
+
+    Example:
+        >>> unpack(torch.tensor([160], dtype=torch.uint8), 3)
+        tensor([ True, False,  True])
+    """
+    return torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=count).astype(bool))
+
+
+def popcounts(packed: Sequence[Tensor]) -> list[int]:
+    """Count the set bits of each of some uint8 tensors, waiting for their device once.
+
+    Example:
+        >>> popcounts([torch.tensor([160, 1], dtype=torch.uint8)])
+        [3]
+    """
+    if not packed:
+        return []
+    device = packed[0].device
+    ones = torch.tensor([byte.bit_count() for byte in range(256)], device=device)
+    counts = [(torch.bincount(bits.to(device), minlength=256) * ones).sum() for bits in packed]
+    return [int(count) for count in torch.stack(counts).tolist()]

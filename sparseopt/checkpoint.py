@@ -1,0 +1,182 @@
+"""How masks and progress travel in an ordinary optimizer state dict.
+
+A mask is a bool tensor in its parameter's ``state`` entry, beside one bit a weight for "was ever
+live"; all else is one dictionary in the first param group. Nothing is added at the top level,
+because distributed checkpointing keeps only ``state`` and ``param_groups``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparseopt.discovery import canonical_name
+from sparseopt.errors import CheckpointError
+from sparseopt.layers import SparseLayer
+
+__all__ = ["SavedLayer", "SavedState", "attach", "extract", "match_layers"]
+
+PROGRESS_KEY: Final = "sparseopt"
+MASK_KEY: Final = "sparse_mask"
+EVER_LIVE_KEY: Final = "sparse_ever_live"
+
+
+@dataclass(frozen=True)
+class SavedLayer:
+    """A layer as a checkpoint has it; ``mask`` is ``None`` if every weight was live."""
+
+    name: str
+    index: int
+    shape: tuple[int, ...]
+    target: int
+    last_dropped: int
+    last_grown: int
+    mask: Tensor | None
+    ever_live_bits: Tensor | None
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state dict taken apart: what the inner optimizer loads, and what is ours."""
+
+    inner: dict[str, Any]
+    layers: list[SavedLayer]
+    named: bool
+    progress: dict[str, Any]
+
+
+def attach(
+    state_dict: dict[str, Any],
+    inner: Optimizer,
+    layers: Sequence[SparseLayer],
+    *,
+    named: bool,
+    progress: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the inner optimizer's state dict with masks and progress added."""
+    indices = _parameter_indices(inner)
+    state = dict(state_dict["state"])
+    entries = []
+    for layer in layers:
+        index = indices[layer.weight]
+        entries.append(
+            {
+                "name": layer.name,
+                "index": index,
+                "shape": list(layer.weight.shape),
+                "target": layer.target,
+                "last_dropped": layer.last_dropped,
+                "last_grown": layer.last_grown,
+            }
+        )
+        if not layer.is_full:
+            state[index] = {
+                **state.get(index, {}),
+                MASK_KEY: layer.mask,
+                EVER_LIVE_KEY: layer.ever_live_bits,
+            }
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    groups[0][PROGRESS_KEY] = {**progress, "named": named, "layers": entries}
+    return {**state_dict, "state": state, "param_groups": groups}
+
+
+def extract(state_dict: Mapping[str, Any]) -> SavedState:
+    """Take a state dict apart, without changing it.
+
+    Raises:
+        CheckpointError: if it holds no masks.
+    """
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    progress = groups[0].pop(PROGRESS_KEY, None) if groups else None
+    if progress is None:
+        raise CheckpointError(
+            "the state dict has no masks: it was saved by a plain optimizer. Load it into "
+            "that optimizer before wrapping it, and masks start anew."
+        )
+    state = {index: dict(entry) for index, entry in state_dict["state"].items()}
+    layers = []
+    for saved in progress["layers"]:
+        entry = state.get(saved["index"], {})
+        mask, ever_live_bits = entry.pop(MASK_KEY, None), entry.pop(EVER_LIVE_KEY, None)
+        if not entry:
+            state.pop(saved["index"], None)
+        layers.append(
+            SavedLayer(
+                **{**saved, "shape": tuple(saved["shape"])},
+                mask=mask,
+                ever_live_bits=ever_live_bits,
+            )
+        )
+    inner = {**state_dict, "state": state, "param_groups": groups}
+    return SavedState(inner, layers, progress["named"], progress)
+
+
+def match_layers(
+    saved: SavedState, inner: Optimizer, layers: Sequence[SparseLayer], *, named: bool
+) -> list[tuple[SparseLayer, SavedLayer]]:
+    """Pair each layer with what the checkpoint has of it.
+
+    They are matched by name where both sides have names, wrappers' prefixes apart, else by
+    position.
+
+    Raises:
+        CheckpointError: if the layers or their shapes are not the same, or a parameter has another
+            place in the param groups.
+    """
+    if saved.named and named:
+        by_name = {canonical_name(layer.name): layer for layer in saved.layers}
+        _check_same_layers([layer.name for layer in layers], list(by_name))
+        pairs = [(layer, by_name[layer.name]) for layer in layers]
+    else:
+        if len(saved.layers) != len(layers):
+            raise CheckpointError(
+                f"the checkpoint has {len(saved.layers)} sparse layers, this optimizer "
+                f"{len(layers)} ({_first_difference(saved.layers, layers)})."
+            )
+        pairs = list(zip(layers, saved.layers, strict=True))
+    indices = _parameter_indices(inner)
+    for layer, was in pairs:
+        if was.shape != tuple(layer.weight.shape):
+            raise CheckpointError(
+                f"layer {layer.name!r} has shape {tuple(layer.weight.shape)}, but in the "
+                f"checkpoint {was.shape}."
+            )
+        if was.index != indices[layer.weight]:
+            raise CheckpointError(
+                f"layer {layer.name!r} is parameter {indices[layer.weight]} of the optimizer, but "
+                f"was parameter {was.index} in the checkpoint: give the optimizer its parameters "
+                "in the same order."
+            )
+    return pairs
+
+
+def _check_same_layers(here: list[str], there: list[str]) -> None:
+    missing = [name for name in here if name not in there]
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint has no sparse layer {missing[0]!r} ({len(missing)} of this "
+            f"optimizer's {len(here)} are missing): it belongs to another model or layer set."
+        )
+    surplus = [name for name in there if name not in here]
+    if surplus:
+        raise CheckpointError(
+            f"the checkpoint has a sparse layer {surplus[0]!r} that this optimizer has not "
+            f"({len(surplus)} such): it belongs to another model or layer set."
+        )
+
+
+def _first_difference(saved: Sequence[SavedLayer], layers: Sequence[SparseLayer]) -> str:
+    for was, layer in zip(saved, layers, strict=False):
+        if was.shape != tuple(layer.weight.shape):
+            return f"first difference: {was.name!r} {was.shape} there, {layer!r} here"
+    return "the first ones agree"
+
+
+def _parameter_indices(inner: Optimizer) -> dict[Tensor, int]:
+    """Return each parameter's key in the state dict: its place, counted through the groups."""
+    parameters = (parameter for group in inner.param_groups for parameter in group["params"])
+    return {parameter: index for index, parameter in enumerate(parameters)}

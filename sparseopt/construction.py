@@ -1,0 +1,169 @@
+"""From an optimizer, a model and the user's wishes to sparse layers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparseopt._validation import check_density
+from sparseopt.discovery import canonical_name, model_weights, optimizer_weights, refuse_unusable
+from sparseopt.distributed import agree_on_masks
+from sparseopt.distributions import Distribution, live_counts
+from sparseopt.errors import NoSparseLayerError
+from sparseopt.initial_masks import initial_masks
+from sparseopt.layers import SparseLayer
+from sparseopt.methods.base import Method
+
+__all__ = ["Wishes", "build_layers", "check_inner", "has_names", "more_layers"]
+
+logger = logging.getLogger("sparseopt")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for: how much of each layer is live, and which weights."""
+
+    density: float
+    init: str | Mapping[str, float] | Distribution
+    mask: str | Mapping[str, Tensor]
+
+    def among(self, names: Mapping[str, object]) -> Wishes:
+        """Return these wishes without what mappings say of other layers than ``names``."""
+        return Wishes(self.density, _among(self.init, names), _among(self.mask, names))
+
+
+def check_inner(optimizer: object) -> None:
+    """Raise :class:`TypeError` unless ``optimizer`` is one that can be wrapped."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer={optimizer!r} must be a torch.optim.Optimizer, already constructed."
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise TypeError(
+            "optimizer=SparseAdam(...) cannot be wrapped: it takes gradients with sparse layout, "
+            "which cover only some rows, and masks need dense ones. Use Adam."
+        )
+    if hasattr(optimizer, "inner") and hasattr(optimizer, "masks"):
+        raise TypeError("optimizer is a SparseOptimizer already: wrap the plain optimizer once.")
+
+
+def has_names(optimizer: Optimizer, model: nn.Module | None) -> bool:
+    """Whether layers are called by their parameters' names, not by position."""
+    return model is not None or all("param_names" in group for group in optimizer.param_groups)
+
+
+def build_layers(
+    groups: list[dict[str, Any]],
+    model: nn.Module | None,
+    wishes: Wishes,
+    method: Method,
+    generator: torch.Generator,
+) -> list[SparseLayer]:
+    """Find what can be sparse in ``groups`` and give it masks; weights are not touched yet.
+
+    Raises:
+        NoSparseLayerError: if nothing can be sparse.
+        TypeError: if a weight is of a kind that can't be masked.
+        ValueError: if a density or a name is wrong.
+    """
+    weights, overrides = _sparse_weights(groups, model)
+    if not weights:
+        raise NoSparseLayerError(_why_nothing(model))
+    if model is None:
+        logger.warning(
+            "no model was given, so every trainable parameter of two or more dimensions is made "
+            "sparse: %s. Pass the model to leave embeddings and the like dense.",
+            ", ".join(weights),
+        )
+    return _make_layers(weights, overrides, wishes, method, generator)
+
+
+def more_layers(
+    group: dict[str, Any],
+    model: nn.Module | None,
+    wishes: Wishes,
+    method: Method,
+    generator: torch.Generator,
+) -> list[SparseLayer]:
+    """Return the layers of a param group that was added later: by the same rules, perhaps none.
+
+    The group's layers share the density among themselves; none is "the first, so dense".
+    """
+    weights, overrides = _sparse_weights([group], model)
+    if not weights:
+        return []
+    densities = {name: overrides.get(name, wishes.density) for name in weights}
+    return _make_layers(weights, densities, wishes.among(weights), method, generator)
+
+
+def _make_layers(
+    weights: Mapping[str, nn.Parameter],
+    overrides: Mapping[str, float],
+    wishes: Wishes,
+    method: Method,
+    generator: torch.Generator,
+) -> list[SparseLayer]:
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    targets = live_counts(shapes, wishes.density, wishes.init, overrides)
+    live = {
+        name: method.initial_live(weight.numel(), targets[name])
+        for name, weight in weights.items()
+    }
+    masks = initial_masks(weights, live, wishes.mask, generator)
+    if wishes.mask != "random":
+        masks = agree_on_masks(masks)
+    return [
+        SparseLayer(name, weight, masks[name], _target(masks[name], live[name], targets[name]))
+        for name, weight in weights.items()
+    ]
+
+
+def _among(wish: T, names: Mapping[str, object]) -> T | dict[str, Any]:
+    if not isinstance(wish, Mapping):
+        return wish
+    return {key: value for key, value in wish.items() if key in names or f"{key}.weight" in names}
+
+
+def _target(mask: Tensor, live: int, target: int) -> int:
+    """Return the final live count: a mask that brings its own count keeps it."""
+    chosen = int(mask.sum())
+    return target if chosen == live else chosen
+
+
+def _sparse_weights(
+    groups: list[dict[str, Any]], model: nn.Module | None
+) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
+    candidates = optimizer_weights(groups) if model is None else model_weights(model)
+    group_of = {parameter: group for group in groups for parameter in group["params"]}
+    weights: dict[str, nn.Parameter] = {}
+    overrides: dict[str, float] = {}
+    for parameter, name in candidates.items():
+        group = group_of.get(parameter)
+        if group is None or not parameter.requires_grad or group.get("density") is False:
+            continue
+        refuse_unusable(name, parameter)
+        weights[name] = parameter
+        if group.get("density") is not None:
+            overrides[name] = check_density("density of a param group", group["density"])
+    return weights, overrides
+
+
+def _why_nothing(model: nn.Module | None) -> str:
+    if model is None:
+        return (
+            "no parameter of the optimizer can be sparse: none is trainable, of two or more "
+            "dimensions, and in a param group without density=False."
+        )
+    return (
+        f"no parameter of the optimizer is a trainable weight of a convolution or linear layer of "
+        f"model={type(model).__name__}(...) in a param group without density=False. Was the "
+        "optimizer made from this model's parameters?"
+    )

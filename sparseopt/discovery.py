@@ -1,0 +1,120 @@
+"""Which weights of a model, or of an optimizer, can be made sparse, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+__all__ = ["canonical_name", "model_weights", "optimizer_weights"]
+
+#: Modules whose ``weight`` is a matrix that inputs are multiplied by.
+WEIGHTED: Final = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+ATTENTION_PROJECTIONS: Final = (
+    "in_proj_weight",
+    "q_proj_weight",
+    "k_proj_weight",
+    "v_proj_weight",
+)
+#: What DistributedDataParallel, torch.compile, AveragedModel and FSDP put into names.
+WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+
+
+def canonical_name(name: str) -> str:
+    """Strip what wrappers put into a parameter's name.
+
+    Example:
+        >>> canonical_name("module._orig_mod.conv1.weight")
+        'conv1.weight'
+    """
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in WRAPPER_PREFIXES:
+            if name.startswith(prefix):
+                name = name[len(prefix) :]
+                stripped = True
+    return name
+
+
+def model_weights(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Return the weights of ``model`` that can be sparse, with their names, in its order.
+
+    These are the weights of convolutions, transposed convolutions and linear layers, and the
+    projections of :class:`torch.nn.MultiheadAttention`. A weight that an embedding shares is left
+    out; one that several modules share has the name of the first.
+
+    Raises:
+        ValueError: if a module is lazy and has not seen an input yet.
+    """
+    embeddings = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        for parameter in module.parameters(recurse=False)
+    }
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found: dict[nn.Parameter, str] = {}
+    for path, module in model.named_modules():
+        for parameter in _matrices(module):
+            if nn.parameter.is_lazy(parameter):
+                raise ValueError(
+                    f"module {path!r} is lazy and has no shape yet: run one input through the "
+                    "model before the optimizer is made."
+                )
+            if parameter not in embeddings:
+                found.setdefault(parameter, canonical_name(names[parameter]))
+    return found
+
+
+def optimizer_weights(groups: list[dict[str, Any]]) -> dict[nn.Parameter, str]:
+    """Return every parameter of two or more dimensions in ``groups``, with a name, in group order.
+
+    Names are those that the groups carry if the optimizer was made from ``named_parameters()``,
+    else ``"group.index"``.
+    """
+    found: dict[nn.Parameter, str] = {}
+    for number, group in enumerate(groups):
+        names = group.get("param_names")
+        for index, parameter in enumerate(group["params"]):
+            if parameter.dim() >= 2:
+                name = names[index] if names else f"{number}.{index}"
+                found[parameter] = canonical_name(name)
+    return found
+
+
+def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+    names: tuple[str, ...] = ()
+    if isinstance(module, WEIGHTED):
+        names = ("weight",)
+    elif isinstance(module, nn.MultiheadAttention):
+        names = ATTENTION_PROJECTIONS
+    for name in names:
+        # A reparametrised weight is computed, and so no entry here.
+        parameter = module._parameters.get(name)
+        if parameter is not None:
+            yield parameter
+
+
+def refuse_unusable(name: str, weight: torch.Tensor) -> None:
+    """Raise :class:`TypeError` if ``weight`` is of a kind that no mask can be kept for."""
+    advice = "give its param group density=False to keep it dense"
+    if weight.is_complex():
+        raise TypeError(f"parameter {name!r} is complex ({weight.dtype}), which is not supported: {advice}.")
+    if weight.layout != torch.strided:
+        raise TypeError(f"parameter {name!r} has layout {weight.layout}, not torch.strided: {advice}.")
+    if hasattr(weight, "device_mesh"):
+        raise TypeError(
+            f"parameter {name!r} is a DTensor (FSDP2 or tensor parallel), whose shards this "
+            f"version cannot mask as one weight: {advice}."
+        )

@@ -1,0 +1,184 @@
+"""How much of each layer is live: densities by layer, and exact live counts.
+
+Only shapes are known here. A shape is that of the weight: ``(out, in, *kernel)`` for a convolution,
+``(out, in)`` for a linear layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from sparseopt._validation import check_density, unknown_name
+
+__all__ = ["Distribution", "Shapes", "er", "erk", "live_counts", "uniform"]
+
+Shapes = Mapping[str, Sequence[int]]
+#: From the shapes and a density for all of them together to a density for each.
+Distribution = Callable[[Shapes, float], Mapping[str, float]]
+
+
+def uniform(shapes: Shapes, density: float) -> dict[str, float]:
+    """Give every layer the same density, except that the first stays dense.
+
+    The report calls this "Random". What the first layer has too much is not taken from the others
+    (Evci et al. 2020, section 3, "Uniform").
+
+    Example:
+        >>> uniform({"conv": (16, 3, 3, 3), "fc": (10, 64)}, 0.1)
+        {'conv': 1.0, 'fc': 0.1}
+    """
+    names = list(shapes)
+    return {name: 1.0 if name == names[0] else density for name in names}
+
+
+def er(shapes: Shapes, density: float) -> dict[str, float]:
+    r"""Erdős-Rényi: density proportional to :math:`(n_{in} + n_{out}) / (n_{in} n_{out})`.
+
+    The kernel's extent plays no part (Mocanu et al. 2018; Evci et al. 2020, section 3). Layers
+    that would exceed density 1 are made dense and the rest is solved again, so that the total is
+    met.
+    """
+    return _erdos_renyi(shapes, density, lambda shape: sum(shape[:2]) / math.prod(shape[:2]))
+
+
+def erk(shapes: Shapes, density: float) -> dict[str, float]:
+    r"""Erdős-Rényi-Kernel: density of a layer :math:`= \epsilon \sum shape / \prod shape`.
+
+    Layers that would exceed density 1 are made dense and :math:`\epsilon` is solved again until
+    none does, so that the total is met (Evci et al. 2020, section 3).
+
+    Example:
+        >>> densities = erk({"conv": (16, 3, 3, 3), "mid": (64, 64, 3, 3), "fc": (10, 64)}, 0.1)
+        >>> {name: round(value, 3) for name, value in densities.items()}
+        {'conv': 0.876, 'mid': 0.055, 'fc': 1.0}
+    """
+    return _erdos_renyi(shapes, density, lambda shape: sum(shape) / math.prod(shape))
+
+
+DISTRIBUTIONS: Final[Mapping[str, Distribution]] = {"uniform": uniform, "er": er, "erk": erk}
+
+
+def live_counts(
+    shapes: Shapes,
+    density: float,
+    init: str | Mapping[str, float] | Distribution = "erk",
+    overrides: Mapping[str, float] | None = None,
+) -> dict[str, int]:
+    """Return the exact number of live weights of each layer: ``round(density_l * numel_l)``.
+
+    Args:
+        shapes: the weight's shape of each layer, in the model's order.
+        density: the density of all layers together, in (0, 1].
+        init: ``"erk"``, ``"er"``, ``"uniform"``, a mapping from layer name to density (layers that
+            it doesn't name take ``density``), or a function from shapes and a density to such a
+            mapping of all layers.
+        overrides: layers with a density of their own. Those that share one are distributed among
+            themselves by ``init``; a mapping in ``init`` goes before.
+
+    Returns:
+        A live count for each layer, at least 1.
+
+    Raises:
+        TypeError: if a density is not a number or ``init`` is of no usable type.
+        ValueError: if a density is outside (0, 1], a name is not known, or a function leaves a
+            layer out.
+
+    Example:
+        >>> live_counts({"a": (4, 5), "b": (10, 10)}, 0.5, {"a": 0.25})
+        {'a': 5, 'b': 50}
+    """
+    check_density("density", density)
+    overrides = dict(overrides or {})
+    densities: dict[str, float]
+    if isinstance(init, Mapping):
+        named = _resolve(init, shapes)
+        densities = {name: named.get(name, overrides.get(name, density)) for name in shapes}
+    elif (distribution := _as_distribution(init)) is uniform:
+        # A layer with a density of its own is neither "the first, so dense" nor moves that rule on.
+        densities = {**uniform(shapes, density), **overrides}
+    else:
+        densities = {}
+        for share, members in _by_density(shapes, density, overrides).items():
+            densities.update(_distribute(distribution, members, share))
+    return {
+        name: max(1, round(check_density(f"init[{name!r}]", densities[name]) * math.prod(shape)))
+        for name, shape in shapes.items()
+    }
+
+
+def _erdos_renyi(
+    shapes: Shapes, density: float, raw: Callable[[Sequence[int]], float]
+) -> dict[str, float]:
+    numel = {name: math.prod(shape) for name, shape in shapes.items()}
+    weight = {name: raw(shape) for name, shape in shapes.items()}
+    budget = density * sum(numel.values())
+    dense: set[str] = set()
+    while True:
+        free = [name for name in shapes if name not in dense]
+        if not free:
+            return dict.fromkeys(shapes, 1.0)
+        left = budget - sum(numel[name] for name in dense)
+        epsilon = left / sum(weight[name] * numel[name] for name in free)
+        full = {name for name in free if epsilon * weight[name] > 1.0}
+        if not full:
+            return {
+                name: 1.0 if name in dense else epsilon * weight[name] for name in shapes
+            }
+        dense |= full
+
+
+def _as_distribution(init: object) -> Distribution:
+    if isinstance(init, str):
+        if init not in DISTRIBUTIONS:
+            raise unknown_name("init", init, DISTRIBUTIONS)
+        return DISTRIBUTIONS[init]
+    if callable(init):
+        return init
+    raise TypeError(
+        f"init={init!r} must be one of {sorted(DISTRIBUTIONS)}, a mapping from layer name to "
+        "density, or a function of (shapes, density)."
+    )
+
+
+def _by_density(
+    shapes: Shapes, density: float, overrides: Mapping[str, float]
+) -> dict[float, dict[str, Sequence[int]]]:
+    members: dict[float, dict[str, Sequence[int]]] = {}
+    for name, shape in shapes.items():
+        members.setdefault(overrides.get(name, density), {})[name] = shape
+    return members
+
+
+def _distribute(
+    distribution: Distribution, shapes: Shapes, density: float
+) -> Mapping[str, float]:
+    densities = distribution(shapes, density)
+    missing = [name for name in shapes if name not in densities]
+    if missing:
+        raise ValueError(
+            f"init={distribution!r} gave no density for layer {missing[0]!r}; it must return one "
+            "for every name in shapes."
+        )
+    return {name: densities[name] for name in shapes}
+
+
+def _resolve(named: Mapping[str, float], shapes: Shapes) -> dict[str, float]:
+    resolved = {}
+    for key, value in named.items():
+        name = match_name("init", key, shapes)
+        resolved[name] = check_density(f"init[{key!r}]", value)
+    return resolved
+
+
+def match_name(argument: str, key: str, names: Mapping[str, object]) -> str:
+    """Return the layer that ``key`` names: by its parameter's name or by its module's.
+
+    Raises:
+        ValueError: if it names none.
+    """
+    for name in (key, f"{key}.weight"):
+        if name in names:
+            return name
+    raise unknown_name(f"the layer name in {argument}", key, names)

@@ -1,0 +1,50 @@
+"""The hooks that mask gradients during ``backward()``, except where a method needs them dense."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from sparseopt.layers import SparseLayer
+
+__all__ = ["GradientGate", "mask_gradient_of"]
+
+
+@dataclass
+class GradientGate:
+    """Whether gradients are left dense now; one for all hooks of an optimizer."""
+
+    dense: bool = False
+
+
+class _MaskGradient:
+    """Masks a weight's gradient when ``backward()`` has accumulated it.
+
+    It refers weakly to the layer, which refers to the weight, which holds this hook.
+    """
+
+    def __init__(self, layer: SparseLayer, gate: GradientGate) -> None:
+        self._layer = weakref.ref(layer)
+        self._gate = gate
+
+    def __call__(self, weight: Tensor) -> None:
+        layer = self._layer()
+        gradient = weight.grad
+        if layer is None or gradient is None or self._gate.dense or layer.is_full:
+            return
+        if gradient.layout != torch.strided:
+            raise TypeError(
+                f"the gradient of {layer.name!r} has layout {gradient.layout}: a layer with sparse "
+                "gradients (Embedding(sparse=True)) can only be kept dense, with density=False."
+            )
+        layer.follow_weight()
+        layer.mask_(gradient)
+
+
+def mask_gradient_of(layer: SparseLayer, gate: GradientGate) -> RemovableHandle:
+    """Register the hook on a layer's weight; return the handle that removes it."""
+    return layer.weight.register_post_accumulate_grad_hook(_MaskGradient(layer, gate))

@@ -1,0 +1,33 @@
+"""What happened at each mask update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["UpdateRecord"]
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """One mask update, over all layers together.
+
+    Attributes:
+        step: the call of ``step()`` that was the update, counted from 1.
+        fraction: the drop fraction in force, in [0, 1].
+        dropped: live weights that were dropped.
+        grown: weights that were grown; some may have been dropped in the same update.
+        new: share of the weights that are live now and were not before the update, in [0, 1].
+        explored: share of all weights that were ever live, in [0, 1] (the exploration rate
+            :math:`R_s` of Liu et al. 2021, "Do We Actually Need Dense Over-Parameterization?").
+        density: live weights over all weights after the update.
+        skipped: whether nothing moved because a gradient was not finite.
+    """
+
+    step: int
+    fraction: float
+    dropped: int
+    grown: int
+    new: float
+    explored: float
+    density: float
+    skipped: bool = False

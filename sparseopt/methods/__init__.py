@@ -1,0 +1,23 @@
+"""The methods: a file each."""
+
+from sparseopt.methods.base import DropGrow, Method, Move, TrainingCost, Update
+from sparseopt.methods.pruning import Pruning
+from sparseopt.methods.registry import available_methods, get_method, register_method
+from sparseopt.methods.rigl import RigL
+from sparseopt.methods.set import SET
+from sparseopt.methods.static import Static
+
+__all__ = [
+    "SET",
+    "DropGrow",
+    "Method",
+    "Move",
+    "Pruning",
+    "RigL",
+    "Static",
+    "TrainingCost",
+    "Update",
+    "available_methods",
+    "get_method",
+    "register_method",
+]

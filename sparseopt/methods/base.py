@@ -1,0 +1,153 @@
+"""What a method is: scores, and how much moves. It never touches the optimizer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparseopt._validation import check_choice
+from sparseopt.layers import Regrow, SparseLayer
+from sparseopt.schedules import UpdateSchedule
+
+__all__ = ["DropGrow", "Method", "Move", "TrainingCost", "Update"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a method is told about the update that it scores.
+
+    Attributes:
+        step: the call of ``step()`` that is the update, counted from 1.
+        fraction: the drop fraction now, in [0, 1].
+        schedule: the optimizer's schedule.
+        total_steps: the horizon, if it is known.
+        generator: the optimizer's random source, on the CPU and the same on every rank.
+    """
+
+    step: int
+    fraction: float
+    schedule: UpdateSchedule
+    total_steps: int | None
+    generator: torch.Generator
+
+    def random_scores(self, layer: SparseLayer) -> Tensor:
+        """Draw one uniform number for each weight of ``layer``: the weight's shape and device.
+
+        Numbers are drawn on the CPU in logical order, so they are the same on every device, in
+        every memory format and on every rank.
+        """
+        scores = torch.rand(layer.weight.shape, generator=self.generator)
+        return scores.to(layer.weight.device)
+
+
+@dataclass(frozen=True)
+class Move:
+    """How many weights of a layer to drop and to grow in one update."""
+
+    drop: int
+    grow: int
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """What a method's training formula is made from, in FLOPs per sample.
+
+    Attributes:
+        dense: inference with every weight live, :math:`f_d`.
+        sparse: inference with the masks as they are, :math:`f_s`.
+        mean_sparse: the average over the steps so far, :math:`E[f_{s,t}]`.
+        delta_t: steps between updates.
+    """
+
+    dense: float
+    sparse: float
+    mean_sparse: float
+    delta_t: int
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Decides when masks move, how much moves in each layer, and which weights.
+
+    A method is a frozen dataclass without state, so one instance can serve several optimizers.
+    Subclass :class:`DropGrow` for the usual kind, which drops a fraction and grows as many.
+
+    Attributes:
+        name: what ``method=`` takes.
+        needs_dense_gradient: whether update steps need the gradient of weights that are not live.
+            If so, ``weight.grad`` is left dense on update steps.
+        needs_horizon: whether training can't start before the number of steps is known.
+        moves_masks: whether there is any update at all.
+    """
+
+    name: ClassVar[str]
+    needs_dense_gradient: ClassVar[bool] = False
+    needs_horizon: ClassVar[bool] = False
+    moves_masks: ClassVar[bool] = True
+
+    regrow: Regrow = "keep"
+
+    def __post_init__(self) -> None:
+        check_choice("regrow", self.regrow, ("keep", "zero", "never"))
+
+    def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
+        """Whether ``step``, counted from 1, is an update step."""
+        return schedule.is_update(step)
+
+    def initial_live(self, layer_numel: int, target: int) -> int:
+        """Return how many weights of a layer are live before the first step."""
+        return target
+
+    @abstractmethod
+    def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
+        """Return how much to drop and grow in each of ``layers``, in their order."""
+
+    def drop_scores(self, layer: SparseLayer, update: Update) -> Tensor:
+        """Return a score for each live weight, ``(live,)``; the lowest are dropped.
+
+        The default is the magnitude. Use :meth:`SparseLayer.gather` to bring any tensor of the
+        weight's shape into this form.
+        """
+        return layer.gather(layer.weight).abs()
+
+    def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
+        """Return a score for each weight, of the weight's shape; the highest candidates grow.
+
+        Scores of weights that are live don't matter.
+        """
+        raise TypeError(f"method {self.name!r} does not grow weights, but moves() asked it to.")
+
+    def train_flops(self, cost: TrainingCost) -> float:
+        """Return the FLOPs of a training step per sample, by the method's formula.
+
+        The default, :math:`3 f_s`, is that of methods without dense gradients: one pass forward
+        and two backward.
+        """
+        return 3.0 * cost.sparse
+
+
+@dataclass(frozen=True)
+class DropGrow(Method):
+    """Drops ``int(fraction * live)`` weights of each layer and grows as many, so counts stay.
+
+    With ``regrow="never"`` it drops no more than can be grown.
+    """
+
+    def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
+        """Return the same number twice for each layer."""
+        return [self._move(layer, update.fraction) for layer in layers]
+
+    @abstractmethod
+    def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
+        """Return a score for each weight, of the weight's shape; the highest candidates grow."""
+
+    def _move(self, layer: SparseLayer, fraction: float) -> Move:
+        count = int(fraction * layer.live)
+        if self.regrow == "never":
+            count = min(count, layer.numel - layer.live)
+        return Move(drop=count, grow=count)

@@ -1,0 +1,87 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TypeVar
+
+from sparseopt._validation import unknown_name
+from sparseopt.methods.base import Method
+
+__all__ = ["available_methods", "get_method", "register_method"]
+
+_METHODS: dict[str, type[Method]] = {}
+
+M = TypeVar("M", bound=type[Method])
+
+
+def register_method(cls: M) -> M:
+    """Make a method reachable by its ``name``; use it as a class decorator.
+
+    Args:
+        cls: a concrete subclass of :class:`Method`, a frozen dataclass whose fields all have
+            defaults, with a ``name`` that no other method has.
+
+    Returns:
+        ``cls`` itself.
+
+    Raises:
+        TypeError: if it is not such a class.
+        ValueError: if the name is taken.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from sparseopt import DropGrow
+        >>> @register_method
+        ... @dataclass(frozen=True)
+        ... class GrowLightest(DropGrow):
+        ...     name = "grow-lightest"
+        ...     def grow_scores(self, layer, update):
+        ...         return -layer.weight.abs()
+        >>> "grow-lightest" in available_methods()
+        True
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Method)) or inspect.isabstract(cls):
+        raise TypeError(f"register_method got {cls!r}, which is not a concrete Method subclass.")
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"{cls.__name__}.name={name!r} must be a non-empty string.")
+    taken = _METHODS.get(name)
+    if taken is not None and taken.__qualname__ != cls.__qualname__:
+        raise ValueError(f"the method name {name!r} is taken by {taken!r}.")
+    _METHODS[name] = cls
+    return cls
+
+
+def available_methods() -> tuple[str, ...]:
+    """Return the names that ``method=`` takes, in alphabetical order."""
+    return tuple(sorted(_METHODS))
+
+
+def get_method(method: str | Method, *, regrow: str | None = None) -> Method:
+    """Return the method that a name or an instance stands for.
+
+    Args:
+        method: a registered name, or an instance, which is returned as it is.
+        regrow: set this on the method; only with a name.
+
+    Raises:
+        TypeError: if ``method`` is neither.
+        ValueError: if the name is not known, or ``regrow`` is given beside an instance.
+    """
+    if isinstance(method, Method):
+        if regrow is not None:
+            raise ValueError(
+                f"regrow={regrow!r} is given twice: method={method!r} has regrow={method.regrow!r} "
+                "already. Set it on the method."
+            )
+        return method
+    if not isinstance(method, str):
+        raise TypeError(
+            f"method={method!r} must be a name ({', '.join(available_methods())}) or a Method."
+        )
+    if method not in _METHODS:
+        raise unknown_name("method", method, _METHODS)
+    instance = _METHODS[method]()
+    return instance if regrow is None else dataclasses.replace(instance, regrow=regrow)

@@ -1,0 +1,36 @@
+"""Static sparse training: the mask of the first step is that of the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparseopt.layers import SparseLayer
+from sparseopt.methods.base import Method, Move, Update
+from sparseopt.methods.registry import register_method
+from sparseopt.schedules import UpdateSchedule
+
+__all__ = ["Static"]
+
+
+@register_method
+@dataclass(frozen=True)
+class Static(Method):
+    """Keeps the initial mask: the baseline of every dynamic method.
+
+    Training costs :math:`3 f_s` FLOPs a step.
+
+    Reference: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", table 1.
+    """
+
+    name: ClassVar[str] = "static"
+    moves_masks: ClassVar[bool] = False
+
+    def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
+        """Never."""
+        return False
+
+    def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
+        """Nothing moves."""
+        return [Move(0, 0) for _ in layers]

@@ -1,0 +1,561 @@
+"""``SparseOptimizer``: the wrapper, and only what an optimizer must be."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from sparseopt import checkpoint
+from sparseopt._validation import check_density
+from sparseopt.construction import Wishes, build_layers, check_inner, has_names, more_layers
+from sparseopt.discovery import canonical_name
+from sparseopt.distributed import agree_on_seed
+from sparseopt.distributions import Distribution
+from sparseopt.errors import CheckpointError
+from sparseopt.flops import FlopsReport, InputRecorder, count_operations, make_report, sample_count
+from sparseopt.gradients import GradientGate, mask_gradient_of
+from sparseopt.history import UpdateRecord
+from sparseopt.layers import Regrow, SparseLayer
+from sparseopt.methods import Method, Update, get_method
+from sparseopt.progress import Progress, make_schedule
+from sparseopt.schedules import Decay
+from sparseopt.state import CompactState, StateMode, StateStore, choose_store
+from sparseopt.summary import summary_table
+from sparseopt.updating import gradients_are_finite, skipped_update, update_masks
+
+__all__ = ["SparseOptimizer"]
+
+
+class SparseOptimizer(Optimizer):
+    """Wraps an optimizer so that training is sparse from the first step to the last.
+
+    A fixed budget of weights is live; all others are zero, and stay so whatever the optimizer.
+    Every ``delta_t``-th call of :meth:`step`, until ``t_end``, the method drops some live weights
+    and grows as many elsewhere instead of stepping the inner optimizer. The training loop does not
+    change: to schedulers, ``GradScaler``, clipping, accumulation and data parallel training this is
+    an ordinary :class:`torch.optim.Optimizer`, whose ``param_groups``, ``state`` and ``defaults``
+    are the inner optimizer's.
+
+    Args:
+        optimizer: any optimizer of :mod:`torch.optim` (but SparseAdam) or subclass of
+            :class:`torch.optim.Optimizer`. A param group may carry ``density=``: a density of its
+            own, or ``False`` to leave it dense.
+        model: the model. With it, the weights of convolutions, linear layers and attention
+            projections are made sparse; without it, every trainable parameter of two or more
+            dimensions.
+        method: a registered name (see :func:`sparseopt.available_methods`) or a
+            :class:`sparseopt.Method`.
+        density: share of the weights that is live, in (0, 1].
+        init: how much of each layer is live: ``"erk"``, ``"er"``, ``"uniform"``, a mapping from
+            layer name to density (others take ``density``), or a function from shapes and a density
+            to such a mapping.
+        mask: which weights are live at first: ``"random"``, ``"magnitude"``, ``"nonzero"`` (those
+            that are not zero now, whatever ``density``), or a mapping from layer name to bool
+            tensor.
+        total_steps: how many times :meth:`step` will be called. Updates stop at three quarters.
+        t_end: the step from which on masks stay, if not at three quarters.
+        delta_t: steps between updates.
+        alpha: the drop fraction at the start, in [0, 1].
+        decay: how the drop fraction falls until ``t_end``: ``"cosine"``, ``"linear"`` or
+            ``"constant"``.
+        seed: of random masks and random growth; rank 0's :func:`torch.initial_seed` by default.
+        state: ``"compact"`` keeps optimizer state for live weights only, ``"masked"`` keeps it
+            dense, ``"auto"`` is compact for element-wise optimizers.
+        regrow: what becomes of a weight that an update drops and could grow again: ``"keep"`` (the
+            default) lets it come back with its value and state, ``"zero"`` lets it come back
+            afresh, ``"never"`` rules it out in that update.
+
+    Raises:
+        TypeError: if an argument has the wrong type, the optimizer cannot be wrapped, or a weight
+            cannot be masked (complex, DTensor).
+        ValueError: if an argument is out of range or a name is not known.
+        NoSparseLayerError: if nothing can be sparse.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
+        ... )
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model,
+        ...     method="rigl", density=0.1, init="erk", total_steps=1000, delta_t=10)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 64)).square().mean().backward()
+        ...     optimizer.step()
+        >>> round(optimizer.density, 3)
+        0.1
+        >>> [record.step for record in optimizer.history]
+        [10, 20]
+
+    Reference: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners".
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None = None,
+        *,
+        method: str | Method = "rigl",
+        density: float = 0.1,
+        init: str | Mapping[str, float] | Distribution = "erk",
+        mask: str | Mapping[str, Tensor] = "random",
+        total_steps: int | None = None,
+        t_end: int | None = None,
+        delta_t: int = 100,
+        alpha: float = 0.3,
+        decay: Decay = "cosine",
+        seed: int | None = None,
+        state: StateMode = "auto",
+        regrow: Regrow | None = None,
+    ) -> None:
+        check_inner(optimizer)
+        self.inner = optimizer
+        self.method = get_method(method, regrow=regrow)
+        self._wishes = Wishes(check_density("density", density), init, mask)
+        schedule = make_schedule(
+            total_steps=total_steps, t_end=t_end, delta_t=delta_t, alpha=alpha, decay=decay
+        )
+        seed = agree_on_seed(torch.initial_seed() if seed is None else seed)
+        self._progress = Progress(schedule, total_steps, torch.Generator().manual_seed(seed))
+        self._model = model
+        self._named = has_names(optimizer, model)
+        self._warned: set[str] = set()
+        self._layers = build_layers(
+            optimizer.param_groups, model, self._wishes, self.method, self._progress.generator
+        )
+        self._store: StateStore = choose_store(state, optimizer, self._layers)
+        self._gate = GradientGate()
+        self._recorder = None if model is None else InputRecorder(model)
+        self._become_an_optimizer()
+        self._take_over(self._layers)
+        self._plan_next_step()
+        self._check_horizon()
+
+    # What torch and its users expect of an optimizer.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The inner optimizer's param groups themselves, not a copy."""
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.inner.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The inner optimizer's state itself, keyed by parameter.
+
+        With compact state the tensors of a sparse layer hold one value a live weight, ``(live,)``,
+        in logical order.
+        """
+        return self.inner.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.inner.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The inner optimizer's defaults themselves."""
+        return self.inner.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.inner.defaults = defaults
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Move the masks if this is an update step, else step the inner optimizer.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            The closure's loss, or what the inner optimizer returns.
+
+        Raises:
+            RuntimeError: after :meth:`detach`.
+            ValueError: if the method needs a horizon and has none.
+        """
+        if not self._release.alive:
+            raise RuntimeError("this SparseOptimizer was detached: step its inner optimizer.")
+        # A scheduler made on the inner optimizer looks here for "step() came before me".
+        self.inner._opt_called = True  # type: ignore[attr-defined]
+        for layer in self._layers:
+            layer.follow_weight()
+        if self._is_probe():
+            return self._store.step(closure)
+        self._require_horizon()
+        progress = self._progress
+        step = progress.steps + 1
+        if self.is_update_step:
+            loss = _evaluate(closure)
+            self._update(step)
+        else:
+            loss = self._store.step(closure)
+        progress.steps = step
+        self._plan_next_step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset all gradients, as the inner optimizer does it."""
+        self.inner.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group; weights in it that can be sparse get masks by the same rules.
+
+        If a weight in it cannot be masked, nothing is added.
+        """
+        self.inner.add_param_group(param_group)
+        try:
+            layers = more_layers(
+                self.inner.param_groups[-1],
+                self._model,
+                self._wishes,
+                self.method,
+                self._progress.generator,
+            )
+        except Exception:
+            self.inner.param_groups.pop()
+            raise
+        self._layers.extend(layers)
+        self._take_over(layers)
+        self._plan_next_step()
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        """Return the inner optimizer's state dict with masks and progress in it.
+
+        Its top level has nothing but ``state`` and ``param_groups``. See the page on checkpoints.
+        """
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state_dict = checkpoint.attach(
+            self.inner.state_dict(),
+            self.inner,
+            self._layers,
+            named=self._named,
+            progress={
+                "method": self.method.name,
+                "compact": isinstance(self._store, CompactState),
+                **self._progress.as_dict(),
+            },
+        )
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            state_dict = post_hook(self, state_dict) or state_dict
+        return state_dict
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Bring masks, optimizer state, schedule, history and random state back.
+
+        The schedule of the checkpoint wins over that of the construction. Compact and dense state
+        load into either mode. If the checkpoint does not fit, nothing changes.
+
+        Raises:
+            CheckpointError: if the state dict is that of a plain optimizer, another method, or
+                other layers.
+            ValueError: if the inner optimizer refuses it.
+        """
+        state_dict = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        saved = checkpoint.extract(state_dict)
+        if saved.progress["method"] != self.method.name:
+            raise CheckpointError(
+                f"the checkpoint is of method {saved.progress['method']!r}, but this optimizer "
+                f"has method={self.method.name!r}."
+            )
+        pairs = checkpoint.match_layers(saved, self.inner, self._layers, named=self._named)
+        self.inner.load_state_dict(saved.inner)
+        for layer, was in pairs:
+            layer.restore(was.mask, was.ever_live_bits, was.target)
+            layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
+            layer.mask_(layer.weight)
+            self._store.adopt(layer, compact=saved.progress["compact"])
+        self._progress.restore(saved.progress)
+        self._plan_next_step()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks belong to this object and this process; the model is its owner's to pickle.
+        own = ("inner", "method", "_wishes", "_named", "_warned", "_layers", "_store", "_gate")
+        return {**{name: self.__dict__[name] for name in own}, "_progress": self._progress}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._model = None
+        self._recorder = None
+        self._become_an_optimizer()
+        self._hook(self._layers)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseOptimizer:
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        clone._model = copy.deepcopy(self._model, memo)
+        return clone
+
+    def __repr__(self) -> str:
+        return (
+            f"SparseOptimizer(method={self.method!r}, density={self.density:.4g}, "
+            f"layers={len(self._layers)}, steps={self.steps}, inner={self.inner!r})"
+        )
+
+    # Looking inside.
+
+    @property
+    def layers(self) -> list[SparseLayer]:
+        """All layers that can be sparse, in the model's order; fully dense ones included."""
+        return list(self._layers)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Bool masks of the weights' shapes by layer name, true where live."""
+        return {layer.name: layer.mask for layer in self._layers}
+
+    @property
+    def density(self) -> float:
+        """Live weights over all weights of the layers."""
+        live = sum(layer.live for layer in self._layers)
+        return live / sum(layer.numel for layer in self._layers)
+
+    @property
+    def history(self) -> list[UpdateRecord]:
+        """One record for each update so far."""
+        return list(self._progress.history)
+
+    @property
+    def steps(self) -> int:
+        """Calls of :meth:`step` so far, update steps included."""
+        return self._progress.steps
+
+    @property
+    def is_update_step(self) -> bool:
+        """Whether the next call of :meth:`step` moves the masks."""
+        progress = self._progress
+        if self.method.needs_horizon and progress.schedule.t_end is None:
+            return False
+        return any(not layer.is_dense for layer in self._layers) and self.method.is_update(
+            progress.steps + 1, progress.schedule, progress.total_steps
+        )
+
+    def summary(self) -> str:
+        """Return a table by layer: shape, density, live weights, and what the last update moved."""
+        return summary_table(self._layers)
+
+    def flops(self, model: nn.Module | None = None, *inputs: Any) -> FlopsReport:
+        """Return what inference and training cost, in FLOPs per sample.
+
+        Args:
+            model: the model to count; the one given at construction by default.
+            inputs: its positional inputs, the batch first. By default the shapes of the first
+                training input are replayed.
+
+        Raises:
+            ValueError: if there is no model, or no input is known.
+        """
+        model = self._model if model is None else model
+        if model is None:
+            raise ValueError(
+                "flops() needs the model: pass it here, flops(model, *inputs), or to "
+                "SparseOptimizer(optimizer, model, ...)."
+            )
+        args, kwargs = (inputs, {}) if inputs else self._recorded_inputs()
+        masks = {layer.weight: layer.mask for layer in self._layers}
+        return make_report(
+            count_operations(model, masks, args, kwargs),
+            samples=sample_count((args, kwargs)),
+            layers=self._layers,
+            method=self.method,
+            usage=self._progress.usage.advanced(self.steps, self._layers),
+            delta_t=self._progress.schedule.delta_t,
+        )
+
+    # Steering.
+
+    def set_horizon(self, total_steps: int) -> None:
+        """Say how many times :meth:`step` will be called in all; updates stop at three quarters.
+
+        Raises:
+            TypeError: if it is not a whole number.
+            ValueError: if it is not positive.
+        """
+        schedule = self._progress.schedule
+        self._progress.schedule = make_schedule(
+            total_steps=total_steps,
+            t_end=None,
+            delta_t=schedule.delta_t,
+            alpha=schedule.alpha,
+            decay=schedule.decay,
+        )
+        self._progress.total_steps = total_steps
+        self._plan_next_step()
+        self._check_horizon()
+
+    def apply_masks(self, model: nn.Module) -> None:
+        """Make the same weights of another model zero: an averaged or a target copy.
+
+        An average over steps in which masks moved is denser than any of its parts.
+
+        Raises:
+            ValueError: if ``model`` has no parameter of a layer's name and shape.
+        """
+        parameters = {canonical_name(name): p for name, p in model.named_parameters()}
+        for layer in self._layers:
+            parameter = parameters.get(layer.name)
+            if parameter is None or parameter.shape != layer.weight.shape:
+                raise ValueError(
+                    f"model={type(model).__name__}(...) has no parameter {layer.name!r} of shape "
+                    f"{tuple(layer.weight.shape)}."
+                )
+        with torch.no_grad():
+            for layer in self._layers:
+                parameter = parameters[layer.name]
+                parameter.masked_fill_(~layer.mask.to(parameter.device), 0)
+
+    def detach(self) -> None:
+        """Remove all hooks and give the inner optimizer dense state, to go on without masks.
+
+        Weights that are not live are zero at that moment, and free to move from then on. The same
+        happens when this object is garbage-collected.
+        """
+        self._release()
+
+    # Inside.
+
+    def _become_an_optimizer(self) -> None:
+        """Create what :class:`torch.optim.Optimizer` expects to find on itself."""
+        self._optimizer_step_pre_hooks = self.inner._optimizer_step_pre_hooks
+        self._optimizer_step_post_hooks = self.inner._optimizer_step_post_hooks
+        self._optimizer_state_dict_pre_hooks = OrderedDict()
+        self._optimizer_state_dict_post_hooks = OrderedDict()
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
+        self._optimizer_load_state_dict_post_hooks = OrderedDict()
+        self._patch_step_function()
+        self._handles: list[RemovableHandle] = []
+        self._release = weakref.finalize(
+            self, _release, self._handles, self._store, self._recorder
+        )
+        self._release.atexit = False
+
+    def _take_over(self, layers: Sequence[SparseLayer]) -> None:
+        for layer in layers:
+            layer.mask_(layer.weight)
+            self._store.adopt(layer)
+        self._hook(layers)
+
+    def _hook(self, layers: Sequence[SparseLayer]) -> None:
+        self._handles.extend(
+            mask_gradient_of(layer, self._gate) for layer in layers if not layer.is_dense
+        )
+
+    def _plan_next_step(self) -> None:
+        self._gate.dense = self.method.needs_dense_gradient and self.is_update_step
+
+    def _is_probe(self) -> bool:
+        """Whether this step only makes state: what distributed checkpointing does before loading.
+
+        It sets every learning rate and gradient to zero and steps an optimizer without state.
+        """
+        if self.inner.state or any(float(group["lr"]) != 0.0 for group in self.param_groups):
+            return False
+        return not any(bool(gradient.any()) for gradient in self._gradients())
+
+    def _gradients(self) -> list[Tensor]:
+        return [
+            parameter.grad
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+
+    def _update(self, step: int) -> None:
+        progress = self._progress
+        schedule = progress.schedule
+        update = Update(
+            step=step,
+            fraction=schedule.fraction(step),
+            schedule=schedule,
+            total_steps=progress.total_steps,
+            generator=progress.generator,
+        )
+        usage = progress.usage.advanced(step, self._layers, int(self.method.needs_dense_gradient))
+        if schedule.t_end is None:
+            self._warn_once(
+                "no horizon",
+                f"no horizon is known, so the drop fraction stays at alpha={schedule.alpha} and "
+                "masks move for ever: pass total_steps= (or t_end=), or call set_horizon(steps).",
+            )
+        if gradients_are_finite(self._gradients()):
+            record = update_masks(self._layers, self.method, update, self._store)
+        else:
+            record = skipped_update(self._layers, update)
+            self._warn_once(
+                "not finite",
+                f"a gradient was not finite at step {step}, so this mask update was skipped; "
+                "history tells if it happens again.",
+            )
+        progress.usage = usage
+        progress.history.append(record)
+
+    def _require_horizon(self) -> None:
+        if self.method.needs_horizon and self._progress.schedule.t_end is None:
+            raise ValueError(
+                f"method={self.method.name!r} needs a horizon: pass total_steps= or t_end=, or "
+                "call set_horizon(steps) before the first step()."
+            )
+
+    def _check_horizon(self) -> None:
+        schedule, total_steps = self._progress.schedule, self._progress.total_steps
+        if schedule.t_end is None or not self.method.moves_masks:
+            return
+        candidates = {schedule.delta_t, schedule.t_end}
+        if not any(self.method.is_update(step, schedule, total_steps) for step in candidates):
+            self._warn_once(
+                "short horizon",
+                f"updates end at t_end={schedule.t_end}, before the first one at "
+                f"delta_t={schedule.delta_t}: masks will not move. Pass a smaller delta_t= or a "
+                "longer horizon.",
+            )
+
+    def _recorded_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self._recorder is None or not self._recorder.has_inputs:
+            raise ValueError(
+                "flops() knows no input yet: pass some, flops(model, *inputs), or call it after "
+                "the first training step of an optimizer that was given the model."
+            )
+        return self._recorder.inputs()
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, UserWarning, stacklevel=5)
+
+
+def _evaluate(closure: Callable[[], Any] | None) -> Any:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def _release(
+    handles: list[RemovableHandle], store: StateStore, recorder: InputRecorder | None
+) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
+    if recorder is not None:
+        recorder.remove()
+    store.release()

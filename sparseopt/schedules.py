@@ -1,0 +1,115 @@
+"""When masks move, and what share of the live weights moves then.
+
+Everything here is a pure function of step numbers. Calls of ``step()`` are counted from 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from sparseopt._validation import check_choice, check_fraction, check_steps
+
+__all__ = ["CubicDensity", "Decay", "UpdateSchedule"]
+
+Decay = Literal["cosine", "linear", "constant"]
+
+DECAYS: Final = ("cosine", "linear", "constant")
+#: Share of the training steps after which masks stop moving (Evci et al. 2020, section 4).
+UPDATE_SHARE: Final = 0.75
+
+
+@dataclass(frozen=True)
+class UpdateSchedule:
+    r"""The cadence of mask updates and the decay of the drop fraction.
+
+    Step :math:`t` is an update step when :math:`t \bmod \Delta T = 0` and
+    :math:`t < T_\mathrm{end}`. The drop fraction is
+
+    .. math:: f(t) = \frac{\alpha}{2}\left(1 + \cos\frac{\pi t}{T_\mathrm{end}}\right)
+
+    for ``decay="cosine"``, :math:`\alpha (1 - t / T_\mathrm{end})` for ``"linear"`` and
+    :math:`\alpha` for ``"constant"`` (Evci et al. 2020, section 3, and Dettmers & Zettlemoyer
+    2019). Without ``t_end`` updates never stop and the fraction stays at ``alpha``.
+
+    Args:
+        delta_t: steps between updates, at least 1.
+        alpha: the drop fraction at step 0, in [0, 1].
+        t_end: the step from which on masks stay, or ``None``.
+        decay: ``"cosine"``, ``"linear"`` or ``"constant"``.
+
+    Raises:
+        TypeError: if a number has the wrong type.
+        ValueError: if a number is out of range or ``decay`` is not known.
+
+    Example:
+        >>> schedule = UpdateSchedule(delta_t=100, alpha=0.3, t_end=1000)
+        >>> schedule.is_update(500), schedule.is_update(550), schedule.is_update(1000)
+        (True, False, False)
+        >>> round(schedule.fraction(500), 3)
+        0.15
+    """
+
+    delta_t: int = 100
+    alpha: float = 0.3
+    t_end: int | None = None
+    decay: Decay = "cosine"
+
+    def __post_init__(self) -> None:
+        check_steps("delta_t", self.delta_t, minimum=1)
+        check_fraction("alpha", self.alpha)
+        check_choice("decay", self.decay, DECAYS)
+        if self.t_end is not None:
+            check_steps("t_end", self.t_end, minimum=0)
+
+    @property
+    def has_updates(self) -> bool:
+        """Whether any step at all is an update step."""
+        return self.t_end is None or self.delta_t < self.t_end
+
+    def is_update(self, step: int) -> bool:
+        """Whether the ``step``-th call of ``step()`` is an update step."""
+        return step % self.delta_t == 0 and (self.t_end is None or step < self.t_end)
+
+    def fraction(self, step: int) -> float:
+        """Return the share of live weights to drop at ``step``, in [0, 1]."""
+        if self.t_end is None or self.decay == "constant":
+            return self.alpha
+        progress = min(step / self.t_end, 1.0) if self.t_end else 1.0
+        if self.decay == "linear":
+            return self.alpha * (1.0 - progress)
+        return self.alpha / 2.0 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class CubicDensity:
+    r"""Density that falls from 1 to its final value along a cubic (Zhu & Gupta 2017, section 3).
+
+    With :math:`s = 1 - d` the share of dropped weights,
+
+    .. math:: s(t) = s_f \left(1 - \left(1 - \frac{t - t_0}{T - t_0}\right)^3\right)
+
+    from step :math:`t_0` to step :math:`T`, where it is exactly :math:`s_f`.
+
+    Args:
+        start: the step :math:`t_0`.
+        end: the step :math:`T`, at least ``start``.
+
+    Example:
+        >>> cubic = CubicDensity(start=100, end=900)
+        >>> cubic.density(100, final=0.1), cubic.density(900, final=0.1)
+        (1.0, 0.1)
+    """
+
+    start: int
+    end: int
+
+    def density(self, step: int, final: float) -> float:
+        """Return the density at ``step`` on the way to ``final``."""
+        if step >= self.end:
+            return final
+        if step <= self.start:
+            return 1.0
+        progress = (step - self.start) / (self.end - self.start)
+        return 1.0 - (1.0 - final) * (1.0 - (1.0 - progress) ** 3)

@@ -1,0 +1,8 @@
+"""The inner optimizer's state of sparse layers: held for live weights only, or dense and masked."""
+
+from sparseopt.state.base import StateStore, unhooked_step
+from sparseopt.state.choice import StateMode, choose_store
+from sparseopt.state.compact import CompactState
+from sparseopt.state.masked import MaskedState
+
+__all__ = ["CompactState", "MaskedState", "StateMode", "StateStore", "choose_store", "unhooked_step"]

@@ -1,0 +1,92 @@
+"""What both ways of keeping the inner optimizer's state have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from sparseopt.layers import SparseLayer, Transition
+from sparseopt.state.fresh import fresh_value
+
+__all__ = ["Closure", "StateStore", "unhooked_step"]
+
+Closure = Callable[[], Any]
+
+
+def unhooked_step(optimizer: Optimizer) -> Callable[..., Any]:
+    """Return the optimizer's own ``step`` without the hooks that torch runs around it.
+
+    The wrapper's ``step`` runs them, so that they run once.
+    """
+    step = type(optimizer).step
+    if getattr(step, "hooked", False):
+        step = step.__wrapped__  # type: ignore[attr-defined]
+    bound: Callable[..., Any] = step.__get__(optimizer)
+    return bound
+
+
+class StateStore(ABC):
+    """Steps the inner optimizer on live weights, and moves its state along with the masks.
+
+    Args:
+        inner: the optimizer.
+        layers: its sparse layers; the list is shared and may grow.
+    """
+
+    def __init__(self, inner: Optimizer, layers: list[SparseLayer]) -> None:
+        self.inner = inner
+        self.layers = layers
+
+    @abstractmethod
+    def step(self, closure: Closure | None = None) -> Any:
+        """Step the inner optimizer so that only live weights and their state change."""
+
+    @abstractmethod
+    def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
+        """Bring the state that the inner optimizer holds for a layer into this store's form.
+
+        Args:
+            layer: the layer, its mask in place.
+            compact: whether that state is now one value a live weight, ``(live,)``, and not of the
+                weight's shape.
+        """
+
+    @abstractmethod
+    def move(self, layer: SparseLayer, transition: Transition) -> None:
+        """Make a transition: the mask, the weight, and the weight's optimizer state together."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Bring all state into the form in which the inner optimizer alone would have it."""
+
+    def forget_curvature(self) -> None:
+        """Drop state that describes the old live weights as a whole: L-BFGS's history."""
+        if isinstance(self.inner, LBFGS):
+            self.inner.state.clear()
+
+    def per_weight(
+        self, layer: SparseLayer, shape: torch.Size, group: dict[str, Any] | None = None
+    ) -> Iterator[tuple[dict[str, Any], str, Tensor, float]]:
+        """Yield what the state has one value of per weight, as tensors of ``shape``.
+
+        Each comes as the state entry that holds it, its key, the tensor, and its value for a fresh
+        parameter.
+        """
+        if layer.weight not in self.inner.state:
+            return
+        entry = self.inner.state[layer.weight]
+        group = group or self._group_of(layer.weight)
+        for key, value in list(entry.items()):
+            if isinstance(value, Tensor) and value.shape == shape:
+                yield entry, key, value, fresh_value(self.inner, group, key)
+
+    def _group_of(self, weight: Tensor) -> dict[str, Any]:
+        for group in self.inner.param_groups:
+            if any(weight is parameter for parameter in group["params"]):
+                return group
+        raise RuntimeError("a sparse layer's weight is in none of the optimizer's param_groups.")

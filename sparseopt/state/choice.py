@@ -1,0 +1,64 @@
+"""Which way of keeping state suits an optimizer."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from torch import optim
+
+from sparseopt._validation import check_choice
+from sparseopt.layers import SparseLayer
+from sparseopt.state.base import StateStore
+from sparseopt.state.compact import CompactState
+from sparseopt.state.masked import MaskedState
+
+__all__ = ["StateMode", "choose_store"]
+
+StateMode = Literal["auto", "compact", "masked"]
+
+#: Optimizers that treat every entry of a parameter alike and alone.
+ELEMENTWISE: Final[frozenset[type[optim.Optimizer]]] = frozenset(
+    {
+        optim.SGD,
+        optim.Adam,
+        optim.AdamW,
+        optim.NAdam,
+        optim.RAdam,
+        optim.Adamax,
+        optim.RMSprop,
+        optim.Adagrad,
+        optim.Adadelta,
+        optim.ASGD,
+        optim.Rprop,
+    }
+)
+#: Optimizers of torch that need a parameter's shape, or all parameters at once.
+NOT_ELEMENTWISE: Final = ("Adafactor", "LBFGS", "Muon")
+
+
+def choose_store(
+    mode: str, inner: optim.Optimizer, layers: list[SparseLayer]
+) -> StateStore:
+    """Return the store that ``mode`` asks for.
+
+    ``"auto"`` takes compact state for exactly the element-wise classes of :mod:`torch.optim` and
+    masked state for every other class, subclasses included: what they do is not known.
+
+    Raises:
+        ValueError: if ``mode`` is not known, or is ``"compact"`` for an optimizer that cannot
+            work on a 1-D tensor of live weights.
+    """
+    check_choice("state", mode, ("auto", "compact", "masked"))
+    differentiable = any(group.get("differentiable") for group in inner.param_groups)
+    if mode == "masked":
+        return MaskedState(inner, layers)
+    if mode == "auto":
+        elementwise = type(inner) in ELEMENTWISE and not differentiable
+        return (CompactState if elementwise else MaskedState)(inner, layers)
+    if type(inner).__name__ in NOT_ELEMENTWISE or differentiable:
+        reason = "differentiable=True" if differentiable else "an update that is not element-wise"
+        raise ValueError(
+            f"state='compact' does not suit {type(inner).__name__} with {reason}; "
+            "use state='auto' or state='masked'."
+        )
+    return CompactState(inner, layers)
