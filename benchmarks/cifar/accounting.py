@@ -1,0 +1,76 @@
+"""Parameters, FLOPs and mask updates of a finished run.
+
+FLOPs are counted as in the report's supplement, section 2: convolutions and linear layers, per
+image. A dense training step costs three inferences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cifar.building import build_model
+from benchmarks.cifar.training import Run
+from sparseopt import FlopsReport, SparseOptimizer
+
+
+def count(run: Run) -> dict[str, Any]:
+    """What the results file says about a run's costs, in plain numbers.
+
+    Returns:
+        ``parameters`` (total and live), ``flops`` (per image; those of the full dense network
+        beside the run's own) and ``updates`` (None for the dense methods).
+    """
+    image = next(iter(run.splits.test.in_order(1)))[0]
+    total = sum(parameter.numel() for parameter in run.model.parameters())
+    if isinstance(run.optimizer, SparseOptimizer):
+        report = run.optimizer.flops(run.model, image)
+        dropped = sum(layer.numel - layer.live for layer in run.optimizer.layers)
+        updates = _updates(run.optimizer)
+    else:
+        report, dropped, updates = dense_flops(run.model, image), 0, None
+    full = report
+    if run.spec.method == "small-dense":
+        dense = dataclasses.replace(run.spec, method="dense", density=None)
+        full_model = build_model(run.protocol, dense, run.splits.num_classes)
+        full = dense_flops(full_model.to(run.splits.device), image)
+    return {
+        "parameters": {"total": total, "live": total - dropped},
+        "flops": {
+            "inference": report.inference_sparse,
+            "train": report.train_sparse,
+            "train_measured": report.train_measured,
+            "dense_inference": full.inference_dense,
+            "dense_train": full.train_dense,
+        },
+        "updates": updates,
+    }
+
+
+def dense_flops(model: nn.Module, image: Tensor) -> FlopsReport:
+    """The FLOPs of a model without masks.
+
+    Args:
+        model: Any model; left as it is.
+        image: A batch of one image.
+    """
+    # Nothing is dropped at density 1: the wrapper only counts, and is taken off again.
+    counter = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.0), model, method="static", density=1.0
+    )
+    try:
+        return counter.flops(model, image)
+    finally:
+        counter.detach()
+
+
+def _updates(optimizer: SparseOptimizer) -> dict[str, Any]:
+    made = [record for record in optimizer.history if not record.skipped]
+    return {
+        "count": len(made),
+        "skipped": len(optimizer.history) - len(made),
+        "explored": made[-1].explored if made else optimizer.density,
+    }
