@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseopt._validation import check_density
-from sparseopt.discovery import canonical_name, model_weights, optimizer_weights, refuse_unusable
+from sparseopt.discovery import model_weights, optimizer_weights, refuse_unusable
 from sparseopt.distributed import agree_on_masks
 from sparseopt.distributions import Distribution, live_counts
 from sparseopt.errors import NoSparseLayerError
@@ -114,8 +114,7 @@ def _make_layers(
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     targets = live_counts(shapes, wishes.density, wishes.init, overrides)
     live = {
-        name: method.initial_live(weight.numel(), targets[name])
-        for name, weight in weights.items()
+        name: method.initial_live(weight.numel(), targets[name]) for name, weight in weights.items()
     }
     masks = initial_masks(weights, live, wishes.mask, generator)
     if wishes.mask != "random":
@@ -133,9 +132,11 @@ def _among(wish: T, names: Mapping[str, object]) -> T | dict[str, Any]:
 
 
 def _target(mask: Tensor, live: int, target: int) -> int:
-    """Return the final live count: a mask that brings its own count keeps it."""
+    """Return the final live count: a mask that brings its own count keeps it, or is pruned."""
     chosen = int(mask.sum())
-    return target if chosen == live else chosen
+    if chosen == live:
+        return target
+    return chosen if live == target else min(chosen, target)
 
 
 def _sparse_weights(

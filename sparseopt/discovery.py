@@ -110,9 +110,13 @@ def refuse_unusable(name: str, weight: torch.Tensor) -> None:
     """Raise :class:`TypeError` if ``weight`` is of a kind that no mask can be kept for."""
     advice = "give its param group density=False to keep it dense"
     if weight.is_complex():
-        raise TypeError(f"parameter {name!r} is complex ({weight.dtype}), which is not supported: {advice}.")
+        raise TypeError(
+            f"parameter {name!r} is complex ({weight.dtype}), which is not supported: {advice}."
+        )
     if weight.layout != torch.strided:
-        raise TypeError(f"parameter {name!r} has layout {weight.layout}, not torch.strided: {advice}.")
+        raise TypeError(
+            f"parameter {name!r} has layout {weight.layout}, not torch.strided: {advice}."
+        )
     if hasattr(weight, "device_mesh"):
         raise TypeError(
             f"parameter {name!r} is a DTensor (FSDP2 or tensor parallel), whose shards this "

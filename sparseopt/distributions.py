@@ -123,9 +123,7 @@ def _erdos_renyi(
         epsilon = left / sum(weight[name] * numel[name] for name in free)
         full = {name for name in free if epsilon * weight[name] > 1.0}
         if not full:
-            return {
-                name: 1.0 if name in dense else epsilon * weight[name] for name in shapes
-            }
+            return {name: 1.0 if name in dense else epsilon * weight[name] for name in shapes}
         dense |= full
 
 
@@ -151,9 +149,7 @@ def _by_density(
     return members
 
 
-def _distribute(
-    distribution: Distribution, shapes: Shapes, density: float
-) -> Mapping[str, float]:
+def _distribute(distribution: Distribution, shapes: Shapes, density: float) -> Mapping[str, float]:
     densities = distribution(shapes, density)
     missing = [name for name in shapes if name not in densities]
     if missing:

@@ -47,4 +47,6 @@ class _MaskGradient:
 
 def mask_gradient_of(layer: SparseLayer, gate: GradientGate) -> RemovableHandle:
     """Register the hook on a layer's weight; return the handle that removes it."""
-    return layer.weight.register_post_accumulate_grad_hook(_MaskGradient(layer, gate))
+    hook = _MaskGradient(layer, gate)
+    handle: RemovableHandle = layer.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    return handle

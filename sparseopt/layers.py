@@ -121,8 +121,10 @@ class SparseLayer:
             target: what :attr:`target` was.
         """
         self._set_mask(torch.ones_like(self.mask) if mask is None else mask)
-        flat = self.mask.reshape(-1)
-        self._ever = pack(flat) if ever_live_bits is None else ever_live_bits.to(flat.device).clone()
+        if ever_live_bits is None:
+            self._ever = pack(self.mask.reshape(-1))
+        else:
+            self._ever = ever_live_bits.to(self.mask.device, copy=True)
         self.target = target
 
     def follow_weight(self) -> None:
@@ -132,8 +134,7 @@ class SparseLayer:
             mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False)
             self.mask = mask.copy_(self.mask)
             self._ever = self._ever.to(weight.device)
-            self._positions = None
-            self._offsets = None
+            self._forget_positions()
 
     @torch.no_grad()
     def mask_(self, tensor: Tensor, fill: float = 0.0) -> None:
@@ -153,7 +154,7 @@ class SparseLayer:
 
     @torch.no_grad()
     def scatter_(self, tensor: Tensor, values: Tensor) -> None:
-        """Write ``values``, ``(live,)``, into the live entries of a tensor of the weight's shape."""
+        """Write ``values``, ``(live,)``, into the live entries of a tensor like the weight."""
         if self._in_weight_layout(tensor):
             _storage_order(tensor).scatter_(0, self._storage_offsets(), values)
             return
@@ -220,8 +221,7 @@ class SparseLayer:
         self.weight.masked_fill_(~transition.kept.view(self.weight.shape), 0)
         self.mask.copy_(transition.mask.view(self.weight.shape))
         self._live = transition.live
-        self._positions = None
-        self._offsets = None
+        self._forget_positions()
         self._ever |= pack(transition.mask)
         self.last_dropped = transition.dropped
         self.last_grown = transition.grown
@@ -229,6 +229,9 @@ class SparseLayer:
     def _set_mask(self, mask: Tensor) -> None:
         self.mask.copy_(mask)
         self._live = int(self.mask.sum())
+        self._forget_positions()
+
+    def _forget_positions(self) -> None:
         self._positions: Tensor | None = None
         self._offsets: tuple[tuple[int, ...], Tensor] | None = None
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import warnings
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,21 +19,23 @@ from sparseopt.discovery import canonical_name
 from sparseopt.distributed import agree_on_seed
 from sparseopt.distributions import Distribution
 from sparseopt.errors import CheckpointError
-from sparseopt.flops import FlopsReport, InputRecorder, count_operations, make_report, sample_count
+from sparseopt.facade import OptimizerFacade
+from sparseopt.flops import Accountant, FlopsReport
+from sparseopt.flops.recording import InputRecorder
 from sparseopt.gradients import GradientGate, mask_gradient_of
 from sparseopt.history import UpdateRecord
 from sparseopt.layers import Regrow, SparseLayer
-from sparseopt.methods import Method, Update, get_method
+from sparseopt.methods import Method, get_method
 from sparseopt.progress import Progress, make_schedule
 from sparseopt.schedules import Decay
 from sparseopt.state import CompactState, StateMode, StateStore, choose_store
 from sparseopt.summary import summary_table
-from sparseopt.updating import gradients_are_finite, skipped_update, update_masks
+from sparseopt.updating import MaskUpdater
 
 __all__ = ["SparseOptimizer"]
 
 
-class SparseOptimizer(Optimizer):
+class SparseOptimizer(OptimizerFacade):
     """Wraps an optimizer so that training is sparse from the first step to the last.
 
     A fixed budget of weights is live; all others are zero, and stay so whatever the optimizer.
@@ -44,6 +44,9 @@ class SparseOptimizer(Optimizer):
     change: to schedulers, ``GradScaler``, clipping, accumulation and data parallel training this is
     an ordinary :class:`torch.optim.Optimizer`, whose ``param_groups``, ``state`` and ``defaults``
     are the inner optimizer's.
+
+    Where :mod:`torch.distributed` is initialised, construction is a collective call: all ranks make
+    the optimizer, and agree on rank 0's seed and masks.
 
     Args:
         optimizer: any optimizer of :mod:`torch.optim` (but SparseAdam) or subclass of
@@ -130,52 +133,21 @@ class SparseOptimizer(Optimizer):
         self._progress = Progress(schedule, total_steps, torch.Generator().manual_seed(seed))
         self._model = model
         self._named = has_names(optimizer, model)
-        self._warned: set[str] = set()
         self._layers = build_layers(
             optimizer.param_groups, model, self._wishes, self.method, self._progress.generator
         )
-        self._store: StateStore = choose_store(state, optimizer, self._layers)
+        self._store = choose_store(state, optimizer, self._layers)
+        self._updater = MaskUpdater(self.method, self._layers, self._store, self._progress)
         self._gate = GradientGate()
-        self._recorder = None if model is None else InputRecorder(model)
+        self._accountant = Accountant(model)
         self._become_an_optimizer()
+        self._arm()
         self._take_over(self._layers)
-        self._plan_next_step()
-        self._check_horizon()
+        self._updater.check_horizon()
 
     # What torch and its users expect of an optimizer.
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The inner optimizer's param groups themselves, not a copy."""
-        return self.inner.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.inner.param_groups = groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        """The inner optimizer's state itself, keyed by parameter.
-
-        With compact state the tensors of a sparse layer hold one value a live weight, ``(live,)``,
-        in logical order.
-        """
-        return self.inner.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.inner.state = state
-
-    @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """The inner optimizer's defaults themselves."""
-        return self.inner.defaults
-
-    @defaults.setter
-    def defaults(self, defaults: dict[str, Any]) -> None:
-        self.inner.defaults = defaults
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move the masks if this is an update step, else step the inner optimizer.
 
         Args:
@@ -196,21 +168,16 @@ class SparseOptimizer(Optimizer):
             layer.follow_weight()
         if self._is_probe():
             return self._store.step(closure)
-        self._require_horizon()
-        progress = self._progress
-        step = progress.steps + 1
-        if self.is_update_step:
+        self._updater.require_horizon()
+        step = self._progress.steps + 1
+        if self._updater.is_due():
             loss = _evaluate(closure)
-            self._update(step)
+            self._updater.update(step, self._gradients())
         else:
             loss = self._store.step(closure)
-        progress.steps = step
+        self._progress.steps = step
         self._plan_next_step()
         return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients, as the inner optimizer does it."""
-        self.inner.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; weights in it that can be sparse get masks by the same rules.
@@ -231,9 +198,8 @@ class SparseOptimizer(Optimizer):
             raise
         self._layers.extend(layers)
         self._take_over(layers)
-        self._plan_next_step()
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state dict with masks and progress in it.
 
         Its top level has nothing but ``state`` and ``param_groups``. See the page on checkpoints.
@@ -255,7 +221,7 @@ class SparseOptimizer(Optimizer):
             state_dict = post_hook(self, state_dict) or state_dict
         return state_dict
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Bring masks, optimizer state, schedule, history and random state back.
 
         The schedule of the checkpoint wins over that of the construction. Compact and dense state
@@ -289,21 +255,26 @@ class SparseOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and this process; the model is its owner's to pickle.
-        own = ("inner", "method", "_wishes", "_named", "_warned", "_layers", "_store", "_gate")
-        return {**{name: self.__dict__[name] for name in own}, "_progress": self._progress}
+        here = ("_model", "_accountant", "_handles", "_release", "step")
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in here and not name.startswith("_optimizer_")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._model = None
-        self._recorder = None
+        self._accountant = Accountant(None)
         self._become_an_optimizer()
+        self._arm()
         self._hook(self._layers)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseOptimizer:
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
         clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        clone._model = copy.deepcopy(self._model, memo)
+        clone._model, clone._accountant = copy.deepcopy((self._model, self._accountant), memo)
         return clone
 
     def __repr__(self) -> str:
@@ -343,12 +314,7 @@ class SparseOptimizer(Optimizer):
     @property
     def is_update_step(self) -> bool:
         """Whether the next call of :meth:`step` moves the masks."""
-        progress = self._progress
-        if self.method.needs_horizon and progress.schedule.t_end is None:
-            return False
-        return any(not layer.is_dense for layer in self._layers) and self.method.is_update(
-            progress.steps + 1, progress.schedule, progress.total_steps
-        )
+        return self._updater.is_due()
 
     def summary(self) -> str:
         """Return a table by layer: shape, density, live weights, and what the last update moved."""
@@ -365,21 +331,8 @@ class SparseOptimizer(Optimizer):
         Raises:
             ValueError: if there is no model, or no input is known.
         """
-        model = self._model if model is None else model
-        if model is None:
-            raise ValueError(
-                "flops() needs the model: pass it here, flops(model, *inputs), or to "
-                "SparseOptimizer(optimizer, model, ...)."
-            )
-        args, kwargs = (inputs, {}) if inputs else self._recorded_inputs()
-        masks = {layer.weight: layer.mask for layer in self._layers}
-        return make_report(
-            count_operations(model, masks, args, kwargs),
-            samples=sample_count((args, kwargs)),
-            layers=self._layers,
-            method=self.method,
-            usage=self._progress.usage.advanced(self.steps, self._layers),
-            delta_t=self._progress.schedule.delta_t,
+        return self._accountant.report(
+            model, inputs, layers=self._layers, method=self.method, progress=self._progress
         )
 
     # Steering.
@@ -391,17 +344,9 @@ class SparseOptimizer(Optimizer):
             TypeError: if it is not a whole number.
             ValueError: if it is not positive.
         """
-        schedule = self._progress.schedule
-        self._progress.schedule = make_schedule(
-            total_steps=total_steps,
-            t_end=None,
-            delta_t=schedule.delta_t,
-            alpha=schedule.alpha,
-            decay=schedule.decay,
-        )
-        self._progress.total_steps = total_steps
+        self._progress.set_horizon(total_steps)
         self._plan_next_step()
-        self._check_horizon()
+        self._updater.check_horizon()
 
     def apply_masks(self, model: nn.Module) -> None:
         """Make the same weights of another model zero: an averaged or a target copy.
@@ -434,18 +379,11 @@ class SparseOptimizer(Optimizer):
 
     # Inside.
 
-    def _become_an_optimizer(self) -> None:
-        """Create what :class:`torch.optim.Optimizer` expects to find on itself."""
-        self._optimizer_step_pre_hooks = self.inner._optimizer_step_pre_hooks
-        self._optimizer_step_post_hooks = self.inner._optimizer_step_post_hooks
-        self._optimizer_state_dict_pre_hooks = OrderedDict()
-        self._optimizer_state_dict_post_hooks = OrderedDict()
-        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
-        self._optimizer_load_state_dict_post_hooks = OrderedDict()
-        self._patch_step_function()
+    def _arm(self) -> None:
+        """Prepare for hooks on the model, and for their removal when this object goes."""
         self._handles: list[RemovableHandle] = []
         self._release = weakref.finalize(
-            self, _release, self._handles, self._store, self._recorder
+            self, _release, self._handles, self._store, self._accountant.recorder
         )
         self._release.atexit = False
 
@@ -454,6 +392,7 @@ class SparseOptimizer(Optimizer):
             layer.mask_(layer.weight)
             self._store.adopt(layer)
         self._hook(layers)
+        self._plan_next_step()
 
     def _hook(self, layers: Sequence[SparseLayer]) -> None:
         self._handles.extend(
@@ -461,7 +400,7 @@ class SparseOptimizer(Optimizer):
         )
 
     def _plan_next_step(self) -> None:
-        self._gate.dense = self.method.needs_dense_gradient and self.is_update_step
+        self._gate.dense = self._updater.needs_dense_gradients()
 
     def _is_probe(self) -> bool:
         """Whether this step only makes state: what distributed checkpointing does before loading.
@@ -479,68 +418,6 @@ class SparseOptimizer(Optimizer):
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-
-    def _update(self, step: int) -> None:
-        progress = self._progress
-        schedule = progress.schedule
-        update = Update(
-            step=step,
-            fraction=schedule.fraction(step),
-            schedule=schedule,
-            total_steps=progress.total_steps,
-            generator=progress.generator,
-        )
-        usage = progress.usage.advanced(step, self._layers, int(self.method.needs_dense_gradient))
-        if schedule.t_end is None:
-            self._warn_once(
-                "no horizon",
-                f"no horizon is known, so the drop fraction stays at alpha={schedule.alpha} and "
-                "masks move for ever: pass total_steps= (or t_end=), or call set_horizon(steps).",
-            )
-        if gradients_are_finite(self._gradients()):
-            record = update_masks(self._layers, self.method, update, self._store)
-        else:
-            record = skipped_update(self._layers, update)
-            self._warn_once(
-                "not finite",
-                f"a gradient was not finite at step {step}, so this mask update was skipped; "
-                "history tells if it happens again.",
-            )
-        progress.usage = usage
-        progress.history.append(record)
-
-    def _require_horizon(self) -> None:
-        if self.method.needs_horizon and self._progress.schedule.t_end is None:
-            raise ValueError(
-                f"method={self.method.name!r} needs a horizon: pass total_steps= or t_end=, or "
-                "call set_horizon(steps) before the first step()."
-            )
-
-    def _check_horizon(self) -> None:
-        schedule, total_steps = self._progress.schedule, self._progress.total_steps
-        if schedule.t_end is None or not self.method.moves_masks:
-            return
-        candidates = {schedule.delta_t, schedule.t_end}
-        if not any(self.method.is_update(step, schedule, total_steps) for step in candidates):
-            self._warn_once(
-                "short horizon",
-                f"updates end at t_end={schedule.t_end}, before the first one at "
-                f"delta_t={schedule.delta_t}: masks will not move. Pass a smaller delta_t= or a "
-                "longer horizon.",
-            )
-
-    def _recorded_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self._recorder is None or not self._recorder.has_inputs:
-            raise ValueError(
-                "flops() knows no input yet: pass some, flops(model, *inputs), or call it after "
-                "the first training step of an optimizer that was given the model."
-            )
-        return self._recorder.inputs()
-
-    def _warn_once(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(message, UserWarning, stacklevel=5)
 
 
 def _evaluate(closure: Callable[[], Any] | None) -> Any:

@@ -59,6 +59,17 @@ class Progress:
     history: list[UpdateRecord] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
 
+    def set_horizon(self, total_steps: int) -> None:
+        """Say how many steps there will be; updates stop at three quarters of them."""
+        self.schedule = make_schedule(
+            total_steps=total_steps,
+            t_end=None,
+            delta_t=self.schedule.delta_t,
+            alpha=self.schedule.alpha,
+            decay=self.schedule.decay,
+        )
+        self.total_steps = total_steps
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values and one CPU tensor, for a checkpoint."""
         return {

@@ -64,11 +64,8 @@ def live_indices(mask: Tensor, live: int) -> Tensor:
     dtype = torch.int32 if mask.numel() <= torch.iinfo(torch.int32).max else torch.int64
     if mask.device.type == "cpu":
         positions = torch.from_numpy(np.flatnonzero(mask.numpy()))
-    elif mask.device.type == "cuda":
-        # The count is known, so the device need not report it to the host.
-        positions = torch.nonzero_static(mask, size=live).view(-1)
     else:
-        positions = torch.nonzero(mask).view(-1)
+        positions = _indices_on_device(mask, live)
     return positions.to(dtype)
 
 
@@ -85,6 +82,13 @@ def _largest_on_cpu(scores: Tensor, k: int) -> Tensor:
     ties = np.flatnonzero(values == threshold)
     chosen[ties[: k - np.count_nonzero(chosen)]] = True
     return torch.from_numpy(chosen)
+
+
+def _indices_on_device(mask: Tensor, live: int) -> Tensor:
+    # nonzero() would report its count to the host, which knows it already.
+    slots = torch.where(mask, mask.cumsum(0) - 1, live)
+    positions = torch.empty(live + 1, dtype=torch.int64, device=mask.device)
+    return positions.scatter_(0, slots, torch.arange(mask.numel(), device=mask.device))[:live]
 
 
 def _largest_on_device(scores: Tensor, k: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""One mask update: scores from the method, drop and grow in the layers, state moved along."""
+"""Mask updates: when they are due, and how one is made of a method, layers and state."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -10,19 +11,124 @@ from torch import Tensor
 from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer, Transition
 from sparseopt.methods.base import Method, Move, Update
+from sparseopt.progress import Progress
 from sparseopt.state.base import StateStore
 
-__all__ = ["gradients_are_finite", "skipped_update", "update_masks"]
+__all__ = ["MaskUpdater"]
 
 
-def gradients_are_finite(gradients: Sequence[Tensor]) -> bool:
+class MaskUpdater:
+    """Asks the schedule whether, the method what to score, and the layers to drop and grow.
+
+    Args:
+        method: what decides.
+        layers: the layers; the list is shared and may grow.
+        store: keeps their optimizer state.
+        progress: the schedule, the history, and how far training is; brought forward by updates.
+    """
+
+    def __init__(
+        self, method: Method, layers: list[SparseLayer], store: StateStore, progress: Progress
+    ) -> None:
+        self.method = method
+        self.layers = layers
+        self.store = store
+        self.progress = progress
+        self._warned: set[str] = set()
+
+    def is_due(self) -> bool:
+        """Whether the next step is an update step."""
+        progress = self.progress
+        if self._lacks_horizon() or all(layer.is_dense for layer in self.layers):
+            return False
+        return self.method.is_update(progress.steps + 1, progress.schedule, progress.total_steps)
+
+    def needs_dense_gradients(self) -> bool:
+        """Whether the next step is an update step that reads gradients of dropped weights."""
+        return self.method.needs_dense_gradient and self.is_due()
+
+    def update(self, step: int, gradients: Sequence[Tensor]) -> None:
+        """Move the masks, unless a gradient is not finite, and write the history.
+
+        Args:
+            step: the call of ``step()`` that this is, counted from 1.
+            gradients: all gradients of the optimizer's parameters.
+        """
+        progress = self.progress
+        update = Update(
+            step=step,
+            fraction=progress.schedule.fraction(step),
+            schedule=progress.schedule,
+            total_steps=progress.total_steps,
+            generator=progress.generator,
+        )
+        usage = progress.usage.advanced(step, self.layers, int(self.method.needs_dense_gradient))
+        if progress.schedule.t_end is None:
+            self._warn_once(
+                "horizon",
+                "no horizon is known, so the drop fraction stays at "
+                f"alpha={progress.schedule.alpha} and masks move for ever: pass total_steps= (or "
+                "t_end=), or call set_horizon(steps).",
+            )
+        if _are_finite(gradients):
+            record = _update_masks(self.layers, self.method, update, self.store)
+        else:
+            record = _skipped(self.layers, update)
+            self._warn_once(
+                "gradient",
+                f"a gradient was not finite at step {step}, so this mask update was skipped; "
+                "history tells if it happens again.",
+            )
+        progress.usage = usage
+        progress.history.append(record)
+
+    def require_horizon(self) -> None:
+        """Raise :class:`ValueError` if training can't start without a horizon and there is none."""
+        if self._lacks_horizon():
+            raise ValueError(
+                f"method={self.method.name!r} needs a horizon: pass total_steps= or t_end=, or "
+                "call set_horizon(steps) before the first step()."
+            )
+
+    def check_horizon(self) -> None:
+        """Warn if the horizon ends before the first update."""
+        schedule, total_steps = self.progress.schedule, self.progress.total_steps
+        if schedule.t_end is None or not self.method.moves_masks:
+            return
+        candidates = {schedule.delta_t, schedule.t_end}
+        if not any(self.method.is_update(step, schedule, total_steps) for step in candidates):
+            self._warn_once(
+                "short horizon",
+                f"updates end at t_end={schedule.t_end}, before the first one at "
+                f"delta_t={schedule.delta_t}: masks will not move. Pass a smaller delta_t= or a "
+                "longer horizon.",
+                stacklevel=4,
+            )
+
+    def _lacks_horizon(self) -> bool:
+        return self.method.needs_horizon and self.progress.schedule.t_end is None
+
+    def _warn_once(self, kind: str, message: str, *, stacklevel: int = 5) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, UserWarning, stacklevel=stacklevel)
+
+
+def _are_finite(gradients: Sequence[Tensor]) -> bool:
     """Whether no gradient has an infinity or NaN; waits for the device once."""
-    dense = [gradient for gradient in gradients if gradient.layout == torch.strided]
-    norm = torch.nn.utils.get_total_norm(dense, norm_type=float("inf"))
-    return bool(norm.isfinite())
+    largest = [
+        torch.linalg.vector_norm(_values(gradient), float("inf")).to(gradients[0].device)
+        for gradient in gradients
+        if gradient.numel()
+    ]
+    return not largest or bool(torch.stack(largest).isfinite().all())
 
 
-def update_masks(
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _update_masks(
     layers: Sequence[SparseLayer], method: Method, update: Update, store: StateStore
 ) -> UpdateRecord:
     """Move the masks of ``layers`` by ``method``, their weights and optimizer state with them.
@@ -44,20 +150,17 @@ def update_masks(
     return _record(layers, update, new=new)
 
 
-def skipped_update(layers: Sequence[SparseLayer], update: Update) -> UpdateRecord:
+def _skipped(layers: Sequence[SparseLayer], update: Update) -> UpdateRecord:
     """Return the record of an update in which nothing moves."""
     for layer in layers:
         layer.last_dropped = layer.last_grown = 0
     return _record(layers, update, new=0, skipped=True)
 
 
-def _transitions(
-    layers: Sequence[SparseLayer], method: Method, update: Update
-) -> list[Transition]:
+def _transitions(layers: Sequence[SparseLayer], method: Method, update: Update) -> list[Transition]:
     moves = method.moves(layers, update)
     return [
-        _transition(layer, move, method, update)
-        for layer, move in zip(layers, moves, strict=True)
+        _transition(layer, move, method, update) for layer, move in zip(layers, moves, strict=True)
     ]
 
 

@@ -1,14 +1,6 @@
 """The accountant: what inference and training cost, dense and sparse."""
 
-from sparseopt.flops.counting import count_operations
-from sparseopt.flops.recording import InputRecorder
-from sparseopt.flops.report import FlopsReport, LayerFlops, make_report, sample_count
+from sparseopt.flops.accountant import Accountant
+from sparseopt.flops.report import FlopsReport, LayerFlops
 
-__all__ = [
-    "FlopsReport",
-    "InputRecorder",
-    "LayerFlops",
-    "count_operations",
-    "make_report",
-    "sample_count",
-]
+__all__ = ["Accountant", "FlopsReport", "LayerFlops"]

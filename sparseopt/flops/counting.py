@@ -42,7 +42,7 @@ class Operations:
 
 def count_operations(
     model: nn.Module,
-    masks: Mapping[Tensor, Tensor],
+    masks: Mapping[nn.Parameter, Tensor],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Operations:
@@ -90,17 +90,17 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(saved)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator, and knows weights by the memory they lie in."""
 
-    def __init__(self, model: nn.Module, masks: Mapping[Tensor, Tensor]) -> None:
-        super().__init__()
+    def __init__(self, model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations = Operations()
         self._masks = masks
-        self._weights: dict[int, list[tuple[str, Tensor]]] = {}
+        self._weights: dict[int, list[tuple[str, nn.Parameter]]] = {}
         self._biased: set[str] = set()
         # Casts of weights, kept alive so that no other tensor takes their address.
-        self._casts: dict[int, tuple[Tensor, str, Tensor]] = {}
+        self._casts: dict[int, tuple[Tensor, Tensor]] = {}
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2:
                 address = parameter.untyped_storage().data_ptr()
@@ -158,9 +158,12 @@ class _Counter(TorchDispatchMode):
             return
 
     def _cast(self, source: Tensor, out: Tensor) -> None:
-        owner = self._owner(source)
-        if owner is not None and source.shape == out.shape and source.stride() == out.stride():
-            self._casts[out.untyped_storage().data_ptr()] = (out, owner[0], source)
+        if (
+            self._owner(source) is not None
+            and source.shape == out.shape
+            and source.stride() == out.stride()
+        ):
+            self._casts[out.untyped_storage().data_ptr()] = (out, source)
 
     def _find(self, operand: Tensor) -> tuple[str, float] | None:
         """Return the name of the weight that ``operand`` is a view of, and its live entries."""
@@ -174,17 +177,17 @@ class _Counter(TorchDispatchMode):
         part = mask.as_strided(operand.shape, operand.stride(), offset)
         return name, float(part.sum())
 
-    def _owner(self, operand: Tensor) -> tuple[str, Tensor, int] | None:
+    def _owner(self, operand: Tensor) -> tuple[str, nn.Parameter, int] | None:
         address = operand.untyped_storage().data_ptr()
         if address in self._casts:
-            cast, _, source = self._casts[address]
+            cast, source = self._casts[address]
             owner = self._owner(source)
             if owner is None:
                 return None
             name, weight, offset = owner
-            return name, weight, offset + operand.storage_offset() - cast.storage_offset()
+            return name, weight, offset + int(operand.storage_offset() - cast.storage_offset())
         for name, weight in self._weights.get(address, ()):
-            offset = operand.storage_offset() - weight.storage_offset()
+            offset = int(operand.storage_offset() - weight.storage_offset())
             if 0 <= offset < weight.numel():
                 return name, weight, offset
         return None

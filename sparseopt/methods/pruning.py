@@ -109,5 +109,6 @@ def _drops_by_layer(layers: Sequence[SparseLayer], excess: int) -> list[int]:
         magnitude[magnitude.argmax()] = torch.inf
         scores.append(magnitude)
     out = smallest(torch.cat(scores), excess)
-    counts = torch.stack([part.sum() for part in out.split([layer.live for layer in layers])])
+    parts = torch.split(out, [layer.live for layer in layers])
+    counts = torch.stack([part.sum() for part in parts])
     return [int(count) for count in counts.tolist()]

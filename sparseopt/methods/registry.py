@@ -7,6 +7,7 @@ import inspect
 from typing import TypeVar
 
 from sparseopt._validation import unknown_name
+from sparseopt.layers import Regrow
 from sparseopt.methods.base import Method
 
 __all__ = ["available_methods", "get_method", "register_method"]
@@ -42,7 +43,9 @@ def register_method(cls: M) -> M:
         >>> "grow-lightest" in available_methods()
         True
     """
-    if not (isinstance(cls, type) and issubclass(cls, Method)) or inspect.isabstract(cls):
+    candidate: object = cls
+    concrete = isinstance(candidate, type) and not inspect.isabstract(candidate)
+    if not (concrete and issubclass(cls, Method)):
         raise TypeError(f"register_method got {cls!r}, which is not a concrete Method subclass.")
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not name:
@@ -59,7 +62,7 @@ def available_methods() -> tuple[str, ...]:
     return tuple(sorted(_METHODS))
 
 
-def get_method(method: str | Method, *, regrow: str | None = None) -> Method:
+def get_method(method: str | Method, *, regrow: Regrow | None = None) -> Method:
     """Return the method that a name or an instance stands for.
 
     Args:

@@ -5,4 +5,11 @@ from sparseopt.state.choice import StateMode, choose_store
 from sparseopt.state.compact import CompactState
 from sparseopt.state.masked import MaskedState
 
-__all__ = ["CompactState", "MaskedState", "StateMode", "StateStore", "choose_store", "unhooked_step"]
+__all__ = [
+    "CompactState",
+    "MaskedState",
+    "StateMode",
+    "StateStore",
+    "choose_store",
+    "unhooked_step",
+]

@@ -36,9 +36,7 @@ ELEMENTWISE: Final[frozenset[type[optim.Optimizer]]] = frozenset(
 NOT_ELEMENTWISE: Final = ("Adafactor", "LBFGS", "Muon")
 
 
-def choose_store(
-    mode: str, inner: optim.Optimizer, layers: list[SparseLayer]
-) -> StateStore:
+def choose_store(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -> StateStore:
     """Return the store that ``mode`` asks for.
 
     ``"auto"`` takes compact state for exactly the element-wise classes of :mod:`torch.optim` and

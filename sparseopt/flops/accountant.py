@@ -1,0 +1,78 @@
+"""What ``flops()`` asks: the model, an input, and how training went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sparseopt.flops.counting import count_operations
+from sparseopt.flops.recording import InputRecorder
+from sparseopt.flops.report import FlopsReport, make_report, sample_count
+from sparseopt.layers import SparseLayer
+from sparseopt.methods.base import Method
+from sparseopt.progress import Progress
+
+__all__ = ["Accountant"]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside DistributedDataParallel and torch.compile.
+
+    The one would wait for the other ranks, the other hide the operations.
+    """
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):
+            model = inside
+        else:
+            return model
+
+
+class Accountant:
+    """Prices a model under its masks, and the training that made them.
+
+    Args:
+        model: the model that training uses, if it is known; its first input is remembered.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model
+        self.recorder = None if model is None else InputRecorder(model)
+
+    def report(
+        self,
+        model: nn.Module | None,
+        inputs: tuple[Any, ...],
+        *,
+        layers: list[SparseLayer],
+        method: Method,
+        progress: Progress,
+    ) -> FlopsReport:
+        """Return the figures; see :meth:`sparseopt.SparseOptimizer.flops`."""
+        model = self.model if model is None else model
+        if model is None:
+            raise ValueError(
+                "flops() needs the model: pass it here, flops(model, *inputs), or to "
+                "SparseOptimizer(optimizer, model, ...)."
+            )
+        model = _unwrapped(model)
+        args, kwargs = (inputs, {}) if inputs else self._recorded_inputs()
+        masks = {layer.weight: layer.mask for layer in layers}
+        return make_report(
+            count_operations(model, masks, args, kwargs),
+            samples=sample_count((args, kwargs)),
+            layers=layers,
+            method=method,
+            usage=progress.usage.advanced(progress.steps, layers),
+            delta_t=progress.schedule.delta_t,
+        )
+
+    def _recorded_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.recorder is None or not self.recorder.has_inputs:
+            raise ValueError(
+                "flops() knows no input yet: pass some, flops(model, *inputs), or call it after "
+                "the first training step of an optimizer that was given the model."
+            )
+        return self.recorder.inputs()
