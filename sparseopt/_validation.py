@@ -45,6 +45,16 @@ def check_fraction(argument: str, value: object) -> float:
     return fraction
 
 
+def check_seed(argument: str, value: object) -> int:
+    """Return ``value`` as an int that a torch generator takes."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{argument}={value!r} must be an int, or None.")
+    seed = int(value)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"{argument}={value!r} must be in [0, 2**64).")
+    return seed
+
+
 def check_steps(argument: str, value: object, *, minimum: int) -> int:
     """Return ``value`` as an int that is at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral):

@@ -21,9 +21,7 @@ def pack(mask: Tensor) -> Tensor:
     """
     if mask.device.type == "cpu":
         return torch.from_numpy(np.packbits(mask.contiguous().numpy()))
-    octets = pad(mask, (0, -mask.numel() % 8)).view(-1, 8).to(torch.uint8)
-    places = torch.arange(7, -1, -1, device=mask.device, dtype=torch.uint8)
-    return (octets << places).sum(1, dtype=torch.uint8)
+    return _pack_on_device(mask)
 
 
 def unpack(bits: Tensor, count: int) -> Tensor:
@@ -49,3 +47,9 @@ def popcounts(packed: Sequence[Tensor]) -> list[int]:
     ones = torch.tensor([byte.bit_count() for byte in range(256)], device=device)
     counts = [(torch.bincount(bits.to(device), minlength=256) * ones).sum() for bits in packed]
     return [int(count) for count in torch.stack(counts).tolist()]
+
+
+def _pack_on_device(mask: Tensor) -> Tensor:
+    octets = pad(mask, (0, -mask.numel() % 8)).view(-1, 8).to(torch.uint8)
+    places = torch.arange(7, -1, -1, device=mask.device, dtype=torch.uint8)
+    return (octets << places).sum(1, dtype=torch.uint8)

@@ -20,7 +20,7 @@ from sparseopt.initial_masks import initial_masks
 from sparseopt.layers import SparseLayer
 from sparseopt.methods.base import Method
 
-__all__ = ["Wishes", "build_layers", "check_inner", "has_names", "more_layers"]
+__all__ = ["Wishes", "build_layers", "check_wrappable", "has_names", "more_layers"]
 
 logger = logging.getLogger("sparseopt")
 
@@ -40,8 +40,13 @@ class Wishes:
         return Wishes(self.density, _among(self.init, names), _among(self.mask, names))
 
 
-def check_inner(optimizer: object) -> None:
-    """Raise :class:`TypeError` unless ``optimizer`` is one that can be wrapped."""
+def check_wrappable(optimizer: object, model: object) -> None:
+    """Raise :class:`TypeError` unless ``optimizer`` can be wrapped, and ``model`` is a module."""
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model={model!r} must be the torch.nn.Module whose parameters the optimizer trains, "
+            "or None."
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer={optimizer!r} must be a torch.optim.Optimizer, already constructed."

@@ -65,6 +65,7 @@ class SparseLayer:
         self.last_dropped = 0
         self.last_grown = 0
         self.mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False)
+        self._place = self._place_of_weight()
         self._set_mask(mask)
         self._ever = pack(self.mask.reshape(-1))
 
@@ -129,11 +130,11 @@ class SparseLayer:
 
     def follow_weight(self) -> None:
         """Move the mask to where the weight is now, after ``model.to(...)``."""
-        weight = self.weight
-        if weight.device != self.mask.device or weight.stride() != self.mask.stride():
-            mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False)
+        if self._place_of_weight() != self._place:
+            self._place = self._place_of_weight()
+            mask = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False)
             self.mask = mask.copy_(self.mask)
-            self._ever = self._ever.to(weight.device)
+            self._ever = self._ever.to(self.mask.device)
             self._forget_positions()
 
     @torch.no_grad()
@@ -225,6 +226,9 @@ class SparseLayer:
         self._ever |= pack(transition.mask)
         self.last_dropped = transition.dropped
         self.last_grown = transition.grown
+
+    def _place_of_weight(self) -> tuple[torch.device, tuple[int, ...]]:
+        return self.weight.device, self.weight.stride()
 
     def _set_mask(self, mask: Tensor) -> None:
         self.mask.copy_(mask)

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sparseopt import checkpoint
-from sparseopt._validation import check_density
-from sparseopt.construction import Wishes, build_layers, check_inner, has_names, more_layers
+from sparseopt._validation import check_density, check_seed
+from sparseopt.construction import Wishes, build_layers, check_wrappable, has_names, more_layers
 from sparseopt.discovery import canonical_name
 from sparseopt.distributed import agree_on_seed
 from sparseopt.distributions import Distribution
@@ -122,14 +122,14 @@ class SparseOptimizer(OptimizerFacade):
         state: StateMode = "auto",
         regrow: Regrow | None = None,
     ) -> None:
-        check_inner(optimizer)
+        check_wrappable(optimizer, model)
         self.inner = optimizer
         self.method = get_method(method, regrow=regrow)
         self._wishes = Wishes(check_density("density", density), init, mask)
         schedule = make_schedule(
             total_steps=total_steps, t_end=t_end, delta_t=delta_t, alpha=alpha, decay=decay
         )
-        seed = agree_on_seed(torch.initial_seed() if seed is None else seed)
+        seed = agree_on_seed(torch.initial_seed() if seed is None else check_seed("seed", seed))
         self._progress = Progress(schedule, total_steps, torch.Generator().manual_seed(seed))
         self._model = model
         self._named = has_names(optimizer, model)

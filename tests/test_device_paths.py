@@ -1,0 +1,46 @@
+"""Code that only accelerators take, run on CPU tensors, against NumPy.
+
+Whether it is right doesn't depend on the device; that it is fast there can't be tested here.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparseopt import bits, selection
+
+
+@given(
+    values=st.lists(st.integers(-3, 3), min_size=2, max_size=40),
+    share=st.floats(0.01, 0.99),
+)
+def test_selection_without_waiting_for_the_device(values: list[int], share: float):
+    k = min(max(1, int(share * len(values))), len(values) - 1)
+    scores = torch.tensor(values, dtype=torch.float32)
+    order = np.argsort(-scores.numpy(), kind="stable")[:k]
+
+    chosen = selection._largest_on_device(scores, k)
+
+    assert chosen.nonzero().view(-1).tolist() == sorted(order.tolist())
+
+
+@given(mask=st.lists(st.booleans(), min_size=1, max_size=40))
+def test_positions_without_waiting_for_the_device(mask: list[bool]):
+    expected = np.flatnonzero(mask)
+
+    found = selection._indices_on_device(torch.tensor(mask), int(sum(mask)))
+
+    assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 64, 65])
+def test_bits_are_packed_as_numpy_packs_them(count: int):
+    mask = torch.rand(count) < 0.5
+
+    packed = bits._pack_on_device(mask)
+
+    assert packed.tolist() == np.packbits(mask.numpy()).tolist()
+    assert torch.equal(bits.unpack(packed, count), mask)
+    assert bits.popcounts([packed]) == [int(mask.sum())]
