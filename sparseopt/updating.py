@@ -136,13 +136,16 @@ def _update_masks(
     Dense layers, and layers without a gradient, are left out. All transitions are decided before
     the first is made, so an error in a method changes nothing.
     """
-    moving = [layer for layer in layers if not layer.is_dense and layer.weight.grad is not None]
-    transitions = _transitions(moving, method, update) if moving else []
-    new = _newly_live(moving, transitions)
+    taking_part = [
+        layer for layer in layers if not layer.is_dense and layer.weight.grad is not None
+    ]
+    transitions = _transitions(taking_part, method, update) if taking_part else []
+    new = _newly_live(transitions)
     for layer in layers:
         layer.last_dropped = layer.last_grown = 0
-    for layer, transition in zip(moving, transitions, strict=True):
+    for layer, transition in transitions:
         store.move(layer, transition)
+    for layer in taking_part:
         assert layer.weight.grad is not None
         layer.mask_(layer.weight.grad)
     if transitions:
@@ -157,10 +160,14 @@ def _skipped(layers: Sequence[SparseLayer], update: Update) -> UpdateRecord:
     return _record(layers, update, new=0, skipped=True)
 
 
-def _transitions(layers: Sequence[SparseLayer], method: Method, update: Update) -> list[Transition]:
-    moves = method.moves(layers, update)
+def _transitions(
+    layers: Sequence[SparseLayer], method: Method, update: Update
+) -> list[tuple[SparseLayer, Transition]]:
+    """Decide for every layer in which something moves."""
     return [
-        _transition(layer, move, method, update) for layer, move in zip(layers, moves, strict=True)
+        (layer, _transition(layer, move, method, update))
+        for layer, move in zip(layers, method.moves(layers, update), strict=True)
+        if move.drop or move.grow
     ]
 
 
@@ -175,11 +182,11 @@ def _transition(layer: SparseLayer, move: Move, method: Method, update: Update) 
     )
 
 
-def _newly_live(layers: Sequence[SparseLayer], transitions: Sequence[Transition]) -> int:
+def _newly_live(transitions: Sequence[tuple[SparseLayer, Transition]]) -> int:
     """Count weights that are live after the transitions and not before; waits once."""
     counts = [
-        (transition.mask & ~layer.mask.reshape(-1)).sum().to(layers[0].weight.device)
-        for layer, transition in zip(layers, transitions, strict=True)
+        (transition.mask & ~layer.mask.reshape(-1)).sum().to(transitions[0][0].weight.device)
+        for layer, transition in transitions
         if transition.grown
     ]
     return int(torch.stack(counts).sum()) if counts else 0

@@ -1,0 +1,38 @@
+"""Updates at the edges: nothing to move."""
+
+import pytest
+import torch
+from torch import nn
+
+from sparseopt import SparseOptimizer
+
+
+@pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_an_update_in_which_nothing_moves_changes_nothing(method, channels_last, state):
+    # A 1x1 kernel in channels-last: the mask seen flat and seen in shape differ in strides.
+    model = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 8, 3, bias=False))
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        model,
+        method=method,
+        density=0.2,
+        alpha=0.0,
+        delta_t=5,
+        total_steps=20,
+        state=state,
+    )
+    for _ in range(20):
+        before = {name: mask.clone() for name, mask in optimizer.masks.items()}
+        weights = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer.zero_grad()
+        model(torch.randn(2, 4, 6, 6)).square().mean().backward()
+        updating = optimizer.is_update_step
+        optimizer.step()
+        if updating and method != "pruning":
+            assert optimizer.history[-1].dropped == optimizer.history[-1].grown == 0
+            assert all(torch.equal(before[name], optimizer.masks[name]) for name in before)
+            assert all(map(torch.equal, weights, model.parameters()))
+    assert [record.step for record in optimizer.history]
