@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseopt import checkpoint
 from sparseopt._validation import check_density, check_seed
+from sparseopt.backup import WeightBackup
 from sparseopt.construction import Wishes, build_layers, check_wrappable, has_names, more_layers
 from sparseopt.discovery import canonical_name
 from sparseopt.distributed import agree_on_seed
@@ -142,7 +143,9 @@ class SparseOptimizer(OptimizerFacade):
         self._accountant = Accountant(model)
         self._become_an_optimizer()
         self._arm()
+        self._backup: WeightBackup | None = WeightBackup(self._layers)
         self._take_over(self._layers)
+        self._backup.note_versions()
         self._updater.check_horizon()
 
     # What torch and its users expect of an optimizer.
@@ -167,7 +170,8 @@ class SparseOptimizer(OptimizerFacade):
         for layer in self._layers:
             layer.follow_weight()
         if self._is_probe():
-            return self._store.step(closure)
+            return self._probe(closure)
+        self._backup = None
         self._updater.require_horizon()
         step = self._progress.steps + 1
         if self._updater.is_due():
@@ -243,11 +247,15 @@ class SparseOptimizer(OptimizerFacade):
             )
         pairs = checkpoint.match_layers(saved, self.inner, self._layers, named=self._named)
         self.inner.load_state_dict(saved.inner)
+        if self._backup is not None:
+            self._backup.put_back()
         for layer, was in pairs:
             layer.restore(was.mask, was.ever_live_bits, was.target)
             layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
             layer.mask_(layer.weight)
             self._store.adopt(layer, compact=saved.progress["compact"])
+        if self._backup is not None:
+            self._backup.note_versions()
         self._progress.restore(saved.progress)
         self._plan_next_step()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -255,7 +263,7 @@ class SparseOptimizer(OptimizerFacade):
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and this process; the model is its owner's to pickle.
-        here = ("_model", "_accountant", "_handles", "_release", "step")
+        here = ("_model", "_accountant", "_backup", "_handles", "_release", "step")
         return {
             name: value
             for name, value in self.__dict__.items()
@@ -265,6 +273,7 @@ class SparseOptimizer(OptimizerFacade):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._model = None
+        self._backup = None
         self._accountant = Accountant(None)
         self._become_an_optimizer()
         self._arm()
@@ -410,6 +419,12 @@ class SparseOptimizer(OptimizerFacade):
         if self.inner.state or any(float(group["lr"]) != 0.0 for group in self.param_groups):
             return False
         return not any(bool(gradient.any()) for gradient in self._gradients())
+
+    def _probe(self, closure: Callable[[], Any] | None) -> Any:
+        loss = self._store.step(closure)
+        if self._backup is not None:
+            self._backup.note_versions()
+        return loss
 
     def _gradients(self) -> list[Tensor]:
         return [
