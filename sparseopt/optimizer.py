@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseopt import checkpoint
 from sparseopt._validation import check_density, check_seed
+from sparseopt.averaging import mask_copy
 from sparseopt.backup import WeightBackup
 from sparseopt.construction import Wishes, build_layers, check_wrappable, has_names, more_layers
-from sparseopt.discovery import canonical_name
 from sparseopt.distributed import agree_on_seed
 from sparseopt.distributions import Distribution
 from sparseopt.errors import CheckpointError
@@ -365,18 +365,7 @@ class SparseOptimizer(OptimizerFacade):
         Raises:
             ValueError: if ``model`` has no parameter of a layer's name and shape.
         """
-        parameters = {canonical_name(name): p for name, p in model.named_parameters()}
-        for layer in self._layers:
-            parameter = parameters.get(layer.name)
-            if parameter is None or parameter.shape != layer.weight.shape:
-                raise ValueError(
-                    f"model={type(model).__name__}(...) has no parameter {layer.name!r} of shape "
-                    f"{tuple(layer.weight.shape)}."
-                )
-        with torch.no_grad():
-            for layer in self._layers:
-                parameter = parameters[layer.name]
-                parameter.masked_fill_(~layer.mask.to(parameter.device), 0)
+        mask_copy(model, self._layers)
 
     def detach(self) -> None:
         """Remove all hooks and give the inner optimizer dense state, to go on without masks.

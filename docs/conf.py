@@ -1,0 +1,75 @@
+"""Configuration of the documentation, built with ``sphinx-build -W docs docs/_build``."""
+
+import os
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "sparseopt"
+author = "The sparseopt authors"
+project_copyright = author
+release = version = installed_version("sparseopt")
+
+extensions = [
+    "committed_results",
+    "completeness",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "_ext"]
+
+# A reference that leads nowhere is an error, unless it leads to another project or to a type
+# variable or alias, which have no entry of their own.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(abc|collections|numpy|torch|typing)\..*"),
+    ("py:class", r"Regrow|sparseopt\.methods\.registry\.M"),
+]
+
+# Building must not need the network, so links into the documentation of Python, PyTorch and NumPy
+# are made only on request.
+if os.environ.get("SPARSEOPT_DOCS_INTERSPHINX") == "1":
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+
+doctest_global_setup = """
+import torch
+from sparseopt import *
+from sparseopt.distributions import *
+torch.manual_seed(0)
+"""
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "furo"
+html_title = "sparseopt"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_show_copyright = False
+html_theme_options = {
+    "navigation_with_keys": True,
+}
