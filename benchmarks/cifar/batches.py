@@ -49,7 +49,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def shuffled(
+        self, batch_size: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in random order, augmented; the last batch may be smaller.
 
         Args:

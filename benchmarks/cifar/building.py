@@ -84,7 +84,7 @@ def build_scheduler(
 
 
 class StepFactor:
-    """Learning-rate factor: a linear rise over ``warmup`` steps, then times ``gamma`` each interval.
+    """Learning-rate factor: a linear rise, then times ``gamma`` after every interval.
 
     Args:
         warmup: Steps until the full learning rate; 0 starts with it.

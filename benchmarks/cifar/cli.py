@@ -120,9 +120,12 @@ def _run(options: argparse.Namespace) -> int:
     estimates = session.print_plan()
     if options.plan:
         return 0
-    session.run_all(estimates)
+    failed = session.run_all(estimates)
     print(f"report: {write_report(folder.results, folder.root)}")
-    return 0
+    if failed:
+        names = ", ".join(spec.label for spec in failed)
+        print(f"{len(failed)} runs failed: {names}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _choices(preset: Choices, options: argparse.Namespace) -> Choices:

@@ -169,7 +169,9 @@ def _decode_files(paths: list[Path], description: str) -> Bytes:
     images = np.empty((len(paths), *IMAGE_SHAPE), dtype=np.uint8)
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(_decode_file, paths)
-        for index, image in enumerate(tqdm(decoded, desc=description, total=len(paths), leave=False)):
+        for index, image in enumerate(
+            tqdm(decoded, desc=description, total=len(paths), leave=False)
+        ):
             images[index] = image
     return images
 

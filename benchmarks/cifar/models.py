@@ -39,15 +39,22 @@ class WideBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.shortcut: nn.Conv2d | None = None
         if in_channels != out_channels or stride != 1:
-            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.norm1(x), inplace=True)
         # A shortcut convolution shares the first normalisation; an identity shortcut skips it.
-        residual = x if self.shortcut is None else self.shortcut(activated)
+        residual = x if self.shortcut is None else self.shortcut(self._strided(activated))
         out = self.conv1(activated)
         out = self.dropout(F.relu(self.norm2(out), inplace=True))
         return residual + self.conv2(out)
+
+    def _strided(self, x: Tensor) -> Tensor:
+        # A strided 1x1 convolution is one of every stride-th pixel. Written as a stride, oneDNN
+        # (torch 2.14) corrupts the heap in its weight gradient, in channels-last, for channels in
+        # no multiple of 16 and a batch that the threads cannot share evenly.
+        return x[:, :, :: self.stride, :: self.stride]
 
 
 class WideResNet(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import traceback
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -68,30 +69,41 @@ class Session:
 
     def print_plan(self) -> dict[RunSpec, float]:
         """Print what will run and about how long it takes; return the estimates."""
-        print(f"{self.protocol.label}: {self.protocol.describe()}")
+        print(f"{self.protocol.label}: {self.protocol.describe()}", flush=True)
         finished = len(self.specs) - len(self.left)
         print(f"{len(self.specs)} runs, {finished} of them finished, {len(self.left)} to do")
         if not self.left:
             return {}
-        print(f"measuring a few steps on {self.splits.device.type} ...")
+        print(f"measuring a few steps on {self.splits.device.type} ...", flush=True)
         estimates = estimate_seconds(self.protocol, self.left, self.splits)
         for spec in self.left:
             begun = self.folder.checkpoint(self.key(spec)).exists()
             note = ", begun, will resume" if begun else ""
             print(f"  {spec.label:<28} about {format_duration(estimates[spec])}{note}")
-        print(f"together about {format_duration(sum(estimates.values()))}")
+        print(f"together about {format_duration(sum(estimates.values()))}", flush=True)
         return estimates
 
-    def run_all(self, estimates: dict[RunSpec, float]) -> None:
-        """Run what is left, one after the other."""
+    def run_all(self, estimates: dict[RunSpec, float]) -> list[RunSpec]:
+        """Run what is left, one after the other; return the runs that failed.
+
+        A run that raises an error doesn't take those after it along: a night's work would be lost.
+        """
+        failed = []
         remaining = sum(estimates.values())
         for number, spec in enumerate(self.left, start=1):
             remaining -= estimates[spec]
             title = f"[{number}/{len(self.left)}] {spec.label} ({self.protocol.label})"
-            record = self.run_one(spec, title, remaining)
+            try:
+                record = self.run_one(spec, title, remaining)
+            except Exception:
+                traceback.print_exc()
+                print(f"{title}: failed, see the error above", flush=True)
+                failed.append(spec)
+                continue
             accuracy = record["accuracy"]["test"]
             duration = format_duration(record["seconds"])
             print(f"{title}: test accuracy {accuracy:.2%} after {duration}", flush=True)
+        return failed
 
     def run_one(self, spec: RunSpec, title: str, seconds_after: float) -> Record:
         """Run or resume one run and append its result.

@@ -130,9 +130,7 @@ class Run:
         done = self.epoch * self.steps_per_epoch
         accuracy = self.outcome.curve[-1]["validation_accuracy"] if self.epoch else None
         density = self.density
-        batches = self.splits.train.shuffled(
-            self.protocol.training.batch_size, self.data_generator
-        )
+        batches = self.splits.train.shuffled(self.protocol.training.batch_size, self.data_generator)
         for step, (images, labels) in enumerate(batches, start=1):
             # Summed on the device: reading a number each step would make a GPU wait for Python.
             total_loss += self.train_step(images, labels) * len(labels)

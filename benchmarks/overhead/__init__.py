@@ -1,0 +1,1 @@
+"""What the wrapper costs beside the plain optimizer: run it with ``benchmarks/overhead/run.py``."""

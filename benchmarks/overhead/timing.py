@@ -1,0 +1,98 @@
+"""Timing in rounds: every contender once a round, and compared within that round."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.overhead.contenders import Contender
+
+#: Seconds by phase, of one contender in one round.
+Sample = dict[str, float]
+#: The samples of all contenders in one round, by name.
+Round = dict[str, Sample]
+#: Count, median and quartiles.
+Quartiles = dict[str, float]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until ``device`` has done all that was asked of it; a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Return how long ``call`` takes until ``device`` has finished its work."""
+    synchronise(device)
+    start = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def run_rounds(
+    contenders: Sequence[Contender],
+    measure: Callable[[Contender, int], Sample],
+    *,
+    rounds: int,
+    warmup: int,
+    on_round: Callable[[], Any],
+) -> list[Round]:
+    """Measure every contender once a round; return the rounds after the warm-up.
+
+    The order is drawn anew for each round. In a fixed or merely rotated order everyone would
+    always follow the same one, and find the caches as that one leaves them.
+
+    Args:
+        contenders: What to measure.
+        measure: Takes a contender and the number of the round.
+        rounds: How many rounds count.
+        warmup: How many come before them.
+        on_round: Called after each round.
+    """
+    order = random.Random(0)
+    measured = []
+    for index in range(warmup + rounds):
+        drawn = order.sample(contenders, len(contenders))
+        samples = {contender.name: measure(contender, index) for contender in drawn}
+        if index >= warmup:
+            measured.append({contender.name: samples[contender.name] for contender in contenders})
+        on_round()
+    return measured
+
+
+def quartiles(values: Sequence[float]) -> Quartiles | None:
+    """Return count, median and quartiles of ``values``; None if there are none.
+
+    Example:
+        >>> quartiles([1.0, 2.0, 3.0, 4.0, 5.0])
+        {'count': 5, 'q1': 2.0, 'median': 3.0, 'q3': 4.0}
+    """
+    if not values:
+        return None
+    q1, median, q3 = (float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
+    return {"count": len(values), "q1": q1, "median": median, "q3": q3}
+
+
+def milliseconds(rounds: Sequence[Round], name: str, phase: str) -> Quartiles | None:
+    """Summarise the milliseconds of a contender's phase, over the rounds in which it had it."""
+    return quartiles([1e3 * samples[name][phase] for samples in rounds if phase in samples[name]])
+
+
+def ratios(
+    rounds: Sequence[Round], name: str, phase: str, *, to: tuple[str, str]
+) -> Quartiles | None:
+    """Summarise a contender's phase over the phase of another, ``to``, in the same round."""
+    other, other_phase = to
+    return quartiles(
+        [
+            samples[name][phase] / samples[other][other_phase]
+            for samples in rounds
+            if phase in samples[name]
+        ]
+    )
