@@ -21,7 +21,7 @@ def test_selection_without_waiting_for_the_device(values: list[int], share: floa
     scores = torch.tensor(values, dtype=torch.float32)
     order = np.argsort(-scores.numpy(), kind="stable")[:k]
 
-    chosen = selection._largest_on_device(scores, k)
+    chosen = selection._largest_on_device(scores, k, None)
 
     assert chosen.nonzero().view(-1).tolist() == sorted(order.tolist())
 

@@ -48,16 +48,15 @@ class CompactState(StateStore):
 
     def move(self, layer: SparseLayer, transition: Transition) -> None:
         """Bring the state of the new live weights together; see :meth:`StateStore.move`."""
-        dense = []
         shape = layer.weight.shape if layer.is_full else torch.Size([layer.live])
-        for entry, key, values, fresh in self.per_weight(layer, shape):
-            full = values if layer.is_full else layer.expand(values, fresh)
-            dense.append((entry, key, full, fresh))
+        held = list(self.per_weight(layer, shape))
+        kept_of_old = layer.gather_flat(transition.kept)
         layer.commit(transition)
-        kept = transition.kept.view(layer.weight.shape)
-        for entry, key, full, fresh in dense:
-            full.masked_fill_(~kept, fresh)
-            entry[key] = full if layer.is_full else layer.gather(full)
+        kept_of_new = layer.gather_flat(transition.kept)
+        for entry, key, values, fresh in held:
+            moved = values.new_full((layer.live,), fresh)
+            moved.masked_scatter_(kept_of_new, values.reshape(-1).masked_select(kept_of_old))
+            entry[key] = layer.expand(moved) if layer.is_full else moved
 
     def release(self) -> None:
         """Scatter all state into dense tensors; see :meth:`StateStore.release`."""
