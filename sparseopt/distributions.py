@@ -52,7 +52,7 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
     Example:
         >>> densities = erk({"conv": (16, 3, 3, 3), "mid": (64, 64, 3, 3), "fc": (10, 64)}, 0.1)
         >>> {name: round(value, 3) for name, value in densities.items()}
-        {'conv': 0.876, 'mid': 0.055, 'fc': 1.0}
+        {'conv': 1.0, 'mid': 0.074, 'fc': 1.0}
     """
     return _erdos_renyi(shapes, density, lambda shape: sum(shape) / math.prod(shape))
 

@@ -19,7 +19,7 @@ def build_model(protocol: Protocol, spec: RunSpec, num_classes: int) -> WideResN
         scale = small_dense_scale(spec.density)
     config = protocol.model
     model = WideResNet(config.depth, config.width, config.dropout, num_classes, scale)
-    return model.to(memory_format=_memory_format(protocol))  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=_memory_format(protocol))
 
 
 def build_optimizer(

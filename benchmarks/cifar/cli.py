@@ -104,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, ResultsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command resumes here", file=sys.stderr)
+        return 130
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -111,6 +114,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.report_only:
         print(f"report: {write_report(folder.results, folder.root)}")
         return 0
+    # Resumed runs are to be bit-identical, on a GPU too.
+    torch.backends.cudnn.deterministic = True
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     protocol = options.preset or load_preset("paper" if device.type == "cuda" else "cpu")
     specs = expand(_choices(protocol.choices, options))

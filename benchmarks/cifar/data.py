@@ -8,6 +8,7 @@ one class), and it makes the validation split independent of where the data came
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,17 +53,13 @@ class Dataset:
     def fingerprint(self) -> str:
         """A short hash of all pixels and labels, which says whether two runs saw one data set."""
         digest = hashlib.sha256()
-        for array in dataclass_arrays(self):
+        for array in self.arrays().values():
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:12]
 
-
-def dataclass_arrays(dataset: Dataset) -> tuple[Bytes, Labels, Bytes, Labels]:
-    """The four arrays, in the order in which they are hashed and cached."""
-    return dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
-
-
-ARRAY_NAMES = ("train_images", "train_labels", "test_images", "test_labels")
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The four arrays by name, in the order in which they are hashed."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def load_dataset(name: str, data_dir: Path | None, cache_dir: Path) -> Dataset:
@@ -83,7 +81,8 @@ def load_dataset(name: str, data_dir: Path | None, cache_dir: Path) -> Dataset:
     if not cached.is_dir():
         dataset = source.decode(cache_dir)
         _write_cache(dataset, cached)
-    return Dataset(*(np.load(cached / f"{array}.npy", mmap_mode="r") for array in ARRAY_NAMES))
+    names = [field.name for field in dataclasses.fields(Dataset)]
+    return Dataset(*(np.load(cached / f"{name}.npy", mmap_mode="r") for name in names))
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def decode_class_folders(root: Path) -> Dataset:
     if folders["train"].classes != folders["test"].classes:
         difference = set(folders["train"].classes) ^ set(folders["test"].classes)
         raise DataError(f"{root}: train and test differ in the classes {sorted(difference)}")
-    arrays: list[npt.NDArray[np.generic]] = []
+    arrays: list[Any] = []
     for split in SPLITS:
         paths = [Path(path) for path, _ in folders[split].samples]
         labels = np.array([label for _, label in folders[split].samples], dtype=np.int64)
@@ -205,7 +204,7 @@ def decode_torchvision(root: Path | None, cache_dir: Path) -> Dataset:
 def _read_torchvision(root: Path, *, download: bool) -> Dataset:
     from torchvision.datasets import CIFAR10
 
-    arrays: list[npt.NDArray[np.generic]] = []
+    arrays: list[Any] = []
     for split in SPLITS:
         try:
             part = CIFAR10(str(root), train=split == "train", download=download)
@@ -241,7 +240,7 @@ def canonical_order(images: Bytes, labels: Labels) -> tuple[Bytes, Labels]:
 def _write_cache(dataset: Dataset, target: Path) -> None:
     """Write all arrays or none: the folder gets its name when it is complete."""
     with _vanishing_folder(target.parent) as folder:
-        for name, array in zip(ARRAY_NAMES, dataclass_arrays(dataset), strict=True):
+        for name, array in dataset.arrays().items():
             np.save(folder / f"{name}.npy", array)
         # Another process may have written the same arrays meanwhile; either copy will do.
         with contextlib.suppress(OSError):

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+import sparseopt
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -19,7 +21,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": importlib.metadata.version("numpy"),
-        "sparseopt": _sparseopt_version(),
+        "sparseopt": sparseopt.__version__,
         "git_commit": git_commit(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor_name(),
@@ -47,9 +49,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return answer.stdout.strip()
-
-
-def _sparseopt_version() -> str:
-    import sparseopt
-
-    return str(getattr(sparseopt, "__version__", "unknown"))

@@ -48,7 +48,8 @@ class WideBlock(nn.Module):
         residual = x if self.shortcut is None else self.shortcut(self._strided(activated))
         out = self.conv1(activated)
         out = self.dropout(F.relu(self.norm2(out), inplace=True))
-        return residual + self.conv2(out)
+        summed: Tensor = residual + self.conv2(out)
+        return summed
 
     def _strided(self, x: Tensor) -> Tensor:
         # A strided 1x1 convolution is one of every stride-th pixel. Written as a stride, oneDNN
@@ -112,7 +113,8 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, shape ``(N, num_classes)``, of images ``(N, 3, 32, 32)``."""
         x = F.relu(self.norm(self.groups(self.stem(x))), inplace=True)
-        return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return logits
 
 
 def small_dense_scale(density: float) -> float:

@@ -24,16 +24,15 @@ def draw(group: Group, path: Path) -> None:
         group: The results of one protocol.
         path: Where to, without a suffix.
     """
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(f"{group.protocol['label']}\n{group.protocol['description']}", fontsize=9)
     _by_method(left, group)
     _against_flops(right, group)
-    # Without these the same results would give another file each time.
-    settings = {"svg.hashsalt": "sparseopt"}
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
         buffer = io.BytesIO()
-        with matplotlib.rc_context(settings):
+        # Without a salt and with a date, the same results would give another file each time.
+        with matplotlib.rc_context({"svg.hashsalt": "sparseopt"}):
             figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
         write_atomic(path.with_name(path.name + suffix), buffer.getvalue())
 
@@ -69,7 +68,7 @@ def _against_flops(axes: Axes, group: Group) -> None:
     axes.set_xlabel("training FLOPs, multiple of dense")
     axes.set_ylabel("test accuracy, %, mean ± std")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 def _label(variant: Variant) -> str:

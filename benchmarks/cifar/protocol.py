@@ -52,6 +52,11 @@ class TrainingConfig:
     bf16: bool
     channels_last: bool
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ProtocolError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class AugmentationConfig:
@@ -83,8 +88,7 @@ class ScheduleConfig:
     warmup_fraction: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in SCHEDULES:
-            raise ProtocolError(f"schedule.kind must be one of {SCHEDULES}, got {self.kind!r}")
+        _check_name("schedule.kind", self.kind, SCHEDULES)
         needed = ("step_size", "gamma") if self.kind == "step" else ("warmup_fraction",)
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:
@@ -109,6 +113,11 @@ class Choices:
     densities: tuple[float, ...]
     seeds: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        for name, known in (("methods", METHODS), ("inits", INITS)):
+            for value in getattr(self, name):
+                _check_name(f"choices.{name}", value, known)
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -125,6 +134,9 @@ class Protocol:
     schedule: ScheduleConfig
     sparsity: SparsityConfig
     choices: Choices
+
+    def __post_init__(self) -> None:
+        _check_name("dataset", self.dataset, DATASETS)
 
     def describe(self) -> str:
         """One line that says what was trained and how, for every place that shows numbers."""
@@ -239,9 +251,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     with path.open("rb") as file:
         try:
-            return tomllib.load(file)
+            table: dict[str, Any] = tomllib.load(file)
         except tomllib.TOMLDecodeError as error:
             raise ProtocolError(f"{path}: {error}") from None
+    return table
+
+
+def _check_name(setting: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ProtocolError(f"{setting} takes one of {', '.join(known)}, got {value!r}")
 
 
 def _build(section: type[Section], table: dict[str, Any]) -> Section:

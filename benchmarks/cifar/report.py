@@ -44,8 +44,8 @@ def group_section(group: Group, figure: str) -> list[str]:
     lines = [f"## {label}", "", f"Protocol: {group.protocol['description']}.", ""]
     if group.protocol["reduced"]:
         lines += [
-            f"**These numbers are reduced** ({group.protocol['summary']}): compare them with each "
-            "other, not with published ones.",
+            f"**These numbers are reduced** ({group.protocol['summary']}): they are not to be "
+            "compared with published ones.",
             "",
         ]
     lines += [f"![{label}: accuracy by method, and against FLOPs]({figure})", ""]

@@ -60,6 +60,8 @@ class Session:
         self.splits = splits
         self.fingerprint = fingerprint
         self.folder = folder
+        # Now and not when a run ends: by then the checkout may be at another commit.
+        self.environment = describe_environment(splits.device)
         finished = {record["key"] for record in read_results(folder.results)}
         self.left = [spec for spec in specs if self.key(spec) not in finished]
 
@@ -148,7 +150,7 @@ class Session:
             "density": run.density,
             **count(run),
             "weights_sha256": weights_hash(run.model),
-            "environment": describe_environment(self.splits.device),
+            "environment": self.environment,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 

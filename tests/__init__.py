@@ -1,0 +1,1 @@
+"""The tests of sparseopt; `oracle` and `support` are what they share."""

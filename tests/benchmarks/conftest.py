@@ -1,0 +1,78 @@
+"""A protocol small enough for a test, and images made up for it."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# The command line sets this before it imports torch; in tests torch is there already.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+TINY = """
+summary = "reduced to seconds, for a test"
+reduced = true
+dataset = "digits"
+
+[model]
+depth = 10
+width = 1
+dropout = 0.3
+
+[training]
+epochs = 3
+batch_size = 200
+eval_batch_size = 100
+validation_fraction = 0.1
+bf16 = false
+channels_last = true
+
+[augmentation]
+crop_padding = 2
+flip = true
+
+[optimizer]
+lr = 0.1
+momentum = 0.9
+nesterov = true
+weight_decay = 5e-4
+
+[schedule]
+kind = "one-cycle"
+warmup_fraction = 0.3
+
+[sparsity]
+delta_t = 3
+alpha = 0.3
+t_end_fraction = 0.75
+
+[choices]
+methods = ["dense", "rigl"]
+inits = ["erk"]
+densities = [0.2]
+seeds = [0]
+"""
+
+
+@pytest.fixture
+def tiny_preset(tmp_path: Path) -> Path:
+    """A file with a protocol of three epochs on digits."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def image_tree(tmp_path: Path) -> Path:
+    """Class folders with random images: 3 classes, 20 for training and 5 for testing of each."""
+    root = tmp_path / "images"
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 5)):
+        for name in ("cat", "dog", "eel"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.cifar.batches import Split, channel_statistics, make_splits
+from benchmarks.cifar.data import Dataset
+from benchmarks.cifar.protocol import AugmentationConfig
+
+COUNT = 50
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3), dtype=np.uint8)
+
+
+def identity_split(images, augmentation=None):
+    """A split whose labels are the images' numbers and whose normalisation is to [0, 255]."""
+    return Split(
+        torch.from_numpy(images),
+        torch.arange(len(images)),
+        torch.zeros(3),
+        torch.full((3,), 1 / 255),
+        torch.device("cpu"),
+        channels_last=True,
+        augmentation=augmentation,
+    )
+
+
+def epoch(split, seed=0):
+    batches = list(split.shuffled(16, torch.Generator().manual_seed(seed)))
+    images = torch.cat([batch for batch, _ in batches]).round().to(torch.uint8)
+    return images.permute(0, 2, 3, 1).numpy(), torch.cat([labels for _, labels in batches]).tolist()
+
+
+def all_crops(image, padding):
+    """Every crop of one image, mirrored or not, by plain slicing."""
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
+    for row in range(2 * padding + 1):
+        for column in range(2 * padding + 1):
+            crop = padded[row : row + 32, column : column + 32]
+            yield (row, column, False), crop.tobytes()
+            yield (row, column, True), crop[:, ::-1].tobytes()
+
+
+def test_every_image_comes_once_and_as_one_of_its_own_crops(images):
+    augmented, numbers = epoch(identity_split(images, AugmentationConfig(4, True)))
+    assert sorted(numbers) == list(range(COUNT))
+    seen = set()
+    for image, number in zip(augmented, numbers, strict=True):
+        crops = {pixels: place for place, pixels in all_crops(images[number], 4)}
+        seen.add(crops[np.ascontiguousarray(image).tobytes()])
+    # 50 images at 162 places: the same place for all would be no augmentation.
+    assert len(seen) > 30
+    assert {mirrored for _, _, mirrored in seen} == {True, False}
+
+
+def test_without_mirroring_no_image_is_mirrored(images):
+    augmented, numbers = epoch(identity_split(images, AugmentationConfig(2, False)))
+    for image, number in zip(augmented, numbers, strict=True):
+        crops = {pixels: place for place, pixels in all_crops(images[number], 2)}
+        assert crops[np.ascontiguousarray(image).tobytes()][2] is False
+
+
+def test_generator_decides_order_and_crops(images):
+    split = identity_split(images, AugmentationConfig(4, True))
+    first, second, other = epoch(split, 0), epoch(split, 0), epoch(split, 1)
+    assert first[1] == second[1]
+    np.testing.assert_array_equal(first[0], second[0])
+    assert other[1] != first[1]
+
+
+def test_images_in_order_are_the_images(images):
+    batches = list(identity_split(images).in_order(16))
+    assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
+    whole = torch.cat([batch for batch, _ in batches]).round().to(torch.uint8)
+    np.testing.assert_array_equal(whole.permute(0, 2, 3, 1).numpy(), images)
+
+
+def test_validation_and_test_images_are_never_augmented(images):
+    labels = np.arange(COUNT)
+    dataset = Dataset(images, labels, images[:7], labels[:7])
+    augmentation = AugmentationConfig(4, True)
+    train, validation, test = make_splits(
+        dataset, 0.1, augmentation, torch.device("cpu"), channels_last=False
+    )
+    assert (len(train), len(validation), len(test)) == (45, 5, 7)
+    assert validation.labels.tolist() == [45, 46, 47, 48, 49]
+    with pytest.raises(ValueError, match="augmented split has no plain batches"):
+        next(train.in_order(4))
+    # Normalised with the training part's numbers, and nothing else done.
+    part = images[:45].reshape(-1, 3) / 255.0
+    expected = (images[45:] / 255.0 - part.mean(0)) / part.std(0)
+    (batch, _), *rest = validation.in_order(5)
+    assert rest == []
+    np.testing.assert_allclose(batch.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
+
+
+def test_statistics_are_those_of_the_pixels(images):
+    mean, std = channel_statistics(torch.from_numpy(images))
+    flat = images.reshape(-1, 3) / 255.0
+    np.testing.assert_allclose(mean.numpy(), flat.mean(0), atol=1e-6)
+    np.testing.assert_allclose(std.numpy(), flat.std(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_batches_have_the_memory_format_asked_for(images, channels_last):
+    dataset = Dataset(images, np.arange(COUNT), images, np.arange(COUNT))
+    splits = make_splits(
+        dataset, 0.1, AugmentationConfig(4, True), torch.device("cpu"), channels_last=channels_last
+    )
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    batch, _ = next(splits[0].shuffled(8, torch.Generator()))
+    assert batch.shape == (8, 3, 32, 32)
+    assert batch.is_contiguous(memory_format=memory_format)
+
+
+def test_fraction_that_leaves_no_validation_is_refused(images):
+    dataset = Dataset(images, np.arange(COUNT), images, np.arange(COUNT))
+    with pytest.raises(ValueError, match=r"validation_fraction 0.01 of 50 images leaves 0"):
+        make_splits(
+            dataset, 0.01, AugmentationConfig(0, False), torch.device("cpu"), channels_last=True
+        )

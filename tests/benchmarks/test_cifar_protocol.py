@@ -1,0 +1,177 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from benchmarks.cifar.building import build_model, build_optimizer, build_scheduler
+from benchmarks.cifar.protocol import (
+    PRESETS,
+    Choices,
+    ProtocolError,
+    RunSpec,
+    expand,
+    load_preset,
+)
+
+
+def test_paper_preset_is_the_reports_protocol():
+    protocol = load_preset("paper")
+    assert (protocol.dataset, protocol.reduced) == ("cifar10", False)
+    assert dataclasses.astuple(protocol.model) == (22, 2, 0.3)
+    training = protocol.training
+    assert (training.epochs, training.batch_size, training.validation_fraction) == (250, 128, 0.1)
+    assert training.epochs * -(-45_000 // training.batch_size) == 88_000
+    assert dataclasses.astuple(protocol.augmentation) == (4, True)
+    assert dataclasses.astuple(protocol.optimizer) == (0.1, 0.9, True, 5e-4)
+    assert dataclasses.astuple(protocol.sparsity) == (100, 0.3, 0.75)
+    assert protocol.choices.seeds == (0, 1, 2)
+    assert set(protocol.choices.densities) == {0.1, 0.2}
+
+
+def test_only_the_paper_preset_is_not_reduced_and_labels_say_so():
+    for name in PRESETS:
+        protocol = load_preset(name)
+        assert protocol.reduced is (name != "paper")
+        assert ("REDUCED" in protocol.label) is protocol.reduced
+
+
+def learning_rates(spec, steps):
+    """The learning rate of each step, driven as the training loop drives it."""
+    protocol = load_preset("paper")
+    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = torch.optim.SGD([parameter], lr=protocol.optimizer.lr)
+    scheduler = build_scheduler(optimizer, protocol, spec, 88_000)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_learning_rate_of_the_paper_falls_every_30000_steps():
+    rates = learning_rates(RunSpec("rigl", "erk", 0.1, 0), 60_001)
+    assert rates[0] == rates[29_999] == 0.1
+    assert rates[30_000] == rates[59_999] == pytest.approx(0.02)
+    assert rates[60_000] == pytest.approx(0.004)
+
+
+def test_pruning_alone_warms_up_for_3500_steps():
+    rates = learning_rates(RunSpec("pruning", "erk", 0.1, 0), 33_501)
+    assert rates[0] == pytest.approx(0.1 / 3500)
+    assert rates[1749] == pytest.approx(0.05)
+    assert rates[3499] == rates[3500] == rates[33_499] == pytest.approx(0.1)
+    assert rates[33_500] == pytest.approx(0.02)
+
+
+def test_one_cycle_peaks_at_the_given_rate():
+    protocol = load_preset("cpu")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0, momentum=0.9)
+    scheduler = build_scheduler(optimizer, protocol, RunSpec("dense", None, None, 0), 100)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) == pytest.approx(protocol.optimizer.lr)
+    warmup = 100 * protocol.schedule.warmup_fraction
+    assert rates.index(max(rates)) == pytest.approx(warmup, abs=1)
+    assert rates[-1] < 1e-4
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_weight_decay_leaves_parameters_of_one_dimension_out():
+    protocol = load_preset("paper")
+    spec = RunSpec("rigl", "erk", 0.1, 0)
+    model = build_model(protocol, spec, 10)
+    optimizer = build_optimizer(model, protocol, spec, 88_000)
+    seen = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (5e-4 if parameter.dim() > 1 else 0.0)
+            seen.append(parameter)
+    assert {id(p) for p in seen} == {id(p) for p in model.parameters()}
+    assert len(seen) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(("preset", "delta_t"), [("paper", 100), ("cpu", None)])
+def test_masks_move_every_delta_t_steps_until_three_quarters(preset, delta_t):
+    protocol = load_preset(preset)
+    delta_t = delta_t or protocol.sparsity.delta_t
+    model = torch.nn.Linear(40, 40)
+    optimizer = build_optimizer(model, protocol, RunSpec("rigl", "erk", 0.1, 0), 1000)
+    for _ in range(1000):
+        model.weight.grad = torch.randn(40, 40)
+        model.bias.grad = torch.randn(40)
+        optimizer.step()
+    assert [record.step for record in optimizer.history] == list(range(delta_t, 750, delta_t))
+    expected = [0.15 * (1 + math.cos(math.pi * t / 750)) for t in range(delta_t, 750, delta_t)]
+    assert [record.fraction for record in optimizer.history] == pytest.approx(expected)
+
+
+def test_sparse_methods_start_from_the_same_weights():
+    protocol = load_preset("smoke")
+    models = []
+    for method in ("dense", "rigl"):
+        torch.manual_seed(3)
+        models.append(build_model(protocol, RunSpec(method, "erk", 0.1, 3), 10))
+    for first, second in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_dense_runs_once_a_seed_and_small_dense_once_a_density():
+    choices = Choices(("dense", "small-dense", "rigl"), ("erk", "uniform"), (0.1, 0.2), (0, 1))
+    labels = [spec.label for spec in expand(choices)]
+    assert len(labels) == len(set(labels)) == 2 * (1 + 2 + 2 * 2)
+    assert labels[:3] == ["dense-seed0", "small-dense-0.1-seed0", "rigl-erk-0.1-seed0"]
+    assert [label for label in labels if label.startswith("dense")] == [
+        "dense-seed0",
+        "dense-seed1",
+    ]
+
+
+def test_key_changes_with_every_setting_and_with_the_data_but_not_with_wording():
+    protocol = load_preset("cpu")
+    spec = RunSpec("rigl", "erk", 0.1, 0)
+    keys = {spec.key(protocol, "a")}
+    changes = {
+        "model": {"dropout": 0.5},
+        "training": {"epochs": 11},
+        "augmentation": {"flip": False},
+        "optimizer": {"lr": 0.2},
+        "schedule": {"warmup_fraction": 0.4},
+        "sparsity": {"alpha": 0.4},
+    }
+    for section, change in changes.items():
+        other = dataclasses.replace(getattr(protocol, section), **change)
+        keys.add(spec.key(dataclasses.replace(protocol, **{section: other}), "a"))
+    keys.add(spec.key(protocol, "b"))
+    keys.add(dataclasses.replace(spec, seed=1).key(protocol, "a"))
+    assert len(keys) == 1 + len(changes) + 2
+    reworded = dataclasses.replace(protocol, summary="other words", choices=None)
+    assert spec.key(reworded, "a") == spec.key(protocol, "a")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 3", "epoch = 3", r"unknown setting 'epoch'.*'epochs'"),
+        ("epochs = 3\n", "", "setting 'epochs' of TrainingConfig is missing"),
+        ("epochs = 3", 'epochs = "3"', "epochs must be <class 'int'>, got '3'"),
+        ("epochs = 3", "epochs = true", "epochs must be <class 'int'>, got True"),
+        ('kind = "one-cycle"', 'kind = "linear"', "schedule.kind takes one of .*got 'linear'"),
+        ('["dense", "rigl"]', '["rigle"]', "choices.methods takes one of .*got 'rigle'"),
+        ('"erk"', '"random"', "choices.inits takes one of erk, uniform, got 'random'"),
+        ('"digits"', '"mnist"', "dataset takes one of cifar10, digits, got 'mnist'"),
+        ("epochs = 3", "epochs = 0", "epochs must be at least 1, got 0"),
+        ("warmup_fraction = 0.3", "", "a 'one-cycle' schedule needs warmup_fraction"),
+        ("[model]", "[model", "tiny.toml"),
+    ],
+)
+def test_mistakes_in_a_preset_file_are_named(tiny_preset, old, new, message):
+    text = tiny_preset.read_text()
+    assert old in text
+    tiny_preset.write_text(text.replace(old, new))
+    with pytest.raises(ProtocolError, match=message):
+        load_preset(str(tiny_preset))

@@ -1,0 +1,33 @@
+"""Running a module of the tests in a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 600
+
+
+def start(module: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.Popen:
+    """Start `python -m module args` from the root of the project."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::UserWarning", "-m", module, *args],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(processes: Sequence[subprocess.Popen]) -> None:
+    """Wait for all of them; the output of one that failed is the error's message."""
+    try:
+        outputs = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output

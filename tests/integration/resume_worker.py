@@ -1,0 +1,72 @@
+"""Trains one of the runs below from its checkpoint to its end, in a process of its own."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+
+from sparseopt import SparseOptimizer
+from tests.support.catalogue import build
+from tests.support.looking import per_weight_state
+from tests.support.nets import make
+from tests.support.training import train
+
+STEPS, STOP = 30, 13
+SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3}
+
+# method, inner optimizer, state mode of the interrupted run, and of the resumed one
+RUNS = [
+    (method, name, out_of, into)
+    for method, (name, out_of, into) in itertools.product(
+        ["set", "rigl", "pruning"],
+        [
+            ("AdamW", "compact", "compact"),
+            ("AdamW", "masked", "masked"),
+            ("AdamW", "compact", "masked"),
+            ("SGD", "masked", "compact"),
+            ("Rprop", "compact", "compact"),
+        ],
+    )
+]
+
+
+def begin(method: str, name: str, state: str):
+    model = make()
+    optimizer = SparseOptimizer(
+        build(name, model.parameters()), model, method=method, state=state, **SETTINGS
+    )
+    return model, optimizer
+
+
+def outcome(model, optimizer) -> dict:
+    """Everything that has to come back, in a form that `torch.save` takes."""
+    return {
+        "weights": {name: p.detach() for name, p in model.named_parameters()},
+        "masks": dict(optimizer.masks),
+        "history": [vars(record) for record in optimizer.history],
+        "steps": optimizer.steps,
+        "state": {
+            layer.name: {
+                key: torch.from_numpy(value)
+                for key, value in per_weight_state(optimizer, layer.weight, layer.mask).items()
+            }
+            for layer in optimizer.layers
+        },
+    }
+
+
+def main(folder: Path) -> None:
+    torch.manual_seed(12345)
+    for number, (method, name, _, into) in enumerate(RUNS):
+        checkpoint = torch.load(folder / f"checkpoint-{number}.pt")
+        model, optimizer = begin(method, name, into)
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        train(model, optimizer, STEPS - STOP, start=STOP)
+        torch.save(outcome(model, optimizer), folder / f"outcome-{number}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Tests of `sparseopt.methods`, a file per method."""

@@ -1,0 +1,150 @@
+"""A user's own method: a subclass and a decorator."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+import sparseopt
+from sparseopt import DropGrow, Method, SparseOptimizer, available_methods, register_method
+from sparseopt.methods import registry
+from tests.support.catalogue import build
+from tests.support.looking import assert_dropped_are_fresh, masks_of
+from tests.support.nets import make
+from tests.support.training import train
+
+SETTINGS = {"density": 0.2, "delta_t": 4, "total_steps": 60}
+
+
+@pytest.fixture(autouse=True)
+def _registry_as_it_was(monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+
+def own_method():
+    @register_method
+    @dataclass(frozen=True)
+    class FromTheEnd(DropGrow):
+        """Grows the weights of the highest index."""
+
+        name = "from-the-end"
+
+        def grow_scores(self, layer, update):
+            return torch.arange(layer.numel).reshape(layer.weight.shape)
+
+    return FromTheEnd
+
+
+def test_it_is_found_by_its_name(state):
+    own_method()
+    assert "from-the-end" in available_methods()
+    model = make()
+    optimizer = SparseOptimizer(
+        build("AdamW", model.parameters()), model, method="from-the-end", state=state, **SETTINGS
+    )
+    before = masks_of(optimizer)
+    train(model, optimizer, 4, after=lambda _: assert_dropped_are_fresh(optimizer))
+    fraction = optimizer.history[-1].fraction
+    for layer in optimizer.layers:
+        if layer.density == 1:
+            continue
+        k = int(fraction * layer.live)
+        old, new = before[layer.name], masks_of(optimizer)[layer.name]
+        dead_at_the_end = np.flatnonzero(~old)[-k:]
+        assert new[dead_at_the_end].sum() >= k - old.sum()
+        assert new[-1]
+    train(model, optimizer, 40, start=4, after=lambda _: assert_dropped_are_fresh(optimizer))
+    for layer in optimizer.layers:
+        assert layer.live == layer.target
+
+
+def test_it_goes_through_a_checkpoint():
+    own_method()
+    model = make()
+    optimizer = SparseOptimizer(
+        build("SGD", model.parameters()), model, method="from-the-end", **SETTINGS
+    )
+    train(model, optimizer, 10)
+    fresh_model = make(seed=4)
+    fresh = SparseOptimizer(
+        build("SGD", fresh_model.parameters()), fresh_model, method="from-the-end", **SETTINGS
+    )
+    fresh.load_state_dict(optimizer.state_dict())
+    for name, mask in optimizer.masks.items():
+        assert torch.equal(mask, fresh.masks[name])
+
+
+def test_dropping_by_another_score():
+    @dataclass(frozen=True)
+    class DropLargest(DropGrow):
+        name = "drop-largest"
+
+        def drop_scores(self, layer, update):
+            return -layer.gather(layer.weight).abs()
+
+        def grow_scores(self, layer, update):
+            return update.random_scores(layer)
+
+    model = make()
+    optimizer = SparseOptimizer(
+        build("SGD", model.parameters()), model, method=DropLargest(regrow="never"), **SETTINGS
+    )
+    train(model, optimizer, 3)
+    before = {layer.name: layer.weight.detach().clone() for layer in optimizer.layers}
+    old = {name: mask.clone() for name, mask in optimizer.masks.items()}
+    train(model, optimizer, 1, start=3)
+    for layer in optimizer.layers:
+        dropped, kept = old[layer.name] & ~layer.mask, old[layer.name] & layer.mask
+        if dropped.any():
+            magnitude = before[layer.name].abs()
+            assert magnitude[dropped].min() >= magnitude[kept].max()
+
+
+def test_an_error_in_a_method_changes_nothing():
+    @dataclass(frozen=True)
+    class Broken(DropGrow):
+        name = "broken"
+
+        def grow_scores(self, layer, update):
+            if layer.name == "fc1.weight":
+                raise ZeroDivisionError("of my own making")
+            return update.random_scores(layer)
+
+    model = make()
+    optimizer = SparseOptimizer(
+        build("SGD", model.parameters()), model, method=Broken(), **SETTINGS
+    )
+    train(model, optimizer, 3)
+    before = masks_of(optimizer)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(ZeroDivisionError, match="of my own making"):
+        train(model, optimizer, 1, start=3)
+    for name, mask in masks_of(optimizer).items():
+        np.testing.assert_array_equal(mask, before[name])
+    for name, p in model.named_parameters():
+        assert torch.equal(p, weights[name])
+
+
+def test_what_is_no_method_is_not_registered():
+    with pytest.raises(TypeError, match="int"):
+        register_method(int)
+    with pytest.raises(TypeError, match="Method"):
+        register_method(Method)
+
+
+def test_a_name_that_is_taken_is_refused():
+    @dataclass(frozen=True)
+    class Impostor(DropGrow):
+        name = "rigl"
+
+        def grow_scores(self, layer, update):
+            return update.random_scores(layer)
+
+    with pytest.raises(ValueError, match="rigl"):
+        register_method(Impostor)
+    assert isinstance(registry.get_method("rigl"), sparseopt.RigL)
+
+
+def test_the_four_methods_are_there():
+    assert {"static", "set", "rigl", "pruning"} <= set(available_methods())

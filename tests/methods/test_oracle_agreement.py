@@ -1,0 +1,234 @@
+"""After every update, masks, weights and optimizer state are those of the NumPy oracle.
+
+In every run the oracle sees the weights and dense gradients from just before each update. The
+dense gradients come from a copy of the model that nothing hooks into.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from sparseopt import Pruning, SparseOptimizer
+from tests.oracle import brute_force_order
+from tests.support.arithmetic import place_does_not_matter
+from tests.support.by_hand import HandMasked
+from tests.support.catalogue import build, fresh_value
+from tests.support.looking import (
+    assert_dropped_are_fresh,
+    assert_same_state,
+    logical,
+    masks_of,
+    per_weight_state,
+)
+from tests.support.nets import SPARSE_NAMES, make
+from tests.support.oracles import oracle_for
+from tests.support.training import dense_gradients, train_step
+
+STEPS = 60
+FORMS = {
+    "fp32": {"dtype": torch.float32, "channels_last": False},
+    "fp32-channels-last": {"dtype": torch.float32, "channels_last": True},
+    "bf16-channels-last": {"dtype": torch.bfloat16, "channels_last": True},
+}
+SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3, "init": "erk"}
+
+
+def wrapped(method, name, form, state, *, device="cpu", regrow="keep", **changes):
+    model = make(device=device, **FORMS[form])
+    settings = {**SETTINGS, **changes}
+    oracle = oracle_for(method, model, regrow=regrow, **settings)
+    if regrow != "keep":
+        settings["regrow"] = regrow
+    inner = build(name, model.parameters())
+    optimizer = SparseOptimizer(inner, model, method=method, state=state, **settings)
+    return model, optimizer, oracle
+
+
+def states(optimizer):
+    return {
+        layer.name: per_weight_state(optimizer, layer.weight, layer.mask)
+        for layer in optimizer.layers
+    }
+
+
+def assert_masks(optimizer, oracle, t):
+    for name in SPARSE_NAMES:
+        np.testing.assert_array_equal(
+            logical(optimizer.masks[name]), oracle.masks[name], err_msg=f"{name} after step {t}"
+        )
+
+
+def check_update(model, optimizer, oracle, t, weights, gradients, before):
+    """One update of the real run against the oracle, from the same weights and gradients."""
+    updates = oracle.update(t, weights, gradients)
+    assert_masks(optimizer, oracle, t)
+    params = dict(model.named_parameters())
+    for name, update in updates.items():
+        expected = np.where(update.reset, 0.0, weights[name])
+        np.testing.assert_array_equal(logical(params[name]), expected, err_msg=name)
+        after = per_weight_state(optimizer, params[name], optimizer.masks[name])
+        for key, old in before[name].items():
+            fresh = fresh_value(optimizer.inner, key, params[name].dtype)
+            np.testing.assert_array_equal(after[key], np.where(update.reset, fresh, old), key)
+    return updates
+
+
+def run_against_oracle(model, optimizer, oracle, steps=STEPS, on_update=None):
+    """Train, and compare after every step; returns how many updates there were."""
+    assert_masks(optimizer, oracle, 0)
+    seen = 0
+    for t in range(1, steps + 1):
+        updating = oracle.is_update(t)
+        assert optimizer.is_update_step == updating, t
+        if updating:
+            weights = {name: logical(p) for name, p in model.named_parameters()}
+            gradients = {name: logical(g) for name, g in dense_gradients(model, t).items()}
+            sparse_gradients = {name: gradients[name] for name in SPARSE_NAMES}
+            before, old_masks = states(optimizer), dict(oracle.masks)
+            train_step(model, optimizer, t)
+            check_update(model, optimizer, oracle, t, weights, sparse_gradients, before)
+            for name, p in model.named_parameters():
+                if name not in SPARSE_NAMES:
+                    np.testing.assert_array_equal(logical(p), weights[name], err_msg=name)
+            if on_update is not None:
+                on_update(t, old_masks, weights, gradients)
+            seen += 1
+        else:
+            train_step(model, optimizer, t)
+            assert_masks(optimizer, oracle, t)
+        assert_dropped_are_fresh(optimizer)
+    return seen
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Rprop"])
+@pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
+def test_every_update_agrees_with_the_oracle(method, name, form, state, device):
+    model, optimizer, oracle = wrapped(method, name, form, state, device=device)
+    updates = run_against_oracle(model, optimizer, oracle)
+    assert updates >= 10
+    assert sum(layer.live for layer in optimizer.layers) == sum(
+        layer.target for layer in optimizer.layers
+    )
+
+
+@pytest.mark.parametrize("regrow", ["zero", "never"])
+@pytest.mark.parametrize("method", ["set", "rigl"])
+def test_the_other_ways_to_regrow_agree_with_the_oracle(method, regrow, state):
+    model, optimizer, oracle = wrapped(method, "AdamW", "bf16-channels-last", state, regrow=regrow)
+    assert run_against_oracle(model, optimizer, oracle) >= 10
+
+
+@pytest.mark.parametrize("method", ["set", "rigl"])
+def test_never_drops_no_more_than_it_can_grow(method):
+    """At density .9 a fraction of .5 would drop more weights than have been dead before."""
+    model, optimizer, oracle = wrapped(
+        method, "SGD", "fp32", "auto", regrow="never", density=0.9, alpha=0.5, init="er"
+    )
+    assert run_against_oracle(model, optimizer, oracle) >= 10
+    for record in optimizer.history:
+        assert record.dropped == record.grown
+
+
+def test_pruning_by_layer_agrees_with_the_oracle(state):
+    model = make()
+    oracle = oracle_for("pruning", model, scope="layer", **SETTINGS)
+    inner = build("AdamW", model.parameters())
+    optimizer = SparseOptimizer(
+        inner, model, method=Pruning(scope="layer"), state=state, **SETTINGS
+    )
+    assert run_against_oracle(model, optimizer, oracle) >= 10
+
+
+@pytest.mark.parametrize("init", ["er", "uniform"])
+@pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
+def test_other_distributions_agree_with_the_oracle(method, init):
+    model, optimizer, oracle = wrapped(method, "SGD", "fp32", "auto", init=init, density=0.1)
+    assert run_against_oracle(model, optimizer, oracle) >= 10
+
+
+@pytest.mark.parametrize("method", ["rigl", "pruning"])
+def test_ties_abound_in_bf16_and_fall_to_the_lowest_index(method, state):
+    """Brute force in pure Python, and a count of the updates that a tie decided."""
+    model, optimizer, oracle = wrapped(method, "SGD", "bf16-channels-last", state)
+    decided_by_tie = []
+
+    def on_update(t, old_masks, weights, gradients):
+        for name in SPARSE_NAMES:
+            old, new = old_masks[name], logical(optimizer.masks[name])
+            if method == "pruning" or old.all():
+                continue
+            fraction = optimizer.history[-1].fraction
+            k = int(fraction * int(old.sum()))
+            magnitude, growth = np.abs(weights[name]), np.abs(gradients[name])
+            drop_order = brute_force_order(old, magnitude, smallest_first=True)
+            survivors = old.copy()
+            survivors[drop_order[:k]] = False
+            grow_order = brute_force_order(~survivors, growth, smallest_first=False)
+            expected = survivors.copy()
+            expected[grow_order[:k]] = True
+            assert new.tolist() == expected.tolist(), (name, t)
+            if 0 < k < len(grow_order):
+                decided_by_tie.append(growth[grow_order[k - 1]] == growth[grow_order[k]])
+        if method == "pruning":
+            check_pruning(old_masks, weights)
+
+    def check_pruning(old_masks, weights):
+        live = [
+            (abs(float(weights[name][i])), order, i)
+            for order, name in enumerate(SPARSE_NAMES)
+            if name in oracle.prunable
+            for i in np.flatnonzero(old_masks[name])
+        ]
+        kept = sum(int(logical(optimizer.masks[name]).sum()) for name in oracle.prunable)
+        live.sort()
+        excess = len(live) - kept
+        expected = {(order, i) for _, order, i in live[excess:]}
+        actual = {
+            (order, i)
+            for order, name in enumerate(SPARSE_NAMES)
+            if name in oracle.prunable
+            for i in np.flatnonzero(logical(optimizer.masks[name]))
+        }
+        assert actual == expected
+        if excess > 0:
+            decided_by_tie.append(live[excess - 1][0] == live[excess][0])
+
+    run_against_oracle(model, optimizer, oracle, on_update=on_update)
+    assert sum(decided_by_tie) >= 5
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Rprop"])
+@pytest.mark.parametrize("method", ["static", "set", "rigl", "pruning"])
+def test_a_whole_run_agrees_with_a_dense_run_masked_by_hand(method, name, form, state):
+    """A plain optimizer with masks put on by hand goes the same way, to the last bit."""
+    if state == "compact" and not place_does_not_matter(name, {}, FORMS[form]["dtype"]):
+        pytest.skip("torch's own last bit depends on the place; test_optimizer_matrix.py has it")
+    model, optimizer, oracle = wrapped(method, name, form, state)
+    own_model = make(**FORMS[form])
+    by_hand = HandMasked(own_model, build(name, own_model.parameters()), oracle)
+
+    for t in range(1, STEPS + 1):
+        train_step(model, optimizer, t)
+        by_hand.step()
+        assert_masks(optimizer, oracle, t)
+
+    for (weight_name, mine), theirs in zip(
+        model.named_parameters(), own_model.parameters(), strict=True
+    ):
+        np.testing.assert_array_equal(logical(mine), logical(theirs), err_msg=weight_name)
+    for layer in optimizer.layers:
+        reference = per_weight_state(by_hand.optimizer, by_hand.params[layer.name])
+        assert_same_state(per_weight_state(optimizer, layer.weight, layer.mask), reference)
+
+
+def test_masks_move_far_enough_to_mean_something():
+    """Guards the tests above: over a run most of the mask is replaced."""
+    model, optimizer, oracle = wrapped("rigl", "SGD", "fp32", "auto")
+    first = masks_of(optimizer)
+    run_against_oracle(model, optimizer, oracle)
+    last = masks_of(optimizer)
+    moved = sum(int((first[n] & ~last[n]).sum()) for n in SPARSE_NAMES)
+    live = sum(int(first[n].sum()) for n in SPARSE_NAMES)
+    assert moved > 0.2 * live

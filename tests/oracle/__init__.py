@@ -1,0 +1,39 @@
+"""What sparse training must do, written a second time in NumPy from the design's semantics.
+
+Nothing here imports `sparseopt`: the tests compare the package with this, never with itself. Every
+array is one-dimensional, in the logical (row-major) order of the weight, whatever its memory
+format.
+"""
+
+from tests.oracle.distributions import er_densities, erk_densities, live_counts, uniform_densities
+from tests.oracle.masks import random_masks
+from tests.oracle.methods import (
+    LayerUpdate,
+    RigLOracle,
+    SETOracle,
+    StaticOracle,
+    regrowth,
+)
+from tests.oracle.pruning import PruningOracle
+from tests.oracle.schedules import cosine_fraction, default_t_end, is_update_step
+from tests.oracle.selection import brute_force_order, largest, smallest
+
+__all__ = [
+    "LayerUpdate",
+    "PruningOracle",
+    "RigLOracle",
+    "SETOracle",
+    "StaticOracle",
+    "brute_force_order",
+    "cosine_fraction",
+    "default_t_end",
+    "er_densities",
+    "erk_densities",
+    "is_update_step",
+    "largest",
+    "live_counts",
+    "random_masks",
+    "regrowth",
+    "smallest",
+    "uniform_densities",
+]

@@ -1,0 +1,122 @@
+"""Every optimizer that this torch has, and the options that each of them takes.
+
+Read from torch itself, so that an optimizer of the next release is tested the day it comes.
+"""
+
+import inspect
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tests.support.nets import MatrixNet, SmallNet, make
+
+ELEMENTWISE = (
+    "ASGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SGD",
+)
+NEEDS_CLOSURE = frozenset({"LBFGS"})
+REFUSED = frozenset({"SparseAdam"})
+
+# Chosen so that a few dozen steps on a small net move every weight and every state tensor.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "ASGD": {"lr": 0.05, "t0": 5.0},
+    "Adadelta": {"lr": 1.0},
+    "Adafactor": {"lr": 0.02},
+    "Adagrad": {"lr": 0.05, "initial_accumulator_value": 0.25},
+    "Adam": {"lr": 0.01},
+    "AdamW": {"lr": 0.01},
+    "Adamax": {"lr": 0.01},
+    "LBFGS": {"lr": 0.1, "max_iter": 4},
+    "Muon": {"lr": 0.02},
+    "NAdam": {"lr": 0.01},
+    "RAdam": {"lr": 0.01},
+    "RMSprop": {"lr": 0.002, "momentum": 0.9},
+    "Rprop": {"lr": 0.01, "step_sizes": (1e-6, 0.1)},
+    "SGD": {"lr": 0.05, "momentum": 0.9},
+}
+
+# An option a torch optimizer may have, with a value that makes a difference.
+_SWITCHES: dict[str, Any] = {
+    "amsgrad": True,
+    "centered": True,
+    "decoupled_weight_decay": True,
+    "maximize": True,
+    "nesterov": True,
+    "weight_decay": 0.01,
+}
+
+
+def torch_optimizers() -> list[str]:
+    """Names of all optimizer classes in `torch.optim` but those refused for a reason."""
+    return [
+        name
+        for name, value in sorted(vars(torch.optim).items())
+        if inspect.isclass(value)
+        and issubclass(value, Optimizer)
+        and value is not Optimizer
+        and name not in REFUSED
+    ]
+
+
+def build(name: str, params: Any, **changes: Any) -> Optimizer:
+    """The optimizer called `name` with the options above, `changes` over them."""
+    return getattr(torch.optim, name)(params, **{**_OPTIONS.get(name, {}), **changes})
+
+
+def model_for(name: str, **how: Any) -> nn.Module:
+    """A model that the optimizer takes: with convolutions where it can, else of matrices only."""
+    model = make(SmallNet, **how)
+    try:
+        build(name, model.parameters())
+    except ValueError:
+        model = make(MatrixNet, **how)
+        build(name, model.parameters())
+    return model
+
+
+def implementations(name: str) -> list[dict[str, Any]]:
+    """The for-loop, foreach and fused implementations, where the optimizer has them."""
+    taken = inspect.signature(getattr(torch.optim, name)).parameters
+    ways: list[dict[str, Any]] = [{"foreach": False}, {"foreach": True}]
+    ways = ways if "foreach" in taken else [{}]
+    return [*ways, {"fused": True}] if "fused" in taken else ways
+
+
+def switches(name: str) -> list[dict[str, Any]]:
+    """No switch, each switch alone, and all of them together."""
+    taken = inspect.signature(getattr(torch.optim, name)).parameters
+    alone = [{key: value} for key, value in _SWITCHES.items() if key in taken]
+    together = {key: value for option in alone for key, value in option.items()}
+    return [{}, *alone, together] if len(alone) > 1 else [{}, *alone]
+
+
+def elementwise_variants() -> list[tuple[str, dict[str, Any]]]:
+    """All element-wise optimizers, in all implementations, with all switches."""
+    return [
+        (name, {**way, **switch})
+        for name in ELEMENTWISE
+        for way, switch in itertools.product(implementations(name), switches(name))
+    ]
+
+
+def fresh_value(optimizer: Optimizer, key: str, dtype: torch.dtype = torch.float64) -> float:
+    """What the per-weight state `key` of a brand-new parameter is filled with, as that dtype."""
+    options = optimizer.param_groups[0]
+    by_optimizer = {
+        ("Rprop", "step_size"): float(options.get("lr", 0)),
+        ("Adagrad", "sum"): float(options.get("initial_accumulator_value", 0)),
+    }
+    value = by_optimizer.get((type(optimizer).__name__, key), 0.0)
+    return float(torch.tensor(value, dtype=dtype))

@@ -1,0 +1,53 @@
+"""The oracle that answers to the same arguments as a `SparseOptimizer`."""
+
+import torch
+from torch import nn
+
+from tests import oracle
+from tests.support.nets import SPARSE_NAMES
+
+
+def oracle_for(
+    method: str,
+    model: nn.Module,
+    *,
+    density: float,
+    total_steps: int,
+    delta_t: int,
+    seed: int,
+    init: str = "erk",
+    alpha: float = 0.3,
+    regrow: str = "keep",
+    scope: str = "global",
+    names: tuple[str, ...] = SPARSE_NAMES,
+) -> oracle.StaticOracle | oracle.PruningOracle:
+    """An oracle over the layers `names` of the model, in that order."""
+    params = dict(model.named_parameters())
+    shapes = [tuple(params[name].shape) for name in names]
+    numels = [params[name].numel() for name in names]
+    spread = {
+        "erk": oracle.erk_densities,
+        "er": oracle.er_densities,
+        "uniform": oracle.uniform_densities,
+    }[init]
+    counts = oracle.live_counts(shapes, spread(shapes, density))
+    t_end = oracle.default_t_end(total_steps)
+
+    if method == "pruning":
+        return oracle.PruningOracle(
+            dict(zip(names, numels, strict=True)),
+            dict(zip(names, counts, strict=True)),
+            delta_t=delta_t,
+            t_start=int(0.008 * total_steps),
+            t_end=t_end,
+            scope=scope,
+        )
+
+    generator = torch.Generator().manual_seed(seed)
+    masks = dict(zip(names, oracle.random_masks(numels, counts, generator), strict=True))
+    if method == "static":
+        return oracle.StaticOracle(masks)
+    schedule = {"delta_t": delta_t, "t_end": t_end, "alpha": alpha, "regrow": regrow}
+    if method == "set":
+        return oracle.SETOracle(masks, generator=generator, **schedule)
+    return oracle.RigLOracle(masks, **schedule)

@@ -1,0 +1,48 @@
+"""Saving a run and going on with it in fresh objects."""
+
+import copy
+
+import torch
+
+from sparseopt import SparseOptimizer
+from tests.support.catalogue import build
+from tests.support.looking import assert_same_state, assert_same_weights, per_weight_state
+from tests.support.nets import make
+
+STEPS = 24
+
+
+SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 5, "seed": 3}
+
+
+def wrap(model, name="AdamW", **changes):
+    return SparseOptimizer(build(name, model.parameters()), model, **{**SETTINGS, **changes})
+
+
+def saved_and_loaded(optimizer, tmp_path):
+    """Through a file, and read as torch reads by default: weights only, no code."""
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    return torch.load(tmp_path / "optimizer.pt")
+
+
+def assert_same_run(model, optimizer, other_model, other):
+    assert_same_weights(model, other_model)
+    assert optimizer.history == other.history
+    assert optimizer.steps == other.steps
+    assert optimizer.is_update_step == other.is_update_step
+    for left, right in zip(optimizer.layers, other.layers, strict=True):
+        assert torch.equal(left.mask, right.mask), left.name
+        assert (left.name, left.live, left.target) == (right.name, right.live, right.target)
+        assert_same_state(
+            per_weight_state(optimizer, left.weight, left.mask),
+            per_weight_state(other, right.weight, right.mask),
+        )
+
+
+def resumed(model, saved, name="AdamW", *, dtype=torch.float32, channels_last=False, **settings):
+    """Fresh objects, as a new process makes them, and then both state dicts into them."""
+    fresh_model = make(type(model), seed=9, dtype=dtype, channels_last=channels_last)
+    fresh = wrap(fresh_model, name, **settings)
+    fresh_model.load_state_dict(model.state_dict())
+    fresh.load_state_dict(copy.deepcopy(saved))
+    return fresh_model, fresh

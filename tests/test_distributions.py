@@ -1,0 +1,184 @@
+"""How much of each layer is live."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sparseopt import SparseOptimizer
+from tests import oracle
+from tests.support.nets import SPARSE_NAMES, make
+from tests.support.published import WideResNet222
+
+ORACLES = {
+    "erk": oracle.erk_densities,
+    "er": oracle.er_densities,
+    "uniform": oracle.uniform_densities,
+}
+
+
+def wrap(model, **settings):
+    return SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model, total_steps=1000, **settings
+    )
+
+
+def weights_of(model):
+    return {name: p for name, p in model.named_parameters() if p.ndim > 1}
+
+
+def full_layers(optimizer):
+    return {layer.name for layer in optimizer.layers if layer.live == layer.numel}
+
+
+def assert_counts(optimizer, densities):
+    """Exactly round(density * numel) of each layer, in the mask and in the weight."""
+    for layer, density in zip(optimizer.layers, densities, strict=True):
+        expected = max(1, round(density * layer.weight.numel()))
+        assert layer.live == layer.target == int(layer.mask.sum()) == expected, layer.name
+        assert int(layer.weight.count_nonzero()) <= expected
+        assert layer.numel == layer.weight.numel()
+        assert layer.density == pytest.approx(expected / layer.numel)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.05, 0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("init", ["erk", "er", "uniform"])
+@pytest.mark.parametrize("network", [WideResNet222, make], ids=["wrn-22-2", "small"])
+def test_live_counts_are_those_of_the_oracle(network, init, density):
+    model = network()
+    optimizer = wrap(model, init=init, density=density)
+    shapes = [tuple(p.shape) for p in weights_of(model).values()]
+    assert [layer.name for layer in optimizer.layers] == list(weights_of(model))
+    assert_counts(optimizer, ORACLES[init](shapes, density))
+
+
+@pytest.mark.parametrize("init", ["erk", "er"])
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.2, 0.5, 0.8])
+def test_the_whole_model_has_the_density_asked_for(init, density):
+    """Clipping at 1 without solving again would give .180 for .2 and .416 for .5."""
+    model = WideResNet222()
+    optimizer = wrap(model, init=init, density=density)
+    total = sum(layer.numel for layer in optimizer.layers)
+    assert abs(optimizer.density * total - density * total) <= len(optimizer.layers) / 2
+    live = sum(int(mask.sum()) for mask in optimizer.masks.values())
+    assert optimizer.density == pytest.approx(live / total)
+
+
+def test_erk_makes_the_layers_dense_that_the_paper_names():
+    """First convolution, two shortcuts and the linear layer at .1, the third shortcut too at .2."""
+    at_a_tenth = full_layers(wrap(WideResNet222(), init="erk", density=0.1))
+    at_a_fifth = full_layers(wrap(WideResNet222(), init="erk", density=0.2))
+    stem_and_head = {"conv1.weight", "fc.weight"}
+    shortcuts = [f"blocks.{i}.shortcut.weight" for i in (0, 3, 6)]
+    assert at_a_tenth == stem_and_head | set(shortcuts[:2])
+    assert at_a_fifth == stem_and_head | set(shortcuts)
+
+
+def test_uniform_keeps_the_first_layer_dense_without_making_up_for_it():
+    model = WideResNet222()
+    optimizer = wrap(model, init="uniform", density=0.1)
+    assert full_layers(optimizer) == {"conv1.weight"}
+    for layer in optimizer.layers[1:]:
+        assert layer.live == round(0.1 * layer.numel)
+    assert optimizer.density > 0.1
+
+
+def test_every_layer_keeps_at_least_one_weight():
+    model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 3), nn.Linear(3, 2))
+    optimizer = wrap(model, init="uniform", density=0.001)
+    assert [layer.live for layer in optimizer.layers] == [10_000, 1, 1]
+
+
+@pytest.mark.parametrize("key", ["fc1", "fc1.weight"])
+def test_a_mapping_gives_layers_their_own_density(key):
+    """Layers are called by the name of the module or of its weight; others take `density`."""
+    model = make()
+    optimizer = wrap(model, init={key: 0.25, "conv2": 0.5}, density=0.3)
+    by_name = {layer.name: layer for layer in optimizer.layers}
+    assert by_name["fc1.weight"].live == round(0.25 * model.fc1.weight.numel())
+    assert by_name["conv2.weight"].live == round(0.5 * model.conv2.weight.numel())
+    assert by_name["fc2.weight"].live == round(0.3 * model.fc2.weight.numel())
+
+
+def test_a_function_of_shapes_and_density():
+    seen = {}
+
+    def halve(shapes, density):
+        seen.update(shapes)
+        return {name: density / 2 if "conv" in name else density for name in shapes}
+
+    model = make()
+    optimizer = wrap(model, init=halve, density=0.4)
+    assert {name: tuple(shape) for name, shape in seen.items()} == {
+        name: tuple(p.shape) for name, p in weights_of(model).items()
+    }
+    assert_counts(optimizer, [0.2, 0.2, 0.4, 0.4])
+
+
+def test_a_function_that_forgets_a_layer_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"conv1\.weight"):
+        wrap(make(), init=lambda shapes, density: {"fc1.weight": density})
+
+
+@pytest.mark.parametrize("init", ["erk", "er", "uniform"])
+def test_frozen_layers_take_no_part_in_the_distribution(init):
+    model = make()
+    model.conv1.weight.requires_grad_(False)
+    model.fc2.weight.requires_grad_(False)
+    optimizer = wrap(model, init=init, density=0.2)
+    assert [layer.name for layer in optimizer.layers] == ["conv2.weight", "fc1.weight"]
+    shapes = [tuple(model.conv2.weight.shape), tuple(model.fc1.weight.shape)]
+    assert_counts(optimizer, ORACLES[init](shapes, 0.2))
+
+
+def test_er_counts_a_convolution_by_its_channels_only():
+    """ER and ERK differ on kernels and agree on matrices."""
+    matrices = nn.Sequential(nn.Linear(40, 60), nn.Linear(60, 20), nn.Linear(20, 30))
+    er = wrap(matrices, init="er", density=0.3)
+    counts = [layer.live for layer in er.layers]
+    er.detach()
+    erk = wrap(nn.Sequential(nn.Linear(40, 60), nn.Linear(60, 20), nn.Linear(20, 30)), density=0.3)
+    assert counts == [layer.live for layer in erk.layers]
+
+    raw = {}
+    for init in ("er", "erk"):
+        layers = wrap(WideResNet222(), init=init, density=0.05).layers
+        by_name = {layer.name: layer for layer in layers}
+        three, one = by_name["blocks.4.conv1.weight"], by_name["blocks.7.conv1.weight"]
+        raw[init] = three.density / one.density
+    assert raw["er"] == pytest.approx((64 + 64) / (64 * 64) * (128 * 128) / (128 + 128), rel=0.01)
+    assert raw["erk"] == pytest.approx(
+        (64 + 64 + 6) / (64 * 64 * 9) * (128 * 128 * 9) / (128 + 128 + 6), rel=0.01
+    )
+
+
+@pytest.mark.parametrize("method", ["static", "set", "rigl"])
+def test_counts_are_exact_for_ever(method):
+    """Bernoulli masks drift; exact ones do not."""
+    model = make()
+    optimizer = wrap(model, method=method, density=0.13, delta_t=1)
+    expected = {layer.name: layer.live for layer in optimizer.layers}
+    for _ in range(60):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        live = {name: int(mask.sum()) for name, mask in optimizer.masks.items()}
+        assert live == {layer.name: layer.live for layer in optimizer.layers} == expected
+    assert method == "static" or len(optimizer.history) == 60
+
+
+def test_the_oracle_solves_for_the_density():
+    """The oracle against the definition: proportional below 1, the total as asked for."""
+    shapes = [(16, 3, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (10, 64)]
+    densities = oracle.erk_densities(shapes, 0.3)
+    total = sum(math.prod(shape) for shape in shapes)
+    live = sum(d * math.prod(shape) for d, shape in zip(densities, shapes, strict=True))
+    assert live == pytest.approx(0.3 * total)
+    ratios = [
+        d * math.prod(shape) / sum(shape)
+        for d, shape in zip(densities, shapes, strict=True)
+        if d < 1
+    ]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
+    assert len(SPARSE_NAMES) == 4

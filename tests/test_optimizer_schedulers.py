@@ -1,0 +1,163 @@
+"""Every learning-rate scheduler of torch, made before or after wrapping."""
+
+import copy
+import inspect
+import warnings
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from sparseopt import SparseOptimizer
+from tests.support.catalogue import build
+from tests.support.looking import assert_same_weights
+from tests.support.nets import make
+from tests.support.training import backward, train_step
+
+STEPS = 16
+SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3, "method": "static"}
+
+MAKERS = {
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ExponentialLR(o, 0.9), lr_scheduler.LinearLR(o)]
+    ),
+    "ConstantLR": lr_scheduler.ConstantLR,
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=STEPS),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=5),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.001, 0.1, step_size_up=4),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 1 / (1 + epoch)),
+    "LinearLR": lr_scheduler.LinearLR,
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [3, 7]),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda _: 0.9),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=STEPS + 1),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, total_iters=STEPS),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)], [4]
+    ),
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 3),
+}
+
+
+def test_the_list_is_torchs_own():
+    theirs = {
+        name
+        for name, value in vars(lr_scheduler).items()
+        if inspect.isclass(value)
+        and issubclass(value, lr_scheduler.LRScheduler)
+        and not name.startswith("_")
+        and value is not lr_scheduler.LRScheduler
+    }
+    assert theirs == set(MAKERS)
+
+
+def rates_of(optimizer):
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def advance(scheduler):
+    args = (1.0,) if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else ()
+    scheduler.step(*args)
+
+
+def plain_run(name):
+    """Learning rates and weights of a plain optimizer whose model is masked by nothing."""
+    model = make()
+    optimizer = build("SGD", model.parameters())
+    scheduler, seen = MAKERS[name](optimizer), []
+    for t in range(1, STEPS + 1):
+        train_step(model, optimizer, t)
+        advance(scheduler)
+        seen.append(rates_of(optimizer))
+    return model, seen
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_learning_rates_arrive(name, when):
+    """At density 1 the run is the plain one to the last bit, so every rate arrived in time."""
+    plain_model, expected = plain_run(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step")
+        model = make()
+        inner = build("SGD", model.parameters())
+        if when == "before":
+            scheduler = MAKERS[name](inner)
+        optimizer = SparseOptimizer(inner, model, **{**SETTINGS, "density": 1.0})
+        if when == "after":
+            scheduler = MAKERS[name](optimizer)
+        seen = []
+        for t in range(1, STEPS + 1):
+            train_step(model, optimizer, t)
+            advance(scheduler)
+            assert rates_of(optimizer) == rates_of(optimizer.inner)
+            seen.append(rates_of(optimizer))
+    assert seen == expected
+    assert_same_weights(model, plain_model)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_no_warning_where_the_first_steps_are_update_steps(when):
+    """An update step does not step the inner optimizer, and the scheduler must not complain."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = make()
+        inner = build("SGD", model.parameters())
+        settings = {**SETTINGS, "method": "rigl", "delta_t": 1}
+        if when == "before":
+            scheduler = MAKERS["StepLR"](inner)
+        optimizer = SparseOptimizer(inner, model, **settings)
+        if when == "after":
+            scheduler = MAKERS["StepLR"](optimizer)
+        for t in range(1, 6):
+            backward(model, t)
+            optimizer.step()
+            scheduler.step()
+    assert len(optimizer.history) == 5
+
+
+def test_a_scheduler_and_the_optimizer_come_back_from_a_checkpoint():
+    """The rate that the scheduler sets after loading is the one that trains."""
+    model = make()
+    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **SETTINGS)
+    scheduler = MAKERS["ExponentialLR"](optimizer)
+    for t in range(1, 7):
+        train_step(model, optimizer, t)
+        scheduler.step()
+
+    other = make()
+    fresh = SparseOptimizer(build("SGD", other.parameters()), other, **SETTINGS)
+    fresh_scheduler = MAKERS["ExponentialLR"](fresh)
+    other.load_state_dict(model.state_dict())
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    fresh_scheduler.load_state_dict(scheduler.state_dict())
+    for t in range(7, 13):
+        for net, one, its_scheduler in (
+            (model, optimizer, scheduler),
+            (other, fresh, fresh_scheduler),
+        ):
+            train_step(net, one, t)
+            its_scheduler.step()
+        assert rates_of(fresh) == rates_of(optimizer) == rates_of(fresh.inner)
+    assert_same_weights(model, other)
+
+
+def test_swa_averages_what_the_optimizer_trains():
+    model = make()
+    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **SETTINGS)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    scheduler = torch.optim.swa_utils.SWALR(optimizer, swa_lr=0.01, anneal_epochs=3)
+    seen = []
+    for t in range(1, 9):
+        train_step(model, optimizer, t)
+        average.update_parameters(model)
+        scheduler.step()
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    assert optimizer.inner.param_groups[0]["lr"] == pytest.approx(0.01)
+    for name, p in average.module.named_parameters():
+        mean = torch.stack([weights[name] for weights in seen]).mean(0)
+        torch.testing.assert_close(p.detach(), mean)
+        if name in optimizer.masks:
+            assert not p[~optimizer.masks[name]].any()
