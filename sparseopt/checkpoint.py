@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 from sparseopt.discovery import canonical_name
 from sparseopt.errors import CheckpointError
 from sparseopt.layers import SparseLayer
+from sparseopt.methods.base import Method
 
-__all__ = ["SavedLayer", "SavedState", "attach", "extract", "match_layers"]
+__all__ = ["SavedLayer", "SavedState", "attach", "check_kind", "extract", "match_layers"]
 
 PROGRESS_KEY: Final = "sparseopt"
 MASK_KEY: Final = "sparse_mask"
@@ -113,6 +114,29 @@ def extract(state_dict: Mapping[str, Any]) -> SavedState:
         )
     inner = {**state_dict, "state": state, "param_groups": groups}
     return SavedState(inner, layers, progress["named"], progress)
+
+
+def check_kind(saved: SavedState, inner: Optimizer, method: Method) -> None:
+    """Check that a checkpoint is of this method and of an inner optimizer like this one.
+
+    One of another class is let through if its param groups have the same settings, as those of
+    Adam and AdamW.
+
+    Raises:
+        CheckpointError: if it is not.
+    """
+    if saved.progress["method"] != method.name:
+        raise CheckpointError(
+            f"the checkpoint is of method {saved.progress['method']!r}, but this optimizer has "
+            f"method={method.name!r}."
+        )
+    theirs, mine = saved.progress["optimizer"], type(inner).__name__
+    settings = set(inner.param_groups[0]) - set(saved.inner["param_groups"][0])
+    if theirs != mine and settings:
+        raise CheckpointError(
+            f"the checkpoint is of inner optimizer {theirs}, but this one is {mine}, whose "
+            f"{sorted(settings)[0]!r} the checkpoint does not have."
+        )
 
 
 def match_layers(

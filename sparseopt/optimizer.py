@@ -19,7 +19,6 @@ from sparseopt.backup import WeightBackup
 from sparseopt.construction import Wishes, build_layers, check_wrappable, has_names, more_layers
 from sparseopt.distributed import agree_on_seed
 from sparseopt.distributions import Distribution
-from sparseopt.errors import CheckpointError
 from sparseopt.facade import OptimizerFacade
 from sparseopt.flops import Accountant, FlopsReport
 from sparseopt.flops.recording import InputRecorder
@@ -217,6 +216,7 @@ class SparseOptimizer(OptimizerFacade):
             named=self._named,
             progress={
                 "method": self.method.name,
+                "optimizer": type(self.inner).__name__,
                 "compact": isinstance(self._store, CompactState),
                 **self._progress.as_dict(),
             },
@@ -240,11 +240,7 @@ class SparseOptimizer(OptimizerFacade):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
         saved = checkpoint.extract(state_dict)
-        if saved.progress["method"] != self.method.name:
-            raise CheckpointError(
-                f"the checkpoint is of method {saved.progress['method']!r}, but this optimizer "
-                f"has method={self.method.name!r}."
-            )
+        checkpoint.check_kind(saved, self.inner, self.method)
         pairs = checkpoint.match_layers(saved, self.inner, self._layers, named=self._named)
         self.inner.load_state_dict(saved.inner)
         if self._backup is not None:

@@ -121,3 +121,52 @@ def test_any_scores_against_pythons_own_sort(values, share, dtype):
     order = oracle.brute_force_order(everything, logical(scores), smallest_first=False)
     mask = largest(scores, k)
     assert sorted(order[:k]) == mask.nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("where", ["on", "off", "first", "last", "ascending", "descending"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_layers_whose_large_scores_hide_from_a_sample(where, dtype):
+    """However a partial selection looks at the scores first, the result is exact."""
+    numel, every = 40_000, 67
+    position = torch.arange(numel)
+    large = {
+        "on": position % every == 0,
+        "off": position % every == 1,
+        "first": position < 500,
+        "last": position >= numel - 500,
+        "ascending": position >= 0,
+        "descending": position >= 0,
+    }[where]
+    height = {"ascending": position, "descending": numel - position}.get(where, 1 + position % 3)
+    scores = torch.where(large, height.double(), -1.0).to(dtype)
+    for k in (1, 100, 499, 500, 597, 598, 2000, 9_999, 10_001):
+        assert_largest(scores, k)
+
+
+@pytest.mark.parametrize("numel", [50, 40_000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_excluded_scores_are_never_marked(dtype, numel, device):
+    if device == "mps" and dtype == torch.float64:
+        pytest.skip("MPS has no float64")
+    scores = torch.randint(-2, 3, (numel,)).to(dtype).to(device)
+    excluded = torch.rand(numel).to(device) < 0.7
+    free = logical(~excluded)
+    for k in (0, 1, numel // 10, int(free.sum()) - 1, int(free.sum())):
+        order = np.flatnonzero(free)[np.argsort(-logical(scores)[free], kind="stable")[:k]]
+        expected = np.zeros(numel, dtype=bool)
+        expected[order] = True
+        np.testing.assert_array_equal(logical(largest(scores, k, excluded)), expected)
+    if device == "cpu":  # elsewhere it would wait for the device
+        with pytest.raises(ValueError, match=str(int(free.sum()) + 1)):
+            largest(scores, int(free.sum()) + 1, excluded)
+
+
+@pytest.mark.parametrize("numel", [50, 40_000])
+def test_scores_that_are_no_number_come_last(numel):
+    scores = torch.randn(numel)
+    scores[::2] = float("nan")
+    numbers = torch.where(scores.isnan(), -torch.inf, scores)
+    for k in (1, numel // 10, numel // 2 - 1, numel // 2):
+        np.testing.assert_array_equal(
+            logical(largest(scores, k)), oracle.largest(logical(numbers), k)
+        )

@@ -89,4 +89,5 @@ class CompactState(StateStore):
                 weight.grad = None
                 weight.data = dense
                 weight.grad = gradient
-                layer.scatter_(weight, values)
+                # Zeroed first, in case somebody wrote to dropped weights.
+                layer.scatter_(weight.detach().zero_(), values)
