@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sparseopt.layers import SparseLayer
 
@@ -39,3 +40,16 @@ class Usage:
             layer.name: self.live_steps.get(layer.name, 0) + steps * layer.live for layer in layers
         }
         return Usage(step, live_steps, self.dense_gradients + dense_gradients)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values under keys that are always the same, for a checkpoint."""
+        return {
+            "counted": self.counted,
+            "live_steps": tuple(self.live_steps.items()),
+            "dense_gradients": self.dense_gradients,
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Usage:
+        """Undo :meth:`as_dict`."""
+        return cls(**{**saved, "live_steps": dict(saved["live_steps"])})

@@ -63,7 +63,8 @@ def count_operations(
         kwargs: keyword inputs.
     """
     counter = _Counter(model, masks)
-    with _undisturbed(model), torch.no_grad(), counter:
+    eagerly = torch.compiler.set_stance("force_eager")
+    with _undisturbed(model), torch.no_grad(), eagerly, counter:
         model(*args, **kwargs)
     return counter.operations
 
