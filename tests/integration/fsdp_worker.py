@@ -3,6 +3,7 @@
 A job is one of the functions at the end. What it returns is of whole tensors, and rank 0 saves it.
 """
 
+import copy
 import sys
 import warnings
 from pathlib import Path
@@ -71,12 +72,12 @@ def my_loss(model: nn.Module, index: int) -> torch.Tensor:
 def whole(values):
     """Copies of all tensors in `values`, DTensors brought together."""
 
-    def copy(value):
+    def together(value):
         if isinstance(value, DTensor):
             value = value.detach().full_tensor()
         return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
-    return tree_map(copy, values)
+    return tree_map(together, values)
 
 
 def train(model: nn.Module, optimizer: SparseOptimizer, start: int, stop: int) -> dict:
@@ -171,7 +172,8 @@ def save(folder: Path) -> dict:
         weights, state = get_state_dict(model, optimizer)
         dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / f"{method}-{name}")
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        whole_state = get_state_dict(model, optimizer, options=options)
+        # On the CPU it holds some tensors themselves, which training goes on to change.
+        whole_state = copy.deepcopy(get_state_dict(model, optimizer, options=options))
         saved = outcome(model, optimizer)
         rest = train(model, optimizer, STOP, STEPS)
         seen[method, name] = {"saved": saved, "whole": whole_state, **rest}

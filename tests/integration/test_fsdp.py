@@ -1,5 +1,6 @@
 """FSDP2 over real processes: a layer is one layer, however many ranks hold parts of it."""
 
+import copy
 import re
 
 import numpy as np
@@ -7,7 +8,16 @@ import pytest
 import torch
 
 from sparseopt import SparseOptimizer
-from tests.integration.fsdp_worker import CHECKPOINTED, RUNS, SETTINGS, STEPS, STOP, begin, dense
+from tests.integration.fsdp_worker import (
+    CHECKPOINTED,
+    RUNS,
+    SETTINGS,
+    STEPS,
+    STOP,
+    begin,
+    dense,
+    outcome,
+)
 from tests.integration.fsdp_worker import train as train_here
 from tests.integration.processes import finish, free_port, start
 from tests.support.looking import logical
@@ -201,6 +211,25 @@ def test_a_checkpoint_of_two_ranks_is_resumed_on_any_number(two, resumed, run, r
     assert_equal(rest["final_masks"], uninterrupted["final_masks"])
     assert rest["history"] == uninterrupted["history"]
     assert rest["history"][-1]["step"] > STOP
+
+
+@pytest.mark.parametrize("state", ["compact", "masked"])
+@pytest.mark.parametrize("run", CHECKPOINTED, ids=CHECKPOINT_IDS)
+def test_a_whole_checkpoint_of_two_ranks_is_resumed_without_any(two, run, state):
+    """`full_state_dict=True`, loaded by `load_state_dict()` where nothing is sharded."""
+    weights, whole_state = copy.deepcopy(two["save"][run]["whole"])
+    model = dense(seed=1)
+    optimizer = begin(model, *run, seed=8, state=state)
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(whole_state)
+    saved, loaded = two["save"][run]["saved"], outcome(model, optimizer)
+    for part in ("final", "final_masks"):
+        assert_equal(loaded[part], saved[part])
+    for part in ("live", "explored", "history", "steps"):
+        assert loaded[part] == saved[part], part
+    rest = train_here(model, optimizer, STOP, STEPS)
+    assert_close(rest["final"], two["save"][run]["final"])
+    assert_equal(rest["final_masks"], two["save"][run]["final_masks"])
 
 
 def test_compact_state_is_refused_for_sharded_weights_with_the_reason(two):
