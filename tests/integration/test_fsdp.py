@@ -65,7 +65,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(folder):
-    return launch(folder, 2, "runs", "replaced", "one_bad_shard", "save", "resume", "refused")
+    return launch(
+        folder,
+        2,
+        "runs",
+        "tensor_parallel",
+        "replaced",
+        "one_bad_shard",
+        "save",
+        "resume",
+        "refused",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +191,18 @@ def test_parameters_that_are_replaced_after_wrapping_are_followed(two):
         assert_equal(seen["masks"][t], expected["masks"][t])
         assert_close(seen["gradients"][t], expected["gradients"][t])
     assert_close(seen["final"], expected["final"])
+
+
+def test_tensor_parallel_weights_train_as_in_one_process(two):
+    """Spread by rows and by columns, beside weights that are not spread at all."""
+    seen, model = two["tensor_parallel"], dense()
+    expected = train_here(model, begin(model, "rigl", "AdamW"), 0, STEPS)
+    assert seen["sharded"] == ["Tensor", "Tensor", "DTensor", "DTensor"]
+    for t in range(STEPS):
+        assert_equal(seen["masks"][t], expected["masks"][t])
+        assert_close(seen["gradients"][t], expected["gradients"][t])
+    assert_close(seen["final"], expected["final"])
+    assert seen["history"] == expected["history"]
 
 
 def test_replicas_of_shards_agree_whatever_the_ranks_seeds(four):
