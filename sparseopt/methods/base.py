@@ -81,12 +81,14 @@ class Method(ABC):
         name: what ``method=`` takes.
         needs_dense_gradient: whether update steps need the gradient of weights that are not live.
             If so, ``weight.grad`` is left dense on update steps.
+        needs_gradient: whether a layer without a gradient sits updates out.
         needs_horizon: whether training can't start before the number of steps is known.
         moves_masks: whether there is any update at all.
     """
 
     name: ClassVar[str]
     needs_dense_gradient: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = True
     needs_horizon: ClassVar[bool] = False
     moves_masks: ClassVar[bool] = True
 

@@ -45,6 +45,8 @@ class Pruning(Method):
 
     name: ClassVar[str] = "pruning"
     needs_horizon: ClassVar[bool] = True
+    # A layer that happens to be unused at the last update would else keep all its weights for ever.
+    needs_gradient: ClassVar[bool] = False
 
     scope: Literal["global", "layer"] = "global"
 
