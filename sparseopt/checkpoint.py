@@ -77,10 +77,11 @@ def attach(
             }
         )
         if not (layer.is_full and layer.is_dense):
+            # Copies, for distributed checkpointing loads into the tensors that it finds here.
             state[index] = {
                 **state.get(index, {}),
-                MASK_KEY: layer.mask,
-                EVER_LIVE_KEY: layer.ever_live_bits,
+                MASK_KEY: layer.mask.clone(),
+                EVER_LIVE_KEY: layer.ever_live_bits.clone(),
             }
     groups = [dict(group) for group in state_dict["param_groups"]]
     groups[0][PROGRESS_KEY] = {**progress, "named": named, "layers": tuple(entries)}

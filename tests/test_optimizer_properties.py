@@ -4,6 +4,7 @@ import copy
 import itertools
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from tests.support.looking import (
     masks_of,
     per_weight_state,
 )
+
+pytestmark = pytest.mark.compatibility("Invariants")
 
 
 @st.composite
