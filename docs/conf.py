@@ -14,6 +14,7 @@ release = version = installed_version("sparseopt")
 
 extensions = [
     "committed_results",
+    "compatibility",
     "completeness",
     "myst_parser",
     "sphinx.ext.autodoc",
