@@ -4,13 +4,18 @@ from sparseopt.errors import CheckpointError, NoSparseLayerError
 from sparseopt.flops import FlopsReport, LayerFlops
 from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer
+from sparseopt.memory import Accumulated, GradientMemory, Smoothed
 from sparseopt.methods import (
     SET,
+    SNFS,
     DropGrow,
     Method,
     Move,
     Pruning,
+    Redistributing,
     RigL,
+    RigLSG,
+    RigLSM,
     Static,
     TrainingCost,
     Update,
@@ -24,15 +29,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SET",
+    "SNFS",
+    "Accumulated",
     "CheckpointError",
     "DropGrow",
     "FlopsReport",
+    "GradientMemory",
     "LayerFlops",
     "Method",
     "Move",
     "NoSparseLayerError",
     "Pruning",
+    "Redistributing",
     "RigL",
+    "RigLSG",
+    "RigLSM",
+    "Smoothed",
     "SparseLayer",
     "SparseOptimizer",
     "Static",

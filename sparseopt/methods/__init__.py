@@ -2,18 +2,25 @@
 
 from sparseopt.methods.base import DropGrow, Method, Move, TrainingCost, Update
 from sparseopt.methods.pruning import Pruning
+from sparseopt.methods.redistribution import Redistributing
 from sparseopt.methods.registry import available_methods, get_method, register_method
 from sparseopt.methods.rigl import RigL
+from sparseopt.methods.rigl_redistributed import RigLSG, RigLSM
 from sparseopt.methods.set import SET
+from sparseopt.methods.snfs import SNFS
 from sparseopt.methods.static import Static
 
 __all__ = [
     "SET",
+    "SNFS",
     "DropGrow",
     "Method",
     "Move",
     "Pruning",
+    "Redistributing",
     "RigL",
+    "RigLSG",
+    "RigLSM",
     "Static",
     "TrainingCost",
     "Update",

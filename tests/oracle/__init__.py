@@ -15,6 +15,13 @@ from tests.oracle.methods import (
     regrowth,
 )
 from tests.oracle.pruning import PruningOracle
+from tests.oracle.redistribution import (
+    RigLSGOracle,
+    RigLSMOracle,
+    SmoothedRigLOracle,
+    SNFSOracle,
+    water_level,
+)
 from tests.oracle.schedules import cosine_fraction, default_t_end, is_update_step
 from tests.oracle.selection import brute_force_order, largest, smallest
 
@@ -22,7 +29,11 @@ __all__ = [
     "LayerUpdate",
     "PruningOracle",
     "RigLOracle",
+    "RigLSGOracle",
+    "RigLSMOracle",
     "SETOracle",
+    "SNFSOracle",
+    "SmoothedRigLOracle",
     "StaticOracle",
     "brute_force_order",
     "cosine_fraction",
@@ -36,4 +47,5 @@ __all__ = [
     "regrowth",
     "smallest",
     "uniform_densities",
+    "water_level",
 ]
