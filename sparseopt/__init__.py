@@ -6,9 +6,11 @@ from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer
 from sparseopt.memory import Accumulated, GradientMemory, Smoothed
 from sparseopt.methods import (
+    NM,
     SET,
     SNFS,
     DropGrow,
+    GraNet,
     Method,
     Move,
     Pruning,
@@ -28,12 +30,14 @@ from sparseopt.schedules import UpdateSchedule
 __version__ = "0.1.0"
 
 __all__ = [
+    "NM",
     "SET",
     "SNFS",
     "Accumulated",
     "CheckpointError",
     "DropGrow",
     "FlopsReport",
+    "GraNet",
     "GradientMemory",
     "LayerFlops",
     "Method",

@@ -55,6 +55,16 @@ def check_seed(argument: str, value: object) -> int:
     return seed
 
 
+def check_count(argument: str, value: object, *, minimum: int) -> int:
+    """Return ``value`` as an int that is at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{argument}={value!r} must be a whole number.")
+    count = int(value)
+    if count < minimum:
+        raise ValueError(f"{argument}={value!r} must be at least {minimum}.")
+    return count
+
+
 def check_steps(argument: str, value: object, *, minimum: int) -> int:
     """Return ``value`` as an int that is at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral):

@@ -1,6 +1,8 @@
 """The methods: a file each."""
 
 from sparseopt.methods.base import DropGrow, Method, Move, TrainingCost, Update
+from sparseopt.methods.granet import GraNet
+from sparseopt.methods.n_of_m import NM
 from sparseopt.methods.pruning import Pruning
 from sparseopt.methods.redistribution import Redistributing
 from sparseopt.methods.registry import available_methods, get_method, register_method
@@ -11,9 +13,11 @@ from sparseopt.methods.snfs import SNFS
 from sparseopt.methods.static import Static
 
 __all__ = [
+    "NM",
     "SET",
     "SNFS",
     "DropGrow",
+    "GraNet",
     "Method",
     "Move",
     "Pruning",

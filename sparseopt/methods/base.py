@@ -14,6 +14,7 @@ from sparseopt._validation import check_choice
 from sparseopt.layers import Regrow, SparseLayer
 from sparseopt.memory import GradientMemory, RememberedGradients
 from sparseopt.schedules import UpdateSchedule
+from sparseopt.selection import largest
 
 __all__ = ["DropGrow", "Method", "Move", "TrainingCost", "Update"]
 
@@ -131,9 +132,21 @@ class Method(ABC):
         """Whether ``step``, counted from 1, is an update step."""
         return schedule.is_update(step)
 
-    def initial_live(self, layer_numel: int, target: int) -> int:
-        """Return how many weights of a layer are live before the first step."""
+    def initial_density(self, density: float) -> float:
+        """Return the density that training starts from, at least its target ``density``."""
+        return density
+
+    def live_count(self, shape: tuple[int, ...], target: int) -> int:
+        """Return the final live count of a layer: ``target``, or what the method can have."""
         return target
+
+    def initial_mask(self, scores: Tensor, live: int) -> Tensor:
+        """Return the mask of the ``live`` highest scores, bool, of their shape.
+
+        A method whose masks have a structure returns the best mask that has it, and so refuses
+        masks that don't: those which, as scores, don't come back the same.
+        """
+        return largest(scores.reshape(-1), live).view(scores.shape)
 
     @abstractmethod
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:

@@ -6,6 +6,7 @@ format.
 """
 
 from tests.oracle.distributions import er_densities, erk_densities, live_counts, uniform_densities
+from tests.oracle.granet import GraNetOracle
 from tests.oracle.masks import random_masks
 from tests.oracle.methods import (
     LayerUpdate,
@@ -14,6 +15,7 @@ from tests.oracle.methods import (
     StaticOracle,
     regrowth,
 )
+from tests.oracle.n_of_m import NMOracle, best_n_of_m, groups
 from tests.oracle.pruning import PruningOracle
 from tests.oracle.redistribution import (
     RigLSGOracle,
@@ -26,7 +28,9 @@ from tests.oracle.schedules import cosine_fraction, default_t_end, is_update_ste
 from tests.oracle.selection import brute_force_order, largest, smallest
 
 __all__ = [
+    "GraNetOracle",
     "LayerUpdate",
+    "NMOracle",
     "PruningOracle",
     "RigLOracle",
     "RigLSGOracle",
@@ -35,11 +39,13 @@ __all__ = [
     "SNFSOracle",
     "SmoothedRigLOracle",
     "StaticOracle",
+    "best_n_of_m",
     "brute_force_order",
     "cosine_fraction",
     "default_t_end",
     "er_densities",
     "erk_densities",
+    "groups",
     "is_update_step",
     "largest",
     "live_counts",
