@@ -4,11 +4,14 @@ from sparseopt.errors import CheckpointError, NoSparseLayerError
 from sparseopt.flops import FlopsReport, LayerFlops
 from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer
+from sparseopt.lottery import final_masks, shuffle_masks
 from sparseopt.memory import Accumulated, GradientMemory, Smoothed
 from sparseopt.methods import (
+    MEST,
     NM,
     SET,
     SNFS,
+    Compose,
     DropGrow,
     GraNet,
     Method,
@@ -30,11 +33,13 @@ from sparseopt.schedules import UpdateSchedule
 __version__ = "0.1.0"
 
 __all__ = [
+    "MEST",
     "NM",
     "SET",
     "SNFS",
     "Accumulated",
     "CheckpointError",
+    "Compose",
     "DropGrow",
     "FlopsReport",
     "GraNet",
@@ -57,5 +62,7 @@ __all__ = [
     "UpdateRecord",
     "UpdateSchedule",
     "available_methods",
+    "final_masks",
     "register_method",
+    "shuffle_masks",
 ]

@@ -45,6 +45,16 @@ def check_fraction(argument: str, value: object) -> float:
     return fraction
 
 
+def check_not_negative(argument: str, value: object) -> float:
+    """Return ``value`` as a finite float that is at least 0."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{argument}={value!r} must be a number of at least 0.")
+    number = float(value)
+    if not 0.0 <= number < float("inf"):
+        raise ValueError(f"{argument}={value!r} must be finite and at least 0.")
+    return number
+
+
 def check_seed(argument: str, value: object) -> int:
     """Return ``value`` as an int that a torch generator takes."""
     if isinstance(value, bool) or not isinstance(value, Integral):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class GradientMemory(ABC):
         dense: whether gradients of weights that are not live are remembered too.
     """
 
-    dense: bool = True
+    dense: bool = field(default=True, kw_only=True)
 
     @property
     @abstractmethod

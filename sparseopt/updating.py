@@ -96,14 +96,14 @@ class MaskUpdater:
         progress = self.progress
         update = Update(
             step=step,
-            fraction=progress.schedule.fraction(step),
+            fraction=self.method.fraction(step, progress.schedule),
             schedule=progress.schedule,
             total_steps=progress.total_steps,
             generator=progress.generator,
             memory=self.memory,
         )
         usage = progress.usage.advanced(step, self.layers, int(self.needs_dense_gradients()))
-        if progress.schedule.t_end is None:
+        if progress.schedule.t_end is None and not self.method.has_own_schedule:
             self._warn_once(
                 "horizon",
                 "no horizon is known, so the drop fraction stays at "
@@ -137,7 +137,7 @@ class MaskUpdater:
     def check_horizon(self) -> None:
         """Warn if the horizon ends before the first update."""
         schedule, total_steps = self.progress.schedule, self.progress.total_steps
-        if schedule.t_end is None or not self.method.moves_masks:
+        if schedule.t_end is None or not self.method.moves_masks or self.method.has_own_schedule:
             return
         candidates = {schedule.delta_t, schedule.t_end}
         if not any(self.method.is_update(step, schedule, total_steps) for step in candidates):
@@ -168,7 +168,7 @@ class MaskUpdater:
         t_end = progress.schedule.t_end
         if self._lacks_horizon() or all(layer.is_dense for layer in self.layers):
             return False
-        if t_end is not None and step > t_end:
+        if t_end is not None and step > t_end and not self.method.has_own_schedule:
             return False
         if self.memory.rule.steps is None:
             return True

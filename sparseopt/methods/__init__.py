@@ -1,7 +1,9 @@
 """The methods: a file each."""
 
 from sparseopt.methods.base import DropGrow, Method, Move, TrainingCost, Update
+from sparseopt.methods.compose import Compose, Schedule, Score
 from sparseopt.methods.granet import GraNet
+from sparseopt.methods.mest import MEST
 from sparseopt.methods.n_of_m import NM
 from sparseopt.methods.pruning import Pruning
 from sparseopt.methods.redistribution import Redistributing
@@ -13,9 +15,11 @@ from sparseopt.methods.snfs import SNFS
 from sparseopt.methods.static import Static
 
 __all__ = [
+    "MEST",
     "NM",
     "SET",
     "SNFS",
+    "Compose",
     "DropGrow",
     "GraNet",
     "Method",
@@ -25,6 +29,8 @@ __all__ = [
     "RigL",
     "RigLSG",
     "RigLSM",
+    "Schedule",
+    "Score",
     "Static",
     "TrainingCost",
     "Update",

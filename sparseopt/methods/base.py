@@ -108,12 +108,14 @@ class Method(ABC):
             If so, ``weight.grad`` is left dense on update steps.
         needs_horizon: whether training can't start before the number of steps is known.
         moves_masks: whether there is any update at all.
+        has_own_schedule: whether the optimizer's schedule plays no part.
     """
 
     name: ClassVar[str]
     needs_dense_gradient: ClassVar[bool] = False
     needs_horizon: ClassVar[bool] = False
     moves_masks: ClassVar[bool] = True
+    has_own_schedule: ClassVar[bool] = False
 
     regrow: Regrow = "keep"
 
@@ -131,6 +133,10 @@ class Method(ABC):
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
         """Whether ``step``, counted from 1, is an update step."""
         return schedule.is_update(step)
+
+    def fraction(self, step: int, schedule: UpdateSchedule) -> float:
+        """Return the drop fraction at ``step``, in [0, 1]."""
+        return schedule.fraction(step)
 
     def initial_density(self, density: float) -> float:
         """Return the density that training starts from, at least its target ``density``."""

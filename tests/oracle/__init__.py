@@ -8,6 +8,7 @@ format.
 from tests.oracle.distributions import er_densities, erk_densities, live_counts, uniform_densities
 from tests.oracle.granet import GraNetOracle
 from tests.oracle.masks import random_masks
+from tests.oracle.mest import MESTOracle
 from tests.oracle.methods import (
     LayerUpdate,
     RigLOracle,
@@ -18,6 +19,7 @@ from tests.oracle.methods import (
 from tests.oracle.n_of_m import NMOracle, best_n_of_m, groups
 from tests.oracle.pruning import PruningOracle
 from tests.oracle.redistribution import (
+    Momentum,
     RigLSGOracle,
     RigLSMOracle,
     SmoothedRigLOracle,
@@ -30,6 +32,8 @@ from tests.oracle.selection import brute_force_order, largest, smallest
 __all__ = [
     "GraNetOracle",
     "LayerUpdate",
+    "MESTOracle",
+    "Momentum",
     "NMOracle",
     "PruningOracle",
     "RigLOracle",
