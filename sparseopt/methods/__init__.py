@@ -2,6 +2,7 @@
 
 from sparseopt.methods.base import DropGrow, Method, Move, TrainingCost, Update
 from sparseopt.methods.compose import Compose, Schedule, Score
+from sparseopt.methods.gradual import Gradual
 from sparseopt.methods.granet import GraNet
 from sparseopt.methods.mest import MEST
 from sparseopt.methods.n_of_m import NM
@@ -22,6 +23,7 @@ __all__ = [
     "Compose",
     "DropGrow",
     "GraNet",
+    "Gradual",
     "Method",
     "Move",
     "Pruning",
