@@ -5,9 +5,9 @@ import torch
 
 from sparseopt import MEST, SparseOptimizer
 from tests import oracle
-from tests.support.agreement import run_against_oracle
+from tests.support.agreement import run_against_oracle, states
 from tests.support.catalogue import build
-from tests.support.looking import assert_dropped_are_fresh
+from tests.support.looking import assert_dropped_are_fresh, logical, masks_of
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.oracles import oracle_for
 from tests.support.training import train, train_step
@@ -105,3 +105,22 @@ def test_dense_gradients_are_asked_for_only_to_grow_by_them():
 def test_bad_settings_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         MEST(**bad)
+
+
+@pytest.mark.parametrize("regrow", ["keep", "zero", "never"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_an_update_that_only_grows_leaves_all_live_weights_and_their_state(name, regrow, state):
+    model = make()
+    inner = build(name, model.parameters())
+    optimizer = SparseOptimizer(inner, model, method=MEST(regrow=regrow), state=state, **SETTINGS)
+    train(model, optimizer, 3)
+    old, before = masks_of(optimizer), states(optimizer)
+    weights = {layer.name: logical(layer.weight) for layer in optimizer.layers}
+    train(model, optimizer, 1, start=3)
+    assert (optimizer.history[-1].dropped, optimizer.history[-1].grown > 0) == (0, True)
+    for layer in optimizer.layers:
+        live = old[layer.name]
+        assert logical(layer.mask)[live].all()
+        assert (logical(layer.weight)[live] == weights[layer.name][live]).all()
+        for key, values in states(optimizer)[layer.name].items():
+            assert (values[live] == before[layer.name][key][live]).all()
