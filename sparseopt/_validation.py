@@ -45,6 +45,14 @@ def check_fraction(argument: str, value: object) -> float:
     return fraction
 
 
+def check_decay(argument: str, value: object) -> float:
+    """Return ``value`` as a float in [0, 1): the weight of the past in a moving average."""
+    decay = check_fraction(argument, value)
+    if decay == 1.0:
+        raise ValueError(f"{argument}={value!r} must be less than 1, or nothing new counts.")
+    return decay
+
+
 def check_not_negative(argument: str, value: object) -> float:
     """Return ``value`` as a finite float that is at least 0."""
     if isinstance(value, bool) or not isinstance(value, Real):

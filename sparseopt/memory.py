@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sparseopt._validation import check_fraction, check_steps
+from sparseopt._validation import check_decay, check_steps
 from sparseopt.layers import SparseLayer
 
 __all__ = ["Accumulated", "GradientMemory", "RememberedGradients", "Smoothed"]
@@ -71,8 +71,7 @@ class Smoothed(GradientMemory):
     decay: float = 0.9
 
     def __post_init__(self) -> None:
-        if check_fraction("decay", self.decay) == 1.0:
-            raise ValueError(f"decay={self.decay!r} must be less than 1, or nothing is learnt.")
+        check_decay("decay", self.decay)
 
     @property
     def steps(self) -> int | None:

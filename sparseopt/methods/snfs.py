@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from sparseopt._validation import check_decay
 from sparseopt.layers import SparseLayer
 from sparseopt.memory import GradientMemory, Smoothed
 from sparseopt.methods.base import TrainingCost, Update
@@ -55,7 +56,7 @@ class SNFS(Redistributing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Smoothed(decay=self.momentum)
+        check_decay("momentum", self.momentum)
 
     @property
     def memory(self) -> GradientMemory:
