@@ -4,13 +4,24 @@ from sparseopt.errors import CheckpointError, NoSparseLayerError
 from sparseopt.flops import FlopsReport, LayerFlops
 from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer
+from sparseopt.lottery import final_masks, shuffle_masks
+from sparseopt.memory import Accumulated, GradientMemory, Smoothed
 from sparseopt.methods import (
+    MEST,
+    NM,
     SET,
+    SNFS,
+    Compose,
     DropGrow,
+    Gradual,
+    GraNet,
     Method,
     Move,
     Pruning,
+    Redistributing,
     RigL,
+    RigLSG,
+    RigLSM,
     Static,
     TrainingCost,
     Update,
@@ -23,16 +34,28 @@ from sparseopt.schedules import UpdateSchedule
 __version__ = "0.1.0"
 
 __all__ = [
+    "MEST",
+    "NM",
     "SET",
+    "SNFS",
+    "Accumulated",
     "CheckpointError",
+    "Compose",
     "DropGrow",
     "FlopsReport",
+    "GraNet",
+    "GradientMemory",
+    "Gradual",
     "LayerFlops",
     "Method",
     "Move",
     "NoSparseLayerError",
     "Pruning",
+    "Redistributing",
     "RigL",
+    "RigLSG",
+    "RigLSM",
+    "Smoothed",
     "SparseLayer",
     "SparseOptimizer",
     "Static",
@@ -41,5 +64,7 @@ __all__ = [
     "UpdateRecord",
     "UpdateSchedule",
     "available_methods",
+    "final_masks",
     "register_method",
+    "shuffle_masks",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparseopt.layers import SparseLayer
@@ -40,6 +40,10 @@ class Usage:
             layer.name: self.live_steps.get(layer.name, 0) + steps * layer.live for layer in layers
         }
         return Usage(step, live_steps, self.dense_gradients + dense_gradients)
+
+    def with_dense_gradient(self) -> Usage:
+        """Return the same with one more step whose gradients were dense."""
+        return replace(self, dense_gradients=self.dense_gradients + 1)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values under keys that are always the same, for a checkpoint."""

@@ -81,7 +81,8 @@ def test_reduced_gradients_are_masked_on_ordinary_steps_and_the_dense_mean_on_up
         updating = first["updating"][t]
         assert updating == second["updating"][t]
         masks = first["masks"][t - 1] if t else first["masks"][0]
-        dense = updating and run in {"rigl", "accumulated"}
+        remembered = run == "snfs" and t + 1 <= int(0.75 * STEPS)
+        dense = remembered or (updating and run in {"rigl", "accumulated"})
         updates, ordinary = updates + updating, ordinary + (not updating)
         total = 0.0
         for name, gradient in first["gradients"][t].items():
@@ -115,7 +116,7 @@ def test_rank_zeros_seed_decides_where_none_is_given(ranks):
             assert logical(mask_of(rank["static"]["masks"][0], name)).tolist() == mask.tolist()
 
 
-@pytest.mark.parametrize("run", ["set", "seeded", "rigl", "pruning", "accumulated"])
+@pytest.mark.parametrize("run", ["set", "seeded", "rigl", "pruning", "snfs", "accumulated"])
 def test_masks_follow_from_the_averaged_gradients(ranks, run):
     """The oracle, given the gradient of both ranks together, makes the same masks."""
     seen = ranks[0][run]
@@ -124,10 +125,12 @@ def test_masks_follow_from_the_averaged_gradients(ranks, run):
     oracle = oracle_for(method, make(), seed=seed, **SETTINGS)
     for t in range(1, STEPS + 1):
         assert oracle.is_update(t) == seen["updating"][t - 1]
+        gradients = {name: logical(seen["gradients"][t - 1][name]) for name in SPARSE_NAMES}
         if oracle.is_update(t):
             weights = {name: logical(seen["weights"][t - 1][name]) for name in SPARSE_NAMES}
-            gradients = {name: logical(seen["gradients"][t - 1][name]) for name in SPARSE_NAMES}
             oracle.update(t, weights, gradients)
+        else:
+            oracle.observe(t, gradients)
         for name in SPARSE_NAMES:
             mask = logical(mask_of(seen["masks"][t - 1], name))
             np.testing.assert_array_equal(mask, oracle.masks[name], err_msg=f"{name} at {t}")
