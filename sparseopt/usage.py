@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sparseopt.layers import SparseLayer
@@ -12,7 +12,7 @@ __all__ = ["Usage"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Live weights summed over steps, by layer, and the number of update steps.
+    """Live weights summed over steps, by layer, and the number of steps with dense gradients.
 
     It is brought up to date only when masks are about to move, so ordinary steps cost nothing.
 
@@ -20,11 +20,13 @@ class Usage:
         counted: steps that are in the sums.
         live_steps: for each layer, by name, its live weights summed over those steps.
         dense_gradients: steps among them whose gradients were dense.
+        live_dense_steps: as ``live_steps``, over the steps whose gradients were dense.
     """
 
     counted: int = 0
     live_steps: dict[str, int] = field(default_factory=dict)
     dense_gradients: int = 0
+    live_dense_steps: dict[str, int] = field(default_factory=dict)
 
     def advanced(self, step: int, layers: Sequence[SparseLayer], dense_gradients: int = 0) -> Usage:
         """Return the sums up to ``step``, the masks since the last count being what they are now.
@@ -34,8 +36,13 @@ class Usage:
             layers: the layers, their masks as they were in those steps.
             dense_gradients: steps among those with dense gradients.
         """
-        steps = step - self.counted
-        live_steps = {
-            layer.name: self.live_steps.get(layer.name, 0) + steps * layer.live for layer in layers
-        }
-        return Usage(step, live_steps, self.dense_gradients + dense_gradients)
+        return Usage(
+            step,
+            _added(self.live_steps, layers, step - self.counted),
+            self.dense_gradients + dense_gradients,
+            _added(self.live_dense_steps, layers, dense_gradients),
+        )
+
+
+def _added(sums: Mapping[str, int], layers: Sequence[SparseLayer], steps: int) -> dict[str, int]:
+    return {layer.name: sums.get(layer.name, 0) + steps * layer.live for layer in layers}
