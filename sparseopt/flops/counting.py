@@ -82,11 +82,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations = Operations()
         self._weights = WeightMemory(model, masks)
         self._counts_products = True
-        # "fc.bias" goes with "fc.weight", "attention.in_proj_bias" with "..._weight".
         self._biased = {
-            canonical_name(name.removesuffix("bias") + "weight")
+            weight
             for name, _ in model.named_parameters()
-            if name.endswith("bias")
+            for weight in _weights_that_go_with(canonical_name(name))
         }
 
     def __torch_dispatch__(
@@ -171,3 +170,19 @@ def _linear_operands(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     return input, weight, bias
+
+
+def _weights_that_go_with(bias: str) -> list[str]:
+    """Return the names of the weights that a bias of this name is for.
+
+    Example:
+        >>> _weights_that_go_with("lstm.bias_ih_l0")
+        ['lstm.weight_ih_l0']
+    """
+    path, dot, name = bias.rpartition(".")
+    if "bias" not in name:
+        return []
+    weights = [name.replace("bias", "weight")]
+    if name == "in_proj_bias":
+        weights += ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    return [f"{path}{dot}{weight}" for weight in weights]
