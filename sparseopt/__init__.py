@@ -17,6 +17,7 @@ from sparseopt.methods import (
     available_methods,
     register_method,
 )
+from sparseopt.oneshot import balanced_batch, grasp, snip, synflow
 from sparseopt.optimizer import SparseOptimizer
 from sparseopt.schedules import UpdateSchedule
 
@@ -41,5 +42,9 @@ __all__ = [
     "UpdateRecord",
     "UpdateSchedule",
     "available_methods",
+    "balanced_batch",
+    "grasp",
     "register_method",
+    "snip",
+    "synflow",
 ]

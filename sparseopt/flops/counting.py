@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseopt.discovery import canonical_name
-from sparseopt.flops.leaving_alone import undisturbed
+from sparseopt.flops.kernels import no_fused_kernels
 from sparseopt.flops.weights import WeightMemory
+from sparseopt.probing import untouched
 
 __all__ = ["Operations", "count_operations"]
 
@@ -69,8 +70,10 @@ def count_operations(
         kwargs: keyword inputs.
     """
     counter = _Counter(model, masks)
-    with undisturbed(model), torch.no_grad(), counter, _LinearCalls(counter):
-        model(*args, **kwargs)
+    with untouched(model), no_fused_kernels(model), torch.no_grad():
+        model.eval()
+        with counter, _LinearCalls(counter):
+            model(*args, **kwargs)
     return counter.operations
 
 

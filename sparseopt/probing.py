@@ -1,22 +1,21 @@
-"""Running a model without leaving a trace in it."""
+"""Running a model to learn something about it, without leaving a trace in it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["undisturbed"]
+__all__ = ["untouched"]
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Set eval mode, and put everything back: modes, buffers, random state, torch's own settings.
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass in this block changes: modes, buffers, random state.
 
-    Fused kernels that would hide linear maps are off meanwhile.
+    Gradients are not its concern.
     """
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
@@ -24,11 +23,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_same_modes(model))
         stack.enter_context(_same_buffers(model))
         stack.enter_context(_no_cached_casts())
-        stack.enter_context(_no_attention_fast_path())
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            stack.enter_context(_switched_off(torch.backends.mkldnn))
-            stack.enter_context(_switched_off(torch.backends.cudnn))
-        model.eval()
         yield
 
 
@@ -66,33 +60,10 @@ def _same_values(left: Tensor, right: Tensor) -> bool:
 
 @contextmanager
 def _no_cached_casts() -> Iterator[None]:
-    """Keep autocast from reusing casts, which would not be seen to be weights.
-
-    A cast that is cached here would have no gradient in the training that goes on afterwards.
-    """
+    """Keep autocast from reusing casts: one made here could have no gradient, or a freed one."""
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
-
-
-@contextmanager
-def _no_attention_fast_path() -> Iterator[None]:
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-@contextmanager
-def _switched_off(backend: Any) -> Iterator[None]:
-    enabled = backend.enabled
-    backend.enabled = False
-    try:
-        yield
-    finally:
-        backend.enabled = enabled
