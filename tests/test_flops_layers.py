@@ -330,3 +330,64 @@ def test_without_names_measured_costs_are_the_same():
     expected = named.flops(named_model, X)
     assert other.flops(other_model, X) == expected
     assert expected.train_measured > 3 * expected.inference_sparse
+
+
+class Stateful(nn.Module):
+    """A buffer that forward writes to, one that it replaces, dropout and running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, 5)
+        self.register_buffer("written", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(()))
+
+    def forward(self, x):
+        self.written += 1
+        self.replaced = self.replaced + 1
+        return self.fc(self.drop(torch.relu(self.norm(self.conv(x)))).mean((2, 3)))
+
+
+def test_a_model_that_changes_itself_is_as_before():
+    model = Stateful()
+    optimizer = wrap(model, density=0.2)
+    loss = model(torch.randn(4, 3, 6, 6)).square().mean()
+    buffers, values = dict(model.named_buffers()), copy.deepcopy(dict(model.named_buffers()))
+    rng = torch.get_rng_state()
+    optimizer.flops()
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert model.training
+    assert model.drop.training
+    for name, buffer in model.named_buffers():
+        assert buffer is buffers[name]
+        assert torch.equal(buffer, values[name]), name
+    loss.backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    optimizer.flops()
+    for name, p in model.named_parameters():
+        assert torch.equal(p.grad, before[name]), name
+
+
+@pytest.fixture
+def one_rank():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_wrapped_for_data_parallel_training_it_costs_the_same(one_rank):
+    expected = report_of(make(), X, density=0.2, seed=1)
+    model = make()
+    ddp = nn.parallel.DistributedDataParallel(model)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(ddp.parameters(), lr=0.1), ddp, method="static", density=0.2, seed=1
+    )
+    ddp(X).sum().backward()
+    assert optimizer.flops() == optimizer.flops(ddp, X) == optimizer.flops(model, X) == expected
+    ddp(X).sum().backward()
+    optimizer.step()
+    assert optimizer.steps == 1
