@@ -37,6 +37,7 @@ def grasp(
     density: float = 0.1,
     temperature: float | None = None,
     init: str | Mapping[str, float] | Distribution | None = None,
+    dense: str | Iterable[str] = (),
 ) -> dict[str, Tensor]:
     r"""Return masks that keep the most gradient flow, for ``mask=``.
 
@@ -62,6 +63,8 @@ def grasp(
             arguments has to do that itself.
         init: ``None`` compares scores across layers, as the paper does. Anything that ``init=`` of
             :class:`SparseOptimizer` takes sets the count of each layer, and scores choose within.
+        dense: layers to leave out, by the name of the weight or its module: those whose param group
+            has ``density=False``.
 
     Returns:
         A bool mask of the weight's shape for each layer that :class:`SparseOptimizer` makes sparse,
@@ -87,7 +90,7 @@ def grasp(
     Reference: Wang et al. 2020, "Picking Winning Tickets Before Training by Preserving Gradient
     Flow", algorithm 1; temperature and samples after the authors' code.
     """
-    weights = sparse_weights(model)
+    weights = sparse_weights(model, dense)
     budget = make_budget(weights, density, init)
     losses = make_losses(
         model, loss, batches, temperature=_checked(temperature, closure=batches is None)

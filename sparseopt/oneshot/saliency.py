@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt.discovery import model_weights, refuse_unusable
+from sparseopt.distributions import match_name
 from sparseopt.errors import NoSparseLayerError
 
 __all__ = [
@@ -25,22 +26,29 @@ __all__ = [
 Losses = Sequence[Callable[[], Tensor]]
 
 
-def sparse_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+def sparse_weights(model: nn.Module, dense: str | Iterable[str] = ()) -> dict[str, nn.Parameter]:
     """Return the trainable weights of ``model`` that :class:`SparseOptimizer` makes sparse.
+
+    Args:
+        model: the model.
+        dense: layers to leave out.
 
     Raises:
         NoSparseLayerError: if there is none.
         TypeError: if ``model`` is no module, or a weight is of a kind that can't be masked.
+        ValueError: if a name in ``dense`` is not known.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} must be a torch.nn.Module.")
     weights = {
         name: weight for weight, name in model_weights(model).items() if weight.requires_grad
     }
+    left_out = {match_name("dense", name, weights) for name in _names(dense)}
+    weights = {name: weight for name, weight in weights.items() if name not in left_out}
     if not weights:
         raise NoSparseLayerError(
             f"no parameter of model={type(model).__name__}(...) is a trainable weight of a "
-            "convolution or linear layer."
+            "convolution or linear layer that dense= does not leave out."
         )
     for name, weight in weights.items():
         refuse_unusable(name, weight)
@@ -116,6 +124,10 @@ def check_finite(scores: Mapping[str, Tensor], because: str) -> None:
     for name, score in scores.items():
         if not score.isfinite().all():
             raise ValueError(f"a score of layer {name!r} is not finite: {because}")
+
+
+def _names(names: str | Iterable[str]) -> Iterable[str]:
+    return (names,) if isinstance(names, str) else names
 
 
 def _check_callable(loss: object) -> None:

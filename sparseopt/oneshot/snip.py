@@ -30,6 +30,7 @@ def snip(
     *,
     density: float = 0.1,
     init: str | Mapping[str, float] | Distribution | None = None,
+    dense: str | Iterable[str] = (),
 ) -> dict[str, Tensor]:
     r"""Return masks of the weights of largest sensitivity, for ``mask=``.
 
@@ -48,6 +49,8 @@ def snip(
         density: share of the weights of all layers together that is live, in (0, 1].
         init: ``None`` compares scores across layers, as the paper does. Anything that ``init=`` of
             :class:`SparseOptimizer` takes sets the count of each layer, and scores choose within.
+        dense: layers to leave out, by the name of the weight or its module: those whose param group
+            has ``density=False``.
 
     Returns:
         A bool mask of the weight's shape for each layer that :class:`SparseOptimizer` makes sparse,
@@ -74,7 +77,7 @@ def snip(
     Reference: Lee et al. 2019, "SNIP: Single-shot Network Pruning based on Connection
     Sensitivity", algorithm 1.
     """
-    weights = sparse_weights(model)
+    weights = sparse_weights(model, dense)
     budget = make_budget(weights, density, init)
     losses = make_losses(model, loss, batches)
     dtype = scoring_dtype(weights)

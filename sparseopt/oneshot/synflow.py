@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ def synflow(
     density: float = 0.1,
     rounds: int = 100,
     init: str | Mapping[str, float] | Distribution | None = None,
+    dense: str | Iterable[str] = (),
 ) -> dict[str, Tensor]:
     r"""Return masks of the weights that carry the most flow, for ``mask=``.
 
@@ -50,6 +51,8 @@ def synflow(
         rounds: how many times to score, at least 1.
         init: ``None`` compares scores across layers, as the paper does. Anything that ``init=`` of
             :class:`SparseOptimizer` takes sets the count of each layer, and scores choose within.
+        dense: layers to leave out, by the name of the weight or its module: those whose param group
+            has ``density=False``.
 
     Returns:
         A bool mask of the weight's shape for each layer that :class:`SparseOptimizer` makes sparse,
@@ -72,7 +75,7 @@ def synflow(
     Reference: Tanaka et al. 2020, "Pruning neural networks without any data by iteratively
     conserving synaptic flow", algorithm 1.
     """
-    weights = sparse_weights(model)
+    weights = sparse_weights(model, dense)
     budget = make_budget(weights, density, init)
     check_steps("rounds", rounds, minimum=1)
     ones = _ones_like(inputs, next(iter(weights.values())))
@@ -94,7 +97,7 @@ def synaptic_flow(model: nn.Module, ones: Tensor, masks: Mapping[str, Tensor]) -
     Raises:
         ValueError: if a score is not finite.
     """
-    layers = sparse_weights(model)
+    layers = {name: weight for name, weight in sparse_weights(model).items() if name in masks}
     dtype = ones.dtype
     values = {
         name: _magnitude(tensor, dtype)

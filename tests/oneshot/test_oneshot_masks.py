@@ -171,6 +171,22 @@ def test_only_weights_that_the_optimizer_makes_sparse_get_masks(make_masks):
     assert list(make_masks(model, density=0.2)) == [n for n in SPARSE_NAMES if "fc1" not in n]
 
 
+@every_function
+@pytest.mark.parametrize("dense", ["fc2", ["fc2.weight"]])
+def test_layers_that_stay_dense_are_left_out(make_masks, dense):
+    model = make()
+    masks = make_masks(model, density=0.2, dense=dense)
+    assert list(masks) == [name for name in SPARSE_NAMES if name != "fc2.weight"]
+    numel = sum(mask.numel() for mask in masks.values())
+    assert live(masks) == round(0.2 * numel)
+    rest = [p for name, p in model.named_parameters() if name != "fc2.weight"]
+    groups = [{"params": rest}, {"params": [model.fc2.weight], "density": False}]
+    optimizer = SparseOptimizer(torch.optim.SGD(groups, lr=0.1), model, mask=masks)
+    assert optimizer.density == live(masks) / numel
+    with pytest.raises(ValueError, match=r"dense='nowhere'"):
+        make_masks(model, dense="nowhere")
+
+
 def test_tied_and_unused_weights_are_handled():
     class Model(nn.Module):
         def __init__(self):
