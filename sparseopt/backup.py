@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from sparseopt.layers import SparseLayer
+from sparseopt.sharding import local, shard_like
 
 __all__ = ["WeightBackup"]
 
@@ -25,17 +26,16 @@ class WeightBackup:
 
     def __init__(self, layers: Sequence[SparseLayer]) -> None:
         self._copies = [
-            (layer.weight, layer.weight.detach().clone()) for layer in layers if not layer.is_full
+            (layer, layer.weight.detach().clone()) for layer in layers if not layer.is_full
         ]
-        self._versions: list[int] = []
 
-    def note_versions(self) -> None:
-        """Take the weights as they are now to be what masking, and nobody else, made of them."""
-        self._versions = [weight._version for weight, _ in self._copies]
-
+    @torch.no_grad()
     def put_back(self) -> None:
-        """Restore the weights that nobody has written to since, such as by loading a model."""
-        with torch.no_grad():
-            for (weight, copy), version in zip(self._copies, self._versions, strict=True):
-                if weight._version == version:
-                    weight.copy_(copy)
+        """Restore the weights that are still what their masks, and nobody else, made of them."""
+        for layer, copy in self._copies:
+            if copy.dtype != layer.weight.dtype or copy.device != layer.weight.device:
+                continue
+            masked = shard_like(copy, layer.weight).clone()
+            layer.mask_(masked)
+            if torch.equal(local(masked), local(layer.weight.detach())):
+                layer.weight.copy_(shard_like(copy, layer.weight))

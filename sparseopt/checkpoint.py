@@ -2,7 +2,9 @@
 
 A mask is a bool tensor in its parameter's ``state`` entry, beside one bit a weight for "was ever
 live"; all else is one dictionary in the first param group. Nothing is added at the top level,
-because distributed checkpointing keeps only ``state`` and ``param_groups``.
+because distributed checkpointing keeps only ``state`` and ``param_groups``. It also loads into the
+keys that a fresh optimizer has, and takes dictionaries and lists apart: so keys never depend on how
+far training is, and what grows is a tuple, which it saves as one value.
 """
 
 from __future__ import annotations
@@ -74,14 +76,14 @@ def attach(
                 "last_grown": layer.last_grown,
             }
         )
-        if not layer.is_full:
+        if not (layer.is_full and layer.is_dense):
             state[index] = {
                 **state.get(index, {}),
                 MASK_KEY: layer.mask,
                 EVER_LIVE_KEY: layer.ever_live_bits,
             }
     groups = [dict(group) for group in state_dict["param_groups"]]
-    groups[0][PROGRESS_KEY] = {**progress, "named": named, "layers": entries}
+    groups[0][PROGRESS_KEY] = {**progress, "named": named, "layers": tuple(entries)}
     return {**state_dict, "state": state, "param_groups": groups}
 
 
@@ -99,12 +101,15 @@ def extract(state_dict: Mapping[str, Any]) -> SavedState:
             "that optimizer before wrapping it, and masks start anew."
         )
     state = {index: dict(entry) for index, entry in state_dict["state"].items()}
+    # Numbers, or names where distributed checkpointing has put them in their place.
+    keys = [key for group in groups for key in group["params"]]
     layers = []
     for saved in progress["layers"]:
-        entry = state.get(saved["index"], {})
+        key = keys[saved["index"]]
+        entry = state.get(key, {})
         mask, ever_live_bits = entry.pop(MASK_KEY, None), entry.pop(EVER_LIVE_KEY, None)
         if not entry:
-            state.pop(saved["index"], None)
+            state.pop(key, None)
         layers.append(
             SavedLayer(
                 **{**saved, "shape": tuple(saved["shape"])},

@@ -20,14 +20,18 @@ WEIGHTED: Final = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+#: Linear maps of other packages, by name, so that nothing has to be imported.
+WEIGHTED_ELSEWHERE: Final = frozenset({"transformers.pytorch_utils.Conv1D"})
 ATTENTION_PROJECTIONS: Final = (
     "in_proj_weight",
     "q_proj_weight",
     "k_proj_weight",
     "v_proj_weight",
 )
-#: What DistributedDataParallel, torch.compile, AveragedModel and FSDP put into names.
-WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+#: What torch.compile and FSDP put into names, at whatever module they wrap.
+WRAPPED_MODULES: Final = ("_orig_mod", "_fsdp_wrapped_module")
+#: What DistributedDataParallel and AveragedModel put before names.
+WRAPPED_ROOT: Final = "module"
 
 
 def canonical_name(name: str) -> str:
@@ -37,21 +41,18 @@ def canonical_name(name: str) -> str:
         >>> canonical_name("module._orig_mod.conv1.weight")
         'conv1.weight'
     """
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in WRAPPER_PREFIXES:
-            if name.startswith(prefix):
-                name = name[len(prefix) :]
-                stripped = True
-    return name
+    path = [part for part in name.split(".") if part not in WRAPPED_MODULES]
+    while len(path) > 1 and path[0] == WRAPPED_ROOT:
+        del path[0]
+    return ".".join(path)
 
 
 def model_weights(model: nn.Module) -> dict[nn.Parameter, str]:
     """Return the weights of ``model`` that can be sparse, with their names, in its order.
 
-    These are the weights of convolutions, transposed convolutions and linear layers, and the
-    projections of :class:`torch.nn.MultiheadAttention`. A weight that an embedding shares is left
+    These are the weights of convolutions, transposed convolutions and linear layers (that of
+    transformers' GPT-2, ``Conv1D``, among them), and the projections of
+    :class:`torch.nn.MultiheadAttention`. A weight that an embedding shares is left
     out; one that several modules share has the name of the first.
 
     Raises:
@@ -95,7 +96,7 @@ def optimizer_weights(groups: list[dict[str, Any]]) -> dict[nn.Parameter, str]:
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
     names: tuple[str, ...] = ()
-    if isinstance(module, WEIGHTED):
+    if isinstance(module, WEIGHTED) or _full_name(type(module)) in WEIGHTED_ELSEWHERE:
         names = ("weight",)
     elif isinstance(module, nn.MultiheadAttention):
         names = ATTENTION_PROJECTIONS
@@ -104,6 +105,10 @@ def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
         parameter = module._parameters.get(name)
         if parameter is not None:
             yield parameter
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def refuse_unusable(name: str, weight: torch.Tensor) -> None:
@@ -116,9 +121,4 @@ def refuse_unusable(name: str, weight: torch.Tensor) -> None:
     if weight.layout != torch.strided:
         raise TypeError(
             f"parameter {name!r} has layout {weight.layout}, not torch.strided: {advice}."
-        )
-    if hasattr(weight, "device_mesh"):
-        raise TypeError(
-            f"parameter {name!r} is a DTensor (FSDP2 or tensor parallel), whose shards this "
-            f"version cannot mask as one weight: {advice}."
         )

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from sparseopt.compiling import never_compiled
+
 __all__ = ["OptimizerFacade"]
 
 
@@ -53,6 +55,7 @@ class OptimizerFacade(Optimizer):
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.inner.defaults = defaults
 
+    @never_compiled
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients, as the inner optimizer does it."""
         self.inner.zero_grad(set_to_none=set_to_none)

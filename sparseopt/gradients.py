@@ -46,7 +46,11 @@ class _MaskGradient:
 
 
 def mask_gradient_of(layer: SparseLayer, gate: GradientGate) -> RemovableHandle:
-    """Register the hook on a layer's weight; return the handle that removes it."""
-    hook = _MaskGradient(layer, gate)
+    """Register the hook on a layer's weight; return the handle that removes it.
+
+    ``backward()`` in a compiled training step calls it as it is: traced, it would be compiled for
+    every mask.
+    """
+    hook = torch.compiler.disable(_MaskGradient(layer, gate))  # type: ignore[no-untyped-call]
     handle: RemovableHandle = layer.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     return handle

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparseopt._validation import unknown_name
 from sparseopt.distributions import match_name
 from sparseopt.selection import largest
+from sparseopt.sharding import whole
 
 __all__ = ["MASKS", "initial_masks"]
 
@@ -52,11 +53,12 @@ def initial_masks(
         if name in given:
             chosen = _checked(name, given[name], weight)
         elif mask == "nonzero":
-            chosen = _checked(name, weight.detach() != 0, weight)
+            chosen = _checked(name, whole(weight.detach()) != 0, weight)
         elif live[name] == weight.numel():
             chosen = torch.ones(weight.shape, dtype=torch.bool)
         elif mask == "magnitude":
-            chosen = largest(weight.detach().abs().reshape(-1), live[name]).view(weight.shape)
+            magnitude = whole(weight.detach()).abs().reshape(-1)
+            chosen = largest(magnitude, live[name]).view(weight.shape)
         else:
             scores = torch.rand(weight.numel(), generator=generator)
             chosen = largest(scores, live[name]).view(weight.shape)

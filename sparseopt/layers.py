@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
-from sparseopt.bits import pack, popcounts
+from sparseopt.bits import pack, popcounts, unpack
 from sparseopt.filling import fill_where_false_
 from sparseopt.selection import largest, live_indices, smallest
+from sparseopt.sharding import local, placement, shard_like, sums_over_shards, whole
 
 __all__ = ["Regrow", "SparseLayer", "Transition"]
 
@@ -33,6 +34,7 @@ class Transition:
         live: number of true entries of ``mask``.
         dropped: weights dropped.
         grown: weights grown.
+        stayed: how many weights were live before and are after, 0-dimensional, on the device.
     """
 
     mask: Tensor
@@ -40,6 +42,7 @@ class Transition:
     live: int
     dropped: int
     grown: int
+    stayed: Tensor
 
 
 class SparseLayer:
@@ -47,6 +50,10 @@ class SparseLayer:
 
     Positions are logical (row-major over the shape), whatever the weight's memory format. A layer
     does not know which method moves it, nor which optimizer trains it.
+
+    A weight may be sharded (a DTensor). Then the mask is sharded alike, everything that is counted
+    or indexed is of the whole weight, and to gather, to propose, to rebind and to count what was
+    ever live are collective calls.
 
     Attributes:
         name: the parameter's name.
@@ -67,7 +74,7 @@ class SparseLayer:
         self.mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False)
         self._place = self._place_of_weight()
         self._set_mask(mask)
-        self._ever = pack(self.mask.reshape(-1))
+        self._ever = self._pack(self.mask)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.weight.shape))
@@ -106,26 +113,33 @@ class SparseLayer:
     @staticmethod
     def ever_live_counts(layers: Sequence[SparseLayer]) -> list[int]:
         """Return :attr:`ever_live` of each of ``layers``, waiting for their device once."""
-        return popcounts([layer.ever_live_bits for layer in layers])
+        counts = popcounts([layer._ever for layer in layers])
+        return sums_over_shards(counts, [layer.weight for layer in layers])
 
     @property
     def ever_live_bits(self) -> Tensor:
-        """Which weights were ever live: uint8, one bit a weight, ``(ceil(numel / 8),)``."""
-        return self._ever
+        """Which weights were ever live: uint8, one bit a weight, ``(ceil(numel / 8),)``.
+
+        If the weight is sharded it is bool, of the weight's shape, and sharded alike.
+        """
+        if not self.is_sharded:
+            return self._ever
+        part = local(self.mask)
+        ever = torch.empty_like(self.mask)
+        local(ever).copy_(unpack(self._ever, part.numel()).view(part.shape))
+        return ever
 
     def restore(self, mask: Tensor | None, ever_live_bits: Tensor | None, target: int) -> None:
         """Take over what a checkpoint has of this layer, without touching the weight.
 
         Args:
             mask: bool, of the weight's shape; ``None`` if every weight is live.
-            ever_live_bits: what :attr:`ever_live_bits` was; ``None`` if every weight is live.
+            ever_live_bits: what :attr:`ever_live_bits` was, sharded or not; ``None`` if every
+                weight is live.
             target: what :attr:`target` was.
         """
         self._set_mask(torch.ones_like(self.mask) if mask is None else mask)
-        if ever_live_bits is None:
-            self._ever = pack(self.mask.reshape(-1))
-        else:
-            self._ever = ever_live_bits.to(self.mask.device, copy=True)
+        self._set_ever_live(ever_live_bits)
         self.target = target
 
     def follow_weight(self) -> None:
@@ -137,18 +151,40 @@ class SparseLayer:
             self._ever = self._ever.to(self.mask.device)
             self._forget_positions()
 
+    def rebind(self, weight: torch.nn.Parameter) -> None:
+        """Take ``weight`` for the old one, of the same shape: a framework sharded the model."""
+        mask, ever_live = whole(self.mask), whole(self.ever_live_bits)
+        self.weight = weight
+        self.mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False)
+        self._place = self._place_of_weight()
+        self._set_mask(mask)
+        self._set_ever_live(ever_live)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weight is a DTensor, of which each rank holds a part."""
+        return self._place[2] is not None
+
     def mask_(self, tensor: Tensor, fill: float = 0.0) -> None:
         """Write ``fill`` into a tensor of the weight's shape wherever the mask is false."""
-        if self.density <= SCATTER_BELOW:
+        if self.is_sharded:
+            self._check_placement(tensor)
+            fill_where_false_(local(tensor), local(self.mask), fill)
+        elif self.density <= SCATTER_BELOW:
             values = self.gather(tensor)
             self.scatter_(tensor.detach().fill_(fill), values)
         else:
             fill_where_false_(tensor, self.mask, fill)
 
+    def fill_where_not_(self, kept: Tensor, tensor: Tensor, fill: float = 0.0) -> None:
+        """Write ``fill`` into a tensor like the weight where ``kept``, ``(numel,)``, is false."""
+        kept = shard_like(kept.view(self.weight.shape), self.weight)
+        fill_where_false_(local(tensor), local(kept), fill)
+
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the live entries of a tensor of the weight's shape: ``(live,)``, logical order."""
         # detach() costs a tenth of a no_grad() block, and this runs for every layer at every step.
-        tensor = tensor.detach()
+        tensor = whole(tensor) if self.is_sharded else tensor.detach()
         if self._in_weight_layout(tensor):
             return _storage_order(tensor).index_select(0, self._storage_offsets())
         return tensor.reshape(-1).index_select(0, self._live_positions())
@@ -174,6 +210,10 @@ class SparseLayer:
 
         Entries that are not live are ``fill``.
         """
+        if self.is_sharded:
+            flat = values.new_full((self.numel,), fill)
+            flat.scatter_(0, self._live_positions().long(), values)
+            return shard_like(flat.view(self.weight.shape), self.weight)
         dense = torch.full_like(self.weight, fill, dtype=values.dtype, requires_grad=False)
         self.scatter_(dense, values)
         return dense
@@ -203,7 +243,7 @@ class SparseLayer:
         Returns:
             The transition, for :meth:`commit`.
         """
-        before = self.mask.reshape(-1)
+        before = whole(self.mask).reshape(-1)
         survivors = before
         if drop:
             assert drop_scores is not None
@@ -212,32 +252,55 @@ class SparseLayer:
         after = survivors
         if grow:
             assert grow_scores is not None
-            scores = grow_scores.reshape(-1)
+            scores = whole(grow_scores).reshape(-1)
             if not scores.is_floating_point():
                 scores = scores.float()
             taken = before if regrow == "never" else survivors
             after = survivors | largest(scores, grow, excluded=taken)
         kept = before & after if regrow == "keep" else survivors
-        return Transition(after, kept, self._live - drop + grow, drop, grow)
+        stayed = self.gather_flat(after).sum()
+        return Transition(after, kept, self._live - drop + grow, drop, grow, stayed)
 
     @torch.no_grad()
     def commit(self, transition: Transition) -> None:
         """Make the transition: the mask changes, and weights that are not kept become zero."""
-        fill_where_false_(self.weight, transition.kept.view(self.weight.shape), 0.0)
-        self.mask.copy_(transition.mask.view(self.weight.shape))
+        self.fill_where_not_(transition.kept, self.weight)
+        mask = shard_like(transition.mask.view(self.weight.shape), self.weight)
+        self.mask.copy_(mask)
         self._live = transition.live
         self._forget_positions()
-        self._ever |= pack(transition.mask)
+        self._ever |= self._pack(mask)
         self.last_dropped = transition.dropped
         self.last_grown = transition.grown
 
-    def _place_of_weight(self) -> tuple[torch.device, tuple[int, ...]]:
-        return self.weight.device, self.weight.stride()
+    def _place_of_weight(self) -> tuple[torch.device, tuple[int, ...], tuple[Any, ...] | None]:
+        return self.weight.device, self.weight.stride(), placement(self.weight)
+
+    def _check_placement(self, tensor: Tensor) -> None:
+        if placement(tensor) != self._place[2]:
+            raise TypeError(
+                f"a tensor that belongs to {self.name!r} (its gradient or optimizer state) is "
+                f"sharded as {placement(tensor)}, but the weight as {self._place[2]}."
+            )
 
     def _set_mask(self, mask: Tensor) -> None:
-        self.mask.copy_(mask)
-        self._live = int(self.mask.sum())
+        self.mask.copy_(shard_like(mask, self.weight))
+        self._live = int(whole(self.mask).sum())
         self._forget_positions()
+
+    def _set_ever_live(self, ever_live: Tensor | None) -> None:
+        if ever_live is None:
+            self._ever = self._pack(self.mask)
+        elif ever_live.dtype == torch.bool:
+            self._ever = self._pack(shard_like(ever_live, self.weight))
+        elif self.is_sharded:
+            bits = unpack(ever_live, self.numel).view(self.weight.shape)
+            self._ever = self._pack(shard_like(bits, self.weight))
+        else:
+            self._ever = ever_live.to(self.mask.device, copy=True)
+
+    def _pack(self, mask: Tensor) -> Tensor:
+        return pack(local(mask).reshape(-1))
 
     def _forget_positions(self) -> None:
         self._positions: Tensor | None = None
@@ -245,7 +308,7 @@ class SparseLayer:
 
     def _live_positions(self) -> Tensor:
         if self._positions is None:
-            self._positions = live_indices(self.mask.reshape(-1), self._live)
+            self._positions = live_indices(whole(self.mask).reshape(-1), self._live)
         return self._positions
 
     def _storage_offsets(self) -> Tensor:

@@ -16,6 +16,7 @@ from sparseopt import checkpoint
 from sparseopt._validation import check_density, check_seed
 from sparseopt.averaging import mask_copy
 from sparseopt.backup import WeightBackup
+from sparseopt.compiling import never_compiled
 from sparseopt.construction import Wishes, build_layers, check_wrappable, has_names, more_layers
 from sparseopt.distributed import agree_on_seed
 from sparseopt.distributions import Distribution
@@ -27,6 +28,7 @@ from sparseopt.history import UpdateRecord
 from sparseopt.layers import Regrow, SparseLayer
 from sparseopt.methods import Method, get_method
 from sparseopt.progress import Progress, make_schedule
+from sparseopt.rebinding import ParameterPlaces, before_first_forward, may_be_sharded_later
 from sparseopt.schedules import Decay
 from sparseopt.state import CompactState, StateMode, StateStore, choose_store
 from sparseopt.summary import summary_table
@@ -136,6 +138,7 @@ class SparseOptimizer(OptimizerFacade):
         self._layers = build_layers(
             optimizer.param_groups, model, self._wishes, self.method, self._progress.generator
         )
+        self._state_mode = state
         self._store = choose_store(state, optimizer, self._layers)
         self._updater = MaskUpdater(self.method, self._layers, self._store, self._progress)
         self._gate = GradientGate()
@@ -144,11 +147,11 @@ class SparseOptimizer(OptimizerFacade):
         self._arm()
         self._backup: WeightBackup | None = WeightBackup(self._layers)
         self._take_over(self._layers)
-        self._backup.note_versions()
         self._updater.check_horizon()
 
     # What torch and its users expect of an optimizer.
 
+    @never_compiled
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move the masks if this is an update step, else step the inner optimizer.
 
@@ -166,8 +169,7 @@ class SparseOptimizer(OptimizerFacade):
             raise RuntimeError("this SparseOptimizer was detached: step its inner optimizer.")
         # A scheduler made on the inner optimizer looks here for "step() came before me".
         self.inner._opt_called = True  # type: ignore[attr-defined]
-        for layer in self._layers:
-            layer.follow_weight()
+        self._follow_parameters()
         if self._is_probe():
             return self._probe(closure)
         self._backup = None
@@ -200,6 +202,7 @@ class SparseOptimizer(OptimizerFacade):
             self.inner.param_groups.pop()
             raise
         self._layers.extend(layers)
+        self._places.note(self._layers, self.inner.param_groups)
         self._take_over(layers)
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,6 +210,7 @@ class SparseOptimizer(OptimizerFacade):
 
         Its top level has nothing but ``state`` and ``param_groups``. See the page on checkpoints.
         """
+        self._follow_parameters()
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state_dict = checkpoint.attach(
@@ -236,6 +240,7 @@ class SparseOptimizer(OptimizerFacade):
                 other layers.
             ValueError: if the inner optimizer refuses it.
         """
+        self._follow_parameters()
         state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
@@ -245,13 +250,13 @@ class SparseOptimizer(OptimizerFacade):
         self.inner.load_state_dict(saved.inner)
         if self._backup is not None:
             self._backup.put_back()
+            # Of a model that was loaded meanwhile: these may be the wrong masks for it, too.
+            self._backup = WeightBackup(self._layers)
         for layer, was in pairs:
             layer.restore(was.mask, was.ever_live_bits, was.target)
             layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
             layer.mask_(layer.weight)
             self._store.adopt(layer, compact=saved.progress["compact"])
-        if self._backup is not None:
-            self._backup.note_versions()
         self._progress.restore(saved.progress)
         self._plan_next_step()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -259,7 +264,7 @@ class SparseOptimizer(OptimizerFacade):
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and this process; the model is its owner's to pickle.
-        here = ("_model", "_accountant", "_backup", "_handles", "_release", "step")
+        here = ("_model", "_accountant", "_backup", "_handles", "_places", "_release", "step")
         return {
             name: value
             for name, value in self.__dict__.items()
@@ -317,6 +322,7 @@ class SparseOptimizer(OptimizerFacade):
         return self._progress.steps
 
     @property
+    @never_compiled
     def is_update_step(self) -> bool:
         """Whether the next call of :meth:`step` moves the masks."""
         return self._updater.is_due()
@@ -380,6 +386,33 @@ class SparseOptimizer(OptimizerFacade):
             self, _release, self._handles, self._store, self._accountant.recorder
         )
         self._release.atexit = False
+        self._places = ParameterPlaces()
+        self._places.note(self._layers, self.inner.param_groups)
+        if self._model is not None and may_be_sharded_later():
+            self._handles.append(before_first_forward(self._model, self._follow_parameters))
+
+    def _follow_parameters(self) -> None:
+        """Follow weights to where they are now, and to the parameters that replaced them."""
+        for layer in self._layers:
+            layer.follow_weight()
+        replaced = self._places.replaced(self.inner.param_groups)
+        if not replaced:
+            return
+        self._release.detach()
+        for handle in self._handles:
+            handle.remove()
+        self._store.release()
+        for layer, weight in replaced:
+            state = self.inner.state.pop(layer.weight, None)
+            layer.rebind(weight)
+            if state is not None:
+                self.inner.state[weight] = state
+        self._store = choose_store(self._state_mode, self.inner, self._layers)
+        self._updater.store = self._store
+        self._arm()
+        for layer in self._layers:
+            self._store.adopt(layer)
+        self._hook(self._layers)
 
     def _take_over(self, layers: Sequence[SparseLayer]) -> None:
         for layer in layers:
@@ -406,10 +439,7 @@ class SparseOptimizer(OptimizerFacade):
         return not any(bool(gradient.any()) for gradient in self._gradients())
 
     def _probe(self, closure: Callable[[], Any] | None) -> Any:
-        loss = self._store.step(closure)
-        if self._backup is not None:
-            self._backup.note_versions()
-        return loss
+        return self._store.step(closure)
 
     def _gradients(self) -> list[Tensor]:
         return [

@@ -77,8 +77,8 @@ class Progress:
             "total_steps": self.total_steps,
             "generator": self.generator.get_state(),
             "steps": self.steps,
-            "history": [asdict(record) for record in self.history],
-            "usage": asdict(self.usage),
+            "history": tuple(asdict(record) for record in self.history),
+            "usage": self.usage.as_dict(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ class Progress:
         self.generator.set_state(saved["generator"].cpu())
         self.steps = saved["steps"]
         self.history = [UpdateRecord(**record) for record in saved["history"]]
-        self.usage = Usage(**saved["usage"])
+        self.usage = Usage.from_dict(saved["usage"])
 
     def _cadence(self) -> tuple[int, float, str]:
         return _cadence(self.schedule)

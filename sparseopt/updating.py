@@ -12,6 +12,7 @@ from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer, Transition
 from sparseopt.methods.base import Method, Move, Update
 from sparseopt.progress import Progress
+from sparseopt.sharding import local, on_any_rank
 from sparseopt.state.base import StateStore
 
 __all__ = ["MaskUpdater"]
@@ -108,16 +109,19 @@ class MaskUpdater:
     def _lacks_horizon(self) -> bool:
         return self.method.needs_horizon and self.progress.schedule.t_end is None
 
-    def _warn_once(self, kind: str, message: str, *, stacklevel: int = 5) -> None:
+    def _warn_once(self, kind: str, message: str, *, stacklevel: int = 7) -> None:
+        # Between step() and its caller are torch's hooks and what keeps torch.compile out.
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 
 def _are_finite(gradients: Sequence[Tensor]) -> bool:
-    """Whether no gradient has an infinity or NaN; waits for the device once."""
+    """Whether no gradient has an infinity or NaN, on any rank; waits for the device once."""
+    mine = [local(gradient) for gradient in gradients]
     # The 2-norm takes a CPU a fifteenth of the time, but may overflow where no entry does.
-    return _norms_are_finite(gradients, 2.0) or _norms_are_finite(gradients, float("inf"))
+    finite = _norms_are_finite(mine, 2.0) or _norms_are_finite(mine, float("inf"))
+    return not on_any_rank(not finite, gradients)
 
 
 def _norms_are_finite(gradients: Sequence[Tensor], order: float) -> bool:
@@ -189,15 +193,12 @@ def _transition(layer: SparseLayer, move: Move, method: Method, update: Update) 
 
 def _newly_live(transitions: Sequence[tuple[SparseLayer, Transition]]) -> int:
     """Count weights that are live after the transitions and not before; waits once."""
-    if not transitions:
+    grown = [transition for _, transition in transitions if transition.grown]
+    if not grown:
         return 0
-    first = transitions[0][0]
-    counts = [
-        (transition.live - layer.gather_flat(transition.mask).sum()).to(first.weight.device)
-        for layer, transition in transitions
-        if transition.grown
-    ]
-    return int(torch.stack(counts).sum()) if counts else 0
+    device = grown[0].stayed.device
+    stayed = int(torch.stack([transition.stayed.to(device) for transition in grown]).sum())
+    return sum(transition.live for transition in grown) - stayed
 
 
 def _record(

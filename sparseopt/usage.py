@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sparseopt.layers import SparseLayer
 
@@ -42,6 +43,21 @@ class Usage:
             self.dense_gradients + dense_gradients,
             _added(self.live_dense_steps, layers, dense_gradients),
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values under keys that are always the same, for a checkpoint."""
+        return {
+            "counted": self.counted,
+            "live_steps": tuple(self.live_steps.items()),
+            "dense_gradients": self.dense_gradients,
+            "live_dense_steps": tuple(self.live_dense_steps.items()),
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Usage:
+        """Undo :meth:`as_dict`."""
+        sums = {name: dict(saved[name]) for name in ("live_steps", "live_dense_steps")}
+        return cls(**{**saved, **sums})
 
 
 def _added(sums: Mapping[str, int], layers: Sequence[SparseLayer], steps: int) -> dict[str, int]:

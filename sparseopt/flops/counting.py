@@ -70,7 +70,8 @@ def count_operations(
         kwargs: keyword inputs.
     """
     counter = _Counter(model, masks)
-    with untouched(model), no_fused_kernels(model), torch.no_grad():
+    eagerly = torch.compiler.set_stance("force_eager")
+    with untouched(model), no_fused_kernels(model), torch.no_grad(), eagerly:
         model.eval()
         with counter, _LinearCalls(counter):
             model(*args, **kwargs)

@@ -24,6 +24,10 @@ class InputRecorder:
     """A one-shot hook on a model: it notes the shapes of the first training input, and goes.
 
     No data is kept. Arguments that are not tensors are kept as they are.
+
+    Where the model is compiled the hook becomes part of the graph's surroundings. There it notes
+    the shapes of every input and stays until :meth:`remove`: to ask "is one known yet?", or to go,
+    would compile the model a second time.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -50,10 +54,11 @@ class InputRecorder:
             self._handle = None
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_exporting() or not torch.is_grad_enabled():
             return
         self._recorded = tree_map(_describe, (args, kwargs))
-        self.remove()
+        if not torch.compiler.is_compiling():
+            self.remove()
 
 
 def _describe(value: Any) -> Any:

@@ -40,23 +40,34 @@ def choose_store(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -
     """Return the store that ``mode`` asks for.
 
     ``"auto"`` takes compact state for exactly the element-wise classes of :mod:`torch.optim` and
-    masked state for every other class, subclasses included: what they do is not known.
+    masked state for every other class, subclasses included: what they do is not known. Sharded
+    weights have masked state, whose tensors are sharded like them.
 
     Raises:
         ValueError: if ``mode`` is not known, or is ``"compact"`` for an optimizer that cannot
             work on a 1-D tensor of live weights.
     """
     check_choice("state", mode, ("auto", "compact", "masked"))
-    differentiable = any(group.get("differentiable") for group in inner.param_groups)
     if mode == "masked":
         return MaskedState(inner, layers)
+    obstacle = _obstacle(inner, layers)
     if mode == "auto":
-        elementwise = type(inner) in ELEMENTWISE and not differentiable
-        return (CompactState if elementwise else MaskedState)(inner, layers)
-    if type(inner).__name__ in NOT_ELEMENTWISE or differentiable:
-        reason = "differentiable=True" if differentiable else "an update that is not element-wise"
+        compact = obstacle is None and type(inner) in ELEMENTWISE
+        return (CompactState if compact else MaskedState)(inner, layers)
+    if obstacle is not None:
         raise ValueError(
-            f"state='compact' does not suit {type(inner).__name__} with {reason}; "
+            f"state='compact' does not suit {type(inner).__name__} with {obstacle}; "
             "use state='auto' or state='masked'."
         )
     return CompactState(inner, layers)
+
+
+def _obstacle(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:
+    """Return what rules out that a 1-D tensor stands for a weight, if anything does."""
+    if any(layer.is_sharded for layer in layers):
+        return "sharded weights (DTensor)"
+    if any(group.get("differentiable") for group in inner.param_groups):
+        return "differentiable=True"
+    if type(inner).__name__ in NOT_ELEMENTWISE:
+        return "an update that is not element-wise"
+    return None

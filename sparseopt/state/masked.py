@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sparseopt.layers import SparseLayer, Transition
+from sparseopt.sharding import shard_like, whole
 from sparseopt.state.base import Closure, StateStore, unhooked_step
 
 __all__ = ["MaskedState"]
@@ -36,16 +37,16 @@ class MaskedState(StateStore):
         """Give dropped weights fresh state; see :meth:`StateStore.adopt`."""
         if compact:
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
-                entry[key] = layer.expand(values, fresh)
+                entry[key] = layer.expand(whole(values), fresh)
             return
-        for _, _, values, fresh in self.per_weight(layer, layer.weight.shape):
-            layer.mask_(values, fresh)
+        for entry, key, values, fresh in self.per_weight(layer, layer.weight.shape):
+            entry[key] = shard_like(values, layer.weight)
+            layer.mask_(entry[key], fresh)
 
     def move(self, layer: SparseLayer, transition: Transition) -> None:
         """Give weights that are not kept fresh state; see :meth:`StateStore.move`."""
-        gone = ~transition.kept.view(layer.weight.shape)
         for _, _, values, fresh in self.per_weight(layer, layer.weight.shape):
-            values.masked_fill_(gone, fresh)
+            layer.fill_where_not_(transition.kept, values, fresh)
         layer.commit(transition)
 
     def release(self) -> None:

@@ -1,6 +1,7 @@
 """Running a module of the tests in a process of its own."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,3 +32,10 @@ def finish(processes: Sequence[subprocess.Popen]) -> None:
             process.kill()
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output
+
+
+def free_port() -> str:
+    """A TCP port of this machine that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -1,0 +1,77 @@
+"""Parameters that a framework puts in place of those that the optimizer was made with.
+
+Accelerate shards the model of FSDP2 after the optimizer was made, and then writes the sharded
+parameters into its ``param_groups``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from sparseopt.layers import SparseLayer
+
+__all__ = ["ParameterPlaces", "before_first_forward"]
+
+
+class ParameterPlaces:
+    """Where in the param groups each layer's weight is, so that another in its place is noticed."""
+
+    def __init__(self) -> None:
+        self._places: dict[SparseLayer, tuple[int, int]] = {}
+
+    def note(self, layers: Sequence[SparseLayer], groups: list[dict[str, Any]]) -> None:
+        """Remember where the weights of ``layers`` are now."""
+        place_of = {
+            parameter: (number, index)
+            for number, group in enumerate(groups)
+            for index, parameter in enumerate(group["params"])
+        }
+        self._places = {
+            layer: place_of[layer.weight] for layer in layers if layer.weight in place_of
+        }
+
+    def replaced(self, groups: list[dict[str, Any]]) -> list[tuple[SparseLayer, nn.Parameter]]:
+        """Return the layers whose weight has another parameter of its shape in its place.
+
+        A weight that is somewhere else in ``groups`` was moved, not replaced.
+        """
+        found = []
+        for layer, (number, index) in self._places.items():
+            group = groups[number]["params"] if number < len(groups) else []
+            there = group[index] if index < len(group) else None
+            if isinstance(there, nn.Parameter) and _takes_over(there, layer, groups):
+                found.append((layer, there))
+        return found
+
+
+def before_first_forward(model: nn.Module, act: Callable[[], Any]) -> RemovableHandle:
+    """Call ``act``, a method that is held weakly, before the next training forward; once."""
+    weak = weakref.WeakMethod(act)
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            handle.remove()
+            method = weak()
+            if method is not None:
+                method()
+
+    handle = model.register_forward_pre_hook(hook)
+    return handle
+
+
+def may_be_sharded_later() -> bool:
+    """Whether there are several processes over which a model can be spread."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def _takes_over(there: nn.Parameter, layer: SparseLayer, groups: list[dict[str, Any]]) -> bool:
+    if there is layer.weight or there.shape != layer.weight.shape:
+        return False
+    return not any(parameter is layer.weight for group in groups for parameter in group["params"])

@@ -1,0 +1,104 @@
+"""Weights that are spread over processes as DTensors: FSDP2, tensor parallel.
+
+A sharded tensor has the shape of the whole; each rank holds a part. Masks are sharded like their
+weights, ordinary steps touch nothing but the local part, and a mask update brings the whole layer
+together on every rank, so that drop and grow are decided once and alike. For a tensor that is not
+sharded, everything here returns its argument or does nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = [
+    "is_sharded",
+    "local",
+    "on_any_rank",
+    "placement",
+    "shard_like",
+    "sums_over_shards",
+    "whole",
+]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a DTensor."""
+    # Importing DTensor takes long, and whoever has one has imported it.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of ``tensor``: a view, so that writing to it writes to that."""
+    if not is_sharded(tensor):
+        return tensor
+    part: Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
+    return part
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` from all ranks together. Collective over its mesh: every rank calls it."""
+    if not is_sharded(tensor):
+        return tensor
+    together: Tensor = tensor.detach().full_tensor()  # type: ignore[attr-defined]
+    return together
+
+
+def placement(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Return mesh and placements of a sharded tensor, to compare; ``None`` for another."""
+    return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None  # type: ignore[attr-defined]
+
+
+def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Return ``tensor``, of the shape of ``weight``, spread over the ranks as ``weight`` is.
+
+    Each rank has the whole of it and keeps its part; nothing is sent.
+    """
+    if placement(tensor) == placement(weight):
+        return tensor
+    tensor = whole(tensor)
+    if not is_sharded(weight):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
+    return distribute_tensor(tensor.detach(), mesh, placements, src_data_rank=None)
+
+
+def on_any_rank(flag: bool, tensors: Sequence[Tensor]) -> bool:
+    """Whether ``flag`` is true on any rank that holds a part of one of ``tensors``. Collective."""
+    for mesh in _meshes(tensors):
+        count = torch.tensor(float(flag), device=mesh.device_type)
+        for dimension in range(mesh.ndim):
+            dist.all_reduce(count, group=mesh.get_group(dimension))
+        flag = bool(count)
+    return flag
+
+
+def sums_over_shards(counts: list[int], tensors: Sequence[Tensor]) -> list[int]:
+    """Sum what each rank counted in its part of each tensor. Collective."""
+    if not any(is_sharded(tensor) for tensor in tensors):
+        return counts
+    from torch.distributed.tensor import DTensor, Partial
+
+    sums = []
+    for count, tensor in zip(counts, tensors, strict=True):
+        if is_sharded(tensor):
+            mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+            part = torch.tensor(count, device=mesh.device_type)
+            how = [Partial() if placed.is_shard() else placed for placed in placements]
+            count = int(DTensor.from_local(part, mesh, how, run_check=False).full_tensor())
+        sums.append(count)
+    return sums
+
+
+def _meshes(tensors: Sequence[Tensor]) -> list[Any]:
+    """Return the meshes that ``tensors`` are spread over, in the same order on every rank."""
+    meshes = {tensor.device_mesh for tensor in tensors if is_sharded(tensor)}  # type: ignore[attr-defined]
+    return sorted(meshes, key=lambda mesh: mesh.mesh.flatten().tolist())
