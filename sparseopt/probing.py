@@ -8,12 +8,14 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from sparseopt.sharding import is_sharded
+
 __all__ = ["untouched"]
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass in this block changes: modes, buffers, random state.
+    """Put back what a forward pass in this block changes: modes, buffers, random state, sharding.
 
     Gradients are not its concern.
     """
@@ -22,6 +24,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(_same_modes(model))
         stack.enter_context(_same_buffers(model))
+        stack.enter_context(_same_sharding(model))
         stack.enter_context(_no_cached_casts())
         yield
 
@@ -56,6 +59,25 @@ def _same_buffers(model: nn.Module) -> Iterator[None]:
 def _same_values(left: Tensor, right: Tensor) -> bool:
     # Writing without need would raise the version that autograd checks.
     return left.shape == right.shape and torch.equal(left, right)
+
+
+@contextmanager
+def _same_sharding(model: nn.Module) -> Iterator[None]:
+    """Spread weights over the ranks again that FSDP2 gathered.
+
+    It leaves those of the root gathered for a backward pass, and would use them after the next
+    step, when they are old.
+    """
+    gathered_by = [
+        module
+        for module in model.modules()
+        if hasattr(module, "reshard") and any(is_sharded(p) for p in module.parameters())
+    ]
+    try:
+        yield
+    finally:
+        for module in gathered_by:
+            module.reshard()  # type: ignore[operator]
 
 
 @contextmanager

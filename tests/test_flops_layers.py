@@ -391,3 +391,38 @@ def test_wrapped_for_data_parallel_training_it_costs_the_same(one_rank):
     ddp(X).sum().backward()
     optimizer.step()
     assert optimizer.steps == 1
+
+
+def fully_sharded():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, mesh = make(), init_device_mesh("cpu", (1,))
+    fully_shard(model.conv1, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+@pytest.mark.compatibility("FSDP2")
+def test_sharded_weights_cost_the_same_and_stay_sharded(one_rank):
+    expected = report_of(make(), X, density=0.2, seed=1)
+    model = fully_sharded()
+    optimizer = wrap(model, density=0.2, seed=1)
+    model(X).sum().backward()
+    for _ in range(2):
+        assert optimizer.flops() == expected
+        assert all(hasattr(p, "full_tensor") for p in model.parameters())
+
+
+@pytest.mark.compatibility("FSDP2")
+def test_the_weights_of_a_step_after_the_probe_are_used(one_rank):
+    """FSDP2 would go on with those that it gathered for the probe."""
+    model, other = fully_sharded(), fully_sharded()
+    optimizer, plain = (wrap(m, density=0.2, seed=1) for m in (model, other))
+    x = torch.randn(4, 3, 6, 6)
+    for counted, trained in ((True, model), (False, other)):
+        trained(x).sum().backward()
+        if counted:
+            optimizer.flops(model, x)
+    optimizer.step()
+    plain.step()
+    assert torch.equal(model(x), other(x))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparseopt.discovery import model_weights, refuse_unusable
 from sparseopt.distributions import match_name
 from sparseopt.errors import NoSparseLayerError
+from sparseopt.sharding import is_sharded
 
 __all__ = [
     "Losses",
@@ -52,6 +53,10 @@ def sparse_weights(model: nn.Module, dense: str | Iterable[str] = ()) -> dict[st
         )
     for name, weight in weights.items():
         refuse_unusable(name, weight)
+        if is_sharded(weight):
+            raise TypeError(
+                f"parameter {name!r} is a DTensor: make one-shot masks before fully_shard()."
+            )
     return weights
 
 

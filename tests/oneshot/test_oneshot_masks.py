@@ -256,3 +256,17 @@ def test_a_model_without_such_weights_is_refused(make_masks):
         make_masks(Norm())
     with pytest.raises(TypeError, match="model"):
         snip("model", F.cross_entropy, [batch(0)])
+
+
+@every_function
+def test_sharded_weights_are_refused(make_masks):
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        model = torch.distributed.fsdp.fully_shard(make(), mesh=mesh)
+        with pytest.raises(TypeError, match=r"'conv1.weight' is a DTensor.*before fully_shard"):
+            make_masks(model)
+    finally:
+        torch.distributed.destroy_process_group()
