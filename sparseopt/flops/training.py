@@ -99,15 +99,10 @@ def cost_ahead(
 def _updates_ahead(
     layers: Mapping[str, SparseLayer], method: Method, progress: Progress, total: int
 ) -> Iterator[int]:
-    if all(layer.is_dense for layer in layers.values()):
+    if not method.moves_masks or all(layer.is_dense for layer in layers.values()):
         return
-    schedule = progress.schedule
-    first = progress.steps // schedule.delta_t + 1
-    candidates = {*range(first * schedule.delta_t, total + 1, schedule.delta_t)}
-    if schedule.t_end is not None and progress.steps < schedule.t_end <= total:
-        candidates.add(schedule.t_end)
-    for step in sorted(candidates):
-        if method.is_update(step, schedule, total):
+    for step in range(progress.steps + 1, total + 1):
+        if method.is_update(step, progress.schedule, total):
             yield step
 
 
