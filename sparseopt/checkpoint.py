@@ -97,8 +97,10 @@ def extract(state_dict: Mapping[str, Any]) -> SavedState:
     progress = groups[0].pop(PROGRESS_KEY, None) if groups else None
     if progress is None:
         raise CheckpointError(
-            "the state dict has no masks: it was saved by a plain optimizer. Load it into "
-            "that optimizer before wrapping it, and masks start anew."
+            "the state dict has no masks. If it was saved by a plain optimizer, load it into that "
+            "optimizer before wrapping it, and masks start anew. If it went through "
+            "StateDictOptions(flatten_optimizer_state_dict=True), that kept only what a plain "
+            "optimizer has: save and load it without flattening."
         )
     state = {index: dict(entry) for index, entry in state_dict["state"].items()}
     # Numbers, or names where distributed checkpointing has put them in their place.

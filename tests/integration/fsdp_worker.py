@@ -3,6 +3,7 @@
 A job is one of the functions at the end. What it returns is of whole tensors, and rank 0 saves it.
 """
 
+import copy
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +21,11 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.utils._pytree import tree_map
 
 from sparseopt import SparseOptimizer
@@ -68,28 +74,36 @@ def my_loss(model: nn.Module, index: int) -> torch.Tensor:
     return F.cross_entropy(model(x.chunk(parts)[rank]), y.chunk(parts)[rank])
 
 
+def whole_loss(model: nn.Module, index: int) -> torch.Tensor:
+    x, y = batch(index, size=SIZE, dtype=torch.float64)
+    return F.cross_entropy(model(x), y)
+
+
 def whole(values):
     """Copies of all tensors in `values`, DTensors brought together."""
 
-    def copy(value):
+    def together(value):
         if isinstance(value, DTensor):
             value = value.detach().full_tensor()
         return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
-    return tree_map(copy, values)
+    return tree_map(together, values)
 
 
-def train(model: nn.Module, optimizer: SparseOptimizer, start: int, stop: int) -> dict:
+def train(
+    model: nn.Module, optimizer: SparseOptimizer, start: int, stop: int, *, loss=my_loss
+) -> dict:
     """Steps `start + 1` to `stop`, and what was to be seen at each."""
     seen = {"weights": [], "gradients": [], "masks": [], "updating": [], "norm": [], "local": []}
     for t in range(start + 1, stop + 1):
         optimizer.zero_grad()
-        my_loss(model, t).backward()
+        loss(model, t).backward()
         seen["updating"].append(optimizer.is_update_step)
         seen["weights"].append(whole(dict(model.named_parameters())))
         seen["gradients"].append(whole({n: p.grad for n, p in model.named_parameters()}))
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1e6, foreach=False)
-        seen["norm"].append(float(whole(norm)))
+        if loss is my_loss:  # torch clips no mixture of DTensors and others
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1e6, foreach=False)
+            seen["norm"].append(float(whole(norm)))
         optimizer.step()
         seen["masks"].append(whole(optimizer.masks))
     return {**seen, **outcome(model, optimizer)}
@@ -125,6 +139,14 @@ def replicas(folder: Path) -> dict:
     torch.manual_seed(100 + dist.get_rank())
     model = shard(dense(), (2, 2))
     return train(model, begin(model, "set", "AdamW", seed=None), 0, STEPS)
+
+
+def tensor_parallel(folder: Path) -> dict:
+    """One layer is spread by rows, the next by columns; every rank has the whole batch."""
+    model = dense()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    parallelize_module(model, mesh, {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()})
+    return train(model, begin(model, "rigl", "AdamW"), 0, STEPS, loss=whole_loss)
 
 
 def replaced(folder: Path) -> dict:
@@ -171,7 +193,8 @@ def save(folder: Path) -> dict:
         weights, state = get_state_dict(model, optimizer)
         dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / f"{method}-{name}")
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        whole_state = get_state_dict(model, optimizer, options=options)
+        # On the CPU it holds some tensors themselves, which training goes on to change.
+        whole_state = copy.deepcopy(get_state_dict(model, optimizer, options=options))
         saved = outcome(model, optimizer)
         rest = train(model, optimizer, STOP, STEPS)
         seen[method, name] = {"saved": saved, "whole": whole_state, **rest}
@@ -216,7 +239,17 @@ def refused(folder: Path) -> str:
 
 JOBS = {
     job.__name__: job
-    for job in (runs, replicas, replaced, one_bad_shard, save, resume, costs, refused)
+    for job in (
+        runs,
+        replicas,
+        tensor_parallel,
+        replaced,
+        one_bad_shard,
+        save,
+        resume,
+        costs,
+        refused,
+    )
 }
 
 

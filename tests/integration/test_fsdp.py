@@ -1,5 +1,6 @@
 """FSDP2 over real processes: a layer is one layer, however many ranks hold parts of it."""
 
+import copy
 import re
 
 import numpy as np
@@ -7,7 +8,16 @@ import pytest
 import torch
 
 from sparseopt import SparseOptimizer
-from tests.integration.fsdp_worker import CHECKPOINTED, RUNS, SETTINGS, STEPS, STOP, begin, dense
+from tests.integration.fsdp_worker import (
+    CHECKPOINTED,
+    RUNS,
+    SETTINGS,
+    STEPS,
+    STOP,
+    begin,
+    dense,
+    outcome,
+)
 from tests.integration.fsdp_worker import train as train_here
 from tests.integration.processes import finish, free_port, start
 from tests.support.looking import logical
@@ -56,7 +66,16 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(folder):
     return launch(
-        folder, 2, "runs", "replaced", "one_bad_shard", "save", "resume", "costs", "refused"
+        folder,
+        2,
+        "runs",
+        "tensor_parallel",
+        "replaced",
+        "one_bad_shard",
+        "save",
+        "resume",
+        "costs",
+        "refused",
     )
 
 
@@ -183,6 +202,18 @@ def test_parameters_that_are_replaced_after_wrapping_are_followed(two):
     assert_close(seen["final"], expected["final"])
 
 
+def test_tensor_parallel_weights_train_as_in_one_process(two):
+    """Spread by rows and by columns, beside weights that are not spread at all."""
+    seen, model = two["tensor_parallel"], dense()
+    expected = train_here(model, begin(model, "rigl", "AdamW"), 0, STEPS)
+    assert seen["sharded"] == ["Tensor", "Tensor", "DTensor", "DTensor"]
+    for t in range(STEPS):
+        assert_equal(seen["masks"][t], expected["masks"][t])
+        assert_close(seen["gradients"][t], expected["gradients"][t])
+    assert_close(seen["final"], expected["final"])
+    assert seen["history"] == expected["history"]
+
+
 def test_replicas_of_shards_agree_whatever_the_ranks_seeds(four):
     """Rank 0's seed decides; four ranks train as one process."""
     torch.manual_seed(100)
@@ -211,6 +242,25 @@ def test_a_checkpoint_of_two_ranks_is_resumed_on_any_number(two, resumed, run, r
     assert_equal(rest["final_masks"], uninterrupted["final_masks"])
     assert rest["history"] == uninterrupted["history"]
     assert rest["history"][-1]["step"] > STOP
+
+
+@pytest.mark.parametrize("state", ["compact", "masked"])
+@pytest.mark.parametrize("run", CHECKPOINTED, ids=CHECKPOINT_IDS)
+def test_a_whole_checkpoint_of_two_ranks_is_resumed_without_any(two, run, state):
+    """`full_state_dict=True`, loaded by `load_state_dict()` where nothing is sharded."""
+    weights, whole_state = copy.deepcopy(two["save"][run]["whole"])
+    model = dense(seed=1)
+    optimizer = begin(model, *run, seed=8, state=state)
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(whole_state)
+    saved, loaded = two["save"][run]["saved"], outcome(model, optimizer)
+    for part in ("final", "final_masks"):
+        assert_equal(loaded[part], saved[part])
+    for part in ("live", "explored", "history", "steps"):
+        assert loaded[part] == saved[part], part
+    rest = train_here(model, optimizer, STOP, STEPS)
+    assert_close(rest["final"], two["save"][run]["final"])
+    assert_equal(rest["final_masks"], two["save"][run]["final_masks"])
 
 
 def test_compact_state_is_refused_for_sharded_weights_with_the_reason(two):
