@@ -28,6 +28,7 @@ from sparseopt.methods import (
     available_methods,
     register_method,
 )
+from sparseopt.oneshot import balanced_batch, grasp, snip, synflow
 from sparseopt.optimizer import SparseOptimizer
 from sparseopt.schedules import UpdateSchedule
 
@@ -64,7 +65,11 @@ __all__ = [
     "UpdateRecord",
     "UpdateSchedule",
     "available_methods",
+    "balanced_batch",
     "final_masks",
+    "grasp",
     "register_method",
     "shuffle_masks",
+    "snip",
+    "synflow",
 ]

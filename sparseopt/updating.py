@@ -44,15 +44,16 @@ class MaskUpdater:
     def is_due(self) -> bool:
         """Whether the next step is an update step."""
         progress = self.progress
-        if self._lacks_horizon() or all(layer.is_dense for layer in self.layers):
-            return False
-        return self.method.is_update(progress.steps + 1, progress.schedule, progress.total_steps)
+        return self._can_move() and self.method.is_update(
+            progress.steps + 1, progress.schedule, progress.total_steps
+        )
 
     def needs_dense_gradients(self) -> bool:
         """Whether the next step reads gradients of dropped weights: to update, or to remember."""
-        if self.memory is not None and self.memory.rule.dense and self._is_remembered():
-            return True
-        return self.method.needs_dense_gradient and self.is_due()
+        progress = self.progress
+        return self._can_move() and self.method.reads_dense_gradient(
+            progress.steps + 1, progress.schedule, progress.total_steps
+        )
 
     def remembering(
         self, closure: Callable[[], Any] | None, gradients: Callable[[], Sequence[Tensor]]
@@ -157,27 +158,20 @@ class MaskUpdater:
             self.memory.feed(self.layers)
         if not self.memory.rule.dense:
             return
-        self.progress.usage = self.progress.usage.with_dense_gradient()
+        self.progress.usage = self.progress.usage.with_dense_gradient(self.layers)
         for layer in self.layers:
             if layer.weight.grad is not None and not layer.is_full:
                 layer.mask_(layer.weight.grad)
 
     def _is_remembered(self) -> bool:
         """Whether the next step's gradients will count for an update."""
-        assert self.memory is not None
-        progress, step = self.progress, self.progress.steps + 1
-        t_end = progress.schedule.t_end
-        if self._lacks_horizon() or all(layer.is_dense for layer in self.layers):
-            return False
-        if t_end is not None and step > t_end and not self.method.has_own_schedule:
-            return False
-        if self.memory.rule.steps is None:
-            return True
-        ahead = range(step, step + self.memory.rule.steps)
-        return any(
-            self.method.is_update(coming, progress.schedule, progress.total_steps)
-            for coming in ahead
+        progress = self.progress
+        return self._can_move() and self.method.remembers(
+            progress.steps + 1, progress.schedule, progress.total_steps
         )
+
+    def _can_move(self) -> bool:
+        return not (self._lacks_horizon() or all(layer.is_dense for layer in self.layers))
 
     def _lacks_horizon(self) -> bool:
         return self.method.needs_horizon and self.progress.schedule.t_end is None

@@ -134,6 +134,27 @@ class Method(ABC):
         """Whether ``step``, counted from 1, is an update step."""
         return schedule.is_update(step)
 
+    def remembers(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
+        """Whether the gradients of ``step`` are remembered for an update."""
+        rule = self.memory
+        if rule is None:
+            return False
+        if schedule.t_end is not None and step > schedule.t_end and not self.has_own_schedule:
+            return False
+        if rule.steps is None:
+            return True
+        coming = range(step, step + rule.steps)
+        return any(self.is_update(one, schedule, total_steps) for one in coming)
+
+    def reads_dense_gradient(
+        self, step: int, schedule: UpdateSchedule, total_steps: int | None
+    ) -> bool:
+        """Whether ``step`` needs gradients of dropped weights: to update, or to remember."""
+        rule = self.memory
+        if rule is not None and rule.dense and self.remembers(step, schedule, total_steps):
+            return True
+        return self.needs_dense_gradient and self.is_update(step, schedule, total_steps)
+
     def fraction(self, step: int, schedule: UpdateSchedule) -> float:
         """Return the drop fraction at ``step``, in [0, 1]."""
         return schedule.fraction(step)

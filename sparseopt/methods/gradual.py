@@ -34,14 +34,24 @@ class Gradual(Method):
 
     def excess(self, layers: Sequence[SparseLayer], update: Update) -> int:
         """Return how many live weights ``layers`` together have more than the cubic has now."""
-        cubic = self._cubic(update.schedule, update.total_steps)
         numel = sum(layer.numel for layer in layers)
         live = target = sum(layer.target for layer in layers)
-        if update.step < cubic.end:
-            final = target / numel
-            density = cubic.density(update.step, final, initial=self.initial_density(final))
+        if update.step < self._cubic(update.schedule, update.total_steps).end:
+            density = self.planned_density(
+                update.step,
+                final=target / numel,
+                schedule=update.schedule,
+                total_steps=update.total_steps,
+            )
             live = max(target, round(density * numel))
         return max(0, sum(layer.live for layer in layers) - live)
+
+    def planned_density(
+        self, step: int, *, final: float, schedule: UpdateSchedule, total_steps: int | None
+    ) -> float:
+        """Return the cubic's density after ``step``, on the way to ``final``."""
+        cubic = self._cubic(schedule, total_steps)
+        return cubic.density(step, final, initial=self.initial_density(final))
 
     def _cubic(self, schedule: UpdateSchedule, total_steps: int | None) -> CubicDensity:
         end = schedule.t_end

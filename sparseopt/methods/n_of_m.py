@@ -14,6 +14,7 @@ from sparseopt.methods.base import Update
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
 from sparseopt.selection import smallest
+from sparseopt.sharding import whole
 
 __all__ = ["NM"]
 
@@ -100,10 +101,12 @@ class NM(RigL):
         """Return 1 for as many of each group's best candidates as the group loses, else 0."""
         count = self._move(layer, update.fraction).drop
         stays = ~smallest(self.drop_scores(layer, update), count)
-        survivors = self._grouped(layer.expand(stays))
-        lost = self._grouped(layer.mask).sum(-1, keepdim=True) - survivors.sum(-1, keepdim=True)
-        taken = self._grouped(layer.mask) if self.regrow == "never" else survivors
-        scores = self._grouped(super().grow_scores(layer, update)).masked_fill(taken, -torch.inf)
+        survivors = self._grouped(whole(layer.expand(stays)))
+        before = self._grouped(whole(layer.mask))
+        lost = before.sum(-1, keepdim=True) - survivors.sum(-1, keepdim=True)
+        taken = before if self.regrow == "never" else survivors
+        scores = self._grouped(whole(super().grow_scores(layer, update)))
+        scores = scores.masked_fill(taken, -torch.inf)
         return self._ungrouped(self._ranks(scores) < lost, layer.weight.shape).float()
 
     def _grouped(self, tensor: Tensor) -> Tensor:

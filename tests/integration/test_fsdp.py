@@ -74,6 +74,7 @@ def two(folder):
         "one_bad_shard",
         "save",
         "resume",
+        "costs",
         "refused",
     )
 
@@ -132,6 +133,14 @@ def test_drop_and_grow_are_over_all_shards_of_a_layer(two, run):
         for name in SPARSE_NAMES:
             mask = logical(seen["masks"][t - 1][name])
             np.testing.assert_array_equal(mask, oracle.masks[name], err_msg=f"{name} at {t}")
+
+
+def test_costs_are_those_of_one_process_and_counting_changes_nothing(two):
+    model = dense()
+    optimizer = begin(model, "rigl", "SGD", state="masked")
+    train_here(model, optimizer, 0, STOP)
+    assert two["costs"]["report"] == optimizer.flops().as_dict()
+    assert_equal(two["costs"]["final"], two["runs"]["rigl", "SGD"]["final"])
 
 
 def test_a_choice_by_each_rank_alone_would_have_been_another(two):
