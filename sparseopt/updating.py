@@ -209,11 +209,13 @@ def _update_masks(
 ) -> UpdateRecord:
     """Move the masks of ``layers`` by ``method``, their weights and optimizer state with them.
 
-    Dense layers, and layers without a gradient, are left out. All transitions are decided before
-    the first is made, so an error in a method changes nothing.
+    Dense layers are left out, and layers without a gradient unless the method needs none. All
+    transitions are decided before the first is made, so an error in a method changes nothing.
     """
     taking_part = [
-        layer for layer in layers if not layer.is_dense and layer.weight.grad is not None
+        layer
+        for layer in layers
+        if not layer.is_dense and not (method.needs_gradient and layer.weight.grad is None)
     ]
     transitions = _transitions(taking_part, method, update) if taking_part else []
     new = _newly_live(transitions)
@@ -222,8 +224,8 @@ def _update_masks(
     for layer, transition in transitions:
         store.move(layer, transition)
     for layer in taking_part:
-        assert layer.weight.grad is not None
-        layer.mask_(layer.weight.grad)
+        if layer.weight.grad is not None:
+            layer.mask_(layer.weight.grad)
     if transitions:
         store.forget_curvature()
     return _record(layers, update, new=new)

@@ -106,6 +106,7 @@ class Method(ABC):
         name: what ``method=`` takes.
         needs_dense_gradient: whether update steps need the gradient of weights that are not live.
             If so, ``weight.grad`` is left dense on update steps.
+        needs_gradient: whether a layer without a gradient sits updates out.
         needs_horizon: whether training can't start before the number of steps is known.
         moves_masks: whether there is any update at all.
         has_own_schedule: whether the optimizer's schedule plays no part.
@@ -113,6 +114,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     needs_dense_gradient: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = True
     needs_horizon: ClassVar[bool] = False
     moves_masks: ClassVar[bool] = True
     has_own_schedule: ClassVar[bool] = False

@@ -3,13 +3,13 @@
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sparseopt import SparseOptimizer
-from tests.support.catalogue import build
+from tests.support.catalogue import build, model_for
 from tests.support.looking import per_weight_state
-from tests.support.nets import make
 from tests.support.training import train
 
 STEPS, STOP = 30, 13
@@ -26,13 +26,16 @@ RUNS = [
             ("AdamW", "compact", "masked"),
             ("SGD", "masked", "compact"),
             ("Rprop", "compact", "compact"),
+            ("Adafactor", "auto", "auto"),
+            ("Muon", "auto", "auto"),
+            ("LBFGS", "auto", "auto"),
         ],
     )
 ]
 
 
 def begin(method: str, name: str, state: str):
-    model = make()
+    model = model_for(name)
     optimizer = SparseOptimizer(
         build(name, model.parameters()), model, method=method, state=state, **SETTINGS
     )
@@ -53,7 +56,18 @@ def outcome(model, optimizer) -> dict:
             }
             for layer in optimizer.layers
         },
+        "inner": flat(optimizer.inner.state_dict()["state"]),
     }
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """What nested dictionaries and lists hold, by path."""
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {
+            path: leaf for key, held in items for path, leaf in flat(held, f"{name}/{key}").items()
+        }
+    return {name: value}
 
 
 def main(folder: Path) -> None:

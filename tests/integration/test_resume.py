@@ -1,11 +1,15 @@
 """A run that is resumed in a fresh process is the uninterrupted one, to the last bit."""
 
+import operator
+
 import pytest
 import torch
 
 from tests.integration.processes import finish, start
 from tests.integration.resume_worker import RUNS, STEPS, STOP, begin, outcome
 from tests.support.training import train
+
+pytestmark = pytest.mark.compatibility("Resume in a fresh process")
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +43,9 @@ def test_a_fresh_process_goes_on_to_the_last_bit(outcomes, number):
         assert state.keys() == resumed["state"][name].keys()
         for key, value in state.items():
             assert torch.equal(value, resumed["state"][name][key]), (name, key)
+    _, _, out_of, into = RUNS[number]
+    if out_of == into:
+        assert uninterrupted["inner"].keys() == resumed["inner"].keys() != set()
+        for path, value in uninterrupted["inner"].items():
+            same = torch.equal if torch.is_tensor(value) else operator.eq
+            assert same(value, resumed["inner"][path]), path

@@ -198,6 +198,22 @@ def test_an_update_replaces_the_gradient_step():
         assert torch.equal(p, expected), name
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_a_layer_that_is_unused_at_updates_is_pruned_all_the_same(scope):
+    model = make()
+    optimizer = wrap(model, method=Pruning(scope=scope))
+    targets = {layer.name: layer.target for layer in optimizer.layers}
+    for _ in range(100):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        if optimizer.is_update_step:
+            model.fc1.weight.grad = None
+        optimizer.step()
+    live = {layer.name: layer.live for layer in optimizer.layers}
+    assert sum(live.values()) == sum(targets.values())
+    assert scope == "global" or live == targets
+
+
 def test_t_end_without_total_steps_puts_the_start_in_the_same_place():
     optimizer = wrap(make(), total_steps=None, t_end=750, delta_t=1)
     train_by_noise(optimizer, 10)

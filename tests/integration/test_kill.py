@@ -1,0 +1,124 @@
+"""A run that SIGKILL hits at random moments ends as if nothing had happened."""
+
+import itertools
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.kill_worker import SAVE_EVERY, STEPS, train
+from tests.integration.ranks import forkserver, needs_fork
+
+KILLS, KILLS_OF_EACH_KIND = 20, 5
+SIGKILLED = -9
+
+pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.compatibility("Kill and recover")]
+
+
+class Run:
+    """A folder, and the processes that train in it one after the other."""
+
+    def __init__(self, folder: Path, method: str, name: str):
+        folder.mkdir()
+        self.folder, self.arguments = folder, (folder, method, name)
+
+    def finish(self) -> None:
+        assert not self.kill(events=10 * STEPS, delay=60)
+
+    def kill(self, events: int, delay: float) -> bool:
+        """Kill a process `delay` seconds after it did so many things; say whether it lived then.
+
+        What it did is checked: it began where the last save ended, and what it saved is there.
+        """
+        saved, known = self.saved_step(), len(self.events())
+        process = forkserver().Process(target=train, args=self.arguments, daemon=True)
+        process.start()
+        while process.is_alive() and len(self.events()) < known + events:
+            time.sleep(0.0005)
+        process.join(delay)
+        process.kill()
+        process.join()
+        assert process.exitcode in {0, SIGKILLED}
+        did = self.events()[known:]
+        assert did[:1] in ([], [("begun", saved)])
+        self.assert_no_more_is_lost_than_since_the_last_save(did, saved)
+        return process.exitcode == SIGKILLED
+
+    def assert_no_more_is_lost_than_since_the_last_save(
+        self, did: list[tuple[str, int]], saved: int
+    ) -> None:
+        completed = max([saved, *(step for event, step in did if event == "saved")])
+        # A save that was killed when it had replaced the file is complete, though nobody noted it.
+        attempted = max([saved, *(step for event, step in did if event == "saving")])
+        assert self.saved_step() in {completed, attempted}
+        reached = max([saved, *(step for _, step in did)])
+        assert 0 <= reached - self.saved_step() <= SAVE_EVERY
+
+    def events(self) -> list[tuple[str, int]]:
+        """What all processes did so far, and at which step."""
+        journal = self.folder / "journal"
+        if not journal.exists():
+            return []
+        lines = (line.split() for line in journal.read_text().splitlines())
+        return [(event, int(step)) for event, step in lines]
+
+    def saved_step(self) -> int:
+        """The step that the checkpoint brings back, which can always be read."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return 0
+        saved = torch.load(path)
+        progress = saved["optimizer"]["param_groups"][0]["sparseopt"]
+        assert progress["steps"] == saved["step"]
+        return saved["step"]
+
+    def outcome(self) -> dict:
+        return torch.load(self.folder / "outcome.pt")
+
+
+def moment_of_death(run):
+    """What the process was doing."""
+    events = run.events()
+    return "saving" if events and events[-1][0] == "saving" else "training"
+
+
+def assert_same_outcome(expected, outcome):
+    assert expected.keys() == outcome.keys()
+    for part in ("weights", "masks", "state", "random"):
+        assert expected[part].keys() == outcome[part].keys()
+        for name, tensor in expected[part].items():
+            assert torch.equal(tensor, outcome[part][name]), (part, name)
+    for part in ("history", "lr", "steps"):
+        assert expected[part] == outcome[part]
+
+
+@pytest.mark.parametrize(("method", "name"), [("set", "AdamW"), ("rigl", "SGD")])
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_never_been(tmp_path, method, name):
+    whole = Run(tmp_path / "whole", method, name)
+    whole.finish()
+    expected = whole.outcome()
+    assert expected["steps"] == STEPS
+    assert sum(record["dropped"] > 0 for record in expected["history"]) > 10
+
+    moments = random.Random(method)
+    kills = Counter(training=0, saving=0)
+    folders = (tmp_path / str(number) for number in itertools.count())
+    run = Run(next(folders), method, name)
+    while kills.total() < KILLS or min(kills.values()) < KILLS_OF_EACH_KIND:
+        if run.kill(moments.randrange(12), moments.uniform(0, 0.008)):
+            kills[moment_of_death(run)] += 1
+        else:
+            # Finished before it was hit; the next one starts from nothing.
+            assert_same_outcome(expected, run.outcome())
+            run = Run(next(folders), method, name)
+        assert kills.total() < 5 * KILLS, kills
+    run.finish()
+    assert_same_outcome(expected, run.outcome())
+    assert {path.name for path in run.folder.iterdir()} == {
+        "journal",
+        "checkpoint.pt",
+        "outcome.pt",
+    }
