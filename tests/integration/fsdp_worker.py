@@ -42,8 +42,12 @@ RUNS = [
     ("rigl", "Adagrad"),
     ("rigl", "RMSprop"),
     ("pruning", "AdamW"),
+    ("snfs", "AdamW"),
+    ("rigl-sm", "SGD"),
+    ("granet", "SGD"),
+    ("mest", "SGD"),
 ]
-CHECKPOINTED = [("set", "SGD"), ("rigl", "AdamW"), ("pruning", "AdamW")]
+CHECKPOINTED = [("set", "SGD"), ("rigl", "AdamW"), ("pruning", "AdamW"), ("snfs", "AdamW")]
 #: Divides evenly by 1, 2, 3 and 4 ranks.
 SIZE = 12
 

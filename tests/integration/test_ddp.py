@@ -121,10 +121,11 @@ def test_masks_follow_from_the_averaged_gradients(name):
             for layer, gradient in seen["gradients"][t - 1].items()
             if layer in run.names
         }
-        oracle.observe(t, gradients)
         if oracle.is_update(t):
             weights = {layer: logical(seen["weights"][t - 1][layer]) for layer in run.names}
             oracle.update(t, weights, gradients)
+        else:
+            oracle.observe(t, gradients)
         for layer in run.names:
             mask = logical(seen["masks"][t][layer])
             np.testing.assert_array_equal(mask, oracle.masks[layer], err_msg=f"{layer} at {t}")
