@@ -84,10 +84,11 @@ def attach(
             }
         )
         if not (layer.is_full and layer.is_dense):
+            # Copies, for distributed checkpointing loads into the tensors that it finds here.
             state[index] = {
                 **state.get(index, {}),
-                MASK_KEY: layer.mask,
-                EVER_LIVE_KEY: layer.ever_live_bits,
+                MASK_KEY: layer.mask.clone(),
+                EVER_LIVE_KEY: layer.ever_live_bits.clone(),
             }
         if memory is not None and not layer.is_dense:
             state[index] = {**state.get(index, {}), MEMORY_KEY: memory.saved(layer)}

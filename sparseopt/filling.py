@@ -23,10 +23,16 @@ def fill_where_false_(tensor: Tensor, mask: Tensor, fill: float) -> None:
         >>> weights
         tensor([1., 0., 3.])
     """
+    if tensor.grad_fn is not None:
+        # With differentiable=True this is one more operation of the step's graph.
+        with torch.enable_grad():
+            tensor.masked_fill_(~mask, fill)
+        return
     tensor = tensor.detach()
     if fill == 0.0 and tensor.device.type == "cpu":
         # On a CPU masked_fill_() branches at every entry; an AND of the bits does not.
         integer = INTEGERS[tensor.element_size()]
-        tensor.view(integer).bitwise_and_(mask.view(torch.int8).to(integer).neg_())
+        all_bits = mask.view(torch.int8).to(integer, copy=True).neg_()
+        tensor.view(integer).bitwise_and_(all_bits)
     else:
         tensor.masked_fill_(~mask, fill)

@@ -170,7 +170,7 @@ class SparseLayer:
         if self.is_sharded:
             self._check_placement(tensor)
             fill_where_false_(local(tensor), local(self.mask), fill)
-        elif self.density <= SCATTER_BELOW:
+        elif self.density <= SCATTER_BELOW and tensor.grad_fn is None:
             values = self.gather(tensor)
             self.scatter_(tensor.detach().fill_(fill), values)
         else:

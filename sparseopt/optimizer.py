@@ -249,10 +249,7 @@ class SparseOptimizer(OptimizerFacade):
         checkpoint.check_kind(saved, self.inner, self.method)
         pairs = checkpoint.match_layers(saved, self.inner, self._layers, named=self._named)
         self.inner.load_state_dict(saved.inner)
-        if self._backup is not None:
-            self._backup.put_back()
-            # Of a model that was loaded meanwhile: these may be the wrong masks for it, too.
-            self._backup = WeightBackup(self._layers)
+        self._unmask_before_training()
         for layer, was in pairs:
             layer.restore(was.mask, was.ever_live_bits, was.target)
             layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
@@ -425,8 +422,11 @@ class SparseOptimizer(OptimizerFacade):
         self._plan_next_step()
 
     def _hook(self, layers: Sequence[SparseLayer]) -> None:
+        # With differentiable=True a weight may be no leaf: backward() accumulates nothing in it.
         self._handles.extend(
-            mask_gradient_of(layer, self._gate) for layer in layers if not layer.is_dense
+            mask_gradient_of(layer, self._gate)
+            for layer in layers
+            if layer.weight.is_leaf and not layer.is_dense
         )
 
     def _plan_next_step(self) -> None:
@@ -437,12 +437,19 @@ class SparseOptimizer(OptimizerFacade):
 
         It sets every learning rate and gradient to zero and steps an optimizer without state.
         """
-        if self.inner.state or any(float(group["lr"]) != 0.0 for group in self.param_groups):
+        if self.inner.state or any(group.get("lr") != 0.0 for group in self.param_groups):
             return False
         return not any(bool(gradient.any()) for gradient in self._gradients())
 
     def _probe(self, closure: Callable[[], Any] | None) -> Any:
+        self._unmask_before_training()
         return self._store.step(closure)
+
+    def _unmask_before_training(self) -> None:
+        """Put back what masks made zero, and keep it: the model may have been loaded meanwhile."""
+        if self._backup is not None:
+            self._backup.put_back()
+            self._backup = WeightBackup(self._layers)
 
     def _gradients(self) -> list[Tensor]:
         return [

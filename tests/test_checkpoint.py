@@ -107,6 +107,17 @@ def test_saving_changes_nothing(state):
     assert_unchanged(before, snapshot(optimizer, model))
 
 
+def test_what_is_written_into_a_state_dict_does_not_reach_the_masks():
+    """Distributed checkpointing loads into the tensors of a state dict, and then hands it over."""
+    model = make()
+    optimizer = wrap(model)
+    before = {name: mask.clone() for name, mask in optimizer.masks.items()}
+    for entry in optimizer.state_dict()["state"].values():
+        entry["sparse_mask"].logical_not_()
+    for name, mask in optimizer.masks.items():
+        assert torch.equal(mask, before[name])
+
+
 def test_masks_and_history_of_two_runs_from_one_checkpoint_are_their_own():
     """Torch lets the moments of a loaded state dict be shared; masks never are."""
     model = make()
@@ -168,6 +179,44 @@ def test_a_model_that_was_loaded_before_wrapping_resumes(method, state):
     fresh_model = make(seed=5)
     fresh_model.load_state_dict(model.state_dict())
     fresh = wrap(fresh_model, method=method, state=state, seed=17)
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 12, start=12)
+    train(fresh_model, fresh, 12, start=12)
+    assert_same_run(model, optimizer, fresh_model, fresh)
+
+
+@pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
+def test_a_round_trip_before_the_checkpoint_is_loaded_loses_nothing(method, state):
+    """Accelerate makes one when it prepares an optimizer: in the HF Trainer, of a loaded model."""
+    model = make()
+    optimizer = wrap(model, method=method, state=state)
+    train(model, optimizer, 12)
+    fresh_model = make(seed=5)
+    fresh = wrap(fresh_model, method=method, state=state, seed=17)
+    fresh_model.load_state_dict(model.state_dict())
+    fresh.load_state_dict(fresh.state_dict())
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 12, start=12)
+    train(fresh_model, fresh, 12, start=12)
+    assert_same_run(model, optimizer, fresh_model, fresh)
+
+
+def test_a_probe_step_before_the_checkpoint_is_loaded_loses_nothing(state):
+    """Distributed checkpointing makes one when it loads an optimizer: often of a loaded model."""
+    model = make()
+    optimizer = wrap(model, state=state)
+    train(model, optimizer, 12)
+    fresh_model = make(seed=5)
+    fresh = wrap(fresh_model, state=state, seed=17)
+    fresh_model.load_state_dict(model.state_dict())
+    rates = [group["lr"] for group in fresh.param_groups]
+    for group in fresh.param_groups:
+        group["lr"] = 0.0
+    for parameter in fresh_model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    fresh.step()
+    for group, rate in zip(fresh.param_groups, rates, strict=True):
+        group["lr"] = rate
     fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     train(model, optimizer, 12, start=12)
     train(fresh_model, fresh, 12, start=12)

@@ -16,6 +16,8 @@ from tests.support.looking import (
 from tests.support.nets import SPARSE_NAMES, loss_of, make
 from tests.support.training import dense_gradients, train_step
 
+pytestmark = pytest.mark.compatibility("AMP")
+
 SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 INNER = [

@@ -9,6 +9,8 @@ from sparseopt import RigL, SparseOptimizer
 from tests.support.catalogue import build
 from tests.support.nets import make
 
+pytestmark = pytest.mark.compatibility("Bad input")
+
 
 def wrap(model=None, **settings):
     model = make() if model is None else model

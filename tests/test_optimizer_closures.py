@@ -10,6 +10,8 @@ from tests.support.looking import assert_dropped_are_fresh, assert_same_weights,
 from tests.support.nets import loss_of, make
 from tests.support.training import train, train_step
 
+pytestmark = pytest.mark.compatibility("Closures and L-BFGS")
+
 SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 

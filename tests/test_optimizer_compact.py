@@ -9,6 +9,8 @@ from tests.support.looking import assert_dropped_are_fresh, logical, per_weight_
 from tests.support.nets import make
 from tests.support.training import train
 
+pytestmark = pytest.mark.compatibility("Optimizers of torch")
+
 SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 

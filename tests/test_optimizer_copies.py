@@ -12,6 +12,8 @@ from tests.support.looking import assert_dropped_are_fresh, assert_same_weights,
 from tests.support.nets import make
 from tests.support.training import backward, train, train_step
 
+pytestmark = pytest.mark.compatibility("Groups, hooks, copies, deletion")
+
 SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 

@@ -5,9 +5,16 @@ import torch
 
 from sparseopt import SparseOptimizer
 from tests.support.catalogue import build
-from tests.support.looking import assert_dropped_are_fresh, assert_same_weights
+from tests.support.looking import (
+    assert_dropped_are_fresh,
+    assert_same_weights,
+    assert_unchanged,
+    snapshot,
+)
 from tests.support.nets import loss_of, make
 from tests.support.training import backward, train, train_step
+
+pytestmark = pytest.mark.compatibility("Groups, hooks, copies, deletion")
 
 SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
@@ -157,3 +164,85 @@ def test_freezing_a_layer_in_mid_training_leaves_it_as_it_is():
     assert torch.equal(model.fc1.weight, weight)
     assert torch.equal(optimizer.masks["fc1.weight"], mask)
     assert len(optimizer.history) == 2
+
+
+def test_unfreezing_a_layer_that_was_frozen_in_mid_training_goes_on_under_its_mask(state):
+    model = make()
+    optimizer = wrap(model, state=state)
+    train(model, optimizer, 3)
+    optimizer.zero_grad()
+    model.fc1.weight.requires_grad_(False)
+    train(model, optimizer, 5, start=3)
+    frozen, mask = model.fc1.weight.detach().clone(), optimizer.masks["fc1.weight"].clone()
+    model.fc1.weight.requires_grad_(True)
+    train(model, optimizer, 1, start=8)
+    assert not torch.equal(model.fc1.weight, frozen)
+    assert torch.equal(model.fc1.weight.grad.ne(0) & ~mask, torch.zeros_like(mask))
+    assert optimizer.is_update_step
+    train(model, optimizer, 1, start=9)
+    assert not torch.equal(optimizer.masks["fc1.weight"], mask)
+    assert_dropped_are_fresh(optimizer)
+
+
+def test_a_layer_that_was_frozen_when_wrapped_trains_dense_once_it_is_unfrozen(state):
+    """It was in a group all the time, so nobody says anew how dense it is to be."""
+    model, own_model = make(), make()
+    for net in (model, own_model):
+        net.fc1.weight.requires_grad_(False)
+    optimizer = wrap(model, "AdamW", method="static", state=state)
+    assert "fc1.weight" not in optimizer.masks
+    plain = build("AdamW", own_model.parameters())
+    masks = {name: mask.clone() for name, mask in optimizer.masks.items()}
+
+    def put_masks_on():
+        with torch.no_grad():
+            for name, mask in masks.items():
+                own_model.get_parameter(name).masked_fill_(~mask, 0.0)
+
+    put_masks_on()
+    for t in range(1, 13):
+        if t == 6:
+            for net in (model, own_model):
+                net.fc1.weight.requires_grad_(True)
+        train_step(model, optimizer, t)
+        backward(own_model, t)
+        for name, mask in masks.items():
+            own_model.get_parameter(name).grad.masked_fill_(~mask, 0.0)
+        plain.step()
+        put_masks_on()
+    assert_same_weights(model, own_model)
+    assert is_all_live(model.fc1.weight)
+    assert optimizer.state[model.fc1.weight]["exp_avg"].shape == model.fc1.weight.shape
+
+
+def test_a_parameter_that_is_in_a_group_already_is_refused_and_nothing_changes(state):
+    """Unfreezing needs no group: torch says so, and the masks stay as they were."""
+    model = make()
+    optimizer = wrap(model, state=state)
+    train(model, optimizer, 3)
+    before = snapshot(optimizer, model)
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": [model.fc1.weight]})
+    assert len(optimizer.param_groups) == 1
+    assert_unchanged(before, snapshot(optimizer, model))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "options", "error"),
+    [
+        (torch.nn.Parameter(torch.ones(4, 4, dtype=torch.complex64)), {}, TypeError),
+        (torch.nn.Parameter(torch.ones(4, 4)), {"density": 1.5}, ValueError),
+        (torch.nn.Parameter(torch.ones(4, 4)), {"density": "half"}, TypeError),
+    ],
+    ids=["complex", "density above 1", "density in words"],
+)
+def test_a_group_that_cannot_be_sparse_is_refused_and_nothing_is_added(parameter, options, error):
+    model = torch.nn.ParameterList(make().parameters())
+    optimizer = SparseOptimizer(build("SGD", model.parameters()), **SETTINGS)
+    before = snapshot(optimizer, model)
+    with pytest.raises(error):
+        optimizer.add_param_group({"params": [parameter], **options})
+    assert len(optimizer.param_groups) == 1
+    assert_unchanged(before, snapshot(optimizer, model))
+    assert not parameter._post_accumulate_grad_hooks
+    assert parameter.detach().eq(1).all()

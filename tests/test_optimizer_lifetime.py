@@ -15,6 +15,8 @@ from tests.support.nets import loss_of, make
 from tests.support.oracles import oracle_for
 from tests.support.training import backward, dense_gradients, train
 
+pytestmark = pytest.mark.compatibility("Groups, hooks, copies, deletion")
+
 SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 

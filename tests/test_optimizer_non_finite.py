@@ -20,6 +20,8 @@ from tests.support.looking import (
 from tests.support.nets import loss_of, make
 from tests.support.training import backward, train
 
+pytestmark = pytest.mark.compatibility("Bad input")
+
 SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 

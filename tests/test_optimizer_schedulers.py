@@ -9,10 +9,14 @@ import torch
 from torch.optim import lr_scheduler
 
 from sparseopt import SparseOptimizer
+from tests.support.by_hand import HandMasked
 from tests.support.catalogue import build
 from tests.support.looking import assert_same_weights
-from tests.support.nets import make
+from tests.support.nets import SPARSE_NAMES, make
+from tests.support.oracles import oracle_for
 from tests.support.training import backward, train_step
+
+pytestmark = pytest.mark.compatibility("LR schedulers, SWA, EMA")
 
 STEPS = 16
 SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3, "method": "static"}
@@ -98,6 +102,29 @@ def test_learning_rates_arrive(name, when):
     assert_same_weights(model, plain_model)
 
 
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_learning_rates_arrive_where_masks_move(name, state):
+    """A dense run with masks and the scheduler put on by hand has the same weights."""
+    settings = {**SETTINGS, "method": "rigl"}
+    model, own_model = make(), make()
+    plain = build("SGD", own_model.parameters())
+    by_hand = HandMasked(own_model, plain, oracle_for(model=own_model, **settings))
+    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, state=state, **settings)
+    schedulers = [MAKERS[name](optimizer)]
+    with warnings.catch_warnings():
+        # By hand, an update does not step the optimizer, which the scheduler takes for a mistake.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        schedulers.append(MAKERS[name](plain))
+        for t in range(1, STEPS + 1):
+            train_step(model, optimizer, t)
+            by_hand.step()
+            for scheduler in schedulers:
+                advance(scheduler)
+            assert rates_of(optimizer) == rates_of(plain)
+    assert len(optimizer.history) == 2
+    assert_same_weights(model, own_model)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_no_warning_where_the_first_steps_are_update_steps(when):
     """An update step does not step the inner optimizer, and the scheduler must not complain."""
@@ -161,3 +188,35 @@ def test_swa_averages_what_the_optimizer_trains():
         torch.testing.assert_close(p.detach(), mean)
         if name in optimizer.masks:
             assert not p[~optimizer.masks[name]].any()
+
+
+def test_ema_of_moving_masks_is_what_the_formula_says_and_sparse_once_masked(state):
+    """A blend over masks is denser than each of them; `apply_masks` brings the density back."""
+    model, decay = make(), 0.8
+    settings = {**SETTINGS, "method": "rigl", "total_steps": 40}
+    optimizer = SparseOptimizer(build("AdamW", model.parameters()), model, state=state, **settings)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+    )
+    expected = None
+    for t in range(1, 21):
+        train_step(model, optimizer, t)
+        average.update_parameters(model)
+        now = {name: p.detach().clone() for name, p in model.named_parameters()}
+        if expected is None:
+            expected = now
+        else:
+            expected = {name: decay * expected[name] + (1 - decay) * now[name] for name in now}
+    averaged = dict(average.module.named_parameters())
+    for name, p in averaged.items():
+        torch.testing.assert_close(p.detach(), expected[name])
+    live = sum(int(averaged[name].count_nonzero()) for name in SPARSE_NAMES)
+    assert live > sum(layer.live for layer in optimizer.layers)
+
+    optimizer.apply_masks(average)
+    for name, p in averaged.items():
+        mask = optimizer.masks.get(name, torch.ones_like(p, dtype=torch.bool))
+        torch.testing.assert_close(p.detach(), torch.where(mask, expected[name], 0.0))
+    assert sum(int(averaged[name].count_nonzero()) for name in SPARSE_NAMES) <= sum(
+        layer.live for layer in optimizer.layers
+    )

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from sparseopt.layers import SparseLayer, Transition
+from sparseopt.state.entries import tensors_in
 from sparseopt.state.fresh import fresh_value
 
 __all__ = ["Closure", "StateStore", "unhooked_step"]
@@ -71,19 +72,32 @@ class StateStore(ABC):
 
     def per_weight(
         self, layer: SparseLayer, shape: torch.Size, group: dict[str, Any] | None = None
-    ) -> Iterator[tuple[dict[str, Any], str, Tensor, float]]:
+    ) -> Iterator[tuple[Any, Any, Tensor, float]]:
         """Yield what the state has one value of per weight, as tensors of ``shape``.
 
-        Each comes as the state entry that holds it, its key, the tensor, and its value for a fresh
-        parameter.
+        Each comes as the container that holds it, its key there, the tensor, and its value for a
+        fresh parameter. Flags (bool) are none of it.
         """
         if layer.weight not in self.inner.state:
             return
         entry = self.inner.state[layer.weight]
         group = group or self._group_of(layer.weight)
-        for key, value in list(entry.items()):
-            if isinstance(value, Tensor) and value.shape == shape:
-                yield entry, key, value, fresh_value(self.inner, group, key)
+        for container, key, name, value in tensors_in(entry):
+            if value.shape != shape or value.dtype == torch.bool or self.is_factor(layer, name):
+                continue
+            if group.get("differentiable"):
+                # The graph of the last step may need the value as it was.
+                with torch.enable_grad():
+                    value = container[key] = value.clone()
+            yield container, key, value, self.fresh(layer, group, name)
+
+    def is_factor(self, layer: SparseLayer, name: str) -> bool:
+        """Whether the state ``name`` has the weight's shape by chance."""
+        return False
+
+    def fresh(self, layer: SparseLayer, group: dict[str, Any], name: str) -> float:
+        """Return what the state ``name`` of a weight is before its first gradient."""
+        return fresh_value(self.inner, group, name)
 
     def _group_of(self, weight: Tensor) -> dict[str, Any]:
         for group in self.inner.param_groups:

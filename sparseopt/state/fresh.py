@@ -6,7 +6,12 @@ from typing import Any
 
 from torch.optim import Adagrad, Optimizer, Rprop
 
-__all__ = ["fresh_value"]
+__all__ = ["fresh_value", "is_known"]
+
+
+def is_known(optimizer: Optimizer) -> bool:
+    """Whether :func:`fresh_value` is right for ``optimizer``: it is one of torch's own."""
+    return type(optimizer).__module__.partition(".")[0] == "torch"
 
 
 def fresh_value(optimizer: Optimizer, group: dict[str, Any], key: str) -> float:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from sparseopt.layers import SparseLayer, Transition
 from sparseopt.sharding import shard_like, whole
 from sparseopt.state.base import Closure, StateStore, unhooked_step
+from sparseopt.state.entries import is_factor, may_be_factor
+from sparseopt.state.first_values import common_value, noting_first_values
+from sparseopt.state.fresh import is_known
 
 __all__ = ["MaskedState"]
 
@@ -18,17 +25,24 @@ class MaskedState(StateStore):
 
     After each step, dropped weights are zero and their per-weight state is that of a fresh
     parameter, whatever the optimizer did to them (Muon, for one, mixes all entries of a matrix).
-    State of other shapes, such as Adafactor's factors, is left alone.
+    State of other shapes, such as Adafactor's factors, is left alone. What is fresh with optimizers
+    that are not torch's, is noted when they make the state.
     """
+
+    def __init__(self, inner: Optimizer, layers: list[SparseLayer]) -> None:
+        super().__init__(inner, layers)
+        self._fresh: dict[tuple[str, str], float] = {}
+        self._factors: dict[tuple[str, int], bool] = {}
 
     def step(self, closure: Closure | None = None) -> Any:
         """Step the inner optimizer; see :meth:`StateStore.step`."""
         inner_step = unhooked_step(self.inner)
-        if closure is None:
-            self._mask_gradients()
-            loss = inner_step()
-        else:
-            loss = inner_step(self._masked_closure(closure))
+        with self._noting_fresh_values():
+            if closure is None:
+                self._mask_gradients()
+                loss = inner_step()
+            else:
+                loss = inner_step(self._masked_closure(closure))
         self._mask_weights()
         self._mask_state()
         return loss
@@ -39,6 +53,9 @@ class MaskedState(StateStore):
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(whole(values), fresh)
             return
+        for name, values in self.inner.state.get(layer.weight, {}).items():
+            if isinstance(values, Tensor):
+                self._note_fresh(layer, name, values)
         for entry, key, values, fresh in self.per_weight(layer, layer.weight.shape):
             entry[key] = shard_like(values, layer.weight)
             layer.mask_(entry[key], fresh)
@@ -51,6 +68,38 @@ class MaskedState(StateStore):
 
     def release(self) -> None:
         """Do nothing: the state is dense already."""
+
+    def is_factor(self, layer: SparseLayer, name: str) -> bool:
+        """Decide by the shapes that other parameters have; see :meth:`StateStore.is_factor`."""
+        if not may_be_factor(layer.weight):
+            return False
+        known = name, len(self.inner.state)
+        if known not in self._factors:
+            self._factors[known] = is_factor(name, self.inner.state)
+        return self._factors[known]
+
+    def fresh(self, layer: SparseLayer, group: dict[str, Any], name: str) -> float:
+        """Know it of torch's optimizers, have noted it of others; see :meth:`StateStore.fresh`."""
+        if is_known(self.inner):
+            return super().fresh(layer, group, name)
+        return self._fresh.get((layer.name, name), 0.0)
+
+    @contextmanager
+    def _noting_fresh_values(self) -> Iterator[None]:
+        """Note what state begins with that the inner optimizer makes meanwhile."""
+        if is_known(self.inner):
+            yield
+            return
+        with noting_first_values(self.inner.state) as begun:
+            yield
+        for layer in self.layers:
+            for name, values in begun.get(layer.weight, {}).items():
+                self._note_fresh(layer, name, values)
+
+    def _note_fresh(self, layer: SparseLayer, name: str, values: Tensor) -> None:
+        if values.shape == layer.weight.shape and not layer.is_sharded:
+            dropped = values if layer.is_full else values[~layer.mask]
+            self._fresh[layer.name, name] = common_value(dropped)
 
     def _masked_closure(self, closure: Closure) -> Closure:
         def masked() -> Any:
@@ -65,8 +114,14 @@ class MaskedState(StateStore):
 
     def _mask_gradients(self) -> None:
         for layer in self.layers:
-            if layer.weight.grad is not None and not layer.is_full:
-                layer.mask_(layer.weight.grad)
+            gradient = layer.weight.grad
+            if gradient is None or layer.is_full:
+                continue
+            if gradient.grad_fn is None:
+                layer.mask_(gradient)
+            else:
+                # Others may need what it was for their own backward().
+                layer.weight.grad = gradient.masked_fill(~layer.mask, 0.0)
 
     def _mask_weights(self) -> None:
         for layer in self.layers:

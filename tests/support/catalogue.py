@@ -47,15 +47,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.05, "momentum": 0.9},
 }
 
-# An option a torch optimizer may have, with a value that makes a difference.
-_SWITCHES: dict[str, Any] = {
-    "amsgrad": True,
-    "centered": True,
-    "decoupled_weight_decay": True,
-    "maximize": True,
-    "nesterov": True,
-    "weight_decay": 0.01,
-}
+# Uphill there is no end, and long steps soon overflow.
+_OPTIONS_UPHILL: dict[str, dict[str, Any]] = {"LBFGS": {"lr": 0.03}}
+
+# Options that say how, and not what, is computed.
+_IMPLEMENTATION = frozenset({"capturable", "differentiable", "foreach", "fused"})
+_WEIGHT_DECAY = 0.05
 
 
 def torch_optimizers() -> list[str]:
@@ -72,7 +69,10 @@ def torch_optimizers() -> list[str]:
 
 def build(name: str, params: Any, **changes: Any) -> Optimizer:
     """The optimizer called `name` with the options above, `changes` over them."""
-    return getattr(torch.optim, name)(params, **{**_OPTIONS.get(name, {}), **changes})
+    options = {**_OPTIONS.get(name, {})}
+    if changes.get("maximize"):
+        options.update(_OPTIONS_UPHILL.get(name, {}))
+    return getattr(torch.optim, name)(params, **{**options, **changes})
 
 
 def model_for(name: str, **how: Any) -> nn.Module:
@@ -86,29 +86,43 @@ def model_for(name: str, **how: Any) -> nn.Module:
     return model
 
 
+def takes(name: str, option: str) -> bool:
+    """Whether the optimizer has this option."""
+    return option in inspect.signature(getattr(torch.optim, name)).parameters
+
+
 def implementations(name: str) -> list[dict[str, Any]]:
     """The for-loop, foreach and fused implementations, where the optimizer has them."""
-    taken = inspect.signature(getattr(torch.optim, name)).parameters
     ways: list[dict[str, Any]] = [{"foreach": False}, {"foreach": True}]
-    ways = ways if "foreach" in taken else [{}]
-    return [*ways, {"fused": True}] if "fused" in taken else ways
+    ways = ways if takes(name, "foreach") else [{}]
+    return [*ways, {"fused": True}] if takes(name, "fused") else ways
 
 
 def switches(name: str) -> list[dict[str, Any]]:
-    """No switch, each switch alone, and all of them together."""
+    """No switch, each switch alone the other way round, and all of them together."""
     taken = inspect.signature(getattr(torch.optim, name)).parameters
-    alone = [{key: value} for key, value in _SWITCHES.items() if key in taken]
+    alone: list[dict[str, Any]] = [
+        {key: not option.default}
+        for key, option in taken.items()
+        if isinstance(option.default, bool) and key not in _IMPLEMENTATION
+    ]
+    if "weight_decay" in taken:
+        alone.append({"weight_decay": _WEIGHT_DECAY})
     together = {key: value for option in alone for key, value in option.items()}
     return [{}, *alone, together] if len(alone) > 1 else [{}, *alone]
 
 
-def elementwise_variants() -> list[tuple[str, dict[str, Any]]]:
-    """All element-wise optimizers, in all implementations, with all switches."""
+def variants(name: str) -> list[dict[str, Any]]:
+    """All switches in all implementations."""
     return [
-        (name, {**way, **switch})
-        for name in ELEMENTWISE
+        {**way, **switch}
         for way, switch in itertools.product(implementations(name), switches(name))
     ]
+
+
+def elementwise_variants() -> list[tuple[str, dict[str, Any]]]:
+    """All element-wise optimizers, in all implementations, with all switches."""
+    return [(name, options) for name in ELEMENTWISE for options in variants(name)]
 
 
 def fresh_value(optimizer: Optimizer, key: str, dtype: torch.dtype = torch.float64) -> float:

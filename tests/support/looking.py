@@ -1,5 +1,6 @@
 """Looking at weights, masks and optimizer state in one common form."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,14 +53,21 @@ def assert_same_state(left: dict[str, np.ndarray], right: dict[str, np.ndarray])
         np.testing.assert_array_equal(value, right[key], err_msg=key)
 
 
-def assert_dropped_are_fresh(optimizer: SparseOptimizer) -> None:
-    """Every dropped weight is zero, and its state is what a fresh parameter has."""
+def assert_dropped_are_fresh(
+    optimizer: SparseOptimizer, known: Mapping[str, float] | None = None
+) -> None:
+    """Every dropped weight is zero, and its state is what a fresh parameter has.
+
+    For optimizers that are not torch's that is 0, but for the keys in `known`.
+    """
     for layer in optimizer.layers:
         dropped = ~logical(layer.mask)
         assert not logical(layer.weight)[dropped].any(), f"{layer.name}: a dropped weight came back"
         state = per_weight_state(optimizer, layer.weight, layer.mask)
         for key, value in state.items():
             fresh = fresh_value(optimizer.inner, key, layer.weight.dtype)
+            if known and key in known:
+                fresh = float(torch.tensor(known[key], dtype=layer.weight.dtype))
             assert (value[dropped] == fresh).all(), f"{layer.name}: {key} of a dropped weight"
 
 

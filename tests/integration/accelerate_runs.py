@@ -1,0 +1,55 @@
+"""The runs of the tests of Accelerate, without Accelerate, which takes seconds to import."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tests.integration.frameworks import SETTINGS
+
+#: After this step runs save, and are resumed.
+SAVED_AT = 13
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained.
+
+    Attributes:
+        method: The method.
+        accumulate: Micro-batches a step.
+        precision: Accelerate's `mixed_precision`.
+        overflows: Batches that make the loss NaN.
+        seed: Of the masks; torch's own if there is none.
+        fsdp: Whether the model is sharded, by FSDP2.
+    """
+
+    method: str = "rigl"
+    accumulate: int = 1
+    precision: str = "no"
+    overflows: tuple[int, ...] = ()
+    seed: int | None = SETTINGS["seed"]
+    fsdp: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Double where sums over ranks have another order, so that it makes no other choice."""
+        return torch.float64 if self.fsdp else torch.float32
+
+
+ONE_PROCESS = {
+    "rigl": Run(),
+    "set, accumulated": Run("set", accumulate=2),
+    "pruning": Run("pruning"),
+    "bf16": Run("set", precision="bf16"),
+    # The second overflow is of an update step: the fifth that is not skipped.
+    "fp16": Run(precision="fp16", overflows=(2, 5)),
+}
+
+#: Each rank has a seed of its own.
+SEED_OF_RANK_ZERO = 100
+TWO_RANKS = {
+    "set on two ranks": Run("set", seed=None),
+    "rigl on two ranks, accumulated": Run(accumulate=2, seed=None),
+    "set under FSDP2": Run("set", seed=None, fsdp=True),
+    "rigl under FSDP2, accumulated": Run(accumulate=2, seed=None, fsdp=True),
+}

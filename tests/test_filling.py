@@ -1,0 +1,42 @@
+"""Writing a value wherever a mask is false, whatever is there."""
+
+import numpy as np
+import pytest
+import torch
+
+from sparseopt.filling import fill_where_false_
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.complex64,
+]
+
+
+@pytest.mark.parametrize("fill", [0.0, 3.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_live_stays_and_the_mask_as_it_was(dtype, fill):
+    """Of one byte, too: a mask is bytes itself."""
+    values = torch.arange(-20, 20).to(dtype)
+    mask = torch.arange(40) % 3 == 0
+    expected = np.where(np.arange(40) % 3 == 0, values.to(torch.complex128).numpy(), fill)
+
+    fill_where_false_(values, mask, fill)
+    fill_where_false_(values, mask, fill)
+
+    np.testing.assert_array_equal(values.to(torch.complex128).numpy(), expected)
+    assert mask.view(torch.uint8).tolist() == [int(i % 3 == 0) for i in range(40)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_infinities_and_nan_go_as_well(dtype):
+    values = torch.tensor([1.0, float("nan"), float("inf"), -float("inf")], dtype=dtype)
+    fill_where_false_(values, torch.tensor([True, False, False, False]), 0.0)
+    assert values.tolist() == [1.0, 0.0, 0.0, 0.0]
