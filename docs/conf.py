@@ -32,7 +32,8 @@ exclude_patterns = ["_build", "_ext"]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(abc|collections|numpy|torch|typing)\..*"),
-    ("py:class", r"Regrow|sparseopt\.methods\.registry\.M"),
+    ("py:class", r"sparseopt\.memory\.RememberedGradients"),
+    ("py:class", r"Regrow|Schedule|Score|sparseopt\.methods\.registry\.M"),
 ]
 
 # Building must not need the network, so links into the documentation of Python, PyTorch and NumPy

@@ -45,6 +45,24 @@ def check_fraction(argument: str, value: object) -> float:
     return fraction
 
 
+def check_decay(argument: str, value: object) -> float:
+    """Return ``value`` as a float in [0, 1): the weight of the past in a moving average."""
+    decay = check_fraction(argument, value)
+    if decay == 1.0:
+        raise ValueError(f"{argument}={value!r} must be less than 1, or nothing new counts.")
+    return decay
+
+
+def check_not_negative(argument: str, value: object) -> float:
+    """Return ``value`` as a finite float that is at least 0."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{argument}={value!r} must be a number of at least 0.")
+    number = float(value)
+    if not 0.0 <= number < float("inf"):
+        raise ValueError(f"{argument}={value!r} must be finite and at least 0.")
+    return number
+
+
 def check_seed(argument: str, value: object) -> int:
     """Return ``value`` as an int that a torch generator takes."""
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -53,6 +71,16 @@ def check_seed(argument: str, value: object) -> int:
     if not 0 <= seed < 2**64:
         raise ValueError(f"{argument}={value!r} must be in [0, 2**64).")
     return seed
+
+
+def check_count(argument: str, value: object, *, minimum: int) -> int:
+    """Return ``value`` as an int that is at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{argument}={value!r} must be a whole number.")
+    count = int(value)
+    if count < minimum:
+        raise ValueError(f"{argument}={value!r} must be at least {minimum}.")
+    return count
 
 
 def check_steps(argument: str, value: object, *, minimum: int) -> int:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from sparseopt.discovery import canonical_name
 from sparseopt.errors import CheckpointError
 from sparseopt.layers import SparseLayer
+from sparseopt.memory import RememberedGradients
 from sparseopt.methods.base import Method
 
 __all__ = ["SavedLayer", "SavedState", "attach", "check_kind", "extract", "match_layers"]
@@ -26,11 +27,15 @@ __all__ = ["SavedLayer", "SavedState", "attach", "check_kind", "extract", "match
 PROGRESS_KEY: Final = "sparseopt"
 MASK_KEY: Final = "sparse_mask"
 EVER_LIVE_KEY: Final = "sparse_ever_live"
+MEMORY_KEY: Final = "sparse_memory"
 
 
 @dataclass(frozen=True)
 class SavedLayer:
-    """A layer as a checkpoint has it; ``mask`` is ``None`` if every weight was live."""
+    """A layer as a checkpoint has it.
+
+    ``mask`` is ``None`` if every weight was live, ``memory`` if the method remembered no gradients.
+    """
 
     name: str
     index: int
@@ -40,6 +45,7 @@ class SavedLayer:
     last_grown: int
     mask: Tensor | None
     ever_live_bits: Tensor | None
+    memory: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ def attach(
     layers: Sequence[SparseLayer],
     *,
     named: bool,
+    memory: RememberedGradients | None,
     progress: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the inner optimizer's state dict with masks and progress added."""
@@ -83,6 +90,8 @@ def attach(
                 MASK_KEY: layer.mask.clone(),
                 EVER_LIVE_KEY: layer.ever_live_bits.clone(),
             }
+        if memory is not None and not layer.is_dense:
+            state[index] = {**state.get(index, {}), MEMORY_KEY: memory.saved(layer)}
     groups = [dict(group) for group in state_dict["param_groups"]]
     groups[0][PROGRESS_KEY] = {**progress, "named": named, "layers": tuple(entries)}
     return {**state_dict, "state": state, "param_groups": groups}
@@ -111,6 +120,7 @@ def extract(state_dict: Mapping[str, Any]) -> SavedState:
         key = keys[saved["index"]]
         entry = state.get(key, {})
         mask, ever_live_bits = entry.pop(MASK_KEY, None), entry.pop(EVER_LIVE_KEY, None)
+        memory = entry.pop(MEMORY_KEY, None)
         if not entry:
             state.pop(key, None)
         layers.append(
@@ -118,6 +128,7 @@ def extract(state_dict: Mapping[str, Any]) -> SavedState:
                 **{**saved, "shape": tuple(saved["shape"])},
                 mask=mask,
                 ever_live_bits=ever_live_bits,
+                memory=memory,
             )
         )
     inner = {**state_dict, "state": state, "param_groups": groups}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -117,17 +118,40 @@ def _make_layers(
     generator: torch.Generator,
 ) -> list[SparseLayer]:
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    targets = live_counts(shapes, wishes.density, wishes.init, overrides)
-    live = {
-        name: method.initial_live(weight.numel(), targets[name]) for name, weight in weights.items()
+    targets = {
+        name: method.live_count(shapes[name], live)
+        for name, live in live_counts(shapes, wishes.density, wishes.init, overrides).items()
     }
-    masks = initial_masks(weights, live, wishes.mask, generator)
+    live = _live_at_start(shapes, targets, overrides, wishes, method)
+    masks = initial_masks(weights, live, wishes.mask, generator, method.initial_mask)
     if wishes.mask != "random":
         masks = agree_on_masks(masks)
     return [
         SparseLayer(name, weight, masks[name], _target(masks[name], live[name], targets[name]))
         for name, weight in weights.items()
     ]
+
+
+def _live_at_start(
+    shapes: Mapping[str, tuple[int, ...]],
+    targets: Mapping[str, int],
+    overrides: Mapping[str, float],
+    wishes: Wishes,
+    method: Method,
+) -> Mapping[str, int]:
+    """Return how many weights of each layer are live before the first step.
+
+    A method that starts denser has its own density distributed as the target is. Layers that were
+    given a density start at the method's, or at theirs if that is larger.
+    """
+    density = method.initial_density(wishes.density)
+    if density == wishes.density:
+        return targets
+    if density == 1.0:
+        return {name: math.prod(shape) for name, shape in shapes.items()}
+    init: Any = {} if isinstance(wishes.init, Mapping) else wishes.init
+    start = live_counts(shapes, density, init, dict.fromkeys(overrides, density))
+    return {name: max(start[name], target) for name, target in targets.items()}
 
 
 def _among(wish: T, names: Mapping[str, object]) -> T | dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sparseopt._validation import unknown_name
 from sparseopt.distributions import match_name
-from sparseopt.selection import largest
 from sparseopt.sharding import whole
 
 __all__ = ["MASKS", "initial_masks"]
@@ -23,6 +22,7 @@ def initial_masks(
     live: Mapping[str, int],
     mask: str | Mapping[str, Tensor],
     generator: torch.Generator,
+    select: Callable[[Tensor, int], Tensor],
 ) -> dict[str, Tensor]:
     """Return a bool mask of the weight's shape for each layer.
 
@@ -34,10 +34,13 @@ def initial_masks(
             are not zero now; or a mapping from layer name to bool tensor, in which case layers
             that it doesn't name are random.
         generator: the random source, on the CPU.
+        select: returns the mask of the highest scores, of their shape; those that are given have
+            to be such masks too.
 
     Raises:
         TypeError: if a given mask is not a bool tensor, or ``mask`` is of no usable type.
-        ValueError: if a name is not known, a shape is wrong, or a mask has no live weight.
+        ValueError: if a name is not known, a shape is wrong, or a mask has no live weight or
+            not the structure that ``select`` makes.
     """
     given: dict[str, Tensor] = {}
     if isinstance(mask, Mapping):
@@ -51,22 +54,23 @@ def initial_masks(
     masks = {}
     for name, weight in weights.items():
         if name in given:
-            chosen = _checked(name, given[name], weight)
+            chosen = _checked(name, given[name], weight, select)
         elif mask == "nonzero":
-            chosen = _checked(name, whole(weight.detach()) != 0, weight)
+            chosen = _checked(name, whole(weight.detach()) != 0, weight, select)
         elif live[name] == weight.numel():
             chosen = torch.ones(weight.shape, dtype=torch.bool)
         elif mask == "magnitude":
-            magnitude = whole(weight.detach()).abs().reshape(-1)
-            chosen = largest(magnitude, live[name]).view(weight.shape)
+            chosen = select(whole(weight.detach()).abs(), live[name])
         else:
             scores = torch.rand(weight.numel(), generator=generator)
-            chosen = largest(scores, live[name]).view(weight.shape)
+            chosen = select(scores.view(weight.shape), live[name])
         masks[name] = chosen
     return masks
 
 
-def _checked(name: str, mask: object, weight: Tensor) -> Tensor:
+def _checked(
+    name: str, mask: object, weight: Tensor, select: Callable[[Tensor, int], Tensor]
+) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask[{name!r}] is {kind}, but must be a bool tensor.")
@@ -76,4 +80,10 @@ def _checked(name: str, mask: object, weight: Tensor) -> Tensor:
         )
     if not mask.any():
         raise ValueError(f"mask[{name!r}] has no live weight, but every layer needs at least one.")
+    live = int(mask.sum())
+    if live < mask.numel() and not torch.equal(select(mask.float(), live), mask):
+        raise ValueError(
+            f"mask[{name!r}] has {live} live weights of {mask.numel()}, but not where the method "
+            "can have them: its masks have a structure."
+        )
     return mask

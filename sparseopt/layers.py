@@ -257,7 +257,8 @@ class SparseLayer:
                 scores = scores.float()
             taken = before if regrow == "never" else survivors
             after = survivors | largest(scores, grow, excluded=taken)
-        kept = before & after if regrow == "keep" else survivors
+        # A tensor of its own: where nothing drops, survivors are the mask that commit() changes.
+        kept = (before if regrow == "keep" else survivors) & after
         stayed = self.gather_flat(after).sum()
         return Transition(after, kept, self._live - drop + grow, drop, grow, stayed)
 

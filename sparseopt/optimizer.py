@@ -179,7 +179,7 @@ class SparseOptimizer(OptimizerFacade):
             loss = _evaluate(closure)
             self._updater.update(step, self._gradients())
         else:
-            loss = self._store.step(closure)
+            loss = self._store.step(self._updater.remembering(closure, self._gradients))
         self._progress.steps = step
         self._plan_next_step()
         return loss
@@ -218,6 +218,7 @@ class SparseOptimizer(OptimizerFacade):
             self.inner,
             self._layers,
             named=self._named,
+            memory=self._updater.memory,
             progress={
                 "method": self.method.name,
                 "optimizer": type(self.inner).__name__,
@@ -254,6 +255,8 @@ class SparseOptimizer(OptimizerFacade):
             layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
             layer.mask_(layer.weight)
             self._store.adopt(layer, compact=saved.progress["compact"])
+            if self._updater.memory is not None:
+                self._updater.memory.restore(layer, was.memory)
         self._progress.restore(saved.progress)
         self._plan_next_step()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():

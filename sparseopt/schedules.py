@@ -84,11 +84,11 @@ class UpdateSchedule:
 
 @dataclass(frozen=True)
 class CubicDensity:
-    r"""Density that falls from 1 to its final value along a cubic (Zhu & Gupta 2017, section 3).
+    r"""Density that falls to its final value along a cubic (Zhu & Gupta 2017, section 3).
 
     With :math:`s = 1 - d` the share of dropped weights,
 
-    .. math:: s(t) = s_f \left(1 - \left(1 - \frac{t - t_0}{T - t_0}\right)^3\right)
+    .. math:: s(t) = s_i + (s_f - s_i) \left(1 - \left(1 - \frac{t - t_0}{T - t_0}\right)^3\right)
 
     from step :math:`t_0` to step :math:`T`, where it is exactly :math:`s_f`.
 
@@ -105,11 +105,11 @@ class CubicDensity:
     start: int
     end: int
 
-    def density(self, step: int, final: float) -> float:
-        """Return the density at ``step`` on the way to ``final``."""
+    def density(self, step: int, final: float, initial: float = 1.0) -> float:
+        """Return the density at ``step`` on the way from ``initial`` to ``final``."""
         if step >= self.end:
             return final
         if step <= self.start:
-            return 1.0
+            return initial
         progress = (step - self.start) / (self.end - self.start)
-        return 1.0 - (1.0 - final) * (1.0 - (1.0 - progress) ** 3)
+        return initial - (initial - final) * (1.0 - (1.0 - progress) ** 3)

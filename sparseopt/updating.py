@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer, Transition
+from sparseopt.memory import RememberedGradients
 from sparseopt.methods.base import Method, Move, Update
 from sparseopt.progress import Progress
 from sparseopt.sharding import local, on_any_rank
@@ -35,18 +37,56 @@ class MaskUpdater:
         self.layers = layers
         self.store = store
         self.progress = progress
+        rule = method.memory
+        self.memory = None if rule is None else RememberedGradients(rule)
         self._warned: set[str] = set()
 
     def is_due(self) -> bool:
         """Whether the next step is an update step."""
         progress = self.progress
-        if self._lacks_horizon() or all(layer.is_dense for layer in self.layers):
-            return False
-        return self.method.is_update(progress.steps + 1, progress.schedule, progress.total_steps)
+        return self._can_move() and self.method.is_update(
+            progress.steps + 1, progress.schedule, progress.total_steps
+        )
 
     def needs_dense_gradients(self) -> bool:
-        """Whether the next step is an update step that reads gradients of dropped weights."""
-        return self.method.needs_dense_gradient and self.is_due()
+        """Whether the next step reads gradients of dropped weights: to update, or to remember."""
+        progress = self.progress
+        return self._can_move() and self.method.reads_dense_gradient(
+            progress.steps + 1, progress.schedule, progress.total_steps
+        )
+
+    def remembering(
+        self, closure: Callable[[], Any] | None, gradients: Callable[[], Sequence[Tensor]]
+    ) -> Callable[[], Any] | None:
+        """Feed the method's memory on a step that is no update step.
+
+        Args:
+            closure: what the step is given.
+            gradients: returns all gradients of the optimizer's parameters.
+
+        Returns:
+            What to give the step instead: the closure, which feeds the memory when it is first
+            evaluated.
+        """
+        if self.memory is None:
+            return closure
+        if not self._is_remembered():
+            self.memory.forget()
+            return closure
+        if closure is None:
+            self._remember(gradients())
+            return None
+        evaluated = False
+
+        def remembered() -> Any:
+            nonlocal evaluated
+            loss = closure()
+            if not evaluated:
+                self._remember(gradients())
+                evaluated = True
+            return loss
+
+        return remembered
 
     def update(self, step: int, gradients: Sequence[Tensor]) -> None:
         """Move the masks, unless a gradient is not finite, and write the history.
@@ -58,13 +98,14 @@ class MaskUpdater:
         progress = self.progress
         update = Update(
             step=step,
-            fraction=progress.schedule.fraction(step),
+            fraction=self.method.fraction(step, progress.schedule),
             schedule=progress.schedule,
             total_steps=progress.total_steps,
             generator=progress.generator,
+            memory=self.memory,
         )
-        usage = progress.usage.advanced(step, self.layers, int(self.method.needs_dense_gradient))
-        if progress.schedule.t_end is None:
+        usage = progress.usage.advanced(step, self.layers, int(self.needs_dense_gradients()))
+        if progress.schedule.t_end is None and not self.method.has_own_schedule:
             self._warn_once(
                 "horizon",
                 "no horizon is known, so the drop fraction stays at "
@@ -72,6 +113,8 @@ class MaskUpdater:
                 "t_end=), or call set_horizon(steps).",
             )
         if _are_finite(gradients):
+            if self.memory is not None:
+                self.memory.feed(self.layers)
             record = _update_masks(self.layers, self.method, update, self.store)
         else:
             record = _skipped(self.layers, update)
@@ -80,6 +123,8 @@ class MaskUpdater:
                 f"a gradient was not finite at step {step}, so this mask update was skipped; "
                 "history tells if it happens again.",
             )
+        if self.memory is not None and self.memory.rule.steps is not None:
+            self.memory.forget()
         progress.usage = usage
         progress.history.append(record)
 
@@ -94,7 +139,7 @@ class MaskUpdater:
     def check_horizon(self) -> None:
         """Warn if the horizon ends before the first update."""
         schedule, total_steps = self.progress.schedule, self.progress.total_steps
-        if schedule.t_end is None or not self.method.moves_masks:
+        if schedule.t_end is None or not self.method.moves_masks or self.method.has_own_schedule:
             return
         candidates = {schedule.delta_t, schedule.t_end}
         if not any(self.method.is_update(step, schedule, total_steps) for step in candidates):
@@ -105,6 +150,28 @@ class MaskUpdater:
                 "longer horizon.",
                 stacklevel=4,
             )
+
+    def _remember(self, gradients: Sequence[Tensor]) -> None:
+        """Feed the memory, unless a gradient is not finite, and mask what was left dense."""
+        assert self.memory is not None
+        if _are_finite(gradients):
+            self.memory.feed(self.layers)
+        if not self.memory.rule.dense:
+            return
+        self.progress.usage = self.progress.usage.with_dense_gradient(self.layers)
+        for layer in self.layers:
+            if layer.weight.grad is not None and not layer.is_full:
+                layer.mask_(layer.weight.grad)
+
+    def _is_remembered(self) -> bool:
+        """Whether the next step's gradients will count for an update."""
+        progress = self.progress
+        return self._can_move() and self.method.remembers(
+            progress.steps + 1, progress.schedule, progress.total_steps
+        )
+
+    def _can_move(self) -> bool:
+        return not (self._lacks_horizon() or all(layer.is_dense for layer in self.layers))
 
     def _lacks_horizon(self) -> bool:
         return self.method.needs_horizon and self.progress.schedule.t_end is None

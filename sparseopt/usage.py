@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparseopt.layers import SparseLayer
@@ -13,7 +13,7 @@ __all__ = ["Usage"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Live weights summed over steps, by layer, and the number of update steps.
+    """Live weights summed over steps, by layer, and the number of steps with dense gradients.
 
     It is brought up to date only when masks are about to move, so ordinary steps cost nothing.
 
@@ -21,11 +21,13 @@ class Usage:
         counted: steps that are in the sums.
         live_steps: for each layer, by name, its live weights summed over those steps.
         dense_gradients: steps among them whose gradients were dense.
+        live_dense_steps: as ``live_steps``, over the steps whose gradients were dense.
     """
 
     counted: int = 0
     live_steps: dict[str, int] = field(default_factory=dict)
     dense_gradients: int = 0
+    live_dense_steps: dict[str, int] = field(default_factory=dict)
 
     def advanced(self, step: int, layers: Sequence[SparseLayer], dense_gradients: int = 0) -> Usage:
         """Return the sums up to ``step``, the masks since the last count being what they are now.
@@ -35,11 +37,20 @@ class Usage:
             layers: the layers, their masks as they were in those steps.
             dense_gradients: steps among those with dense gradients.
         """
-        steps = step - self.counted
-        live_steps = {
-            layer.name: self.live_steps.get(layer.name, 0) + steps * layer.live for layer in layers
-        }
-        return Usage(step, live_steps, self.dense_gradients + dense_gradients)
+        return Usage(
+            step,
+            _added(self.live_steps, layers, step - self.counted),
+            self.dense_gradients + dense_gradients,
+            _added(self.live_dense_steps, layers, dense_gradients),
+        )
+
+    def with_dense_gradient(self, layers: Sequence[SparseLayer]) -> Usage:
+        """Return the same with one more step whose gradients were dense."""
+        return replace(
+            self,
+            dense_gradients=self.dense_gradients + 1,
+            live_dense_steps=_added(self.live_dense_steps, layers, 1),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values under keys that are always the same, for a checkpoint."""
@@ -47,9 +58,15 @@ class Usage:
             "counted": self.counted,
             "live_steps": tuple(self.live_steps.items()),
             "dense_gradients": self.dense_gradients,
+            "live_dense_steps": tuple(self.live_dense_steps.items()),
         }
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Usage:
         """Undo :meth:`as_dict`."""
-        return cls(**{**saved, "live_steps": dict(saved["live_steps"])})
+        sums = {name: dict(saved[name]) for name in ("live_steps", "live_dense_steps")}
+        return cls(**{**saved, **sums})
+
+
+def _added(sums: Mapping[str, int], layers: Sequence[SparseLayer], steps: int) -> dict[str, int]:
+    return {layer.name: sums.get(layer.name, 0) + steps * layer.live for layer in layers}

@@ -9,6 +9,8 @@ from torch import nn
 from sparseopt import SparseOptimizer
 from tests.support.nets import loss_of, make
 from tests.support.published import (
+    IMAGENET_FLOPS,
+    IMAGENET_RATIOS,
     RESNET_MACS,
     RESNET_PARAMETERS,
     RESNET_RATIOS,
@@ -59,13 +61,24 @@ def test_sparse_wrn_22_2_costs_what_the_paper_says(init, density):
     assert report.inference_ratio == report.inference_sparse / report.inference_dense
 
 
+@pytest.mark.parametrize("density", [0.1, 0.2])
+def test_erk_leaves_the_papers_layers_of_wrn_22_2_dense(density):
+    """The first convolution, the last layer, and the shortcuts; the third at .2 only."""
+    optimizer = wrap(WideResNet222(), init="erk", density=density)
+    shortcuts = ["blocks.0.shortcut.weight", "blocks.3.shortcut.weight", "blocks.6.shortcut.weight"]
+    expected = {"conv1.weight", "fc.weight", *shortcuts[: 2 if density == 0.1 else 3]}
+    assert {layer.name for layer in optimizer.layers if layer.is_dense} == expected
+
+
 @pytest.fixture(scope="module")
 def resnet50():
     pytest.importorskip("torchvision")
     return cifar_resnet50()
 
 
-@pytest.mark.parametrize(("density", "dense_layers"), [(0.1, 2), (0.2, 9)])
+@pytest.mark.parametrize(
+    ("density", "dense_layers"), [(0.05, None), (0.1, 2), (0.2, 9), (0.5, None)]
+)
 @pytest.mark.parametrize("init", ["uniform", "erk"])
 def test_sparse_resnet50_costs_what_the_paper_says(resnet50, init, density, dense_layers):
     assert sum(p.numel() for p in resnet50.parameters()) == RESNET_PARAMETERS
@@ -75,7 +88,25 @@ def test_sparse_resnet50_costs_what_the_paper_says(resnet50, init, density, dens
     expected = RESNET_RATIOS[init][density]
     assert report.inference_ratio == pytest.approx(expected, abs=digits(expected))
     full = sum(layer.live == layer.numel for layer in optimizer.layers)
-    assert full == (dense_layers if init == "erk" else 1)
+    if init == "uniform":
+        assert full == 1
+    elif dense_layers is not None:
+        assert full == dense_layers
+
+
+@pytest.mark.slow
+def test_resnet50_on_imagenet_costs_what_was_computed_by_hand():
+    """Evci et al. 2020 print .23, .10 (without the dense first layer), .42 and .24."""
+    models = pytest.importorskip("torchvision.models")
+    model = models.resnet50()
+    x = torch.zeros(1, 3, 224, 224)
+    for (init, density), expected in IMAGENET_RATIOS.items():
+        # Costs come from the masks, so the weights need not be new each time.
+        optimizer = wrap(model, init=init, density=density)
+        report = optimizer.flops(model, x)
+        optimizer.detach()
+        assert without_linear_bias(report, model) == IMAGENET_FLOPS
+        assert report.inference_ratio == pytest.approx(expected, abs=digits(expected))
 
 
 @pytest.mark.parametrize(("init", "expected"), [("uniform", 0.205), ("erk", 0.354)])

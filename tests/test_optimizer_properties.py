@@ -44,7 +44,6 @@ def networks(draw):
 
 RUNS = st.fixed_dictionaries(
     {
-        "method": st.sampled_from(["static", "set", "rigl", "pruning"]),
         "density": st.floats(0.02, 1.0),
         "init": st.sampled_from(["erk", "er", "uniform"]),
         "delta_t": st.integers(1, 5),
@@ -54,6 +53,11 @@ RUNS = st.fixed_dictionaries(
         "state": st.sampled_from(["auto", "masked"]),
     }
 )
+#: Which live counts every update leaves as they are: each layer's, all together, or none.
+KEEP_EACH = ("static", "set", "rigl")
+KEEP_THE_SUM = ("snfs", "rigl-sg", "rigl-sm")
+KEEP_NONE = ("pruning", "granet", "mest")
+METHODS = (*KEEP_EACH, *KEEP_THE_SUM, *KEEP_NONE)
 REGROW = st.sampled_from(["keep", "zero", "never"])
 OPTIMIZERS = st.sampled_from([*ELEMENTWISE, "Adafactor"])
 
@@ -68,13 +72,15 @@ def set_gradients(model, t):
 
 def wrap(model, name, run, regrow):
     settings = dict(run)
-    if run["method"] in {"set", "rigl"}:
+    if run["method"] not in {"static", "pruning"}:
         settings["regrow"] = regrow
     return SparseOptimizer(build(name, model.parameters()), model, **settings)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @given(model=networks(), name=OPTIMIZERS, run=RUNS, regrow=REGROW)
-def test_invariants_of_every_run(model, name, run, regrow):
+def test_invariants_of_every_run(method, model, name, run, regrow):
+    run = {**run, "method": method}
     full = {p: p.detach().clone() for p in model.parameters()}
     optimizer = wrap(model, name, run, regrow)
     targets = {layer.name: layer.target for layer in optimizer.layers}
@@ -93,16 +99,20 @@ def test_invariants_of_every_run(model, name, run, regrow):
         for layer in optimizer.layers:
             live = int(after[layer.name].sum())
             assert live == layer.live >= 1
-            if run["method"] != "pruning":
+            if method in KEEP_EACH:
                 assert live == targets[layer.name]
                 assert layer.name not in dense or live == layer.numel
-            else:
+            elif method == "pruning":
                 assert not (after[layer.name] & ~before[layer.name]).any()
+            elif targets[layer.name] == layer.numel:
+                assert live == layer.numel
             if not updating:
                 np.testing.assert_array_equal(before[layer.name], after[layer.name])
-            elif run["method"] in {"set", "rigl"}:
+            else:
                 new = after[layer.name] & ~before[layer.name]
                 assert not logical(layer.weight)[new].any()
+        if method in KEEP_THE_SUM:
+            assert sum(layer.live for layer in optimizer.layers) == sum(targets.values())
         assert_dropped_are_fresh(optimizer)
         assert len(optimizer.history) == 0 or optimizer.history[-1].step <= t
         if updating:
@@ -110,7 +120,7 @@ def test_invariants_of_every_run(model, name, run, regrow):
             assert optimizer.history[-1].density == sum(la.live for la in optimizer.layers) / numel
 
     assert optimizer.steps == run["total_steps"]
-    if run["method"] == "pruning":
+    if method in KEEP_NONE:
         live = sum(layer.live for layer in optimizer.layers)
         assert live == sum(targets.values())
 
@@ -120,6 +130,7 @@ def rounded_by_torch(name, model):
     return name in {"ASGD", "NAdam"} and next(model.parameters()).dtype != torch.float32
 
 
+@pytest.mark.parametrize("method", METHODS)
 @given(
     model=networks(),
     name=OPTIMIZERS,
@@ -128,7 +139,8 @@ def rounded_by_torch(name, model):
     stop=st.integers(0, 20),
     state=st.sampled_from(["auto", "masked"]),
 )
-def test_saving_and_loading_at_any_step_is_invisible(model, name, run, regrow, stop, state):
+def test_saving_and_loading_at_any_step_is_invisible(method, model, name, run, regrow, stop, state):
+    run = {**run, "method": method}
     stop = min(stop, run["total_steps"])
     optimizer = wrap(model, name, run, regrow)
     for t in range(1, stop + 1):
@@ -157,8 +169,9 @@ def test_saving_and_loading_at_any_step_is_invisible(model, name, run, regrow, s
             )
 
 
-@given(model=networks(), run=RUNS, regrow=REGROW)
-def test_a_run_is_deterministic_for_a_seed(model, run, regrow):
+@given(model=networks(), run=RUNS, method=st.sampled_from(METHODS), regrow=REGROW)
+def test_a_run_is_deterministic_for_a_seed(model, run, method, regrow):
+    run = {**run, "method": method}
     other_model = copy.deepcopy(model)
     optimizer, other = (wrap(net, "SGD", run, regrow) for net in (model, other_model))
     for t in range(1, run["total_steps"] + 1):

@@ -14,7 +14,7 @@ from benchmarks.cifar.protocol import METHODS
 from benchmarks.cifar.summary import Group, Variant
 
 MARKERS = {None: "o", "erk": "s", "uniform": "^"}
-COLORS = dict(zip(METHODS, matplotlib.colormaps["tab10"].colors, strict=False))  # type: ignore[attr-defined]
+COLORS = dict(zip(METHODS, matplotlib.colormaps["tab20"].colors, strict=False))  # type: ignore[attr-defined]
 
 
 def draw(group: Group, path: Path) -> None:

@@ -17,8 +17,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-METHODS = ("dense", "small-dense", "static", "set", "rigl", "pruning")
-SPARSE_METHODS = ("static", "set", "rigl", "pruning")
+SPARSE_METHODS = (
+    "static",
+    "set",
+    "rigl",
+    "pruning",
+    "snfs",
+    "rigl-sg",
+    "rigl-sm",
+    "granet",
+    "mest",
+)
+METHODS = ("dense", "small-dense", *SPARSE_METHODS)
 INITS = ("erk", "uniform")
 DATASETS = ("cifar10", "digits")
 SCHEDULES = ("step", "one-cycle")

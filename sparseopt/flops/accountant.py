@@ -9,6 +9,7 @@ from torch import nn
 from sparseopt.flops.counting import count_operations
 from sparseopt.flops.recording import InputRecorder
 from sparseopt.flops.report import FlopsReport, make_report, sample_count
+from sparseopt.flops.weights import layers_in
 from sparseopt.layers import SparseLayer
 from sparseopt.methods.base import Method
 from sparseopt.progress import Progress
@@ -59,14 +60,15 @@ class Accountant:
             )
         model = _unwrapped(model)
         args, kwargs = (inputs, {}) if inputs else self._recorded_inputs()
-        masks = {layer.weight: layer.mask for layer in layers}
+        found = layers_in(model, layers)
+        masks = {name: layer.mask for name, layer in found.items()}
         return make_report(
             count_operations(model, masks, args, kwargs),
             samples=sample_count((args, kwargs)),
-            layers=layers,
+            found=found,
+            layers={layer.name: layer for layer in layers},
             method=method,
-            usage=progress.usage.advanced(progress.steps, layers),
-            delta_t=progress.schedule.delta_t,
+            progress=progress,
         )
 
     def _recorded_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -8,10 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseopt.discovery import canonical_name
+from sparseopt.flops.kernels import no_fused_kernels
+from sparseopt.flops.weights import WeightMemory
+from sparseopt.probing import untouched
 
 __all__ = ["Operations", "count_operations"]
 
@@ -19,12 +24,13 @@ aten = torch.ops.aten
 
 
 class Operations:
-    """FLOPs of one forward pass, by parameter name; ``total`` of a parameter includes biases.
+    """FLOPs of one forward pass, by parameter name.
 
     Attributes:
-        dense: for each parameter, FLOPs with every weight live.
-        sparse: for each parameter, FLOPs with its mask.
-        unnamed: FLOPs of convolutions whose weight is no parameter (computed weights).
+        dense: for each parameter, FLOPs with every weight live, without the bias.
+        sparse: for each parameter, FLOPs with its mask, without the bias.
+        bias: for each parameter, additions of the bias that goes with it.
+        unnamed: FLOPs by weights that are no parameters but computed from some, biases included.
     """
 
     def __init__(self) -> None:
@@ -42,13 +48,14 @@ class Operations:
 
 def count_operations(
     model: nn.Module,
-    masks: Mapping[nn.Parameter, Tensor],
+    masks: Mapping[str, Tensor],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Operations:
     """Run ``model`` once, in eval mode, and count convolutions and linear maps.
 
-    An operation counts if one operand is a weight of the model: the same memory, or a view or a
+    Counted is every convolution, every call of :func:`torch.nn.functional.linear`, and every
+    matrix product with one operand that is a weight of the model: the same memory, or a view or a
     cast of it. So modules used twice, parts of a packed projection and functional calls on a
     parameter count right, and products of two activations don't count. A convolution takes
     ``2 * positions * live`` FLOPs, a linear map ``2 * rows * live`` and one addition per row and
@@ -58,57 +65,32 @@ def count_operations(
 
     Args:
         model: the model.
-        masks: for each sparse weight, its bool mask in the weight's memory layout.
+        masks: bool masks of the weights' shapes, by the parameter's name; others are all live.
         args: positional inputs.
         kwargs: keyword inputs.
     """
     counter = _Counter(model, masks)
     eagerly = torch.compiler.set_stance("force_eager")
-    with _undisturbed(model), torch.no_grad(), eagerly, counter:
-        model(*args, **kwargs)
+    with untouched(model), no_fused_kernels(model), torch.no_grad(), eagerly:
+        model.eval()
+        with counter, _LinearCalls(counter):
+            model(*args, **kwargs)
     return counter.operations
 
 
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            model.eval()
-            # The fused kernel would hide the projections.
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, saved in buffers:
-                if not torch.equal(buffer, saved):
-                    buffer.copy_(saved)
-
-
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator, and knows weights by the memory they lie in."""
+    """Sees every operator."""
 
-    def __init__(self, model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> None:
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations = Operations()
-        self._masks = masks
-        self._weights: dict[int, list[tuple[str, nn.Parameter]]] = {}
-        self._biased: set[str] = set()
-        # Casts of weights, kept alive so that no other tensor takes their address.
-        self._casts: dict[int, tuple[Tensor, Tensor]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.dim() >= 2:
-                address = parameter.untyped_storage().data_ptr()
-                self._weights.setdefault(address, []).append((canonical_name(name), parameter))
-            if name.endswith("bias"):
-                # "fc.bias" goes with "fc.weight", "attention.in_proj_bias" with "..._weight".
-                self._biased.add(canonical_name(name.removesuffix("bias") + "weight"))
+        self._weights = WeightMemory(model, masks)
+        self._counts_products = True
+        self._biased = {
+            weight
+            for name, _ in model.named_parameters()
+            for weight in _weights_that_go_with(canonical_name(name))
+        }
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -117,78 +99,94 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         packet = func.overloadpacket
         if packet in (aten.convolution, aten._convolution):
             self._convolution(args[0], args[1], out, transposed=bool(args[6]))
-        elif packet is aten.mm:
-            self._matmul(args[0], args[1], biased=False)
-        elif packet is aten.addmm:
-            self._matmul(args[1], args[2], biased=True)
-        elif packet is aten.bmm:
-            self._matmul(args[0], args[1], biased=False)
         elif packet in (aten._to_copy, aten.clone):
-            self._cast(args[0], out)
+            self._weights.note_copy(args[0], out)
+        elif not self._counts_products:
+            pass
+        elif packet in (aten.mm, aten.bmm):
+            self._product(args[0], args[1], biased=False)
+        elif packet in (aten.addmm, aten.baddbmm):
+            self._product(args[1], args[2], biased=packet is aten.addmm)
+        elif packet is aten.mv:
+            self._product(args[0], args[1].unsqueeze(-1), biased=False)
         return out
+
+    @contextmanager
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[None]:
+        """Count a linear map as one, and not the products that it is made of."""
+        rows = math.prod(x.shape[:-1])
+        additions = 0.0 if bias is None else float(rows * weight.shape[0])
+        self._add(weight, rows, weight.numel(), additions)
+        self._counts_products = False
+        try:
+            yield
+        finally:
+            self._counts_products = True
 
     def _convolution(self, x: Tensor, weight: Tensor, out: Tensor, *, transposed: bool) -> None:
         positions = x.shape[0] * math.prod((x if transposed else out).shape[2:])
-        found = self._find(weight)
-        if found is None:
-            self.operations.unnamed += 2.0 * positions * weight.numel()
-            return
-        name, live = found
-        self.operations.add(
-            name,
-            dense=2.0 * positions * weight.numel(),
-            sparse=2.0 * positions * live,
-            bias=0.0,
-        )
+        self._add(weight, positions, weight.numel(), 0.0)
 
-    def _matmul(self, left: Tensor, right: Tensor, *, biased: bool) -> None:
+    def _product(self, left: Tensor, right: Tensor, *, biased: bool) -> None:
         for weight, other, axis in ((right, left, -2), (left, right, -1)):
-            found = self._find(weight)
+            found = self._weights.find(weight)
             if found is None:
                 continue
-            name, live = found
-            rows = math.prod(other.shape[:-2]) * other.shape[axis]
-            features = weight.shape[-1 if axis == -2 else -2]
-            has_bias = biased or name in self._biased
-            self.operations.add(
-                name,
-                dense=2.0 * rows * weight.numel() / math.prod(weight.shape[:-2]),
-                sparse=2.0 * rows * live / math.prod(weight.shape[:-2]),
-                bias=float(rows * features) if has_bias else 0.0,
-            )
+            rows = other.shape[axis]
+            features = math.prod(other.shape[:-2]) * weight.shape[-1 if axis == -2 else -2]
+            has_bias = biased or found[0] in self._biased
+            self._add(weight, rows, weight.numel(), float(rows * features) if has_bias else 0.0)
             return
 
-    def _cast(self, source: Tensor, out: Tensor) -> None:
-        if (
-            self._owner(source) is not None
-            and source.shape == out.shape
-            and source.stride() == out.stride()
-        ):
-            self._casts[out.untyped_storage().data_ptr()] = (out, source)
+    def _add(self, weight: Tensor, uses: int, numel: int, bias: float) -> None:
+        """Add an operation that multiplies by each entry of ``weight`` as often as ``uses``."""
+        found = self._weights.find(weight)
+        if found is None:
+            self.operations.unnamed += 2.0 * uses * numel + bias
+            return
+        name, live = found
+        self.operations.add(name, dense=2.0 * uses * numel, sparse=2.0 * uses * live, bias=bias)
 
-    def _find(self, operand: Tensor) -> tuple[str, float] | None:
-        """Return the name of the weight that ``operand`` is a view of, and its live entries."""
-        owner = self._owner(operand)
-        if owner is None:
-            return None
-        name, weight, offset = owner
-        mask = self._masks.get(weight)
-        if mask is None:
-            return name, operand.numel()
-        part = mask.as_strided(operand.shape, operand.stride(), offset)
-        return name, float(part.sum())
 
-    def _owner(self, operand: Tensor) -> tuple[str, nn.Parameter, int] | None:
-        address = operand.untyped_storage().data_ptr()
-        if address in self._casts:
-            cast, source = self._casts[address]
-            owner = self._owner(source)
-            if owner is None:
-                return None
-            name, weight, offset = owner
-            return name, weight, offset + int(operand.storage_offset() - cast.storage_offset())
-        for name, weight in self._weights.get(address, ()):
-            offset = int(operand.storage_offset() - weight.storage_offset())
-            if 0 <= offset < weight.numel():
-                return name, weight, offset
-        return None
+class _LinearCalls(TorchFunctionMode):
+    """Sees calls of ``F.linear`` themselves, which operators show only in parts.
+
+    What remains for operators to show are linear maps inside of other functions, such as
+    attention, and matrix products that the model writes out.
+    """
+
+    def __init__(self, counter: _Counter) -> None:
+        self._counter = counter
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.linear:
+            return func(*args, **kwargs)
+        with self._counter.linear(*_linear_operands(*args, **kwargs)):
+            return func(*args, **kwargs)
+
+
+def _linear_operands(
+    input: Tensor,  # noqa: A002 - the name that callers of F.linear may use
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return input, weight, bias
+
+
+def _weights_that_go_with(bias: str) -> list[str]:
+    """Return the names of the weights that a bias of this name is for.
+
+    Example:
+        >>> _weights_that_go_with("lstm.bias_ih_l0")
+        ['lstm.weight_ih_l0']
+    """
+    path, dot, name = bias.rpartition(".")
+    if "bias" not in name:
+        return []
+    weights = [name.replace("bias", "weight")]
+    if name == "in_proj_bias":
+        weights += ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    return [f"{path}{dot}{weight}" for weight in weights]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from sparseopt.flops.counting import Operations
+from sparseopt.flops.table import comparison_line, layer_table
+from sparseopt.flops.training import Prices, cost_ahead
 from sparseopt.layers import SparseLayer
 from sparseopt.methods.base import Method, TrainingCost
-from sparseopt.usage import Usage
+from sparseopt.progress import Progress
 
 __all__ = ["FlopsReport", "LayerFlops", "make_report", "sample_count"]
 
@@ -41,6 +43,8 @@ class FlopsReport:
     forward and two backward. Support for unstructured sparsity is assumed: these are the
     operations that masks leave, not wall-clock time.
 
+    ``print(report)`` shows the table by layer and the comparison.
+
     Attributes:
         inference_dense: one forward pass with every weight live, :math:`f_d`.
         inference_sparse: one forward pass with the masks as they are, :math:`f_s`.
@@ -48,7 +52,17 @@ class FlopsReport:
         train_sparse: one training step by the method's formula.
         train_measured: one training step on average, over the masks and update steps that really
             were; before the first step, the formula's.
-        layers: the same for each weight.
+        layers: the same for each weight that was used.
+        density: live weights over all weights, of the layers in the model.
+        computed: the part of ``inference_dense`` that weights take which are computed from
+            parameters (weight norm, for example), and which masks don't reach.
+        steps: training steps so far.
+        total_steps: training steps in all, if the horizon is known.
+        train_so_far: training so far, ``steps * train_measured``. Multiply by the samples in the
+            batch of a step for the FLOPs of the run.
+        train_expected: training to the horizon, ``train_so_far`` included: what is left is priced
+            at the live counts that the method plans. ``None`` if the horizon is not known, or the
+            method changes live counts and does not say how.
     """
 
     inference_dense: float
@@ -57,6 +71,15 @@ class FlopsReport:
     train_sparse: float
     train_measured: float
     layers: tuple[LayerFlops, ...]
+    density: float = 1.0
+    computed: float = 0.0
+    steps: int = 0
+    total_steps: int | None = None
+    train_so_far: float = 0.0
+    train_expected: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n{self.comparison()}"
 
     @property
     def inference_ratio(self) -> float:
@@ -73,25 +96,70 @@ class FlopsReport:
         """``train_measured / train_dense``."""
         return self.train_measured / self.train_dense
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return all figures and ratios as plain numbers, ready for any tracker or JSON."""
-        return {
+    @property
+    def train_expected_ratio(self) -> float | None:
+        """``train_expected`` over that of as many dense steps; ``None`` where that is."""
+        if self.train_expected is None or self.total_steps is None:
+            return None
+        return self.train_expected / (max(self.steps, self.total_steps) * self.train_dense)
+
+    @property
+    def small_dense_ratio(self) -> float:
+        r"""About what a dense network of as many weights costs, in inference and in training.
+
+        It is the density: with every width times :math:`\sqrt{d}`, a layer has :math:`d` times the
+        weights and the FLOPs. First and last layers, thinner on one side only, have more.
+        """
+        return self.density
+
+    def table(self) -> str:
+        """Return a table of inference FLOPs by layer."""
+        return layer_table(self)
+
+    def comparison(self) -> str:
+        """Return one line that compares with dense training, and with a small dense network."""
+        return comparison_line(self)
+
+    def as_dict(self, *, layers: bool = True) -> dict[str, Any]:
+        """Return all figures and ratios as plain numbers, ready for any tracker or JSON.
+
+        What is not known is left out.
+
+        Args:
+            layers: whether to add ``"layers"``, a list with a dictionary for each. Without, every
+                value is a number.
+
+        Example:
+            >>> report = FlopsReport(8.0, 2.0, 24.0, 6.0, 6.0, (), density=0.25)
+            >>> report.as_dict(layers=False)["inference_ratio"]
+            0.25
+        """
+        figures = {
             **asdict(self),
-            "layers": [asdict(layer) for layer in self.layers],
             "inference_ratio": self.inference_ratio,
             "train_ratio": self.train_ratio,
             "train_measured_ratio": self.train_measured_ratio,
+            "train_expected_ratio": self.train_expected_ratio,
+            "small_dense_ratio": self.small_dense_ratio,
         }
+        del figures["layers"]
+        known = {name: value for name, value in figures.items() if value is not None}
+        return {**known, "layers": [asdict(layer) for layer in self.layers]} if layers else known
 
 
 def sample_count(inputs: Any) -> int:
     """Return the batch size: the length of the first tensor among ``inputs``.
 
     Raises:
-        ValueError: if there is none of at least one dimension.
+        ValueError: if there is none of at least one dimension, or it is empty.
     """
     for leaf in tree_leaves(inputs):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            if not leaf.shape[0]:
+                raise ValueError(
+                    f"flops() needs at least one sample, but the first input has shape "
+                    f"{tuple(leaf.shape)}."
+                )
             return leaf.shape[0]
     raise ValueError(
         "flops() needs an input tensor whose first dimension is the batch, but none of the inputs "
@@ -103,12 +171,24 @@ def make_report(
     operations: Operations,
     *,
     samples: int,
-    layers: Sequence[SparseLayer],
+    found: Mapping[str, SparseLayer],
+    layers: Mapping[str, SparseLayer],
     method: Method,
-    usage: Usage,
-    delta_t: int,
+    progress: Progress,
 ) -> FlopsReport:
-    """Put a report together from the operations of one forward pass over ``samples`` samples."""
+    """Put a report together from the operations of one forward pass over ``samples`` samples.
+
+    Args:
+        operations: the operations, by the parameter's name in the model.
+        samples: the batch size.
+        found: the layers that the model has, by the parameter's name in it.
+        layers: all layers by their own names.
+        method: the optimizer's method.
+        progress: how far training is.
+
+    Raises:
+        ValueError: if there was no operation.
+    """
     by_layer = tuple(
         LayerFlops(
             name=name,
@@ -117,31 +197,60 @@ def make_report(
         )
         for name, dense in operations.dense.items()
     )
-    rest = operations.unnamed / samples
-    dense = rest + sum(layer.dense for layer in by_layer)
-    sparse = rest + sum(layer.sparse for layer in by_layer)
-    mean = _mean_sparse(operations, samples, layers, usage, sparse)
-    formula = method.train_flops(TrainingCost(dense, sparse, mean, delta_t))
-    measured = formula
-    if usage.counted:
-        measured = 3.0 * mean + usage.dense_gradients / usage.counted * (dense - mean)
-    return FlopsReport(dense, sparse, 3.0 * dense, formula, measured, by_layer)
+    computed = operations.unnamed / samples
+    dense = computed + sum(layer.dense for layer in by_layer)
+    sparse = computed + sum(layer.sparse for layer in by_layer)
+    if not dense:
+        raise ValueError(
+            "flops() saw no convolution and no linear map: does the model's forward pass, in eval "
+            "mode and with these inputs, use its weights?"
+        )
+    usage = progress.usage.advanced(progress.steps, list(layers.values()))
+    prices = _prices(operations, samples, found, dense=dense, sparse=sparse)
+    so_far = prices.training(usage)
+    mean = (
+        prices.inference(usage.live_steps, usage.counted) / usage.counted
+        if usage.counted
+        else sparse
+    )
+    formula = method.train_flops(TrainingCost(dense, sparse, mean, progress.schedule.delta_t))
+    ahead = cost_ahead(prices, layers, method, progress)
+    return FlopsReport(
+        inference_dense=dense,
+        inference_sparse=sparse,
+        train_dense=3.0 * dense,
+        train_sparse=formula,
+        train_measured=so_far / usage.counted if usage.counted else formula,
+        layers=by_layer,
+        density=_density(found),
+        computed=computed,
+        steps=progress.steps,
+        total_steps=progress.total_steps,
+        train_so_far=so_far,
+        train_expected=None if ahead is None else so_far + ahead,
+    )
 
 
-def _mean_sparse(
+def _prices(
     operations: Operations,
     samples: int,
-    layers: Sequence[SparseLayer],
-    usage: Usage,
+    found: Mapping[str, SparseLayer],
+    *,
+    dense: float,
     sparse: float,
-) -> float:
-    """Return the average of the sparse inference FLOPs over the steps so far."""
-    if not usage.counted:
-        return sparse
-    mean = sparse
-    for layer in layers:
-        if layer.name in operations.sparse:
-            mean_live = usage.live_steps.get(layer.name, 0) / usage.counted
-            now = operations.sparse[layer.name] / samples
-            mean += now * (mean_live / layer.live - 1.0)
-    return mean
+) -> Prices:
+    """Take a layer's cost to be proportional to its live weights."""
+    masked = {name: layer for name, layer in found.items() if name in operations.sparse}
+    return Prices(
+        dense=dense,
+        fixed=sparse - sum(operations.sparse[name] for name in masked) / samples,
+        per_live={
+            layer.name: operations.sparse[name] / samples / layer.live
+            for name, layer in masked.items()
+        },
+    )
+
+
+def _density(found: Mapping[str, SparseLayer]) -> float:
+    numel = sum(layer.numel for layer in found.values())
+    return sum(layer.live for layer in found.values()) / numel if numel else 1.0

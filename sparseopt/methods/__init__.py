@@ -1,19 +1,38 @@
 """The methods: a file each."""
 
 from sparseopt.methods.base import DropGrow, Method, Move, TrainingCost, Update
+from sparseopt.methods.compose import Compose, Schedule, Score
+from sparseopt.methods.gradual import Gradual
+from sparseopt.methods.granet import GraNet
+from sparseopt.methods.mest import MEST
+from sparseopt.methods.n_of_m import NM
 from sparseopt.methods.pruning import Pruning
+from sparseopt.methods.redistribution import Redistributing
 from sparseopt.methods.registry import available_methods, get_method, register_method
 from sparseopt.methods.rigl import RigL
+from sparseopt.methods.rigl_redistributed import RigLSG, RigLSM
 from sparseopt.methods.set import SET
+from sparseopt.methods.snfs import SNFS
 from sparseopt.methods.static import Static
 
 __all__ = [
+    "MEST",
+    "NM",
     "SET",
+    "SNFS",
+    "Compose",
     "DropGrow",
+    "GraNet",
+    "Gradual",
     "Method",
     "Move",
     "Pruning",
+    "Redistributing",
     "RigL",
+    "RigLSG",
+    "RigLSM",
+    "Schedule",
+    "Score",
     "Static",
     "TrainingCost",
     "Update",

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sparseopt._validation import check_choice
 from sparseopt.layers import Regrow, SparseLayer
+from sparseopt.memory import GradientMemory, RememberedGradients
 from sparseopt.schedules import UpdateSchedule
+from sparseopt.selection import largest
 
 __all__ = ["DropGrow", "Method", "Move", "TrainingCost", "Update"]
 
@@ -27,6 +29,7 @@ class Update:
         schedule: the optimizer's schedule.
         total_steps: the horizon, if it is known.
         generator: the optimizer's random source, on the CPU and the same on every rank.
+        memory: what the optimizer remembers for :attr:`Method.memory`, this step included.
     """
 
     step: int
@@ -34,6 +37,16 @@ class Update:
     schedule: UpdateSchedule
     total_steps: int | None
     generator: torch.Generator
+    memory: RememberedGradients | None = None
+
+    def remembered(self, layer: SparseLayer) -> Tensor:
+        """Return what :attr:`Method.memory` made of the gradients of ``layer`` so far.
+
+        Of the weight's shape, in at least single precision, and dense; 0 where nothing was fed.
+        """
+        if self.memory is None:
+            raise TypeError("the method remembers nothing: its memory is None.")
+        return self.memory.of(layer)
 
     def random_scores(self, layer: SparseLayer) -> Tensor:
         """Draw one uniform number for each weight of ``layer``: the weight's shape and device.
@@ -69,6 +82,18 @@ class TrainingCost:
     mean_sparse: float
     delta_t: int
 
+    def with_dense_gradients(self, steps: int | None) -> float:
+        """Return the cost of a step where some of them compute gradients of all weights.
+
+        Args:
+            steps: how many of an update step and the ``delta_t`` ordinary ones; ``None`` for all.
+        """
+        period = self.delta_t + 1
+        dense_steps = period if steps is None else min(steps, period)
+        ordinary = 3.0 * self.mean_sparse
+        dense = 2.0 * self.mean_sparse + self.dense
+        return ((period - dense_steps) * ordinary + dense_steps * dense) / period
+
 
 @dataclass(frozen=True)
 class Method(ABC):
@@ -84,6 +109,7 @@ class Method(ABC):
         needs_gradient: whether a layer without a gradient sits updates out.
         needs_horizon: whether training can't start before the number of steps is known.
         moves_masks: whether there is any update at all.
+        has_own_schedule: whether the optimizer's schedule plays no part.
     """
 
     name: ClassVar[str]
@@ -91,19 +117,65 @@ class Method(ABC):
     needs_gradient: ClassVar[bool] = True
     needs_horizon: ClassVar[bool] = False
     moves_masks: ClassVar[bool] = True
+    has_own_schedule: ClassVar[bool] = False
 
     regrow: Regrow = "keep"
 
     def __post_init__(self) -> None:
         check_choice("regrow", self.regrow, ("keep", "zero", "never"))
 
+    @property
+    def memory(self) -> GradientMemory | None:
+        """What to remember of gradients between updates; by default nothing.
+
+        The optimizer keeps it, and :meth:`Update.remembered` returns it.
+        """
+        return None
+
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
         """Whether ``step``, counted from 1, is an update step."""
         return schedule.is_update(step)
 
-    def initial_live(self, layer_numel: int, target: int) -> int:
-        """Return how many weights of a layer are live before the first step."""
+    def remembers(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
+        """Whether the gradients of ``step`` are remembered for an update."""
+        rule = self.memory
+        if rule is None:
+            return False
+        if schedule.t_end is not None and step > schedule.t_end and not self.has_own_schedule:
+            return False
+        if rule.steps is None:
+            return True
+        coming = range(step, step + rule.steps)
+        return any(self.is_update(one, schedule, total_steps) for one in coming)
+
+    def reads_dense_gradient(
+        self, step: int, schedule: UpdateSchedule, total_steps: int | None
+    ) -> bool:
+        """Whether ``step`` needs gradients of dropped weights: to update, or to remember."""
+        rule = self.memory
+        if rule is not None and rule.dense and self.remembers(step, schedule, total_steps):
+            return True
+        return self.needs_dense_gradient and self.is_update(step, schedule, total_steps)
+
+    def fraction(self, step: int, schedule: UpdateSchedule) -> float:
+        """Return the drop fraction at ``step``, in [0, 1]."""
+        return schedule.fraction(step)
+
+    def initial_density(self, density: float) -> float:
+        """Return the density that training starts from, at least its target ``density``."""
+        return density
+
+    def live_count(self, shape: tuple[int, ...], target: int) -> int:
+        """Return the final live count of a layer: ``target``, or what the method can have."""
         return target
+
+    def initial_mask(self, scores: Tensor, live: int) -> Tensor:
+        """Return the mask of the ``live`` highest scores, bool, of their shape.
+
+        A method whose masks have a structure returns the best mask that has it, and so refuses
+        masks that don't: those which, as scores, don't come back the same.
+        """
+        return largest(scores.reshape(-1), live).view(scores.shape)
 
     @abstractmethod
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from sparseopt.layers import SparseLayer
+from sparseopt.memory import GradientMemory
 from sparseopt.methods.base import DropGrow, TrainingCost, Update
 from sparseopt.methods.registry import register_method
 
@@ -25,9 +26,19 @@ class RigL(DropGrow):
     The dense gradient is needed on update steps only; it is the one that ``backward()`` left in
     ``weight.grad``: accumulated, averaged over ranks and unscaled.
 
+    Small batches have noisy gradients: ``grow=`` replaces the gradient of the one step by a
+    smoothed or accumulated one.
+
     A training step costs, on average,
 
     .. math:: \frac{3\,\Delta T\, f_s + 2 f_s + f_d}{\Delta T + 1}
+
+    and more where growth remembers dense gradients of other steps.
+
+    Args:
+        grow: what to grow by instead of the update step's gradient: ``Smoothed(0.9)``, an
+            exponential moving average, or ``Accumulated(10)``, the sum over the last steps. It is
+            one dense tensor a layer, and gradients are dense on all steps that feed it.
 
     Reference: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", algorithm 1;
     the cost after Sundar & Dwaraknath 2021, supplement, section 2.2.
@@ -36,13 +47,31 @@ class RigL(DropGrow):
     name: ClassVar[str] = "rigl"
     needs_dense_gradient: ClassVar[bool] = True
 
+    grow: GradientMemory | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        grow: object = self.grow
+        if grow is not None and not (isinstance(grow, GradientMemory) and grow.dense):
+            raise TypeError(
+                f"grow={self.grow!r} must be Smoothed(...) or Accumulated(...) with dense=True, or "
+                "None."
+            )
+
+    @property
+    def memory(self) -> GradientMemory | None:
+        """What growth remembers, if anything."""
+        return self.grow
+
     def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
-        """Return the magnitude of the dense gradient."""
+        """Return the magnitude of the dense gradient, or of what is remembered of it."""
+        if self.grow is not None:
+            return update.remembered(layer).abs()
         assert layer.weight.grad is not None
         return layer.weight.grad.abs()
 
     def train_flops(self, cost: TrainingCost) -> float:
         """Return the average over an update step and the ``delta_t`` ordinary ones."""
-        ordinary = 3.0 * cost.sparse
-        update = 2.0 * cost.sparse + cost.dense
-        return (cost.delta_t * ordinary + update) / (cost.delta_t + 1)
+        if self.grow is None:
+            return cost.with_dense_gradients(1)
+        return cost.with_dense_gradients(self.grow.steps)

@@ -42,8 +42,12 @@ RUNS = [
     ("rigl", "Adagrad"),
     ("rigl", "RMSprop"),
     ("pruning", "AdamW"),
+    ("snfs", "AdamW"),
+    ("rigl-sm", "SGD"),
+    ("granet", "SGD"),
+    ("mest", "SGD"),
 ]
-CHECKPOINTED = [("set", "SGD"), ("rigl", "AdamW"), ("pruning", "AdamW")]
+CHECKPOINTED = [("set", "SGD"), ("rigl", "AdamW"), ("pruning", "AdamW"), ("snfs", "AdamW")]
 #: Divides evenly by 1, 2, 3 and 4 ranks.
 SIZE = 12
 
@@ -218,6 +222,16 @@ def resume(folder: Path) -> dict:
     return seen
 
 
+def costs(folder: Path) -> dict:
+    """What the accountant says in the middle of training, and that training then goes on."""
+    model = shard(dense())
+    optimizer = begin(model, "rigl", "SGD")
+    train(model, optimizer, 0, STOP)
+    report = optimizer.flops()
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return {"report": report.as_dict(), **train(model, optimizer, STOP, STEPS)}
+
+
 def refused(folder: Path) -> str:
     """What is said to somebody who asks for compact state."""
     try:
@@ -229,7 +243,17 @@ def refused(folder: Path) -> str:
 
 JOBS = {
     job.__name__: job
-    for job in (runs, replicas, tensor_parallel, replaced, one_bad_shard, save, resume, refused)
+    for job in (
+        runs,
+        replicas,
+        tensor_parallel,
+        replaced,
+        one_bad_shard,
+        save,
+        resume,
+        costs,
+        refused,
+    )
 }
 
 

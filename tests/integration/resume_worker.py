@@ -19,7 +19,7 @@ SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3}
 RUNS = [
     (method, name, out_of, into)
     for method, (name, out_of, into) in itertools.product(
-        ["set", "rigl", "pruning"],
+        ["set", "rigl", "pruning", "snfs", "granet", "mest"],
         [
             ("AdamW", "compact", "compact"),
             ("AdamW", "masked", "masked"),

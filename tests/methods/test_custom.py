@@ -146,5 +146,18 @@ def test_a_name_that_is_taken_is_refused():
     assert isinstance(registry.get_method("rigl"), sparseopt.RigL)
 
 
-def test_the_four_methods_are_there():
-    assert {"static", "set", "rigl", "pruning"} <= set(available_methods())
+def test_all_methods_are_reached_by_name():
+    names = {
+        "static",
+        "set",
+        "rigl",
+        "rigl-sg",
+        "rigl-sm",
+        "snfs",
+        "mest",
+        "n:m",
+        "granet",
+        "pruning",
+    }
+    assert names <= set(available_methods())
+    assert all(registry.get_method(name).name == name for name in names)

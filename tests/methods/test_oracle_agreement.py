@@ -10,19 +10,14 @@ import torch
 
 from sparseopt import Pruning, SparseOptimizer
 from tests.oracle import brute_force_order
+from tests.support.agreement import assert_masks, run_against_oracle
 from tests.support.arithmetic import place_does_not_matter
 from tests.support.by_hand import HandMasked
-from tests.support.catalogue import build, fresh_value
-from tests.support.looking import (
-    assert_dropped_are_fresh,
-    assert_same_state,
-    logical,
-    masks_of,
-    per_weight_state,
-)
+from tests.support.catalogue import build
+from tests.support.looking import assert_same_state, logical, masks_of, per_weight_state
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.oracles import oracle_for
-from tests.support.training import dense_gradients, train_step
+from tests.support.training import train_step
 
 STEPS = 60
 FORMS = {
@@ -44,68 +39,12 @@ def wrapped(method, name, form, state, *, device="cpu", regrow="keep", **changes
     return model, optimizer, oracle
 
 
-def states(optimizer):
-    return {
-        layer.name: per_weight_state(optimizer, layer.weight, layer.mask)
-        for layer in optimizer.layers
-    }
-
-
-def assert_masks(optimizer, oracle, t):
-    for name in SPARSE_NAMES:
-        np.testing.assert_array_equal(
-            logical(optimizer.masks[name]), oracle.masks[name], err_msg=f"{name} after step {t}"
-        )
-
-
-def check_update(model, optimizer, oracle, t, weights, gradients, before):
-    """One update of the real run against the oracle, from the same weights and gradients."""
-    updates = oracle.update(t, weights, gradients)
-    assert_masks(optimizer, oracle, t)
-    params = dict(model.named_parameters())
-    for name, update in updates.items():
-        expected = np.where(update.reset, 0.0, weights[name])
-        np.testing.assert_array_equal(logical(params[name]), expected, err_msg=name)
-        after = per_weight_state(optimizer, params[name], optimizer.masks[name])
-        for key, old in before[name].items():
-            fresh = fresh_value(optimizer.inner, key, params[name].dtype)
-            np.testing.assert_array_equal(after[key], np.where(update.reset, fresh, old), key)
-    return updates
-
-
-def run_against_oracle(model, optimizer, oracle, steps=STEPS, on_update=None):
-    """Train, and compare after every step; returns how many updates there were."""
-    assert_masks(optimizer, oracle, 0)
-    seen = 0
-    for t in range(1, steps + 1):
-        updating = oracle.is_update(t)
-        assert optimizer.is_update_step == updating, t
-        if updating:
-            weights = {name: logical(p) for name, p in model.named_parameters()}
-            gradients = {name: logical(g) for name, g in dense_gradients(model, t).items()}
-            sparse_gradients = {name: gradients[name] for name in SPARSE_NAMES}
-            before, old_masks = states(optimizer), dict(oracle.masks)
-            train_step(model, optimizer, t)
-            check_update(model, optimizer, oracle, t, weights, sparse_gradients, before)
-            for name, p in model.named_parameters():
-                if name not in SPARSE_NAMES:
-                    np.testing.assert_array_equal(logical(p), weights[name], err_msg=name)
-            if on_update is not None:
-                on_update(t, old_masks, weights, gradients)
-            seen += 1
-        else:
-            train_step(model, optimizer, t)
-            assert_masks(optimizer, oracle, t)
-        assert_dropped_are_fresh(optimizer)
-    return seen
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "Rprop"])
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
 def test_every_update_agrees_with_the_oracle(method, name, form, state, device):
     model, optimizer, oracle = wrapped(method, name, form, state, device=device)
-    updates = run_against_oracle(model, optimizer, oracle)
+    updates = run_against_oracle(model, optimizer, oracle, STEPS)
     assert updates >= 10
     assert sum(layer.live for layer in optimizer.layers) == sum(
         layer.target for layer in optimizer.layers
@@ -116,7 +55,7 @@ def test_every_update_agrees_with_the_oracle(method, name, form, state, device):
 @pytest.mark.parametrize("method", ["set", "rigl"])
 def test_the_other_ways_to_regrow_agree_with_the_oracle(method, regrow, state):
     model, optimizer, oracle = wrapped(method, "AdamW", "bf16-channels-last", state, regrow=regrow)
-    assert run_against_oracle(model, optimizer, oracle) >= 10
+    assert run_against_oracle(model, optimizer, oracle, STEPS) >= 10
 
 
 @pytest.mark.parametrize("method", ["set", "rigl"])
@@ -125,7 +64,7 @@ def test_never_drops_no_more_than_it_can_grow(method):
     model, optimizer, oracle = wrapped(
         method, "SGD", "fp32", "auto", regrow="never", density=0.9, alpha=0.5, init="er"
     )
-    assert run_against_oracle(model, optimizer, oracle) >= 10
+    assert run_against_oracle(model, optimizer, oracle, STEPS) >= 10
     for record in optimizer.history:
         assert record.dropped == record.grown
 
@@ -137,14 +76,14 @@ def test_pruning_by_layer_agrees_with_the_oracle(state):
     optimizer = SparseOptimizer(
         inner, model, method=Pruning(scope="layer"), state=state, **SETTINGS
     )
-    assert run_against_oracle(model, optimizer, oracle) >= 10
+    assert run_against_oracle(model, optimizer, oracle, STEPS) >= 10
 
 
 @pytest.mark.parametrize("init", ["er", "uniform"])
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
 def test_other_distributions_agree_with_the_oracle(method, init):
     model, optimizer, oracle = wrapped(method, "SGD", "fp32", "auto", init=init, density=0.1)
-    assert run_against_oracle(model, optimizer, oracle) >= 10
+    assert run_against_oracle(model, optimizer, oracle, STEPS) >= 10
 
 
 @pytest.mark.parametrize("method", ["rigl", "pruning"])
@@ -194,7 +133,7 @@ def test_ties_abound_in_bf16_and_fall_to_the_lowest_index(method, state):
         if excess > 0:
             decided_by_tie.append(live[excess - 1][0] == live[excess][0])
 
-    run_against_oracle(model, optimizer, oracle, on_update=on_update)
+    run_against_oracle(model, optimizer, oracle, STEPS, on_update=on_update)
     assert sum(decided_by_tie) >= 5
 
 
@@ -227,7 +166,7 @@ def test_masks_move_far_enough_to_mean_something():
     """Guards the tests above: over a run most of the mask is replaced."""
     model, optimizer, oracle = wrapped("rigl", "SGD", "fp32", "auto")
     first = masks_of(optimizer)
-    run_against_oracle(model, optimizer, oracle)
+    run_against_oracle(model, optimizer, oracle, STEPS)
     last = masks_of(optimizer)
     moved = sum(int((first[n] & ~last[n]).sum()) for n in SPARSE_NAMES)
     live = sum(int(first[n].sum()) for n in SPARSE_NAMES)

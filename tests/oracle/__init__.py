@@ -6,7 +6,9 @@ format.
 """
 
 from tests.oracle.distributions import er_densities, erk_densities, live_counts, uniform_densities
+from tests.oracle.granet import GraNetOracle
 from tests.oracle.masks import random_masks
+from tests.oracle.mest import MESTOracle
 from tests.oracle.methods import (
     LayerUpdate,
     RigLOracle,
@@ -14,21 +16,40 @@ from tests.oracle.methods import (
     StaticOracle,
     regrowth,
 )
+from tests.oracle.n_of_m import NMOracle, best_n_of_m, groups
 from tests.oracle.pruning import PruningOracle
+from tests.oracle.redistribution import (
+    Momentum,
+    RigLSGOracle,
+    RigLSMOracle,
+    SmoothedRigLOracle,
+    SNFSOracle,
+    water_level,
+)
 from tests.oracle.schedules import cosine_fraction, default_t_end, is_update_step
 from tests.oracle.selection import brute_force_order, largest, smallest
 
 __all__ = [
+    "GraNetOracle",
     "LayerUpdate",
+    "MESTOracle",
+    "Momentum",
+    "NMOracle",
     "PruningOracle",
     "RigLOracle",
+    "RigLSGOracle",
+    "RigLSMOracle",
     "SETOracle",
+    "SNFSOracle",
+    "SmoothedRigLOracle",
     "StaticOracle",
+    "best_n_of_m",
     "brute_force_order",
     "cosine_fraction",
     "default_t_end",
     "er_densities",
     "erk_densities",
+    "groups",
     "is_update_step",
     "largest",
     "live_counts",
@@ -36,4 +57,5 @@ __all__ = [
     "regrowth",
     "smallest",
     "uniform_densities",
+    "water_level",
 ]

@@ -61,6 +61,18 @@ def regrowth(
     return LayerUpdate(new_mask, ~new_mask | truly_new, dropped=k, grown=k)
 
 
+def exchange(
+    mask: np.ndarray, magnitude: np.ndarray, growth: np.ndarray, drop: int, grow: int
+) -> LayerUpdate:
+    """Drop the `drop` smallest, grow the `grow` best of all that did not survive.
+
+    A weight that comes straight back was never gone.
+    """
+    survivors = mask & ~among(mask, magnitude, drop, smallest_first=True)
+    new_mask = survivors | among(~survivors, growth, grow, smallest_first=False)
+    return LayerUpdate(new_mask, ~(mask & new_mask), dropped=drop, grown=grow)
+
+
 class StaticOracle:
     """Masks that never move."""
 
@@ -69,6 +81,9 @@ class StaticOracle:
 
     def is_update(self, t: int) -> bool:
         return False
+
+    def observe(self, t: int, gradients: Mapping[str, np.ndarray | None]) -> None:
+        """A step that is no update: most methods take no notice of its dense gradients."""
 
 
 class _DropGrowOracle(StaticOracle):

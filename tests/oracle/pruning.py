@@ -39,6 +39,9 @@ class PruningOracle:
         on_the_way = t % self.delta_t == 0 and self.t_start <= t < self.t_end
         return bool(self.prunable) and (on_the_way or t == self.t_end)
 
+    def observe(self, t: int, gradients: Mapping[str, np.ndarray | None]) -> None:
+        """Gradients of ordinary steps don't matter."""
+
     def density_at(self, t: int, final_sparsity: float) -> float:
         progress = (t - self.t_start) / (self.t_end - self.t_start)
         return 1 - final_sparsity * (1 - (1 - progress) ** 3)

@@ -69,6 +69,8 @@ class HandMasked:
             self._reset(name, update.reset)
 
     def _mask_gradients(self) -> None:
+        dense = {name: logical(self.params[name].grad) for name in self.oracle.masks}
+        self.oracle.observe(self.t, dense)
         for name, mask in self.oracle.masks.items():
             gradient = self.params[name].grad
             _fill(gradient, ~mask, 0.0)

@@ -6,6 +6,12 @@ from torch import nn
 from tests import oracle
 from tests.support.nets import SPARSE_NAMES
 
+REDISTRIBUTED = {
+    "snfs": oracle.SNFSOracle,
+    "rigl-sg": oracle.RigLSGOracle,
+    "rigl-sm": oracle.RigLSMOracle,
+}
+
 
 def oracle_for(
     method: str,
@@ -50,4 +56,7 @@ def oracle_for(
     schedule = {"delta_t": delta_t, "t_end": t_end, "alpha": alpha, "regrow": regrow}
     if method == "set":
         return oracle.SETOracle(masks, generator=generator, **schedule)
+    if method in REDISTRIBUTED:
+        del schedule["regrow"]
+        return REDISTRIBUTED[method](masks, **schedule)
     return oracle.RigLOracle(masks, **schedule)

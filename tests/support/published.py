@@ -16,6 +16,14 @@ WRN_PARAMETERS = 1_079_642
 WRN_MACS = 157_730_048
 RESNET_PARAMETERS = 23_705_252
 RESNET_MACS = 1_298_014_208
+# torchvision's ResNet-50 on 224x224, by distribution and density.
+IMAGENET_RATIOS = {
+    ("uniform", 0.2): 0.2231,
+    ("uniform", 0.1): 0.1260,
+    ("erk", 0.2): 0.4138,
+    ("erk", 0.1): 0.2418,
+}
+IMAGENET_FLOPS = 8_178_368_512
 
 
 class _Block(nn.Module):

@@ -1,0 +1,151 @@
+"""A method put together from scores and a schedule, without a class of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from sparseopt._validation import check_choice
+from sparseopt.layers import SparseLayer
+from sparseopt.memory import GradientMemory
+from sparseopt.methods.base import DropGrow, TrainingCost, Update
+from sparseopt.schedules import UpdateSchedule
+
+__all__ = ["Compose", "Schedule", "Score"]
+
+#: A number for each weight of a layer, of the weight's shape.
+Score = Callable[[SparseLayer, Update], Tensor]
+
+
+class Schedule(Protocol):
+    """When masks move and how much; :class:`UpdateSchedule` is one."""
+
+    def is_update(self, step: int) -> bool:
+        """Whether the ``step``-th call of ``step()``, counted from 1, is an update step."""
+
+    def fraction(self, step: int) -> float:
+        """Return the share of live weights to drop at ``step``, in [0, 1]."""
+
+
+def _gradient(layer: SparseLayer, update: Update) -> Tensor:
+    assert layer.weight.grad is not None
+    return layer.weight.grad.abs()
+
+
+def _salience(layer: SparseLayer, update: Update) -> Tensor:
+    return layer.weight.detach().abs() * _gradient(layer, update)
+
+
+SCORES: Final[dict[str, Score]] = {
+    "magnitude": lambda layer, update: layer.weight.detach().abs(),
+    "gradient": _gradient,
+    "salience": _salience,
+    "momentum": lambda layer, update: update.remembered(layer).abs(),
+    "random": lambda layer, update: update.random_scores(layer),
+}
+#: Scores that say something of weights that are not live without their gradient.
+WITHOUT_DENSE_GRADIENT: Final = ("magnitude", "momentum", "random")
+
+
+@dataclass(frozen=True)
+class Compose(DropGrow):
+    r"""Drops the fraction of each layer that scores lowest, and grows as many that score highest.
+
+    Scores are ``"magnitude"`` :math:`|w|`, ``"gradient"`` :math:`|g|`, ``"salience"``
+    :math:`|w g|`, ``"momentum"`` (the magnitude of what ``remember`` made of gradients),
+    ``"random"``, or any function of a :class:`SparseLayer` and an :class:`Update` that returns a
+    number for each weight, of the weight's shape. Everything else is as in RigL.
+
+    A training step costs what RigL's does, or :math:`3 f_s` if no dense gradient is needed.
+
+    Args:
+        drop: the score by which live weights are dropped, the lowest first.
+        grow: the score by which the others are grown, the highest first. A function sees dense
+            gradients in ``layer.weight.grad``.
+        schedule: when masks move, and how much, in place of the optimizer's ``delta_t``, ``alpha``,
+            ``t_end`` and ``decay``: an :class:`UpdateSchedule`, or anything that has its
+            ``is_update(step)`` and ``fraction(step)``.
+        remember: what :meth:`Update.remembered` is to return.
+        label: the method's name in checkpoints.
+
+    Raises:
+        TypeError: if a score is neither a name nor a function, or ``"momentum"`` has nothing to
+            remember.
+        ValueError: if a score's name is not known.
+
+    Example:
+        >>> from sparseopt import UpdateSchedule
+        >>> method = Compose(
+        ...     drop=lambda layer, update: layer.weight.abs() + 0.1 * layer.weight.grad.abs(),
+        ...     grow="gradient",
+        ...     schedule=UpdateSchedule(delta_t=50, alpha=0.5, t_end=1000, decay="linear"))
+        >>> method.needs_dense_gradient
+        True
+    """
+
+    name: ClassVar[str] = "composed"
+
+    drop: Score | str = "magnitude"
+    grow: Score | str = "gradient"
+    schedule: Schedule | None = None
+    remember: GradientMemory | None = None
+    label: str = "composed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for argument, score in (("drop", self.drop), ("grow", self.grow)):
+            if isinstance(score, str):
+                check_choice(argument, score, SCORES)
+            elif not callable(score):
+                raise TypeError(f"{argument}={score!r} must be a name or a function.")
+            if score == "momentum" and self.remember is None:
+                raise TypeError(f"{argument}='momentum' needs remember=, such as Smoothed(0.9).")
+        # Properties can't take class variables' places; frozen instances are set up like this.
+        object.__setattr__(self, "name", self.label)
+        object.__setattr__(self, "has_own_schedule", self.schedule is not None)
+        dense = self.grow not in WITHOUT_DENSE_GRADIENT
+        object.__setattr__(self, "needs_dense_gradient", dense)
+
+    @property
+    def memory(self) -> GradientMemory | None:
+        """What ``remember`` says."""
+        return self.remember
+
+    def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
+        """Whether the schedule given here, or else the optimizer's, says so."""
+        return (self.schedule or schedule).is_update(step)
+
+    def fraction(self, step: int, schedule: UpdateSchedule) -> float:
+        """Return the fraction of the schedule given here, or else of the optimizer's."""
+        return (self.schedule or schedule).fraction(step)
+
+    def drop_scores(self, layer: SparseLayer, update: Update) -> Tensor:
+        """Return the score of live weights."""
+        return layer.gather(self._scores("drop", self.drop, layer, update))
+
+    def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
+        """Return the score of all weights."""
+        return self._scores("grow", self.grow, layer, update)
+
+    def train_flops(self, cost: TrainingCost) -> float:
+        """Return RigL's cost, or that of steps without any dense gradient."""
+        steps: int | None = int(self.needs_dense_gradient)
+        if self.remember is not None and self.remember.dense:
+            steps = self.remember.steps
+        return cost.with_dense_gradients(steps)
+
+    @staticmethod
+    def _scores(argument: str, score: Score | str, layer: SparseLayer, update: Update) -> Tensor:
+        function = SCORES[score] if isinstance(score, str) else score
+        with torch.no_grad():
+            scores = function(layer, update)
+        if scores.shape != layer.weight.shape:
+            raise ValueError(
+                f"{argument}= returned scores of shape {tuple(scores.shape)} for {layer.name!r}, "
+                f"whose weight has {tuple(layer.weight.shape)}: one for each weight is needed."
+            )
+        return scores

@@ -1,0 +1,81 @@
+"""What methods share whose density falls along a cubic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sparseopt.layers import SparseLayer
+from sparseopt.methods.base import Method, Update
+from sparseopt.schedules import UPDATE_SHARE, CubicDensity, UpdateSchedule
+from sparseopt.selection import smallest
+
+__all__ = ["Gradual", "split_by_magnitude"]
+
+
+@dataclass(frozen=True)
+class Gradual(Method):
+    """Starts denser than its target, and is exactly there at ``t_end``, which is an update step.
+
+    Attributes:
+        start_share: share of the training steps before the first update.
+    """
+
+    needs_horizon: ClassVar[bool] = True
+    start_share: ClassVar[float] = 0.0
+
+    def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
+        """Whether ``step`` is on the cadence between start and end, or is the end."""
+        cubic = self._cubic(schedule, total_steps)
+        return step == cubic.end or (step >= cubic.start and schedule.is_update(step))
+
+    def excess(self, layers: Sequence[SparseLayer], update: Update) -> int:
+        """Return how many live weights ``layers`` together have more than the cubic has now."""
+        numel = sum(layer.numel for layer in layers)
+        live = target = sum(layer.target for layer in layers)
+        if update.step < self._cubic(update.schedule, update.total_steps).end:
+            density = self.planned_density(
+                update.step,
+                final=target / numel,
+                schedule=update.schedule,
+                total_steps=update.total_steps,
+            )
+            live = max(target, round(density * numel))
+        return max(0, sum(layer.live for layer in layers) - live)
+
+    def planned_density(
+        self, step: int, *, final: float, schedule: UpdateSchedule, total_steps: int | None
+    ) -> float:
+        """Return the cubic's density after ``step``, on the way to ``final``."""
+        cubic = self._cubic(schedule, total_steps)
+        return cubic.density(step, final, initial=self.initial_density(final))
+
+    def _cubic(self, schedule: UpdateSchedule, total_steps: int | None) -> CubicDensity:
+        end = schedule.t_end
+        if end is None:
+            raise ValueError(
+                f"method={self.name!r} needs a horizon: pass total_steps= or t_end=, or call "
+                "set_horizon(steps) before the first step()."
+            )
+        steps = end / UPDATE_SHARE if total_steps is None else total_steps
+        return CubicDensity(start=min(int(self.start_share * steps), end), end=end)
+
+
+def split_by_magnitude(layers: Sequence[SparseLayer], excess: int) -> list[int]:
+    """Split ``excess`` drops by global magnitude; ties go to the earlier layer, then position.
+
+    Every layer keeps its largest weight, so none is emptied.
+    """
+    device = layers[0].weight.device
+    scores = []
+    for layer in layers:
+        magnitude = layer.gather(layer.weight).abs().to(device=device, dtype=torch.float32)
+        magnitude[magnitude.argmax()] = torch.inf
+        scores.append(magnitude)
+    out = smallest(torch.cat(scores), excess)
+    parts = torch.split(out, [layer.live for layer in layers])
+    counts = torch.stack([part.sum() for part in parts])
+    return [int(count) for count in counts.tolist()]

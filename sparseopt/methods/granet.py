@@ -1,0 +1,82 @@
+"""GraNet: gradual pruning from a sparse start, with regeneration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from sparseopt._validation import check_density
+from sparseopt.layers import SparseLayer
+from sparseopt.methods.base import Move, TrainingCost, Update
+from sparseopt.methods.gradual import Gradual, split_by_magnitude
+from sparseopt.methods.registry import register_method
+
+__all__ = ["GraNet"]
+
+
+@register_method
+@dataclass(frozen=True)
+class GraNet(Gradual):
+    r"""Gradual pruning with zero-cost neuroregeneration.
+
+    Training starts at the density ``initial``, distributed by ``init``. Each update prunes and then
+    regenerates. It prunes the live weights of smallest magnitude in all layers together until the
+    density is
+
+    .. math:: d(t) = d_f + (d_0 - d_f) \left(1 - \frac{t}{T}\right)^3
+
+    with :math:`d_0` the start and :math:`d_f` the target. Then each layer of the :math:`n` live
+    weights that are left drops its :math:`\lfloor f(t)\, n \rfloor` smallest, and grows as many
+    where the gradient is largest among all that did not survive, those just pruned
+    included. At ``t_end``, the last update, the density is exactly the target. The update takes the
+    gradient step's place.
+
+    The regeneration rate is the optimizer's ``alpha`` and ``decay``; the original has ``alpha=0.5``
+    and ``delta_t=100``. A training step costs, averaged over the steps so far,
+    :math:`\frac{3\,\Delta T\, E[f_{s,t}] + 2\,E[f_{s,t}] + f_d}{\Delta T + 1}`.
+
+    Args:
+        initial: the density at the start, in (0, 1]; a target that is larger is its own start.
+
+    Reference: Liu et al. 2021, "Sparse Training via Boosting Pruning Plasticity with
+    Neuroregeneration", section 4.
+    """
+
+    name: ClassVar[str] = "granet"
+    needs_dense_gradient: ClassVar[bool] = True
+
+    initial: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_density("initial", self.initial)
+
+    def initial_density(self, density: float) -> float:
+        """Return ``initial``, or the target if that is larger."""
+        return max(self.initial, density)
+
+    def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
+        """Drop down to the cubic, and a fraction of the rest; grow the fraction back."""
+        pruned = split_by_magnitude(layers, self.excess(layers, update))
+        return [
+            self._move(layer, excess, update.fraction)
+            for layer, excess in zip(layers, pruned, strict=True)
+        ]
+
+    def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
+        """Return the magnitude of the dense gradient."""
+        assert layer.weight.grad is not None
+        return layer.weight.grad.abs()
+
+    def train_flops(self, cost: TrainingCost) -> float:
+        """Return RigL's cost at the average density so far."""
+        return cost.with_dense_gradients(1)
+
+    def _move(self, layer: SparseLayer, pruned: int, fraction: float) -> Move:
+        regenerated = int(fraction * (layer.live - pruned))
+        if self.regrow == "never":
+            regenerated = min(regenerated, layer.numel - layer.live)
+        return Move(drop=pruned + regenerated, grow=regenerated)

@@ -1,0 +1,103 @@
+"""MEST: drop by weight and gradient, grow at random, within an elastic bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from sparseopt._validation import check_choice, check_not_negative
+from sparseopt.layers import SparseLayer
+from sparseopt.methods.base import DropGrow, Move, TrainingCost, Update
+from sparseopt.methods.registry import register_method
+from sparseopt.schedules import UpdateSchedule
+
+__all__ = ["MEST"]
+
+
+@register_method
+@dataclass(frozen=True)
+class MEST(DropGrow):
+    r"""Memory-economic sparse training.
+
+    The live weights of lowest :math:`|w| + \lambda\,|\partial L / \partial w|` drop. The bound on
+    live weights is elastic, and tightens as the drop fraction :math:`f(t)` falls:
+
+    ``bound="soft"`` (EM&S)
+        Each update drops a layer down to its target count :math:`n`, newcomers of the last update
+        competing with the others, and then grows :math:`\lfloor f(t)\, n \rfloor`. So live weights
+        exceed the target by the newcomers, which are on trial until the next update. At ``t_end``,
+        which is the last update, the count is exactly the target.
+    ``bound="hard"`` (EM)
+        Each update drops :math:`\lfloor f(t)\, n \rfloor` weights and grows as many; the count
+        stays.
+
+    The update takes the gradient step's place. Training costs :math:`3\,E[f_{s,t}]` FLOPs a step,
+    or with ``grow="gradient"`` what RigL's does.
+
+    Args:
+        gradient_weight: :math:`\lambda`, not negative; 0, the default, is that of the original
+            code.
+        grow: ``"random"``, or ``"gradient"`` for the largest dense gradients.
+        bound: ``"soft"`` or ``"hard"``.
+
+    Raises:
+        TypeError: if ``gradient_weight`` is not a number.
+        ValueError: if an argument is out of range or not known.
+
+    Reference: Yuan et al. 2021, "MEST: Accurate and Fast Memory-Economic Sparse Training Framework
+    on the Edge", section 3. There, updates come every few epochs and the bounds move in steps.
+    """
+
+    name: ClassVar[str] = "mest"
+    needs_horizon: ClassVar[bool] = True
+
+    gradient_weight: float = 0.0
+    grow: Literal["random", "gradient"] = "random"
+    bound: Literal["soft", "hard"] = "soft"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative("gradient_weight", self.gradient_weight)
+        check_choice("grow", self.grow, ("random", "gradient"))
+        check_choice("bound", self.bound, ("soft", "hard"))
+        # A property can't take a class variable's place; frozen instances are set up like this.
+        object.__setattr__(self, "needs_dense_gradient", self.grow == "gradient")
+
+    def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
+        """Whether ``step`` is on the cadence, or the end, when the last newcomers are judged."""
+        return schedule.is_update(step) or (self.bound == "soft" and step == schedule.t_end)
+
+    def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
+        """Drop and grow as many, or down to the target and then beyond it."""
+        if self.bound == "hard":
+            return super().moves(layers, update)
+        return [self._trial(layer, update) for layer in layers]
+
+    def drop_scores(self, layer: SparseLayer, update: Update) -> Tensor:
+        """Return the magnitude of weights, and of their gradients with its own weight."""
+        magnitude = super().drop_scores(layer, update)
+        if self.gradient_weight == 0.0:
+            return magnitude
+        assert layer.weight.grad is not None
+        return magnitude + self.gradient_weight * layer.gather(layer.weight.grad).abs()
+
+    def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
+        """Return random numbers, or the magnitude of the dense gradient."""
+        if self.grow == "random":
+            return update.random_scores(layer)
+        assert layer.weight.grad is not None
+        return layer.weight.grad.abs()
+
+    def train_flops(self, cost: TrainingCost) -> float:
+        """Return the cost at the average density so far, with dense gradients if they are used."""
+        return cost.with_dense_gradients(1 if self.needs_dense_gradient else 0)
+
+    def _trial(self, layer: SparseLayer, update: Update) -> Move:
+        drop = max(0, layer.live - layer.target)
+        ended = update.schedule.t_end is not None and update.step >= update.schedule.t_end
+        newcomers = 0 if ended else int(update.fraction * layer.target)
+        room = layer.numel - layer.live + (0 if self.regrow == "never" else drop)
+        return Move(drop, min(newcomers, room))

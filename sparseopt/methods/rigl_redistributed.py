@@ -1,0 +1,65 @@
+"""RigL-SG and RigL-SM: RigL, with what grows shared out among layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from sparseopt.layers import SparseLayer
+from sparseopt.memory import GradientMemory, Smoothed
+from sparseopt.methods.base import Update
+from sparseopt.methods.redistribution import Redistributing
+from sparseopt.methods.registry import register_method
+from sparseopt.methods.rigl import RigL
+
+__all__ = ["RigLSG", "RigLSM"]
+
+
+@register_method
+@dataclass(frozen=True)
+class RigLSG(Redistributing, RigL):
+    r"""RigL with redistribution by gradient.
+
+    As :class:`RigL`, but layer :math:`l` grows a share of all that dropped, in proportion to the
+    mean gradient magnitude of its :math:`n_l` live weights,
+    :math:`\frac{1}{n_l} \sum_{i \text{ live}} |\partial L / \partial w_{l,i}|`, before the drop.
+
+    Reference: Sundar & Dwaraknath 2021, "[Re] Rigging the Lottery: Making All Tickets Winners",
+    section on redistribution.
+    """
+
+    name: ClassVar[str] = "rigl-sg"
+
+    def importance(self, layer: SparseLayer, update: Update) -> Tensor:
+        """Return the mean magnitude of the live weights' gradient."""
+        assert layer.weight.grad is not None
+        return layer.gather(layer.weight.grad).float().abs().mean()
+
+
+@register_method
+@dataclass(frozen=True)
+class RigLSM(Redistributing, RigL):
+    r"""RigL with redistribution by momentum.
+
+    As :class:`RigL`, but layer :math:`l` grows a share of all that dropped, in proportion to the
+    mean momentum magnitude of its live weights before the drop. The momentum,
+    :math:`m \leftarrow .9\, m + .1\, g`, is the method's own and that of live gradients only, so
+    ordinary steps cost what they cost in RigL. With ``grow=`` there is one memory for both growth
+    and shares.
+
+    Reference: Sundar & Dwaraknath 2021, "[Re] Rigging the Lottery: Making All Tickets Winners",
+    section on redistribution.
+    """
+
+    name: ClassVar[str] = "rigl-sm"
+
+    @property
+    def memory(self) -> GradientMemory:
+        """The momentum of live weights, or what growth remembers."""
+        return Smoothed(dense=False) if self.grow is None else self.grow
+
+    def importance(self, layer: SparseLayer, update: Update) -> Tensor:
+        """Return the mean magnitude of the live weights' momentum."""
+        return layer.gather(update.remembered(layer)).abs().mean()
