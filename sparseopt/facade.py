@@ -55,6 +55,12 @@ class OptimizerFacade(Optimizer):
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.inner.defaults = defaults
 
+    def __getattr__(self, name: str) -> Any:
+        # Schedule-free optimizers have them, and trainers call them on whatever has.
+        if name in {"train", "eval"} and "inner" in self.__dict__:
+            return getattr(self.inner, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     @never_compiled
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients, as the inner optimizer does it."""

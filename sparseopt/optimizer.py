@@ -18,7 +18,7 @@ from sparseopt.averaging import mask_copy
 from sparseopt.backup import WeightBackup
 from sparseopt.compiling import never_compiled
 from sparseopt.construction import Wishes, build_layers, check_wrappable, has_names, more_layers
-from sparseopt.distributed import agree_on_seed
+from sparseopt.distributed import agree_on_seed, many_ranks, require_agreement
 from sparseopt.distributions import Distribution
 from sparseopt.facade import OptimizerFacade
 from sparseopt.flops import Accountant, FlopsReport
@@ -30,6 +30,7 @@ from sparseopt.methods import Method, get_method
 from sparseopt.progress import Progress, make_schedule
 from sparseopt.rebinding import ParameterPlaces, before_first_forward, may_be_sharded_later
 from sparseopt.schedules import Decay
+from sparseopt.sharding import whole
 from sparseopt.state import CompactState, StateMode, StateStore, choose_store
 from sparseopt.summary import summary_table
 from sparseopt.updating import MaskUpdater
@@ -131,6 +132,7 @@ class SparseOptimizer(OptimizerFacade):
         schedule = make_schedule(
             total_steps=total_steps, t_end=t_end, delta_t=delta_t, alpha=alpha, decay=decay
         )
+        self._made_alone = not many_ranks()
         seed = agree_on_seed(torch.initial_seed() if seed is None else check_seed("seed", seed))
         self._progress = Progress(schedule, total_steps, torch.Generator().manual_seed(seed))
         self._model = model
@@ -162,7 +164,8 @@ class SparseOptimizer(OptimizerFacade):
             The closure's loss, or what the inner optimizer returns.
 
         Raises:
-            RuntimeError: after :meth:`detach`.
+            RuntimeError: after :meth:`detach`; or if there are several ranks now, there were none
+                on construction, and their masks differ.
             ValueError: if the method needs a horizon and has none.
         """
         if not self._release.alive:
@@ -172,6 +175,10 @@ class SparseOptimizer(OptimizerFacade):
         self._follow_parameters()
         if self._is_probe():
             return self._probe(closure)
+        if self._made_alone and many_ranks():
+            masks = {layer.name: whole(layer.mask) for layer in self._layers}
+            require_agreement(masks, self._progress.generator)
+            self._made_alone = False
         self._backup = None
         self._updater.require_horizon()
         step = self._progress.steps + 1

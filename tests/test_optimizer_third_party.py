@@ -187,3 +187,32 @@ def test_it_works_with_the_other_methods(name, method):
 def test_what_is_left_out_is_still_in_the_package():
     assert set(LEFT_OUT) <= set(package.get_supported_optimizers())
     assert len(optimizers()) > 100
+
+
+def test_schedule_free_optimizers_are_switched_between_training_and_evaluation():
+    """As trainers do it: they call `train()` and `eval()` on an optimizer that has them."""
+    model, own_model = make(), make()
+    inner = package.ScheduleFreeAdamW(model.parameters(), lr=0.01)
+    optimizer = SparseOptimizer(inner, model, method="static", **SETTINGS)
+    own = package.ScheduleFreeAdamW(own_model.parameters(), lr=0.01)
+    by_hand = HandMasked(own_model, own, oracle_for("static", own_model, **SETTINGS))
+    for net in (optimizer, own):
+        net.train()
+    for t in range(1, STEPS + 1):
+        optimizer.zero_grad()
+        loss_of(model, t).backward()
+        optimizer.step()
+        by_hand.step()
+    training = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for net in (optimizer, own):
+        net.eval()
+    assert_same_weights(model, own_model)
+    assert any(not torch.equal(training[name], p) for name, p in model.named_parameters())
+    assert_dropped_are_fresh(optimizer)
+
+
+def test_an_optimizer_without_modes_has_none():
+    model = make()
+    optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, **SETTINGS)
+    assert not hasattr(optimizer, "train")
+    assert not hasattr(optimizer, "eval")

@@ -200,3 +200,26 @@ def test_groups_need_no_learning_rate():
         train_step(model, optimizer, t)
         by_hand.step()
     assert_same_weights(model, own_model)
+
+
+@pytest.mark.parametrize("method", ["rigl", "pruning"])
+def test_a_subclass_begins_where_its_parent_does(method):
+    """Adagrad's accumulator is there before the first step, and a dropped weight's is as new."""
+
+    class Own(torch.optim.Adagrad):
+        pass
+
+    model, own_model = make(), make()
+    options = {"lr": 0.05, "initial_accumulator_value": 0.25}
+    oracle = oracle_for(method, own_model, **SETTINGS)
+    by_hand = HandMasked(
+        own_model, Own(own_model.parameters(), **options), oracle, fresh={"sum": 0.25}
+    )
+    optimizer = SparseOptimizer(
+        Own(model.parameters(), **options), model, method=method, **SETTINGS
+    )
+    for t in range(1, STEPS + 1):
+        train_step(model, optimizer, t)
+        by_hand.step()
+        assert_dropped_are_fresh(optimizer, {"sum": 0.25})
+    assert_same_weights(model, own_model)

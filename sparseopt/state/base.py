@@ -83,7 +83,9 @@ class StateStore(ABC):
         entry = self.inner.state[layer.weight]
         group = group or self._group_of(layer.weight)
         for container, key, name, value in tensors_in(entry):
-            if value.shape != shape or value.dtype == torch.bool or self.is_factor(layer, name):
+            if value.shape != shape or value.dtype == torch.bool:
+                continue
+            if shape == layer.weight.shape and self.is_factor(layer, name):
                 continue
             if group.get("differentiable"):
                 # The graph of the last step may need the value as it was.

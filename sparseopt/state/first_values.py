@@ -1,4 +1,4 @@
-"""Noting what an optimizer puts into the state of a parameter when it makes it."""
+"""Noting what an optimizer fills the state of a parameter with when it makes it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 
 from torch import Tensor
 
+from sparseopt.sharding import is_sharded
+
 __all__ = ["common_value", "noting_first_values"]
 
 
 class _Noting(dict[str, Any]):
-    """A state entry that remembers a copy of every tensor as it came in first."""
+    """A state entry that remembers what every tensor was filled with when it came in first."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first: dict[str, Tensor] = {}
+        self.first: dict[str, float] = {}
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and name not in self.first:
-            self.first[name] = value.detach().clone()
+        if isinstance(value, Tensor) and name not in self.first and not is_sharded(value):
+            self.first[name] = common_value(value)
         super().__setitem__(name, value)
 
     def setdefault(self, name: str, default: Any = None) -> Any:
@@ -37,14 +39,14 @@ class _Noting(dict[str, Any]):
 @contextmanager
 def noting_first_values(
     state: MutableMapping[Any, Any],
-) -> Iterator[dict[Tensor, dict[str, Tensor]]]:
-    """Yield a mapping that has, in the end, what the new entries of ``state`` began with.
+) -> Iterator[dict[Tensor, dict[str, float]]]:
+    """Yield a mapping that has, in the end, what new entries of ``state`` were filled with.
 
     Args:
-        state: an optimizer's. Unless it makes an entry when somebody asks for one that isn't there,
-            as :class:`torch.optim.Optimizer` has it, nothing is noted.
+        state: an optimizer's, by parameter. Entries that it makes itself when it is asked for one
+            are noted, as torch's do.
     """
-    found: dict[Tensor, dict[str, Tensor]] = {}
+    found: dict[Tensor, dict[str, float]] = {}
     if not isinstance(state, defaultdict):
         yield found
         return

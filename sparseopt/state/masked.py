@@ -53,9 +53,7 @@ class MaskedState(StateStore):
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(whole(values), fresh)
             return
-        for name, values in self.inner.state.get(layer.weight, {}).items():
-            if isinstance(values, Tensor):
-                self._note_fresh(layer, name, values)
+        self._recognise_fresh_values(layer)
         for entry, key, values, fresh in self.per_weight(layer, layer.weight.shape):
             entry[key] = shard_like(values, layer.weight)
             layer.mask_(entry[key], fresh)
@@ -93,13 +91,17 @@ class MaskedState(StateStore):
         with noting_first_values(self.inner.state) as begun:
             yield
         for layer in self.layers:
-            for name, values in begun.get(layer.weight, {}).items():
-                self._note_fresh(layer, name, values)
+            for name, value in begun.get(layer.weight, {}).items():
+                self._fresh[layer.name, name] = value
 
-    def _note_fresh(self, layer: SparseLayer, name: str, values: Tensor) -> None:
-        if values.shape == layer.weight.shape and not layer.is_sharded:
-            dropped = values if layer.is_full else values[~layer.mask]
-            self._fresh[layer.name, name] = common_value(dropped)
+    def _recognise_fresh_values(self, layer: SparseLayer) -> None:
+        """Take them from the state of dropped weights: of a checkpoint, or of a new optimizer."""
+        if is_known(self.inner) or layer.is_sharded:
+            return
+        for name, values in self.inner.state.get(layer.weight, {}).items():
+            if isinstance(values, Tensor) and values.shape == layer.weight.shape:
+                dropped = values if layer.is_full else values[~layer.mask]
+                self._fresh[layer.name, name] = common_value(dropped)
 
     def _masked_closure(self, closure: Closure) -> Closure:
         def masked() -> Any:
