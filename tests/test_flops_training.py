@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt import Method, Move, Pruning, SparseOptimizer
-from sparseopt.schedules import CubicDensity
+from sparseopt import Accumulated, Method, Move, Pruning, RigL, Smoothed, SparseOptimizer
 from tests.support.nets import make
 from tests.support.training import train
 
@@ -67,7 +66,9 @@ def test_training_so_far_is_integrated_over_the_masks_that_were(method):
     assert report.train_measured == pytest.approx(total / 30)
 
 
-@pytest.mark.parametrize("method", ["static", "set", "rigl"])
+@pytest.mark.parametrize(
+    "method", ["static", "set", "rigl", RigL(grow=Smoothed(0.9)), RigL(grow=Accumulated(3))]
+)
 @pytest.mark.parametrize("after", [0, 13, 40])
 def test_the_cost_to_the_horizon_is_foreseen(method, after):
     model = make()
@@ -78,21 +79,11 @@ def test_the_cost_to_the_horizon_is_foreseen(method, after):
     assert foreseen.train_expected == pytest.approx(optimizer.flops(model, X).train_so_far)
 
 
-@dataclass(frozen=True)
-class PlannedPruning(Pruning):
-    """Pruning that says its plan."""
-
-    name: ClassVar[str] = "planned"
-
-    def planned_density(self, step, *, final, schedule, total_steps):
-        return CubicDensity(start=0, end=schedule.t_end).density(step, final)
-
-
 @pytest.mark.parametrize("after", [0, 13, 30])
 def test_the_cost_of_a_planned_density_is_foreseen(after):
     """In every layer by itself, the plan is all there is to know."""
     model = make()
-    optimizer = wrap(model, method=PlannedPruning(scope="layer"))
+    optimizer = wrap(model, method=Pruning(scope="layer"))
     train(model, optimizer, after)
     foreseen = optimizer.flops(model, X)
     train(model, optimizer, 40 - after, start=after)
