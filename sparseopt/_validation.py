@@ -73,10 +73,10 @@ def check_seed(argument: str, value: object) -> int:
     return seed
 
 
-def check_count(argument: str, value: object, *, minimum: int) -> int:
-    """Return ``value`` as an int that is at least ``minimum``."""
+def check_count(argument: str, value: object, *, minimum: int, of: str = "") -> int:
+    """Return ``value`` as an int that is at least ``minimum``; ``of`` says what is counted."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{argument}={value!r} must be a whole number.")
+        raise TypeError(f"{argument}={value!r} must be a whole number{of}.")
     count = int(value)
     if count < minimum:
         raise ValueError(f"{argument}={value!r} must be at least {minimum}.")
@@ -84,10 +84,5 @@ def check_count(argument: str, value: object, *, minimum: int) -> int:
 
 
 def check_steps(argument: str, value: object, *, minimum: int) -> int:
-    """Return ``value`` as an int that is at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{argument}={value!r} must be a whole number of step() calls.")
-    steps = int(value)
-    if steps < minimum:
-        raise ValueError(f"{argument}={value!r} must be at least {minimum}.")
-    return steps
+    """Return ``value`` as a number of steps that is at least ``minimum``."""
+    return check_count(argument, value, minimum=minimum, of=" of step() calls")

@@ -46,6 +46,9 @@ class ParameterPlaces:
         for layer, (number, index) in self._places.items():
             group = groups[number]["params"] if number < len(groups) else []
             there = group[index] if index < len(group) else None
+            # Asked first, as it ends here for every layer at every step.
+            if there is layer.weight:
+                continue
             if isinstance(there, nn.Parameter) and _takes_over(there, layer, groups):
                 found.append((layer, there))
         return found
@@ -72,6 +75,6 @@ def may_be_sharded_later() -> bool:
 
 
 def _takes_over(there: nn.Parameter, layer: SparseLayer, groups: list[dict[str, Any]]) -> bool:
-    if there is layer.weight or there.shape != layer.weight.shape:
+    if there.shape != layer.weight.shape:
         return False
     return not any(parameter is layer.weight for group in groups for parameter in group["params"])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sparseopt._validation import check_steps
+from sparseopt._validation import check_count
 
 __all__ = ["balanced_batch"]
 
@@ -34,8 +34,8 @@ def balanced_batch(
         >>> balanced_batch(data, classes=2, per_class=2)
         (tensor([0., 1., 3., 5.]), tensor([0, 0, 1, 1]))
     """
-    check_steps("classes", classes, minimum=1)
-    check_steps("per_class", per_class, minimum=1)
+    check_count("classes", classes, minimum=1)
+    check_count("per_class", per_class, minimum=1)
     found: list[list[Tensor]] = [[] for _ in range(classes)]
     missing = classes * per_class
     for inputs, targets in batches:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sparseopt._validation import check_steps
+from sparseopt._validation import check_count
 from sparseopt.distributions import Distribution
 from sparseopt.oneshot.budget import make_budget
 from sparseopt.oneshot.saliency import all_live, check_finite, sparse_weights
@@ -77,7 +77,7 @@ def synflow(
     """
     weights = sparse_weights(model, dense)
     budget = make_budget(weights, density, init)
-    check_steps("rounds", rounds, minimum=1)
+    check_count("rounds", rounds, minimum=1)
     ones = _ones_like(inputs, next(iter(weights.values())))
     masks = all_live(weights)
     for number in range(1, rounds + 1):

@@ -1,21 +1,16 @@
 """GraNet: from half dense to the target, regenerating on the way."""
 
-import numpy as np
 import pytest
 import torch
 
 from sparseopt import GraNet, SparseOptimizer
 from tests import oracle
-from tests.support.agreement import assert_masks, run_against_oracle
+from tests.support.agreement import assert_run_is_that_by_hand, run_against_oracle
 from tests.support.arithmetic import place_does_not_matter
-from tests.support.by_hand import HandMasked
 from tests.support.catalogue import build
 from tests.support.looking import (
     assert_dropped_are_fresh,
-    assert_same_state,
-    logical,
     masks_of,
-    per_weight_state,
 )
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.training import train, train_step
@@ -63,17 +58,7 @@ def test_a_whole_run_agrees_with_a_dense_run_masked_by_hand(name, state):
     if state == "compact" and not place_does_not_matter(name, {}, torch.float32):
         pytest.skip("torch's own last bit depends on the place")
     model, optimizer, reference = wrapped(name, state, init="er")
-    own_model = make()
-    by_hand = HandMasked(own_model, build(name, own_model.parameters()), reference)
-    for t in range(1, STEPS + 1):
-        train_step(model, optimizer, t)
-        by_hand.step()
-        assert_masks(optimizer, reference, t)
-    for mine, theirs in zip(model.parameters(), own_model.parameters(), strict=True):
-        np.testing.assert_array_equal(logical(mine), logical(theirs))
-    for layer in optimizer.layers:
-        theirs = per_weight_state(by_hand.optimizer, by_hand.params[layer.name])
-        assert_same_state(per_weight_state(optimizer, layer.weight, layer.mask), theirs)
+    assert_run_is_that_by_hand(name, model, optimizer, reference, STEPS)
 
 
 @pytest.mark.parametrize("initial", [0.3, 0.8])

@@ -2,9 +2,15 @@
 
 import numpy as np
 
-from tests.support.catalogue import fresh_value
-from tests.support.looking import assert_dropped_are_fresh, logical, per_weight_state
-from tests.support.nets import SPARSE_NAMES
+from tests.support.by_hand import HandMasked
+from tests.support.catalogue import build, fresh_value
+from tests.support.looking import (
+    assert_dropped_are_fresh,
+    assert_same_state,
+    logical,
+    per_weight_state,
+)
+from tests.support.nets import SPARSE_NAMES, make
 from tests.support.training import dense_gradients, train_step
 
 
@@ -64,3 +70,18 @@ def run_against_oracle(model, optimizer, oracle, steps, on_update=None):
             assert_masks(optimizer, oracle, t)
         assert_dropped_are_fresh(optimizer)
     return seen
+
+
+def assert_run_is_that_by_hand(name, model, optimizer, oracle, steps):
+    """Train beside a dense model whose masks are put on by hand; all ends up the same."""
+    own_model = make()
+    by_hand = HandMasked(own_model, build(name, own_model.parameters()), oracle)
+    for t in range(1, steps + 1):
+        train_step(model, optimizer, t)
+        by_hand.step()
+        assert_masks(optimizer, oracle, t)
+    for mine, theirs in zip(model.parameters(), own_model.parameters(), strict=True):
+        np.testing.assert_array_equal(logical(mine), logical(theirs))
+    for layer in optimizer.layers:
+        theirs = per_weight_state(by_hand.optimizer, by_hand.params[layer.name])
+        assert_same_state(per_weight_state(optimizer, layer.weight, layer.mask), theirs)
