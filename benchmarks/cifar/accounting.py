@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.cifar.building import build_model
 from benchmarks.cifar.training import Run
-from sparseopt import FlopsReport, SparseOptimizer
+from sparseopt import FlopsReport, SparseLayer, SparseOptimizer
 
 
 def count(run: Run) -> dict[str, Any]:
@@ -22,16 +22,22 @@ def count(run: Run) -> dict[str, Any]:
 
     Returns:
         ``parameters`` (total and live), ``flops`` (per image; those of the full dense network
-        beside the run's own) and ``updates`` (None for the dense methods).
+        beside the run's own), and None for the dense methods: ``updates`` (in all), ``layers``
+        (what is and what ever was live in each) and ``history`` (one entry an update).
     """
     image = next(iter(run.splits.test.in_order(1)))[0]
     total = sum(parameter.numel() for parameter in run.model.parameters())
     if isinstance(run.optimizer, SparseOptimizer):
         report = run.optimizer.flops(run.model, image)
         dropped = sum(layer.numel - layer.live for layer in run.optimizer.layers)
-        updates = _updates(run.optimizer)
+        masks = {
+            "updates": _updates(run.optimizer),
+            "layers": _layers(run.optimizer),
+            "history": [dataclasses.asdict(record) for record in run.optimizer.history],
+        }
     else:
-        report, dropped, updates = dense_flops(run.model, image), 0, None
+        report, dropped = dense_flops(run.model, image), 0
+        masks = {"updates": None, "layers": None, "history": None}
     full = report
     if run.spec.method == "small-dense":
         dense = dataclasses.replace(run.spec, method="dense", density=None)
@@ -46,7 +52,7 @@ def count(run: Run) -> dict[str, Any]:
             "dense_inference": full.inference_dense,
             "dense_train": full.train_dense,
         },
-        "updates": updates,
+        **masks,
     }
 
 
@@ -74,3 +80,11 @@ def _updates(optimizer: SparseOptimizer) -> dict[str, Any]:
         "skipped": len(optimizer.history) - len(made),
         "explored": made[-1].explored if made else optimizer.density,
     }
+
+
+def _layers(optimizer: SparseOptimizer) -> list[dict[str, Any]]:
+    ever_live = SparseLayer.ever_live_counts(optimizer.layers)
+    return [
+        {"name": layer.name, "numel": layer.numel, "live": layer.live, "ever_live": count}
+        for layer, count in zip(optimizer.layers, ever_live, strict=True)
+    ]

@@ -137,6 +137,17 @@ def test_costs_of_a_sparse_method(protocol, splits):
     assert costs["updates"]["count"] == 1
     assert costs["updates"]["skipped"] == 0
     assert 0.2 < costs["updates"]["explored"] < 0.5
+    shapes = {name: weight.numel() for name, weight in run.model.named_parameters()}
+    assert {layer["name"]: layer["numel"] for layer in costs["layers"]}.items() <= shapes.items()
+    explored = sum(layer["ever_live"] for layer in costs["layers"])
+    assert explored / sum(layer["numel"] for layer in costs["layers"]) == pytest.approx(
+        costs["updates"]["explored"]
+    )
+    live = {name: int(weight.count_nonzero()) for name, weight in run.model.named_parameters()}
+    # A grown weight is zero until the next step that is no update.
+    assert all(live[layer["name"]] <= layer["live"] for layer in costs["layers"])
+    assert len(costs["history"]) == costs["updates"]["count"]
+    assert costs["history"][-1]["explored"] == costs["updates"]["explored"]
     dropped = sum(int((~mask).sum()) for mask in masks.values())
     total = sum(p.numel() for p in run.model.parameters())
     assert costs["parameters"] == {"total": total, "live": total - dropped}
