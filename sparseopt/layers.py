@@ -1,48 +1,31 @@
-"""``SparseLayer``: one weight, its mask, and exact drop and grow."""
+"""``SparseLayer``: one weight, and which of its entries are live."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from sparseopt.bits import pack, popcounts, unpack
 from sparseopt.filling import fill_where_false_
-from sparseopt.selection import largest, live_indices, smallest
+from sparseopt.indices import live_indices, mark
 from sparseopt.sharding import local, placement, shard_like, sums_over_shards, whole
+from sparseopt.storage import (
+    clear_,
+    fills_its_memory,
+    in_storage_order,
+    logical_positions,
+    storage_offsets,
+)
 
-__all__ = ["Regrow", "SparseLayer", "Transition"]
+__all__ = ["SparseLayer"]
 
-Regrow = Literal["keep", "zero", "never"]
-
-#: Up to this density, saving the live entries, clearing the tensor and writing them back moves less
-#: memory than a pass with the mask beside it.
-SCATTER_BELOW: Final = 0.25
-
-
-@dataclass(frozen=True)
-class Transition:
-    """A change of one layer's mask that is decided and not yet made.
-
-    Attributes:
-        mask: the new mask, bool, ``(numel,)`` in logical order.
-        kept: which weights keep their value and their optimizer state, bool, ``(numel,)``.
-        live: number of true entries of ``mask``.
-        dropped: weights dropped.
-        grown: weights grown.
-        stayed: how many weights were live before and are after, 0-dimensional, on the device.
-    """
-
-    mask: Tensor
-    kept: Tensor
-    live: int
-    dropped: int
-    grown: int
-    stayed: Tensor
+#: Up to this density live weights are known by their positions alone: at four bytes a live weight
+#: these are no larger than a mask of one byte a weight, and saving the live entries, clearing the
+#: tensor and writing them back moves less memory than a pass with the mask beside it.
+INDEX_UP_TO: Final = 0.25
 
 
 class SparseLayer:
@@ -51,14 +34,17 @@ class SparseLayer:
     Positions are logical (row-major over the shape), whatever the weight's memory format. A layer
     does not know which method moves it, nor which optimizer trains it.
 
-    A weight may be sharded (a DTensor). Then the mask is sharded alike, everything that is counted
-    or indexed is of the whole weight, and to gather, to propose, to rebind and to count what was
-    ever live are collective calls.
+    Up to a density of a quarter it keeps the positions of live weights, four bytes each; above, a
+    mask of one byte a weight, and positions while compact state needs them. Beside either is one
+    bit a weight for "was ever live".
+
+    A weight may be sharded (a DTensor). Then a mask is kept, sharded alike; everything that is
+    counted or indexed is of the whole weight; and to gather, to have positions, to rebind and to
+    count what was ever live are collective calls.
 
     Attributes:
         name: the parameter's name.
         weight: the parameter, dense in memory, zero where it is not live.
-        mask: bool, of the weight's shape, true where live. Read it; change it by a method.
         target: the live count that training ends with. A layer whose target is all its weights is
             dense: listed, and never updated.
         last_dropped: weights dropped by the last update.
@@ -71,7 +57,6 @@ class SparseLayer:
         self.target = target
         self.last_dropped = 0
         self.last_grown = 0
-        self.mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False)
         self._place = self._place_of_weight()
         self._set_mask(mask)
         self._ever = self._pack(self.mask)
@@ -89,6 +74,20 @@ class SparseLayer:
     def live(self) -> int:
         """Number of live weights."""
         return self._live
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, of the weight's shape, true where live; up to a density of a quarter made anew.
+
+        Read it; writing to it changes nothing that can be relied on.
+        """
+        if self._mask is not None:
+            return self._mask
+        mask = torch.zeros_like(self.weight, dtype=torch.bool, requires_grad=False)
+        if self.is_full:
+            return mask.fill_(True)
+        in_storage_order(mask).scatter_(0, self._offsets(), mask.new_ones(self._live))
+        return mask
 
     @property
     def density(self) -> float:
@@ -124,9 +123,9 @@ class SparseLayer:
         """
         if not self.is_sharded:
             return self._ever
-        part = local(self.mask)
-        ever = torch.empty_like(self.mask)
-        local(ever).copy_(unpack(self._ever, part.numel()).view(part.shape))
+        ever = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False)
+        part = local(ever)
+        part.copy_(unpack(self._ever, part.numel()).view(part.shape))
         return ever
 
     def restore(self, mask: Tensor | None, ever_live_bits: Tensor | None, target: int) -> None:
@@ -138,24 +137,34 @@ class SparseLayer:
                 weight is live.
             target: what :attr:`target` was.
         """
-        self._set_mask(torch.ones_like(self.mask) if mask is None else mask)
+        if mask is None:
+            mask = torch.ones_like(self.weight, dtype=torch.bool, requires_grad=False)
+        self._set_mask(mask)
         self._set_ever_live(ever_live_bits)
         self.target = target
 
     def follow_weight(self) -> None:
-        """Move the mask to where the weight is now, after ``model.to(...)``."""
-        if self._place_of_weight() != self._place:
-            self._place = self._place_of_weight()
-            mask = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False)
-            self.mask = mask.copy_(self.mask)
-            self._ever = self._ever.to(self.mask.device)
-            self._forget_positions()
+        """Move what is known of live weights to where the weight is now, after ``model.to(...)``.
+
+        It may be on another device, or in another memory format.
+        """
+        place = self._place_of_weight()
+        if place == self._place:
+            return
+        mask = self.mask if self._mask is not None else None
+        positions = None if mask is not None else self.positions()
+        self._place = place
+        self._ever = self._ever.to(self.weight.device)
+        if mask is not None:
+            self._set_mask(mask)
+        else:
+            assert positions is not None
+            self._set_positions(positions.to(self.weight.device))
 
     def rebind(self, weight: torch.nn.Parameter) -> None:
         """Take ``weight`` for the old one, of the same shape: a framework sharded the model."""
         mask, ever_live = whole(self.mask), whole(self.ever_live_bits)
         self.weight = weight
-        self.mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False)
         self._place = self._place_of_weight()
         self._set_mask(mask)
         self._set_ever_live(ever_live)
@@ -165,44 +174,87 @@ class SparseLayer:
         """Whether the weight is a DTensor, of which each rank holds a part."""
         return self._place[2] is not None
 
+    def positions(self) -> Tensor:
+        """Return where live weights are, ascending: int32 if wide enough, else int64, ``(live,)``.
+
+        Where the weight is contiguous this is what the layer itself holds: not to be written to.
+        """
+        if self.is_full:
+            count = torch.arange(self.numel, device=self.weight.device)
+            return count.to(torch.int32) if self.numel <= torch.iinfo(torch.int32).max else count
+        if self._stride is None:
+            return self._offsets()
+        return logical_positions(self._offsets(), self.weight.shape, self._stride)
+
     def mask_(self, tensor: Tensor, fill: float = 0.0) -> None:
         """Write ``fill`` into a tensor of the weight's shape wherever the mask is false."""
+        if self.is_full:
+            return
         if self.is_sharded:
             self._check_placement(tensor)
             fill_where_false_(local(tensor), local(self.mask), fill)
-        elif self.density <= SCATTER_BELOW and tensor.grad_fn is None:
+        elif self._mask is None and tensor.grad_fn is None:
             values = self.gather(tensor)
             self.scatter_(tensor.detach().fill_(fill), values)
         else:
             fill_where_false_(tensor, self.mask, fill)
 
-    def fill_where_not_(self, kept: Tensor, tensor: Tensor, fill: float = 0.0) -> None:
-        """Write ``fill`` into a tensor like the weight where ``kept``, ``(numel,)``, is false."""
-        kept = shard_like(kept.view(self.weight.shape), self.weight)
-        fill_where_false_(local(tensor), local(kept), fill)
+    def retain_(self, tensor: Tensor, kept: Tensor, fill: float = 0.0) -> None:
+        """Write ``fill`` into a tensor like the weight, but for live weights that are ``kept``.
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Return the live entries of a tensor of the weight's shape: ``(live,)``, logical order."""
+        Args:
+            tensor: of the weight's shape.
+            kept: bool, ``(live,)``.
+            fill: the value.
+        """
+        if self.is_sharded or tensor.grad_fn is not None:
+            flat = torch.zeros(self.numel, dtype=torch.bool, device=kept.device)
+            flat.scatter_(0, self.positions(), kept)
+            stays = shard_like(flat.view(self.weight.shape), self.weight)
+            fill_where_false_(local(tensor), local(stays), fill)
+        else:
+            values = torch.where(kept, self.gather(tensor), tensor.new_full((), fill))
+            self.scatter_(tensor.detach().fill_(fill), values)
+
+    def gather(self, tensor: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Return the live entries of a tensor of the weight's shape: ``(live,)``, logical order.
+
+        Args:
+            tensor: what to read.
+            out: where to write them, ``(live,)``; by default a new tensor.
+        """
         # detach() costs a tenth of a no_grad() block, and this runs for every layer at every step.
         tensor = whole(tensor) if self.is_sharded else tensor.detach()
-        if self._in_weight_layout(tensor):
-            return _storage_order(tensor).index_select(0, self._storage_offsets())
-        return tensor.reshape(-1).index_select(0, self._live_positions())
-
-    def gather_flat(self, flat: Tensor) -> Tensor:
-        """Return the live entries of a tensor of shape ``(numel,)`` in logical order."""
-        return flat.index_select(0, self._live_positions())
+        if self.is_full:
+            flat = tensor.reshape(-1)
+            return flat.clone() if out is None else out.copy_(flat)
+        if self.is_sharded:
+            flat = tensor.reshape(-1)
+        else:
+            flat = in_storage_order(self._in_layout_of_weight(tensor))
+        if out is None:
+            return flat.index_select(0, self._offsets())
+        return torch.index_select(flat, 0, self._offsets(), out=out)
 
     def scatter_(self, tensor: Tensor, values: Tensor) -> None:
         """Write ``values``, ``(live,)``, into the live entries of a tensor like the weight."""
         tensor = tensor.detach()
-        if self._in_weight_layout(tensor):
-            _storage_order(tensor).scatter_(0, self._storage_offsets(), values)
+        if self.is_full:
+            tensor.copy_(values.view(tensor.shape))
             return
-        flat = tensor.reshape(-1)
-        flat.scatter_(0, self._live_positions(), values)
-        if flat.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
-            tensor.copy_(flat.view(tensor.shape))
+        arranged = self._in_layout_of_weight(tensor)
+        in_storage_order(arranged).scatter_(0, self._offsets(), values)
+        if arranged is not tensor:
+            tensor.copy_(arranged)
+
+    def replace_(self, values: Tensor) -> None:
+        """Make ``values``, ``(live,)``, the weight's live entries, and all others zero."""
+        weight = self.weight.detach()
+        if fills_its_memory(tuple(weight.shape), weight.stride()):
+            clear_(weight)
+        else:
+            weight.zero_()
+        self.scatter_(weight, values)
 
     @torch.no_grad()
     def expand(self, values: Tensor, fill: float = 0.0) -> Tensor:
@@ -212,70 +264,39 @@ class SparseLayer:
         """
         if self.is_sharded:
             flat = values.new_full((self.numel,), fill)
-            flat.scatter_(0, self._live_positions().long(), values)
+            flat.scatter_(0, self.positions(), values)
             return shard_like(flat.view(self.weight.shape), self.weight)
         dense = torch.full_like(self.weight, fill, dtype=values.dtype, requires_grad=False)
         self.scatter_(dense, values)
         return dense
 
     @torch.no_grad()
-    def propose(
-        self,
-        *,
-        drop: int,
-        grow: int,
-        drop_scores: Tensor | None,
-        grow_scores: Tensor | None,
-        regrow: Regrow = "keep",
-    ) -> Transition:
-        """Decide which weights to drop and grow; change nothing.
+    def commit(self, positions: Tensor, kept: Tensor, *, dropped: int = 0, grown: int = 0) -> None:
+        """Make the weights at ``positions`` the live ones; those that are not kept become zero.
 
         Args:
-            drop: how many live weights to drop, the lowest ``drop_scores`` first.
-            grow: how many weights to grow, the highest ``grow_scores`` first.
-            drop_scores: scores of the live weights, ``(live,)`` in logical order; needed if
-                ``drop`` is not 0.
-            grow_scores: scores of the weight's shape; needed if ``grow`` is not 0.
-            regrow: what becomes of a weight that was dropped just now and is a candidate again:
-                it keeps its value and state (``"keep"``), it starts afresh (``"zero"``), or it is
-                no candidate (``"never"``).
-
-        Returns:
-            The transition, for :meth:`commit`.
+            positions: ascending, ``(live,)``; the dtype of :meth:`positions`.
+            kept: which of them keep their value, bool, ``(live,)``.
+            dropped: how many weights the update dropped.
+            grown: how many it grew.
         """
-        before = whole(self.mask).reshape(-1)
-        survivors = before
-        if drop:
-            assert drop_scores is not None
-            stays = ~smallest(drop_scores, drop)
-            survivors = before.clone().scatter_(0, self._live_positions(), stays)
-        after = survivors
-        if grow:
-            assert grow_scores is not None
-            scores = whole(grow_scores).reshape(-1)
-            if not scores.is_floating_point():
-                scores = scores.float()
-            taken = before if regrow == "never" else survivors
-            after = survivors | largest(scores, grow, excluded=taken)
-        # A tensor of its own: where nothing drops, survivors are the mask that commit() changes.
-        kept = (before if regrow == "keep" else survivors) & after
-        stayed = self.gather_flat(after).sum()
-        return Transition(after, kept, self._live - drop + grow, drop, grow, stayed)
-
-    @torch.no_grad()
-    def commit(self, transition: Transition) -> None:
-        """Make the transition: the mask changes, and weights that are not kept become zero."""
-        self.fill_where_not_(transition.kept, self.weight)
-        mask = shard_like(transition.mask.view(self.weight.shape), self.weight)
-        self.mask.copy_(mask)
-        self._live = transition.live
-        self._forget_positions()
-        self._ever |= self._pack(mask)
-        self.last_dropped = transition.dropped
-        self.last_grown = transition.grown
+        if self.is_sharded:
+            flat = mark(positions, self.numel).view(self.weight.shape)
+            self._set_mask(shard_like(flat, self.weight))
+        else:
+            self._set_positions(positions)
+        self.retain_(self.weight, kept)
+        self._ever |= self._pack(self.mask)
+        self.last_dropped = dropped
+        self.last_grown = grown
 
     def _place_of_weight(self) -> tuple[torch.device, tuple[int, ...], tuple[Any, ...] | None]:
         return self.weight.device, self.weight.stride(), placement(self.weight)
+
+    @property
+    def _stride(self) -> tuple[int, ...] | None:
+        """The weight's stride where storage is not in logical order, else ``None``."""
+        return None if self.is_sharded or self._contiguous else self._place[1]
 
     def _check_placement(self, tensor: Tensor) -> None:
         if placement(tensor) != self._place[2]:
@@ -285,9 +306,42 @@ class SparseLayer:
             )
 
     def _set_mask(self, mask: Tensor) -> None:
-        self.mask.copy_(shard_like(mask, self.weight))
-        self._live = int(whole(self.mask).sum())
-        self._forget_positions()
+        """Take over a mask of the weight's shape, wherever it is."""
+        if self.is_sharded:
+            self._mask: Tensor | None = torch.empty_like(
+                self.weight, dtype=torch.bool, requires_grad=False
+            ).copy_(shard_like(mask, self.weight))
+            self._live = int(whole(self._mask).sum())
+            self._index: Tensor | None = None
+            return
+        flat = whole(mask).to(self.weight.device).reshape(-1)
+        self._set_positions(live_indices(flat, int(flat.sum())))
+
+    def _set_positions(self, positions: Tensor) -> None:
+        self._live = positions.numel()
+        self._contiguous = self.weight.is_contiguous()
+        self._mask = self._index = None
+        if self.is_full:
+            return
+        self._index = positions
+        if self._stride is not None:
+            self._index = storage_offsets(positions, self.weight.shape, self._stride)
+        if self.density > INDEX_UP_TO:
+            self._mask = self.mask
+            self._index = None
+
+    def _offsets(self) -> Tensor:
+        """Return where live weights lie in memory, in logical order of the weights.
+
+        If the weight is sharded these are positions in the whole of it.
+        """
+        if self._index is None:
+            assert self._mask is not None
+            positions = live_indices(whole(self._mask).reshape(-1), self._live)
+            self._index = positions
+            if self._stride is not None:
+                self._index = storage_offsets(positions, self.weight.shape, self._stride)
+        return self._index
 
     def _set_ever_live(self, ever_live: Tensor | None) -> None:
         if ever_live is None:
@@ -298,51 +352,15 @@ class SparseLayer:
             bits = unpack(ever_live, self.numel).view(self.weight.shape)
             self._ever = self._pack(shard_like(bits, self.weight))
         else:
-            self._ever = ever_live.to(self.mask.device, copy=True)
+            self._ever = ever_live.to(self.weight.device, copy=True)
 
     def _pack(self, mask: Tensor) -> Tensor:
         return pack(local(mask).reshape(-1))
 
-    def _forget_positions(self) -> None:
-        self._positions: Tensor | None = None
-        self._offsets: tuple[tuple[int, ...], Tensor] | None = None
-
-    def _live_positions(self) -> Tensor:
-        if self._positions is None:
-            self._positions = live_indices(whole(self.mask).reshape(-1), self._live)
-        return self._positions
-
-    def _storage_offsets(self) -> Tensor:
-        """Return where each live weight lies in memory, in logical order of the weights."""
-        if self.weight.is_contiguous():
-            return self._live_positions()
-        stride = self.weight.stride()
-        if self._offsets is None or self._offsets[0] != stride:
-            remainder = self._live_positions()
-            offsets = torch.zeros_like(remainder)
-            for size, step in zip(reversed(self.weight.shape), reversed(stride), strict=True):
-                offsets += remainder % size * step
-                remainder = remainder // size
-            self._offsets = (stride, offsets)
-        return self._offsets[1]
-
-    def _in_weight_layout(self, tensor: Tensor) -> bool:
+    def _in_layout_of_weight(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor`` if its storage is ordered like the weight's, else a copy that is."""
         stride = tensor.stride()
-        return stride == self.weight.stride() and _is_dense(tuple(tensor.shape), stride)
-
-
-def _storage_order(tensor: Tensor) -> Tensor:
-    return tensor.view(-1) if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
-
-
-@lru_cache(maxsize=4096)
-def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether a tensor of these strides fills its memory without gaps or overlaps."""
-    expected = 1
-    for step, size in sorted(zip(stride, shape, strict=True)):
-        if size == 1:
-            continue
-        if step != expected:
-            return False
-        expected *= size
-    return True
+        if stride == self._place[1] and fills_its_memory(tuple(tensor.shape), stride):
+            return tensor
+        like = torch.empty_like(self.weight, dtype=tensor.dtype, requires_grad=False)
+        return like.copy_(tensor)

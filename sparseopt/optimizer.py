@@ -25,7 +25,7 @@ from sparseopt.flops import Accountant, FlopsReport
 from sparseopt.flops.recording import InputRecorder
 from sparseopt.gradients import GradientGate, mask_gradient_of
 from sparseopt.history import UpdateRecord
-from sparseopt.layers import Regrow, SparseLayer
+from sparseopt.layers import SparseLayer
 from sparseopt.methods import Method, get_method
 from sparseopt.progress import Progress, make_schedule
 from sparseopt.rebinding import ParameterPlaces, before_first_forward, may_be_sharded_later
@@ -33,6 +33,7 @@ from sparseopt.schedules import Decay
 from sparseopt.sharding import whole
 from sparseopt.state import CompactState, StateMode, StateStore, choose_store
 from sparseopt.summary import summary_table
+from sparseopt.transitions import Regrow
 from sparseopt.updating import MaskUpdater
 
 __all__ = ["SparseOptimizer"]
@@ -309,7 +310,7 @@ class SparseOptimizer(OptimizerFacade):
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Bool masks of the weights' shapes by layer name, true where live."""
+        """Bool masks of the weights' shapes by layer name, true where live, as they are now."""
         return {layer.name: layer.mask for layer in self._layers}
 
     @property

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from sparseopt.history import UpdateRecord
-from sparseopt.layers import SparseLayer, Transition
+from sparseopt.layers import SparseLayer
 from sparseopt.memory import RememberedGradients
 from sparseopt.methods.base import Method, Move, Update
 from sparseopt.progress import Progress
 from sparseopt.sharding import local, on_any_rank
 from sparseopt.state.base import StateStore
+from sparseopt.transitions import Transition, propose
 
 __all__ = ["MaskUpdater"]
 
@@ -251,7 +252,8 @@ def _transitions(
 
 @torch.no_grad()
 def _transition(layer: SparseLayer, move: Move, method: Method, update: Update) -> Transition:
-    return layer.propose(
+    return propose(
+        layer,
         drop=move.drop,
         grow=move.grow,
         drop_scores=method.drop_scores(layer, update) if move.drop else None,
@@ -267,7 +269,7 @@ def _newly_live(transitions: Sequence[tuple[SparseLayer, Transition]]) -> int:
         return 0
     device = grown[0].stayed.device
     stayed = int(torch.stack([transition.stayed.to(device) for transition in grown]).sum())
-    return sum(transition.live for transition in grown) - stayed
+    return sum(transition.positions.numel() for transition in grown) - stayed
 
 
 def _record(

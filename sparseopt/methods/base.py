@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from sparseopt._validation import check_choice
-from sparseopt.layers import Regrow, SparseLayer
+from sparseopt.layers import SparseLayer
 from sparseopt.memory import GradientMemory, RememberedGradients
 from sparseopt.schedules import UpdateSchedule
 from sparseopt.selection import largest
+from sparseopt.transitions import Regrow
 
 __all__ = ["DropGrow", "Method", "Move", "TrainingCost", "Update"]
 

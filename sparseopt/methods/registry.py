@@ -7,8 +7,8 @@ import inspect
 from typing import TypeVar
 
 from sparseopt._validation import unknown_name
-from sparseopt.layers import Regrow
 from sparseopt.methods.base import Method
+from sparseopt.transitions import Regrow
 
 __all__ = ["available_methods", "get_method", "register_method"]
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from sparseopt.layers import SparseLayer, Transition
+from sparseopt.layers import SparseLayer
 from sparseopt.state.entries import tensors_in
 from sparseopt.state.fresh import fresh_value
+from sparseopt.transitions import Transition
 
 __all__ = ["Closure", "StateStore", "unhooked_step"]
 

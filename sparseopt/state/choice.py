@@ -51,15 +51,15 @@ def choose_store(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -
     if mode == "masked":
         return MaskedState(inner, layers)
     obstacle = _obstacle(inner, layers)
-    if mode == "auto":
-        compact = obstacle is None and type(inner) in ELEMENTWISE
-        return (CompactState if compact else MaskedState)(inner, layers)
+    known = type(inner) in ELEMENTWISE
+    if mode == "auto" and (obstacle is not None or not known):
+        return MaskedState(inner, layers)
     if obstacle is not None:
         raise ValueError(
             f"state='compact' does not suit {type(inner).__name__} with {obstacle}; "
             "use state='auto' or state='masked'."
         )
-    return CompactState(inner, layers)
+    return CompactState(inner, layers, pooled=known)
 
 
 def _obstacle(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
-from sparseopt.layers import SparseLayer, Transition
+from sparseopt.layers import SparseLayer
 from sparseopt.state.base import Closure, StateStore, unhooked_step
+from sparseopt.state.pools import Pool, make_pools, only_parameters
+from sparseopt.transitions import Transition
 
 __all__ = ["CompactState"]
 
 
 class CompactState(StateStore):
-    """Lends the inner optimizer the live weights of each layer as a 1-D tensor.
+    """Lends the inner optimizer the live weights of the layers as 1-D tensors.
 
-    During a step the parameter holds its live weights and their gradients, ``(live,)``, gathered
-    from the dense ones; afterwards they are scattered back. So an element-wise optimizer makes
-    state for live weights only: it takes ``density`` of the memory and the step ``density`` of
-    the work, a dropped weight has none that could bring it back, and a grown weight starts with
-    a fresh parameter's. The state stays keyed by the user's own parameter. A layer that is full
-    is stepped as it is.
+    During a step it sees live weights and their gradients only, gathered from the dense ones;
+    afterwards they are scattered back. So an element-wise optimizer makes state for live weights
+    only: it takes ``density`` of the memory and the step ``density`` of the work, a dropped weight
+    has none that could bring it back, and a grown weight starts with a fresh parameter's. The state
+    stays keyed by the user's own parameters. A layer that is full is stepped as it is.
+
+    Args:
+        inner: the optimizer.
+        layers: its sparse layers; the list is shared and may grow.
+        pooled: whether many layers may be one 1-D parameter; otherwise each is one of its own,
+            and ``step`` of the inner optimizer is called once.
     """
+
+    def __init__(self, inner: Optimizer, layers: list[SparseLayer], *, pooled: bool) -> None:
+        super().__init__(inner, layers)
+        self.pooled = pooled
+        self._pools: list[Pool] = []
+        self._arranged: list[tuple[int, list[SparseLayer]]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's pools would be of the original's parameters; the first step makes new ones.
+        return {**self.__dict__, "_pools": [], "_arranged": []}
 
     def step(self, closure: Closure | None = None) -> Any:
         """Step the inner optimizer; see :meth:`StateStore.step`.
@@ -35,8 +54,18 @@ class CompactState(StateStore):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with self._lent():
-            unhooked_step(self.inner)()
+        inner_step = unhooked_step(self.inner)
+        if self.pooled:
+            self._arrange_pools()
+        for pool in self._pools:
+            pool.step(inner_step)
+        in_pools = {layer.weight for pool in self._pools for layer in pool.layers}
+        others = {
+            id(group): [weight for weight in group["params"] if weight not in in_pools]
+            for group in self.inner.param_groups
+        }
+        with only_parameters(self.inner, others), self._lent(in_pools):
+            inner_step()
         return loss
 
     def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
@@ -50,30 +79,52 @@ class CompactState(StateStore):
         """Bring the state of the new live weights together; see :meth:`StateStore.move`."""
         shape = layer.weight.shape if layer.is_full else torch.Size([layer.live])
         held = list(self.per_weight(layer, shape))
-        kept_of_old = layer.gather_flat(transition.kept)
-        layer.commit(transition)
-        kept_of_new = layer.gather_flat(transition.kept)
+        transition.make(layer)
         for entry, key, values, fresh in held:
-            moved = values.new_full((layer.live,), fresh)
-            moved.masked_scatter_(kept_of_new, values.reshape(-1).masked_select(kept_of_old))
-            entry[key] = layer.expand(moved) if layer.is_full else moved
+            moved = transition.carry_over(values.reshape(-1), fresh)
+            if layer.is_full:
+                entry[key] = layer.expand(moved)
+            elif moved.shape == values.shape:
+                values.copy_(moved)
+            else:
+                entry[key] = moved
 
     def release(self) -> None:
         """Scatter all state into dense tensors; see :meth:`StateStore.release`."""
+        self._pools, self._arranged = [], []
         for layer in self.layers:
             if layer.is_full:
                 continue
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(values, fresh)
 
+    def _arrange_pools(self) -> None:
+        """Keep the pools while the same layers have gradients and nobody replaced their state."""
+        having = {
+            layer.weight: layer
+            for layer in self.layers
+            if layer.weight.grad is not None and not layer.is_full
+        }
+        members = [
+            (group, [having[weight] for weight in group["params"] if weight in having])
+            for group in self.inner.param_groups
+        ]
+        arranged = [(id(group), layers) for group, layers in members]
+        if arranged == self._arranged and all(pool.fits() for pool in self._pools):
+            return
+        self._arranged = arranged
+        self._pools = [
+            pool for group, layers in members for pool in make_pools(self.inner, group, layers)
+        ]
+
     @contextmanager
-    def _lent(self) -> Iterator[None]:
+    def _lent(self, left_out: Collection[Tensor]) -> Iterator[None]:
         """Hold live weights and gradients in the parameters; put everything back at the end."""
         lent = []
         try:
             for layer in self.layers:
                 weight, gradient = layer.weight, layer.weight.grad
-                if gradient is None or layer.is_full:
+                if gradient is None or layer.is_full or weight in left_out:
                     continue
                 dense = weight.detach()
                 live, live_gradient = layer.gather(dense), layer.gather(gradient)
@@ -89,5 +140,4 @@ class CompactState(StateStore):
                 weight.grad = None
                 weight.data = dense
                 weight.grad = gradient
-                # Zeroed first, in case somebody wrote to dropped weights.
-                layer.scatter_(weight.detach().zero_(), values)
+                layer.replace_(values)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparseopt.layers import SparseLayer, Transition
+from sparseopt.layers import SparseLayer
 from sparseopt.sharding import shard_like, whole
 from sparseopt.state.base import Closure, StateStore, unhooked_step
 from sparseopt.state.entries import is_factor, may_be_factor
 from sparseopt.state.first_values import common_value, noting_first_values
 from sparseopt.state.fresh import is_known
+from sparseopt.transitions import Transition
 
 __all__ = ["MaskedState"]
 
@@ -60,9 +61,9 @@ class MaskedState(StateStore):
 
     def move(self, layer: SparseLayer, transition: Transition) -> None:
         """Give weights that are not kept fresh state; see :meth:`StateStore.move`."""
+        transition.make(layer)
         for _, _, values, fresh in self.per_weight(layer, layer.weight.shape):
-            layer.fill_where_not_(transition.kept, values, fresh)
-        layer.commit(transition)
+            layer.retain_(values, transition.kept, fresh)
 
     def release(self) -> None:
         """Do nothing: the state is dense already."""

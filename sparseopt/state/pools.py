@@ -1,0 +1,200 @@
+"""Many layers stepped by the inner optimizer as one parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from sparseopt.layers import SparseLayer
+from sparseopt.state.threads import for_each_layer, shares
+
+__all__ = ["Pool", "make_pools", "only_parameters"]
+
+#: Live weights of a pool on a CPU: few enough for an optimizer's temporary tensors to stay in the
+#: cache, enough to make what a call costs disappear.
+CPU_POOL: Final = 1 << 20
+#: On an accelerator a call costs a launch; this bounds what a step needs for a moment.
+ACCELERATOR_POOL: Final = 1 << 24
+
+
+class Pool:
+    """Layers of one param group whose live weights the inner optimizer steps as one 1-D parameter.
+
+    Right for optimizers that treat every entry of a parameter alike and alone, and for layers that
+    have had the same steps: then what the optimizer holds once a parameter, such as the number of
+    steps, is the same for all. The state stays in the entries of the layers' own parameters, as
+    views of what the optimizer works on.
+
+    Args:
+        inner: the optimizer.
+        group: the param group.
+        layers: none of them full, all of one dtype and on one device, with state to be pooled.
+    """
+
+    def __init__(
+        self, inner: Optimizer, group: dict[str, Any], layers: Sequence[SparseLayer]
+    ) -> None:
+        self.inner = inner
+        self.group = group
+        self.layers = list(layers)
+        self.sizes = [layer.live for layer in layers]
+        self._shares = shares(self.layers)
+        self._stand_in = Parameter(layers[0].weight.detach().new_empty(0))
+        self._state: dict[str, Any] = {}
+        self._memory: dict[str, Tensor] = {}
+        self._parts: dict[str, list[Any]] = {}
+        self._join([inner.state.get(layer.weight, {}) for layer in layers])
+
+    def fits(self) -> bool:
+        """Whether the layers' state is still what this pool made of it, and of the same size."""
+        for place, (layer, size) in enumerate(zip(self.layers, self.sizes, strict=True)):
+            entry = self.inner.state.get(layer.weight, {})
+            if layer.live != size or entry.keys() != self._parts.keys():
+                return False
+            if any(entry[name] is not parts[place] for name, parts in self._parts.items()):
+                return False
+        return True
+
+    def step(self, inner_step: Callable[[], Any]) -> None:
+        """Step the live weights of all layers; every one of them has a gradient."""
+        weights = self.layers[0].weight.detach().new_empty(sum(self.sizes))
+        gradients = _gradient(self.layers[0]).new_empty(sum(self.sizes))
+        live, live_gradient = torch.split(weights, self.sizes), torch.split(gradients, self.sizes)
+
+        def gather(index: int) -> None:
+            layer = self.layers[index]
+            layer.gather(layer.weight, out=live[index])
+            layer.gather(_gradient(layer), out=live_gradient[index])
+
+        def put_back(index: int) -> None:
+            self.layers[index].replace_(live[index])
+
+        for_each_layer(gather, self._shares)
+        with self._standing_in(weights, gradients):
+            inner_step()
+        self._share()
+        for_each_layer(put_back, self._shares)
+
+    @contextmanager
+    def _standing_in(self, weights: Tensor, gradients: Tensor) -> Iterator[None]:
+        """Leave the inner optimizer with one parameter, that of this pool."""
+        self._stand_in.data = weights
+        self._stand_in.grad = gradients
+        self.inner.state[self._stand_in] = self._state
+        try:
+            with only_parameters(self.inner, {id(self.group): [self._stand_in]}):
+                yield
+        finally:
+            self._state = self.inner.state.pop(self._stand_in)
+            self._stand_in.grad = None
+            self._stand_in.data = weights.new_empty(0)
+
+    def _join(self, entries: Sequence[dict[str, Any]]) -> None:
+        for name, value in entries[0].items():
+            if not isinstance(value, Tensor):
+                self._state[name] = value
+            elif value.dim() == 0:
+                self._state[name] = value.clone()
+            else:
+                self._state[name] = torch.cat([entry[name] for entry in entries])
+        self._share()
+
+    def _share(self) -> None:
+        """Bring the layers' entries up to what the optimizer made of the pool's state."""
+        for name, value in self._state.items():
+            held = self._memory.get(name)
+            if not isinstance(value, Tensor):
+                parts = [value] * len(self.layers)
+                if self._parts.get(name) == parts:
+                    continue
+            elif value.dim() == 0:
+                if held is not None:
+                    held.copy_(value)
+                    continue
+                # One element each: a common one would be stepped once a parameter after release().
+                self._memory[name] = value.repeat(len(self.layers))
+                parts = list(self._memory[name].unbind())
+            else:
+                if held is value:
+                    continue
+                self._memory[name] = value
+                parts = list(torch.split(value, self.sizes))
+            self._parts[name] = parts
+            for layer, part in zip(self.layers, parts, strict=True):
+                self.inner.state[layer.weight][name] = part
+
+
+def make_pools(
+    inner: Optimizer, group: dict[str, Any], layers: Iterable[SparseLayer]
+) -> list[Pool]:
+    """Return pools of those of a group's ``layers`` that can be stepped together.
+
+    A layer whose state is neither one value a live weight nor one a parameter is in none of them.
+    """
+    alike: dict[Any, list[SparseLayer]] = {}
+    for layer in layers:
+        history = _history(inner.state.get(layer.weight, {}), layer)
+        if history is not None:
+            key = layer.weight.dtype, _gradient(layer).dtype, layer.weight.device, history
+            alike.setdefault(key, []).append(layer)
+    return [
+        Pool(inner, group, together)
+        for members in alike.values()
+        for together in _within_limit(members)
+    ]
+
+
+@contextmanager
+def only_parameters(inner: Optimizer, parameters: Mapping[int, list[Any]]) -> Iterator[None]:
+    """Leave only some parameters in the groups of ``inner``, given by the groups' ids."""
+    everything = [(group, group["params"]) for group in inner.param_groups]
+    for group, _ in everything:
+        group["params"] = parameters.get(id(group), [])
+    try:
+        yield
+    finally:
+        for group, whole in everything:
+            group["params"] = whole
+
+
+def _history(entry: Mapping[str, Any], layer: SparseLayer) -> tuple[Any, ...] | None:
+    """Return what has to be the same for layers to share state; None if it can't be shared."""
+    facts: list[Any] = []
+    for name, value in entry.items():
+        if not isinstance(value, Tensor):
+            facts.append((name, value))
+        elif value.dim() == 0:
+            facts.append((name, value.dtype, value.device, value.item()))
+        elif value.shape == (layer.live,):
+            facts.append((name, value.dtype, value.device))
+        else:
+            return None
+    try:
+        hash(tuple(facts))
+    except TypeError:
+        return None
+    return tuple(facts)
+
+
+def _within_limit(layers: Sequence[SparseLayer]) -> Iterator[list[SparseLayer]]:
+    limit = CPU_POOL if layers[0].weight.device.type == "cpu" else ACCELERATOR_POOL
+    together: list[SparseLayer] = []
+    live = 0
+    for layer in layers:
+        if together and live + layer.live > limit:
+            yield together
+            together, live = [], 0
+        together.append(layer)
+        live += layer.live
+    yield together
+
+
+def _gradient(layer: SparseLayer) -> Tensor:
+    assert layer.weight.grad is not None
+    return layer.weight.grad

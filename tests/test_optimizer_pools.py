@@ -1,0 +1,171 @@
+"""Many layers are stepped as one parameter, and nobody can tell."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from sparseopt import SparseOptimizer
+from sparseopt.state import pools, threads
+from tests.support.catalogue import ELEMENTWISE, build
+from tests.support.nets import make
+from tests.support.training import train
+
+pytestmark = pytest.mark.compatibility("Optimizers of torch")
+
+SETTINGS = {"method": "static", "density": 0.3, "init": "uniform", "seed": 3, "state": "compact"}
+
+
+class Branches(nn.Module):
+    """Two layers of which one, both or none has a gradient, as experts have."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(6, 6, bias=False)
+        self.second = nn.Linear(6, 6, bias=False)
+
+    def set_gradients(self, step: int) -> None:
+        generator = torch.Generator().manual_seed(step)
+        used = (True, step % 3 != 0)
+        for weight, has in zip(self.parameters(), used, strict=True):
+            gradient = torch.randn(weight.shape, generator=generator)
+            weight.grad = gradient if has else None
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_layers_that_miss_steps_go_on_as_with_the_plain_optimizer(name):
+    """What is held once a parameter, such as the number of steps, is each layer's own."""
+    model, plain_model = Branches(), Branches()
+    density = {"first": 0.3, "second": 0.3}
+    inner = build(name, model.parameters())
+    optimizer = SparseOptimizer(inner, model, **{**SETTINGS, "init": density})
+    plain = build(name, plain_model.parameters())
+    masks = [layer.mask for layer in optimizer.layers]
+    with torch.no_grad():
+        for weight, mask in zip(plain_model.parameters(), masks, strict=True):
+            weight.mul_(mask)
+    for step in range(1, 9):
+        for net in (model, plain_model):
+            net.set_gradients(step)
+        for weight, mask in zip(plain_model.parameters(), masks, strict=True):
+            if weight.grad is not None:
+                weight.grad.mul_(mask)
+        optimizer.step()
+        plain.step()
+        for mine, theirs, mask in zip(
+            model.parameters(), plain_model.parameters(), masks, strict=True
+        ):
+            torch.testing.assert_close(mine, theirs * mask)
+            for key, value in plain.state[theirs].items():
+                if torch.is_tensor(value):
+                    expected = value if value.dim() == 0 else value[mask]
+                    torch.testing.assert_close(optimizer.state[mine][key], expected)
+
+
+def test_after_detach_every_parameter_counts_its_own_steps():
+    model = make()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer = SparseOptimizer(inner, model, **SETTINGS)
+    train(model, optimizer, 3)
+    optimizer.detach()
+    train(model, inner, 2, start=3)
+    assert [float(inner.state[p]["step"]) for p in model.parameters()] == [5.0] * len(
+        list(model.parameters())
+    )
+
+
+def test_state_that_the_user_replaces_or_edits_is_what_the_next_step_starts_from():
+    model = make()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    optimizer = SparseOptimizer(inner, model, **SETTINGS)
+    train(model, optimizer, 2)
+    replaced, edited, *_ = (layer for layer in optimizer.layers if not layer.is_full)
+    optimizer.state[replaced.weight]["momentum_buffer"] = torch.ones(replaced.live)
+    optimizer.state[edited.weight]["momentum_buffer"].fill_(2.0)
+    train(model, optimizer, 1, start=2)
+    for layer, before in ((replaced, 1.0), (edited, 2.0)):
+        gradient = layer.weight.grad[layer.mask]
+        buffer = optimizer.state[layer.weight]["momentum_buffer"]
+        torch.testing.assert_close(buffer, 0.5 * before + gradient)
+
+
+class Masking:
+    def __init__(self, mask: torch.Tensor):
+        self.mask = mask
+
+    def __call__(self, weight: torch.Tensor) -> None:
+        weight.grad.mul_(self.mask)
+
+
+@pytest.mark.parametrize("limit", [1, 150, 10**6])
+def test_the_size_of_a_pool_changes_nothing(limit, monkeypatch):
+    monkeypatch.setattr(pools, "CPU_POOL", limit)
+    model, plain_model = make(), make()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer = SparseOptimizer(inner, model, **SETTINGS)
+    plain = torch.optim.AdamW(plain_model.parameters(), lr=0.01)
+    optimizer.apply_masks(plain_model)
+    weights = dict(plain_model.named_parameters())
+    for layer in optimizer.layers:
+        weights[layer.name].register_post_accumulate_grad_hook(Masking(layer.mask))
+    train(model, optimizer, 6)
+    train(plain_model, plain, 6)
+    for mine, theirs in zip(model.parameters(), plain_model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_threads_change_no_bit(monkeypatch):
+    """A step writes the same, whichever thread brings a layer's weights together."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    results = []
+    for worth in (1, 10**9):
+        monkeypatch.setattr(threads, "WORTH_A_THREAD", worth)
+        model = make()
+        inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+        train(model, SparseOptimizer(inner, model, **SETTINGS), 6)
+        results.append([p.detach().clone() for p in model.parameters()])
+    assert len(threads.shares(make_layers())) == 1
+    for threaded, alone in zip(*results, strict=True):
+        assert torch.equal(threaded, alone)
+
+
+def make_layers():
+    model = make()
+    return SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, **SETTINGS).layers
+
+
+def test_shares_hold_every_layer_once_and_are_about_equally_heavy(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
+    layers = make_layers()
+    parts = threads.shares(layers)
+    assert sorted(index for part in parts for index in part) == list(range(len(layers)))
+    weights = [sum(layers[index].numel for index in part) for part in parts]
+    largest = max(layer.numel for layer in layers)
+    assert max(weights) - min(weights) <= largest
+
+
+def test_an_error_in_a_thread_reaches_the_caller():
+    def fail(index: int) -> None:
+        if index == 3:
+            raise KeyError(index)
+
+    with pytest.raises(KeyError, match="3"):
+        threads.for_each_layer(fail, [[0, 1], [2, 3]])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own():
+    """Its parent's are not there, and waiting for them would take for ever."""
+    seen: list[int] = []
+    threads.for_each_layer(seen.append, [[0], [1]])
+    assert sorted(seen) == [0, 1]
+    child = os.fork()
+    if child == 0:
+        threads.for_each_layer(seen.append, [[2], [3]])
+        os._exit(0 if sorted(seen) == [0, 1, 2, 3] else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
