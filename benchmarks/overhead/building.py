@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from benchmarks.overhead.contenders import (
     Wrapped,
 )
 from benchmarks.overhead.peers.registry import PEERS
+from benchmarks.overhead.timing import seconds
 from benchmarks.overhead.workloads import WORKLOADS
 
 PEER_BY_NAME = {peer.name: peer for peer in PEERS}
@@ -125,16 +125,14 @@ def construct(
 
 
 def time_construction(
-    lineup: Lineup, model: nn.Module, case: Case, times: int
+    lineup: Lineup, model: nn.Module, case: Case, times: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Return how many seconds each contender takes to make, ``times`` times, in turn."""
     sparsity = Sparsity(case.density, NEVER)
-    seconds: dict[str, list[float]] = {name: [] for name in lineup.makers}
+    took: dict[str, list[float]] = {name: [] for name in lineup.makers}
     for _ in range(times):
         for name, make in lineup.makers.items():
             own = copy.deepcopy(model)
             gc.collect()
-            start = time.perf_counter()
-            make(own, case.optimizer, sparsity)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+            took[name].append(seconds(partial(make, own, case.optimizer, sparsity), device))
+    return took

@@ -126,7 +126,7 @@ def _group(results: Results, workload: str, density: float) -> list[str]:
         lines += ["### The optimizer alone", "", *time_table(steps), ""]
         lines += ["### Bytes between steps", "", *byte_table(steps), ""]
         held = holder_table(steps[-1], list(OURS))
-        lines += [f"With {steps[-1]['optimizer']}, state apart:", "", *held, ""]
+        lines += [f"One by one, with {steps[-1]['optimizer']}:", "", *held, ""]
     if training:
         by_optimizer = {entry["optimizer"]: entry for entry in steps}
         lines += [f"### Whole training step, {WORKLOADS[workload].sample}", ""]

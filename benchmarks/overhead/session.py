@@ -209,7 +209,7 @@ def _measure_construction(
     device = torch.device(config.device)
     model = build_model(case.workload, config.quick, device)
     lineup = _without_reference(line_up(case, config.contenders, model, device))
-    built = time_construction(lineup, model, case, CONSTRUCTIONS)
+    built = time_construction(lineup, model, case, CONSTRUCTIONS, device)
     on_round()
     milliseconds = {
         name: quartiles([1e3 * seconds for seconds in times]) for name, times in built.items()

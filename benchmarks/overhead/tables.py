@@ -69,14 +69,18 @@ def byte_table(entries: Sequence[Entry]) -> Table:
 
 
 def holder_table(entry: Entry, names: Sequence[str]) -> Table:
-    """What of masks, index and the rest is held where, of those of ``names`` that were measured."""
-    rows = [
-        [name, f"`{holder}`", _megabytes(size), f"{size / entry['sparse_weights']:.3f}"]
-        for name in names
-        if name in entry["contenders"]
-        for holder, size in sorted(entry["contenders"][name]["bytes"]["held"].items())
-    ]
-    return table(["contender", "held as", "MB", "bytes a weight"], rows)
+    """What is held where, of those of ``names`` that were measured."""
+    plain = entry["contenders"][PLAIN]["bytes"]["state"]
+    rows = []
+    for name in names:
+        if name not in entry["contenders"]:
+            continue
+        sizes = entry["contenders"][name]["bytes"]
+        for holder, size in {"optimizer.state": sizes["state"], **sizes["held"]}.items():
+            a_weight = f"{size / entry['sparse_weights']:.3f}"
+            rows.append([name, f"`{holder}`", _megabytes(size), a_weight, _ratio(size, plain)])
+    header = ["contender", "held as", "MB", "bytes a weight of sparse layers", "x plain state"]
+    return table(header, rows)
 
 
 def training_table(entries: Sequence[Entry], steps: Mapping[str, Entry]) -> Table:

@@ -105,8 +105,7 @@ PEERS = (
         "sparsimony",
         "sparsimony:Sparsimony",
         "RigL with ERK, masks multiplied in during the forward pass",
-        "masks SGD's momentum but none of AdamW's moments, which stay dense either way; is not an "
-        "optimizer",
+        "masks SGD's momentum but none of AdamW's moments, which stay dense either way",
     ),
     Peer(
         "torchao",
@@ -134,7 +133,8 @@ PEERS = (
         "SparseLab",
         "sparselab",
         "sparselab:SparseLab",
-        "RigL at our densities in linear layers that store and multiply live weights only",
+        "RigL at our densities in linear layers that store and multiply live weights only; so its "
+        "forward and backward passes differ too, and whole training steps are what compares",
         "convolutions; GPUs; hand an optimizer's state over to other weights when masks move; save "
         "which weights are live in a state dict",
         linear_only=True,
@@ -144,7 +144,7 @@ PEERS = (
         "cerebras-pytorch",
         "",
         "nothing here",
-        "run beside us: version 2.10.0 is compiled for torch 2.4.0, and we need 2.8",
+        "run beside us: version 2.10.0 is compiled for torch 2.4.0 alone, and we need 2.8",
         imports="cerebras.pytorch.sparse",
     ),
 )
