@@ -29,7 +29,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        content = json.loads(path.read_text()) if path.exists() else {}
+        content = self._read()
         self.entries: list[Entry] = content.get("entries", [])
         #: What is known of other libraries: version, and why one is absent.
         self.peers: dict[str, dict[str, str | None]] = content.get("peers", {})
@@ -54,14 +54,15 @@ class Results:
 
     def put(self, entry: Entry) -> None:
         """Add ``entry`` in place of an earlier one of the same case and figures, and write all."""
-        kept = [other for other in self.entries if _key(other) != _key(entry)]
+        # Another process may have measured another part meanwhile.
+        known = self._read().get("entries", [])
+        kept = [other for other in known if _key(other) != _key(entry)]
         self.entries = sorted([*kept, entry], key=_key)
-        self.write()
-
-    def write(self) -> None:
-        """Write the file, whole or not at all."""
         content = {"peers": self.peers, "entries": self.entries}
         write_atomic(self._path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def of(self, figures: str, workload: str, density: float) -> list[Entry]:
         """Return the entries of one table, in the order of the optimizers."""
