@@ -9,21 +9,29 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.overhead.contenders import OPTIMIZERS, STATES
-from benchmarks.overhead.report import write_report
+from benchmarks.overhead.building import CHOICES
+from benchmarks.overhead.inner import OPTIMIZERS, USUAL, matching
+from benchmarks.overhead.peers.registry import INSTALL, PEERS
+from benchmarks.overhead.report import write_reports
+from benchmarks.overhead.results import FIGURES, MixedResultsError
 from benchmarks.overhead.session import Config, run
 from benchmarks.overhead.workloads import WORKLOADS
 
-DESCRIPTION = """\
-Measure the wrapped optimizer beside the plain one: time of a step, of masking gradients and of a
-mask update, and bytes held. All contenders are stepped in turn in one process, and every ratio is
-of two times of the same round.
+DESCRIPTION = f"""\
+Measure what sparse training costs, beside the plain optimizer and beside other libraries: time of
+a step, of a mask update and of a whole training step; bytes held, peak memory, construction and
+checkpoint. All contenders are stepped in turn in one process, and every ratio is of two times of
+the same round.
 
-Writes DIR/results.json, anew after every case, and DIR/report.md, which is made from it alone.
+Other libraries are installed with {INSTALL}. Those that are missing are named in the report, with
+the reason.
+
+Writes DIR/results.json, anew after every model, density, optimizer and kind of figures, so a
+measurement can be made in parts and repeated in parts. The reports and the plot are made from it
+alone.
 """
 
 RESULTS = "results.json"
-REPORT = "report.md"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,63 +41,73 @@ def build_parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_choices(parser)
+    _add_amounts(parser)
+    return parser
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "--workloads",
+        "--models",
         nargs="+",
         choices=tuple(WORKLOADS),
         default=tuple(WORKLOADS),
-        metavar="W",
-        help=f"models: {', '.join(WORKLOADS)} (default: all)",
-    )
-    add(
-        "--optimizers",
-        nargs="+",
-        choices=OPTIMIZERS,
-        default=OPTIMIZERS,
-        metavar="O",
-        help=f"inner optimizers: {', '.join(OPTIMIZERS)} (default: all)",
+        metavar="M",
+        help=f"{', '.join(WORKLOADS)} (default: all)",
     )
     add(
         "--densities",
         nargs="+",
         type=_density,
-        default=(0.1,),
+        default=(0.1, 0.5),
         metavar="D",
-        help="shares of live weights, above 0 and at most 1 (default: 0.1)",
+        help="shares of live weights, above 0 and below 1 (default: 0.1 0.5)",
     )
     add(
-        "--states",
+        "--optimizers",
         nargs="+",
-        choices=STATES,
-        default=STATES,
-        metavar="S",
-        help=f"state= of the wrapper: {', '.join(STATES)} (default: all)",
+        type=_optimizers,
+        default=(USUAL,),
+        metavar="O",
+        help=f"{', '.join(OPTIMIZERS)}, or sgd or adamw for all of that kind "
+        f"(default: {' '.join(USUAL)})",
     )
-    add("--rounds", type=_positive, metavar="N", help="rounds that count (default: 80)")
+    add(
+        "--contenders",
+        nargs="+",
+        choices=CHOICES,
+        default=CHOICES,
+        metavar="C",
+        help="who is measured beside the plain optimizer: "
+        f"{', '.join(repr(name) for name in CHOICES)} (default: all)",
+    )
+    add(
+        "--figures",
+        nargs="+",
+        choices=FIGURES,
+        default=FIGURES,
+        metavar="F",
+        help="steps: the optimizer alone, and what it holds; training: whole training steps; "
+        "construction; memory: peaks, each in a process of its own (default: all)",
+    )
+
+
+def _add_amounts(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rounds", type=_positive, metavar="N", help="rounds of steps that count (default: 32)")
     add(
         "--update-every",
         type=_positive,
-        default=4,
+        default=8,
         metavar="N",
         help="steps between mask updates, which are timed apart (default: %(default)s)",
-    )
-    add(
-        "--training-step",
-        action="store_true",
-        help="also measure whole training steps, of the workloads that can be trained",
     )
     add(
         "--training-rounds",
         type=_positive,
         metavar="N",
-        help="rounds of training steps that count (default: 20)",
-    )
-    add(
-        "--batch-size",
-        type=_positive,
-        metavar="N",
-        help="samples in a training step (default: 128)",
+        help="rounds of training steps that count (default: 10)",
     )
     add("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
     add(
@@ -110,39 +128,49 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="tiny models and few rounds, to try the benchmark itself; marked as such",
     )
-    add("--report-only", action="store_true", help="rebuild the report from DIR/results.json")
-    return parser
+    add("--report-only", action="store_true", help="rebuild the reports from DIR/results.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = build_parser().parse_args(arguments)
     results = options.out / RESULTS
-    if options.report_only:
-        if not results.exists():
+    try:
+        if not options.report_only:
+            _measure(options, results)
+        elif not results.exists():
             print(f"error: {results} does not exist; measure first", file=sys.stderr)
             return 1
-    else:
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        run(_config(options), results)
-    write_report(results, options.out / REPORT)
-    print(f"report: {options.out / REPORT}")
+    except MixedResultsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path in write_reports(results):
+        print(f"wrote {path}")
     return 0
+
+
+def _measure(options: argparse.Namespace, results: Path) -> None:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    config = _config(options)
+    for peer in PEERS:
+        if peer.name in config.contenders and peer.adapter and peer.version() is None:
+            print(f"{peer.name} is not installed and left out; {INSTALL}", file=sys.stderr)
+    run(config, results)
 
 
 def _config(options: argparse.Namespace) -> Config:
     quick = options.quick
+    optimizers = [name for names in options.optimizers for name in names]
     return Config(
-        workloads=tuple(dict.fromkeys(options.workloads)),
-        optimizers=tuple(dict.fromkeys(options.optimizers)),
+        workloads=tuple(dict.fromkeys(options.models)),
+        optimizers=tuple(dict.fromkeys(optimizers)),
         densities=tuple(dict.fromkeys(options.densities)),
-        states=tuple(dict.fromkeys(options.states)),
-        rounds=options.rounds or (8 if quick else 80),
+        contenders=tuple(dict.fromkeys(options.contenders)),
+        figures=tuple(dict.fromkeys(options.figures)),
+        rounds=options.rounds or (2 * options.update_every if quick else 32),
         update_every=options.update_every,
-        training_step=options.training_step,
-        training_rounds=options.training_rounds or (2 if quick else 20),
-        batch_size=options.batch_size or (4 if quick else 128),
+        training_rounds=options.training_rounds or (2 if quick else 10),
         device=str(options.device or _default_device()),
         quick=quick,
     )
@@ -166,13 +194,20 @@ def _device(text: str) -> torch.device:
     return device
 
 
+def _optimizers(text: str) -> tuple[str, ...]:
+    try:
+        return matching(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _density(text: str) -> float:
     try:
         density = float(text)
     except ValueError:
         density = 0.0
-    if not 0.0 < density <= 1.0:
-        raise argparse.ArgumentTypeError(f"a density is above 0 and at most 1, got {text!r}")
+    if not 0.0 < density < 1.0:
+        raise argparse.ArgumentTypeError(f"a density is above 0 and below 1, got {text!r}")
     return density
 
 

@@ -1,120 +1,165 @@
-"""What is compared: the plain optimizer, itself once more, and the same optimizer wrapped."""
+"""What is compared: an optimizer with a copy of the model of its own, plain or made sparse."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from operator import attrgetter
+from typing import Any
 
-from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from benchmarks.overhead.inner import make_inner
 from sparseopt import SparseOptimizer
+from sparseopt.distributions import erk
 
 PLAIN = "plain"
 #: A second copy of the plain optimizer: its ratio to the first is the spread of the measurement.
 AGAIN = "plain, again"
 STATES = ("compact", "masked")
+OURS = {f"sparseopt, {state}": state for state in STATES}
 
 #: The plain optimizer that mask updates are also compared with, whatever the inner optimizer is.
 REFERENCE = "adamw-for-loop"
 
-_FAMILIES = {
-    "sgd": partial(SGD, lr=0.1, momentum=0.9),
-    "adamw": partial(AdamW, lr=1e-3, weight_decay=0.01),
-}
-# Torch chooses by the device if nothing is said.
-_IMPLEMENTATIONS = {
-    "for-loop": {"foreach": False, "fused": False},
-    "foreach": {"foreach": True, "fused": False},
-    "fused": {"foreach": False, "fused": True},
-}
-OPTIMIZERS = tuple(
-    f"{family}-{implementation}" for family in _FAMILIES for implementation in _IMPLEMENTATIONS
-)
+#: More steps than any measurement has.
+NEVER = 10**8
+#: The share of live weights that every update moves: what RigL starts with, and here it stays.
+DROP_FRACTION = 0.3
+
+SPARSE_TYPES = (nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How the wrapped contenders are set up.
+    """How the sparse contenders are set up.
 
     Attributes:
-        density: Share of the weights that is live.
+        density: Share of the weights of all sparse layers together that is live.
         update_every: Steps between mask updates.
     """
 
     density: float
     update_every: int
 
+    def by_layer(self, model: nn.Module) -> dict[str, float]:
+        """The density of each convolution and linear layer, by module name, of ERK."""
+        shapes = {
+            name: tuple(module.weight.shape)
+            for name, module in model.named_modules()
+            if isinstance(module, SPARSE_TYPES)
+        }
+        return erk(shapes, self.density)
 
-@dataclass(frozen=True)
+
 class Contender:
-    """One optimizer with a copy of the model of its own."""
+    """One optimizer with a copy of the model of its own.
 
-    name: str
-    model: nn.Module
-    optimizer: Optimizer
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer trains."""
-        return list(self.model.parameters())
-
-    @property
-    def is_update_step(self) -> bool:
-        """Whether its next step moves masks."""
-        return isinstance(self.optimizer, SparseOptimizer) and self.optimizer.is_update_step
-
-
-def make_inner(name: str, model: nn.Module) -> Optimizer:
-    """Make one of :data:`OPTIMIZERS` for the parameters of ``model``."""
-    family, _, implementation = name.partition("-")
-    return _FAMILIES[family](model.parameters(), **_IMPLEMENTATIONS[implementation])
-
-
-def make_contenders(
-    model: nn.Module,
-    optimizer: str,
-    sparsity: Sparsity,
-    states: Iterable[str],
-    *,
-    reference: bool,
-) -> list[Contender]:
-    """Make all contenders, each with a copy of ``model``.
+    Made by its constructor alone, so that timing that is timing the construction. Subclasses
+    override what differs.
 
     Args:
-        model: The model, on its device.
-        optimizer: One of :data:`OPTIMIZERS`.
-        sparsity: How the wrapped ones are set up.
-        states: The ``state=`` of each of the wrapped ones.
-        reference: Whether :data:`REFERENCE` takes part too, if it is not the optimizer itself.
+        model: A model that is this contender's.
+        optimizer: One of the inner optimizers by name.
+        sparsity: How sparse, if it is sparse at all.
     """
-    contenders = [_plain(PLAIN, model, optimizer), _plain(AGAIN, model, optimizer)]
-    contenders += [_wrapped(state, model, optimizer, sparsity) for state in states]
-    if reference and optimizer != REFERENCE:
-        contenders.append(_plain(REFERENCE, model, REFERENCE))
-    return contenders
+
+    #: Updates to time at most, the first one included, where they take seconds; None for all.
+    most_updates: int | None = None
+
+    def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity) -> None:
+        self.model = model
+        self.sparsity = sparsity
+        self.optimizer = self.prepare(optimizer)
+
+    def prepare(self, optimizer: str) -> Optimizer:
+        """Make the optimizer that steps, and the model sparse."""
+        return make_inner(optimizer, list(self.model.parameters()))
+
+    def weights(self, names: Sequence[str]) -> list[Tensor]:
+        """Return the parameters called so in the plain model, as a forward pass sees them.
+
+        Where masks are applied in the forward pass, they are applied now, and a backward pass from
+        here masks the gradients.
+        """
+        return [attrgetter(name)(self.model) for name in names]
+
+    def step(self) -> None:
+        """Make one training step's worth of optimizing: whatever belongs after ``backward()``."""
+        self.optimizer.step()
+
+    @property
+    def updates_next(self) -> bool:
+        """Whether the next step moves masks."""
+        return False
+
+    @property
+    def always_updates(self) -> bool:
+        """Whether every step chooses masks anew."""
+        return False
+
+    def skip(self) -> None:
+        """Pass over the update that is next, if :attr:`most_updates` is a number."""
+
+    def before_update(self, samples: int) -> None:
+        """Provide what an update needs beside gradients, as ``samples`` samples would."""
+
+    def masks(self) -> dict[str, Tensor]:
+        """Return the masks by module name, one bool a weight, not shared with the contender."""
+        return {}
+
+    def holders(self) -> tuple[Any, ...]:
+        """Return all objects that keep memory between steps."""
+        return (self.optimizer, self.model)
+
+    def checkpoint(self) -> Any:
+        """Return what has to be saved to go on later."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
 
-def _plain(name: str, model: nn.Module, optimizer: str) -> Contender:
-    model = copy.deepcopy(model)
-    return Contender(name, model, make_inner(optimizer, model))
+class Wrapped(Contender):
+    """The optimizer wrapped in :class:`SparseOptimizer`, doing RigL.
 
+    Args:
+        model: A model that is this contender's.
+        optimizer: One of the inner optimizers by name.
+        sparsity: How sparse.
+        state: ``state=`` of the wrapper.
+    """
 
-def _wrapped(state: str, model: nn.Module, optimizer: str, sparsity: Sparsity) -> Contender:
-    model = copy.deepcopy(model)
-    wrapped = SparseOptimizer(
-        make_inner(optimizer, model),
-        model,
-        method="rigl",
-        density=sparsity.density,
-        init="erk",
-        # Every update of the measurement moves the same share of the weights, and none is the last.
-        decay="constant",
-        total_steps=10**9,
-        delta_t=sparsity.update_every,
-        seed=0,
-        state=state,
-    )
-    return Contender(state, model, wrapped)
+    def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity, state: str) -> None:
+        self._state = state
+        super().__init__(model, optimizer, sparsity)
+
+    def prepare(self, optimizer: str) -> SparseOptimizer:
+        return SparseOptimizer(
+            make_inner(optimizer, list(self.model.parameters())),
+            self.model,
+            method="rigl",
+            density=self.sparsity.density,
+            init="erk",
+            alpha=DROP_FRACTION,
+            # Every update moves the same share of the weights, and none is the last.
+            decay="constant",
+            t_end=2 * NEVER,
+            delta_t=self.sparsity.update_every,
+            seed=0,
+            state=self._state,
+        )
+
+    @cached_property
+    def wrapper(self) -> SparseOptimizer:
+        """The optimizer, under its own type."""
+        assert isinstance(self.optimizer, SparseOptimizer)
+        return self.optimizer
+
+    @property
+    def updates_next(self) -> bool:
+        return self.wrapper.is_update_step
+
+    def masks(self) -> dict[str, Tensor]:
+        return {
+            name.removesuffix(".weight"): mask.clone() for name, mask in self.wrapper.masks.items()
+        }

@@ -1,67 +1,155 @@
-"""Bytes that an optimizer holds between two steps."""
+"""Bytes that a contender holds between two steps, and bytes of its checkpoint."""
 
 from __future__ import annotations
 
 import gc
+import io
 from collections.abc import Iterable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from benchmarks.overhead.contenders import Contender
 
+Array = Tensor | np.ndarray[Any, Any]
+
 #: Through these, everything there is could be reached.
-_NOT_FOLLOWED = (type, ModuleType, FunctionType, nn.Module)
+_NOT_FOLLOWED = (type, ModuleType)
 
 
-def resident_bytes(contender: Contender) -> dict[str, int]:
-    """Return the bytes of all tensors that an optimizer holds, beside weights and gradients.
+def resident_bytes(contender: Contender) -> dict[str, Any]:
+    """Return the bytes of all tensors and arrays that a contender holds between steps.
 
-    Tensors are found by following references from the optimizer, so nothing that it keeps for
-    itself is left out, whichever library it is from.
+    They are found by following references, so nothing that a library keeps for itself is left out.
 
     Returns:
-        ``state``: what is in ``optimizer.state``. ``masks``: what is in ``optimizer.masks``.
-        ``index``: everything else, which is how live weights are found and followed.
+        ``weights``: parameters and BatchNorm statistics. ``gradients``. ``state``: what is in
+        ``optimizer.state``. ``masks``: tensors of truth values or bytes, and those that are
+        ``masks()`` in any other type. ``index``: tensors of whole numbers. ``other``: the rest.
+        ``held``: all of these but the first three again, by who holds them.
     """
-    optimizer = contender.optimizer
-    counted = _storages(_model_tensors(contender.model))
-    state = _take(_tensors_within(optimizer.state), counted)
-    masks = _take(getattr(optimizer, "masks", {}).values(), counted)
-    return {"state": state, "masks": masks, "index": _take(_tensors_within(optimizer), counted)}
+    parameters = list(contender.model.parameters())
+    gradients = [weight.grad for weight in parameters if weight.grad is not None]
+    counted: dict[int, int] = {}
+    sizes: dict[str, Any] = {
+        "weights": _take([*parameters, *_statistics(contender.model)], counted),
+        "gradients": _take(gradients, counted),
+        # Its keys are the parameters, whose hooks lead to everything else.
+        "state": _take(
+            (found for found, _ in _walk(list(contender.optimizer.state.values()))), counted
+        ),
+        "masks": 0,
+        "index": 0,
+        "other": 0,
+        "held": {},
+    }
+    for array, label in _walk(contender.holders()):
+        size = _take([array], counted)
+        sizes[_kind(array, label)] += size
+        if size:
+            sizes["held"][label] = sizes["held"].get(label, 0) + size
+    return sizes
 
 
-def _model_tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.buffers()
-    for parameter in model.parameters():
-        yield parameter
-        if parameter.grad is not None:
-            yield parameter.grad
+def checkpoint_bytes(contender: Contender) -> int:
+    """Return how long a file of ``torch.save`` is, with model, optimizer and all they need."""
+    sink = _Sink()
+    torch.save(contender.checkpoint(), sink)
+    return sink.length
 
 
-def _take(tensors: Iterable[Tensor], counted: dict[int, int]) -> int:
+class _Sink(io.RawIOBase):
+    """A file that only counts."""
+
+    length = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.length += len(content)
+        return len(content)
+
+
+def _statistics(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            yield from module.buffers()
+
+
+def _kind(array: Array, label: str) -> str:
+    if label.rpartition(".")[2] == "mask" or label.endswith("_mask"):
+        return "masks"
+    name = str(array.dtype).removeprefix("torch.")
+    if name in ("bool", "uint8"):
+        return "masks"
+    return "index" if "int" in name else "other"
+
+
+def _take(arrays: Iterable[Array], counted: dict[int, int]) -> int:
     """Return the bytes of those storages that are not ``counted`` yet, and count them."""
-    found = _storages(tensors)
-    new = sum(size for pointer, size in found.items() if pointer not in counted)
-    counted.update(found)
+    new = 0
+    for array in arrays:
+        pointer, size = _storage(array)
+        if pointer not in counted:
+            counted[pointer] = size
+            new += size
     return new
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+def _storage(array: Array) -> tuple[int, int]:
+    if isinstance(array, Tensor):
+        storage = array.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array.__array_interface__["data"][0], array.nbytes
 
 
-def _tensors_within(root: Any) -> Iterator[Tensor]:
+def _walk(root: Any) -> Iterator[tuple[Array, str]]:
+    """Yield every tensor and array that ``root`` refers to, and the attribute that leads there."""
     seen: set[int] = set()
-    open_ends = [root]
+    open_ends = [(root, "")]
     while open_ends:
-        item = open_ends.pop()
+        item, label = open_ends.pop()
         if id(item) in seen or isinstance(item, _NOT_FOLLOWED):
             continue
         seen.add(id(item))
-        if isinstance(item, Tensor):
-            yield item
+        if isinstance(item, Tensor | np.ndarray):
+            yield item, label
+            open_ends.extend((hooks, label) for hooks in _hooks(item))
         else:
-            open_ends.extend(gc.get_referents(item))
+            # Last in, first out: what has a name is met by its name.
+            open_ends.extend((other, label) for other in _referents(item))
+            open_ends.extend(_named(item))
+
+
+def _hooks(array: Array) -> list[Any]:
+    names = ("_backward_hooks", "_post_accumulate_grad_hooks", "__dict__")
+    return [getattr(array, name, None) for name in names]
+
+
+def _referents(item: Any) -> list[Any]:
+    if isinstance(item, FunctionType):
+        # Its globals are a whole module.
+        return [item.__closure__, item.__defaults__]
+    return gc.get_referents(item)
+
+
+def _named(item: Any) -> Iterator[tuple[Any, str]]:
+    owner = type(item).__name__
+    names = [name for cls in type(item).__mro__ for name in _slots(cls)]
+    names += list(getattr(item, "__dict__", {}))
+    for name in names:
+        value = getattr(item, "__dict__", {}).get(name)
+        yield (getattr(item, name, None) if value is None else value), f"{owner}.{name}"
+    if isinstance(item, nn.Module):
+        yield from ((buffer, f"{owner}.{name}") for name, buffer in item._buffers.items())
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    slots = cls.__dict__.get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)

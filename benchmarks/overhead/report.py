@@ -1,198 +1,167 @@
-"""``report.md``, made from the results file alone."""
+"""``report.md``, ``summary.md`` and the plot, made from the results file alone."""
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.cifar.checkpoint import write_atomic
-from benchmarks.overhead.contenders import AGAIN, PLAIN, REFERENCE
+from benchmarks.overhead.contenders import OURS, REFERENCE
+from benchmarks.overhead.peers.registry import INSTALL, PEERS
+from benchmarks.overhead.plots import draw
+from benchmarks.overhead.results import Entry, Results
+from benchmarks.overhead.tables import (
+    USUAL_DELTA_T,
+    byte_table,
+    extras_table,
+    holder_table,
+    table,
+    time_table,
+    training_table,
+)
+from benchmarks.overhead.targets import targets
 from benchmarks.overhead.workloads import WORKLOADS
 
-Record = dict[str, Any]
-
-#: The cadence for which the mean over ordinary and update steps is shown: the wrapper's default.
-USUAL_DELTA_T = 100
-NONE = "-"
-
-
-def write_report(results: Path, report: Path) -> None:
-    """Read ``results`` and write ``report``, Markdown."""
-    record = json.loads(results.read_text())
-    write_atomic(report, "\n".join(report_lines(record)).encode())
+REPORT = "report.md"
+SUMMARY = "summary.md"
+PLOT = "cost.svg"
+QUICK = "**A quick run with tiny models: it says nothing about speed.**"
+MET = {True: "yes", False: "**no**", None: ""}
 
 
-def report_lines(record: Record) -> list[str]:
-    """The lines of the report."""
-    lines = ["# What the wrapper costs", ""]
-    if record["quick"]:
-        lines += ["**A quick run with tiny models: it says nothing about speed.**", ""]
-    lines += [*_method(record), ""]
-    for title, cases in _groups(record["steps"]):
-        first = cases[0]
-        size = f"{first['parameters']:,} parameters in {first['tensors']} tensors"
-        lines += [f"## {title}", "", f"{size}.", ""]
-        lines += ["### Time of a step", "", *_time_table(cases), ""]
-        lines += ["### Bytes between steps", "", *_byte_table(cases), ""]
-    for title, cases in _groups(record["training_steps"]):
-        batch = record["config"]["batch_size"]
-        lines += [f"## {title}: whole training step, batch {batch}", ""]
-        lines += [*_training_table(cases), ""]
-    return [*lines, "## Made with", "", *_environment(record), ""]
+def write_reports(path: Path) -> list[Path]:
+    """Read the results file ``path``, and write the reports and the plot beside it.
+
+    Returns:
+        The files that were written.
+    """
+    results = Results(path)
+    written = []
+    drawn = draw(results, path.with_name(PLOT))
+    if drawn:
+        written.append(path.with_name(PLOT))
+    for name, lines in (
+        (SUMMARY, summary_lines(results, drawn)),
+        (REPORT, report_lines(results)),
+    ):
+        write_atomic(path.with_name(name), ("\n".join(lines) + "\n").encode())
+        written.append(path.with_name(name))
+    return written
 
 
-def _method(record: Record) -> list[str]:
-    config = record["config"]
+def summary_lines(results: Results, drawn: bool) -> list[str]:
+    """What was asked for and what was measured, the plot, and with what."""
+    rows = [[row.cost, row.bound, row.found, MET[row.met]] for row in targets(results)]
+    lines = [QUICK, ""] if results.quick else []
+    lines += table(["cost, x plain", "asked for", "measured", "met"], rows)
+    if drawn:
+        lines += ["", f"![Time of a step and bytes held, by contender]({PLOT})"]
+    return [*lines, "", *_made_with(results)]
+
+
+def report_lines(results: Results) -> list[str]:
+    """Everything that was measured."""
+    lines = ["# What sparse training costs", ""]
+    if results.quick:
+        lines += [QUICK, ""]
+    lines += [*_explanations(), "", "## Who takes part", "", *_peer_table(results), ""]
+    for workload, density in results.groups():
+        lines += _group(results, workload, density)
+    return [*lines, "## Made with", "", *_made_with(results)]
+
+
+def _explanations() -> list[str]:
     return [
         "All contenders are stepped in turn in one process, in a new random order each round. A "
-        "ratio is of two times of the same round; shown are its median and [quartiles] over "
-        f"{config['rounds']} rounds. `plain` is the optimizer alone. `plain, again` is a second "
-        "copy of it: how far its ratio strays from 1 is what the measurement can't resolve. "
-        '`compact` and `masked` are `SparseOptimizer(..., method="rigl", init="erk")` with '
-        "that `state=`.",
+        "ratio is of two times of the same round; shown are its median and [quartiles]. `plain` is "
+        "the optimizer alone. `plain, again` is a second copy of it: how far its ratio strays from "
+        "1 is what the measurement can't resolve. `sparseopt` is "
+        '`SparseOptimizer(..., method="rigl", init="erk")`, with its `state=`.',
         "",
-        "- *step*: `step()` where masks stay.",
-        "- *masking*: what the gradient hooks add to `backward()`, as a multiple of plain "
-        "`step()`.",
-        f"- *update*: `step()` where masks move, every {config['update_every']} steps here; also "
-        f"as a multiple of a plain `{REFERENCE}` step on the same model.",
+        "- *step*: the optimizer's step where masks stay, with all that a library wants called "
+        "beside it.",
+        "- *masking*: what stands between weights and gradients beyond plain's, as a multiple of "
+        "plain `step()`: masks applied to weights before the forward pass, and gradients masked in "
+        "the backward pass. Without the passes themselves.",
+        "- *update*: the same as step where masks move, and how many were timed; also as a "
+        f"multiple of a plain `{REFERENCE}` step on the same model.",
         f"- *mean*: step, masking and update together, one step in {USUAL_DELTA_T} being an "
         "update, as a multiple of plain `step()`; from the medians.",
-        "- *state*: tensors in `optimizer.state`. *masks*: one bool a weight. *index*: everything "
-        "else that the wrapper holds. What a step needs for a moment is not in it.",
+        "- *density*: live weights in convolutions and linear layers, counted at the end. *moved*: "
+        "share of the live weights that were not live before the updates that were timed.",
+        "- *state*: tensors in `optimizer.state`. *masks*: tensors of truth values or bytes, "
+        "what has been explored included, and masks of another type. *index*: whole numbers, which "
+        "find live weights. *other*: everything else, such as dense gradients kept. All are found "
+        "by following references from the optimizer, the model and what belongs to them; weights "
+        "and gradients themselves are apart.",
+        "- *checkpoint*: length of the file of `torch.save` with the state dicts of the model, the "
+        "optimizer and what else is needed to go on.",
+        "- *with masking*: `step()` beyond plain's, and masking as in the first table, as a share "
+        "of plain's whole training step.",
+        "- *peak*: how far the memory of a process of its own rises, during masking and the step, "
+        "above what it holds before; on the CPU by the kernel's high-water mark.",
     ]
 
 
-def _groups(cases: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    return [
-        (f"{WORKLOADS[workload].title}, density {density:g}", list(group))
-        for (workload, density), group in itertools.groupby(
-            cases, key=lambda case: (case["workload"], case["density"])
-        )
-    ]
-
-
-def _time_table(cases: Sequence[Record]) -> list[str]:
-    header = ["optimizer", "contender", "step, ms", "x plain", "masking, x plain"]
-    header += ["update, ms", "x plain", f"x plain {REFERENCE}", "mean, x plain"]
-    return _table(
-        header,
-        [
-            [
-                case["optimizer"],
-                name,
-                _median(times["step"]["milliseconds"]),
-                _with_quartiles(times["step"]["ratio"]),
-                NONE if name == PLAIN else _with_quartiles(times["masking"]["ratio"]),
-                _median(times["update"]["milliseconds"]),
-                _with_quartiles(times["update"]["ratio"]),
-                _with_quartiles(times["update"]["ratio_to_reference"]),
-                _mean_ratio(times),
-            ]
-            for case, name, times in _rows(cases)
-        ],
-    )
-
-
-def _byte_table(cases: Sequence[Record]) -> list[str]:
-    header = ["optimizer", "contender", "state, MB", "x plain", "index, MB"]
-    header += ["state + index, x plain", "masks, MB", "all, x plain"]
-    # Implementations of one optimizer mostly hold the same, and then share a row.
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for case, name, times in _rows(cases):
-        if name == AGAIN:
-            continue
-        held = times["bytes"]
-        plain = case["contenders"][PLAIN]["bytes"]["state"]
-        row = (
-            name,
-            _megabytes(held["state"]),
-            _ratio(held["state"], plain),
-            _megabytes(held["index"]),
-            _ratio(held["state"] + held["index"], plain),
-            _megabytes(held["masks"]),
-            _ratio(sum(held.values()), plain),
-        )
-        rows.setdefault(row, []).append(case["optimizer"])
-    return _table(header, [[", ".join(names), *row] for row, names in rows.items()])
-
-
-def _training_table(cases: Sequence[Record]) -> list[str]:
-    header = ["optimizer", "contender", "whole, ms", "x plain", "forward and backward, ms"]
-    header += ["x plain", "`step()`, ms", "`step()` beyond plain's, share of whole"]
+def _peer_table(results: Results) -> list[str]:
     rows = []
-    for case, name, times in _rows(cases):
-        plain = case["contenders"][PLAIN]
-        beyond = _middle(times["step"]) - _middle(plain["step"])
+    for peer in PEERS:
+        known = results.peers.get(peer.name, {"version": None, "absent": "not asked for"})
         rows.append(
-            [
-                case["optimizer"],
-                name,
-                _median(times["whole"]["milliseconds"]),
-                _with_quartiles(times["whole"]["ratio"]),
-                _median(times["passes"]["milliseconds"]),
-                _with_quartiles(times["passes"]["ratio"]),
-                _median(times["step"]["milliseconds"]),
-                NONE if name == PLAIN else f"{beyond / _middle(plain['whole']):+.4f}",
-            ]
+            [peer.name, known["version"] or "-", peer.does, peer.cannot, known["absent"] or "here"]
         )
-    return _table(header, rows)
+    header = ["library", "version", "what it does here", "what it cannot do", "state"]
+    return [*table(header, rows), "", f"Others are installed with `{INSTALL}`."]
 
 
-def _rows(cases: Sequence[Record]) -> list[tuple[Record, str, Record]]:
+def _group(results: Results, workload: str, density: float) -> list[str]:
+    title = f"{WORKLOADS[workload].title}, density {density:g}"
+    steps, training, construction, memory = (
+        results.of(figures, workload, density)
+        for figures in ("steps", "training", "construction", "memory")
+    )
+    lines = [f"## {title}", ""]
+    if steps:
+        lines += [f"{steps[0]['parameters']:,} parameters in {steps[0]['tensors']} tensors.", ""]
+        lines += ["### The optimizer alone", "", *time_table(steps), ""]
+        lines += ["### Bytes between steps", "", *byte_table(steps), ""]
+        held = holder_table(steps[-1], list(OURS))
+        lines += [f"One by one, with {steps[-1]['optimizer']}:", "", *held, ""]
+    if training:
+        by_optimizer = {entry["optimizer"]: entry for entry in steps}
+        lines += [f"### Whole training step, {WORKLOADS[workload].sample}", ""]
+        lines += [*training_table(training, by_optimizer), ""]
+    if construction or memory:
+        lines += ["### Peak memory and construction", ""]
+        lines += [*extras_table(construction, memory), ""]
+    return [*lines, *_absent([*steps, *training, *construction, *memory])]
+
+
+def _absent(entries: Sequence[Entry]) -> list[str]:
+    reasons = {name: reason for entry in entries for name, reason in entry["absent"].items()}
+    lines = [f"- {name}: {reason}" for name, reason in reasons.items()]
+    return ["Not in these tables:", "", *lines, ""] if lines else []
+
+
+def _made_with(results: Results) -> list[str]:
+    """One line for every different way in which figures were made."""
+    lines: dict[str, list[str]] = {}
+    for entry in results.entries:
+        about = entry["made_with"]
+        versions = [f"{name} {about[name]}" for name in ("sparseopt", "torch", "numpy", "python")]
+        line = (
+            f"{', '.join(versions)}; commit {about['git_commit'] or 'unknown'}; "
+            f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, "
+            f"OMP_WAIT_POLICY={about['omp_wait_policy']}, on {about['device']}; {about['system']}; "
+            f"{about['rounds']} rounds of steps, masks moving every {about['update_every']}; "
+            f"{about['training_rounds']} of training steps"
+        )
+        lines.setdefault(line, []).append(about["date"])
     return [
-        (case, name, times)
-        for case in cases
-        for name, times in case["contenders"].items()
-        if name != REFERENCE
+        f"- {_span(dates)}: {line}" for line, dates in sorted(lines.items(), key=lambda one: one[1])
     ]
 
 
-def _environment(record: Record) -> list[str]:
-    about = record["environment"]
-    versions = [f"{name} {about[name]}" for name in ("sparseopt", "torch", "numpy", "python")]
-    return [
-        f"- {record['date']}",
-        f"- {', '.join(versions)}; commit {about['git_commit'] or 'unknown'}",
-        f"- {about['processor']}, {about['cores']} cores, {about['threads']} threads, "
-        f"OMP_WAIT_POLICY={about['omp_wait_policy']}, on {about['device']}; {about['system']}",
-    ]
-
-
-def _mean_ratio(times: Mapping[str, Any]) -> str:
-    update = times["update"]["ratio"]
-    if update is None:
-        return NONE
-    ordinary = times["step"]["ratio"]["median"] + times["masking"]["ratio"]["median"]
-    mean = ((USUAL_DELTA_T - 1) * ordinary + update["median"]) / USUAL_DELTA_T
-    return f"{mean:.3f}"
-
-
-def _middle(phase: Mapping[str, Any]) -> float:
-    return float(phase["milliseconds"]["median"])
-
-
-def _median(summary: Mapping[str, float] | None) -> str:
-    return NONE if summary is None else f"{summary['median']:.3g}"
-
-
-def _with_quartiles(summary: Mapping[str, float] | None) -> str:
-    if summary is None:
-        return NONE
-    return f"{summary['median']:.3f} [{summary['q1']:.3f}, {summary['q3']:.3f}]"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.2f}"
-
-
-def _ratio(count: int, plain: int) -> str:
-    return f"{count / plain:.3f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+def _span(dates: Sequence[str]) -> str:
+    first, last = min(dates), max(dates)
+    return first if first == last else f"{first} to {last}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import gc
 import itertools
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,18 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.cifar.checkpoint import write_atomic
 from benchmarks.cifar.environment import describe_environment
-from benchmarks.overhead.contenders import Contender, Sparsity, make_contenders
-from benchmarks.overhead.memory import resident_bytes
-from benchmarks.overhead.steps import measure_steps, summarise_steps
-from benchmarks.overhead.training import measure_training_steps, summarise_training
+from benchmarks.overhead.building import (
+    PEER_BY_NAME,
+    Case,
+    Lineup,
+    build_model,
+    construct,
+    line_up,
+    sparse_layers,
+    time_construction,
+)
+from benchmarks.overhead.contenders import NEVER, PLAIN, REFERENCE, Contender
+from benchmarks.overhead.memory import checkpoint_bytes, resident_bytes
+from benchmarks.overhead.peak import peak_of_steps
+from benchmarks.overhead.results import Results
+from benchmarks.overhead.steps import StepTimer, measure_steps
+from benchmarks.overhead.timing import quartiles, run_rounds
+from benchmarks.overhead.training import measure_training
 from benchmarks.overhead.workloads import WORKLOADS
 
-#: More than any measurement has rounds.
-NEVER = 10**8
+CONSTRUCTIONS = 3
 
 
 @dataclass(frozen=True)
@@ -35,12 +46,11 @@ class Config:
         workloads: Names of models.
         optimizers: Names of inner optimizers.
         densities: Shares of live weights.
-        states: The ``state=`` of the wrapped contenders.
+        contenders: Who is measured beside the plain optimizer.
+        figures: What is measured: steps, training, construction, memory.
         rounds: Rounds of steps that count.
         update_every: Steps between mask updates.
-        training_step: Whether whole training steps are measured too.
-        training_rounds: Rounds of training steps that count.
-        batch_size: Samples in a training step.
+        training_rounds: Rounds of whole training steps that count.
         device: A torch device.
         quick: Whether models are tiny ones, to try the benchmark itself.
     """
@@ -48,103 +58,181 @@ class Config:
     workloads: tuple[str, ...]
     optimizers: tuple[str, ...]
     densities: tuple[float, ...]
-    states: tuple[str, ...]
+    contenders: tuple[str, ...]
+    figures: tuple[str, ...]
     rounds: int
     update_every: int
-    training_step: bool
     training_rounds: int
-    batch_size: int
     device: str
     quick: bool
 
 
-@dataclass(frozen=True)
-class Case:
-    """What all contenders of one measurement share."""
-
-    workload: str
-    density: float
-    optimizer: str
+Measure = Callable[[Case, Config, Callable[[], Any]], dict[str, Any]]
 
 
-def run(config: Config, results: Path) -> None:
-    """Measure everything and write ``results``, a JSON file, anew after every case."""
-    device = torch.device(config.device)
-    record: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "quick": config.quick,
-        "config": asdict(config),
-        "environment": {
-            **describe_environment(device),
-            "cores": os.cpu_count(),
-            "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        },
-        "steps": [],
-        "training_steps": [],
-    }
+def run(config: Config, path: Path) -> None:
+    """Measure everything and write ``path``, the results file, anew after every entry.
+
+    Raises:
+        MixedResultsError: If the file has results of a quick run and this is none, or vice versa.
+    """
+    results = Results(path)
+    results.check_mixing(config.quick)
+    results.peers.update(_peers(config))
     cases = list(
         itertools.starmap(
             Case, itertools.product(config.workloads, config.densities, config.optimizers)
         )
     )
-    trained = [case for case in cases if config.training_step and _can_train(case)]
-    total = len(cases) * (config.update_every + config.rounds)
-    total += len(trained) * (1 + config.training_rounds)
-    with tqdm(total=total, unit="round") as bar:
-        for kind, todo, measure in (
-            ("steps", cases, _measure_steps),
-            ("training_steps", trained, _measure_training),
-        ):
-            for case in todo:
-                bar.set_description(f"{case.workload} {case.optimizer} {case.density:g}")
-                record[kind].append(measure(case, config, bar.update))
-                write_atomic(results, (json.dumps(record, indent=1) + "\n").encode())
+    todo = [
+        (case, figures)
+        for case in cases
+        for figures in config.figures
+        if figures != "training" or WORKLOADS[case.workload].make_batch is not None
+    ]
+    with tqdm(total=sum(_rounds(config, figures) for _, figures in todo), unit="round") as bar:
+        for case, figures in todo:
+            bar.set_description(f"{case.workload} {case.optimizer} {case.density:g} {figures}")
+            entry = {
+                "figures": figures,
+                **asdict(case),
+                **_MEASURES[figures](case, config, bar.update),
+            }
+            results.put({**entry, "quick": config.quick, "made_with": _made_with(config)})
 
 
-def _can_train(case: Case) -> bool:
-    return WORKLOADS[case.workload].sample_shape is not None
+def _peers(config: Config) -> dict[str, dict[str, str | None]]:
+    """Version and reason for absence of every peer that was asked for."""
+    known: dict[str, dict[str, str | None]] = {}
+    for name in config.contenders:
+        if name in PEER_BY_NAME:
+            peer = PEER_BY_NAME[name]
+            try:
+                peer.load()
+                reason = None
+            except ImportError as error:
+                reason = str(error)
+            known[name] = {"version": peer.version(), "absent": reason}
+    return known
+
+
+def _rounds(config: Config, figures: str) -> int:
+    counts = {
+        "steps": config.update_every + config.rounds,
+        "training": 1 + config.training_rounds,
+        "construction": 1,
+        "memory": 1 + len(config.contenders),
+    }
+    return counts[figures]
+
+
+def _made_with(config: Config) -> dict[str, Any]:
+    settings = ("rounds", "update_every", "training_rounds")
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **{name: getattr(config, name) for name in settings},
+        **describe_environment(torch.device(config.device)),
+        "cores": os.cpu_count(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+    }
 
 
 def _measure_steps(case: Case, config: Config, on_round: Callable[[], Any]) -> dict[str, Any]:
-    contenders = _contenders(case, config, config.update_every, reference=True)
-    rounds = measure_steps(
-        contenders,
-        rounds=config.rounds,
-        # A whole cycle, so that the first update is warm too.
-        warmup=config.update_every,
-        device=torch.device(config.device),
-        on_round=on_round,
-    )
-    times = summarise_steps(rounds)
+    device = torch.device(config.device)
+    model = build_model(case.workload, config.quick, device)
+    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+    layers = sparse_layers(model)
+    lineup = line_up(case, config.contenders, model, device)
+    contenders = construct(lineup, model, case, config.update_every)
+    timer = StepTimer(list(sizes), max(sizes.values()), config.update_every, device)
+    # A whole cycle, so that the first update is warm too.
+    warmup = config.update_every
+    run_rounds(contenders, timer, rounds=range(warmup), on_round=on_round)
+    masks = {name: contender.masks() for name, contender in contenders.items()}
+    rounds = range(warmup, warmup + config.rounds)
+    times = measure_steps(contenders, timer, rounds=rounds, on_round=on_round)
     return {
-        **asdict(case),
-        "parameters": sum(parameter.numel() for parameter in contenders[0].parameters),
-        "tensors": len(contenders[0].parameters),
+        "parameters": sum(sizes.values()),
+        "tensors": len(sizes),
+        "sparse_weights": sum(layers.values()),
+        "absent": lineup.absent,
         "contenders": {
-            contender.name: {**times[contender.name], "bytes": resident_bytes(contender)}
-            for contender in contenders
+            name: {
+                **times[name],
+                **_what_masks_did(masks[name], contender, layers),
+                "bytes": resident_bytes(contender),
+                "checkpoint": checkpoint_bytes(contender),
+            }
+            for name, contender in contenders.items()
         },
     }
 
 
+def _what_masks_did(
+    before: dict[str, Tensor], contender: Contender, sizes: dict[str, int]
+) -> dict[str, Any]:
+    """Say which share of the weights of ``sizes`` is live, and which part of those was not.
+
+    A layer without a mask is live as a whole.
+    """
+    masks = contender.masks()
+    if not masks:
+        return {"density": None, "moved": None}
+    live = sum(int(masks[name].sum()) if name in masks else sizes[name] for name in sizes)
+    moved = sum(int((masks[name] & ~before[name]).sum()) for name in sizes if name in masks)
+    return {"density": live / sum(sizes.values()), "moved": moved / live}
+
+
 def _measure_training(case: Case, config: Config, on_round: Callable[[], Any]) -> dict[str, Any]:
-    rounds = measure_training_steps(
-        _contenders(case, config, NEVER, reference=False),
-        WORKLOADS[case.workload],
-        batch_size=config.batch_size,
+    device = torch.device(config.device)
+    model = build_model(case.workload, config.quick, device)
+    lineup = line_up(case, config.contenders, model, device)
+    contenders = construct(_without_reference(lineup), model, case, NEVER)
+    times = measure_training(
+        contenders,
+        WORKLOADS[case.workload].batch(config.quick, device),
         rounds=config.training_rounds,
-        device=torch.device(config.device),
+        device=device,
         on_round=on_round,
     )
-    return {**asdict(case), "contenders": summarise_training(rounds)}
+    return {"absent": lineup.absent, "contenders": times}
 
 
-def _contenders(
-    case: Case, config: Config, update_every: int, *, reference: bool
-) -> list[Contender]:
-    # Optimizers of the last case may be in cycles, and are large.
+def _without_reference(lineup: Lineup) -> Lineup:
+    makers = {name: make for name, make in lineup.makers.items() if name != REFERENCE}
+    return Lineup(makers, lineup.absent)
+
+
+def _measure_construction(
+    case: Case, config: Config, on_round: Callable[[], Any]
+) -> dict[str, Any]:
+    device = torch.device(config.device)
+    model = build_model(case.workload, config.quick, device)
+    lineup = _without_reference(line_up(case, config.contenders, model, device))
+    built = time_construction(lineup, model, case, CONSTRUCTIONS, device)
+    on_round()
+    milliseconds = {
+        name: quartiles([1e3 * seconds for seconds in times]) for name, times in built.items()
+    }
+    return {"absent": lineup.absent, "contenders": milliseconds}
+
+
+def _measure_memory(case: Case, config: Config, on_round: Callable[[], Any]) -> dict[str, Any]:
+    device = torch.device(config.device)
+    model = build_model(case.workload, config.quick, device)
+    lineup = line_up(case, config.contenders, model, device)
+    del model
     gc.collect()
-    torch.manual_seed(0)
-    model = WORKLOADS[case.workload].build(config.quick).to(config.device)
-    sparsity = Sparsity(case.density, update_every)
-    return make_contenders(model, case.optimizer, sparsity, config.states, reference=reference)
+    peaks = {}
+    for name in (PLAIN, *(name for name in config.contenders if name in lineup.makers)):
+        peaks[name] = peak_of_steps(case, name, quick=config.quick, device=config.device)
+        on_round()
+    return {"absent": lineup.absent, "contenders": peaks}
+
+
+_MEASURES: dict[str, Measure] = {
+    "steps": _measure_steps,
+    "training": _measure_training,
+    "construction": _measure_construction,
+    "memory": _measure_memory,
+}

@@ -1,17 +1,19 @@
-"""The optimizer alone: its step, the masking of gradients before it, and the mask update."""
+"""The optimizer alone: its step, the masking around it, and the mask update."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.overhead.contenders import PLAIN, REFERENCE, Contender
 from benchmarks.overhead.timing import (
     Round,
     Sample,
+    beyond,
     milliseconds,
     quartiles,
     ratios,
@@ -24,6 +26,8 @@ GRADIENT_SCALE = 1e-3
 GRADIENT_SETS = 1024
 #: A whole number of cache lines, so that all gradients are aligned alike.
 SHIFT = 64
+#: Samples that an update sees where it computes the dense gradient itself.
+UPDATE_SAMPLES = 128
 
 
 class Gradients:
@@ -31,89 +35,114 @@ class Gradients:
 
     They are windows into one tensor of random numbers, so a thousand sets take hardly more memory
     than the largest gradient.
+
+    Args:
+        largest: Numbers in the largest gradient.
+        device: Where they are.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
-        self._shapes = [parameter.shape for parameter in parameters]
-        largest = max(shape.numel() for shape in self._shapes)
+    def __init__(self, largest: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
         numbers = torch.randn(largest + GRADIENT_SETS * SHIFT, generator=generator)
         self._numbers = (GRADIENT_SCALE * numbers).to(device)
 
-    def of_round(self, index: int) -> list[Tensor]:
-        """Return one gradient for each parameter."""
+    def of_round(self, index: int, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return one gradient for each of ``weights``."""
         numbers = self._numbers[index % GRADIENT_SETS * SHIFT :]
-        return [numbers[: shape.numel()].view(shape) for shape in self._shapes]
+        return [numbers[: weight.numel()].view(weight.shape) for weight in weights]
+
+
+class StepTimer:
+    """Steps contenders with made-up gradients; its samples are for :func:`run_rounds`.
+
+    The phases of a sample are ``masking``, everything between the parameters and their gradients:
+    weights as a forward pass sees them, the accumulation of gradients and its hooks; and then
+    either ``step`` or, where masks moved, ``update``.
+
+    Args:
+        names: The parameters of the plain model.
+        largest: Numbers in the largest of them.
+        update_every: Steps between updates.
+        device: Where everything is.
+    """
+
+    def __init__(
+        self, names: Sequence[str], largest: int, update_every: int, device: torch.device
+    ) -> None:
+        self._names = names
+        self._gradients = Gradients(largest, device)
+        self._update_every = update_every
+        self._device = device
+        self._updates: Counter[Contender] = Counter()
+
+    def __call__(self, contender: Contender, index: int) -> Sample | None:
+        """Step ``contender`` once."""
+        if contender.always_updates and (index + 1) % self._update_every:
+            return None
+        phase = "update" if contender.updates_next else "step"
+        if phase == "update" and self._has_enough(contender):
+            contender.skip()
+            return None
+        if phase == "update":
+            contender.before_update(UPDATE_SAMPLES)
+        # Gradients are accumulated into zeros, so that no allocation is timed.
+        for parameter in contender.model.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.zero_()
+        masking = seconds(lambda: self.accumulate(contender, index), self._device)
+        return {"masking": masking, phase: seconds(contender.step, self._device)}
+
+    def _has_enough(self, contender: Contender) -> bool:
+        self._updates[contender] += 1
+        return contender.most_updates is not None and (
+            self._updates[contender] > contender.most_updates
+        )
+
+    def accumulate(self, contender: Contender, index: int) -> None:
+        """Do what a forward and a backward pass do to parameters, and nothing else of them."""
+        weights = contender.weights(self._names)
+        torch.autograd.backward(weights, self._gradients.of_round(index, weights))
 
 
 def measure_steps(
-    contenders: Sequence[Contender],
+    contenders: dict[str, Contender],
+    timer: StepTimer,
     *,
-    rounds: int,
-    warmup: int,
-    device: torch.device,
+    rounds: range,
     on_round: Callable[[], Any],
-) -> list[Round]:
-    """Step every contender once a round; see :func:`run_rounds`.
-
-    The phases of a sample are ``backward``, which accumulates the gradients and runs the hooks on
-    them, and then either ``step`` or, where masks moved, ``update``.
-    """
-    gradients = Gradients(contenders[0].parameters, device)
-    return run_rounds(
-        contenders,
-        lambda contender, index: _measure(contender, gradients.of_round(index), device),
-        rounds=rounds,
-        warmup=warmup,
-        on_round=on_round,
-    )
-
-
-def _measure(contender: Contender, gradients: list[Tensor], device: torch.device) -> Sample:
-    parameters = contender.parameters
-    # Gradients are accumulated into zeros, so that no allocation is timed.
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad.zero_()
-    phase = "update" if contender.is_update_step else "step"
-    # With the parameters as roots, backward() is nothing but the accumulation and its hooks.
-    backward = seconds(lambda: torch.autograd.backward(parameters, gradients), device)
-    return {"backward": backward, phase: seconds(contender.optimizer.step, device)}
-
-
-def summarise_steps(rounds: Sequence[Round]) -> dict[str, dict[str, Any]]:
-    """Return medians and quartiles by contender; None where a contender has no such phase.
+) -> dict[str, dict[str, Any]]:
+    """Step every contender once a round; return medians and quartiles by contender.
 
     ``step`` and ``update``: milliseconds, and ratio to the plain optimizer's step of the same
-    round. ``update`` also as a ratio to the reference optimizer's step. ``masking``: what hooks add
-    to the accumulation of gradients, in milliseconds and relative to the plain optimizer's step.
+    round; ``update`` also as a ratio to the reference optimizer's step. ``masking``: what it takes
+    beyond the plain optimizer's accumulation of gradients, in milliseconds and relative to the
+    plain optimizer's step. None where a contender has no such phase.
     """
+    measured = run_rounds(contenders, timer, rounds=rounds, on_round=on_round)
+    return {name: _summarise(measured, name) for name in contenders}
+
+
+def _summarise(rounds: Sequence[Round], name: str) -> dict[str, Any]:
     reference = REFERENCE if REFERENCE in rounds[0] else PLAIN
-    return {
-        name: {
-            "step": {
-                "milliseconds": milliseconds(rounds, name, "step"),
-                "ratio": ratios(rounds, name, "step", to=(PLAIN, "step")),
-            },
-            "update": {
-                "milliseconds": milliseconds(rounds, name, "update"),
-                "ratio": ratios(rounds, name, "update", to=(PLAIN, "step")),
-                "ratio_to_reference": ratios(rounds, name, "update", to=(reference, "step")),
-            },
-            "masking": _masking(rounds, name),
-        }
-        for name in rounds[0]
-    }
-
-
-def _masking(rounds: Sequence[Round], name: str) -> dict[str, Any]:
     added = [
-        (samples[name]["backward"] - samples[PLAIN]["backward"], samples[PLAIN]["step"])
+        1e3 * (samples[name]["masking"] - samples[PLAIN]["masking"])
         for samples in rounds
-        if "step" in samples[name]
+        if "step" in samples.get(name, {})
     ]
+    ordinary = [samples for samples in rounds if "step" in samples.get(name, {})]
     return {
-        "milliseconds": quartiles([1e3 * more for more, _ in added]),
-        "ratio": quartiles([more / step for more, step in added]),
+        "step": {
+            "milliseconds": milliseconds(rounds, name, "step"),
+            "ratio": ratios(rounds, name, "step", to=(PLAIN, "step")),
+        },
+        "update": {
+            "milliseconds": milliseconds(rounds, name, "update"),
+            "ratio": ratios(rounds, name, "update", to=(PLAIN, "step")),
+            "ratio_to_reference": ratios(rounds, name, "update", to=(reference, "step")),
+        },
+        "masking": {
+            "milliseconds": quartiles(added),
+            "ratio": beyond(ordinary, name, "masking", base=PLAIN, per=(PLAIN, "step")),
+        },
     }

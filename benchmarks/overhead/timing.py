@@ -36,32 +36,31 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def run_rounds(
-    contenders: Sequence[Contender],
-    measure: Callable[[Contender, int], Sample],
+    contenders: dict[str, Contender],
+    measure: Callable[[Contender, int], Sample | None],
     *,
-    rounds: int,
-    warmup: int,
+    rounds: range,
     on_round: Callable[[], Any],
 ) -> list[Round]:
-    """Measure every contender once a round; return the rounds after the warm-up.
+    """Measure every contender once a round.
 
     The order is drawn anew for each round. In a fixed or merely rotated order everyone would
     always follow the same one, and find the caches as that one leaves them.
 
     Args:
-        contenders: What to measure.
-        measure: Takes a contender and the number of the round.
-        rounds: How many rounds count.
-        warmup: How many come before them.
+        contenders: What to measure, by name.
+        measure: Takes a contender and the number of the round; None if it has nothing to measure.
+        rounds: The numbers of the rounds.
         on_round: Called after each round.
     """
     order = random.Random(0)
+    names = list(contenders)
     measured = []
-    for index in range(warmup + rounds):
-        drawn = order.sample(contenders, len(contenders))
-        samples = {contender.name: measure(contender, index) for contender in drawn}
-        if index >= warmup:
-            measured.append({contender.name: samples[contender.name] for contender in contenders})
+    for index in rounds:
+        samples = {
+            name: measure(contenders[name], index) for name in order.sample(names, len(names))
+        }
+        measured.append({name: sample for name in names if (sample := samples[name])})
         on_round()
     return measured
 
@@ -75,13 +74,13 @@ def quartiles(values: Sequence[float]) -> Quartiles | None:
     """
     if not values:
         return None
-    q1, median, q3 = (float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
+    q1, median, q3 = (round(float(value), 6) for value in np.quantile(values, (0.25, 0.5, 0.75)))
     return {"count": len(values), "q1": q1, "median": median, "q3": q3}
 
 
 def milliseconds(rounds: Sequence[Round], name: str, phase: str) -> Quartiles | None:
     """Summarise the milliseconds of a contender's phase, over the rounds in which it had it."""
-    return quartiles([1e3 * samples[name][phase] for samples in rounds if phase in samples[name]])
+    return quartiles([1e3 * samples[name][phase] for samples in _with(rounds, name, phase)])
 
 
 def ratios(
@@ -92,7 +91,26 @@ def ratios(
     return quartiles(
         [
             samples[name][phase] / samples[other][other_phase]
-            for samples in rounds
-            if phase in samples[name]
+            for samples in _with(rounds, name, phase)
         ]
     )
+
+
+def beyond(
+    rounds: Sequence[Round], name: str, phase: str, *, base: str, per: tuple[str, str]
+) -> Quartiles | None:
+    """Summarise how much longer a phase is than that of ``base``, as a share of the phase ``per``.
+
+    All three are of the same round.
+    """
+    other, other_phase = per
+    return quartiles(
+        [
+            (samples[name][phase] - samples[base][phase]) / samples[other][other_phase]
+            for samples in _with(rounds, name, phase)
+        ]
+    )
+
+
+def _with(rounds: Sequence[Round], name: str, phase: str) -> list[Round]:
+    return [samples for samples in rounds if phase in samples.get(name, {})]

@@ -1,4 +1,4 @@
-"""The overhead benchmark, as a user runs it: one command, then the results file and the report."""
+"""The overhead benchmark, as a user runs it: one command, then the results file and the reports."""
 
 import json
 import subprocess
@@ -11,19 +11,27 @@ from benchmarks.overhead.cli import main
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "overhead" / "run.py"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "overhead"
 OPTIMIZERS = ("sgd-foreach", "adamw-for-loop")
+OURS = ("sparseopt, compact", "sparseopt, masked")
+PRUNE = "torch.nn.utils.prune"
 DENSITY = 0.1
+TINY = ["--quick", "--device", "cpu", "--densities", str(DENSITY)]
+WRITTEN = ("cost.svg", "report.md", "summary.md")
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one quick run."""
     folder = tmp_path_factory.mktemp("overhead")
-    options = ["--quick", "--training-step", "--device", "cpu", "--threads", "1"]
-    options += ["--optimizers", *OPTIMIZERS, "--out", str(folder)]
+    options = [*TINY, "--threads", "1", "--models", "wrn-22-2", "gpt", "--out", str(folder)]
+    options += ["--figures", "steps", "training", "construction"]
+    options += ["--optimizers", *OPTIMIZERS, "--contenders", *OURS, PRUNE, "cerebras-pytorch"]
     finished = subprocess.run(
-        [sys.executable, str(SCRIPT), *options], capture_output=True, text=True, check=False
+        [sys.executable, str(BENCHMARK / "run.py"), *options],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert finished.returncode == 0, finished.stderr
     return folder
@@ -34,94 +42,162 @@ def results(out: Path) -> dict:
     return json.loads((out / "results.json").read_text())
 
 
-def find(cases: list[dict], workload: str, optimizer: str) -> dict:
-    (case,) = (
-        case for case in cases if (case["workload"], case["optimizer"]) == (workload, optimizer)
+def find(results: dict, figures: str, workload: str, optimizer: str) -> dict:
+    wanted = (figures, workload, optimizer)
+    (entry,) = (
+        entry
+        for entry in results["entries"]
+        if (entry["figures"], entry["workload"], entry["optimizer"]) == wanted
     )
-    return case["contenders"]
+    return entry
 
 
-def test_results_say_what_was_measured_and_where(results: dict) -> None:
-    assert results["quick"] is True
-    assert results["config"]["densities"] == [DENSITY]
-    assert results["environment"]["threads"] == 1
-    assert results["environment"]["omp_wait_policy"] is not None
-    assert results["environment"]["torch"]
-    assert results["date"].endswith("+00:00")
+def test_every_entry_says_how_and_where_it_was_measured(results: dict) -> None:
+    assert len(results["entries"]) == 3 * 2 * len(OPTIMIZERS)
+    for entry in results["entries"]:
+        assert entry["quick"] is True
+        assert entry["density"] == DENSITY
+        about = entry["made_with"]
+        assert about["threads"] == 1
+        assert about["omp_wait_policy"] is not None
+        assert about["torch"]
+        assert about["date"].endswith("+00:00")
 
 
-@pytest.mark.parametrize("workload", ["wrn-22-2", "linears-25m"])
+@pytest.mark.parametrize("workload", ["wrn-22-2", "gpt"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_phase_of_every_contender_has_ordered_quartiles(
     results: dict, workload: str, optimizer: str
 ) -> None:
-    contenders = find(results["steps"], workload, optimizer)
-    config = results["config"]
-    updates = config["rounds"] // config["update_every"]
-    for name in ("compact", "masked"):
+    entry = find(results, "steps", workload, optimizer)
+    contenders, settings = entry["contenders"], entry["made_with"]
+    updates = settings["rounds"] // settings["update_every"]
+    for name in OURS:
         times = contenders[name]
-        for phase, count in (("step", config["rounds"] - updates), ("update", updates)):
+        for phase, count in (("step", settings["rounds"] - updates), ("update", updates)):
             for unit in ("milliseconds", "ratio"):
                 summary = times[phase][unit]
                 assert summary["count"] == count
                 assert 0 < summary["q1"] <= summary["median"] <= summary["q3"]
         assert times["update"]["ratio_to_reference"]["count"] == updates
-        assert times["masking"]["ratio"]["count"] == config["rounds"] - updates
+        assert times["masking"]["ratio"]["count"] == settings["rounds"] - updates
     assert contenders["plain"]["step"]["ratio"]["median"] == 1.0
     assert contenders["plain"]["update"]["milliseconds"] is None
-    assert contenders["plain, again"]["step"]["milliseconds"]["count"] == config["rounds"]
+    assert contenders["plain, again"]["step"]["milliseconds"]["count"] == settings["rounds"]
+    assert contenders[PRUNE]["update"]["milliseconds"] is None
+
+
+def test_contenders_are_as_sparse_as_asked_and_move_their_masks_or_not(results: dict) -> None:
+    for optimizer in OPTIMIZERS:
+        contenders = find(results, "steps", "gpt", optimizer)["contenders"]
+        for name in (*OURS, PRUNE):
+            assert contenders[name]["density"] == pytest.approx(DENSITY, abs=1e-3)
+        assert contenders["plain"]["density"] is None
+        assert all(contenders[name]["moved"] > 0.1 for name in OURS)
+        assert contenders[PRUNE]["moved"] == 0
 
 
 def test_an_update_is_compared_with_adamw_whatever_the_optimizer(results: dict) -> None:
-    assert "adamw-for-loop" in find(results["steps"], "linears-25m", "sgd-foreach")
-    compact = find(results["steps"], "linears-25m", "adamw-for-loop")["compact"]["update"]
-    assert compact["ratio_to_reference"] == compact["ratio"]
+    assert "adamw-for-loop" in find(results, "steps", "gpt", "sgd-foreach")["contenders"]
+    adamw = find(results, "steps", "gpt", "adamw-for-loop")["contenders"]
+    update = adamw[OURS[0]]["update"]
+    assert update["ratio_to_reference"] == update["ratio"]
 
 
 @pytest.mark.parametrize(("optimizer", "moments"), [("sgd-foreach", 1), ("adamw-for-loop", 2)])
 def test_bytes_are_those_of_the_tensors_that_optimizers_must_hold(
     results: dict, optimizer: str, moments: int
 ) -> None:
-    (case,) = (
-        case
-        for case in results["steps"]
-        if (case["workload"], case["optimizer"]) == ("linears-25m", optimizer)
-    )
-    weights = case["parameters"]
-    held = {name: times["bytes"] for name, times in case["contenders"].items()}
+    entry = find(results, "steps", "gpt", optimizer)
+    weights, sparse = entry["parameters"], entry["sparse_weights"]
+    held = {name: figures["bytes"] for name, figures in entry["contenders"].items()}
     # One float32 a weight and moment; AdamW counts steps besides.
-    counters = 4 * case["tensors"] if moments == 2 else 0
+    counters = 4 * entry["tensors"] if moments == 2 else 0
     dense = 4 * moments * weights + counters
-    assert held["plain"] == {"state": dense, "masks": 0, "index": 0}
-    assert held["masked"]["state"] == dense
-    live = pytest.approx(4 * moments * DENSITY * weights + counters, rel=1e-3)
-    assert held["compact"]["state"] == live
-    assert held["compact"]["state"] < 0.2 * held["plain"]["state"]
-    for name in ("compact", "masked"):
-        assert held[name]["masks"] == weights
-        # What the wrapper finds live weights by is no more than another mask or two.
-        assert 0 < held[name]["index"] < weights
+    for name in ("plain", *OURS, PRUNE):
+        assert held[name]["weights"] == held[name]["gradients"] == 4 * weights
+    assert {kind: held["plain"][kind] for kind in ("masks", "index", "other")} == {
+        "masks": 0,
+        "index": 0,
+        "other": 0,
+    }
+    assert held["plain"]["state"] == held["sparseopt, masked"]["state"] == dense
+    live = 4 * moments * (weights - sparse + DENSITY * sparse) + counters
+    assert held["sparseopt, compact"]["state"] == pytest.approx(live, rel=1e-3)
+    # A float32 mask and the product of weight and mask, each of every weight.
+    assert held[PRUNE]["masks"] == held[PRUNE]["other"] == 4 * sparse
+    for name in OURS:
+        finding = held[name]["masks"] + held[name]["index"] + held[name]["other"]
+        assert sparse / 8 <= finding < 3 * sparse
+        assert sum(held[name]["held"].values()) == finding
 
 
 def test_a_whole_training_step_is_its_parts(results: dict) -> None:
-    assert {case["workload"] for case in results["training_steps"]} == {"wrn-22-2"}
-    for optimizer in OPTIMIZERS:
-        contenders = find(results["training_steps"], "wrn-22-2", optimizer)
-        assert set(contenders) == {"plain", "plain, again", "compact", "masked"}
-        for phases in contenders.values():
-            whole = phases["whole"]["milliseconds"]["median"]
-            assert 0 < phases["step"]["milliseconds"]["median"] < whole
-            assert 0 < phases["passes"]["milliseconds"]["median"] <= whole
+    for workload in ("wrn-22-2", "gpt"):
+        for optimizer in OPTIMIZERS:
+            contenders = find(results, "training", workload, optimizer)["contenders"]
+            assert set(contenders) == {"plain", "plain, again", *OURS, PRUNE}
+            for phases in contenders.values():
+                whole = phases["whole"]["milliseconds"]["median"]
+                assert 0 < phases["step"]["milliseconds"]["median"] < whole
+                assert 0 < phases["passes"]["milliseconds"]["median"] <= whole
 
 
-def test_the_report_is_made_from_the_results_alone(out: Path, tmp_path: Path) -> None:
+def test_a_library_that_does_not_take_part_is_named_with_the_reason(
+    results: dict, out: Path
+) -> None:
+    for entry in results["entries"]:
+        assert set(entry["absent"]) == {"cerebras-pytorch"}
+    reason = results["peers"]["cerebras-pytorch"]["absent"]
+    assert "not installed" in reason or "does not import" in reason
+    report = (out / "report.md").read_text()
+    assert f"- cerebras-pytorch: {reason}" in report
+    assert "compiled for torch 2.4.0 alone" in report
+
+
+def test_the_reports_are_made_from_the_results_alone(out: Path, tmp_path: Path) -> None:
     report = (out / "report.md").read_text()
     assert "quick run" in report
-    for title in ("WRN-22-2, density 0.1", "whole training step", "Bytes between steps"):
+    for title in ("WRN-22-2, density 0.1", "Whole training step", "Bytes between steps"):
         assert title in report
     (tmp_path / "results.json").write_bytes((out / "results.json").read_bytes())
     assert main(["--report-only", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "report.md").read_text() == report
+    for name in WRITTEN:
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_the_committed_reports_are_those_of_the_committed_results(tmp_path: Path) -> None:
+    committed = BENCHMARK / "results"
+    (tmp_path / "results.json").write_bytes((committed / "results.json").read_bytes())
+    assert main(["--report-only", "--out", str(tmp_path)]) == 0
+    for name in ("report.md", "summary.md"):
+        assert (tmp_path / name).read_text() == (committed / name).read_text()
+    # Another version of matplotlib may draw the same figure in other words.
+    assert (committed / "cost.svg").exists()
+
+
+def test_measuring_a_part_again_replaces_it_and_leaves_the_others(tmp_path: Path) -> None:
+    def measure(*options: str) -> list[dict]:
+        arguments = [*TINY, "--models", "bag", "--contenders", OURS[0], "--figures", "steps"]
+        assert main([*arguments, *options, "--out", str(tmp_path)]) == 0
+        return json.loads((tmp_path / "results.json").read_text())["entries"]
+
+    (adamw,) = measure("--optimizers", "adamw-for-loop")
+    first, second = measure("--optimizers", "sgd-for-loop")
+    assert [first["optimizer"], second] == ["sgd-for-loop", adamw]
+    again, other = measure("--optimizers", "sgd-for-loop", "--rounds", "16", "--update-every", "4")
+    assert other == adamw
+    assert again["optimizer"] == "sgd-for-loop"
+    assert again["made_with"]["update_every"] == 4
+
+
+def test_quick_and_real_results_do_not_mix(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_bytes((out / "results.json").read_bytes())
+    assert main(["--models", "bag", "--out", str(tmp_path)]) == 1
+    assert "choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_bytes() == (out / "results.json").read_bytes()
 
 
 def test_a_report_without_results_says_so(
@@ -133,7 +209,15 @@ def test_a_report_without_results_says_so(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--densities", "0"), ("--rounds", "0"), ("--device", "nonsense"), ("--workloads", "vgg")],
+    [
+        ("--densities", "0"),
+        ("--densities", "1"),
+        ("--rounds", "0"),
+        ("--device", "nonsense"),
+        ("--models", "vgg"),
+        ("--optimizers", "adamax"),
+        ("--contenders", "nobody"),
+    ],
 )
 def test_bad_options_are_refused_by_name(
     arguments: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

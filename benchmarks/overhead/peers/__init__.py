@@ -1,0 +1,1 @@
+"""Other libraries that train sparse, each driven as its own documentation says."""

@@ -1,0 +1,109 @@
+"""SparseLab: linear layers that store and multiply live weights only, on the CPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import sparselab
+import torch
+from sparselab.ops import _transpose_cache
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from benchmarks.overhead.contenders import DROP_FRACTION, Contender
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """What finds the live weights, of all layers."""
+
+    arrays: list[Any]
+
+
+class SparseLab(Contender):
+    """RigL by its ``RigL``, with every sparse linear layer replaced by a ``SparseLinear``."""
+
+    most_updates = 4
+
+    def prepare(self, optimizer: str) -> Optimizer:
+        densities = self.sparsity.by_layer(self.model)
+        self._layers = {
+            name: self._replace(name, density) for name, density in densities.items() if density < 1
+        }
+        self._algorithm = sparselab.RigL(
+            sparsity=1 - self.sparsity.density,
+            drop_fraction=DROP_FRACTION,
+            update_freq=self.sparsity.update_every,
+            seed=0,
+        )
+        self.model.apply(self._algorithm)
+        return super().prepare(optimizer)
+
+    def _replace(self, name: str, density: float) -> Any:
+        linear = self.model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            layer = sparselab.SparseLinear(
+                linear.in_features,
+                linear.out_features,
+                bias=linear.bias is not None,
+                sparsity=1 - density,
+            )
+        self.model.set_submodule(name, layer)
+        return layer
+
+    def weights(self, names: Sequence[str]) -> list[Tensor]:
+        return [
+            self._layers[layer]._values
+            if (layer := name.removesuffix(".weight")) in self._layers
+            else attrgetter(name)(self.model)
+            for name in names
+        ]
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self._algorithm.step()
+
+    @property
+    def updates_next(self) -> bool:
+        return (self._algorithm._step_idx + 1) % self.sparsity.update_every == 0
+
+    def skip(self) -> None:
+        self._algorithm._step_idx += 1
+
+    def before_update(self, samples: int) -> None:
+        # Its update multiplies what a layer last saw into the dense gradient, so it must see some.
+        generator = torch.Generator().manual_seed(0)
+        for layer in self._layers.values():
+            inputs = torch.randn(samples, layer.in_features, generator=generator)
+            layer(inputs.requires_grad_()).square().mean().backward()
+
+    def masks(self) -> dict[str, Tensor]:
+        return {name: _mask_of(layer) for name, layer in self._layers.items()}
+
+    def holders(self) -> tuple[Any, ...]:
+        # What its C++ objects hold is seen through views only.
+        rows = [layer._csr for layer in self._layers.values()]
+        names = ("col_indices", "row_start", "row_nnz", "row_capacity")
+        arrays = [np.asarray(getattr(row, name)) for row in rows for name in names]
+        known = {id(row) for row in rows}
+        transposed = [kept for key, kept in _transpose_cache.items() if key in known]
+        for _, _, other, permutation in transposed:
+            arrays += [np.asarray(getattr(other, name)) for name in ("values", *names)]
+            arrays.append(permutation)
+        return (*super().holders(), self._algorithm, PaddedRows(arrays))
+
+
+def _mask_of(layer: Any) -> Tensor:
+    mask = torch.zeros(layer.out_features, layer.in_features, dtype=torch.bool)
+    columns = torch.from_numpy(np.array(layer._csr.col_indices)).long()
+    starts, counts = np.asarray(layer._csr.row_start), np.asarray(layer._csr.row_nnz)
+    for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        mask[row, columns[start : start + count]] = True
+    return mask

@@ -1,0 +1,80 @@
+"""The figure of the report: time of an ordinary step, and what is held between steps."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.cifar.checkpoint import write_atomic
+from benchmarks.overhead.contenders import PLAIN, REFERENCE
+from benchmarks.overhead.results import Entry, Results
+from benchmarks.overhead.tables import all_in
+from benchmarks.overhead.targets import DENSITY, LARGE
+from benchmarks.overhead.workloads import WORKLOADS
+
+KINDS = {"state": "tab:blue", "index": "tab:orange", "masks": "tab:green", "other": "tab:red"}
+UPDATE_COLOR, STEP_COLOR, MASKING_COLOR = "tab:gray", "tab:blue", "tab:cyan"
+
+
+def draw(results: Results, path: Path) -> bool:
+    """Write the figure, an SVG; returns whether there was anything to draw."""
+    entries = results.of("steps", LARGE, DENSITY)
+    if not entries:
+        return False
+    figure = Figure(figsize=(11, 0.6 + 2.9 * len(entries)), layout="constrained")
+    rows = figure.subplots(len(entries), 2, squeeze=False)
+    title = (
+        f"{WORKLOADS[LARGE].title}, {entries[0]['parameters']:,} parameters, density {DENSITY:g}"
+    )
+    quick = ", a quick run of a tiny model" if results.quick else ""
+    figure.suptitle(title + quick, fontsize=10)
+    for entry, (left, right) in zip(entries, rows, strict=True):
+        names = [name for name in entry["contenders"] if name != REFERENCE]
+        _times(left, entry, names)
+        _bytes(right, entry, names)
+        left.set_title(entry["optimizer"], fontsize=9)
+    buffer = io.BytesIO()
+    # Without a salt and with a date, the same results would give another file each time.
+    with matplotlib.rc_context({"svg.hashsalt": "sparseopt"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    write_atomic(path, buffer.getvalue())
+    return True
+
+
+def _times(axes: Axes, entry: Entry, names: list[str]) -> None:
+    """Ordinary step with its masking as a bar, the update as a mark, both as multiples of plain."""
+    for row, name in enumerate(names):
+        times = entry["contenders"][name]
+        ordinary = all_in(times)
+        if ordinary is not None:
+            step = times["step"]["ratio"]
+            low, high = step["median"] - step["q1"], step["q3"] - step["median"]
+            axes.barh(row, ordinary, color=MASKING_COLOR)
+            axes.barh(row, step["median"], xerr=[[low], [high]], color=STEP_COLOR, capsize=2)
+        if times["update"]["ratio"] is not None:
+            axes.plot(times["update"]["ratio"]["median"], row, "D", color=UPDATE_COLOR)
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        "x plain step(): dark step() with quartiles, light masking, diamond mask update", fontsize=8
+    )
+
+
+def _bytes(axes: Axes, entry: Entry, names: list[str]) -> None:
+    for row, name in enumerate(names):
+        held, left = entry["contenders"][name]["bytes"], 0.0
+        for kind, color in KINDS.items():
+            size = held[kind] / entry["contenders"][PLAIN]["bytes"]["state"]
+            axes.barh(row, size, left=left, color=color, label=kind if row == 0 else None)
+            left += size
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_yticks([])
+    axes.invert_yaxis()
+    axes.set_xlabel("bytes held between steps, x plain optimizer state", fontsize=8)
+    axes.legend(fontsize=7)

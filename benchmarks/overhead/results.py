@@ -1,0 +1,96 @@
+"""The results file: one entry for each case and kind of figure, replaced when measured again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cifar.checkpoint import write_atomic
+from benchmarks.overhead.inner import OPTIMIZERS
+from benchmarks.overhead.workloads import WORKLOADS
+
+Entry = dict[str, Any]
+
+FIGURES = ("steps", "training", "construction", "memory")
+
+
+class MixedResultsError(Exception):
+    """A quick run would be written among real results, or the other way round."""
+
+
+class Results:
+    """All entries measured so far.
+
+    Args:
+        path: The JSON file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        content = self._read()
+        self.entries: list[Entry] = content.get("entries", [])
+        #: What is known of other libraries: version, and why one is absent.
+        self.peers: dict[str, dict[str, str | None]] = content.get("peers", {})
+
+    @property
+    def quick(self) -> bool:
+        """Whether these are figures of tiny models."""
+        return any(entry["quick"] for entry in self.entries)
+
+    def check_mixing(self, quick: bool) -> None:
+        """Refuse to mix quick and real results.
+
+        Raises:
+            MixedResultsError: If there are entries of the other kind.
+        """
+        if self.entries and self.quick != quick:
+            kinds = ("a real", "a quick") if quick else ("a quick", "a real")
+            raise MixedResultsError(
+                f"{self._path} has results of {kinds[0]} run, and this is {kinds[1]} one: "
+                "choose another --out"
+            )
+
+    def put(self, entry: Entry) -> None:
+        """Add ``entry`` in place of an earlier one of the same case and figures, and write all."""
+        # Another process may have measured another part meanwhile.
+        known = self._read().get("entries", [])
+        kept = [other for other in known if _key(other) != _key(entry)]
+        self.entries = sorted([*kept, entry], key=_key)
+        content = {"peers": self.peers, "entries": self.entries}
+        write_atomic(self._path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def of(self, figures: str, workload: str, density: float) -> list[Entry]:
+        """Return the entries of one table, in the order of the optimizers."""
+        wanted = (figures, workload, density)
+        return [
+            entry
+            for entry in self.entries
+            if (entry["figures"], entry["workload"], entry["density"]) == wanted
+        ]
+
+    def find(self, figures: str, workload: str, density: float, optimizer: str) -> Entry | None:
+        """Return one entry, or None if it was not measured."""
+        found = [
+            entry
+            for entry in self.of(figures, workload, density)
+            if entry["optimizer"] == optimizer
+        ]
+        return found[0] if found else None
+
+    def groups(self) -> Sequence[tuple[str, float]]:
+        """Return every model and density there is anything of."""
+        return list(dict.fromkeys((entry["workload"], entry["density"]) for entry in self.entries))
+
+
+def _key(entry: Entry) -> tuple[Any, ...]:
+    return (
+        list(WORKLOADS).index(entry["workload"]),
+        entry["density"],
+        OPTIMIZERS.index(entry["optimizer"]),
+        FIGURES.index(entry["figures"]),
+    )

@@ -1,0 +1,146 @@
+"""Every library in the benchmark really does what it is credited with.
+
+Those that are not installed are skipped: they are in the extra ``peers``.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.overhead.building import CHOICES, PEER_BY_NAME, maker
+from benchmarks.overhead.contenders import DROP_FRACTION, Contender, Sparsity
+from benchmarks.overhead.peers.registry import INSTALL, Peer
+from benchmarks.overhead.steps import StepTimer
+
+# What other people's code warns of is not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CPU = torch.device("cpu")
+DENSITY, UPDATE_EVERY = 0.22, 3
+SPARSITY = Sparsity(DENSITY, UPDATE_EVERY)
+DRIVEN = [name for name in CHOICES if name not in PEER_BY_NAME or PEER_BY_NAME[name].adapter]
+MOVING = [name for name in DRIVEN if name not in ("torch.nn.utils.prune", "torchao, frozen")]
+
+
+def make(name: str, optimizer: str = "adamw-for-loop") -> tuple[Contender, StepTimer]:
+    """A contender on four linear layers of one size, and what steps it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(40, 40, bias=False) for _ in range(4)))
+    names = [name for name, _ in model.named_parameters()]
+    try:
+        made = maker(name, model, CPU)
+    except ImportError as error:
+        pytest.skip(f"{name}: {error}")
+    return made(model, optimizer, SPARSITY), StepTimer(names, 1600, UPDATE_EVERY, CPU)
+
+
+def run(contender: Contender, timer: StepTimer, rounds: range) -> None:
+    for index in rounds:
+        timer(contender, index)
+
+
+def live(masks: dict[str, torch.Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in masks.values())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd-for-loop", "adamw-foreach"])
+@pytest.mark.parametrize("name", DRIVEN)
+def test_weights_are_zero_where_masks_say_so_and_few_are_not(name: str, optimizer: str) -> None:
+    contender, timer = make(name, optimizer)
+    run(contender, timer, range(2 * UPDATE_EVERY + 1))
+    masks = contender.masks()
+    total = sum(mask.numel() for mask in masks.values())
+    # SparseLab draws its masks weight by weight.
+    assert live(masks) / total == pytest.approx(DENSITY, abs=0.02)
+    if name == "SparseLab":
+        return
+    names = [f"{layer}.weight" for layer in masks]
+    for mask, weight in zip(masks.values(), contender.weights(names), strict=True):
+        assert not weight[~mask].any()
+        assert weight[mask].count_nonzero() > 0.6 * mask.sum()
+
+
+@pytest.mark.parametrize("name", DRIVEN)
+def test_masks_move_at_updates_alone_and_only_where_they_should(name: str) -> None:
+    contender, timer = make(name)
+    run(contender, timer, range(UPDATE_EVERY))
+    before = contender.masks()
+    run(contender, timer, range(UPDATE_EVERY, 2 * UPDATE_EVERY - 1))
+    between = contender.masks()
+    run(contender, timer, range(2 * UPDATE_EVERY - 1, 2 * UPDATE_EVERY))
+    after = contender.masks()
+    assert all(torch.equal(before[layer], between[layer]) for layer in before)
+    moved = any(not torch.equal(between[layer], after[layer]) for layer in between)
+    assert moved == (name in MOVING)
+
+
+@pytest.mark.parametrize("name", ["sparseopt, compact", "rigl-torch", "sparsimony"])
+def test_an_update_is_rigl_as_numpy_does_it(name: str) -> None:
+    contender, timer = make(name)
+    run(contender, timer, range(2 * UPDATE_EVERY - 1))
+    index, layer = 2 * UPDATE_EVERY - 1, "2"
+    names = [f"{layer}.weight"]
+    weight = contender.weights(names)[0].detach().numpy().copy().ravel()
+    gradient = timer._gradients.of_round(index, [torch.empty(40, 40)])[0].numpy().ravel()
+    mask = contender.masks()[layer].numpy().ravel()
+    if name == "sparsimony":
+        # It lets the optimizer step before it looks at the weights.
+        return_to = contender.optimizer.step
+        contender.optimizer.step = lambda: None
+    assert contender.updates_next
+    timer(contender, index)
+    if name == "sparsimony":
+        contender.optimizer.step = return_to
+
+    dropped = int(DROP_FRACTION * mask.sum())
+    alive = np.flatnonzero(mask)
+    survivors = alive[np.argsort(np.abs(weight[alive]), kind="stable")[dropped:]]
+    candidates = np.setdiff1d(np.arange(mask.size), survivors)
+    grown = candidates[np.argsort(-np.abs(gradient[candidates]), kind="stable")[:dropped]]
+    expected = np.zeros_like(mask)
+    expected[np.concatenate([survivors, grown])] = True
+    assert np.array_equal(contender.masks()[layer].numpy().ravel(), expected)
+
+
+def test_torchao_keeps_the_largest_of_its_dense_copy() -> None:
+    contender, timer = make("torchao")
+    run(contender, timer, range(2 * UPDATE_EVERY))
+    weight = contender.model[2].weight
+    dense = contender.optimizer.state[weight]["latent"].abs().flatten()
+    kept = dense.argsort(descending=True)[: round(DENSITY * dense.numel())]
+    assert set(kept.tolist()) == set(weight.detach().flatten().nonzero().flatten().tolist())
+
+
+def test_a_slow_library_makes_a_few_updates_and_then_only_ordinary_steps() -> None:
+    contender, timer = make("rigl-torch")
+    phases = [timer(contender, index) for index in range(7 * UPDATE_EVERY)]
+    updates = [index for index, sample in enumerate(phases) if sample and "update" in sample]
+    skipped = [index for index, sample in enumerate(phases) if sample is None]
+    ends = [UPDATE_EVERY * cycle - 1 for cycle in range(1, 8)]
+    assert updates == ends[: contender.most_updates]
+    assert skipped == ends[contender.most_updates :]
+
+
+def test_a_library_of_linear_layers_refuses_convolutions_and_gpus_by_name() -> None:
+    peer = PEER_BY_NAME["SparseLab"]
+    assert peer.refuses(linear=False, device="cpu") == "knows linear layers only"
+    assert peer.refuses(linear=True, device="cuda") == "runs on the CPU only"
+    assert peer.refuses(linear=True, device="cpu") is None
+
+
+def test_a_library_that_is_not_installed_says_how_to_get_it() -> None:
+    absent = Peer("nothing", "no-such-distribution-of-nothing", "nothing:Nothing", "", "")
+    assert absent.version() is None
+    with pytest.raises(ImportError, match="not installed: ") as raised:
+        absent.load()
+    assert INSTALL in str(raised.value)
+
+
+def test_a_library_that_breaks_while_it_is_imported_says_how() -> None:
+    broken = Peer("broken", "torch", "no_such_adapter:Nothing", "", "")
+    with pytest.raises(ImportError, match="does not import: ModuleNotFoundError"):
+        broken.load()
+    elsewhere = Peer("elsewhere", "torch", "", "", "", imports="no_such_module_of_anybody")
+    with pytest.raises(ImportError, match="does not import: ModuleNotFoundError"):
+        elsewhere.load()
