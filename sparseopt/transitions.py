@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparseopt.indices import live_indices, merged, take
+from sparseopt.indices import live_indices, merged, take, where
 from sparseopt.layers import SparseLayer
 from sparseopt.selection import largest_indices, smallest
 from sparseopt.sharding import whole
@@ -50,7 +50,7 @@ class Transition:
 
         Where a weight was not kept it is ``fresh``.
         """
-        return torch.where(self.kept, take(values, self.origin), values.new_full((), fresh))
+        return where(self.kept, take(values, self.origin), fresh)
 
 
 @torch.no_grad()
