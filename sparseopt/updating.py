@@ -12,9 +12,9 @@ from torch import Tensor
 from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer, Transition
 from sparseopt.memory import RememberedGradients
-from sparseopt.methods.base import Method, Move, Update
+from sparseopt.methods.base import Method, Move, Rewiring, Update
 from sparseopt.progress import Progress
-from sparseopt.sharding import local, on_any_rank
+from sparseopt.sharding import local, on_any_rank, whole
 from sparseopt.state.base import StateStore
 
 __all__ = ["MaskUpdater"]
@@ -103,6 +103,7 @@ class MaskUpdater:
             total_steps=progress.total_steps,
             generator=progress.generator,
             memory=self.memory,
+            last_layer=self.layers[-1],
         )
         usage = progress.usage.advanced(step, self.layers, int(self.needs_dense_gradients()))
         if progress.schedule.t_end is None and not self.method.has_own_schedule:
@@ -251,6 +252,8 @@ def _transitions(
 
 @torch.no_grad()
 def _transition(layer: SparseLayer, move: Move, method: Method, update: Update) -> Transition:
+    if isinstance(move, Rewiring):
+        return _rewired(layer, move, method)
     return layer.propose(
         drop=move.drop,
         grow=move.grow,
@@ -258,6 +261,13 @@ def _transition(layer: SparseLayer, move: Move, method: Method, update: Update) 
         grow_scores=method.grow_scores(layer, update) if move.grow else None,
         regrow=method.regrow,
     )
+
+
+def _rewired(layer: SparseLayer, move: Rewiring, method: Method) -> Transition:
+    was_live = whole(layer.mask).reshape(-1) if method.regrow == "keep" else move.survivors
+    stayed = layer.gather_flat(move.mask).sum()
+    live = layer.live - move.drop + move.grow
+    return Transition(move.mask, was_live & move.mask, live, move.drop, move.grow, stayed)
 
 
 def _newly_live(transitions: Sequence[tuple[SparseLayer, Transition]]) -> int:

@@ -16,7 +16,7 @@ from sparseopt.memory import GradientMemory, RememberedGradients
 from sparseopt.schedules import UpdateSchedule
 from sparseopt.selection import largest
 
-__all__ = ["DropGrow", "Method", "Move", "TrainingCost", "Update"]
+__all__ = ["DropGrow", "Method", "Move", "Rewiring", "TrainingCost", "Update"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Update:
         total_steps: the horizon, if it is known.
         generator: the optimizer's random source, on the CPU and the same on every rank.
         memory: what the optimizer remembers for :attr:`Method.memory`, this step included.
+        last_layer: the last of all layers in the model's order, whether or not it is updated.
     """
 
     step: int
@@ -38,6 +39,7 @@ class Update:
     total_steps: int | None
     generator: torch.Generator
     memory: RememberedGradients | None = None
+    last_layer: SparseLayer | None = None
 
     def remembered(self, layer: SparseLayer) -> Tensor:
         """Return what :attr:`Method.memory` made of the gradients of ``layer`` so far.
@@ -64,6 +66,19 @@ class Move:
 
     drop: int
     grow: int
+
+
+@dataclass(frozen=True)
+class Rewiring(Move):
+    """Which weights of a layer to drop and to grow: for methods whose masks have a structure.
+
+    Attributes:
+        survivors: which live weights don't drop, bool, ``(numel,)`` in logical order.
+        mask: which weights are live afterwards, the survivors among them, bool, ``(numel,)``.
+    """
+
+    survivors: Tensor
+    mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -179,7 +194,10 @@ class Method(ABC):
 
     @abstractmethod
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
-        """Return how much to drop and grow in each of ``layers``, in their order."""
+        """Return how much to drop and grow in each of ``layers``, in their order.
+
+        What a :class:`Rewiring` says is done as it is, without scores.
+        """
 
     def drop_scores(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return a score for each live weight, ``(live,)``; the lowest are dropped.

@@ -158,6 +158,7 @@ def test_all_methods_are_reached_by_name():
         "n:m",
         "granet",
         "pruning",
+        "srigl",
     }
     assert names <= set(available_methods())
     assert all(registry.get_method(name).name == name for name in names)

@@ -28,6 +28,7 @@ from tests.oracle.redistribution import (
 )
 from tests.oracle.schedules import cosine_fraction, default_t_end, is_update_step
 from tests.oracle.selection import brute_force_order, largest, smallest
+from tests.oracle.srigl import SRigLOracle, constant_fan_in, masks_of_constant_fan_in
 
 __all__ = [
     "GraNetOracle",
@@ -41,10 +42,12 @@ __all__ = [
     "RigLSMOracle",
     "SETOracle",
     "SNFSOracle",
+    "SRigLOracle",
     "SmoothedRigLOracle",
     "StaticOracle",
     "best_n_of_m",
     "brute_force_order",
+    "constant_fan_in",
     "cosine_fraction",
     "default_t_end",
     "er_densities",
@@ -53,6 +56,7 @@ __all__ = [
     "is_update_step",
     "largest",
     "live_counts",
+    "masks_of_constant_fan_in",
     "random_masks",
     "regrowth",
     "smallest",
