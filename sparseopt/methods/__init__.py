@@ -11,6 +11,7 @@ from sparseopt.methods.redistribution import Redistributing
 from sparseopt.methods.registry import available_methods, get_method, register_method
 from sparseopt.methods.rigl import RigL
 from sparseopt.methods.rigl_redistributed import RigLSG, RigLSM
+from sparseopt.methods.rigl_struct import RigLStruct
 from sparseopt.methods.set import SET
 from sparseopt.methods.snfs import SNFS
 from sparseopt.methods.srigl import SRigL
@@ -33,6 +34,7 @@ __all__ = [
     "RigL",
     "RigLSG",
     "RigLSM",
+    "RigLStruct",
     "SRigL",
     "Schedule",
     "Score",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseopt._validation import check_choice
 from sparseopt.layers import Regrow, SparseLayer
@@ -30,7 +30,7 @@ class Update:
         total_steps: the horizon, if it is known.
         generator: the optimizer's random source, on the CPU and the same on every rank.
         memory: what the optimizer remembers for :attr:`Method.memory`, this step included.
-        last_layer: the last of all layers in the model's order, whether or not it is updated.
+        layers: all layers in the model's order, those that sit the update out included.
     """
 
     step: int
@@ -39,7 +39,7 @@ class Update:
     total_steps: int | None
     generator: torch.Generator
     memory: RememberedGradients | None = None
-    last_layer: SparseLayer | None = None
+    layers: Sequence[SparseLayer] = ()
 
     def remembered(self, layer: SparseLayer) -> Tensor:
         """Return what :attr:`Method.memory` made of the gradients of ``layer`` so far.
@@ -75,10 +75,12 @@ class Rewiring(Move):
     Attributes:
         survivors: which live weights don't drop, bool, ``(numel,)`` in logical order.
         mask: which weights are live afterwards, the survivors among them, bool, ``(numel,)``.
+        values: what a weight that is new starts with, of the weight's shape; 0 by default.
     """
 
     survivors: Tensor
     mask: Tensor
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,9 @@ class Method(ABC):
         needs_horizon: whether training can't start before the number of steps is known.
         moves_masks: whether there is any update at all.
         has_own_schedule: whether the optimizer's schedule plays no part.
+        prepares_forward: whether :meth:`prepare_forward` is to be called.
+        dense_passes: how many of the three passes of a step that reads the dense gradient cost as
+            much as with every weight live.
     """
 
     name: ClassVar[str]
@@ -133,6 +138,8 @@ class Method(ABC):
     needs_horizon: ClassVar[bool] = False
     moves_masks: ClassVar[bool] = True
     has_own_schedule: ClassVar[bool] = False
+    prepares_forward: ClassVar[bool] = False
+    dense_passes: ClassVar[int] = 1
 
     regrow: Regrow = "keep"
 
@@ -191,6 +198,14 @@ class Method(ABC):
         masks that don't: those which, as scores, don't come back the same.
         """
         return largest(scores.reshape(-1), live).view(scores.shape)
+
+    def prepare_forward(self, model: nn.Module, update: Update) -> None:
+        """Write to weights that are not live what the update's forward pass is to find there.
+
+        Called once an update, before the first training pass of ``model``. Nothing that is written
+        may change what the model computes; after the step it is gone.
+        """
+        raise TypeError(f"method {self.name!r} has nothing to prepare.")
 
     @abstractmethod
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:

@@ -141,7 +141,7 @@ class SRigL(RigL):
     ) -> Tensor:
         """Return which neurons are not ablated, bool, ``(neurons,)``."""
         neurons, columns = growth.shape
-        if self.gamma is None or layer is update.last_layer:
+        if self.gamma is None or layer is update.layers[-1]:
             return whole(layer.mask).reshape(neurons, columns).any(1)
         stays = ~smallest(self.drop_scores(layer, update), drop)
         survivors = whole(layer.expand(stays)).reshape(-1)

@@ -159,6 +159,7 @@ def test_all_methods_are_reached_by_name():
         "granet",
         "pruning",
         "srigl",
+        "rigl-struct",
     }
     assert names <= set(available_methods())
     assert all(registry.get_method(name).name == name for name in names)

@@ -5,6 +5,7 @@ array is one-dimensional, in the logical (row-major) order of the weight, whatev
 format.
 """
 
+from tests.oracle.channels import ChannelOracle, Owned
 from tests.oracle.distributions import er_densities, erk_densities, live_counts, uniform_densities
 from tests.oracle.granet import GraNetOracle
 from tests.oracle.masks import random_masks
@@ -31,11 +32,13 @@ from tests.oracle.selection import brute_force_order, largest, smallest
 from tests.oracle.srigl import SRigLOracle, constant_fan_in, masks_of_constant_fan_in
 
 __all__ = [
+    "ChannelOracle",
     "GraNetOracle",
     "LayerUpdate",
     "MESTOracle",
     "Momentum",
     "NMOracle",
+    "Owned",
     "PruningOracle",
     "RigLOracle",
     "RigLSGOracle",
