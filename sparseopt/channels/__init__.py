@@ -3,7 +3,13 @@
 from sparseopt.channels.construction import channel_layers
 from sparseopt.channels.exchange import changed_masks
 from sparseopt.channels.fresh import put_fresh_channels
-from sparseopt.channels.parts import MAKERS, WEIGHTS, canonical_groups, live_channels
+from sparseopt.channels.parts import (
+    MAKERS,
+    WEIGHTS,
+    canonical_groups,
+    live_channels,
+    refuse_sharded,
+)
 from sparseopt.channels.scores import magnitude, pull
 
 __all__ = [
@@ -16,4 +22,5 @@ __all__ = [
     "magnitude",
     "pull",
     "put_fresh_channels",
+    "refuse_sharded",
 ]

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from sparseopt._validation import unknown_name
 from sparseopt.channels.budget import channel_counts, share_count
 from sparseopt.channels.exchange import changed_masks
-from sparseopt.channels.parts import MAKERS, WEIGHTS, live_channels
+from sparseopt.channels.parts import MAKERS, WEIGHTS, live_channels, refuse_sharded
 from sparseopt.channels.scores import magnitude
 from sparseopt.distributions import Distribution, live_counts, match_name
 from sparseopt.errors import NoSparseLayerError
 from sparseopt.layers import SparseLayer
 from sparseopt.selection import largest
-from sparseopt.sharding import is_sharded
 from sparseopt.structure import ChannelGroup
 
 __all__ = ["channel_layers"]
@@ -65,7 +64,7 @@ def channel_layers(
         TypeError: if a weight is sharded.
         ValueError: if the density can't be met, or a name or a mask is wrong.
     """
-    _refuse_sharded(weights)
+    refuse_sharded(weights)
     groups = _droppable(groups, trained)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items() if weight.dim() > 2}
     own = {name: value for name, value in overrides.items() if name in shapes}
@@ -192,13 +191,4 @@ def _check_whole(given: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> No
             raise ValueError(
                 f"mask[{key!r}] is not that of whole channels: pass all the masks of another run "
                 "of this method on the same model, as final_masks() returns them."
-            )
-
-
-def _refuse_sharded(weights: Mapping[str, nn.Parameter]) -> None:
-    for name, weight in weights.items():
-        if is_sharded(weight):
-            raise TypeError(
-                f"parameter {name!r} is sharded (a DTensor), and whole channels can't be dropped "
-                "from it: use DistributedDataParallel, or a method that drops single weights."
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparseopt.discovery import canonical_name
+from sparseopt.sharding import is_sharded
 from sparseopt.structure import ChannelGroup, ChannelSlice
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "live_channels",
     "mask_from",
     "parts_of",
+    "refuse_sharded",
 ]
 
 #: Roles of weights that make a channel's values.
@@ -85,7 +87,8 @@ def live_channels(group: ChannelGroup, masks: Mapping[str, Tensor]) -> Tensor:
         masks: masks by name, that of the first weight that makes its channels among them.
 
     Example:
-        >>> from sparseopt.structure import find_channel_groups
+        >>> from sparseopt.sharding import is_sharded
+    from sparseopt.structure import find_channel_groups
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Conv2d(1, 3, 1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
         >>> group, *_ = find_channel_groups(model, torch.zeros(2, 1, 1, 1))
@@ -108,6 +111,16 @@ def mask_from(shape: Sequence[int], along: Mapping[int, Tensor]) -> Tensor:
     for dim, live in along.items():
         mask &= live.view([-1 if other == dim else 1 for other in range(len(shape))])
     return mask
+
+
+def refuse_sharded(weights: Mapping[str, Tensor]) -> None:
+    """Raise :class:`TypeError` if a weight is spread over processes."""
+    for name, weight in weights.items():
+        if is_sharded(weight):
+            raise TypeError(
+                f"parameter {name!r} is sharded (a DTensor), and whole channels can't be dropped "
+                "from it: use DistributedDataParallel, or a method that drops single weights."
+            )
 
 
 def _canonical(place: ChannelSlice) -> ChannelSlice:

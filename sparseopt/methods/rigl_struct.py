@@ -18,6 +18,7 @@ from sparseopt.channels import (
     magnitude,
     pull,
     put_fresh_channels,
+    refuse_sharded,
 )
 from sparseopt.discovery import canonical_name
 from sparseopt.layers import SparseLayer
@@ -106,7 +107,12 @@ class RigLStruct(Method):
         object.__setattr__(self, "groups", canonical_groups(self.groups))
 
     def prepare_forward(self, model: nn.Module, update: Update) -> None:
-        """Give dropped channels fresh filters and scales, for one step."""
+        """Give dropped channels fresh filters and scales, for one step.
+
+        Raises:
+            TypeError: if weights were sharded after the optimizer was made.
+        """
+        refuse_sharded({layer.name: layer.weight for layer in update.layers})
         buffers = {canonical_name(name): value for name, value in model.named_buffers()}
         layers = {layer.name: layer for layer in update.layers}
         put_fresh_channels(self.groups, layers, buffers, update.generator)

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from sparseopt import RigLStruct, SparseOptimizer
@@ -66,6 +67,34 @@ def test_both_ranks_have_the_same_channels_at_all_times(optimizer_first):
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name])
     assert max(first["new"]) > 0
+
+
+def shard_on_ranks():
+    """What is said if the weights are sharded before the optimizer is made, and after."""
+    said = []
+    sharded = fully_shard(make(ChannelNet))
+    try:
+        wrap(sharded, seed=3, **SETTINGS)
+    except TypeError as error:
+        said.append(str(error))
+    later = make(ChannelNet)
+    optimizer = wrap(later, seed=3, **{**SETTINGS, "delta_t": 1})
+    fully_shard(later)
+    for group in optimizer.param_groups:
+        group["params"][:] = list(later.parameters())
+    try:
+        train_step(later, optimizer, 1)
+    except TypeError as error:
+        said.append(str(error))
+    return said
+
+
+@needs_gloo
+@pytest.mark.compatibility("FSDP2")
+def test_sharded_weights_are_refused_by_name():
+    for said in two_ranks().run(shard_on_ranks):
+        assert len(said) == 2
+        assert all("'stem.weight' is sharded" in words for words in said)
 
 
 @pytest.mark.compatibility("torch.compile")

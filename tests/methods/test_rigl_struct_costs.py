@@ -9,6 +9,7 @@ from sparseopt import RigLStruct, SparseOptimizer, TrainingCost
 from sparseopt.structure import find_channel_groups
 from tests.support.channel_nets import INPUT, ChannelNet
 from tests.support.nets import make
+from tests.support.published import WideResNet222
 from tests.support.training import train
 
 SETTINGS = {"total_steps": 40, "delta_t": 4, "seed": 1}
@@ -114,6 +115,20 @@ def test_an_update_step_costs_what_a_dense_one_does():
     expected += updates * 3 * (before.inference_dense - before.inference_sparse)
     assert after.train_so_far == pytest.approx(expected)
     assert before.train_expected == pytest.approx(expected)
+
+
+def test_the_table_of_the_documentation():
+    """WRN-22-2 on CIFAR-10 at density .1, ERK, before the first step."""
+    model = WideResNet222()
+    x = torch.zeros(2, 3, 32, 32)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        model,
+        method=RigLStruct(groups=find_channel_groups(model, x)),
+        density=0.1,
+        total_steps=88_000,
+    )
+    assert optimizer.flops(model, x).train_ratio == pytest.approx(0.188, abs=6e-4)
 
 
 def test_summary_lists_the_vectors_that_channels_own():
