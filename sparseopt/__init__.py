@@ -1,5 +1,6 @@
 """Sparse training from the first step to the last: wrap an optimizer, keep the training loop."""
 
+from sparseopt.compaction import Compaction, CompactionError, CompactionReport, compact
 from sparseopt.errors import CheckpointError, NoSparseLayerError
 from sparseopt.flops import FlopsReport, LayerFlops
 from sparseopt.history import UpdateRecord
@@ -31,6 +32,12 @@ from sparseopt.methods import (
 from sparseopt.oneshot import balanced_batch, grasp, snip, synflow
 from sparseopt.optimizer import SparseOptimizer
 from sparseopt.schedules import UpdateSchedule
+from sparseopt.structure import (
+    ChannelGroup,
+    ChannelSlice,
+    UntraceableModelError,
+    find_channel_groups,
+)
 
 __version__ = "0.1.0"
 
@@ -40,7 +47,12 @@ __all__ = [
     "SET",
     "SNFS",
     "Accumulated",
+    "ChannelGroup",
+    "ChannelSlice",
     "CheckpointError",
+    "Compaction",
+    "CompactionError",
+    "CompactionReport",
     "Compose",
     "DropGrow",
     "FlopsReport",
@@ -61,12 +73,15 @@ __all__ = [
     "SparseOptimizer",
     "Static",
     "TrainingCost",
+    "UntraceableModelError",
     "Update",
     "UpdateRecord",
     "UpdateSchedule",
     "available_methods",
     "balanced_batch",
+    "compact",
     "final_masks",
+    "find_channel_groups",
     "grasp",
     "register_method",
     "shuffle_masks",
