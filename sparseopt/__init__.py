@@ -4,6 +4,7 @@ from sparseopt.compaction import Compaction, CompactionError, CompactionReport, 
 from sparseopt.errors import CheckpointError, NoSparseLayerError
 from sparseopt.flops import FlopsReport, LayerFlops
 from sparseopt.history import UpdateRecord
+from sparseopt.inference import Condensation, CondensedLinear, CSRLinear, LayerTimes, condense
 from sparseopt.layers import SparseLayer
 from sparseopt.lottery import final_masks, shuffle_masks
 from sparseopt.memory import Accumulated, GradientMemory, Smoothed
@@ -47,6 +48,7 @@ __all__ = [
     "SET",
     "SNFS",
     "Accumulated",
+    "CSRLinear",
     "ChannelGroup",
     "ChannelSlice",
     "CheckpointError",
@@ -54,12 +56,15 @@ __all__ = [
     "CompactionError",
     "CompactionReport",
     "Compose",
+    "Condensation",
+    "CondensedLinear",
     "DropGrow",
     "FlopsReport",
     "GraNet",
     "GradientMemory",
     "Gradual",
     "LayerFlops",
+    "LayerTimes",
     "Method",
     "Move",
     "NoSparseLayerError",
@@ -80,6 +85,7 @@ __all__ = [
     "available_methods",
     "balanced_batch",
     "compact",
+    "condense",
     "final_masks",
     "find_channel_groups",
     "grasp",
