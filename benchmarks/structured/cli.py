@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.cifar.checkpoint import write_atomic
 from benchmarks.cifar.environment import describe_environment
+from benchmarks.structured.linear import measure_linear
 from benchmarks.structured.measuring import (
     Case,
     measure_inference,
@@ -24,9 +25,10 @@ from benchmarks.structured.report import write_report
 
 DESCRIPTION = """\
 Time a dense model, the same model compacted after whole channels were dropped, and a model that was
-built by hand in the compacted shapes, in turn, in one process.
+built by hand in the compacted shapes, in turn, in one process. Or, with --linear, time linear
+layers of constant fan-in in every dense and sparse way.
 
-Writes DIR/WORKLOAD-DENSITY.json, and DIR/report.md from all such files in DIR.
+Writes DIR/WORKLOAD-DENSITY.json or DIR/linear.json, and DIR/report.md from all such files in DIR.
 """
 
 
@@ -45,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--training-rounds", type=int, default=5, help="rounds of training steps (default: 5)")
     add("--layer-batch", type=int, default=64, help="batch of the table of layers (default: 64)")
     add("--threads", type=int, default=os.cpu_count(), help="threads (default: all cores)")
+    add("--linear", action="store_true", help="time linear layers of constant fan-in instead")
     add("--out", type=Path, default=Path("runs/structured"), metavar="DIR", help="folder to write")
     return parser
 
@@ -53,12 +56,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write results and report."""
     options = build_parser().parse_args(argv)
     torch.set_num_threads(options.threads)
+    record: dict[str, Any] = {"environment": describe_environment(torch.device("cpu"))}
+    if options.linear:
+        name = "linear"
+        for batch in options.batches:
+            record.setdefault("linear", []).extend(measure_linear(batch, options.rounds))
+    else:
+        name = f"{options.workload}-{options.density}"
+        record.update(_compacted(options))
+    path = options.out / f"{name}.json"
+    write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_report(options.out)
+    print(f"wrote {path} and {options.out / 'report.md'}")
+    return 0
+
+
+def _compacted(options: argparse.Namespace) -> dict[str, Any]:
     case = Case.make(options.workload, options.density)
-    record: dict[str, Any] = {
+    return {
         "workload": case.workload,
         "density": case.density,
         "flops_ratio": case.flops_ratio,
-        "environment": describe_environment(torch.device("cpu")),
         "inference": [
             # One sample takes little time, and varies the most.
             measure_inference(case, batch, options.rounds * (4 if batch == 1 else 1))
@@ -72,8 +90,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         "layer_batch": options.layer_batch,
         "layers": measure_layers(case, options.layer_batch, options.rounds),
     }
-    path = options.out / f"{case.workload}-{case.density}.json"
-    write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
-    write_report(options.out)
-    print(f"wrote {path} and {options.out / 'report.md'}")
-    return 0

@@ -32,18 +32,44 @@ def report_lines(records: Iterable[Record]) -> list[str]:
         "",
     ]
     for record in records:
-        lines += _of_workload(record)
+        lines += _linear(record) if "linear" in record else _of_workload(record)
     return lines
 
 
+def _linear(record: Record) -> list[str]:
+    lines = [
+        "## Linear layers of constant fan-in",
+        "",
+        *_made_with(record),
+        "Microseconds of the fastest dense and of the fastest sparse way, and what `condense` "
+        "makes of the layer.",
+        "",
+        "| in x out | density | rows | fastest dense | fastest sparse | speed-up | chosen |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in record["linear"]:
+        (dense, dense_way), (sparse, sparse_way) = (
+            min((seconds, way) for way, seconds in one[kind].items())
+            for kind in ("dense", "sparse")
+        )
+        cells = [
+            "x".join(map(str, one["shape"])),
+            str(one["density"]),
+            str(one["rows"]),
+            f"{1e6 * dense:.0f}, {dense_way}",
+            f"{1e6 * sparse:.0f}, {sparse_way}",
+            f"{dense / sparse:.2f}",
+            one["chosen"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def _of_workload(record: Record) -> list[str]:
-    made = record["environment"]
     lines = [
         f"## {record['workload']}, density {record['density']}",
         "",
-        f"{made['processor']}, {made['threads']} threads, torch {made['torch']}, commit "
-        f"`{made['git_commit']}`.",
-        "",
+        *_made_with(record),
         "| batch | dense, fastest | compacted, fastest | by hand, fastest | compacted / by hand | "
         "FLOP ratio | wall-time ratio | floor (by hand / dense) |",
         "|---|---|---|---|---|---|---|---|",
@@ -56,6 +82,12 @@ def _of_workload(record: Record) -> list[str]:
         lines += [_float_row(phase, one) for one in record[phase]]
     lines += ["", *_layers(record), ""]
     return lines
+
+
+def _made_with(record: Record) -> list[str]:
+    made = record["environment"]
+    machine = f"{made['processor']}, {made['threads']} threads, torch {made['torch']}"
+    return [f"{machine}, commit `{made['git_commit']}`.", ""]
 
 
 def _inference_row(record: Record, one: Record) -> str:

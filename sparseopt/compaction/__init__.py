@@ -1,7 +1,7 @@
 """Taking out of a model, physically, the channels that its masks took out."""
 
 from sparseopt.compaction.checking import CompactionError
-from sparseopt.compaction.compact import Compaction, compact
+from sparseopt.compaction.procedure import Compaction, compact
 from sparseopt.compaction.report import CompactionReport, LayerSizes, Remaining
 
 __all__ = [

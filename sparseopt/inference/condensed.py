@@ -128,5 +128,5 @@ class CSRLinear(nn.Module):
 
 def is_constant_fan_in(mask: Tensor) -> bool:
     """Return whether all rows of a mask that have live weights have equally many."""
-    counts = mask.sum(1)
-    return len(counts[counts > 0].unique()) == 1
+    counts = set(mask.sum(1).tolist())
+    return len(counts - {0}) == 1

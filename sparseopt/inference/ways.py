@@ -23,8 +23,9 @@ def dense_ways(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], Any]]:
 
     With bfloat16 the input is of that type already, as in a model that is all bfloat16.
     """
-    weight, bias = layer.weight.detach(), layer.bias
-    half = [None if one is None else one.detach().bfloat16() for one in (x, weight, bias)]
+    weight = layer.weight.detach()
+    bias: Tensor | None = layer._parameters["bias"]
+    half = (x.bfloat16(), weight.bfloat16(), None if bias is None else bias.detach().bfloat16())
     calls: dict[str, Callable[[], Any]] = {
         f"F.linear {str(x.dtype).removeprefix('torch.')}": lambda: F.linear(x, weight, bias),
         "F.linear bfloat16": lambda: F.linear(*half),
@@ -70,8 +71,8 @@ def _repeats(call: Callable[[], Any]) -> int:
 
 def _packed(weight: Tensor, x: Tensor) -> Tensor | None:
     """Return the weight in oneDNN's own layout, or ``None`` where there is no oneDNN."""
-    available = torch.backends.mkldnn.is_available() and weight.device.type == "cpu"
-    if not available or weight.dtype != torch.float32:
+    known = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if not known or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return None
     rows = x.numel() // x.shape[-1]
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)

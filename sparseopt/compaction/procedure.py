@@ -12,7 +12,7 @@ from sparseopt.compaction.checking import check_agreement
 from sparseopt.compaction.constants import find_constants
 from sparseopt.compaction.removal import decide_removal
 from sparseopt.compaction.reporting import make_report
-from sparseopt.compaction.surgery import Kept, cut
+from sparseopt.compaction.surgery import Kept, cut, shrunk
 from sparseopt.compaction.uses import uses_of
 from sparseopt.discovery import canonical_name
 from sparseopt.optimizer import SparseOptimizer
@@ -70,6 +70,8 @@ class Compaction:
 
     Attributes:
         model: the smaller model: of the same class, with smaller layers.
+        masks: the optimizer's masks, cut alike, by name: pass them as ``mask=`` to a new
+            :class:`SparseOptimizer` of the smaller model, to train it further or to condense it.
         report: what was taken out, what could not be and why (:class:`CompactionReport`).
         kept: for each parameter and buffer that became smaller, by dimension the positions that
             stayed, ascending: ``{"conv1.weight": {0: tensor([0, 3, ...])}}``.
@@ -100,6 +102,10 @@ class Compaction:
         removal = decide_removal(structure, uses)
         self.kept: Kept = _kept(structure, removal.removed)
         self.model = cut(model, self.kept, removal.folds)
+        self.masks = {
+            canonical_name(name): shrunk(mask, self.kept.get(name, {}))
+            for name, mask in live.items()
+        }
         self.report = make_report(structure, uses, removal, live, model)
         check_agreement(model, self.model, args, kwargs, structure.labellings[0].trace)
 

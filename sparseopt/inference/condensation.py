@@ -96,9 +96,9 @@ class Condensation:
     Each linear layer is timed as it is used for ``inputs``, on this machine with the number of
     threads of this moment: dense in all the ways there are, in compressed sparse rows, and, if its
     fan-in is constant, condensed. It becomes sparse if that is faster than *every* dense way,
-    bfloat16 among them; else it stays as it is. Convolutions stay as they are: what can be taken
-    out of them is taken out by :func:`sparseopt.compact`, after which a new optimizer has no masks,
-    so condense first or instead.
+    bfloat16 among them; else it stays as it is. Convolutions stay as they are: whole channels of
+    them are taken out by :class:`sparseopt.Compaction`, whose masks a smaller model can then be
+    condensed with.
 
     Args:
         model: the model, with the weights that ``optimizer`` trains.
