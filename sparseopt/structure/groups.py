@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseopt.structure.atoms import Atoms
+from sparseopt.structure.atoms import Atoms, Positions
 from sparseopt.structure.calls import Labelling
 from sparseopt.structure.labelling import label
 from sparseopt.structure.tracing import trace
@@ -69,14 +69,18 @@ class Structure:
     Attributes:
         groups: the channel groups.
         roots: for each group the class of each of its channels, in their order.
-        classes: the class of every atom.
-        labellings: the labelled graph of each mode.
+        by_axis: the class of each position along a dimension, by tensor name and dimension.
+        classes: the class of every atom; a class has the number of its smallest atom.
+        reasons: why a class cannot be taken out, by its number.
+        labellings: the labelled graphs of training and of evaluation mode.
     """
 
     groups: list[ChannelGroup]
     roots: list[list[int]]
-    classes: Any
-    labellings: list[Labelling]
+    by_axis: dict[tuple[str, int], list[int]]
+    classes: Positions
+    reasons: dict[int, str]
+    labellings: tuple[Labelling, Labelling]
 
 
 def find_channel_groups(model: nn.Module, *inputs: Any, **keywords: Any) -> list[ChannelGroup]:
@@ -121,32 +125,36 @@ def analyse(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """Return all that is known of a model's channels; see :func:`find_channel_groups`."""
     atoms = Atoms()
     roles: dict[tuple[str, int], str] = {}
-    labellings = [
+    training, evaluation = (
         label(trace(model, args, kwargs, training=training), atoms, roles)
         for training in (True, False)
-    ]
-    members = _members(atoms, roles)
-    reasons = atoms.reasons()
+    )
+    classes, reasons = atoms.classes(), atoms.reasons()
+    by_axis = {
+        (axis.name, axis.dim): classes[axis.atoms].tolist()
+        for axis in atoms.axes
+        if (axis.name, axis.dim) in roles
+    }
+    members = _members(by_axis, roles)
     together = _alike(members, reasons)
     groups = [
         _group([members[root] for root in roots], roles, reasons.get(roots[0]))
         for roots in together
     ]
-    return Structure(groups, together, atoms.classes(), labellings)
+    return Structure(groups, together, by_axis, classes, reasons, (training, evaluation))
 
 
 _Members = dict[tuple[str, int], list[int]]
 
 
-def _members(atoms: Atoms, roles: Mapping[tuple[str, int], str]) -> dict[int, _Members]:
-    """Return by class which positions of which dimensions belong to it."""
-    classes = atoms.classes()
+def _members(
+    by_axis: Mapping[tuple[str, int], list[int]], roles: Iterable[tuple[str, int]]
+) -> dict[int, _Members]:
+    """Return by class which positions of which dimensions belong to it, in the model's order."""
     members: dict[int, _Members] = defaultdict(lambda: defaultdict(list))
-    order = {key: number for number, key in enumerate(roles)}
-    named = [axis for axis in atoms.axes if (axis.name, axis.dim) in roles]
-    for axis in sorted(named, key=lambda axis: order[axis.name, axis.dim]):
-        for position, root in enumerate(classes[axis.atoms].tolist()):
-            members[root][axis.name, axis.dim].append(position)
+    for axis in roles:
+        for position, root in enumerate(by_axis.get(axis, ())):
+            members[root][axis].append(position)
     return members
 
 

@@ -26,11 +26,13 @@ class Trace:
     Attributes:
         module: the graph; parameters and buffers are placeholders in it, before the inputs.
         tensors: name of the parameter or buffer by placeholder; one name for a shared one.
+        constants: values of placeholders that are tensors written in the model's code.
         training: whether it is the pass of training mode.
     """
 
     module: GraphModule
     tensors: Mapping[Node, str]
+    constants: Mapping[Node, Tensor]
     training: bool
 
 
@@ -56,13 +58,19 @@ def trace(
             ) from error
     signature = program.graph_signature
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    written = signature.inputs_to_lifted_tensor_constants
     canonical = _names_by_tensor(model)
-    tensors = {
-        node: canonical[named[node.name]]
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in named
-    }
-    return Trace(program.graph_module, tensors, training)
+    placeholders = program.graph.find_nodes(op="placeholder")
+    return Trace(
+        program.graph_module,
+        {node: canonical[named[node.name]] for node in placeholders if node.name in named},
+        {
+            node: program.constants[written[node.name]]
+            for node in placeholders
+            if node.name in written
+        },
+        training,
+    )
 
 
 def arguments(node: Node) -> dict[str, Any]:
