@@ -33,7 +33,7 @@ __all__ = ["RigLStruct"]
 @register_method
 @dataclass(frozen=True)
 class RigLStruct(Method):
-    r"""RigL on whole channels, which can then be taken out of the model.
+    r"""RigL on whole channels, which :func:`~sparseopt.compact` takes out of the model.
 
     What drops and grows is a channel with all that it owns: the filter that makes it, its bias, its
     normalisation's scale and shift, and the columns that it is multiplied by in all layers that
@@ -67,15 +67,14 @@ class RigLStruct(Method):
     own too.
 
     Args:
-        groups: the channels of the model, as :func:`~sparseopt.structure.find_channel_groups`
+        groups: the channels of the model, as :func:`~sparseopt.find_channel_groups`
             returns them.
 
     Raises:
         ValueError: for ``regrow="zero"``, which would need a filter that was not there.
 
     Example:
-        >>> from sparseopt import SparseOptimizer
-        >>> from sparseopt.structure import find_channel_groups
+        >>> from sparseopt import SparseOptimizer, find_channel_groups
         >>> model = nn.Sequential(
         ...     nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
         ...     nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))

@@ -10,8 +10,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from sparseopt import RigLStruct, SparseOptimizer
-from sparseopt.structure import find_channel_groups
+from sparseopt import RigLStruct, SparseOptimizer, find_channel_groups
 from tests.integration.ranks import needs_gloo, two_ranks
 from tests.support.catalogue import build
 from tests.support.channel_nets import INPUT, ChannelNet

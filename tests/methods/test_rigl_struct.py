@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from sparseopt import NoSparseLayerError, RigLStruct, SparseOptimizer, final_masks
-from sparseopt.structure import find_channel_groups
+from sparseopt import (
+    NoSparseLayerError,
+    RigLStruct,
+    SparseOptimizer,
+    final_masks,
+    find_channel_groups,
+)
 from tests.oracle import ChannelOracle, default_t_end
 from tests.support.catalogue import ELEMENTWISE, build, fresh_value
 from tests.support.channel_nets import INPUT, OWNED, ChannelNet, MixedNet, PlainNet, SmallerNet

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseopt import RigLStruct, SparseOptimizer, TrainingCost
-from sparseopt.structure import find_channel_groups
+from sparseopt import RigLStruct, SparseOptimizer, TrainingCost, compact, find_channel_groups
 from tests.support.channel_nets import INPUT, ChannelNet
 from tests.support.nets import make
 from tests.support.published import WideResNet222
@@ -99,6 +98,22 @@ def test_what_is_counted_is_what_the_smaller_model_costs():
         torch.optim.SGD(dense.parameters(), lr=0.1), dense, method="static", density=1.0
     ).flops(dense, INPUT)
     assert report.inference_dense == whole.inference_dense
+
+
+def test_after_training_compaction_leaves_exactly_the_live_channels():
+    """The model that is taken out computes the same and has just the counted weights."""
+    model = Residual(16, 24, 32)
+    optimizer = wrap(model, density=0.2)
+    train(model, optimizer, 40)
+    assert max(record.new for record in optimizer.history) > 0
+    small = compact(model, optimizer, INPUT)
+    expected = Residual(*widths(optimizer))
+    shapes = {name: p.shape for name, p in expected.named_parameters()}
+    assert {name: p.shape for name, p in small.named_parameters()} == shapes
+    x = torch.randn(8, 3, 6, 6)
+    for net in (model, small):
+        net.eval()
+    torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_an_update_step_costs_what_a_dense_one_does():
