@@ -1,6 +1,13 @@
 """Sparse training from the first step to the last: wrap an optimizer, keep the training loop."""
 
-from sparseopt.compaction import Compaction, CompactionError, CompactionReport, compact
+from sparseopt.compaction import (
+    Compaction,
+    CompactionError,
+    CompactionReport,
+    LayerSizes,
+    Remaining,
+    compact,
+)
 from sparseopt.errors import CheckpointError, NoSparseLayerError
 from sparseopt.flops import FlopsReport, LayerFlops
 from sparseopt.history import UpdateRecord
@@ -67,12 +74,14 @@ __all__ = [
     "GradientMemory",
     "Gradual",
     "LayerFlops",
+    "LayerSizes",
     "LayerTimes",
     "Method",
     "Move",
     "NoSparseLayerError",
     "Pruning",
     "Redistributing",
+    "Remaining",
     "Rewiring",
     "RigL",
     "RigLSG",
