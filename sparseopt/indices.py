@@ -14,7 +14,7 @@ from torch import Tensor
 
 Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 
-__all__ = ["index_dtype", "live_indices", "mark", "merged", "take", "where"]
+__all__ = ["index_dtype", "live_indices", "mark", "merged", "places_among", "take", "where"]
 
 #: What layers and optimizer state are made of, as far as NumPy has it.
 NUMPY_DTYPES: Final = frozenset(
@@ -74,31 +74,33 @@ def where(mask: Tensor, values: Tensor, fill: float) -> Tensor:
     return torch.where(mask, values, values.new_full((), fill))
 
 
-def merged(
-    before: Tensor, places: Tensor, grown: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Put the positions that stay and those that grow together.
-
-    Args:
-        before: ascending positions below ``count``.
-        places: which entries of ``before`` stay, ascending.
-        grown: ascending positions below ``count``, none of those that stay.
-        count: above all positions.
-
-    Returns:
-        The positions, ascending; for each its place in ``before``, 0 if it is not there; and
-        whether it is there.
+def merged(first: Tensor, second: Tensor) -> Tensor:
+    """Return two ascending tensors of positions as one, ascending.
 
     Example:
-        >>> before, places, grown = torch.tensor([1, 4, 7]), torch.tensor([1]), torch.tensor([7, 9])
-        >>> merged(before, places, grown, 10)
-        (tensor([4, 7, 9]), tensor([1, 2, 0]), tensor([ True,  True, False]))
+        >>> merged(torch.tensor([0, 5]), torch.tensor([3]))
+        tensor([0, 3, 5])
     """
-    after = _sorted_runs(torch.cat([take(before, places), grown]))
+    together = torch.cat([first, second])
+    if together.device.type == "cpu":
+        # Sorting two sorted runs is merging them, which only a stable sort sees.
+        return torch.from_numpy(np.sort(together.numpy(), kind="stable"))
+    return together.sort().values
+
+
+def places_among(before: Tensor, after: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return for each entry of ``after`` its place in ``before``, and whether it has one.
+
+    Both are ascending positions below ``count``. The place of one that is not there is 0.
+
+    Example:
+        >>> places_among(torch.tensor([1, 4, 7]), torch.tensor([4, 5]), 10)
+        (tensor([1, 0]), tensor([ True, False]))
+    """
     table = torch.zeros(count, dtype=before.dtype, device=before.device)
     numbers = torch.arange(1, before.numel() + 1, dtype=before.dtype, device=before.device)
     number = take(table.scatter_(0, before, numbers), after)
-    return after, (number - 1).clamp_(min=0), number > 0
+    return (number - 1).clamp_(min=0), number > 0
 
 
 def _numpy_knows(values: Tensor) -> bool:
@@ -108,13 +110,6 @@ def _numpy_knows(values: Tensor) -> bool:
 def _as_index(positions: Integers, count: int) -> Tensor:
     narrow = index_dtype(count) == torch.int32
     return torch.from_numpy(positions.astype(np.int32 if narrow else np.int64))
-
-
-def _sorted_runs(positions: Tensor) -> Tensor:
-    if positions.device.type == "cpu":
-        # Sorting two sorted runs is merging them, which only a stable sort sees.
-        return torch.from_numpy(np.sort(positions.numpy(), kind="stable"))
-    return positions.sort().values
 
 
 def _indices_on_device(mask: Tensor, live: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseopt.indices import merged
+from sparseopt.indices import merged, places_among
 
 
 @given(
@@ -22,11 +22,11 @@ def test_positions_that_stay_and_grow_together(masks: list[tuple[bool, bool]], b
     after = survivors | grown
     place = np.where(before, np.cumsum(before), 0)
     where, stay, new = (
-        torch.from_numpy(array).int()
-        for array in (np.flatnonzero(before), np.flatnonzero(drawn[before]), np.flatnonzero(grown))
+        torch.from_numpy(np.flatnonzero(which)).int() for which in (before, survivors, grown)
     )
 
-    positions, places, was_live = merged(where, stay, new, before.size)
+    positions = merged(stay, new)
+    places, was_live = places_among(where, positions, before.size)
 
     assert positions.tolist() == np.flatnonzero(after).tolist()
     assert was_live.tolist() == before[after].tolist()

@@ -1,0 +1,271 @@
+"""What ``compact`` takes out, what it leaves behind, and what it refuses by name."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sparseopt import Compaction, CompactionError, SparseOptimizer, compact
+from tests.compaction.masking import optimizer_without, optimizer_without_half, settle
+
+IMAGE = (4, 3, 8, 8)
+
+
+def agree(model, smaller, *inputs):
+    for mode in (False, True):
+        expected = copy.deepcopy(model).train(mode)(*inputs)
+        found = copy.deepcopy(smaller).train(mode)(*inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def sizes(module):
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def why(compaction, name, dim=0):
+    return {one.reason for one in compaction.report.remaining if (one.name, one.dim) == (name, dim)}
+
+
+def test_a_dropped_neuron_goes_and_its_bias_goes_into_the_next_layer():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
+    optimizer = optimizer_without(model, {"0": [1, 2, 7]})
+    x = torch.randn(4, 6)
+    smaller = compact(model, optimizer, x)
+    agree(model, smaller, x)
+    assert sizes(smaller) == {
+        "0.weight": (5, 6), "0.bias": (5,), "2.weight": (5, 5), "2.bias": (5,)
+    }  # fmt: skip
+    constant = model[2].weight[:, [1, 2, 7]] @ model[0].bias[[1, 2, 7]].tanh()
+    torch.testing.assert_close(smaller[2].bias, model[2].bias + constant)
+
+
+def test_a_neuron_that_nothing_reads_goes():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+    # The last layer reads nothing of neurons 0 to 3, and only those read inputs 4 to 7.
+    optimizer = optimizer_without(model, columns={"4": [0, 1, 2, 3]})
+    masks = optimizer.masks["2.weight"]
+    masks[4:, 4:] = False
+    with torch.no_grad():
+        model[2].weight.mul_(masks)
+    x = torch.randn(4, 6)
+    smaller = compact(model, optimizer, x)
+    agree(model, smaller, x)
+    assert sizes(smaller)["2.weight"] == (4, 4)
+    assert sizes(smaller)["0.weight"] == (4, 6)
+
+
+def test_the_smaller_model_says_its_sizes_and_the_larger_one_keeps_its_own():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1))
+    before = copy.deepcopy(model)
+    smaller = compact(model, optimizer_without(model, {"0": [0, 3]}), torch.randn(IMAGE))
+    assert (smaller[0].out_channels, smaller[1].num_features, smaller[3].in_channels) == (6, 6, 6)
+    assert repr(model) == repr(before)
+
+
+class Net(nn.Module):
+    """A padded and an unpadded reader of normalised channels."""
+
+    def __init__(self, padding):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 6, 3, padding=padding, bias=False)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.second(F.relu(self.norm(self.first(x))))
+        return self.head(F.relu(x).mean((2, 3)))
+
+
+def test_a_shift_that_relu_makes_zero_goes_without_a_trace():
+    model = Net(padding=1)
+    optimizer = optimizer_without(model, {"first": [0, 5]})
+    settle(model, torch.randn(IMAGE), shifts=(-0.5, -0.1))
+    smaller = compact(model, optimizer, torch.randn(IMAGE))
+    agree(model, smaller, torch.randn(IMAGE))
+    assert smaller.first.weight.shape[0] == 6
+    assert smaller.second.bias is None
+
+
+def test_a_positive_shift_goes_into_a_bias_that_the_reader_is_given():
+    model = Net(padding=0)
+    optimizer = optimizer_without(model, {"first": [0, 5], "second": [2]})
+    settle(model, torch.randn(IMAGE), shifts=(0.1, 0.5))
+    smaller = compact(model, optimizer, torch.randn(IMAGE))
+    agree(model, smaller, torch.randn(IMAGE))
+    assert smaller.first.weight.shape[0] == 6
+    assert smaller.second.bias.shape == (5,)
+
+
+def test_a_positive_shift_next_to_padding_stays_and_the_reason_is_given():
+    model = Net(padding=1)
+    optimizer = optimizer_without(model, {"first": [0, 5]})
+    settle(model, torch.randn(IMAGE), shifts=(0.2, 0.2))
+    compaction = Compaction(model, optimizer, torch.randn(IMAGE))
+    assert compaction.model.first.weight.shape[0] == 8
+    assert why(compaction, "first.weight") == {
+        "second reads it as the constant 0.2, and next to its padding no bias can stand in for that"
+    }
+    assert compaction.report.share_reached == 0.0
+
+
+def test_the_same_shift_goes_where_masks_dropped_what_reads_it():
+    model = Net(padding=1)
+    optimizer = optimizer_without(model, {"first": [0, 5]}, {"second": [0, 5]})
+    settle(model, torch.randn(IMAGE), shifts=(0.2, 0.2))
+    compaction = Compaction(model, optimizer, torch.randn(IMAGE))
+    agree(model, compaction.model, torch.randn(IMAGE))
+    assert compaction.model.first.weight.shape[0] == 6
+    assert compaction.report.share_reached == 1.0
+
+
+def test_statistics_that_have_not_settled_are_a_reason_to_stay():
+    model = Net(padding=0)
+    optimizer = optimizer_without(model, {"first": [0]})
+    nn.init.constant_(model.norm.bias, 0.5)
+    model.norm.running_mean.fill_(0.2)
+    compaction = Compaction(model, optimizer, torch.randn(IMAGE))
+    (reason,) = why(compaction, "first.weight")
+    assert "running statistics have not settled" in reason
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 8)
+        self.block = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head(x + self.block(x))
+
+
+def test_a_channel_of_an_addition_goes_only_if_all_that_make_it_are_dropped():
+    model = Residual()
+    optimizer = optimizer_without(model, {"stem": [0, 1], "block": [1, 2]})
+    nn.init.zeros_(model.stem.bias)
+    compaction = Compaction(model, optimizer, torch.randn(4, 6))
+    agree(model, compaction.model, torch.randn(4, 6))
+    assert compaction.model.head.in_features == 7
+    assert why(compaction, "stem.weight") == {"head reads it, and it is still made by block.weight"}
+    assert why(compaction, "block.weight") == {
+        "block reads it, and it is still made by stem.weight"
+    }
+    assert 0 < compaction.report.share_reached < 1
+
+
+def test_a_depthwise_convolution_goes_with_the_channels_it_filters():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1, bias=False), nn.ReLU6(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.ReLU6(),
+        nn.Conv2d(8, 5, 1),
+    )  # fmt: skip
+    optimizer = optimizer_without(model, {"0": [0], "2": [1, 2]})
+    smaller = compact(model, optimizer, torch.randn(IMAGE))
+    agree(model, smaller, torch.randn(IMAGE))
+    assert (smaller[2].groups, smaller[2].in_channels, smaller[0].out_channels) == (5, 5, 5)
+
+
+def test_of_a_grouped_convolution_whole_groups_go():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 4, 3, groups=4, bias=False), nn.Conv2d(4, 5, 1)
+    )
+    optimizer = optimizer_without(model, {"0": [0, 1, 2]})
+    smaller = compact(model, optimizer, torch.randn(IMAGE))
+    agree(model, smaller, torch.randn(IMAGE))
+    assert (smaller[1].groups, smaller[1].in_channels, smaller[2].in_channels) == (3, 6, 3)
+
+
+def test_a_layer_is_never_left_empty():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 5))
+    # Nothing reads what the first layer makes of seven neurons, and the eighth is never read on.
+    optimizer = optimizer_without(model, {"2": [1, 2, 3]}, {"4": [0]})
+    compaction = Compaction(model, optimizer, torch.randn(4, 6))
+    agree(model, compaction.model, torch.randn(4, 6))
+    assert min(min(shape) for shape in sizes(compaction.model).values()) == 1
+
+
+def test_a_flattened_channel_takes_all_its_columns_along():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 5)
+    )
+    smaller = compact(model, optimizer_without(model, {"0": [1, 3]}), torch.randn(IMAGE))
+    agree(model, smaller, torch.randn(IMAGE))
+    assert smaller[4].in_features == 32
+
+
+def test_the_input_of_the_first_training_step_is_used_if_none_is_given():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    optimizer = optimizer_without(model, {"0": [1]})
+    with pytest.raises(ValueError, match="knows no input yet"):
+        compact(model, optimizer)
+    model(torch.randn(64, 6)).sum().backward()
+    optimizer.step()
+    assert compact(model, optimizer)[0].out_features == 7
+
+
+def test_what_is_trained_further_stays_what_the_masked_model_becomes():
+    torch.manual_seed(0)
+    model = Net(padding=1)
+    optimizer = optimizer_without(model, {"first": [0, 5], "second": [1]})
+    settle(model, torch.randn(IMAGE), shifts=(-0.5, -0.1))
+    smaller = compact(model, optimizer, torch.randn(IMAGE))
+    plain = torch.optim.SGD(smaller.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(5):
+        x = torch.randn(IMAGE)
+        for one, stepper in ((model, optimizer), (smaller, plain)):
+            stepper.zero_grad()
+            one.train()(x).square().mean().backward()
+            stepper.step()
+    agree(model, smaller, torch.randn(IMAGE))
+
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.head = nn.Linear(4 * 64, 5)
+
+    def forward(self, x):
+        return self.head(self.conv(x).reshape(-1, 256))
+
+
+def test_a_forward_with_a_number_of_channels_written_in_it_is_refused():
+    model = Fixed()
+    optimizer = optimizer_without(model, {"conv": [0]})
+    with pytest.raises(CompactionError, match="model=Fixed.*does not run.*written in it"):
+        compact(model, optimizer, torch.randn(IMAGE))
+
+
+def test_a_model_that_the_masks_are_not_of_is_refused():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
+    optimizer = optimizer_without(model, {"0": [1]})
+    with pytest.raises(ValueError, match=r"no parameter '0.weight' of shape \(8, 6\)"):
+        compact(nn.Sequential(nn.Linear(6, 7)), optimizer, torch.randn(2, 6))
+
+
+def test_nothing_goes_where_masks_leave_something_of_everything():
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5))
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(inner, model, method="static", density=0.5, seed=0)
+    compaction = Compaction(model, optimizer, torch.randn(2, 32))
+    assert sizes(compaction.model) == sizes(model)
+    assert compaction.report.flops_ratio == compaction.report.share_reached == 1.0
+
+
+def test_channels_last_weights_stay_so():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3))
+    model = model.to(memory_format=torch.channels_last)
+    smaller = compact(model, optimizer_without_half(model), torch.randn(IMAGE))
+    assert smaller[2].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_report_can_be_read():
+    model = Residual()
+    text = str(Compaction(model, optimizer_without(model, {"stem": [0]}), torch.randn(4, 6)).report)
+    assert "stem.weight" in text
+    assert "head reads it, and it is still made by block.weight" in text
+    assert "% of the saving reached" in text
