@@ -349,3 +349,15 @@ def test_wrappers_are_taken_off():
     smaller = compact(nn.DataParallel(model), optimizer, torch.randn(4, 6))
     assert type(smaller) is nn.Sequential
     assert smaller[0].out_features == 7
+
+
+def test_a_constant_that_padding_spoils_on_the_way_stays():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.AvgPool2d(3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 5),
+    )  # fmt: skip
+    compaction = Compaction(model, optimizer_without(model, {"0": [1]}), torch.randn(IMAGE))
+    assert compaction.model[0].out_channels == 8
+    assert why(compaction, "0.weight") == {
+        "no live filter makes it, but it is not one constant where 4 reads it"
+    }
