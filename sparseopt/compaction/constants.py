@@ -164,9 +164,12 @@ class _Run:
 def _nothing_known(node: Node) -> Any:
     """Return open values for what a region of the graph returns, without running it."""
     results = node.meta["val"]
-    if isinstance(results, (list, tuple)):
-        return [opened(torch.zeros(one.shape, dtype=one.dtype)) for one in results]
-    return opened(torch.zeros(results.shape, dtype=results.dtype))
+    several = isinstance(results, (list, tuple))
+    unknown = [
+        opened(torch.zeros(one.shape, dtype=one.dtype, device=one.device))
+        for one in (results if several else [results])
+    ]
+    return unknown if several else unknown[0]
 
 
 def _tensor(value: Value) -> Tensor:
