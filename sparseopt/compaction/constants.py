@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from sparseopt.compaction.opening import is_move, is_sum, open_of, run
@@ -81,7 +82,8 @@ class _Run:
             if node.op == "placeholder":
                 self._values[node] = self._placeholder(node)
             elif node.op == "call_function":
-                self._values[node] = self._call(node)
+                known = isinstance(node.target, OpOverload) or node.target is operator.getitem
+                self._values[node] = self._call(node) if known else _nothing_known(node)
         return constants
 
     def _constants_of(self, node: Node, dim: int) -> Constants:
@@ -113,7 +115,7 @@ class _Run:
             return [Value(one, its) for one, its in zip(result, is_open, strict=True)]
         if not isinstance(result, Tensor):
             return result
-        if name.endswith("_"):
+        if name.endswith("_") and not name.endswith("__"):
             # Views of what is written see this too.
             is_open = self._values[node.args[0]].open.copy_(is_open)  # type: ignore[index]
         elif not is_move(node):
@@ -157,6 +159,17 @@ class _Run:
             return Value(value.tensor, is_open.clone())
         value.open.copy_(is_open)
         return value
+
+
+def _nothing_known(node: Node) -> Any:
+    """Return open values for what a region of the graph returns, without running it."""
+    results = node.meta["val"]
+    several = isinstance(results, (list, tuple))
+    unknown = [
+        opened(torch.zeros(one.shape, dtype=one.dtype, device=one.device))
+        for one in (results if several else [results])
+    ]
+    return unknown if several else unknown[0]
 
 
 def _tensor(value: Value) -> Tensor:

@@ -135,7 +135,7 @@ class _Reporter:
             makers = self._makers.get(root)
             if makers:
                 return f"{use.name} reads it, and it is still made by {', '.join(makers)}"
-            return f"padding or dropout makes several values of its constant before {use.name}"
+            return f"no live filter makes it, but it is not one constant where {use.name} reads it"
         if not use.agrees[position]:
             return (
                 f"its constant is another in training than in evaluation where {use.name} reads "

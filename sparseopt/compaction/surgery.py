@@ -82,14 +82,15 @@ def _fold(model: nn.Module, folds: list[Fold], kept: Kept) -> dict[str, Mapping[
         path = fold.weight.rpartition(".")[0]
         module = model.get_submodule(path)
         weight = module.get_parameter("weight")
-        columns = weight.index_select(1, fold.columns.to(weight.device)).double()
-        added = columns.reshape(*columns.shape[:2], -1).sum(2) @ fold.values.to(weight.device)
+        # On the CPU, because not every device has double precision.
+        columns = weight.cpu().index_select(1, fold.columns).double()
+        added = columns.reshape(*columns.shape[:2], -1).sum(2) @ fold.values
         if module._parameters["bias"] is None:
-            bias = nn.Parameter(added.new_zeros(len(added), dtype=weight.dtype))
+            bias = nn.Parameter(weight.new_zeros(len(added)))
             module.register_parameter("bias", bias)
             if 0 in kept.get(fold.weight, {}):
                 new[f"{path}.bias" if path else "bias"] = {0: kept[fold.weight][0]}
-        module.get_parameter("bias").add_(added)
+        module.get_parameter("bias").add_(added.to(weight.dtype).to(weight.device))
     return new
 
 
@@ -122,3 +123,6 @@ def _resize(module: nn.Module) -> None:
         module.num_parameters = len(module.weight)
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
+    elif type(module).__name__ == "Conv1D":
+        # That of transformers: a linear layer with its weight transposed.
+        module.nx, module.nf = module.weight.shape  # type: ignore[misc, assignment]

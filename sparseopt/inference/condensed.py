@@ -25,7 +25,7 @@ class CondensedLinear(nn.Module):
     Raises:
         ValueError: if the fan-in is not constant.
 
-    Reference: Lasby et al. 2024, "Dynamic Sparse Training with Structured Sparsity", section 4.3.
+    Reference: Lasby et al. 2024, "Dynamic Sparse Training with Structured Sparsity".
 
     Example:
         >>> weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, 3.0, 4.0]])

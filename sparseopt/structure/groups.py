@@ -90,7 +90,7 @@ def find_channel_groups(model: nn.Module, *inputs: Any, **keywords: Any) -> list
     as it was. Channels are coupled by additions and by all other element-wise operators, keep apart
     in concatenations, and have several columns each in a linear layer after a flattening. Whatever
     is not known to treat channels apart blocks those that go through it; the reason is in
-    :attr:`ChannelGroup.blocked`, with the name of the module.
+    ``blocked`` of the group, with the name of the module.
 
     Args:
         model: the model.

@@ -98,7 +98,7 @@ def _move(call: Call, operand: Node, dim: int, atoms: Positions) -> list[Tensor]
     stand_in = torch.from_numpy(atoms).view(along).expand(shape)
 
     def value(node: Node) -> Any:
-        return stand_in if node is operand else node.meta["val"]
+        return stand_in if node is operand else torch.empty(call.shape(node))
 
     assert isinstance(call.node.target, torch._ops.OpOverload)
     result = call.node.target(*map_arg(call.node.args, value), **map_arg(call.node.kwargs, value))

@@ -269,3 +269,95 @@ def test_the_report_can_be_read():
     assert "stem.weight" in text
     assert "head reads it, and it is still made by block.weight" in text
     assert "% of the saving reached" in text
+
+
+class Region(nn.Module):
+    """A part of forward() is a region of its own in the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.second = nn.Linear(8, 5)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x, *, scale):
+        x = self.first(x * scale).relu()
+        with torch.no_grad():
+            offset = self.second(x).tanh()
+        return self.last(x) + offset
+
+
+def test_a_region_of_the_graph_that_is_not_looked_into_blocks_what_goes_into_it():
+    model = Region()
+    optimizer = optimizer_without(model, {"first": [0]})
+    x, scale = torch.randn(4, 6), torch.randn(())
+    compaction = Compaction(model, optimizer, x, scale=scale)
+    torch.testing.assert_close(compaction.model(x, scale=scale), model(x, scale=scale))
+    assert compaction.model.first.out_features == 8
+    (reason,) = why(compaction, "first.weight")
+    assert "which is not known" in reason
+
+
+class Twice(nn.Module):
+    """One layer reads two kinds of neurons."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = nn.Linear(6, 8)
+        self.right = nn.Linear(6, 8)
+        self.shared = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.shared(self.left(x).tanh()) * self.shared(self.right(x).sigmoid())
+
+
+def test_a_layer_that_is_used_twice_shares_its_columns_and_takes_no_constants():
+    model = Twice()
+    filters = {"left": [0, 1, 2], "right": [0, 1]}
+    optimizer = optimizer_without(model, filters)
+    compaction = Compaction(model, optimizer, torch.randn(4, 6))
+    agree(model, compaction.model, torch.randn(4, 6))
+    assert compaction.model.shared.in_features == 8
+    optimizer = optimizer_without(model, filters, {"shared": [1, 2]})
+    compaction = Compaction(model, optimizer, torch.randn(4, 6))
+    agree(model, compaction.model, torch.randn(4, 6))
+    assert sizes(compaction.model)["shared.weight"] == (5, 6)
+
+
+def test_the_hidden_neurons_of_gpt2_go():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=20, use_cache=False
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    mask = torch.ones(8, 32, dtype=torch.bool)
+    mask[:, :5] = False
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(
+        inner, model, method="static", density=1.0, mask={"transformer.h.0.mlp.c_fc.weight": mask}
+    )
+    model.transformer.h[0].mlp.c_fc.bias.data[:5] = 0
+    ids = torch.arange(12).view(2, 6)
+    smaller = compact(model, optimizer, input_ids=ids)
+    assert smaller.transformer.h[0].mlp.c_proj.weight.shape == (27, 8)
+    torch.testing.assert_close(smaller(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_wrappers_are_taken_off():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    optimizer = optimizer_without(model, {"0": [1]})
+    smaller = compact(nn.DataParallel(model), optimizer, torch.randn(4, 6))
+    assert type(smaller) is nn.Sequential
+    assert smaller[0].out_features == 7
+
+
+def test_a_constant_that_padding_spoils_on_the_way_stays():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.AvgPool2d(3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 5),
+    )  # fmt: skip
+    compaction = Compaction(model, optimizer_without(model, {"0": [1]}), torch.randn(IMAGE))
+    assert compaction.model[0].out_channels == 8
+    assert why(compaction, "0.weight") == {
+        "no live filter makes it, but it is not one constant where 4 reads it"
+    }

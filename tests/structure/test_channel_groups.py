@@ -182,6 +182,27 @@ def test_what_only_training_does_with_a_channel_counts_too():
     )
 
 
+class Expanded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(6, 8)
+        self.body = nn.Conv2d(3, 8, 1)
+        self.last = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x, z):
+        x = self.body(x)
+        return self.last(x * self.gate(z)[:, :, None, None].expand_as(x).permute(0, 1, 3, 2))
+
+
+def test_channels_are_followed_through_views():
+    model = Expanded()
+    groups = by_name(find_channel_groups(model, torch.randn(2, 3, 4, 4), torch.randn(2, 6)))
+    assert {part.name for part in groups["body.weight"].slices_of("producer")} == {
+        "body.weight",
+        "gate.weight",
+    }
+
+
 class Stubborn(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
