@@ -7,8 +7,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from benchmarks.cifar.methods import RECIPES
 from benchmarks.cifar.models import WideResNet, small_dense_scale
-from benchmarks.cifar.protocol import SPARSE_METHODS, Protocol, RunSpec
+from benchmarks.cifar.protocol import Protocol
+from benchmarks.cifar.runspec import RunSpec
 
 
 def build_model(protocol: Protocol, spec: RunSpec, num_classes: int) -> WideResNet:
@@ -27,13 +29,14 @@ def build_optimizer(
 ) -> Optimizer:
     """SGD, wrapped by ``SparseOptimizer`` if the run's method is a sparse one."""
     config = protocol.optimizer
+    recipe = RECIPES[spec.method]
     inner = torch.optim.SGD(
         parameter_groups(model, config.weight_decay),
-        lr=config.lr,
+        lr=config.lr if spec.lr is None else spec.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
     )
-    if spec.method not in SPARSE_METHODS:
+    if recipe.optimizer is None:
         return inner
     from sparseopt import SparseOptimizer
 
@@ -42,13 +45,13 @@ def build_optimizer(
     return SparseOptimizer(
         inner,
         model,
-        method=spec.method,
+        method=recipe.optimizer,
         density=spec.density,
         init=spec.init,
         total_steps=total_steps,
         t_end=int(protocol.sparsity.t_end_fraction * total_steps),
-        delta_t=protocol.sparsity.delta_t,
-        alpha=protocol.sparsity.alpha,
+        delta_t=protocol.sparsity.delta_t if spec.delta_t is None else spec.delta_t,
+        alpha=protocol.sparsity.alpha if spec.alpha is None else spec.alpha,
         seed=spec.seed,
     )
 
@@ -72,7 +75,7 @@ def build_scheduler(
         assert config.warmup_fraction is not None
         return OneCycleLR(
             optimizer,
-            max_lr=protocol.optimizer.lr,
+            max_lr=protocol.optimizer.lr if spec.lr is None else spec.lr,
             total_steps=total_steps,
             pct_start=config.warmup_fraction,
             cycle_momentum=False,

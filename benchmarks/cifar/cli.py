@@ -11,20 +11,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.cifar.batches import make_splits
+from benchmarks.cifar.choices import INITS, Choices, expand
 from benchmarks.cifar.data import DataError, Dataset, load_dataset
-from benchmarks.cifar.protocol import (
-    INITS,
-    METHODS,
-    PRESETS,
-    Choices,
-    Protocol,
-    ProtocolError,
-    expand,
-    load_preset,
-)
+from benchmarks.cifar.methods import METHODS
+from benchmarks.cifar.protocol import PRESETS, Protocol, load_preset
 from benchmarks.cifar.report import write_report
 from benchmarks.cifar.results import ResultsError
 from benchmarks.cifar.session import Folder, Session
+from benchmarks.cifar.tables import ProtocolError
 from benchmarks.cifar.training import Splits
 
 DESCRIPTION = """\

@@ -6,7 +6,9 @@ import time
 
 import torch
 
-from benchmarks.cifar.protocol import SPARSE_METHODS, Protocol, RunSpec
+from benchmarks.cifar.methods import SPARSE_METHODS
+from benchmarks.cifar.protocol import Protocol
+from benchmarks.cifar.runspec import RunSpec
 from benchmarks.cifar.training import Run, Splits
 
 WARM_UP_STEPS = 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import traceback
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from tqdm import tqdm
 from benchmarks.cifar.accounting import count
 from benchmarks.cifar.environment import describe_environment
 from benchmarks.cifar.planning import estimate_seconds, format_duration
-from benchmarks.cifar.protocol import Protocol, RunSpec
+from benchmarks.cifar.protocol import Protocol
 from benchmarks.cifar.results import Record, append_result, read_results
+from benchmarks.cifar.runspec import RunSpec
 from benchmarks.cifar.training import Progress, Run, Splits, weights_hash
 
 # A log file is not a terminal: there a bar every half minute is enough.
@@ -134,7 +134,7 @@ class Session:
         return {
             "key": self.key(spec),
             "label": spec.label,
-            "run": dataclasses.asdict(spec),
+            "run": spec.as_dict(),
             "protocol": {
                 "name": self.protocol.name,
                 "reduced": self.protocol.reduced,

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from benchmarks.cifar.batches import Split
 from benchmarks.cifar.building import build_model, build_optimizer, build_scheduler
 from benchmarks.cifar.checkpoint import load_checkpoint, save_checkpoint
-from benchmarks.cifar.protocol import Protocol, RunSpec
+from benchmarks.cifar.protocol import Protocol
+from benchmarks.cifar.runspec import RunSpec
 
 
 @dataclass(frozen=True)

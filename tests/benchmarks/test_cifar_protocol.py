@@ -1,18 +1,18 @@
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.cifar.building import build_model, build_optimizer, build_scheduler
-from benchmarks.cifar.protocol import (
-    PRESETS,
-    Choices,
-    ProtocolError,
-    RunSpec,
-    expand,
-    load_preset,
-)
+from benchmarks.cifar.choices import Choices, Study, expand
+from benchmarks.cifar.protocol import PRESETS, Protocol, load_preset
+from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.tables import ProtocolError, build
+
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "cifar" / "results"
 
 
 def test_paper_preset_is_the_reports_protocol():
@@ -151,6 +151,65 @@ def test_key_changes_with_every_setting_and_with_the_data_but_not_with_wording()
     assert len(keys) == 1 + len(changes) + 2
     reworded = dataclasses.replace(protocol, summary="other words", choices=None)
     assert spec.key(reworded, "a") == spec.key(protocol, "a")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(COMMITTED.rglob("results.jsonl")), ids=lambda p: p.parent.name
+)
+def test_committed_results_keep_the_names_by_which_their_runs_are_skipped(path):
+    for record in map(json.loads, path.read_text().splitlines()):
+        words = {name: record["protocol"][name] for name in ("name", "summary", "reduced")}
+        choices = {"methods": [], "inits": [], "densities": [], "seeds": []}
+        protocol = build(Protocol, record["protocol"]["settings"] | words | {"choices": choices})
+        spec = RunSpec(**record["run"])
+        assert spec.key(protocol, record["data"]) == record["key"]
+        assert spec.as_dict() == record["run"]
+
+
+def test_overrides_change_the_key_and_the_label_and_nothing_else_is_named_by_them():
+    protocol = load_preset("cpu")
+    spec = RunSpec("rigl", "erk", 0.1, 0)
+    changed = [
+        dataclasses.replace(spec, alpha=0.5),
+        dataclasses.replace(spec, delta_t=50),
+        dataclasses.replace(spec, lr=0.05),
+    ]
+    assert [other.variant for other in changed] == [
+        "rigl-erk-0.1-alpha0.5",
+        "rigl-erk-0.1-dt50",
+        "rigl-erk-0.1-lr0.05",
+    ]
+    assert len({other.key(protocol, "a") for other in [spec, *changed]}) == 4
+    own = dataclasses.replace(spec, alpha=0.3, delta_t=protocol.sparsity.delta_t)
+    assert own.without_defaults(protocol) == spec
+    assert changed[1].without_defaults(protocol) == changed[1]
+
+
+def test_a_study_is_every_combination_of_what_it_lists():
+    study = build(
+        Study,
+        {
+            "name": "rates",
+            "methods": ["rigl"],
+            "inits": ["erk", "uniform"],
+            "densities": [0.1],
+            "seeds": [0],
+            "lrs": [0.1, 0.05],
+            "masks": [{"alpha": 0.3, "delta_t": 100}, {"alpha": 0.4, "delta_t": 200}],
+        },
+    )
+    runs = expand(study)
+    assert len(runs) == len(set(runs)) == 2 * 2 * 2
+    assert {(run.alpha, run.delta_t) for run in runs} == {(0.3, 100), (0.4, 200)}
+    assert {(run.init, run.lr) for run in runs} == {
+        (init, lr) for init in ("erk", "uniform") for lr in (0.1, 0.05)
+    }
+
+
+def test_a_run_on_the_masks_of_another_names_it():
+    assert RunSpec("lottery", "erk", 0.1, 2).source == RunSpec("pruning", "erk", 0.1, 2)
+    assert RunSpec("rigl-reinit", "erk", 0.1, 2).source == RunSpec("rigl-sm", "erk", 0.1, 2)
+    assert RunSpec("rigl", "erk", 0.1, 2).source is None
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from benchmarks.cifar import cli
+from benchmarks.cifar.choices import INITS
 from benchmarks.cifar.data import DataError
-from benchmarks.cifar.protocol import INITS, METHODS, PRESETS
+from benchmarks.cifar.methods import METHODS
+from benchmarks.cifar.protocol import PRESETS
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cifar" / "run.py"
 PATIENCE = 300.0

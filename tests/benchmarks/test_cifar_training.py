@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.cifar.accounting import count
 from benchmarks.cifar.batches import make_splits
 from benchmarks.cifar.data import load_digits
-from benchmarks.cifar.protocol import RunSpec, load_preset
+from benchmarks.cifar.protocol import load_preset
+from benchmarks.cifar.runspec import RunSpec
 from benchmarks.cifar.session import Folder, Session
 from benchmarks.cifar.training import Run, Splits
 
