@@ -28,6 +28,7 @@ class Published:
         std: Its standard deviation in points, if printed.
         train_flops: Multiple of the dense network's, if printed.
         inference_flops: Multiple of the dense network's, if printed.
+        wall_time: Multiple of the dense network's, if printed.
         source: Letter of the source.
     """
 
@@ -36,6 +37,7 @@ class Published:
     std: Decimal | None
     train_flops: Decimal | None
     inference_flops: Decimal | None
+    wall_time: Decimal | None
     source: str
 
     def __str__(self) -> str:
@@ -139,8 +141,8 @@ def _published(row: dict[str, Any]) -> Published:
         accuracy=row["accuracy"],
         std=row.get("std"),
         train_flops=row.get("train_flops"),
-        # Structured rows print a wall time that is the ratio of FLOPs, but for rows of 1.0.
         inference_flops=row.get("inference_flops"),
+        wall_time=row.get("wall_time"),
         source=row["source"],
     )
 
