@@ -7,7 +7,9 @@ import statistics
 import pytest
 
 from benchmarks.cifar.report import write_report
+from benchmarks.cifar.report.writing import Figures, group_lines
 from benchmarks.cifar.results import ResultsError, append_result
+from benchmarks.cifar.summary import group_by_protocol
 from tests.benchmarks.report_records import record, with_masks
 
 ACCURACIES = {
@@ -18,16 +20,31 @@ ACCURACIES = {
 }
 
 
-def write(path, **changes):
-    for names, seeds in ACCURACIES.items():
-        for seed, accuracy in seeds.items():
-            append_result(path, record(*names, seed, accuracy, **changes))
-
-
 def report_of(folder, lines):
     for line in lines:
         append_result(folder / "results.jsonl", line)
     return write_report(folder / "results.jsonl", folder).read_text()
+
+
+class NoFigures(Figures):
+    """Draws figures and doesn't write them, which takes most of a report's time."""
+
+    def show(self, name, caption, figure):
+        return []
+
+
+def text_of(lines):
+    """The report's text, without figures."""
+    (group,) = group_by_protocol(lines)
+    return "\n".join(group_lines(group, NoFigures(group, None, set())))
+
+
+def lines_of_accuracies(**changes):
+    return [
+        record(*names, seed, accuracy, **changes)
+        for names, seeds in ACCURACIES.items()
+        for seed, accuracy in seeds.items()
+    ]
 
 
 def rows(report, heading):
@@ -38,10 +55,17 @@ def rows(report, heading):
     return {line[0]: dict(zip(cells[0], line, strict=True)) for line in cells[2:]}
 
 
-@pytest.fixture
-def report(tmp_path):
-    write(tmp_path / "results.jsonl")
-    return write_report(tmp_path / "results.jsonl", tmp_path).read_text()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A report, its figures and its results."""
+    folder = tmp_path_factory.mktemp("report")
+    report_of(folder, lines_of_accuracies())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    return (folder / "report.md").read_text()
 
 
 def test_accuracies_are_means_and_deviations_over_the_seeds(report):
@@ -62,22 +86,22 @@ def test_flops_are_multiples_of_the_dense_networks(report):
     assert rows(report, "Cost and exploration")["RigL"]["measured"] == "0.220x"
 
 
-def test_longer_training_and_the_run_that_masks_came_from_count_as_training_flops(tmp_path):
+def test_longer_training_and_the_run_that_masks_came_from_count_as_training_flops():
     lines = [
         record("rigl-2x", "erk", 0.1, 0, 0.7),
         record("rigl", "erk", 0.1, 0, 0.7),
         record("pruning", "erk", 0.1, 0, 0.7, inference=320.0),
         record("lottery", "erk", 0.1, 0, 0.7, inference=130.0),
     ]
-    table = rows(report_of(tmp_path, lines), "Test accuracy")
+    table = rows(text_of(lines), "Test accuracy")
     assert table["RigL 2x"]["train FLOPs"] == "0.400x"
     assert table["RigL 2x"]["test FLOPs"] == "0.200x"
     # As in the paper: .32 of the pruning and .13 of the ticket make .45.
     assert table["Lottery"]["train FLOPs"] == "0.450x"
 
 
-def test_training_flops_of_a_ticket_are_open_until_its_origin_is_there(tmp_path):
-    table = rows(report_of(tmp_path, [record("lottery", "erk", 0.1, 0, 0.7)]), "Test accuracy")
+def test_training_flops_of_a_ticket_are_open_until_its_origin_is_there():
+    table = rows(text_of([record("lottery", "erk", 0.1, 0, 0.7)]), "Test accuracy")
     assert table["Lottery"]["train FLOPs"] == "-"
 
 
@@ -89,27 +113,26 @@ def test_differences_are_paired_by_seed_and_only_where_both_ran(report):
     assert table["RigL"]["difference, points"] == expected
 
 
-def test_order_is_claimed_beyond_the_spread_and_left_open_within(tmp_path):
+def test_order_is_claimed_beyond_the_spread_and_left_open_within():
     # Two variants, four seeds, so three degrees of freedom, where Student's t at 97.5 % is 3.182.
     # The differences deviate by .1 and more, the runs by that over the square root of two.
     differences = [0.010, 0.012, 0.010, 0.012]
     static = [0.70, 0.72, 0.69, 0.71]
     half_width = 3.182 * statistics.stdev(differences) / math.sqrt(4)
-    for name, shift, order in (("far", 0.0, "ahead"), ("near", -0.0105, "open")):
-        (tmp_path / name).mkdir()
+    for shift, order in ((0.0, "ahead"), (-0.0105, "open")):
         lines = [record("static", "erk", 0.1, seed, value) for seed, value in enumerate(static)]
         lines += [
             record("rigl", "erk", 0.1, seed, value + difference + shift)
             for seed, (value, difference) in enumerate(zip(static, differences, strict=True))
         ]
-        row = rows(report_of(tmp_path / name, lines), "Minus Static")["RigL"]
+        row = rows(text_of(lines), "Minus Static")["RigL"]
         assert row["spread"] == f"{100 * half_width:.2f}"
         assert row["order"] == order
 
 
-def test_single_seed_claims_no_order(tmp_path):
+def test_single_seed_claims_no_order():
     lines = [record("static", "erk", 0.1, 0, 0.1), record("rigl", "erk", 0.1, 0, 0.9)]
-    text = report_of(tmp_path, lines)
+    text = text_of(lines)
     assert rows(text, "Minus Static")["RigL"]["order"] == "open"
     assert rows(text, "Minus Static")["RigL"]["spread"] == "-"
     assert "of a single seed, give no deviation" in text
@@ -123,7 +146,7 @@ def test_published_numbers_stand_beside_ours_with_their_difference(report):
     assert rows(report, "Test accuracy")["Dense"]["paper %, full protocol"] == "93.4 ± 0.07 [R]"
 
 
-def test_difference_is_inside_the_spread_where_the_bands_of_one_deviation_overlap(tmp_path):
+def test_difference_is_inside_the_spread_where_the_bands_of_one_deviation_overlap():
     # Published: RigL 92.4 ± 0.06, SET 92.2 ± 0.04, SNFS 92.2 ± 0.2. Ours deviate by .14.
     lines = [
         record(method, "erk", 0.1, seed, accuracy + 0.001 * (2 * seed - 1))
@@ -131,16 +154,15 @@ def test_difference_is_inside_the_spread_where_the_bands_of_one_deviation_overla
         for method, accuracy in (("rigl", 0.9259), ("set", 0.9239), ("snfs", 0.9253))
     ]
     lines.append(record("pruning", "erk", 0.1, 0, 0.926))
-    table = rows(report_of(tmp_path, lines), "Test accuracy")
+    table = rows(text_of(lines), "Test accuracy")
     assert table["RigL"]["inside the spread"] == "yes; -"
     assert table["SET"]["inside the spread"] == "no"
     assert table["SNFS"]["inside the spread"] == "yes"
     assert table["Pruning"]["inside the spread"] == "-; -"
 
 
-def test_published_rows_that_are_not_run_are_listed_by_a_full_protocol(tmp_path):
-    write(tmp_path / "results.jsonl", reduced=False)
-    report = write_report(tmp_path / "results.jsonl", tmp_path).read_text()
+def test_published_rows_that_are_not_run_are_listed_by_a_full_protocol():
+    report = text_of(lines_of_accuracies(reduced=False))
     row = rows(report, "Test accuracy")["Lottery"]
     assert row["seeds"] == "0"
     assert row["test %"] == row["difference"] == row["train FLOPs"] == "-"
@@ -155,7 +177,7 @@ def test_published_rows_that_a_reduced_protocol_leaves_out_are_named(report):
     assert "Lottery" not in rows(report, "Test accuracy")
 
 
-def test_order_of_the_methods_is_set_beside_the_papers(tmp_path):
+def test_order_of_the_methods_is_set_beside_the_papers():
     # In the paper at density .1 with ERK: Pruning 92.6, RigL 92.4, SET 92.2, Small-Dense 89.0.
     ours = {"pruning": 0.78, "rigl": 0.72, "set": 0.73, "small-dense": 0.70}
     noise = (0.0, 0.0004, 0.0002)
@@ -165,7 +187,7 @@ def test_order_of_the_methods_is_set_beside_the_papers(tmp_path):
         for method, accuracy in ours.items()
         for seed, wobble in enumerate(noise)
     ]
-    text = report_of(tmp_path, lines)
+    text = text_of(lines)
     table = rows(text, "Density 0.1")
     assert [(row["place in the paper"], row["place here"]) for row in table.values()] == [
         ("1", "1"),
@@ -180,38 +202,35 @@ def test_order_of_the_methods_is_set_beside_the_papers(tmp_path):
     assert "Kendall's tau of the two orders is 0.67." in text
 
 
-def test_numbers_of_another_data_set_stand_alone(tmp_path):
-    write(tmp_path / "results.jsonl", dataset="digits")
-    report = write_report(tmp_path / "results.jsonl", tmp_path).read_text()
+def test_numbers_of_another_data_set_stand_alone():
+    report = text_of(lines_of_accuracies(dataset="digits"))
     assert "paper" not in report.lower()
     assert "difference" not in rows(report, "Test accuracy")["RigL"]
 
 
-def test_reduced_numbers_are_called_reduced_in_report_page_and_every_figure(report, tmp_path):
+def test_reduced_numbers_are_called_reduced_in_report_page_and_every_figure(report, folder):
     assert "## REDUCED protocol 'cpu'" in report
     assert "**These numbers are reduced** (reduced a lot)" in report
-    assert "REDUCED protocol" in (tmp_path / "report.html").read_text()
-    figures = sorted((tmp_path / "figures").glob("*.svg"))
-    assert len(figures) == len(sorted((tmp_path / "figures").glob("*.png"))) > 2
+    assert "REDUCED protocol" in (folder / "report.html").read_text()
+    figures = sorted((folder / "figures").glob("*.svg"))
+    assert len(figures) == len(sorted((folder / "figures").glob("*.png"))) > 2
     for figure in figures:
         assert "REDUCED protocol 'cpu'" in figure.read_text()
         assert "WRN-10-2, 10 epochs" in figure.read_text()
-    for path in (tmp_path / "figures").glob("*.png"):
+    for path in (folder / "figures").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
         assert f"(figures/{path.name})" in report
 
 
-def test_full_protocol_is_not_called_reduced(tmp_path):
-    write(tmp_path / "results.jsonl", reduced=False)
-    report = write_report(tmp_path / "results.jsonl", tmp_path).read_text()
+def test_full_protocol_is_not_called_reduced():
+    report = text_of(lines_of_accuracies(reduced=False))
     assert "REDUCED" not in report
     assert "numbers are reduced" not in report
 
 
 def test_protocols_have_sections_and_figures_of_their_own(tmp_path):
-    write(tmp_path / "results.jsonl")
-    write(tmp_path / "results.jsonl", reduced=False)
-    report = write_report(tmp_path / "results.jsonl", tmp_path).read_text()
+    lines = lines_of_accuracies()[:2] + lines_of_accuracies(reduced=False)[:2]
+    report = report_of(tmp_path, lines)
     assert [line for line in report.splitlines() if line.startswith("## ")] == [
         "## REDUCED protocol 'cpu'",
         "## paper protocol",
@@ -232,8 +251,8 @@ def test_same_name_with_other_settings_is_another_protocol(tmp_path):
     assert "(figures/cpu-2-by-method.png)" in report
 
 
-def test_page_needs_no_other_file(report, tmp_path):
-    page = (tmp_path / "report.html").read_text()
+def test_page_needs_no_other_file(report, folder):
+    page = (folder / "report.html").read_text()
     sources = re.findall(r'src="([^"]*)"', page)
     assert len(sources) == report.count("![") > 2
     for source in sources:
@@ -251,10 +270,10 @@ def test_results_are_text_and_never_markup(tmp_path):
     assert "<script>" not in (tmp_path / "report.html").read_text()
 
 
-def test_same_results_give_the_same_files(report, tmp_path):
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+def test_same_results_give_the_same_files(report, folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
     before = [path.read_bytes() for path in files]
-    write_report(tmp_path / "results.jsonl", tmp_path)
+    write_report(folder / "results.jsonl", folder)
     assert [path.read_bytes() for path in files] == before
 
 
@@ -264,12 +283,12 @@ def test_report_names_versions_commit_and_hardware(report):
 
 
 def test_report_can_be_made_while_a_run_is_being_written(tmp_path):
-    write(tmp_path / "results.jsonl")
+    append_result(tmp_path / "results.jsonl", record("dense", None, None, 0, 0.8))
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write(json.dumps(record("set", "erk", 0.1, 0, 0.7))[:40])
     with pytest.warns(UserWarning, match="cut short"):
         report = write_report(tmp_path / "results.jsonl", tmp_path).read_text()
-    assert "9 runs." in report
+    assert "1 runs." in report
 
 
 def test_what_old_results_did_not_record_is_said_and_the_rest_is_shown(tmp_path):
@@ -290,9 +309,9 @@ def test_what_old_results_did_not_record_is_said_and_the_rest_is_shown(tmp_path)
     assert (tmp_path / "figures" / "cpu-masks-0.1.svg").exists()
 
 
-def test_method_unknown_to_this_version_is_reported_all_the_same(tmp_path):
+def test_method_unknown_to_this_version_is_reported_all_the_same():
     lines = [record("dense", None, None, 0, 0.8), record("brand-new", "erk", 0.1, 0, 0.7)]
-    table = rows(report_of(tmp_path, lines), "Test accuracy")
+    table = rows(text_of(lines), "Test accuracy")
     assert list(table) == ["Dense", "brand-new"]
 
 

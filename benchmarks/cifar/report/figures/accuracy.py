@@ -18,7 +18,7 @@ from benchmarks.cifar.report.figures.style import (
     new_figure,
     plain_log_axis,
 )
-from benchmarks.cifar.summary import Group, Variant
+from benchmarks.cifar.summary import Group, Variant, title
 
 # Methods at one density would hide each other: their marks are spread over this factor.
 DODGE = 1.25
@@ -36,62 +36,77 @@ def by_method(group: Group) -> Figure:
         axes.plot(marks, [row] * len(marks), MARKERS[variant.init], color=shade, alpha=0.6)
         axes.plot([100 * accuracy.mean] * 2, [row - 0.35, row + 0.35], color=shade, linewidth=2)
     axes.set_yticks(range(len(variants)), [label(variant) for variant in variants])
-    axes.invert_yaxis()
+    axes.set_ylim(len(variants) - 0.4, -0.6)
     axes.set_xlabel("test accuracy, % (a mark for each seed, a line at the mean)")
     axes.grid(axis="x", alpha=0.3)
     return figure
 
 
 def against_density(group: Group) -> Figure | None:
-    """A line for each method and init; None where nothing sparse has been run."""
+    """A panel for each init, a line for each method; None where nothing sparse has been run."""
     lines = _lines(group)
     if not lines:
         return None
-    figure = new_figure(group, "Test accuracy against density", (9, 4.8))
-    axes = figure.subplots()
-    _dense_line(axes, group)
-    for number, variants in enumerate(lines):
-        place = number / max(1, len(lines) - 1) - 0.5
-        shifted = [_density(variant) * DODGE**place for variant in variants]
-        _draw_line(axes, group, variants, shifted)
-    densities = [_density(variant) for variants in lines for variant in variants]
-    log_axis(axes, densities)
-    axes.set_xlim(min(densities) / 1.4, max(densities) * 1.4)
-    axes.set_xlabel("density (marks at one density are spread out, so that all are seen)")
-    axes.set_ylabel("test accuracy, %, mean ± std over seeds")
-    axes.grid(alpha=0.3)
-    legend_beside(figure, axes)
+    inits = _inits(group)
+    figure = new_figure(group, "Test accuracy against density", (2.6 + 4.2 * len(inits), 4.8))
+    panels = list(figure.subplots(1, len(inits), sharey=True, squeeze=False).flat)
+    for axes, init in zip(panels, inits, strict=True):
+        _dense_line(axes, group)
+        shown = [variants for variants in lines if variants[0].init in (None, init)]
+        for number, variants in enumerate(shown):
+            place = number / max(1, len(shown) - 1) - 0.5
+            shifted = [_density(variant) * DODGE**place for variant in variants]
+            _draw_line(axes, group, variants, shifted)
+        densities = [_density(variant) for variants in shown for variant in variants]
+        log_axis(axes, densities)
+        axes.set_xlim(min(densities) / 1.4, max(densities) * 1.4)
+        axes.set_title(title(init), fontsize=9)
+        axes.set_xlabel("density (marks are spread out)")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("test accuracy, %, mean ± std over seeds")
+    legend_beside(figure, panels)
     return figure
 
 
 def against_flops(group: Group) -> Figure:
-    """Two panels: FLOPs of the training and of an inference."""
-    figure = new_figure(group, "Test accuracy against FLOPs", (11, 4.8))
-    left, right = figure.subplots(1, 2, sharey=True)
-    panels: list[tuple[Axes, str, Callable[[Variant], float | None]]] = [
-        (left, "training FLOPs, multiple of dense", group.training_flops),
-        (right, "inference FLOPs, multiple of dense", group.inference_flops),
+    """A row for each init; left over FLOPs of the training, right over those of an inference."""
+    inits = _inits(group)
+    figure = new_figure(group, "Test accuracy against FLOPs", (10.5, 1.2 + 3.6 * len(inits)))
+    grid = figure.subplots(len(inits), 2, sharex="col", sharey=True, squeeze=False)
+    columns: list[tuple[str, Callable[[Variant], float | None]]] = [
+        ("training FLOPs, multiple of dense", group.training_flops),
+        ("inference FLOPs, multiple of dense", group.inference_flops),
     ]
-    for axes, name, flops in panels:
-        for variants in [[v] for v in group.variants if v.method == "dense"] + _lines(group):
-            known = [v for v in variants if flops(v) is not None]
-            _draw_line(axes, group, known, [flops(v) or 0.0 for v in known])
-        axes.set_xscale("log")
-        plain_log_axis(axes.xaxis)
-        axes.set_xlabel(name)
-        axes.grid(alpha=0.3)
-    left.set_ylabel("test accuracy, %, mean ± std over seeds")
-    legend_beside(figure, right)
+    dense = [[variant] for variant in group.variants if variant.method == "dense"]
+    for row, init in zip(grid, inits, strict=True):
+        for axes, (name, flops) in zip(row, columns, strict=True):
+            for variants in dense + _lines(group):
+                known = [v for v in variants if flops(v) is not None and v.init in (None, init)]
+                _draw_line(axes, group, known, [flops(v) or 0.0 for v in known])
+            axes.set_xscale("log")
+            plain_log_axis(axes.xaxis)
+            axes.grid(alpha=0.3)
+            axes.set_title(title(init), fontsize=9)
+            axes.set_xlabel(name)
+            axes.label_outer()
+        row[0].set_ylabel("test accuracy, %, mean ± std")
+    legend_beside(figure, list(grid.flat))
     return figure
 
 
+def _inits(group: Group) -> list[str]:
+    """The inits of the results; where there are none, one panel without a name."""
+    found = sorted({variant.init for variant in group.variants if variant.init is not None})
+    return found or [""]
+
+
 def _lines(group: Group) -> list[list[Variant]]:
-    """Variants that differ in density alone, each list from the sparsest on."""
+    """Variants that differ in density alone, each list from the sparsest on; methods in order."""
     found: dict[tuple[str, str | None], list[Variant]] = {}
     for variant in group.variants:
         if variant.density is not None:
             found.setdefault((variant.method, variant.init), []).append(variant)
-    return list(found.values())
+    return sorted(found.values(), key=lambda variants: variants[0].order()[1:])
 
 
 def _draw_line(
@@ -111,7 +126,7 @@ def _draw_line(
         markersize=5,
         linewidth=1.2,
         capsize=3,
-        label=label(first, density=False),
+        label=title(first.method),
     )
 
 

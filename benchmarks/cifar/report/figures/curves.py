@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from benchmarks.cifar.report.figures.style import (
     LINES,
     MARKERS,
     color,
+    label,
     legend_beside,
     log_axis,
     mean_and_error,
@@ -18,14 +20,20 @@ from benchmarks.cifar.report.figures.style import (
 )
 from benchmarks.cifar.summary import Group, Variant, title
 
+COLUMNS = 3
+
 
 def erk_against_uniform(group: Group, methods: Sequence[str]) -> Figure:
     """A panel for each method: accuracy over inference FLOPs, a line for each distribution."""
-    figure = new_figure(
-        group, "ERK against uniform at equal FLOPs", (max(7.0, 3.4 * len(methods) + 1), 4.2)
-    )
-    panels = list(figure.subplots(1, len(methods), sharey=True, squeeze=False).flat)
-    for axes, method in zip(panels, methods, strict=True):
+    columns = min(COLUMNS, len(methods))
+    rows = math.ceil(len(methods) / columns)
+    size = (max(6.0, 3.4 * columns + 0.6), 1.0 + 3.0 * rows)
+    figure = new_figure(group, "ERK against uniform at equal FLOPs", size)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for unused in panels[len(methods) :]:
+        unused.remove()
+    for axes, method in zip(panels, methods, strict=False):
         for init in ("erk", "uniform"):
             variants = [v for v in group.variants if (v.method, v.init) == (method, init)]
             points = [mean_and_error(group, variant) for variant in variants]
@@ -54,7 +62,8 @@ def erk_against_uniform(group: Group, methods: Sequence[str]) -> Figure:
         axes.set_xlabel("inference FLOPs, multiple of dense")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="lower right")
-    panels[0].set_ylabel("test accuracy, %, mean ± std\n(densities beside the marks)")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("test accuracy, %, mean ± std\n(densities beside marks)", fontsize=8)
     return figure
 
 
@@ -77,14 +86,12 @@ def learning_rates(group: Group, sweep: Mapping[Variant, Mapping[float, Variant]
             linestyle=LINES[variant.init],
             color=color(variant.method),
             capsize=3,
-            label=variant.title
-            if variant.density is None
-            else f"{variant.title} {variant.density:.3g}",
+            label=label(variant),
         )
     log_axis(axes, (rate for by_rate in sweep.values() for rate in by_rate))
     axes.axvline(group.settings["optimizer"]["lr"], color="grey", linestyle=":", linewidth=1)
     axes.set_xlabel("learning rate (dotted: the protocol's own)")
     axes.set_ylabel("test accuracy, %, mean ± std over seeds")
     axes.grid(alpha=0.3)
-    legend_beside(figure, axes)
+    legend_beside(figure, [axes])
     return figure

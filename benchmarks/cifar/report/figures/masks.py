@@ -55,7 +55,7 @@ def layer_densities(group: Group, density: float) -> Figure | None:
     axes.set_ylabel("density of the layer, mean over seeds")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6 if len(names) > 30 else 8)
     axes.grid(alpha=0.3, which="both")
-    legend_beside(figure, axes)
+    legend_beside(figure, [axes])
     return figure
 
 
@@ -74,7 +74,7 @@ def over_time(group: Group, density: float) -> Figure | None:
         axes.set_ylim(bottom=0)
     for axes in panels[2:]:
         axes.set_xlabel("training step")
-    legend_beside(figure, panels[0])
+    legend_beside(figure, panels)
     return figure
 
 

@@ -44,7 +44,7 @@ def contour(group: Group, search: Trials) -> Figure | None:
     _mark(axes, (search.best.alpha, search.best.delta_t), "^", "optimum")
     axes.legend(loc="upper right", fontsize=8, framealpha=0.9)
     axes.set(xlabel="alpha", ylabel="delta_t, steps")
-    return _titled(axes, group, f"Search of (alpha, delta_t) for {label(search.variant)}")
+    return _finished(axes, group, f"Search of (alpha, delta_t) for {label(search.variant)}")
 
 
 def importances(group: Group, search: Trials) -> Figure | None:
@@ -57,7 +57,8 @@ def importances(group: Group, search: Trials) -> Figure | None:
     axes.set(xlabel="importance for the validation accuracy (fANOVA)", ylabel="")
     if (legend := axes.get_legend()) is not None:
         legend.remove()
-    return _titled(axes, group, f"Importance of alpha and delta_t for {label(search.variant)}")
+    axes.figure.set_size_inches(SIZE[0], 2.4)
+    return _finished(axes, group, f"Importance for {label(search.variant)}")
 
 
 def _varies(search: Trials) -> bool:
@@ -76,7 +77,8 @@ def _drawn(plot: Callable[[], Axes]) -> Axes:
     # Optuna draws by way of pyplot, which is to open no window, and sets a style for good.
     matplotlib.use("agg")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with pyplot.style.context("default"), warnings.catch_warnings():
+    style = ["default", {"figure.constrained_layout.use": True, "figure.figsize": SIZE}]
+    with pyplot.style.context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         axes = plot()
     pyplot.close(axes.figure)
@@ -103,11 +105,16 @@ def _mark(axes: Axes, place: tuple[float, int], marker: str, name: str) -> None:
     axes.set_ylim(min(bottom, 0.8 * place[1]), max(top, 1.05 * place[1]))
 
 
-def _titled(axes: Axes, group: Group, heading: str) -> Figure:
+def _finished(axes: Axes, group: Group, heading: str) -> Figure:
+    """Optuna's figure with our title and sizes, and without its grey ground."""
     figure = axes.figure
     assert isinstance(figure, Figure)
     axes.set_title("")
-    figure.set_size_inches(SIZE)
-    figure.set_layout_engine("constrained")
+    axes.set_title("", loc="left")
+    axes.set_facecolor("white")
+    for panel in figure.axes:
+        panel.tick_params(labelsize=8)
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.label.set(fontsize=9, color="black")
     name_protocol(figure, group, heading)
     return figure

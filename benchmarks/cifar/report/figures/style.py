@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -51,11 +51,9 @@ def name_protocol(figure: Figure, group: Group, heading: str) -> None:
     figure.supxlabel("\n".join(lines), fontsize=7, color="dimgrey")
 
 
-def label(variant: Variant, *, density: bool = True) -> str:
+def label(variant: Variant) -> str:
     """The variant as a legend names it."""
-    if variant.density is None or not density:
-        return variant.title
-    return f"{variant.title} {variant.density:.3g}"
+    return variant.title if variant.density is None else f"{variant.title} {variant.density:.3g}"
 
 
 def mean_and_error(group: Group, variant: Variant) -> tuple[float, float]:
@@ -79,10 +77,15 @@ def plain_log_axis(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend_beside(figure: Figure, axes: Axes) -> None:
-    """The legend of one axes, right of the whole figure."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=7, frameon=False)
+def legend_beside(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend for all panels, right of the whole figure."""
+    entries = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside right center", fontsize=8, frameon=False
+    )
 
 
 def save(figure: Figure, path: Path) -> None:
