@@ -251,6 +251,15 @@ def test_same_name_with_other_settings_is_another_protocol(tmp_path):
     assert "(figures/cpu-2-by-method.png)" in report
 
 
+def test_figures_of_a_protocol_changed_on_the_command_line_are_found(tmp_path):
+    line = record("dense", None, None, 0, 0.8)
+    line["protocol"]["name"] = "cpu with model.kind=own/net:make, training.epochs=3"
+    report = report_of(tmp_path, [line])
+    (name, *_) = re.findall(r"\(figures/([^)]*)\)", report)
+    assert name == "cpu-with-model.kind-own-net-make-training.epochs-3-by-method.png"
+    assert (tmp_path / "figures" / name).exists()
+
+
 def test_page_needs_no_other_file(report, folder):
     page = (folder / "report.html").read_text()
     sources = re.findall(r'src="([^"]*)"', page)
@@ -307,6 +316,25 @@ def test_what_old_results_did_not_record_is_said_and_the_rest_is_shown(tmp_path)
     }
     assert "Static" in rows(text, "Test accuracy")
     assert (tmp_path / "figures" / "cpu-masks-0.1.svg").exists()
+
+
+def test_masks_are_drawn_where_there_is_something_to_compare(tmp_path):
+    lines = [
+        with_masks(record("rigl", "erk", 0.1, 0, 0.7), (1.0, 0.05, 0.2)),
+        with_masks(record("set", "erk", 0.1, 0, 0.7), (1.0, 0.05, 0.2)),
+        with_masks(record("snfs", "erk", 0.1, 0, 0.7), (0.8, 0.06, 0.3)),
+        with_masks(record("rigl", "uniform", 0.174, 0, 0.7), (1.0, 0.1, 0.1)),
+    ]
+    table = rows(report_of(tmp_path, lines), "Density of every layer")
+    # Methods that end with the same densities share a column.
+    assert table["`body`"] == {
+        "layer": "`body`",
+        "ERK: SET, RigL": "0.050",
+        "SNFS (ERK)": "0.060",
+    }
+    drawn = {path.name for path in (tmp_path / "figures").glob("*.png")}
+    assert {"cpu-layers-0.1.png", "cpu-masks-0.1.png"} <= drawn
+    assert not any("0.174" in name for name in drawn)
 
 
 def test_method_unknown_to_this_version_is_reported_all_the_same():

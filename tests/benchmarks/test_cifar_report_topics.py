@@ -107,6 +107,19 @@ def test_learning_rates_have_a_column_each_with_the_protocols_own_among_them(tmp
     assert (tmp_path / "figures" / "cpu-learning-rate.png").exists()
 
 
+def test_learning_rates_are_swept_for_each_pair_of_alpha_and_delta_t():
+    masks = {"alpha": 0.4, "delta_t": 200}
+    lines = [
+        record("rigl", "erk", 0.1, 0, 0.60, changed={"lr": 0.01}),
+        record("rigl", "erk", 0.1, 0, 0.70),
+        record("rigl", "erk", 0.1, 0, 0.65, changed={"lr": 0.01, **masks}),
+        record("rigl", "erk", 0.1, 0, 0.75, changed=masks),
+    ]
+    report = text_of(lines)
+    assert "| RigL | ERK | 0.1 | (0.3, 100) | 60.00 | 70.00 |" in report
+    assert "| RigL | ERK | 0.1 | (0.4, 200) | 65.00 | 75.00 |" in report
+
+
 def test_erk_and_uniform_are_compared_where_they_cost_as_much(tmp_path):
     lines = [
         record("rigl", "erk", 0.1, 0, 0.75, inference=200.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -89,8 +90,13 @@ def not_recorded(group: Group, what: str) -> list[str]:
 
 
 def densities(group: Group) -> list[float]:
-    """Every density that anything was trained at."""
-    return sorted({v.density for v in group.variants if v.density is not None})
+    """The densities at which masks can be compared: those of several variants with masks, or all.
+
+    A study of one method at densities of its own would fill the report with figures of one line.
+    """
+    counts = Counter(v.density for v in group.variants if v.density and v.init is not None)
+    several = sorted(density for density, count in counts.items() if count > 1)
+    return several or sorted(counts)
 
 
 def _listed(variants: Iterable[Variant]) -> str:

@@ -12,7 +12,7 @@ from benchmarks.cifar.paper import Paper
 from benchmarks.cifar.report.accuracy import accuracy_table
 from benchmarks.cifar.report.comparison import Difference, against
 from benchmarks.cifar.report.differences import difference_table
-from benchmarks.cifar.report.markdown import MISSING, names, paragraph, table
+from benchmarks.cifar.report.markdown import paragraph, table
 from benchmarks.cifar.summary import Group, Variant, title
 
 REDISTRIBUTING = ("rigl-sg", "rigl-sm")
@@ -144,37 +144,6 @@ def _at(group: Group, line: Sequence[Variant], flops: float) -> tuple[float, str
     places = np.log([place for place, _, _ in ends])
     accuracy = float(np.interp(np.log(flops), places, [value for _, value, _ in ends]))
     return accuracy, f"{ends[0][2]:.3g} to {ends[1][2]:.3g}, interpolated"
-
-
-def sweep_of_rates(group: Group) -> dict[Variant, dict[float, Variant]]:
-    """For each variant with the protocol's own settings, what was run at each learning rate."""
-    own = float(group.settings["optimizer"]["lr"])
-    sweep: dict[Variant, dict[float, Variant]] = {}
-    for variant in group.varied:
-        rate = variant.setting("lr")
-        if rate is not None and len(variant.settings) == 1:
-            by_rate = sweep.setdefault(variant.plain, {})
-            by_rate[rate] = variant
-            if group.runs(variant.plain):
-                by_rate[own] = variant.plain
-    return sweep
-
-
-def sweep_table(group: Group, sweep: dict[Variant, dict[float, Variant]]) -> list[str]:
-    """A column for each learning rate."""
-    rates = sorted({rate for by_rate in sweep.values() for rate in by_rate})
-    rows = []
-    for variant, by_rate in sweep.items():
-        cells = [
-            group.statistic(by_rate[rate], "accuracy", "test").percent()
-            if rate in by_rate
-            else MISSING
-            for rate in rates
-        ]
-        rows.append([*names(variant), *cells])
-    own = group.settings["optimizer"]["lr"]
-    header = [f"lr {rate:g}" + (" (protocol's)" if rate == own else "") for rate in rates]
-    return table(["method", "init", "density", *header], rows)
 
 
 def _with(group: Group, variants: Sequence[Variant], methods: Sequence[str]) -> list[Variant]:

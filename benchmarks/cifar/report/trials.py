@@ -45,22 +45,26 @@ class Trials:
     trials: list[Trial]
 
     @property
-    def best(self) -> Trial:
-        """The highest mean validation accuracy among the trials that have the most seeds."""
+    def complete(self) -> list[Trial]:
+        """The trials that have the most seeds; means over fewer vary more."""
         most = max(len(trial.validation.values) for trial in self.trials)
-        complete = [trial for trial in self.trials if len(trial.validation.values) == most]
-        return max(complete, key=lambda trial: trial.validation.mean)
+        return [trial for trial in self.trials if len(trial.validation.values) == most]
+
+    @property
+    def best(self) -> Trial:
+        """The complete trial with the highest mean validation accuracy."""
+        return max(self.complete, key=lambda trial: trial.validation.mean)
 
     def study(self) -> optuna.Study:
-        """The trials as Optuna's plots want them, values in percent."""
-        alphas = [trial.alpha for trial in self.trials]
-        delta_ts = [trial.delta_t for trial in self.trials]
+        """The complete trials as Optuna's plots want them, values in percent."""
+        alphas = [trial.alpha for trial in self.complete]
+        delta_ts = [trial.delta_t for trial in self.complete]
         distributions = {
             "alpha": optuna.distributions.FloatDistribution(min(alphas), max(alphas)),
             "delta_t": optuna.distributions.IntDistribution(min(delta_ts), max(delta_ts)),
         }
         study = optuna.create_study(direction="maximize")
-        for trial in self.trials:
+        for trial in self.complete:
             study.add_trial(
                 optuna.create_trial(
                     params={"alpha": trial.alpha, "delta_t": trial.delta_t},

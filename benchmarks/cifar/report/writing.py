@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from benchmarks.cifar.files import write_atomic
 from benchmarks.cifar.paper import Paper, published_datasets, sources
-from benchmarks.cifar.report import accuracy, costs, differences, layers, topics, tuning
+from benchmarks.cifar.report import accuracy, costs, differences, layers, sweep, topics, tuning
 from benchmarks.cifar.report.figures import accuracy as accuracy_figures
 from benchmarks.cifar.report.figures import curves, masks, style
 from benchmarks.cifar.report.markdown import paragraph, section
@@ -60,7 +61,8 @@ class Figures:
     """
 
     def __init__(self, group: Group, folder: Path, used: set[str]) -> None:
-        name = prefix = str(group.protocol["name"])
+        # A protocol that was changed on the command line has the change in its name.
+        name = prefix = re.sub(r"[^\w.-]+", "-", str(group.protocol["name"])).strip("-")
         number = 1
         while prefix in used:
             number += 1
@@ -176,16 +178,16 @@ def _search_section(group: Group, paper: Paper | None, figures: Figures) -> list
 
 
 def _sweep_section(group: Group, figures: Figures) -> list[str]:
-    sweep = topics.sweep_of_rates(group)
-    if not sweep:
+    found = sweep.sweeps(group)
+    if not found:
         return []
     return section(
         "Learning rate",
-        topics.sweep_table(group, sweep),
+        sweep.sweep_table(group, found),
         figures.show(
             "learning-rate",
             "accuracy against the learning rate",
-            curves.learning_rates(group, sweep),
+            curves.learning_rates(group, found),
         ),
     )
 

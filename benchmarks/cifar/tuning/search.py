@@ -25,6 +25,8 @@ from benchmarks.cifar.tuning.storage import Storage, quiet
 # Runs what isn't finished yet of the runs that it gets, and returns the results of those that are.
 Train = Callable[[Sequence[RunSpec]], Sequence[Record]]
 
+Say = Callable[[str], object]
+
 SECONDS_BETWEEN_LOOKS = 5.0
 
 
@@ -70,12 +72,19 @@ class Tuning:
             for seed in self.search.seeds
         ]
 
-    def run(self, storage: Storage, train: Train) -> None:
+    @property
+    def title(self) -> str:
+        return (
+            f"search of {self.search.method}-{self.init}-{self.density:g} ({self.protocol.label})"
+        )
+
+    def run(self, storage: Storage, train: Train, say: Say = print) -> None:
         """Go on with the study until it has its trials.
 
         Args:
             storage: Where the study is.
             train: Trains the runs of a trial.
+            say: Told of every trial.
 
         Raises:
             SearchError: If a run failed. The search goes on with the same trial the next time.
@@ -84,7 +93,11 @@ class Tuning:
         with quiet():
             while self._wants_more(study, storage):
                 study.sampler = self._sampler(study, storage)
-                study.optimize(lambda trial: self._value(trial, train), n_trials=1)
+                study.optimize(lambda trial: self._value(trial, train, say), n_trials=1)
+        # In a database all trials may be in the hands of other machines.
+        if _count(study, TrialState.COMPLETE):
+            best = study.best_trial
+            say(f"{self.title}: best validation {best.value:.2%} with {_words(best.params)}")
 
     def _wants_more(self, study: optuna.Study, storage: Storage) -> bool:
         if storage.is_shared:
@@ -105,11 +118,13 @@ class Tuning:
         digest = hashlib.sha256(f"{self.name} {_count(study, TrialState.COMPLETE)}".encode())
         return TPESampler(n_startup_trials=startup, seed=int.from_bytes(digest.digest()[:4], "big"))
 
-    def _value(self, trial: optuna.Trial, train: Train) -> float:
+    def _value(self, trial: optuna.Trial, train: Train, say: Say) -> float:
         low, high = self.search.alpha
         alpha = trial.suggest_float("alpha", low, high)
         first, last, step = self.search.delta_t
         delta_t = trial.suggest_int("delta_t", first, last, step=step)
+        number = _count(trial.study, TrialState.COMPLETE) + 1
+        say(f"{self.title}: trial {number} of {self.search.trials}, {_words(trial.params)}")
         specs = self.specs(alpha, delta_t)
         records = train(specs)
         if len(records) < len(specs):
@@ -127,7 +142,12 @@ def tunings(protocol: Protocol, search: Search, data: str) -> list[Tuning]:
 
 
 def tune(
-    protocol: Protocol, search: Search, data: str, storage: Storage, train: Train
+    protocol: Protocol,
+    search: Search,
+    data: str,
+    storage: Storage,
+    train: Train,
+    say: Say = print,
 ) -> list[SearchError]:
     """Do all searches of a preset, those first that no other process is at.
 
@@ -137,6 +157,7 @@ def tune(
         data: The data set's fingerprint.
         storage: Where the studies are.
         train: Trains the runs of a trial.
+        say: Told of every trial.
 
     Returns:
         The errors that ended a search; the other searches are done all the same.
@@ -151,7 +172,7 @@ def tune(
                     busy.append(tuning)
                     continue
                 try:
-                    tuning.run(storage, train)
+                    tuning.run(storage, train, say)
                 except SearchError as error:
                     errors.append(error)
         if len(busy) == len(left):
@@ -162,3 +183,7 @@ def tune(
 
 def _count(study: optuna.Study, *states: TrialState) -> int:
     return len(study.get_trials(deepcopy=False, states=states))
+
+
+def _words(params: dict[str, float]) -> str:
+    return f"alpha {params['alpha']:.3f}, delta_t {params['delta_t']}"

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
+FILES = "search"
 HEARTBEAT_SECONDS = 60
 # A machine that has not been heard of for so long is taken for dead, and its trial is done again.
 GRACE_SECONDS = 300
@@ -27,7 +28,7 @@ class Storage:
     a process that was killed. With a database, processes say every minute that they are alive.
 
     Args:
-        folder: Where each study has a file of its own, if no database is given.
+        folder: Each study has a file of its own in ``search/`` there, if no database is given.
         url: A database as SQLAlchemy names it, such as ``"postgresql://user@host/name"``.
     """
 
@@ -67,8 +68,7 @@ class Storage:
         if self.is_shared:
             yield True
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / f".{name}.lock")
+        lock = FileLock(self._made_files() / f"{name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -80,8 +80,12 @@ class Storage:
             lock.release()
 
     def _file(self, name: str) -> RDBStorage:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return RDBStorage(f"sqlite:///{(self.folder / name).as_posix()}.db")
+        return RDBStorage(f"sqlite:///{(self._made_files() / name).as_posix()}.db")
+
+    def _made_files(self) -> Path:
+        files = self.folder / FILES
+        files.mkdir(parents=True, exist_ok=True)
+        return files
 
     def _database(self) -> RDBStorage:
         assert self.url is not None

@@ -58,7 +58,7 @@ def against_density(group: Group) -> Figure | None:
             shifted = [_density(variant) * DODGE**place for variant in variants]
             _draw_line(axes, group, variants, shifted)
         densities = [_density(variant) for variants in shown for variant in variants]
-        log_axis(axes, densities)
+        log_axis(axes, _common(densities))
         axes.set_xlim(min(densities) / 1.4, max(densities) * 1.4)
         axes.set_title(title(init), fontsize=9)
         axes.set_xlabel("density (marks are spread out)")
@@ -137,6 +137,11 @@ def _dense_line(axes: Axes, group: Group) -> None:
             shade = color(variant.method)
             axes.axhline(mean, color=shade, linewidth=1.2, label=variant.title)
             axes.axhspan(mean - error, mean + error, color=shade, alpha=0.15)
+
+
+def _common(densities: Sequence[float]) -> list[float]:
+    """Those that occur more than once, or all: one method's own would crowd the axis."""
+    return [density for density in densities if densities.count(density) > 1] or list(densities)
 
 
 def _density(variant: Variant) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cifar.report.figures.style import (
@@ -18,22 +19,17 @@ from benchmarks.cifar.report.figures.style import (
     new_figure,
     plain_log_axis,
 )
-from benchmarks.cifar.summary import Group, Variant, title
+from benchmarks.cifar.report.sweep import Sweep
+from benchmarks.cifar.summary import Group, title
 
 COLUMNS = 3
 
 
 def erk_against_uniform(group: Group, methods: Sequence[str]) -> Figure:
     """A panel for each method: accuracy over inference FLOPs, a line for each distribution."""
-    columns = min(COLUMNS, len(methods))
-    rows = math.ceil(len(methods) / columns)
-    size = (max(6.0, 3.4 * columns + 0.6), 1.0 + 3.0 * rows)
-    figure = new_figure(group, "ERK against uniform at equal FLOPs", size)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    panels = list(grid.flat)
-    for unused in panels[len(methods) :]:
-        unused.remove()
-    for axes, method in zip(panels, methods, strict=False):
+    heading = "ERK against uniform at equal FLOPs"
+    figure, panels = _panels(group, heading, len(methods))
+    for axes, method in zip(panels, methods, strict=True):
         for init in ("erk", "uniform"):
             variants = [v for v in group.variants if (v.method, v.init) == (method, init)]
             points = [mean_and_error(group, variant) for variant in variants]
@@ -61,37 +57,46 @@ def erk_against_uniform(group: Group, methods: Sequence[str]) -> Figure:
         axes.set_title(title(method), fontsize=9)
         axes.set_xlabel("inference FLOPs, multiple of dense")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, loc="lower right")
+        axes.legend(fontsize=7, loc="lower right", title="densities at marks", title_fontsize=7)
+    return figure
+
+
+def learning_rates(group: Group, found: Sequence[Sweep]) -> Figure:
+    """A panel for each variant, a line for each pair of alpha and delta_t."""
+    variants = list(dict.fromkeys(sweep.variant.plain for sweep in found))
+    all_masks = sorted({sweep.masks for sweep in found})
+    figure, panels = _panels(group, "Test accuracy against the learning rate", len(variants))
+    for axes, variant in zip(panels, variants, strict=True):
+        for sweep in found:
+            if sweep.variant.plain == variant:
+                points = [mean_and_error(group, one) for one in sweep.by_rate.values()]
+                axes.errorbar(
+                    list(sweep.by_rate),
+                    [mean for mean, _ in points],
+                    yerr=[error for _, error in points],
+                    fmt="o-",
+                    color=f"C{all_masks.index(sweep.masks)}",
+                    capsize=3,
+                    label=sweep.masks_title,
+                )
+        log_axis(axes, (rate for sweep in found for rate in sweep.by_rate))
+        axes.axvline(group.settings["optimizer"]["lr"], color="grey", linestyle=":", linewidth=1)
+        axes.set_title(label(variant), fontsize=9)
+        axes.set_xlabel("learning rate (dotted: the protocol's)")
+        axes.grid(alpha=0.3)
+    legend_beside(figure, panels, title="(alpha, delta_t)")
+    return figure
+
+
+def _panels(group: Group, heading: str, count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels in rows of three, which share their axes."""
+    columns = min(COLUMNS, count)
+    rows = math.ceil(count / columns)
+    figure = new_figure(group, heading, (max(6.0, 3.4 * columns + 1.2), 1.0 + 3.0 * rows))
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid[:, 0]:
-        axes.set_ylabel("test accuracy, %, mean ± std\n(densities beside marks)", fontsize=8)
-    return figure
-
-
-def learning_rates(group: Group, sweep: Mapping[Variant, Mapping[float, Variant]]) -> Figure:
-    """A line for each variant over the learning rates of its sweep.
-
-    Args:
-        group: The results.
-        sweep: For each variant with the protocol's own settings, what was run at each rate.
-    """
-    figure = new_figure(group, "Test accuracy against the learning rate", (8, 4.4))
-    axes = figure.subplots()
-    for variant, by_rate in sweep.items():
-        points = [mean_and_error(group, by_rate[rate]) for rate in sorted(by_rate)]
-        axes.errorbar(
-            sorted(by_rate),
-            [mean for mean, _ in points],
-            yerr=[error for _, error in points],
-            fmt=MARKERS[variant.init],
-            linestyle=LINES[variant.init],
-            color=color(variant.method),
-            capsize=3,
-            label=label(variant),
-        )
-    log_axis(axes, (rate for by_rate in sweep.values() for rate in by_rate))
-    axes.axvline(group.settings["optimizer"]["lr"], color="grey", linestyle=":", linewidth=1)
-    axes.set_xlabel("learning rate (dotted: the protocol's own)")
-    axes.set_ylabel("test accuracy, %, mean ± std over seeds")
-    axes.grid(alpha=0.3)
-    legend_beside(figure, [axes])
-    return figure
+        axes.set_ylabel("test accuracy, %, mean ± std", fontsize=9)
+    panels = list(grid.flat)
+    for unused in panels[count:]:
+        unused.remove()
+    return figure, panels[:count]

@@ -62,7 +62,7 @@ def importances(group: Group, search: Trials) -> Figure | None:
 
 
 def _varies(search: Trials) -> bool:
-    trials = search.trials
+    trials = search.complete
     return len(trials) >= FEWEST and all(
         len(set(values)) > 1
         for values in (

@@ -65,6 +65,7 @@ def mean_and_error(group: Group, variant: Variant) -> tuple[float, float]:
 def log_axis(axes: Axes, values: Iterable[float]) -> None:
     """A logarithmic x axis with a tick, in plain digits, at each of the values."""
     axes.set_xscale("log")
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_xticks(sorted(set(values)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -77,14 +78,19 @@ def plain_log_axis(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend_beside(figure: Figure, panels: Sequence[Axes]) -> None:
+def legend_beside(figure: Figure, panels: Sequence[Axes], title: str | None = None) -> None:
     """One legend for all panels, right of the whole figure."""
     entries = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
     figure.legend(
-        entries.values(), entries.keys(), loc="outside right center", fontsize=8, frameon=False
+        entries.values(),
+        entries.keys(),
+        title=title,
+        loc="outside right center",
+        fontsize=8,
+        frameon=False,
     )
 
 
