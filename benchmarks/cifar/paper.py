@@ -99,12 +99,15 @@ class Paper:
 
         Args:
             variant: Whose.
-            of_table: ``"main"``, which has the original authors' numbers too, ``"redistribution"``
-                or ``"structured"``.
+            of_table: ``"redistribution"``, ``"structured"`` or ``"main"``; to that belong the
+                original authors' numbers, and the methods that only the table of redistribution
+                has.
         """
         rows: list[Published] = getattr(self, of_table)
         if of_table == "main":
-            rows = rows + self.original_authors
+            methods = {row.variant.method for row in self.main}
+            others = [row for row in self.redistribution if row.variant.method not in methods]
+            rows = rows + self.original_authors + others
         return [row for row in rows if matches(row.variant, variant)]
 
 

@@ -189,6 +189,7 @@ def test_structured_tables_are_those_of_the_report_itself():
         (("small-dense", None, 0.2), ["91.0 ± 0.07 [R]"]),
         (("rigl", "uniform", 0.2), ["92.6 ± 0.10 [R]", "92.9 ± 0.10 [S]"]),
         (("rigl-2x", "erk", 0.05), ["92.4 [G]"]),
+        (("rigl-sm", "erk", 0.1), ["92.27 ± 0.01 [R]"]),
         (("set", "erk", 0.3), []),
     ],
 )

@@ -65,8 +65,8 @@ def orders(group: Group, paper: Paper) -> list[Order]:
 def _order(group: Group, paper: Paper, density: float) -> Order:
     rows = []
     for variant in group.variants:
-        # The main table only: one protocol, one set of authors.
-        published = [row for row in paper.of(variant) if row in paper.main]
+        # One protocol and one set of authors.
+        published = [row for row in paper.of(variant) if row not in paper.original_authors]
         if variant.density == density and published:
             rows.append((variant, published[0]))
     rows.sort(key=lambda row: -row[1].accuracy)

@@ -41,10 +41,11 @@ def sweeps(group: Group) -> list[Sweep]:
             by_rate[rate] = variant
             if group.runs(at_own_rate):
                 by_rate[own_rate] = at_own_rate
-    return [
+    swept = [
         Sweep(variant, _masks(group, variant), dict(sorted(by_rate.items())))
         for variant, by_rate in found.items()
     ]
+    return sorted(swept, key=lambda sweep: (sweep.variant.plain.order(), sweep.masks))
 
 
 def sweep_table(group: Group, found: Sequence[Sweep]) -> list[str]:

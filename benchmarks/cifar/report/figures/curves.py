@@ -99,4 +99,6 @@ def _panels(group: Group, heading: str, count: int) -> tuple[Figure, list[Axes]]
     panels = list(grid.flat)
     for unused in panels[count:]:
         unused.remove()
+    for lowest in panels[max(0, count - columns) : count]:
+        lowest.tick_params(labelbottom=True)
     return figure, panels[:count]
