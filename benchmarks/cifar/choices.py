@@ -91,6 +91,16 @@ class Search:
         if self.trials < 1:
             raise ProtocolError(f"search.trials must be at least 1, got {self.trials}")
 
+    @property
+    def examples(self) -> list[RunSpec]:
+        """One run for each that all trials together make at most."""
+        middle = sum(self.delta_t[:2]) // 2
+        each = itertools.product(range(self.trials), self.seeds, self.inits, self.densities)
+        return [
+            RunSpec(self.method, init, density, seed, alpha=sum(self.alpha) / 2, delta_t=middle)
+            for _, seed, init, density in each
+        ]
+
 
 @dataclass(frozen=True)
 class Choices:

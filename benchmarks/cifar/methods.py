@@ -42,3 +42,4 @@ RECIPES = {
 }
 METHODS = tuple(RECIPES)
 SPARSE_METHODS = tuple(name for name, recipe in RECIPES.items() if recipe.optimizer)
+MASK_SOURCES = tuple({recipe.masks_from for recipe in RECIPES.values() if recipe.masks_from})

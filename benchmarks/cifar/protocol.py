@@ -4,25 +4,65 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks.cifar.choices import Choices
-from benchmarks.cifar.tables import ProtocolError, build, check_name, read_toml
+from benchmarks.cifar.tables import ProtocolError, check_name
 
-DATASETS = ("cifar10", "digits")
+DATASETS = ("cifar10", "cifar100", "digits", "folder")
+DATASET_TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "digits": "scikit-learn digits",
+    "folder": "own images",
+}
 SCHEDULES = ("step", "one-cycle")
-PRESET_DIR = Path(__file__).parent / "presets"
-PRESETS = ("smoke", "cpu", "paper")
+MODELS = ("wrn", "resnet")
+PUBLISHED_WIDTH = 64
+LATER = "later"
+
+
+def later(default: Any) -> Any:
+    """A setting that came after the first results.
+
+    It is left out of a run's name at its default, so that those results keep their names.
+    """
+    return dataclasses.field(default=default, metadata={LATER: True})
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """WRN-depth-width and the dropout inside its blocks."""
+    """The network.
+
+    Args:
+        depth: Number of layers of a WRN or ResNet.
+        width: Widening factor of a WRN; channels of a ResNet's stem.
+        dropout: Probability inside the blocks of a WRN.
+        kind: ``"wrn"``, ``"resnet"``, or ``module:callable`` for a user's own, which ignores the
+            other three.
+    """
 
     depth: int
     width: int
     dropout: float
+    kind: str = later("wrn")
+
+    def __post_init__(self) -> None:
+        module, _, name = self.kind.partition(":")
+        if self.kind not in MODELS and not (module and name):
+            raise ProtocolError(
+                f"model.kind takes one of {', '.join(MODELS)} or module:callable, got {self.kind!r}"
+            )
+
+    @property
+    def title(self) -> str:
+        """Such as ``WRN-22-2`` or ``ResNet-50``."""
+        if self.kind == "wrn":
+            return f"WRN-{self.depth}-{self.width}"
+        if self.kind == "resnet":
+            thin = "" if self.width == PUBLISHED_WIDTH else f" of width {self.width}"
+            return f"ResNet-{self.depth}{thin}"
+        return self.kind
 
 
 @dataclass(frozen=True)
@@ -35,19 +75,38 @@ class TrainingConfig:
     validation_fraction: float
     bf16: bool
     channels_last: bool
+    label_smoothing: float = later(0.0)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ProtocolError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ProtocolError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """Random crops out of the image padded by reflection, and mirroring."""
+    """Random crops, and mirroring.
+
+    Args:
+        crop_padding: Crops of the image's own size out of the image padded by reflection.
+        flip: Mirror half of the images.
+        min_scale: Crops of this share of the image's area up to all of it, resized to the whole,
+            in place of padded ones.
+    """
 
     crop_padding: int
     flip: bool
+    min_scale: float | None = later(None)
+
+    def __post_init__(self) -> None:
+        if self.min_scale is None:
+            return
+        if not 0.0 < self.min_scale <= 1.0:
+            raise ProtocolError(f"min_scale must be in (0, 1], got {self.min_scale}")
+        if self.crop_padding:
+            raise ProtocolError(f"min_scale takes crop_padding = 0, got {self.crop_padding}")
 
 
 @dataclass(frozen=True)
@@ -90,7 +149,23 @@ class SparsityConfig:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that the runs of one preset share."""
+    """Everything that the runs of one preset share.
+
+    Args:
+        name: What results and reports call it.
+        summary: In what it differs from the published one.
+        reduced: Whether it does.
+        dataset: One of ``DATASETS``.
+        model: The network.
+        training: Lengths and sizes.
+        augmentation: What is done to training images.
+        optimizer: SGD's settings.
+        schedule: The learning rate's.
+        sparsity: The masks'.
+        choices: What ``--all`` runs.
+        also: Preset files of further protocols that belong to the preset.
+        image_size: Height and width to which own images are brought.
+    """
 
     name: str
     summary: str
@@ -103,6 +178,8 @@ class Protocol:
     schedule: ScheduleConfig
     sparsity: SparsityConfig
     choices: Choices
+    also: tuple[str, ...] = ()
+    image_size: int = later(32)
 
     def __post_init__(self) -> None:
         check_name("dataset", self.dataset, DATASETS)
@@ -115,9 +192,11 @@ class Protocol:
             if schedule.kind == "step"
             else "one cycle"
         )
+        size = f"at 3x{self.image_size}x{self.image_size}"
         parts = [
-            f"WRN-{self.model.depth}-{self.model.width}",
-            {"cifar10": "CIFAR-10", "digits": "scikit-learn digits at 3x32x32"}[self.dataset],
+            self.model.title,
+            DATASET_TITLES[self.dataset]
+            + (f" {size}" if self.dataset in ("digits", "folder") else ""),
             f"{training.epochs} epochs",
             f"batch {training.batch_size}",
             f"SGD lr {self.optimizer.lr:g} ({rate})",
@@ -137,22 +216,17 @@ class Protocol:
 
     def settings(self) -> dict[str, Any]:
         """What decides a run's numbers: without the wording and without the list of choices."""
-        settings = dataclasses.asdict(self)
-        for name in ("name", "summary", "reduced", "choices"):
+        settings = _settings(self)
+        for name in ("name", "summary", "reduced", "choices", "also"):
             del settings[name]
         return settings
 
 
-def load_preset(name: str) -> Protocol:
-    """The shipped protocol called ``name``, or the one in a ``.toml`` file of the user's.
-
-    Raises:
-        ProtocolError: If the file lacks a setting or has one that does not exist.
-        FileNotFoundError: If there is no such file.
-    """
-    path = PRESET_DIR / f"{name}.toml" if name in PRESETS else Path(name)
-    table = read_toml(path)
-    try:
-        return build(Protocol, {"name": path.stem} | table)
-    except ProtocolError as error:
-        raise ProtocolError(f"{path}: {error}") from None
+def _settings(section: Any) -> dict[str, Any]:
+    found = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if LATER in field.metadata and value == field.default:
+            continue
+        found[field.name] = _settings(value) if dataclasses.is_dataclass(value) else value
+    return found
