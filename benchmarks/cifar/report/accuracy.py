@@ -59,8 +59,8 @@ def main_notes(group: Group, paper: Paper | None) -> list[str]:
     if paper is None:
         return lines
     lines += paragraph(
-        f"Published: {paper.protocol}; the letters name the sources below. A difference is ours "
-        "minus the published one, and inside the spread where the two bands of mean ± deviation "
+        f"Published: {paper.protocol}; the letters name the sources at the end. A difference is "
+        "ours minus the published one, and inside the spread where the two bands of mean ± deviation "
         "overlap; without a deviation on both sides nothing is said."
     )
     if group.protocol["reduced"] and (missing := _not_run(list(group.variants), paper)):

@@ -42,8 +42,12 @@ def write_report(results: Path, folder: Path) -> Path:
         raise ResultsError(f"{results} holds no finished run yet; start one with --all")
     lines = [f"# {TITLE}", ""]
     used: set[str] = set()
-    for group in group_by_protocol(records):
+    groups = group_by_protocol(records)
+    for group in groups:
         lines += group_lines(group, Figures(group, folder, used))
+    if any(_paper(group) for group in groups):
+        lines += ["## Sources of the published numbers", ""]
+        lines += [f"- [{letter}] {name}." for letter, name in sources().items()]
     text = "\n".join(lines).rstrip() + "\n"
     report = folder / "report.md"
     write_atomic(report, text.encode())
@@ -91,7 +95,7 @@ class Figures:
 def group_lines(group: Group, figures: Figures) -> list[str]:
     """Everything about one protocol."""
     protocol = group.protocol
-    paper = Paper(group.dataset) if group.dataset in published_datasets() else None
+    paper = _paper(group)
     lines = [f"## {protocol['label']}", ""]
     lines += paragraph(f"Protocol: {protocol['description']}. {len(group.records)} runs.")
     if protocol["reduced"]:
@@ -108,10 +112,11 @@ def group_lines(group: Group, figures: Figures) -> list[str]:
     lines += _mask_sections(group, figures)
     lines += section("Cost and exploration", costs.cost_table(group))
     lines += section("Made with", costs.environment_lines(group))
-    if paper is not None:
-        letters = [f"- [{letter}] {name}." for letter, name in sources().items()]
-        lines += section("Sources of the published numbers", [*letters, ""])
     return lines
+
+
+def _paper(group: Group) -> Paper | None:
+    return Paper(group.dataset) if group.dataset in published_datasets() else None
 
 
 def _accuracy_sections(group: Group, paper: Paper | None, figures: Figures) -> list[str]:
