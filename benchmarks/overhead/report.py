@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar.checkpoint import write_atomic
+from benchmarks.cifar.files import write_atomic
 from benchmarks.overhead.contenders import AGAIN, PLAIN, REFERENCE
 from benchmarks.overhead.workloads import WORKLOADS
 

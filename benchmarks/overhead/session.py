@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.cifar.checkpoint import write_atomic
 from benchmarks.cifar.environment import describe_environment
+from benchmarks.cifar.files import write_atomic
 from benchmarks.overhead.contenders import Contender, Sparsity, make_contenders
 from benchmarks.overhead.memory import resident_bytes
 from benchmarks.overhead.steps import measure_steps, summarise_steps

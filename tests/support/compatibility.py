@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 import torch
 
-from benchmarks.cifar.checkpoint import write_atomic
+from benchmarks.cifar.files import write_atomic
 from benchmarks.cifar.environment import describe_environment
 from tests.support.readable_json import one_line_where_it_fits, plain
 from tests.support.sightings import Sighting, sightings_by_class, watching

@@ -60,8 +60,8 @@ def main_notes(group: Group, paper: Paper | None) -> list[str]:
         return lines
     lines += paragraph(
         f"Published: {paper.protocol}; the letters name the sources at the end. A difference is "
-        "ours minus the published one, and inside the spread where the two bands of mean ± deviation "
-        "overlap; without a deviation on both sides nothing is said."
+        "ours minus the published one, and inside the spread where the two bands of mean ± "
+        "deviation overlap; without a deviation on both sides nothing is said."
     )
     if group.protocol["reduced"] and (missing := _not_run(list(group.variants), paper)):
         listed = ", ".join(_short(variant) for variant in missing)
