@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,7 +16,6 @@ from benchmarks.cifar.options import build_parser
 from benchmarks.cifar.planning import Estimator, Size
 from benchmarks.cifar.protocol import Protocol
 from benchmarks.cifar.ranks import Ranks, device_for, joined_ranks
-from benchmarks.cifar.report import write_report
 from benchmarks.cifar.results import ResultsError
 from benchmarks.cifar.selecting import choose_protocols, is_narrowed, parts_of
 from benchmarks.cifar.session import Chosen, Means, Plan, Session
@@ -23,7 +23,6 @@ from benchmarks.cifar.sources import DataError
 from benchmarks.cifar.stopping import Stop, StoppedError, stop_on_signals
 from benchmarks.cifar.tables import ProtocolError
 from benchmarks.cifar.tensorboard import check_tensorboard
-from benchmarks.cifar.tuning import Storage, tune
 from benchmarks.cifar.worker import Setup
 
 
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
     folder = Folder(options.out)
     if options.report_only:
-        print(f"report: {write_report(folder.results, folder.root)}")
+        _report(folder)
         return 0
     if options.tensorboard:
         check_tensorboard()
@@ -69,32 +68,44 @@ def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
         plan.show_estimates(estimator, say)
     if options.dry_run:
         return 0
-    return _carry_out(plan, Session(means, stop), Storage(folder.root, options.storage))
+    return _carry_out(plan, Session(means, stop), options.storage)
 
 
-def _carry_out(plan: Plan, session: Session, storage: Storage) -> int:
+def _carry_out(plan: Plan, session: Session, database: str | None) -> int:
     session.run(plan.agenda, plan.forecast())
-    errors = []
-    for part in plan.chosen:
-        search = part.protocol.choices.search
-        if part.search_jobs() and search is not None:
-            errors += tune(
-                part.protocol,
-                search,
-                part.data,
-                storage,
-                lambda specs, part=part: session.train(part, specs),  # type: ignore[misc]
-            )
+    errors = _search(plan, session, database)
     if not plan.means.ranks.is_first:
         return 0
-    folder = plan.means.setup.folder
-    print(f"report: {write_report(folder.results, folder.root)}")
+    _report(plan.means.setup.folder)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     if session.failed:
         names = ", ".join(dict.fromkeys(job.title for job in session.failed))
         print(f"{len(session.failed)} runs failed: {names}", file=sys.stderr)
     return 1 if session.failed or errors else 0
+
+
+def _search(plan: Plan, session: Session, database: str | None) -> list[Exception]:
+    errors: list[Exception] = []
+    searching = [part for part in plan.chosen if part.search_jobs()]
+    if not searching:
+        return errors
+    # Optuna, as below SciPy and Matplotlib, takes a second to import: not for a plan or --help.
+    from benchmarks.cifar.tuning import Storage, tune
+
+    storage = Storage(plan.means.setup.folder.root, database)
+    for part in searching:
+        search = part.protocol.choices.search
+        assert search is not None
+        train = functools.partial(session.train, part)
+        errors += tune(part.protocol, search, part.data, storage, train)
+    return errors
+
+
+def _report(folder: Folder) -> None:
+    from benchmarks.cifar.report import write_report
+
+    print(f"report: {write_report(folder.results, folder.root)}")
 
 
 def _means(options: argparse.Namespace, folder: Folder, ranks: Ranks) -> Means:

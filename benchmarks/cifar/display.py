@@ -72,13 +72,15 @@ class Bar:
         title = self._display.title(job)
         if done:
             self._display.say(f"{title}: resumed at step {done:,} of {steps:,}")
-        interval = 0.5 if sys.stderr.isatty() else LOG_INTERVAL
+        is_terminal = sys.stderr.isatty()
+        interval = 0.5 if is_terminal else LOG_INTERVAL
         self._bar = tqdm(
             desc=title,
             total=steps,
             initial=done,
-            position=self._position,
-            leave=self._position == 0,
+            # A log has no lines to go back to.
+            position=self._position if is_terminal else 0,
+            leave=False,
             mininterval=interval,
             maxinterval=max(10.0, interval),
             unit="step",

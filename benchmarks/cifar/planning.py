@@ -17,8 +17,8 @@ from benchmarks.cifar.protocol import Protocol
 from benchmarks.cifar.runspec import RunSpec
 from benchmarks.cifar.training import Run
 
-WARM_UP_STEPS = 2
-MEASURED_STEPS = 6
+WARM_UP_STEPS = 1
+MEASURED_STEPS = 4
 # A step that takes longer than this is measured on a few images, and in proportion.
 SLOW_STEP = 1.0
 FEW_IMAGES = 16

@@ -83,6 +83,16 @@ def write_tree(root: Path, classes: list[str], train: int, test: int, size: int 
 
 
 @pytest.fixture
+def quick_preset(tmp_path: Path) -> Path:
+    """A file with a protocol of twelve steps on the images of ``image_tree``."""
+    path = tmp_path / "quick.toml"
+    methods = 'methods = ["static", "rigl", "pruning", "lottery"]'
+    text = TINY.replace('methods = ["dense", "rigl"]', methods)
+    path.write_text(text.replace("\nbatch_size = 200", "\nbatch_size = 16"))
+    return path
+
+
+@pytest.fixture
 def image_tree(tmp_path: Path) -> Path:
     """A user's own images: 3 classes, 20 for training and 5 for testing of each."""
     return write_tree(tmp_path / "images", ["cat", "dog", "eel"], 20, 5)

@@ -20,12 +20,11 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cifar" / "run.py"
 PATIENCE = 300.0
 
 
-def start(preset, out, folder, *options):
+def start(folder, *options):
     """Start the script as a user does, in an empty folder."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, str(SCRIPT), "--preset", str(preset), "--out", str(out)]
     return subprocess.Popen(
-        [*command, "--threads", "1", *options],
+        [sys.executable, str(SCRIPT), "--threads", "1", *map(str, options)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -33,65 +32,77 @@ def start(preset, out, folder, *options):
     )
 
 
-def finish(*arguments):
-    process = start(*arguments)
+def finish(process):
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     return output
 
 
-def kill_after_an_epoch(*arguments, out):
-    process = start(*arguments)
+def kill_when_it_got_on(process, out):
+    """SIGKILL as soon as there is another checkpoint or result than there was."""
+    before = progress(out)
     deadline = time.monotonic() + PATIENCE
-    while not list((out / "checkpoints").glob("*.pt")):
+    while progress(out) in (before, []):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL
 
 
+def progress(out):
+    files = [*out.glob("checkpoints/*.pt"), *out.glob("results.jsonl")]
+    return [(path.name, path.stat().st_mtime_ns) for path in files if path.exists()]
+
+
 def results(out):
     lines = (out / "results.jsonl").read_text().splitlines()
-    return {record["label"]: record for record in map(json.loads, lines)}
+    records = [json.loads(line) for line in lines]
+    assert len({record["key"] for record in records}) == len(records)
+    return {record["label"]: record for record in records}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills a process by a POSIX signal")
-@pytest.mark.parametrize("method", ["rigl", "set"])
-def test_killed_run_resumes_to_the_same_bits(tiny_preset, tmp_path, method):
-    folder, whole, broken = (tmp_path / name for name in ("cwd", "whole", "broken"))
-    finish(tiny_preset, whole, folder, "--methods", method)
-    kill_after_an_epoch(tiny_preset, broken, folder, "--methods", method, out=broken)
-    assert not (broken / "results.jsonl").exists()
-    output = finish(tiny_preset, broken, folder, "--methods", method)
-    resumed = re.search(r"resumed at step (\d+) of 21", output)
-    assert resumed is not None
-    assert int(resumed[1]) in (7, 14)
-    (expected,) = results(whole).values()
-    (record,) = results(broken).values()
-    for name in ("key", "curve", "accuracy", "weights_sha256", "density", "flops", "updates"):
-        assert record[name] == expected[name]
+def test_session_killed_five_times_ends_as_an_undisturbed_one(quick_preset, image_tree, tmp_path):
+    options = ["--preset", quick_preset, "--all", "--data-dir", image_tree]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert cli.main([*map(str, options), "--out", str(whole)]) == 0
+    folder = tmp_path / "cwd"
+    for _ in range(5):
+        kill_when_it_got_on(start(folder, *options, "--out", broken), broken)
+    assert "resumed at step" in finish(start(folder, *options, "--out", broken))
+    expected, found = results(whole), results(broken)
+    assert found.keys() == expected.keys()
+    for label, record in expected.items():
+        for name in ("key", "curve", "accuracy", "weights_sha256", "density", "flops", "layers"):
+            assert found[label][name] == record[name]
+    left = {path.name for path in broken.rglob("*") if path.is_file()}
+    assert not [name for name in left if name.endswith((".pt", ".lock")) and name[0] != "."]
+    assert not [name for name in left if name.startswith(".") and ".pt" in name]
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_finished_runs_are_skipped_and_the_rest_is_run(tiny_preset, tmp_path):
-    out, folder = tmp_path / "out", tmp_path / "cwd"
-    first = finish(tiny_preset, out, folder, "--methods", "dense")
+def test_finished_runs_are_skipped_and_the_rest_is_run(quick_preset, image_tree, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--preset", str(quick_preset), "--data-dir", str(image_tree), "--out", str(out)]
+    assert cli.main([*options, "--methods", "static"]) == 0
+    first = capsys.readouterr().out
     assert "1 runs, 0 of them finished, 1 to do" in first
-    assert "REDUCED protocol 'tiny': WRN-10-1" in first
-    dense = results(out)["dense-seed0"]
-    second = finish(tiny_preset, out, folder, "--all")
-    assert "2 runs, 1 of them finished, 1 to do" in second
-    assert results(out).keys() == {"dense-seed0", "rigl-erk-0.2-seed0"}
-    assert results(out)["dense-seed0"] == dense
-    third = finish(tiny_preset, out, folder, "--all")
-    assert "2 runs, 2 of them finished, 0 to do" in third
-    assert len((out / "results.jsonl").read_text().splitlines()) == 2
+    assert "REDUCED protocol 'quick on own images': WRN-10-1, own images at 3x32x32" in first
+    static = results(out)["static-erk-0.2-seed0"]
+    assert cli.main([*options, "--methods", "static", "rigl"]) == 0
+    assert "2 runs, 1 of them finished, 1 to do" in capsys.readouterr().out
+    assert results(out).keys() == {"static-erk-0.2-seed0", "rigl-erk-0.2-seed0"}
+    assert results(out)["static-erk-0.2-seed0"] == static
+    checkpoint = out / "checkpoints" / f"{static['key']}.pt"
+    checkpoint.write_text("left by a process that was killed after it wrote its result")
+    assert cli.main([*options, "--methods", "static", "rigl"]) == 0
+    assert "2 runs, 2 of them finished, 0 to do" in capsys.readouterr().out
+    assert len(results(out)) == 2
     assert list((out / "checkpoints").iterdir()) == []
-    assert {"torch", "sparseopt", "python", "processor", "git_commit"} <= dense[
+    assert {"torch", "sparseopt", "python", "processor", "git_commit"} <= static[
         "environment"
     ].keys()
     assert str(tmp_path) not in (out / "results.jsonl").read_text()
