@@ -192,6 +192,28 @@ def group_by_protocol(records: Sequence[Record]) -> list[Group]:
     return [Group(members) for members in groups.values()]
 
 
+def differing_settings(first: Group, other: Group) -> list[str]:
+    """In what two protocols of one name differ, such as ``training.epochs (10, not 30)``."""
+    theirs, ours = _flat(first.settings), _flat(other.settings)
+    found = [
+        f"`{name}` ({ours.get(name)}, not {theirs.get(name)})"
+        for name in dict.fromkeys([*theirs, *ours])
+        if theirs.get(name) != ours.get(name)
+    ]
+    if first.records[0]["data"] != other.records[0]["data"]:
+        found.append("the images")
+    return found
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of all sections by their path in a preset file."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return found
+
+
 def _lookup(record: Record, path: tuple[str, ...]) -> Any:
     value: Any = record
     for name in path:

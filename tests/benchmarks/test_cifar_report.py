@@ -246,6 +246,7 @@ def test_same_name_with_other_settings_is_another_protocol(tmp_path):
     lines = [record("dense", None, None, 0, 0.8), record("dense", None, None, 1, 0.9)]
     lines[1]["protocol"]["settings"]["optimizer"] = {"lr": 0.4}
     report = report_of(tmp_path, lines)
+    assert "It differs in `optimizer.lr` (0.4, not 0.1)." in report
     assert report.count("## REDUCED protocol 'cpu'") == 2
     assert "80.00" in report
     assert "90.00" in report

@@ -1,13 +1,19 @@
 """The data file of published numbers, against the notes that it was made from, where they are."""
 
 import re
+import sys
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from benchmarks.cifar.paper import Paper, published_datasets, sources
+from benchmarks.cifar.paper import PAPER_FILE, Paper, published_datasets, sources
 from benchmarks.cifar.summary import Variant
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SHARED = Path(__file__).parents[3] / "shared"
 NOTES = SHARED / "reference" / "paper.md"
@@ -89,6 +95,16 @@ def test_dense_flops_are_those_of_the_notes():
         train, inference = map(Decimal, dense[3].split(","))
         paper = Paper(dataset)
         assert (paper.dense_train_flops, paper.dense_inference_flops) == (train, inference)
+
+
+@notes
+def test_flops_on_imagenet_are_those_of_the_notes():
+    printed = re.search(r"\[E\] prints ([^(]*)\(", NOTES.read_text())[1]
+    table = tomllib.loads(PAPER_FILE.read_text(), parse_float=Decimal)["imagenet"]
+    order = [("uniform", ".2"), ("uniform", ".1"), ("erk", ".2"), ("erk", ".1")]
+    rows = {(row["init"], row["density"]): row for row in table["inference_flops"]}
+    for (init, density), value in zip(order, printed.split(","), strict=True):
+        assert str(rows[init, Decimal(density)]["inference_flops"]) == str(Decimal(value.strip()))
 
 
 @notes

@@ -16,7 +16,7 @@ from benchmarks.cifar.report.markdown import paragraph, section
 from benchmarks.cifar.report.page import html_page
 from benchmarks.cifar.report.trials import searches
 from benchmarks.cifar.results import ResultsError, read_results
-from benchmarks.cifar.summary import Group, group_by_protocol
+from benchmarks.cifar.summary import Group, differing_settings, group_by_protocol
 
 TITLE = "Sparse training on small images"
 
@@ -43,8 +43,11 @@ def write_report(results: Path, folder: Path) -> Path:
     lines = [f"# {TITLE}", ""]
     used: set[str] = set()
     groups = group_by_protocol(records)
+    first: dict[str, Group] = {}
     for group in groups:
-        lines += group_lines(group, Figures(group, folder, used))
+        name = str(group.protocol["name"])
+        lines += group_lines(group, Figures(group, folder, used), first.get(name))
+        first.setdefault(name, group)
     if any(_paper(group) for group in groups):
         lines += ["## Sources of the published numbers", ""]
         lines += [f"- [{letter}] {name}." for letter, name in sources().items()]
@@ -92,12 +95,23 @@ class Figures:
         return paragraph(f"![{self.label}: {caption}]({path.as_posix()}.png)")
 
 
-def group_lines(group: Group, figures: Figures) -> list[str]:
-    """Everything about one protocol."""
+def group_lines(group: Group, figures: Figures, namesake: Group | None = None) -> list[str]:
+    """Everything about one protocol.
+
+    Args:
+        group: Its results.
+        figures: Writes its figures.
+        namesake: The first protocol of the same name, if this is another one.
+    """
     protocol = group.protocol
     paper = _paper(group)
     lines = [f"## {protocol['label']}", ""]
     lines += paragraph(f"Protocol: {protocol['description']}. {len(group.records)} runs.")
+    if namesake is not None:
+        lines += paragraph(
+            "This is not the first protocol of that name above. It differs in "
+            f"{'; '.join(differing_settings(namesake, group))}."
+        )
     if protocol["reduced"]:
         lines += paragraph(
             f"**These numbers are reduced** ({protocol['summary']}): they are not to be compared "
