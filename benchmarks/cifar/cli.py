@@ -62,8 +62,9 @@ def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
     plan = Plan(chosen, means)
     plan.show(say)
     estimator = Estimator(sizes, device)
-    if ranks.is_first and (options.dry_run or plan.agenda.left):
+    if options.dry_run or plan.agenda.left:
         say(f"measuring a few steps on {device.type} ...")
+        # By all processes of torchrun: optimizers agree among them on their masks.
         plan.measure(estimator)
         plan.show_estimates(estimator, say)
     if options.dry_run:

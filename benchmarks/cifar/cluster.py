@@ -48,6 +48,8 @@ def run_on_cluster(
     except ImportError:
         raise ProtocolError("--cluster needs Ray: pip install 'sparseopt[cluster]'") from None
     agenda.tidy()
+    # Nothing is sent to anybody that the user has not asked for.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     variables = {"PYTHONPATH": path, "OMP_WAIT_POLICY": "passive"}
     ray.init(

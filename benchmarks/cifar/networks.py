@@ -70,6 +70,8 @@ def _own(kind: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ProtocolError(f"--model {kind}: {error}") from error
+    if not callable(found):
+        raise ProtocolError(f"--model {kind}: {name!r} cannot be called")
     return found
 
 

@@ -12,7 +12,7 @@ from benchmarks.cifar.display import Display
 from benchmarks.cifar.durations import Forecast, format_duration
 from benchmarks.cifar.jobs import Agenda, Job, with_sources
 from benchmarks.cifar.matching import matched_density
-from benchmarks.cifar.networks import SMALL_DENSE, comes_in_widths
+from benchmarks.cifar.networks import SCALE, SMALL_DENSE, comes_in_widths
 from benchmarks.cifar.planning import Estimate, Estimator, Total, format_bytes
 from benchmarks.cifar.pool import run_in_pool
 from benchmarks.cifar.protocol import Protocol
@@ -69,8 +69,13 @@ class Chosen:
                 matched.append(dataclasses.replace(spec, density=density))
         return matched
 
+    @property
+    def leaves_out_small_dense(self) -> bool:
+        """Whether the user's network comes in one size only."""
+        return not comes_in_widths(self.protocol)
+
     def _is_possible(self, spec: RunSpec) -> bool:
-        return spec.method != SMALL_DENSE or comes_in_widths(self.protocol)
+        return spec.method != SMALL_DENSE or not self.leaves_out_small_dense
 
 
 @dataclass(frozen=True)
@@ -110,22 +115,25 @@ class Plan:
         self.estimates = {job.key: estimator.estimate(job) for job in self.agenda.left}
 
     def show(self, say: Callable[[str], None]) -> None:
-        """Print what is left, job by job."""
+        """Print what there is to do."""
         for part in self.chosen:
             say(f"{part.protocol.label}: {part.protocol.describe()}")
+            if part.leaves_out_small_dense:
+                say(f"  {SMALL_DENSE} is left out: {part.protocol.model.kind} takes no {SCALE!r}")
         done = len(self.agenda.jobs) - len(self.agenda.left)
         say(f"{len(self.agenda.jobs)} runs, {done} of them finished, {len(self.agenda.left)} to do")
 
     def show_estimates(self, estimator: Estimator, say: Callable[[str], None]) -> None:
-        """Print what every job takes, and all together."""
-        several = len(self.chosen) > 1
-        for job in self.agenda.left:
-            estimate = self.estimates[job.key]
-            begun = self.means.setup.folder.checkpoint(job.key).exists()
-            name = f"{job.protocol.name}: {job.spec.label}" if several else job.spec.label
-            duration = format_duration(estimate.seconds)
-            note = ", begun, will resume" if begun else ""
-            say(f"  {name:<40} {estimate.steps:>9,} steps, about {duration}{note}")
+        """Print what the runs of every variant take, and all together."""
+        for name, jobs in self._by_variant().items():
+            estimates = [self.estimates[job.key] for job in jobs]
+            total = Total.of(estimates, workers=1)
+            begun = sum(self.means.setup.folder.checkpoint(job.key).exists() for job in jobs)
+            note = f", {begun} begun, will resume" if begun else ""
+            say(
+                f"  {name:<40} {total.jobs:>3} x {estimates[0].steps:>8,} steps, "
+                f"about {format_duration(total.seconds)}{note}"
+            )
         searches = [estimator.estimate(job) for part in self.chosen for job in part.search_jobs()]
         if searches:
             total = Total.of(searches, self.means.workers)
@@ -139,6 +147,15 @@ class Plan:
             f"together {total.jobs:,} runs, {total.steps:,} steps, about "
             f"{format_duration(total.seconds)}{workers}, writing about {format_bytes(total.bytes)}"
         )
+
+    def _by_variant(self) -> dict[str, list[Job]]:
+        """Jobs that differ in the seed only, together."""
+        several = len(self.chosen) > 1
+        groups: dict[str, list[Job]] = {}
+        for job in self.agenda.left:
+            name = job.spec.variant
+            groups.setdefault(f"{job.protocol.name}: {name}" if several else name, []).append(job)
+        return groups
 
     def forecast(self) -> Forecast:
         """What the display counts down."""
