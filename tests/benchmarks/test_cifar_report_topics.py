@@ -100,10 +100,16 @@ def test_learning_rates_have_a_column_each_with_the_protocols_own_among_them(tmp
         record("rigl", "erk", 0.1, 0, 0.65, changed={"lr": 1.0}),
         record("set", "erk", 0.1, 0, 0.55, changed={"lr": 1.0}),
     ]
-    table = rows(report_of(tmp_path, lines), "Learning rate")
+    report = report_of(tmp_path, lines)
+    table = rows(report, "Learning rate")
     columns = ("lr 0.01", "lr 0.1 (protocol's)", "lr 1")
     assert [table["RigL"][name] for name in columns] == ["60.00", "70.00", "65.00"]
     assert [table["SET"][name] for name in columns] == ["-", "-", "55.00"]
+    differences = rows(report, "Minus the protocol's learning rate")
+    assert {name: row["each (seed)"] for name, row in differences.items()} == {
+        "RigL, lr 0.01": "-10.00 (0)",
+        "RigL, lr 1": "-5.00 (0)",
+    }
     assert (tmp_path / "figures" / "cpu-learning-rate.png").exists()
 
 
@@ -134,11 +140,13 @@ def test_erk_and_uniform_are_compared_where_they_cost_as_much(tmp_path):
     assert table["RigL"]["uniform, test % at density"] == "72.00 at 0.2"
     assert table["RigL"]["ERK, test % at density"] == "75.00 at 0.1"
     assert table["RigL"]["ERK minus uniform, points"] == "+3.00"
-    # Between .1 and .5 of dense, a straight line over the logarithm.
+    assert table["RigL"]["each (seed)"] == "+3.00 (0)"
+    # Between .1 and .5 of dense, a straight line over the logarithm, which has no seeds.
     between = 66 + 10 * np.log(2) / np.log(5)
     cell = f"{between:.2f} at 0.1 to 0.5, interpolated"
     assert table["SET"]["uniform, test % at density"] == cell
     assert table["SET"]["ERK minus uniform, points"] == f"{71 - between:+.2f}"
+    assert table["SET"]["each (seed)"] == "-"
     assert (tmp_path / "figures" / "cpu-equal-flops.png").exists()
 
 

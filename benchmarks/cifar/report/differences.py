@@ -36,18 +36,22 @@ def difference_table(group: Group, differences: Sequence[Difference]) -> list[st
     rows = []
     for found in differences:
         width = spread.of(found)
-        each = ", ".join(f"{100 * value:+.2f} ({seed})" for seed, value in found.by_seed.items())
         rows.append(
             [
                 *names(found.variant),
                 found.statistic.percent(sign=True),
                 MISSING if width is None else f"{100 * width:.2f}",
                 order_of(found, spread),
-                each,
+                each_seed(found),
             ]
         )
     header = ["method", "init", "density", "difference, points", "spread", "order", "each (seed)"]
     return table(header, rows)
+
+
+def each_seed(found: Difference) -> str:
+    """The difference of every seed, in points."""
+    return ", ".join(f"{100 * value:+.2f} ({seed})" for seed, value in found.by_seed.items())
 
 
 def order_of(found: Difference, spread: Spread) -> str:

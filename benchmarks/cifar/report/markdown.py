@@ -32,7 +32,8 @@ def names(variant: Variant) -> list[str]:
     """The cells that say which variant a row is about: method, init, density."""
     density = MISSING if variant.density is None else f"{variant.density:.3g}"
     init = MISSING if variant.init is None else title(variant.init)
-    return [title(variant.method), init, density]
+    changed = "".join(f", {name} {value:.3g}" for name, value in variant.settings)
+    return [title(variant.method) + changed, init, density]
 
 
 def multiple(value: float | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.cifar.report.comparison import difference
+from benchmarks.cifar.report.differences import difference_table
 from benchmarks.cifar.report.markdown import MISSING, names, table
 from benchmarks.cifar.summary import Group, Variant
 
@@ -59,10 +61,21 @@ def sweep_table(group: Group, found: Sequence[Sweep]) -> list[str]:
             else MISSING
             for rate in rates
         ]
-        rows.append([*names(sweep.variant), sweep.masks_title, *cells])
+        rows.append([*names(sweep.variant.plain), sweep.masks_title, *cells])
     own = group.settings["optimizer"]["lr"]
     header = [f"lr {rate:g}" + (" (protocol's)" if rate == own else "") for rate in rates]
     return table(["method", "init", "density", "(alpha, delta_t)", *header], rows)
+
+
+def sweep_differences(group: Group, found: Sequence[Sweep]) -> list[str]:
+    """Every other learning rate against the protocol's own, paired by seed."""
+    differences = [
+        difference(group, variant, sweep.variant)
+        for sweep in found
+        for variant in sweep.by_rate.values()
+    ]
+    rows = difference_table(group, [one for one in differences if one is not None])
+    return ["#### Minus the protocol's learning rate", "", *rows] if rows else []
 
 
 def _masks(group: Group, variant: Variant) -> tuple[float, int]:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
 
 from benchmarks.cifar.methods import RECIPES
 from benchmarks.cifar.paper import Paper
 from benchmarks.cifar.report.accuracy import accuracy_table
 from benchmarks.cifar.report.comparison import Difference, against
 from benchmarks.cifar.report.differences import difference_table
-from benchmarks.cifar.report.markdown import paragraph, table
+from benchmarks.cifar.report.markdown import paragraph
 from benchmarks.cifar.summary import Group, Variant, title
 
 REDISTRIBUTING = ("rigl-sg", "rigl-sm")
 STRUCTURED = "rigl-struct"
-# Densities that were chosen for equal FLOPs meet them to within the rounding of live counts.
-EQUAL = 0.02
 
 
 def redistribution(group: Group, paper: Paper | None) -> list[str]:
@@ -62,88 +57,6 @@ def structured(group: Group, paper: Paper | None) -> list[str]:
     rows = _with(group, channels, ["rigl", "small-dense"])
     lines = accuracy_table(group, rows, paper, of_table="structured")
     return [*lines, *_minus(group, against(group, channels, "rigl"), "RigL")]
-
-
-@dataclass(frozen=True)
-class EqualFlops:
-    """Two distributions at the same inference FLOPs.
-
-    Attributes:
-        method: The method.
-        flops: Multiple of the dense network's.
-        measured: The variant that was run there.
-        accuracy: Its mean test accuracy.
-        other: Mean test accuracy of the other distribution at these FLOPs.
-        other_name: Density at which that was run, or between which it is interpolated.
-    """
-
-    method: str
-    flops: float
-    measured: Variant
-    accuracy: float
-    other: float
-    other_name: str
-
-
-def equal_flops(group: Group) -> list[EqualFlops]:
-    """Every variant with a distribution, where the other one is known at its FLOPs.
-
-    That is so where the other was run at the same FLOPs, or at fewer and at more: then its accuracy
-    is interpolated linearly over the logarithm of the FLOPs.
-    """
-    found = []
-    others = {"erk": "uniform", "uniform": "erk"}
-    for variant in group.variants:
-        if variant.init not in others:
-            continue
-        other = others[variant.init]
-        line = [v for v in group.variants if (v.method, v.init) == (variant.method, other)]
-        flops = group.inference_flops(variant)
-        at_flops = _at(group, line, flops)
-        if at_flops is not None:
-            mean = group.statistic(variant, "accuracy", "test").mean
-            found.append(EqualFlops(variant.method, flops, variant, mean, *at_flops))
-    return found
-
-
-def equal_flops_table(comparisons: Sequence[EqualFlops]) -> list[str]:
-    """ERK and uniform side by side, whichever of the two was run at these FLOPs."""
-    rows = []
-    for one in sorted(comparisons, key=lambda one: (one.measured.order()[2], one.flops)):
-        own, other = (f"{100 * one.accuracy:.2f}", f"{100 * one.other:.2f} at {one.other_name}")
-        own += f" at {one.measured.density:.3g}"
-        is_erk = one.measured.init == "erk"
-        erk_ahead = 100 * (one.accuracy - one.other) * (1 if is_erk else -1)
-        rows.append(
-            [
-                title(one.method),
-                f"{one.flops:.3f}x",
-                own if is_erk else other,
-                other if is_erk else own,
-                f"{erk_ahead:+.2f}",
-            ]
-        )
-    header = ["method", "inference FLOPs", "ERK, test % at density"]
-    header += ["uniform, test % at density", "ERK minus uniform, points"]
-    return table(header, rows)
-
-
-def _at(group: Group, line: Sequence[Variant], flops: float) -> tuple[float, str] | None:
-    points = sorted(
-        (group.inference_flops(v), group.statistic(v, "accuracy", "test").mean, v.density or 0.0)
-        for v in line
-    )
-    for place, accuracy, density in points:
-        if abs(place / flops - 1) < EQUAL:
-            return accuracy, f"{density:.3g}"
-    below = [point for point in points if point[0] < flops]
-    above = [point for point in points if point[0] > flops]
-    if not below or not above:
-        return None
-    ends = (below[-1], above[0])
-    places = np.log([place for place, _, _ in ends])
-    accuracy = float(np.interp(np.log(flops), places, [value for _, value, _ in ends]))
-    return accuracy, f"{ends[0][2]:.3g} to {ends[1][2]:.3g}, interpolated"
 
 
 def _with(group: Group, variants: Sequence[Variant], methods: Sequence[str]) -> list[Variant]:

@@ -9,7 +9,16 @@ from matplotlib.figure import Figure
 
 from benchmarks.cifar.files import write_atomic
 from benchmarks.cifar.paper import Paper, published_datasets, sources
-from benchmarks.cifar.report import accuracy, costs, differences, layers, sweep, topics, tuning
+from benchmarks.cifar.report import (
+    accuracy,
+    costs,
+    differences,
+    equal_flops,
+    layers,
+    sweep,
+    topics,
+    tuning,
+)
 from benchmarks.cifar.report.figures import accuracy as accuracy_figures
 from benchmarks.cifar.report.figures import curves, masks, style
 from benchmarks.cifar.report.markdown import paragraph, section
@@ -152,13 +161,13 @@ def _accuracy_sections(group: Group, paper: Paper | None, figures: Figures) -> l
         tables = accuracy.order_tables(group, paper)
         lines += section("The methods' order beside the paper's", tables)
     lines += section("Paired differences", differences.all_differences(group))
-    equal = topics.equal_flops(group)
+    equal = equal_flops.equal_flops(group)
     if equal:
         methods = list(dict.fromkeys(one.method for one in equal))
         drawn = curves.erk_against_uniform(group, methods)
         lines += section(
             "ERK against uniform at equal FLOPs",
-            topics.equal_flops_table(equal),
+            equal_flops.equal_flops_table(group, equal),
             figures.show("equal-flops", "ERK against uniform at equal FLOPs", drawn),
         )
     return lines
@@ -208,6 +217,7 @@ def _sweep_section(group: Group, figures: Figures) -> list[str]:
             "accuracy against the learning rate",
             curves.learning_rates(group, found),
         ),
+        sweep.sweep_differences(group, found),
     )
 
 
