@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -12,6 +13,16 @@ from pathlib import Path
 
 UNFINISHED = ".unfinished-"
 SECONDS_UNTIL_ABANDONED = 24 * 3600.0
+
+
+def plain_name(text: str) -> str:
+    """A text as part of a file's name: a protocol that was changed has all sorts of signs in its.
+
+    Example:
+        >>> plain_name("cpu with model.kind=own/net:make")
+        'cpu-with-model.kind-own-net-make'
+    """
+    return re.sub(r"[^\w.-]+", "-", text).strip("-")
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import optuna
 import pytest
 
 from benchmarks.cifar.choices import Search
-from benchmarks.cifar.presets import load_preset
+from benchmarks.cifar.presets import Change, load_preset
 from benchmarks.cifar.tuning import SearchError, Storage, Tuning, storage, tune
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +116,7 @@ def test_finished_search_trains_nothing_more_and_a_longer_one_goes_on(tuning, tm
     assert (tmp_path / "log").read_text() == before
     longer = Tuning(
         tuning.protocol,
-        Search(**(vars(SEARCH) | {"trials": 8})),
+        dataclasses.replace(SEARCH, trials=8),
         "erk",
         0.1,
         "data",
@@ -155,7 +156,7 @@ def test_search_that_was_interrupted_takes_the_same_way(tuning, tmp_path, error)
 
 def test_trial_whose_run_failed_is_named_and_the_other_searches_go_on(tiny_preset, tmp_path):
     protocol = load_preset(str(tiny_preset))
-    search = Search(**(vars(SEARCH) | {"inits": ("erk", "uniform"), "trials": 2}))
+    search = dataclasses.replace(SEARCH, inits=("erk", "uniform"), trials=2)
     runs = Runs(tmp_path / "log")
 
     def train(specs):
@@ -174,11 +175,18 @@ def test_other_protocol_data_or_range_is_another_search(tuning):
         Tuning(tuning.protocol, SEARCH, "erk", 0.1, "other data"),
         Tuning(tuning.protocol, SEARCH, "uniform", 0.1, "data"),
         Tuning(tuning.protocol, SEARCH, "erk", 0.2, "data"),
-        Tuning(
-            tuning.protocol, Search(**(vars(SEARCH) | {"alpha": (0.1, 0.5)})), "erk", 0.1, "data"
-        ),
+        Tuning(tuning.protocol, dataclasses.replace(SEARCH, alpha=(0.1, 0.5)), "erk", 0.1, "data"),
     ]
     assert len({tuning.name, *(other.name for other in others)}) == 5
+
+
+def test_search_of_a_protocol_changed_on_the_command_line_has_a_file(tiny_preset, tmp_path):
+    change = Change.parse("model.kind=own/net:make")
+    protocol = load_preset(str(tiny_preset), [change])
+    search = dataclasses.replace(SEARCH, trials=1)
+    assert tune(protocol, search, "data", Storage(tmp_path), Runs(tmp_path / "log")) == []
+    (file,) = (tmp_path / "search").glob("*.db")
+    assert file.name.startswith("tiny-with-model.kind-own-net-make-rigl-erk-0.1-")
 
 
 def test_one_process_at_a_time_works_on_a_search_in_a_file(tmp_path):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.cifar.files import write_atomic
+from benchmarks.cifar.files import plain_name, write_atomic
 from benchmarks.cifar.paper import Paper, published_datasets, sources
 from benchmarks.cifar.report import (
     accuracy,
@@ -77,8 +76,7 @@ class Figures:
     """
 
     def __init__(self, group: Group, folder: Path, used: set[str]) -> None:
-        # A protocol that was changed on the command line has the change in its name.
-        name = prefix = re.sub(r"[^\w.-]+", "-", str(group.protocol["name"])).strip("-")
+        name = prefix = plain_name(group.protocol["name"])
         number = 1
         while prefix in used:
             number += 1

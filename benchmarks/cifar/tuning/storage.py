@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
+from benchmarks.cifar.files import plain_name
+
 FILES = "search"
 HEARTBEAT_SECONDS = 60
 # A machine that has not been heard of for so long is taken for dead, and its trial is done again.
@@ -68,7 +70,7 @@ class Storage:
         if self.is_shared:
             yield True
             return
-        lock = FileLock(self._made_files() / f"{name}.lock")
+        lock = FileLock(self._path(name, "lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -80,12 +82,12 @@ class Storage:
             lock.release()
 
     def _file(self, name: str) -> RDBStorage:
-        return RDBStorage(f"sqlite:///{(self._made_files() / name).as_posix()}.db")
+        return RDBStorage(f"sqlite:///{self._path(name, 'db').as_posix()}")
 
-    def _made_files(self) -> Path:
+    def _path(self, name: str, ending: str) -> Path:
         files = self.folder / FILES
         files.mkdir(parents=True, exist_ok=True)
-        return files
+        return files / f"{plain_name(name)}.{ending}"
 
     def _database(self) -> RDBStorage:
         assert self.url is not None
