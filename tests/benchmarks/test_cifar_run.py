@@ -1,11 +1,5 @@
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,72 +10,12 @@ from benchmarks.cifar.methods import METHODS
 from benchmarks.cifar.presets import PRESETS
 from benchmarks.cifar.sources import DataError
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cifar" / "run.py"
-PATIENCE = 300.0
-
-
-def start(folder, *options):
-    """Start the script as a user does, in an empty folder."""
-    folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--threads", "1", *map(str, options)],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
-    return output
-
-
-def kill_when_it_got_on(process, out):
-    """SIGKILL as soon as there is another checkpoint or result than there was."""
-    before = progress(out)
-    deadline = time.monotonic() + PATIENCE
-    while progress(out) in (before, []):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=PATIENCE)
-    assert process.returncode == -signal.SIGKILL
-
-
-def progress(out):
-    files = [*out.glob("checkpoints/*.pt"), *out.glob("results.jsonl")]
-    return [(path.name, path.stat().st_mtime_ns) for path in files if path.exists()]
-
 
 def results(out):
     lines = (out / "results.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert len({record["key"] for record in records}) == len(records)
     return {record["label"]: record for record in records}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="kills a process by a POSIX signal")
-def test_session_killed_five_times_ends_as_an_undisturbed_one(quick_preset, image_tree, tmp_path):
-    options = ["--preset", quick_preset, "--all", "--data-dir", image_tree]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert cli.main([*map(str, options), "--out", str(whole)]) == 0
-    folder = tmp_path / "cwd"
-    for _ in range(5):
-        kill_when_it_got_on(start(folder, *options, "--out", broken), broken)
-    assert "resumed at step" in finish(start(folder, *options, "--out", broken))
-    expected, found = results(whole), results(broken)
-    assert found.keys() == expected.keys()
-    for label, record in expected.items():
-        for name in ("key", "curve", "accuracy", "weights_sha256", "density", "flops", "layers"):
-            assert found[label][name] == record[name]
-    left = {path.name for path in broken.rglob("*") if path.is_file()}
-    assert not [name for name in left if name.endswith((".pt", ".lock")) and name[0] != "."]
-    assert not [name for name in left if name.startswith(".") and ".pt" in name]
-    assert list(folder.iterdir()) == []
 
 
 def test_finished_runs_are_skipped_and_the_rest_is_run(quick_preset, image_tree, tmp_path, capsys):
