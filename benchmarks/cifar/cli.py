@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         except StoppedError:
             if ranks.is_first:
-                print("\nstopped, everything saved; the same command goes on", file=sys.stderr)
+                print("\nstopped; the same command goes on from what is saved", file=sys.stderr)
             return stop.exit_status
 
 

@@ -112,7 +112,9 @@ class Plan:
 
     def measure(self, estimator: Estimator) -> None:
         """Estimate what is left."""
-        self.estimates = {job.key: estimator.estimate(job) for job in self.agenda.left}
+        # Other sessions may finish something meanwhile, but all processes have to measure the same.
+        left = self.means.ranks.from_first(self.agenda.left)
+        self.estimates = {job.key: estimator.estimate(job) for job in left}
 
     def show(self, say: Callable[[str], None]) -> None:
         """Print what there is to do."""
@@ -153,6 +155,8 @@ class Plan:
         several = len(self.chosen) > 1
         groups: dict[str, list[Job]] = {}
         for job in self.agenda.left:
+            if job.key not in self.estimates:
+                continue
             name = job.spec.variant
             groups.setdefault(f"{job.protocol.name}: {name}" if several else name, []).append(job)
         return groups

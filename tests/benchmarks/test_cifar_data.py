@@ -8,6 +8,7 @@ from PIL import Image
 from benchmarks.cifar import sources
 from benchmarks.cifar.data import load_dataset
 from benchmarks.cifar.sources import DataError, recognise
+from tests.benchmarks.conftest import write_tree
 
 
 def files(folder):
@@ -192,3 +193,26 @@ def test_digits_are_enlarged_and_split_with_all_classes_in_each_part():
     assert len(dataset.train_labels) + len(dataset.test_labels) == 1797
     assert set(dataset.train_labels[-140:].tolist()) == set(range(10))
     assert set(dataset.test_labels.tolist()) == set(range(10))
+
+
+def test_cifar100_is_read_from_class_folders_and_from_torchvisions_files(tmp_path, monkeypatch):
+    names = ["apple", "aquarium_fish", "willow_tree", "worm"]
+    names = sorted([*names, *(f"class{number:02}" for number in range(96))])
+    tree = write_tree(tmp_path / "tree", names, 2, 1, size=32)
+    dataset = load_dataset("cifar100", tree, tmp_path / "cache")
+    assert dataset.num_classes == 100
+    assert sorted(dataset.test_labels.tolist()) == list(range(100))
+    assert recognise(tree) == {"cifar100"}
+
+    def cifar100(root, train, download):
+        images, labels = [], []
+        for label, name in enumerate(names):
+            for path in files(tree / ("train" if train else "test") / name):
+                images.append(np.asarray(Image.open(path)))
+                labels.append(label)
+        return types.SimpleNamespace(data=np.stack(images), targets=labels)
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", cifar100)
+    (tmp_path / "official" / "cifar-100-python").mkdir(parents=True)
+    official = load_dataset("cifar100", tmp_path / "official", tmp_path / "cache")
+    assert official.fingerprint() == dataset.fingerprint()

@@ -6,14 +6,16 @@ import re
 import pytest
 import torch
 
-from benchmarks.cifar import cli
+from benchmarks.cifar import cli, planning
 from benchmarks.cifar.batches import splits_for
 from benchmarks.cifar.checkpoint import random_state
+from benchmarks.cifar.choices import expand
 from benchmarks.cifar.data import load_digits
 from benchmarks.cifar.durations import Forecast
 from benchmarks.cifar.jobs import Job, with_sources
+from benchmarks.cifar.methods import METHODS
 from benchmarks.cifar.planning import Estimator, Size
-from benchmarks.cifar.presets import load_preset
+from benchmarks.cifar.presets import load_preset, load_protocols
 from benchmarks.cifar.runspec import RunSpec
 from benchmarks.cifar.training import Run
 
@@ -23,12 +25,8 @@ def total(output):
     return int(found[1].replace(",", "")), int(found[2].replace(",", ""))
 
 
-def test_plan_of_the_whole_paper_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    from benchmarks.cifar import planning
-
-    # How long a step takes is not the matter here, and a ResNet-50's takes long.
-    cost = planning.Cost(0.5, 1_000_000, 54)
-    monkeypatch.setattr(Estimator, "_measure", lambda self, protocol, spec: cost)
+@pytest.mark.usefixtures("unmeasured")
+def test_plan_of_the_whole_paper_needs_no_data_and_writes_nothing(tmp_path, capsys):
     arguments = ["--preset", "paper", "--all", "--dry-run", "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 0
     output = capsys.readouterr().out
@@ -164,3 +162,49 @@ def test_curves_are_written_for_tensorboard_on_request(quick_preset, image_tree,
     expected = [(4 * e["epoch"], e["validation_accuracy"]) for e in record["curve"]]
     assert written == [(step, pytest.approx(value)) for step, value in expected]
     assert "density of layers/stem.weight" in events.Tags()["scalars"]
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Plans without the measuring, which is not the matter and long for a ResNet-50."""
+    cost = planning.Cost(0.5, 1_000_000, 54)
+    monkeypatch.setattr(Estimator, "_measure", lambda self, protocol, spec: cost)
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_parts_of_a_preset_can_be_run_alone(tmp_path, capsys):
+    base = ["--preset", "smoke", "--dry-run", "--out", str(tmp_path / "out")]
+    assert cli.main([*base, "--studies", "learning-rate", "longer"]) == 0
+    variants = re.findall(
+        r"^  (?:smoke[-\w]*: )?(\S+) +\d+ x", capsys.readouterr().out, re.MULTILINE
+    )
+    assert set(variants) == {
+        "rigl-3x-uniform-0.2",
+        "rigl-erk-0.2",
+        "rigl-erk-0.2-lr0.05",
+        "rigl-erk-0.2-alpha0.4-dt20",
+        "rigl-erk-0.2-alpha0.4-dt20-lr0.05",
+    }
+    assert cli.main([*base, "--studies", "search", "--protocols", "smoke"]) == 0
+    output = capsys.readouterr().out
+    assert "0 runs, 0 of them finished" in output
+    assert "at most 5 runs" in output
+    assert cli.main([*base, "--methods", "rigl", "--seeds", "3", "--protocols", "smoke"]) == 0
+    output = capsys.readouterr().out
+    assert "2 runs, 0 of them finished" in output
+    assert "search" not in output
+
+
+@pytest.mark.parametrize("preset", ["smoke", "paper"])
+def test_presets_have_something_for_every_table_and_figure(preset):
+    first, second = load_protocols(preset)
+    choices = first.choices
+    runs = [*expand(choices), *(run for study in choices.studies for run in expand(study))]
+    assert {run.method for run in runs} == set(METHODS) - {"granet", "mest"}
+    assert {run.init for run in runs} == {None, "erk", "uniform"}
+    assert len({run.density for run in runs if run.density is not None}) > 1
+    assert {run.lr for run in runs} > {None}
+    assert any(study.flops_of == "erk" for study in choices.studies)
+    assert choices.search.trials >= 5
+    assert {"dense", "rigl", "rigl-sg", "rigl-sm", "lottery"} <= set(second.choices.methods)
+    assert second.model.kind == "resnet"

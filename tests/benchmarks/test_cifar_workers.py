@@ -21,7 +21,7 @@ from benchmarks.cifar.durations import Forecast
 from benchmarks.cifar.folder import Folder
 from benchmarks.cifar.jobs import Agenda, Job
 from benchmarks.cifar.presets import load_preset
-from benchmarks.cifar.results import append_result
+from benchmarks.cifar.results import FinishedRuns, append_result, read_results
 from benchmarks.cifar.runspec import RunSpec
 from benchmarks.cifar.serial import run_serially
 from benchmarks.cifar.stopping import Stop, StoppedError
@@ -94,7 +94,7 @@ def test_interrupted_session_saves_says_so_and_goes_on(options, tmp_path, capsys
     interrupter = when_there_is_a_checkpoint(out, interrupt)
     assert cli.main([*arguments, "--set", "training.epochs=40"]) == 130
     interrupter.join()
-    assert "stopped, everything saved; the same command goes on" in capsys.readouterr().err
+    assert "stopped; the same command goes on from what is saved" in capsys.readouterr().err
     saved = list(out.glob("checkpoints/*.pt"))
     assert len(saved) == int(workers)
     for path in saved:
@@ -286,3 +286,40 @@ def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, tmp_pat
     assert process.returncode == 0, output
     assert killed
     assert results(together) == results(alone)
+
+
+RECORDS = 60
+
+
+def test_results_of_writers_at_the_same_time_are_all_there(tmp_path):
+    path = tmp_path / "results.jsonl"
+    finished = FinishedRuns(path)
+    records = [{"key": f"run-{number}", "text": "x" * 20_000} for number in range(RECORDS)]
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        work = pool.starmap_async(append_result, [(path, record) for record in records], 1)
+        while not work.ready():
+            # Read while it grows: a line that is half there is not taken for damage.
+            finished.has("none")
+        work.get()
+    expected = {record["key"] for record in records}
+    assert {record["key"] for record in read_results(path)} == expected
+    assert all(finished.has(key) for key in expected)
+
+
+def test_line_that_is_being_written_is_waited_for(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"key": "a"}\n{"key": ')
+    finished = FinishedRuns(path)
+    assert finished.has("a")
+    assert not finished.has("b")
+    path.write_text('{"key": "a"}\n{"key": "b"}\n')
+    assert finished.has("b")
+
+
+def test_what_killed_writers_left_is_removed_when_the_job_is_done(one_job):
+    worker, job = one_job
+    checkpoint = worker.folder.checkpoint(job.key)
+    checkpoint.parent.mkdir(parents=True)
+    (checkpoint.parent / f".{checkpoint.name}.4711").write_text("half")
+    worker.do(job, Silent(), Stop())
+    assert list(checkpoint.parent.iterdir()) == []
