@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.cifar.checkpoint import write_atomic
 from benchmarks.cifar.environment import describe_environment
+from benchmarks.cifar.files import write_atomic
 from benchmarks.structured.linear import measure_linear
 from benchmarks.structured.measuring import (
     Case,

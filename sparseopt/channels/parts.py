@@ -87,8 +87,7 @@ def live_channels(group: ChannelGroup, masks: Mapping[str, Tensor]) -> Tensor:
         masks: masks by name, that of the first weight that makes its channels among them.
 
     Example:
-        >>> from sparseopt.sharding import is_sharded
-    from sparseopt import find_channel_groups
+        >>> from sparseopt import find_channel_groups
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Conv2d(1, 3, 1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
         >>> group, *_ = find_channel_groups(model, torch.zeros(2, 1, 1, 1))
