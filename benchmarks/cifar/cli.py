@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
     folder = Folder(options.out)
     if options.report_only:
-        _report(folder)
+        from benchmarks.cifar.report import write_report
+
+        print(f"report: {write_report(folder.results, folder.root)}")
         return 0
     if options.tensorboard:
         check_tensorboard()
@@ -73,40 +75,29 @@ def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
 
 
 def _carry_out(plan: Plan, session: Session, database: str | None) -> int:
+    # Optuna, SciPy and Matplotlib take seconds to import, which a plan or --help need not wait for;
+    # and not when training ends, because by then the checkout may be at another commit.
+    from benchmarks.cifar.report import write_report
+    from benchmarks.cifar.tuning import Storage, tune
+
     session.run(plan.agenda, plan.forecast())
-    errors = _search(plan, session, database)
+    errors: list[Exception] = []
+    for part in plan.chosen:
+        search = part.protocol.choices.search
+        if part.search_jobs() and search is not None:
+            storage = Storage(plan.means.setup.folder.root, database)
+            train = functools.partial(session.train, part)
+            errors += tune(part.protocol, search, part.data, storage, train)
     if not plan.means.ranks.is_first:
         return 0
-    _report(plan.means.setup.folder)
+    folder = plan.means.setup.folder
+    print(f"report: {write_report(folder.results, folder.root)}")
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     if session.failed:
         names = ", ".join(dict.fromkeys(job.title for job in session.failed))
         print(f"{len(session.failed)} runs failed: {names}", file=sys.stderr)
     return 1 if session.failed or errors else 0
-
-
-def _search(plan: Plan, session: Session, database: str | None) -> list[Exception]:
-    errors: list[Exception] = []
-    searching = [part for part in plan.chosen if part.search_jobs()]
-    if not searching:
-        return errors
-    # Optuna, as below SciPy and Matplotlib, takes a second to import: not for a plan or --help.
-    from benchmarks.cifar.tuning import Storage, tune
-
-    storage = Storage(plan.means.setup.folder.root, database)
-    for part in searching:
-        search = part.protocol.choices.search
-        assert search is not None
-        train = functools.partial(session.train, part)
-        errors += tune(part.protocol, search, part.data, storage, train)
-    return errors
-
-
-def _report(folder: Folder) -> None:
-    from benchmarks.cifar.report import write_report
-
-    print(f"report: {write_report(folder.results, folder.root)}")
 
 
 def _means(options: argparse.Namespace, folder: Folder, ranks: Ranks) -> Means:
