@@ -22,7 +22,7 @@ from benchmarks.overhead.inner import make_inner
 from benchmarks.overhead.timing import Sample, seconds
 
 #: The parts of a step, in their order.
-PARTS = ("gather gradients", "gather weights", "inner step", "clear", "write back")
+PARTS = ("gather gradients", "gather weights", "inner step", "clear and write back")
 #: The parts of choosing what drops and grows, in their order.
 UPDATE_PARTS = ("check gradients", "magnitudes", "largest weights", "largest gradients")
 #: Live weights of a piece: an optimizer's temporary tensors of so many stay in the cache.
@@ -116,10 +116,14 @@ class Floor(Contender):
         gathered = {weight for weight, _ in sparse}
         others = [weight for weight in self.model.parameters() if weight not in gathered]
         self.pieces = []
-        for layers in _within(self._way.piece, sparse):
+        chunks = list(_within(self._way.piece, sparse))
+        counts = [sum(positions.numel() for _, positions in layers) for layers in chunks]
+        # The same memory for every piece, so that it is in the cache.
+        values, gradients = sparse[0][0].detach().new_zeros(2, max(counts))
+        for layers, count in zip(chunks, counts, strict=True):
             weights, positions = (list(column) for column in zip(*layers, strict=True))
-            live = nn.Parameter(weights[0].detach().new_zeros(sum(map(torch.numel, positions))))
-            live.grad = torch.zeros_like(live)
+            live = nn.Parameter(values[:count])
+            live.grad = gradients[:count]
             inner = make_inner(optimizer, [live, *others])
             self.pieces.append(Piece(weights, positions, live, inner))
             others = []
@@ -155,18 +159,14 @@ class Floor(Contender):
         def gather(source: Sequence[Tensor], target: Sequence[Tensor]) -> Callable[[int], Any]:
             return lambda i: torch.index_select(source[i], 0, piece.positions[i], out=target[i])
 
-        def clear() -> None:
-            for weight in weights:
-                weight.zero_()
-
         def write(index: int) -> None:
+            _clear(weights[index])
             weights[index].scatter_(0, piece.positions[index], live[index])
 
         names = iter(PARTS)
         self._time(next(names), lambda: self._spread(piece, gather(gradients, live_gradients)))
         self._time(next(names), lambda: self._spread(piece, gather(weights, live)))
         self._time(next(names), piece.optimizer.step)
-        self._time(next(names), clear)
         self._time(next(names), lambda: self._spread(piece, write))
 
     def _choose(self, piece: Piece) -> None:
@@ -289,6 +289,14 @@ def _shares(sizes: Sequence[int], count: int) -> list[list[int]]:
         parts[lightest].append(index)
         loads[lightest] += sizes[index]
     return parts
+
+
+def _clear(tensor: Tensor) -> None:
+    if tensor.device.type == "cpu":
+        # Torch would start a team of threads in each of ours.
+        tensor.view(torch.uint8).numpy().fill(0)
+    else:
+        tensor.zero_()
 
 
 def _gradient(weight: Tensor) -> Tensor:
