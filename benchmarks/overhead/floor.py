@@ -27,8 +27,6 @@ PARTS = ("gather gradients", "gather weights", "inner step", "clear and write ba
 UPDATE_PARTS = ("check gradients", "magnitudes", "largest weights", "largest gradients")
 #: Live weights of a piece: an optimizer's temporary tensors of so many stay in the cache.
 PIECE = 1 << 20
-#: A line of the cache, in float32 weights: what the memory sends if any of them is asked for.
-LINE = 16
 
 
 @dataclass(frozen=True)
@@ -225,45 +223,6 @@ class Floor(Contender):
         run(shares[0])
         for thread in running:
             thread.result()
-
-
-class Memory:
-    """Reads and copies as many bytes as the parameters have, with all of torch's threads.
-
-    Args:
-        count: Float32 numbers.
-        device: Where they are.
-    """
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        self._numbers = torch.ones(count, device=device)
-        self._others = torch.zeros(count, device=device)
-        self._device = device
-
-    def __call__(self, _: int) -> Sample:
-        """Return the seconds of either."""
-        return {
-            "read": seconds(self._numbers.sum, self._device),
-            "copy": seconds(lambda: self._others.copy_(self._numbers), self._device),
-        }
-
-
-def lines_touched(masks: dict[str, Tensor]) -> float:
-    """Return the share of the cache lines of sparse weights in which any weight is live.
-
-    Example:
-        >>> mask = torch.zeros(64, dtype=torch.bool)
-        >>> mask[[0, 1, 40]] = True
-        >>> lines_touched({"layer": mask})
-        0.5
-    """
-    touched = total = 0
-    for mask in masks.values():
-        flat = mask.reshape(-1).to(torch.uint8)
-        lines = nn.functional.pad(flat, (0, -flat.numel() % LINE)).view(-1, LINE)
-        touched += int(lines.any(1).sum())
-        total += lines.shape[0]
-    return touched / total
 
 
 def _within(

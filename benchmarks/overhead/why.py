@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.overhead.bandwidth import Memory, lines_touched
 from benchmarks.overhead.building import Case, build_model
 from benchmarks.overhead.contenders import AGAIN, OURS, PLAIN, REFERENCE, Contender, Sparsity
-from benchmarks.overhead.floor import PARTS, UPDATE_PARTS, Floor, Memory, lines_touched, ways
+from benchmarks.overhead.floor import PARTS, UPDATE_PARTS, Floor, ways
 from benchmarks.overhead.profiling import profile_functions, profile_operators
 from benchmarks.overhead.steps import StepTimer
 from benchmarks.overhead.timing import Round, Sample, milliseconds, ratios, run_rounds

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.overhead.bandwidth import lines_touched
 from benchmarks.overhead.cli import main
 from benchmarks.overhead.contenders import Contender, Sparsity
-from benchmarks.overhead.floor import PARTS, UPDATE_PARTS, Floor, Way, lines_touched
+from benchmarks.overhead.floor import PARTS, UPDATE_PARTS, Floor, Way
 from benchmarks.overhead.steps import StepTimer
 
 CPU = torch.device("cpu")
