@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseopt._validation import check_density
-from sparseopt.discovery import model_weights, optimizer_weights, refuse_unusable
+from sparseopt.channels import channel_layers
+from sparseopt.discovery import canonical_name, model_weights, optimizer_weights, refuse_unusable
 from sparseopt.distributed import agree_on_masks
 from sparseopt.distributions import Distribution, live_counts
 from sparseopt.errors import NoSparseLayerError
 from sparseopt.initial_masks import initial_masks
 from sparseopt.layers import SparseLayer
 from sparseopt.methods.base import Method
+from sparseopt.methods.rigl_struct import RigLStruct
 
 __all__ = ["Wishes", "build_layers", "check_wrappable", "has_names", "more_layers"]
 
@@ -83,6 +85,8 @@ def build_layers(
     weights, overrides = _sparse_weights(groups, model)
     if not weights:
         raise NoSparseLayerError(_why_nothing(model))
+    if isinstance(method, RigLStruct):
+        return _structured_layers(groups, model, wishes, method, generator)
     if model is None:
         logger.warning(
             "no model was given, so every trainable parameter of two or more dimensions is made "
@@ -108,6 +112,35 @@ def more_layers(
         return []
     densities = {name: overrides.get(name, wishes.density) for name in weights}
     return _make_layers(weights, densities, wishes.among(weights), method, generator)
+
+
+def _structured_layers(
+    groups: list[dict[str, Any]],
+    model: nn.Module | None,
+    wishes: Wishes,
+    method: RigLStruct,
+    generator: torch.Generator,
+) -> list[SparseLayer]:
+    """Return the layers of a method that drops whole channels."""
+    if model is None:
+        raise TypeError(f"method={method.name!r} needs the model: pass it as the second argument.")
+    weights, overrides = _sparse_weights(groups, model)
+    free = {p for group in groups if group.get("density") is not False for p in group["params"]}
+    trained = {
+        canonical_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if parameter in free and parameter.requires_grad
+    }
+    return channel_layers(
+        method.groups,
+        weights,
+        trained,
+        overrides,
+        density=wishes.density,
+        init=wishes.init,
+        mask=wishes.mask,
+        generator=generator,
+    )
 
 
 def _make_layers(

@@ -5,7 +5,7 @@ On a CPU this is NumPy's work: torch would wake its threads for what one does in
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,12 @@ from torch import Tensor
 
 Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 
-__all__ = ["index_dtype", "live_indices", "mark", "merged", "take"]
+__all__ = ["index_dtype", "live_indices", "mark", "merged", "places_among", "take", "where"]
+
+#: What layers and optimizer state are made of, as far as NumPy has it.
+NUMPY_DTYPES: Final = frozenset(
+    {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.bool}
+)
 
 
 def mark(indices: Tensor, count: int) -> Tensor:
@@ -35,10 +40,8 @@ def live_indices(mask: Tensor, live: int) -> Tensor:
     int64, and the index half the memory.
     """
     if mask.device.type == "cpu":
-        positions = torch.from_numpy(np.flatnonzero(mask.numpy()))
-    else:
-        positions = _indices_on_device(mask, live)
-    return positions.to(index_dtype(mask.numel()))
+        return _as_index(np.flatnonzero(mask.numpy()), mask.numel())
+    return _indices_on_device(mask, live).to(index_dtype(mask.numel()))
 
 
 def index_dtype(count: int) -> torch.dtype:
@@ -53,62 +56,60 @@ def take(values: Tensor, places: Tensor) -> Tensor:
         >>> take(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 2]))
         tensor([1., 3.])
     """
-    if values.device.type == "cpu" and values.dtype != torch.bfloat16:
+    if _numpy_knows(values):
         return torch.from_numpy(values.numpy().take(places.numpy()))
     return values.index_select(0, places)
 
 
-def merged(
-    before: Tensor, places: Tensor, grown: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Put the positions that stay and those that grow together.
-
-    Args:
-        before: ascending positions below ``count``.
-        places: which entries of ``before`` stay, ascending.
-        grown: ascending positions below ``count``, none of those that stay.
-        count: above all positions.
-
-    Returns:
-        The positions, ascending; for each its place in ``before``, 0 if it is not there; and
-        whether it is there.
+def where(mask: Tensor, values: Tensor, fill: float) -> Tensor:
+    """Return a 1-D tensor with ``fill`` where ``mask`` is false.
 
     Example:
-        >>> before, places, grown = torch.tensor([1, 4, 7]), torch.tensor([1]), torch.tensor([7, 9])
-        >>> merged(before, places, grown, 10)
-        (tensor([4, 7, 9]), tensor([1, 2, 0]), tensor([ True,  True, False]))
+        >>> where(torch.tensor([True, False]), torch.tensor([1.0, 2.0]), 0.0)
+        tensor([1., 0.])
     """
-    if before.device.type == "cpu" and count <= torch.iinfo(torch.int32).max:
-        arrays = _merged_on_cpu(before.numpy(), places.numpy(), grown.numpy(), count)
-        after, numbers = (torch.from_numpy(array).to(before.dtype) for array in arrays)
-    else:
-        after, numbers = _merged_on_device(before, places, grown, count)
-    return after, (numbers - 1).clamp_(min=0), numbers > 0
+    if _numpy_knows(values):
+        array = values.numpy()
+        return torch.from_numpy(np.where(mask.numpy(), array, array.dtype.type(fill)))
+    return torch.where(mask, values, values.new_full((), fill))
 
 
-def _merged_on_cpu(
-    before: Integers, places: Integers, grown: Integers, count: int
-) -> tuple[Integers, Integers]:
-    """Return positions, and their places in ``before`` counted from 1; 0 if they are not there."""
-    # Position and place in one number: sorting two sorted runs is merging them, which only a stable
-    # sort sees.
-    stay = before[places].astype(np.int64) << 32 | places + 1
-    keys = np.sort(np.concatenate([stay, grown.astype(np.int64) << 32]), kind="stable")
-    after, numbers = keys >> 32, keys & 0xFFFFFFFF
-    was_there = np.zeros(count, dtype=bool)
-    was_there[before] = True
-    back = grown[was_there[grown]]
-    numbers[np.searchsorted(after, back)] = np.searchsorted(before, back) + 1
-    return after, numbers
+def merged(first: Tensor, second: Tensor) -> Tensor:
+    """Return two ascending tensors of positions as one, ascending.
+
+    Example:
+        >>> merged(torch.tensor([0, 5]), torch.tensor([3]))
+        tensor([0, 3, 5])
+    """
+    together = torch.cat([first, second])
+    if together.device.type == "cpu":
+        # Sorting two sorted runs is merging them, which only a stable sort sees.
+        return torch.from_numpy(np.sort(together.numpy(), kind="stable"))
+    return together.sort().values
 
 
-def _merged_on_device(
-    before: Tensor, places: Tensor, grown: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    after = torch.cat([take(before, places), grown]).sort().values
-    numbers = torch.arange(1, before.numel() + 1, dtype=before.dtype, device=before.device)
+def places_among(before: Tensor, after: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return for each entry of ``after`` its place in ``before``, and whether it has one.
+
+    Both are ascending positions below ``count``. The place of one that is not there is 0.
+
+    Example:
+        >>> places_among(torch.tensor([1, 4, 7]), torch.tensor([4, 5]), 10)
+        (tensor([1, 0]), tensor([ True, False]))
+    """
     table = torch.zeros(count, dtype=before.dtype, device=before.device)
-    return after, take(table.scatter_(0, before, numbers), after)
+    numbers = torch.arange(1, before.numel() + 1, dtype=before.dtype, device=before.device)
+    number = take(table.scatter_(0, before, numbers), after)
+    return (number - 1).clamp_(min=0), number > 0
+
+
+def _numpy_knows(values: Tensor) -> bool:
+    return values.device.type == "cpu" and values.dtype in NUMPY_DTYPES
+
+
+def _as_index(positions: Integers, count: int) -> Tensor:
+    narrow = index_dtype(count) == torch.int32
+    return torch.from_numpy(positions.astype(np.int32 if narrow else np.int64))
 
 
 def _indices_on_device(mask: Tensor, live: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparseopt.bits import pack, popcounts, unpack
 from sparseopt.filling import fill_where_false_
-from sparseopt.indices import live_indices, mark
+from sparseopt.indices import live_indices, mark, where
 from sparseopt.sharding import local, placement, shard_like, sums_over_shards, whole
 from sparseopt.storage import (
     clear_,
@@ -86,7 +86,7 @@ class SparseLayer:
         mask = torch.zeros_like(self.weight, dtype=torch.bool, requires_grad=False)
         if self.is_full:
             return mask.fill_(True)
-        in_storage_order(mask).scatter_(0, self._offsets(), mask.new_ones(self._live))
+        in_storage_order(mask).scatter_(0, self._offsets(), True)
         return mask
 
     @property
@@ -213,7 +213,7 @@ class SparseLayer:
             stays = shard_like(flat.view(self.weight.shape), self.weight)
             fill_where_false_(local(tensor), local(stays), fill)
         else:
-            values = torch.where(kept, self.gather(tensor), tensor.new_full((), fill))
+            values = where(kept, self.gather(tensor), fill)
             self.scatter_(tensor.detach().fill_(fill), values)
 
     def gather(self, tensor: Tensor, *, out: Tensor | None = None) -> Tensor:

@@ -22,7 +22,7 @@ def final_masks(optimizer: SparseOptimizer) -> dict[str, Tensor]:
     """Return copies of the masks of a finished run, for ``mask=`` of another.
 
     Args:
-        optimizer: one whose density is that which its training was to end with.
+        optimizer: one whose density is down to that which its training was to end with.
 
     Returns:
         Bool masks of the weights' shapes by layer name.
@@ -49,7 +49,7 @@ def final_masks(optimizer: SparseOptimizer) -> dict[str, Tensor]:
     """
     live = sum(layer.live for layer in optimizer.layers)
     target = sum(layer.target for layer in optimizer.layers)
-    if live != target:
+    if live > target:
         raise ValueError(
             f"the run is not finished: {live} weights are live at step {optimizer.steps}, but "
             f"{target} are to be in the end."

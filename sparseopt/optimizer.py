@@ -27,6 +27,7 @@ from sparseopt.gradients import GradientGate, mask_gradient_of
 from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer
 from sparseopt.methods import Method, get_method
+from sparseopt.preparing import before_training_forward
 from sparseopt.progress import Progress, make_schedule
 from sparseopt.rebinding import ParameterPlaces, before_first_forward, may_be_sharded_later
 from sparseopt.schedules import Decay
@@ -188,6 +189,7 @@ class SparseOptimizer(OptimizerFacade):
             self._updater.update(step, self._gradients())
         else:
             loss = self._store.step(self._updater.remembering(closure, self._gradients))
+            self._updater.undo_preparation()
         self._progress.steps = step
         self._plan_next_step()
         return loss
@@ -293,6 +295,8 @@ class SparseOptimizer(OptimizerFacade):
         memo[id(self)] = clone
         clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         clone._model, clone._accountant = copy.deepcopy((self._model, self._accountant), memo)
+        if clone._model is not None and clone.method.prepares_forward:
+            clone._handles.append(before_training_forward(clone._model, clone._prepare_forward))
         return clone
 
     def __repr__(self) -> str:
@@ -398,6 +402,12 @@ class SparseOptimizer(OptimizerFacade):
         self._places.note(self._layers, self.inner.param_groups)
         if self._model is not None and may_be_sharded_later():
             self._handles.append(before_first_forward(self._model, self._follow_parameters))
+        if self._model is not None and self.method.prepares_forward:
+            self._handles.append(before_training_forward(self._model, self._prepare_forward))
+
+    def _prepare_forward(self) -> None:
+        assert self._model is not None
+        self._updater.prepare_forward(self._model)
 
     def _follow_parameters(self) -> None:
         """Follow weights to where they are now, and to the parameters that replaced them."""

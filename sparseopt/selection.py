@@ -89,7 +89,7 @@ def largest_indices(scores: Tensor, k: int, excluded: Tensor | None = None) -> T
     if scores.device.type != "cpu":
         left_out = None if excluded is None else mark(excluded, count)
         return live_indices(_largest_on_device(scores, k, left_out), k)
-    free = None if excluded is None else mark(excluded, count).logical_not_().numpy()
+    free = None if excluded is None else ~mark(excluded, count).numpy()
     found, chosen = _largest_on_cpu(scores, k, free)
     indices = np.flatnonzero(chosen) if found is None else found[chosen]
     return torch.from_numpy(indices).to(dtype)

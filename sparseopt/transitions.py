@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparseopt.indices import live_indices, merged, take
+from sparseopt.indices import live_indices, merged, places_among, take, where
 from sparseopt.layers import SparseLayer
 from sparseopt.selection import largest_indices, smallest
 from sparseopt.sharding import whole
 
-__all__ = ["Regrow", "Transition", "propose"]
+__all__ = ["Regrow", "Transition", "propose", "rewire"]
 
 Regrow = Literal["keep", "zero", "never"]
 
@@ -50,7 +50,7 @@ class Transition:
 
         Where a weight was not kept it is ``fresh``.
         """
-        return torch.where(self.kept, take(values, self.origin), values.new_full((), fresh))
+        return where(self.kept, take(values, self.origin), fresh)
 
 
 @torch.no_grad()
@@ -96,6 +96,40 @@ def propose(
     if not scores.is_floating_point():
         scores = scores.float()
     grown = largest_indices(scores, grow, before if regrow == "never" else survivors)
-    after, origin, was_live = merged(before, places, grown, layer.numel)
+    return _between(layer, before, stays, merged(survivors, grown), drop, grow, regrow)
+
+
+@torch.no_grad()
+def rewire(
+    layer: SparseLayer, *, drop: int, grow: int, survivors: Tensor, mask: Tensor, regrow: Regrow
+) -> Transition:
+    """Return the transition of ``layer`` to a mask that a method has decided on.
+
+    Collective if the layer is sharded.
+
+    Args:
+        layer: whose mask.
+        drop: how many live weights drop.
+        grow: how many weights grow.
+        survivors: which live weights don't drop, bool, ``(numel,)`` in logical order.
+        mask: which weights are live afterwards, survivors included, bool, ``(numel,)``.
+        regrow: as :func:`propose` has it.
+    """
+    before = layer.positions()
+    after = live_indices(mask, layer.live - drop + grow)
+    return _between(layer, before, take(survivors, before), after, drop, grow, regrow)
+
+
+def _between(
+    layer: SparseLayer,
+    before: Tensor,
+    stays: Tensor,
+    after: Tensor,
+    drop: int,
+    grow: int,
+    regrow: Regrow,
+) -> Transition:
+    """Return what changes from the positions ``before``, of which some stay, to ``after``."""
+    origin, was_live = places_among(before, after, layer.numel)
     kept = was_live if regrow == "keep" else was_live & take(stays, origin)
     return Transition(after, origin, kept, drop, grow, was_live.sum())

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer
 from sparseopt.memory import RememberedGradients
-from sparseopt.methods.base import Method, Move, Update
+from sparseopt.methods.base import Method, Move, Rewiring, Update
 from sparseopt.progress import Progress
 from sparseopt.sharding import local, on_any_rank
 from sparseopt.state.base import StateStore
-from sparseopt.transitions import Transition, propose
+from sparseopt.transitions import Transition, propose, rewire
 
 __all__ = ["MaskUpdater"]
 
@@ -40,6 +40,7 @@ class MaskUpdater:
         self.progress = progress
         rule = method.memory
         self.memory = None if rule is None else RememberedGradients(rule)
+        self._prepared = False
         self._warned: set[str] = set()
 
     def is_due(self) -> bool:
@@ -97,15 +98,9 @@ class MaskUpdater:
             gradients: all gradients of the optimizer's parameters.
         """
         progress = self.progress
-        update = Update(
-            step=step,
-            fraction=self.method.fraction(step, progress.schedule),
-            schedule=progress.schedule,
-            total_steps=progress.total_steps,
-            generator=progress.generator,
-            memory=self.memory,
-        )
-        usage = progress.usage.advanced(step, self.layers, int(self.needs_dense_gradients()))
+        update = self._about(step)
+        dense = self.method.dense_passes if self.needs_dense_gradients() else 0
+        usage = progress.usage.advanced(step, self.layers, dense)
         if progress.schedule.t_end is None and not self.method.has_own_schedule:
             self._warn_once(
                 "horizon",
@@ -113,7 +108,14 @@ class MaskUpdater:
                 f"alpha={progress.schedule.alpha} and masks move for ever: pass total_steps= (or "
                 "t_end=), or call set_horizon(steps).",
             )
-        if _are_finite(gradients):
+        if self.method.prepares_forward and not self._prepared:
+            record = _skipped(self.layers, update)
+            self._warn_once(
+                "forward pass",
+                f"the optimizer's model made no training pass before the update at step {step}, so "
+                f"method={self.method.name!r} does not know what to grow, and skipped it.",
+            )
+        elif _are_finite(gradients):
             if self.memory is not None:
                 self.memory.feed(self.layers)
             record = _update_masks(self.layers, self.method, update, self.store)
@@ -126,8 +128,23 @@ class MaskUpdater:
             )
         if self.memory is not None and self.memory.rule.steps is not None:
             self.memory.forget()
+        self.undo_preparation()
         progress.usage = usage
         progress.history.append(record)
+
+    def prepare_forward(self, model: nn.Module) -> None:
+        """Let the method prepare the forward pass of an update step that is due; once for each."""
+        if self._prepared or not self.is_due():
+            return
+        self.method.prepare_forward(model, self._about(self.progress.steps + 1))
+        self._prepared = True
+
+    def undo_preparation(self) -> None:
+        """Make all weights zero again that are not live."""
+        if self._prepared:
+            for layer in self.layers:
+                layer.mask_(layer.weight)
+            self._prepared = False
 
     def require_horizon(self) -> None:
         """Raise :class:`ValueError` if training can't start without a horizon and there is none."""
@@ -151,6 +168,18 @@ class MaskUpdater:
                 "longer horizon.",
                 stacklevel=4,
             )
+
+    def _about(self, step: int) -> Update:
+        progress = self.progress
+        return Update(
+            step=step,
+            fraction=self.method.fraction(step, progress.schedule),
+            schedule=progress.schedule,
+            total_steps=progress.total_steps,
+            generator=progress.generator,
+            memory=self.memory,
+            layers=self.layers,
+        )
 
     def _remember(self, gradients: Sequence[Tensor]) -> None:
         """Feed the memory, unless a gradient is not finite, and mask what was left dense."""
@@ -222,8 +251,10 @@ def _update_masks(
     new = _newly_live(transitions)
     for layer in layers:
         layer.last_dropped = layer.last_grown = 0
-    for layer, transition in transitions:
+    for layer, transition, values in transitions:
         store.move(layer, transition)
+        if values is not None:
+            _start_new(layer, transition, values)
     for layer in taking_part:
         if layer.weight.grad is not None:
             layer.mask_(layer.weight.grad)
@@ -239,12 +270,14 @@ def _skipped(layers: Sequence[SparseLayer], update: Update) -> UpdateRecord:
     return _record(layers, update, new=0, skipped=True)
 
 
-def _transitions(
-    layers: Sequence[SparseLayer], method: Method, update: Update
-) -> list[tuple[SparseLayer, Transition]]:
+#: A layer, what becomes of its mask, and what new weights start with, if that is not 0.
+_Planned = tuple[SparseLayer, Transition, Tensor | None]
+
+
+def _transitions(layers: Sequence[SparseLayer], method: Method, update: Update) -> list[_Planned]:
     """Decide for every layer in which something moves."""
     return [
-        (layer, _transition(layer, move, method, update))
+        (layer, _transition(layer, move, method, update), _start_of(move))
         for layer, move in zip(layers, method.moves(layers, update), strict=True)
         if move.drop or move.grow
     ]
@@ -252,6 +285,15 @@ def _transitions(
 
 @torch.no_grad()
 def _transition(layer: SparseLayer, move: Move, method: Method, update: Update) -> Transition:
+    if isinstance(move, Rewiring):
+        return rewire(
+            layer,
+            drop=move.drop,
+            grow=move.grow,
+            survivors=move.survivors,
+            mask=move.mask,
+            regrow=method.regrow,
+        )
     return propose(
         layer,
         drop=move.drop,
@@ -262,9 +304,19 @@ def _transition(layer: SparseLayer, move: Move, method: Method, update: Update) 
     )
 
 
-def _newly_live(transitions: Sequence[tuple[SparseLayer, Transition]]) -> int:
+def _start_of(move: Move) -> Tensor | None:
+    return move.values if isinstance(move, Rewiring) else None
+
+
+@torch.no_grad()
+def _start_new(layer: SparseLayer, transition: Transition, values: Tensor) -> None:
+    """Write what weights start with that a transition, now made, did not keep."""
+    layer.replace_(torch.where(transition.kept, layer.gather(layer.weight), layer.gather(values)))
+
+
+def _newly_live(transitions: Sequence[_Planned]) -> int:
     """Count weights that are live after the transitions and not before; waits once."""
-    grown = [transition for _, transition in transitions if transition.grown]
+    grown = [transition for _, transition, _ in transitions if transition.grown]
     if not grown:
         return 0
     device = grown[0].stayed.device

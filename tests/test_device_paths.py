@@ -44,32 +44,3 @@ def test_bits_are_packed_as_numpy_packs_them(count: int):
     assert packed.tolist() == np.packbits(mask.numpy()).tolist()
     assert torch.equal(bits.unpack(packed, count), mask)
     assert bits.popcounts([packed]) == [int(mask.sum())]
-
-
-@given(
-    masks=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40),
-    back=st.booleans(),
-)
-def test_positions_that_stay_and_grow_together(masks: list[tuple[bool, bool]], back: bool):
-    """For each position that is live afterwards, its place among those live before, from 1."""
-    before = np.array([live for live, _ in masks])
-    drawn = np.array([marked for _, marked in masks])
-    survivors = before & drawn
-    # Those dropped just now may come straight back.
-    grown = ~survivors & drawn if not back else ~survivors & (drawn | before)
-    after = survivors | grown
-    place = np.where(before, np.cumsum(before), 0)
-    where, stay, new = (
-        torch.from_numpy(array).int()
-        for array in (np.flatnonzero(before), np.flatnonzero(drawn[before]), np.flatnonzero(grown))
-    )
-
-    for merge in (indices._merged_on_device, _merged_on_cpu):
-        positions, places = merge(where, stay, new, before.size)
-        assert positions.tolist() == np.flatnonzero(after).tolist()
-        assert places.tolist() == place[after].tolist()
-
-
-def _merged_on_cpu(*tensors_and_count):
-    *tensors, count = tensors_and_count
-    return indices._merged_on_cpu(*(tensor.numpy() for tensor in tensors), count)

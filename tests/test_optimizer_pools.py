@@ -1,5 +1,6 @@
 """Many layers are stepped as one parameter, and nobody can tell."""
 
+import copy
 import os
 
 import pytest
@@ -74,6 +75,37 @@ def test_after_detach_every_parameter_counts_its_own_steps():
     assert [float(inner.state[p]["step"]) for p in model.parameters()] == [5.0] * len(
         list(model.parameters())
     )
+
+
+def test_what_is_loaded_in_place_is_what_training_goes_on_from():
+    """Distributed checkpoints are read into the tensors of a state dict that is there."""
+    model = make()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer = SparseOptimizer(inner, model, **SETTINGS)
+    train(model, optimizer, 3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    train(model, optimizer, 3, start=3)
+    loaded = optimizer.state_dict()
+    for index, entry in saved["state"].items():
+        # Each parameter has its own number of steps, as in a model that does not use all at once.
+        entry["step"] += index
+        for key, value in entry.items():
+            loaded["state"][index][key].copy_(value)
+    optimizer.load_state_dict(loaded)
+    train(model, optimizer, 1, start=3)
+    steps = [int(optimizer.state[p]["step"]) for p in model.parameters()]
+    assert steps == [3 + index + 1 for index in range(len(steps))]
+
+
+def test_a_count_of_steps_that_the_user_sets_back_is_counted_on_from():
+    model = make()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer = SparseOptimizer(inner, model, **SETTINGS)
+    train(model, optimizer, 3)
+    for p in model.parameters():
+        optimizer.state[p]["step"].zero_()
+    train(model, optimizer, 2, start=3)
+    assert {int(optimizer.state[p]["step"]) for p in model.parameters()} == {2}
 
 
 def test_state_that_the_user_replaces_or_edits_is_what_the_next_step_starts_from():

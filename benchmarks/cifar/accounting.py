@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cifar.building import build_model
+from benchmarks.cifar.networks import build_model
 from benchmarks.cifar.training import Run
 from sparseopt import FlopsReport, SparseLayer, SparseOptimizer
 

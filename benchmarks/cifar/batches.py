@@ -1,22 +1,62 @@
-"""Batches out of uint8 images: random crops, mirroring and normalisation, a batch at a time."""
+"""Batches out of uint8 images: augmented and normalised, a batch at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.cifar.data import Dataset, Labels
-from benchmarks.cifar.protocol import AugmentationConfig
+from benchmarks.cifar.augmentation import Augmenter
+from benchmarks.cifar.data import Dataset
+from benchmarks.cifar.protocol import AugmentationConfig, Protocol
+from benchmarks.cifar.sources import Labels
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch this process trains on; the default is all of it."""
+
+    rank: int = 0
+    processes: int = 1
+
+    def of(self, count: int) -> tuple[Tensor, int]:
+        """Positions within a batch of ``count`` images, and how many of them count.
+
+        A process for which nothing is left gets an image that does not count, because all have to
+        make every step.
+        """
+        positions = torch.arange(self.rank, count, self.processes)
+        return (positions, len(positions)) if len(positions) else (torch.zeros(1).long(), 0)
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A share of a batch.
+
+    Args:
+        images: Shape ``(n, C, H, W)``.
+        labels: Shape ``(n,)``.
+        count: How many of them count.
+        whole: Size of the whole batch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    count: int
+    whole: int
 
 
 class Split:
     """Images and labels on the training device, handed out in normalised batches.
 
     Args:
-        images: ``uint8``, shape ``(N, 32, 32, 3)``.
+        images: ``uint8``, shape ``(N, H, W, 3)``.
         labels: ``int64``, shape ``(N,)``.
         mean: Mean of each channel, in [0, 1], shape ``(3,)``.
         std: Standard deviation of each channel, shape ``(3,)``.
@@ -38,9 +78,7 @@ class Split:
     ) -> None:
         self.augmentation = augmentation
         self.labels = labels.to(device)
-        padding = 0 if augmentation is None else augmentation.crop_padding
-        self._windows = crop_windows(images.to(device), padding)
-        self._offsets = 2 * padding + 1
+        self._augmenter = Augmenter(images.to(device), augmentation)
         # One multiplication and one addition instead of a division and two of each.
         self._scale = (1.0 / (255.0 * std)).view(1, 3, 1, 1).to(device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(device)
@@ -50,62 +88,64 @@ class Split:
         return len(self.labels)
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self, batch_size: int, generator: torch.Generator, *, skip: int = 0, share: Share = WHOLE
+    ) -> Iterator[Batch]:
         """One epoch in random order, augmented; the last batch may be smaller.
 
         Args:
-            batch_size: Number of images in a batch.
+            batch_size: Number of images in a whole batch.
             generator: CPU generator of order, crops and mirroring.
+            skip: Number of batches to pass over at the start, leaving the generator as if they
+                had been handed out.
+            share: Which part of each batch is wanted.
         """
         order = torch.randperm(len(self), generator=generator)
-        for indices in order.split(batch_size):
-            yield self._batch(indices, generator)
+        for number, indices in enumerate(order.split(batch_size)):
+            draw = self._augmenter.draw(len(indices), generator)
+            if number < skip:
+                continue
+            part, count = share.of(len(indices))
+            own = indices[part].to(self.labels.device)
+            pixels = self._augmenter.take(own, draw.part(part))
+            yield Batch(self._normalised(pixels), self.labels[own], count, len(indices))
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images once, in their order, not augmented."""
         if self.augmentation is not None:
             raise ValueError("an augmented split has no plain batches; make one without")
-        for indices in torch.arange(len(self)).split(batch_size):
-            yield self._batch(indices, None)
+        for indices in torch.arange(len(self), device=self.labels.device).split(batch_size):
+            yield self._normalised(self._augmenter.plain(indices)), self.labels[indices]
 
-    def _batch(self, indices: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        count = len(indices)
-        rows = columns = torch.zeros(count, dtype=torch.int64)
-        mirrored = None
-        if self.augmentation is not None:
-            rows = torch.randint(self._offsets, (count,), generator=generator)
-            columns = torch.randint(self._offsets, (count,), generator=generator)
-            if self.augmentation.flip:
-                mirrored = torch.rand(count, generator=generator) < 0.5
-        device = self.labels.device
-        indices = indices.to(device)
-        pixels = self._windows[indices, rows.to(device), columns.to(device)]
-        if mirrored is not None:
-            mirrored = mirrored.to(device).view(-1, 1, 1, 1)
-            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+    def _normalised(self, pixels: Tensor) -> Tensor:
         images = pixels.float().mul_(self._scale).add_(self._shift)
-        return images.contiguous(memory_format=self._format), self.labels[indices]
+        return images.contiguous(memory_format=self._format)
 
 
-def crop_windows(images: Tensor, padding: int) -> Tensor:
-    """Every crop of every image, padded by reflection, as a view that costs no memory.
+@dataclass(frozen=True)
+class Splits:
+    """The data of all runs of a protocol, on the training device."""
 
-    Args:
-        images: ``uint8``, shape ``(N, H, W, C)``.
-        padding: Pixels added on each side.
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
 
-    Returns:
-        A view of shape ``(N, 2 padding + 1, 2 padding + 1, C, H, W)``; entry ``[n, y, x]`` is
-        image n cropped at row y and column x of its padded self.
-    """
-    height, width = images.shape[1:3]
-    if padding:
-        # torch pads the last two dimensions, and reflects floats only; numpy does both.
-        pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-        padded = np.pad(images.cpu().numpy(), pad, mode="reflect")
-        images = torch.from_numpy(padded).to(images.device)
-    return images.unfold(1, height, 1).unfold(2, width, 1)
+    @property
+    def device(self) -> torch.device:
+        """Where the images are, and so where the training happens."""
+        return self.train.labels.device
+
+
+def splits_for(protocol: Protocol, dataset: Dataset, device: torch.device) -> Splits:
+    """The splits that a protocol makes of a data set."""
+    parts = make_splits(
+        dataset,
+        protocol.training.validation_fraction,
+        protocol.augmentation,
+        device,
+        channels_last=protocol.training.channels_last,
+    )
+    return Splits(*parts, dataset.num_classes)
 
 
 def make_splits(
@@ -120,13 +160,8 @@ def make_splits(
 
     Mean and standard deviation come from the training part alone.
     """
-    held_out = int(len(dataset.train_labels) * validation_fraction)
-    if not 0 < held_out < len(dataset.train_labels):
-        raise ValueError(
-            f"validation_fraction {validation_fraction!r} of {len(dataset.train_labels)} images "
-            f"leaves {held_out} for validation; both parts need at least one"
-        )
-    cut = len(dataset.train_labels) - held_out
+    count = len(dataset.train_labels)
+    cut = count - held_out(count, validation_fraction)
     images = torch.from_numpy(np.array(dataset.train_images))
     mean, std = channel_statistics(images[:cut])
 
@@ -146,6 +181,21 @@ def make_splits(
         split(images[cut:], dataset.train_labels[cut:], None),
         split(torch.from_numpy(np.array(dataset.test_images)), dataset.test_labels, None),
     )
+
+
+def held_out(images: int, validation_fraction: float) -> int:
+    """How many of the training images are for validation.
+
+    Raises:
+        ValueError: If that leaves none for one of the two.
+    """
+    count = int(images * validation_fraction)
+    if not 0 < count < images:
+        raise ValueError(
+            f"validation_fraction {validation_fraction!r} of {images} images leaves {count} for "
+            "validation; both parts need at least one"
+        )
+    return count
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

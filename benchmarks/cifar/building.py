@@ -1,56 +1,68 @@
-"""The model, the optimizer and the learning-rate schedule of one run."""
+"""The optimizer and the learning-rate schedule of one run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from benchmarks.cifar.models import WideResNet, small_dense_scale
-from benchmarks.cifar.protocol import SPARSE_METHODS, Protocol, RunSpec
-
-
-def build_model(protocol: Protocol, spec: RunSpec, num_classes: int) -> WideResNet:
-    """The run's network, with initial weights that depend on the global random state only."""
-    scale = 1.0
-    if spec.method == "small-dense":
-        assert spec.density is not None
-        scale = small_dense_scale(spec.density)
-    config = protocol.model
-    model = WideResNet(config.depth, config.width, config.dropout, num_classes, scale)
-    return model.to(memory_format=_memory_format(protocol))
+from benchmarks.cifar.methods import RECIPES
+from benchmarks.cifar.protocol import Protocol
+from benchmarks.cifar.runspec import RunSpec
 
 
 def build_optimizer(
-    model: nn.Module, protocol: Protocol, spec: RunSpec, total_steps: int
+    model: nn.Module,
+    protocol: Protocol,
+    spec: RunSpec,
+    total_steps: int,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Optimizer:
-    """SGD, wrapped by ``SparseOptimizer`` if the run's method is a sparse one."""
+    """SGD, wrapped by ``SparseOptimizer`` if the run's method is a sparse one.
+
+    Args:
+        model: The network.
+        protocol: What all runs share.
+        spec: The run.
+        total_steps: Its length.
+        masks: The final masks of another run, for methods that start with them.
+    """
     config = protocol.optimizer
+    recipe = RECIPES[spec.method]
     inner = torch.optim.SGD(
         parameter_groups(model, config.weight_decay),
-        lr=config.lr,
+        lr=peak_lr(protocol, spec),
         momentum=config.momentum,
         nesterov=config.nesterov,
     )
-    if spec.method not in SPARSE_METHODS:
+    if recipe.optimizer is None:
         return inner
     from sparseopt import SparseOptimizer
 
     assert spec.density is not None
     assert spec.init is not None
+    sparsity = protocol.sparsity
     return SparseOptimizer(
         inner,
         model,
-        method=spec.method,
+        method=recipe.optimizer,
         density=spec.density,
         init=spec.init,
+        mask="random" if masks is None else masks,
         total_steps=total_steps,
-        t_end=int(protocol.sparsity.t_end_fraction * total_steps),
-        delta_t=protocol.sparsity.delta_t,
-        alpha=protocol.sparsity.alpha,
+        t_end=int(sparsity.t_end_fraction * total_steps),
+        delta_t=sparsity.delta_t if spec.delta_t is None else spec.delta_t,
+        alpha=sparsity.alpha if spec.alpha is None else spec.alpha,
         seed=spec.seed,
     )
+
+
+def peak_lr(protocol: Protocol, spec: RunSpec) -> float:
+    """The run's largest learning rate."""
+    return protocol.optimizer.lr if spec.lr is None else spec.lr
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -72,15 +84,18 @@ def build_scheduler(
         assert config.warmup_fraction is not None
         return OneCycleLR(
             optimizer,
-            max_lr=protocol.optimizer.lr,
+            max_lr=peak_lr(protocol, spec),
             total_steps=total_steps,
             pct_start=config.warmup_fraction,
             cycle_momentum=False,
         )
     assert config.step_size is not None
     assert config.gamma is not None
-    warmup = config.pruning_warmup_steps if spec.method == "pruning" else config.warmup_steps
-    return LambdaLR(optimizer, StepFactor(warmup, config.step_size, config.gamma))
+    warmup = config.warmup_steps
+    if spec.method == "pruning":
+        warmup = max(warmup, config.pruning_warmup_steps)
+    step_size = config.step_size * RECIPES[spec.method].length
+    return LambdaLR(optimizer, StepFactor(warmup, step_size, config.gamma))
 
 
 class StepFactor:
@@ -106,7 +121,3 @@ class StepFactor:
         if step < self.warmup:
             return (step + 1) / self.warmup
         return self.gamma ** ((step - self.warmup) // self.step_size)
-
-
-def _memory_format(protocol: Protocol) -> torch.memory_format:
-    return torch.channels_last if protocol.training.channels_last else torch.contiguous_format

@@ -3,183 +3,157 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 
-from benchmarks.cifar.batches import make_splits
-from benchmarks.cifar.data import DataError, Dataset, load_dataset
-from benchmarks.cifar.protocol import (
-    INITS,
-    METHODS,
-    PRESETS,
-    Choices,
-    Protocol,
-    ProtocolError,
-    expand,
-    load_preset,
-)
-from benchmarks.cifar.report import write_report
+from benchmarks.cifar.choices import SEARCH
+from benchmarks.cifar.data import SIZES, Dataset, load_dataset, load_digits
+from benchmarks.cifar.folder import Folder
+from benchmarks.cifar.options import build_parser
+from benchmarks.cifar.planning import Estimator, Size
+from benchmarks.cifar.protocol import Protocol
+from benchmarks.cifar.ranks import Ranks, device_for, joined_ranks
 from benchmarks.cifar.results import ResultsError
-from benchmarks.cifar.session import Folder, Session
-from benchmarks.cifar.training import Splits
-
-DESCRIPTION = """\
-Train WRNs sparsely on CIFAR-10 by every method and compare the accuracies.
-
-Every finished run is appended to DIR/results.jsonl at once. Start the same command again after an
-interruption: finished runs are skipped, and the interrupted one resumes from its last epoch.
-"""
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """All options, each with its help."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks/cifar/run.py",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--all",
-        action="store_true",
-        help="run everything that the preset lists; without --preset, 'paper' on a GPU, else 'cpu'",
-    )
-    parser.add_argument(
-        "--preset",
-        type=_preset,
-        metavar="NAME",
-        help=f"the protocol, one of {', '.join(PRESETS)}, or a .toml file in their form: smoke "
-        "(digits, minutes, no download), cpu (real CIFAR-10, reduced, hours), paper (in full)",
-    )
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, metavar="M", help=f"only these of {METHODS}"
-    )
-    parser.add_argument(
-        "--inits", nargs="+", choices=INITS, metavar="I", help=f"only these of {INITS}"
-    )
-    parser.add_argument(
-        "--densities", nargs="+", type=_density, metavar="D", help="shares of live weights, 0 to 1"
-    )
-    parser.add_argument("--seeds", nargs="+", type=_seed, metavar="S", help="integers from 0 on")
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="CIFAR-10: a folder with torchvision's cifar-10-batches-py, or with class folders "
-        "under train/ and test/; without it, torchvision downloads CIFAR-10",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results", "cifar"),
-        metavar="DIR",
-        help="everything that is written goes here (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threads", type=_threads, metavar="N", help="CPU threads (default: torch's choice)"
-    )
-    parser.add_argument(
-        "--plan", action="store_true", help="print the plan and its estimate, and run nothing"
-    )
-    parser.add_argument(
-        "--report-only", action="store_true", help="rebuild the report from DIR/results.jsonl"
-    )
-    return parser
+from benchmarks.cifar.selecting import choose_protocols, is_narrowed, parts_of
+from benchmarks.cifar.session import Chosen, Means, Plan, Session
+from benchmarks.cifar.sources import DataError
+from benchmarks.cifar.stopping import Stop, StoppedError, stop_on_signals
+from benchmarks.cifar.tables import ProtocolError
+from benchmarks.cifar.tensorboard import check_tensorboard
+from benchmarks.cifar.worker import Setup
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    narrowed = any((options.methods, options.inits, options.densities, options.seeds))
-    if not (options.all or narrowed or options.report_only):
-        parser.error("say --all, or choose with --methods, --inits, --densities, --seeds")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    try:
-        return _run(options)
-    except (DataError, ResultsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes here", file=sys.stderr)
-        return 130
+    if not (options.all or options.studies or is_narrowed(options) or options.report_only):
+        parser.error(
+            "say --all, or choose with --studies, --methods, --inits, --densities, --seeds"
+        )
+    with stop_on_signals() as stop, joined_ranks() as ranks:
+        try:
+            return _run(options, ranks, stop)
+        except (DataError, ProtocolError, ResultsError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except StoppedError:
+            if ranks.is_first:
+                print("\nstopped; the same command goes on from what is saved", file=sys.stderr)
+            return stop.exit_status
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
     folder = Folder(options.out)
     if options.report_only:
+        from benchmarks.cifar.report import write_report
+
         print(f"report: {write_report(folder.results, folder.root)}")
         return 0
-    # Resumed runs are to be bit-identical, on a GPU too.
-    torch.backends.cudnn.deterministic = True
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    protocol = options.preset or load_preset("paper" if device.type == "cuda" else "cpu")
-    specs = expand(_choices(protocol.choices, options))
-    dataset = load_dataset(protocol.dataset, options.data_dir, options.out / "cache")
-    splits = _splits(dataset, protocol, device)
-    session = Session(protocol, specs, splits, dataset.fingerprint(), folder)
-    estimates = session.print_plan()
-    if options.plan:
+    if options.tensorboard:
+        check_tensorboard()
+    say: Callable[[str], None] = _say if ranks.is_first else lambda text: None
+    device = device_for(ranks)
+    means = _means(options, folder, ranks)
+    preset = options.preset or ("paper" if device.type == "cuda" else "cpu")
+    protocols = choose_protocols(preset, options)
+    chosen, sizes = _with_data(protocols, options, folder, ranks, say)
+    plan = Plan(chosen, means)
+    plan.show(say)
+    estimator = Estimator(sizes, device)
+    if options.dry_run or plan.agenda.left:
+        say(f"measuring a few steps on {device.type} ...")
+        # By all processes of torchrun: optimizers agree among them on their masks.
+        plan.measure(estimator)
+        plan.show_estimates(estimator, say)
+    if options.dry_run:
         return 0
-    failed = session.run_all(estimates)
+    return _carry_out(plan, Session(means, stop), options.storage)
+
+
+def _carry_out(plan: Plan, session: Session, database: str | None) -> int:
+    # Optuna, SciPy and Matplotlib take seconds to import, which a plan or --help need not wait for;
+    # and not when training ends, because by then the checkout may be at another commit.
+    from benchmarks.cifar.report import write_report
+    from benchmarks.cifar.tuning import Storage, tune
+
+    session.run(plan.agenda, plan.forecast())
+    errors: list[Exception] = []
+    for part in plan.chosen:
+        search = part.protocol.choices.search
+        if part.search_jobs() and search is not None:
+            storage = Storage(plan.means.setup.folder.root, database)
+            train = functools.partial(session.train, part)
+            errors += tune(part.protocol, search, part.data, storage, train)
+    if not plan.means.ranks.is_first:
+        return 0
+    folder = plan.means.setup.folder
     print(f"report: {write_report(folder.results, folder.root)}")
-    if failed:
-        names = ", ".join(spec.label for spec in failed)
-        print(f"{len(failed)} runs failed: {names}", file=sys.stderr)
-    return 1 if failed else 0
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    if session.failed:
+        names = ", ".join(dict.fromkeys(job.title for job in session.failed))
+        print(f"{len(session.failed)} runs failed: {names}", file=sys.stderr)
+    return 1 if session.failed or errors else 0
 
 
-def _choices(preset: Choices, options: argparse.Namespace) -> Choices:
-    chosen = {
-        name: tuple(dict.fromkeys(getattr(options, name)))
-        for name in ("methods", "inits", "densities", "seeds")
-        if getattr(options, name)
-    }
-    return dataclasses.replace(preset, **chosen)
+def _means(options: argparse.Namespace, folder: Folder, ranks: Ranks) -> Means:
+    if ranks.processes > 1 and (options.workers > 1 or options.cluster):
+        raise ProtocolError("torchrun trains one run on all its processes: leave out --workers")
+    if options.workers > 1 and options.cluster:
+        raise ProtocolError("--workers and --cluster exclude each other")
+    threads = options.threads
+    if options.workers > 1:
+        threads = max(1, (threads or torch.get_num_threads()) // options.workers)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    setup = Setup(folder, options.data_dir, threads, options.tensorboard)
+    return Means(setup, options.workers, options.cluster, ranks)
 
 
-def _splits(dataset: Dataset, protocol: Protocol, device: torch.device) -> Splits:
-    train, validation, test = make_splits(
-        dataset,
-        protocol.training.validation_fraction,
-        protocol.augmentation,
-        device,
-        channels_last=protocol.training.channels_last,
-    )
-    return Splits(train, validation, test, dataset.num_classes)
+def _with_data(
+    protocols: Sequence[Protocol],
+    options: argparse.Namespace,
+    folder: Folder,
+    ranks: Ranks,
+    say: Callable[[str], None],
+) -> tuple[list[Chosen], dict[Protocol, Size]]:
+    """The protocols with the fingerprints and sizes of their data."""
+    chosen, sizes = [], {}
+    for protocol, parts in zip(protocols, parts_of(protocols, options), strict=True):
+        if ranks.processes > 1 and SEARCH in parts:
+            raise ProtocolError(
+                "a search is not for torchrun: leave it out with --studies, or use --workers"
+            )
+        # The first process decodes, or fails, before the others look for what it has written.
+        dataset = _find(protocol, options, folder, say) if ranks.is_first else None
+        ranks.wait()
+        if not ranks.is_first:
+            dataset = _find(protocol, options, folder, say)
+        if dataset is None:
+            fingerprint, size = "", Size.of(protocol, *SIZES[protocol.dataset])
+        else:
+            fingerprint, size = dataset.fingerprint(), Size.of_data(protocol, dataset)
+        chosen.append(Chosen(protocol, parts, fingerprint))
+        sizes[protocol] = size
+    return chosen, sizes
 
 
-def _preset(text: str) -> Protocol:
-    if text not in PRESETS and not text.endswith(".toml"):
-        names = ", ".join(map(repr, PRESETS))
-        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {names})")
-    try:
-        return load_preset(text)
-    except (OSError, ProtocolError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _find(
+    protocol: Protocol, options: argparse.Namespace, folder: Folder, say: Callable[[str], None]
+) -> Dataset | None:
+    """The data set; None in a dry run that can do without it."""
+    if protocol.dataset == "digits":
+        return load_digits()
+    is_needed = not options.dry_run or protocol.dataset not in SIZES
+    if options.data_dir is None and not is_needed:
+        say(f"{protocol.name}: without --data-dir, nothing is known of finished runs")
+        return None
+    return load_dataset(protocol.dataset, options.data_dir, folder.cache, protocol.image_size)
 
 
-def _density(text: str) -> float:
-    try:
-        density = float(text)
-    except ValueError:
-        density = 0.0
-    if not 0.0 < density <= 1.0:
-        raise argparse.ArgumentTypeError(f"a density is above 0 and at most 1, got {text!r}")
-    return density
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a seed is an integer from 0 on, got {text!r}")
-    return int(text)
-
-
-def _threads(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a number of threads is at least 1, got {text!r}")
-    return int(text)
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -87,7 +87,8 @@ class WideResNet(nn.Module):
         width_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        _check_shape(depth, width, dropout, num_classes, width_scale)
+        _check_shape(depth, width, dropout)
+        check_scale(num_classes, width_scale)
         stem = scaled_width(STEM_WIDTH, width_scale)
         self.stem = nn.Conv2d(INPUT_CHANNELS, stem, 3, padding=1, bias=False)
         blocks = (depth - 4) // 6
@@ -134,16 +135,18 @@ def scaled_width(width: int, scale: float) -> int:
     return max(1, round(width * scale))
 
 
-def _check_shape(
-    depth: int, width: int, dropout: float, num_classes: int, width_scale: float
-) -> None:
+def check_scale(num_classes: int, width_scale: float) -> None:
+    """Raise an error if either is no number that a network can be built with."""
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes!r}")
+    if width_scale <= 0.0:
+        raise ValueError(f"width_scale must be positive, got {width_scale!r}")
+
+
+def _check_shape(depth: int, width: int, dropout: float) -> None:
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"depth must be 6 n + 4 with n >= 1 (10, 16, 22, ...), got {depth!r}")
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width!r}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes!r}")
-    if width_scale <= 0.0:
-        raise ValueError(f"width_scale must be positive, got {width_scale!r}")

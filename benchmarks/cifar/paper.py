@@ -2,48 +2,165 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar.protocol import read_toml
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 from benchmarks.cifar.summary import Variant
 
 PAPER_FILE = Path(__file__).with_name("paper.toml")
 
 
-class Paper:
-    """What has been published for CIFAR-10 with WRN-22-2.
+@dataclass(frozen=True)
+class Published:
+    """One published number of one variant; decimals keep the digits as they were printed.
 
-    Args:
-        path: The data file.
+    Attributes:
+        variant: What was trained. Its init is None where none is printed.
+        accuracy: Test accuracy in percent.
+        std: Its standard deviation in points, if printed.
+        train_flops: Multiple of the dense network's, if printed.
+        inference_flops: Multiple of the dense network's, if printed.
+        wall_time: Multiple of the dense network's, if printed.
+        source: Letter of the source.
     """
 
-    def __init__(self, path: Path = PAPER_FILE) -> None:
-        table = read_toml(path)
+    variant: Variant
+    accuracy: Decimal
+    std: Decimal | None
+    train_flops: Decimal | None
+    inference_flops: Decimal | None
+    wall_time: Decimal | None
+    source: str
+
+    def __str__(self) -> str:
+        deviation = "" if self.std is None else f" ± {self.std}"
+        return f"{self.accuracy}{deviation} [{self.source}]"
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Where a published search of (alpha, delta_t) ended, beside its reference point.
+
+    Attributes:
+        variant: What was tuned.
+        reference: Accuracy in percent, with its deviation, at the protocol's own setting.
+        alpha: Of the optimum.
+        delta_t: Of the optimum.
+        accuracy: Accuracy in percent, with its deviation, at the optimum.
+        source: Letter of the source.
+    """
+
+    variant: Variant
+    reference: str
+    alpha: Decimal
+    delta_t: int
+    accuracy: str
+    source: str
+
+
+class Paper:
+    """What has been published for one data set.
+
+    Args:
+        dataset: Name of the data set, a table of the data file such as ``"cifar10"``.
+        path: The data file.
+
+    Raises:
+        KeyError: If nothing has been published for the data set; see ``published_datasets``.
+
+    Example:
+        >>> [str(row) for row in Paper("cifar10").of(Variant("rigl", "erk", 0.1))]
+        ['92.4 ± 0.06 [R]', '92.9 [G]']
+    """
+
+    def __init__(self, dataset: str, path: Path = PAPER_FILE) -> None:
+        table = _read(path)[dataset]
+        self.model: str = table["model"]
         self.protocol: str = table["protocol"]
-        self._rows: list[dict[str, Any]] = table["results"]
+        self.dense_inference_flops: Decimal = table["dense_inference_flops"]
+        self.dense_train_flops: Decimal = table["dense_train_flops"]
+        self.redistribution_flops: str = table["redistribution_flops"]
+        self.main = [_published(row) for row in table["results"]]
+        self.original_authors = [_published(row) for row in table.get("original_authors", [])]
+        self.redistribution = [_published(row) for row in table["redistribution"]]
+        self.structured = [_published(row) for row in table["structured"]]
+        self.tuning = [_optimum(row) for row in table.get("tuning", [])]
 
-    def accuracy(self, variant: Variant) -> str:
-        """Every published accuracy of a variant with its source, or an empty string."""
-        cells = []
-        for row in self._matching(variant):
-            deviation = f" ± {row['std']}" if "std" in row else ""
-            cells.append(f"{row['accuracy']}{deviation} [{row['source']}]")
-        return "; ".join(cells)
+    def of(self, variant: Variant, *, of_table: str = "main") -> list[Published]:
+        """Every published number of a variant; a row without an init stands for both.
 
-    def flops(self, variant: Variant) -> str:
-        """The published training and inference FLOPs as multiples of dense, or an empty string."""
-        for row in self._matching(variant):
-            if "train_flops" in row:
-                return f"{row['train_flops']:.2f}, {row['inference_flops']:.2f}"
-        return ""
+        Args:
+            variant: Whose.
+            of_table: ``"redistribution"``, ``"structured"`` or ``"main"``; to that belong the
+                original authors' numbers, and the methods that only the table of redistribution
+                has.
+        """
+        rows: list[Published] = getattr(self, of_table)
+        if of_table == "main":
+            methods = {row.variant.method for row in self.main}
+            others = [row for row in self.redistribution if row.variant.method not in methods]
+            rows = rows + self.original_authors + others
+        return [row for row in rows if matches(row.variant, variant)]
 
-    def _matching(self, variant: Variant) -> list[dict[str, Any]]:
-        # A row without an init (pruning's) is published for the method as such.
-        return [
-            row
-            for row in self._rows
-            if row["method"] == variant.method
-            and row.get("init") in (None, variant.init)
-            and row.get("density") == variant.density
-        ]
+
+def matches(published: Variant, ours: Variant) -> bool:
+    """Whether a published variant, maybe without an init, is the same as one of ours."""
+    return (
+        not ours.settings
+        and published.method == ours.method
+        and published.init in (None, ours.init)
+        and published.density == ours.density
+    )
+
+
+def published_datasets(path: Path = PAPER_FILE) -> list[str]:
+    """The data sets that ``Paper`` can be asked for."""
+    return [name for name, table in _read(path).items() if "results" in table]
+
+
+def sources(path: Path = PAPER_FILE) -> dict[str, str]:
+    """What the letters of the sources stand for."""
+    found: dict[str, str] = _read(path)["sources"]
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        # As floats, 0.20 would come back as 0.2, and sums of tenths with a tail of digits.
+        return tomllib.load(file, parse_float=Decimal)
+
+
+def _published(row: dict[str, Any]) -> Published:
+    return Published(
+        variant=_variant(row),
+        accuracy=row["accuracy"],
+        std=row.get("std"),
+        train_flops=row.get("train_flops"),
+        inference_flops=row.get("inference_flops"),
+        wall_time=row.get("wall_time"),
+        source=row["source"],
+    )
+
+
+def _optimum(row: dict[str, Any]) -> Optimum:
+    return Optimum(
+        variant=_variant(row),
+        reference=f"{row['reference']} ± {row['reference_std']}",
+        alpha=row["alpha"],
+        delta_t=row["delta_t"],
+        accuracy=f"{row['accuracy']} ± {row['std']}",
+        source=row["source"],
+    )
+
+
+def _variant(row: dict[str, Any]) -> Variant:
+    density = row.get("density")
+    return Variant(row["method"], row.get("init"), None if density is None else float(density))

@@ -1,74 +1,194 @@
-"""What is left to do, and about how long it takes, from a few measured steps."""
+"""What is going to be run, about how long that takes here, and how much it writes."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from benchmarks.cifar.protocol import SPARSE_METHODS, Protocol, RunSpec
-from benchmarks.cifar.training import Run, Splits
+from benchmarks.cifar.batches import Split, held_out, splits_for
+from benchmarks.cifar.data import Dataset, noise
+from benchmarks.cifar.jobs import Job
+from benchmarks.cifar.methods import RECIPES
+from benchmarks.cifar.protocol import Protocol
+from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.training import Run
 
-WARM_UP_STEPS = 3
-MEASURED_STEPS = 8
+WARM_UP_STEPS = 1
+MEASURED_STEPS = 4
+# A step that takes longer than this is measured on a few images, and in proportion.
+SLOW_STEP = 1.0
+FEW_IMAGES = 16
+# Lines of the results file, in bytes: for each epoch, layer and mask update, and for the rest.
+EPOCH_BYTES, LAYER_BYTES, UPDATE_BYTES, RECORD_BYTES = 150, 100, 160, 2500
 
 
-def estimate_seconds(
-    protocol: Protocol, specs: list[RunSpec], splits: Splits
-) -> dict[RunSpec, float]:
-    """About how many seconds each run takes here.
+@dataclass(frozen=True)
+class Size:
+    """How many images a protocol trains and measures itself on.
+
+    Args:
+        train: Images to train on, without those for validation.
+        validation: Images after every epoch.
+        test: Images at the end.
+        classes: Number of classes.
+    """
+
+    train: int
+    validation: int
+    test: int
+    classes: int
+
+    @classmethod
+    def of(cls, protocol: Protocol, images: int, test: int, classes: int) -> Size:
+        """From the number of images before those for validation are taken out."""
+        validation = held_out(images, protocol.training.validation_fraction)
+        return cls(images - validation, validation, test, classes)
+
+    @classmethod
+    def of_data(cls, protocol: Protocol, dataset: Dataset) -> Size:
+        """Of a data set that is here."""
+        images, test = len(dataset.train_labels), len(dataset.test_labels)
+        return cls.of(protocol, images, test, dataset.num_classes)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job takes.
+
+    Args:
+        steps: Training steps.
+        seconds: Alone on this machine.
+        checkpoint: Bytes of its checkpoint, which goes when it is finished.
+        result: Bytes of its line in the results file.
+    """
+
+    steps: int
+    seconds: float
+    checkpoint: int
+    result: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was measured of the runs of one kind."""
+
+    seconds_per_step: float
+    checkpoint: int
+    layers: int
+
+
+class Estimator:
+    """Measures a few steps of each kind of run, on noise, and extrapolates.
 
     Runs that train a network of the same size in the same way are measured once.
+
+    Args:
+        sizes: Of the data set of each protocol.
+        device: Where to measure.
     """
-    measured: dict[tuple[str, float | None], float] = {}
-    estimates = {}
-    for spec in specs:
-        cost = _cost_class(spec)
-        if cost not in measured:
-            measured[cost] = measure_run(protocol, spec, splits)
-        estimates[spec] = measured[cost]
-    return estimates
+
+    def __init__(self, sizes: dict[Protocol, Size], device: torch.device) -> None:
+        self._sizes = sizes
+        self._device = device
+        self._measured: dict[tuple[Protocol, str, float | None], Cost] = {}
+
+    def estimate(self, job: Job) -> Estimate:
+        """What a job takes."""
+        protocol, size = job.protocol, self._sizes[job.protocol]
+        cost = self._cost(protocol, job.spec)
+        training = protocol.training
+        epochs = training.epochs * RECIPES[job.spec.method].length
+        steps = epochs * math.ceil(size.train / training.batch_size)
+        # A forward pass is about a third of a training step.
+        per_image = cost.seconds_per_step / training.batch_size / 3
+        evaluated = epochs * size.validation + size.test
+        delta_t = job.spec.delta_t or protocol.sparsity.delta_t
+        updates = int(steps * protocol.sparsity.t_end_fraction / delta_t) if cost.layers else 0
+        return Estimate(
+            steps,
+            steps * cost.seconds_per_step + evaluated * per_image,
+            cost.checkpoint,
+            RECORD_BYTES
+            + epochs * EPOCH_BYTES
+            + cost.layers * LAYER_BYTES
+            + updates * UPDATE_BYTES,
+        )
+
+    def _cost(self, protocol: Protocol, spec: RunSpec) -> Cost:
+        is_sparse = RECIPES[spec.method].optimizer is not None
+        kind = (protocol, "sparse", None) if is_sparse else (protocol, spec.method, spec.density)
+        if kind not in self._measured:
+            plain = RunSpec("rigl", spec.init, spec.density, 0) if is_sparse else spec
+            with torch.random.fork_rng():
+                self._measured[kind] = self._measure(protocol, plain)
+        return self._measured[kind]
+
+    def _measure(self, protocol: Protocol, spec: RunSpec) -> Cost:
+        batch = protocol.training.batch_size
+        count = (WARM_UP_STEPS + MEASURED_STEPS) * batch
+        # More than enough for all steps below, whatever is kept for validation.
+        enough = int(2 * count / (1.0 - protocol.training.validation_fraction)) + 1
+        images = noise(enough, protocol.image_size, self._sizes[protocol].classes)
+        splits = splits_for(protocol, images, self._device)
+        run = Run(protocol, spec, splits)
+        run.model.train()
+        few = min(FEW_IMAGES, batch)
+        self._time(run, splits.train, few, 1)
+        seconds = self._time(run, splits.train, few, 1) * batch / few
+        if few < batch and seconds < SLOW_STEP:
+            self._time(run, splits.train, batch, WARM_UP_STEPS)
+            seconds = self._time(run, splits.train, batch, MEASURED_STEPS)
+        layers = len(getattr(run.optimizer, "layers", ()))
+        return Cost(seconds, len(run.checkpoint()), layers)
+
+    def _time(self, run: Run, split: Split, batch_size: int, steps: int) -> float:
+        batches = split.shuffled(batch_size, run.data_generator)
+        start = self._now()
+        for _, batch in zip(range(steps), batches, strict=False):
+            run.train_step(batch)
+        return (self._now() - start) / steps
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
-def measure_run(protocol: Protocol, spec: RunSpec, splits: Splits) -> float:
-    """Seconds of a whole run, extrapolated from a few steps and one batch of evaluation."""
-    run = Run(protocol, spec, splits)
-    batches = splits.train.shuffled(protocol.training.batch_size, run.data_generator)
-    for step, (images, labels) in enumerate(batches, start=1):
-        run.train_step(images, labels)
-        if step == WARM_UP_STEPS:
-            start = _now(splits.device)
-        if step == WARM_UP_STEPS + MEASURED_STEPS:
-            break
-    per_step = (_now(splits.device) - start) / max(1, step - WARM_UP_STEPS)
-    # A forward pass is about a third of a training step.
-    per_image = per_step / protocol.training.batch_size / 3
-    evaluated = protocol.training.epochs * len(splits.validation) + len(splits.test)
-    return run.total_steps * per_step + evaluated * per_image
+@dataclass(frozen=True)
+class Total:
+    """What many jobs take together."""
+
+    jobs: int
+    steps: int
+    seconds: float
+    bytes: int
+
+    @classmethod
+    def of(cls, estimates: Iterable[Estimate], workers: int) -> Total:
+        """The sum; of the checkpoints, those of as many jobs as run at a time."""
+        every: Sequence[Estimate] = list(estimates)
+        checkpoints = sorted((estimate.checkpoint for estimate in every), reverse=True)
+        return cls(
+            len(every),
+            sum(estimate.steps for estimate in every),
+            sum(estimate.seconds for estimate in every) / max(1, min(workers, len(every))),
+            sum(checkpoints[:workers]) + sum(estimate.result for estimate in every),
+        )
 
 
-def _cost_class(spec: RunSpec) -> tuple[str, float | None]:
-    if spec.method in SPARSE_METHODS:
-        return "sparse", None
-    return spec.method, spec.density
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as people say them.
+def format_bytes(count: float) -> str:
+    """Bytes as people say them.
 
     Example:
-        >>> format_duration(40), format_duration(3_720)
-        ('40 s', '1 h 02 min')
+        >>> format_bytes(900), format_bytes(2_500_000)
+        ('900 B', '2.5 MB')
     """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

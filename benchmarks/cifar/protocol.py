@@ -1,54 +1,68 @@
-"""What a run is: the protocol that all runs of a preset share, and the choices of one run."""
+"""The protocol that all runs of a preset share."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import sys
-import types
-import typing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from benchmarks.cifar.choices import Choices
+from benchmarks.cifar.tables import ProtocolError, check_name
 
-SPARSE_METHODS = (
-    "static",
-    "set",
-    "rigl",
-    "pruning",
-    "snfs",
-    "rigl-sg",
-    "rigl-sm",
-    "granet",
-    "mest",
-)
-METHODS = ("dense", "small-dense", *SPARSE_METHODS)
-INITS = ("erk", "uniform")
-DATASETS = ("cifar10", "digits")
+DATASETS = ("cifar10", "cifar100", "digits", "folder")
+DATASET_TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "digits": "scikit-learn digits",
+    "folder": "own images",
+}
 SCHEDULES = ("step", "one-cycle")
-PRESET_DIR = Path(__file__).parent / "presets"
-PRESETS = ("smoke", "cpu", "paper")
+MODELS = ("wrn", "resnet")
+PUBLISHED_WIDTH = 64
+LATER = "later"
 
-Section = TypeVar("Section")
 
+def later(default: Any) -> Any:
+    """A setting that came after the first results.
 
-class ProtocolError(ValueError):
-    """A preset file that does not say what a protocol needs."""
+    It is left out of a run's name at its default, so that those results keep their names.
+    """
+    return dataclasses.field(default=default, metadata={LATER: True})
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """WRN-depth-width and the dropout inside its blocks."""
+    """The network.
+
+    Args:
+        depth: Number of layers of a WRN or ResNet.
+        width: Widening factor of a WRN; channels of a ResNet's stem.
+        dropout: Probability inside the blocks of a WRN.
+        kind: ``"wrn"``, ``"resnet"``, or ``module:callable`` for a user's own, which ignores the
+            other three.
+    """
 
     depth: int
     width: int
     dropout: float
+    kind: str = later("wrn")
+
+    def __post_init__(self) -> None:
+        module, _, name = self.kind.partition(":")
+        if self.kind not in MODELS and not (module and name):
+            raise ProtocolError(
+                f"model.kind takes one of {', '.join(MODELS)} or module:callable, got {self.kind!r}"
+            )
+
+    @property
+    def title(self) -> str:
+        """Such as ``WRN-22-2`` or ``ResNet-50``."""
+        if self.kind == "wrn":
+            return f"WRN-{self.depth}-{self.width}"
+        if self.kind == "resnet":
+            thin = "" if self.width == PUBLISHED_WIDTH else f" of width {self.width}"
+            return f"ResNet-{self.depth}{thin}"
+        return self.kind
 
 
 @dataclass(frozen=True)
@@ -61,19 +75,38 @@ class TrainingConfig:
     validation_fraction: float
     bf16: bool
     channels_last: bool
+    label_smoothing: float = later(0.0)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ProtocolError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ProtocolError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """Random crops out of the image padded by reflection, and mirroring."""
+    """Random crops, and mirroring.
+
+    Args:
+        crop_padding: Crops of the image's own size out of the image padded by reflection.
+        flip: Mirror half of the images.
+        min_scale: Crops of this share of the image's area up to all of it, resized to the whole,
+            in place of padded ones.
+    """
 
     crop_padding: int
     flip: bool
+    min_scale: float | None = later(None)
+
+    def __post_init__(self) -> None:
+        if self.min_scale is None:
+            return
+        if not 0.0 < self.min_scale <= 1.0:
+            raise ProtocolError(f"min_scale must be in (0, 1], got {self.min_scale}")
+        if self.crop_padding:
+            raise ProtocolError(f"min_scale takes crop_padding = 0, got {self.crop_padding}")
 
 
 @dataclass(frozen=True)
@@ -98,7 +131,7 @@ class ScheduleConfig:
     warmup_fraction: float | None = None
 
     def __post_init__(self) -> None:
-        _check_name("schedule.kind", self.kind, SCHEDULES)
+        check_name("schedule.kind", self.kind, SCHEDULES)
         needed = ("step_size", "gamma") if self.kind == "step" else ("warmup_fraction",)
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:
@@ -115,23 +148,24 @@ class SparsityConfig:
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What ``--all`` runs."""
-
-    methods: tuple[str, ...]
-    inits: tuple[str, ...]
-    densities: tuple[float, ...]
-    seeds: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        for name, known in (("methods", METHODS), ("inits", INITS)):
-            for value in getattr(self, name):
-                _check_name(f"choices.{name}", value, known)
-
-
-@dataclass(frozen=True)
 class Protocol:
-    """Everything that the runs of one preset share."""
+    """Everything that the runs of one preset share.
+
+    Args:
+        name: What results and reports call it.
+        summary: In what it differs from the published one.
+        reduced: Whether it does.
+        dataset: One of ``DATASETS``.
+        model: The network.
+        training: Lengths and sizes.
+        augmentation: What is done to training images.
+        optimizer: SGD's settings.
+        schedule: The learning rate's.
+        sparsity: The masks'.
+        choices: What ``--all`` runs.
+        also: Preset files of further protocols that belong to the preset.
+        image_size: Height and width to which own images are brought.
+    """
 
     name: str
     summary: str
@@ -144,9 +178,11 @@ class Protocol:
     schedule: ScheduleConfig
     sparsity: SparsityConfig
     choices: Choices
+    also: tuple[str, ...] = ()
+    image_size: int = later(32)
 
     def __post_init__(self) -> None:
-        _check_name("dataset", self.dataset, DATASETS)
+        check_name("dataset", self.dataset, DATASETS)
 
     def describe(self) -> str:
         """One line that says what was trained and how, for every place that shows numbers."""
@@ -156,9 +192,11 @@ class Protocol:
             if schedule.kind == "step"
             else "one cycle"
         )
+        size = f"at 3x{self.image_size}x{self.image_size}"
         parts = [
-            f"WRN-{self.model.depth}-{self.model.width}",
-            {"cifar10": "CIFAR-10", "digits": "scikit-learn digits at 3x32x32"}[self.dataset],
+            self.model.title,
+            DATASET_TITLES[self.dataset]
+            + (f" {size}" if self.dataset in ("digits", "folder") else ""),
             f"{training.epochs} epochs",
             f"batch {training.batch_size}",
             f"SGD lr {self.optimizer.lr:g} ({rate})",
@@ -178,126 +216,17 @@ class Protocol:
 
     def settings(self) -> dict[str, Any]:
         """What decides a run's numbers: without the wording and without the list of choices."""
-        settings = dataclasses.asdict(self)
-        for name in ("name", "summary", "reduced", "choices"):
+        settings = _settings(self)
+        for name in ("name", "summary", "reduced", "choices", "also"):
             del settings[name]
         return settings
 
 
-@dataclass(frozen=True)
-class RunSpec:
-    """One run of a protocol: which method, at which density, from which seed.
-
-    ``dense`` has neither ``init`` nor ``density``; ``small-dense`` has no ``init``.
-    """
-
-    method: str
-    init: str | None
-    density: float | None
-    seed: int
-
-    @property
-    def variant(self) -> str:
-        """The run without its seed, such as ``rigl-erk-0.1``."""
-        parts = [self.method, self.init, None if self.density is None else f"{self.density:g}"]
-        return "-".join(part for part in parts if part is not None)
-
-    @property
-    def label(self) -> str:
-        """The run's name, such as ``rigl-erk-0.1-seed0``."""
-        return f"{self.variant}-seed{self.seed}"
-
-    def key(self, protocol: Protocol, data: str) -> str:
-        """A name that changes with every setting and with the data, so that no result is mistaken.
-
-        Args:
-            protocol: What all runs share.
-            data: The fingerprint of the data set.
-        """
-        settings = {"protocol": protocol.settings(), "run": dataclasses.asdict(self), "data": data}
-        text = json.dumps(settings, sort_keys=True)
-        return f"{self.label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def expand(choices: Choices) -> list[RunSpec]:
-    """Every run of the choices, seed by seed, so that comparisons are complete early."""
-    runs: dict[RunSpec, None] = {}
-    for seed in choices.seeds:
-        for density in choices.densities:
-            for init in choices.inits:
-                for method in choices.methods:
-                    runs[_spec(method, init, density, seed)] = None
-    return list(runs)
-
-
-def _spec(method: str, init: str, density: float, seed: int) -> RunSpec:
-    if method == "dense":
-        return RunSpec(method, None, None, seed)
-    if method == "small-dense":
-        return RunSpec(method, None, density, seed)
-    return RunSpec(method, init, density, seed)
-
-
-def load_preset(name: str) -> Protocol:
-    """The shipped protocol called ``name``, or the one in a ``.toml`` file of the user's.
-
-    Raises:
-        ProtocolError: If the file lacks a setting or has one that does not exist.
-        FileNotFoundError: If there is no such file.
-    """
-    path = PRESET_DIR / f"{name}.toml" if name in PRESETS else Path(name)
-    table = read_toml(path)
-    try:
-        return _build(Protocol, {"name": path.stem} | table)
-    except ProtocolError as error:
-        raise ProtocolError(f"{path}: {error}") from None
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file.
-
-    Raises:
-        ProtocolError: If it is not TOML.
-    """
-    with path.open("rb") as file:
-        try:
-            table: dict[str, Any] = tomllib.load(file)
-        except tomllib.TOMLDecodeError as error:
-            raise ProtocolError(f"{path}: {error}") from None
-    return table
-
-
-def _check_name(setting: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ProtocolError(f"{setting} takes one of {', '.join(known)}, got {value!r}")
-
-
-def _build(section: type[Section], table: dict[str, Any]) -> Section:
-    """An instance of a dataclass from a TOML table, with every name and type checked."""
-    if not isinstance(table, dict):
-        raise ProtocolError(f"{section.__name__} must be a table, got {table!r}")
-    hints = typing.get_type_hints(section)
-    fields = {field.name: field for field in dataclasses.fields(section)}  # type: ignore[arg-type]
-    unknown = sorted(table.keys() - fields.keys())
-    if unknown:
-        raise ProtocolError(f"unknown setting {unknown[0]!r}; it may be one of {sorted(fields)}")
-    values = {}
-    for name, field in fields.items():
-        if name in table:
-            values[name] = _convert(name, table[name], hints[name])
-        elif field.default is dataclasses.MISSING:
-            raise ProtocolError(f"setting {name!r} of {section.__name__} is missing")
-    return section(**values)
-
-
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast("type[Any]", hint), value)
-    if typing.get_origin(hint) is tuple:
-        return tuple(_convert(name, item, typing.get_args(hint)[0]) for item in value)
-    accepted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in accepted and type(value) is int:
-        return float(value)
-    if type(value) not in accepted:
-        raise ProtocolError(f"{name} must be {hint}, got {value!r}")
-    return value
+def _settings(section: Any) -> dict[str, Any]:
+    found = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if LATER in field.metadata and value == field.default:
+            continue
+        found[field.name] = _settings(value) if dataclasses.is_dataclass(value) else value
+    return found

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 Record = dict[str, Any]
 
 
@@ -16,17 +18,18 @@ class ResultsError(Exception):
 
 
 def append_result(path: Path, record: Record) -> None:
-    """Append one finished run, on disk when this returns."""
+    """Append one finished run, on disk when this returns; other processes may do so too."""
     line = json.dumps(record, allow_nan=False, sort_keys=True) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _cut_unfinished_line(path)
-    # One write in append mode, so that lines of two processes cannot mix.
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # Without the lock, what another process has written half of would pass for a crash's rest.
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        _cut_unfinished_line(path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_results(path: Path) -> list[Record]:
@@ -42,22 +45,61 @@ def read_results(path: Path) -> list[Record]:
     unfinished = lines.pop()
     if unfinished:
         warnings.warn(f"{path}: left out the last line, which was cut short", stacklevel=2)
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ResultsError(f"{path}, line {number}, is not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ResultsError(f"{path}, line {number}, is not a JSON object")
-        records.append(record)
-    return records
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+class FinishedRuns:
+    """The keys in a results file that grows meanwhile; what was read is not read again.
+
+    Args:
+        path: The file, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys: set[str] = set()
+        self._read = 0
+        self._lines = 0
+
+    def has(self, key: str) -> bool:
+        """Whether a run is in the file now.
+
+        Raises:
+            ResultsError: If a line is not a JSON object.
+        """
+        if key not in self._keys:
+            self._read_on()
+        return key in self._keys
+
+    def _read_on(self) -> None:
+        if not self._path.exists() or self._path.stat().st_size == self._read:
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                # Maybe another process is writing it just now.
+                if not line.endswith(b"\n"):
+                    break
+                self._lines += 1
+                self._keys.add(_parse(self._path, self._lines, line)["key"])
+                self._read += len(line)
+
+
+def _parse(path: Path, number: int, line: bytes) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ResultsError(f"{path}, line {number}, is not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise ResultsError(f"{path}, line {number}, is not a JSON object")
+    return record
 
 
 def _cut_unfinished_line(path: Path) -> None:
     if not path.exists():
         return
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        os.truncate(path, end)
+    with path.open("rb+") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            file.truncate(end)

@@ -1,188 +1,213 @@
-"""A session: all chosen runs one after the other, each recorded as soon as it ends."""
+"""A session: the chosen parts of a preset, planned, run and written down."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path
 
-from tqdm import tqdm
-
-from benchmarks.cifar.accounting import count
-from benchmarks.cifar.environment import describe_environment
-from benchmarks.cifar.planning import estimate_seconds, format_duration
-from benchmarks.cifar.protocol import Protocol, RunSpec
-from benchmarks.cifar.results import Record, append_result, read_results
-from benchmarks.cifar.training import Progress, Run, Splits, weights_hash
-
-# A log file is not a terminal: there a bar every half minute is enough.
-LOG_INTERVAL = 30.0
+from benchmarks.cifar.choices import MAIN, SEARCH, expand
+from benchmarks.cifar.cluster import run_on_cluster
+from benchmarks.cifar.display import Display
+from benchmarks.cifar.durations import Forecast, format_duration
+from benchmarks.cifar.jobs import Agenda, Job, with_sources
+from benchmarks.cifar.matching import matched_density
+from benchmarks.cifar.networks import SCALE, SMALL_DENSE, comes_in_widths
+from benchmarks.cifar.planning import Estimate, Estimator, Total, format_bytes
+from benchmarks.cifar.pool import run_in_pool
+from benchmarks.cifar.protocol import Protocol
+from benchmarks.cifar.ranks import ALONE, Ranks
+from benchmarks.cifar.results import Record, read_results
+from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.serial import run_serially
+from benchmarks.cifar.stopping import Stop
+from benchmarks.cifar.worker import Setup, Worker
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Everything a session writes is in this one folder."""
+class Chosen:
+    """A protocol, the parts of it that are to be done, and the data for it.
 
-    root: Path
+    Args:
+        protocol: Its ``choices`` are those of this session.
+        parts: Names of the parts, as in ``Choices.parts``.
+        data: The data set's fingerprint; empty where there is no data yet.
+    """
+
+    protocol: Protocol
+    parts: tuple[str, ...]
+    data: str
+
+    def jobs(self) -> list[Job]:
+        """All runs but those of the search."""
+        specs = []
+        choices = self.protocol.choices
+        if MAIN in self.parts:
+            specs += expand(choices)
+        for study in choices.studies:
+            if study.name in self.parts:
+                specs += self._matched(expand(study), study.flops_of)
+        return with_sources(self.job(spec) for spec in specs if self._is_possible(spec))
+
+    def search_jobs(self) -> list[Job]:
+        """A job for each that the search makes at most, of the kind that it makes."""
+        search = self.protocol.choices.search
+        if SEARCH not in self.parts or search is None:
+            return []
+        return [self.job(spec) for spec in search.examples]
+
+    def job(self, spec: RunSpec) -> Job:
+        return Job(self.protocol, spec.without_defaults(self.protocol), self.data)
+
+    def _matched(self, specs: list[RunSpec], flops_of: str | None) -> list[RunSpec]:
+        if flops_of is None:
+            return specs
+        matched = []
+        for spec in specs:
+            if spec.init is not None and spec.density is not None:
+                density = matched_density(self.protocol, spec.init, flops_of, spec.density)
+                matched.append(dataclasses.replace(spec, density=density))
+        return matched
 
     @property
-    def results(self) -> Path:
-        return self.root / "results.jsonl"
+    def leaves_out_small_dense(self) -> bool:
+        """Whether the user's network comes in one size only."""
+        return not comes_in_widths(self.protocol)
 
-    def checkpoint(self, key: str) -> Path:
-        return self.root / "checkpoints" / f"{key}.pt"
+    def _is_possible(self, spec: RunSpec) -> bool:
+        return spec.method != SMALL_DENSE or not self.leaves_out_small_dense
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a session runs on.
+
+    Args:
+        setup: What every process has to know.
+        workers: Processes of this machine.
+        cluster: Address of a Ray cluster, in place of them.
+        ranks: The processes that train each job together.
+    """
+
+    setup: Setup
+    workers: int = 1
+    cluster: str | None = None
+    ranks: Ranks = ALONE
+
+
+class Plan:
+    """What is to be done, and about how long it takes.
+
+    Args:
+        chosen: The protocols and their parts.
+        means: What they run on.
+    """
+
+    def __init__(self, chosen: Sequence[Chosen], means: Means) -> None:
+        self.chosen = chosen
+        self.means = means
+        self.jobs = [job for part in chosen for job in part.jobs()]
+        self.agenda = Agenda(self.jobs, means.setup.folder)
+        self.estimates: dict[str, Estimate] = {}
+
+    def measure(self, estimator: Estimator) -> None:
+        """Estimate what is left."""
+        # Other sessions may finish something meanwhile, but all processes have to measure the same.
+        left = self.means.ranks.from_first(self.agenda.left)
+        self.estimates = {job.key: estimator.estimate(job) for job in left}
+
+    def show(self, say: Callable[[str], None]) -> None:
+        """Print what there is to do."""
+        for part in self.chosen:
+            say(f"{part.protocol.label}: {part.protocol.describe()}")
+            if part.leaves_out_small_dense:
+                say(f"  {SMALL_DENSE} is left out: {part.protocol.model.kind} takes no {SCALE!r}")
+        done = len(self.agenda.jobs) - len(self.agenda.left)
+        say(f"{len(self.agenda.jobs)} runs, {done} of them finished, {len(self.agenda.left)} to do")
+
+    def show_estimates(self, estimator: Estimator, say: Callable[[str], None]) -> None:
+        """Print what the runs of every variant take, and all together."""
+        for name, jobs in self._by_variant().items():
+            estimates = [self.estimates[job.key] for job in jobs]
+            total = Total.of(estimates, workers=1)
+            begun = sum(self.means.setup.folder.checkpoint(job.key).exists() for job in jobs)
+            note = f", {begun} begun, will resume" if begun else ""
+            say(
+                f"  {name:<40} {total.jobs:>3} x {estimates[0].steps:>8,} steps, "
+                f"about {format_duration(total.seconds)}{note}"
+            )
+        searches = [estimator.estimate(job) for part in self.chosen for job in part.search_jobs()]
+        if searches:
+            total = Total.of(searches, self.means.workers)
+            say(
+                f"  searches for alpha and delta_t: at most {total.jobs:,} runs, "
+                f"{total.steps:,} steps, about {format_duration(total.seconds)}"
+            )
+        total = Total.of([*self.estimates.values(), *searches], self.means.workers)
+        workers = f" by {self.means.workers} workers" if self.means.workers > 1 else ""
+        say(
+            f"together {total.jobs:,} runs, {total.steps:,} steps, about "
+            f"{format_duration(total.seconds)}{workers}, writing about {format_bytes(total.bytes)}"
+        )
+
+    def _by_variant(self) -> dict[str, list[Job]]:
+        """Jobs that differ in the seed only, together."""
+        several = len(self.chosen) > 1
+        groups: dict[str, list[Job]] = {}
+        for job in self.agenda.left:
+            if job.key not in self.estimates:
+                continue
+            name = job.spec.variant
+            groups.setdefault(f"{job.protocol.name}: {name}" if several else name, []).append(job)
+        return groups
+
+    def forecast(self) -> Forecast:
+        """What the display counts down."""
+        seconds = {key: estimate.seconds for key, estimate in self.estimates.items()}
+        return Forecast(seconds, self.means.workers)
 
 
 class Session:
-    """The chosen runs of one protocol on one data set.
+    """Runs jobs by the means there are.
 
     Args:
-        protocol: What all runs share.
-        specs: The runs.
-        splits: The images.
-        fingerprint: Says which images those are.
-        folder: Where results and checkpoints go.
+        means: What jobs run on.
+        stop: Looked at all the time.
     """
 
-    def __init__(
-        self,
-        protocol: Protocol,
-        specs: list[RunSpec],
-        splits: Splits,
-        fingerprint: str,
-        folder: Folder,
-    ) -> None:
-        self.protocol = protocol
-        self.specs = specs
-        self.splits = splits
-        self.fingerprint = fingerprint
-        self.folder = folder
-        # Now and not when a run ends: by then the checkout may be at another commit.
-        self.environment = describe_environment(splits.device)
-        finished = {record["key"] for record in read_results(folder.results)}
-        self.left = [spec for spec in specs if self.key(spec) not in finished]
+    def __init__(self, means: Means, stop: Stop) -> None:
+        self.means = means
+        self.stop = stop
+        self.failed: list[Job] = []
+        self._worker: Worker | None = None
 
-    def key(self, spec: RunSpec) -> str:
-        """The run's name in the results file: any other setting or data gives another one."""
-        return spec.key(self.protocol, self.fingerprint)
+    def run(self, agenda: Agenda, forecast: Forecast) -> None:
+        """Do everything on an agenda, and note what failed.
 
-    def print_plan(self) -> dict[RunSpec, float]:
-        """Print what will run and about how long it takes; return the estimates."""
-        print(f"{self.protocol.label}: {self.protocol.describe()}", flush=True)
-        finished = len(self.specs) - len(self.left)
-        print(f"{len(self.specs)} runs, {finished} of them finished, {len(self.left)} to do")
-        if not self.left:
-            return {}
-        print(f"measuring a few steps on {self.splits.device.type} ...", flush=True)
-        estimates = estimate_seconds(self.protocol, self.left, self.splits)
-        for spec in self.left:
-            begun = self.folder.checkpoint(self.key(spec)).exists()
-            note = ", begun, will resume" if begun else ""
-            print(f"  {spec.label:<28} about {format_duration(estimates[spec])}{note}")
-        print(f"together about {format_duration(sum(estimates.values()))}", flush=True)
-        return estimates
-
-    def run_all(self, estimates: dict[RunSpec, float]) -> list[RunSpec]:
-        """Run what is left, one after the other; return the runs that failed.
-
-        A run that raises an error doesn't take those after it along: a night's work would be lost.
+        Raises:
+            StoppedError: If a stop was requested. The state is saved then.
         """
-        failed = []
-        remaining = sum(estimates.values())
-        for number, spec in enumerate(self.left, start=1):
-            remaining -= estimates[spec]
-            title = f"[{number}/{len(self.left)}] {spec.label} ({self.protocol.label})"
-            try:
-                record = self.run_one(spec, title, remaining)
-            except Exception:
-                traceback.print_exc()
-                print(f"{title}: failed, see the error above", flush=True)
-                failed.append(spec)
-                continue
-            accuracy = record["accuracy"]["test"]
-            duration = format_duration(record["seconds"])
-            print(f"{title}: test accuracy {accuracy:.2%} after {duration}", flush=True)
-        return failed
+        display = Display(forecast, len(agenda.left))
+        setup, stop = self.means.setup, self.stop
+        if self.means.cluster is not None:
+            run_on_cluster(setup, self.means.cluster, agenda, display, stop)
+        elif self.means.workers > 1 and len(agenda.left) > 1:
+            run_in_pool(setup, self.means.workers, agenda, display, stop)
+        else:
+            run_serially(self._own_worker(), agenda, display, stop)
+        self.failed += agenda.failed
 
-    def run_one(self, spec: RunSpec, title: str, seconds_after: float) -> Record:
-        """Run or resume one run and append its result.
-
-        Args:
-            spec: The run.
-            title: What the progress bar is called.
-            seconds_after: Estimate for all later runs, shown beside the bar.
-        """
-        checkpoint = self.folder.checkpoint(self.key(spec))
-        run = Run(self.protocol, spec, self.splits)
-        if run.resume(checkpoint):
-            print(f"{title}: resumed after epoch {run.epoch}", flush=True)
-        with _bar(run, title) as bar:
-            outcome = run.finish(checkpoint, _Display(bar, seconds_after))
-        record = self._record(spec, run)
-        record["accuracy"] = {
-            "validation": outcome.validation_accuracy,
-            "test": outcome.test_accuracy,
+    def train(self, part: Chosen, specs: Sequence[RunSpec]) -> list[Record]:
+        """Run what isn't finished of some runs; return the results of those that are."""
+        jobs = [part.job(spec) for spec in specs]
+        self.run(Agenda(jobs, self.means.setup.folder), Forecast({}, self.means.workers))
+        records = {
+            record["key"]: record for record in read_results(self.means.setup.folder.results)
         }
-        append_result(self.folder.results, record)
-        checkpoint.unlink(missing_ok=True)
-        return record
+        return [records[job.key] for job in jobs if job.key in records]
 
-    def _record(self, spec: RunSpec, run: Run) -> Record:
-        return {
-            "key": self.key(spec),
-            "label": spec.label,
-            "run": dataclasses.asdict(spec),
-            "protocol": {
-                "name": self.protocol.name,
-                "reduced": self.protocol.reduced,
-                "label": self.protocol.label,
-                "summary": self.protocol.summary,
-                "description": self.protocol.describe(),
-                "settings": self.protocol.settings(),
-            },
-            "data": self.fingerprint,
-            "curve": run.outcome.curve,
-            "seconds": round(run.outcome.seconds, 3),
-            "steps": run.total_steps,
-            "density": run.density,
-            **count(run),
-            "weights_sha256": weights_hash(run.model),
-            "environment": self.environment,
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
-
-
-def _bar(run: Run, title: str) -> tqdm[None]:
-    interval = 0.5 if sys.stderr.isatty() else LOG_INTERVAL
-    return tqdm(
-        desc=title,
-        total=run.total_steps,
-        initial=run.epoch * run.steps_per_epoch,
-        mininterval=interval,
-        maxinterval=max(10.0, interval),
-        unit="step",
-        dynamic_ncols=True,
-    )
-
-
-class _Display:
-    """Shows a run's progress on its bar."""
-
-    def __init__(self, bar: tqdm[None], seconds_after: float) -> None:
-        self.bar = bar
-        self.seconds_after = seconds_after
-
-    def __call__(self, progress: Progress) -> None:
-        accuracy = progress.validation_accuracy
-        parts = [
-            f"epoch {progress.epoch}",
-            "val -" if accuracy is None else f"val {accuracy:.2%}",
-            f"live {progress.density:.3f}",
-        ]
-        if self.seconds_after > 0:
-            parts.append(f"then {format_duration(self.seconds_after)} more")
-        self.bar.set_postfix_str(", ".join(parts), refresh=False)
-        self.bar.update()
+    def _own_worker(self) -> Worker:
+        # One for all agendas, so that the images are read once.
+        if self._worker is None:
+            self._worker = Worker(self.means.setup, self.means.ranks)
+        return self._worker

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cifar.checkpoint import write_atomic
+from benchmarks.cifar.files import write_atomic
 from benchmarks.overhead.contenders import OURS, REFERENCE
 from benchmarks.overhead.peers.registry import INSTALL, PEERS
 from benchmarks.overhead.plots import draw
 from benchmarks.overhead.profile_tables import WHERE, profile_lines, why_lines
-from benchmarks.overhead.results import FIGURES, Entry, Results
+from benchmarks.overhead.results import Entry, Results
 from benchmarks.overhead.tables import (
     USUAL_DELTA_T,
     byte_table,
@@ -120,7 +120,8 @@ def _peer_table(results: Results) -> list[str]:
 def _group(results: Results, workload: str, density: float) -> list[str]:
     title = f"{WORKLOADS[workload].title}, density {density:g}"
     steps, training, construction, memory, profiles = (
-        results.of(figures, workload, density) for figures in FIGURES
+        results.of(figures, workload, density)
+        for figures in ("steps", "training", "construction", "memory", "profile")
     )
     lines = [f"## {title}", ""]
     if steps:

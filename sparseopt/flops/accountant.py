@@ -13,22 +13,9 @@ from sparseopt.flops.weights import layers_in
 from sparseopt.layers import SparseLayer
 from sparseopt.methods.base import Method
 from sparseopt.progress import Progress
+from sparseopt.unwrapping import unwrapped
 
 __all__ = ["Accountant"]
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside DistributedDataParallel and torch.compile.
-
-    The one would wait for the other ranks, the other hide the operations.
-    """
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):
-            model = inside
-        else:
-            return model
 
 
 class Accountant:
@@ -58,7 +45,7 @@ class Accountant:
                 "flops() needs the model: pass it here, flops(model, *inputs), or to "
                 "SparseOptimizer(optimizer, model, ...)."
             )
-        model = _unwrapped(model)
+        model = unwrapped(model)
         args, kwargs = (inputs, {}) if inputs else self._recorded_inputs()
         found = layers_in(model, layers)
         masks = {name: layer.mask for name, layer in found.items()}

@@ -90,7 +90,7 @@ def cost_ahead(
     for step in _special_steps_ahead(layers, method, progress, total):
         cost += 3.0 * inference * (step - last)
         if method.reads_dense_gradient(step, progress.schedule, total):
-            cost += prices.dense - inference
+            cost += method.dense_passes * (prices.dense - inference)
         if method.is_update(step, progress.schedule, total):
             inference = prices.inference(_live_at(step, layers, method, progress))
         last = step

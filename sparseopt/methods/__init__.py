@@ -1,6 +1,6 @@
 """The methods: a file each."""
 
-from sparseopt.methods.base import DropGrow, Method, Move, TrainingCost, Update
+from sparseopt.methods.base import DropGrow, Method, Move, Rewiring, TrainingCost, Update
 from sparseopt.methods.compose import Compose, Schedule, Score
 from sparseopt.methods.gradual import Gradual
 from sparseopt.methods.granet import GraNet
@@ -11,8 +11,10 @@ from sparseopt.methods.redistribution import Redistributing
 from sparseopt.methods.registry import available_methods, get_method, register_method
 from sparseopt.methods.rigl import RigL
 from sparseopt.methods.rigl_redistributed import RigLSG, RigLSM
+from sparseopt.methods.rigl_struct import RigLStruct
 from sparseopt.methods.set import SET
 from sparseopt.methods.snfs import SNFS
+from sparseopt.methods.srigl import SRigL
 from sparseopt.methods.static import Static
 
 __all__ = [
@@ -28,9 +30,12 @@ __all__ = [
     "Move",
     "Pruning",
     "Redistributing",
+    "Rewiring",
     "RigL",
     "RigLSG",
     "RigLSM",
+    "RigLStruct",
+    "SRigL",
     "Schedule",
     "Score",
     "Static",

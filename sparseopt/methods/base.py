@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseopt._validation import check_choice
 from sparseopt.layers import SparseLayer
@@ -17,7 +17,7 @@ from sparseopt.schedules import UpdateSchedule
 from sparseopt.selection import largest
 from sparseopt.transitions import Regrow
 
-__all__ = ["DropGrow", "Method", "Move", "TrainingCost", "Update"]
+__all__ = ["DropGrow", "Method", "Move", "Rewiring", "TrainingCost", "Update"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Update:
         total_steps: the horizon, if it is known.
         generator: the optimizer's random source, on the CPU and the same on every rank.
         memory: what the optimizer remembers for :attr:`Method.memory`, this step included.
+        layers: all layers in the model's order, those that sit the update out included.
     """
 
     step: int
@@ -39,6 +40,7 @@ class Update:
     total_steps: int | None
     generator: torch.Generator
     memory: RememberedGradients | None = None
+    layers: Sequence[SparseLayer] = ()
 
     def remembered(self, layer: SparseLayer) -> Tensor:
         """Return what :attr:`Method.memory` made of the gradients of ``layer`` so far.
@@ -65,6 +67,21 @@ class Move:
 
     drop: int
     grow: int
+
+
+@dataclass(frozen=True)
+class Rewiring(Move):
+    """Which weights of a layer to drop and to grow: for methods whose masks have a structure.
+
+    Attributes:
+        survivors: which live weights don't drop, bool, ``(numel,)`` in logical order.
+        mask: which weights are live afterwards, the survivors among them, bool, ``(numel,)``.
+        values: what a weight that is new starts with, of the weight's shape; 0 by default.
+    """
+
+    survivors: Tensor
+    mask: Tensor
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +128,9 @@ class Method(ABC):
         needs_horizon: whether training can't start before the number of steps is known.
         moves_masks: whether there is any update at all.
         has_own_schedule: whether the optimizer's schedule plays no part.
+        prepares_forward: whether :meth:`prepare_forward` is to be called.
+        dense_passes: how many of the three passes of a step that reads the dense gradient cost as
+            much as with every weight live.
     """
 
     name: ClassVar[str]
@@ -119,6 +139,8 @@ class Method(ABC):
     needs_horizon: ClassVar[bool] = False
     moves_masks: ClassVar[bool] = True
     has_own_schedule: ClassVar[bool] = False
+    prepares_forward: ClassVar[bool] = False
+    dense_passes: ClassVar[int] = 1
 
     regrow: Regrow = "keep"
 
@@ -178,9 +200,20 @@ class Method(ABC):
         """
         return largest(scores.reshape(-1), live).view(scores.shape)
 
+    def prepare_forward(self, model: nn.Module, update: Update) -> None:
+        """Write to weights that are not live what the update's forward pass is to find there.
+
+        Called once an update, before the first training pass of ``model``. Nothing that is written
+        may change what the model computes; after the step it is gone.
+        """
+        raise TypeError(f"method {self.name!r} has nothing to prepare.")
+
     @abstractmethod
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
-        """Return how much to drop and grow in each of ``layers``, in their order."""
+        """Return how much to drop and grow in each of ``layers``, in their order.
+
+        What a :class:`Rewiring` says is done as it is, without scores.
+        """
 
     def drop_scores(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return a score for each live weight, ``(live,)``; the lowest are dropped.

@@ -70,6 +70,8 @@ class CompactState(StateStore):
 
     def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
         """Gather dense state; see :meth:`StateStore.adopt`."""
+        # What was loaded may be written into the tensors that pools have, and differ by layer.
+        self._pools, self._arranged = [], []
         if compact or layer.is_full:
             return
         for entry, key, values, _ in self.per_weight(layer, layer.weight.shape):

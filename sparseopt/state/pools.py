@@ -97,10 +97,8 @@ class Pool:
 
     def _join(self, entries: Sequence[dict[str, Any]]) -> None:
         for name, value in entries[0].items():
-            if not isinstance(value, Tensor):
+            if not isinstance(value, Tensor) or value.dim() == 0:
                 self._state[name] = value
-            elif value.dim() == 0:
-                self._state[name] = value.clone()
             else:
                 self._state[name] = torch.cat([entry[name] for entry in entries])
         self._share()
@@ -114,12 +112,13 @@ class Pool:
                 if self._parts.get(name) == parts:
                     continue
             elif value.dim() == 0:
-                if held is not None:
-                    held.copy_(value)
+                if held is not None and value is self._parts[name][0]:
+                    held[1:] = value
                     continue
                 # One element each: a common one would be stepped once a parameter after release().
                 self._memory[name] = value.repeat(len(self.layers))
                 parts = list(self._memory[name].unbind())
+                self._state[name] = parts[0]
             else:
                 if held is value:
                     continue

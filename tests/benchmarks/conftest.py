@@ -63,16 +63,42 @@ def tiny_preset(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def image_tree(tmp_path: Path) -> Path:
-    """Class folders with random images: 3 classes, 20 for training and 5 for testing of each."""
-    root = tmp_path / "images"
+CIFAR10_NAMES = [
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+]
+
+
+def write_tree(root: Path, classes: list[str], train: int, test: int, size: int = 32) -> Path:
+    """Class folders with random images: so many for training and for testing of each."""
     generator = np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 5)):
-        for name in ("cat", "dog", "eel"):
+    for split, count in (("train", train), ("test", test)):
+        for name in classes:
             folder = root / split / name
             folder.mkdir(parents=True)
             for index in range(count):
-                pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                pixels = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     return root
+
+
+@pytest.fixture
+def quick_preset(tmp_path: Path) -> Path:
+    """A file with a protocol of twelve steps on the images of ``image_tree``."""
+    path = tmp_path / "quick.toml"
+    methods = 'methods = ["static", "rigl", "pruning", "lottery"]'
+    text = TINY.replace('methods = ["dense", "rigl"]', methods)
+    path.write_text(text.replace("\nbatch_size = 200", "\nbatch_size = 16"))
+    return path
+
+
+@pytest.fixture
+def image_tree(tmp_path: Path) -> Path:
+    """A user's own images: 3 classes, 20 for training and 5 for testing of each."""
+    return write_tree(tmp_path / "images", ["cat", "dog", "eel"], 20, 5)
+
+
+@pytest.fixture
+def cifar_tree(tmp_path: Path) -> Path:
+    """Class folders as CIFAR-10 has them, with 4 and 2 random images of each class."""
+    return write_tree(tmp_path / "cifar", CIFAR10_NAMES, 4, 2)

@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torchvision.transforms import RandomResizedCrop
 
-from benchmarks.cifar.batches import Split, channel_statistics, make_splits
+from benchmarks.cifar.augmentation import ResizedCrop
+from benchmarks.cifar.batches import Share, Split, channel_statistics, make_splits
 from benchmarks.cifar.data import Dataset
 from benchmarks.cifar.protocol import AugmentationConfig
 
@@ -29,8 +32,9 @@ def identity_split(images, augmentation=None):
 
 def epoch(split, seed=0):
     batches = list(split.shuffled(16, torch.Generator().manual_seed(seed)))
-    images = torch.cat([batch for batch, _ in batches]).round().to(torch.uint8)
-    return images.permute(0, 2, 3, 1).numpy(), torch.cat([labels for _, labels in batches]).tolist()
+    images = torch.cat([batch.images for batch in batches]).round().to(torch.uint8)
+    labels = torch.cat([batch.labels for batch in batches])
+    return images.permute(0, 2, 3, 1).numpy(), labels.tolist()
 
 
 def all_crops(image, padding):
@@ -68,6 +72,76 @@ def test_generator_decides_order_and_crops(images):
     assert first[1] == second[1]
     np.testing.assert_array_equal(first[0], second[0])
     assert other[1] != first[1]
+
+
+@pytest.mark.parametrize("config", [AugmentationConfig(4, True), AugmentationConfig(0, True, 0.08)])
+def test_epoch_can_be_taken_up_in_its_middle(images, config):
+    split = identity_split(images, config)
+    generator = torch.Generator().manual_seed(0)
+    whole = list(split.shuffled(8, generator))
+    after = generator.get_state()
+    generator.manual_seed(0)
+    rest = list(split.shuffled(8, generator, skip=3))
+    assert len(rest) == len(whole) - 3
+    for batch, expected in zip(rest, whole[3:], strict=True):
+        assert torch.equal(batch.images, expected.images)
+        assert torch.equal(batch.labels, expected.labels)
+    assert torch.equal(generator.get_state(), after)
+
+
+def test_processes_share_each_batch_among_them(images):
+    split = identity_split(images, AugmentationConfig(4, True))
+    whole = list(split.shuffled(16, torch.Generator().manual_seed(0)))
+    shares = [
+        list(split.shuffled(16, torch.Generator().manual_seed(0), share=Share(rank, 3)))
+        for rank in range(3)
+    ]
+    for number, batch in enumerate(whole):
+        parts = [share[number] for share in shares]
+        assert sum(part.count for part in parts) == len(batch.labels) == parts[0].whole
+        seen = {
+            int(label): image
+            for part in parts
+            for image, label in zip(
+                part.images[: part.count], part.labels[: part.count], strict=True
+            )
+        }
+        for image, label in zip(batch.images, batch.labels, strict=True):
+            assert torch.equal(seen[int(label)], image)
+    # Two images among three: all three have to make the step.
+    assert [len(part.labels) for part in (share[-1] for share in shares)] == [1, 1, 1]
+    assert [share[-1].count for share in shares] == [1, 1, 0]
+
+
+def test_resized_crops_are_what_interpolating_the_crop_gives(images):
+    tensor = torch.from_numpy(images)
+    crop = ResizedCrop(tensor, 0.08)
+    drawn = crop.draw(COUNT, torch.Generator().manual_seed(0))
+    taken = crop.take(torch.arange(COUNT), drawn)
+    for number, place in enumerate(zip(*(values.tolist() for values in drawn), strict=True)):
+        row, column, height, width = place
+        part = tensor[number, row : row + height, column : column + width].permute(2, 0, 1)[None]
+        expected = F.interpolate(part.float(), (32, 32), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(taken[number : number + 1], expected, atol=0.01, rtol=0)
+
+
+def test_resized_crops_are_distributed_as_torchvisions(images):
+    crop = ResizedCrop(torch.from_numpy(images), 0.08)
+    rows, columns, heights, widths = crop.draw(20_000, torch.Generator().manual_seed(0))
+    assert int(heights.max()) == int(widths.max()) == 32
+    assert int((rows + heights).max()) == int((columns + widths).max()) == 32
+    assert int(rows.min()) == int(columns.min()) == 0
+    torch.manual_seed(0)
+    image = torch.zeros(3, 32, 32)
+    boxes = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(5000)]
+    theirs = np.array([height * width for _, _, height, width in boxes]) / 1024
+    ours = (heights * widths).numpy() / 1024
+    for share in (0.1, 0.25, 0.5, 0.75, 0.9):
+        assert np.quantile(ours, share) == pytest.approx(np.quantile(theirs, share), abs=0.02)
+    corners = np.array([top for top, _, _, _ in boxes])
+    assert rows.float().mean().item() == pytest.approx(corners.mean(), abs=0.4)
+    shapes = np.array([width / height for _, _, height, width in boxes])
+    assert (widths / heights).mean().item() == pytest.approx(shapes.mean(), abs=0.01)
 
 
 def test_images_in_order_are_the_images(images):
@@ -110,9 +184,9 @@ def test_batches_have_the_memory_format_asked_for(images, channels_last):
         dataset, 0.1, AugmentationConfig(4, True), torch.device("cpu"), channels_last=channels_last
     )
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    batch, _ = next(splits[0].shuffled(8, torch.Generator()))
-    assert batch.shape == (8, 3, 32, 32)
-    assert batch.is_contiguous(memory_format=memory_format)
+    images = next(splits[0].shuffled(8, torch.Generator())).images
+    assert images.shape == (8, 3, 32, 32)
+    assert images.is_contiguous(memory_format=memory_format)
 
 
 def test_fraction_that_leaves_no_validation_is_refused(images):

@@ -1,32 +1,58 @@
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.cifar.building import build_model, build_optimizer, build_scheduler
-from benchmarks.cifar.protocol import (
-    PRESETS,
-    Choices,
-    ProtocolError,
-    RunSpec,
-    expand,
-    load_preset,
-)
+from benchmarks.cifar.building import build_optimizer, build_scheduler
+from benchmarks.cifar.choices import Choices, Study, expand
+from benchmarks.cifar.networks import build_model
+from benchmarks.cifar.presets import PRESETS, Change, load_preset, load_protocols
+from benchmarks.cifar.protocol import Protocol
+from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.tables import ProtocolError, build
+
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "cifar" / "results"
 
 
 def test_paper_preset_is_the_reports_protocol():
     protocol = load_preset("paper")
     assert (protocol.dataset, protocol.reduced) == ("cifar10", False)
-    assert dataclasses.astuple(protocol.model) == (22, 2, 0.3)
+    assert dataclasses.astuple(protocol.model) == (22, 2, 0.3, "wrn")
     training = protocol.training
     assert (training.epochs, training.batch_size, training.validation_fraction) == (250, 128, 0.1)
     assert training.epochs * -(-45_000 // training.batch_size) == 88_000
-    assert dataclasses.astuple(protocol.augmentation) == (4, True)
+    assert dataclasses.astuple(protocol.augmentation) == (4, True, None)
     assert dataclasses.astuple(protocol.optimizer) == (0.1, 0.9, True, 5e-4)
     assert dataclasses.astuple(protocol.sparsity) == (100, 0.3, 0.75)
     assert protocol.choices.seeds == (0, 1, 2)
     assert set(protocol.choices.densities) == {0.1, 0.2}
+
+
+def test_paper_preset_has_the_reports_second_protocol():
+    first, second = load_protocols("paper")
+    assert (second.name, second.dataset, second.reduced) == ("paper-cifar100", "cifar100", False)
+    assert dataclasses.astuple(second.model) == (50, 64, 0.0, "resnet")
+    assert second.training == dataclasses.replace(first.training, label_smoothing=0.1)
+    assert dataclasses.astuple(second.augmentation) == (0, True, 0.08)
+    assert second.optimizer == dataclasses.replace(first.optimizer, weight_decay=1e-4)
+    assert second.sparsity == first.sparsity
+    assert second.choices.seeds == (0, 1, 2)
+
+
+def test_the_reports_search_and_sweep_are_in_the_paper_preset():
+    choices = load_preset("paper").choices
+    search = choices.search
+    assert (search.method, search.trials, search.seeds) == ("rigl", 15, (0, 1, 2))
+    assert (search.alpha, search.delta_t) == ((0.1, 0.6), (50, 1000, 50))
+    assert set(search.densities) == {0.1, 0.2, 0.5}
+    assert len(search.examples) == 15 * 3 * 2 * 3
+    (sweep,) = [study for study in choices.studies if study.name == "learning-rate"]
+    assert set(sweep.lrs) == {0.1, 0.05, 0.01, 0.005}
+    every = {density for study in choices.studies for density in study.densities}
+    assert every | set(choices.densities) == {0.05, 0.1, 0.2, 0.5}
 
 
 def test_only_the_paper_preset_is_not_reduced_and_labels_say_so():
@@ -36,9 +62,9 @@ def test_only_the_paper_preset_is_not_reduced_and_labels_say_so():
         assert ("REDUCED" in protocol.label) is protocol.reduced
 
 
-def learning_rates(spec, steps):
+def learning_rates(spec, steps, preset="paper"):
     """The learning rate of each step, driven as the training loop drives it."""
-    protocol = load_preset("paper")
+    protocol = load_preset(preset)
     parameter = torch.nn.Parameter(torch.zeros(2, 2))
     optimizer = torch.optim.SGD([parameter], lr=protocol.optimizer.lr)
     scheduler = build_scheduler(optimizer, protocol, spec, 88_000)
@@ -55,6 +81,31 @@ def test_learning_rate_of_the_paper_falls_every_30000_steps():
     assert rates[0] == rates[29_999] == 0.1
     assert rates[30_000] == rates[59_999] == pytest.approx(0.02)
     assert rates[60_000] == pytest.approx(0.004)
+
+
+def test_learning_rate_on_cifar100_warms_up_and_falls_every_20000_steps_after():
+    rates = learning_rates(RunSpec("rigl", "erk", 0.1, 0), 61_761, preset="paper-cifar100")
+    assert rates[0] == pytest.approx(0.1 / 1760)
+    assert rates[1759] == rates[1760] == rates[21_759] == pytest.approx(0.1)
+    assert rates[21_760] == rates[41_759] == pytest.approx(0.02)
+    assert rates[41_760] == pytest.approx(0.004)
+    assert rates[61_760] == pytest.approx(0.0008)
+
+
+@pytest.mark.parametrize(("method", "times"), [("rigl-2x", 2), ("rigl-3x", 3)])
+def test_longer_training_stretches_the_learning_rate_and_the_mask_updates(method, times):
+    protocol = load_preset("paper")
+    spec = RunSpec(method, "erk", 0.1, 0)
+    rates = learning_rates(spec, times * 30_000 + 1)
+    assert rates[times * 30_000 - 1] == 0.1
+    assert rates[times * 30_000] == pytest.approx(0.02)
+    model = torch.nn.Linear(8, 8)
+    optimizer = build_optimizer(model, protocol, spec, 1000 * times)
+    for _ in range(1000 * times):
+        model.weight.grad, model.bias.grad = torch.ones(8, 8), torch.ones(8)
+        optimizer.step()
+    last = (int(0.75 * 1000 * times) - 1) // 100 * 100
+    assert [record.step for record in optimizer.history][-1] == last
 
 
 def test_pruning_alone_warms_up_for_3500_steps():
@@ -154,6 +205,118 @@ def test_key_changes_with_every_setting_and_with_the_data_but_not_with_wording()
 
 
 @pytest.mark.parametrize(
+    "path", sorted(COMMITTED.rglob("results.jsonl")), ids=lambda p: p.parent.name
+)
+def test_committed_results_keep_the_names_by_which_their_runs_are_skipped(path):
+    for record in map(json.loads, path.read_text().splitlines()):
+        words = {name: record["protocol"][name] for name in ("name", "summary", "reduced")}
+        choices = {"methods": [], "inits": [], "densities": [], "seeds": []}
+        protocol = build(Protocol, record["protocol"]["settings"] | words | {"choices": choices})
+        spec = RunSpec(**record["run"])
+        assert spec.key(protocol, record["data"]) == record["key"]
+        assert spec.as_dict() == record["run"]
+
+
+def test_overrides_change_the_key_and_the_label_and_nothing_else_is_named_by_them():
+    protocol = load_preset("cpu")
+    spec = RunSpec("rigl", "erk", 0.1, 0)
+    changed = [
+        dataclasses.replace(spec, alpha=0.5),
+        dataclasses.replace(spec, delta_t=50),
+        dataclasses.replace(spec, lr=0.05),
+    ]
+    assert [other.variant for other in changed] == [
+        "rigl-erk-0.1-alpha0.5",
+        "rigl-erk-0.1-dt50",
+        "rigl-erk-0.1-lr0.05",
+    ]
+    assert len({other.key(protocol, "a") for other in [spec, *changed]}) == 4
+    own = dataclasses.replace(spec, alpha=0.3, delta_t=protocol.sparsity.delta_t)
+    assert own.without_defaults(protocol) == spec
+    assert changed[1].without_defaults(protocol) == changed[1]
+
+
+def test_a_study_is_every_combination_of_what_it_lists():
+    study = build(
+        Study,
+        {
+            "name": "rates",
+            "methods": ["rigl"],
+            "inits": ["erk", "uniform"],
+            "densities": [0.1],
+            "seeds": [0],
+            "lrs": [0.1, 0.05],
+            "masks": [{"alpha": 0.3, "delta_t": 100}, {"alpha": 0.4, "delta_t": 200}],
+        },
+    )
+    runs = expand(study)
+    assert len(runs) == len(set(runs)) == 2 * 2 * 2
+    assert {(run.alpha, run.delta_t) for run in runs} == {(0.3, 100), (0.4, 200)}
+    assert {(run.init, run.lr) for run in runs} == {
+        (init, lr) for init in ("erk", "uniform") for lr in (0.1, 0.05)
+    }
+
+
+def test_a_run_on_the_masks_of_another_names_it():
+    assert RunSpec("lottery", "erk", 0.1, 2).source == RunSpec("pruning", "erk", 0.1, 2)
+    assert RunSpec("rigl-reinit", "erk", 0.1, 2).source == RunSpec("rigl-sm", "erk", 0.1, 2)
+    assert RunSpec("rigl", "erk", 0.1, 2).source is None
+
+
+def test_settings_that_came_later_are_in_the_key_only_where_they_are_set():
+    protocol = load_preset("cpu")
+    spec = RunSpec("rigl", "erk", 0.1, 0)
+    assert "kind" not in protocol.settings()["model"]
+    assert "label_smoothing" not in protocol.settings()["training"]
+    smooth = dataclasses.replace(protocol.training, label_smoothing=0.1)
+    other = dataclasses.replace(protocol, training=smooth)
+    assert other.settings()["training"]["label_smoothing"] == 0.1
+    assert spec.key(other, "a") != spec.key(protocol, "a")
+
+
+def test_a_change_on_the_command_line_changes_the_key_the_name_and_the_label():
+    spec = RunSpec("rigl", "erk", 0.1, 0)
+    first, second = load_protocols("paper", [Change.parse("training.epochs=5")])
+    assert first.training.epochs == second.training.epochs == 5
+    assert first.name == "paper with training.epochs=5"
+    assert first.reduced
+    assert first.label == "REDUCED protocol 'paper with training.epochs=5'"
+    assert spec.key(first, "a") != spec.key(load_preset("paper"), "a")
+
+
+def test_a_change_for_one_protocol_leaves_the_others_alone():
+    change = Change.parse("paper-cifar100:optimizer.lr=0.05")
+    first, second = load_protocols("paper", [change])
+    assert first == load_preset("paper")
+    assert second.optimizer.lr == 0.05
+    with pytest.raises(ProtocolError, match="no protocol 'cpu', only paper, paper-cifar100"):
+        load_protocols("paper", [Change.parse("cpu:optimizer.lr=0.05")])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training.epochs", "SETTING=VALUE"),
+        ("training.epoch=5", "unknown setting 'epoch'"),
+        ("training.epochs=many", "epochs must be <class 'int'>, got 'many'"),
+        ("dataset.size=3", "'dataset' is a value"),
+        ("model.kind=vgg", "wrn, resnet or module:callable, got 'vgg'"),
+    ],
+)
+def test_changes_that_make_no_sense_are_named(text, message):
+    with pytest.raises(ProtocolError, match=message):
+        load_preset("cpu", [Change.parse(text)])
+
+
+def test_a_change_of_the_choices_changes_no_result():
+    protocol = load_preset("cpu", [Change.parse("choices.seeds=[7]")])
+    spec = RunSpec("rigl", "erk", 0.1, 0)
+    assert protocol.choices.seeds == (7,)
+    assert protocol.label == load_preset("cpu").label
+    assert spec.key(protocol, "a") == spec.key(load_preset("cpu"), "a")
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("epochs = 3", "epoch = 3", r"unknown setting 'epoch'.*'epochs'"),
@@ -163,7 +326,11 @@ def test_key_changes_with_every_setting_and_with_the_data_but_not_with_wording()
         ('kind = "one-cycle"', 'kind = "linear"', "schedule.kind takes one of .*got 'linear'"),
         ('["dense", "rigl"]', '["rigle"]', "choices.methods takes one of .*got 'rigle'"),
         ('"erk"', '"random"', "choices.inits takes one of erk, uniform, got 'random'"),
-        ('"digits"', '"mnist"', "dataset takes one of cifar10, digits, got 'mnist'"),
+        (
+            '"digits"',
+            '"mnist"',
+            "dataset takes one of cifar10, cifar100, digits, folder, got 'mnist'",
+        ),
         ("epochs = 3", "epochs = 0", "epochs must be at least 1, got 0"),
         ("warmup_fraction = 0.3", "", "a 'one-cycle' schedule needs warmup_fraction"),
         ("[model]", "[model", "tiny.toml"),

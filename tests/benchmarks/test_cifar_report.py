@@ -1,13 +1,17 @@
+import base64
+import json
+import math
+import re
 import statistics
 
 import pytest
 
-from benchmarks.cifar.paper import Paper
 from benchmarks.cifar.report import write_report
+from benchmarks.cifar.report.writing import Figures, group_lines
 from benchmarks.cifar.results import ResultsError, append_result
-from benchmarks.cifar.summary import Variant
+from benchmarks.cifar.summary import group_by_protocol
+from tests.benchmarks.report_records import record, with_masks
 
-DENSE_FLOPS = 1000.0
 ACCURACIES = {
     ("dense", None, None): {0: 0.80, 1: 0.82},
     ("small-dense", None, 0.1): {0: 0.60},
@@ -16,157 +20,332 @@ ACCURACIES = {
 }
 
 
-def record(method, init, density, seed, accuracy, *, reduced=True, dataset="cifar10"):
-    name = "cpu" if reduced else "paper"
-    return {
-        "key": f"{method}-{init}-{density}-{seed}-{name}",
-        "run": {"method": method, "init": init, "density": density, "seed": seed},
-        "protocol": {
-            "name": name,
-            "summary": "reduced a lot",
-            "reduced": reduced,
-            "label": "REDUCED protocol 'cpu'" if reduced else "paper protocol",
-            "description": "WRN-10-2, 10 epochs",
-            "settings": {"dataset": dataset},
-        },
-        "data": "abc",
-        "accuracy": {"test": accuracy, "validation": accuracy - 0.01},
-        "flops": {
-            "inference": 200.0,
-            "train": 600.0,
-            "train_measured": 660.0,
-            "dense_inference": DENSE_FLOPS,
-            "dense_train": 3 * DENSE_FLOPS,
-        },
-        "parameters": {"total": 100, "live": 20},
-        "updates": None if init is None else {"count": 7, "skipped": 0, "explored": 0.5},
-        "density": density or 1.0,
-        "seconds": 90.0,
-        "environment": {
-            "sparseopt": "1.2.3",
-            "torch": "2.9",
-            "numpy": "2",
-            "python": "3.10",
-            "git_commit": "c0ffee",
-            "processor": "CPU",
-            "threads": 2,
-            "device": "cpu",
-        },
-    }
+def report_of(folder, lines):
+    for line in lines:
+        append_result(folder / "results.jsonl", line)
+    return write_report(folder / "results.jsonl", folder).read_text()
 
 
-def write(path, **changes):
-    for names, seeds in ACCURACIES.items():
-        for seed, accuracy in seeds.items():
-            append_result(path, record(*names, seed, accuracy, **changes))
+class NoFigures(Figures):
+    """Draws figures and doesn't write them, which takes most of a report's time."""
+
+    def show(self, name, caption, figure):
+        return []
+
+
+def text_of(lines):
+    """The report's text, without figures."""
+    (group,) = group_by_protocol(lines)
+    return "\n".join(group_lines(group, NoFigures(group, None, set())))
+
+
+def lines_of_accuracies(**changes):
+    return [
+        record(*names, seed, accuracy, **changes)
+        for names, seeds in ACCURACIES.items()
+        for seed, accuracy in seeds.items()
+    ]
 
 
 def rows(report, heading):
     """The cells of the first table below a heading, by method."""
-    table = report.split(f"### {heading}\n\n")[1].split("\n\n")[0].splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    below = re.split(rf"^#+ {re.escape(heading)}\n", report, flags=re.MULTILINE)[1]
+    lines = below[below.index("|") :].split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {line[0]: dict(zip(cells[0], line, strict=True)) for line in cells[2:]}
 
 
-@pytest.fixture
-def report(tmp_path):
-    write(tmp_path / "results.jsonl")
-    return write_report(tmp_path / "results.jsonl", tmp_path).read_text()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A report, its figures and its results."""
+    folder = tmp_path_factory.mktemp("report")
+    report_of(folder, lines_of_accuracies())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    return (folder / "report.md").read_text()
 
 
 def test_accuracies_are_means_and_deviations_over_the_seeds(report):
     table = rows(report, "Test accuracy")
     values = [100 * value for value in ACCURACIES["static", "erk", 0.1].values()]
     expected = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
-    assert table["static"]["test %"] == expected
-    assert table["static"]["seeds"] == "3"
-    assert table["small-dense"]["test %"] == "60.00"
-    assert table["dense"]["validation %"].startswith("80.00 ±")
-    assert list(table) == ["dense", "small-dense", "static", "rigl"]
+    assert table["Static"]["test %"] == expected
+    assert table["Static"]["seeds"] == "3"
+    assert table["Small-Dense"]["test %"] == "60.00"
+    assert rows(report, "Cost and exploration")["Dense"]["validation %"].startswith("80.00 ±")
+    assert list(table) == ["Dense", "Small-Dense", "Static", "RigL"]
 
 
 def test_flops_are_multiples_of_the_dense_networks(report):
     table = rows(report, "Test accuracy")
-    assert table["rigl"]["train FLOPs"] == "0.200x"
-    assert table["rigl"]["test FLOPs"] == "0.200x"
-    assert rows(report, "Cost and exploration")["rigl"]["train FLOPs, measured"] == "0.220x"
+    assert table["RigL"]["train FLOPs"] == "0.200x"
+    assert table["RigL"]["test FLOPs"] == "0.200x"
+    assert rows(report, "Cost and exploration")["RigL"]["measured"] == "0.220x"
+
+
+def test_longer_training_and_the_run_that_masks_came_from_count_as_training_flops():
+    lines = [
+        record("rigl-2x", "erk", 0.1, 0, 0.7),
+        record("rigl", "erk", 0.1, 0, 0.7),
+        record("pruning", "erk", 0.1, 0, 0.7, inference=320.0),
+        record("lottery", "erk", 0.1, 0, 0.7, inference=130.0),
+    ]
+    table = rows(text_of(lines), "Test accuracy")
+    assert table["RigL 2x"]["train FLOPs"] == "0.400x"
+    assert table["RigL 2x"]["test FLOPs"] == "0.200x"
+    # As in the paper: .32 of the pruning and .13 of the ticket make .45.
+    assert table["Lottery"]["train FLOPs"] == "0.450x"
+
+
+def test_training_flops_of_a_ticket_are_open_until_its_origin_is_there():
+    table = rows(text_of([record("lottery", "erk", 0.1, 0, 0.7)]), "Test accuracy")
+    assert table["Lottery"]["train FLOPs"] == "-"
 
 
 def test_differences_are_paired_by_seed_and_only_where_both_ran(report):
-    table = rows(report, "Paired differences from static")
-    assert list(table) == ["rigl"]
-    assert table["rigl"]["of each seed (seed)"] == "+2.50 (0), +0.50 (1)"
-    assert table["rigl"]["mean, points"] == f"+1.50 ± {statistics.stdev([2.5, 0.5]):.2f}"
+    table = rows(report, "Minus Static")
+    assert list(table) == ["RigL"]
+    assert table["RigL"]["each (seed)"] == "+2.50 (0), +0.50 (1)"
+    expected = f"+1.50 ± {statistics.stdev([2.5, 0.5]):.2f}"
+    assert table["RigL"]["difference, points"] == expected
 
 
-def test_published_numbers_stand_beside_ours_and_are_named_so(report):
-    table = rows(report, "Test accuracy")
-    published = "published % (full protocol)"
-    assert table["rigl"][published] == "92.4 ± 0.06 [R]; 92.9 [G]"
-    assert table["rigl"]["published FLOPs"] == "0.17, 0.17"
-    assert table["dense"][published] == "93.4 ± 0.07 [R]"
+def test_order_is_claimed_beyond_the_spread_and_left_open_within():
+    # Two variants, four seeds, so three degrees of freedom, where Student's t at 97.5 % is 3.182.
+    # The differences deviate by .1 and more, the runs by that over the square root of two.
+    differences = [0.010, 0.012, 0.010, 0.012]
+    static = [0.70, 0.72, 0.69, 0.71]
+    half_width = 3.182 * statistics.stdev(differences) / math.sqrt(4)
+    for shift, order in ((0.0, "ahead"), (-0.0105, "open")):
+        lines = [record("static", "erk", 0.1, seed, value) for seed, value in enumerate(static)]
+        lines += [
+            record("rigl", "erk", 0.1, seed, value + difference + shift)
+            for seed, (value, difference) in enumerate(zip(static, differences, strict=True))
+        ]
+        row = rows(text_of(lines), "Minus Static")["RigL"]
+        assert row["spread"] == f"{100 * half_width:.2f}"
+        assert row["order"] == order
 
 
-def test_numbers_of_another_data_set_stand_alone(tmp_path):
-    write(tmp_path / "results.jsonl", dataset="digits")
-    report = write_report(tmp_path / "results.jsonl", tmp_path).read_text()
-    assert "published" not in "".join(rows(report, "Test accuracy")["rigl"])
+def test_single_seed_claims_no_order():
+    lines = [record("static", "erk", 0.1, 0, 0.1), record("rigl", "erk", 0.1, 0, 0.9)]
+    text = text_of(lines)
+    assert rows(text, "Minus Static")["RigL"]["order"] == "open"
+    assert rows(text, "Minus Static")["RigL"]["spread"] == "-"
+    assert "of a single seed, give no deviation" in text
 
 
-def test_reduced_numbers_are_called_reduced_in_report_and_figure(report, tmp_path):
+def test_published_numbers_stand_beside_ours_with_their_difference(report):
+    row = rows(report, "Test accuracy")["RigL"]
+    ours = statistics.mean(100 * value for value in ACCURACIES["rigl", "erk", 0.1].values())
+    assert row["paper %, full protocol"] == "92.4 ± 0.06 [R]; 92.9 [G]"
+    assert row["difference"] == f"{ours - 92.4:+.2f}; {ours - 92.9:+.2f}"
+    assert rows(report, "Test accuracy")["Dense"]["paper %, full protocol"] == "93.4 ± 0.07 [R]"
+
+
+def test_difference_is_inside_the_spread_where_the_bands_of_one_deviation_overlap():
+    # Published: RigL 92.4 ± 0.06, SET 92.2 ± 0.04, SNFS 92.2 ± 0.2. Ours deviate by .14.
+    lines = [
+        record(method, "erk", 0.1, seed, accuracy + 0.001 * (2 * seed - 1))
+        for seed in (0, 1)
+        for method, accuracy in (("rigl", 0.9259), ("set", 0.9239), ("snfs", 0.9253))
+    ]
+    lines.append(record("pruning", "erk", 0.1, 0, 0.926))
+    table = rows(text_of(lines), "Test accuracy")
+    assert table["RigL"]["inside the spread"] == "yes; -"
+    assert table["SET"]["inside the spread"] == "no"
+    assert table["SNFS"]["inside the spread"] == "yes"
+    assert table["Pruning"]["inside the spread"] == "-; -"
+
+
+def test_published_rows_that_are_not_run_are_listed_by_a_full_protocol():
+    report = text_of(lines_of_accuracies(reduced=False))
+    row = rows(report, "Test accuracy")["Lottery"]
+    assert row["seeds"] == "0"
+    assert row["test %"] == row["difference"] == row["train FLOPs"] == "-"
+    assert row["paper %"] == "92.0 ± 0.31 [R]"
+
+
+def test_published_rows_that_a_reduced_protocol_leaves_out_are_named(report):
+    (line,) = [line for line in report.splitlines() if line.startswith("Published, and not run")]
+    assert "Lottery 0.1" in line
+    assert "RigL (uniform) 0.2" in line
+    assert "RigL (ERK) 0.1" not in line
+    assert "Lottery" not in rows(report, "Test accuracy")
+
+
+def test_order_of_the_methods_is_set_beside_the_papers():
+    # In the paper at density .1 with ERK: Pruning 92.6, RigL 92.4, SET 92.2, Small-Dense 89.0.
+    ours = {"pruning": 0.78, "rigl": 0.72, "set": 0.73, "small-dense": 0.70}
+    noise = (0.0, 0.0004, 0.0002)
+    lines = [record("dense", None, None, seed, 0.84) for seed in range(3)]
+    lines += [
+        record(method, None if method == "small-dense" else "erk", 0.1, seed, accuracy + wobble)
+        for method, accuracy in ours.items()
+        for seed, wobble in enumerate(noise)
+    ]
+    text = text_of(lines)
+    table = rows(text, "Density 0.1")
+    assert [(row["place in the paper"], row["place here"]) for row in table.values()] == [
+        ("1", "1"),
+        ("2", "3"),
+        ("3", "2"),
+        ("4", "4"),
+    ]
+    assert table["Pruning"]["points from Dense in the paper"] == "-0.8"
+    assert table["Pruning"]["points from Dense here"] == "-5.98"
+    assert "In the other order here: SET (ERK) 0.1 above RigL (ERK) 0.1." in text
+    # Five pairs agree and one doesn't: (5 - 1) / 6.
+    assert "Kendall's tau of the two orders is 0.67." in text
+
+
+def test_numbers_of_another_data_set_stand_alone():
+    report = text_of(lines_of_accuracies(dataset="digits"))
+    assert "paper" not in report.lower()
+    assert "difference" not in rows(report, "Test accuracy")["RigL"]
+
+
+def test_reduced_numbers_are_called_reduced_in_report_page_and_every_figure(report, folder):
     assert "## REDUCED protocol 'cpu'" in report
     assert "**These numbers are reduced** (reduced a lot)" in report
-    assert "REDUCED protocol 'cpu'" in (tmp_path / "figures" / "cpu.svg").read_text()
-    assert (tmp_path / "figures" / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert "REDUCED protocol" in (folder / "report.html").read_text()
+    figures = sorted((folder / "figures").glob("*.svg"))
+    assert len(figures) == len(sorted((folder / "figures").glob("*.png"))) > 2
+    for figure in figures:
+        assert "REDUCED protocol 'cpu'" in figure.read_text()
+        assert "WRN-10-2, 10 epochs" in figure.read_text()
+    for path in (folder / "figures").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert f"(figures/{path.name})" in report
 
 
-def test_full_protocol_is_not_called_reduced(tmp_path):
-    write(tmp_path / "results.jsonl", reduced=False)
-    report = write_report(tmp_path / "results.jsonl", tmp_path).read_text()
+def test_full_protocol_is_not_called_reduced():
+    report = text_of(lines_of_accuracies(reduced=False))
     assert "REDUCED" not in report
     assert "numbers are reduced" not in report
 
 
-def test_protocols_have_sections_of_their_own(tmp_path):
-    write(tmp_path / "results.jsonl")
-    write(tmp_path / "results.jsonl", reduced=False)
-    report = write_report(tmp_path / "results.jsonl", tmp_path).read_text()
+def test_protocols_have_sections_and_figures_of_their_own(tmp_path):
+    lines = lines_of_accuracies()[:2] + lines_of_accuracies(reduced=False)[:2]
+    report = report_of(tmp_path, lines)
     assert [line for line in report.splitlines() if line.startswith("## ")] == [
         "## REDUCED protocol 'cpu'",
         "## paper protocol",
+        "## Sources of the published numbers",
     ]
+    parts = re.split("^## ", report, flags=re.MULTILINE)[1:3]
+    for part, name in zip(parts, ("cpu", "paper"), strict=True):
+        assert rows("## " + part, "Test accuracy")["Dense"]["seeds"] == "2"
+        assert set(re.findall(r"\(figures/(\w+)-", part)) == {name}
 
 
-def test_same_results_give_the_same_files(report, tmp_path):
-    names = ["report.md", "figures/cpu.svg", "figures/cpu.png"]
-    before = [(tmp_path / name).read_bytes() for name in names]
-    write_report(tmp_path / "results.jsonl", tmp_path)
-    assert [(tmp_path / name).read_bytes() for name in names] == before
+def test_same_name_with_other_settings_is_another_protocol(tmp_path):
+    lines = [record("dense", None, None, 0, 0.8), record("dense", None, None, 1, 0.9)]
+    lines[1]["protocol"]["settings"]["optimizer"] = {"lr": 0.4}
+    report = report_of(tmp_path, lines)
+    assert "It differs in `optimizer.lr` (0.4, not 0.1)." in report
+    assert report.count("## REDUCED protocol 'cpu'") == 2
+    assert "80.00" in report
+    assert "90.00" in report
+    assert "(figures/cpu-2-by-method.png)" in report
+
+
+def test_figures_of_a_protocol_changed_on_the_command_line_are_found(tmp_path):
+    line = record("dense", None, None, 0, 0.8)
+    line["protocol"]["name"] = "cpu with model.kind=own/net:make, training.epochs=3"
+    report = report_of(tmp_path, [line])
+    (name, *_) = re.findall(r"\(figures/([^)]*)\)", report)
+    assert name == "cpu-with-model.kind-own-net-make-training.epochs-3-by-method.png"
+    assert (tmp_path / "figures" / name).exists()
+
+
+def test_page_needs_no_other_file(report, folder):
+    page = (folder / "report.html").read_text()
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == report.count("![") > 2
+    for source in sources:
+        kind, content = source.split(",")
+        assert kind == "data:image/svg+xml;base64"
+        assert b"<svg" in base64.b64decode(content)
+    assert not re.findall(r'(?:href|src)="(?!data:)', page)
+    assert page.count("<table>") == len(re.findall(r"^\| --- ", report, flags=re.MULTILINE))
+
+
+def test_results_are_text_and_never_markup(tmp_path):
+    line = record("dense", None, None, 0, 0.8)
+    line["protocol"]["summary"] = "<script>alert(1)</script>"
+    report_of(tmp_path, [line])
+    assert "<script>" not in (tmp_path / "report.html").read_text()
+
+
+def test_same_results_give_the_same_files(report, folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    before = [path.read_bytes() for path in files]
+    write_report(folder / "results.jsonl", folder)
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_report_names_versions_commit_and_hardware(report):
-    assert "sparseopt 1.2.3, torch 2.9" in report
+    assert "9 runs: sparseopt 1.2.3, torch 2.9" in report
     assert "commit c0ffee; CPU, 2 threads" in report
+
+
+def test_report_can_be_made_while_a_run_is_being_written(tmp_path):
+    append_result(tmp_path / "results.jsonl", record("dense", None, None, 0, 0.8))
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write(json.dumps(record("set", "erk", 0.1, 0, 0.7))[:40])
+    with pytest.warns(UserWarning, match="cut short"):
+        report = write_report(tmp_path / "results.jsonl", tmp_path).read_text()
+    assert "1 runs." in report
+
+
+def test_what_old_results_did_not_record_is_said_and_the_rest_is_shown(tmp_path):
+    lines = [
+        record("static", "erk", 0.1, 0, 0.7),
+        with_masks(record("snfs", "erk", 0.1, 0, 0.7), (1.0, 0.05, 0.2)),
+        with_masks(record("snfs", "erk", 0.1, 1, 0.7), (1.0, 0.15, 0.4)),
+    ]
+    text = report_of(tmp_path, lines)
+    assert text.count("Not recorded for Static (ERK) 0.1.") == 2
+    table = rows(text, "Density of every layer")
+    assert {name: row["SNFS (ERK)"] for name, row in table.items()} == {
+        "`stem`": "1.000",
+        "`body`": "0.100",
+        "`head`": "0.300",
+    }
+    assert "Static" in rows(text, "Test accuracy")
+    assert (tmp_path / "figures" / "cpu-masks-0.1.svg").exists()
+
+
+def test_masks_are_drawn_where_there_is_something_to_compare(tmp_path):
+    lines = [
+        with_masks(record("rigl", "erk", 0.1, 0, 0.7), (1.0, 0.05, 0.2)),
+        with_masks(record("set", "erk", 0.1, 0, 0.7), (1.0, 0.05, 0.2)),
+        with_masks(record("snfs", "erk", 0.1, 0, 0.7), (0.8, 0.06, 0.3)),
+        with_masks(record("rigl", "uniform", 0.174, 0, 0.7), (1.0, 0.1, 0.1)),
+    ]
+    table = rows(report_of(tmp_path, lines), "Density of every layer")
+    # Methods that end with the same densities share a column.
+    assert table["`body`"] == {
+        "layer": "`body`",
+        "ERK: SET, RigL": "0.050",
+        "SNFS (ERK)": "0.060",
+    }
+    drawn = {path.name for path in (tmp_path / "figures").glob("*.png")}
+    assert {"cpu-layers-0.1.png", "cpu-masks-0.1.png"} <= drawn
+    assert not any("0.174" in name for name in drawn)
+
+
+def test_method_unknown_to_this_version_is_reported_all_the_same():
+    lines = [record("dense", None, None, 0, 0.8), record("brand-new", "erk", 0.1, 0, 0.7)]
+    table = rows(text_of(lines), "Test accuracy")
+    assert list(table) == ["Dense", "brand-new"]
 
 
 def test_report_without_results_is_refused(tmp_path):
     with pytest.raises(ResultsError, match="holds no finished run"):
         write_report(tmp_path / "results.jsonl", tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("variant", "accuracy", "flops"),
-    [
-        (("static", "uniform", 0.1), "89.1 ± 0.17 [R]", ""),
-        (("small-dense", None, 0.2), "91.0 ± 0.07 [R]", "0.20, 0.20"),
-        (("rigl", "uniform", 0.2), "92.6 ± 0.1 [R]; 92.9 ± 0.1 [S]", "0.20, 0.20"),
-        (("set", "erk", 0.2), "92.9 ± 0.16 [R]", "0.35, 0.35"),
-        (("pruning", "erk", 0.1), "92.6 ± 0.08 [R]; 93.3 [G]", "0.32, 0.13"),
-        (("set", "erk", 0.3), "", ""),
-    ],
-)
-def test_published_numbers_are_those_of_the_sources(variant, accuracy, flops):
-    paper = Paper()
-    assert paper.accuracy(Variant(*variant)) == accuracy
-    assert paper.flops(Variant(*variant)) == flops

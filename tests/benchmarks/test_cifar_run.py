@@ -1,100 +1,42 @@
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.cifar import cli
-from benchmarks.cifar.data import DataError
-from benchmarks.cifar.protocol import INITS, METHODS, PRESETS
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cifar" / "run.py"
-PATIENCE = 300.0
-
-
-def start(preset, out, folder, *options):
-    """Start the script as a user does, in an empty folder."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, str(SCRIPT), "--preset", str(preset), "--out", str(out)]
-    return subprocess.Popen(
-        [*command, "--threads", "1", *options],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(*arguments):
-    process = start(*arguments)
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
-    return output
-
-
-def kill_after_an_epoch(*arguments, out):
-    process = start(*arguments)
-    deadline = time.monotonic() + PATIENCE
-    while not list((out / "checkpoints").glob("*.pt")):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=PATIENCE)
-    assert process.returncode == -signal.SIGKILL
+from benchmarks.cifar import cli, selecting
+from benchmarks.cifar.choices import INITS
+from benchmarks.cifar.methods import METHODS
+from benchmarks.cifar.presets import PRESETS
+from benchmarks.cifar.sources import DataError
 
 
 def results(out):
     lines = (out / "results.jsonl").read_text().splitlines()
-    return {record["label"]: record for record in map(json.loads, lines)}
+    records = [json.loads(line) for line in lines]
+    assert len({record["key"] for record in records}) == len(records)
+    return {record["label"]: record for record in records}
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="kills a process by a POSIX signal")
-@pytest.mark.parametrize("method", ["rigl", "set"])
-def test_killed_run_resumes_to_the_same_bits(tiny_preset, tmp_path, method):
-    folder, whole, broken = (tmp_path / name for name in ("cwd", "whole", "broken"))
-    finish(tiny_preset, whole, folder, "--methods", method)
-    kill_after_an_epoch(tiny_preset, broken, folder, "--methods", method, out=broken)
-    assert not (broken / "results.jsonl").exists()
-    output = finish(tiny_preset, broken, folder, "--methods", method)
-    resumed = re.search(r"resumed after epoch (\d)", output)
-    assert resumed is not None
-    assert 1 <= int(resumed[1]) < 3
-    (expected,) = results(whole).values()
-    (record,) = results(broken).values()
-    for name in ("key", "curve", "accuracy", "weights_sha256", "density", "flops", "updates"):
-        assert record[name] == expected[name]
-    assert list(folder.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_finished_runs_are_skipped_and_the_rest_is_run(tiny_preset, tmp_path):
-    out, folder = tmp_path / "out", tmp_path / "cwd"
-    first = finish(tiny_preset, out, folder, "--methods", "dense")
+def test_finished_runs_are_skipped_and_the_rest_is_run(quick_preset, image_tree, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--preset", str(quick_preset), "--data-dir", str(image_tree), "--out", str(out)]
+    assert cli.main([*options, "--methods", "static"]) == 0
+    first = capsys.readouterr().out
     assert "1 runs, 0 of them finished, 1 to do" in first
-    assert "REDUCED protocol 'tiny': WRN-10-1" in first
-    dense = results(out)["dense-seed0"]
-    second = finish(tiny_preset, out, folder, "--all")
-    assert "2 runs, 1 of them finished, 1 to do" in second
-    assert results(out).keys() == {"dense-seed0", "rigl-erk-0.2-seed0"}
-    assert results(out)["dense-seed0"] == dense
-    third = finish(tiny_preset, out, folder, "--all")
-    assert "2 runs, 2 of them finished, 0 to do" in third
-    assert len((out / "results.jsonl").read_text().splitlines()) == 2
-    assert {path.name for path in out.iterdir()} == {
-        "results.jsonl",
-        "checkpoints",
-        "report.md",
-        "figures",
-    }
-    assert {"torch", "sparseopt", "python", "processor", "git_commit"} <= dense[
+    assert "REDUCED protocol 'quick on own images': WRN-10-1, own images at 3x32x32" in first
+    static = results(out)["static-erk-0.2-seed0"]
+    assert cli.main([*options, "--methods", "static", "rigl"]) == 0
+    assert "2 runs, 1 of them finished, 1 to do" in capsys.readouterr().out
+    assert results(out).keys() == {"static-erk-0.2-seed0", "rigl-erk-0.2-seed0"}
+    assert results(out)["static-erk-0.2-seed0"] == static
+    checkpoint = out / "checkpoints" / f"{static['key']}.pt"
+    checkpoint.write_text("left by a process that was killed after it wrote its result")
+    assert cli.main([*options, "--methods", "static", "rigl"]) == 0
+    assert "2 runs, 2 of them finished, 0 to do" in capsys.readouterr().out
+    assert len(results(out)) == 2
+    assert list((out / "checkpoints").iterdir()) == []
+    assert {"torch", "sparseopt", "python", "processor", "git_commit"} <= static[
         "environment"
     ].keys()
     assert str(tmp_path) not in (out / "results.jsonl").read_text()
@@ -111,6 +53,9 @@ def test_finished_runs_are_skipped_and_the_rest_is_run(tiny_preset, tmp_path):
         (["--seeds", "-1"], ["--seeds"]),
         (["--seeds", "a"], ["--seeds", "'a'", "integer from 0 on"]),
         (["--all", "--threads", "0"], ["--threads", "'0'", "at least 1"]),
+        (["--all", "--workers", "0"], ["--workers", "'0'", "at least 1"]),
+        (["--all", "--model", "vgg"], ["--model", "module:callable", "'vgg'"]),
+        (["--all", "--set", "epochs"], ["--set", "SETTING=VALUE", "'epochs'"]),
         (["--all", "--preset", "missing.toml"], ["missing.toml"]),
         ([], ["--all", "--methods"]),
     ],
@@ -130,6 +75,8 @@ def test_help_documents_every_option(capsys):
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     options = ["all", "preset", "methods", "inits", "densities", "seeds", "data-dir", "out"]
+    options += ["protocols", "studies", "set", "model", "storage", "tensorboard", "workers"]
+    options += ["cluster", "threads", "dry-run", "report-only"]
     for option in options:
         assert re.search(rf"^  --{option}\b", text, re.MULTILINE)
 
@@ -148,11 +95,11 @@ def test_missing_data_says_what_to_do_before_anything_is_written(tmp_path, capsy
 def test_all_takes_the_preset_that_the_machine_can_run(gpu, preset, monkeypatch, tmp_path):
     taken = []
 
-    def load_preset(name):
+    def load_protocols(name, changes):
         taken.append(name)
         raise DataError("far enough")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(cli, "load_preset", load_preset)
+    monkeypatch.setattr(selecting, "load_protocols", load_protocols)
     assert cli.main(["--all", "--out", str(tmp_path)]) == 1
     assert taken == [preset]

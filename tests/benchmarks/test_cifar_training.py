@@ -7,11 +7,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cifar.accounting import count
-from benchmarks.cifar.batches import make_splits
+from benchmarks.cifar.batches import splits_for
 from benchmarks.cifar.data import load_digits
-from benchmarks.cifar.protocol import RunSpec, load_preset
-from benchmarks.cifar.session import Folder, Session
-from benchmarks.cifar.training import Run, Splits
+from benchmarks.cifar.masks import load_masks, save_masks
+from benchmarks.cifar.presets import load_preset
+from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.stopping import Stop, StoppedError
+from benchmarks.cifar.training import Run, weights_hash
 
 RIGL = RunSpec("rigl", "erk", 0.2, 0)
 BIASES = 10
@@ -27,9 +29,7 @@ def splits():
         digits.test_images[:45],
         digits.test_labels[:45],
     )
-    augmentation = load_preset("smoke").augmentation
-    parts = make_splits(digits, 0.1, augmentation, torch.device("cpu"), channels_last=True)
-    return Splits(*parts, digits.num_classes)
+    return splits_for(load_preset("smoke"), digits, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_every_method_sees_the_same_images_in_the_same_order(protocol, splits):
     orders = []
     for spec in (RIGL, RunSpec("dense", None, None, 0), RunSpec("set", "uniform", 0.1, 0)):
         generator = Run(protocol, spec, splits).data_generator
-        orders.append([y.tolist() for _, y in splits.train.shuffled(64, generator)])
+        orders.append([b.labels.tolist() for b in splits.train.shuffled(64, generator)])
     assert orders[0] == orders[1] == orders[2]
 
 
@@ -153,30 +153,103 @@ def test_costs_of_a_sparse_method(protocol, splits):
     assert costs["parameters"] == {"total": total, "live": total - dropped}
 
 
-def test_run_that_fails_leaves_the_others_to_run(protocol, splits, tmp_path, monkeypatch, capsys):
-    specs = [RunSpec("dense", None, None, seed) for seed in (0, 1, 2)]
-    session = Session(protocol, specs, splits, "data", Folder(tmp_path))
-
-    def run_one(self, spec, title, seconds_after):
-        if spec.seed == 1:
-            raise RuntimeError("out of luck")
-        return {"accuracy": {"test": 0.5}, "seconds": 1.0}
-
-    monkeypatch.setattr(Session, "run_one", run_one)
-    assert session.run_all(dict.fromkeys(specs, 1.0)) == [specs[1]]
-    captured = capsys.readouterr()
-    assert "dense-seed1 (REDUCED protocol 'tiny'): failed" in captured.out
-    assert "dense-seed2 (REDUCED protocol 'tiny'): test accuracy 50.00%" in captured.out
-    assert "out of luck" in captured.err
+def finished(protocol, splits, folder, spec=RIGL, **options):
+    run = Run(protocol, spec, splits, **options)
+    run.finish(folder / "checkpoint.pt", lambda progress: None)
+    return run
 
 
-def test_checkpoint_is_gone_when_the_result_is_written(protocol, splits, tmp_path):
-    folder = Folder(tmp_path)
-    session = Session(protocol, [RIGL], splits, "data", folder)
-    record = session.run_one(RIGL, "title", 0.0)
-    assert record["steps"] == 6
-    assert [entry["epoch"] for entry in record["curve"]] == [1, 2, 3]
-    assert record["accuracy"]["validation"] == record["curve"][-1]["validation_accuracy"]
-    assert list((tmp_path / "checkpoints").iterdir()) == []
-    assert Session(protocol, [RIGL], splits, "data", folder).left == []
-    assert Session(protocol, [RIGL], splits, "other data", folder).left == [RIGL]
+@pytest.mark.parametrize("after", [1, 3])
+def test_run_that_is_stopped_within_an_epoch_ends_with_the_same_bits(
+    protocol, splits, tmp_path, after
+):
+    whole = finished(protocol, splits, tmp_path / "whole")
+    stop, checkpoint = Stop(), tmp_path / "broken.pt"
+    run = Run(protocol, RIGL, splits)
+
+    def show(progress):
+        if progress.step == after:
+            stop.request()
+
+    with pytest.raises(StoppedError):
+        run.finish(checkpoint, show, stop)
+    torch.manual_seed(99)
+    resumed = Run(protocol, RIGL, splits)
+    assert resumed.resume(checkpoint)
+    assert resumed.step == after
+    outcome = resumed.finish(checkpoint, lambda progress: None)
+    assert weights_hash(resumed.model) == weights_hash(whole.model)
+    assert outcome.curve == whole.outcome.curve
+    assert outcome.test_accuracy == whole.outcome.test_accuracy
+
+
+def test_longer_runs_have_as_many_more_steps(protocol, splits):
+    steps = [
+        Run(protocol, RunSpec(m, "erk", 0.2, 0), splits).total_steps
+        for m in ("rigl", "rigl-2x", "rigl-3x")
+    ]
+    assert steps == [6, 12, 18]
+
+
+def test_overrides_reach_the_optimizer(protocol, splits):
+    run = Run(protocol, dataclasses.replace(RIGL, alpha=0.5, delta_t=2, lr=0.02), splits)
+    run.train_epoch(lambda progress: None)
+    run.train_epoch(lambda progress: None)
+    # The third quarter of six steps ends before the fourth.
+    (record,) = run.optimizer.history
+    assert record.step == 2
+    assert record.fraction == pytest.approx(0.25 * (1 + math.cos(math.pi * 2 / 4)))
+    assert max(entry["lr"] for entry in run.outcome.curve) <= 0.02
+
+
+def test_labels_are_smoothed_as_much_as_the_protocol_says(protocol, splits):
+    training = dataclasses.replace(protocol.training, label_smoothing=0.1)
+    smooth = Run(dataclasses.replace(protocol, training=training), RIGL, splits)
+    batch = next(splits.train.shuffled(200, torch.Generator().manual_seed(0)))
+    smooth.model.train()
+    torch.manual_seed(7)
+    loss = smooth.train_step(batch)
+    fresh = Run(protocol, RIGL, splits)
+    fresh.model.train()
+    torch.manual_seed(7)
+    logarithms = torch.log_softmax(fresh.model(batch.images), 1)
+    hit = logarithms.gather(1, batch.labels[:, None]).mean()
+    torch.testing.assert_close(loss, -(0.9 * hit + 0.1 * logarithms.mean()))
+
+
+def test_lottery_retrains_the_initial_weights_under_the_masks_of_pruning(
+    protocol, splits, tmp_path
+):
+    pruned = finished(protocol, splits, tmp_path, RunSpec("pruning", "erk", 0.2, 0))
+    ticket = {layer.name: layer.mask.clone() for layer in pruned.optimizer.layers}
+    lottery = Run(protocol, RunSpec("lottery", "erk", 0.2, 0), splits, ticket)
+    start = Run(protocol, RunSpec("dense", None, None, 0), splits).model.state_dict()
+    for name, weight in lottery.model.named_parameters():
+        mask = ticket.get(name, torch.ones_like(weight, dtype=torch.bool))
+        assert torch.equal(weight, torch.where(mask, start[name], 0))
+    lottery.train_epoch(lambda progress: None)
+    assert all(torch.equal(lottery.optimizer.masks[name], mask) for name, mask in ticket.items())
+
+
+def test_reinitialised_runs_start_with_given_masks_and_move_them(protocol, splits, tmp_path):
+    found = finished(protocol, splits, tmp_path, RunSpec("rigl-sm", "erk", 0.2, 0)).optimizer.masks
+    masks = {name: mask.clone() for name, mask in found.items()}
+    run = Run(protocol, RunSpec("rigl-reinit", "erk", 0.2, 0), splits, masks)
+    assert all(torch.equal(run.optimizer.masks[name], mask) for name, mask in masks.items())
+    run.train_epoch(lambda progress: None)
+    run.train_epoch(lambda progress: None)
+    assert not all(torch.equal(run.optimizer.masks[name], mask) for name, mask in masks.items())
+
+
+def test_masks_come_back_from_disk(tmp_path):
+    masks = {
+        "conv": torch.rand(3, 5, 3, 3) < 0.3,
+        "full": torch.ones(7, dtype=torch.bool),
+        "one": torch.rand(8, 8) < 0.5,
+    }
+    save_masks(tmp_path / "masks.pt", masks)
+    loaded = load_masks(tmp_path / "masks.pt")
+    assert loaded.keys() == masks.keys()
+    for name, mask in masks.items():
+        assert loaded[name].dtype == torch.bool
+        assert torch.equal(loaded[name], mask)

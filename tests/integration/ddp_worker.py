@@ -17,7 +17,7 @@ from tests.support.nets import SPARSE_NAMES, SmallNet, make
 from tests.support.training import dense_gradients, loss_of
 
 STEPS = 16
-METHODS = ["static", "set", "rigl", "pruning", "snfs"]
+METHODS = ["static", "set", "rigl", "pruning", "snfs", "srigl"]
 SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4}
 
 

@@ -46,6 +46,7 @@ RUNS = [
     ("rigl-sm", "SGD"),
     ("granet", "SGD"),
     ("mest", "SGD"),
+    ("srigl", "AdamW"),
 ]
 CHECKPOINTED = [("set", "SGD"), ("rigl", "AdamW"), ("pruning", "AdamW"), ("snfs", "AdamW")]
 #: Divides evenly by 1, 2, 3 and 4 ranks.

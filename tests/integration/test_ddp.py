@@ -40,8 +40,10 @@ def test_masks_and_weights_are_the_same_on_both_ranks_at_all_times(name):
 
 
 def reads_dense_gradients(run, t, updating):
-    """SNFS until masks stop, to remember; RigL to update."""
-    return t <= int(0.75 * STEPS) if run.method == "snfs" else updating and run.method == "rigl"
+    """SNFS until masks stop, to remember; RigL and SRigL to update."""
+    if run.method == "snfs":
+        return t <= int(0.75 * STEPS)
+    return updating and run.method in {"rigl", "srigl"}
 
 
 @every_run

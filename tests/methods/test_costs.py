@@ -69,6 +69,7 @@ def by_hand(sparse, dense_steps, delta_t):
         ("rigl-sm", 1),
         ("granet", 1),
         ("n:m", 1),
+        ("srigl", 1),
         (RigL(grow=Accumulated(4)), 4),
         (RigL(grow=Accumulated(1000)), 21),
         (RigL(grow=Smoothed(0.9)), 21),
@@ -98,6 +99,7 @@ def test_formulas_are_sums_over_a_period(method, dense_steps):
         ("granet", {}, 0.729),
         ("pruning", {}, 1.0),
         ("n:m", {"density": 0.5, "init": "uniform"}, 0.503),
+        ("srigl", {}, 0.177),
     ],
 )
 def test_the_table_of_the_documentation(method, settings, printed):

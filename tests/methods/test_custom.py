@@ -158,6 +158,8 @@ def test_all_methods_are_reached_by_name():
         "n:m",
         "granet",
         "pruning",
+        "srigl",
+        "rigl-struct",
     }
     assert names <= set(available_methods())
     assert all(registry.get_method(name).name == name for name in names)

@@ -5,6 +5,7 @@ array is one-dimensional, in the logical (row-major) order of the weight, whatev
 format.
 """
 
+from tests.oracle.channels import ChannelOracle, Owned
 from tests.oracle.distributions import er_densities, erk_densities, live_counts, uniform_densities
 from tests.oracle.granet import GraNetOracle
 from tests.oracle.masks import random_masks
@@ -28,23 +29,28 @@ from tests.oracle.redistribution import (
 )
 from tests.oracle.schedules import cosine_fraction, default_t_end, is_update_step
 from tests.oracle.selection import brute_force_order, largest, smallest
+from tests.oracle.srigl import SRigLOracle, constant_fan_in, masks_of_constant_fan_in
 
 __all__ = [
+    "ChannelOracle",
     "GraNetOracle",
     "LayerUpdate",
     "MESTOracle",
     "Momentum",
     "NMOracle",
+    "Owned",
     "PruningOracle",
     "RigLOracle",
     "RigLSGOracle",
     "RigLSMOracle",
     "SETOracle",
     "SNFSOracle",
+    "SRigLOracle",
     "SmoothedRigLOracle",
     "StaticOracle",
     "best_n_of_m",
     "brute_force_order",
+    "constant_fan_in",
     "cosine_fraction",
     "default_t_end",
     "er_densities",
@@ -53,6 +59,7 @@ __all__ = [
     "is_update_step",
     "largest",
     "live_counts",
+    "masks_of_constant_fan_in",
     "random_masks",
     "regrowth",
     "smallest",

@@ -25,6 +25,7 @@ def oracle_for(
     alpha: float = 0.3,
     regrow: str = "keep",
     scope: str = "global",
+    gamma: float | None = 0.3,
     names: tuple[str, ...] = SPARSE_NAMES,
 ) -> oracle.StaticOracle | oracle.PruningOracle:
     """An oracle over the layers `names` of the model, in that order."""
@@ -50,10 +51,15 @@ def oracle_for(
         )
 
     generator = torch.Generator().manual_seed(seed)
+    schedule = {"delta_t": delta_t, "t_end": t_end, "alpha": alpha, "regrow": regrow}
+    if method == "srigl":
+        fan_ins = map(oracle.constant_fan_in, shapes, counts)
+        chosen = oracle.masks_of_constant_fan_in(shapes, list(fan_ins), generator)
+        masks = dict(zip(names, chosen, strict=True))
+        return oracle.SRigLOracle(masks, dict(zip(names, shapes, strict=True)), gamma, **schedule)
     masks = dict(zip(names, oracle.random_masks(numels, counts, generator), strict=True))
     if method == "static":
         return oracle.StaticOracle(masks)
-    schedule = {"delta_t": delta_t, "t_end": t_end, "alpha": alpha, "regrow": regrow}
     if method == "set":
         return oracle.SETOracle(masks, generator=generator, **schedule)
     if method in REDISTRIBUTED:

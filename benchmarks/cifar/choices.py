@@ -1,0 +1,153 @@
+"""What a preset runs: products of methods, distributions, densities and seeds, and a search."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from benchmarks.cifar.methods import METHODS
+from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.tables import ProtocolError, check_name
+
+INITS = ("erk", "uniform")
+MAIN = "main"
+SEARCH = "search"
+
+
+@dataclass(frozen=True)
+class MaskSetting:
+    """A pair that takes the place of the protocol's own."""
+
+    alpha: float
+    delta_t: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every combination of what is listed, beyond the preset's main runs.
+
+    Args:
+        name: What ``--studies`` and reports call it.
+        methods: As in ``METHODS``.
+        inits: As in ``INITS``.
+        densities: Shares of live weights.
+        seeds: One run of each combination for every seed.
+        lrs: Learning rates in place of the protocol's; none leaves that.
+        masks: Pairs of ``alpha`` and ``delta_t`` in place of the protocol's; none leaves those.
+        flops_of: A distribution. The runs then have the densities at which they cost as many
+            FLOPs as that distribution does at those listed.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    inits: tuple[str, ...]
+    densities: tuple[float, ...]
+    seeds: tuple[int, ...]
+    lrs: tuple[float, ...] = ()
+    masks: tuple[MaskSetting, ...] = ()
+    flops_of: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_names(self.methods, self.inits)
+        if self.flops_of is not None:
+            check_name("studies.flops_of", self.flops_of, INITS)
+        if self.name in (MAIN, SEARCH):
+            raise ProtocolError(f"studies.name {self.name!r} is taken by a part of every preset")
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search for the ``alpha`` and ``delta_t`` with the best validation accuracy.
+
+    Args:
+        method: The method whose masks are tuned.
+        inits: One search for each of these...
+        densities: ... at each of these.
+        seeds: A trial is the mean over these.
+        trials: Trials of one search.
+        alpha: Smallest and largest.
+        delta_t: Smallest, largest and the step between.
+    """
+
+    method: str
+    inits: tuple[str, ...]
+    densities: tuple[float, ...]
+    seeds: tuple[int, ...]
+    trials: int
+    alpha: tuple[float, ...]
+    delta_t: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_names((self.method,), self.inits)
+        if len(self.alpha) != 2 or not 0.0 < self.alpha[0] < self.alpha[1] <= 1.0:
+            raise ProtocolError(
+                f"search.alpha takes a smallest and a largest in (0, 1], got {list(self.alpha)}"
+            )
+        if len(self.delta_t) != 3 or not 0 < self.delta_t[0] <= self.delta_t[1]:
+            raise ProtocolError(
+                "search.delta_t takes a smallest, a largest and a step, all at least 1, "
+                f"got {list(self.delta_t)}"
+            )
+        if self.trials < 1:
+            raise ProtocolError(f"search.trials must be at least 1, got {self.trials}")
+
+    @property
+    def examples(self) -> list[RunSpec]:
+        """One run for each that all trials together make at most."""
+        middle = sum(self.delta_t[:2]) // 2
+        each = itertools.product(range(self.trials), self.seeds, self.inits, self.densities)
+        return [
+            RunSpec(self.method, init, density, seed, alpha=sum(self.alpha) / 2, delta_t=middle)
+            for _, seed, init, density in each
+        ]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What ``--all`` runs: the main runs, and then the studies and the search."""
+
+    methods: tuple[str, ...]
+    inits: tuple[str, ...]
+    densities: tuple[float, ...]
+    seeds: tuple[int, ...]
+    studies: tuple[Study, ...] = ()
+    search: Search | None = None
+
+    def __post_init__(self) -> None:
+        _check_names(self.methods, self.inits)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of everything that ``--studies`` can choose among."""
+        search = () if self.search is None else (SEARCH,)
+        return (MAIN, *(study.name for study in self.studies), *search)
+
+
+def expand(choices: Choices | Study) -> list[RunSpec]:
+    """Every run of the product, seed by seed, so that comparisons are complete early."""
+    lrs: tuple[float | None, ...] = (None,)
+    masks: tuple[MaskSetting | None, ...] = (None,)
+    if isinstance(choices, Study):
+        lrs = choices.lrs or lrs
+        masks = choices.masks or masks
+    runs: dict[RunSpec, None] = {}
+    for seed, density, init, method, mask, lr in itertools.product(
+        choices.seeds, choices.densities, choices.inits, choices.methods, masks, lrs
+    ):
+        alpha, delta_t = (None, None) if mask is None else (mask.alpha, mask.delta_t)
+        named = _named(method, init, density)
+        runs[RunSpec(method, *named, seed, alpha=alpha, delta_t=delta_t, lr=lr)] = None
+    return list(runs)
+
+
+def _named(method: str, init: str, density: float) -> tuple[str | None, float | None]:
+    if method == "dense":
+        return None, None
+    return (None, density) if method == "small-dense" else (init, density)
+
+
+def _check_names(methods: tuple[str, ...], inits: tuple[str, ...]) -> None:
+    for method in methods:
+        check_name("choices.methods", method, METHODS)
+    for init in inits:
+        check_name("choices.inits", init, INITS)

@@ -1,0 +1,63 @@
+"""How long runs take: in words, and what is left of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.cifar.jobs import Job
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    Example:
+        >>> format_duration(40), format_duration(3_720), format_duration(300_000)
+        ('40 s', '1 h 02 min', '3 days 11 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} days {hours % 24} h"
+
+
+class Forecast:
+    """What is left of a plan, corrected by what its finished runs have taken.
+
+    Args:
+        estimates: Seconds that each job takes alone, by key, from a calibration.
+        workers: How many jobs are done at a time.
+    """
+
+    def __init__(self, estimates: Mapping[str, float], workers: int = 1) -> None:
+        self._estimates = dict(estimates)
+        self._workers = workers
+        self._done: dict[str, float] = {}
+        self._taken = 0.0
+        self._expected = 0.0
+
+    def begin(self, job: Job, done: float) -> None:
+        """A job begins or goes on after this share of it."""
+        self._done[job.key] = done
+
+    def end(self, job: Job, begun_at: float, seconds: float) -> None:
+        """A job has ended after ``seconds`` from where it was begun."""
+        self._taken += seconds
+        self._expected += (1.0 - begun_at) * self._estimates.get(job.key, seconds)
+        self._done[job.key] = 1.0
+
+    def at(self, job: Job, done: float) -> None:
+        """This share of a job is done."""
+        self._done[job.key] = done
+
+    def left(self) -> float:
+        """Seconds until everything is done, or until the longest running job alone would be."""
+        pace = self._taken / self._expected if self._expected > 0.0 else 1.0
+        each = [
+            (1.0 - self._done.get(key, 0.0)) * seconds for key, seconds in self._estimates.items()
+        ]
+        return pace * max(sum(each) / self._workers, max(each, default=0.0))

@@ -1,0 +1,84 @@
+"""The network of a run: one of the harness's own, or a user's."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.cifar.models import WideResNet, small_dense_scale
+from benchmarks.cifar.protocol import MODELS, Protocol
+from benchmarks.cifar.resnet import ResNet
+from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.tables import ProtocolError
+
+SMALL_DENSE = "small-dense"
+SCALE = "width_scale"
+
+
+def build_model(protocol: Protocol, spec: RunSpec, num_classes: int) -> nn.Module:
+    """The run's network, with initial weights that depend on the global random state only.
+
+    Raises:
+        ProtocolError: If the user's network can't be found, or not in the size that is needed.
+    """
+    scale = 1.0
+    if spec.method == SMALL_DENSE:
+        assert spec.density is not None
+        scale = small_dense_scale(spec.density)
+    memory_format = (
+        torch.channels_last if protocol.training.channels_last else torch.contiguous_format
+    )
+    return _network(protocol, num_classes, scale).to(memory_format=memory_format)
+
+
+def comes_in_widths(protocol: Protocol) -> bool:
+    """Whether the network can be made smaller, as ``small-dense`` needs it."""
+    kind = protocol.model.kind
+    return kind in MODELS or SCALE in inspect.signature(_own(kind)).parameters
+
+
+def _network(protocol: Protocol, num_classes: int, scale: float) -> nn.Module:
+    config = protocol.model
+    if config.kind == "wrn":
+        return WideResNet(config.depth, config.width, config.dropout, num_classes, scale)
+    if config.kind == "resnet":
+        return ResNet(config.depth, config.width, num_classes, scale)
+    if scale == 1.0:
+        return _checked(config.kind, _own(config.kind)(num_classes))
+    if not comes_in_widths(protocol):
+        raise ProtocolError(
+            f"small-dense needs smaller networks, but {config.kind} takes no {SCALE!r}, a factor "
+            "on every width"
+        )
+    return _checked(config.kind, _own(config.kind)(num_classes, **{SCALE: scale}))
+
+
+def _own(kind: str) -> Callable[..., Any]:
+    module, _, name = kind.partition(":")
+    # As ``python -m`` does: the user's module may lie where the command is given.
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ProtocolError(f"--model {kind}: {error}") from error
+    if not callable(found):
+        raise ProtocolError(f"--model {kind}: {name!r} cannot be called")
+    return found
+
+
+def _checked(kind: str, model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ProtocolError(
+            f"--model {kind} has to return a torch.nn.Module when it is called with the number of "
+            f"classes, got {type(model).__name__}"
+        )
+    return model

@@ -1,0 +1,5 @@
+"""The report: tables and figures made from the results file alone."""
+
+from benchmarks.cifar.report.writing import write_report
+
+__all__ = ["write_report"]

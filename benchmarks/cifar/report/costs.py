@@ -1,0 +1,51 @@
+"""What runs cost, and what they were made with."""
+
+from __future__ import annotations
+
+from benchmarks.cifar.report.markdown import MISSING, multiple, names, table
+from benchmarks.cifar.results import Record
+from benchmarks.cifar.summary import Group, Variant
+
+
+def cost_table(group: Group) -> list[str]:
+    """Sizes, validation accuracy, measured training FLOPs, mask updates and time."""
+    rows = []
+    for variant, runs in group.variants.items():
+        record = next(iter(runs.values()))
+        rows.append(
+            [
+                *names(variant),
+                f"{record['parameters']['live']:,} of {record['parameters']['total']:,}",
+                f"{group.statistic(variant, 'density').mean:.4f}",
+                group.statistic(variant, "accuracy", "validation").percent(),
+                multiple(group.training_flops(variant)),
+                multiple(group.training_flops(variant, "train_measured")),
+                *_updates(group, variant, record),
+                f"{group.statistic(variant, 'seconds').mean / 60:.1f}",
+            ]
+        )
+    header = ["method", "init", "density", "live parameters", "live density", "validation %"]
+    header += ["train FLOPs by formula", "measured", "mask updates", "ever live", "minutes a run"]
+    return table(header, rows)
+
+
+def environment_lines(group: Group) -> list[str]:
+    """Versions and hardware, one line for each that differs."""
+    lines: dict[str, int] = {}
+    for record in group.records:
+        about = record["environment"]
+        versions = ", ".join(
+            f"{name} {about[name]}" for name in ("sparseopt", "torch", "numpy", "python")
+        )
+        commit = about["git_commit"] or "unknown"
+        line = f"{versions}; commit {commit}; {about['processor']}, {about['threads']} threads, "
+        line += f"on {about['device']}"
+        lines[line] = lines.get(line, 0) + 1
+    return [*(f"- {count} runs: {line}" for line, count in lines.items()), ""]
+
+
+def _updates(group: Group, variant: Variant, record: Record) -> list[str]:
+    if record["updates"] is None:
+        return [MISSING, MISSING]
+    explored = group.statistic(variant, "updates", "explored").mean
+    return [str(record["updates"]["count"]), f"{explored:.3f}"]

@@ -1,0 +1,103 @@
+"""What the runs recorded of their masks: the layers' densities at the end, and every update."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from benchmarks.cifar.report.markdown import paragraph, table
+from benchmarks.cifar.summary import Group, Variant, title
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One way to spread a density over the layers.
+
+    Attributes:
+        variants: Those that end with it. Methods that move weights within layers only share that
+            of their distribution.
+        densities: Of each layer, mean over the seeds.
+    """
+
+    variants: tuple[Variant, ...]
+    densities: tuple[float, ...]
+
+    @property
+    def title(self) -> str:
+        """Such as ``ERK: Static, SET, RigL``, or ``SNFS (ERK)`` of a single one."""
+        if len(self.variants) == 1:
+            return self.variants[0].title
+        methods: dict[str, list[str]] = {}
+        for variant in self.variants:
+            methods.setdefault(title(variant.init or ""), []).append(title(variant.method))
+        return "; ".join(f"{init}: {', '.join(names)}" for init, names in methods.items())
+
+
+def allocations(group: Group, density: float) -> list[Allocation]:
+    """The different allocations of one density, of the runs that recorded theirs."""
+    found: dict[tuple[float, ...], list[Variant]] = {}
+    for variant in group.variants:
+        recorded = [run["layers"] for run in group.runs(variant).values() if run.get("layers")]
+        if variant.density == density and recorded:
+            densities = tuple(
+                statistics.fmean(layer["live"] / layer["numel"] for layer in same)
+                for same in zip(*recorded, strict=True)
+            )
+            found.setdefault(densities, []).append(variant)
+    return [Allocation(tuple(variants), densities) for densities, variants in found.items()]
+
+
+def layer_names(group: Group, density: float) -> list[str]:
+    """The layers in the order of ``Allocation.densities``; empty where none are recorded."""
+    for variant in group.variants:
+        for run in group.runs(variant).values():
+            if variant.density == density and run.get("layers"):
+                return [layer["name"].removesuffix(".weight") for layer in run["layers"]]
+    return []
+
+
+def histories(group: Group, variant: Variant) -> list[list[dict[str, float]]]:
+    """The updates of each run that recorded any, as fields of ``sparseopt.UpdateRecord``."""
+    return [run["history"] for run in group.runs(variant).values() if run.get("history")]
+
+
+def layer_table(group: Group, density: float) -> list[str]:
+    """A row for each layer and a column for each allocation."""
+    found = allocations(group, density)
+    rows = [
+        [f"`{name}`", *(f"{allocation.densities[index]:.3f}" for allocation in found)]
+        for index, name in enumerate(layer_names(group, density))
+    ]
+    return table(["layer", *(allocation.title for allocation in found)], rows)
+
+
+def not_recorded(group: Group, what: str) -> list[str]:
+    """A sentence that names the variants none of whose runs has recorded this, if there are any.
+
+    Args:
+        group: The results.
+        what: ``"layers"`` or ``"history"``.
+    """
+    # A result with None in this place had nothing to record; an old one has no such place.
+    lacking = [
+        variant
+        for variant, runs in group.variants.items()
+        if variant.init is not None and not any(what in run for run in runs.values())
+    ]
+    return paragraph(f"Not recorded for {_listed(lacking)}.") if lacking else []
+
+
+def densities(group: Group) -> list[float]:
+    """The densities at which masks can be compared: those of several variants with masks, or all.
+
+    A study of one method at densities of its own would fill the report with figures of one line.
+    """
+    counts = Counter(v.density for v in group.variants if v.density and v.init is not None)
+    several = sorted(density for density, count in counts.items() if count > 1)
+    return several or sorted(counts)
+
+
+def _listed(variants: Iterable[Variant]) -> str:
+    return ", ".join(f"{variant.title} {variant.density:.3g}" for variant in variants)

@@ -1,0 +1,106 @@
+"""From options to protocols: which of a preset's, changed how, and on which images."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.cifar.choices import MAIN, Choices
+from benchmarks.cifar.presets import Change, load_protocols
+from benchmarks.cifar.protocol import Protocol
+from benchmarks.cifar.sources import OWN, recognise
+from benchmarks.cifar.tables import ProtocolError
+
+NARROWING = ("methods", "inits", "densities", "seeds")
+
+
+def choose_protocols(preset: str, options: argparse.Namespace) -> list[Protocol]:
+    """The protocols to run, with all changes that the command line makes.
+
+    Raises:
+        ProtocolError: If one or a setting is not known.
+    """
+    changes = list(options.set)
+    if options.model is not None:
+        changes.append(Change(None, ("model", "kind"), options.model))
+    protocols = list(load_protocols(preset, changes))
+    if options.protocols is not None:
+        protocols = _among(preset, protocols, options.protocols)
+    if options.data_dir is not None and options.data_dir.is_dir():
+        protocols = fit_to_images(protocols, options.data_dir)
+    return [_narrowed(protocol, options) for protocol in protocols]
+
+
+def fit_to_images(protocols: Sequence[Protocol], data_dir: Path) -> list[Protocol]:
+    """The protocols for the images that are in a folder.
+
+    Images that are neither CIFAR-10 nor CIFAR-100 are the user's own, and results must not pass
+    for those of a CIFAR. A CIFAR takes the place of the digits.
+    """
+    found = recognise(data_dir)
+    if not found:
+        return [_on(protocol, OWN) for protocol in protocols]
+    return [
+        _on(protocol, min(found)) if protocol.dataset in ("digits", OWN) else protocol
+        for protocol in protocols
+    ]
+
+
+def parts_of(protocols: Sequence[Protocol], options: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Which parts of each protocol are to be done.
+
+    Raises:
+        ProtocolError: If no protocol has a part that was asked for.
+    """
+    if options.studies is not None:
+        known = list(dict.fromkeys(part for p in protocols for part in p.choices.parts))
+        for name in options.studies:
+            if name not in known:
+                raise ProtocolError(f"--studies takes of {', '.join(known)}, got {name!r}")
+        return [
+            tuple(part for part in protocol.choices.parts if part in options.studies)
+            for protocol in protocols
+        ]
+    if is_narrowed(options):
+        return [(MAIN,) for _ in protocols]
+    return [protocol.choices.parts for protocol in protocols]
+
+
+def is_narrowed(options: argparse.Namespace) -> bool:
+    """Whether methods, inits, densities or seeds are given."""
+    return any(getattr(options, name) for name in NARROWING)
+
+
+def _narrowed(protocol: Protocol, options: argparse.Namespace) -> Protocol:
+    given = {
+        name: tuple(dict.fromkeys(getattr(options, name)))
+        for name in NARROWING
+        if getattr(options, name)
+    }
+    choices: Choices = dataclasses.replace(protocol.choices, **given)
+    studies = tuple(dataclasses.replace(study, **given) for study in choices.studies)
+    return dataclasses.replace(protocol, choices=dataclasses.replace(choices, studies=studies))
+
+
+def _among(preset: str, protocols: Sequence[Protocol], names: Sequence[str]) -> list[Protocol]:
+    # A changed protocol is still called by its file's name.
+    by_name = {protocol.name.split(" with ")[0]: protocol for protocol in protocols}
+    for name in names:
+        if name not in by_name:
+            raise ProtocolError(
+                f"--protocols: {preset} has {', '.join(map(repr, by_name))}, got {name!r}"
+            )
+    return [by_name[name] for name in dict.fromkeys(names)]
+
+
+def _on(protocol: Protocol, dataset: str) -> Protocol:
+    where = "own images" if dataset == OWN else dataset
+    return dataclasses.replace(
+        protocol,
+        name=f"{protocol.name} on {where}",
+        summary=f"{protocol.summary}; on {where} instead of {protocol.dataset}",
+        reduced=True,
+        dataset=dataset,
+    )

@@ -1,0 +1,189 @@
+"""The search itself: which trial is next, and what it is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.samplers import TPESampler
+from optuna.storages import fail_stale_trials
+from optuna.trial import TrialState
+
+from benchmarks.cifar.choices import Search
+from benchmarks.cifar.protocol import Protocol
+from benchmarks.cifar.results import Record
+from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.tuning.storage import Storage, quiet
+
+# Runs what isn't finished yet of the runs that it gets, and returns the results of those that are.
+Train = Callable[[Sequence[RunSpec]], Sequence[Record]]
+
+Say = Callable[[str], object]
+
+SECONDS_BETWEEN_LOOKS = 5.0
+
+
+class SearchError(Exception):
+    """A trial without a result, because one of its runs failed."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The search for one method at one init and density.
+
+    Args:
+        protocol: What all runs share.
+        search: Ranges, seeds and number of trials.
+        init: The distribution.
+        density: Share of live weights.
+        data: The data set's fingerprint.
+    """
+
+    protocol: Protocol
+    search: Search
+    init: str
+    density: float
+    data: str
+
+    @property
+    def name(self) -> str:
+        """The study's name, which changes with everything but the number of trials."""
+        settings = {
+            "protocol": self.protocol.settings(),
+            "search": dataclasses.asdict(dataclasses.replace(self.search, trials=1)),
+            "data": self.data,
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        method = f"{self.search.method}-{self.init}-{self.density:g}"
+        return f"{self.protocol.name}-{method}-{digest}"
+
+    def specs(self, alpha: float, delta_t: int) -> list[RunSpec]:
+        """The runs of one trial."""
+        spec = RunSpec(self.search.method, self.init, self.density, 0, alpha=alpha, delta_t=delta_t)
+        return [
+            dataclasses.replace(spec, seed=seed).without_defaults(self.protocol)
+            for seed in self.search.seeds
+        ]
+
+    @property
+    def title(self) -> str:
+        return (
+            f"search of {self.search.method}-{self.init}-{self.density:g} ({self.protocol.label})"
+        )
+
+    def run(self, storage: Storage, train: Train, say: Say = print) -> None:
+        """Go on with the study until it has its trials.
+
+        Args:
+            storage: Where the study is.
+            train: Trains the runs of a trial.
+            say: Told of every trial.
+
+        Raises:
+            SearchError: If a run failed. The search goes on with the same trial the next time.
+        """
+        study = storage.open(self.name)
+        with quiet():
+            while self._wants_more(study, storage):
+                study.sampler = self._sampler(study, storage)
+                study.optimize(lambda trial: self._value(trial, train, say), n_trials=1)
+        # In a database all trials may be in the hands of other machines.
+        if _count(study, TrialState.COMPLETE):
+            best = study.best_trial
+            say(f"{self.title}: best validation {best.value:.2%} with {_words(best.params)}")
+
+    def _wants_more(self, study: optuna.Study, storage: Storage) -> bool:
+        if storage.is_shared:
+            # Retries of trials that died with their machine.
+            fail_stale_trials(study)
+            if _count(study, TrialState.WAITING):
+                return True
+        return _count(study, TrialState.COMPLETE, TrialState.RUNNING) < self.search.trials
+
+    def _sampler(self, study: optuna.Study, storage: Storage) -> TPESampler:
+        # Two thirds of the trials are drawn at random, as they are of the report's fifteen.
+        startup = max(1, round(2 * self.search.trials / 3))
+        if storage.is_shared:
+            # Machines that ask at the same time are to get different answers.
+            return TPESampler(n_startup_trials=startup, constant_liar=True)
+        # Seeded by what has been learnt and not by what was begun, an interrupted search takes the
+        # same way as an undisturbed one, and finds what it had trained of the interrupted trial.
+        digest = hashlib.sha256(f"{self.name} {_count(study, TrialState.COMPLETE)}".encode())
+        return TPESampler(n_startup_trials=startup, seed=int.from_bytes(digest.digest()[:4], "big"))
+
+    def _value(self, trial: optuna.Trial, train: Train, say: Say) -> float:
+        low, high = self.search.alpha
+        alpha = trial.suggest_float("alpha", low, high)
+        first, last, step = self.search.delta_t
+        delta_t = trial.suggest_int("delta_t", first, last, step=step)
+        number = _count(trial.study, TrialState.COMPLETE) + 1
+        say(f"{self.title}: trial {number} of {self.search.trials}, {_words(trial.params)}")
+        specs = self.specs(alpha, delta_t)
+        records = train(specs)
+        if len(records) < len(specs):
+            names = ", ".join(spec.label for spec in specs)
+            raise SearchError(f"only {len(records)} of the runs of a trial succeeded: {names}")
+        return statistics.fmean(record["accuracy"]["validation"] for record in records)
+
+
+def tunings(protocol: Protocol, search: Search, data: str) -> list[Tuning]:
+    """One for each init and density of the search."""
+    return [
+        Tuning(protocol, search, init, density, data)
+        for init, density in itertools.product(search.inits, search.densities)
+    ]
+
+
+def tune(
+    protocol: Protocol,
+    search: Search,
+    data: str,
+    storage: Storage,
+    train: Train,
+    say: Say = print,
+) -> list[SearchError]:
+    """Do all searches of a preset, those first that no other process is at.
+
+    Args:
+        protocol: What all runs share.
+        search: What to search, and how.
+        data: The data set's fingerprint.
+        storage: Where the studies are.
+        train: Trains the runs of a trial.
+        say: Told of every trial.
+
+    Returns:
+        The errors that ended a search; the other searches are done all the same.
+    """
+    left = tunings(protocol, search, data)
+    errors = []
+    while left:
+        busy = []
+        for tuning in left:
+            with storage.claim(tuning.name) as is_ours:
+                if not is_ours:
+                    busy.append(tuning)
+                    continue
+                try:
+                    tuning.run(storage, train, say)
+                except SearchError as error:
+                    errors.append(error)
+        if len(busy) == len(left):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        left = busy
+    return errors
+
+
+def _count(study: optuna.Study, *states: TrialState) -> int:
+    return len(study.get_trials(deepcopy=False, states=states))
+
+
+def _words(params: dict[str, float]) -> str:
+    return f"alpha {params['alpha']:.3f}, delta_t {params['delta_t']}"

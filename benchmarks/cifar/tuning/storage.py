@@ -1,0 +1,112 @@
+"""Where Optuna keeps a search: a file of one machine, or a database that many machines share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
+
+from benchmarks.cifar.files import plain_name
+
+FILES = "search"
+HEARTBEAT_SECONDS = 60
+# A machine that has not been heard of for so long is taken for dead, and its trial is done again.
+GRACE_SECONDS = 300
+RETRIES = 3
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Opens studies.
+
+    With a file, one process at a time works on a study, so a trial that is found running is that of
+    a process that was killed. With a database, processes say every minute that they are alive.
+
+    Args:
+        folder: Each study has a file of its own in ``search/`` there, if no database is given.
+        url: A database as SQLAlchemy names it, such as ``"postgresql://user@host/name"``.
+    """
+
+    folder: Path
+    url: str | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may work on one study."""
+        return self.url is not None
+
+    def open(self, name: str) -> optuna.Study:
+        """A study that maximises, new or as it was left.
+
+        In a file, trials that killed processes left are failed: nobody is working on them. To be
+        called by who has the ``claim``.
+        """
+        with quiet():
+            study = optuna.create_study(
+                study_name=name,
+                storage=self._database() if self.is_shared else self._file(name),
+                direction="maximize",
+                load_if_exists=True,
+            )
+            if not self.is_shared:
+                for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                    study.tell(trial.number, state=TrialState.FAIL)
+        return study
+
+    @contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Whether this process may work on a study now; the claim ends with the process.
+
+        Args:
+            name: The study.
+        """
+        if self.is_shared:
+            yield True
+            return
+        lock = FileLock(self._path(name, "lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _file(self, name: str) -> RDBStorage:
+        return RDBStorage(f"sqlite:///{self._path(name, 'db').as_posix()}")
+
+    def _path(self, name: str, ending: str) -> Path:
+        files = self.folder / FILES
+        files.mkdir(parents=True, exist_ok=True)
+        return files / f"{plain_name(name)}.{ending}"
+
+    def _database(self) -> RDBStorage:
+        assert self.url is not None
+        return RDBStorage(
+            self.url,
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Optuna's own log, and without its warnings that something may change one day."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,1 @@
+"""What removed channels give in time, measured: run it with ``benchmarks/structured/run.py``."""

@@ -1,0 +1,86 @@
+"""A last check, by running both: the smaller model has to compute what the larger one does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from sparseopt.probing import untouched
+from sparseopt.structure.tracing import Trace, where
+
+__all__ = ["CompactionError", "check_agreement"]
+
+
+class CompactionError(RuntimeError):
+    """A smaller model could be made, but does not run or does not compute the same."""
+
+
+def check_agreement(
+    model: nn.Module,
+    smaller: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    training: Trace,
+) -> None:
+    """Run both models, in evaluation and, if nothing else there is random, in training mode.
+
+    Dropout modules stay off, because a smaller model draws other numbers.
+
+    Raises:
+        CompactionError: if the smaller model fails, or its outputs are not the same to about the
+            square root of the precision of their type.
+    """
+    for mode in (False, True):
+        with _in_mode(model, mode), _in_mode(smaller, mode), torch.no_grad():
+            expected = model(*args, **kwargs)
+            try:
+                found = smaller(*args, **kwargs)
+            except Exception as error:
+                raise CompactionError(
+                    f"model={type(model).__name__}(...) without the channels that masks took out "
+                    f"does not run ({error}): does its forward() have a number of channels written "
+                    "in it?"
+                ) from error
+        if not mode or not _is_random(model, training):
+            _compare(expected, found, "training" if mode else "evaluation")
+
+
+@contextmanager
+def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    with untouched(model):
+        model.train(training)
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
+        yield
+
+
+def _is_random(model: nn.Module, training: Trace) -> bool:
+    """Whether training draws random numbers elsewhere than in modules of dropout."""
+    modules = dict(model.named_modules())
+    return any(
+        torch.Tag.nondeterministic_seeded in node.target.tags
+        and not isinstance(modules.get(where(node)), nn.modules.dropout._DropoutNd)
+        for node in training.module.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+    )
+
+
+def _compare(expected: Any, found: Any, mode: str) -> None:
+    pairs = zip(tree_leaves(expected), tree_leaves(found), strict=True)
+    for before, after in pairs:
+        if not isinstance(before, Tensor) or not before.is_floating_point():
+            continue
+        scale = before.abs().max().item()
+        tolerance = torch.finfo(before.dtype).eps ** 0.5 * max(scale, 1e-3)
+        apart = (before - after).abs().max().item()
+        if not apart <= tolerance:
+            raise CompactionError(
+                f"the smaller model's output is {apart:.3g} off in {mode} mode, of values up to "
+                f"{scale:.3g}: please report the model."
+            )

@@ -1,0 +1,186 @@
+"""``condense``: each linear layer in the form that is fastest on this machine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt._validation import check_count
+from sparseopt.discovery import canonical_name
+from sparseopt.inference.ways import dense_ways, median_seconds, sparse_ways
+from sparseopt.optimizer import SparseOptimizer
+from sparseopt.probing import untouched
+from sparseopt.unwrapping import unwrapped
+
+__all__ = ["Condensation", "LayerTimes", "condense"]
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """What one linear layer takes, in every way.
+
+    Attributes:
+        name: path of the module.
+        density: live weights over all weights.
+        rows: vectors that the layer was given at once.
+        dense: seconds by dense way: ``"F.linear float32"``, ``"oneDNN packed float32"``,
+            ``"F.linear bfloat16"``; those that this machine has.
+        sparse: seconds by sparse way: ``"condensed"`` (constant fan-in only), ``"CSR"``.
+    """
+
+    name: str
+    density: float
+    rows: int
+    dense: Mapping[str, float]
+    sparse: Mapping[str, float]
+
+    @property
+    def fastest_dense(self) -> str:
+        """The fastest dense way on this machine."""
+        return min(self.dense, key=self.dense.__getitem__)
+
+    @property
+    def fastest_sparse(self) -> str:
+        """The fastest sparse way on this machine."""
+        return min(self.sparse, key=self.sparse.__getitem__)
+
+    @property
+    def speed_up(self) -> float:
+        """Time of the fastest dense way over that of the fastest sparse way; may be below 1."""
+        return self.dense[self.fastest_dense] / self.sparse[self.fastest_sparse]
+
+    @property
+    def chosen(self) -> str:
+        """The fastest sparse way if it beats every dense way, else ``"dense"``."""
+        return self.fastest_sparse if self.speed_up > 1 else "dense"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: density {self.density:.3g}, {self.rows} rows: {self.chosen}. "
+            f"{self.fastest_sparse} {1e6 * self.sparse[self.fastest_sparse]:.1f} us, "
+            f"{self.speed_up:.2f} x the speed of the fastest dense way, {self.fastest_dense} "
+            f"({1e6 * self.dense[self.fastest_dense]:.1f} us)"
+        )
+
+
+def condense(
+    model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, rounds: int = 15
+) -> nn.Module:
+    """Return a copy for inference whose linear layers are sparse where that is faster here.
+
+    See :class:`Condensation`, of which this is the model.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer, condense
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static", density=0.1)
+        >>> x = torch.randn(1, 64)
+        >>> condensed = condense(model, optimizer, x, rounds=1)
+        >>> torch.allclose(condensed(x), model(x), atol=1e-5)
+        True
+    """
+    return Condensation(model, optimizer, *inputs, rounds=rounds).model
+
+
+class Condensation:
+    """A copy of a model for inference, with linear layers that skip what masks dropped.
+
+    Each linear layer is timed as it is used for ``inputs``, on this machine with the number of
+    threads of this moment: dense in all the ways there are, in compressed sparse rows, and, if its
+    fan-in is constant, condensed. It becomes sparse if that is faster than *every* dense way,
+    bfloat16 among them; else it stays as it is. Convolutions stay as they are: whole channels of
+    them are taken out by :class:`sparseopt.Compaction`, whose masks a smaller model can then be
+    condensed with.
+
+    Args:
+        model: the model, with the weights that ``optimizer`` trains.
+        optimizer: has the masks.
+        inputs: positional inputs like those of inference: what is fastest depends on the batch.
+        rounds: measurements of each way; their median counts.
+
+    Attributes:
+        model: the copy, in evaluation mode.
+        report: the times of each linear layer that has a mask, in the model's order
+            (:class:`LayerTimes`).
+
+    Raises:
+        ValueError: if no inputs are given, or ``rounds`` is not positive.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, rounds: int = 15
+    ) -> None:
+        check_count("rounds", rounds, minimum=1)
+        if not inputs:
+            raise ValueError("condense() needs inputs to time the layers with: pass a batch.")
+        model = unwrapped(model)
+        masks = _masks_by_layer(model, optimizer)
+        seen = _inputs_of(model, list(masks), inputs)
+        self.model = copy.deepcopy(model).eval()
+        self.report: list[LayerTimes] = []
+        for name, x in seen.items():
+            layer = model.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            self._choose(name, layer, masks[name], x, rounds)
+
+    def _choose(self, name: str, layer: nn.Linear, mask: Tensor, x: Tensor, rounds: int) -> None:
+        dense, modules = dense_ways(layer, x), sparse_ways(layer, mask)
+        sparse = {way: _call(module, x) for way, module in modules.items()}
+        seconds = median_seconds({**dense, **sparse}, rounds)
+        times = LayerTimes(
+            name,
+            mask.sum().item() / mask.numel(),
+            x.numel() // x.shape[-1],
+            {way: seconds[way] for way in dense},
+            {way: seconds[way] for way in sparse},
+        )
+        self.report.append(times)
+        if times.chosen != "dense":
+            path, _, last = name.rpartition(".")
+            setattr(self.model.get_submodule(path), last, modules[times.chosen])
+
+
+def _call(module: nn.Module, x: Tensor) -> Any:
+    return lambda: module(x)
+
+
+def _masks_by_layer(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Tensor]:
+    """Return the masks of linear layers that have dropped weights, by path of the module."""
+    masks = optimizer.masks
+    found = {}
+    for path, module in model.named_modules():
+        mask = masks.get(canonical_name(f"{path}.weight" if path else "weight"))
+        # Subclasses may do something else with their weight.
+        if type(module) is nn.Linear and mask is not None and not bool(mask.all()):
+            found[path] = mask
+    return found
+
+
+def _inputs_of(model: nn.Module, paths: list[str], inputs: tuple[Any, ...]) -> dict[str, Tensor]:
+    """Return what each of the layers is given in one forward pass, the last time it is called."""
+    seen: dict[str, Tensor] = {}
+    with untouched(model), torch.no_grad():
+        handles = [
+            model.get_submodule(path).register_forward_pre_hook(_keep(seen, path)) for path in paths
+        ]
+        try:
+            model.eval()(*inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return {path: seen[path] for path in paths if path in seen}
+
+
+def _keep(seen: dict[str, Tensor], path: str) -> Any:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen[path] = args[0].detach().clone()
+
+    return hook

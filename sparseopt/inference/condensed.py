@@ -1,0 +1,132 @@
+"""Linear layers that store and multiply live weights only."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["CSRLinear", "CondensedLinear", "is_constant_fan_in"]
+
+
+class CondensedLinear(nn.Module):
+    """A linear layer of constant fan-in: every neuron that is there has as many live weights.
+
+    It stores ``neurons x fan-in`` values and as many indices. Neurons without live weights are
+    not computed; their result is the bias. For inference: the values are buffers, and do not train.
+
+    Args:
+        weight: dense, ``(out_features, in_features)``.
+        mask: bool, of its shape, with equally many true entries in every row that has any.
+        bias: ``(out_features,)``, or ``None``.
+
+    Raises:
+        ValueError: if the fan-in is not constant.
+
+    Reference: Lasby et al. 2024, "Dynamic Sparse Training with Structured Sparsity".
+
+    Example:
+        >>> weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, 3.0, 4.0]])
+        >>> layer = CondensedLinear(weight, weight != 0, None)
+        >>> layer(torch.tensor([[1.0, 10.0, 100.0]])).tolist()
+        [[201.0, 0.0, 430.0]]
+    """
+
+    def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        if not is_constant_fan_in(mask):
+            raise ValueError(
+                "mask has rows with different numbers of live weights: a condensed layer needs "
+                "constant fan-in, that of method 'srigl'."
+            )
+        self.out_features, self.in_features = weight.shape
+        neurons = mask.any(1).nonzero()[:, 0]
+        indices = mask[neurons].nonzero()[:, 1].view(len(neurons), -1)
+        self.values: Tensor
+        self.indices: Tensor
+        self.neurons: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("values", weight.detach()[neurons].gather(1, indices))
+        self.register_buffer("indices", indices)
+        self.register_buffer("neurons", neurons)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(..., out_features)`` for ``(..., in_features)``."""
+        columns = x.reshape(-1, self.in_features).t().contiguous()
+        # Each neuron is a bag of rows of the input, weighted by its values.
+        found = F.embedding_bag(
+            self.indices, columns, per_sample_weights=self.values, mode="sum"
+        ).t()
+        if len(self.neurons) < self.out_features:
+            found = found.new_zeros(len(found), self.out_features).index_copy(
+                1, self.neurons, found
+            )
+        if self.bias is not None:
+            found = found + self.bias
+        return found.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Return what is shown between the brackets of the layer's representation."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"neurons={len(self.neurons)}, fan_in={self.indices.shape[1]}"
+        )
+
+
+class CSRLinear(nn.Module):
+    """A linear layer whose weight is stored in compressed sparse rows, for any mask.
+
+    For inference: the weight is a buffer, and does not train.
+
+    Args:
+        weight: dense, ``(out_features, in_features)``; what the mask drops has to be zero.
+        mask: bool, of its shape.
+        bias: ``(out_features,)``, or ``None``.
+    """
+
+    def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        rows = torch.zeros(self.out_features + 1, dtype=torch.int64, device=weight.device)
+        rows[1:] = mask.sum(1).cumsum(0)
+        self.rows: Tensor
+        self.columns: Tensor
+        self.values: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("rows", rows)
+        self.register_buffer("columns", mask.nonzero()[:, 1])
+        self.register_buffer("values", weight.detach()[mask])
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(..., out_features)`` for ``(..., in_features)``."""
+        with warnings.catch_warnings():
+            # torch calls all of CSR a beta.
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+            weight = torch.sparse_csr_tensor(
+                self.rows,
+                self.columns,
+                self.values,
+                (self.out_features, self.in_features),
+                check_invariants=False,
+            )
+        found = (weight @ x.reshape(-1, self.in_features).t()).t()
+        if self.bias is not None:
+            found = found + self.bias
+        return found.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Return what is shown between the brackets of the layer's representation."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"live={len(self.values)}"
+        )
+
+
+def is_constant_fan_in(mask: Tensor) -> bool:
+    """Return whether all rows of a mask that have live weights have equally many."""
+    counts = set(mask.sum(1).tolist())
+    return len(counts - {0}) == 1

@@ -1,0 +1,79 @@
+"""The ways to compute one linear layer, dense ones among them, and how long each takes here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseopt.inference.condensed import CondensedLinear, CSRLinear, is_constant_fan_in
+
+__all__ = ["dense_ways", "median_seconds", "sparse_ways"]
+
+#: Calls are repeated within one measurement until it takes about so long, in seconds.
+LONG_ENOUGH: Final = 1e-3
+
+
+def dense_ways(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return calls that compute ``layer(x)`` densely, by name.
+
+    With bfloat16 the input is of that type already, as in a model that is all bfloat16.
+    """
+    weight = layer.weight.detach()
+    bias: Tensor | None = layer._parameters["bias"]
+    half = (x.bfloat16(), weight.bfloat16(), None if bias is None else bias.detach().bfloat16())
+    calls: dict[str, Callable[[], Any]] = {
+        f"F.linear {str(x.dtype).removeprefix('torch.')}": lambda: F.linear(x, weight, bias),
+        "F.linear bfloat16": lambda: F.linear(*half),
+    }
+    packed = _packed(weight, x)
+    if packed is not None:
+        calls["oneDNN packed float32"] = lambda: torch.ops.mkldnn._linear_pointwise(
+            x, packed, bias, "none", [], ""
+        )
+    return calls
+
+
+def sparse_ways(layer: nn.Linear, mask: Tensor) -> dict[str, nn.Module]:
+    """Return modules that compute ``layer`` with its live weights only, by name."""
+    modules: dict[str, nn.Module] = {"CSR": CSRLinear(layer.weight, mask, layer.bias)}
+    if is_constant_fan_in(mask):
+        modules["condensed"] = CondensedLinear(layer.weight, mask, layer.bias)
+    return modules
+
+
+@torch.no_grad()
+def median_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Return the median time of each call, all of them in turn in every round."""
+    repeats = {name: _repeats(call) for name, call in calls.items()}
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            taken[name].append(_seconds(call, repeats[name]))
+    return {name: sorted(times)[len(times) // 2] for name, times in taken.items()}
+
+
+def _seconds(call: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _repeats(call: Callable[[], Any]) -> int:
+    call()
+    return max(1, int(LONG_ENOUGH / max(_seconds(call, 1), 1e-9)))
+
+
+def _packed(weight: Tensor, x: Tensor) -> Tensor | None:
+    """Return the weight in oneDNN's own layout, or ``None`` where there is no oneDNN."""
+    known = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if not known or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return None
+    rows = x.numel() // x.shape[-1]
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return packed

@@ -1,0 +1,181 @@
+"""RigL on the channels of convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt.channels import (
+    MAKERS,
+    WEIGHTS,
+    canonical_groups,
+    changed_masks,
+    live_channels,
+    magnitude,
+    pull,
+    put_fresh_channels,
+    refuse_sharded,
+)
+from sparseopt.discovery import canonical_name
+from sparseopt.layers import SparseLayer
+from sparseopt.methods.base import Method, Move, Rewiring, TrainingCost, Update
+from sparseopt.methods.registry import register_method
+from sparseopt.selection import largest, smallest
+from sparseopt.structure import ChannelGroup
+
+__all__ = ["RigLStruct"]
+
+
+@register_method
+@dataclass(frozen=True)
+class RigLStruct(Method):
+    r"""RigL on whole channels, which :func:`~sparseopt.compact` takes out of the model.
+
+    What drops and grows is a channel with all that it owns: the filter that makes it, its bias, its
+    normalisation's scale and shift, and the columns that it is multiplied by in all layers that
+    read it. Channels that are added, as in residual connections, or that go through a depthwise
+    convolution are one channel; a group of a grouped convolution moves as a whole. Each update
+    drops, in every group of :math:`n` live channels that belong together,
+    :math:`\lfloor f(t)\, n \rfloor` of smallest magnitude and grows as many that the loss pulls at
+    most. The number of live channels stays.
+
+    *Magnitude* is :math:`|w|`, summed over the columns that a channel is multiplied by, times
+    :math:`|\gamma|`, summed over its normalisations (if there are none, times :math:`|w|`, summed
+    over its filters). *Pull* is :math:`|\partial L / \partial w|`, summed over the columns. A
+    dropped channel, being zero, has none. So in the forward pass of update steps all dropped
+    channels have a fresh filter and scale, and zeros in the columns: what the model computes is
+    the same, and the gradient of the columns is there. A channel that grows keeps the filter that
+    it was chosen for, and starts with zeros in the columns. Outside of update steps everything
+    that a dropped channel owns is zero.
+
+    Linear layers are dense, but for columns of channels that are dropped. Live weights are what
+    would be left of the model if dropped channels were taken out, and so all costs are those of
+    the smaller model; in an update step all channels are computed. So a training step costs, on
+    average,
+
+    .. math:: \frac{3\,\Delta T\, f_s + 3 f_d}{\Delta T + 1}
+
+    ``density`` is the share of the convolutions' weights that is live at most. With the density
+    :math:`d` that ``init`` gives a convolution, it is to have :math:`\sqrt d` of its channels; all
+    these shares are then scaled alike to meet ``density`` (but not those of a mapping). Channels
+    that can't be taken out, such as the model's outputs, or those that a ``GroupNorm`` mixes, all
+    stay live; a log line says which and why. ``optimizer.layers`` has the vectors that channels
+    own too.
+
+    Args:
+        groups: the channels of the model, as :func:`~sparseopt.find_channel_groups`
+            returns them.
+
+    Raises:
+        ValueError: for ``regrow="zero"``, which would need a filter that was not there.
+
+    Example:
+        >>> from sparseopt import SparseOptimizer, find_channel_groups
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        ...     nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+        >>> method = RigLStruct(groups=find_channel_groups(model, torch.zeros(2, 1, 5, 5)))
+        >>> optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model,
+        ...                             method=method, density=0.3, init={}, total_steps=1000)
+        >>> {layer.name: layer.live for layer in optimizer.layers}  # doctest: +NORMALIZE_WHITESPACE
+        {'0.weight': 36, '1.weight': 4, '1.bias': 4, '3.weight': 144, '3.bias': 4, '6.weight': 8}
+
+    Reference: the idea after Sundar & Dwaraknath 2021, supplement, section 4, where it masks single
+    kernels, and after Evci et al. 2020, algorithm 1; growth with the function unchanged after Evci
+    et al. 2022, "GradMax: Growing Neural Networks using Gradient Information".
+    """
+
+    name: ClassVar[str] = "rigl-struct"
+    needs_dense_gradient: ClassVar[bool] = True
+    prepares_forward: ClassVar[bool] = True
+    dense_passes: ClassVar[int] = 3
+
+    groups: Sequence[ChannelGroup] = field(default=(), repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.regrow == "zero":
+            raise ValueError(
+                "regrow='zero' does not suit method='rigl-struct': a channel that starts afresh "
+                "needs a new filter before it is dropped. Use 'keep' or 'never'."
+            )
+        object.__setattr__(self, "groups", canonical_groups(self.groups))
+
+    def prepare_forward(self, model: nn.Module, update: Update) -> None:
+        """Give dropped channels fresh filters and scales, for one step.
+
+        Raises:
+            TypeError: if weights were sharded after the optimizer was made.
+        """
+        refuse_sharded({layer.name: layer.weight for layer in update.layers})
+        buffers = {canonical_name(name): value for name, value in model.named_buffers()}
+        layers = {layer.name: layer for layer in update.layers}
+        put_fresh_channels(self.groups, layers, buffers, update.generator)
+
+    def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
+        """Return for each layer which of its weights are live after the update."""
+        by_name = {layer.name: layer for layer in layers}
+        absent = {layer.name for layer in update.layers} - by_name.keys()
+        masks = {name: layer.mask for name, layer in by_name.items()}
+        drops, exchanges = [], []
+        for group in self.groups:
+            owned = {place.name for place in group.slices}
+            if not _can_move(group, masks) or owned & absent:
+                continue
+            survivors, live = self._exchange(group, by_name, update)
+            drops.append((group, survivors))
+            exchanges.append((group, live))
+        after_drop, after = changed_masks(masks, drops), changed_masks(masks, exchanges)
+        return [
+            _rewiring(layer, after_drop[layer.name], after[layer.name])
+            if layer.name in after
+            else Move(0, 0)
+            for layer in layers
+        ]
+
+    def train_flops(self, cost: TrainingCost) -> float:
+        """Return the average over a step of all channels and ``delta_t`` of the live ones."""
+        ordinary = 3.0 * cost.delta_t * cost.mean_sparse
+        return (ordinary + 3.0 * cost.dense) / (cost.delta_t + 1)
+
+    def _exchange(
+        self, group: ChannelGroup, layers: Mapping[str, SparseLayer], update: Update
+    ) -> tuple[Tensor, Tensor]:
+        """Return which channels survive the drop, and which are live after the growth."""
+        live = live_channels(group, {name: layer.mask for name, layer in layers.items()})
+        count = int(update.fraction * int(live.sum()))
+        if self.regrow == "never":
+            count = min(count, int((~live).sum()))
+        weights = {name: layer.weight for name, layer in layers.items()}
+        gradients = {
+            name: layer.weight.grad
+            for name, layer in layers.items()
+            if layer.weight.grad is not None
+        }
+        sizes = magnitude(group, weights).masked_fill(~live, torch.inf)
+        survivors = live & ~smallest(sizes, count)
+        taken = live if self.regrow == "never" else survivors
+        return survivors, survivors | largest(pull(group, gradients), count, taken)
+
+
+def _can_move(group: ChannelGroup, masks: Mapping[str, Tensor]) -> bool:
+    """Whether some channels are dropped, and all weights that they own a part of are here."""
+    weights = {place.name for place in group.slices_of(*WEIGHTS)}
+    if not group.slices_of(*MAKERS) or not weights <= masks.keys():
+        return False
+    return not bool(live_channels(group, masks).all())
+
+
+def _rewiring(layer: SparseLayer, survivors: Tensor, mask: Tensor) -> Rewiring:
+    stay = int(survivors.sum())
+    return Rewiring(
+        drop=layer.live - stay,
+        grow=int(mask.sum()) - stay,
+        survivors=survivors.reshape(-1),
+        mask=mask.reshape(-1),
+        values=layer.weight.detach().clone(),
+    )

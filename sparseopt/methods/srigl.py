@@ -1,0 +1,152 @@
+"""SRigL: RigL under a constant fan-in, with neurons that can go out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparseopt._validation import check_fraction
+from sparseopt.layers import SparseLayer
+from sparseopt.methods.base import Move, Rewiring, Update
+from sparseopt.methods.registry import register_method
+from sparseopt.methods.rigl import RigL
+from sparseopt.row_selection import largest_in_rows
+from sparseopt.selection import largest, smallest
+from sparseopt.sharding import whole
+
+__all__ = ["SRigL"]
+
+
+@register_method
+@dataclass(frozen=True)
+class SRigL(RigL):
+    r"""Structured RigL: every neuron of a layer has the same fan-in, or is ablated.
+
+    A neuron is an index along the weight's first dimension: an output of ``Linear`` or a filter of
+    ``Conv``; its fan-in is the number of its live weights. A layer of :math:`N` neurons starts with
+    a fan-in of :math:`k` in each, the whole number nearest to what ``init`` gives it, at least 1.
+    Its budget is :math:`B = N k` live weights, and each update shares it out anew among the neurons
+    that deserve it:
+
+    1. RigL's choice: the :math:`\lfloor f(t)\, n \rfloor` smallest of the layer's :math:`n` live
+       weights, and as many where the gradient is largest among the weights that would not survive.
+       Those that this would leave live are *salient*.
+    2. A neuron with fewer salient weights than :math:`\max(1, \lfloor \gamma k \rfloor)` is
+       ablated: all its weights drop. At least :math:`\lceil B / \text{columns} \rceil` neurons are
+       not, those with the most salient weights, so that the budget finds room. An ablated neuron
+       returns when it has as many salient weights again.
+    3. The :math:`a` other neurons have the new fan-in :math:`k' = \lfloor B / a \rfloor`.
+    4. The smallest weights of the layer drop as in RigL, those of ablated neurons first. No neuron
+       keeps more than :math:`k'`, its largest.
+    5. Each of the :math:`a` neurons grows to :math:`k'` weights, where its gradient is largest
+       among those of its weights that did not survive.
+
+    So a layer has :math:`a k'` live weights, which is at most its budget and less than :math:`a`
+    below it. The neurons of the model's last layer are its outputs, and never ablated. The update
+    takes the gradient step's place, and costs what RigL's does.
+
+    ``ConvTranspose`` and transformers' ``Conv1D`` have their inputs along the first dimension: in
+    those layers it is the fan-out that is constant.
+
+    Args:
+        gamma: :math:`\gamma`, the share of the fan-in that has to be salient, in [0, 1]; the paper
+            has .3, and .95 for a vision transformer. ``None``: no neuron is ablated.
+        grow: as in :class:`RigL`.
+
+    Raises:
+        TypeError: if ``gamma`` is neither a number nor ``None``.
+        ValueError: if it is out of range, or for ``regrow="never"``, since a neuron has to find as
+            many weights to grow as its fan-in wants.
+
+    Example:
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Sequential(torch.nn.Linear(20, 3), torch.nn.Linear(3, 2))
+        >>> optimizer = SparseOptimizer(torch.optim.SGD(model.parameters()), model,
+        ...                             method="srigl", density=0.2, init={}, total_steps=1000)
+        >>> optimizer.masks["0.weight"].sum(1)
+        tensor([4, 4, 4])
+
+    Reference: Lasby et al. 2024, "Dynamic Sparse Training with Structured Sparsity", section 3.
+    """
+
+    name: ClassVar[str] = "srigl"
+
+    gamma: float | None = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gamma is not None:
+            check_fraction("gamma", self.gamma)
+        if self.regrow == "never":
+            raise ValueError(
+                "regrow='never' does not suit method='srigl': a neuron has to grow as many weights "
+                "as its fan-in wants, and may have no others left. Use 'keep' or 'zero'."
+            )
+
+    def live_count(self, shape: tuple[int, ...], target: int) -> int:
+        """Return the count nearest to ``target`` that gives every neuron as many weights."""
+        neurons, fan_in = shape[0], math.prod(shape[1:])
+        nearest = (2 * target + neurons) // (2 * neurons)
+        return neurons * min(max(1, nearest), fan_in)
+
+    def initial_mask(self, scores: Tensor, live: int) -> Tensor:
+        """Return the highest scores of every neuron, as many in each.
+
+        A neuron all of whose scores are 0 starts ablated, unless all do.
+        """
+        rows = scores.reshape(scores.shape[0], -1)
+        active = (rows != 0).any(1)
+        active |= ~active.any()
+        fan_in = min(max(1, live // int(active.sum())), rows.shape[1])
+        return largest_in_rows(rows, active * fan_in, fan_in).view(scores.shape)
+
+    def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
+        """Return for each layer which of its weights are live after the update."""
+        return [self._rewire(layer, update) for layer in layers]
+
+    def _rewire(self, layer: SparseLayer, update: Update) -> Move:
+        drop = self._move(layer, update.fraction).drop
+        if drop == 0:
+            return Move(0, 0)
+        neurons = layer.weight.shape[0]
+        live_only = layer.expand(self.drop_scores(layer, update), -torch.inf)
+        magnitude = whole(live_only).reshape(neurons, -1)
+        growth = whole(self.grow_scores(layer, update)).reshape(neurons, -1)
+        active = self._active_neurons(layer, update, drop, growth)
+        fan_in = layer.target // int(active.sum())
+
+        # What an ablated neuron loses counts for the layer's drop, so that less else drops.
+        magnitude[~active] = -torch.inf
+        gone = magnitude.isneginf()
+        stay = min(layer.live - drop, gone.numel() - int(gone.sum()))
+        survivors = largest(magnitude.reshape(-1), stay, gone.reshape(-1)).view_as(gone)
+        own = survivors.sum(1).clamp(max=fan_in)
+        survivors = largest_in_rows(magnitude, own, fan_in, ~survivors)
+        grown = largest_in_rows(growth, active * fan_in - own, fan_in, survivors)
+        stay = int(own.sum())
+        return Rewiring(
+            drop=layer.live - stay,
+            grow=fan_in * int(active.sum()) - stay,
+            survivors=survivors.reshape(-1),
+            mask=(survivors | grown).reshape(-1),
+        )
+
+    def _active_neurons(
+        self, layer: SparseLayer, update: Update, drop: int, growth: Tensor
+    ) -> Tensor:
+        """Return which neurons are not ablated, bool, ``(neurons,)``."""
+        neurons, columns = growth.shape
+        if self.gamma is None or layer is update.layers[-1]:
+            return whole(layer.mask).reshape(neurons, columns).any(1)
+        stays = ~smallest(self.drop_scores(layer, update), drop)
+        survivors = whole(layer.expand(stays)).reshape(-1)
+        newcomers = largest(growth.reshape(-1), drop, survivors)
+        salient = (survivors | newcomers).view(neurons, columns).sum(1)
+        enough = salient >= max(1, int(self.gamma * (layer.target // neurons)))
+        room = math.ceil(layer.target / columns)
+        return enough | largest(salient.float(), room)

@@ -1,0 +1,111 @@
+"""Sessions that are killed and started again end as if nothing had happened."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cifar" / "run.py"
+PATIENCE = 3600.0
+KILLS = 5
+SAME = ("curve", "accuracy", "weights_sha256", "density", "flops", "layers", "history")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="kills a process by a POSIX signal"),
+]
+
+
+def start(folder, *options):
+    """Start the script as a user does, in an empty folder."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, options)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_when_it_got_on(process, out, events):
+    """SIGKILL after so many new checkpoints and results; return what it has said."""
+    deadline = time.monotonic() + PATIENCE
+    seen = progress(out)
+    while events:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        now = progress(out)
+        events -= bool(now - seen)
+        seen = now
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGKILL
+    return output
+
+
+def progress(out):
+    """Checkpoints and results, each time that they are written another one."""
+    found = set()
+    for path in [*out.glob("checkpoints/*.pt"), *out.glob("results.jsonl")]:
+        try:
+            found.add((path.name, path.stat().st_mtime_ns))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def results(out):
+    records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    by_key = {record["key"]: {name: record[name] for name in SAME} for record in records}
+    assert len(by_key) == len(records)
+    return by_key
+
+
+def tables(out):
+    """The report without what it says of time."""
+    lines = (out / "report.md").read_text().splitlines()
+    return [re.sub(r"\| \d+\.\d \|$", "|", line) for line in lines]
+
+
+def check_that_kills_change_nothing(options, tmp_path, events):
+    whole, broken, folder = tmp_path / "whole", tmp_path / "broken", tmp_path / "cwd"
+    finish(start(folder, *options, "--out", whole))
+    said = [
+        kill_when_it_got_on(start(folder, *options, "--out", broken), broken, events)
+        for _ in range(KILLS)
+    ]
+    said.append(finish(start(folder, *options, "--out", broken)))
+    assert any("resumed at step" in output for output in said)
+    assert results(broken) == results(whole)
+    assert tables(broken) == tables(whole)
+    left = [path.relative_to(broken) for path in broken.rglob("*") if path.is_file()]
+    assert not [path for path in left if path.parts[0] == "checkpoints"]
+    assert not [path for path in left if re.match(r"\..*\.\d+$", path.name)]
+    assert list(folder.iterdir()) == []
+
+
+def test_session_killed_five_times_ends_as_an_undisturbed_one(quick_preset, image_tree, tmp_path):
+    options = ["--preset", quick_preset, "--all", "--data-dir", image_tree, "--threads", "1"]
+    check_that_kills_change_nothing(options, tmp_path, events=1)
+
+
+@pytest.mark.skipif(
+    "SPARSEOPT_LONG_TESTS" not in os.environ, reason="takes twice as long as the smoke preset"
+)
+def test_smoke_preset_killed_five_times_ends_with_the_same_tables(tmp_path):
+    options = ["--preset", "smoke", "--all", "--workers", "2", "--threads", "2"]
+    check_that_kills_change_nothing(options, tmp_path, events=20)

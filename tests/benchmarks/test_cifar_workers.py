@@ -1,0 +1,325 @@
+"""Several processes: of one machine, of a cluster, and of one run."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.cifar import cli
+from benchmarks.cifar.data import load_dataset
+from benchmarks.cifar.display import Display, Silent
+from benchmarks.cifar.durations import Forecast
+from benchmarks.cifar.folder import Folder
+from benchmarks.cifar.jobs import Agenda, Job
+from benchmarks.cifar.presets import load_preset
+from benchmarks.cifar.results import FinishedRuns, append_result, read_results
+from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.serial import run_serially
+from benchmarks.cifar.stopping import Stop, StoppedError
+from benchmarks.cifar.worker import Setup, Worker
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 300.0
+SAME = ("key", "curve", "accuracy", "weights_sha256", "density", "flops")
+
+
+@pytest.fixture
+def options(quick_preset, image_tree):
+    return ["--preset", str(quick_preset), "--data-dir", str(image_tree), "--threads", "1"]
+
+
+def results(out):
+    records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert len({record["key"] for record in records}) == len(records)
+    return {record["label"]: {name: record[name] for name in SAME} for record in records}
+
+
+def when_there_is_a_checkpoint(out, act):
+    """Do something in the background as soon as a run has been saved."""
+
+    def watch():
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if list(out.glob("checkpoints/*.pt")) and act():
+                return
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kills a process by a POSIX signal")
+def test_job_of_a_killed_worker_is_done_again_and_nothing_else(options, tmp_path, capsys):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert cli.main([*options, "--all", "--out", str(alone)]) == 0
+
+    def kill_one():
+        children = multiprocessing.active_children()
+        if children:
+            os.kill(children[0].pid, signal.SIGKILL)
+        return children
+
+    killer = when_there_is_a_checkpoint(together, kill_one)
+    status = cli.main([*options, "--all", "--workers", "2", "--out", str(together)])
+    killer.join()
+    assert status == 0
+    assert "its process ended with status -9, trying again" in capsys.readouterr().out
+    assert len(results(alone)) == 4
+    assert results(together) == results(alone)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="interrupts a process by a POSIX signal")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_interrupted_session_saves_says_so_and_goes_on(options, tmp_path, capsys, workers):
+    out = tmp_path / "out"
+    arguments = [*options, "--methods", "rigl", "set", "--workers", workers, "--out", str(out)]
+
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    interrupter = when_there_is_a_checkpoint(out, interrupt)
+    assert cli.main([*arguments, "--set", "training.epochs=40"]) == 130
+    interrupter.join()
+    assert "stopped; the same command goes on from what is saved" in capsys.readouterr().err
+    saved = list(out.glob("checkpoints/*.pt"))
+    assert len(saved) == int(workers)
+    for path in saved:
+        progress = torch.load(path, weights_only=True)["progress"]
+        assert progress["curve"] or progress["batches"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert multiprocessing.active_children() == []
+
+
+@pytest.fixture
+def one_job(quick_preset, image_tree, tmp_path):
+    """A worker and a job for it."""
+    setup = Setup(Folder(tmp_path / "out"), image_tree)
+    protocol = dataclasses.replace(load_preset(str(quick_preset)), dataset="folder")
+    data = load_dataset("folder", image_tree, setup.folder.cache).fingerprint()
+    return Worker(setup), Job(protocol, RunSpec("rigl", "erk", 0.2, 0), data)
+
+
+def test_job_that_another_session_has_in_hand_is_left_to_it(one_job, tmp_path):
+    worker, job = one_job
+    with Folder(tmp_path / "out").claim(job.key) as is_mine:
+        assert is_mine
+        assert worker.do(job, Silent(), Stop()) is None
+    assert not worker.folder.results.exists()
+    assert worker.do(job, Silent(), Stop())["key"] == job.key
+    # Finished meanwhile: done once.
+    assert worker.do(job, Silent(), Stop()) is None
+
+
+def test_session_waits_for_what_another_does_and_does_not_repeat_it(one_job, tmp_path):
+    worker, job = one_job
+    folder = Folder(tmp_path / "out")
+    agenda = Agenda([job], folder)
+
+    def other():
+        with folder.claim(job.key):
+            begun.set()
+            time.sleep(0.5)
+            append_result(folder.results, {"key": job.key})
+
+    begun = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    begun.wait(PATIENCE)
+    run_serially(worker, agenda, Display(Forecast({}), 1), Stop())
+    thread.join()
+    assert folder.results.read_text() == json.dumps({"key": job.key}) + "\n"
+
+
+def test_job_that_fails_takes_only_those_along_that_build_on_it(one_job, monkeypatch, capsys):
+    worker, job = one_job
+    jobs = [
+        Job(job.protocol, RunSpec(method, "erk", 0.2, 0), job.data)
+        for method in ("pruning", "lottery", "static")
+    ]
+    original = Worker.train
+
+    def train(self, job, watcher, stop):
+        if job.spec.method == "pruning":
+            raise RuntimeError("out of luck")
+        return original(self, job, watcher, stop)
+
+    monkeypatch.setattr(Worker, "train", train)
+    agenda = Agenda(jobs, worker.folder)
+    run_serially(worker, agenda, Display(Forecast({}), 3), Stop())
+    assert [job.spec.method for job in agenda.failed] == ["pruning", "lottery"]
+    captured = capsys.readouterr()
+    assert "pruning-erk-0.2-seed0 (REDUCED protocol 'quick'): failed" in captured.out
+    assert "static-erk-0.2-seed0 (REDUCED protocol 'quick'): test accuracy" in captured.out
+    assert "out of luck" in captured.err
+
+
+def test_masks_are_kept_until_they_are_used_and_made_again_if_they_are_gone(one_job):
+    worker, job = one_job
+    pruning = Job(job.protocol, RunSpec("pruning", "erk", 0.2, 0), job.data)
+    lottery = Job(job.protocol, RunSpec("lottery", "erk", 0.2, 0), job.data)
+    folder = worker.folder
+    run_serially(worker, Agenda([pruning], folder), Display(Forecast({}), 1), Stop())
+    assert folder.masks(pruning.key).exists()
+    first = folder.results.read_text()
+    folder.masks(pruning.key).unlink()
+    agenda = Agenda([lottery], folder)
+    assert [job.spec.method for job in agenda.left] == ["pruning", "lottery"]
+    run_serially(worker, agenda, Display(Forecast({}), 2), Stop())
+    lines = folder.results.read_text().splitlines()
+    assert lines[0] + "\n" == first
+    record = json.loads(lines[1])
+    assert record["source"] == {"key": pruning.key, "label": "pruning-erk-0.2-seed0"}
+    assert len(lines) == 2
+    assert not folder.masks(pruning.key).exists()
+    assert Agenda([lottery, pruning], folder).left == []
+
+
+def test_stop_before_a_job_begins_begins_none(one_job):
+    worker, job = one_job
+    stop = Stop()
+    stop.request()
+    with pytest.raises(StoppedError):
+        run_serially(worker, Agenda([job], worker.folder), Display(Forecast({}), 1), stop)
+    assert not worker.folder.checkpoint(job.key).exists()
+
+
+OWN_MODEL = """
+import torch
+
+def plain(num_classes):
+    # Without BatchNorm, whose statistics are of each process's part of a batch.
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.ReLU(), torch.nn.Flatten(),
+        torch.nn.Linear(8 * 64, num_classes),
+    )
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_run_as_one_process_does(options, tmp_path, monkeypatch):
+    (tmp_path / "my_network.py").write_text(OWN_MODEL)
+    monkeypatch.chdir(tmp_path)
+    arguments = [*options, "--methods", "rigl", "small-dense", "--model", "my_network:plain"]
+    assert cli.main([*arguments, "--out", "one"]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    script = str(ROOT / "benchmarks" / "cifar" / "run.py")
+    finished = subprocess.run(
+        [*command, script, *arguments, "--out", "two"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    # A network without width_scale has no small version.
+    (one,), (two,) = results(tmp_path / "one").values(), results(tmp_path / "two").values()
+    assert one["key"] == two["key"]
+    losses = [[entry["train_loss"] for entry in record["curve"]] for record in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert one["accuracy"] == two["accuracy"]
+    record = json.loads((tmp_path / "two" / "results.jsonl").read_text())
+    assert record["environment"]["processes"] == 2
+    assert record["protocol"]["label"].startswith("REDUCED protocol 'quick with model.kind=my_")
+
+
+def descendants(pid, prefix):
+    """Processes that come from ``pid``, directly or not, whose command begins so."""
+    parents, found = {}, []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                stat = (folder / "stat").read_text()
+                command = (folder / "cmdline").read_text()
+            except OSError:
+                continue
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+            if command.startswith(prefix):
+                found.append(int(folder.name))
+
+    def comes_from(child):
+        return child == pid or (child in parents and comes_from(parents[child]))
+
+    return [child for child in found if comes_from(child)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker to kill in /proc")
+def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, tmp_path):
+    pytest.importorskip("ray")
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert cli.main([*options, "--all", "--out", str(alone)]) == 0
+    script = str(ROOT / "benchmarks" / "cifar" / "run.py")
+    arguments = [*options, "--all", "--cluster", "local", "--out", str(together)]
+    process = subprocess.Popen(
+        [sys.executable, script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def kill_one():
+        workers = descendants(process.pid, "ray::train_remotely")
+        if workers:
+            os.kill(workers[0], signal.SIGKILL)
+            killed.append(workers[0])
+        return workers
+
+    killed = []
+    killer = when_there_is_a_checkpoint(together, kill_one)
+    output, _ = process.communicate(timeout=PATIENCE)
+    killer.join()
+    assert process.returncode == 0, output
+    assert killed
+    assert results(together) == results(alone)
+
+
+RECORDS = 60
+
+
+def test_results_of_writers_at_the_same_time_are_all_there(tmp_path):
+    path = tmp_path / "results.jsonl"
+    finished = FinishedRuns(path)
+    records = [{"key": f"run-{number}", "text": "x" * 20_000} for number in range(RECORDS)]
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        work = pool.starmap_async(append_result, [(path, record) for record in records], 1)
+        while not work.ready():
+            # Read while it grows: a line that is half there is not taken for damage.
+            finished.has("none")
+        work.get()
+    expected = {record["key"] for record in records}
+    assert {record["key"] for record in read_results(path)} == expected
+    assert all(finished.has(key) for key in expected)
+
+
+def test_line_that_is_being_written_is_waited_for(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"key": "a"}\n{"key": ')
+    finished = FinishedRuns(path)
+    assert finished.has("a")
+    assert not finished.has("b")
+    path.write_text('{"key": "a"}\n{"key": "b"}\n')
+    assert finished.has("b")
+
+
+def test_what_killed_writers_left_is_removed_when_the_job_is_done(one_job):
+    worker, job = one_job
+    checkpoint = worker.folder.checkpoint(job.key)
+    checkpoint.parent.mkdir(parents=True)
+    (checkpoint.parent / f".{checkpoint.name}.4711").write_text("half")
+    worker.do(job, Silent(), Stop())
+    assert list(checkpoint.parent.iterdir()) == []

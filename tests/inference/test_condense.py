@@ -1,0 +1,148 @@
+"""Linear layers that multiply live weights only: the same numbers, and where they are used."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sparseopt import (
+    Compaction,
+    Condensation,
+    CondensedLinear,
+    CSRLinear,
+    LayerTimes,
+    SparseOptimizer,
+    condense,
+)
+from tests.compaction.masking import optimizer_without
+
+
+def constant_fan_in(rows, columns, fan_in, ablated=()):
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    for row in range(rows):
+        if row not in ablated:
+            mask[row, torch.randperm(columns)[:fan_in]] = True
+    return mask
+
+
+def masked_linear(mask, bias=True):
+    layer = nn.Linear(*reversed(mask.shape), bias=bias)
+    with torch.no_grad():
+        layer.weight[~mask] = 0
+    return layer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (5, 24), (2, 3, 24)])
+@pytest.mark.parametrize("kind", [CondensedLinear, CSRLinear])
+def test_the_result_is_that_of_the_dense_layer(kind, shape, bias):
+    mask = constant_fan_in(16, 24, 4, ablated=(0, 9))
+    dense = masked_linear(mask, bias)
+    x = torch.randn(shape)
+    torch.testing.assert_close(kind(dense.weight, mask, dense.bias)(x), dense(x))
+
+
+def test_csr_takes_any_mask():
+    mask = torch.rand(16, 24) < 0.2
+    mask[3] = False
+    dense = masked_linear(mask)
+    x = torch.randn(5, 24)
+    torch.testing.assert_close(CSRLinear(dense.weight, mask, dense.bias)(x), dense(x))
+
+
+def test_a_condensed_layer_refuses_a_fan_in_that_is_not_constant():
+    mask = constant_fan_in(4, 6, 2)
+    mask[0] = True
+    with pytest.raises(ValueError, match="constant fan-in"):
+        CondensedLinear(torch.randn(4, 6), mask, None)
+
+
+def test_a_condensed_layer_stores_values_and_indices_of_live_weights_only():
+    mask = constant_fan_in(16, 24, 4, ablated=(0,))
+    layer = CondensedLinear(masked_linear(mask).weight, mask, None)
+    assert layer.values.shape == layer.indices.shape == (15, 4)
+
+
+def test_saved_and_loaded_it_computes_the_same(tmp_path):
+    mask = constant_fan_in(16, 24, 4)
+    layers = [kind(masked_linear(mask).weight, mask, None) for kind in (CondensedLinear, CSRLinear)]
+    model = nn.Sequential(layers[0], nn.Linear(16, 24), layers[1])
+    torch.save(model, tmp_path / "model.pt")
+    x = torch.randn(3, 24)
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    torch.testing.assert_close(loaded(x), model(x))
+
+
+def test_a_sparse_way_is_chosen_only_if_every_dense_way_is_slower():
+    dense = {"F.linear float32": 4.0, "F.linear bfloat16": 2.0}
+    slower = LayerTimes("fc", 0.1, 1, dense, {"CSR": 3.0})
+    assert (slower.chosen, slower.fastest_dense) == ("dense", "F.linear bfloat16")
+    faster = LayerTimes("fc", 0.1, 1, dense, {"CSR": 3.0, "condensed": 1.0})
+    assert (faster.chosen, faster.speed_up) == ("condensed", 2.0)
+    assert "2.00 x the speed of the fastest dense way, F.linear bfloat16" in str(faster)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.Flatten())
+
+
+def test_whatever_is_chosen_the_model_computes_the_same_and_the_given_one_is_left_alone():
+    model = mlp()
+    before = copy.deepcopy(model)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(
+        inner, model, method="static", mask={"0": constant_fan_in(48, 64, 4)}, init={"2": 0.1}
+    )
+    x = torch.randn(3, 64)
+    condensation = Condensation(model, optimizer, x, rounds=1)
+    torch.testing.assert_close(condensation.model(x), model(x))
+    assert repr(model) == repr(before)
+    assert model.training
+    ways = {times.name: set(times.sparse) for times in condensation.report}
+    assert ways == {"0": {"CSR", "condensed"}, "2": {"CSR"}}
+    assert all("F.linear bfloat16" in times.dense for times in condensation.report)
+    assert [times.rows for times in condensation.report] == [3, 3]
+
+
+def test_a_layer_is_replaced_where_its_times_say_so(monkeypatch):
+    """The times are made up: what a machine would measure cannot be relied on."""
+
+    def made_up(calls, rounds):
+        return {name: 1.0 if name == "CSR" else 2.0 for name in calls}
+
+    monkeypatch.setattr("sparseopt.inference.condensation.median_seconds", made_up)
+    model = mlp()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(inner, model, method="static", density=0.1, init={"2": 1.0})
+    x = torch.randn(3, 64)
+    condensed = condense(model, optimizer, x)
+    assert [type(layer) for layer in condensed[:3]] == [CSRLinear, nn.ReLU, nn.Linear]
+    torch.testing.assert_close(condensed(x), model(x))
+
+
+def test_without_inputs_there_is_nothing_to_time_on():
+    model = mlp()
+    optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    with pytest.raises(ValueError, match="needs inputs"):
+        condense(model, optimizer)
+
+
+def test_a_compacted_model_can_be_condensed_with_the_masks_that_are_left():
+    model = mlp()
+    optimizer = optimizer_without(model, {"0": [1, 2, 3]}, {"2": [1, 2, 3, 7]})
+    x = torch.randn(3, 64)
+    compaction = Compaction(model, optimizer, x)
+    again = SparseOptimizer(
+        torch.optim.SGD(compaction.model.parameters(), lr=0.1),
+        compaction.model,
+        method="static",
+        mask=compaction.masks,
+        init=dict.fromkeys(compaction.masks, 1.0),
+    )
+    assert {name: tuple(mask.shape) for name, mask in again.masks.items()} == {
+        "0.weight": (44, 64),
+        "2.weight": (32, 44),
+    }
+    condensed = condense(compaction.model, again, x, rounds=1)
+    torch.testing.assert_close(condensed(x), model(x))

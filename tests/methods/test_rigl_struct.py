@@ -1,0 +1,393 @@
+"""Whole channels: dropped with all that they own, grown where the loss pulls, counts exact."""
+
+import copy
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from sparseopt import (
+    NoSparseLayerError,
+    RigLStruct,
+    SparseOptimizer,
+    final_masks,
+    find_channel_groups,
+)
+from tests.oracle import ChannelOracle, default_t_end
+from tests.support.catalogue import ELEMENTWISE, build, fresh_value
+from tests.support.channel_nets import INPUT, OWNED, ChannelNet, MixedNet, PlainNet, SmallerNet
+from tests.support.looking import assert_dropped_are_fresh, logical, per_weight_state
+from tests.support.nets import MatrixNet, make
+from tests.support.training import backward, loss_of, train, train_step
+
+STEPS = 60
+SETTINGS = {"density": 0.3, "total_steps": STEPS, "delta_t": 3, "alpha": 0.6, "seed": 3}
+#: With a density of .25 for each convolution: half of its channels.
+HALF = {"init": {}, "density": 0.25}
+HALF_OF = {"stem.weight": 3, "c1.weight": 3, "wide.weight": 4}
+
+
+@cache
+def groups_of(kind):
+    return find_channel_groups(make(kind), INPUT)
+
+
+def wrapped(name="SGD", state="auto", *, kind=ChannelNet, regrow="keep", form=None, **changes):
+    model = make(kind, **(form or {}))
+    inner = build(name, model.parameters())
+    optimizer = SparseOptimizer(
+        inner,
+        model,
+        method=RigLStruct(groups=groups_of(kind), regrow=regrow),
+        state=state,
+        **{**SETTINGS, **changes},
+    )
+    return model, optimizer
+
+
+def oracle_of(model, counts, *, regrow="keep"):
+    generator = torch.Generator().manual_seed(SETTINGS["seed"])
+    live = {}
+    for kind, owned in OWNED.items():
+        scores = torch.rand(owned.channels, generator=generator).numpy()
+        live[kind] = np.isin(np.arange(owned.channels), np.argsort(-scores)[: counts[kind]])
+    names = {name for owned in OWNED.values() for name in (*owned.vectors, *owned.readers)}
+    names |= {name for owned in OWNED.values() for name in owned.makers}
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name in names}
+    return ChannelOracle(
+        OWNED,
+        live,
+        shapes,
+        delta_t=SETTINGS["delta_t"],
+        t_end=default_t_end(STEPS),
+        alpha=SETTINGS["alpha"],
+        regrow=regrow,
+    )
+
+
+def values(model, what=lambda parameter: parameter):
+    return {name: logical(what(p)).reshape(tuple(p.shape)) for name, p in model.named_parameters()}
+
+
+def live_channels(optimizer):
+    """By kind of channel, which are live, as seen in the first weight that makes them."""
+    return {
+        kind: logical(optimizer.masks[kind]).reshape(owned.channels, -1).any(1)
+        for kind, owned in OWNED.items()
+    }
+
+
+def assert_masks(optimizer, reference):
+    for name, mask in reference.masks.items():
+        np.testing.assert_array_equal(
+            logical(optimizer.masks[name]).reshape(mask.shape), mask, err_msg=name
+        )
+
+
+def states(optimizer):
+    return {
+        layer.name: per_weight_state(optimizer, layer.weight, layer.mask)
+        for layer in optimizer.layers
+    }
+
+
+def run_against_oracle(model, optimizer, reference):
+    assert_masks(optimizer, reference)
+    for t in range(1, STEPS + 1):
+        assert optimizer.is_update_step == reference.is_update(t)
+        if not reference.is_update(t):
+            train_step(model, optimizer, t)
+            continue
+        before, old = states(optimizer), reference.masks
+        optimizer.zero_grad()
+        loss_of(model, t).backward()
+        armed, gradients = values(model), values(model, lambda parameter: parameter.grad)
+        reference.update(t, armed, gradients)
+        optimizer.step()
+        assert_masks(optimizer, reference)
+        for name, mask in reference.masks.items():
+            weight = dict(model.named_parameters())[name]
+            expected = np.where(mask, armed[name], 0.0)
+            np.testing.assert_array_equal(logical(weight), expected.reshape(-1), err_msg=name)
+            after = per_weight_state(optimizer, weight, optimizer.masks[name])
+            kept = (mask & old[name]).reshape(-1)
+            for key, value in before[name].items():
+                fresh = fresh_value(optimizer.inner, key, weight.dtype)
+                np.testing.assert_array_equal(after[key], np.where(kept, value, fresh), key)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_every_update_agrees_with_the_oracle(name, channels_last, state, device):
+    form = {"channels_last": channels_last, "device": device}
+    model, optimizer = wrapped(name, state, form=form, **HALF)
+    reference = oracle_of(model, HALF_OF)
+    run_against_oracle(model, optimizer, reference)
+    assert len(optimizer.history) == 14
+
+
+def test_without_return_of_the_just_dropped_it_agrees_with_the_oracle():
+    model, optimizer = wrapped("AdamW", regrow="never", **HALF)
+    run_against_oracle(model, optimizer, oracle_of(model, HALF_OF, regrow="never"))
+    assert all(record.new > 0 for record in optimizer.history[:8])
+
+
+def test_channels_ever_live_grow_in_every_group():
+    """Masks really move: also channels that were dropped at the start get their chance."""
+    model, optimizer = wrapped(**HALF)
+    reference = oracle_of(model, HALF_OF)
+    seen = []
+    for _ in range(2):
+        for t in range(len(seen) * 20 + 1, len(seen) * 20 + 21):
+            updating = reference.is_update(t)
+            if updating:
+                optimizer.zero_grad()
+                loss_of(model, t).backward()
+                reference.update(t, values(model), values(model, lambda parameter: parameter.grad))
+                optimizer.step()
+            else:
+                train_step(model, optimizer, t)
+        seen.append({kind: int(ever.sum()) for kind, ever in reference.ever.items()})
+        assert_masks(optimizer, reference)
+    for kind, at_start in HALF_OF.items():
+        assert at_start < seen[0][kind] <= seen[1][kind], kind
+    explored = [record.explored for record in optimizer.history]
+    assert explored == sorted(explored)
+    assert explored[0] < explored[-1]
+
+
+def test_without_fresh_filters_dropped_channels_have_no_gradient_at_all():
+    """Guards the test above: this is why they are put there."""
+    model, optimizer = wrapped(**HALF)
+    train(model, optimizer, 4)
+    plain = copy.deepcopy(model)
+    backward(plain, 5)
+    for name, p in plain.named_parameters():
+        if name in optimizer.masks:
+            assert not p.grad[~optimizer.masks[name]].any(), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fresh_filters_do_not_change_what_the_model_computes(training):
+    model, optimizer = wrapped(**HALF)
+    train(model, optimizer, 5)
+    assert optimizer.is_update_step
+    before = copy.deepcopy(model)
+    optimizer.zero_grad()
+    loss_of(model, 6).backward()
+    assert any(layer.weight[~layer.mask].any() for layer in optimizer.layers), (
+        "no fresh filter was put anywhere"
+    )
+    x = torch.randn(8, 3, 6, 6)
+    for net in (before, model):
+        net.train(training)
+    if not training:
+        # What a training pass does to the statistics of live channels is the same, too.
+        loss_of(before.train(), 6)
+        before.eval()
+    with torch.no_grad():
+        assert torch.equal(model(x), before(x))
+    for name, p in before.named_parameters():
+        if name in optimizer.masks:
+            p.grad = None
+    backward(before.train(), 6)
+    for name, p in before.named_parameters():
+        mask = optimizer.masks.get(name, torch.ones_like(p, dtype=torch.bool))
+        mine = dict(model.named_parameters())[name].grad
+        torch.testing.assert_close(mine[mask], p.grad[mask])
+
+
+def test_only_the_training_pass_of_an_update_step_puts_fresh_filters():
+    model, optimizer = wrapped(**HALF)
+
+    def is_zero():
+        return not any(layer.weight[~layer.mask].any() for layer in optimizer.layers)
+
+    train(model, optimizer, 4)
+    loss_of(model, 5)
+    assert is_zero()
+    train_step(model, optimizer, 5)
+    assert optimizer.is_update_step
+    with torch.no_grad():
+        loss_of(model, 6)
+    assert is_zero()
+    model.eval()
+    loss_of(model, 6)
+    assert is_zero()
+    model.train()
+    loss_of(model, 6)
+    assert not is_zero()
+    train_step(model, optimizer, 6)
+    assert is_zero()
+
+
+def test_micro_batches_of_a_step_see_the_same_fresh_filters():
+    model, optimizer = wrapped(**HALF)
+    train(model, optimizer, 2)
+    loss_of(model, 3).backward()
+    first = {layer.name: layer.weight.detach().clone() for layer in optimizer.layers}
+    loss_of(model, 4).backward()
+    for layer in optimizer.layers:
+        assert torch.equal(layer.weight, first[layer.name])
+    optimizer.step()
+    assert optimizer.history[-1].grown > 0
+
+
+@pytest.mark.parametrize("name", [*sorted(ELEMENTWISE), "Adafactor"])
+def test_with_any_optimizer_dropped_channels_stay_dropped_and_counts_exact(name, state):
+    """Weight decay and momentum move neither their filters nor their scales and shifts."""
+    if state == "compact" and name == "Adafactor":
+        pytest.skip("its state has a shape, so it can't be compact")
+    model, optimizer = wrapped(name, state, **HALF)
+    for group in optimizer.param_groups:
+        if "weight_decay" in group:
+            group["weight_decay"] = 0.05
+
+    def check(_):
+        assert_dropped_are_fresh(optimizer)
+        live = live_channels(optimizer)
+        assert {kind: int(channels.sum()) for kind, channels in live.items()} == HALF_OF
+        assert all(layer.live == layer.target for layer in optimizer.layers)
+
+    train(model, optimizer, 12, after=check)
+    assert {"bn0.weight", "bn0.bias", "wide.bias", "fc1.weight"} <= optimizer.masks.keys()
+    assert not {"fc1.bias", "fc2.bias"} & optimizer.masks.keys()
+    assert optimizer.masks["fc2.weight"].all()
+
+
+def test_where_a_gradient_is_not_finite_nothing_moves_and_fresh_filters_go():
+    model, optimizer = wrapped(**HALF)
+    train(model, optimizer, 2)
+    before = live_channels(optimizer)
+    loss_of(model, 3).backward()
+    model.fc2.weight.grad[0, 0] = torch.inf
+    with pytest.warns(UserWarning, match="not finite"):
+        optimizer.step()
+    assert all((mask == before[kind]).all() for kind, mask in live_channels(optimizer).items())
+    assert_dropped_are_fresh(optimizer)
+
+
+def test_an_update_without_a_forward_pass_is_skipped_and_said():
+    model, optimizer = wrapped(**HALF)
+    train(model, optimizer, 2)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.warns(UserWarning, match="no training pass before the update at step 3"):
+        optimizer.step()
+    assert optimizer.history[-1].skipped
+
+
+def test_a_group_of_a_grouped_convolution_moves_as_a_whole():
+    model, optimizer = wrapped(kind=PlainNet, density=0.25, init={})
+
+    def check(_):
+        rows = logical(optimizer.masks["c1.weight"]).reshape(4, 2, -1)
+        assert (rows.any(2).sum(1) % 2 == 0).all()
+        assert rows.any(2).any(1).sum() == 2
+        through = logical(optimizer.masks["c2.weight"]).reshape(4, -1)
+        np.testing.assert_array_equal(through.all(1), rows.any(2).any(1))
+        columns = logical(optimizer.masks["c3.weight"]).reshape(6, 4, 2, -1).any((0, 2, 3))
+        np.testing.assert_array_equal(columns, rows.any(2).any(1))
+
+    train(model, optimizer, STEPS, after=check)
+    assert max(record.new for record in optimizer.history) > 0
+
+
+def test_channels_that_a_normalisation_mixes_stay_and_a_log_line_says_so(caplog):
+    caplog.set_level("INFO", logger="sparseopt")
+    _, optimizer = wrapped(kind=MixedNet, density=0.5, init="uniform")
+    assert optimizer.masks["c1.weight"].all()
+    assert "norm.weight" not in optimizer.masks
+    assert not optimizer.masks["c2.weight"].all()
+    assert "c1.weight: norm normalises over groups of them" in caplog.text
+
+
+def test_a_resumed_run_is_the_uninterrupted_one():
+    model, optimizer = wrapped("AdamW", **HALF)
+    train(model, optimizer, 17)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    train(model, optimizer, STEPS - 17, start=17)
+    resumed, its_optimizer = wrapped("AdamW", **{**HALF, "seed": 8})
+    resumed.load_state_dict(saved[0])
+    its_optimizer.load_state_dict(saved[1])
+    train(resumed, its_optimizer, STEPS - 17, start=17)
+    assert its_optimizer.history == optimizer.history
+    for mine, theirs in zip(
+        model.state_dict().values(), resumed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_copy_trains_on_as_the_original_does():
+    model, optimizer = wrapped("SGD", **HALF)
+    train(model, optimizer, 7)
+    other_model, other = copy.deepcopy((model, optimizer))
+    train(model, optimizer, 20, start=7)
+    train(other_model, other, 20, start=7)
+    assert other.history == optimizer.history
+    for mine, theirs in zip(model.parameters(), other_model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_masks_of_a_run_are_the_beginning_of_another():
+    model, optimizer = wrapped(**HALF)
+    train(model, optimizer, STEPS)
+    ticket = final_masks(optimizer)
+    _, again = wrapped(mask=ticket)
+    assert again.masks.keys() == ticket.keys()
+    assert all(torch.equal(mask, ticket[name]) for name, mask in again.masks.items())
+
+
+def test_masks_of_single_weights_are_refused():
+    _, optimizer = wrapped(**HALF)
+    masks = final_masks(optimizer)
+    masks["c1.weight"][0, 0, 0, 0] ^= True
+    with pytest.raises(ValueError, match=r"c1\.weight.*whole channels"):
+        wrapped(mask=masks)
+    masks["c1.weight"][:] = False
+    with pytest.raises(ValueError, match=r"c1\.weight.*no live channel"):
+        wrapped(mask=masks)
+    with pytest.raises(ValueError, match=r"c1.*shape"):
+        wrapped(mask={"c1": torch.ones(2, 2, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="nonzero"):
+        wrapped(mask="nonzero")
+
+
+def test_magnitude_keeps_the_channels_that_add_most():
+    model = make(ChannelNet)
+    with torch.no_grad():
+        model.bn1.weight.copy_(torch.tensor([1.0, 3.0, 2.0, 0.1, 5.0, 4.0]))
+        model.c2.weight.fill_(1.0)
+        model.c2.weight[:, 4] = 0.1
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters()),
+        model,
+        method=RigLStruct(groups=groups_of(ChannelNet)),
+        mask="magnitude",
+        **{**SETTINGS, **HALF},
+    )
+    assert live_channels(optimizer)["c1.weight"].tolist() == [False, True, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"method": "rigl-struct"}, NoSparseLayerError, "find_channel_groups"),
+        ({"density": 0.001}, ValueError, r"density=0\.001.* too low"),
+        ({"regrow": "zero"}, ValueError, "zero"),
+        ({"model": None}, TypeError, "model"),
+        ({"kind": MatrixNet}, NoSparseLayerError, "does not train"),
+        ({"kind": SmallerNet}, ValueError, "another model"),
+    ],
+)
+def test_what_can_not_be_is_refused(settings, error, words):
+    model = make(settings.pop("kind", ChannelNet))
+
+    def run(regrow="keep", **changes):
+        method = RigLStruct(groups=groups_of(ChannelNet), regrow=regrow)
+        given = {"model": model, "method": method, **SETTINGS, **changes}
+        SparseOptimizer(torch.optim.SGD(model.parameters()), **given)
+
+    with pytest.raises(error, match=words):
+        run(**settings)
