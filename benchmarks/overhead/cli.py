@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.overhead.building import CHOICES
+from benchmarks.overhead.contenders import OURS
 from benchmarks.overhead.inner import OPTIMIZERS, USUAL, matching
 from benchmarks.overhead.peers.registry import INSTALL, PEERS
 from benchmarks.overhead.report import write_reports
@@ -89,7 +90,8 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         default=FIGURES,
         metavar="F",
         help="steps: the optimizer alone, and what it holds; training: whole training steps; "
-        "construction; memory: peaks, each in a process of its own (default: all)",
+        "construction; memory: peaks, each in a process of its own; profile: where the time goes, "
+        f"and the floor, of {next(iter(OURS))!r} beside plain alone (default: all)",
     )
 
 

@@ -1,4 +1,4 @@
-"""``report.md``, ``summary.md`` and the plot, made from the results file alone."""
+"""``report.md``, ``summary.md``, ``why.md`` and the plot, made from the results file alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from benchmarks.cifar.files import write_atomic
 from benchmarks.overhead.contenders import OURS, REFERENCE
 from benchmarks.overhead.peers.registry import INSTALL, PEERS
 from benchmarks.overhead.plots import draw
+from benchmarks.overhead.profile_tables import WHERE, profile_lines, why_lines
 from benchmarks.overhead.results import Entry, Results
 from benchmarks.overhead.tables import (
     USUAL_DELTA_T,
@@ -24,6 +25,7 @@ from benchmarks.overhead.workloads import WORKLOADS
 
 REPORT = "report.md"
 SUMMARY = "summary.md"
+WHY = "why.md"
 PLOT = "cost.svg"
 QUICK = "**A quick run with tiny models: it says nothing about speed.**"
 MET = {True: "yes", False: "**no**", None: ""}
@@ -42,6 +44,7 @@ def write_reports(path: Path) -> list[Path]:
         written.append(path.with_name(PLOT))
     for name, lines in (
         (SUMMARY, summary_lines(results, drawn)),
+        (WHY, [*([QUICK, ""] if results.quick else []), *why_lines(results)]),
         (REPORT, report_lines(results)),
     ):
         write_atomic(path.with_name(name), ("\n".join(lines) + "\n").encode())
@@ -116,9 +119,9 @@ def _peer_table(results: Results) -> list[str]:
 
 def _group(results: Results, workload: str, density: float) -> list[str]:
     title = f"{WORKLOADS[workload].title}, density {density:g}"
-    steps, training, construction, memory = (
+    steps, training, construction, memory, profiles = (
         results.of(figures, workload, density)
-        for figures in ("steps", "training", "construction", "memory")
+        for figures in ("steps", "training", "construction", "memory", "profile")
     )
     lines = [f"## {title}", ""]
     if steps:
@@ -134,6 +137,8 @@ def _group(results: Results, workload: str, density: float) -> list[str]:
     if construction or memory:
         lines += ["### Peak memory and construction", ""]
         lines += [*extras_table(construction, memory), ""]
+    if profiles:
+        lines += [f"### {WHERE}", "", *profile_lines(profiles), ""]
     return [*lines, *_absent([*steps, *training, *construction, *memory])]
 
 

@@ -13,7 +13,7 @@ from benchmarks.overhead.workloads import WORKLOADS
 
 Entry = dict[str, Any]
 
-FIGURES = ("steps", "training", "construction", "memory")
+FIGURES = ("steps", "training", "construction", "memory", "profile")
 
 
 class MixedResultsError(Exception):

@@ -33,6 +33,7 @@ from benchmarks.overhead.results import Results
 from benchmarks.overhead.steps import StepTimer, measure_steps
 from benchmarks.overhead.timing import quartiles, run_rounds
 from benchmarks.overhead.training import measure_training
+from benchmarks.overhead.why import OURSELVES, explain
 from benchmarks.overhead.workloads import WORKLOADS
 
 CONSTRUCTIONS = 3
@@ -47,7 +48,7 @@ class Config:
         optimizers: Names of inner optimizers.
         densities: Shares of live weights.
         contenders: Who is measured beside the plain optimizer.
-        figures: What is measured: steps, training, construction, memory.
+        figures: What is measured: steps, training, construction, memory, profile.
         rounds: Rounds of steps that count.
         update_every: Steps between mask updates.
         training_rounds: Rounds of whole training steps that count.
@@ -122,6 +123,7 @@ def _rounds(config: Config, figures: str) -> int:
         "training": 1 + config.training_rounds,
         "construction": 1,
         "memory": 1 + len(config.contenders),
+        "profile": config.update_every + config.rounds,
     }
     return counts[figures]
 
@@ -230,9 +232,28 @@ def _measure_memory(case: Case, config: Config, on_round: Callable[[], Any]) -> 
     return {"absent": lineup.absent, "contenders": peaks}
 
 
+def _measure_profile(case: Case, config: Config, on_round: Callable[[], Any]) -> dict[str, Any]:
+    device = torch.device(config.device)
+    model = build_model(case.workload, config.quick, device)
+    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+    lineup = line_up(case, [OURSELVES], model, device)
+    figures = explain(
+        construct(lineup, model, case, config.update_every),
+        case,
+        StepTimer(list(sizes), max(sizes.values()), config.update_every, device),
+        update_every=config.update_every,
+        rounds=config.rounds,
+        quick=config.quick,
+        device=device,
+        on_round=on_round,
+    )
+    return {"parameters": sum(sizes.values()), "absent": lineup.absent, **figures}
+
+
 _MEASURES: dict[str, Measure] = {
     "steps": _measure_steps,
     "training": _measure_training,
     "construction": _measure_construction,
     "memory": _measure_memory,
+    "profile": _measure_profile,
 }

@@ -85,13 +85,21 @@ class StepTimer:
             return None
         if phase == "update":
             contender.before_update(UPDATE_SAMPLES)
+        self._clear_gradients(contender)
+        masking = seconds(lambda: self.accumulate(contender, index), self._device)
+        return {"masking": masking, phase: seconds(contender.step, self._device)}
+
+    def give_gradients(self, contender: Contender, index: int) -> None:
+        """Do all that comes before a step, untimed."""
+        self._clear_gradients(contender)
+        self.accumulate(contender, index)
+
+    def _clear_gradients(self, contender: Contender) -> None:
         # Gradients are accumulated into zeros, so that no allocation is timed.
         for parameter in contender.model.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.zero_()
-        masking = seconds(lambda: self.accumulate(contender, index), self._device)
-        return {"masking": masking, phase: seconds(contender.step, self._device)}
 
     def _has_enough(self, contender: Contender) -> bool:
         self._updates[contender] += 1

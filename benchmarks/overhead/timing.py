@@ -5,12 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-
-from benchmarks.overhead.contenders import Contender
 
 #: Seconds by phase, of one contender in one round.
 Sample = dict[str, float]
@@ -18,6 +16,7 @@ Sample = dict[str, float]
 Round = dict[str, Sample]
 #: Count, median and quartiles.
 Quartiles = dict[str, float]
+Item = TypeVar("Item")
 
 
 def synchronise(device: torch.device) -> None:
@@ -36,8 +35,8 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def run_rounds(
-    contenders: dict[str, Contender],
-    measure: Callable[[Contender, int], Sample | None],
+    contenders: dict[str, Item],
+    measure: Callable[[Item, int], Sample | None],
     *,
     rounds: range,
     on_round: Callable[[], Any],

@@ -17,7 +17,7 @@ OURS = ("sparseopt, compact", "sparseopt, masked")
 PRUNE = "torch.nn.utils.prune"
 DENSITY = 0.1
 TINY = ["--quick", "--device", "cpu", "--densities", str(DENSITY)]
-WRITTEN = ("cost.svg", "report.md", "summary.md")
+WRITTEN = ("cost.svg", "report.md", "summary.md", "why.md")
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_the_committed_reports_are_those_of_the_committed_results(tmp_path: Path
     committed = BENCHMARK / "results"
     (tmp_path / "results.json").write_bytes((committed / "results.json").read_bytes())
     assert main(["--report-only", "--out", str(tmp_path)]) == 0
-    for name in ("report.md", "summary.md"):
+    for name in ("report.md", "summary.md", "why.md"):
         assert (tmp_path / name).read_text() == (committed / name).read_text()
     # Another version of matplotlib may draw the same figure in other words.
     assert (committed / "cost.svg").exists()
