@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -134,7 +135,10 @@ class Estimator:
         enough = int(2 * count / (1.0 - protocol.training.validation_fraction)) + 1
         images = noise(enough, protocol.image_size, self._sizes[protocol].classes)
         splits = splits_for(protocol, images, self._device)
-        run = Run(protocol, spec, splits)
+        with warnings.catch_warnings():
+            # That so few steps have no mask update in them is no news here.
+            warnings.simplefilter("ignore", UserWarning)
+            run = Run(protocol, spec, splits)
         run.model.train()
         few = min(FEW_IMAGES, batch)
         self._time(run, splits.train, few, 1)
