@@ -253,3 +253,22 @@ def test_masks_come_back_from_disk(tmp_path):
     for name, mask in masks.items():
         assert loaded[name].dtype == torch.bool
         assert torch.equal(loaded[name], mask)
+
+
+def test_checkpoint_of_before_there_were_any_within_epochs_is_gone_on_with(
+    protocol, splits, tmp_path
+):
+    whole = finished(protocol, splits, tmp_path / "whole")
+    path = tmp_path / "old.pt"
+    run = Run(protocol, RIGL, splits)
+    run.train_epoch(lambda progress: None)
+    run.save(path)
+    state = torch.load(path, weights_only=True)
+    for name in ("batches", "loss"):
+        del state["progress"][name]
+    del state["others_rng"]
+    torch.save(state, path)
+    resumed = Run(protocol, RIGL, splits)
+    assert resumed.resume(path)
+    resumed.finish(path, lambda progress: None)
+    assert weights_hash(resumed.model) == weights_hash(whole.model)
