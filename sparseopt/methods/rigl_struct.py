@@ -75,9 +75,10 @@ class RigLStruct(Method):
 
     Example:
         >>> from sparseopt import SparseOptimizer, find_channel_groups
-        >>> model = nn.Sequential(
-        ...     nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        ...     nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        ...     torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+        ...     torch.nn.Linear(8, 2))
         >>> method = RigLStruct(groups=find_channel_groups(model, torch.zeros(2, 1, 5, 5)))
         >>> optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model,
         ...                             method=method, density=0.3, init={}, total_steps=1000)
