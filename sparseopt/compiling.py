@@ -8,11 +8,14 @@ Dynamo calls it instead, at the cost of one graph break a call, as it does with 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import ParamSpec, TypeVar
 
+from torch._C import _len_torch_dispatch_stack
 from torch._compile import _disable_dynamo
+from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["never_compiled"]
+__all__ = ["never_compiled", "outside_of_tracing"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,3 +28,11 @@ def never_compiled(function: Callable[P, R]) -> Callable[P, R]:
     this waits for the first call, as :mod:`torch.optim` does.
     """
     return _disable_dynamo(function)
+
+
+def outside_of_tracing() -> AbstractContextManager[None]:
+    """Have operations be done, and not traced, where garbage is collected while a graph is made."""
+    if _len_torch_dispatch_stack() == 0:
+        return nullcontext()
+    modes_off: AbstractContextManager[None] = _disable_current_modes()
+    return modes_off

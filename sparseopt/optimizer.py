@@ -16,7 +16,7 @@ from sparseopt import checkpoint
 from sparseopt._validation import check_density, check_seed
 from sparseopt.averaging import mask_copy
 from sparseopt.backup import WeightBackup
-from sparseopt.compiling import never_compiled
+from sparseopt.compiling import never_compiled, outside_of_tracing
 from sparseopt.construction import Wishes, build_layers, check_wrappable, has_names, more_layers
 from sparseopt.distributed import agree_on_seed, many_ranks, require_agreement
 from sparseopt.distributions import Distribution
@@ -493,4 +493,5 @@ def _release(
     handles.clear()
     if recorder is not None:
         recorder.remove()
-    store.release()
+    with outside_of_tracing():
+        store.release()

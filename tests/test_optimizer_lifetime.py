@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparseopt import SparseOptimizer
 from tests.support.by_hand import HandMasked
@@ -71,6 +72,24 @@ def test_a_collected_optimizer_leaves_the_model_unmasked(steps, state):
     gc.collect()
     assert reference() is None
     assert_no_hook(model, masks)
+
+
+def test_an_optimizer_collected_while_a_graph_is_traced_gives_its_state_back():
+    """The garbage collector runs when it likes, in the middle of a compilation too."""
+    model = make()
+    inner = build("AdamW", model.parameters())
+    optimizer = SparseOptimizer(inner, model, **SETTINGS)
+    train(model, optimizer, 3)
+    before = {layer.weight: (layer.mask, inner.state[layer.weight]) for layer in optimizer.layers}
+    live = {weight: entry["exp_avg"].clone() for weight, (_, entry) in before.items()}
+    with FakeTensorMode():
+        del optimizer
+        gc.collect()
+    for weight, (mask, _) in before.items():
+        moments = inner.state[weight]["exp_avg"]
+        assert moments.shape == weight.shape
+        assert torch.equal(moments[mask], live[weight].reshape(-1))
+        assert not moments[~mask].any()
 
 
 def test_the_model_does_not_keep_the_optimizer_alive_nor_the_other_way_round():

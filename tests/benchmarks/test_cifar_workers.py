@@ -91,6 +91,8 @@ def test_interrupted_session_saves_says_so_and_goes_on(options, tmp_path, capsys
         os.kill(os.getpid(), signal.SIGINT)
         return True
 
+    # A shell that starts a test in the background has it ignored.
+    before = signal.getsignal(signal.SIGINT)
     interrupter = when_there_is_a_checkpoint(out, interrupt)
     assert cli.main([*arguments, "--set", "training.epochs=40"]) == 130
     interrupter.join()
@@ -100,7 +102,7 @@ def test_interrupted_session_saves_says_so_and_goes_on(options, tmp_path, capsys
     for path in saved:
         progress = torch.load(path, weights_only=True)["progress"]
         assert progress["curve"] or progress["batches"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert multiprocessing.active_children() == []
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparseopt import Compaction, CompactionError, SparseOptimizer, compact
-from tests.compaction.masking import optimizer_without, optimizer_without_half, settle
+from tests.compaction.masking import optimizer_without, optimizer_without_half, settle, static
 
 IMAGE = (4, 3, 8, 8)
 
@@ -44,11 +44,13 @@ def test_a_dropped_neuron_goes_and_its_bias_goes_into_the_next_layer():
 def test_a_neuron_that_nothing_reads_goes():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
     # The last layer reads nothing of neurons 0 to 3, and only those read inputs 4 to 7.
-    optimizer = optimizer_without(model, columns={"4": [0, 1, 2, 3]})
-    masks = optimizer.masks["2.weight"]
-    masks[4:, 4:] = False
-    with torch.no_grad():
-        model[2].weight.mul_(masks)
+    masks = {
+        f"{name}.weight": torch.ones(model[int(name)].weight.shape, dtype=torch.bool)
+        for name in "024"
+    }
+    masks["4.weight"][:, :4] = False
+    masks["2.weight"][4:, 4:] = False
+    optimizer = static(model, masks)
     x = torch.randn(4, 6)
     smaller = compact(model, optimizer, x)
     agree(model, smaller, x)

@@ -16,9 +16,9 @@ EPOCHS = 5
 # that doesn't go wrong in one of these.
 SMALLER = {
     'dataset = "digits"': 'dataset = "cifar10"',
-    "epochs = 6": f"epochs = {EPOCHS}",
+    "epochs = 2": f"epochs = {EPOCHS}",
     "batch_size = 32\n": "batch_size = 16\n",
-    "delta_t = 20": "delta_t = 3",
+    "delta_t = 10\n": "delta_t = 3\n",
 }
 
 

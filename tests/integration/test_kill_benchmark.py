@@ -36,7 +36,7 @@ def arguments(tmp_path):
     write_preset(tmp_path / "tiny.toml")
     return [
         *("--preset", str(tmp_path / "tiny.toml"), "--data-dir", str(images)),
-        *("--methods", *METHODS, "--inits", "erk"),
+        *("--methods", *METHODS, "--inits", "erk", "--seeds", "0", "--studies", "main"),
     ]
 
 
