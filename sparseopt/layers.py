@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparseopt.bits import pack, popcounts, unpack
 from sparseopt.filling import fill_where_false_
-from sparseopt.indices import live_indices, mark, where
+from sparseopt.indices import index_dtype, live_indices, mark, where
 from sparseopt.sharding import local, placement, shard_like, sums_over_shards, whole
 from sparseopt.storage import (
     clear_,
@@ -180,8 +180,8 @@ class SparseLayer:
         Where the weight is contiguous this is what the layer itself holds: not to be written to.
         """
         if self.is_full:
-            count = torch.arange(self.numel, device=self.weight.device)
-            return count.to(torch.int32) if self.numel <= torch.iinfo(torch.int32).max else count
+            dtype = index_dtype(self.numel)
+            return torch.arange(self.numel, dtype=dtype, device=self.weight.device)
         if self._stride is None:
             return self._offsets()
         return logical_positions(self._offsets(), self.weight.shape, self._stride)

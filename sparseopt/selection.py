@@ -46,7 +46,7 @@ def largest(scores: Tensor, k: int, excluded: Tensor | None = None) -> Tensor:
         return _largest_on_device(scores, k, excluded)
     found, chosen = _largest_on_cpu(scores, k, None if excluded is None else ~excluded.numpy())
     if found is not None:
-        chosen = _marked(found[chosen], scores.numel())
+        return mark(torch.from_numpy(found[chosen]), scores.numel())
     return torch.from_numpy(chosen)
 
 
@@ -172,12 +172,6 @@ def _kth_largest(values: npt.NDArray[Any], k: int) -> Any:
     return np.partition(values, values.size - k)[values.size - k]
 
 
-def _marked(indices: npt.NDArray[np.intp], count: int) -> Bools:
-    marked = np.zeros(count, dtype=bool)
-    marked[indices] = True
-    return marked
-
-
 def _ranked(sample: npt.NDArray[Any], rank: float) -> Any:
     """Return about the ``rank``-th largest of ``sample``, in any case one of its values."""
     place = sample.size - min(max(int(rank), 1), sample.size)
@@ -189,6 +183,8 @@ def _with_nan_last(scores: Tensor) -> Tensor:
 
 
 def _largest_on_device(scores: Tensor, k: int, excluded: Tensor | None) -> Tensor:
+    if k == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
     scores = _with_nan_last(scores)
     if excluded is not None:
         scores = scores.masked_fill(excluded, -torch.inf)

@@ -26,6 +26,12 @@ def test_selection_without_waiting_for_the_device(values: list[int], share: floa
     assert chosen.nonzero().view(-1).tolist() == sorted(order.tolist())
 
 
+def test_nothing_is_selected_where_nothing_is_wanted():
+    chosen = selection._largest_on_device(torch.tensor([2.0, 1.0]), 0, None)
+
+    assert chosen.tolist() == [False, False]
+
+
 @given(mask=st.lists(st.booleans(), min_size=1, max_size=40))
 def test_positions_without_waiting_for_the_device(mask: list[bool]):
     expected = np.flatnonzero(mask)
