@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 UNFINISHED = ".unfinished-"
 SECONDS_UNTIL_ABANDONED = 24 * 3600.0
 
@@ -23,6 +25,21 @@ def plain_name(text: str) -> str:
         'cpu-with-model.kind-own-net-make'
     """
     return re.sub(r"[^\w.-]+", "-", text).strip("-")
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process has the lock file ``path`` to itself meanwhile; does not wait for it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from benchmarks.cifar.files import remove_unfinished
+from benchmarks.cifar.files import claimed, remove_unfinished
 
 
 @dataclass(frozen=True)
@@ -63,16 +61,8 @@ class Folder:
         """
         path = self._lock(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with claimed(path) as mine:
+            yield mine
 
     def _lock(self, key: str) -> Path:
         return self.root / "checkpoints" / f"{key}.lock"

@@ -103,12 +103,7 @@ class WideResNet(nn.Module):
         self.groups = nn.Sequential(*groups)
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Linear(channels, num_classes)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_weights(self)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,3 +145,10 @@ def _check_shape(depth: int, width: int, dropout: float) -> None:
         raise ValueError(f"width must be at least 1, got {width!r}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+
+
+def init_weights(model: nn.Module) -> None:
+    """Draw the weights of all convolutions anew, as suits a ReLU after each (He et al. 2015)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

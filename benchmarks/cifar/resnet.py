@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cifar.models import INPUT_CHANNELS, check_scale, scaled_width
+from benchmarks.cifar.models import INPUT_CHANNELS, check_scale, init_weights, scaled_width
 
 GROUP_FACTORS = (1, 2, 4, 8)
 GROUP_STRIDES = (1, 2, 2, 2)
@@ -103,12 +103,7 @@ class ResNet(nn.Module):
             channels = out_channels
         self.groups = nn.Sequential(*groups)
         self.head = nn.Linear(channels, num_classes)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_weights(self)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:

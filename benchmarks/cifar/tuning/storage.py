@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
-from benchmarks.cifar.files import plain_name
+from benchmarks.cifar.files import claimed, plain_name
 
 FILES = "search"
 HEARTBEAT_SECONDS = 60
@@ -70,16 +69,8 @@ class Storage:
         if self.is_shared:
             yield True
             return
-        lock = FileLock(self._path(name, "lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with claimed(self._path(name, "lock")) as mine:
+            yield mine
 
     def _file(self, name: str) -> RDBStorage:
         return RDBStorage(f"sqlite:///{self._path(name, 'db').as_posix()}")
