@@ -221,9 +221,10 @@ def build(folder: Path, page: str, record: dict | None) -> subprocess.CompletedP
     folder.joinpath("conf.py").write_text(
         f"import sys\nsys.path.insert(0, {str(EXTENSIONS)!r})\n"
         "extensions = ['compatibility', 'myst_parser']\n"
-        "root_doc = 'compatibility'\nmyst_heading_anchors = 3\n"
+        "root_doc = 'results/compatibility'\nmyst_heading_anchors = 3\n"
     )
-    folder.joinpath("compatibility.md").write_text(page)
+    (folder / "results").mkdir()
+    (folder / "results" / "compatibility.md").write_text(page)
     if record is not None:
         folder.joinpath("compatibility.json").write_text(json.dumps(record))
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "text"]
@@ -235,7 +236,7 @@ def build(folder: Path, page: str, record: dict | None) -> subprocess.CompletedP
 def test_the_page_builds_from_the_results(tmp_path):
     outcome = build(tmp_path, PAGE, RECORD)
     assert outcome.returncode == 0, outcome.stderr
-    page = " ".join((tmp_path / "out" / "compatibility.txt").read_text().split())
+    page = " ".join((tmp_path / "out" / "results" / "compatibility.txt").read_text().split())
     assert '**It works.** As "it" should.' in page
     assert "No test proves anything here yet." in page
     assert COMMAND in page

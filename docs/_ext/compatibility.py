@@ -75,7 +75,7 @@ def check_all_parts_are_shown(app: Sphinx, env: BuildEnvironment) -> None:
     file = Path(app.srcdir) / NAME
     if not file.is_file():
         return
-    page = Path(env.doc2path("compatibility")).read_text(encoding="utf-8").splitlines()
+    page = Path(env.doc2path("results/compatibility")).read_text(encoding="utf-8").splitlines()
     record = json.loads(file.read_text(encoding="utf-8"))
     wanted = [f"```{{compatibility-part}} {entry['part']}" for entry in record["parts"]]
     shown = [line for line in page if line.startswith("```{compatibility-part}")]
@@ -83,7 +83,7 @@ def check_all_parts_are_shown(app: Sphinx, env: BuildEnvironment) -> None:
         logger.warning(
             "the page must show all parts once, in this order: %s",
             ", ".join(entry["part"] for entry in record["parts"]),
-            location="compatibility",
+            location="results/compatibility",
         )
 
 

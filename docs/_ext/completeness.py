@@ -19,13 +19,15 @@ def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def check_map_of_the_code(app: Sphinx, env: BuildEnvironment) -> None:
-    page = Path(env.doc2path("architecture")).read_text(encoding="utf-8")
+    page = Path(env.doc2path("maintaining/architecture")).read_text(encoding="utf-8")
     package = Path(app.srcdir).parent / "sparseopt"
     for path in sorted(package.iterdir()):
         room = f"{path.name}/" if (path / "__init__.py").is_file() else path.name
         if room.endswith((".py", "/")) and f"`sparseopt/{room}`" not in page:
             logger.warning(
-                "sparseopt/%s is not on the map of the code", room, location="architecture"
+                "sparseopt/%s is not on the map of the code",
+                room,
+                location="maintaining/architecture",
             )
 
 
