@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.cifar.choices import INITS
-from benchmarks.cifar.methods import METHODS
-from benchmarks.cifar.presets import PRESETS, Change, load_protocols, preset_path
-from benchmarks.cifar.tables import ProtocolError
+from benchmarks.cifar.protocols.choices import INITS
+from benchmarks.cifar.protocols.methods import METHODS
+from benchmarks.cifar.protocols.presets import PRESETS, Change, load_protocols, preset_path
+from benchmarks.cifar.protocols.tables import ProtocolError
 
 DESCRIPTION = """\
 Train networks sparsely on small images by every method of the report, and compare.

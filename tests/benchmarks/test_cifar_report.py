@@ -6,10 +6,10 @@ import statistics
 
 import pytest
 
+from benchmarks.cifar.records.results import ResultsError, append_result
 from benchmarks.cifar.report import write_report
+from benchmarks.cifar.report.summary import group_by_protocol
 from benchmarks.cifar.report.writing import Figures, group_lines
-from benchmarks.cifar.results import ResultsError, append_result
-from benchmarks.cifar.summary import group_by_protocol
 from tests.benchmarks.report_records import record, with_masks
 
 ACCURACIES = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from benchmarks.cifar.records.results import Record
 from benchmarks.cifar.report.markdown import MISSING, multiple, names, table
-from benchmarks.cifar.results import Record
-from benchmarks.cifar.summary import Group, Variant
+from benchmarks.cifar.report.summary import Group, Variant
 
 
 def cost_table(group: Group) -> list[str]:

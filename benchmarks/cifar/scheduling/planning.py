@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.cifar.batches import Split, held_out, splits_for
-from benchmarks.cifar.data import Dataset, noise
-from benchmarks.cifar.jobs import Job
-from benchmarks.cifar.methods import RECIPES
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.runspec import RunSpec
-from benchmarks.cifar.training import Run
+from benchmarks.cifar.images.batches import Split, held_out, splits_for
+from benchmarks.cifar.images.data import Dataset, noise
+from benchmarks.cifar.protocols.methods import RECIPES
+from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.running.training import Run
+from benchmarks.cifar.scheduling.jobs import Job
 
 WARM_UP_STEPS = 1
 MEASURED_STEPS = 4

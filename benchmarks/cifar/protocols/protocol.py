@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cifar.choices import Choices
-from benchmarks.cifar.tables import ProtocolError, check_name
+from benchmarks.cifar.protocols.choices import Choices
+from benchmarks.cifar.protocols.tables import ProtocolError, check_name
 
 DATASETS = ("cifar10", "cifar100", "digits", "folder")
 DATASET_TITLES = {
