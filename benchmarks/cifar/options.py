@@ -43,7 +43,8 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         type=_preset,
         metavar="NAME",
         help=f"one of {', '.join(PRESETS)}, or a .toml file in their form: smoke (digits, minutes, "
-        "no download), cpu (real CIFAR-10, reduced, hours), paper (in full, both data sets)",
+        "no download), cpu (real CIFAR-10, reduced, hours), paper (in full, both data sets), "
+        "resnet-50 (a few steps of the network for CIFAR-100, no download)",
     )
     group.add_argument(
         "--protocols", nargs="+", metavar="P", help="only these of the preset's protocols, by name"

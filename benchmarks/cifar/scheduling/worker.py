@@ -190,6 +190,7 @@ class Worker:
                 "summary": protocol.summary,
                 "description": protocol.describe(),
                 "settings": protocol.settings(),
+                "full_steps": protocol.full_steps,
             },
             "data": job.data,
             "curve": run.outcome.curve,
