@@ -2,15 +2,20 @@
 
 A map, in which nothing is used before you have met it:
 
-- What is run: ``methods``, ``runspec`` (one run, and the name of its result), ``tables`` (TOML),
-  ``choices`` (what a preset runs), ``protocol``, ``presets``.
-- Data: ``files``, ``sources`` (where images come from), ``data``, ``augmentation``, ``batches``.
-- One run: ``models``, ``resnet``, ``networks``, ``building`` (optimizer and learning rate),
-  ``checkpoint``, ``stopping``, ``ranks`` (several devices), ``training``, ``accounting``.
-- Its traces: ``results``, ``masks``, ``folder``, ``environment``, ``tensorboard``.
-- Many runs: ``jobs`` (what is left and what waits for what), ``worker`` (does one), ``durations``,
-  ``display``; then ``serial``, ``pool`` and ``cluster``, three ways to do them all.
-- A session: ``matching``, ``planning`` (time and bytes), ``session``, ``options``, ``selecting``,
-  ``cli``; ``tuning`` searches by more runs.
-- From results alone: ``paper``, ``summary``, ``report``.
+- ``files`` (whole files or none) and ``environment`` (versions and hardware) serve every benchmark.
+- ``protocols/``, what is run: ``methods``, ``runspec`` (one run, and the name of its result),
+  ``tables`` (TOML), ``choices`` (what a preset runs), ``protocol``, ``presets``. The presets
+  themselves are in ``presets/``.
+- ``images/``: ``sources`` (where images come from), ``data``, ``augmentation``, ``batches``.
+- ``models/``: ``wide_resnet``, ``resnet``, ``networks`` (the one that a protocol names).
+- ``running/``, one run: ``building`` (optimizer and learning rate), ``checkpoint``, ``stopping``,
+  ``ranks`` (several devices), ``training``, ``accounting``, ``matching`` (densities of equal cost).
+- ``records/``, its traces: ``results``, ``masks``, ``folder``, ``tensorboard``.
+- ``scheduling/``, many runs: ``jobs`` (what is left and what waits for what), ``worker`` (does
+  one), ``planning`` (time and bytes), ``durations``, ``display``; then ``serial``, ``pool`` and
+  ``cluster``, three ways to do them all.
+- The command: ``session``, ``options``, ``selecting``, ``cli``, ``run``; ``tuning/`` searches by
+  more runs.
+- ``report/``, from results alone: ``summary``, ``paper`` (what ``paper.toml`` says), then tables
+  and ``figures/``.
 """

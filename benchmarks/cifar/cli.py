@@ -9,21 +9,21 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from benchmarks.cifar.choices import SEARCH
-from benchmarks.cifar.data import SIZES, Dataset, load_dataset, load_digits
-from benchmarks.cifar.folder import Folder
+from benchmarks.cifar.images.data import SIZES, Dataset, load_dataset, load_digits
+from benchmarks.cifar.images.sources import DataError
 from benchmarks.cifar.options import build_parser
-from benchmarks.cifar.planning import Estimator, Size
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.ranks import Ranks, device_for, joined_ranks
-from benchmarks.cifar.results import ResultsError
+from benchmarks.cifar.protocols.choices import SEARCH
+from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.tables import ProtocolError
+from benchmarks.cifar.records.folder import Folder
+from benchmarks.cifar.records.results import ResultsError
+from benchmarks.cifar.records.tensorboard import check_tensorboard
+from benchmarks.cifar.running.ranks import Ranks, device_for, joined_ranks
+from benchmarks.cifar.running.stopping import Stop, StoppedError, stop_on_signals
+from benchmarks.cifar.scheduling.planning import Estimator, Size
+from benchmarks.cifar.scheduling.worker import Setup
 from benchmarks.cifar.selecting import choose_protocols, is_narrowed, parts_of
 from benchmarks.cifar.session import Chosen, Means, Plan, Session
-from benchmarks.cifar.sources import DataError
-from benchmarks.cifar.stopping import Stop, StoppedError, stop_on_signals
-from benchmarks.cifar.tables import ProtocolError
-from benchmarks.cifar.tensorboard import check_tensorboard
-from benchmarks.cifar.worker import Setup
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

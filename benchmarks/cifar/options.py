@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.cifar.choices import INITS
-from benchmarks.cifar.methods import METHODS
-from benchmarks.cifar.presets import PRESETS, Change, load_protocols, preset_path
-from benchmarks.cifar.tables import ProtocolError
+from benchmarks.cifar.protocols.choices import INITS
+from benchmarks.cifar.protocols.methods import METHODS
+from benchmarks.cifar.protocols.presets import PRESETS, Change, load_protocols, preset_path
+from benchmarks.cifar.protocols.tables import ProtocolError
 
 DESCRIPTION = """\
 Train networks sparsely on small images by every method of the report, and compare.
@@ -43,7 +43,8 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         type=_preset,
         metavar="NAME",
         help=f"one of {', '.join(PRESETS)}, or a .toml file in their form: smoke (digits, minutes, "
-        "no download), cpu (real CIFAR-10, reduced, hours), paper (in full, both data sets)",
+        "no download), cpu (real CIFAR-10, reduced, hours), paper (in full, both data sets), "
+        "resnet-50 (a few steps of the network for CIFAR-100, no download)",
     )
     group.add_argument(
         "--protocols", nargs="+", metavar="P", help="only these of the preset's protocols, by name"

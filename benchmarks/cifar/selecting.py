@@ -7,11 +7,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cifar.choices import MAIN, Choices
-from benchmarks.cifar.presets import Change, load_protocols
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.sources import OWN, recognise
-from benchmarks.cifar.tables import ProtocolError
+from benchmarks.cifar.images.sources import OWN, recognise
+from benchmarks.cifar.protocols.choices import MAIN, Choices
+from benchmarks.cifar.protocols.presets import Change, load_protocols
+from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.tables import ProtocolError
 
 NARROWING = ("methods", "inits", "densities", "seeds")
 

@@ -6,22 +6,22 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.cifar.choices import MAIN, SEARCH, expand
-from benchmarks.cifar.cluster import run_on_cluster
-from benchmarks.cifar.display import Display
-from benchmarks.cifar.durations import Forecast, format_duration
-from benchmarks.cifar.jobs import Agenda, Job, with_sources
-from benchmarks.cifar.matching import matched_density
-from benchmarks.cifar.networks import SCALE, SMALL_DENSE, comes_in_widths
-from benchmarks.cifar.planning import Estimate, Estimator, Total, format_bytes
-from benchmarks.cifar.pool import run_in_pool
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.ranks import ALONE, Ranks
-from benchmarks.cifar.results import Record, read_results
-from benchmarks.cifar.runspec import RunSpec
-from benchmarks.cifar.serial import run_serially
-from benchmarks.cifar.stopping import Stop
-from benchmarks.cifar.worker import Setup, Worker
+from benchmarks.cifar.models.networks import SCALE, SMALL_DENSE, comes_in_widths
+from benchmarks.cifar.protocols.choices import MAIN, SEARCH, expand
+from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.records.results import Record, read_results
+from benchmarks.cifar.running.matching import matched_density
+from benchmarks.cifar.running.ranks import ALONE, Ranks
+from benchmarks.cifar.running.stopping import Stop
+from benchmarks.cifar.scheduling.cluster import run_on_cluster
+from benchmarks.cifar.scheduling.display import Display
+from benchmarks.cifar.scheduling.durations import Forecast, format_duration
+from benchmarks.cifar.scheduling.jobs import Agenda, Job, with_sources
+from benchmarks.cifar.scheduling.planning import Estimate, Estimator, Total, format_bytes
+from benchmarks.cifar.scheduling.pool import run_in_pool
+from benchmarks.cifar.scheduling.serial import run_serially
+from benchmarks.cifar.scheduling.worker import Setup, Worker
 
 
 @dataclass(frozen=True)

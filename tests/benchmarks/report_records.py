@@ -63,6 +63,7 @@ def record(method, init, density, seed, accuracy, *, inference=200.0, changed=No
         "updates": None if init is None else {"count": 7, "skipped": 0, "explored": 0.5},
         "density": density or 1.0,
         "seconds": 90.0,
+        "steps": 60,
         "environment": ENVIRONMENT,
     }
 

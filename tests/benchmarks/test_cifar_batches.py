@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import RandomResizedCrop
 
-from benchmarks.cifar.augmentation import ResizedCrop
-from benchmarks.cifar.batches import Share, Split, channel_statistics, make_splits
-from benchmarks.cifar.data import Dataset
-from benchmarks.cifar.protocol import AugmentationConfig
+from benchmarks.cifar.images.augmentation import ResizedCrop
+from benchmarks.cifar.images.batches import Share, Split, channel_statistics, make_splits
+from benchmarks.cifar.images.data import Dataset
+from benchmarks.cifar.protocols.protocol import AugmentationConfig
 
 COUNT = 50
 

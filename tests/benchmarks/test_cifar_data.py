@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.cifar import sources
-from benchmarks.cifar.data import load_dataset
-from benchmarks.cifar.sources import DataError, recognise
+from benchmarks.cifar.images import sources
+from benchmarks.cifar.images.data import load_dataset
+from benchmarks.cifar.images.sources import DataError, recognise
 from tests.benchmarks.conftest import write_tree
 
 

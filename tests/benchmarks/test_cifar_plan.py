@@ -6,18 +6,19 @@ import re
 import pytest
 import torch
 
-from benchmarks.cifar import cli, planning
-from benchmarks.cifar.batches import splits_for
-from benchmarks.cifar.checkpoint import random_state
-from benchmarks.cifar.choices import expand
-from benchmarks.cifar.data import load_digits
-from benchmarks.cifar.durations import Forecast
-from benchmarks.cifar.jobs import Job, with_sources
-from benchmarks.cifar.methods import METHODS
-from benchmarks.cifar.planning import Estimator, Size
-from benchmarks.cifar.presets import Change, load_preset, load_protocols
-from benchmarks.cifar.runspec import RunSpec
-from benchmarks.cifar.training import Run
+from benchmarks.cifar import cli
+from benchmarks.cifar.images.batches import splits_for
+from benchmarks.cifar.images.data import load_digits
+from benchmarks.cifar.protocols.choices import expand
+from benchmarks.cifar.protocols.methods import METHODS
+from benchmarks.cifar.protocols.presets import Change, load_preset, load_protocols
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.running.checkpoint import random_state
+from benchmarks.cifar.running.training import Run
+from benchmarks.cifar.scheduling import planning
+from benchmarks.cifar.scheduling.durations import Forecast
+from benchmarks.cifar.scheduling.jobs import Job, with_sources
+from benchmarks.cifar.scheduling.planning import Estimator, Size
 
 
 def total(output):

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.cifar.building import build_optimizer, build_scheduler
-from benchmarks.cifar.choices import Choices, Study, expand
-from benchmarks.cifar.networks import build_model
-from benchmarks.cifar.presets import PRESETS, Change, load_preset, load_protocols
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.runspec import RunSpec
-from benchmarks.cifar.tables import ProtocolError, build
+from benchmarks.cifar.models.networks import build_model
+from benchmarks.cifar.protocols.choices import Choices, Study, expand
+from benchmarks.cifar.protocols.presets import PRESETS, Change, load_preset, load_protocols
+from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.protocols.tables import ProtocolError, build
+from benchmarks.cifar.running.building import build_optimizer, build_scheduler
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "cifar" / "results"
 
@@ -215,6 +215,12 @@ def test_committed_results_keep_the_names_by_which_their_runs_are_skipped(path):
         spec = RunSpec(**record["run"])
         assert spec.key(protocol, record["data"]) == record["key"]
         assert spec.as_dict() == record["run"]
+
+
+def test_the_cpu_preset_still_gives_the_names_under_which_its_results_are_committed():
+    spec = RunSpec("static", "erk", 0.1, 0)
+    key = spec.key(load_preset("cpu"), data="c6623c884348")
+    assert key == "static-erk-0.1-seed0-58efbfc98fcd"
 
 
 def test_overrides_change_the_key_and_the_label_and_nothing_else_is_named_by_them():

@@ -6,10 +6,10 @@ import statistics
 
 import pytest
 
+from benchmarks.cifar.records.results import ResultsError, append_result
 from benchmarks.cifar.report import write_report
+from benchmarks.cifar.report.summary import group_by_protocol
 from benchmarks.cifar.report.writing import Figures, group_lines
-from benchmarks.cifar.results import ResultsError, append_result
-from benchmarks.cifar.summary import group_by_protocol
 from tests.benchmarks.report_records import record, with_masks
 
 ACCURACIES = {
@@ -84,6 +84,17 @@ def test_flops_are_multiples_of_the_dense_networks(report):
     assert table["RigL"]["train FLOPs"] == "0.200x"
     assert table["RigL"]["test FLOPs"] == "0.200x"
     assert rows(report, "Cost and exploration")["RigL"]["measured"] == "0.220x"
+
+
+def test_a_short_protocol_says_how_long_a_full_run_would_take():
+    lines = lines_of_accuracies()
+    for line in lines:
+        line["protocol"] |= {"full_steps": 88_000}
+    text = text_of(lines)
+    assert rows(text, "Cost and exploration")["RigL"]["seconds a step"] == "1.5"
+    # 88,000 steps of 90 s / 60 are 132,000 s.
+    assert "88,000 steps of a full run on this machine: Dense 36 h 40 min, " in text
+    assert "Projected" not in text_of(lines_of_accuracies())
 
 
 def test_longer_training_and_the_run_that_masks_came_from_count_as_training_flops():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cifar.paper import PAPER_FILE, Paper, published_datasets, sources
-from benchmarks.cifar.summary import Variant
+from benchmarks.cifar.report.paper import PAPER_FILE, Paper, published_datasets, sources
+from benchmarks.cifar.report.summary import Variant
 
 if sys.version_info >= (3, 11):
     import tomllib

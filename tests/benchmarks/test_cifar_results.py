@@ -3,7 +3,7 @@ import json
 import pytest
 
 from benchmarks.cifar.files import write_atomic
-from benchmarks.cifar.results import ResultsError, append_result, read_results
+from benchmarks.cifar.records.results import ResultsError, append_result, read_results
 
 RECORDS = [{"key": "a", "accuracy": 0.5}, {"key": "b", "accuracy": 0.25}]
 

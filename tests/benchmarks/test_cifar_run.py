@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from benchmarks.cifar import cli, selecting
-from benchmarks.cifar.choices import INITS
-from benchmarks.cifar.methods import METHODS
-from benchmarks.cifar.presets import PRESETS
-from benchmarks.cifar.sources import DataError
+from benchmarks.cifar.images.sources import DataError
+from benchmarks.cifar.protocols.choices import INITS
+from benchmarks.cifar.protocols.methods import METHODS
+from benchmarks.cifar.protocols.presets import PRESETS
 
 
 def results(out):

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cifar.accounting import count
-from benchmarks.cifar.batches import splits_for
-from benchmarks.cifar.data import load_digits
-from benchmarks.cifar.masks import load_masks, save_masks
-from benchmarks.cifar.presets import load_preset
-from benchmarks.cifar.runspec import RunSpec
-from benchmarks.cifar.stopping import Stop, StoppedError
-from benchmarks.cifar.training import Run, weights_hash
+from benchmarks.cifar.images.batches import splits_for
+from benchmarks.cifar.images.data import load_digits
+from benchmarks.cifar.protocols.presets import load_preset
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.records.masks import load_masks, save_masks
+from benchmarks.cifar.running.accounting import count
+from benchmarks.cifar.running.stopping import Stop, StoppedError
+from benchmarks.cifar.running.training import Run, weights_hash
 
 RIGL = RunSpec("rigl", "erk", 0.2, 0)
 BIASES = 10

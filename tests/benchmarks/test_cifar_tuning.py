@@ -9,8 +9,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from benchmarks.cifar.choices import Search
-from benchmarks.cifar.presets import Change, load_preset
+from benchmarks.cifar.protocols.choices import Search
+from benchmarks.cifar.protocols.presets import Change, load_preset
 from benchmarks.cifar.tuning import SearchError, Storage, Tuning, storage, tune
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ SEARCH = Search(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from benchmarks.cifar.presets import load_preset
+from benchmarks.cifar.protocols.presets import load_preset
 from benchmarks.cifar.tuning import Storage, Tuning, storage
 from tests.benchmarks.test_cifar_tuning import SEARCH, Runs
 

@@ -15,17 +15,17 @@ import pytest
 import torch
 
 from benchmarks.cifar import cli
-from benchmarks.cifar.data import load_dataset
-from benchmarks.cifar.display import Display, Silent
-from benchmarks.cifar.durations import Forecast
-from benchmarks.cifar.folder import Folder
-from benchmarks.cifar.jobs import Agenda, Job
-from benchmarks.cifar.presets import load_preset
-from benchmarks.cifar.results import FinishedRuns, append_result, read_results
-from benchmarks.cifar.runspec import RunSpec
-from benchmarks.cifar.serial import run_serially
-from benchmarks.cifar.stopping import Stop, StoppedError
-from benchmarks.cifar.worker import Setup, Worker
+from benchmarks.cifar.images.data import load_dataset
+from benchmarks.cifar.protocols.presets import load_preset
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.records.folder import Folder
+from benchmarks.cifar.records.results import FinishedRuns, append_result, read_results
+from benchmarks.cifar.running.stopping import Stop, StoppedError
+from benchmarks.cifar.scheduling.display import Display, Silent
+from benchmarks.cifar.scheduling.durations import Forecast
+from benchmarks.cifar.scheduling.jobs import Agenda, Job
+from benchmarks.cifar.scheduling.serial import run_serially
+from benchmarks.cifar.scheduling.worker import Setup, Worker
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.cifar.results import read_results
+from benchmarks.cifar.records.results import read_results
 from tests.integration.kill_benchmark import EPOCHS, run, write_preset
 from tests.integration.ranks import forkserver, needs_fork
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from benchmarks.cifar.paper import Paper, Published
 from benchmarks.cifar.report.comparison import inside
 from benchmarks.cifar.report.markdown import MISSING, multiple, names, paragraph, table
 from benchmarks.cifar.report.ordering import Order, orders
-from benchmarks.cifar.summary import Group, Statistic, Variant
+from benchmarks.cifar.report.paper import Paper, Published
+from benchmarks.cifar.report.summary import Group, Statistic, Variant
 
 VERDICTS = {True: "yes", False: "no", None: MISSING}
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from benchmarks.cifar.paper import Published
-from benchmarks.cifar.summary import Group, Statistic, Variant
+from benchmarks.cifar.report.paper import Published
+from benchmarks.cifar.report.summary import Group, Statistic, Variant
 
 CONFIDENCE = 0.95
 

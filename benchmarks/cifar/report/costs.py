@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.cifar.report.markdown import MISSING, multiple, names, table
-from benchmarks.cifar.results import Record
-from benchmarks.cifar.summary import Group, Variant
+from benchmarks.cifar.records.results import Record
+from benchmarks.cifar.report.markdown import MISSING, multiple, names, paragraph, table
+from benchmarks.cifar.report.summary import Group, Variant, title
+from benchmarks.cifar.scheduling.durations import format_duration
 
 
 def cost_table(group: Group) -> list[str]:
@@ -22,11 +23,12 @@ def cost_table(group: Group) -> list[str]:
                 multiple(group.training_flops(variant, "train_measured")),
                 *_updates(group, variant, record),
                 f"{group.statistic(variant, 'seconds').mean / 60:.1f}",
+                f"{_seconds_a_step(group, variant):.3g}",
             ]
         )
     header = ["method", "init", "density", "live parameters", "live density", "validation %"]
     header += ["train FLOPs by formula", "measured", "mask updates", "ever live", "minutes a run"]
-    return table(header, rows)
+    return table([*header, "seconds a step"], rows) + _projection(group)
 
 
 def environment_lines(group: Group) -> list[str]:
@@ -42,6 +44,25 @@ def environment_lines(group: Group) -> list[str]:
         line += f"on {about['device']}"
         lines[line] = lines.get(line, 0) + 1
     return [*(f"- {count} runs: {line}" for line, count in lines.items()), ""]
+
+
+def _projection(group: Group) -> list[str]:
+    """How long full runs would take at the measured pace, where the protocol is short for them."""
+    steps = group.protocol.get("full_steps")
+    if steps is None:
+        return []
+    each = ", ".join(
+        f"{title(variant.method)} {format_duration(steps * _seconds_a_step(group, variant))}"
+        for variant in group.variants
+    )
+    return paragraph(
+        f"Projected from the seconds a step, evaluation included, to the {steps:,} steps of a full "
+        f"run on this machine: {each}."
+    )
+
+
+def _seconds_a_step(group: Group, variant: Variant) -> float:
+    return group.statistic_of(variant, lambda record: record["seconds"] / record["steps"]).mean
 
 
 def _updates(group: Group, variant: Variant, record: Record) -> list[str]:

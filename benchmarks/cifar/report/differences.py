@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.cifar.methods import RECIPES
+from benchmarks.cifar.protocols.methods import RECIPES
 from benchmarks.cifar.report.comparison import Difference, Spread, against, difference
 from benchmarks.cifar.report.markdown import MISSING, names, paragraph, table
-from benchmarks.cifar.summary import Group, Variant, title
+from benchmarks.cifar.report.summary import Group, Variant, title
 
 REFERENCES = ("static", "small-dense", "set", "dense")
 

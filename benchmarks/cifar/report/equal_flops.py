@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.cifar.report.comparison import Difference, Spread, difference
 from benchmarks.cifar.report.differences import each_seed, order_of
 from benchmarks.cifar.report.markdown import MISSING, table
-from benchmarks.cifar.summary import Group, Variant, title
+from benchmarks.cifar.report.summary import Group, Variant, title
 
 OTHERS = {"erk": "uniform", "uniform": "erk"}
 # Densities that were chosen for equal FLOPs meet them to within the rounding of live counts.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from benchmarks.cifar.report.markdown import paragraph, table
-from benchmarks.cifar.summary import Group, Variant, title
+from benchmarks.cifar.report.summary import Group, Variant, title
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.cifar.summary import Variant, title
+from benchmarks.cifar.report.summary import Variant, title
 
 MISSING = "-"
 

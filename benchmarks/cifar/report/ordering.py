@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from benchmarks.cifar.paper import Paper, Published
 from benchmarks.cifar.report.comparison import Difference, Spread, difference
-from benchmarks.cifar.summary import Group, Variant
+from benchmarks.cifar.report.paper import Paper, Published
+from benchmarks.cifar.report.summary import Group, Variant
 
 
 @dataclass(frozen=True)

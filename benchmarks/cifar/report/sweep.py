@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.cifar.report.comparison import difference
 from benchmarks.cifar.report.differences import difference_table
 from benchmarks.cifar.report.markdown import MISSING, names, table
-from benchmarks.cifar.summary import Group, Variant
+from benchmarks.cifar.report.summary import Group, Variant
 
 
 @dataclass(frozen=True)

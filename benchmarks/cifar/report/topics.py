@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.cifar.methods import RECIPES
-from benchmarks.cifar.paper import Paper
+from benchmarks.cifar.protocols.methods import RECIPES
 from benchmarks.cifar.report.accuracy import accuracy_table
 from benchmarks.cifar.report.comparison import Difference, against
 from benchmarks.cifar.report.differences import difference_table
 from benchmarks.cifar.report.markdown import paragraph
-from benchmarks.cifar.summary import Group, Variant, title
+from benchmarks.cifar.report.paper import Paper
+from benchmarks.cifar.report.summary import Group, Variant, title
 
 REDISTRIBUTING = ("rigl-sg", "rigl-sm")
 STRUCTURED = "rigl-struct"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import optuna
 
-from benchmarks.cifar.summary import Group, Statistic, Variant
+from benchmarks.cifar.report.summary import Group, Statistic, Variant
 
 SEARCHED = frozenset({"alpha", "delta_t"})
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.cifar.paper import Optimum, Paper
 from benchmarks.cifar.report.comparison import Difference, Spread, difference
 from benchmarks.cifar.report.differences import order_of
 from benchmarks.cifar.report.markdown import MISSING, names, table
+from benchmarks.cifar.report.paper import Optimum, Paper
+from benchmarks.cifar.report.summary import Group
 from benchmarks.cifar.report.trials import Trials
-from benchmarks.cifar.summary import Group
 
 
 def optimum_table(group: Group, found: Sequence[Trials], paper: Paper | None) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.cifar.files import plain_name, write_atomic
-from benchmarks.cifar.paper import Paper, published_datasets, sources
+from benchmarks.cifar.records.results import ResultsError, read_results
 from benchmarks.cifar.report import (
     accuracy,
     costs,
@@ -22,9 +22,9 @@ from benchmarks.cifar.report.figures import accuracy as accuracy_figures
 from benchmarks.cifar.report.figures import curves, masks, style
 from benchmarks.cifar.report.markdown import paragraph, section
 from benchmarks.cifar.report.page import html_page
+from benchmarks.cifar.report.paper import Paper, published_datasets, sources
+from benchmarks.cifar.report.summary import Group, differing_settings, group_by_protocol
 from benchmarks.cifar.report.trials import searches
-from benchmarks.cifar.results import ResultsError, read_results
-from benchmarks.cifar.summary import Group, differing_settings, group_by_protocol
 
 TITLE = "Sparse training on small images"
 

@@ -16,10 +16,10 @@ from optuna.samplers import TPESampler
 from optuna.storages import fail_stale_trials
 from optuna.trial import TrialState
 
-from benchmarks.cifar.choices import Search
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.results import Record
-from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.protocols.choices import Search
+from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.records.results import Record
 from benchmarks.cifar.tuning.storage import Storage, quiet
 
 # Runs what isn't finished yet of the runs that it gets, and returns the results of those that are.

@@ -18,7 +18,7 @@ from benchmarks.cifar.report.figures.style import (
     new_figure,
     plain_log_axis,
 )
-from benchmarks.cifar.summary import Group, Variant, title
+from benchmarks.cifar.report.summary import Group, Variant, title
 
 # Methods at one density would hide each other: their marks are spread over this factor.
 DODGE = 1.25

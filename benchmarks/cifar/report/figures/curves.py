@@ -19,8 +19,8 @@ from benchmarks.cifar.report.figures.style import (
     new_figure,
     plain_log_axis,
 )
+from benchmarks.cifar.report.summary import Group, title
 from benchmarks.cifar.report.sweep import Sweep
-from benchmarks.cifar.summary import Group, title
 
 COLUMNS = 3
 

@@ -16,7 +16,7 @@ from benchmarks.cifar.report.figures.style import (
     plain_log_axis,
 )
 from benchmarks.cifar.report.layers import allocations, histories, layer_names
-from benchmarks.cifar.summary import Group, Variant
+from benchmarks.cifar.report.summary import Group, Variant
 
 PANELS = (
     ("fraction", "drop fraction"),

@@ -15,8 +15,8 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.visualization.matplotlib import plot_contour, plot_param_importances
 
 from benchmarks.cifar.report.figures.style import label, name_protocol
+from benchmarks.cifar.report.summary import Group
 from benchmarks.cifar.report.trials import Trials
-from benchmarks.cifar.summary import Group
 
 SIZE = (6.4, 4.8)
 # Of fewer there is neither a plane nor a share of its variance.

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.cifar.files import write_atomic
-from benchmarks.cifar.methods import METHODS
-from benchmarks.cifar.summary import Group, Variant
+from benchmarks.cifar.protocols.methods import METHODS
+from benchmarks.cifar.report.summary import Group, Variant
 
 RESOLUTION = 150
 MARKERS = {None: "D", "erk": "o", "uniform": "^"}

@@ -7,10 +7,10 @@ import time
 
 from tqdm import tqdm
 
-from benchmarks.cifar.durations import Forecast, format_duration
-from benchmarks.cifar.jobs import Job
-from benchmarks.cifar.results import Record
-from benchmarks.cifar.training import Progress
+from benchmarks.cifar.records.results import Record
+from benchmarks.cifar.running.training import Progress
+from benchmarks.cifar.scheduling.durations import Forecast, format_duration
+from benchmarks.cifar.scheduling.jobs import Job
 
 # A log file is not a terminal: there a line every half minute is enough.
 LOG_INTERVAL = 30.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.cifar.tables import ProtocolError
+from benchmarks.cifar.protocols.tables import ProtocolError
 
 if TYPE_CHECKING:
-    from benchmarks.cifar.training import Run
+    from benchmarks.cifar.running.training import Run
 
 
 def check_tensorboard() -> None:

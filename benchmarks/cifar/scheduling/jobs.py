@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from benchmarks.cifar.folder import Folder
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.results import FinishedRuns
-from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.records.folder import Folder
+from benchmarks.cifar.records.results import FinishedRuns
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from benchmarks.cifar.display import Bar, Display, Silent
-from benchmarks.cifar.jobs import Agenda, Job
-from benchmarks.cifar.stopping import Stop, StoppedError
-from benchmarks.cifar.worker import Watcher, Worker
+from benchmarks.cifar.running.stopping import Stop, StoppedError
+from benchmarks.cifar.scheduling.display import Bar, Display, Silent
+from benchmarks.cifar.scheduling.jobs import Agenda, Job
+from benchmarks.cifar.scheduling.worker import Watcher, Worker
 
 SECONDS_BETWEEN_LOOKS = 1.0
 

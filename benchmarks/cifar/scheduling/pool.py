@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.cifar.display import Bar, Display
-from benchmarks.cifar.jobs import Agenda, Job
-from benchmarks.cifar.stopping import Stop, StoppedError
-from benchmarks.cifar.training import Progress
-from benchmarks.cifar.worker import Setup, Worker
+from benchmarks.cifar.running.stopping import Stop, StoppedError
+from benchmarks.cifar.running.training import Progress
+from benchmarks.cifar.scheduling.display import Bar, Display
+from benchmarks.cifar.scheduling.jobs import Agenda, Job
+from benchmarks.cifar.scheduling.worker import Setup, Worker
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_MESSAGES = 0.5

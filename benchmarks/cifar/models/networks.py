@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cifar.models import WideResNet, small_dense_scale
-from benchmarks.cifar.protocol import MODELS, Protocol
-from benchmarks.cifar.resnet import ResNet
-from benchmarks.cifar.runspec import RunSpec
-from benchmarks.cifar.tables import ProtocolError
+from benchmarks.cifar.models.resnet import ResNet
+from benchmarks.cifar.models.wide_resnet import WideResNet, small_dense_scale
+from benchmarks.cifar.protocols.protocol import MODELS, Protocol
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.protocols.tables import ProtocolError
 
 SMALL_DENSE = "small-dense"
 SCALE = "width_scale"

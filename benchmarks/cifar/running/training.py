@@ -14,16 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cifar.batches import Batch, Split, Splits
-from benchmarks.cifar.building import build_optimizer, build_scheduler
-from benchmarks.cifar.checkpoint import Parts, checkpoint_bytes, load_checkpoint, random_state
 from benchmarks.cifar.files import write_atomic
-from benchmarks.cifar.methods import RECIPES
-from benchmarks.cifar.networks import build_model
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.ranks import ALONE, Ranks
-from benchmarks.cifar.runspec import RunSpec
-from benchmarks.cifar.stopping import Stop, StoppedError
+from benchmarks.cifar.images.batches import Batch, Split, Splits
+from benchmarks.cifar.models.networks import build_model
+from benchmarks.cifar.protocols.methods import RECIPES
+from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.running.building import build_optimizer, build_scheduler
+from benchmarks.cifar.running.checkpoint import (
+    Parts,
+    checkpoint_bytes,
+    load_checkpoint,
+    random_state,
+)
+from benchmarks.cifar.running.ranks import ALONE, Ranks
+from benchmarks.cifar.running.stopping import Stop, StoppedError
 
 # An epoch of a large network can take hours: so much of it at most is lost to a crash.
 SECONDS_BETWEEN_CHECKPOINTS = 600.0

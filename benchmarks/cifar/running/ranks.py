@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.cifar.batches import Share
+from benchmarks.cifar.images.batches import Share
 
 Value = TypeVar("Value")
 

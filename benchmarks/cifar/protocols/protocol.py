@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cifar.choices import Choices
-from benchmarks.cifar.tables import ProtocolError, check_name
+from benchmarks.cifar.protocols.choices import Choices
+from benchmarks.cifar.protocols.tables import ProtocolError, check_name
 
 DATASETS = ("cifar10", "cifar100", "digits", "folder")
 DATASET_TITLES = {
@@ -20,6 +20,8 @@ SCHEDULES = ("step", "one-cycle")
 MODELS = ("wrn", "resnet")
 PUBLISHED_WIDTH = 64
 LATER = "later"
+# What may be changed without another result.
+WORDING = ("name", "summary", "reduced", "choices", "also", "full_steps")
 
 
 def later(default: Any) -> Any:
@@ -165,6 +167,8 @@ class Protocol:
         choices: What ``--all`` runs.
         also: Preset files of further protocols that belong to the preset.
         image_size: Height and width to which own images are brought.
+        full_steps: Steps of a run of the protocol that this one is short for, with the same network
+            and batch size. The report then projects how long such a run takes.
     """
 
     name: str
@@ -180,6 +184,7 @@ class Protocol:
     choices: Choices
     also: tuple[str, ...] = ()
     image_size: int = later(32)
+    full_steps: int | None = None
 
     def __post_init__(self) -> None:
         check_name("dataset", self.dataset, DATASETS)
@@ -217,7 +222,7 @@ class Protocol:
     def settings(self) -> dict[str, Any]:
         """What decides a run's numbers: without the wording and without the list of choices."""
         settings = _settings(self)
-        for name in ("name", "summary", "reduced", "choices", "also"):
+        for name in WORDING:
             del settings[name]
         return settings
 

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.cifar.batches import Split, held_out, splits_for
-from benchmarks.cifar.data import Dataset, noise
-from benchmarks.cifar.jobs import Job
-from benchmarks.cifar.methods import RECIPES
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.runspec import RunSpec
-from benchmarks.cifar.training import Run
+from benchmarks.cifar.images.batches import Split, held_out, splits_for
+from benchmarks.cifar.images.data import Dataset, noise
+from benchmarks.cifar.protocols.methods import RECIPES
+from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.running.training import Run
+from benchmarks.cifar.scheduling.jobs import Job
 
 WARM_UP_STEPS = 1
 MEASURED_STEPS = 4
-# A step that takes longer than this is measured on a few images, and in proportion.
-SLOW_STEP = 1.0
+# In seconds. A slower step is measured once, and one beyond the other limit on a few images and in
+# proportion, which a large network's fixed costs make too long.
+SLOW_STEP, LONGEST_STEP = 1.0, 60.0
 FEW_IMAGES = 16
 # Lines of the results file, in bytes: for each epoch, layer and mask update, and for the rest.
 EPOCH_BYTES, LAYER_BYTES, UPDATE_BYTES, RECORD_BYTES = 150, 100, 160, 2500
@@ -146,6 +147,8 @@ class Estimator:
         if few < batch and seconds < SLOW_STEP:
             self._time(run, splits.train, batch, WARM_UP_STEPS)
             seconds = self._time(run, splits.train, batch, MEASURED_STEPS)
+        elif few < batch and seconds < LONGEST_STEP:
+            seconds = self._time(run, splits.train, batch, 1)
         layers = len(getattr(run.optimizer, "layers", ()))
         return Cost(seconds, len(run.checkpoint()), layers)
 

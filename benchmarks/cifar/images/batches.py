@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.cifar.augmentation import Augmenter
-from benchmarks.cifar.data import Dataset
-from benchmarks.cifar.protocol import AugmentationConfig, Protocol
-from benchmarks.cifar.sources import Labels
+from benchmarks.cifar.images.augmentation import Augmenter
+from benchmarks.cifar.images.data import Dataset
+from benchmarks.cifar.images.sources import Labels
+from benchmarks.cifar.protocols.protocol import AugmentationConfig, Protocol
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from benchmarks.cifar.summary import Variant
+from benchmarks.cifar.report.summary import Variant
 
 PAPER_FILE = Path(__file__).with_name("paper.toml")
 

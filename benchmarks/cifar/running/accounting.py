@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cifar.networks import build_model
-from benchmarks.cifar.training import Run
+from benchmarks.cifar.models.networks import build_model
+from benchmarks.cifar.running.training import Run
 from sparseopt import FlopsReport, SparseLayer, SparseOptimizer
 
 

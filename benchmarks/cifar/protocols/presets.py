@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.tables import ProtocolError, build, parse_value, read_toml
+from benchmarks.cifar.protocols.protocol import WORDING, Protocol
+from benchmarks.cifar.protocols.tables import ProtocolError, build, parse_value, read_toml
 
-PRESET_DIR = Path(__file__).parent / "presets"
-PRESETS = ("smoke", "cpu", "paper")
-# What may be changed without another result.
-WORDING = ("name", "summary", "reduced", "choices", "also")
+PRESET_DIR = Path(__file__).parents[1] / "presets"
+PRESETS = ("smoke", "cpu", "paper", "resnet-50")
 
 
 @dataclasses.dataclass(frozen=True)

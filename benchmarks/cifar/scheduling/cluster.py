@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.cifar.display import Display, Silent
 from benchmarks.cifar.files import write_atomic
-from benchmarks.cifar.jobs import Agenda, Job
-from benchmarks.cifar.methods import MASK_SOURCES
-from benchmarks.cifar.results import Record
-from benchmarks.cifar.stopping import Stop, StoppedError
-from benchmarks.cifar.tables import ProtocolError
-from benchmarks.cifar.worker import Setup, Worker
+from benchmarks.cifar.protocols.methods import MASK_SOURCES
+from benchmarks.cifar.protocols.tables import ProtocolError
+from benchmarks.cifar.records.results import Record
+from benchmarks.cifar.running.stopping import Stop, StoppedError
+from benchmarks.cifar.scheduling.display import Display, Silent
+from benchmarks.cifar.scheduling.jobs import Agenda, Job
+from benchmarks.cifar.scheduling.worker import Setup, Worker
 
 LOCAL = "local"
 SECONDS_BETWEEN_LOOKS = 1.0
 TRIES = 3
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run_on_cluster(

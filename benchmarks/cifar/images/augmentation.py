@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cifar.protocol import AugmentationConfig
+from benchmarks.cifar.protocols.protocol import AugmentationConfig
 
 # As in torchvision: a crop is drawn until it lies within the image, but not more often than this.
 TRIES = 10

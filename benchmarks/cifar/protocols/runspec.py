@@ -8,10 +8,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cifar.methods import RECIPES
+from benchmarks.cifar.protocols.methods import RECIPES
 
 if TYPE_CHECKING:
-    from benchmarks.cifar.protocol import Protocol
+    from benchmarks.cifar.protocols.protocol import Protocol
 
 
 @dataclass(frozen=True)

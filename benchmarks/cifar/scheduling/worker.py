@@ -10,21 +10,21 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.cifar.accounting import count
-from benchmarks.cifar.batches import Splits, splits_for
-from benchmarks.cifar.data import load_dataset
 from benchmarks.cifar.environment import describe_environment
 from benchmarks.cifar.files import remove_unfinished
-from benchmarks.cifar.folder import Folder
-from benchmarks.cifar.jobs import Job
-from benchmarks.cifar.masks import load_masks, save_masks
-from benchmarks.cifar.methods import MASK_SOURCES
-from benchmarks.cifar.protocol import Protocol as TrainingProtocol
-from benchmarks.cifar.ranks import ALONE, Ranks, device_for
-from benchmarks.cifar.results import FinishedRuns, Record, append_result
-from benchmarks.cifar.stopping import Stop
-from benchmarks.cifar.tensorboard import EventWriter
-from benchmarks.cifar.training import Progress, Run, weights_hash
+from benchmarks.cifar.images.batches import Splits, splits_for
+from benchmarks.cifar.images.data import load_dataset
+from benchmarks.cifar.protocols.methods import MASK_SOURCES
+from benchmarks.cifar.protocols.protocol import Protocol as TrainingProtocol
+from benchmarks.cifar.records.folder import Folder
+from benchmarks.cifar.records.masks import load_masks, save_masks
+from benchmarks.cifar.records.results import FinishedRuns, Record, append_result
+from benchmarks.cifar.records.tensorboard import EventWriter
+from benchmarks.cifar.running.accounting import count
+from benchmarks.cifar.running.ranks import ALONE, Ranks, device_for
+from benchmarks.cifar.running.stopping import Stop
+from benchmarks.cifar.running.training import Progress, Run, weights_hash
+from benchmarks.cifar.scheduling.jobs import Job
 from sparseopt import SparseOptimizer, final_masks
 
 
@@ -190,6 +190,7 @@ class Worker:
                 "summary": protocol.summary,
                 "description": protocol.describe(),
                 "settings": protocol.settings(),
+                "full_steps": protocol.full_steps,
             },
             "data": job.data,
             "curve": run.outcome.curve,

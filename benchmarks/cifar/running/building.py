@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from benchmarks.cifar.methods import RECIPES
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.protocols.methods import RECIPES
+from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.runspec import RunSpec
 
 
 def build_optimizer(

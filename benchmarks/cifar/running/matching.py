@@ -6,10 +6,10 @@ import functools
 
 import torch
 
-from benchmarks.cifar.accounting import dense_flops
-from benchmarks.cifar.networks import build_model
-from benchmarks.cifar.protocol import Protocol
-from benchmarks.cifar.runspec import RunSpec
+from benchmarks.cifar.models.networks import build_model
+from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.running.accounting import dense_flops
 from sparseopt.distributions import DISTRIBUTIONS
 
 CLASSES = {"cifar100": 100}

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.cifar.files import vanishing_folder
-from benchmarks.cifar.sources import OWN, Bytes, Labels, find_source
+from benchmarks.cifar.images.sources import OWN, Bytes, Labels, find_source
 
 DIGITS = "digits"
 DIGITS_TEST_FRACTION = 0.2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.cifar.jobs import Job
+from benchmarks.cifar.scheduling.jobs import Job
 
 
 def format_duration(seconds: float) -> str:

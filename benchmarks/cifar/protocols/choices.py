@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from benchmarks.cifar.methods import METHODS
-from benchmarks.cifar.runspec import RunSpec
-from benchmarks.cifar.tables import ProtocolError, check_name
+from benchmarks.cifar.protocols.methods import METHODS
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.protocols.tables import ProtocolError, check_name
 
 INITS = ("erk", "uniform")
 MAIN = "main"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cifar.methods import METHODS, RECIPES
-from benchmarks.cifar.results import Record
+from benchmarks.cifar.protocols.methods import METHODS, RECIPES
+from benchmarks.cifar.records.results import Record
 
 # How the literature writes the names of `--methods`; all others are written as they are.
 TITLES = {

@@ -11,7 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cifar.models import INPUT_CHANNELS, check_scale, init_weights, scaled_width
+from benchmarks.cifar.models.wide_resnet import (
+    INPUT_CHANNELS,
+    check_scale,
+    init_weights,
+    scaled_width,
+)
 
 GROUP_FACTORS = (1, 2, 4, 8)
 GROUP_STRIDES = (1, 2, 2, 2)

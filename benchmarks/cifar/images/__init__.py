@@ -1,0 +1,1 @@
+"""Images: found, decoded, split, augmented and handed out in batches."""

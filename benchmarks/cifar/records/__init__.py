@@ -1,0 +1,1 @@
+"""What a run leaves behind: results, masks, and files beside them."""

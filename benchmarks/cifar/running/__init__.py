@@ -1,0 +1,1 @@
+"""One run, from its optimizer to the accounts of what it cost."""
