@@ -5,7 +5,9 @@ import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+HERE = Path(__file__).resolve().parent
+# The benchmarks make the tables of their results, and are found from the root.
+sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 
 project = "sparseopt"
 author = "The sparseopt authors"
@@ -16,7 +18,9 @@ extensions = [
     "committed_results",
     "compatibility",
     "completeness",
+    "drawings",
     "myst_parser",
+    "overviews",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
@@ -24,8 +28,9 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx_design",
 ]
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "figures"]
 
 # A reference that leads nowhere is an error, unless it leads to another project or to a type
 # variable or alias, which have no entry of their own.

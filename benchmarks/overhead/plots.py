@@ -22,9 +22,22 @@ UPDATE_COLOR, STEP_COLOR, MASKING_COLOR = "tab:gray", "tab:blue", "tab:cyan"
 
 def draw(results: Results, path: Path) -> bool:
     """Write the figure, an SVG; returns whether there was anything to draw."""
+    figure = cost_figure(results)
+    if figure is None:
+        return False
+    buffer = io.BytesIO()
+    # Without a salt and with a date, the same results would give another file each time.
+    with matplotlib.rc_context({"svg.hashsalt": "sparseopt"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    write_atomic(path, buffer.getvalue())
+    return True
+
+
+def cost_figure(results: Results) -> Figure | None:
+    """A row for each optimizer: times on the left, bytes on the right; None without results."""
     entries = results.of("steps", LARGE, DENSITY)
     if not entries:
-        return False
+        return None
     figure = Figure(figsize=(11, 0.6 + 2.9 * len(entries)), layout="constrained")
     rows = figure.subplots(len(entries), 2, squeeze=False)
     title = (
@@ -37,12 +50,7 @@ def draw(results: Results, path: Path) -> bool:
         _times(left, entry, names)
         _bytes(right, entry, names)
         left.set_title(entry["optimizer"], fontsize=9)
-    buffer = io.BytesIO()
-    # Without a salt and with a date, the same results would give another file each time.
-    with matplotlib.rc_context({"svg.hashsalt": "sparseopt"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    write_atomic(path, buffer.getvalue())
-    return True
+    return figure
 
 
 def _times(axes: Axes, entry: Entry, names: list[str]) -> None:

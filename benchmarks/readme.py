@@ -1,0 +1,94 @@
+"""Write the README's tables anew from the committed results: ``python benchmarks/readme.py``."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH = 100
+BLOCK = "<!-- results:{name} -->{text}<!-- end of results:{name} -->"
+
+
+class MissingBlockError(Exception):
+    """A README without the comments between which a table belongs."""
+
+
+def rewritten(readme: str) -> str:
+    """The README with its tables as the committed results have them.
+
+    Raises:
+        MissingBlockError: If the comments around one of the tables are missing.
+    """
+    for name, text in (("cifar", cifar_text()), ("overhead", overhead_text())):
+        block = BLOCK.format(name=name, text=f"\n{text}\n")
+        pattern = BLOCK.format(name=name, text=".*?")
+        readme, count = re.subn(pattern, lambda _, block=block: block, readme, flags=re.DOTALL)
+        if count != 1:
+            raise MissingBlockError(
+                f"README.md has the comment <!-- results:{name} --> and its end {count} times "
+                "instead of once"
+            )
+    return readme
+
+
+def cifar_text() -> str:
+    """Accuracies and FLOPs, with the protocol before them and what they say after."""
+    from benchmarks.overview import cifar
+
+    paragraphs = []
+    for group in cifar.headline():
+        variants = cifar.main_variants(group)
+        sentences = [
+            sentence
+            for reference in ("static", "rigl")
+            for sentence in cifar.order_sentences(group, variants, reference)
+        ]
+        paragraphs += [
+            f"{cifar.protocol(group)} Made on {cifar.machines(group)}.",
+            "\n".join(cifar.accuracy_table(group, variants)).rstrip(),
+            " ".join([cifar.COLUMNS, *sentences]),
+        ]
+    reports = (f"[{folder.name}]({_report(folder)})" for folder in cifar.folders())
+    paragraphs.append(f"Everything else, all densities and every seed: {', '.join(reports)}.")
+    return _joined(paragraphs)
+
+
+def overhead_text() -> str:
+    """Time and memory of the wrapper, as multiples of the plain optimizer's."""
+    from benchmarks.overhead.results import Results
+    from benchmarks.overview import overhead
+
+    results = Results(overhead.FILE)
+    return _joined(
+        [
+            f"What the wrapper costs, on {overhead.machines(results)}.",
+            "\n".join(overhead.cost_table(results)),
+            overhead.COLUMNS,
+            f"All figures, beside other libraries: [report]({_report(overhead.FILE.parent)}).",
+        ]
+    )
+
+
+def _joined(paragraphs: list[str]) -> str:
+    """Paragraphs and tables one after the other; lines of prose as short as those around them."""
+    wrap = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n\n".join(text if text.startswith("|") else wrap.fill(text) for text in paragraphs)
+
+
+def _report(folder: Path) -> str:
+    return (folder / "report.md").relative_to(ROOT).as_posix()
+
+
+def main() -> None:
+    """Write the file."""
+    # Run as a script, Python puts this folder first; the package is found from the root.
+    sys.path[0] = str(ROOT)
+    readme = ROOT / "README.md"
+    readme.write_text(rewritten(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The directives that show committed results in short: a table, what it says, and a figure.
+
+Everything is made from the results files when the pages are built. None of the directives
+takes an argument.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from committed_results import page_name
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from themed_figures import themed
+
+from benchmarks.cifar.report import topics
+from benchmarks.cifar.report.figures import accuracy as accuracy_figures
+from benchmarks.cifar.report.summary import Group
+from benchmarks.overhead.plots import cost_figure
+from benchmarks.overhead.report import MET
+from benchmarks.overhead.results import Results
+from benchmarks.overhead.tables import table
+from benchmarks.overhead.targets import targets
+from benchmarks.overview import cifar, overhead, structured
+
+
+class Overview(SphinxDirective):
+    """What is common to the directives: paragraphs, tables and figures, in Markdown."""
+
+    def run(self) -> list[nodes.Node]:
+        # A number and its deviation belong on one line, however narrow the column.
+        text = "\n\n".join(self.parts()).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+    def parts(self) -> Iterator[str]:
+        raise NotImplementedError
+
+    def read(self, file: Path) -> None:
+        """Have the page made again when the file changes."""
+        self.env.note_dependency(str(file))
+
+    def link(self, folder: Path) -> str:
+        """A link to the complete report on a folder's results."""
+        name = page_name(folder, Path(self.env.srcdir).parent / "benchmarks")
+        return f"[complete report](reports/{name}.md)"
+
+
+class CifarOverview(Overview):
+    """Every protocol of every folder, below a heading each.
+
+    Sections are put where the page's own are, which is after what has no heading: the page has to
+    end with the directive, and all that it says is below a heading.
+    """
+
+    def parts(self) -> Iterator[str]:
+        explained = False
+        for folder in cifar.folders():
+            self.read(folder / cifar.FILE)
+            for group in cifar.groups(folder):
+                yield from self.of_group(folder, group, "" if explained else cifar.COLUMNS)
+                explained = True
+
+    def of_group(self, folder: Path, group: Group, columns: str) -> Iterator[str]:
+        label, about = group.protocol["label"], group.protocol["description"]
+        network = ", ".join(about.split(", ")[:2])
+        yield f"## {network}: {label}"
+        yield f"{cifar.protocol(group)} Made on {cifar.machines(group)}."
+        yield "\n".join(cifar.accuracy_table(group))
+        yield columns
+        variants = cifar.main_variants(group)
+        sentences = [
+            sentence
+            for reference in ("static", "rigl")
+            for sentence in cifar.order_sentences(group, variants, reference)
+        ]
+        yield "\n".join(f"- {sentence}" for sentence in dict.fromkeys(sentences))
+        if len(group.variants) > FEW:
+            yield themed(accuracy_figures.by_method(group), f"{label}: accuracy by method")
+        yield f"All differences, every seed, costs and versions: {self.link(folder)}."
+
+
+#: A figure of so few methods says no more than their table.
+FEW = 4
+
+
+class StructuredAccuracy(Overview):
+    """Whole channels beside single weights, of every protocol that has runs of both."""
+
+    def parts(self) -> Iterator[str]:
+        found = False
+        for folder in cifar.folders():
+            self.read(folder / cifar.FILE)
+            for group in cifar.groups(folder):
+                lines = topics.structured(group, None)
+                if lines:
+                    found = True
+                    yield f"{cifar.protocol(group)} Made on {cifar.machines(group)}."
+                    # A heading of the report would not fit into this page's.
+                    yield "\n".join(line.lstrip("# ") for line in lines)
+                    yield f"All of it: {self.link(folder)}."
+        if not found:
+            yield "*No run of a structured method is among the committed results.*"
+
+
+class OverheadOverview(Overview):
+    """The wrapper beside the plain optimizer."""
+
+    def parts(self) -> Iterator[str]:
+        self.read(overhead.FILE)
+        results = Results(overhead.FILE)
+        yield "\n".join(overhead.cost_table(results))
+        yield overhead.COLUMNS
+        yield f"Made on {overhead.machines(results)}. All of it: {self.link(overhead.FILE.parent)}."
+
+
+class OverheadFigure(Overview):
+    """Time and memory beside other libraries."""
+
+    def parts(self) -> Iterator[str]:
+        self.read(overhead.FILE)
+        figure = cost_figure(Results(overhead.FILE))
+        if figure is not None:
+            yield themed(figure, "Time of a step and bytes held, by contender")
+
+
+class OverheadTargets(Overview):
+    """What the wrapper was asked to cost at most, a line for each optimizer that was measured."""
+
+    def parts(self) -> Iterator[str]:
+        self.read(overhead.FILE)
+        rows = [
+            [row.cost, row.bound, row.found.replace("; ", "<br>"), MET[row.met]]
+            for row in targets(Results(overhead.FILE))
+        ]
+        yield "\n".join(table(["cost, x plain", "asked for", "measured", "met"], rows))
+
+
+class StructuredOverview(Overview):
+    """FLOPs and time of compacted models."""
+
+    def parts(self) -> Iterator[str]:
+        found = structured.records()
+        for file in structured.RESULTS.glob("*.json"):
+            self.read(file)
+        yield from self.tables(found)
+        yield f"Made on {structured.machines(found)}. All of it: {self.link(structured.RESULTS)}."
+
+    def tables(self, found: list[structured.Record]) -> Iterator[str]:
+        yield "\n".join(structured.channel_table(found))
+
+
+class CondensedOverview(StructuredOverview):
+    """How much faster sparse linear layers are."""
+
+    def tables(self, found: list[structured.Record]) -> Iterator[str]:
+        yield "\n".join(structured.linear_table(found))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("cifar-overview", CifarOverview)
+    app.add_directive("structured-accuracy", StructuredAccuracy)
+    app.add_directive("overhead-overview", OverheadOverview)
+    app.add_directive("overhead-figure", OverheadFigure)
+    app.add_directive("overhead-targets", OverheadTargets)
+    app.add_directive("structured-overview", StructuredOverview)
+    app.add_directive("condensed-overview", CondensedOverview)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,42 @@
+"""Figures as SVG inside the page, where they take the colours of the light or the dark theme."""
+
+import html
+import io
+import re
+
+import matplotlib
+from matplotlib.figure import Figure
+
+#: What matplotlib draws in black or gray, and the variable of the theme that it becomes.
+COLORS = {
+    "#000000": "var(--color-foreground-primary)",
+    "#696969": "var(--color-foreground-muted)",
+    "#808080": "var(--color-foreground-muted)",
+    "#b0b0b0": "var(--color-foreground-border)",
+}
+OPENING = re.compile(r'.*?<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
+METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
+# Two figures on one page would share them, and nothing refers to them.
+NUMBERED_GROUPS = re.compile(r' id="[a-zA-Z]+[\w.]*_\d+"')
+
+
+def themed(figure: Figure, caption: str) -> str:
+    """A figure of matplotlib as Markdown.
+
+    Args:
+        figure: The figure; its black and gray become colours of the theme, others stay.
+        caption: What it shows, for those who cannot see it.
+    """
+    buffer = io.StringIO()
+    # Text stays text, which can be selected and searched; the salt makes builds alike.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawing = METADATA.sub("", buffer.getvalue(), count=1)
+    opening = (
+        f'<div class="drawing"><svg role="img" aria-label="{html.escape(caption)}" '
+        r'xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1">'
+    )
+    drawing = NUMBERED_GROUPS.sub("", OPENING.sub(opening, drawing, count=1))
+    for color, variable in COLORS.items():
+        drawing = drawing.replace(color, variable)
+    return f"```{{raw}} html\n{drawing.strip()}</div>\n```"
