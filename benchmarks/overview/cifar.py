@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.cifar.report.paper import Paper, published_datasets
+from benchmarks.cifar.records.results import read_results
 from benchmarks.cifar.report.comparison import Difference, Spread, difference
 from benchmarks.cifar.report.differences import order_of
 from benchmarks.cifar.report.markdown import MISSING, names, table
-from benchmarks.cifar.records.results import read_results
+from benchmarks.cifar.report.paper import Paper, published_datasets
 from benchmarks.cifar.report.summary import Group, Variant, group_by_protocol, title
 
 RESULTS = Path(__file__).parents[1] / "cifar" / "results"

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from sparseopt import SparseOptimizer, UpdateRecord
 from torch import Tensor, nn
+
+from sparseopt import SparseOptimizer, UpdateRecord
 
 INPUTS, OUTPUTS, DENSITY = 12, 8, 0.25
 STEPS, DELTA_T = 1600, 100

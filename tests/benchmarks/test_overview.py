@@ -1,0 +1,140 @@
+"""The short tables of the README and the docs say what the results files say, and no more."""
+
+import json
+
+import pytest
+
+from benchmarks.overhead.results import Results
+from benchmarks.overview import cifar, overhead, structured
+from tests.benchmarks.report_records import record
+
+STATIC = (0.70, 0.71, 0.73)
+
+
+def folder_of(root, name, lines):
+    """A folder with a results file."""
+    folder = root / name
+    folder.mkdir()
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "results.jsonl").write_text(text)
+    return folder
+
+
+def runs(method, accuracies, **about):
+    return [
+        record(method, "erk", 0.1, seed, accuracy, **about)
+        for seed, accuracy in enumerate(accuracies)
+    ]
+
+
+@pytest.fixture
+def group(tmp_path):
+    """RigL is far ahead of static for every seed, and SET now ahead of it, now behind."""
+    lines = [
+        record("dense", None, None, 0, 0.9, inference=1000.0),
+        *runs("static", STATIC),
+        *runs("rigl", [accuracy + 0.05 for accuracy in STATIC]),
+        *runs("set", [0.702, 0.708, 0.731]),
+        record("small-dense", None, 0.1, 0, 0.6),
+        record("static", "erk", 0.2, 0, 0.8),
+    ]
+    (found,) = cifar.groups(folder_of(tmp_path, "one", lines))
+    return found
+
+
+def cells(lines):
+    """The rows of a table by their first cell."""
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line]
+    return {row[0]: row for row in rows[2:]}
+
+
+def test_accuracies_are_means_over_the_seeds_and_the_best_comes_first(group):
+    table = cells(cifar.accuracy_table(group, cifar.main_variants(group)))
+    assert list(table) == ["Dense", "RigL", "SET", "Static", "Small-Dense"]
+    # Mean 0.71333, and sqrt(((-1.333)^2 + (-0.333)^2 + 1.667^2) / 2) = 1.53 points.
+    assert table["Static"][1:5] == ["ERK", "0.1", "3", "71.33 ± 1.53"]
+    assert table["Static"][-1] == "0.200"
+    assert table["Dense"][1:5] == ["-", "-", "1", "90.00"]
+
+
+def test_a_difference_is_bold_only_where_it_is_beyond_its_spread(group):
+    table = cells(cifar.accuracy_table(group, cifar.main_variants(group)))
+    assert table["RigL"][5] == "**+5.00 ± 0.00**"
+    assert table["SET"][5] == "+0.03 ± 0.21"
+    assert table["Small-Dense"][5] == "**-10.00**"
+    assert table["Static"][5] == table["Dense"][5] == "-"
+
+
+def test_sentences_claim_an_order_only_beyond_the_spread(group):
+    variants = cifar.main_variants(group)
+    assert list(cifar.order_sentences(group, variants)) == [
+        "Ahead of Static: RigL.",
+        "Behind Static: Small-Dense.",
+        "Not told apart from Static: SET.",
+    ]
+
+
+def test_a_single_seed_claims_no_order(tmp_path):
+    lines = [*runs("static", [0.7]), *runs("rigl", [0.9])]
+    (found,) = cifar.groups(folder_of(tmp_path, "one", lines))
+    (sentence,) = cifar.order_sentences(found, list(found.variants))
+    assert sentence == "A single seed does not tell the methods from Static."
+
+
+def test_published_numbers_stand_beside_the_full_protocol_only(tmp_path):
+    lines = [*runs("rigl", STATIC), *runs("rigl", STATIC, reduced=False)]
+    reduced, full = cifar.groups(folder_of(tmp_path, "both", lines))
+    assert "92.4 ± 0.06 [R]" in "\n".join(cifar.accuracy_table(full))
+    assert "published" not in "\n".join(cifar.accuracy_table(reduced))
+    assert "Not to be compared with published numbers." in cifar.protocol(reduced)
+    assert "REDUCED" not in cifar.protocol(full).upper()
+
+
+def test_every_full_protocol_and_the_largest_reduced_one_come_first(tmp_path):
+    folder_of(tmp_path, "small", runs("rigl", STATIC[:1]))
+    folder_of(tmp_path, "large", runs("rigl", STATIC))
+    folder_of(tmp_path, "paper", runs("rigl", STATIC[:2], reduced=False))
+    shown = cifar.headline(tmp_path)
+    assert [(one.protocol["name"], len(one.records)) for one in shown] == [("paper", 2), ("cpu", 3)]
+
+
+def test_costs_are_those_of_the_results_file():
+    entries = json.loads(overhead.FILE.read_text())["entries"]
+    steps = [
+        entry
+        for entry in entries
+        if (entry["figures"], entry["density"]) == ("steps", 0.1)
+        and "sparseopt, compact" in entry["contenders"]
+    ]
+    found = overhead.cost_table(Results(overhead.FILE))[2:]
+    assert len(found) == len(steps)
+    for entry in steps:
+        ours, plain = (entry["contenders"][name] for name in ("sparseopt, compact", "plain"))
+        held = sum(ours["bytes"][kind] for kind in ("state", "index", "masks", "other"))
+        (line,) = (
+            line
+            for line in found
+            if f"| {entry['optimizer']} | {ours['step']['ratio']['median']:.2f} (" in line
+        )
+        assert f"| {held / plain['bytes']['state']:.2f} |" in line
+
+
+def test_time_of_compacted_models_is_of_fastest_to_fastest():
+    times = {
+        "dense, float32": 10.0,
+        "dense, bfloat16": 8.0,
+        "compacted, float32": 4.0,
+        "compacted, bfloat16": 5.0,
+        "by hand, float32": 3.0,
+    }
+    record = {"workload": "net", "density": 0.2, "flops_ratio": 0.19}
+    record["inference"] = [{"batch": 64, "milliseconds": times}]
+    row = cells(structured.channel_table([record]))["net"]
+    assert row == ["net", "0.2", "64", "0.190", "0.500", "0.375"]
+
+
+def test_condensed_layers_are_compared_with_the_fastest_dense_way():
+    linear = {"shape": [8, 16], "density": 0.1, "rows": 1, "chosen": "condensed"}
+    linear |= {"dense": {"a": 3.0, "b": 2.0}, "sparse": {"c": 4.0, "d": 1.0}}
+    row = cells(structured.linear_table([{"linear": [linear]}]))["8 x 16"]
+    assert row == ["8 x 16", "0.1", "1", "2.00", "condensed"]
