@@ -13,9 +13,11 @@ project_copyright = author
 release = version = installed_version("sparseopt")
 
 extensions = [
+    "code_map",
     "committed_results",
     "compatibility",
     "completeness",
+    "measured_methods",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -23,9 +25,14 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_ext"]
+
+# What has to be in the reference, and on the page that lists all of it.
+completeness_modules = ["sparseopt", "sparseopt.distributions"]
+completeness_overview = "reference/index"
 
 # A reference that leads nowhere is an error, unless it leads to another project or to a type
 # variable or alias, which have no entry of their own.
@@ -57,6 +64,8 @@ napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
+# Where the examples of the methods' pages find their network and training loop.
+doctest_path = [str(Path(__file__).parent / "methods")]
 doctest_global_setup = """
 import torch
 from sparseopt import *

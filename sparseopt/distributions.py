@@ -25,6 +25,13 @@ def uniform(shapes: Shapes, density: float) -> dict[str, float]:
     The report calls this "Random". What the first layer has too much is not taken from the others
     (Evci et al. 2020, section 3, "Uniform").
 
+    Args:
+        shapes: the weight's shape of each layer, in the model's order.
+        density: that of all layers but the first, in (0, 1].
+
+    Returns:
+        The density of each layer, in (0, 1].
+
     Example:
         >>> uniform({"conv": (16, 3, 3, 3), "fc": (10, 64)}, 0.1)
         {'conv': 1.0, 'fc': 0.1}
@@ -39,6 +46,18 @@ def er(shapes: Shapes, density: float) -> dict[str, float]:
     The kernel's extent plays no part (Mocanu et al. 2018; Evci et al. 2020, section 3). Layers
     that would exceed density 1 are made dense and the rest is solved again, so that the total is
     met.
+
+    Args:
+        shapes: the weight's shape of each layer, in the model's order.
+        density: the density of all layers together, in (0, 1].
+
+    Returns:
+        The density of each layer, in (0, 1].
+
+    Example:
+        >>> densities = er({"conv": (16, 3, 3, 3), "mid": (64, 64, 3, 3), "fc": (10, 64)}, 0.1)
+        >>> {name: round(value, 3) for name, value in densities.items()}
+        {'conv': 1.0, 'mid': 0.086, 'fc': 0.317}
     """
     return _erdos_renyi(shapes, density, lambda shape: sum(shape[:2]) / math.prod(shape[:2]))
 
@@ -48,6 +67,13 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
 
     Layers that would exceed density 1 are made dense and :math:`\epsilon` is solved again until
     none does, so that the total is met (Evci et al. 2020, section 3).
+
+    Args:
+        shapes: the weight's shape of each layer, in the model's order.
+        density: the density of all layers together, in (0, 1].
+
+    Returns:
+        The density of each layer, in (0, 1].
 
     Example:
         >>> densities = erk({"conv": (16, 3, 3, 3), "mid": (64, 64, 3, 3), "fc": (10, 64)}, 0.1)

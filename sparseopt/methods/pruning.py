@@ -37,6 +37,16 @@ class Pruning(Gradual):
     Args:
         scope: ``"global"`` compares magnitudes across layers, ``"layer"`` within each.
 
+    Example:
+        >>> import torch
+        >>> from sparseopt import Pruning, SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16)
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model,
+        ...     method=Pruning(scope="layer"), density=0.25, init={}, total_steps=1000)
+        >>> optimizer.density, optimizer.layers[0].target / optimizer.layers[0].numel
+        (1.0, 0.25)
+
     Reference: Zhu & Gupta 2017, "To prune, or not to prune", section 3.
     """
 
