@@ -14,6 +14,7 @@ from sparseopt._validation import check_density, unknown_name
 
 __all__ = ["Distribution", "Shapes", "er", "erk", "live_counts", "uniform"]
 
+#: The weight's shape of each layer, by name, in the model's order.
 Shapes = Mapping[str, Sequence[int]]
 #: From the shapes and a density for all of them together to a density for each.
 Distribution = Callable[[Shapes, float], Mapping[str, float]]
@@ -41,7 +42,9 @@ def uniform(shapes: Shapes, density: float) -> dict[str, float]:
 
 
 def er(shapes: Shapes, density: float) -> dict[str, float]:
-    r"""Erdős-Rényi: density proportional to :math:`(n_{in} + n_{out}) / (n_{in} n_{out})`.
+    r"""Erdős-Rényi: the density of a layer follows its inputs and outputs.
+
+    .. math:: d_l = \epsilon\, \frac{n_\mathrm{in} + n_\mathrm{out}}{n_\mathrm{in}\, n_\mathrm{out}}
 
     The kernel's extent plays no part (Mocanu et al. 2018; Evci et al. 2020, section 3). Layers
     that would exceed density 1 are made dense and the rest is solved again, so that the total is
@@ -63,7 +66,9 @@ def er(shapes: Shapes, density: float) -> dict[str, float]:
 
 
 def erk(shapes: Shapes, density: float) -> dict[str, float]:
-    r"""Erdős-Rényi-Kernel: density of a layer :math:`= \epsilon \sum shape / \prod shape`.
+    r"""Erdős-Rényi-Kernel: the density of a layer follows all its dimensions.
+
+    .. math:: d_l = \epsilon\, \frac{\sum_i \mathrm{shape}_{l,i}}{\prod_i \mathrm{shape}_{l,i}}
 
     Layers that would exceed density 1 are made dense and :math:`\epsilon` is solved again until
     none does, so that the total is met (Evci et al. 2020, section 3).

@@ -20,7 +20,7 @@ __all__ = ["MEST"]
 @register_method
 @dataclass(frozen=True)
 class MEST(DropGrow):
-    r"""Memory-economic sparse training.
+    r"""Memory-economic sparse training: drops by weight and gradient, after a trial.
 
     The live weights of lowest :math:`|w| + \lambda\,|\partial L / \partial w|` drop. The bound on
     live weights is elastic, and tightens as the drop fraction :math:`f(t)` falls:

@@ -21,7 +21,7 @@ START_SHARE: Final = 0.008
 @register_method
 @dataclass(frozen=True)
 class Pruning(Gradual):
-    r"""Gradual magnitude pruning.
+    r"""Gradual magnitude pruning: starts dense, drops the smallest weights along a cubic.
 
     Training starts dense. Every ``delta_t`` steps from ``int(0.008 * total_steps)`` on, and for the
     last time at ``t_end``, the live weights of smallest magnitude are dropped until the density is

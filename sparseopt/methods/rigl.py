@@ -18,7 +18,7 @@ __all__ = ["RigL"]
 @register_method
 @dataclass(frozen=True)
 class RigL(DropGrow):
-    r"""The rigged lottery.
+    r"""The rigged lottery: drops the smallest weights, grows where the gradient is largest.
 
     Each update drops the :math:`\lfloor f(t)\, n \rfloor` live weights of smallest magnitude in
     each layer of :math:`n` live weights, and grows as many where :math:`|\partial L / \partial w|`

@@ -32,7 +32,7 @@ class RigLSG(Redistributing, RigL):
         >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.Linear(16, 8))
         >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> optimizer = SparseOptimizer(
-        ...     sgd, model, method="rigl-sg", density=0.25, init={}, total_steps=100, delta_t=10)
+        ...     sgd, model, method="rigl-sg", density=0.25, total_steps=100, delta_t=10)
         >>> before = [layer.live for layer in optimizer.layers]
         >>> for _ in range(10):
         ...     optimizer.zero_grad()

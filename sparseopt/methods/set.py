@@ -17,7 +17,7 @@ __all__ = ["SET"]
 @register_method
 @dataclass(frozen=True)
 class SET(DropGrow):
-    r"""Sparse Evolutionary Training.
+    r"""Sparse evolutionary training: drops the smallest weights, grows at random.
 
     Each update drops the :math:`\lfloor f(t)\, n \rfloor` live weights of smallest magnitude in
     each layer of :math:`n` live weights, and grows as many chosen uniformly at random among the

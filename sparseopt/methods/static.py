@@ -30,7 +30,7 @@ class Static(Method):
         >>> optimizer.density, int(model.weight.count_nonzero())
         (0.25, 128)
 
-    Reference: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", table 1.
+    Reference: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", section 4.
     """
 
     name: ClassVar[str] = "static"
