@@ -15,10 +15,12 @@ project_copyright = author
 release = version = installed_version("sparseopt")
 
 extensions = [
+    "code_map",
     "committed_results",
     "compatibility",
     "completeness",
     "drawings",
+    "measured_methods",
     "myst_parser",
     "overviews",
     "sphinx.ext.autodoc",
@@ -27,10 +29,15 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",
     "sphinx_copybutton",
     "sphinx_design",
 ]
 exclude_patterns = ["_build", "_ext", "figures"]
+
+# What has to be in the reference, and on the page that lists all of it.
+completeness_modules = ["sparseopt", "sparseopt.distributions"]
+completeness_overview = "reference/index"
 
 # A reference that leads nowhere is an error, unless it leads to another project or to a type
 # variable or alias, which have no entry of their own.
@@ -62,6 +69,8 @@ napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
+# Where the examples of the methods' pages find their network and training loop.
+doctest_path = [str(Path(__file__).parent / "methods")]
 doctest_global_setup = """
 import torch
 from sparseopt import *

@@ -14,6 +14,7 @@ from sparseopt._validation import check_density, unknown_name
 
 __all__ = ["Distribution", "Shapes", "er", "erk", "live_counts", "uniform"]
 
+#: The weight's shape of each layer, by name, in the model's order.
 Shapes = Mapping[str, Sequence[int]]
 #: From the shapes and a density for all of them together to a density for each.
 Distribution = Callable[[Shapes, float], Mapping[str, float]]
@@ -25,6 +26,13 @@ def uniform(shapes: Shapes, density: float) -> dict[str, float]:
     The report calls this "Random". What the first layer has too much is not taken from the others
     (Evci et al. 2020, section 3, "Uniform").
 
+    Args:
+        shapes: the weight's shape of each layer, in the model's order.
+        density: that of all layers but the first, in (0, 1].
+
+    Returns:
+        The density of each layer, in (0, 1].
+
     Example:
         >>> uniform({"conv": (16, 3, 3, 3), "fc": (10, 64)}, 0.1)
         {'conv': 1.0, 'fc': 0.1}
@@ -34,20 +42,43 @@ def uniform(shapes: Shapes, density: float) -> dict[str, float]:
 
 
 def er(shapes: Shapes, density: float) -> dict[str, float]:
-    r"""Erdős-Rényi: density proportional to :math:`(n_{in} + n_{out}) / (n_{in} n_{out})`.
+    r"""Erdős-Rényi: the density of a layer follows its inputs and outputs.
+
+    .. math:: d_l = \epsilon\, \frac{n_\mathrm{in} + n_\mathrm{out}}{n_\mathrm{in}\, n_\mathrm{out}}
 
     The kernel's extent plays no part (Mocanu et al. 2018; Evci et al. 2020, section 3). Layers
     that would exceed density 1 are made dense and the rest is solved again, so that the total is
     met.
+
+    Args:
+        shapes: the weight's shape of each layer, in the model's order.
+        density: the density of all layers together, in (0, 1].
+
+    Returns:
+        The density of each layer, in (0, 1].
+
+    Example:
+        >>> densities = er({"conv": (16, 3, 3, 3), "mid": (64, 64, 3, 3), "fc": (10, 64)}, 0.1)
+        >>> {name: round(value, 3) for name, value in densities.items()}
+        {'conv': 1.0, 'mid': 0.086, 'fc': 0.317}
     """
     return _erdos_renyi(shapes, density, lambda shape: sum(shape[:2]) / math.prod(shape[:2]))
 
 
 def erk(shapes: Shapes, density: float) -> dict[str, float]:
-    r"""Erdős-Rényi-Kernel: density of a layer :math:`= \epsilon \sum shape / \prod shape`.
+    r"""Erdős-Rényi-Kernel: the density of a layer follows all its dimensions.
+
+    .. math:: d_l = \epsilon\, \frac{\sum_i \mathrm{shape}_{l,i}}{\prod_i \mathrm{shape}_{l,i}}
 
     Layers that would exceed density 1 are made dense and :math:`\epsilon` is solved again until
     none does, so that the total is met (Evci et al. 2020, section 3).
+
+    Args:
+        shapes: the weight's shape of each layer, in the model's order.
+        density: the density of all layers together, in (0, 1].
+
+    Returns:
+        The density of each layer, in (0, 1].
 
     Example:
         >>> densities = erk({"conv": (16, 3, 3, 3), "mid": (64, 64, 3, 3), "fc": (10, 64)}, 0.1)

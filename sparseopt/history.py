@@ -21,6 +21,21 @@ class UpdateRecord:
             :math:`R_s` of Liu et al. 2021, "Do We Actually Need Dense Over-Parameterization?").
         density: live weights over all weights after the update.
         skipped: whether nothing moved because a gradient was not finite.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = SparseOptimizer(
+        ...     sgd, model, method="rigl", density=0.25, total_steps=100, delta_t=10)
+        >>> for _ in range(10):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 32)).square().mean().backward()
+        ...     optimizer.step()
+        >>> record = optimizer.history[-1]
+        >>> record.step, record.dropped, record.grown, record.density, record.skipped
+        (10, 36, 36, 0.25, False)
     """
 
     step: int

@@ -45,10 +45,22 @@ class SparseLayer:
     Attributes:
         name: the parameter's name.
         weight: the parameter, dense in memory, zero where it is not live.
-        target: the live count that training ends with. A layer whose target is all its weights is
-            dense: listed, and never updated.
+        target: the live count that training ends with, or, where methods share out what grows among
+            layers, starts with. A layer whose target is all its weights is dense: listed, and never
+            updated.
         last_dropped: weights dropped by the last update.
         last_grown: weights grown by the last update.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> layer = SparseOptimizer(sgd, model, density=0.25, total_steps=1000).layers[0]
+        >>> layer
+        SparseLayer('weight', 16x32, live=128/512)
+        >>> layer.mask.shape, layer.gather(layer.weight).shape
+        (torch.Size([16, 32]), torch.Size([128]))
     """
 
     def __init__(self, name: str, weight: torch.nn.Parameter, mask: Tensor, target: int) -> None:
@@ -117,7 +129,7 @@ class SparseLayer:
 
     @property
     def ever_live_bits(self) -> Tensor:
-        """Which weights were ever live: uint8, one bit a weight, ``(ceil(numel / 8),)``.
+        """Which weights were ever live, as uint8 with one bit a weight, ``(ceil(numel / 8),)``.
 
         If the weight is sharded it is bool, of the weight's shape, and sharded alike.
         """
@@ -135,7 +147,7 @@ class SparseLayer:
             mask: bool, of the weight's shape; ``None`` if every weight is live.
             ever_live_bits: what :attr:`ever_live_bits` was, sharded or not; ``None`` if every
                 weight is live.
-            target: what :attr:`target` was.
+            target: what ``target`` was.
         """
         if mask is None:
             mask = torch.ones_like(self.weight, dtype=torch.bool, requires_grad=False)

@@ -30,6 +30,22 @@ class GradientMemory(ABC):
 
     Args:
         dense: whether gradients of weights that are not live are remembered too.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from sparseopt import GradientMemory
+        >>> @dataclass(frozen=True)
+        ... class SumOfSquares(GradientMemory):
+        ...     @property
+        ...     def steps(self):
+        ...         return None
+        ...     def add_(self, held, gradient):
+        ...         held.addcmul_(gradient, gradient)
+        >>> held = torch.zeros(2)
+        >>> SumOfSquares().add_(held, torch.tensor([1.0, -2.0]))
+        >>> held
+        tensor([1., 4.])
     """
 
     dense: bool = field(default=True, kw_only=True)
@@ -98,6 +114,11 @@ class Accumulated(GradientMemory):
     Raises:
         TypeError: if ``last`` is not a whole number.
         ValueError: if it is not positive.
+
+    Example:
+        >>> from sparseopt import Accumulated, RigL
+        >>> RigL(grow=Accumulated(last=10)).memory
+        Accumulated(dense=True, last=10)
     """
 
     last: int = 10

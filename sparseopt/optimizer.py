@@ -82,6 +82,10 @@ class SparseOptimizer(OptimizerFacade):
             default) lets it come back with its value and state, ``"zero"`` lets it come back
             afresh, ``"never"`` rules it out in that update.
 
+    Attributes:
+        inner: the wrapped optimizer.
+        method: the method, an instance.
+
     Raises:
         TypeError: if an argument has the wrong type, the optimizer cannot be wrapped, or a weight
             cannot be masked (complex, DTensor).

@@ -1,37 +1,45 @@
-"""Warnings, and so a failed build, for what the pages left out."""
+"""Warnings, and so a failed build, for what is public and not documented.
 
-from pathlib import Path
+``completeness_modules`` are the modules whose ``__all__`` is public, ``completeness_overview`` is
+the page that lists all of it. Sphinx's own ``coverage`` builder passes over what a module imports
+from another, and so over all that ``sparseopt`` exports.
+"""
 
+from collections.abc import Iterator
+
+from docstrings import wrong_in
+from public_names import PublicName, public_names
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
-import sparseopt
-
 logger = logging.getLogger(__name__)
 
 
-def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
-    documented = {name for name, *_ in env.get_domain("py").get_objects()}
-    for name in sparseopt.__all__:
-        if f"sparseopt.{name}" not in documented:
-            logger.warning("sparseopt.%s is public and not in the reference", name)
+def check(app: Sphinx, env: BuildEnvironment) -> None:
+    names = public_names(app.config.completeness_modules)
+    overview = app.config.completeness_overview
+    for complaint in missing(names, env, overview):
+        logger.warning(complaint, location=overview)
+    for name in names:
+        for complaint in wrong_in(name):
+            logger.warning("%s %s", name.path, complaint)
 
 
-def check_map_of_the_code(app: Sphinx, env: BuildEnvironment) -> None:
-    page = Path(env.doc2path("maintaining/architecture")).read_text(encoding="utf-8")
-    package = Path(app.srcdir).parent / "sparseopt"
-    for path in sorted(package.iterdir()):
-        room = f"{path.name}/" if (path / "__init__.py").is_file() else path.name
-        if room.endswith((".py", "/")) and f"`sparseopt/{room}`" not in page:
-            logger.warning(
-                "sparseopt/%s is not on the map of the code",
-                room,
-                location="maintaining/architecture",
-            )
+def missing(names: list[PublicName], env: BuildEnvironment, overview: str) -> Iterator[str]:
+    """Yield what the reference, and its overview, leave out."""
+    entries = {name for name, *_ in env.get_domain("py").get_objects()}
+    listed = {link["reftarget"] for link in env.get_doctree(overview).findall(pending_xref)}
+    for name in names:
+        if not name.is_field and name.path not in entries:
+            yield f"{name.path} is public and not in the reference"
+        if name.owner is None and name.path not in listed:
+            yield f"{name.path} is public and not in the overview"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("env-check-consistency", check_public_names)
-    app.connect("env-check-consistency", check_map_of_the_code)
+    app.add_config_value("completeness_modules", [], "env", types=frozenset({list}))
+    app.add_config_value("completeness_overview", "index", "env", types=frozenset({str}))
+    app.connect("env-check-consistency", check)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -17,7 +17,27 @@ __all__ = ["CompactionError", "check_agreement"]
 
 
 class CompactionError(RuntimeError):
-    """A smaller model could be made, but does not run or does not compute the same."""
+    """A smaller model could be made, but does not run or does not compute the same.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import CompactionError, SparseOptimizer, compact
+        >>> class FourNeurons(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.first, self.last = torch.nn.Linear(6, 4), torch.nn.Linear(4, 3)
+        ...     def forward(self, x):
+        ...         return self.last(self.first(x).relu().view(-1, 4))
+        >>> model, neurons = FourNeurons(), torch.tensor([True, False, True, True])
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
+        ...     init={"last": 1.0}, mask={"first": neurons[:, None].expand(4, 6)})
+        >>> try:
+        ...     compact(model, optimizer, torch.randn(4, 6))
+        ... except CompactionError:
+        ...     print("forward() has the number of neurons written out")
+        forward() has the number of neurons written out
+    """
 
 
 def check_agreement(

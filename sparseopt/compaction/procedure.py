@@ -34,6 +34,21 @@ def compact(
 
     See :class:`Compaction`, of which this is the model.
 
+    Args:
+        model: the model, with the weights that ``optimizer`` trains.
+        optimizer: has the masks.
+        inputs: positional inputs of the model; by default those of the first training step count.
+        keywords: its keyword inputs.
+
+    Returns:
+        A copy of the same class, with smaller layers.
+
+    Raises:
+        TypeError: if a weight is sharded.
+        ValueError: if no input is known, or the model lacks a weight of the optimizer.
+        UntraceableModelError: if ``torch.export`` refuses the model.
+        CompactionError: if the smaller model does not run or does not compute the same.
+
     Example:
         >>> import torch
         >>> from sparseopt import SparseOptimizer, compact
@@ -82,6 +97,21 @@ class Compaction:
             the optimizer.
         UntraceableModelError: if ``torch.export`` refuses the model.
         CompactionError: if the smaller model does not run or does not compute the same.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import Compaction, SparseOptimizer
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+        >>> neurons = torch.tensor([True, False, True, True])
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
+        ...     init={"2": 1.0}, mask={"0": neurons[:, None].expand(4, 6)})
+        >>> compaction = Compaction(model, optimizer, torch.randn(2, 6))
+        >>> compaction.model[0]
+        Linear(in_features=6, out_features=3, bias=True)
+        >>> compaction.kept["0.weight"][0].tolist()
+        [0, 2, 3]
     """
 
     def __init__(

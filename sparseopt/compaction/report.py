@@ -17,6 +17,20 @@ class LayerSizes:
         compacted: its shape after.
         possible: its shape if every channel that masks took out could go by itself.
         multiplications: how often each weight was multiplied in the run that was looked at.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import Compaction, SparseOptimizer
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+        >>> neurons = torch.tensor([True, False, True, True])
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
+        ...     init={"2": 1.0}, mask={"0": neurons[:, None].expand(4, 6)})
+        >>> compaction = Compaction(model, optimizer, torch.randn(2, 6))
+        >>> sizes = compaction.report.layers[0]
+        >>> sizes.name, sizes.shape, sizes.compacted
+        ('0.weight', (4, 6), (3, 6))
     """
 
     name: str
@@ -35,6 +49,18 @@ class Remaining:
         dim: the dimension that they lie along: that of filters and neurons, or of input columns.
         positions: which ones, in the weight as it was.
         reason: why they cannot go.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import Compaction, SparseOptimizer
+        >>> model = torch.nn.Linear(6, 4)
+        >>> neurons = torch.tensor([True, False, True, True])
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
+        ...     mask={"weight": neurons[:, None].expand(4, 6)})
+        >>> remaining = Compaction(model, optimizer, torch.randn(2, 6)).report.remaining[0]
+        >>> remaining.name, remaining.dim, remaining.positions, remaining.reason
+        ('weight', 0, (1,), 'they are outputs of the model')
     """
 
     name: str
@@ -54,6 +80,21 @@ class CompactionReport:
         remaining: what masks took out whole and could not be removed.
         parameters: number of parameters before.
         compacted_parameters: number of parameters after.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import Compaction, SparseOptimizer
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+        >>> neurons = torch.tensor([True, False, True, True])
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
+        ...     init={"2": 1.0}, mask={"0": neurons[:, None].expand(4, 6)})
+        >>> compaction = Compaction(model, optimizer, torch.randn(2, 6))
+        >>> compaction.report.parameters, compaction.report.compacted_parameters
+        (43, 33)
+        >>> compaction.report.flops_ratio, compaction.report.share_reached
+        (0.75, 1.0)
     """
 
     layers: tuple[LayerSizes, ...]

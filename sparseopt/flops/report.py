@@ -27,6 +27,15 @@ class LayerFlops:
         name: the parameter's name.
         dense: with every weight live.
         sparse: with the mask as it is.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16, bias=False)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = SparseOptimizer(sgd, model, density=0.25, total_steps=1000)
+        >>> optimizer.flops(model, torch.zeros(1, 32)).layers
+        (LayerFlops(name='weight', dense=1024.0, sparse=256.0),)
     """
 
     name: str
@@ -63,6 +72,16 @@ class FlopsReport:
         train_expected: training to the horizon, ``train_so_far`` included: what is left is priced
             at the live counts that the method plans. ``None`` if the horizon is not known, or the
             method changes live counts and does not say how.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16, bias=False)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = SparseOptimizer(sgd, model, method="set", density=0.25, total_steps=1000)
+        >>> report = optimizer.flops(model, torch.zeros(1, 32))
+        >>> report.inference_dense, report.inference_sparse, report.train_sparse, report.train_ratio
+        (1024.0, 256.0, 768.0, 0.25)
     """
 
     inference_dense: float

@@ -85,6 +85,14 @@ class CSRLinear(nn.Module):
         weight: dense, ``(out_features, in_features)``; what the mask drops has to be zero.
         mask: bool, of its shape.
         bias: ``(out_features,)``, or ``None``.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import CSRLinear
+        >>> weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
+        >>> layer = CSRLinear(weight, weight != 0, None)
+        >>> layer(torch.tensor([[1.0, 10.0, 100.0]])).tolist()
+        [[201.0, 0.0, 30.0]]
     """
 
     def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:

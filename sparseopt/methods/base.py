@@ -32,6 +32,18 @@ class Update:
         generator: the optimizer's random source, on the CPU and the same on every rank.
         memory: what the optimizer remembers for :attr:`Method.memory`, this step included.
         layers: all layers in the model's order, those that sit the update out included.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import Compose, SparseOptimizer
+        >>> def at_random_then_by_gradient(layer, update):
+        ...     if update.fraction > 0.15:
+        ...         return update.random_scores(layer)
+        ...     return layer.weight.grad.abs()
+        >>> model = torch.nn.Linear(32, 16)
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model,
+        ...     method=Compose(grow=at_random_then_by_gradient), density=0.25, total_steps=1000)
     """
 
     step: int
@@ -63,7 +75,17 @@ class Update:
 
 @dataclass(frozen=True)
 class Move:
-    """How many weights of a layer to drop and to grow in one update."""
+    """How many weights of a layer to drop and to grow in one update.
+
+    Attributes:
+        drop: live weights to drop, those of lowest score.
+        grow: weights to grow, of those that did not survive, by highest score.
+
+    Example:
+        >>> from sparseopt import Move
+        >>> Move(drop=3, grow=3)
+        Move(drop=3, grow=3)
+    """
 
     drop: int
     grow: int
@@ -77,6 +99,15 @@ class Rewiring(Move):
         survivors: which live weights don't drop, bool, ``(numel,)`` in logical order.
         mask: which weights are live afterwards, the survivors among them, bool, ``(numel,)``.
         values: what a weight that is new starts with, of the weight's shape; 0 by default.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import Rewiring
+        >>> before = torch.tensor([True, True, False])
+        >>> after = torch.tensor([True, False, True])
+        >>> rewiring = Rewiring(drop=1, grow=1, survivors=before & after, mask=after)
+        >>> rewiring.survivors.tolist()
+        [True, False, False]
     """
 
     survivors: Tensor
@@ -93,6 +124,14 @@ class TrainingCost:
         sparse: inference with the masks as they are, :math:`f_s`.
         mean_sparse: the average over the steps so far, :math:`E[f_{s,t}]`.
         delta_t: steps between updates.
+
+    Example:
+        >>> from sparseopt import RigL, TrainingCost
+        >>> cost = TrainingCost(dense=1000.0, sparse=100.0, mean_sparse=100.0, delta_t=99)
+        >>> RigL().train_flops(cost) == cost.with_dense_gradients(steps=1)
+        True
+        >>> cost.with_dense_gradients(steps=1)
+        309.0
     """
 
     dense: float
@@ -131,6 +170,35 @@ class Method(ABC):
         prepares_forward: whether :meth:`prepare_forward` is to be called.
         dense_passes: how many of the three passes of a step that reads the dense gradient cost as
             much as with every weight live.
+
+    Args:
+        regrow: what becomes of a weight that an update drops and could grow again: ``"keep"`` lets
+            it come back with its value and optimizer state, ``"zero"`` lets it come back afresh,
+            ``"never"`` rules it out in that update. ``regrow=`` of :class:`SparseOptimizer` sets it
+            where ``method=`` is a name.
+
+    Raises:
+        ValueError: if ``regrow`` is not known.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from sparseopt import Method, Move, SparseOptimizer
+        >>> @dataclass(frozen=True)
+        ... class OneAtATime(Method):
+        ...     name = "one-at-a-time"
+        ...     def moves(self, layers, update):
+        ...         return [Move(drop=1, grow=1) for layer in layers]
+        ...     def grow_scores(self, layer, update):
+        ...         return update.random_scores(layer)
+        >>> model = torch.nn.Linear(32, 16)
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model,
+        ...     method=OneAtATime(), density=0.25, total_steps=100, delta_t=1)
+        >>> model(torch.randn(8, 32)).square().mean().backward()
+        >>> optimizer.step()
+        >>> optimizer.history[-1].dropped, optimizer.history[-1].grown
+        (1, 1)
     """
 
     name: ClassVar[str]
@@ -244,6 +312,22 @@ class DropGrow(Method):
     """Drops ``int(fraction * live)`` weights of each layer and grows as many, so counts stay.
 
     With ``regrow="never"`` it drops no more than can be grown.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from sparseopt import DropGrow
+        >>> @dataclass(frozen=True)
+        ... class Salience(DropGrow):
+        ...     name = "salience"
+        ...     needs_dense_gradient = True
+        ...     strength: float = 1.0
+        ...     def drop_scores(self, layer, update):
+        ...         gradient = layer.gather(layer.weight.grad)
+        ...         return layer.gather(layer.weight).abs() + self.strength * gradient.abs()
+        ...     def grow_scores(self, layer, update):
+        ...         return layer.weight.grad.abs()
+        >>> Salience(strength=0.5)
+        Salience(regrow='keep', strength=0.5)
     """
 
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:

@@ -22,6 +22,15 @@ class Gradual(Method):
 
     Attributes:
         start_share: share of the training steps before the first update.
+
+    Example:
+        >>> from sparseopt import Pruning, UpdateSchedule
+        >>> schedule = UpdateSchedule(t_end=750)
+        >>> def density(step):
+        ...     return Pruning().planned_density(
+        ...         step, final=0.1, schedule=schedule, total_steps=1000)
+        >>> [round(density(step), 2) for step in (0, 100, 400, 750)]
+        [1.0, 0.71, 0.19, 0.1]
     """
 
     needs_horizon: ClassVar[bool] = True

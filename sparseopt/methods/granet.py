@@ -41,6 +41,16 @@ class GraNet(Gradual):
     Args:
         initial: the density at the start, in (0, 1]; a target that is larger is its own start.
 
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16)
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model,
+        ...     method="granet", density=0.25, init={}, total_steps=1000, alpha=0.5)
+        >>> optimizer.density, optimizer.layers[0].target / optimizer.layers[0].numel
+        (0.5, 0.25)
+
     Reference: Liu et al. 2021, "Sparse Training via Boosting Pruning Plasticity with
     Neuroregeneration", section 4.
     """

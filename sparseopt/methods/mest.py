@@ -20,7 +20,7 @@ __all__ = ["MEST"]
 @register_method
 @dataclass(frozen=True)
 class MEST(DropGrow):
-    r"""Memory-economic sparse training.
+    r"""Memory-economic sparse training: drops by weight and gradient, after a trial.
 
     The live weights of lowest :math:`|w| + \lambda\,|\partial L / \partial w|` drop. The bound on
     live weights is elastic, and tightens as the drop fraction :math:`f(t)` falls:
@@ -46,6 +46,21 @@ class MEST(DropGrow):
     Raises:
         TypeError: if ``gradient_weight`` is not a number.
         ValueError: if an argument is out of range or not known.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import MEST, SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16)
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model,
+        ...     method=MEST(gradient_weight=0.5), density=0.25, total_steps=100, delta_t=10)
+        >>> for _ in range(75):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 32)).square().mean().backward()
+        ...     optimizer.step()
+        >>> first, last = optimizer.history[0], optimizer.history[-1]
+        >>> (first.step, round(first.density, 2)), (last.step, last.density)
+        ((10, 0.32), (75, 0.25))
 
     Reference: Yuan et al. 2021, "MEST: Accurate and Fast Memory-Economic Sparse Training Framework
     on the Edge", section 3. There, updates come every few epochs and the bounds move in steps.

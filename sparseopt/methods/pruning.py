@@ -21,7 +21,7 @@ START_SHARE: Final = 0.008
 @register_method
 @dataclass(frozen=True)
 class Pruning(Gradual):
-    r"""Gradual magnitude pruning.
+    r"""Gradual magnitude pruning: starts dense, drops the smallest weights along a cubic.
 
     Training starts dense. Every ``delta_t`` steps from ``int(0.008 * total_steps)`` on, and for the
     last time at ``t_end``, the live weights of smallest magnitude are dropped until the density is
@@ -36,6 +36,16 @@ class Pruning(Gradual):
 
     Args:
         scope: ``"global"`` compares magnitudes across layers, ``"layer"`` within each.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import Pruning, SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16)
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model,
+        ...     method=Pruning(scope="layer"), density=0.25, init={}, total_steps=1000)
+        >>> optimizer.density, optimizer.layers[0].target / optimizer.layers[0].numel
+        (1.0, 0.25)
 
     Reference: Zhu & Gupta 2017, "To prune, or not to prune", section 3.
     """

@@ -23,6 +23,19 @@ class Redistributing(DropGrow):
     while the density of the whole is exact. A layer that is full passes the rest on to the others,
     and none loses its last live weight. If no layer has any importance, counts stay.
 
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from sparseopt import Redistributing
+        >>> @dataclass(frozen=True)
+        ... class ToTheLargest(Redistributing):
+        ...     name = "to-the-largest"
+        ...     def importance(self, layer, update):
+        ...         return layer.gather(layer.weight).abs().mean()
+        ...     def grow_scores(self, layer, update):
+        ...         return update.random_scores(layer)
+        >>> ToTheLargest(regrow="never")
+        ToTheLargest(regrow='never')
+
     Reference: Dettmers & Zettlemoyer 2019, "Sparse Networks from Scratch", section 3.
     """
 

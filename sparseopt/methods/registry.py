@@ -58,7 +58,12 @@ def register_method(cls: M) -> M:
 
 
 def available_methods() -> tuple[str, ...]:
-    """Return the names that ``method=`` takes, in alphabetical order."""
+    """Return the names that ``method=`` takes, in alphabetical order.
+
+    Example:
+        >>> "rigl" in available_methods()
+        True
+    """
     return tuple(sorted(_METHODS))
 
 

@@ -18,7 +18,7 @@ __all__ = ["RigL"]
 @register_method
 @dataclass(frozen=True)
 class RigL(DropGrow):
-    r"""The rigged lottery.
+    r"""The rigged lottery: drops the smallest weights, grows where the gradient is largest.
 
     Each update drops the :math:`\lfloor f(t)\, n \rfloor` live weights of smallest magnitude in
     each layer of :math:`n` live weights, and grows as many where :math:`|\partial L / \partial w|`
@@ -39,6 +39,21 @@ class RigL(DropGrow):
         grow: what to grow by instead of the update step's gradient: ``Smoothed(0.9)``, an
             exponential moving average, or ``Accumulated(10)``, the sum over the last steps. It is
             one dense tensor a layer, and gradients are dense on all steps that feed it.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = SparseOptimizer(
+        ...     sgd, model, method="rigl", density=0.25, total_steps=100, delta_t=10)
+        >>> for _ in range(10):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 32)).square().mean().backward()
+        ...     optimizer.step()
+        >>> record = optimizer.history[-1]
+        >>> record.step, record.dropped, record.grown
+        (10, 36, 36)
 
     Reference: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", algorithm 1;
     the cost after Sundar & Dwaraknath 2021, supplement, section 2.2.

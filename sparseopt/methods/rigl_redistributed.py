@@ -26,6 +26,22 @@ class RigLSG(Redistributing, RigL):
     mean gradient magnitude of its :math:`n_l` live weights,
     :math:`\frac{1}{n_l} \sum_{i \text{ live}} |\partial L / \partial w_{l,i}|`, before the drop.
 
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.Linear(16, 8))
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = SparseOptimizer(
+        ...     sgd, model, method="rigl-sg", density=0.25, total_steps=100, delta_t=10)
+        >>> before = [layer.live for layer in optimizer.layers]
+        >>> for _ in range(10):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 32)).square().mean().backward()
+        ...     optimizer.step()
+        >>> after = [layer.live for layer in optimizer.layers]
+        >>> sum(after) == sum(before), after == before
+        (True, False)
+
     Reference: Sundar & Dwaraknath 2021, "[Re] Rigging the Lottery: Making All Tickets Winners",
     section on redistribution.
     """
@@ -48,6 +64,11 @@ class RigLSM(Redistributing, RigL):
     :math:`m \leftarrow .9\, m + .1\, g`, is the method's own and that of live gradients only, so
     ordinary steps cost what they cost in RigL. With ``grow=`` there is one memory for both growth
     and shares.
+
+    Example:
+        >>> from sparseopt import RigLSM
+        >>> RigLSM().memory
+        Smoothed(dense=False, decay=0.9)
 
     Reference: Sundar & Dwaraknath 2021, "[Re] Rigging the Lottery: Making All Tickets Winners",
     section on redistribution.

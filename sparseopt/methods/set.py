@@ -17,7 +17,7 @@ __all__ = ["SET"]
 @register_method
 @dataclass(frozen=True)
 class SET(DropGrow):
-    r"""Sparse Evolutionary Training.
+    r"""Sparse evolutionary training: drops the smallest weights, grows at random.
 
     Each update drops the :math:`\lfloor f(t)\, n \rfloor` live weights of smallest magnitude in
     each layer of :math:`n` live weights, and grows as many chosen uniformly at random among the
@@ -26,6 +26,21 @@ class SET(DropGrow):
 
     In the original the update comes after the gradient step; here, as in the reproduction report's
     code, it takes the step's place.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = SparseOptimizer(
+        ...     sgd, model, method="set", density=0.25, total_steps=100, delta_t=10)
+        >>> for _ in range(10):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 32)).square().mean().backward()
+        ...     optimizer.step()
+        >>> record = optimizer.history[-1]
+        >>> record.step, record.dropped, record.grown
+        (10, 36, 36)
 
     Reference: Mocanu et al. 2018, "Scalable training of artificial neural networks with adaptive
     sparse connectivity inspired by network science", algorithm 1.

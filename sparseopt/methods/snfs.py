@@ -44,6 +44,11 @@ class SNFS(Redistributing):
     Args:
         momentum: :math:`\beta`, in [0, 1).
 
+    Example:
+        >>> from sparseopt import SNFS
+        >>> SNFS(momentum=0.9).memory
+        Smoothed(dense=True, decay=0.9)
+
     Reference: Dettmers & Zettlemoyer 2019, "Sparse Networks from Scratch: Faster Training without
     Losing Performance", algorithm 1; the cost after Sundar & Dwaraknath 2021, supplement, section
     2.2.

@@ -21,7 +21,16 @@ class Static(Method):
 
     Training costs :math:`3 f_s` FLOPs a step.
 
-    Reference: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", table 1.
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = SparseOptimizer(sgd, model, method="static", density=0.25)
+        >>> optimizer.density, int(model.weight.count_nonzero())
+        (0.25, 128)
+
+    Reference: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", section 4.
     """
 
     name: ClassVar[str] = "static"

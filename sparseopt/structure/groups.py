@@ -31,6 +31,15 @@ class ChannelSlice:
             ``"consumer"`` (what is multiplied with the channel), ``"grouped"`` (filters of a
             grouped or depthwise convolution, which take a channel in and give it out), ``"scale"``,
             ``"shift"``, ``"mean"``, ``"variance"`` (of a normalisation) or ``"elementwise"``.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import find_channel_groups
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> _, neurons, _ = find_channel_groups(model, torch.zeros(2, 4))
+        >>> [(part.name, part.dim, part.role) for part in neurons.slices]
+        [('0.weight', 0, 'producer'), ('0.bias', 0, 'bias'), ('2.weight', 1, 'consumer')]
     """
 
     name: str
@@ -50,6 +59,17 @@ class ChannelGroup:
         channels: how many there are.
         slices: what belongs to them, in the model's order.
         blocked: why none of them can be taken out, or ``None`` if they can.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import find_channel_groups
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> inputs, neurons, outputs = find_channel_groups(model, torch.zeros(2, 4))
+        >>> neurons.name, neurons.channels, neurons.blocked
+        ('0.weight', 3, None)
+        >>> outputs.name, outputs.channels, outputs.blocked
+        ('2.weight', 2, 'they are outputs of the model')
     """
 
     name: str

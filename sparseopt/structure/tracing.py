@@ -16,7 +16,20 @@ __all__ = ["Trace", "UntraceableModelError", "arguments", "operator_name", "trac
 
 
 class UntraceableModelError(ValueError):
-    """The graph of a model cannot be had: ``torch.export`` refuses it."""
+    """The graph of a model cannot be had: ``torch.export`` refuses it.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import UntraceableModelError, find_channel_groups
+        >>> class ThroughNumPy(torch.nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(torch.from_numpy(x.numpy()))
+        >>> try:
+        ...     find_channel_groups(ThroughNumPy(2, 2), torch.ones(1, 2))
+        ... except UntraceableModelError:
+        ...     print("no graph has what NumPy does")
+        no graph has what NumPy does
+    """
 
 
 @dataclass(frozen=True)
