@@ -31,7 +31,10 @@ class WeightBackup:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Restore the weights that are still what their masks, and nobody else, made of them."""
+        """Restore the weights that are still what their masks, and nobody else, made of them.
+
+        What the weights are then, restored or loaded meanwhile, is what is put back next time.
+        """
         for layer, copy in self._copies:
             if copy.dtype != layer.weight.dtype or copy.device != layer.weight.device:
                 continue
@@ -39,3 +42,8 @@ class WeightBackup:
             layer.mask_(masked)
             if torch.equal(local(masked), local(layer.weight.detach())):
                 layer.weight.copy_(shard_like(copy, layer.weight))
+        self._copies = [(layer, layer.weight.detach().clone()) for layer, _ in self._copies]
+
+    def discard(self) -> None:
+        """Free the copies: training starts."""
+        self._copies.clear()

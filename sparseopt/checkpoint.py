@@ -9,7 +9,7 @@ far training is, and what grows is a tuple, which it saves as one value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,8 +21,19 @@ from sparseopt.errors import CheckpointError
 from sparseopt.layers import SparseLayer
 from sparseopt.memory import RememberedGradients
 from sparseopt.methods.base import Method
+from sparseopt.progress import Progress
+from sparseopt.state import CompactState, StateStore
 
-__all__ = ["SavedLayer", "SavedState", "attach", "check_kind", "extract", "match_layers"]
+__all__ = [
+    "SavedLayer",
+    "SavedState",
+    "attach",
+    "check_kind",
+    "extract",
+    "match_layers",
+    "only_makes_state",
+    "restore_layers",
+]
 
 PROGRESS_KEY: Final = "sparseopt"
 MASK_KEY: Final = "sparse_mask"
@@ -64,8 +75,10 @@ def attach(
     layers: Sequence[SparseLayer],
     *,
     named: bool,
+    method: Method,
+    store: StateStore,
     memory: RememberedGradients | None,
-    progress: Mapping[str, Any],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Return the inner optimizer's state dict with masks and progress added."""
     indices = _parameter_indices(inner)
@@ -93,7 +106,14 @@ def attach(
         if memory is not None and not layer.is_dense:
             state[index] = {**state.get(index, {}), MEMORY_KEY: memory.saved(layer)}
     groups = [dict(group) for group in state_dict["param_groups"]]
-    groups[0][PROGRESS_KEY] = {**progress, "named": named, "layers": tuple(entries)}
+    groups[0][PROGRESS_KEY] = {
+        "method": method.name,
+        "optimizer": type(inner).__name__,
+        "compact": isinstance(store, CompactState),
+        **progress.as_dict(),
+        "named": named,
+        "layers": tuple(entries),
+    }
     return {**state_dict, "state": state, "param_groups": groups}
 
 
@@ -195,6 +215,37 @@ def match_layers(
                 "in the same order."
             )
     return pairs
+
+
+def restore_layers(
+    saved: SavedState,
+    pairs: Sequence[tuple[SparseLayer, SavedLayer]],
+    *,
+    store: StateStore,
+    memory: RememberedGradients | None,
+) -> None:
+    """Give layers what the checkpoint has of them; the inner optimizer has loaded its state."""
+    for layer, was in pairs:
+        layer.restore(was.mask, was.ever_live_bits, was.target)
+        layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
+        layer.mask_(layer.weight)
+        store.adopt(layer, compact=saved.progress["compact"])
+        if memory is not None:
+            memory.restore(layer, was.memory)
+
+
+def only_makes_state(inner: Optimizer, gradients: Callable[[], Sequence[Tensor]]) -> bool:
+    """Whether a step is only to make state: what distributed checkpointing does before loading.
+
+    It sets every learning rate and gradient to zero and steps an optimizer without state.
+
+    Args:
+        inner: the optimizer.
+        gradients: returns all gradients of its parameters.
+    """
+    if inner.state or any(group.get("lr") != 0.0 for group in inner.param_groups):
+        return False
+    return not any(bool(gradient.any()) for gradient in gradients())
 
 
 def _check_same_layers(here: list[str], there: list[str]) -> None:

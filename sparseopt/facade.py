@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sparseopt.compiling import never_compiled
@@ -79,3 +80,12 @@ class OptimizerFacade(Optimizer):
         self._optimizer_load_state_dict_pre_hooks = OrderedDict()
         self._optimizer_load_state_dict_post_hooks = OrderedDict()
         self._patch_step_function()
+
+    def _gradients(self) -> list[Tensor]:
+        """Return all gradients of the parameters."""
+        return [
+            parameter.grad
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]

@@ -5,6 +5,7 @@ On a CPU this is NumPy's work: torch would wake its threads for what one does in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -14,7 +15,16 @@ from torch import Tensor
 
 Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 
-__all__ = ["index_dtype", "live_indices", "mark", "merged", "places_among", "take", "where"]
+__all__ = [
+    "in_a_row",
+    "index_dtype",
+    "live_indices",
+    "mark",
+    "merged",
+    "places_among",
+    "take",
+    "where",
+]
 
 #: What layers and optimizer state are made of, as far as NumPy has it.
 NUMPY_DTYPES: Final = frozenset(
@@ -47,6 +57,27 @@ def live_indices(mask: Tensor, live: int) -> Tensor:
 def index_dtype(count: int) -> torch.dtype:
     """Return int32, or int64 if positions up to ``count`` need it."""
     return torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64
+
+
+def in_a_row(positions: Sequence[Tensor], starts: Tensor, counts: Tensor) -> Tensor:
+    """Return positions in several tensors as positions in one that has these in a row.
+
+    Args:
+        positions: for each tensor the positions in it.
+        starts: where each tensor starts, of the dtype of the positions.
+        counts: how many positions there are in each.
+
+    Example:
+        >>> starts, counts = torch.tensor([0, 10]), torch.tensor([1, 2])
+        >>> in_a_row([torch.tensor([3]), torch.tensor([0, 4])], starts, counts)
+        tensor([ 3, 10, 14])
+    """
+    together = torch.cat(list(positions))
+    if together.device.type == "cpu":
+        offsets = torch.from_numpy(starts.numpy().repeat(counts.numpy()))
+    else:
+        offsets = torch.repeat_interleave(starts, counts, output_size=together.numel())
+    return together.add_(offsets)
 
 
 def take(values: Tensor, places: Tensor) -> Tensor:

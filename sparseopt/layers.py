@@ -12,13 +12,7 @@ from sparseopt.bits import pack, popcounts, unpack
 from sparseopt.filling import fill_where_false_
 from sparseopt.indices import index_dtype, live_indices, mark, where
 from sparseopt.sharding import local, placement, shard_like, sums_over_shards, whole
-from sparseopt.storage import (
-    clear_,
-    fills_its_memory,
-    in_storage_order,
-    logical_positions,
-    storage_offsets,
-)
+from sparseopt.storage import Layout, clear_
 
 __all__ = ["SparseLayer"]
 
@@ -69,7 +63,7 @@ class SparseLayer:
         self.target = target
         self.last_dropped = 0
         self.last_grown = 0
-        self._place = self._place_of_weight()
+        self._note_place()
         self._set_mask(mask)
         self._ever = self._pack(self.mask)
 
@@ -98,7 +92,7 @@ class SparseLayer:
         mask = torch.zeros_like(self.weight, dtype=torch.bool, requires_grad=False)
         if self.is_full:
             return mask.fill_(True)
-        in_storage_order(mask).scatter_(0, self._offsets(), True)
+        self._layout.flat(mask).scatter_(0, self._offsets(), True)
         return mask
 
     @property
@@ -114,7 +108,7 @@ class SparseLayer:
     @property
     def is_full(self) -> bool:
         """Whether every weight is live now."""
-        return self._live == self.numel
+        return self._full
 
     @property
     def ever_live(self) -> int:
@@ -160,12 +154,11 @@ class SparseLayer:
 
         It may be on another device, or in another memory format.
         """
-        place = self._place_of_weight()
-        if place == self._place:
+        if self._place == self._place_of_weight():
             return
         mask = self.mask if self._mask is not None else None
         positions = None if mask is not None else self.positions()
-        self._place = place
+        self._note_place()
         self._ever = self._ever.to(self.weight.device)
         if mask is not None:
             self._set_mask(mask)
@@ -177,7 +170,7 @@ class SparseLayer:
         """Take ``weight`` for the old one, of the same shape: a framework sharded the model."""
         mask, ever_live = whole(self.mask), whole(self.ever_live_bits)
         self.weight = weight
-        self._place = self._place_of_weight()
+        self._note_place()
         self._set_mask(mask)
         self._set_ever_live(ever_live)
 
@@ -194,20 +187,19 @@ class SparseLayer:
         if self.is_full:
             dtype = index_dtype(self.numel)
             return torch.arange(self.numel, dtype=dtype, device=self.weight.device)
-        if self._stride is None:
-            return self._offsets()
-        return logical_positions(self._offsets(), self.weight.shape, self._stride)
+        return self._layout.positions(self._offsets())
 
     def mask_(self, tensor: Tensor, fill: float = 0.0) -> None:
         """Write ``fill`` into a tensor of the weight's shape wherever the mask is false."""
         if self.is_full:
             return
-        if self.is_sharded:
+        if self._mask is None and tensor.grad_fn is None:
+            tensor = tensor.detach()
+            flat = self._layout.flat(tensor)
+            self._overwrite_(tensor, flat, flat.index_select(0, self._offsets()), fill)
+        elif self.is_sharded:
             self._check_placement(tensor)
             fill_where_false_(local(tensor), local(self.mask), fill)
-        elif self._mask is None and tensor.grad_fn is None:
-            values = self.gather(tensor)
-            self.scatter_(tensor.detach().fill_(fill), values)
         else:
             fill_where_false_(tensor, self.mask, fill)
 
@@ -240,10 +232,7 @@ class SparseLayer:
         if self.is_full:
             flat = tensor.reshape(-1)
             return flat.clone() if out is None else out.copy_(flat)
-        if self.is_sharded:
-            flat = tensor.reshape(-1)
-        else:
-            flat = in_storage_order(self._in_layout_of_weight(tensor))
+        flat = self._layout.flat(tensor)
         if out is None:
             return flat.index_select(0, self._offsets())
         return torch.index_select(flat, 0, self._offsets(), out=out)
@@ -254,19 +243,17 @@ class SparseLayer:
         if self.is_full:
             tensor.copy_(values.view(tensor.shape))
             return
-        arranged = self._in_layout_of_weight(tensor)
-        in_storage_order(arranged).scatter_(0, self._offsets(), values)
-        if arranged is not tensor:
-            tensor.copy_(arranged)
+        flat = self._layout.flat(tensor)
+        flat.scatter_(0, self._offsets(), values)
+        self._layout.put_back_(tensor, flat)
 
     def replace_(self, values: Tensor) -> None:
         """Make ``values``, ``(live,)``, the weight's live entries, and all others zero."""
-        weight = self.weight.detach()
-        if fills_its_memory(tuple(weight.shape), weight.stride()):
-            clear_(weight)
+        if self.is_full:
+            self.scatter_(self.weight, values)
         else:
-            weight.zero_()
-        self.scatter_(weight, values)
+            weight = self.weight.detach()
+            self._overwrite_(weight, self._layout.flat(weight), values, 0.0)
 
     @torch.no_grad()
     def expand(self, values: Tensor, fill: float = 0.0) -> Tensor:
@@ -305,10 +292,25 @@ class SparseLayer:
     def _place_of_weight(self) -> tuple[torch.device, tuple[int, ...], tuple[Any, ...] | None]:
         return self.weight.device, self.weight.stride(), placement(self.weight)
 
-    @property
-    def _stride(self) -> tuple[int, ...] | None:
-        """The weight's stride where storage is not in logical order, else ``None``."""
-        return None if self.is_sharded or self._contiguous else self._place[1]
+    def _note_place(self) -> None:
+        self._place = self._place_of_weight()
+        self._layout = Layout(self.weight)
+
+    def _overwrite_(self, tensor: Tensor, flat: Tensor, values: Tensor, fill: float) -> None:
+        """Write ``values`` into the live entries of a tensor, and ``fill`` into all others.
+
+        Args:
+            tensor: of the weight's shape.
+            flat: what the layout makes of it.
+            values: ``(live,)``.
+            fill: the value.
+        """
+        if fill == 0.0:
+            clear_(flat)
+        else:
+            flat.fill_(fill)
+        flat.scatter_(0, self._offsets(), values)
+        self._layout.put_back_(tensor, flat)
 
     def _check_placement(self, tensor: Tensor) -> None:
         if placement(tensor) != self._place[2]:
@@ -324,6 +326,7 @@ class SparseLayer:
                 self.weight, dtype=torch.bool, requires_grad=False
             ).copy_(shard_like(mask, self.weight))
             self._live = int(whole(self._mask).sum())
+            self._full = self._live == self.numel
             self._index: Tensor | None = None
             return
         flat = whole(mask).to(self.weight.device).reshape(-1)
@@ -331,13 +334,11 @@ class SparseLayer:
 
     def _set_positions(self, positions: Tensor) -> None:
         self._live = positions.numel()
-        self._contiguous = self.weight.is_contiguous()
+        self._full = self._live == self.numel
         self._mask = self._index = None
         if self.is_full:
             return
-        self._index = positions
-        if self._stride is not None:
-            self._index = storage_offsets(positions, self.weight.shape, self._stride)
+        self._index = self._layout.offsets(positions)
         if self.density > INDEX_UP_TO:
             self._mask = self.mask
             self._index = None
@@ -350,9 +351,7 @@ class SparseLayer:
         if self._index is None:
             assert self._mask is not None
             positions = live_indices(whole(self._mask).reshape(-1), self._live)
-            self._index = positions
-            if self._stride is not None:
-                self._index = storage_offsets(positions, self.weight.shape, self._stride)
+            self._index = self._layout.offsets(positions)
         return self._index
 
     def _set_ever_live(self, ever_live: Tensor | None) -> None:
@@ -368,11 +367,3 @@ class SparseLayer:
 
     def _pack(self, mask: Tensor) -> Tensor:
         return pack(local(mask).reshape(-1))
-
-    def _in_layout_of_weight(self, tensor: Tensor) -> Tensor:
-        """Return ``tensor`` if its storage is ordered like the weight's, else a copy that is."""
-        stride = tensor.stride()
-        if stride == self._place[1] and fills_its_memory(tuple(tensor.shape), stride):
-            return tensor
-        like = torch.empty_like(self.weight, dtype=tensor.dtype, requires_grad=False)
-        return like.copy_(tensor)

@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 import copy
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from sparseopt import checkpoint
 from sparseopt._validation import check_density, check_seed
+from sparseopt.attachment import AttachedOptimizer
 from sparseopt.averaging import mask_copy
 from sparseopt.backup import WeightBackup
-from sparseopt.compiling import never_compiled, outside_of_tracing
+from sparseopt.compiling import never_compiled
 from sparseopt.construction import Wishes, build_layers, check_wrappable, has_names, more_layers
 from sparseopt.distributed import agree_on_seed, many_ranks, require_agreement
 from sparseopt.distributions import Distribution
-from sparseopt.facade import OptimizerFacade
-from sparseopt.flops import Accountant, FlopsReport
-from sparseopt.flops.recording import InputRecorder
-from sparseopt.gradients import GradientGate, mask_gradient_of
-from sparseopt.history import UpdateRecord
-from sparseopt.layers import SparseLayer
+from sparseopt.flops import Accountant
+from sparseopt.gradients import GradientGate
+from sparseopt.inspection import InspectableOptimizer
 from sparseopt.methods import Method, get_method
-from sparseopt.preparing import before_training_forward
 from sparseopt.progress import Progress, make_schedule
-from sparseopt.rebinding import ParameterPlaces, before_first_forward, may_be_sharded_later
 from sparseopt.schedules import Decay
 from sparseopt.sharding import whole
-from sparseopt.state import CompactState, StateMode, StateStore, choose_store
-from sparseopt.summary import summary_table
+from sparseopt.state import StateMode, choose_store
 from sparseopt.transitions import Regrow
 from sparseopt.updating import MaskUpdater
 
 __all__ = ["SparseOptimizer"]
 
 
-class SparseOptimizer(OptimizerFacade):
+class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
     """Wraps an optimizer so that training is sparse from the first step to the last.
 
     A fixed budget of weights is live; all others are zero, and stay so whatever the optimizer.
@@ -152,8 +145,8 @@ class SparseOptimizer(OptimizerFacade):
         self._gate = GradientGate()
         self._accountant = Accountant(model)
         self._become_an_optimizer()
-        self._arm()
-        self._backup: WeightBackup | None = WeightBackup(self._layers)
+        self._attach()
+        self._backup = WeightBackup(self._layers)
         self._take_over(self._layers)
         self._updater.check_horizon()
 
@@ -174,18 +167,19 @@ class SparseOptimizer(OptimizerFacade):
                 on construction, and their masks differ.
             ValueError: if the method needs a horizon and has none.
         """
-        if not self._release.alive:
+        if self._attachment.is_released:
             raise RuntimeError("this SparseOptimizer was detached: step its inner optimizer.")
         # A scheduler made on the inner optimizer looks here for "step() came before me".
         self.inner._opt_called = True  # type: ignore[attr-defined]
         self._follow_parameters()
-        if self._is_probe():
-            return self._probe(closure)
+        if checkpoint.only_makes_state(self.inner, self._gradients):
+            self._backup.put_back()
+            return self._store.step(closure)
         if self._made_alone and many_ranks():
             masks = {layer.name: whole(layer.mask) for layer in self._layers}
             require_agreement(masks, self._progress.generator)
             self._made_alone = False
-        self._backup = None
+        self._backup.discard()
         self._updater.require_horizon()
         step = self._progress.steps + 1
         if self._updater.is_due():
@@ -232,13 +226,10 @@ class SparseOptimizer(OptimizerFacade):
             self.inner,
             self._layers,
             named=self._named,
+            method=self.method,
+            store=self._store,
             memory=self._updater.memory,
-            progress={
-                "method": self.method.name,
-                "optimizer": type(self.inner).__name__,
-                "compact": isinstance(self._store, CompactState),
-                **self._progress.as_dict(),
-            },
+            progress=self._progress,
         )
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             state_dict = post_hook(self, state_dict) or state_dict
@@ -263,14 +254,8 @@ class SparseOptimizer(OptimizerFacade):
         checkpoint.check_kind(saved, self.inner, self.method)
         pairs = checkpoint.match_layers(saved, self.inner, self._layers, named=self._named)
         self.inner.load_state_dict(saved.inner)
-        self._unmask_before_training()
-        for layer, was in pairs:
-            layer.restore(was.mask, was.ever_live_bits, was.target)
-            layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
-            layer.mask_(layer.weight)
-            self._store.adopt(layer, compact=saved.progress["compact"])
-            if self._updater.memory is not None:
-                self._updater.memory.restore(layer, was.memory)
+        self._backup.put_back()
+        checkpoint.restore_layers(saved, pairs, store=self._store, memory=self._updater.memory)
         self._progress.restore(saved.progress)
         self._plan_next_step()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -278,7 +263,7 @@ class SparseOptimizer(OptimizerFacade):
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and this process; the model is its owner's to pickle.
-        here = ("_model", "_accountant", "_backup", "_handles", "_places", "_release", "step")
+        here = ("_model", "_accountant", "_backup", "_attachment", "_places", "step")
         return {
             name: value
             for name, value in self.__dict__.items()
@@ -288,79 +273,19 @@ class SparseOptimizer(OptimizerFacade):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._model = None
-        self._backup = None
+        self._backup = WeightBackup([])
         self._accountant = Accountant(None)
         self._become_an_optimizer()
-        self._arm()
-        self._hook(self._layers)
+        self._attach()
+        self._attachment.mask_gradients(self._layers, self._gate)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseOptimizer:
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
         clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         clone._model, clone._accountant = copy.deepcopy((self._model, self._accountant), memo)
-        if clone._model is not None and clone.method.prepares_forward:
-            clone._handles.append(before_training_forward(clone._model, clone._prepare_forward))
+        clone._attach_preparation()
         return clone
-
-    def __repr__(self) -> str:
-        return (
-            f"SparseOptimizer(method={self.method!r}, density={self.density:.4g}, "
-            f"layers={len(self._layers)}, steps={self.steps}, inner={self.inner!r})"
-        )
-
-    # Looking inside.
-
-    @property
-    def layers(self) -> list[SparseLayer]:
-        """All layers that can be sparse, in the model's order; fully dense ones included."""
-        return list(self._layers)
-
-    @property
-    def masks(self) -> dict[str, Tensor]:
-        """Bool masks of the weights' shapes by layer name, true where live, as they are now."""
-        return {layer.name: layer.mask for layer in self._layers}
-
-    @property
-    def density(self) -> float:
-        """Live weights over all weights of the layers."""
-        live = sum(layer.live for layer in self._layers)
-        return live / sum(layer.numel for layer in self._layers)
-
-    @property
-    def history(self) -> list[UpdateRecord]:
-        """One record for each update so far."""
-        return list(self._progress.history)
-
-    @property
-    def steps(self) -> int:
-        """Calls of :meth:`step` so far, update steps included."""
-        return self._progress.steps
-
-    @property
-    @never_compiled
-    def is_update_step(self) -> bool:
-        """Whether the next call of :meth:`step` moves the masks."""
-        return self._updater.is_due()
-
-    def summary(self) -> str:
-        """Return a table by layer: shape, density, live weights, and what the last update moved."""
-        return summary_table(self._layers)
-
-    def flops(self, model: nn.Module | None = None, *inputs: Any) -> FlopsReport:
-        """Return what inference and training cost, in FLOPs per sample.
-
-        Args:
-            model: the model to count; the one given at construction by default.
-            inputs: its positional inputs, the batch first. By default the shapes of the first
-                training input are replayed.
-
-        Raises:
-            ValueError: if there is no model, or no input is known.
-        """
-        return self._accountant.report(
-            model, inputs, layers=self._layers, method=self.method, progress=self._progress
-        )
 
     # Steering.
 
@@ -391,95 +316,7 @@ class SparseOptimizer(OptimizerFacade):
         Weights that are not live are zero at that moment, and free to move from then on. The same
         happens when this object is garbage-collected.
         """
-        self._release()
-
-    # Inside.
-
-    def _arm(self) -> None:
-        """Prepare for hooks on the model, and for their removal when this object goes."""
-        self._handles: list[RemovableHandle] = []
-        self._release = weakref.finalize(
-            self, _release, self._handles, self._store, self._accountant.recorder
-        )
-        self._release.atexit = False
-        self._places = ParameterPlaces()
-        self._places.note(self._layers, self.inner.param_groups)
-        if self._model is not None and may_be_sharded_later():
-            self._handles.append(before_first_forward(self._model, self._follow_parameters))
-        if self._model is not None and self.method.prepares_forward:
-            self._handles.append(before_training_forward(self._model, self._prepare_forward))
-
-    def _prepare_forward(self) -> None:
-        assert self._model is not None
-        self._updater.prepare_forward(self._model)
-
-    def _follow_parameters(self) -> None:
-        """Follow weights to where they are now, and to the parameters that replaced them."""
-        for layer in self._layers:
-            layer.follow_weight()
-        replaced = self._places.replaced(self.inner.param_groups)
-        if not replaced:
-            return
-        self._release.detach()
-        for handle in self._handles:
-            handle.remove()
-        self._store.release()
-        for layer, weight in replaced:
-            state = self.inner.state.pop(layer.weight, None)
-            layer.rebind(weight)
-            if state is not None:
-                self.inner.state[weight] = state
-        self._store = choose_store(self._state_mode, self.inner, self._layers)
-        self._updater.store = self._store
-        self._arm()
-        for layer in self._layers:
-            self._store.adopt(layer)
-        self._hook(self._layers)
-
-    def _take_over(self, layers: Sequence[SparseLayer]) -> None:
-        for layer in layers:
-            layer.mask_(layer.weight)
-            self._store.adopt(layer)
-        self._hook(layers)
-        self._plan_next_step()
-
-    def _hook(self, layers: Sequence[SparseLayer]) -> None:
-        # With differentiable=True a weight may be no leaf: backward() accumulates nothing in it.
-        self._handles.extend(
-            mask_gradient_of(layer, self._gate)
-            for layer in layers
-            if layer.weight.is_leaf and not layer.is_dense
-        )
-
-    def _plan_next_step(self) -> None:
-        self._gate.dense = self._updater.needs_dense_gradients()
-
-    def _is_probe(self) -> bool:
-        """Whether this step only makes state: what distributed checkpointing does before loading.
-
-        It sets every learning rate and gradient to zero and steps an optimizer without state.
-        """
-        if self.inner.state or any(group.get("lr") != 0.0 for group in self.param_groups):
-            return False
-        return not any(bool(gradient.any()) for gradient in self._gradients())
-
-    def _probe(self, closure: Callable[[], Any] | None) -> Any:
-        self._unmask_before_training()
-        return self._store.step(closure)
-
-    def _unmask_before_training(self) -> None:
-        """Put back what masks made zero, and keep it: the model may have been loaded meanwhile."""
-        if self._backup is not None:
-            self._backup.put_back()
-            self._backup = WeightBackup(self._layers)
-
-    def _gradients(self) -> list[Tensor]:
-        return [
-            parameter.grad
-            for group in self.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        self._attachment.release()
 
 
 def _evaluate(closure: Callable[[], Any] | None) -> Any:
@@ -487,15 +324,3 @@ def _evaluate(closure: Callable[[], Any] | None) -> Any:
         return None
     with torch.enable_grad():
         return closure()
-
-
-def _release(
-    handles: list[RemovableHandle], store: StateStore, recorder: InputRecorder | None
-) -> None:
-    for handle in handles:
-        handle.remove()
-    handles.clear()
-    if recorder is not None:
-        recorder.remove()
-    with outside_of_tracing():
-        store.release()

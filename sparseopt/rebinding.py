@@ -13,11 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sparseopt.layers import SparseLayer
 
-__all__ = ["ParameterPlaces", "before_first_forward"]
+__all__ = ["ParameterPlaces", "before_first_forward", "may_be_sharded_later", "rebind"]
 
 
 class ParameterPlaces:
@@ -67,6 +68,22 @@ def before_first_forward(model: nn.Module, act: Callable[[], Any]) -> RemovableH
 
     handle = model.register_forward_pre_hook(hook)
     return handle
+
+
+def rebind(replaced: Sequence[tuple[SparseLayer, nn.Parameter]], inner: Optimizer) -> None:
+    """Have layers follow the parameters that took their weights' place, and ``inner``'s state too.
+
+    Collective if a new parameter is sharded.
+
+    Args:
+        replaced: what :meth:`ParameterPlaces.replaced` returned.
+        inner: the optimizer, its state dense.
+    """
+    for layer, weight in replaced:
+        state = inner.state.pop(layer.weight, None)
+        layer.rebind(weight)
+        if state is not None:
+            inner.state[weight] = state
 
 
 def may_be_sharded_later() -> bool:

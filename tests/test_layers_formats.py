@@ -67,15 +67,20 @@ def test_weight_and_gradient_may_be_of_different_memory_formats(
         assert torch.equal(mask, second.masks[name])
 
 
-def test_a_transposed_weight_is_handled_in_logical_order(state):
-    """A weight whose storage is column-major, as some checkpoints leave it."""
+ARRANGED = {
+    "transposed": lambda values: values.t().contiguous().t(),
+    "a slice of something wider": lambda values: torch.cat([values, values], dim=1)[:, :20],
+}
+
+
+@pytest.mark.parametrize("arranged", ARRANGED)
+def test_a_weight_in_unusual_memory_is_handled_in_logical_order(arranged, state):
+    """Column-major, as some checkpoints leave it, or with gaps between its rows."""
     results = []
-    for transposed in (False, True):
+    for arrange in (torch.Tensor.contiguous, ARRANGED[arranged]):
         model = nn.Sequential(nn.Linear(20, 30))
-        with torch.no_grad():
-            values = torch.arange(600.0).reshape(30, 20).sub(300).div(100)
-            model[0].weight.data = values.t().contiguous().t() if transposed else values
-        assert model[0].weight.is_contiguous() != transposed
+        values = arrange(torch.arange(600.0).reshape(30, 20).sub(300).div(100))
+        model[0].weight = nn.Parameter(values)
         optimizer = wrap(model, state=state)
         for t in range(10):
             generator = torch.Generator().manual_seed(t)
@@ -83,7 +88,9 @@ def test_a_transposed_weight_is_handled_in_logical_order(state):
                 p.grad = torch.randn(p.shape, generator=generator)
             optimizer.step()
             assert_dropped_are_fresh(optimizer)
+        assert model[0].weight.stride() == values.stride()
         results.append((model[0].weight.detach(), optimizer.masks["0.weight"]))
+    assert values.stride() != results[0][0].stride()
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
 

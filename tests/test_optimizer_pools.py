@@ -9,12 +9,14 @@ from torch import nn
 
 from sparseopt import SparseOptimizer
 from sparseopt.state import pools, threads
+from sparseopt.state.parts import Single
 from tests.support.catalogue import ELEMENTWISE, build
 from tests.support.nets import make
 from tests.support.training import train
 
 pytestmark = pytest.mark.compatibility("Optimizers of torch")
 
+CPU = torch.device("cpu")
 SETTINGS = {"method": "static", "density": 0.3, "init": "uniform", "seed": 3, "state": "compact"}
 
 
@@ -158,24 +160,26 @@ def test_threads_change_no_bit(monkeypatch):
         inner = torch.optim.AdamW(model.parameters(), lr=0.01)
         train(model, SparseOptimizer(inner, model, **SETTINGS), 6)
         results.append([p.detach().clone() for p in model.parameters()])
-    assert len(threads.shares(make_layers())) == 1
+    assert len(threads.shares(make_parts(), CPU)) == 1
     for threaded, alone in zip(*results, strict=True):
         assert torch.equal(threaded, alone)
 
 
-def make_layers():
+def make_parts():
     model = make()
-    return SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, **SETTINGS).layers
+    layers = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, **SETTINGS).layers
+    return [Single(layer) for layer in layers if not layer.is_full]
 
 
-def test_shares_hold_every_layer_once_and_are_about_equally_heavy(monkeypatch):
+def test_shares_hold_every_part_once_and_are_about_equally_heavy(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
-    layers = make_layers()
-    parts = threads.shares(layers)
-    assert sorted(index for part in parts for index in part) == list(range(len(layers)))
-    weights = [sum(layers[index].numel for index in part) for part in parts]
-    largest = max(layer.numel for layer in layers)
+    parts = make_parts()
+    shares = threads.shares(parts, CPU)
+    assert len(shares) == 2
+    assert sorted(index for share in shares for index in share) == list(range(len(parts)))
+    weights = [sum(parts[index].numel for index in share) for share in shares]
+    largest = max(part.numel for part in parts)
     assert max(weights) - min(weights) <= largest
 
 
@@ -185,7 +189,7 @@ def test_an_error_in_a_thread_reaches_the_caller():
             raise KeyError(index)
 
     with pytest.raises(KeyError, match="3"):
-        threads.for_each_layer(fail, [[0, 1], [2, 3]])
+        threads.for_each(fail, [[0, 1], [2, 3]])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
@@ -193,11 +197,11 @@ def test_an_error_in_a_thread_reaches_the_caller():
 def test_a_forked_process_has_threads_of_its_own():
     """Its parent's are not there, and waiting for them would take for ever."""
     seen: list[int] = []
-    threads.for_each_layer(seen.append, [[0], [1]])
+    threads.for_each(seen.append, [[0], [1]])
     assert sorted(seen) == [0, 1]
     child = os.fork()
     if child == 0:
-        threads.for_each_layer(seen.append, [[2], [3]])
+        threads.for_each(seen.append, [[2], [3]])
         os._exit(0 if sorted(seen) == [0, 1, 2, 3] else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from sparseopt.layers import SparseLayer
+from sparseopt.state.arrangement import Arrangement
 from sparseopt.state.base import Closure, StateStore, unhooked_step
-from sparseopt.state.pools import Pool, make_pools, only_parameters
+from sparseopt.state.parts import gradient_of
+from sparseopt.state.pools import only_parameters
 from sparseopt.transitions import Transition
 
 __all__ = ["CompactState"]
@@ -37,12 +38,11 @@ class CompactState(StateStore):
     def __init__(self, inner: Optimizer, layers: list[SparseLayer], *, pooled: bool) -> None:
         super().__init__(inner, layers)
         self.pooled = pooled
-        self._pools: list[Pool] = []
-        self._arranged: list[tuple[int, list[SparseLayer]]] = []
+        self._arrangement: Arrangement | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy's pools would be of the original's parameters; the first step makes new ones.
-        return {**self.__dict__, "_pools": [], "_arranged": []}
+        # A copy's would be of the original's parameters; the first step makes a new one.
+        return {**self.__dict__, "_arrangement": None}
 
     def step(self, closure: Closure | None = None) -> Any:
         """Step the inner optimizer; see :meth:`StateStore.step`.
@@ -55,23 +55,17 @@ class CompactState(StateStore):
             with torch.enable_grad():
                 loss = closure()
         inner_step = unhooked_step(self.inner)
-        if self.pooled:
-            self._arrange_pools()
-        for pool in self._pools:
+        arrangement = self._arrange()
+        for pool in arrangement.pools:
             pool.step(inner_step)
-        in_pools = {layer.weight for pool in self._pools for layer in pool.layers}
-        others = {
-            id(group): [weight for weight in group["params"] if weight not in in_pools]
-            for group in self.inner.param_groups
-        }
-        with only_parameters(self.inner, others), self._lent(in_pools):
+        with only_parameters(self.inner, arrangement.others), _lent(arrangement.lent):
             inner_step()
         return loss
 
     def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
         """Gather dense state; see :meth:`StateStore.adopt`."""
         # What was loaded may be written into the tensors that pools have, and differ by layer.
-        self._pools, self._arranged = [], []
+        self._arrangement = None
         if compact or layer.is_full:
             return
         for entry, key, values, _ in self.per_weight(layer, layer.weight.shape):
@@ -93,53 +87,40 @@ class CompactState(StateStore):
 
     def release(self) -> None:
         """Scatter all state into dense tensors; see :meth:`StateStore.release`."""
-        self._pools, self._arranged = [], []
+        self._arrangement = None
         for layer in self.layers:
             if layer.is_full:
                 continue
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(values, fresh)
 
-    def _arrange_pools(self) -> None:
-        """Keep the pools while the same layers have gradients and nobody replaced their state."""
-        having = {
-            layer.weight: layer
-            for layer in self.layers
-            if layer.weight.grad is not None and not layer.is_full
-        }
-        members = [
-            (group, [having[weight] for weight in group["params"] if weight in having])
-            for group in self.inner.param_groups
-        ]
-        arranged = [(id(group), layers) for group, layers in members]
-        if arranged == self._arranged and all(pool.fits() for pool in self._pools):
-            return
-        self._arranged = arranged
-        self._pools = [
-            pool for group, layers in members for pool in make_pools(self.inner, group, layers)
-        ]
+    def _arrange(self) -> Arrangement:
+        """Keep the arrangement while it holds."""
+        arrangement = self._arrangement
+        if arrangement is None or not arrangement.holds(self.inner, self.layers):
+            arrangement = Arrangement(self.inner, self.layers, pooled=self.pooled)
+            self._arrangement = arrangement
+        return arrangement
 
-    @contextmanager
-    def _lent(self, left_out: Collection[Tensor]) -> Iterator[None]:
-        """Hold live weights and gradients in the parameters; put everything back at the end."""
-        lent = []
-        try:
-            for layer in self.layers:
-                weight, gradient = layer.weight, layer.weight.grad
-                if gradient is None or layer.is_full or weight in left_out:
-                    continue
-                dense = weight.detach()
-                live, live_gradient = layer.gather(dense), layer.gather(gradient)
-                lent.append((layer, dense, gradient))
-                weight.grad = None
-                weight.data = live
-                weight.grad = live_gradient
-            yield
-        finally:
-            for layer, dense, gradient in lent:
-                weight = layer.weight
-                values = weight.detach()
-                weight.grad = None
-                weight.data = dense
-                weight.grad = gradient
-                layer.replace_(values)
+
+@contextmanager
+def _lent(layers: Sequence[SparseLayer]) -> Iterator[None]:
+    """Hold live weights and gradients in the parameters; put everything back at the end."""
+    lent = []
+    try:
+        for layer in layers:
+            weight, dense, gradient = layer.weight, layer.weight.detach(), gradient_of(layer)
+            live, live_gradient = layer.gather(dense), layer.gather(gradient)
+            lent.append((layer, dense, gradient))
+            weight.grad = None
+            weight.data = live
+            weight.grad = live_gradient
+        yield
+    finally:
+        for layer, dense, gradient in lent:
+            weight = layer.weight
+            values = weight.detach()
+            weight.grad = None
+            weight.data = dense
+            weight.grad = gradient
+            layer.replace_(values)

@@ -12,7 +12,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from sparseopt.layers import SparseLayer
-from sparseopt.state.threads import for_each_layer, shares
+from sparseopt.state.parts import gradient_of, parts_of
+from sparseopt.state.threads import for_each, shares
 
 __all__ = ["Pool", "make_pools", "only_parameters"]
 
@@ -42,44 +43,47 @@ class Pool:
     ) -> None:
         self.inner = inner
         self.group = group
-        self.layers = list(layers)
-        self.sizes = [layer.live for layer in layers]
-        self._shares = shares(self.layers)
+        self._parts = parts_of(layers)
+        self.layers = [layer for part in self._parts for layer in part.layers]
+        self.sizes = [layer.live for layer in self.layers]
+        self._shares = shares(self._parts, layers[0].weight.device)
         self._stand_in = Parameter(layers[0].weight.detach().new_empty(0))
         self._state: dict[str, Any] = {}
         self._memory: dict[str, Tensor] = {}
-        self._parts: dict[str, list[Any]] = {}
-        self._join([inner.state.get(layer.weight, {}) for layer in layers])
+        self._views: dict[str, list[Any]] = {}
+        self._join([inner.state.get(layer.weight, {}) for layer in self.layers])
 
     def fits(self) -> bool:
         """Whether the layers' state is still what this pool made of it, and of the same size."""
-        for place, (layer, size) in enumerate(zip(self.layers, self.sizes, strict=True)):
-            entry = self.inner.state.get(layer.weight, {})
-            if layer.live != size or entry.keys() != self._parts.keys():
+        if [layer.live for layer in self.layers] != self.sizes:
+            return False
+        entries = [self.inner.state.get(layer.weight, {}) for layer in self.layers]
+        if any(len(entry) != len(self._views) for entry in entries):
+            return False
+        for name, views in self._views.items():
+            pairs = zip(entries, views, strict=True)
+            if not all(entry.get(name) is view for entry, view in pairs):
                 return False
-            if any(entry[name] is not parts[place] for name, parts in self._parts.items()):
-                return False
-        return True
+        return all(part.fits() for part in self._parts)
 
     def step(self, inner_step: Callable[[], Any]) -> None:
         """Step the live weights of all layers; every one of them has a gradient."""
         weights = self.layers[0].weight.detach().new_empty(sum(self.sizes))
-        gradients = _gradient(self.layers[0]).new_empty(sum(self.sizes))
-        live, live_gradient = torch.split(weights, self.sizes), torch.split(gradients, self.sizes)
+        gradients = gradient_of(self.layers[0]).new_empty(sum(self.sizes))
+        sizes = [part.live for part in self._parts]
+        live, live_gradient = torch.split(weights, sizes), torch.split(gradients, sizes)
 
         def gather(index: int) -> None:
-            layer = self.layers[index]
-            layer.gather(layer.weight, out=live[index])
-            layer.gather(_gradient(layer), out=live_gradient[index])
+            self._parts[index].gather(live[index], live_gradient[index])
 
         def put_back(index: int) -> None:
-            self.layers[index].replace_(live[index])
+            self._parts[index].put_back(live[index])
 
-        for_each_layer(gather, self._shares)
+        for_each(gather, self._shares)
         with self._standing_in(weights, gradients):
             inner_step()
         self._share()
-        for_each_layer(put_back, self._shares)
+        for_each(put_back, self._shares)
 
     @contextmanager
     def _standing_in(self, weights: Tensor, gradients: Tensor) -> Iterator[None]:
@@ -108,25 +112,25 @@ class Pool:
         for name, value in self._state.items():
             held = self._memory.get(name)
             if not isinstance(value, Tensor):
-                parts = [value] * len(self.layers)
-                if self._parts.get(name) == parts:
+                views = [value] * len(self.layers)
+                if self._views.get(name) == views:
                     continue
             elif value.dim() == 0:
-                if held is not None and value is self._parts[name][0]:
+                if held is not None and value is self._views[name][0]:
                     held[1:] = value
                     continue
                 # One element each: a common one would be stepped once a parameter after release().
                 self._memory[name] = value.repeat(len(self.layers))
-                parts = list(self._memory[name].unbind())
-                self._state[name] = parts[0]
+                views = list(self._memory[name].unbind())
+                self._state[name] = views[0]
             else:
                 if held is value:
                     continue
                 self._memory[name] = value
-                parts = list(torch.split(value, self.sizes))
-            self._parts[name] = parts
-            for layer, part in zip(self.layers, parts, strict=True):
-                self.inner.state[layer.weight][name] = part
+                views = list(torch.split(value, self.sizes))
+            self._views[name] = views
+            for layer, view in zip(self.layers, views, strict=True):
+                self.inner.state[layer.weight][name] = view
 
 
 def make_pools(
@@ -140,7 +144,7 @@ def make_pools(
     for layer in layers:
         history = _history(inner.state.get(layer.weight, {}), layer)
         if history is not None:
-            key = layer.weight.dtype, _gradient(layer).dtype, layer.weight.device, history
+            key = layer.weight.dtype, gradient_of(layer).dtype, layer.weight.device, history
             alike.setdefault(key, []).append(layer)
     return [
         Pool(inner, group, together)
@@ -192,8 +196,3 @@ def _within_limit(layers: Sequence[SparseLayer]) -> Iterator[list[SparseLayer]]:
         together.append(layer)
         live += layer.live
     yield together
-
-
-def _gradient(layer: SparseLayer) -> Tensor:
-    assert layer.weight.grad is not None
-    return layer.weight.grad

@@ -13,46 +13,46 @@ from typing import Final
 
 import torch
 
-from sparseopt.layers import SparseLayer
+from sparseopt.state.parts import Part
 
-__all__ = ["for_each_layer", "shares"]
+__all__ = ["for_each", "shares"]
 
 #: Live weights from which on waking a thread costs less than it saves.
 WORTH_A_THREAD: Final = 1 << 17
 
 
-def shares(layers: Sequence[SparseLayer]) -> list[list[int]]:
-    """Return the indices of ``layers`` in as many parts as threads are worth, about equally heavy.
+def shares(parts: Sequence[Part], device: torch.device) -> list[list[int]]:
+    """Return the indices of ``parts`` in as many lists as threads are worth, about equally heavy.
 
-    One part where there is nothing to gain: on an accelerator, whose calls only queue, or where
+    One list where there is nothing to gain: on an accelerator, whose calls only queue, or where
     torch is told to use one thread.
     """
-    live = sum(layer.live for layer in layers)
-    count = min(torch.get_num_threads(), live // WORTH_A_THREAD, len(layers))
-    if count < 2 or layers[0].weight.device.type != "cpu":
-        return [list(range(len(layers)))]
-    parts: list[list[int]] = [[] for _ in range(count)]
+    live = sum(part.live for part in parts)
+    count = min(torch.get_num_threads(), live // WORTH_A_THREAD, len(parts))
+    if count < 2 or device.type != "cpu":
+        return [list(range(len(parts)))]
+    found: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
-    for index in sorted(range(len(layers)), key=lambda index: -layers[index].numel):
+    for index in sorted(range(len(parts)), key=lambda index: -parts[index].numel):
         lightest = loads.index(min(loads))
-        parts[lightest].append(index)
-        loads[lightest] += layers[index].numel
-    return parts
+        found[lightest].append(index)
+        loads[lightest] += parts[index].numel
+    return found
 
 
-def for_each_layer(function: Callable[[int], None], parts: Sequence[Sequence[int]]) -> None:
-    """Call ``function`` for every index in ``parts``, each part in a thread of its own.
+def for_each(function: Callable[[int], None], indices: Sequence[Sequence[int]]) -> None:
+    """Call ``function`` for every one of ``indices``, each list in a thread of its own.
 
     ``function`` should not use torch's own threads: each thread here would have a team of them.
     """
 
-    def run(part: Sequence[int]) -> None:
-        for index in part:
+    def run(mine: Sequence[int]) -> None:
+        for index in mine:
             function(index)
 
-    mine, *others = parts
-    running = [_threads().submit(run, part) for part in others]
-    run(mine)
+    first, *others = indices
+    running = [_threads().submit(run, other) for other in others]
+    run(first)
     for thread in running:
         thread.result()
 

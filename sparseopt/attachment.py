@@ -1,0 +1,150 @@
+"""How a sparse optimizer hangs onto a model and its weights, follows them, and lets go of them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from sparseopt.compiling import outside_of_tracing
+from sparseopt.facade import OptimizerFacade
+from sparseopt.flops import Accountant
+from sparseopt.flops.recording import InputRecorder
+from sparseopt.gradients import GradientGate, mask_gradient_of
+from sparseopt.layers import SparseLayer
+from sparseopt.methods import Method
+from sparseopt.preparing import before_training_forward
+from sparseopt.rebinding import (
+    ParameterPlaces,
+    before_first_forward,
+    may_be_sharded_later,
+    rebind,
+)
+from sparseopt.state import StateMode, StateStore, choose_store
+from sparseopt.updating import MaskUpdater
+
+__all__ = ["AttachedOptimizer"]
+
+
+class Attachment:
+    """Hooks that last until they are taken off, at the latest when the optimizer goes.
+
+    Args:
+        optimizer: when it is garbage-collected everything is released.
+        store: keeps the inner optimizer's state, which :meth:`release` makes dense.
+        recorder: its hook goes too, if there is one.
+    """
+
+    def __init__(
+        self, optimizer: object, store: StateStore, recorder: InputRecorder | None
+    ) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._finalizer = weakref.finalize(optimizer, _release, self._handles, store, recorder)
+        self._finalizer.atexit = False
+
+    @property
+    def is_released(self) -> bool:
+        """Whether :meth:`release` was called."""
+        return not self._finalizer.alive
+
+    def mask_gradients(self, layers: Iterable[SparseLayer], gate: GradientGate) -> None:
+        """Have ``backward()`` mask the gradients of ``layers`` while ``gate`` is shut."""
+        # With differentiable=True a weight may be no leaf: backward() accumulates nothing in it.
+        self._handles.extend(
+            mask_gradient_of(layer, gate)
+            for layer in layers
+            if layer.weight.is_leaf and not layer.is_dense
+        )
+
+    def before_first_forward(self, model: nn.Module, act: Callable[[], Any]) -> None:
+        """Call ``act``, a method that is held weakly, before the next training forward; once."""
+        self._handles.append(before_first_forward(model, act))
+
+    def before_training_forward(self, model: nn.Module, act: Callable[[], Any]) -> None:
+        """Call ``act``, a method that is held weakly, before each training forward pass."""
+        self._handles.append(before_training_forward(model, act))
+
+    def take_off(self) -> None:
+        """Remove the hooks, to put others in their place; the state stays as it is."""
+        self._finalizer.detach()
+        _remove(self._handles)
+
+    def release(self) -> None:
+        """Remove the hooks and give the inner optimizer dense state; once."""
+        self._finalizer()
+
+
+class AttachedOptimizer(OptimizerFacade):
+    """An optimizer with hooks on a model and its weights, which it follows to where they go."""
+
+    method: Method
+    _model: nn.Module | None
+    _layers: list[SparseLayer]
+    _state_mode: StateMode
+    _store: StateStore
+    _updater: MaskUpdater
+    _gate: GradientGate
+    _accountant: Accountant
+
+    def _attach(self) -> None:
+        """Prepare for hooks on the model, and for their removal when this object goes."""
+        self._attachment = Attachment(self, self._store, self._accountant.recorder)
+        self._places = ParameterPlaces()
+        self._places.note(self._layers, self.inner.param_groups)
+        if self._model is not None and may_be_sharded_later():
+            self._attachment.before_first_forward(self._model, self._follow_parameters)
+        self._attach_preparation()
+
+    def _attach_preparation(self) -> None:
+        if self._model is not None and self.method.prepares_forward:
+            self._attachment.before_training_forward(self._model, self._prepare_forward)
+
+    def _prepare_forward(self) -> None:
+        assert self._model is not None
+        self._updater.prepare_forward(self._model)
+
+    def _follow_parameters(self) -> None:
+        """Follow weights to where they are now, and to the parameters that replaced them."""
+        for layer in self._layers:
+            layer.follow_weight()
+        replaced = self._places.replaced(self.inner.param_groups)
+        if not replaced:
+            return
+        self._attachment.take_off()
+        self._store.release()
+        rebind(replaced, self.inner)
+        self._store = choose_store(self._state_mode, self.inner, self._layers)
+        self._updater.store = self._store
+        self._attach()
+        for layer in self._layers:
+            self._store.adopt(layer)
+        self._attachment.mask_gradients(self._layers, self._gate)
+
+    def _take_over(self, layers: Sequence[SparseLayer]) -> None:
+        for layer in layers:
+            layer.mask_(layer.weight)
+            self._store.adopt(layer)
+        self._attachment.mask_gradients(layers, self._gate)
+        self._plan_next_step()
+
+    def _plan_next_step(self) -> None:
+        self._gate.dense = self._updater.needs_dense_gradients()
+
+
+def _release(
+    handles: list[RemovableHandle], store: StateStore, recorder: InputRecorder | None
+) -> None:
+    _remove(handles)
+    if recorder is not None:
+        recorder.remove()
+    with outside_of_tracing():
+        store.release()
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
