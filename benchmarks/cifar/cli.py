@@ -24,6 +24,7 @@ from benchmarks.cifar.scheduling.planning import Estimator, Size
 from benchmarks.cifar.scheduling.worker import Setup
 from benchmarks.cifar.selecting import choose_protocols, is_narrowed, parts_of
 from benchmarks.cifar.session import Chosen, Means, Plan, Session
+from benchmarks.cifar.timing import Conditions, time_jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,10 +72,19 @@ def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
         plan.show_estimates(estimator, say)
     if options.dry_run:
         return 0
-    return _carry_out(plan, Session(means, stop), options.storage)
+    conditions = Conditions(
+        {protocol: size.classes for protocol, size in sizes.items()}, means.threads, device
+    )
+    return _carry_out(plan, Session(means, stop), options.storage, conditions, say)
 
 
-def _carry_out(plan: Plan, session: Session, database: str | None) -> int:
+def _carry_out(
+    plan: Plan,
+    session: Session,
+    database: str | None,
+    conditions: Conditions,
+    say: Callable[[str], None],
+) -> int:
     # Optuna, SciPy and Matplotlib take seconds to import, which a plan or --help need not wait for;
     # and not when training ends, because by then the checkout may be at another commit.
     from benchmarks.cifar.report import write_report
@@ -91,6 +101,7 @@ def _carry_out(plan: Plan, session: Session, database: str | None) -> int:
     if not plan.means.ranks.is_first:
         return 0
     folder = plan.means.setup.folder
+    time_jobs(plan.timing_jobs(), folder, conditions, say, session.stop)
     print(f"report: {write_report(folder.results, folder.root)}")
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
@@ -106,12 +117,13 @@ def _means(options: argparse.Namespace, folder: Folder, ranks: Ranks) -> Means:
     if options.workers > 1 and options.cluster:
         raise ProtocolError("--workers and --cluster exclude each other")
     threads = options.threads
+    together = threads or torch.get_num_threads()
     if options.workers > 1:
-        threads = max(1, (threads or torch.get_num_threads()) // options.workers)
+        threads = max(1, together // options.workers)
     if threads is not None:
         torch.set_num_threads(threads)
     setup = Setup(folder, options.data_dir, threads, options.tensorboard)
-    return Means(setup, options.workers, options.cluster, ranks)
+    return Means(setup, options.workers, together, options.cluster, ranks)
 
 
 def _with_data(

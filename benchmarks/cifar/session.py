@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.cifar.models.networks import SCALE, SMALL_DENSE, comes_in_widths
-from benchmarks.cifar.protocols.choices import MAIN, SEARCH, expand
+from benchmarks.cifar.protocols.choices import MAIN, SEARCH, TIMING, expand
 from benchmarks.cifar.protocols.protocol import Protocol
 from benchmarks.cifar.protocols.runspec import RunSpec
 from benchmarks.cifar.records.results import Record, read_results
@@ -47,7 +47,15 @@ class Chosen:
         for study in choices.studies:
             if study.name in self.parts:
                 specs += self._matched(expand(study), study.flops_of)
-        return with_sources(self.job(spec) for spec in specs if self._is_possible(spec))
+        return with_sources(self._jobs(specs))
+
+    def timing_jobs(self) -> list[Job]:
+        """The runs whose networks are to be timed."""
+        timing = self.protocol.choices.timing
+        if TIMING not in self.parts or timing is None:
+            return []
+        studies = [s for s in self.protocol.choices.studies if s.name == timing.study]
+        return self._jobs(spec for s in studies for spec in self._matched(expand(s), s.flops_of))
 
     def search_jobs(self) -> list[Job]:
         """A job for each that the search makes at most, of the kind that it makes."""
@@ -58,6 +66,9 @@ class Chosen:
 
     def job(self, spec: RunSpec) -> Job:
         return Job(self.protocol, spec.without_defaults(self.protocol), self.data)
+
+    def _jobs(self, specs: Iterable[RunSpec]) -> list[Job]:
+        return [self.job(spec) for spec in specs if self._is_possible(spec)]
 
     def _matched(self, specs: list[RunSpec], flops_of: str | None) -> list[RunSpec]:
         if flops_of is None:
@@ -85,12 +96,14 @@ class Means:
     Args:
         setup: What every process has to know.
         workers: Processes of this machine.
+        threads: CPU threads of this machine that all of them may use together.
         cluster: Address of a Ray cluster, in place of them.
         ranks: The processes that train each job together.
     """
 
     setup: Setup
     workers: int = 1
+    threads: int = 1
     cluster: str | None = None
     ranks: Ranks = ALONE
 
@@ -124,6 +137,13 @@ class Plan:
                 say(f"  {SMALL_DENSE} is left out: {part.protocol.model.kind} takes no {SCALE!r}")
         done = len(self.agenda.jobs) - len(self.agenda.left)
         say(f"{len(self.agenda.jobs)} runs, {done} of them finished, {len(self.agenda.left)} to do")
+        timed = len(self.timing_jobs())
+        if timed:
+            say(f"then the times of {timed} networks, as far as they are not known")
+
+    def timing_jobs(self) -> list[Job]:
+        """The runs whose networks are to be timed when all else is done."""
+        return [job for part in self.chosen for job in part.timing_jobs()]
 
     def show_estimates(self, estimator: Estimator, say: Callable[[str], None]) -> None:
         """Print what the runs of every variant take, and all together."""

@@ -94,3 +94,42 @@ def with_masks(line, densities, explored=(0.2, 0.3)):
         for number, share in enumerate(explored, start=1)
     ]
     return line | {"layers": layers, "history": history}
+
+
+def timing(line, *, inference, training, threads=2, load=1.0, form=None):
+    """The times of a run.
+
+    Args:
+        line: From ``record``.
+        inference: By batch size, quartiles of the ratio to the dense network's time.
+        training: Quartiles of that ratio.
+        threads: Of the machine.
+        load: Its load average before.
+        form: What replaces parts of what is said of the network.
+    """
+    whole = {"kind": "compacted", "parameters": 40, "dense_parameters": 100, "share_reached": 0.9}
+    side = {"way": "float32", "milliseconds": quartiles(4.0, 5.0, 6.0)}
+    return {
+        "key": f"{line['key']}-{threads}",
+        "run_key": line["key"],
+        "environment": {**ENVIRONMENT, "threads": threads},
+        "load_average_before": load,
+        "form": {**whole, **(form or {})},
+        "inference": [
+            {"batch": batch, "own": side, "dense": side, "ratio": quartiles(*ratio)}
+            for batch, ratio in inference.items()
+        ],
+        "training": {
+            "batch": 128,
+            "own": quartiles(10.0, 11.0, 12.0),
+            "update": None if line["updates"] is None else quartiles(20.0, 22.0, 24.0),
+            "dense": quartiles(9.0, 10.0, 11.0),
+            "updates_a_step": 0.01,
+            "ratio": quartiles(*training),
+        },
+    }
+
+
+def quartiles(low, median, high):
+    """As the harness writes them."""
+    return {"count": 5, "q1": low, "median": median, "q3": high}

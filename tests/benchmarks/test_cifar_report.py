@@ -33,10 +33,11 @@ class NoFigures(Figures):
         return []
 
 
-def text_of(lines):
+def text_of(lines, measured=()):
     """The report's text, without figures."""
     (group,) = group_by_protocol(lines)
-    return "\n".join(group_lines(group, NoFigures(group, None, set())))
+    figures = NoFigures(group, None, set())
+    return "\n".join(group_lines(group, figures, measured=measured))
 
 
 def lines_of_accuracies(**changes):

@@ -178,15 +178,6 @@ def test_masks_of_other_runs_stand_beside_those_runs():
     assert "Lottery starts with the final masks of Pruning." in report
 
 
-def test_structured_methods_have_their_table_once_they_are_run():
-    lines = [record("rigl", "erk", 0.1, 0, 0.72)]
-    assert "Structured" not in text_of(lines)
-    lines.append(record("rigl-struct", "erk", 0.1, 0, 0.69))
-    row = rows(text_of(lines), "Structured sparsity")["RigL-Struct"]
-    assert row["test %"] == "69.00"
-    assert row["paper %, full protocol"] == "89.6 ± 0.16 [S]"
-
-
 def test_longer_training_is_compared_with_the_usual_length():
     lines = [record("rigl", "erk", 0.1, 0, 0.72), record("rigl-2x", "erk", 0.1, 0, 0.74)]
     table = rows(text_of(lines), "Longer training minus the usual length")

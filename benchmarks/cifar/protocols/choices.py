@@ -12,6 +12,7 @@ from benchmarks.cifar.protocols.tables import ProtocolError, check_name
 INITS = ("erk", "uniform")
 MAIN = "main"
 SEARCH = "search"
+TIMING = "timing"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Study:
         _check_names(self.methods, self.inits)
         if self.flops_of is not None:
             check_name("studies.flops_of", self.flops_of, INITS)
-        if self.name in (MAIN, SEARCH):
+        if self.name in (MAIN, SEARCH, TIMING):
             raise ProtocolError(f"studies.name {self.name!r} is taken by a part of every preset")
 
 
@@ -103,8 +104,29 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Times of the networks of a study, measured when everything else is done.
+
+    Args:
+        study: The study's name; those of its runs that are finished are timed.
+        batches: Batch sizes of inference.
+        rounds: Measurements of each kind.
+    """
+
+    study: str
+    batches: tuple[int, ...]
+    rounds: int
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1:
+            raise ProtocolError(f"timing.batches takes sizes from 1 on, got {list(self.batches)}")
+        if self.rounds < 1:
+            raise ProtocolError(f"timing.rounds must be at least 1, got {self.rounds}")
+
+
+@dataclass(frozen=True)
 class Choices:
-    """What ``--all`` runs: the main runs, and then the studies and the search."""
+    """What ``--all`` runs: the main runs, then the studies and the search, then the timing."""
 
     methods: tuple[str, ...]
     inits: tuple[str, ...]
@@ -112,15 +134,19 @@ class Choices:
     seeds: tuple[int, ...]
     studies: tuple[Study, ...] = ()
     search: Search | None = None
+    timing: Timing | None = None
 
     def __post_init__(self) -> None:
         _check_names(self.methods, self.inits)
+        if self.timing is not None:
+            check_name("timing.study", self.timing.study, tuple(s.name for s in self.studies))
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of everything that ``--studies`` can choose among."""
         search = () if self.search is None else (SEARCH,)
-        return (MAIN, *(study.name for study in self.studies), *search)
+        timing = () if self.timing is None else (TIMING,)
+        return (MAIN, *(study.name for study in self.studies), *search, *timing)
 
 
 def expand(choices: Choices | Study) -> list[RunSpec]:

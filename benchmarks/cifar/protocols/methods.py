@@ -15,14 +15,17 @@ class Recipe:
             end of mask updates are stretched alike.
         masks_from: The method whose final masks this one starts with, on new initial weights;
             a run of it with the same init, density and seed has to be finished before.
+        leaves_structure: Whether it drops whole channels or neurons. What is left of them is kept
+            when a run ends, so that the smaller model can be timed.
     """
 
     optimizer: str | None = None
     length: int = 1
     masks_from: str | None = None
+    leaves_structure: bool = False
 
 
-# The order is that of tables and legends.
+# The order is that of tables and legends, and of colours: a new one goes to the end.
 RECIPES = {
     "dense": Recipe(),
     "small-dense": Recipe(),
@@ -39,6 +42,8 @@ RECIPES = {
     "lottery": Recipe("static", masks_from="pruning"),
     "granet": Recipe("granet"),
     "mest": Recipe("mest"),
+    "rigl-struct": Recipe("rigl-struct", leaves_structure=True),
+    "srigl": Recipe("srigl", leaves_structure=True),
 }
 METHODS = tuple(RECIPES)
 SPARSE_METHODS = tuple(name for name, recipe in RECIPES.items() if recipe.optimizer)

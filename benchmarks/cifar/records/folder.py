@@ -25,6 +25,10 @@ class Folder:
         return self.root / "results.jsonl"
 
     @property
+    def timings(self) -> Path:
+        return self.root / "timings.jsonl"
+
+    @property
     def cache(self) -> Path:
         """Decoded images."""
         return self.root / "cache"
@@ -36,6 +40,10 @@ class Folder:
     def masks(self, key: str) -> Path:
         """The final masks of a finished run, kept until the run that builds on them is finished."""
         return self.root / "masks" / f"{key}.pt"
+
+    def structure(self, key: str) -> Path:
+        """What a finished run of a structured method left, from which its times are measured."""
+        return self.root / "structures" / f"{key}.pt"
 
     def events(self, key: str) -> Path:
         """TensorBoard's files of a run."""

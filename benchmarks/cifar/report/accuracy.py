@@ -37,7 +37,7 @@ def accuracy_table(
         of_table: Which of the paper's tables.
     """
     header = ["method", "init", "density", "seeds", "test %"]
-    header += [] if paper is None else [_paper_column(group), "difference", "inside the spread"]
+    header += [] if paper is None else [paper_column(group), "difference", "inside the spread"]
     header += ["train FLOPs"] + ([] if paper is None else ["paper"])
     header += ["test FLOPs"] + ([] if paper is None else ["paper"])
     rows = []
@@ -160,7 +160,8 @@ def _joined(cells: Iterable[str]) -> str:
     return "; ".join(cells) or MISSING
 
 
-def _paper_column(group: Group) -> str:
+def paper_column(group: Group) -> str:
+    """Heading of the published accuracies."""
     return "paper %, full protocol" if group.protocol["reduced"] else "paper %"
 
 

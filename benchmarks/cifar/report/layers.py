@@ -37,25 +37,38 @@ class Allocation:
 
 def allocations(group: Group, density: float) -> list[Allocation]:
     """The different allocations of one density, of the runs that recorded theirs."""
+    names = layer_names(group, density)
     found: dict[tuple[float, ...], list[Variant]] = {}
     for variant in group.variants:
-        recorded = [run["layers"] for run in group.runs(variant).values() if run.get("layers")]
+        recorded = _recorded(group, variant)
         if variant.density == density and recorded:
-            densities = tuple(
-                statistics.fmean(layer["live"] / layer["numel"] for layer in same)
-                for same in zip(*recorded, strict=True)
-            )
-            found.setdefault(densities, []).append(variant)
-    return [Allocation(tuple(variants), densities) for densities, variants in found.items()]
+            shares = tuple(statistics.fmean(run[name] for run in recorded) for name in names)
+            found.setdefault(shares, []).append(variant)
+    return [Allocation(tuple(variants), shares) for shares, variants in found.items()]
 
 
 def layer_names(group: Group, density: float) -> list[str]:
-    """The layers in the order of ``Allocation.densities``; empty where none are recorded."""
-    for variant in group.variants:
-        for run in group.runs(variant).values():
-            if variant.density == density and run.get("layers"):
-                return [layer["name"].removesuffix(".weight") for layer in run["layers"]]
-    return []
+    """The layers in the order of ``Allocation.densities``; empty where none are recorded.
+
+    Methods that drop channels have masks for vectors too, which no other method has: only what
+    all have is compared.
+    """
+    runs = [
+        run
+        for variant in group.variants
+        if variant.density == density
+        for run in _recorded(group, variant)
+    ]
+    return [name for name in runs[0] if all(name in run for run in runs)] if runs else []
+
+
+def _recorded(group: Group, variant: Variant) -> list[dict[str, float]]:
+    """Densities by layer, of each run that recorded them."""
+    return [
+        {layer["name"]: layer["live"] / layer["numel"] for layer in run["layers"]}
+        for run in group.runs(variant).values()
+        if run.get("layers")
+    ]
 
 
 def histories(group: Group, variant: Variant) -> list[list[dict[str, float]]]:
@@ -67,7 +80,10 @@ def layer_table(group: Group, density: float) -> list[str]:
     """A row for each layer and a column for each allocation."""
     found = allocations(group, density)
     rows = [
-        [f"`{name}`", *(f"{allocation.densities[index]:.3f}" for allocation in found)]
+        [
+            f"`{name.removesuffix('.weight')}`",
+            *(f"{allocation.densities[index]:.3f}" for allocation in found),
+        ]
         for index, name in enumerate(layer_names(group, density))
     ]
     return table(["layer", *(allocation.title for allocation in found)], rows)

@@ -25,6 +25,7 @@ TITLES = {
     "rigl-sm": "RigL-SM",
     "rigl-reinit": "RigL re-init",
     "rigl-struct": "RigL-Struct",
+    "srigl": "SRigL",
     "pruning": "Pruning",
     "lottery": "Lottery",
     "granet": "GraNet",

@@ -13,7 +13,6 @@ from benchmarks.cifar.report.paper import Paper
 from benchmarks.cifar.report.summary import Group, Variant, title
 
 REDISTRIBUTING = ("rigl-sg", "rigl-sm")
-STRUCTURED = "rigl-struct"
 
 
 def redistribution(group: Group, paper: Paper | None) -> list[str]:
@@ -47,16 +46,6 @@ def tickets(group: Group, paper: Paper | None) -> list[str]:
         own = [variant for variant in made if _masks_from(variant) == origin]
         lines += _minus(group, against(group, own, origin), title(origin))
     return [*lines, *_minus(group, against(group, made, "static"), "Static")]
-
-
-def structured(group: Group, paper: Paper | None) -> list[str]:
-    """Whole channels beside single weights; nothing where no such method has been run."""
-    channels = [variant for variant in group.variants if variant.method == STRUCTURED]
-    if not channels:
-        return []
-    rows = _with(group, channels, ["rigl", "small-dense"])
-    lines = accuracy_table(group, rows, paper, of_table="structured")
-    return [*lines, *_minus(group, against(group, channels, "rigl"), "RigL")]
 
 
 def _with(group: Group, variants: Sequence[Variant], methods: Sequence[str]) -> list[Variant]:

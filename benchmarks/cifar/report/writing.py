@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from benchmarks.cifar.files import plain_name, write_atomic
-from benchmarks.cifar.records.results import ResultsError, read_results
+from benchmarks.cifar.records.folder import Folder
+from benchmarks.cifar.records.results import Record, ResultsError, read_results
 from benchmarks.cifar.report import (
     accuracy,
     costs,
     differences,
     equal_flops,
     layers,
+    structured,
     sweep,
     topics,
     tuning,
 )
 from benchmarks.cifar.report.figures import accuracy as accuracy_figures
 from benchmarks.cifar.report.figures import curves, masks, style
+from benchmarks.cifar.report.figures import times as time_figures
 from benchmarks.cifar.report.markdown import paragraph, section
 from benchmarks.cifar.report.page import html_page
 from benchmarks.cifar.report.paper import Paper, published_datasets, sources
 from benchmarks.cifar.report.summary import Group, differing_settings, group_by_protocol
+from benchmarks.cifar.report.times import times_of
 from benchmarks.cifar.report.trials import searches
 
 TITLE = "Sparse training on small images"
@@ -36,7 +41,8 @@ def write_report(results: Path, folder: Path) -> Path:
     any time.
 
     Args:
-        results: The results file. Protocols are told apart, and never in one table.
+        results: The results file. Protocols are told apart, and never in one table. Measured times
+            are in a file beside it.
         folder: Where to.
 
     Returns:
@@ -52,9 +58,10 @@ def write_report(results: Path, folder: Path) -> Path:
     used: set[str] = set()
     groups = group_by_protocol(records)
     first: dict[str, Group] = {}
+    measured = read_results(Folder(results.parent).timings)
     for group in groups:
         name = str(group.protocol["name"])
-        lines += group_lines(group, Figures(group, folder, used), first.get(name))
+        lines += group_lines(group, Figures(group, folder, used), first.get(name), measured)
         first.setdefault(name, group)
     if any(_paper(group) for group in groups):
         lines += ["## Sources of the published numbers", ""]
@@ -102,13 +109,19 @@ class Figures:
         return paragraph(f"![{self.label}: {caption}]({path.as_posix()}.png)")
 
 
-def group_lines(group: Group, figures: Figures, namesake: Group | None = None) -> list[str]:
+def group_lines(
+    group: Group,
+    figures: Figures,
+    namesake: Group | None = None,
+    measured: Sequence[Record] = (),
+) -> list[str]:
     """Everything about one protocol.
 
     Args:
         group: Its results.
         figures: Writes its figures.
         namesake: The first protocol of the same name, if this is another one.
+        measured: Measured times, of this and other protocols.
     """
     protocol = group.protocol
     paper = _paper(group)
@@ -127,7 +140,7 @@ def group_lines(group: Group, figures: Figures, namesake: Group | None = None) -
     lines += _accuracy_sections(group, paper, figures)
     lines += section("Redistribution between layers", topics.redistribution(group, paper))
     lines += section("Masks of other runs", topics.tickets(group, paper))
-    lines += section("Structured sparsity", topics.structured(group, paper))
+    lines += _structured_section(group, paper, figures, measured)
     lines += _search_section(group, paper, figures)
     lines += _sweep_section(group, figures)
     lines += _mask_sections(group, figures)
@@ -169,6 +182,27 @@ def _accuracy_sections(group: Group, paper: Paper | None, figures: Figures) -> l
             figures.show("equal-flops", "ERK against uniform at equal FLOPs", drawn),
         )
     return lines
+
+
+def _structured_section(
+    group: Group, paper: Paper | None, figures: Figures, measured: Sequence[Record]
+) -> list[str]:
+    if not structured.rows_of(group):
+        return []
+    machines = times_of(group, measured)
+    first = machines[0] if machines else None
+    lines = structured.structured_table(group, paper, first)
+    lines += structured.notes(paper, first)
+    lines += structured.statements(group, first)
+    if first is not None:
+        drawn = time_figures.against_time(group, structured.rows_of(group), first)
+        lines += figures.show("against-time", "accuracy against measured time", drawn)
+    lines += structured.structured_differences(group)
+    for times in machines:
+        lines += [f"#### Times on {times.machine}", ""]
+        lines += structured.inference_table(group, times)
+        lines += structured.training_table(group, times)
+    return section("Structured sparsity", lines)
 
 
 def _search_section(group: Group, paper: Paper | None, figures: Figures) -> list[str]:

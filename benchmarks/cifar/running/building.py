@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from benchmarks.cifar.protocols.methods import RECIPES
 from benchmarks.cifar.protocols.protocol import Protocol
 from benchmarks.cifar.protocols.runspec import RunSpec
+from sparseopt import ChannelGroup, RigLStruct, SparseOptimizer
 
 
 def build_optimizer(
@@ -20,6 +21,7 @@ def build_optimizer(
     spec: RunSpec,
     total_steps: int,
     masks: Mapping[str, Tensor] | None = None,
+    groups: Sequence[ChannelGroup] = (),
 ) -> Optimizer:
     """SGD, wrapped by ``SparseOptimizer`` if the run's method is a sparse one.
 
@@ -29,6 +31,7 @@ def build_optimizer(
         spec: The run.
         total_steps: Its length.
         masks: The final masks of another run, for methods that start with them.
+        groups: The network's channels, for ``rigl-struct``.
     """
     config = protocol.optimizer
     recipe = RECIPES[spec.method]
@@ -40,15 +43,13 @@ def build_optimizer(
     )
     if recipe.optimizer is None:
         return inner
-    from sparseopt import SparseOptimizer
-
     assert spec.density is not None
     assert spec.init is not None
     sparsity = protocol.sparsity
     return SparseOptimizer(
         inner,
         model,
-        method=recipe.optimizer,
+        method=RigLStruct(groups=groups) if by_channel(spec) else recipe.optimizer,
         density=spec.density,
         init=spec.init,
         mask="random" if masks is None else masks,
@@ -58,6 +59,11 @@ def build_optimizer(
         alpha=sparsity.alpha if spec.alpha is None else spec.alpha,
         seed=spec.seed,
     )
+
+
+def by_channel(spec: RunSpec) -> bool:
+    """Whether the run's method has to be told the network's channels."""
+    return RECIPES[spec.method].optimizer == RigLStruct.name
 
 
 def peak_lr(protocol: Protocol, spec: RunSpec) -> float:

@@ -20,7 +20,8 @@ from benchmarks.cifar.models.networks import build_model
 from benchmarks.cifar.protocols.methods import RECIPES
 from benchmarks.cifar.protocols.protocol import Protocol
 from benchmarks.cifar.protocols.runspec import RunSpec
-from benchmarks.cifar.running.building import build_optimizer, build_scheduler
+from benchmarks.cifar.running.building import build_optimizer, build_scheduler, by_channel
+from benchmarks.cifar.running.channels import channels_of
 from benchmarks.cifar.running.checkpoint import (
     Parts,
     checkpoint_bytes,
@@ -93,7 +94,10 @@ class Run:
             # There is none on the CPU, where each process has the statistics of its own part.
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self._trained = ranks.wrap(self.model, splits.device)
-        self.optimizer = build_optimizer(self.model, protocol, spec, self.total_steps, masks)
+        groups = channels_of(protocol, splits.num_classes) if by_channel(spec) else ()
+        self.optimizer = build_optimizer(
+            self.model, protocol, spec, self.total_steps, masks, groups
+        )
         self.scheduler = build_scheduler(self.optimizer, protocol, spec, self.total_steps)
         self.data_generator = torch.Generator().manual_seed(spec.seed)
         if not ranks.is_first:

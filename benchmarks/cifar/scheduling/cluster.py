@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.cifar.files import write_atomic
-from benchmarks.cifar.protocols.methods import MASK_SOURCES
+from benchmarks.cifar.protocols.methods import MASK_SOURCES, RECIPES
 from benchmarks.cifar.protocols.tables import ProtocolError
 from benchmarks.cifar.records.results import Record
 from benchmarks.cifar.running.stopping import Stop, StoppedError
@@ -98,13 +98,13 @@ class Dispatcher:
 
     def _collect(self, task: Any, job: Job) -> None:
         try:
-            record, masks = self.ray.get(task)
+            record, files = self.ray.get(task)
         except self.ray.exceptions.RayError as error:
             self.display.failed(job, f"{job.title}: {error}")
             self.agenda.fail(job)
             return
-        if masks is not None:
-            write_atomic(self.setup.folder.masks(job.key), masks)
+        for path, content in files.items():
+            write_atomic(self.setup.folder.root / path, content)
         self.worker.conclude(job, record)
         self.display.finished(job, record)
 
@@ -112,7 +112,7 @@ class Dispatcher:
         return None if source is None else self.setup.folder.masks(source.key).read_bytes()
 
 
-def train_remotely(setup: Setup, job: Job, masks: bytes | None) -> tuple[Record, bytes | None]:
+def train_remotely(setup: Setup, job: Job, masks: bytes | None) -> tuple[Record, dict[str, bytes]]:
     """Train a job on whatever machine this is.
 
     Args:
@@ -121,15 +121,17 @@ def train_remotely(setup: Setup, job: Job, masks: bytes | None) -> tuple[Record,
         masks: Content of the file with the masks that it starts with.
 
     Returns:
-        The record, and the content of the file with its final masks if another job may need them.
+        The record, and the content of the other files that the job leaves, by their path in the
+        folder.
     """
     folder = setup.folder
     if job.source is not None and masks is not None:
         write_atomic(folder.masks(job.source.key), masks)
     record = _worker(setup).train(job, Silent(), Stop())
-    if job.spec.method not in MASK_SOURCES:
-        return record, None
-    return record, folder.masks(job.key).read_bytes()
+    paths = [folder.masks(job.key)] if job.spec.method in MASK_SOURCES else []
+    if RECIPES[job.spec.method].leaves_structure:
+        paths.append(folder.structure(job.key))
+    return record, {path.relative_to(folder.root).as_posix(): path.read_bytes() for path in paths}
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,11 +14,12 @@ from benchmarks.cifar.environment import describe_environment
 from benchmarks.cifar.files import remove_unfinished
 from benchmarks.cifar.images.batches import Splits, splits_for
 from benchmarks.cifar.images.data import load_dataset
-from benchmarks.cifar.protocols.methods import MASK_SOURCES
+from benchmarks.cifar.protocols.methods import MASK_SOURCES, RECIPES
 from benchmarks.cifar.protocols.protocol import Protocol as TrainingProtocol
 from benchmarks.cifar.records.folder import Folder
 from benchmarks.cifar.records.masks import load_masks, save_masks
 from benchmarks.cifar.records.results import FinishedRuns, Record, append_result
+from benchmarks.cifar.records.structure import Structure
 from benchmarks.cifar.records.tensorboard import EventWriter
 from benchmarks.cifar.running.accounting import count
 from benchmarks.cifar.running.ranks import ALONE, Ranks, device_for
@@ -128,9 +129,8 @@ class Worker:
             watcher.end()
             if writer is not None:
                 writer.close()
-        if job.spec.method in MASK_SOURCES and self.ranks.is_first:
-            assert isinstance(run.optimizer, SparseOptimizer)
-            save_masks(self.folder.masks(job.key), final_masks(run.optimizer))
+        if self.ranks.is_first:
+            self._keep_what_others_need(job, run)
         accuracy = {"validation": outcome.validation_accuracy, "test": outcome.test_accuracy}
         return {**self._description(job, run), "accuracy": accuracy}
 
@@ -176,6 +176,14 @@ class Worker:
         if not self._finished.has(job.key):
             return False
         return job.spec.method not in MASK_SOURCES or self.folder.masks(job.key).exists()
+
+    def _keep_what_others_need(self, job: Job, run: Run) -> None:
+        if not isinstance(run.optimizer, SparseOptimizer):
+            return
+        if job.spec.method in MASK_SOURCES:
+            save_masks(self.folder.masks(job.key), final_masks(run.optimizer))
+        if RECIPES[job.spec.method].leaves_structure:
+            Structure.of(run.model, run.optimizer).save(self.folder.structure(job.key))
 
     def _description(self, job: Job, run: Run) -> Record:
         protocol = job.protocol

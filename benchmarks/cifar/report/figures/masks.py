@@ -31,7 +31,7 @@ def layer_densities(group: Group, density: float) -> Figure | None:
     found = allocations(group, density)
     if not found:
         return None
-    names = layer_names(group, density)
+    names = [name.removesuffix(".weight") for name in layer_names(group, density)]
     figure = new_figure(
         group, f"Density of every layer, {density:.3g} in all", (max(8.0, 3 + 0.2 * len(names)), 5)
     )

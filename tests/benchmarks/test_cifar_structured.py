@@ -1,0 +1,148 @@
+"""Runs that drop whole channels and neurons, and what they leave for timing."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.cifar.images.batches import splits_for
+from benchmarks.cifar.images.data import load_digits
+from benchmarks.cifar.models.networks import build_model
+from benchmarks.cifar.protocols.choices import TIMING, expand
+from benchmarks.cifar.protocols.presets import load_preset
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.records.structure import Structure
+from benchmarks.cifar.running.accounting import count
+from benchmarks.cifar.running.stopping import Stop, StoppedError
+from benchmarks.cifar.running.training import Run, weights_hash
+from sparseopt import Compaction
+
+METHODS = ("rigl-struct", "srigl")
+PUBLISHED = ("small-dense", "rigl", "rigl-struct")
+IMAGES = torch.zeros(2, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """The first 300 digits, and 45 to test on."""
+    digits = load_digits()
+    digits = type(digits)(
+        digits.train_images[:300],
+        digits.train_labels[:300],
+        digits.test_images[:45],
+        digits.test_labels[:45],
+    )
+    return splits_for(load_preset("smoke"), digits, torch.device("cpu"))
+
+
+@pytest.fixture
+def protocol(tiny_preset):
+    return load_preset(str(tiny_preset))
+
+
+def run_of(protocol, splits, method, density=0.2):
+    return Run(protocol, RunSpec(method, "erk", density, 0), splits)
+
+
+def stopped_after(steps):
+    stop = Stop()
+
+    def show(progress):
+        if progress.step == steps:
+            stop.request()
+
+    return stop, show
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stopped_run_goes_on_to_the_weights_and_masks_of_one_that_was_not(
+    method, protocol, splits, tmp_path
+):
+    through = run_of(protocol, splits, method)
+    through.finish(tmp_path / "through.pt", lambda progress: None)
+    assert any(record.dropped for record in through.optimizer.history)
+    stop, show = stopped_after(4)
+    with pytest.raises(StoppedError):
+        run_of(protocol, splits, method).finish(tmp_path / "cut.pt", show, stop)
+    again = run_of(protocol, splits, method)
+    assert again.resume(tmp_path / "cut.pt")
+    again.finish(tmp_path / "cut.pt", lambda progress: None)
+    assert weights_hash(again.model) == weights_hash(through.model)
+    assert again.outcome.curve == through.outcome.curve
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_run_leaves_on_disk_compacts_as_its_trained_model_does(
+    method, protocol, splits, tmp_path
+):
+    run = run_of(protocol, splits, method)
+    run.finish(tmp_path / "checkpoint.pt", lambda progress: None)
+    path = tmp_path / "structure.pt"
+    Structure.of(run.model, run.optimizer).save(path)
+    trained = Compaction(run.model, run.optimizer, IMAGES)
+    torch.manual_seed(7)
+    other = build_model(protocol, run.spec, 10)
+    remade = Compaction(other, Structure.load(path).put_into(other), IMAGES)
+    assert shapes(remade.model) == shapes(trained.model)
+    assert {n: int(m.sum()) for n, m in remade.masks.items()} == {
+        n: int(m.sum()) for n, m in trained.masks.items() if m.dim() > 1
+    }
+    # A bit for each of 77,850 weights, and a little for each channel.
+    assert path.stat().st_size < 40_000
+
+
+def test_structure_of_another_network_is_refused_by_the_names_that_differ(
+    protocol, splits, tmp_path
+):
+    structure = Structure.of(*_parts(run_of(protocol, splits, "srigl")))
+    deeper = dataclasses.replace(protocol.model, depth=16)
+    model = build_model(
+        dataclasses.replace(protocol, model=deeper), RunSpec("dense", *[None] * 2, 0), 10
+    )
+    with pytest.raises(RuntimeError, match=r"another network: .*groups"):
+        structure.put_into(model)
+
+
+def test_flops_recorded_of_dropped_channels_are_those_of_the_compacted_model(
+    protocol, splits, tmp_path
+):
+    run = run_of(protocol, splits, "rigl-struct")
+    run.finish(tmp_path / "checkpoint.pt", lambda progress: None)
+    compacted = Compaction(run.model, run.optimizer, IMAGES).model
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        compacted.eval()(IMAGES[:1])
+    biases = 10
+    assert count(run)["flops"]["inference"] == counter.get_total_flops() + biases
+
+
+@pytest.mark.parametrize("preset", ["cpu", "paper", "paper-cifar100"])
+def test_presets_have_every_run_of_the_papers_structured_table_and_of_srigl(preset):
+    choices = load_preset(preset).choices
+    assert choices.timing.study == "structured"
+    assert TIMING in choices.parts
+    (study,) = [study for study in choices.studies if study.name == "structured"]
+    specs = {dataclasses.replace(spec, seed=0) for spec in expand(study)}
+    wanted = {RunSpec("small-dense", None, density, 0) for density in (0.1, 0.2)}
+    wanted |= {
+        RunSpec(method, init, density, 0)
+        for method in ("rigl", *METHODS)
+        for init in ("erk", "uniform")
+        for density in (0.1, 0.2)
+    }
+    assert specs == wanted
+
+
+def test_names_of_structured_results_stay():
+    protocol = load_preset("cpu")
+    keys = [RunSpec(m, "erk", 0.1, 0).key(protocol, data="c6623c884348") for m in METHODS]
+    assert keys == ["rigl-struct-erk-0.1-seed0-f996118e36b7", "srigl-erk-0.1-seed0-65951f2ba16e"]
+
+
+def shapes(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _parts(run):
+    return run.model, run.optimizer

@@ -1,0 +1,216 @@
+"""Wall times of trained networks: how they are measured, and the arithmetic of their ratios."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.cifar import cli
+from benchmarks.cifar.protocols.choices import Study, Timing
+from benchmarks.cifar.protocols.presets import load_preset
+from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.records.folder import Folder
+from benchmarks.cifar.records.results import append_result
+from benchmarks.cifar.records.structure import Structure, masked_by
+from benchmarks.cifar.running.stopping import Stop, StoppedError
+from benchmarks.cifar.scheduling.jobs import Job
+from benchmarks.cifar.timing import Conditions, time_jobs
+from benchmarks.cifar.timing.forms import COMPACTED, DENSE, ZEROS, Form, form_of
+from benchmarks.cifar.timing.inference import compare
+from benchmarks.cifar.timing.training import measure_training, step_ratio
+
+CPU = torch.device("cpu")
+SMALL = ("small-dense", None, 0.2, 0)
+STUDY = """
+[[choices.studies]]
+name = "channels"
+methods = ["small-dense", "rigl", "rigl-struct", "srigl"]
+inits = ["erk"]
+densities = [0.2]
+seeds = [0]
+
+[choices.timing]
+study = "channels"
+batches = [1, 4]
+rounds = 2
+"""
+
+
+@pytest.fixture
+def protocol(tiny_preset):
+    return load_preset(str(tiny_preset))
+
+
+def test_ratio_of_steps_counts_mask_updates_as_often_as_the_run_makes_them():
+    ordinary, update, dense = [2.0, 3.0, 4.0], [10.0, 12.0, 14.0], [1.0, 2.0, 2.0]
+    rounds = [
+        {"own": {"ordinary": o, "update": u}, "dense": {"ordinary": d}}
+        for o, u, d in zip(ordinary, update, dense, strict=True)
+    ]
+    # 1 step in 100 is an update: 99 * 2 + 10 = 208, 99 * 3 + 12 = 309, 99 * 4 + 14 = 410.
+    expected = np.quantile([208 / 100, 309 / 200, 410 / 200], [0.25, 0.5, 0.75])
+    found = step_ratio(rounds, updates_a_step=0.01)
+    assert [found["q1"], found["median"], found["q3"]] == pytest.approx(expected, abs=1e-6)
+    assert found["count"] == 3
+
+
+def test_ratio_of_inference_is_of_the_fastest_ways_in_the_same_round():
+    seconds = {
+        "own, float32": [4.0, 4.0, 9.0],
+        "own, bfloat16": [1.0, 2.0, 3.0],
+        "dense, float32": [8.0, 8.0, 6.0],
+        "dense, bfloat16": [9.0, 9.0, 9.0],
+    }
+    rounds = [{name: {"pass": times[i]} for name, times in seconds.items()} for i in range(3)]
+    found = compare(rounds, list(seconds))
+    assert (found["own"]["way"], found["dense"]["way"]) == ("bfloat16", "float32")
+    expected = np.quantile([1 / 8, 2 / 8, 3 / 6], [0.25, 0.5, 0.75])
+    ratio = found["ratio"]
+    assert [ratio["q1"], ratio["median"], ratio["q3"]] == pytest.approx(expected, abs=1e-6)
+    assert found["own"]["milliseconds"]["median"] == 2000.0
+
+
+def test_networks_are_timed_in_the_form_that_computes_what_the_run_left(protocol, tmp_path):
+    def of(method, **named):
+        spec = RunSpec(method, None if method == "small-dense" else "erk", 0.2, 0)
+        return form_of(protocol, spec, 10, CPU, **named)
+
+    small, zeros = of("small-dense"), of("rigl")
+    assert (small.kind, zeros.kind) == (DENSE, ZEROS)
+    assert small.about["parameters"] < zeros.about["parameters"] / 3
+    weights = [p for p in zeros.model.parameters() if p.dim() > 1]
+    share = sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
+    assert share == pytest.approx(0.2, abs=0.01)
+    # Half of the inner channels of the first block are dropped, with all that they own.
+    dense = form_of(protocol, RunSpec("dense", None, None, 0), 10, CPU).model
+    masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in dense.named_parameters()}
+    (first, inner), (second, _) = [(n, p) for n, p in dense.named_parameters() if p.dim() == 4][1:3]
+    masks[first][: len(inner) // 2] = False
+    masks = {name: mask for name, mask in masks.items() if mask.dim() > 1}
+    optimizer = masked_by(dense, masks)
+    Structure.of(dense, optimizer).save(tmp_path / "structure.pt")
+    compacted = of("srigl", structure=tmp_path / "structure.pt")
+    assert compacted.kind == COMPACTED
+    smaller = dict(compacted.model.named_parameters())
+    assert smaller[first].shape[0] == len(inner) // 2
+    assert smaller[second].shape[1] == len(inner) // 2
+    assert compacted.about["share_reached"] == 1.0
+    for form in (small, zeros, compacted):
+        assert not form.model.training
+        assert not any(module._forward_pre_hooks for module in form.model.modules())
+
+
+def test_sparse_linear_layer_is_condensed_where_that_is_faster_and_computes_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 1000)).eval()
+    mask = torch.zeros(1000, 3072, dtype=torch.bool)
+    mask[:, ::1024] = True
+    masked_by(model, {"1.weight": mask}).detach()
+    images = torch.randn(1, 3, 32, 32)
+    form = Form(COMPACTED, model, {}, {"1.weight": mask})
+    condensed, ways = form.condensed(images)
+    assert ways in (["1: condensed"], ["1: CSR"])
+    torch.testing.assert_close(condensed(images), model(images))
+    assert Form(COMPACTED, model, {}).condensed(images) is None
+
+
+def test_training_is_timed_with_mask_updates_where_the_method_makes_any(protocol):
+    training = dataclasses.replace(protocol.training, batch_size=4)
+    protocol = dataclasses.replace(protocol, training=training)
+    found = {
+        method: measure_training(
+            protocol, RunSpec(method, init, 0.2, 0), 10, CPU, rounds=2, updates_a_step=share
+        )
+        for method, init, share in (("small-dense", None, 0.0), ("rigl-struct", "erk", 0.01))
+    }
+    assert found["small-dense"]["update"] is None
+    assert found["rigl-struct"]["update"]["count"] == 2
+    for one in found.values():
+        assert one["ratio"]["count"] == one["dense"]["count"] == 2
+        assert one["ratio"]["median"] > 0
+
+
+def test_finished_runs_are_timed_once_and_the_report_has_them_or_says_that_it_has_not(
+    quick_preset, image_tree, tmp_path, capsys
+):
+    quick_preset.write_text(quick_preset.read_text() + STUDY)
+    out = tmp_path / "out"
+    options = ["--preset", str(quick_preset), "--data-dir", str(image_tree), "--out", str(out)]
+    options += ["--threads", "1"]
+    assert cli.main([*options, "--studies", "channels"]) == 0
+    assert "not measured yet" in (out / "report.md").read_text()
+    (lost,) = (out / "structures").glob("srigl*")
+    kept = lost.read_bytes()
+    lost.unlink()
+    assert cli.main([*options, "--studies", "timing"]) == 0
+    assert f"not timed, {lost.name} is not here" in capsys.readouterr().out
+    three = ["small-dense-0.2-seed0", "rigl-erk-0.2-seed0", "rigl-struct-erk-0.2-seed0"]
+    assert labels(out) == three
+    lost.write_bytes(kept)
+    assert cli.main([*options, "--studies", "timing"]) == 0
+    assert labels(out) == [*three, "srigl-erk-0.2-seed0"]
+    assert "not measured yet" not in (out / "report.md").read_text()
+    for line in lines(out):
+        assert {"processor", "threads", "torch", "git_commit"} <= line["environment"].keys()
+        assert line["config"]["batches"] == [1, 4]
+        assert line["protocol"] == "REDUCED protocol 'quick on own images'"
+        assert [one["batch"] for one in line["inference"]] == [1, 4]
+    assert str(tmp_path) not in (out / "timings.jsonl").read_text()
+
+
+def test_times_under_other_conditions_are_measured_again(protocol, tmp_path):
+    folder, job = Folder(tmp_path), Job(with_timing(protocol, 1), RunSpec(*SMALL), "data")
+    # Rounds are no part of a run's name.
+    again = Job(with_timing(protocol, 2), RunSpec(*SMALL), "data")
+    assert again.key == job.key
+    append_result(folder.results, {"key": job.key, "updates": None, "steps": 1})
+    for one in (job, job, again):
+        conditions = Conditions({one.protocol: 10}, 1, CPU)
+        time_jobs([one], folder, conditions, lambda text: None, Stop())
+    assert [line["config"]["rounds"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_stop_is_obeyed_after_the_network_that_is_being_timed(protocol, tmp_path):
+    protocol = with_timing(protocol, 1)
+    folder, stop = Folder(tmp_path), Stop()
+    jobs = [Job(protocol, RunSpec("small-dense", None, 0.2, seed), "data") for seed in (0, 1)]
+    for job in jobs:
+        append_result(folder.results, {"key": job.key, "updates": None, "steps": 1})
+    stop.request()
+    with pytest.raises(StoppedError):
+        time_jobs(jobs, folder, Conditions({protocol: 10}, 1, CPU), lambda text: None, stop)
+    assert labels(tmp_path) == ["small-dense-0.2-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('study = "channels"', 'study = "chanels"', "timing.study.*'chanels'"),
+        ("rounds = 2", "rounds = 0", "timing.rounds .*0"),
+        ("batches = [1, 4]", "batches = []", "timing.batches"),
+        ('name = "channels"', 'name = "timing"', "'timing' is taken"),
+    ],
+)
+def test_timing_that_makes_no_sense_is_refused_by_name(tiny_preset, old, new, named):
+    tiny_preset.write_text(tiny_preset.read_text() + STUDY.replace(old, new))
+    with pytest.raises(ValueError, match=named):
+        load_preset(str(tiny_preset))
+
+
+def with_timing(protocol, rounds):
+    study = Study("channels", ("small-dense",), ("erk",), (0.2,), (0,))
+    timing = Timing("channels", (1,), rounds)
+    choices = dataclasses.replace(protocol.choices, studies=(study,), timing=timing)
+    training = dataclasses.replace(protocol.training, batch_size=4)
+    return dataclasses.replace(protocol, choices=choices, training=training)
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines()]
+
+
+def labels(out):
+    return [line["label"] for line in lines(out)]
