@@ -55,7 +55,7 @@ def _row(results: Results, entry: Entry) -> list[str]:
     update = ours["update"]["ratio_to_reference"]
     return [
         WORKLOADS[entry["workload"]].title,
-        entry["optimizer"],
+        f"`{entry['optimizer']}`",
         f"{ours['step']['ratio']['median']:.2f} ({again['q1']:.2f} to {again['q3']:.2f})",
         f"+ {ours['masking']['ratio']['median']:.2f}",
         f"{held['state'] / state:.2f}",

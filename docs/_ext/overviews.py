@@ -4,6 +4,7 @@ Everything is made from the results files when the pages are built. None of the 
 takes an argument.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,13 +24,15 @@ from benchmarks.overhead.tables import table
 from benchmarks.overhead.targets import targets
 from benchmarks.overview import cifar, overhead, structured
 
+SPREAD = re.compile(r"(?<=[\d.]) (±|to) (?=[\d.])")
+
 
 class Overview(SphinxDirective):
     """What is common to the directives: paragraphs, tables and figures, in Markdown."""
 
     def run(self) -> list[nodes.Node]:
-        # A number and its deviation belong on one line, however narrow the column.
-        text = "\n\n".join(self.parts()).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+        # A number and its spread belong on one line, however narrow the column.
+        text = SPREAD.sub("\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", "\n\n".join(self.parts()))
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
     def parts(self) -> Iterator[str]:
@@ -113,6 +116,10 @@ class OverheadOverview(Overview):
         yield f"Made on {overhead.machines(results)}. All of it: {self.link(overhead.FILE.parent)}."
 
 
+#: Inches in which a figure with panels beside each other has letters of a legible size here.
+COLUMN_WIDTH = 9.5
+
+
 class OverheadFigure(Overview):
     """Time and memory beside other libraries."""
 
@@ -120,6 +127,7 @@ class OverheadFigure(Overview):
         self.read(overhead.FILE)
         figure = cost_figure(Results(overhead.FILE))
         if figure is not None:
+            figure.set_width(COLUMN_WIDTH)
             yield themed(figure, "Time of a step and bytes held, by contender")
 
 

@@ -7,12 +7,14 @@ import re
 import matplotlib
 from matplotlib.figure import Figure
 
-#: What matplotlib draws in black or gray, and the variable of the theme that it becomes.
+#: What matplotlib draws in black, gray or white, and the variable of the theme that it becomes.
 COLORS = {
     "#000000": "var(--color-foreground-primary)",
     "#696969": "var(--color-foreground-muted)",
     "#808080": "var(--color-foreground-muted)",
     "#b0b0b0": "var(--color-foreground-border)",
+    "#cccccc": "var(--color-background-border)",
+    "#ffffff": "var(--color-background-primary)",
 }
 OPENING = re.compile(r'.*?<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
 METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
@@ -24,7 +26,7 @@ def themed(figure: Figure, caption: str) -> str:
     """A figure of matplotlib as Markdown.
 
     Args:
-        figure: The figure; its black and gray become colours of the theme, others stay.
+        figure: The figure; its black, gray and white become colours of the theme, others stay.
         caption: What it shows, for those who cannot see it.
     """
     buffer = io.StringIO()

@@ -10,17 +10,11 @@ from sparseopt import SparseOptimizer, UpdateRecord
 INPUTS, OUTPUTS, DENSITY = 12, 8, 0.25
 STEPS, DELTA_T = 1600, 100
 
-CELL, GAP, TOP = 17, 36, 44
-WIDTH = INPUTS * CELL
-HEIGHT = OUTPUTS * CELL
-BARS_TOP, BARS_HEIGHT = TOP + HEIGHT + 76, 64
-SIZE = (3 * WIDTH + 2 * GAP, BARS_TOP + BARS_HEIGHT + 44)
-TITLE = "One mask update of RigL, and how much moves as training goes on"
-TEXT = (
-    "Three pictures of one weight matrix, of which a quarter is live. First it trains. Then its "
-    "smallest live weights are dropped. Then as many others grow, where the gradient is largest. "
-    "Below, a bar for every update of the training: they become smaller, and after three quarters "
-    "of the training there are none."
+CELL = 17
+BARS_WIDTH, BARS_HEIGHT = 680, 64
+BARS = (
+    "A bar for every update of the training: they become smaller, and after three quarters of the "
+    "training there are none."
 )
 
 
@@ -62,40 +56,36 @@ class OneUpdate:
 
 
 def drawing() -> str:
-    """The figure as SVG; its colours are those of the theme."""
+    """The figure as HTML; its colours are those of the theme, and a narrow page stacks it."""
     update = OneUpdate()
     dropped, grown = update.before & ~update.after, update.after & ~update.before
     panels = (
         ("1. Train", "Only live weights move.", _plain),
         ("2. Drop", "The smallest live weights go.", _crossing(dropped)),
-        ("3. Grow", "Others come, where the", _growing(dropped, grown)),
+        ("3. Grow", "Others come, where the gradient is largest.", _growing(dropped, grown)),
     )
-    lines = [
-        '<div class="drawing">',
-        f'<svg class="mask-update" viewBox="0 0 {SIZE[0]} {SIZE[1]}" role="img" '
-        'aria-labelledby="mask-update-title mask-update-text">',
-        f'<title id="mask-update-title">{TITLE}</title>',
-        f'<desc id="mask-update-text">{TEXT}</desc>',
-    ]
-    for number, (title, caption, draw) in enumerate(panels):
-        left = number * (WIDTH + GAP)
+    lines = ['<div class="mask-update">']
+    for title, caption, draw in panels:
         lines += [
-            f'<text class="title" x="{left}" y="20">{title}</text>',
-            *_matrix(update, left, draw),
-            f'<text x="{left}" y="{TOP + HEIGHT + 22}">{caption}</text>',
+            f"<div><strong>{title}</strong>",
+            f'<svg viewBox="0 0 {INPUTS * CELL} {OUTPUTS * CELL}" role="img" '
+            f'aria-label="Weights of a layer. {caption}">',
+            *_matrix(update, draw),
+            f"</svg><p>{caption}</p></div>",
         ]
-    left = 2 * (WIDTH + GAP)
-    lines.append(f'<text x="{left}" y="{TOP + HEIGHT + 40}">gradient is largest.</text>')
-    return "\n".join([*lines, *_bars(update.history), "</svg>", "</div>"])
+    lines += ['<div class="bars"><strong>How much moves, update by update</strong>']
+    lines += _bars(update.history)
+    lines.append("<p><span>first step</span><span>three quarters</span><span>last step</span></p>")
+    return "\n".join([*lines, "</div></div>"])
 
 
 Draw = Callable[[int, int, float], tuple[str, str]]
 
 
-def _matrix(update: OneUpdate, left: int, draw: Draw) -> Iterator[str]:
+def _matrix(update: OneUpdate, draw: Draw) -> Iterator[str]:
     for row in range(OUTPUTS):
         for column in range(INPUTS):
-            x, y = left + column * CELL, TOP + row * CELL
+            x, y = column * CELL, row * CELL
             live = bool(update.before[row, column])
             size = float(update.weight[row, column]) if live else 0.0
             kind, mark = draw(row, column, size)
@@ -131,20 +121,17 @@ def _growing(dropped: Tensor, grown: Tensor) -> Draw:
 
 
 def _bars(history: list[UpdateRecord]) -> Iterator[str]:
-    bottom, span = BARS_TOP + BARS_HEIGHT, SIZE[0]
-    yield f'<text class="title" x="0" y="{BARS_TOP - 10}">How much moves, update by update</text>'
+    yield (
+        f'<svg viewBox="0 0 {BARS_WIDTH} {BARS_HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{BARS}">'
+    )
     largest = max(record.fraction for record in history)
     for record in history:
         height = BARS_HEIGHT * record.fraction / largest
-        x = span * record.step / STEPS - 6
+        x = BARS_WIDTH * record.step / STEPS - 6
         yield (
-            f'<rect class="grown" x="{x:.1f}" y="{bottom - height:.1f}" width="12" '
-            f'height="{height:.1f}" rx="2"/>'
+            f'<rect class="grown" x="{x:.1f}" y="{BARS_HEIGHT - height:.1f}" width="12" '
+            f'height="{height:.1f}"/>'
         )
-    yield f'<path class="axis" d="M0 {bottom} H{span}"/>'
-    yield f'<path class="axis dashed" d="M{0.75 * span} {BARS_TOP} V{bottom + 8}"/>'
-    yield f'<text x="0" y="{bottom + 24}">first step</text>'
-    yield f'<text class="middle" x="{0.75 * span}" y="{bottom + 24}">three quarters</text>'
-    yield f'<text class="end" x="{span}" y="{bottom + 24}">last step</text>'
-    rest = 0.875 * span
-    yield f'<text class="middle" x="{rest}" y="{BARS_TOP + 30}">masks rest</text>'
+    yield f'<path class="axis" d="M0 {BARS_HEIGHT} H{BARS_WIDTH}"/>'
+    yield f'<path class="axis dashed" d="M{0.75 * BARS_WIDTH} 0 V{BARS_HEIGHT}"/></svg>'

@@ -114,7 +114,7 @@ def test_costs_are_those_of_the_results_file():
         (line,) = (
             line
             for line in found
-            if f"| {entry['optimizer']} | {ours['step']['ratio']['median']:.2f} (" in line
+            if f"| `{entry['optimizer']}` | {ours['step']['ratio']['median']:.2f} (" in line
         )
         assert f"| {held / plain['bytes']['state']:.2f} |" in line
 
