@@ -75,7 +75,7 @@ def drawing() -> str:
         ]
     lines += ['<div class="bars"><strong>How much moves, update by update</strong>']
     lines += _bars(update.history)
-    lines.append("<p><span>first step</span><span>three quarters</span><span>last step</span></p>")
+    lines.append("<p><span>first step</span><span>¾</span><span>last step</span></p>")
     return "\n".join([*lines, "</div></div>"])
 
 
