@@ -20,7 +20,6 @@ extensions = [
     "compatibility",
     "completeness",
     "drawings",
-    "measured_methods",
     "myst_parser",
     "overviews",
     "sphinx.ext.autodoc",

@@ -49,6 +49,11 @@ def protocol(group: Group) -> str:
     return f"{text} Not to be compared with published numbers." if reduced else text
 
 
+def paper_of(group: Group) -> Paper | None:
+    """What has been published for the group's data, if anything has."""
+    return Paper(group.dataset) if group.dataset in published_datasets() else None
+
+
 def machines(group: Group) -> str:
     """What the runs were made on, in a phrase."""
     about = [record["environment"] for record in group.records]
@@ -69,7 +74,7 @@ def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> l
         group: The results.
         variants: The rows; all by default.
     """
-    paper = None if group.protocol["reduced"] else _paper(group)
+    paper = None if group.protocol["reduced"] else paper_of(group)
     shown = list(group.variants) if variants is None else variants
     spread = Spread(group)
     rows = []
@@ -162,10 +167,6 @@ def _points(found: Difference | None, spread: Spread) -> str:
         return MISSING
     text = found.statistic.percent(sign=True)
     return f"**{text}**" if spread.claims(found) else text
-
-
-def _paper(group: Group) -> Paper | None:
-    return Paper(group.dataset) if group.dataset in published_datasets() else None
 
 
 def _published(paper: Paper, variant: Variant) -> str:

@@ -1,7 +1,6 @@
 """The directives that show committed results in short: a table, what it says, and a figure.
 
-Everything is made from the results files when the pages are built. None of the directives
-takes an argument.
+Everything is made from the results files when the pages are built.
 """
 
 import re
@@ -14,9 +13,13 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from themed_figures import themed
 
-from benchmarks.cifar.report import topics
+from benchmarks.cifar.records.folder import Folder
+from benchmarks.cifar.records.results import read_results
+from benchmarks.cifar.report import structured as cifar_structured
 from benchmarks.cifar.report.figures import accuracy as accuracy_figures
-from benchmarks.cifar.report.summary import Group
+from benchmarks.cifar.report.figures.times import against_time
+from benchmarks.cifar.report.summary import Group, title
+from benchmarks.cifar.report.times import Times, times_of
 from benchmarks.overhead.plots import cost_figure
 from benchmarks.overhead.report import MET
 from benchmarks.overhead.results import Results
@@ -86,23 +89,65 @@ class CifarOverview(Overview):
 FEW = 4
 
 
+class MeasuredMethods(Overview):
+    """What was measured of some methods, of all where none is named.
+
+    The argument is the methods' names, as reports have them or as `--methods` takes them, with
+    commas between.
+    """
+
+    optional_arguments = 1
+    final_argument_whitespace = True
+
+    def parts(self) -> Iterator[str]:
+        names = [name.strip() for name in self.arguments[0].split(",")] if self.arguments else []
+        for folder in cifar.folders():
+            self.read(folder / cifar.FILE)
+        found = False
+        for group in cifar.headline():
+            shown = [
+                one
+                for one in group.variants
+                if not names or {one.method, title(one.method)} & set(names)
+            ]
+            if shown:
+                found = True
+                yield cifar.protocol(group)
+                yield "\n".join(cifar.accuracy_table(group, shown))
+        if found:
+            yield "[The columns, and all figures](/results/reproduction.md)."
+        else:
+            yield "No committed run on CIFAR has this method."
+
+
 class StructuredAccuracy(Overview):
-    """Whole channels beside single weights, of every protocol that has runs of both."""
+    """Structured methods beside single weights, with times, of every protocol that has any."""
 
     def parts(self) -> Iterator[str]:
         found = False
         for folder in cifar.folders():
+            timings = Folder(folder).timings
             self.read(folder / cifar.FILE)
+            self.read(timings)
             for group in cifar.groups(folder):
-                lines = topics.structured(group, None)
-                if lines:
+                if cifar_structured.rows_of(group):
                     found = True
-                    yield f"{cifar.protocol(group)} Made on {cifar.machines(group)}."
-                    # A heading of the report would not fit into this page's.
-                    yield "\n".join(line.lstrip("# ") for line in lines)
+                    machines = times_of(group, read_results(timings))
+                    yield from self.of_group(group, machines[0] if machines else None)
                     yield f"All of it: {self.link(folder)}."
         if not found:
             yield "*No run of a structured method is among the committed results.*"
+
+    def of_group(self, group: Group, times: Times | None) -> Iterator[str]:
+        paper = None if group.protocol["reduced"] else cifar.paper_of(group)
+        yield cifar.protocol(group)
+        yield "\n".join(cifar_structured.structured_table(group, paper, times))
+        yield "\n".join(cifar_structured.notes(paper, times))
+        yield "\n".join(cifar_structured.statements(group, times))
+        if times is not None:
+            figure = against_time(group, cifar_structured.rows_of(group), times)
+            if figure is not None:
+                yield themed(figure, f"{group.protocol['label']}: accuracy against measured time")
 
 
 class OverheadOverview(Overview):
@@ -127,7 +172,7 @@ class OverheadFigure(Overview):
         self.read(overhead.FILE)
         figure = cost_figure(Results(overhead.FILE))
         if figure is not None:
-            figure.set_width(COLUMN_WIDTH)
+            figure.set_figwidth(COLUMN_WIDTH)
             yield themed(figure, "Time of a step and bytes held, by contender")
 
 
@@ -166,6 +211,7 @@ class CondensedOverview(StructuredOverview):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("cifar-overview", CifarOverview)
+    app.add_directive("measured-methods", MeasuredMethods)
     app.add_directive("structured-accuracy", StructuredAccuracy)
     app.add_directive("overhead-overview", OverheadOverview)
     app.add_directive("overhead-figure", OverheadFigure)
