@@ -38,7 +38,7 @@ class MeasuredMethods(SphinxDirective):
         return self.parse_text_to_nodes(f"{text}\n\n{LINK}" if found else text)
 
 
-LINK = "[The protocol, and all figures](/results/benchmarks.md#results)."
+LINK = "[The protocol, and all figures](/results/reproduction.md)."
 
 
 def tables(report: str, names: list[str]) -> Iterator[str]:
