@@ -70,7 +70,9 @@ python_maximum_signature_line_length = 88
 
 # Where the examples of the methods' pages find their network and training loop.
 doctest_path = [str(Path(__file__).parent / "methods")]
+# Code of other libraries, in "moving from", runs where they are installed.
 doctest_global_setup = """
+from importlib.util import find_spec
 import torch
 from sparseopt import *
 from sparseopt.distributions import *
