@@ -36,6 +36,7 @@ seeds = [0]
 study = "channels"
 batches = [1, 4]
 rounds = 2
+training_rounds = 1
 """
 
 
@@ -189,7 +190,8 @@ def test_stop_is_obeyed_after_the_network_that_is_being_timed(protocol, tmp_path
     ("old", "new", "named"),
     [
         ('study = "channels"', 'study = "chanels"', "timing.study.*'chanels'"),
-        ("rounds = 2", "rounds = 0", "timing.rounds .*0"),
+        ("\nrounds = 2", "\nrounds = 0", "timing.rounds .*0"),
+        ("training_rounds = 1", "training_rounds = 0", "timing.training_rounds .*0"),
         ("batches = [1, 4]", "batches = []", "timing.batches"),
         ('name = "channels"', 'name = "timing"', "'timing' is taken"),
     ],
@@ -202,7 +204,7 @@ def test_timing_that_makes_no_sense_is_refused_by_name(tiny_preset, old, new, na
 
 def with_timing(protocol, rounds):
     study = Study("channels", ("small-dense",), ("erk",), (0.2,), (0,))
-    timing = Timing("channels", (1,), rounds)
+    timing = Timing("channels", (1,), rounds, 1)
     choices = dataclasses.replace(protocol.choices, studies=(study,), timing=timing)
     training = dataclasses.replace(protocol.training, batch_size=4)
     return dataclasses.replace(protocol, choices=choices, training=training)

@@ -103,7 +103,7 @@ def _measure(job: Job, record: Record, folder: Folder, conditions: Conditions) -
         job.spec,
         classes,
         device,
-        rounds=timing.rounds,
+        rounds=timing.training_rounds,
         updates_a_step=0.0 if updates is None else updates["count"] / record["steps"],
     )
     form = {"kind": own.kind, **own.about, "dense_parameters": dense.about["parameters"]}
@@ -121,6 +121,7 @@ def _config(job: Job) -> dict[str, Any]:
     return {
         "batches": list(timing.batches),
         "rounds": timing.rounds,
+        "training_rounds": timing.training_rounds,
         "ways": list(WAYS),
         "steps_a_round": STEPS,
     }
