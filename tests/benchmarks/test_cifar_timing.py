@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from benchmarks.cifar.scheduling.jobs import Job
 from benchmarks.cifar.timing import Conditions, time_jobs
 from benchmarks.cifar.timing.forms import COMPACTED, DENSE, ZEROS, Form, form_of
 from benchmarks.cifar.timing.inference import compare
+from benchmarks.cifar.timing.others import OtherWork
 from benchmarks.cifar.timing.training import measure_training, step_ratio
 
 CPU = torch.device("cpu")
@@ -184,6 +186,22 @@ def test_stop_is_obeyed_after_the_network_that_is_being_timed(protocol, tmp_path
     with pytest.raises(StoppedError):
         time_jobs(jobs, folder, Conditions({protocol: 10}, 1, CPU), lambda text: None, stop)
     assert labels(tmp_path) == ["small-dense-0.2-seed0"]
+
+
+def test_other_work_is_what_the_machine_did_and_this_process_did_not(tmp_path, monkeypatch):
+    seconds = {"wall": 100.0, "own": 30.0}
+    monkeypatch.setattr("time.perf_counter", lambda: seconds["wall"])
+    monkeypatch.setattr("time.process_time", lambda: seconds["own"])
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat = tmp_path / "stat"
+    # user, nice, system, idle, waiting for disks, interrupts of two kinds, stolen.
+    stat.write_text(f"cpu  {50 * ticks} 0 0 900 900 0 0 0 0 0\ncpu0 1 1 1 1\n")
+    others = OtherWork(stat)
+    seconds.update(wall=110.0, own=40.0)
+    stat.write_text(f"cpu  {60 * ticks} {3 * ticks} {ticks} 99999 99999 0 0 {ticks} 0 0\n")
+    # 15 seconds of work in 10, 10 of them this process's own.
+    assert others.processors() == pytest.approx(0.5)
+    assert OtherWork(tmp_path / "nothing").processors() is None
 
 
 @pytest.mark.parametrize(
