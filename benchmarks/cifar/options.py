@@ -53,7 +53,8 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         "--studies",
         nargs="+",
         metavar="S",
-        help="only these parts of the preset: main, search, and its studies, by name",
+        help="only these parts of the preset: main, search, timing (of networks that other parts "
+        "have left), and its studies, by name",
     )
     group.add_argument(
         "--set",

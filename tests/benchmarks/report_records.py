@@ -96,7 +96,7 @@ def with_masks(line, densities, explored=(0.2, 0.3)):
     return line | {"layers": layers, "history": history}
 
 
-def timing(line, *, inference, training, threads=2, load=1.0, form=None):
+def timing(line, *, inference, training, threads=2, others=0.0, form=None):
     """The times of a run.
 
     Args:
@@ -104,7 +104,7 @@ def timing(line, *, inference, training, threads=2, load=1.0, form=None):
         inference: By batch size, quartiles of the ratio to the dense network's time.
         training: Quartiles of that ratio.
         threads: Of the machine.
-        load: Its load average before.
+        others: Processors that other work kept busy.
         form: What replaces parts of what is said of the network.
     """
     whole = {"kind": "compacted", "parameters": 40, "dense_parameters": 100, "share_reached": 0.9}
@@ -113,7 +113,7 @@ def timing(line, *, inference, training, threads=2, load=1.0, form=None):
         "key": f"{line['key']}-{threads}",
         "run_key": line["key"],
         "environment": {**ENVIRONMENT, "threads": threads},
-        "load_average_before": load,
+        "busy_with_others": others,
         "form": {**whole, **(form or {})},
         "inference": [
             {"batch": batch, "own": side, "dense": side, "ratio": quartiles(*ratio)}

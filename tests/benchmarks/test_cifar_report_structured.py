@@ -101,14 +101,14 @@ def test_form_says_what_was_taken_out_and_a_busy_machine_is_named():
     lines = [record("srigl", "erk", 0.1, 0, 0.7), STRUCT[0]]
     full = {"parameters": 100, "share_reached": 1.0}
     measured = [
-        timing(lines[0], inference={128: (1, 1, 1)}, training=(1, 1, 1), form=full, load=7.25),
+        timing(lines[0], inference={128: (1, 1, 1)}, training=(1, 1, 1), form=full, others=1.25),
         TIMES[0],
     ]
     text = text_of(lines, measured)
     found = rows(text, "Times on CPU, 2 threads")
     assert found["SRigL"]["form"] == "compacted, nothing to take out"
     assert found["RigL-Struct"]["form"] == "compacted, 90 % of the possible saving"
-    assert "Other work shared the machine for 1 of 2 networks (load average up to 7.2)" in text
+    assert "While 1 of 2 networks were measured, other work kept up to 1.2 processors" in text
 
 
 def test_times_are_read_beside_the_results_and_have_a_figure(tmp_path):

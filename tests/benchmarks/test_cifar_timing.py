@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from benchmarks.cifar.scheduling.jobs import Job
 from benchmarks.cifar.timing import Conditions, time_jobs
 from benchmarks.cifar.timing.forms import COMPACTED, DENSE, ZEROS, Form, form_of
 from benchmarks.cifar.timing.inference import compare
+from benchmarks.cifar.timing.others import OtherWork
 from benchmarks.cifar.timing.training import measure_training, step_ratio
 
 CPU = torch.device("cpu")
@@ -36,6 +38,7 @@ seeds = [0]
 study = "channels"
 batches = [1, 4]
 rounds = 2
+training_rounds = 1
 """
 
 
@@ -185,11 +188,28 @@ def test_stop_is_obeyed_after_the_network_that_is_being_timed(protocol, tmp_path
     assert labels(tmp_path) == ["small-dense-0.2-seed0"]
 
 
+def test_other_work_is_what_the_machine_did_and_this_process_did_not(tmp_path, monkeypatch):
+    seconds = {"wall": 100.0, "own": 30.0}
+    monkeypatch.setattr("time.perf_counter", lambda: seconds["wall"])
+    monkeypatch.setattr("time.process_time", lambda: seconds["own"])
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat = tmp_path / "stat"
+    # user, nice, system, idle, waiting for disks, interrupts of two kinds, stolen.
+    stat.write_text(f"cpu  {50 * ticks} 0 0 900 900 0 0 0 0 0\ncpu0 1 1 1 1\n")
+    others = OtherWork(stat)
+    seconds.update(wall=110.0, own=40.0)
+    stat.write_text(f"cpu  {60 * ticks} {3 * ticks} {ticks} 99999 99999 0 0 {ticks} 0 0\n")
+    # 15 seconds of work in 10, 10 of them this process's own.
+    assert others.processors() == pytest.approx(0.5)
+    assert OtherWork(tmp_path / "nothing").processors() is None
+
+
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
         ('study = "channels"', 'study = "chanels"', "timing.study.*'chanels'"),
-        ("rounds = 2", "rounds = 0", "timing.rounds .*0"),
+        ("\nrounds = 2", "\nrounds = 0", "timing.rounds .*0"),
+        ("training_rounds = 1", "training_rounds = 0", "timing.training_rounds .*0"),
         ("batches = [1, 4]", "batches = []", "timing.batches"),
         ('name = "channels"', 'name = "timing"', "'timing' is taken"),
     ],
@@ -202,7 +222,7 @@ def test_timing_that_makes_no_sense_is_refused_by_name(tiny_preset, old, new, na
 
 def with_timing(protocol, rounds):
     study = Study("channels", ("small-dense",), ("erk",), (0.2,), (0,))
-    timing = Timing("channels", (1,), rounds)
+    timing = Timing("channels", (1,), rounds, 1)
     choices = dataclasses.replace(protocol.choices, studies=(study,), timing=timing)
     training = dataclasses.replace(protocol.training, batch_size=4)
     return dataclasses.replace(protocol, choices=choices, training=training)

@@ -110,18 +110,21 @@ class Timing:
     Args:
         study: The study's name; those of its runs that are finished are timed.
         batches: Batch sizes of inference.
-        rounds: Measurements of each kind.
+        rounds: Measurements of inference.
+        training_rounds: Measurements of training steps, which take longer.
     """
 
     study: str
     batches: tuple[int, ...]
     rounds: int
+    training_rounds: int
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
             raise ProtocolError(f"timing.batches takes sizes from 1 on, got {list(self.batches)}")
-        if self.rounds < 1:
-            raise ProtocolError(f"timing.rounds must be at least 1, got {self.rounds}")
+        for name in ("rounds", "training_rounds"):
+            if getattr(self, name) < 1:
+                raise ProtocolError(f"timing.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

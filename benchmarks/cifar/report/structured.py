@@ -18,6 +18,8 @@ from benchmarks.cifar.report.times import Ratio, Times, found_at
 STRUCTURED = ("rigl-struct", "srigl")
 BESIDE = ("small-dense", "rigl")
 NOT_MEASURED = "not measured yet"
+# Processors that others may keep busy before it is worth a word.
+QUIET = 0.1
 
 
 def rows_of(group: Group) -> list[Variant]:
@@ -65,9 +67,10 @@ def notes(paper: Paper | None, times: Times | None) -> list[str]:
         "Times are measured, as multiples of the full dense network's, which takes turns with each "
         "network in one process: the median of the ratios of all rounds, and from lower to upper "
         "quartile, over all seeds. For inference, Small-Dense and RigL are as they are (RigL: "
-        "dense tensors with zeros), RigL-Struct and SRigL are compacted, and either network is in "
-        "the number format that is fastest for it. Training is as the runs do it, on masked dense "
-        "tensors, mask updates included. FLOPs are counted, not measured."
+        "dense tensors with zeros), RigL-Struct and SRigL are compacted, and either network has "
+        "the number format, and the number of threads, that is fastest for it. Training is as the "
+        "runs do it, on masked dense tensors, mask updates included. FLOPs are counted, not "
+        "measured."
     )
     if paper is not None:
         lines += paragraph(
@@ -76,7 +79,7 @@ def notes(paper: Paper | None, times: Times | None) -> list[str]:
         )
     if times is None:
         return [*lines, *paragraph("No times have been measured yet: `--studies timing` does it.")]
-    return [*lines, *paragraph(f"Measured on {times.machine}.{_load(times)}")]
+    return [*lines, *paragraph(f"Measured on {times.machine}.{_other_work(times)}")]
 
 
 def statements(group: Group, times: Times | None) -> list[str]:
@@ -171,14 +174,14 @@ def _beside_small_dense(group: Group, variant: Variant, times: Times, batch: int
     return "" if ratio is None else f"; Small-Dense takes {ratio.mean:.2f}"
 
 
-def _load(times: Times) -> str:
-    loads = [record["load_average_before"] for record in times.records.values()]
-    busy = [load for load in loads if load is not None and load > times.machine.threads + 0.5]
+def _other_work(times: Times) -> str:
+    every = [record["busy_with_others"] for record in times.records.values()]
+    busy = [processors for processors in every if processors is not None and processors > QUIET]
     if not busy:
         return ""
     return (
-        f" Other work shared the machine for {len(busy)} of {len(loads)} networks (load average "
-        f"up to {max(busy):.1f}): these ratios are less certain than their quartiles say."
+        f" While {len(busy)} of {len(every)} networks were measured, other work kept up to "
+        f"{max(busy):.1f} processors busy: these ratios are less certain than their quartiles say."
     )
 
 

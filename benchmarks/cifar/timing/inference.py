@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +13,27 @@ from torch import Tensor, nn
 from benchmarks.cifar.timing.forms import Form
 from benchmarks.overhead.timing import Round, milliseconds, ratios, run_rounds, seconds
 
-#: How a network is stored and run; each of the two counts in that which is fastest for it.
-WAYS = ("float32", "float32 channels-last", "bfloat16 channels-last")
+#: How a network is stored; each of the two counts in the way that is fastest for it.
+FORMATS = ("float32", "float32 channels-last", "bfloat16 channels-last")
 CONDENSED = "float32, condensed"
 PASS = "pass"
 #: A single image takes little time, and varies the most.
 MORE_ROUNDS_OF_ONE = 4
 
 Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A network ready to be called, and the number of threads to call it with."""
+
+    call: Call
+    threads: int
+
+    def seconds(self, device: torch.device) -> float:
+        """How long a call takes."""
+        torch.set_num_threads(self.threads)
+        return seconds(self.call, device)
 
 
 def measure_inference(own: Form, dense: Form, batch: int, rounds: int, size: int) -> dict[str, Any]:
@@ -35,7 +49,8 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int, size: int
     Returns:
         ``batch``; ``own`` and ``dense``, each with the fastest ``way`` and quartiles of its
         ``milliseconds``; quartiles of their ``ratio``; the medians in all ``ways``; and the
-        ``condensed`` layers.
+        ``condensed`` layers. The ways are the number formats, each with one thread and with as
+        many as torch has now: a small network may wait for threads longer than it computes.
     """
     device = next(dense.model.parameters()).device
     images = torch.randn(batch, 3, size, size).to(device)
@@ -43,18 +58,28 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int, size: int
     calls = _calls("own", own.model, images) | _calls("dense", dense.model, images)
     if condensed is not None:
         calls[f"own, {CONDENSED}"] = _forward(condensed[0], images)
-    count = rounds * MORE_ROUNDS_OF_ONE if batch == 1 else rounds
+    threads = torch.get_num_threads()
+    ways = {
+        f"{name}, {count} {'thread' if count == 1 else 'threads'}": Way(call, count)
+        for name, call in calls.items()
+        for count in ({1, threads} if device.type == "cpu" else {threads})
+    }
     with torch.inference_mode():
-        for call in calls.values():
-            call()
-        measured = run_rounds(
-            calls,
-            lambda call, _: {PASS: seconds(call, device)},
-            rounds=range(count),
-            on_round=lambda: None,
-        )
-    found = compare(measured, list(calls))
+        measured = _rounds(ways, rounds * MORE_ROUNDS_OF_ONE if batch == 1 else rounds, device)
+    torch.set_num_threads(threads)
+    found = compare(measured, list(ways))
     return {"batch": batch, **found, "condensed": [] if condensed is None else condensed[1]}
+
+
+def _rounds(ways: dict[str, Way], count: int, device: torch.device) -> list[Round]:
+    for way in ways.values():
+        way.seconds(device)
+    return run_rounds(
+        ways,
+        lambda way, _: {PASS: way.seconds(device)},
+        rounds=range(count),
+        on_round=lambda: None,
+    )
 
 
 def compare(measured: Sequence[Round], names: Sequence[str]) -> dict[str, Any]:
@@ -93,13 +118,13 @@ def _median(measured: Sequence[Round], name: str) -> float:
     return found["median"]
 
 
-def _calls(side: str, model: nn.Module, images: Tensor) -> Mapping[str, Call]:
-    return {f"{side}, {way}": _placed(way, model, images) for way in WAYS}
+def _calls(side: str, model: nn.Module, images: Tensor) -> dict[str, Call]:
+    return {f"{side}, {name}": _placed(name, model, images) for name in FORMATS}
 
 
-def _placed(way: str, model: nn.Module, images: Tensor) -> Call:
-    dtype = torch.bfloat16 if "bfloat16" in way else torch.float32
-    layout = torch.channels_last if "channels-last" in way else torch.contiguous_format
+def _placed(name: str, model: nn.Module, images: Tensor) -> Call:
+    dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
+    layout = torch.channels_last if "channels-last" in name else torch.contiguous_format
     placed = copy.deepcopy(model).to(dtype=dtype, memory_format=layout)
     return _forward(placed, images.to(dtype=dtype, memory_format=layout))
 

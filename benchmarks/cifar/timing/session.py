@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,7 +20,8 @@ from benchmarks.cifar.records.results import FinishedRuns, Record, append_result
 from benchmarks.cifar.running.stopping import Stop, StoppedError
 from benchmarks.cifar.scheduling.jobs import Job
 from benchmarks.cifar.timing.forms import dense_form, form_of
-from benchmarks.cifar.timing.inference import WAYS, measure_inference
+from benchmarks.cifar.timing.inference import FORMATS, measure_inference
+from benchmarks.cifar.timing.others import OtherWork
 from benchmarks.cifar.timing.training import STEPS, measure_training
 
 #: What of the environment times depend on: elsewhere, they are measured again.
@@ -77,11 +77,11 @@ def time_jobs(
             say(f"{job.title}: not timed, {folder.structure(job.key).name} is not here")
             continue
         say(f"{job.title}: measuring its times")
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        others = OtherWork()
         measured = _measure(job, record, folder, conditions)
         about = {"key": key, "run_key": job.key, "label": job.spec.label}
         about |= {"protocol": job.protocol.label, "config": _config(job)}
-        about |= {"environment": environment, "load_average_before": load}
+        about |= {"environment": environment, "busy_with_others": others.processors()}
         about["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         append_result(folder.timings, about | measured)
         if stop.requested:
@@ -103,7 +103,7 @@ def _measure(job: Job, record: Record, folder: Folder, conditions: Conditions) -
         job.spec,
         classes,
         device,
-        rounds=timing.rounds,
+        rounds=timing.training_rounds,
         updates_a_step=0.0 if updates is None else updates["count"] / record["steps"],
     )
     form = {"kind": own.kind, **own.about, "dense_parameters": dense.about["parameters"]}
@@ -121,7 +121,8 @@ def _config(job: Job) -> dict[str, Any]:
     return {
         "batches": list(timing.batches),
         "rounds": timing.rounds,
-        "ways": list(WAYS),
+        "training_rounds": timing.training_rounds,
+        "formats": list(FORMATS),
         "steps_a_round": STEPS,
     }
 

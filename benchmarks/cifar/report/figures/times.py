@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cifar.report.figures.style import (
@@ -13,7 +14,6 @@ from benchmarks.cifar.report.figures.style import (
     legend_beside,
     mean_and_error,
     new_figure,
-    plain_log_axis,
 )
 from benchmarks.cifar.report.summary import Group, Variant
 from benchmarks.cifar.report.times import Ratio, Times
@@ -61,13 +61,23 @@ def against_time(group: Group, variants: Sequence[Variant], times: Times) -> Fig
                 label=line[0].title,
             )
         axes.axvline(1.0, color="dimgrey", linewidth=0.8)
-        axes.set_xscale("log")
-        plain_log_axis(axes.xaxis)
+        _dense_point(axes, group)
+        axes.set_xlim(left=0.0)
         axes.grid(alpha=0.3)
         axes.set_xlabel(f"{name}\n{times.machine}", fontsize=8)
     drawn[0].set_ylabel("test accuracy, %, mean ± std over seeds")
     legend_beside(figure, drawn)
     return figure
+
+
+def _dense_point(axes: Axes, group: Group) -> None:
+    for variant in group.variants:
+        if variant.method == "dense":
+            mean, error = mean_and_error(group, variant)
+            shade, mark = color(variant.method), MARKERS[variant.init]
+            axes.errorbar(
+                [1.0], [mean], yerr=[error], fmt=mark, color=shade, capsize=3, label=variant.title
+            )
 
 
 def _lines(variants: Sequence[Variant]) -> list[list[Variant]]:
