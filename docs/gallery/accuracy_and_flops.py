@@ -8,6 +8,7 @@ Nothing is trained on this page: it draws the results file that the benchmark ha
 
 import json
 import statistics
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import matplotlib.pyplot as plt
 # %%
 # One line of the file is one run.
 
-FILE = Path("../../benchmarks/cifar/results/cpu/results.jsonl")
+ROOT = Path(sys.argv[0]).absolute().parents[2]
+FILE = ROOT / "benchmarks" / "cifar" / "results" / "cpu" / "results.jsonl"
 runs = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
 protocol = runs[-1]["protocol"]
 print(protocol["label"])

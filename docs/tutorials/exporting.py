@@ -102,14 +102,6 @@ with torch.no_grad():
 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 # %%
-# Beside the larger model the file is small. It holds the weights and the graph:
-
-whole = torch.export.export(model, (test_images[:2],), dynamic_shapes=({0: batch},))
-torch.export.save(whole, folder / "whole.pt2")
-for name in ("whole.pt2", "smaller.pt2"):
-    print(f"{name:12} {(folder / name).stat().st_size / 1024:6.0f} KiB")
-
-# %%
 # ONNX
 # ----
 #
