@@ -19,8 +19,11 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from sparseopt import SparseOptimizer
+
+disable_progress_bar()
 
 # %%
 # Model and data
@@ -52,32 +55,36 @@ def network() -> ViTForImageClassification:
             image_size=8,
             patch_size=2,
             num_channels=1,
-            hidden_size=32,
+            hidden_size=48,
             num_hidden_layers=2,
             num_attention_heads=4,
-            intermediate_size=64,
+            intermediate_size=96,
             num_labels=10,
         )
     )
 
 
 train_set, test_set = Digits(slice(None, -360)), Digits(slice(-360, None))
-EPOCHS, BATCH = 4, 48
+EPOCHS, BATCH = 8, 48
 steps = EPOCHS * -(-len(train_set) // BATCH)
-arguments = TrainingArguments(
-    output_dir=tempfile.mkdtemp(),
-    num_train_epochs=EPOCHS,
-    per_device_train_batch_size=BATCH,
-    per_device_eval_batch_size=len(test_set),
-    learning_rate=4e-3,
-    warmup_steps=20,
-    use_cpu=True,
-    dataloader_pin_memory=False,
-    save_strategy="no",
-    logging_strategy="no",
-    report_to="none",
-    disable_tqdm=True,
-)
+
+
+def arguments(epochs: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=len(test_set),
+        learning_rate=4e-3,
+        weight_decay=0.01,
+        warmup_steps=20,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
 def accuracy(prediction) -> dict[str, float]:
@@ -98,7 +105,7 @@ optimizer = SparseOptimizer(
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
 trainer = Trainer(
     model=model,
-    args=arguments,
+    args=arguments(EPOCHS),
     train_dataset=train_set,
     eval_dataset=test_set,
     compute_metrics=accuracy,
@@ -135,14 +142,11 @@ class SparseTrainer(Trainer):
 
 trainer = SparseTrainer(
     model=network(),
-    args=arguments,
+    args=arguments(epochs=3),
     train_dataset=train_set,
-    eval_dataset=test_set,
-    compute_metrics=accuracy,
 )
 trainer.remove_callback(PrinterCallback)
 trainer.train()
-print(f"accuracy {100 * trainer.evaluate()['eval_accuracy']:.1f} %")
 
 # %%
 # During training the ``Trainer`` puts the optimizer into Accelerate's; ours is its ``.optimizer``.

@@ -4,8 +4,8 @@ Your own method in 30 lines
 
 At the end of this page there is a new method, registered under a name of its own: RigL that grows
 weights *at random, in proportion to a power of their gradient*, instead of always the largest. It
-has been checked against RigL, compared with others over several seeds, and can be checkpointed,
-sharded and pruned to like any other, without another line.
+has been checked against RigL and compared with others over several seeds. Checkpoints and many
+processes are not its concern.
 """
 
 from dataclasses import dataclass
@@ -136,5 +136,4 @@ for method in ("static", "rigl", "sampled-rigl", "set"):
 
 # %%
 # For more than that there is :doc:`the benchmark </results/benchmarks>`. What else a method can
-# decide (how much moves, what is remembered, the structure of masks):
-# :ref:`methods/index:your own method`.
+# decide, and what it can rely on, is at the end of :doc:`/methods/index`.

@@ -25,7 +25,7 @@ model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 for layer in (model[0], model[2]):
     fully_shard(layer, mesh=mesh)
 fully_shard(model, mesh=mesh)
-optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
 optimizer = SparseOptimizer(
     optimizer, model, method="rigl", density=0.1, total_steps=STEPS, delta_t=10
 )
