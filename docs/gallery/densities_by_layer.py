@@ -48,11 +48,12 @@ for name, by_layer in densities.items():
         by_layer.values(), MARKS[name], color=COLOURS[name], label=name, linestyle="-", lw=0.8
     )
 axes.set_yscale("log")
+axes.set_ylim(bottom=0.04)
 axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1], ["0.05", "0.1", "0.2", "0.5", "1"])
 axes.set_xticks(range(len(shapes)), shapes, rotation=90)
 axes.set_ylabel("density of the layer")
 axes.set_title(f"WRN-22-2 at density {DENSITY}")
-axes.legend()
+axes.legend(loc="lower left", ncols=3)
 plt.show()
 
 # %%

@@ -2,8 +2,8 @@
 Masks that move
 ===============
 
-A first layer that reads handwritten digits begins with weights spread at random, and while it is
-trained its weights gather on the pixels that tell digits apart.
+A first layer that reads handwritten digits begins with weights spread at random. RigL gathers them
+on the pixels where digits differ, SET goes on trying everywhere.
 """
 
 import matplotlib.pyplot as plt
@@ -44,9 +44,8 @@ runs = {method: train(method) for method in ("rigl", "set")}
 # Where the layer looks
 # ---------------------
 #
-# For each pixel, how many of the 128 neurons have a live weight on it. At the edges on the left and
-# right, where all images are empty, weights do nothing. SET drops them for being small, and grows
-# others anywhere; RigL has no gradient there, and never grows one.
+# For each pixel, how many of the 128 neurons have a live weight on it. At the left and the right
+# edge most images are empty. There is hardly a gradient there, and so RigL grows other weights.
 
 MOMENTS = (0, 100, 200, 400, 800)
 most = max(masks[t].sum(0).max().item() for _, masks in runs.values() for t in MOMENTS)
