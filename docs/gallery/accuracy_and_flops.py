@@ -52,4 +52,4 @@ plt.show()
 # %%
 # These are FLOPs that masks leave, and not time. ``small-dense`` is a dense network with about as
 # many weights. What reduced means, every figure with its hardware, and how the published numbers
-# compare: :doc:`/results/benchmarks`.
+# compare: :doc:`/results/reproduction`.

@@ -140,4 +140,4 @@ report("and fine-tuned", model)
 
 # %%
 # One run on small data says little about which of them is best. What is known about that, and what
-# each costs: :doc:`/methods/index`.
+# each costs: :doc:`/methods/index` and :doc:`/methods/warm-start`.

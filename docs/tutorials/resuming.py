@@ -82,5 +82,6 @@ assert ours["history"] == theirs["history"]
 print(sorted(ours))
 
 # %%
-# What may change between the two processes, what a run that may be *killed* has to do, and what
-# every entry of the file means is on :doc:`the page about checkpoints </how-to/checkpoints>`.
+# What may change between the two processes, and what a run that may be *killed* has to do:
+# :doc:`/how-to/checkpoints`. What every entry of the file means:
+# :doc:`/reference/checkpoint-format`.

@@ -130,7 +130,7 @@ print(f"{(weight != 0).sum()} of {weight.numel()} weights of the first block's f
 # -------------
 #
 # By layer, in floating-point operations per image. These are operations, not seconds:
-# :doc:`what they count, and what they don't </reference/flops>`.
+# :doc:`what they mean, and what they don't </explanation/flops>`.
 
 print(optimizer.flops())
 

@@ -136,4 +136,4 @@ for method in ("static", "rigl", "sampled-rigl", "set"):
 
 # %%
 # For more than that there is :doc:`the benchmark </results/benchmarks>`. What else a method can
-# decide, and what it can rely on, is at the end of :doc:`/methods/index`.
+# decide, and what it can rely on: :doc:`/methods/your-own`.
