@@ -20,6 +20,7 @@ extensions = [
     "compatibility",
     "completeness",
     "drawings",
+    "fresh_galleries",
     "myst_parser",
     "overviews",
     "sphinx.ext.autodoc",
@@ -31,8 +32,16 @@ extensions = [
     "sphinx-mathjax-offline",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "_ext", "figures"]
+exclude_patterns = [
+    "_build",
+    "_ext",
+    "figures",
+    "gallery",
+    "generated/tutorials/index.rst",
+    "tutorials/GALLERY_HEADER.rst",
+]
 
 # What has to be in the reference, and on the page that lists all of it.
 completeness_modules = ["sparseopt", "sparseopt.distributions"]
@@ -79,6 +88,24 @@ from sparseopt.distributions import *
 torch.manual_seed(0)
 """
 
+# Every script is run, and one that fails fails the build.
+sphinx_gallery_conf = {
+    "examples_dirs": ["tutorials", "gallery"],
+    "gallery_dirs": ["generated/tutorials", "generated/gallery"],
+    "filename_pattern": "",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "capture_repr": (),
+    "reset_modules": ("matplotlib", "gallery_scripts.prepare"),
+    "doc_module": ("sparseopt",),
+    "notebook_extensions": set(),
+    "download_all_examples": False,
+    "show_signature": False,
+    "min_reported_time": float("inf"),
+    "write_computation_times": False,
+    "jupyterlite": None,
+}
+
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -86,7 +113,7 @@ html_theme = "furo"
 pygments_dark_style = "github-dark"
 html_title = "sparseopt"
 html_static_path = ["_static"]
-html_css_files = ["custom.css"]
+html_css_files = ["custom.css", "galleries.css"]
 html_show_copyright = False
 html_theme_options = {
     "navigation_with_keys": True,

@@ -1,0 +1,55 @@
+"""
+Accuracy against FLOPs
+======================
+
+What each method reaches, and what its training costs, measured on CIFAR-10 by a *reduced* protocol.
+Nothing is trained on this page: it draws the results file that the benchmark has written.
+"""
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+# %%
+# One line of the file is one run.
+
+ROOT = Path(sys.argv[0]).absolute().parents[2]
+FILE = ROOT / "benchmarks" / "cifar" / "results" / "cpu" / "results.jsonl"
+runs = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+protocol = runs[-1]["protocol"]
+print(protocol["label"])
+print(protocol["description"])
+
+# %%
+# A mark is the mean over the seeds, a bar the standard deviation. Left is cheaper, up is better.
+
+found = defaultdict(list)
+for run in runs:
+    if run["run"]["density"] in (None, 0.1):
+        found[run["run"]["method"]].append(run)
+
+figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+for number, (method, group) in enumerate(sorted(found.items())):
+    accuracies = [100 * run["accuracy"]["test"] for run in group]
+    cost = statistics.mean(run["flops"]["train"] / run["flops"]["dense_train"] for run in group)
+    axes.errorbar(
+        cost, statistics.mean(accuracies), yerr=statistics.stdev(accuracies),
+        fmt="osD^v<>pP"[number % 9], capsize=3, label=f"{method} ({len(group)} seeds)",
+    )  # fmt: skip
+axes.set_xscale("log")
+axes.set_xticks([0.1, 0.2, 0.3, 0.5, 1], ["0.1", "0.2", "0.3", "0.5", "1"])
+axes.minorticks_off()
+axes.set_xlabel("FLOPs of the training, as a multiple of dense training")
+axes.set_ylabel("test accuracy, %")
+axes.set_title(f"Density 0.1 with ERK, {protocol['label']}")
+axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+plt.show()
+
+# %%
+# These are FLOPs that masks leave, and not time. ``small-dense`` is a dense network with about as
+# many weights. What reduced means, every figure with its hardware, and how the published numbers
+# compare: :doc:`/results/reproduction`.

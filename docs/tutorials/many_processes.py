@@ -1,0 +1,59 @@
+"""
+DDP and FSDP2
+=============
+
+At the end of this page two processes have trained one network together, twice: with a copy of it in
+each (DistributedDataParallel), and with half of every weight in each (FSDP2). Sparse training adds
+nothing to either script but the wrapper.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+WORKERS = Path(sys.argv[0]).parent / "workers"
+
+
+def torchrun(script: str) -> None:
+    """Start two ranks, and show what they print; on the command line this is ``torchrun``."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, WORKERS / script],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    print(done.stdout)
+
+
+# %%
+# DistributedDataParallel
+# -----------------------
+#
+# On purpose, each rank has a random state of its own. DDP gives all of them the weights of rank 0;
+# the wrapper gives them its masks, and from there on they move alike, because by then gradients are
+# means over the ranks. The last lines of the script check that they did.
+#
+# .. literalinclude:: /tutorials/workers/data_parallel.py
+
+torchrun("data_parallel.py")
+
+# %%
+# FSDP2
+# -----
+#
+# Shard first, then make the optimizer, then wrap. A layer is one layer, whoever holds parts of it:
+# drop and grow choose among all its weights.
+#
+# .. literalinclude:: /tutorials/workers/sharded.py
+
+torchrun("sharded.py")
+
+# %%
+# The live weights of a layer need not be spread evenly over the ranks, and there are exactly as
+# many as in one process. Each rank keeps its part of the mask, one byte a weight.
+#
+# Next: what each costs in communication, and checkpoints that another number of ranks goes on with,
+# in :doc:`/how-to/distributed`.

@@ -1,0 +1,107 @@
+"""
+Accelerate
+==========
+
+At the end of this page a loop written for Accelerate trains sparse, with accumulated gradients and
+clipping, and its saved state has been loaded again.
+"""
+
+import tempfile
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sparseopt import SparseOptimizer
+
+EPOCHS, BATCH, ACCUMULATE = 12, 24, 2
+
+digits = load_digits()
+images = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 16
+labels = torch.tensor(digits.target)
+loader = DataLoader(TensorDataset(images[:-360], labels[:-360]), batch_size=BATCH, shuffle=True)
+
+# %%
+# Everything in its order
+# -----------------------
+#
+# First the ``Accelerator``, because it starts the process group that ranks agree on masks by; then
+# the optimizer, the wrapper, the scheduler; then ``prepare()``. A step is a step of the optimizer:
+# with two micro-batches to a step there are half as many.
+
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
+steps = EPOCHS * -(-len(loader) // ACCUMULATE)
+
+
+def prepared() -> tuple:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = SparseOptimizer(
+        optimizer, model, method="rigl", density=0.1, total_steps=steps, delta_t=30
+    )
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=5e-3, total_steps=steps * accelerator.num_processes
+    )
+    return accelerator.prepare(model, optimizer, scheduler, loader)
+
+
+# %%
+# The loop
+# --------
+#
+# It is Accelerate's own, from its documentation.
+
+model, optimizer, scheduler, batches = prepared()
+for epoch in range(EPOCHS):
+    for inputs, targets in batches:
+        with accelerator.accumulate(model):
+            loss = F.cross_entropy(model(inputs), targets)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    if epoch % 3 == 2:
+        print(f"epoch {epoch + 1}: loss {loss:.3f}")
+
+# %%
+# Looking inside
+# --------------
+#
+# ``prepare()`` has wrapped the wrapper. Ours is its ``.optimizer``.
+
+sparse = optimizer.optimizer
+assert sparse.steps == steps
+print(sparse.summary())
+with torch.no_grad():
+    right = model(images[-360:]).argmax(1) == labels[-360:]
+print(f"accuracy {100 * right.float().mean():.1f} %, {sparse.steps} steps, masks moved at "
+      f"{[record.step for record in sparse.history]}")  # fmt: skip
+
+# %%
+# Saving and loading
+# ------------------
+#
+# ``save_state`` and ``load_state`` take the masks along. Here the second half plays the new
+# process: it makes everything anew, with random masks of its own, and loads.
+
+folder = tempfile.mkdtemp()
+accelerator.save_state(folder)
+
+accelerator.free_memory()
+new_model, new_optimizer, _, _ = prepared()
+accelerator.load_state(folder)
+for name, mask in sparse.masks.items():
+    assert torch.equal(mask, new_optimizer.optimizer.masks[name])
+    assert torch.equal(model.state_dict()[name], new_model.state_dict()[name])
+print(f"masks and weights are the same, and the step is {new_optimizer.optimizer.steps}")
+
+# %%
+# FSDP2 by Accelerate, and fp16: :doc:`/how-to/frameworks`.
