@@ -49,7 +49,7 @@ class Movement:
     steps: int = 300
     delta_t: int = 20
     alpha: float = 0.3
-    batch_size: int = 64
+    batch_size: int = 32
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
