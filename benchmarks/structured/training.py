@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from benchmarks.structured.measuring import WAYS, interleaved
 from benchmarks.structured.models import IMAGE, WORKLOADS, built_by_hand
 from sparseopt import (
+    ChannelGroup,
     CompactedTraining,
     RigLStruct,
     SparseOptimizer,
@@ -34,11 +37,12 @@ def measure_training(workload: str, density: float, batch: int, rounds: int) -> 
     *A pair* is an ordinary step and an update step; where the model is compacted, it becomes whole
     and small again meanwhile.
     """
+    torch.manual_seed(0)
+    plan = _Plan.make(workload, density)
     with contextlib.ExitStack() as stack:
         calls = {}
         for way in WAYS:
-            torch.manual_seed(0)
-            make = _Maker(workload, density, batch, way, stack)
+            make = _Maker(plan, batch, way, stack)
             calls[f"dense, {way}"] = make.dense()
             calls[f"masked, {way}"] = make.sparse(NEVER, compacted=False)
             calls[f"compacted, {way}"] = make.sparse(NEVER, compacted=True)
@@ -49,20 +53,47 @@ def measure_training(workload: str, density: float, batch: int, rounds: int) -> 
     return {"batch": batch, "rounds": rounds, "milliseconds": times}
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A workload at a density, and what of it is the same in every way."""
+
+    workload: str
+    density: float
+    groups: Sequence[ChannelGroup]
+    smaller: nn.Module
+
+    @staticmethod
+    def make(workload: str, density: float) -> _Plan:
+        """Find the channels once, and the shapes that are left of the layers."""
+        model = WORKLOADS[workload]()
+        images = torch.randn(2, *IMAGE)
+        plan = _Plan(workload, density, find_channel_groups(model, images), model)
+        optimizer = plan.optimizer(model, NEVER)
+        return dataclasses.replace(plan, smaller=compact(model, optimizer, images))
+
+    def optimizer(self, model: nn.Module, delta_t: int) -> SparseOptimizer:
+        """Wrap a new optimizer of ``model``."""
+        return SparseOptimizer(
+            _sgd(model),
+            model,
+            method=RigLStruct(groups=self.groups),
+            density=self.density,
+            init="uniform",
+            total_steps=10 * NEVER,
+            delta_t=delta_t,
+        )
+
+
 class _Maker:
     """Makes models with their optimizers, and calls that train them by a step."""
 
-    def __init__(
-        self, workload: str, density: float, batch: int, way: str, stack: contextlib.ExitStack
-    ) -> None:
-        self._workload = workload
-        self._density = density
+    def __init__(self, plan: _Plan, batch: int, way: str, stack: contextlib.ExitStack) -> None:
+        self._plan = plan
         self._stack = stack
         self._bfloat16 = "bfloat16" in way
         self._layout = torch.channels_last if "channels-last" in way else torch.contiguous_format
         self._images = torch.randn(batch, *IMAGE).to(memory_format=self._layout)
         self._labels = torch.randint(0, CLASSES, (batch,))
-        self._groups = find_channel_groups(WORKLOADS[workload](), torch.randn(2, *IMAGE))
 
     def dense(self) -> Callable[[], None]:
         model = self._model()
@@ -70,31 +101,18 @@ class _Maker:
 
     def sparse(self, delta_t: int, *, compacted: bool) -> Callable[[], None]:
         model = self._model()
-        optimizer = self._optimizer(model, delta_t)
+        optimizer = self._plan.optimizer(model, delta_t)
         if compacted:
             training = CompactedTraining(model, optimizer, self._images[:2])
             self._stack.enter_context(training)
         return self._step(model, optimizer)
 
     def by_hand(self) -> Callable[[], None]:
-        model = self._model()
-        smaller = compact(model, self._optimizer(model, NEVER), self._images[:2])
-        built = built_by_hand(smaller).to(memory_format=self._layout)
+        built = built_by_hand(self._plan.smaller).to(memory_format=self._layout)
         return self._step(built, _sgd(built))
 
     def _model(self) -> nn.Module:
-        return WORKLOADS[self._workload]().to(memory_format=self._layout)
-
-    def _optimizer(self, model: nn.Module, delta_t: int) -> SparseOptimizer:
-        return SparseOptimizer(
-            _sgd(model),
-            model,
-            method=RigLStruct(groups=self._groups),
-            density=self._density,
-            init="uniform",
-            total_steps=10 * NEVER,
-            delta_t=delta_t,
-        )
+        return WORKLOADS[self._plan.workload]().to(memory_format=self._layout)
 
     def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
         def step() -> None:

@@ -118,6 +118,7 @@ class Compaction:
         self, model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, **keywords: Any
     ) -> None:
         model = unwrapped(model)
+        optimizer._store.bring_back()
         live = _masks(model, optimizer)
         args, kwargs = (inputs, keywords) if inputs or keywords else recorded_inputs(optimizer)
         structure = analyse(model, args, kwargs)

@@ -38,10 +38,12 @@ class CompactedTraining:
     It learns the same, to rounding (dropout draws other numbers).
 
     Everything is whole for state dicts of the model and of the optimizer, for copies of the
-    optimizer, for :meth:`SparseOptimizer.flops`, and after the ``with`` block. For anything else
-    that is to see the whole model, such as an average of its weights, call :meth:`whole`. A copy of
-    the model is a smaller model. Meanwhile ``model.parameters()`` and ``optimizer.param_groups``
-    have other parameters, so take them from there at each step.
+    optimizer, for :meth:`SparseOptimizer.flops` and :func:`compact`, and after the ``with`` block.
+    For anything else that is to see the whole model, such as an average of its weights, or a copy
+    of it together with the optimizer, call :meth:`whole`. A copy of the model alone is a smaller
+    model. Meanwhile ``model.parameters()`` and ``optimizer.param_groups`` have other parameters, so
+    take them from there at each step; the weights of ``optimizer.layers`` are those of the last
+    time that everything was whole.
 
     Args:
         model: the model that ``optimizer`` trains; ``torch.compile`` may have wrapped it.

@@ -14,6 +14,7 @@ from sparseopt import (
     CompactionError,
     RigLStruct,
     SparseOptimizer,
+    compact,
     find_channel_groups,
 )
 from tests.support.catalogue import ELEMENTWISE, build
@@ -65,12 +66,13 @@ def assert_same_training(model, optimizer, expected_model, expected):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("kind", [ChannelNet, PlainNet])
-def test_it_trains_as_the_whole_model_is_trained(kind, channels_last):
+def test_it_trains_as_the_whole_model_is_trained(kind, channels_last, device):
     """Schedules, clipping and evaluation between included, over every update of a run."""
+    form = {"channels_last": channels_last, "device": device}
     outputs = {}
     runs = {}
     for compacted in (False, True):
-        model, optimizer = wrapped("AdamW", kind=kind, form={"channels_last": channels_last})
+        model, optimizer = wrapped("AdamW", kind=kind, form=form)
         scheduler = OneCycleLR(optimizer, max_lr=0.02, total_steps=STEPS)
         outputs[compacted] = []
 
@@ -195,21 +197,31 @@ def test_to_make_it_whole_before_backward_is_an_error_and_not_a_lost_step():
 
 def test_figures_masks_and_copies_are_those_of_the_whole():
     expected_model, expected = wrapped()
-    train(expected_model, expected, 5)
+    train(expected_model, expected, 4)
     model, optimizer = wrapped()
     with CompactedTraining(model, optimizer) as training:
-        train(model, optimizer, 5)
+        train(model, optimizer, 4)
+        assert not training.is_whole
         assert optimizer.masks.keys() == expected.masks.keys()
         assert optimizer.density == expected.density
         assert not training.is_whole
         assert optimizer.flops() == expected.flops()
-        assert training.is_whole
+        train_step(model, optimizer, 5)
+        assert not training.is_whole
+        found, smaller = (
+            {name: p.shape for name, p in compact(*pair, INPUT.double()).named_parameters()}
+            for pair in ((model, optimizer), (expected_model, expected))
+        )
+        assert found == smaller
         train_step(model, optimizer, 6)
+        assert copy.deepcopy(model).c1.weight.shape == (3, 3, 3, 3)
+        training.whole()
         other_model, other = copy.deepcopy((model, optimizer))
-    train_step(expected_model, expected, 6)
+        train(model, optimizer, 3, start=6)
+    train(other_model, other, 3, start=6)
+    train(expected_model, expected, 5, start=4)
     assert_same_training(model, optimizer, expected_model, expected)
-    assert other.masks.keys() == expected.masks.keys()
-    assert other_model.c1.weight.shape == (3, 3, 3, 3)
+    assert_same_training(other_model, other, expected_model, expected)
 
 
 def test_a_horizon_that_makes_the_next_step_an_update_is_heeded():
