@@ -12,6 +12,8 @@ from benchmarks.structured.report.wording import made_with
 Record = dict[str, Any]
 
 FIGURE = "movement"
+#: The method whose neurons hardly ever go out, so that weights show what moves.
+NEURONS = "srigl"
 
 
 def movement_lines(records: Sequence[Record], folder: Path) -> list[str]:
@@ -65,7 +67,7 @@ def _described(movement: Record) -> str:
 
 
 def _overview(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    header = ["method", "channels ever live", "layers in which they grew", "live in the end"]
+    header = ["method", "channels ever live", "layers in which more became live", "live in the end"]
     header += ["inner channels without gradient", "others without gradient"]
     header += ["loss, first and last"]
     return header, [_overview_row(record) for record in records]
@@ -74,7 +76,8 @@ def _overview(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
 def _overview_row(record: Record) -> list[str]:
     channels = sum(record["channels"].values())
     first, last = record["updates"][0], record["updates"][-1]
-    grew = [name for name in record["channels"] if last["ever"][name] > first["ever"][name]]
+    moving = "weights" if record["movement"]["method"] == NEURONS else "ever"
+    grew = [name for name in record["channels"] if last[moving][name] > first[moving][name]]
     inner = set(record["inner"])
     return [
         record["movement"]["method"],
@@ -113,6 +116,6 @@ def _ends(record: Record, name: str) -> str:
     if name not in record["channels"]:
         return "dense"
     ends = (record["updates"][0], record["updates"][-1])
-    if record["movement"]["method"] == "srigl":
+    if record["movement"]["method"] == NEURONS:
         return " -> ".join(f"{one['weights'][name]:.1%}" for one in ends)
     return " -> ".join(str(one["ever"][name]) for one in ends)
