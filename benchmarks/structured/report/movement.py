@@ -14,6 +14,14 @@ Record = dict[str, Any]
 FIGURE = "movement"
 #: The method whose neurons hardly ever go out, so that weights show what moves.
 NEURONS = "srigl"
+COLUMNS = (
+    "channels ever live",
+    "layers in which more became live",
+    "live in the end",
+    "inner channels without gradient",
+    "others without gradient",
+    "loss, first and last",
+)
 
 
 def movement_lines(records: Sequence[Record], folder: Path) -> list[str]:
@@ -40,7 +48,8 @@ def movement_lines(records: Sequence[Record], folder: Path) -> list[str]:
         lines += [f"### Movement: {heading}", ""]
         lines += made_with(together[0])
         lines += paragraph(_described(movement))
-        lines += table(*_overview(together))
+        rows = [[record["movement"]["method"], *cells(record)] for record in together]
+        lines += table(["method", *COLUMNS], rows)
         draw(together, heading, folder / f"{FIGURE}-{name}")
         lines += paragraph(f"![channels ever live in each layer, {heading}]({FIGURE}-{name}.png)")
         lines += paragraph("Channels ever live, at the start and in the end (`srigl`: weights):")
@@ -66,21 +75,14 @@ def _described(movement: Record) -> str:
     )
 
 
-def _overview(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    header = ["method", "channels ever live", "layers in which more became live", "live in the end"]
-    header += ["inner channels without gradient", "others without gradient"]
-    header += ["loss, first and last"]
-    return header, [_overview_row(record) for record in records]
-
-
-def _overview_row(record: Record) -> list[str]:
+def cells(record: Record) -> list[str]:
+    """What one run says in ``COLUMNS``."""
     channels = sum(record["channels"].values())
     first, last = record["updates"][0], record["updates"][-1]
     moving = "weights" if record["movement"]["method"] == NEURONS else "ever"
     grew = [name for name in record["channels"] if last[moving][name] > first[moving][name]]
     inner = set(record["inner"])
     return [
-        record["movement"]["method"],
         " -> ".join(f"{sum(one['ever'].values()) / channels:.1%}" for one in (first, last)),
         f"{len(grew)} of {len(record['channels'])}",
         f"{sum(last['live'].values()) / channels:.1%}",

@@ -41,11 +41,11 @@ def average_step(times: Mapping[str, float], model: str, way: str) -> float:
     return step if pair is None else ((DELTA_T - 2) * step + pair) / DELTA_T
 
 
-def _averages(one: Record) -> dict[str, float]:
-    taken = one["milliseconds"]
-    keys = (key.split(", ", 1) for key in taken)
+def average_steps(times: Mapping[str, float]) -> dict[str, float]:
+    """Return the same of every model in every way, by ``"model, way"``."""
+    keys = (key.split(", ", 1) for key in times)
     return {
-        f"{model}, {way}": average_step(taken, model, way) for model, way in keys if model in MODELS
+        f"{model}, {way}": average_step(times, model, way) for model, way in keys if model in MODELS
     }
 
 
@@ -54,7 +54,7 @@ def _fastest_table(record: Record) -> list[str]:
     header += ["compacted / masked", "compacted / dense", "floor (by hand / dense)"]
     rows = []
     for one in record["training"]:
-        found = [fastest(_averages(one), name) for name in MODELS]
+        found = [fastest(average_steps(one["milliseconds"]), name) for name in MODELS]
         dense, masked, compacted, by_hand = (value for value, _ in found)
         rows.append(
             [
