@@ -1,6 +1,7 @@
 """Sparse training from the first step to the last: wrap an optimizer, keep the training loop."""
 
 from sparseopt.compaction import (
+    CompactedTraining,
     Compaction,
     CompactionError,
     CompactionReport,
@@ -62,6 +63,7 @@ __all__ = [
     "ChannelGroup",
     "ChannelSlice",
     "CheckpointError",
+    "CompactedTraining",
     "Compaction",
     "CompactionError",
     "CompactionReport",

@@ -13,6 +13,7 @@ from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer
 from sparseopt.methods import Method
 from sparseopt.progress import Progress
+from sparseopt.state import StateStore
 from sparseopt.summary import summary_table
 from sparseopt.updating import MaskUpdater
 
@@ -31,6 +32,7 @@ class InspectableOptimizer(OptimizerFacade):
     _progress: Progress
     _updater: MaskUpdater
     _accountant: Accountant
+    _store: StateStore
 
     @property
     def layers(self) -> list[SparseLayer]:
@@ -79,6 +81,7 @@ class InspectableOptimizer(OptimizerFacade):
         Raises:
             ValueError: if there is no model, or no input is known.
         """
+        self._store.bring_back()
         return self._accountant.report(
             model, inputs, layers=self._layers, method=self.method, progress=self._progress
         )

@@ -197,6 +197,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
 
         If a weight in it cannot be masked, nothing is added.
         """
+        self._store.bring_back()
         self.inner.add_param_group(param_group)
         try:
             layers = more_layers(
@@ -218,6 +219,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
 
         Its top level has nothing but ``state`` and ``param_groups``. See the page on checkpoints.
         """
+        self._store.bring_back()
         self._follow_parameters()
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
@@ -246,6 +248,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
                 other layers.
             ValueError: if the inner optimizer refuses it.
         """
+        self._store.bring_back()
         self._follow_parameters()
         state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
@@ -262,6 +265,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._store.bring_back()
         # Hooks belong to this object and this process; the model is its owner's to pickle.
         here = ("_model", "_accountant", "_backup", "_attachment", "_places", "step")
         return {
@@ -296,6 +300,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
             TypeError: if it is not a whole number.
             ValueError: if it is not positive.
         """
+        self._store.bring_back()
         self._progress.set_horizon(total_steps)
         self._plan_next_step()
         self._updater.check_horizon()
@@ -316,6 +321,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         Weights that are not live are zero at that moment, and free to move from then on. The same
         happens when this object is garbage-collected.
         """
+        self._store.bring_back()
         self._attachment.release()
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cifar.report.markdown import table
+from benchmarks.structured.report.movement import COLUMNS as MOVEMENT_COLUMNS
+from benchmarks.structured.report.movement import cells as movement_cells
+from benchmarks.structured.report.training import MODELS, average_steps
 
 Record = dict[str, Any]
 
@@ -34,6 +37,31 @@ def channel_table(found: list[Record]) -> list[str]:
         for one in record["inference"]
     ]
     return table(["model", "density", "batch", "FLOPs", "time", "time, made by hand"], rows)
+
+
+def training_table(found: list[Record]) -> list[str]:
+    """Time of an average training step, as a multiple of the dense model's."""
+    rows = []
+    for record in found:
+        for one in record.get("training", ()):
+            average = {"milliseconds": average_steps(one["milliseconds"])}
+            dense, *others = (fastest(average, name) for name in MODELS)
+            times = [f"{time / dense:.3f}" for time in others]
+            rows.append([record["workload"], str(record["density"]), str(one["batch"]), *times])
+    header = ["model", "density", "batch", "masked", "without dropped channels"]
+    return table([*header, "made by hand"], rows)
+
+
+def movement_table(found: list[Record]) -> list[str]:
+    """Channels that have ever been live, and dropped ones that growth knows nothing of."""
+    rows = []
+    for record in found:
+        if "movement" not in record:
+            continue
+        movement = record["movement"]
+        about = [movement["method"], movement["workload"], movement["data"]]
+        rows.append([*about, str(movement["density"]), *movement_cells(record)])
+    return table(["method", "model", "images", "density", *MOVEMENT_COLUMNS], rows)
 
 
 def linear_table(found: list[Record]) -> list[str]:

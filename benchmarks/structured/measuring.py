@@ -67,16 +67,6 @@ def measure_inference(case: Case, batch: int, rounds: int) -> Record:
     return {"batch": batch, "rounds": rounds, "milliseconds": times}
 
 
-def measure_training(case: Case, batch: int, rounds: int) -> Record:
-    """Return medians of a forward and a backward pass in float32, in milliseconds."""
-    image = torch.randn(batch, *IMAGE)
-    calls = {
-        f"{name}, float32": _training_step(copy.deepcopy(model).train(), image)
-        for name, model in case.models.items()
-    }
-    return {"batch": batch, "rounds": rounds, "milliseconds": interleaved(calls, rounds)}
-
-
 def measure_layers(case: Case, batch: int, rounds: int) -> list[Record]:
     """Return for the largest convolutions their FLOP ratio and their time ratio."""
     shapes = {name: _input_shapes(model, batch) for name, model in case.models.items()}
@@ -133,14 +123,6 @@ def _placed(way: str, image: Tensor, model: nn.Module) -> tuple[Tensor, nn.Modul
 
 def _forward(model: nn.Module, inputs: Tensor) -> Callable[[], Any]:
     return lambda: model(inputs)
-
-
-def _training_step(model: nn.Module, image: Tensor) -> Callable[[], Any]:
-    def step() -> None:
-        model.zero_grad()
-        model(image).square().mean().backward()
-
-    return step
 
 
 def _input_shapes(model: nn.Module, batch: int) -> dict[str, tuple[int, ...]]:

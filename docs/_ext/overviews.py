@@ -202,6 +202,20 @@ class StructuredOverview(Overview):
         yield "\n".join(structured.channel_table(found))
 
 
+class TrainingOverview(StructuredOverview):
+    """Time of training steps with and without dropped channels."""
+
+    def tables(self, found: list[structured.Record]) -> Iterator[str]:
+        yield "\n".join(structured.training_table(found))
+
+
+class MovementOverview(StructuredOverview):
+    """Channels that have ever been live."""
+
+    def tables(self, found: list[structured.Record]) -> Iterator[str]:
+        yield "\n".join(structured.movement_table(found))
+
+
 class CondensedOverview(StructuredOverview):
     """How much faster sparse linear layers are."""
 
@@ -217,5 +231,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("overhead-figure", OverheadFigure)
     app.add_directive("overhead-targets", OverheadTargets)
     app.add_directive("structured-overview", StructuredOverview)
+    app.add_directive("training-overview", TrainingOverview)
+    app.add_directive("movement-overview", MovementOverview)
     app.add_directive("condensed-overview", CondensedOverview)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,8 +3,10 @@
 from sparseopt.compaction.checking import CompactionError
 from sparseopt.compaction.procedure import Compaction, compact
 from sparseopt.compaction.report import CompactionReport, LayerSizes, Remaining
+from sparseopt.compaction.training import CompactedTraining
 
 __all__ = [
+    "CompactedTraining",
     "Compaction",
     "CompactionError",
     "CompactionReport",

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from sparseopt.probing import untouched
 from sparseopt.structure.tracing import Trace, where
 
-__all__ = ["CompactionError", "check_agreement"]
+__all__ = ["CompactionError", "check_agreement", "compare", "run_smaller"]
 
 
 class CompactionError(RuntimeError):
@@ -58,16 +58,56 @@ def check_agreement(
     for mode in (False, True):
         with _in_mode(model, mode), _in_mode(smaller, mode), torch.no_grad():
             expected = model(*args, **kwargs)
-            try:
-                found = smaller(*args, **kwargs)
-            except Exception as error:
-                raise CompactionError(
-                    f"model={type(model).__name__}(...) without the channels that masks took out "
-                    f"does not run ({error}): does its forward() have a number of channels written "
-                    "in it?"
-                ) from error
+            found = run_smaller(smaller, args, kwargs)
         if not mode or not _is_random(model, training):
-            _compare(expected, found, "training" if mode else "evaluation")
+            compare(expected, found, "training" if mode else "evaluation")
+
+
+def run_smaller(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the outputs of a smaller model.
+
+    Raises:
+        CompactionError: if it fails.
+    """
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:
+        raise CompactionError(
+            f"model={type(model).__name__}(...) without the channels that masks took out does not "
+            f"run ({error}): does its forward() have a number of channels written in it?"
+        ) from error
+
+
+def compare(expected: Any, found: Any, mode: str) -> None:
+    """Compare the outputs of two models.
+
+    Args:
+        expected: those of the larger model.
+        found: those of the smaller one.
+        mode: what both were in, for the message.
+
+    Raises:
+        CompactionError: if they have other shapes, or are not the same to about the square root of
+            the precision of their type.
+    """
+    pairs = zip(tree_leaves(expected), tree_leaves(found), strict=True)
+    for before, after in pairs:
+        if not isinstance(before, Tensor) or not before.is_floating_point():
+            continue
+        if before.shape != after.shape:
+            raise CompactionError(
+                f"the smaller model's output has the shape {tuple(after.shape)} and not "
+                f"{tuple(before.shape)}: does its forward() have a number of channels written in "
+                "it?"
+            )
+        scale = before.abs().max().item()
+        tolerance = torch.finfo(before.dtype).eps ** 0.5 * max(scale, 1e-3)
+        apart = (before - after).abs().max().item()
+        if not apart <= tolerance:
+            raise CompactionError(
+                f"the smaller model's output is {apart:.3g} off in {mode} mode, of values up to "
+                f"{scale:.3g}: please report the model."
+            )
 
 
 @contextmanager
@@ -89,18 +129,3 @@ def _is_random(model: nn.Module, training: Trace) -> bool:
         for node in training.module.graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
     )
-
-
-def _compare(expected: Any, found: Any, mode: str) -> None:
-    pairs = zip(tree_leaves(expected), tree_leaves(found), strict=True)
-    for before, after in pairs:
-        if not isinstance(before, Tensor) or not before.is_floating_point():
-            continue
-        scale = before.abs().max().item()
-        tolerance = torch.finfo(before.dtype).eps ** 0.5 * max(scale, 1e-3)
-        apart = (before - after).abs().max().item()
-        if not apart <= tolerance:
-            raise CompactionError(
-                f"the smaller model's output is {apart:.3g} off in {mode} mode, of values up to "
-                f"{scale:.3g}: please report the model."
-            )

@@ -21,7 +21,7 @@ from sparseopt.sharding import is_sharded
 from sparseopt.structure.groups import Structure, analyse
 from sparseopt.unwrapping import unwrapped
 
-__all__ = ["Compaction", "compact"]
+__all__ = ["Compaction", "compact", "recorded_inputs"]
 
 #: Samples of the first training input that are looked at: enough for BatchNorm.
 SAMPLES = 4
@@ -118,8 +118,9 @@ class Compaction:
         self, model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, **keywords: Any
     ) -> None:
         model = unwrapped(model)
+        optimizer._store.bring_back()
         live = _masks(model, optimizer)
-        args, kwargs = (inputs, keywords) if inputs or keywords else _recorded(optimizer)
+        args, kwargs = (inputs, keywords) if inputs or keywords else recorded_inputs(optimizer)
         structure = analyse(model, args, kwargs)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         leaves = tree_leaves((args, kwargs))
@@ -160,8 +161,12 @@ def _masks(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Tensor]:
     return masks
 
 
-def _recorded(optimizer: SparseOptimizer) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a small batch in the shapes of the first training input."""
+def recorded_inputs(optimizer: SparseOptimizer) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a small batch in the shapes of the first training input.
+
+    Raises:
+        ValueError: if there was none yet.
+    """
     recorder = optimizer._accountant.recorder
     if recorder is None or not recorder.has_inputs:
         raise ValueError(

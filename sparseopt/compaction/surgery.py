@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparseopt.compaction.removal import Fold
 from sparseopt.flops.recording import InputRecorder
 
-__all__ = ["Kept", "cut", "shrunk"]
+__all__ = ["Kept", "cut", "resize", "shrunk"]
 
 #: By tensor name, for each dimension that becomes smaller the positions that stay, ascending.
 Kept = Mapping[str, Mapping[int, Tensor]]
@@ -45,7 +45,7 @@ def cut(model: nn.Module, kept: Kept, folds: list[Fold]) -> nn.Module:
                     own[name] = replaced[tensor]  # type: ignore[assignment]
                     changed = True
         if changed:
-            _resize(module)
+            resize(module)
     return smaller
 
 
@@ -100,7 +100,7 @@ def _like(tensor: Tensor, smaller: Tensor) -> Tensor:
     return smaller
 
 
-def _resize(module: nn.Module) -> None:
+def resize(module: nn.Module) -> None:
     """Bring what a module of torch says of its size into line with its tensors."""
     if isinstance(module, _CONVOLUTIONS):
         per_group = module.out_channels // module.groups

@@ -151,6 +151,7 @@ class Condensation:
         if not inputs:
             raise ValueError("condense() needs inputs to time the layers with: pass a batch.")
         model = unwrapped(model)
+        optimizer._store.bring_back()
         masks = _masks_by_layer(model, optimizer)
         seen = _inputs_of(model, list(masks), inputs)
         self.model = copy.deepcopy(model).eval()

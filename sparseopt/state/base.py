@@ -66,6 +66,10 @@ class StateStore(ABC):
     def release(self) -> None:
         """Bring all state into the form in which the inner optimizer alone would have it."""
 
+    @abstractmethod
+    def bring_back(self) -> None:
+        """Bring weights and state to where everybody looks for them, if they are not there."""
+
     def forget_curvature(self) -> None:
         """Drop state that describes the old live weights as a whole: L-BFGS's history."""
         if isinstance(self.inner, LBFGS):

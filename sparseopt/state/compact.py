@@ -94,6 +94,9 @@ class CompactState(StateStore):
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(values, fresh)
 
+    def bring_back(self) -> None:
+        """Do nothing: outside of steps nothing is lent."""
+
     def _arrange(self) -> Arrangement:
         """Keep the arrangement while it holds."""
         arrangement = self._arrangement

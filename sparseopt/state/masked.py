@@ -68,6 +68,9 @@ class MaskedState(StateStore):
     def release(self) -> None:
         """Do nothing: the state is dense already."""
 
+    def bring_back(self) -> None:
+        """Do nothing: everything is in its place."""
+
     def is_factor(self, layer: SparseLayer, name: str) -> bool:
         """Decide by the shapes that other parameters have; see :meth:`StateStore.is_factor`."""
         if not may_be_factor(layer.weight):

@@ -138,3 +138,27 @@ def test_condensed_layers_are_compared_with_the_fastest_dense_way():
     linear |= {"dense": {"a": 3.0, "b": 2.0}, "sparse": {"c": 4.0, "d": 1.0}}
     row = cells(structured.linear_table([{"linear": [linear]}]))["8 x 16"]
     assert row == ["8 x 16", "0.1", "1", "2.00", "condensed"]
+
+
+def test_training_steps_are_averages_over_a_period_with_one_update():
+    times = {"dense, float32": 10.0, "dense, bfloat16": 8.0, "by hand, float32": 3.0}
+    times |= {"masked, float32": 9.0, "masked pair, float32": 28.0}
+    times |= {"compacted, float32": 4.0, "compacted pair, float32": 44.0}
+    record = {"workload": "net", "density": 0.2}
+    record["training"] = [{"batch": 64, "milliseconds": times}]
+    row = cells(structured.training_table([record]))["net"]
+    # Of 100 steps 99 are ordinary; the update takes 19 of a masked pair, and 40 of a compacted.
+    assert row == ["net", "0.2", "64", "1.137", "0.545", "0.375"]
+
+
+def test_channels_that_were_ever_live_are_counted_over_all_layers():
+    updates = [
+        {"ever": {"a": 2, "b": 2}, "live": {"a": 2, "b": 2}, "silent": {}},
+        {"ever": {"a": 2, "b": 6}, "live": {"a": 2, "b": 2}, "silent": {"a": (6, 6), "b": (1, 8)}},
+    ]
+    record = {"updates": updates, "channels": {"a": 8, "b": 12}, "inner": ["a"]}
+    record |= {"first_loss": 2.3, "last_loss": 1.5}
+    record["movement"] = {"method": "m", "workload": "net", "data": "images", "density": 0.1}
+    row = cells(structured.movement_table([record]))["m"]
+    assert row[1:5] == ["net", "images", "0.1", "20.0% -> 40.0%"]
+    assert row[5:] == ["1 of 2", "20.0%", "100.0%", "12.5%", "2.30, 1.50"]

@@ -1,5 +1,7 @@
 """The benchmark of removed channels: what it compares, and what its report says."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -13,15 +15,24 @@ from benchmarks.structured.measuring import (
     interleaved,
     measure_inference,
     measure_layers,
-    measure_training,
 )
-from benchmarks.structured.report import report_lines
+from benchmarks.structured.movement import METHODS, Movement, training_images, watch
+from benchmarks.structured.report import report_lines, write_report
+from benchmarks.structured.report.training import DELTA_T, average_step
+from benchmarks.structured.training import measure_training
+
+ENVIRONMENT = {"processor": "P", "threads": 2, "torch": "T", "git_commit": "C"}
 
 
 @pytest.fixture
-def case(monkeypatch):
+def tiny(monkeypatch):
     monkeypatch.setitem(models.WORKLOADS, "tiny", lambda: WideResNet(10, 1))
-    return Case.make("tiny", 0.1)
+    return "tiny"
+
+
+@pytest.fixture
+def case(tiny):
+    return Case.make(tiny, 0.1)
 
 
 def shapes(model):
@@ -51,15 +62,14 @@ def test_every_call_is_timed_in_every_round():
     assert list(times) == ["a", "b", "c"]
 
 
-def test_the_report_has_a_row_for_every_measurement(case):
-    environment = {"processor": "P", "threads": 2, "torch": "T", "git_commit": "C"}
+def test_the_report_has_a_row_for_every_measurement(case, tmp_path):
     record = {
+        "figure": "inference",
         "workload": "tiny",
         "density": 0.1,
         "flops_ratio": case.flops_ratio,
-        "environment": environment,
+        "environment": ENVIRONMENT,
         "inference": [measure_inference(case, 2, 1)],
-        "training": [measure_training(case, 2, 1)],
         "layer_batch": 2,
         "layers": measure_layers(case, 2, 1),
     }
@@ -68,18 +78,71 @@ def test_the_report_has_a_row_for_every_measurement(case):
     for way in WAYS:
         times.update({f"dense, {way}": 8.0, f"compacted, {way}": 3.0, f"by hand, {way}": 4.0})
     times["dense, bfloat16 channels-last"] = 6.0
-    text = "\n".join(report_lines([record]))
+    text = "\n".join(report_lines([record], tmp_path))
     assert "| 2 | 6.00 ms, bfloat16 channels-last | 3.00 ms, bfloat16 channels-last |" in text
     assert f"| 0.75 | {case.flops_ratio:.3f} | 0.500 | 0.667 |" in text
     assert "| `groups.2.0.conv2` | 64x64x3x3 | 20x20x3x3 | 0.098 |" in text
 
 
-def test_the_report_names_the_fastest_way_of_a_linear_layer(monkeypatch):
+def test_the_report_names_the_fastest_way_of_a_linear_layer(monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.structured.linear.SHAPES", ((32, 16),))
     monkeypatch.setattr("benchmarks.structured.linear.DENSITIES", (0.25,))
     (one,) = measure_linear(3, 1)
     assert set(one["sparse"]) == {"CSR", "condensed"}
     one.update(dense={"A": 4e-6, "B": 2e-6}, sparse={"CSR": 1e-6}, chosen="CSR")
-    environment = {"processor": "P", "threads": 2, "torch": "T", "git_commit": "C"}
-    text = "\n".join(report_lines([{"environment": environment, "linear": [one]}]))
+    record = {"figure": "linear", "environment": ENVIRONMENT, "linear": [one]}
+    text = "\n".join(report_lines([record], tmp_path))
     assert "| 32x16 | 0.25 | 3 | 2, B | 1, CSR | 2.00 | CSR |" in text
+
+
+def test_a_training_step_is_an_average_over_a_period_with_one_update(tiny, tmp_path):
+    measured = measure_training(tiny, 0.1, 4, 1)
+    times = measured["milliseconds"]
+    assert len(times) == 6 * len(WAYS)
+    for way in WAYS:
+        times.update({f"dense, {way}": 8.0, f"masked, {way}": 10.0, f"masked pair, {way}": 30.0})
+        times.update({f"compacted, {way}": 2.0, f"compacted pair, {way}": 32.0})
+        times[f"by hand, {way}"] = 1.5
+    assert average_step(times, "dense", "float32") == 8.0
+    average = average_step(times, "compacted", "float32")
+    assert DELTA_T * average == pytest.approx(99 * 2.0 + 30.0)
+    record = {"figure": "training", "environment": ENVIRONMENT, "training": [measured]}
+    text = "\n".join(report_lines([{**record, "workload": tiny, "density": 0.1}], tmp_path))
+    assert "| 4 | 8.00 ms, bfloat16 channels-last | 10.10 ms, bfloat16 channels-last | 2.28" in text
+    assert "| 0.226 | 0.285 | 0.188 |" in text
+    assert "| 4 | float32 | 8.0 | 10.0 | 2.0 | 1.5 | 20.0 | 30.0 | 10.1 | 2.3 |" in text
+
+
+@pytest.fixture
+def digits():
+    """Forty real images that are told apart easily, in batches of eight."""
+    return training_images("digits", None, None)
+
+
+def test_channels_move_in_every_layer_but_not_in_the_naive_form(tiny, digits, tmp_path):
+    records = {}
+    for method in METHODS:
+        movement = Movement(method, "digits", tiny, steps=16, delta_t=2, batch_size=8)
+        records[method] = watch(movement, digits)
+        content = {"figure": "movement", "environment": ENVIRONMENT, **records[method]}
+        (tmp_path / f"{movement.name}.json").write_text(json.dumps(content))
+    for method, record in records.items():
+        first, last = record["updates"][0], record["updates"][-1]
+        for name, channels in record["channels"].items():
+            assert first["ever"][name] <= last["ever"][name] <= channels
+        share = "weights" if method == "srigl" else "ever"
+        moved = {name for name in record["channels"] if last[share][name] > first[share][name]}
+        silent = [one["silent"] for one in record["updates"][1:]]
+        if method == "naive":
+            inner = set(record["inner"])
+            assert len(inner) == 3
+            assert not inner & moved
+            assert all(update[name][0] == update[name][1] for update in silent for name in inner)
+        else:
+            assert moved == record["channels"].keys()
+            assert not any(count for update in silent for count, _ in update.values())
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| naive | 31.2% -> " in text
+    assert "| 0.0% | 0.0% |" in text
+    assert (tmp_path / "movement-digits-tiny-0.1.png").stat().st_size > 0

@@ -1,0 +1,243 @@
+"""Whether masks of channels really move: a short training on real images, watched."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from benchmarks.cifar.images.batches import Split, make_splits
+from benchmarks.cifar.images.data import load_dataset
+from benchmarks.cifar.protocols.protocol import AugmentationConfig
+from benchmarks.structured.models import IMAGE, WORKLOADS
+from benchmarks.structured.naive import NaiveChannels
+from sparseopt import (
+    ChannelGroup,
+    CompactedTraining,
+    Method,
+    RigLStruct,
+    SparseOptimizer,
+    find_channel_groups,
+)
+
+Record = dict[str, Any]
+
+METHODS = ("rigl-struct", "srigl", "naive")
+AUGMENTATIONS = {"cifar10": AugmentationConfig(4, True), "digits": AugmentationConfig(0, False)}
+VALIDATION_FRACTION = 0.1
+#: Steps at the end whose mean loss is recorded, to show that something was learned.
+LAST = 20
+
+
+@dataclass(frozen=True)
+class Movement:
+    """What is trained, and how; nothing but ``method`` differs between runs to be compared."""
+
+    method: str
+    data: str
+    workload: str = "wrn-22-2"
+    density: float = 0.1
+    steps: int = 300
+    delta_t: int = 20
+    alpha: float = 0.3
+    batch_size: int = 32
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The results file's name, without its ending."""
+        return f"movement-{self.data}-{self.workload}-{self.method}-{self.density}"
+
+
+def training_images(data: str, data_dir: Path | None, cache: Path) -> Split:
+    """Return the training images of a data set, in augmented batches."""
+    dataset = load_dataset(data, data_dir, cache)
+    train, _, _ = make_splits(
+        dataset,
+        VALIDATION_FRACTION,
+        AUGMENTATIONS[data],
+        torch.device("cpu"),
+        channels_last=False,
+    )
+    return train
+
+
+def watch(movement: Movement, images: Split) -> Record:
+    """Train, and note after each update which channels have been live."""
+    torch.manual_seed(movement.seed)
+    model = WORKLOADS[movement.workload]()
+    groups = find_channel_groups(model, torch.randn(2, *IMAGE))
+    optimizer = _optimizer(movement, model, groups)
+    scheduler = OneCycleLR(optimizer, movement.lr, total_steps=movement.steps)
+    watcher = _Watcher(optimizer, groups)
+    losses = []
+    with _smaller(movement, model, optimizer):
+        for inputs, labels in itertools.islice(_batches(movement, images), movement.steps):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(inputs), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+            silent = watcher.silent(movement.method) if optimizer.is_update_step else None
+            optimizer.step()
+            scheduler.step()
+            if silent is not None:
+                watcher.note(silent)
+    return {
+        "movement": asdict(movement),
+        "channels": watcher.channels,
+        "inner": sorted(watcher.inner),
+        "updates": watcher.noted,
+        "first_loss": losses[0],
+        "last_loss": fmean(losses[-LAST:]),
+    }
+
+
+class _Watcher:
+    """Which channels each weight makes, has made, and could not learn anything about.
+
+    A layer is *inner* if nothing is added to what it makes.
+    """
+
+    def __init__(self, optimizer: SparseOptimizer, groups: Sequence[ChannelGroup]) -> None:
+        self._optimizer = optimizer
+        self._groups = {group.name: group for group in groups if group.blocked is None}
+        self.inner = {
+            name for name, group in self._groups.items() if len(group.slices_of("producer")) == 1
+        }
+        # The outputs of the model are none of its channels.
+        self._names = [
+            layer.name
+            for layer in optimizer.layers
+            if layer.weight.dim() > 2 and not layer.is_dense
+        ]
+        live = self._live()
+        self._ever = dict(live)
+        self.channels = {name: len(channels) for name, channels in live.items()}
+        self.noted: list[Record] = []
+        self.note({})
+
+    def note(self, silent: Mapping[str, tuple[int, int]]) -> None:
+        """Note what is live now."""
+        live = self._live()
+        self._ever = {name: ever | live[name] for name, ever in self._ever.items()}
+        self.noted.append(
+            {
+                "step": self._optimizer.steps,
+                "live": _counts(live),
+                "ever": _counts(self._ever),
+                "weights": self._weights_ever_live(),
+                "silent": dict(silent),
+            }
+        )
+
+    def silent(self, method: str) -> dict[str, tuple[int, int]]:
+        """Return how many dropped channels have no gradient at all, of how many that are dropped.
+
+        What growth goes by is meant: for the naive form the gradient of filters, for
+        ``rigl-struct`` that of the columns that read the channel.
+        """
+        if method == "srigl":
+            return {}
+        live = self._live()
+        gradients = {layer.name: layer.weight.grad for layer in self._optimizer.layers}
+        found = {}
+        for name in self._names if method == "naive" else self._groups.keys() & live.keys():
+            dropped = ~live[name]
+            if method == "naive":
+                signal = _filters(gradients[name] != 0)
+            else:
+                readers = self._groups[name].slices_of("consumer")
+                signal = torch.stack(
+                    [
+                        _columns(gradients[one.name] != 0, one.dim)[one.index].any(1)
+                        for one in readers
+                    ]
+                ).any(0)
+            found[name] = int((dropped & ~signal).sum()), int(dropped.sum())
+        return dict(sorted(found.items()))
+
+    def _weights_ever_live(self) -> dict[str, float]:
+        layers = {layer.name: layer for layer in self._optimizer.layers}
+        return {name: layers[name].ever_live / layers[name].numel for name in self._names}
+
+    def _live(self) -> dict[str, Tensor]:
+        masks = self._optimizer.masks
+        return {name: _filters(masks[name]) for name in self._names}
+
+
+def _optimizer(
+    movement: Movement, model: nn.Module, groups: Sequence[ChannelGroup]
+) -> SparseOptimizer:
+    inner = torch.optim.SGD(
+        model.parameters(),
+        lr=movement.lr,
+        momentum=movement.momentum,
+        weight_decay=movement.weight_decay,
+        nesterov=True,
+    )
+    method: str | Method = movement.method
+    density = movement.density
+    if method == "rigl-struct":
+        method = RigLStruct(groups=groups)
+    elif method == "naive":
+        # As many filters as rigl-struct keeps: a channel that it drops owns columns too.
+        method, density = NaiveChannels(), density**0.5
+    return SparseOptimizer(
+        inner,
+        model,
+        method=method,
+        density=density,
+        init=_convolutions_but_the_first if movement.method == "naive" else "uniform",
+        total_steps=movement.steps,
+        delta_t=movement.delta_t,
+        alpha=movement.alpha,
+        seed=movement.seed,
+    )
+
+
+def _convolutions_but_the_first(
+    shapes: Mapping[str, tuple[int, ...]], density: float
+) -> Mapping[str, float]:
+    first, *_ = shapes
+    return {
+        name: density if len(shape) > 2 and name != first else 1.0 for name, shape in shapes.items()
+    }
+
+
+def _smaller(
+    movement: Movement, model: nn.Module, optimizer: SparseOptimizer
+) -> contextlib.AbstractContextManager[Any]:
+    if movement.method == "rigl-struct":
+        return CompactedTraining(model, optimizer)
+    return contextlib.nullcontext()
+
+
+def _batches(movement: Movement, images: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(movement.seed)
+    while True:
+        for batch in images.shuffled(movement.batch_size, generator):
+            yield batch.images, batch.labels
+
+
+def _filters(flags: Tensor) -> Tensor:
+    return flags.flatten(1).any(1)
+
+
+def _columns(flags: Tensor, dim: int) -> Tensor:
+    return _filters(flags.movedim(dim, 0))
+
+
+def _counts(channels: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: int(flags.sum()) for name, flags in channels.items()}

@@ -1,0 +1,238 @@
+"""``CompactedTraining``: the smaller model between mask updates, the whole one in them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sparseopt.channels import MAKERS, live_channels
+from sparseopt.compaction.checking import compare, run_smaller
+from sparseopt.compaction.lending import LentTensors
+from sparseopt.compaction.procedure import recorded_inputs
+from sparseopt.compaction.smaller_state import SmallerState
+from sparseopt.compaction.surgery import Kept
+from sparseopt.discovery import canonical_name
+from sparseopt.distributed import many_ranks
+from sparseopt.methods import RigLStruct
+from sparseopt.optimizer import SparseOptimizer
+from sparseopt.probing import untouched
+from sparseopt.state import CompactState
+from sparseopt.structure import ChannelGroup
+from sparseopt.unwrapping import unwrapped
+
+__all__ = ["CompactedTraining"]
+
+
+class CompactedTraining:
+    """Trains a model without its dropped channels, and with them in mask updates.
+
+    The training loop stays as it is. Between updates the layers of ``model`` have smaller
+    parameters, in the same modules, and ``optimizer`` steps those. For the forward pass of an
+    update step the whole model is back, with weights, gradients, statistics and optimizer state.
+    It learns the same, to rounding (dropout draws other numbers).
+
+    Everything is whole for state dicts of the model and of the optimizer, for copies of the
+    optimizer, for :meth:`SparseOptimizer.flops` and :func:`compact`, and after the ``with`` block.
+    For anything else that is to see the whole model, such as an average of its weights, or a copy
+    of it together with the optimizer, call :meth:`whole`. A copy of the model alone is a smaller
+    model. Meanwhile ``model.parameters()`` and ``optimizer.param_groups`` have other parameters, so
+    take them from there at each step; the weights of ``optimizer.layers`` are those of the last
+    time that everything was whole.
+
+    Args:
+        model: the model that ``optimizer`` trains; ``torch.compile`` may have wrapped it.
+        optimizer: of ``method="rigl-struct"``, with compact state, in one process.
+        inputs: positional inputs of the model, the batch first, on which both models are compared
+            once. By default the shapes of the first training input are used, and the model becomes
+            smaller after it.
+        keywords: its keyword inputs.
+
+    Raises:
+        TypeError: if the method drops anything but whole channels.
+        ValueError: if the optimizer's state is not compact, the model is not the one that it
+            trains, or there are several processes.
+        CompactionError: if the smaller model does not run or does not compute the same.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import (
+        ...     CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups)
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        ...     torch.nn.Flatten(), torch.nn.Linear(8 * 4, 10))
+        >>> x = torch.randn(2, 3, 4, 4)
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, density=0.5, total_steps=20,
+        ...     method=RigLStruct(groups=find_channel_groups(model, x)), delta_t=5)
+        >>> with CompactedTraining(model, optimizer):
+        ...     for step in range(12):
+        ...         optimizer.zero_grad()
+        ...         model(x).square().mean().backward()
+        ...         optimizer.step()
+        ...     print(model[0])
+        Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1), bias=False)
+        >>> print(model[0])
+        Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), bias=False)
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, **keywords: Any
+    ) -> None:
+        self._model = unwrapped(model)
+        self._optimizer = optimizer
+        self._groups, self._store = _groups_and_store(self._model, optimizer)
+        self._inputs = (inputs, keywords) if inputs or keywords else None
+        self._tensors = LentTensors(self._model)
+        self._is_checked = False
+        self._handles = [
+            optimizer.register_step_post_hook(lambda *_: self._prepare_next_step()),
+            *_before_state_dicts(self._model, _weakly(self.whole)),
+        ]
+        recorder = optimizer._accountant.recorder
+        if self._inputs or (recorder is not None and recorder.has_inputs):
+            self._prepare_next_step()
+
+    def __enter__(self) -> CompactedTraining:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether model and optimizer have all channels now."""
+        return self._optimizer._store is self._store
+
+    def whole(self) -> None:
+        """Give model and optimizer all channels back, until the next ``step()`` has ended.
+
+        Not between a forward pass and its ``backward()``.
+        """
+        if not self.is_whole:
+            self._tensors.take_out()
+            smaller = self._optimizer._store
+            assert isinstance(smaller, SmallerState)
+            smaller.give_back()
+            self._use(self._store)
+
+    def end(self) -> None:
+        """Give all channels back for good; leaving the ``with`` block does that."""
+        self.whole()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _prepare_next_step(self) -> None:
+        """Have the next step find the model that it needs."""
+        if self._optimizer.is_update_step:
+            self.whole()
+        elif self.is_whole:
+            kept = _kept(self._groups, self._optimizer.masks)
+            if self._is_checked:
+                self._make_smaller(kept)
+            else:
+                self._make_smaller_and_check(kept)
+
+    def _make_smaller(self, kept: Kept) -> None:
+        smaller = self._tensors.put_in(kept)
+        self._use(SmallerState(self._store, smaller, self.whole))
+
+    def _make_smaller_and_check(self, kept: Kept) -> None:
+        """Compare both models in evaluation mode, where nothing is random."""
+        args, kwargs = self._inputs or recorded_inputs(self._optimizer)
+        with untouched(self._model), torch.no_grad():
+            expected = self._model.eval()(*args, **kwargs)
+        self._make_smaller(kept)
+        try:
+            with untouched(self._model), torch.no_grad():
+                found = run_smaller(self._model.eval(), args, kwargs)
+            compare(expected, found, "evaluation")
+        except Exception:
+            self.end()
+            raise
+        self._is_checked = True
+
+    def _use(self, store: CompactState | SmallerState) -> None:
+        self._optimizer._store = self._optimizer._updater.store = store
+
+
+def _groups_and_store(
+    model: nn.Module, optimizer: SparseOptimizer
+) -> tuple[Sequence[ChannelGroup], CompactState]:
+    """Return the channels that can be dropped, and what keeps the optimizer's state."""
+    method, store = optimizer.method, optimizer._store
+    if not isinstance(method, RigLStruct):
+        raise TypeError(
+            f"method={method.name!r} does not drop whole channels between steps, so no smaller "
+            "model could be trained: use method=RigLStruct(groups=find_channel_groups(...))."
+        )
+    if not isinstance(store, CompactState):
+        raise ValueError(
+            f"optimizer={type(optimizer.inner).__name__} has dense state here, or is in a "
+            "CompactedTraining already: it needs compact state, which element-wise optimizers "
+            "have with state='auto'."
+        )
+    if many_ranks():
+        raise ValueError(
+            "there are several processes, and data parallel training knows the parameters that "
+            "the model began with: train the whole model there."
+        )
+    parameters = {canonical_name(name): value for name, value in model.named_parameters()}
+    for layer in optimizer.layers:
+        if parameters.get(layer.name) is not layer.weight:
+            raise ValueError(
+                f"model={type(model).__name__}(...) is not the model that the optimizer trains: "
+                f"its {layer.name!r} is another parameter."
+            )
+    return method.groups, store
+
+
+def _kept(groups: Sequence[ChannelGroup], masks: Mapping[str, Tensor]) -> Kept:
+    """Return by name what live channels have of each tensor that dropped ones have a part in."""
+    stays: dict[str, dict[int, Tensor]] = {}
+    for group in groups:
+        made = group.slices_of(*MAKERS)
+        if not made or made[0].name not in masks:
+            continue
+        live = live_channels(group, masks)
+        if bool(live.all()):
+            continue
+        for place in group.slices:
+            stays.setdefault(place.name, {})[place.dim] = place.index[live].flatten().sort().values
+    return stays
+
+
+def _weakly(act: Callable[[], None]) -> Callable[..., None]:
+    """Return a hook that calls a method for as long as its object is there.
+
+    Copies of the model have the hook too, and may outlive it.
+    """
+    weak = weakref.WeakMethod(act)
+
+    def hook(*_: Any) -> None:
+        method = weak()
+        if method is not None:
+            method()
+
+    return hook
+
+
+def _before_state_dicts(model: nn.Module, hook: Callable[..., None]) -> list[RemovableHandle]:
+    handles: list[RemovableHandle] = []
+    for module in model.modules():
+        handles += [
+            module.register_state_dict_pre_hook(hook),  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(hook),  # type: ignore[no-untyped-call]
+        ]
+    return handles
