@@ -135,5 +135,5 @@ for method in ("static", "rigl", "sampled-rigl", "set"):
     print(f"{method:14} {sum(found) / len(found):5.1f} % ({min(found):.1f} to {max(found):.1f})")
 
 # %%
-# For more than that there is :doc:`the benchmark </results/benchmarks>`. What else a method can
+# For more than that there is :doc:`the benchmark </how-to/benchmarks>`. What else a method can
 # decide, and what it can rely on: :doc:`/methods/your-own`.
