@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparseopt._validation import check_seed
 from sparseopt.optimizer import SparseOptimizer
+from sparseopt.randomness import mask_generator
 
 __all__ = ["final_masks", "shuffle_masks"]
 
@@ -76,7 +77,7 @@ def shuffle_masks(masks: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor
         >>> int(shuffle_masks(masks, seed=0)["weight"].sum())
         2
     """
-    generator = torch.Generator().manual_seed(check_seed("seed", seed))
+    generator = mask_generator(check_seed("seed", seed))
     return {name: _shuffled(mask, generator) for name, mask in masks.items()}
 
 

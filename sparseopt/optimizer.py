@@ -24,6 +24,7 @@ from sparseopt.gradients import GradientGate
 from sparseopt.inspection import InspectableOptimizer
 from sparseopt.methods import Method, get_method
 from sparseopt.progress import Progress, make_schedule
+from sparseopt.randomness import mask_generator
 from sparseopt.schedules import Decay
 from sparseopt.sharding import whole
 from sparseopt.state import StateMode, choose_store
@@ -133,7 +134,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         )
         self._made_alone = not many_ranks()
         seed = agree_on_seed(torch.initial_seed() if seed is None else check_seed("seed", seed))
-        self._progress = Progress(schedule, total_steps, torch.Generator().manual_seed(seed))
+        self._progress = Progress(schedule, total_steps, mask_generator(seed))
         self._model = model
         self._named = has_names(optimizer, model)
         self._layers = build_layers(

@@ -8,14 +8,18 @@ A map, in which nothing is used before you have met it:
   themselves are in ``presets/``.
 - ``images/``: ``sources`` (where images come from), ``data``, ``augmentation``, ``batches``.
 - ``models/``: ``wide_resnet``, ``resnet``, ``networks`` (the one that a protocol names).
-- ``running/``, one run: ``building`` (optimizer and learning rate), ``checkpoint``, ``stopping``,
-  ``ranks`` (several devices), ``training``, ``accounting``, ``matching`` (densities of equal cost).
-- ``records/``, its traces: ``results``, ``masks``, ``folder``, ``tensorboard``.
+- ``running/``, one run: ``channels``, ``building`` (optimizer and learning rate), ``checkpoint``,
+  ``stopping``, ``ranks`` (several devices), ``training``, ``accounting``, ``matching`` (densities
+  of equal cost).
+- ``records/``, its traces: ``results``, ``masks``, ``structure`` (what a structured method left),
+  ``folder``, ``tensorboard``.
 - ``scheduling/``, many runs: ``jobs`` (what is left and what waits for what), ``worker`` (does
   one), ``planning`` (time and bytes), ``durations``, ``display``; then ``serial``, ``pool`` and
   ``cluster``, three ways to do them all.
+- ``timing/``, wall time of what runs left: ``forms`` (in which a network is timed), ``inference``,
+  ``training``, ``others`` (who took the machine meanwhile), ``session``.
 - The command: ``session``, ``options``, ``selecting``, ``cli``, ``run``; ``tuning/`` searches by
   more runs.
-- ``report/``, from results alone: ``summary``, ``paper`` (what ``paper.toml`` says), then tables
-  and ``figures/``.
+- ``report/``, from results alone: ``summary``, ``times``, ``paper`` (what ``paper.toml`` says),
+  then tables and ``figures/``.
 """

@@ -104,7 +104,7 @@ def test_time_left_is_corrected_by_what_finished_runs_took(tiny_preset):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--studies", "tables"], "--studies takes of main, densities, .*, search, got 'tables'"),
+        (["--studies", "tables"], "--studies takes of main, densities, .*, timing, got 'tables'"),
         (["--all", "--protocols", "mnist"], "has 'paper', 'paper-cifar100', got 'mnist'"),
         (["--all", "--set", "training.epoch=1"], "unknown setting 'epoch'"),
         (["--all", "--model", "nowhere:model"], "--model nowhere:model: No module"),

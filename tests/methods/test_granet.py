@@ -29,7 +29,7 @@ def wrapped(name, state, *, dtype=torch.float32, method="granet", initial=0.5, i
     spread = {"erk": oracle.erk_densities, "er": oracle.er_densities}[init]
     targets = oracle.live_counts(shapes, spread(shapes, SETTINGS["density"]))
     start = oracle.live_counts(shapes, spread(shapes, initial))
-    generator = torch.Generator().manual_seed(SETTINGS["seed"])
+    generator = oracle.generator_of(SETTINGS["seed"])
     numels = [params[layer].numel() for layer in SPARSE_NAMES]
     masks = oracle.random_masks(numels, start, generator)
     reference = oracle.GraNetOracle(

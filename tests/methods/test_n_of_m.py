@@ -29,7 +29,7 @@ def wrapped(
     optimizer = SparseOptimizer(
         build(name, model.parameters()), model, method=method, state=state, **SETTINGS
     )
-    generator = torch.Generator().manual_seed(SETTINGS["seed"])
+    generator = oracle.generator_of(SETTINGS["seed"])
     masks = {}
     for layer, shape in shapes_of(model).items():
         numel = int(np.prod(shape))

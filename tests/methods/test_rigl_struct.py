@@ -14,7 +14,7 @@ from sparseopt import (
     final_masks,
     find_channel_groups,
 )
-from tests.oracle import ChannelOracle, default_t_end
+from tests.oracle import ChannelOracle, default_t_end, generator_of
 from tests.support.catalogue import ELEMENTWISE, build, fresh_value
 from tests.support.channel_nets import INPUT, OWNED, ChannelNet, MixedNet, PlainNet, SmallerNet
 from tests.support.looking import assert_dropped_are_fresh, logical, per_weight_state
@@ -47,7 +47,7 @@ def wrapped(name="SGD", state="auto", *, kind=ChannelNet, regrow="keep", form=No
 
 
 def oracle_of(model, counts, *, regrow="keep"):
-    generator = torch.Generator().manual_seed(SETTINGS["seed"])
+    generator = generator_of(SETTINGS["seed"])
     live = {}
     for kind, owned in OWNED.items():
         scores = torch.rand(owned.channels, generator=generator).numpy()

@@ -8,7 +8,7 @@ format.
 from tests.oracle.channels import ChannelOracle, Owned
 from tests.oracle.distributions import er_densities, erk_densities, live_counts, uniform_densities
 from tests.oracle.granet import GraNetOracle
-from tests.oracle.masks import random_masks
+from tests.oracle.masks import generator_of, random_masks
 from tests.oracle.mest import MESTOracle
 from tests.oracle.methods import (
     LayerUpdate,
@@ -55,6 +55,7 @@ __all__ = [
     "default_t_end",
     "er_densities",
     "erk_densities",
+    "generator_of",
     "groups",
     "is_update_step",
     "largest",

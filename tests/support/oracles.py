@@ -1,6 +1,5 @@
 """The oracle that answers to the same arguments as a `SparseOptimizer`."""
 
-import torch
 from torch import nn
 
 from tests import oracle
@@ -50,7 +49,7 @@ def oracle_for(
             scope=scope,
         )
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = oracle.generator_of(seed)
     schedule = {"delta_t": delta_t, "t_end": t_end, "alpha": alpha, "regrow": regrow}
     if method == "srigl":
         fan_ins = map(oracle.constant_fan_in, shapes, counts)

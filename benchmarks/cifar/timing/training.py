@@ -72,6 +72,9 @@ def measure_training(
 def step_ratio(measured: Sequence[Round], updates_a_step: float) -> dict[str, float] | None:
     """Quartiles of the mean time of a method's step over a dense one's, by round.
 
+    A round without a mask update, as there are before gradual pruning begins, has ordinary steps
+    only.
+
     Example:
         >>> rounds = [{"own": {"ordinary": 2.0, "update": 6.0}, "dense": {"ordinary": 1.0}}]
         >>> step_ratio(rounds, updates_a_step=0.25)["median"]
@@ -86,9 +89,8 @@ def step_ratio(measured: Sequence[Round], updates_a_step: float) -> dict[str, fl
 
 
 def _mean_step(sample: Sample, updates_a_step: float) -> float:
-    if not updates_a_step:
-        return sample[ORDINARY]
-    return (1 - updates_a_step) * sample[ORDINARY] + updates_a_step * sample[UPDATE]
+    update = sample.get(UPDATE, sample[ORDINARY])
+    return (1 - updates_a_step) * sample[ORDINARY] + updates_a_step * update
 
 
 class _TimedRun:

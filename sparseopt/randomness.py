@@ -1,0 +1,28 @@
+"""The stream of random numbers that masks are drawn from."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+__all__ = ["mask_generator"]
+
+
+def mask_generator(seed: int) -> torch.Generator:
+    """Return a CPU generator whose numbers are independent of torch's own after ``seed``.
+
+    The weights of a model were mostly drawn after ``torch.manual_seed(seed)`` with the same seed.
+    From the same stream, the largest weights would be live instead of random ones.
+
+    Args:
+        seed: any that torch takes.
+
+    Example:
+        >>> torch.rand(2, generator=mask_generator(0)).equal(
+        ...     torch.rand(2, generator=torch.Generator().manual_seed(0)))
+        False
+    """
+    digest = hashlib.sha256(f"sparseopt masks {seed}".encode()).digest()
+    # A CPU generator takes no more than the lowest 32 bits of a seed into account.
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
