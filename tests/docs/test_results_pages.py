@@ -1,0 +1,74 @@
+"""Reports become pages, and figures take the colours of the theme."""
+
+import os
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _extensions(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "docs" / "_ext"), *sys.path])
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A report with a figure beside it, below a folder of benchmarks."""
+    folder = tmp_path / "benchmarks" / "images" / "results" / "cpu"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "a.png").touch()
+    path = folder / "report.md"
+    path.write_text("# Images\n\n![a figure](figures/a.png)\n\n| 1.0 ± 0.5 |\n", encoding="utf-8")
+    return path
+
+
+def test_a_report_becomes_a_page_that_finds_its_figures(report, tmp_path):
+    from committed_results import page_name, page_text
+
+    pages = tmp_path / "docs" / "results" / "reports"
+    pages.mkdir(parents=True)
+    text = page_text(report, pages)
+    assert text.startswith("# Images: `cpu`\n")
+    figure = text.partition("](")[2].partition(")")[0]
+    assert os.path.samefile(pages / figure, report.parent / "figures" / "a.png")
+    assert page_name(report.parent, tmp_path / "benchmarks") == "images-cpu"
+
+
+def test_every_committed_report_is_a_page(tmp_path):
+    from committed_results import write_report_pages
+
+    class App:
+        srcdir = str(tmp_path / "docs")
+
+    for name in ("one", "two"):
+        folder = tmp_path / "benchmarks" / name / "results"
+        folder.mkdir(parents=True)
+        (folder / "report.md").write_text(f"# {name}\n", encoding="utf-8")
+    pages = tmp_path / "docs" / "results" / "reports"
+    pages.mkdir(parents=True)
+    (pages / "gone.md").write_text("# A report that is there no more\n", encoding="utf-8")
+    write_report_pages(App())
+    assert {page.name for page in pages.iterdir()} == {"one.md", "two.md"}
+
+
+def test_a_figure_is_drawn_in_the_colours_of_the_theme():
+    from themed_figures import themed
+
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([0, 1], [1, 0], color="tab:blue", label="a line")
+    axes.set_xlabel("words")
+    axes.legend()
+    text = themed(figure, "A line that falls & ends")
+    drawing = text.removeprefix("```{raw} html\n").removesuffix("\n```")
+    svg = ET.fromstring(drawing)[0]
+    assert svg.get("aria-label") == "A line that falls & ends"
+    assert "words" in "".join(svg.itertext())
+    assert "#1f77b4" in drawing
+    assert not {"#000000", "#ffffff"} & set(drawing.replace(";", " ").replace('"', " ").split())
+    assert "\n\n" not in drawing, "an empty line ends HTML within Markdown"
