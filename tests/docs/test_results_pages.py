@@ -1,6 +1,5 @@
 """Reports become pages, and figures take the colours of the theme."""
 
-import os
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -35,7 +34,7 @@ def test_a_report_becomes_a_page_that_finds_its_figures(report, tmp_path):
     text = page_text(report, pages)
     assert text.startswith("# Images: `cpu`\n")
     figure = text.partition("](")[2].partition(")")[0]
-    assert os.path.samefile(pages / figure, report.parent / "figures" / "a.png")
+    assert (pages / figure).samefile(report.parent / "figures" / "a.png")
     assert page_name(report.parent, tmp_path / "benchmarks") == "images-cpu"
 
 
