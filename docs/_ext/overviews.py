@@ -9,6 +9,7 @@ from pathlib import Path
 
 from committed_results import page_name
 from docutils import nodes
+from matplotlib.figure import Figure
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from themed_figures import themed
@@ -35,7 +36,8 @@ class Overview(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         # A number and its spread belong on one line, however narrow the column.
-        text = SPREAD.sub("\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", "\n\n".join(self.parts()))
+        text = "\n\n".join(self.parts()).replace(" -> ", "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}")
+        text = SPREAD.sub("\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
     def parts(self) -> Iterator[str]:
@@ -81,7 +83,7 @@ class CifarOverview(Overview):
         ]
         yield "\n".join(f"- {sentence}" for sentence in dict.fromkeys(sentences))
         if len(group.variants) > FEW:
-            yield themed(accuracy_figures.by_method(group), f"{label}: accuracy by method")
+            yield themed(lambda: accuracy_figures.by_method(group), f"{label}: accuracy by method")
         yield f"All differences, every seed, costs and versions: {self.link(folder)}."
 
 
@@ -145,9 +147,10 @@ class StructuredAccuracy(Overview):
         yield "\n".join(cifar_structured.notes(paper, times))
         yield "\n".join(cifar_structured.statements(group, times))
         if times is not None:
-            figure = against_time(group, cifar_structured.rows_of(group), times)
-            if figure is not None:
-                yield themed(figure, f"{group.protocol['label']}: accuracy against measured time")
+            yield themed(
+                lambda: against_time(group, cifar_structured.rows_of(group), times),
+                f"{group.protocol['label']}: accuracy against measured time",
+            )
 
 
 class OverheadOverview(Overview):
@@ -170,10 +173,13 @@ class OverheadFigure(Overview):
 
     def parts(self) -> Iterator[str]:
         self.read(overhead.FILE)
+        yield themed(self.figure, "Time of a step and bytes held, by contender")
+
+    def figure(self) -> Figure | None:
         figure = cost_figure(Results(overhead.FILE))
         if figure is not None:
             figure.set_figwidth(COLUMN_WIDTH)
-            yield themed(figure, "Time of a step and bytes held, by contender")
+        return figure
 
 
 class OverheadTargets(Overview):

@@ -3,6 +3,7 @@
 import html
 import io
 import re
+from collections.abc import Callable
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -22,16 +23,23 @@ METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 NUMBERED_GROUPS = re.compile(r' id="[a-zA-Z]+[\w.]*_\d+"')
 
 
-def themed(figure: Figure, caption: str) -> str:
+def themed(draw: Callable[[], Figure | None], caption: str) -> str:
     """A figure of matplotlib as Markdown.
 
     Args:
-        figure: The figure; its black, gray and white become colours of the theme, others stay.
+        draw: Makes the figure; its black, gray and white become colours of the theme, others stay.
+            Where it makes none, there is nothing.
         caption: What it shows, for those who cannot see it.
     """
     buffer = io.StringIO()
-    # Text stays text, which can be selected and searched; the salt makes builds alike.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption}):
+    with matplotlib.rc_context():
+        # The gallery, whose scripts run in this process, has a style of its own.
+        matplotlib.rcdefaults()
+        # Text stays text, which can be selected and searched; the salt makes builds alike.
+        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": caption})
+        figure = draw()
+        if figure is None:
+            return ""
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawing = METADATA.sub("", buffer.getvalue(), count=1)
     opening = (

@@ -58,12 +58,15 @@ def test_every_committed_report_is_a_page(tmp_path):
 def test_a_figure_is_drawn_in_the_colours_of_the_theme():
     from themed_figures import themed
 
-    figure = Figure()
-    axes = figure.subplots()
-    axes.plot([0, 1], [1, 0], color="tab:blue", label="a line")
-    axes.set_xlabel("words")
-    axes.legend()
-    text = themed(figure, "A line that falls & ends")
+    def draw():
+        figure = Figure()
+        axes = figure.subplots()
+        axes.plot([0, 1], [1, 0], color="tab:blue", label="a line")
+        axes.set_xlabel("words")
+        axes.legend()
+        return figure
+
+    text = themed(draw, "A line that falls & ends")
     drawing = text.removeprefix("```{raw} html\n").removesuffix("\n```")
     svg = ET.fromstring(drawing)[0]
     assert svg.get("aria-label") == "A line that falls & ends"
