@@ -1,5 +1,6 @@
 """How scripts of the gallery and of the tutorials are run: the same for each of them."""
 
+import logging
 import warnings
 from typing import Any
 
@@ -27,6 +28,8 @@ STYLE = {
 
 def prepare(gallery_conf: dict[str, Any], script: str) -> None:
     """Draw for light and dark pages, and fail on warnings that readers would see."""
+    # A package of Furo has every library of the process log all that it does.
+    logging.getLogger().setLevel(logging.WARNING)
     mpl.rcParams.update(STYLE)
     warnings.resetwarnings()
     warnings.simplefilter("ignore")

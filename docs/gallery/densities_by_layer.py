@@ -73,4 +73,4 @@ axes.legend()
 plt.show()
 
 # %%
-# What that means for FLOPs, and when to choose which: :doc:`/how-to/choosing`.
+# What that means for FLOPs, and when to choose which: :doc:`/how-to/init`.

@@ -68,4 +68,4 @@ axes.legend()
 plt.show()
 
 # %%
-# The formulas: :doc:`/explanation/semantics`. Which values to choose: :doc:`/how-to/choosing`.
+# The formulas: :doc:`/explanation/semantics`. Which values to choose: :doc:`/how-to/schedule`.

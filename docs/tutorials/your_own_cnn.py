@@ -139,7 +139,7 @@ print(optimizer.flops())
 # ---------------------------
 #
 # ERK has left the first layer dense by itself. Say so where you want to be sure: a param group may
-# have a density of its own, or ``False``.
+# have a density of its own, or ``False``. :doc:`Which layers should </how-to/dense-layers>`?
 
 model = network()
 first, *rest = model.parameters()
