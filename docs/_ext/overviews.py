@@ -119,7 +119,7 @@ class MeasuredMethods(Overview):
         if found:
             yield "[The columns, and all figures](/results/reproduction.md)."
         else:
-            yield "No committed run on CIFAR has this method."
+            yield "This method has not been trained by a preset of the CIFAR benchmark."
 
 
 class StructuredAccuracy(Overview):
