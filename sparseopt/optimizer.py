@@ -81,9 +81,13 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         method: the method, an instance.
 
     Raises:
-        TypeError: if an argument has the wrong type, the optimizer cannot be wrapped, or a weight
-            cannot be masked (complex, DTensor).
-        ValueError: if an argument is out of range or a name is not known.
+        TypeError: if an argument has the wrong type, the optimizer cannot be wrapped (SparseAdam,
+            or a SparseOptimizer already), or a weight that would be made sparse is complex or has
+            a layout other than ``torch.strided``. ``density=False`` in its param group keeps such
+            a weight dense. DTensors (FSDP2, tensor parallel) are weights like any other.
+        ValueError: if an argument is out of range, a name is not known, or ``state="compact"`` is
+            asked for where state has to be dense (DTensors, an optimizer that is not
+            element-wise).
         NoSparseLayerError: if nothing can be sparse.
 
     Example:

@@ -64,7 +64,7 @@ def summary_lines(results: Results, drawn: bool) -> list[str]:
 
 def report_lines(results: Results) -> list[str]:
     """Everything that was measured."""
-    lines = ["# What sparse training costs", ""]
+    lines = ["# Time and memory: all measurements", ""]
     if results.quick:
         lines += [QUICK, ""]
     lines += [*_explanations(), "", "## Who takes part", "", *_peer_table(results), ""]

@@ -3,7 +3,8 @@ Accuracy against FLOPs
 ======================
 
 What each method reaches, and what its training costs, measured on CIFAR-10 by a *reduced* protocol.
-Nothing is trained on this page: it draws the results file that the benchmark has written.
+Nothing is trained on this page: it draws the results file that the benchmark has written. That file
+is part of the repository, so the script runs in a clone of it and not by itself.
 """
 
 import json

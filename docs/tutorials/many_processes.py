@@ -5,6 +5,10 @@ DDP and FSDP2
 At the end of this page two processes have trained one network together, twice: with a copy of it in
 each (DistributedDataParallel), and with half of every weight in each (FSDP2). Sparse training adds
 nothing to either script but the wrapper.
+
+This page starts two other scripts, which it shows. If you download the page's own, put them as
+``data_parallel.py`` and ``sharded.py`` into a folder ``workers`` beside it; in a clone of the
+repository they are there.
 """
 
 import os

@@ -24,6 +24,9 @@ import torch
 # scheduler, and torch's own random state, which dropout and the order of the images come from.
 #
 # .. literalinclude:: /tutorials/workers/resumable.py
+#
+# This page starts that file. If you download the page's script, put ``resumable.py`` into a folder
+# ``workers`` beside it; in a clone of the repository it is there.
 
 SCRIPT = Path(sys.argv[0]).parent / "workers" / "resumable.py"
 
