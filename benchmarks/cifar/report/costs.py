@@ -28,7 +28,11 @@ def cost_table(group: Group) -> list[str]:
         )
     header = ["method", "init", "density", "live parameters", "live density", "validation %"]
     header += ["train FLOPs by formula", "measured", "mask updates", "ever live", "minutes a run"]
-    return table([*header, "seconds a step"], rows) + projection(group)
+    return [
+        *table([*header, "seconds a step"], rows),
+        *paragraph("Times are wall time, with whatever else the machine did meanwhile."),
+        *projection(group),
+    ]
 
 
 def environment_lines(group: Group) -> list[str]:
