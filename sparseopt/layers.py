@@ -92,7 +92,10 @@ class SparseLayer:
         mask = torch.zeros_like(self.weight, dtype=torch.bool, requires_grad=False)
         if self.is_full:
             return mask.fill_(True)
-        self._layout.flat(mask).scatter_(0, self._offsets(), True)
+        # A weight that was moved may not lie as it did when this was noted.
+        flat = self._layout.flat(mask)
+        flat.scatter_(0, self._offsets(), True)
+        self._layout.put_back_(mask, flat)
         return mask
 
     @property

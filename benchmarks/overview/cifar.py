@@ -45,7 +45,7 @@ def protocol(group: Group) -> str:
     if reduced:
         kind = f"A **reduced protocol** ({group.protocol['summary']})"
     name, about = group.protocol["name"], group.protocol["description"]
-    text = f"{kind}, `--preset {name}`: {about}; {len(group.records)} runs."
+    text = f"{kind}, called `{name}`: {about}; {len(group.records)} runs."
     return f"{text} Not to be compared with published numbers." if reduced else text
 
 
@@ -100,8 +100,9 @@ def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> l
 #: What the columns of the table are.
 COLUMNS = (
     "Accuracy is mean ± sample standard deviation over the seeds, after the last epoch. "
-    "Differences from static are paired by seed, and bold where they are beyond their spread, the "
-    "half width of a 95 % interval. FLOPs are multiples of the dense network's."
+    "Differences from static are paired by seed: their mean ± sample standard deviation, bold "
+    "where the mean is beyond the half width of its 95 % interval, which the complete report has. "
+    "FLOPs are multiples of the dense network's."
 )
 
 

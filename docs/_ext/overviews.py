@@ -16,6 +16,7 @@ from themed_figures import themed
 
 from benchmarks.cifar.records.folder import Folder
 from benchmarks.cifar.records.results import read_results
+from benchmarks.cifar.report import costs
 from benchmarks.cifar.report import structured as cifar_structured
 from benchmarks.cifar.report.figures import accuracy as accuracy_figures
 from benchmarks.cifar.report.figures.times import against_time
@@ -61,17 +62,20 @@ class CifarOverview(Overview):
     """
 
     def parts(self) -> Iterator[str]:
-        explained = False
+        notes = cifar.COLUMNS
+        if all(group.protocol["reduced"] for group in cifar.headline()):
+            notes += " **No run by a full protocol is among the committed results yet.**"
         for folder in cifar.folders():
             self.read(folder / cifar.FILE)
             for group in cifar.groups(folder):
-                yield from self.of_group(folder, group, "" if explained else cifar.COLUMNS)
-                explained = True
+                yield from self.of_group(folder, group, notes)
+                notes = ""
 
     def of_group(self, folder: Path, group: Group, columns: str) -> Iterator[str]:
         label, about = group.protocol["label"], group.protocol["description"]
         network = ", ".join(about.split(", ")[:2])
-        yield f"## {network}: {label}"
+        origin = "" if folder.name == group.protocol["name"] else f", in `{folder.name}`"
+        yield f"## {network}: {label}{origin}"
         yield f"{cifar.protocol(group)} Made on {cifar.machines(group)}."
         yield "\n".join(cifar.accuracy_table(group))
         yield columns
@@ -84,6 +88,7 @@ class CifarOverview(Overview):
         yield "\n".join(f"- {sentence}" for sentence in dict.fromkeys(sentences))
         if len(group.variants) > FEW:
             yield themed(lambda: accuracy_figures.by_method(group), f"{label}: accuracy by method")
+        yield "\n".join(costs.projection(group))
         yield f"All differences, every seed, costs and versions: {self.link(folder)}."
 
 
@@ -119,7 +124,7 @@ class MeasuredMethods(Overview):
         if found:
             yield "[The columns, and all figures](/results/reproduction.md)."
         else:
-            yield "No committed run on CIFAR has this method."
+            yield "This method has not been trained by a preset of the CIFAR benchmark."
 
 
 class StructuredAccuracy(Overview):

@@ -38,7 +38,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "Adam": {"lr": 0.01},
     "AdamW": {"lr": 0.01},
     "Adamax": {"lr": 0.01},
-    "LBFGS": {"lr": 0.1, "max_iter": 4},
+    "LBFGS": {"lr": 0.05, "max_iter": 4},
     "Muon": {"lr": 0.02},
     "NAdam": {"lr": 0.01},
     "RAdam": {"lr": 0.01},
@@ -48,7 +48,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 # Uphill there is no end, and long steps soon overflow.
-_OPTIONS_UPHILL: dict[str, dict[str, Any]] = {"LBFGS": {"lr": 0.03}}
+_OPTIONS_UPHILL: dict[str, dict[str, Any]] = {"LBFGS": {"lr": 0.01}}
 
 # Options that say how, and not what, is computed.
 _IMPLEMENTATION = frozenset({"capturable", "differentiable", "foreach", "fused"})

@@ -28,7 +28,7 @@ def cost_table(group: Group) -> list[str]:
         )
     header = ["method", "init", "density", "live parameters", "live density", "validation %"]
     header += ["train FLOPs by formula", "measured", "mask updates", "ever live", "minutes a run"]
-    return table([*header, "seconds a step"], rows) + _projection(group)
+    return table([*header, "seconds a step"], rows) + projection(group)
 
 
 def environment_lines(group: Group) -> list[str]:
@@ -46,8 +46,8 @@ def environment_lines(group: Group) -> list[str]:
     return [*(f"- {count} runs: {line}" for line, count in lines.items()), ""]
 
 
-def _projection(group: Group) -> list[str]:
-    """How long full runs would take at the measured pace, where the protocol is short for them."""
+def projection(group: Group) -> list[str]:
+    """How long full runs take at the measured pace, where the protocol is short for them."""
     steps = group.protocol.get("full_steps")
     if steps is None:
         return []
