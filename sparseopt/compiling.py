@@ -7,12 +7,13 @@ Dynamo calls it instead, at the cost of one graph break a call, as it does with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-from torch._C import _len_torch_dispatch_stack
+from torch._C import DisableTorchFunction, _len_torch_dispatch_stack
 from torch._compile import _disable_dynamo
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = ["never_compiled", "outside_of_tracing"]
@@ -30,9 +31,13 @@ def never_compiled(function: Callable[P, R]) -> Callable[P, R]:
     return _disable_dynamo(function)
 
 
-def outside_of_tracing() -> AbstractContextManager[None]:
+@contextmanager
+def outside_of_tracing() -> Iterator[None]:
     """Have operations be done, and not traced, where garbage is collected while a graph is made."""
-    if _len_torch_dispatch_stack() == 0:
-        return nullcontext()
-    modes_off: AbstractContextManager[None] = _disable_current_modes()
-    return modes_off
+    before_dispatch: int = _len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
+    if _len_torch_dispatch_stack() + before_dispatch == 0:
+        yield
+        return
+    # torch.export watches functions of torch too, such as those that switch gradients off.
+    with DisableTorchFunction(), _disable_current_modes():
+        yield

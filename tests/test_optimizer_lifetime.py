@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from sparseopt import SparseOptimizer
 from tests.support.by_hand import HandMasked
@@ -90,6 +91,22 @@ def test_an_optimizer_collected_while_a_graph_is_traced_gives_its_state_back():
         assert moments.shape == weight.shape
         assert torch.equal(moments[mask], live[weight].reshape(-1))
         assert not moments[~mask].any()
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_an_optimizer_collected_while_a_graph_is_traced_leaves_nothing_in_the_graph(pre_dispatch):
+    """``torch.export`` traces before dispatch."""
+    model = make()
+    optimizer = [SparseOptimizer(build("AdamW", model.parameters()), model, **SETTINGS)]
+    train(model, optimizer[0], 3)
+
+    def collecting(x):
+        optimizer.clear()
+        gc.collect()
+        return x + 1
+
+    graph = make_fx(collecting, pre_dispatch=pre_dispatch)(torch.ones(2)).graph
+    assert [node.op for node in graph.nodes] == ["placeholder", "call_function", "output"]
 
 
 def test_the_model_does_not_keep_the_optimizer_alive_nor_the_other_way_round():
