@@ -5,7 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from benchmarks.cifar.images.batches import Splits, splits_for
+from benchmarks.cifar.images.data import load_digits
+from benchmarks.cifar.protocols.presets import load_preset
+from benchmarks.cifar.protocols.protocol import Protocol
 
 # The command line sets this before it imports torch; in tests torch is there already.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -61,6 +67,25 @@ def tiny_preset(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
     return path
+
+
+@pytest.fixture
+def protocol(tiny_preset: Path) -> Protocol:
+    """The protocol of ``tiny_preset``."""
+    return load_preset(str(tiny_preset))
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    """The first 300 digits, and 45 to test on."""
+    digits = load_digits()
+    digits = type(digits)(
+        digits.train_images[:300],
+        digits.train_labels[:300],
+        digits.test_images[:45],
+        digits.test_labels[:45],
+    )
+    return splits_for(load_preset("smoke"), digits, torch.device("cpu"))
 
 
 CIFAR10_NAMES = [

@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cifar.images.batches import splits_for
-from benchmarks.cifar.images.data import load_digits
 from benchmarks.cifar.models.networks import build_model
 from benchmarks.cifar.protocols.choices import TIMING, expand
 from benchmarks.cifar.protocols.presets import load_preset
@@ -21,24 +19,6 @@ from sparseopt import Compaction
 METHODS = ("rigl-struct", "srigl")
 PUBLISHED = ("small-dense", "rigl", "rigl-struct")
 IMAGES = torch.zeros(2, 3, 32, 32)
-
-
-@pytest.fixture(scope="module")
-def splits():
-    """The first 300 digits, and 45 to test on."""
-    digits = load_digits()
-    digits = type(digits)(
-        digits.train_images[:300],
-        digits.train_labels[:300],
-        digits.test_images[:45],
-        digits.test_labels[:45],
-    )
-    return splits_for(load_preset("smoke"), digits, torch.device("cpu"))
-
-
-@pytest.fixture
-def protocol(tiny_preset):
-    return load_preset(str(tiny_preset))
 
 
 def run_of(protocol, splits, method, density=0.2):

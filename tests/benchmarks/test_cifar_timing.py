@@ -42,11 +42,6 @@ training_rounds = 1
 """
 
 
-@pytest.fixture
-def protocol(tiny_preset):
-    return load_preset(str(tiny_preset))
-
-
 def test_ratio_of_steps_counts_mask_updates_as_often_as_the_run_makes_them():
     ordinary, update, dense = [2.0, 3.0, 4.0], [10.0, 12.0, 14.0], [1.0, 2.0, 2.0]
     rounds = [

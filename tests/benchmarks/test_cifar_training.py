@@ -6,9 +6,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cifar.images.batches import splits_for
-from benchmarks.cifar.images.data import load_digits
-from benchmarks.cifar.protocols.presets import load_preset
 from benchmarks.cifar.protocols.runspec import RunSpec
 from benchmarks.cifar.records.masks import load_masks, save_masks
 from benchmarks.cifar.running.accounting import count
@@ -17,24 +14,6 @@ from benchmarks.cifar.running.training import Run, weights_hash
 
 RIGL = RunSpec("rigl", "erk", 0.2, 0)
 BIASES = 10
-
-
-@pytest.fixture(scope="module")
-def splits():
-    """The first 300 digits, and 45 to test on."""
-    digits = load_digits()
-    digits = type(digits)(
-        digits.train_images[:300],
-        digits.train_labels[:300],
-        digits.test_images[:45],
-        digits.test_labels[:45],
-    )
-    return splits_for(load_preset("smoke"), digits, torch.device("cpu"))
-
-
-@pytest.fixture
-def protocol(tiny_preset):
-    return load_preset(str(tiny_preset))
 
 
 def torch_flops(model):
