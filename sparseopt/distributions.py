@@ -33,10 +33,15 @@ def uniform(shapes: Shapes, density: float) -> dict[str, float]:
     Returns:
         The density of each layer, in (0, 1].
 
+    Raises:
+        TypeError: if ``density`` is not a number.
+        ValueError: if it is outside (0, 1].
+
     Example:
         >>> uniform({"conv": (16, 3, 3, 3), "fc": (10, 64)}, 0.1)
         {'conv': 1.0, 'fc': 0.1}
     """
+    check_density("density", density)
     names = list(shapes)
     return {name: 1.0 if name == names[0] else density for name in names}
 
@@ -56,6 +61,10 @@ def er(shapes: Shapes, density: float) -> dict[str, float]:
 
     Returns:
         The density of each layer, in (0, 1].
+
+    Raises:
+        TypeError: if ``density`` is not a number.
+        ValueError: if it is outside (0, 1].
 
     Example:
         >>> densities = er({"conv": (16, 3, 3, 3), "mid": (64, 64, 3, 3), "fc": (10, 64)}, 0.1)
@@ -79,6 +88,10 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
 
     Returns:
         The density of each layer, in (0, 1].
+
+    Raises:
+        TypeError: if ``density`` is not a number.
+        ValueError: if it is outside (0, 1].
 
     Example:
         >>> densities = erk({"conv": (16, 3, 3, 3), "mid": (64, 64, 3, 3), "fc": (10, 64)}, 0.1)
@@ -142,6 +155,7 @@ def live_counts(
 def _erdos_renyi(
     shapes: Shapes, density: float, raw: Callable[[Sequence[int]], float]
 ) -> dict[str, float]:
+    check_density("density", density)
     numel = {name: math.prod(shape) for name, shape in shapes.items()}
     weight = {name: raw(shape) for name, shape in shapes.items()}
     budget = density * sum(numel.values())

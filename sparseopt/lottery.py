@@ -68,6 +68,9 @@ def shuffle_masks(masks: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor
         masks: bool masks by layer name; not changed.
         seed: of the places.
 
+    Returns:
+        Bool masks of the same shapes, by layer name.
+
     Raises:
         TypeError: if ``seed`` is not a whole number.
         ValueError: if it is out of range.

@@ -21,11 +21,11 @@ def are_finite(gradients: Sequence[Tensor]) -> bool:
     """Whether no gradient has an infinity or NaN, on any rank; waits for the device once."""
     mine = [local(gradient) for gradient in gradients]
     # The 2-norm takes a CPU a fifteenth of the time, but may overflow where no entry does.
-    finite = _normsare_finite(mine, 2.0) or _normsare_finite(mine, float("inf"))
+    finite = _norms_are_finite(mine, 2.0) or _norms_are_finite(mine, float("inf"))
     return not on_any_rank(not finite, gradients)
 
 
-def _normsare_finite(gradients: Sequence[Tensor], order: float) -> bool:
+def _norms_are_finite(gradients: Sequence[Tensor], order: float) -> bool:
     norms = [
         torch.linalg.vector_norm(_values(gradient), order).to(gradients[0].device)
         for gradient in gradients

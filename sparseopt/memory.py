@@ -57,7 +57,10 @@ class GradientMemory(ABC):
 
     @abstractmethod
     def add_(self, held: Tensor, gradient: Tensor) -> None:
-        """Bring ``held``, which starts at zero, forward by the gradient of one step, in place."""
+        """Bring ``held``, which starts at zero, forward by the gradient of one step, in place.
+
+        Both have the weight's shape; of a sharded weight, that of this rank's part.
+        """
 
 
 @dataclass(frozen=True)

@@ -249,8 +249,8 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         load into either mode. If the checkpoint does not fit, nothing changes.
 
         Raises:
-            CheckpointError: if the state dict is that of a plain optimizer, another method, or
-                other layers.
+            CheckpointError: if the state dict is that of a plain optimizer, another method, other
+                layers, or an inner optimizer of another class without all settings of this one.
             ValueError: if the inner optimizer refuses it.
         """
         self._store.bring_back()
@@ -300,6 +300,8 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
 
     def set_horizon(self, total_steps: int) -> None:
         """Say how many times :meth:`step` will be called in all; updates stop at three quarters.
+
+        That is so too if they were to stop elsewhere, by an earlier ``t_end=``.
 
         Raises:
             TypeError: if it is not a whole number.

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sparseopt import SparseOptimizer
+from sparseopt.distributions import er, erk, uniform
 from tests import oracle
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.published import WideResNet222
@@ -119,6 +120,13 @@ def test_a_function_of_shapes_and_density():
 def test_a_function_that_forgets_a_layer_is_refused_by_name():
     with pytest.raises(ValueError, match=r"conv1\.weight"):
         wrap(make(), init=lambda shapes, density: {"fc1.weight": density})
+
+
+@pytest.mark.parametrize("distribution", [erk, er, uniform])
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan")])
+def test_a_distribution_by_itself_refuses_what_is_no_density(distribution, density):
+    with pytest.raises(ValueError, match=r"density=.* must be in \(0, 1\]"):
+        distribution({"a": (10, 10), "b": (10, 10)}, density)
 
 
 @pytest.mark.parametrize("init", ["erk", "er", "uniform"])

@@ -71,7 +71,7 @@ class SampledRigL(DropGrow):
 # - Random numbers come from ``update``, not from ``torch.rand``. So they are the same on all ranks
 #   and devices, and go on where they were after a checkpoint.
 # - Nothing is said about live weights, ties, exact counts or optimizer state. Scores of weights
-#   that are live don't matter.
+#   that survive the drop don't matter.
 # - ``train_flops`` is the formula of one dense gradient each ``delta_t`` steps. Leave it out and
 #   ``flops()`` takes all steps for sparse ones.
 #

@@ -294,7 +294,8 @@ class Method(ABC):
     def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return a score for each weight, of the weight's shape; the highest candidates grow.
 
-        Scores of weights that are live don't matter.
+        Scores of survivors don't matter. A weight that this update drops is a candidate, unless
+        ``regrow="never"``.
         """
         raise TypeError(f"method {self.name!r} does not grow weights, but moves() asked it to.")
 

@@ -41,6 +41,10 @@ class GraNet(Gradual):
     Args:
         initial: the density at the start, in (0, 1]; a target that is larger is its own start.
 
+    Raises:
+        TypeError: if ``initial`` is not a number.
+        ValueError: if it is outside (0, 1].
+
     Example:
         >>> import torch
         >>> from sparseopt import SparseOptimizer

@@ -37,6 +37,9 @@ class Pruning(Gradual):
     Args:
         scope: ``"global"`` compares magnitudes across layers, ``"layer"`` within each.
 
+    Raises:
+        ValueError: if ``scope`` is neither.
+
     Example:
         >>> import torch
         >>> from sparseopt import Pruning, SparseOptimizer

@@ -40,6 +40,9 @@ class RigL(DropGrow):
             exponential moving average, or ``Accumulated(10)``, the sum over the last steps. It is
             one dense tensor a layer, and gradients are dense on all steps that feed it.
 
+    Raises:
+        TypeError: if ``grow`` is neither ``None`` nor a memory of dense gradients.
+
     Example:
         >>> import torch
         >>> from sparseopt import SparseOptimizer

@@ -26,6 +26,12 @@ class RigLSG(Redistributing, RigL):
     mean gradient magnitude of its :math:`n_l` live weights,
     :math:`\frac{1}{n_l} \sum_{i \text{ live}} |\partial L / \partial w_{l,i}|`, before the drop.
 
+    Args:
+        grow: as in :class:`RigL`.
+
+    Raises:
+        TypeError: if ``grow`` is neither ``None`` nor a memory of dense gradients.
+
     Example:
         >>> import torch
         >>> from sparseopt import SparseOptimizer
@@ -64,6 +70,12 @@ class RigLSM(Redistributing, RigL):
     :math:`m \leftarrow .9\, m + .1\, g`, is the method's own and that of live gradients only, so
     ordinary steps cost what they cost in RigL. With ``grow=`` there is one memory for both growth
     and shares.
+
+    Args:
+        grow: as in :class:`RigL`.
+
+    Raises:
+        TypeError: if ``grow`` is neither ``None`` nor a memory of dense gradients.
 
     Example:
         >>> from sparseopt import RigLSM

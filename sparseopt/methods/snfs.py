@@ -44,6 +44,10 @@ class SNFS(Redistributing):
     Args:
         momentum: :math:`\beta`, in [0, 1).
 
+    Raises:
+        TypeError: if ``momentum`` is not a number.
+        ValueError: if it is outside [0, 1).
+
     Example:
         >>> from sparseopt import SNFS
         >>> SNFS(momentum=0.9).memory
