@@ -22,7 +22,12 @@ def rewritten(readme: str) -> str:
     Raises:
         MissingBlockError: If the comments around one of the tables are missing.
     """
-    for name, text in (("cifar", cifar_text()), ("overhead", overhead_text())):
+    texts = {
+        "cifar": cifar_text(),
+        "overhead": overhead_text(),
+        "structured": structured_text(),
+    }
+    for name, text in texts.items():
         block = BLOCK.format(name=name, text=f"\n{text}\n")
         pattern = BLOCK.format(name=name, text=".*?")
         readme, count = re.subn(pattern, lambda _, block=block: block, readme, flags=re.DOTALL)
@@ -68,6 +73,23 @@ def overhead_text() -> str:
             "\n".join(overhead.cost_table(results)),
             overhead.COLUMNS,
             f"All figures, beside other libraries: [report]({_report(overhead.FILE.parent)}).",
+        ]
+    )
+
+
+def structured_text() -> str:
+    """Time of models without their dropped channels, in inference and in training."""
+    from benchmarks.overview import structured
+
+    found = structured.records()
+    timed = [record for record in found if "inference" in record or "training" in record]
+    return _joined(
+        [
+            f"Time and FLOPs as multiples of the dense model's, on {structured.machines(timed)}.",
+            "\n".join(structured.channel_table(found)).rstrip(),
+            "\n".join(structured.training_table(found)).rstrip(),
+            structured.COLUMNS,
+            f"Layer by layer, and which channels move: [report]({_report(structured.RESULTS)}).",
         ]
     )
 

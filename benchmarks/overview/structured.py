@@ -13,6 +13,14 @@ from benchmarks.structured.report.training import MODELS, average_steps
 
 Record = dict[str, Any]
 
+#: What the columns of the two tables of times are.
+COLUMNS = (
+    "Inference of compacted models above, whole training steps by `CompactedTraining` below, with "
+    "its share of mask updates. *Made by hand* is the same model with every layer made by its "
+    "constructor in that shape, and so what dense code of this size takes; *masked* is "
+    "`rigl-struct` without taking channels out. Each in its fastest precision and memory format."
+)
+
 RESULTS = Path(__file__).parents[1] / "structured" / "results"
 
 
