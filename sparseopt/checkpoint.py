@@ -22,13 +22,14 @@ from sparseopt.layers import SparseLayer
 from sparseopt.memory import RememberedGradients
 from sparseopt.methods.base import Method
 from sparseopt.progress import Progress
-from sparseopt.state import CompactState, StateStore
+from sparseopt.state import StateStore
 
 __all__ = [
     "SavedLayer",
     "SavedState",
     "attach",
     "check_kind",
+    "check_trained",
     "extract",
     "match_layers",
     "only_makes_state",
@@ -76,7 +77,7 @@ def attach(
     *,
     named: bool,
     method: Method,
-    store: StateStore,
+    compact: bool,
     memory: RememberedGradients | None,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -109,12 +110,23 @@ def attach(
     groups[0][PROGRESS_KEY] = {
         "method": method.name,
         "optimizer": type(inner).__name__,
-        "compact": isinstance(store, CompactState),
+        "compact": compact,
         **progress.as_dict(),
         "named": named,
         "layers": tuple(entries),
     }
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def check_trained(layers: Sequence[SparseLayer], inner: Optimizer) -> None:
+    """Raise :class:`RuntimeError` if a layer's weight is in no param group any more."""
+    indices = _parameter_indices(inner)
+    for layer in layers:
+        if layer.weight not in indices:
+            raise RuntimeError(
+                f"the weight of sparse layer {layer.name!r} is in none of the optimizer's "
+                "param_groups any more: call detach(), and wrap what is left anew."
+            )
 
 
 def extract(state_dict: Mapping[str, Any]) -> SavedState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -97,19 +97,41 @@ def build_layers(
 
 
 def more_layers(
-    group: dict[str, Any],
+    groups: list[dict[str, Any]],
     model: nn.Module | None,
     wishes: Wishes,
     method: Method,
     generator: torch.Generator,
+    *,
+    known: Collection[str],
 ) -> list[SparseLayer]:
-    """Return the layers of a param group that was added later: by the same rules, perhaps none.
+    """Return the layers of the last of ``groups``, which is new: by the same rules, perhaps none.
 
     The group's layers share the density among themselves; none is "the first, so dense".
+
+    Args:
+        groups: all param groups.
+        model: the model, if the optimizer was made with one.
+        wishes: those of the construction.
+        method: the method.
+        generator: the source of random masks.
+        known: names of the layers that there are already.
+
+    Raises:
+        ValueError: if a weight has the name of another that is sparse already.
     """
-    weights, overrides = _sparse_weights([group], model)
+    everything, overrides = _sparse_weights(groups, model)
+    added = set(groups[-1]["params"])
+    weights = {name: weight for name, weight in everything.items() if weight in added}
     if not weights:
         return []
+    for name in weights:
+        if name in known:
+            raise ValueError(
+                f"parameter {name!r} of the new param group has the name of a sparse layer that "
+                "this optimizer has already: a weight that takes another's place in the model "
+                "needs a new SparseOptimizer."
+            )
     densities = {name: overrides.get(name, wishes.density) for name in weights}
     return _make_layers(weights, densities, wishes.among(weights), method, generator)
 
@@ -150,6 +172,10 @@ def _make_layers(
     method: Method,
     generator: torch.Generator,
 ) -> list[SparseLayer]:
+    for density in overrides.values():
+        if density != 1.0:
+            # A method that can have one density only says so.
+            method.initial_density(density)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     targets = {
         name: method.live_count(shapes[name], live)

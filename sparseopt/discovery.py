@@ -53,7 +53,7 @@ def model_weights(model: nn.Module) -> dict[nn.Parameter, str]:
     These are the weights of convolutions, transposed convolutions and linear layers (that of
     transformers' GPT-2, ``Conv1D``, among them), and the projections of
     :class:`torch.nn.MultiheadAttention`. A weight that an embedding shares is left
-    out; one that several modules share has the name of the first.
+    out, and one without entries; one that several modules share has the name of the first.
 
     Raises:
         ValueError: if a module is lazy and has not seen an input yet.
@@ -73,7 +73,7 @@ def model_weights(model: nn.Module) -> dict[nn.Parameter, str]:
                     f"module {path!r} is lazy and has no shape yet: run one input through the "
                     "model before the optimizer is made."
                 )
-            if parameter not in embeddings:
+            if parameter not in embeddings and parameter.numel():
                 found.setdefault(parameter, canonical_name(names[parameter]))
     return found
 
@@ -88,7 +88,7 @@ def optimizer_weights(groups: list[dict[str, Any]]) -> dict[nn.Parameter, str]:
     for number, group in enumerate(groups):
         names = group.get("param_names")
         for index, parameter in enumerate(group["params"]):
-            if parameter.dim() >= 2:
+            if parameter.dim() >= 2 and parameter.numel():
                 name = names[index] if names else f"{number}.{index}"
                 found[parameter] = canonical_name(name)
     return found

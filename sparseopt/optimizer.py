@@ -27,7 +27,7 @@ from sparseopt.progress import Progress, make_schedule
 from sparseopt.randomness import mask_generator
 from sparseopt.schedules import Decay
 from sparseopt.sharding import whole
-from sparseopt.state import StateMode, choose_store
+from sparseopt.state import CompactState, StateMode, choose_store
 from sparseopt.transitions import Regrow
 from sparseopt.updating import MaskUpdater
 
@@ -172,8 +172,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
                 on construction, and their masks differ.
             ValueError: if the method needs a horizon and has none.
         """
-        if self._attachment.is_released:
-            raise RuntimeError("this SparseOptimizer was detached: step its inner optimizer.")
+        self._require_attached("step")
         # A scheduler made on the inner optimizer looks here for "step() came before me".
         self.inner._opt_called = True  # type: ignore[attr-defined]
         self._follow_parameters()
@@ -201,16 +200,29 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         """Add a param group; weights in it that can be sparse get masks by the same rules.
 
         If a weight in it cannot be masked, nothing is added.
+
+        Raises:
+            RuntimeError: after :meth:`detach`; or after unpickling, if the optimizer was made with
+                a model, which is not in the pickle.
+            TypeError: if a weight is of a kind that can't be masked.
+            ValueError: if a density is wrong, or a weight has the name of a layer that there is.
         """
+        self._require_attached("add the group to")
+        if self._model is None and self._named and not has_names(self.inner, None):
+            raise RuntimeError(
+                "this SparseOptimizer was unpickled without its model, which says what can be "
+                "sparse: make a new one with the model, and load the state dict."
+            )
         self._store.bring_back()
         self.inner.add_param_group(param_group)
         try:
             layers = more_layers(
-                self.inner.param_groups[-1],
+                self.inner.param_groups,
                 self._model,
                 self._wishes,
                 self.method,
                 self._progress.generator,
+                known={layer.name for layer in self._layers},
             )
         except Exception:
             self.inner.param_groups.pop()
@@ -223,18 +235,22 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         """Return the inner optimizer's state dict with masks and progress in it.
 
         Its top level has nothing but ``state`` and ``param_groups``. See the page on checkpoints.
+
+        Raises:
+            RuntimeError: if a sparse layer's weight was taken out of the param groups.
         """
         self._store.bring_back()
         self._follow_parameters()
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
+        checkpoint.check_trained(self._layers, self.inner)
         state_dict = checkpoint.attach(
             self.inner.state_dict(),
             self.inner,
             self._layers,
             named=self._named,
             method=self.method,
-            store=self._store,
+            compact=isinstance(self._store, CompactState) and not self._attachment.is_released,
             memory=self._updater.memory,
             progress=self._progress,
         )
@@ -251,8 +267,10 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         Raises:
             CheckpointError: if the state dict is that of a plain optimizer, another method, other
                 layers, or an inner optimizer of another class without all settings of this one.
+            RuntimeError: after :meth:`detach`.
             ValueError: if the inner optimizer refuses it.
         """
+        self._require_attached("load into")
         self._store.bring_back()
         self._follow_parameters()
         state_dict = dict(state_dict)
@@ -263,6 +281,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         pairs = checkpoint.match_layers(saved, self.inner, self._layers, named=self._named)
         self.inner.load_state_dict(saved.inner)
         self._backup.put_back()
+        self._updater.forget_preparation()
         checkpoint.restore_layers(saved, pairs, store=self._store, memory=self._updater.memory)
         self._progress.restore(saved.progress)
         self._plan_next_step()
@@ -330,6 +349,10 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         """
         self._store.bring_back()
         self._attachment.release()
+
+    def _require_attached(self, what: str) -> None:
+        if self._attachment.is_released:
+            raise RuntimeError(f"this SparseOptimizer was detached: {what} its inner optimizer.")
 
 
 def _evaluate(closure: Callable[[], Any] | None) -> Any:

@@ -20,16 +20,24 @@ def before_training_forward(model: nn.Module, act: Callable[[], Any]) -> Removab
 
     A pass without gradients or in evaluation mode is none.
     """
-    weak = weakref.WeakMethod(act)
+    return model.register_forward_pre_hook(_Preparing(act))
+
+
+class _Preparing:
+    """The hook. In a pickle of the model it does nothing, as the optimizer is not in there."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self._act: weakref.WeakMethod[Callable[[], Any]] | None = weakref.WeakMethod(act)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module.training and torch.is_grad_enabled():
+            self._prepare()
 
     @never_compiled
-    def prepare() -> None:
-        method = weak()
-        if method is not None:
-            method()
+    def _prepare(self) -> None:
+        act = None if self._act is None else self._act()
+        if act is not None:
+            act()
 
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if module.training and torch.is_grad_enabled():
-            prepare()
-
-    return model.register_forward_pre_hook(hook)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_act": None}

@@ -57,17 +57,29 @@ class ParameterPlaces:
 
 def before_first_forward(model: nn.Module, act: Callable[[], Any]) -> RemovableHandle:
     """Call ``act``, a method that is held weakly, before the next training forward; once."""
-    weak = weakref.WeakMethod(act)
+    hook = _Once(act)
+    hook.handle = model.register_forward_pre_hook(hook)
+    return hook.handle
 
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            handle.remove()
-            method = weak()
-            if method is not None:
-                method()
 
-    handle = model.register_forward_pre_hook(hook)
-    return handle
+class _Once:
+    """The hook. In a pickle of the model it does nothing, as the optimizer is not in there."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self._act: weakref.WeakMethod[Callable[[], Any]] | None = weakref.WeakMethod(act)
+        self.handle: RemovableHandle | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or self.handle is None:
+            return
+        self.handle.remove()
+        self.handle = None
+        act = None if self._act is None else self._act()
+        if act is not None:
+            act()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_act": None, "handle": None}
 
 
 def rebind(replaced: Sequence[tuple[SparseLayer, nn.Parameter]], inner: Optimizer) -> None:

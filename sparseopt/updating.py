@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,9 +44,8 @@ class MaskUpdater:
     def is_due(self) -> bool:
         """Whether the next step is an update step."""
         progress = self.progress
-        return self._can_move() and self.method.is_update(
-            progress.steps + 1, progress.schedule, progress.total_steps
-        )
+        coming = progress.steps + 1, progress.schedule, progress.total_steps
+        return self._can_move() and (self.method.is_update(*coming) or self._is_overdue())
 
     def needs_dense_gradients(self) -> bool:
         """Whether the next step reads gradients of dropped weights: to update, or to remember."""
@@ -96,6 +96,9 @@ class MaskUpdater:
         """
         progress = self.progress
         update = self._about(step)
+        if self._is_overdue():
+            # Gradients may be masked, and newcomers would have no further update to be judged by.
+            update = replace(update, fraction=0.0)
         dense = self.method.dense_passes if self.needs_dense_gradients() else 0
         usage = progress.usage.advanced(step, self.layers, dense)
         if progress.schedule.t_end is None and not self.method.has_own_schedule:
@@ -135,6 +138,10 @@ class MaskUpdater:
             return
         self.method.prepare_forward(model, self._about(self.progress.steps + 1))
         self._prepared = True
+
+    def forget_preparation(self) -> None:
+        """Have the next forward pass prepared anew: a checkpoint replaces what this one was for."""
+        self._prepared = False
 
     def undo_preparation(self) -> None:
         """Make all weights zero again that are not live."""
@@ -196,6 +203,18 @@ class MaskUpdater:
         return self._can_move() and self.method.remembers(
             progress.steps + 1, progress.schedule, progress.total_steps
         )
+
+    def _is_overdue(self) -> bool:
+        """Whether updates have ended, and there is more live than there was to be in the end."""
+        t_end = self.progress.schedule.t_end
+        if not self.method.settles or t_end is None or self.progress.steps < t_end:
+            return False
+        able = [
+            layer
+            for layer in self.layers
+            if layer.weight.grad is not None or not self.method.needs_gradient
+        ]
+        return sum(layer.live for layer in able) > sum(layer.target for layer in able)
 
     def _can_move(self) -> bool:
         return not (self._lacks_horizon() or all(layer.is_dense for layer in self.layers))

@@ -92,6 +92,15 @@ def test_norms_stay_dense_through_training():
     assert names(optimizer) == list(SPARSE_NAMES)
 
 
+@pytest.mark.parametrize("with_model", [True, False])
+def test_weights_without_entries_are_left_out(with_model):
+    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(8, 8)])
+    model[0].weight = nn.Parameter(torch.empty(0, 4))
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(inner, model if with_model else None, density=0.5)
+    assert [layer.numel for layer in optimizer.layers] == [64]
+
+
 def test_frozen_weights_are_neither_masked_nor_listed():
     model = make()
     model.conv2.weight.requires_grad_(False)

@@ -63,15 +63,16 @@ class Remembering(torch.optim.Optimizer):
     It would divide by zero if `scale` were ever zero, also where no gradient arrives.
     """
 
-    def __init__(self, params, lr=0.01):
+    def __init__(self, params, lr=0.01, bring="look up"):
         super().__init__(params, {"lr": lr})
+        self.bring = bring
 
     @torch.no_grad()
     def step(self, closure=None):
         assert closure is None
         for group in self.param_groups:
             for p in group["params"]:
-                state = self.state[p]
+                state = self.entry(p)
                 if len(state) == 0:
                     state["scale"] = torch.full_like(p, 0.5)
                     state["speeds"] = {0.5: torch.zeros_like(p), 0.9: torch.zeros_like(p)}
@@ -81,23 +82,65 @@ class Remembering(torch.optim.Optimizer):
                 update = sum(state["speeds"].values()) / state["scale"]
                 p.sub_(group["lr"] * update / update.norm())
 
+    def entry(self, p):
+        """The state of a parameter, in each of the ways in which optimizers come by it."""
+        if self.bring == "assign" and p not in self.state:
+            speeds = {0.5: torch.zeros_like(p), 0.9: torch.zeros_like(p)}
+            self.state[p] = {"scale": torch.full_like(p, 0.5), "speeds": speeds}
+        if self.bring == "setdefault":
+            return self.state.setdefault(p, {})
+        return self.state[p]
 
+
+@pytest.mark.parametrize("bring", ["look up", "assign", "setdefault"])
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
-def test_state_in_containers_and_state_that_begins_elsewhere_than_at_zero(method):
+def test_state_in_containers_and_state_that_begins_elsewhere_than_at_zero(method, bring):
     """A dropped weight's is a fresh parameter's too."""
     model, own_model = make(), make()
     oracle = oracle_for(method, own_model, **SETTINGS)
     plain = Remembering(own_model.parameters())
     by_hand = HandMasked(own_model, plain, oracle, fresh=FRESH)
-    optimizer = SparseOptimizer(Remembering(model.parameters()), model, method=method, **SETTINGS)
+    inner = Remembering(model.parameters(), bring=bring)
+    state = inner.state
+    optimizer = SparseOptimizer(inner, model, method=method, **SETTINGS)
     for t in range(1, STEPS + 1):
         train_step(model, optimizer, t)
         by_hand.step()
+        assert inner.state is state
         assert_dropped_are_fresh(optimizer, FRESH)
         for layer in optimizer.layers:
             for speed in optimizer.state.get(layer.weight, {}).get("speeds", {}).values():
                 assert not speed[~layer.mask].any()
     assert_same_weights(model, own_model)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+class FilledLate(torch.optim.Optimizer):
+    """Brings in an entry before there is anything in it; an accumulator, as Adagrad's."""
+
+    def __init__(self, params, lr=0.01):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p not in self.state:
+                    entry = {}
+                    self.state[p] = entry
+                    entry["sum"] = torch.full_like(p, 0.1)
+                entry = self.state[p]
+                entry["sum"].add_(p.grad.square())
+                p.sub_(group["lr"] * p.grad / entry["sum"].sqrt())
+
+
+@pytest.mark.parametrize("method", ["set", "rigl"])
+def test_state_that_is_filled_unseen_begins_where_it_began(method):
+    model = make()
+    optimizer = SparseOptimizer(FilledLate(model.parameters()), model, method=method, **SETTINGS)
+    for t in range(1, STEPS + 1):
+        train_step(model, optimizer, t)
+        assert_dropped_are_fresh(optimizer, {"sum": 0.1})
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 

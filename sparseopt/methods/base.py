@@ -167,6 +167,8 @@ class Method(ABC):
         needs_horizon: whether training can't start before the number of steps is known.
         moves_masks: whether there is any update at all.
         has_own_schedule: whether the optimizer's schedule plays no part.
+        settles: whether live counts come down to their targets at ``t_end``, and at the first step
+            after it at which they have not: an update in which the drop fraction is 0.
         prepares_forward: whether :meth:`prepare_forward` is to be called.
         dense_passes: how many of the three passes of a step that reads the dense gradient cost as
             much as with every weight live.
@@ -207,6 +209,7 @@ class Method(ABC):
     needs_horizon: ClassVar[bool] = False
     moves_masks: ClassVar[bool] = True
     has_own_schedule: ClassVar[bool] = False
+    settles: ClassVar[bool] = False
     prepares_forward: ClassVar[bool] = False
     dense_passes: ClassVar[int] = 1
 

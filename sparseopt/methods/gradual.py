@@ -34,6 +34,9 @@ class Gradual(Method):
     """
 
     needs_horizon: ClassVar[bool] = True
+    settles: ClassVar[bool] = True
+    # A layer that happens to be unused at the last update would else keep what it has too much.
+    needs_gradient: ClassVar[bool] = False
     start_share: ClassVar[float] = 0.0
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:

@@ -90,6 +90,8 @@ class GraNet(Gradual):
         return cost.with_dense_gradients(1)
 
     def _move(self, layer: SparseLayer, pruned: int, fraction: float) -> Move:
+        if layer.weight.grad is None:
+            return Move(drop=pruned, grow=0)
         regenerated = int(fraction * (layer.live - pruned))
         if self.regrow == "never":
             regenerated = min(regenerated, layer.numel - layer.live)

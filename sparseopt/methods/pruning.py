@@ -55,8 +55,6 @@ class Pruning(Gradual):
 
     name: ClassVar[str] = "pruning"
     start_share: ClassVar[float] = START_SHARE
-    # A layer that happens to be unused at the last update would else keep all its weights for ever.
-    needs_gradient: ClassVar[bool] = False
 
     scope: Literal["global", "layer"] = "global"
 

@@ -106,8 +106,20 @@ class StateStore(ABC):
         """Return what the state ``name`` of a weight is before its first gradient."""
         return fresh_value(self.inner, group, name)
 
+    def trains(self, layer: SparseLayer) -> bool:
+        """Whether the layer's weight still is in a param group."""
+        return self._find_group(layer.weight) is not None
+
     def _group_of(self, weight: Tensor) -> dict[str, Any]:
+        group = self._find_group(weight)
+        if group is None:
+            raise RuntimeError(
+                "a sparse layer's weight is in none of the optimizer's param_groups."
+            )
+        return group
+
+    def _find_group(self, weight: Tensor) -> dict[str, Any] | None:
         for group in self.inner.param_groups:
             if any(weight is parameter for parameter in group["params"]):
                 return group
-        raise RuntimeError("a sparse layer's weight is in none of the optimizer's param_groups.")
+        return None

@@ -89,7 +89,7 @@ class CompactState(StateStore):
         """Scatter all state into dense tensors; see :meth:`StateStore.release`."""
         self._arrangement = None
         for layer in self.layers:
-            if layer.is_full:
+            if layer.is_full or not self.trains(layer):
                 continue
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(values, fresh)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sparseopt.sharding import is_sharded
 
@@ -36,29 +37,54 @@ class _Noting(dict[str, Any]):
             self[name] = value
 
 
-@contextmanager
-def noting_first_values(
-    state: MutableMapping[Any, Any],
-) -> Iterator[dict[Tensor, dict[str, float]]]:
-    """Yield a mapping that has, in the end, what new entries of ``state`` were filled with.
+class _NotingState(defaultdict[Any, Any]):
+    """An optimizer's state that notes what comes into new entries, however they are brought in."""
 
-    Args:
-        state: an optimizer's, by parameter. Entries that it makes itself when it is asked for one
-            are noted, as torch's do.
+    def __init__(self, entries: Mapping[Any, Any]) -> None:
+        super().__init__(_Noting, entries)
+        self.brought: dict[Any, dict[str, float]] = {}
+
+    def __setitem__(self, parameter: Any, entry: Any) -> None:
+        if isinstance(entry, dict) and not isinstance(entry, _Noting):
+            # Kept as it is, for the optimizer may hold on to it.
+            self.brought[parameter] = {
+                name: common_value(value)
+                for name, value in entry.items()
+                if isinstance(value, Tensor) and not is_sharded(value)
+            }
+        super().__setitem__(parameter, entry)
+
+    def setdefault(self, parameter: Any, default: Any = None) -> Any:
+        if parameter not in self:
+            self[parameter] = _Noting() if default == {} else default
+        return self[parameter]
+
+
+@contextmanager
+def noting_first_values(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str, float]]]:
+    """Yield a mapping that has, in the end, what new state of ``optimizer`` was filled with.
+
+    What it fills in later, in an entry that it made itself and brought in before, is not noted;
+    nor is anything if its state is of a kind of its own.
     """
     found: dict[Tensor, dict[str, float]] = {}
-    if not isinstance(state, defaultdict):
+    state = optimizer.state
+    if type(state) is not defaultdict:
         yield found
         return
-    factory, state.default_factory = state.default_factory, _Noting
+    noting = _NotingState(state)
+    optimizer.state = noting
     try:
         yield found
     finally:
-        state.default_factory = factory
-        for parameter, entry in state.items():
-            if isinstance(entry, _Noting):
-                found[parameter] = entry.first
-                state[parameter] = dict(entry)
+        optimizer.state = state
+        state.clear()
+        for parameter, entry in noting.items():
+            noted = isinstance(entry, _Noting)
+            state[parameter] = dict(entry) if noted else entry
+            first = entry.first if noted else noting.brought.get(parameter)
+            if first:
+                found[parameter] = first
 
 
 def common_value(values: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,7 +54,7 @@ class MaskedState(StateStore):
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(whole(values), fresh)
             return
-        self._recognise_fresh_values(layer)
+        self._recognise_fresh_values(layer, self._state_names(layer))
         for entry, key, values, fresh in self.per_weight(layer, layer.weight.shape):
             entry[key] = shard_like(values, layer.weight)
             layer.mask_(entry[key], fresh)
@@ -92,17 +92,31 @@ class MaskedState(StateStore):
         if is_known(self.inner):
             yield
             return
-        with noting_first_values(self.inner.state) as begun:
+        before = [self._state_names(layer) for layer in self.layers]
+        with noting_first_values(self.inner) as begun:
             yield
-        for layer in self.layers:
-            for name, value in begun.get(layer.weight, {}).items():
+        for layer, names in zip(self.layers, before, strict=True):
+            noted = begun.get(layer.weight, {})
+            for name, value in noted.items():
                 self._fresh[layer.name, name] = value
+            # An optimizer that brings an entry of its own has filled it unseen; where there was no
+            # gradient, that is what is in it still.
+            self._recognise_fresh_values(layer, self._state_names(layer) - names - set(noted))
 
-    def _recognise_fresh_values(self, layer: SparseLayer) -> None:
-        """Take them from the state of dropped weights: of a checkpoint, or of a new optimizer."""
-        if is_known(self.inner) or layer.is_sharded:
+    def _state_names(self, layer: SparseLayer) -> set[str]:
+        return set(self.inner.state.get(layer.weight, ()))
+
+    def _recognise_fresh_values(self, layer: SparseLayer, names: Collection[str]) -> None:
+        """Take them from dropped weights' state: of a checkpoint, a new optimizer or a new entry.
+
+        Args:
+            layer: the layer.
+            names: of the state.
+        """
+        if not names or is_known(self.inner) or layer.is_sharded:
             return
-        for name, values in self.inner.state.get(layer.weight, {}).items():
+        for name in names:
+            values = self.inner.state[layer.weight][name]
             if isinstance(values, Tensor) and values.shape == layer.weight.shape:
                 dropped = values if layer.is_full else values[~layer.mask]
                 self._fresh[layer.name, name] = common_value(dropped)

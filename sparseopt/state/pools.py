@@ -57,6 +57,9 @@ class Pool:
         """Whether the layers' state is still what this pool made of it, and of the same size."""
         if [layer.live for layer in self.layers] != self.sizes:
             return False
+        # One of them may have been brought into another precision since.
+        if any(layer.weight.dtype != self._stand_in.dtype for layer in self.layers):
+            return False
         entries = [self.inner.state.get(layer.weight, {}) for layer in self.layers]
         if any(len(entry) != len(self._views) for entry in entries):
             return False

@@ -134,6 +134,22 @@ def test_another_density_is_refused():
         SparseOptimizer(inner, model, method="n:m", **{**SETTINGS, "density": 0.2})
 
 
+def test_another_density_of_a_param_group_is_refused():
+    model = make()
+    groups = [
+        {"params": model.fc1.parameters(), "density": 0.1},
+        {"params": model.fc2.parameters(), "density": 1.0},
+    ]
+    with pytest.raises(ValueError, match=r"density=0\.1.*density=0\.5"):
+        SparseOptimizer(torch.optim.SGD(groups, lr=0.1), model, method="n:m", **SETTINGS)
+    groups[0]["density"] = 0.5
+    optimizer = SparseOptimizer(torch.optim.SGD(groups, lr=0.1), model, method="n:m", **SETTINGS)
+    assert {layer.name: layer.density for layer in optimizer.layers} == {
+        "fc1.weight": 0.5,
+        "fc2.weight": 1.0,
+    }
+
+
 def test_masks_of_another_structure_are_refused():
     model = make()
     mask = torch.zeros(16, 72, dtype=torch.bool)

@@ -1,6 +1,7 @@
 """Whole channels: dropped with all that they own, grown where the loss pulls, counts exact."""
 
 import copy
+import pickle
 from functools import cache
 
 import numpy as np
@@ -317,6 +318,42 @@ def test_a_resumed_run_is_the_uninterrupted_one():
         model.state_dict().values(), resumed.state_dict().values(), strict=True
     ):
         assert torch.equal(mine, theirs)
+
+
+def test_a_checkpoint_that_is_loaded_in_the_middle_of_an_update_step_is_gone_on_from():
+    model, optimizer = wrapped("AdamW", **HALF)
+    train(model, optimizer, 2)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    train(model, optimizer, 3, start=2)
+    clean = optimizer.history[0]
+    assert clean.new > 0
+    again, its_optimizer = wrapped("AdamW", **HALF)
+    train(again, its_optimizer, 2)
+    loss_of(again, 3).backward()
+    again.load_state_dict(saved[0])
+    its_optimizer.load_state_dict(saved[1])
+    train(again, its_optimizer, 3, start=2)
+    assert its_optimizer.history[0] == clean
+    for mine, theirs in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_whole_model_is_pickled_and_the_copy_is_left_alone():
+    model, optimizer = wrapped(**HALF)
+    train(model, optimizer, 2)
+    restored = pickle.loads(pickle.dumps(model))
+    averaged = copy.deepcopy(model)
+    before = copy.deepcopy(model.state_dict())
+    for other in (restored, averaged):
+        loss_of(other, 3).backward()
+        assert all(
+            torch.equal(value, before[name])
+            for name, value in model.state_dict().items()
+            if name in optimizer.masks
+        )
+        for name, weight in other.named_parameters():
+            if name in optimizer.masks:
+                assert not weight[~optimizer.masks[name]].any(), name
 
 
 def test_a_copy_trains_on_as_the_original_does():
