@@ -69,7 +69,8 @@ def overhead_text() -> str:
     results = Results(overhead.FILE)
     return _joined(
         [
-            f"What the wrapper costs, on {overhead.machines(results)}.",
+            f"What the wrapper costs at density {overhead.DENSITY:g}, on "
+            f"{overhead.machines(results)}.",
             "\n".join(overhead.cost_table(results)),
             overhead.COLUMNS,
             f"All figures, beside other libraries: [report]({_report(overhead.FILE.parent)}).",

@@ -6,7 +6,6 @@ parameters into its ``param_groups``.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from sparseopt.hooks import WeakHook
 from sparseopt.layers import SparseLayer
 
 __all__ = ["ParameterPlaces", "before_first_forward", "may_be_sharded_later", "rebind"]
@@ -62,11 +62,9 @@ def before_first_forward(model: nn.Module, act: Callable[[], Any]) -> RemovableH
     return hook.handle
 
 
-class _Once:
-    """The hook. In a pickle of the model it does nothing, as the optimizer is not in there."""
-
+class _Once(WeakHook):
     def __init__(self, act: Callable[[], Any]) -> None:
-        self._act: weakref.WeakMethod[Callable[[], Any]] | None = weakref.WeakMethod(act)
+        super().__init__(act)
         self.handle: RemovableHandle | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -74,12 +72,10 @@ class _Once:
             return
         self.handle.remove()
         self.handle = None
-        act = None if self._act is None else self._act()
-        if act is not None:
-            act()
+        self.act()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_act": None, "handle": None}
+        return {**super().__getstate__(), "handle": None}
 
 
 def rebind(replaced: Sequence[tuple[SparseLayer, nn.Parameter]], inner: Optimizer) -> None:

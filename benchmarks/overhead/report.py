@@ -16,6 +16,7 @@ from benchmarks.overhead.tables import (
     byte_table,
     extras_table,
     holder_table,
+    processor,
     table,
     time_table,
     training_table,
@@ -100,7 +101,7 @@ def _explanations() -> list[str]:
         "- *checkpoint*: length of the file of `torch.save` with the state dicts of the model, the "
         "optimizer and what else is needed to go on.",
         "- *with masking*: `step()` beyond plain's, and masking as in the first table, as a share "
-        "of plain's whole training step.",
+        "of plain's whole training step; where both were measured on the same processor.",
         "- *peak*: how far the memory of a process of its own rises, during masking and the step, "
         "above what it holds before; on the CPU by the kernel's high-water mark.",
     ]
@@ -126,20 +127,31 @@ def _group(results: Results, workload: str, density: float) -> list[str]:
     lines = [f"## {title}", ""]
     if steps:
         lines += [f"{steps[0]['parameters']:,} parameters in {steps[0]['tensors']} tensors.", ""]
-        lines += ["### The optimizer alone", "", *time_table(steps), ""]
+        lines += ["### The optimizer alone", "", *_on(steps), *time_table(steps), ""]
         lines += ["### Bytes between steps", "", *byte_table(steps), ""]
         held = holder_table(steps[-1], list(OURS))
         lines += [f"One by one, with {steps[-1]['optimizer']}:", "", *held, ""]
     if training:
         by_optimizer = {entry["optimizer"]: entry for entry in steps}
         lines += [f"### Whole training step, {WORKLOADS[workload].sample}", ""]
-        lines += [*training_table(training, by_optimizer), ""]
+        lines += [*_on(training), *training_table(training, by_optimizer), ""]
     if construction or memory:
-        lines += ["### Peak memory and construction", ""]
+        lines += ["### Peak memory and construction", "", *_on([*construction, *memory])]
         lines += [*extras_table(construction, memory), ""]
     if profiles:
-        lines += [f"### {WHERE}", "", *profile_lines(profiles), ""]
+        lines += [f"### {WHERE}", "", *_on(profiles), *profile_lines(profiles), ""]
     return [*lines, *_absent([*steps, *training, *construction, *memory])]
+
+
+def _on(entries: Sequence[Entry]) -> list[str]:
+    """What figures were measured on; on several processors, which of them on which."""
+    names: dict[str, list[str]] = {}
+    for entry in entries:
+        names.setdefault(processor(entry), []).append(entry["optimizer"])
+    if len(names) == 1:
+        return [f"On {next(iter(names))}.", ""]
+    each = (f"{', '.join(dict.fromkeys(those))} on {name}" for name, those in names.items())
+    return [f"Measured with {'; '.join(each)}.", ""]
 
 
 def _absent(entries: Sequence[Entry]) -> list[str]:

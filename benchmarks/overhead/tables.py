@@ -116,9 +116,11 @@ def share_of_training(training: Entry, steps: Entry, name: str) -> float | None:
     """Return the time of masking and of ``step()`` beyond plain's, as a share of the plain whole.
 
     ``step()`` is taken from within training steps. Masking, which hides in the backward pass there,
-    is taken from where nothing else is timed with it.
+    is taken from where nothing else is timed with it, if that was on the same processor.
     """
     if name == PLAIN or name not in steps["contenders"]:
+        return None
+    if processor(training) != processor(steps):
         return None
     masking = steps["contenders"][name]["masking"]["milliseconds"]
     if masking is None:
@@ -168,6 +170,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """The lines of a table."""
     lines = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def processor(entry: Entry) -> str:
+    """What an entry was measured on."""
+    return str(entry["made_with"]["processor"])
 
 
 def all_in(times: Mapping[str, Any]) -> float | None:

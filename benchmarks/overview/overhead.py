@@ -15,25 +15,31 @@ FILE = Path(__file__).parents[1] / "overhead" / "results" / "results.json"
 
 #: What the columns of the table are.
 COLUMNS = (
-    f"RigL at density {DENSITY:g}, ERK, automatic (compact) state; medians. `step()`, masking and "
-    "whole training steps are multiples of the plain optimizer's, stepped in turn in the same "
-    "process; in brackets, between which quartiles a second copy of the plain optimizer lay. "
+    "RigL, ERK, automatic (compact) state; medians. `step()`, masking and whole training steps are "
+    "multiples of the plain optimizer's, stepped in turn in the same process; in brackets, between "
+    "which quartiles a second copy of the plain optimizer lay. "
     "Memory is what is held between steps, as a multiple of the plain optimizer's state: state "
     "alone, and with positions and masks. A mask update is a multiple of a plain AdamW "
     "(for-loop) step."
 )
 
 
-def cost_table(results: Results) -> list[str]:
+def densities(results: Results) -> list[float]:
+    """Of which there is a table, that of the targets first."""
+    found = {entry["density"] for entry in results.entries if entry["figures"] == "steps"}
+    return sorted(found, key=lambda density: (density != DENSITY, density))
+
+
+def cost_table(results: Results, density: float = DENSITY) -> list[str]:
     """Time of a step and an update, and memory, as multiples of the plain optimizer's."""
     header = ["model", "optimizer", "`step()`", "masking", "state", "all that is held"]
     header += ["mask update", "share of a training step"]
-    return table(header, [_row(results, entry) for entry in _entries(results)])
+    return table(header, [_row(results, entry) for entry in _entries(results, density)])
 
 
-def machines(results: Results) -> str:
-    """What was measured on, in a phrase."""
-    about = (entry["made_with"] for entry in results.entries)
+def machines(results: Results, density: float = DENSITY) -> str:
+    """What the table's figures were measured on, in a phrase."""
+    about = (entry["made_with"] for entry in _entries(results, density))
     found = (
         f"{one['processor']}, {one['threads']} threads, on {one['device']}, torch {one['torch']}"
         for one in about
@@ -41,9 +47,9 @@ def machines(results: Results) -> str:
     return "; ".join(dict.fromkeys(found))
 
 
-def _entries(results: Results) -> Iterator[Entry]:
+def _entries(results: Results, density: float) -> Iterator[Entry]:
     for workload in WORKLOADS:
-        for entry in results.of("steps", workload, DENSITY):
+        for entry in results.of("steps", workload, density):
             if OURSELVES in entry["contenders"]:
                 yield entry
 
@@ -67,7 +73,8 @@ def _row(results: Results, entry: Entry) -> list[str]:
 
 def _share(results: Results, entry: Entry) -> str:
     """What the wrapper adds to a whole training step, where that was measured too."""
-    training = results.find("training", entry["workload"], DENSITY, entry["optimizer"])
+    place = entry["workload"], entry["density"], entry["optimizer"]
+    training = results.find("training", *place)
     if training is None or OURSELVES not in training["contenders"]:
         return NONE
     share = share_of_training(training, entry, OURSELVES)

@@ -164,9 +164,11 @@ class OverheadOverview(Overview):
     def parts(self) -> Iterator[str]:
         self.read(overhead.FILE)
         results = Results(overhead.FILE)
-        yield "\n".join(overhead.cost_table(results))
-        yield overhead.COLUMNS
-        yield f"Made on {overhead.machines(results)}. All of it: {self.link(overhead.FILE.parent)}."
+        for density in overhead.densities(results):
+            machines = overhead.machines(results, density)
+            yield f"At density {density:g}, on {machines}:"
+            yield "\n".join(overhead.cost_table(results, density))
+        yield f"{overhead.COLUMNS} All of it: {self.link(overhead.FILE.parent)}."
 
 
 #: Inches in which a figure with panels beside each other has letters of a legible size here.

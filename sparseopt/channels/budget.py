@@ -37,11 +37,16 @@ def channel_counts(
         density: which share of these weights is live at most.
 
     Raises:
-        ValueError: if one channel a group is too much.
+        ValueError: if one channel a group is too much, or no group may lose any.
     """
     total = sum(math.prod(shape) for shape in shapes.values())
     budget = round(density * total)
     least = _live_weights(groups, _counts(groups, shares, 0.0), shapes)
+    if least == total and budget < total:
+        raise ValueError(
+            f"density={density} can't be had: under this init no group of channels may lose any, "
+            "as those of the first layer under 'uniform' don't, and those that share theirs."
+        )
     if least > budget:
         raise ValueError(
             f"density={density} is too low for whole channels: with one in each group "

@@ -85,7 +85,7 @@ class Compaction:
 
     Attributes:
         model: the smaller model: of the same class, with smaller layers.
-        masks: the optimizer's masks, cut alike, by name: pass them as ``mask=`` to a new
+        masks: the optimizer's masks of weights, cut alike, by name: pass them as ``mask=`` to a new
             :class:`SparseOptimizer` of the smaller model, to train it further or to condense it.
         report: what was taken out, what could not be and why (:class:`CompactionReport`).
         kept: for each parameter and buffer that became smaller, by dimension the positions that
@@ -136,6 +136,8 @@ class Compaction:
         self.masks = {
             canonical_name(name): shrunk(mask, self.kept.get(name, {}))
             for name, mask in live.items()
+            # What vectors have dropped follows from the channels, and is no mask of other methods.
+            if mask.dim() > 1
         }
         self.report = make_report(structure, uses, removal, live, model)
         check_agreement(model, self.model, args, kwargs, structure.labellings[0].trace)

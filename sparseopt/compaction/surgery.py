@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Final
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt.compaction.removal import Fold
-from sparseopt.flops.recording import InputRecorder
+from sparseopt.hooks import copy_without_hooks
 
 __all__ = ["Kept", "cut", "resize", "shrunk"]
 
@@ -62,15 +61,9 @@ def shrunk(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    smaller = copy.deepcopy(model)
+    smaller = copy_without_hooks(model)
     for parameter in smaller.parameters():
         parameter.grad = None
-    hooks = smaller._forward_pre_hooks
-    for number, hook in list(hooks.items()):
-        # It belongs to the optimizer of the larger model.
-        if isinstance(getattr(hook, "__self__", None), InputRecorder):
-            del hooks[number]
-            smaller._forward_pre_hooks_with_kwargs.pop(number, None)
     return smaller
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -19,6 +18,7 @@ from sparseopt.compaction.smaller_state import SmallerState
 from sparseopt.compaction.surgery import Kept
 from sparseopt.discovery import canonical_name
 from sparseopt.distributed import many_ranks
+from sparseopt.hooks import WeakHook
 from sparseopt.methods import RigLStruct
 from sparseopt.optimizer import SparseOptimizer
 from sparseopt.probing import untouched
@@ -92,7 +92,7 @@ class CompactedTraining:
         self._is_checked = False
         self._handles = [
             optimizer.register_step_post_hook(lambda *_: self._prepare_next_step()),
-            *_before_state_dicts(self._model, _weakly(self.whole)),
+            *_before_state_dicts(self._model, _MakesWhole(self.whole)),
         ]
         recorder = optimizer._accountant.recorder
         if self._inputs or (recorder is not None and recorder.has_inputs):
@@ -213,19 +213,9 @@ def _kept(groups: Sequence[ChannelGroup], masks: Mapping[str, Tensor]) -> Kept:
     return stays
 
 
-def _weakly(act: Callable[[], None]) -> Callable[..., None]:
-    """Return a hook that calls a method for as long as its object is there.
-
-    Copies of the model have the hook too, and may outlive it.
-    """
-    weak = weakref.WeakMethod(act)
-
-    def hook(*_: Any) -> None:
-        method = weak()
-        if method is not None:
-            method()
-
-    return hook
+class _MakesWhole(WeakHook):
+    def __call__(self, *_: Any) -> None:
+        self.act()
 
 
 def _before_state_dicts(model: nn.Module, hook: Callable[..., None]) -> list[RemovableHandle]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
+from sparseopt.hooks import OwnHook
+
 __all__ = ["InputRecorder"]
 
 
@@ -20,7 +22,7 @@ class _TensorSpec:
     device: torch.device
 
 
-class InputRecorder:
+class InputRecorder(OwnHook):
     """A one-shot hook on a model: it notes the shapes of the first training input, and goes.
 
     No data is kept. Arguments that are not tensors are kept as they are.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from sparseopt._validation import check_count
 from sparseopt.discovery import canonical_name
+from sparseopt.hooks import copy_without_hooks
 from sparseopt.inference.ways import dense_ways, median_seconds, sparse_ways
 from sparseopt.optimizer import SparseOptimizer
 from sparseopt.probing import untouched
@@ -28,8 +28,8 @@ class LayerTimes:
         name: path of the module.
         density: live weights over all weights.
         rows: vectors that the layer was given at once.
-        dense: seconds by dense way: ``"F.linear float32"``, ``"oneDNN packed float32"``,
-            ``"F.linear bfloat16"``; those that this machine has.
+        dense: seconds by dense way: ``"F.linear float32"``, ``"F.linear bfloat16"``,
+            ``"oneDNN packed float32"``, ``"oneDNN packed bfloat16"``; those that this machine has.
         sparse: seconds by sparse way: ``"condensed"`` (constant fan-in only), ``"CSR"``.
 
     Example:
@@ -154,7 +154,7 @@ class Condensation:
         optimizer._store.bring_back()
         masks = _masks_by_layer(model, optimizer)
         seen = _inputs_of(model, list(masks), inputs)
-        self.model = copy.deepcopy(model).eval()
+        self.model = copy_without_hooks(model).eval()
         self.report: list[LayerTimes] = []
         for name, x in seen.items():
             layer = model.get_submodule(name)
@@ -162,7 +162,7 @@ class Condensation:
             self._choose(name, layer, masks[name], x, rounds)
 
     def _choose(self, name: str, layer: nn.Linear, mask: Tensor, x: Tensor, rounds: int) -> None:
-        dense, modules = dense_ways(layer, x), sparse_ways(layer, mask)
+        dense, modules = dense_ways(layer, x), sparse_ways(layer, mask, x)
         sparse = {way: _call(module, x) for way, module in modules.items()}
         seconds = median_seconds({**dense, **sparse}, rounds)
         times = LayerTimes(

@@ -30,20 +30,38 @@ def dense_ways(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], Any]]:
         f"F.linear {str(x.dtype).removeprefix('torch.')}": lambda: F.linear(x, weight, bias),
         "F.linear bfloat16": lambda: F.linear(*half),
     }
-    packed = _packed(weight, x)
-    if packed is not None:
-        calls["oneDNN packed float32"] = lambda: torch.ops.mkldnn._linear_pointwise(
-            x, packed, bias, "none", [], ""
-        )
+    for name, (inputs, matrix, added) in {
+        "oneDNN packed float32": (x, weight, bias),
+        "oneDNN packed bfloat16": half,
+    }.items():
+        packed = _packed(matrix, inputs, name.rpartition(" ")[2])
+        if packed is not None:
+            calls[name] = _pointwise(inputs, packed, added)
     return calls
 
 
-def sparse_ways(layer: nn.Linear, mask: Tensor) -> dict[str, nn.Module]:
-    """Return modules that compute ``layer`` with its live weights only, by name."""
+def _pointwise(x: Tensor, packed: Tensor, bias: Tensor | None) -> Callable[[], Any]:
+    return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+def sparse_ways(layer: nn.Linear, mask: Tensor, x: Tensor) -> dict[str, nn.Module]:
+    """Return modules that compute ``layer(x)`` with its live weights only, by name.
+
+    Not every device and precision has products of compressed sparse rows.
+    """
     modules: dict[str, nn.Module] = {"CSR": CSRLinear(layer.weight, mask, layer.bias)}
     if is_constant_fan_in(mask):
         modules["condensed"] = CondensedLinear(layer.weight, mask, layer.bias)
-    return modules
+    return {name: module for name, module in modules.items() if _runs(module, x)}
+
+
+@torch.no_grad()
+def _runs(module: nn.Module, x: Tensor) -> bool:
+    try:
+        module(x)
+    except NotImplementedError:
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -69,10 +87,19 @@ def _repeats(call: Callable[[], Any]) -> int:
     return max(1, int(LONG_ENOUGH / max(_seconds(call, 1), 1e-9)))
 
 
-def _packed(weight: Tensor, x: Tensor) -> Tensor | None:
-    """Return the weight in oneDNN's own layout, or ``None`` where there is no oneDNN."""
-    known = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if not known or weight.device.type != "cpu" or weight.dtype != torch.float32:
+def _packed(weight: Tensor, x: Tensor, dtype: str) -> Tensor | None:
+    """Return the weight in oneDNN's own layout, or ``None`` where that can't be had.
+
+    Args:
+        weight: the weight.
+        x: what it is multiplied by.
+        dtype: the precision that both have to have, by name.
+    """
+    if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return None
+    if {str(weight.dtype), str(x.dtype)} != {f"torch.{dtype}"}:
+        return None
+    if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     rows = x.numel() // x.shape[-1]
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)

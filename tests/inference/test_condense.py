@@ -15,7 +15,8 @@ from sparseopt import (
     SparseOptimizer,
     condense,
 )
-from tests.compaction.masking import optimizer_without
+from sparseopt.inference.ways import dense_ways
+from tests.compaction.masking import optimizer_without, static
 
 
 def constant_fan_in(rows, columns, fan_in, ablated=()):
@@ -146,3 +147,30 @@ def test_a_compacted_model_can_be_condensed_with_the_masks_that_are_left():
     }
     condensed = condense(compaction.model, again, x, rounds=1)
     torch.testing.assert_close(condensed(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_another_precision_is_condensed(dtype):
+    """Ways that a precision does not have are left out, and the result is in that precision."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).to(dtype)
+    whole = torch.ones(8, 64, dtype=torch.bool)
+    optimizer = static(model, {"0.weight": constant_fan_in(64, 64, 6), "2.weight": whole})
+    x = torch.randn(4, 64, dtype=dtype)
+    condensation = Condensation(model, optimizer, x, rounds=1)
+    (times,) = condensation.report
+    assert "condensed" in times.sparse
+    assert all("float32" not in way for way in times.dense)
+    found = condensation.model(x)
+    assert found.dtype == dtype
+    tolerance = {"rtol": 0.05, "atol": 0.05}
+    torch.testing.assert_close(found, model(x), **tolerance)
+
+
+def test_dense_ways_compute_the_same():
+    """What sparse layers are measured against is the layer itself, packed or not."""
+    layer, x = nn.Linear(48, 32), torch.randn(5, 48)
+    expected = layer(x)
+    for name, call in dense_ways(layer, x).items():
+        rounding = 0.05 if "bfloat16" in name else 1e-5
+        torch.testing.assert_close(call().float(), expected, rtol=rounding, atol=rounding)
