@@ -214,6 +214,30 @@ def test_order_of_the_methods_is_set_beside_the_papers():
     assert "Kendall's tau of the two orders is 0.67." in text
 
 
+def test_seeds_that_one_method_has_alone_do_not_move_its_place():
+    ours = {"rigl": 0.73, "set": 0.72, "pruning": 0.78}
+    lines = [
+        record(method, "erk", 0.1, seed, accuracy + 0.001 * seed)
+        for method, accuracy in ours.items()
+        for seed in (0, 1)
+    ]
+    alone = [record("rigl", "erk", 0.1, seed, 0.5) for seed in (2, 3)]
+    alone += [record("dense", None, None, seed, 0.9) for seed in (0, 1)]
+    text = text_of([*lines, *alone])
+    table = rows(text, "Density 0.1")
+    assert [row["place here"] for row in table.values()] == ["1", "2", "3"]
+    # Seed by seed: .73 - .9 and .731 - .9.
+    assert table["RigL"]["points from Dense here"] == "-16.95"
+    assert "Kendall's tau of the two orders is 1.00." in text
+
+
+def test_methods_without_a_common_seed_have_no_places():
+    methods = ("rigl", "set", "pruning")
+    text = text_of([record(method, "erk", 0.1, seed, 0.7) for seed, method in enumerate(methods)])
+    assert [row["place here"] for row in rows(text, "Density 0.1").values()] == ["-", "-", "-"]
+    assert "Kendall" not in text
+
+
 def test_numbers_of_another_data_set_stand_alone():
     report = text_of(lines_of_accuracies(dataset="digits"))
     assert "paper" not in report.lower()

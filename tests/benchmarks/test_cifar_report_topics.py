@@ -44,6 +44,17 @@ def test_optimum_stands_beside_the_protocols_own_setting_and_the_papers(search_f
     assert row["paper: optimum %"] == "92.4 ± 0.23 [R]"
 
 
+def test_runs_of_the_sweep_over_learning_rates_are_no_trials(tmp_path):
+    lines = search_lines()
+    for rate in (0.4, 0.2):
+        # At the protocol's own rate nothing but the masks' settings is changed.
+        changed = {"alpha": 0.25, "delta_t": 20} | ({} if rate == 0.4 else {"lr": rate})
+        lines += [record("rigl", "erk", 0.1, seed, 0.99, changed=changed) for seed in (0, 1)]
+    report_of(tmp_path, lines)
+    row = rows((tmp_path / "report.md").read_text(), "Search of alpha and delta_t")["RigL"]
+    assert (row["trials"], row["optimum"]) == ("5", "(0.4, 200)")
+
+
 def test_trials_are_listed_with_what_was_maximised_the_best_first(search_folder):
     table = rows((search_folder / "report.md").read_text(), "Trials of RigL (ERK) 0.1")
     # The validation accuracy of a made-up record is a point below that on the test images.

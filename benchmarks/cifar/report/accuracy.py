@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from benchmarks.cifar.report.comparison import inside
+from benchmarks.cifar.report.comparison import difference, inside
 from benchmarks.cifar.report.markdown import MISSING, multiple, names, paragraph, table
 from benchmarks.cifar.report.ordering import Order, orders
 from benchmarks.cifar.report.paper import Paper, Published
@@ -110,21 +110,19 @@ def _not_run(variants: Sequence[Variant], paper: Paper) -> list[Variant]:
 
 def _order_table(group: Group, paper: Paper, order: Order) -> list[str]:
     theirs = _dense_accuracy(paper)
-    ours = {v: group.statistic(v, "accuracy", "test").mean for v, _ in order.rows}
-    dense = [v for v in group.variants if v.method == "dense"]
-    our_dense = group.statistic(dense[0], "accuracy", "test").mean if dense else None
+    ours = order.means
+    dense = next((v for v in group.variants if v.method == "dense"), None)
     rows = []
     for variant, published in order.rows:
-        ahead = sum(mean > ours[variant] for mean in ours.values())
         theirs_ahead = sum(row.accuracy > published.accuracy for _, row in order.rows)
-        gap = None if our_dense is None else 100 * (ours[variant] - our_dense)
+        gap = None if dense is None else difference(group, variant, dense)
         rows.append(
             [
                 *names(variant)[:2],
                 str(theirs_ahead + 1),
-                str(ahead + 1),
+                str(1 + sum(mean > ours[variant] for mean in ours.values())) if ours else MISSING,
                 f"{published.accuracy - theirs:+}",
-                MISSING if gap is None else f"{gap:+.2f}",
+                MISSING if gap is None else f"{100 * gap.statistic.mean:+.2f}",
             ]
         )
     header = ["method", "init", "place in the paper", "place here"]
@@ -143,6 +141,8 @@ def _order_words(order: Order) -> list[str]:
     reversed_ = [f"{_short(p.worse)} above {_short(p.better)}" for p in decided if not p.agrees]
     if reversed_:
         text += f" In the other order here: {'; '.join(reversed_)}."
+    if order.means:
+        text += " Places are by means over the seeds that all of them have."
     if order.tau is not None:
         text += f" Kendall's tau of the two orders is {order.tau:.2f}."
     return paragraph(text)

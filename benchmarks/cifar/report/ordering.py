@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from scipy import stats
 
@@ -46,13 +48,23 @@ class Order:
         density: The density.
         rows: Variants with their published number, in the paper's order, the best first.
         pairs: Every two of them that share a seed.
-        tau: Kendall's rank correlation (tau-b) of the two orders; None of fewer than three.
+        means: The mean test accuracy of each over the seeds that all of them have; empty where
+            there is none, since means over other seeds don't compare.
     """
 
     density: float
     rows: list[tuple[Variant, Published]]
     pairs: list[Pair]
-    tau: float | None
+    means: dict[Variant, float]
+
+    @property
+    def tau(self) -> float | None:
+        """Kendall's rank correlation (tau-b) of the two orders; None of fewer than three."""
+        if len(self.rows) < 3 or not self.means:
+            return None
+        theirs = [float(row.accuracy) for _, row in self.rows]
+        ours = [self.means[variant] for variant, _ in self.rows]
+        return float(stats.kendalltau(theirs, ours).statistic)
 
 
 def orders(group: Group, paper: Paper) -> list[Order]:
@@ -70,12 +82,20 @@ def _order(group: Group, paper: Paper, density: float) -> Order:
         if variant.density == density and published:
             rows.append((variant, published[0]))
     rows.sort(key=lambda row: -row[1].accuracy)
-    tau = None
-    if len(rows) > 2:
-        theirs = [float(row.accuracy) for _, row in rows]
-        ours = [group.statistic(variant, "accuracy", "test").mean for variant, _ in rows]
-        tau = float(stats.kendalltau(theirs, ours).statistic)
-    return Order(density, rows, _pairs(group, rows), tau)
+    means = means_over_shared_seeds(group, [variant for variant, _ in rows])
+    return Order(density, rows, _pairs(group, rows), means)
+
+
+def means_over_shared_seeds(group: Group, variants: Sequence[Variant]) -> dict[Variant, float]:
+    """The mean test accuracy of each variant over the seeds that all have; empty without any."""
+    runs = {variant: group.runs(variant) for variant in variants}
+    shared = set.intersection(*(set(by_seed) for by_seed in runs.values())) if runs else set()
+    if not shared:
+        return {}
+    return {
+        variant: fmean(by_seed[seed]["accuracy"]["test"] for seed in shared)
+        for variant, by_seed in runs.items()
+    }
 
 
 def _pairs(group: Group, rows: list[tuple[Variant, Published]]) -> list[Pair]:

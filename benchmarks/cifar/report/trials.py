@@ -79,9 +79,11 @@ def searches(group: Group) -> list[Trials]:
     """The trials of every variant that has any."""
     sparsity = group.settings["sparsity"]
     own = (float(sparsity["alpha"]), int(sparsity["delta_t"]))
+    swept = {_masks(variant) for variant in group.varied if variant.setting("lr") is not None}
     found: dict[Variant, list[Trial]] = {}
     for variant in group.varied:
-        if dict(variant.settings).keys() <= SEARCHED:
+        # Settings that other learning rates were tried with are those of the sweep over these.
+        if dict(variant.settings).keys() <= SEARCHED and _masks(variant) not in swept:
             alpha, delta_t = variant.setting("alpha"), variant.setting("delta_t")
             trial = Trial(
                 variant,
@@ -96,3 +98,8 @@ def searches(group: Group) -> list[Trials]:
         Trials(variant, own, sorted(trials, key=lambda trial: (trial.alpha, trial.delta_t)))
         for variant, trials in found.items()
     ]
+
+
+def _masks(variant: Variant) -> tuple[Variant, float | None, float | None]:
+    """What is trained, and how its masks move."""
+    return variant.plain, variant.setting("alpha"), variant.setting("delta_t")
