@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.overhead.contenders import AGAIN, PLAIN, REFERENCE
 from benchmarks.overhead.floor import PARTS, UPDATE_PARTS
 from benchmarks.overhead.results import Entry, Results
-from benchmarks.overhead.tables import NONE, Table, median, table, with_quartiles
+from benchmarks.overhead.tables import NONE, Table, measured_on, median, table, with_quartiles
 from benchmarks.overhead.targets import (
     DENSITY,
     LARGE,
@@ -67,6 +67,7 @@ def why_lines(results: Results) -> Table:
     ]
     shares = [row for entry in entries for row in _shares(entry)]
     return [
+        *measured_on(entries),
         *_floor_explained(),
         "",
         *table(header, rows),

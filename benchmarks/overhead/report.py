@@ -16,7 +16,7 @@ from benchmarks.overhead.tables import (
     byte_table,
     extras_table,
     holder_table,
-    processor,
+    measured_on,
     table,
     time_table,
     training_table,
@@ -127,31 +127,20 @@ def _group(results: Results, workload: str, density: float) -> list[str]:
     lines = [f"## {title}", ""]
     if steps:
         lines += [f"{steps[0]['parameters']:,} parameters in {steps[0]['tensors']} tensors.", ""]
-        lines += ["### The optimizer alone", "", *_on(steps), *time_table(steps), ""]
+        lines += ["### The optimizer alone", "", *measured_on(steps), *time_table(steps), ""]
         lines += ["### Bytes between steps", "", *byte_table(steps), ""]
         held = holder_table(steps[-1], list(OURS))
         lines += [f"One by one, with {steps[-1]['optimizer']}:", "", *held, ""]
     if training:
         by_optimizer = {entry["optimizer"]: entry for entry in steps}
         lines += [f"### Whole training step, {WORKLOADS[workload].sample}", ""]
-        lines += [*_on(training), *training_table(training, by_optimizer), ""]
+        lines += [*measured_on(training), *training_table(training, by_optimizer), ""]
     if construction or memory:
-        lines += ["### Peak memory and construction", "", *_on([*construction, *memory])]
+        lines += ["### Peak memory and construction", "", *measured_on([*construction, *memory])]
         lines += [*extras_table(construction, memory), ""]
     if profiles:
-        lines += [f"### {WHERE}", "", *_on(profiles), *profile_lines(profiles), ""]
+        lines += [f"### {WHERE}", "", *measured_on(profiles), *profile_lines(profiles), ""]
     return [*lines, *_absent([*steps, *training, *construction, *memory])]
-
-
-def _on(entries: Sequence[Entry]) -> list[str]:
-    """What figures were measured on; on several processors, which of them on which."""
-    names: dict[str, list[str]] = {}
-    for entry in entries:
-        names.setdefault(processor(entry), []).append(entry["optimizer"])
-    if len(names) == 1:
-        return [f"On {next(iter(names))}.", ""]
-    each = (f"{', '.join(dict.fromkeys(those))} on {name}" for name, those in names.items())
-    return [f"Measured with {'; '.join(each)}.", ""]
 
 
 def _absent(entries: Sequence[Entry]) -> list[str]:

@@ -177,6 +177,17 @@ def processor(entry: Entry) -> str:
     return str(entry["made_with"]["processor"])
 
 
+def measured_on(entries: Sequence[Entry]) -> list[str]:
+    """What figures were measured on, as a paragraph; on several processors, which on which."""
+    names: dict[str, list[str]] = {}
+    for entry in entries:
+        names.setdefault(processor(entry), []).append(entry["optimizer"])
+    if len(names) == 1:
+        return [f"On {next(iter(names))}.", ""]
+    each = (f"{', '.join(dict.fromkeys(those))} on {name}" for name, those in names.items())
+    return [f"Measured with {'; '.join(each)}.", ""]
+
+
 def all_in(times: Mapping[str, Any]) -> float | None:
     """Return an ordinary step with its masking, as a multiple of plain ``step()``."""
     if times["step"]["ratio"] is None:

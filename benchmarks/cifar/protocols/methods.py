@@ -13,8 +13,8 @@ class Recipe:
         optimizer: The method of ``SparseOptimizer``; None trains without it.
         length: Times as many epochs as the protocol says. Intervals of the learning rate and the
             end of mask updates are stretched alike.
-        masks_from: The method whose final masks this one starts with, on the weights that run began with;
-            a run of it with the same init, density and seed has to be finished before.
+        masks_from: The method whose final masks this one starts with, on the weights that that run
+            began with; a run of it with the same init, density and seed has to be finished before.
         leaves_structure: Whether it drops whole channels or neurons. What is left of them is kept
             when a run ends, so that the smaller model can be timed.
     """
