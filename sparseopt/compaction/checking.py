@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
+from sparseopt.agreement import disagreement
 from sparseopt.probing import untouched
 from sparseopt.structure.tracing import Trace, where
 
@@ -87,27 +87,15 @@ def compare(expected: Any, found: Any, mode: str) -> None:
         mode: what both were in, for the message.
 
     Raises:
-        CompactionError: if they have other shapes, or are not the same to about the square root of
-            the precision of their type.
+        CompactionError: if they have other shapes, are infinite or NaN in other places, or are not
+            the same to about the square root of the precision of their type.
     """
-    pairs = zip(tree_leaves(expected), tree_leaves(found), strict=True)
-    for before, after in pairs:
-        if not isinstance(before, Tensor) or not before.is_floating_point():
-            continue
-        if before.shape != after.shape:
-            raise CompactionError(
-                f"the smaller model's output has the shape {tuple(after.shape)} and not "
-                f"{tuple(before.shape)}: does its forward() have a number of channels written in "
-                "it?"
-            )
-        scale = before.abs().max().item()
-        tolerance = torch.finfo(before.dtype).eps ** 0.5 * max(scale, 1e-3)
-        apart = (before - after).abs().max().item()
-        if not apart <= tolerance:
-            raise CompactionError(
-                f"the smaller model's output is {apart:.3g} off in {mode} mode, of values up to "
-                f"{scale:.3g}: please report the model."
-            )
+    difference = disagreement(expected, found)
+    if difference is not None:
+        raise CompactionError(
+            f"the smaller model's output {difference}, in {mode} mode: does its forward() have a "
+            "number of channels written in it? If not, please report the model."
+        )
 
 
 @contextmanager

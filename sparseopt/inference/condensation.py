@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from sparseopt._validation import check_count
+from sparseopt.agreement import disagreement
 from sparseopt.discovery import canonical_name
 from sparseopt.hooks import copy_without_hooks
 from sparseopt.inference.ways import dense_ways, median_seconds, sparse_ways
@@ -18,6 +20,10 @@ from sparseopt.probing import untouched
 from sparseopt.unwrapping import unwrapped
 
 __all__ = ["Condensation", "LayerTimes", "condense"]
+
+#: Modules of torch that read the weights of linear layers that they also call: which of both they
+#: do depends on the input. ``MultiheadAttention`` only reads, so its layer is never seen here.
+READERS: Final = (nn.TransformerEncoderLayer,)
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class LayerTimes:
         dense: seconds by dense way: ``"F.linear float32"``, ``"F.linear bfloat16"``,
             ``"oneDNN packed float32"``, ``"oneDNN packed bfloat16"``; those that this machine has.
         sparse: seconds by sparse way: ``"condensed"`` (constant fan-in only), ``"CSR"``.
+        obstacle: why the layer stays dense whatever is faster, or ``None``.
 
     Example:
         >>> from sparseopt import LayerTimes
@@ -44,6 +51,7 @@ class LayerTimes:
     rows: int
     dense: Mapping[str, float]
     sparse: Mapping[str, float]
+    obstacle: str | None = None
 
     @property
     def fastest_dense(self) -> str:
@@ -62,12 +70,16 @@ class LayerTimes:
 
     @property
     def chosen(self) -> str:
-        """The fastest sparse way if it beats every dense way, else ``"dense"``."""
-        return self.fastest_sparse if self.speed_up > 1 else "dense"
+        """The fastest sparse way if it beats every dense way and nothing prevents it.
+
+        Else ``"dense"``.
+        """
+        return self.fastest_sparse if self.speed_up > 1 and self.obstacle is None else "dense"
 
     def __str__(self) -> str:
+        reason = "" if self.obstacle is None else f", since {self.obstacle}"
         return (
-            f"{self.name}: density {self.density:.3g}, {self.rows} rows: {self.chosen}. "
+            f"{self.name}: density {self.density:.3g}, {self.rows} rows: {self.chosen}{reason}. "
             f"{self.fastest_sparse} {1e6 * self.sparse[self.fastest_sparse]:.1f} us, "
             f"{self.speed_up:.2f} x the speed of the fastest dense way, {self.fastest_dense} "
             f"({1e6 * self.dense[self.fastest_dense]:.1f} us)"
@@ -118,6 +130,11 @@ class Condensation:
     them are taken out by :class:`sparseopt.Compaction`, whose masks a smaller model can then be
     condensed with.
 
+    The copy is run on ``inputs`` once, and compared with the model. A layer stays dense if the copy
+    would not run or not compute the same with a sparse one, because code outside the layer reads
+    its weight, say. So do the feed-forward layers of torch's ``TransformerEncoderLayer``, which
+    reads their weights for some inputs.
+
     Args:
         model: the model, with the weights that ``optimizer`` trains.
         optimizer: has the masks.
@@ -154,28 +171,82 @@ class Condensation:
         optimizer._store.bring_back()
         masks = _masks_by_layer(model, optimizer)
         seen = _inputs_of(model, list(masks), inputs)
-        self.model = copy_without_hooks(model).eval()
+        self.model: nn.Module = copy_without_hooks(model).eval()
         self.report: list[LayerTimes] = []
+        faster: dict[str, nn.Module] = {}
         for name, x in seen.items():
             layer = model.get_submodule(name)
             assert isinstance(layer, nn.Linear)
-            self._choose(name, layer, masks[name], x, rounds)
+            modules = sparse_ways(layer, masks[name], x)
+            times = _times(name, layer, masks[name], x, modules, rounds, _obstacle(model, name))
+            self.report.append(times)
+            if times.chosen != "dense":
+                faster[name] = modules[times.chosen]
+        if faster:
+            self._replace(faster, inputs)
 
-    def _choose(self, name: str, layer: nn.Linear, mask: Tensor, x: Tensor, rounds: int) -> None:
-        dense, modules = dense_ways(layer, x), sparse_ways(layer, mask, x)
-        sparse = {way: _call(module, x) for way, module in modules.items()}
-        seconds = median_seconds({**dense, **sparse}, rounds)
-        times = LayerTimes(
-            name,
-            mask.sum().item() / mask.numel(),
-            x.numel() // x.shape[-1],
-            {way: seconds[way] for way in dense},
-            {way: seconds[way] for way in sparse},
-        )
-        self.report.append(times)
-        if times.chosen != "dense":
-            path, _, last = name.rpartition(".")
-            setattr(self.model.get_submodule(path), last, modules[times.chosen])
+    def _replace(self, faster: Mapping[str, nn.Module], inputs: tuple[Any, ...]) -> None:
+        """Put in all that is faster; if something is wrong then, one by one what can be."""
+        expected = _outputs(self.model, inputs)
+        dense = {name: self.model.get_submodule(name) for name in faster}
+        for name in faster:
+            self._put(name, faster[name])
+        if self._fault(expected, inputs) is None:
+            return
+        for name in faster:
+            self._put(name, dense[name])
+        for place, times in enumerate(self.report):
+            if times.name not in faster:
+                continue
+            self._put(times.name, faster[times.name])
+            fault = self._fault(expected, inputs)
+            if fault is not None:
+                self._put(times.name, dense[times.name])
+                self.report[place] = replace(times, obstacle=f"with {times.chosen} {fault}")
+
+    def _put(self, name: str, layer: nn.Module) -> None:
+        if not name:
+            self.model = layer.eval()
+            return
+        path, _, last = name.rpartition(".")
+        setattr(self.model.get_submodule(path), last, layer.eval())
+
+    def _fault(self, expected: Any, inputs: tuple[Any, ...]) -> str | None:
+        """Return what is wrong with the copy, or ``None``."""
+        try:
+            found = _outputs(self.model, inputs)
+        # Whatever the model's code makes of a layer that is none of torch's.
+        except Exception as error:
+            return f"the model does not run ({type(error).__name__}: {error})"
+        difference = disagreement(expected, found)
+        return None if difference is None else f"the model's output {difference}"
+
+
+def _times(
+    name: str,
+    layer: nn.Linear,
+    mask: Tensor,
+    x: Tensor,
+    modules: Mapping[str, nn.Module],
+    rounds: int,
+    obstacle: str | None,
+) -> LayerTimes:
+    dense = dense_ways(layer, x)
+    sparse = {way: _call(module, x) for way, module in modules.items()}
+    seconds = median_seconds({**dense, **sparse}, rounds)
+    return LayerTimes(
+        name,
+        mask.sum().item() / mask.numel(),
+        x.numel() // x.shape[-1],
+        {way: seconds[way] for way in dense},
+        {way: seconds[way] for way in sparse},
+        obstacle,
+    )
+
+
+def _obstacle(model: nn.Module, name: str) -> str | None:
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return f"{type(owner).__name__} reads its weight" if isinstance(owner, READERS) else None
 
 
 def _call(module: nn.Module, x: Tensor) -> Any:
@@ -197,16 +268,21 @@ def _masks_by_layer(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, T
 def _inputs_of(model: nn.Module, paths: list[str], inputs: tuple[Any, ...]) -> dict[str, Tensor]:
     """Return what each of the layers is given in one forward pass, the last time it is called."""
     seen: dict[str, Tensor] = {}
-    with untouched(model), torch.no_grad():
-        handles = [
-            model.get_submodule(path).register_forward_pre_hook(_keep(seen, path)) for path in paths
-        ]
-        try:
-            model.eval()(*inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(_keep(seen, path)) for path in paths
+    ]
+    try:
+        _outputs(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
     return {path: seen[path] for path in paths if path in seen}
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """Return what the model computes in evaluation mode; of the inputs, copies are used up."""
+    with untouched(model), torch.no_grad():
+        return model.eval()(*tree_map_only(Tensor, Tensor.clone, inputs))
 
 
 def _keep(seen: dict[str, Tensor], path: str) -> Any:

@@ -242,6 +242,67 @@ def test_a_forward_with_a_number_of_channels_written_in_it_is_refused():
         compact(model, optimizer, torch.randn(IMAGE))
 
 
+class Scores(nn.Module):
+    """What ``finish`` makes of the scores, and of how many hidden neurons there are."""
+
+    def __init__(self, finish):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.finish = finish
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        return self.finish(self.last(hidden), hidden.shape[1])
+
+
+def masked_scores(scores, _neurons):
+    return scores.masked_fill(torch.tensor([False, True, False]), -torch.inf)
+
+
+def all_sorts_of_scores(scores, _neurons):
+    return scores / torch.tensor([1.0, 0.0, torch.nan])
+
+
+def scores_of_no_rows(scores, _neurons):
+    return scores, scores[:0]
+
+
+@pytest.mark.parametrize("finish", [masked_scores, all_sorts_of_scores, scores_of_no_rows])
+def test_outputs_that_are_not_finite_or_empty_are_compared_too(finish):
+    model = Scores(finish)
+    x = torch.randn(5, 6)
+    smaller = compact(model, optimizer_without(model, {"first": [1]}), x)
+    assert sizes(smaller)["first.weight"] == (3, 6)
+    torch.testing.assert_close(smaller(x), model(x), equal_nan=True)
+
+
+def other_scores_masked(scores, neurons):
+    return scores.masked_fill(torch.arange(3) == neurons - 3, -torch.inf)
+
+
+def nan_where_it_was_infinite(scores, neurons):
+    return masked_scores(scores, neurons) * (neurons - 3)
+
+
+def larger_next_to_masked(scores, neurons):
+    return masked_scores(scores, neurons) * neurons
+
+
+@pytest.mark.parametrize(
+    ("finish", "difference"),
+    [
+        (other_scores_masked, "infinite or NaN in other places"),
+        (nan_where_it_was_infinite, "infinite or NaN in other places"),
+        (larger_next_to_masked, "off, of values up to"),
+    ],
+)
+def test_next_to_infinite_outputs_a_difference_is_still_found(finish, difference):
+    model = Scores(finish)
+    optimizer = optimizer_without(model, {"first": [1]})
+    with pytest.raises(CompactionError, match=f"{difference}.*in evaluation mode"):
+        compact(model, optimizer, torch.randn(5, 6))
+
+
 def test_a_model_that_the_masks_are_not_of_is_refused():
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
     optimizer = optimizer_without(model, {"0": [1]})

@@ -106,13 +106,27 @@ def test_whatever_is_chosen_the_model_computes_the_same_and_the_given_one_is_lef
     assert [times.rows for times in condensation.report] == [3, 3]
 
 
-def test_a_layer_is_replaced_where_its_times_say_so(monkeypatch):
+@pytest.fixture
+def csr_is_fastest(monkeypatch):
     """The times are made up: what a machine would measure cannot be relied on."""
 
     def made_up(calls, rounds):
         return {name: 1.0 if name == "CSR" else 2.0 for name in calls}
 
     monkeypatch.setattr("sparseopt.inference.condensation.median_seconds", made_up)
+
+
+def sparse(model):
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    return SparseOptimizer(inner, model, method="static", density=0.1, init={})
+
+
+def chosen(condensation):
+    return {times.name: times.chosen for times in condensation.report}
+
+
+@pytest.mark.usefixtures("csr_is_fastest")
+def test_a_layer_is_replaced_where_its_times_say_so():
     model = mlp()
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer = SparseOptimizer(inner, model, method="static", density=0.1, init={"2": 1.0})
@@ -120,6 +134,115 @@ def test_a_layer_is_replaced_where_its_times_say_so(monkeypatch):
     condensed = condense(model, optimizer, x)
     assert [type(layer) for layer in condensed[:3]] == [CSRLinear, nn.ReLU, nn.Linear]
     torch.testing.assert_close(condensed(x), model(x))
+
+
+def transformer():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    return nn.Sequential(encoder, nn.Linear(16, 5))
+
+
+@pytest.mark.usefixtures("csr_is_fastest")
+@pytest.mark.parametrize("shape", [(3, 7, 16), (7, 16)])
+def test_the_feed_forward_layers_of_torchs_transformer_stay_dense_and_it_runs(shape):
+    """Its fast path, for inputs of three dimensions, reads their weights."""
+    model = transformer()
+    condensation = Condensation(model, sparse(model), torch.randn(shape))
+    feed_forward = {f"0.layers.{i}.linear{k}": "dense" for i in (0, 1) for k in (1, 2)}
+    assert chosen(condensation) == {**feed_forward, "1": "CSR"}
+    first, *_, last = condensation.report
+    assert first.obstacle == "TransformerEncoderLayer reads its weight"
+    assert "dense, since TransformerEncoderLayer reads its weight" in str(first)
+    assert last.obstacle is None
+    for inputs in (torch.randn(3, 7, 16), torch.randn(7, 16)):
+        for mode in (torch.no_grad(), torch.enable_grad()):
+            with mode:
+                torch.testing.assert_close(condensation.model(inputs), model.eval()(inputs))
+
+
+@pytest.mark.usefixtures("csr_is_fastest")
+def test_layers_beside_attention_become_sparse_and_its_own_stay():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.fc = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.fc(x + self.attention(x, x, x)[0])
+
+    model, x = Block(), torch.randn(3, 7, 16)
+    condensation = Condensation(model, sparse(model), x)
+    assert chosen(condensation) == {"fc": "CSR"}
+    with torch.no_grad():
+        torch.testing.assert_close(condensation.model(x), model.eval()(x))
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+class ReadsWeight(Two):
+    def forward(self, x):
+        return super().forward(x) / self.first.weight.norm()
+
+
+@pytest.mark.usefixtures("csr_is_fastest")
+def test_a_layer_without_which_the_model_does_not_run_stays_dense_and_the_report_says_why():
+    model, x = ReadsWeight(), torch.randn(3, 16)
+    condensation = Condensation(model, sparse(model), x)
+    assert chosen(condensation) == {"first": "dense", "second": "CSR"}
+    obstacle = condensation.report[0].obstacle
+    assert obstacle == (
+        "with CSR the model does not run (AttributeError: 'CSRLinear' object has no attribute "
+        "'weight')"
+    )
+    torch.testing.assert_close(condensation.model(x), model(x))
+
+
+@pytest.mark.usefixtures("csr_is_fastest")
+def test_a_layer_with_a_hook_that_changes_its_result_stays_dense():
+    model, x = Two(), torch.randn(3, 16)
+    model.second.register_forward_hook(lambda _layer, _inputs, result: result + 1)
+    condensation = Condensation(model, sparse(model), x)
+    assert chosen(condensation) == {"first": "CSR", "second": "dense"}
+    assert "with CSR the model's output is" in condensation.report[1].obstacle
+    torch.testing.assert_close(condensation.model(x), model(x))
+
+
+class Odd(Two):
+    """Writes to its input, and draws random numbers, and masks its scores."""
+
+    def forward(self, x):
+        scores = super().forward(nn.functional.dropout(x.mul_(2), training=True))
+        return scores.masked_fill(torch.tensor([False, True, False, False]), -torch.inf)
+
+
+@pytest.mark.usefixtures("csr_is_fastest")
+def test_random_numbers_infinite_outputs_and_inputs_that_are_written_to_are_no_obstacle():
+    model, x = Odd(), torch.randn(3, 16)
+    given = x.clone()
+    condensation = Condensation(model, sparse(model), x)
+    assert chosen(condensation) == {"first": "CSR", "second": "CSR"}
+    assert torch.equal(x, given)
+    torch.manual_seed(1)
+    expected = model(x.clone())
+    torch.manual_seed(1)
+    torch.testing.assert_close(condensation.model(x.clone()), expected)
+
+
+@pytest.mark.usefixtures("csr_is_fastest")
+def test_a_model_that_is_one_linear_layer_is_replaced_as_a_whole():
+    model, x = nn.Linear(16, 4), torch.randn(3, 16)
+    condensation = Condensation(model, sparse(model), x)
+    assert chosen(condensation) == {"": "CSR"}
+    assert type(condensation.model) is CSRLinear
+    torch.testing.assert_close(condensation.model(x), model(x))
 
 
 def test_without_inputs_there_is_nothing_to_time_on():
