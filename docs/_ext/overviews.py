@@ -16,10 +16,11 @@ from themed_figures import themed
 
 from benchmarks.cifar.records.folder import Folder
 from benchmarks.cifar.records.results import read_results
-from benchmarks.cifar.report import costs
+from benchmarks.cifar.report import accuracy, costs
 from benchmarks.cifar.report import structured as cifar_structured
 from benchmarks.cifar.report.figures import accuracy as accuracy_figures
 from benchmarks.cifar.report.figures.times import against_time
+from benchmarks.cifar.report.ordering import orders
 from benchmarks.cifar.report.summary import Group, title
 from benchmarks.cifar.report.times import Times, times_of
 from benchmarks.overhead.plots import cost_figure
@@ -88,8 +89,21 @@ class CifarOverview(Overview):
         yield "\n".join(f"- {sentence}" for sentence in dict.fromkeys(sentences))
         if len(group.variants) > FEW:
             yield themed(lambda: accuracy_figures.by_method(group), f"{label}: accuracy by method")
+        yield from self.beside_the_paper(group)
         yield "\n".join(costs.projection(group))
         yield f"All differences, every seed, costs and versions: {self.link(folder)}."
+
+    @staticmethod
+    def beside_the_paper(group: Group) -> Iterator[str]:
+        """Where a reduced protocol has the methods, and where the paper has them."""
+        paper = cifar.paper_of(group)
+        if paper is None:
+            return
+        for order in orders(group, paper):
+            if len(order.rows) > FEW:
+                yield f"The methods' order beside the paper's, at density {order.density:g}:"
+                yield "\n".join(accuracy.order_table(group, paper, order))
+                yield "\n".join(accuracy.order_words(order))
 
 
 #: A figure of so few methods says no more than their table.

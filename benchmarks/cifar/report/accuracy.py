@@ -74,8 +74,8 @@ def order_tables(group: Group, paper: Paper) -> list[str]:
     lines = []
     for order in orders(group, paper):
         lines += [f"#### Density {order.density:.3g}", ""]
-        lines += _order_table(group, paper, order)
-        lines += _order_words(order)
+        lines += order_table(group, paper, order)
+        lines += order_words(order)
     return lines
 
 
@@ -108,7 +108,8 @@ def _not_run(variants: Sequence[Variant], paper: Paper) -> list[Variant]:
     return list(dict.fromkeys(row.variant for row in paper.main if row.variant not in ran))
 
 
-def _order_table(group: Group, paper: Paper, order: Order) -> list[str]:
+def order_table(group: Group, paper: Paper, order: Order) -> list[str]:
+    """Each method's place in the paper and here, and its distance from the dense network."""
     theirs = _dense_accuracy(paper)
     ours = order.means
     dense = next((v for v in group.variants if v.method == "dense"), None)
@@ -130,7 +131,8 @@ def _order_table(group: Group, paper: Paper, order: Order) -> list[str]:
     return table(header, rows)
 
 
-def _order_words(order: Order) -> list[str]:
+def order_words(order: Order) -> list[str]:
+    """How many pairs of methods are in the paper's order, and which are not."""
     pairs = order.pairs
     decided = [pair for pair in pairs if pair.published_claims and pair.ours_claims]
     agreeing = sum(pair.agrees for pair in decided)
