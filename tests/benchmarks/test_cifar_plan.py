@@ -9,16 +9,19 @@ import torch
 from benchmarks.cifar import cli
 from benchmarks.cifar.images.batches import splits_for
 from benchmarks.cifar.images.data import load_digits
+from benchmarks.cifar.options import build_parser
 from benchmarks.cifar.protocols.choices import expand
 from benchmarks.cifar.protocols.methods import METHODS
 from benchmarks.cifar.protocols.presets import Change, load_preset, load_protocols
 from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.protocols.tables import ProtocolError
 from benchmarks.cifar.running.checkpoint import random_state
 from benchmarks.cifar.running.training import Run
 from benchmarks.cifar.scheduling import planning
 from benchmarks.cifar.scheduling.durations import Forecast
 from benchmarks.cifar.scheduling.jobs import Job, with_sources
 from benchmarks.cifar.scheduling.planning import Estimator, Size
+from benchmarks.cifar.selecting import choose_protocols, parts_of
 
 
 def total(output):
@@ -194,6 +197,43 @@ def test_parts_of_a_preset_can_be_run_alone(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "2 runs, 0 of them finished" in output
     assert "search" not in output
+
+
+def chosen(*arguments):
+    """The choices and the parts of ``cpu`` by these options."""
+    options = build_parser().parse_args(["--preset", "cpu", *arguments])
+    protocols = choose_protocols("cpu", options)
+    (parts,) = parts_of(protocols, options)
+    return protocols[0].choices, parts
+
+
+def test_all_is_everything_narrowed_also_in_the_search():
+    whole = load_preset("cpu").choices
+    narrowing = ["--seeds", "3", "4", "--densities", "0.3", "--inits", "uniform"]
+    choices, parts = chosen("--all", *narrowing)
+    assert parts == whole.parts
+    for part in (choices, *choices.studies, choices.search):
+        assert (part.seeds, part.densities, part.inits) == ((3, 4), (0.3,), ("uniform",))
+    assert choices.search.trials == whole.search.trials
+    assert chosen(*narrowing)[1] == ("main",)
+
+
+def test_search_and_studies_are_of_the_methods_given():
+    choices, parts = chosen("--all", "--methods", "rigl", "set")
+    assert "search" in parts
+    assert choices.methods == ("rigl", "set")
+    methods = {study.name: study.methods for study in choices.studies}
+    assert methods["densities"] == methods["learning-rate"] == ("rigl",)
+    assert methods["longer"] == ()
+    choices, parts = chosen("--all", "--methods", "set")
+    assert "search" not in parts
+    assert "main" in parts
+    # A study that is asked for by name is done with whatever methods are given.
+    choices, parts = chosen("--studies", "densities", "search", "--methods", "set")
+    assert parts == ("densities",)
+    assert {study.name: study.methods for study in choices.studies}["densities"] == ("set",)
+    with pytest.raises(ProtocolError, match="--studies search .* not among --methods set"):
+        chosen("--studies", "search", "--methods", "set")
 
 
 @pytest.mark.parametrize("preset", ["smoke", "cpu", "paper"])
