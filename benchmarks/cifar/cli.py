@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.cifar.images.data import SIZES, Dataset, load_dataset, load_digits
 from benchmarks.cifar.images.sources import DataError
+from benchmarks.cifar.models.networks import check_network
 from benchmarks.cifar.options import build_parser
 from benchmarks.cifar.protocols.choices import SEARCH
 from benchmarks.cifar.protocols.protocol import Protocol
@@ -58,6 +59,11 @@ def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
         check_tensorboard()
     say: Callable[[str], None] = _say if ranks.is_first else lambda text: None
     device = device_for(ranks)
+    if options.storage is not None:
+        # Takes seconds to import.
+        from benchmarks.cifar.tuning.storage import check_database
+
+        check_database(options.storage, connect=not options.dry_run)
     means = _means(options, folder, ranks)
     preset = options.preset or ("paper" if device.type == "cuda" else "cpu")
     protocols = choose_protocols(preset, options)
@@ -149,6 +155,7 @@ def _with_data(
             fingerprint, size = "", Size.of(protocol, *SIZES[protocol.dataset])
         else:
             fingerprint, size = dataset.fingerprint(), Size.of_data(protocol, dataset)
+        check_network(protocol, size.classes)
         chosen.append(Chosen(protocol, parts, fingerprint))
         sizes[protocol] = size
     return chosen, sizes

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.cifar.protocols.choices import Search
 from benchmarks.cifar.protocols.presets import Change, load_preset
+from benchmarks.cifar.protocols.tables import ProtocolError
 from benchmarks.cifar.tuning import SearchError, Storage, Tuning, storage, tune
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +203,23 @@ def test_several_processes_may_work_on_a_search_in_a_database(tmp_path):
     with store.claim("a") as first, store.claim("a") as second:
         assert first
         assert second
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("bad://x", "--storage bad://x: .*bad; it takes a database as SQLAlchemy names it"),
+        ("nonsense", "--storage nonsense: Could not parse"),
+        ("postgresql+nodriver://me:secret@here/x", r"--storage .*me:\*\*\*@here"),
+        ("sqlite:////no/such/folder/base.db", "unable to open database"),
+    ],
+)
+def test_database_that_can_not_be_used_is_named(url, message):
+    with pytest.raises(ProtocolError, match=message) as error:
+        storage.check_database(url, connect=True)
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+    storage.check_database("sqlite://", connect=True)
 
 
 @pytest.mark.slow
