@@ -103,7 +103,7 @@ def _carry_out(
         if part.search_jobs() and search is not None:
             storage = Storage(plan.means.setup.folder.root, database)
             train = functools.partial(session.train, part)
-            errors += tune(part.protocol, search, part.data, storage, train)
+            errors += tune(part.protocol, search, part.data, storage, train, session.stop)
     if not plan.means.ranks.is_first:
         return 0
     folder = plan.means.setup.folder
@@ -156,7 +156,7 @@ def _with_data(
         else:
             fingerprint, size = dataset.fingerprint(), Size.of_data(protocol, dataset)
         check_network(protocol, size.classes)
-        chosen.append(Chosen(protocol, parts, fingerprint))
+        chosen.append(Chosen(protocol, parts, fingerprint, size.classes))
         sizes[protocol] = size
     return chosen, sizes
 

@@ -32,11 +32,13 @@ class Chosen:
         protocol: Its ``choices`` are those of this session.
         parts: Names of the parts, as in ``Choices.parts``.
         data: The data set's fingerprint; empty where there is no data yet.
+        classes: Of its images.
     """
 
     protocol: Protocol
     parts: tuple[str, ...]
     data: str
+    classes: int
 
     def jobs(self) -> list[Job]:
         """All runs but those of the search."""
@@ -76,7 +78,9 @@ class Chosen:
         matched = []
         for spec in specs:
             if spec.init is not None and spec.density is not None:
-                density = matched_density(self.protocol, spec.init, flops_of, spec.density)
+                density = matched_density(
+                    self.protocol, spec.init, flops_of, spec.density, self.classes
+                )
                 matched.append(dataclasses.replace(spec, density=density))
         return matched
 

@@ -1,5 +1,6 @@
 """What is going to be run, said before it is, and with or without data."""
 
+import dataclasses
 import json
 import re
 
@@ -9,6 +10,7 @@ import torch
 from benchmarks.cifar import cli
 from benchmarks.cifar.images.batches import splits_for
 from benchmarks.cifar.images.data import load_digits
+from benchmarks.cifar.models.networks import build_model
 from benchmarks.cifar.options import build_parser
 from benchmarks.cifar.protocols.choices import expand
 from benchmarks.cifar.protocols.methods import METHODS
@@ -22,6 +24,8 @@ from benchmarks.cifar.scheduling.durations import Forecast
 from benchmarks.cifar.scheduling.jobs import Job, with_sources
 from benchmarks.cifar.scheduling.planning import Estimator, Size
 from benchmarks.cifar.selecting import choose_protocols, parts_of
+from benchmarks.cifar.session import Chosen
+from sparseopt import SparseOptimizer
 
 
 def total(output):
@@ -234,6 +238,31 @@ def test_search_and_studies_are_of_the_methods_given():
     assert {study.name: study.methods for study in choices.studies}["densities"] == ("set",)
     with pytest.raises(ProtocolError, match="--studies search .* not among --methods set"):
         chosen("--studies", "search", "--methods", "set")
+
+
+def test_densities_of_equal_flops_are_those_for_the_classes_that_there_are(tiny_preset):
+    (study,) = [s for s in load_preset("smoke").choices.studies if s.name == "equal-flops"]
+    protocol = load_preset(str(tiny_preset))
+    choices = dataclasses.replace(protocol.choices, studies=(study,))
+    protocol = dataclasses.replace(protocol, choices=choices)
+    found = {}
+    for classes in (10, 1000):
+        (job,) = Chosen(protocol, ("equal-flops",), "", classes).jobs()
+        flops = {}
+        for init, density in (("erk", 0.2), ("uniform", job.spec.density)):
+            model = build_model(protocol, RunSpec("dense", None, None, 0), classes)
+            sparse = SparseOptimizer(
+                torch.optim.SGD(model.parameters(), lr=0.1),
+                model,
+                method="static",
+                density=density,
+                init=init,
+                total_steps=10,
+            )
+            flops[init] = sparse.flops(model, torch.zeros(1, 3, 32, 32)).inference_sparse
+        assert flops["uniform"] == pytest.approx(flops["erk"], rel=5e-3)
+        found[classes] = job.spec.density
+    assert abs(found[10] - found[1000]) > 0.01
 
 
 @pytest.mark.parametrize("preset", ["smoke", "cpu", "paper"])
