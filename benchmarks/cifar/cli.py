@@ -71,11 +71,11 @@ def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
     plan = Plan(chosen, means)
     plan.show(say)
     estimator = Estimator(sizes, device)
-    if options.dry_run or plan.agenda.left:
+    if options.dry_run or plan.agenda.left or plan.searches:
         say(f"measuring a few steps on {device.type} ...")
         # By all processes of torchrun: optimizers agree among them on their masks.
         plan.measure(estimator)
-        plan.show_estimates(estimator, say)
+        plan.show_estimates(say)
     if options.dry_run:
         return 0
     conditions = Conditions(
@@ -96,13 +96,14 @@ def _carry_out(
     from benchmarks.cifar.report import write_report
     from benchmarks.cifar.tuning import Storage, tune
 
-    session.run(plan.agenda, plan.forecast())
+    forecast = plan.forecast()
+    session.run(plan.agenda, forecast)
     errors: list[Exception] = []
     for part in plan.chosen:
         search = part.protocol.choices.search
         if part.search_jobs() and search is not None:
             storage = Storage(plan.means.setup.folder.root, database)
-            train = functools.partial(session.train, part)
+            train = functools.partial(session.train, part, forecast)
             errors += tune(part.protocol, search, part.data, storage, train, session.stop)
     if not plan.means.ranks.is_first:
         return 0

@@ -12,19 +12,22 @@ from benchmarks.cifar.images.batches import splits_for
 from benchmarks.cifar.images.data import load_digits
 from benchmarks.cifar.models.networks import build_model
 from benchmarks.cifar.options import build_parser
-from benchmarks.cifar.protocols.choices import expand
+from benchmarks.cifar.protocols.choices import Search, expand
 from benchmarks.cifar.protocols.methods import METHODS
 from benchmarks.cifar.protocols.presets import Change, load_preset, load_protocols
 from benchmarks.cifar.protocols.runspec import RunSpec
 from benchmarks.cifar.protocols.tables import ProtocolError
+from benchmarks.cifar.records.folder import Folder
+from benchmarks.cifar.records.results import append_result
 from benchmarks.cifar.running.checkpoint import random_state
 from benchmarks.cifar.running.training import Run
 from benchmarks.cifar.scheduling import planning
-from benchmarks.cifar.scheduling.durations import Forecast
+from benchmarks.cifar.scheduling.durations import Forecast, Later
 from benchmarks.cifar.scheduling.jobs import Job, with_sources
 from benchmarks.cifar.scheduling.planning import Estimator, Size
+from benchmarks.cifar.scheduling.worker import Setup
 from benchmarks.cifar.selecting import choose_protocols, parts_of
-from benchmarks.cifar.session import Chosen
+from benchmarks.cifar.session import Chosen, Means, Plan
 from sparseopt import SparseOptimizer
 
 
@@ -106,6 +109,60 @@ def test_time_left_is_corrected_by_what_finished_runs_took(tiny_preset):
     for job in jobs:
         forecast.at(job, 1.0)
     assert forecast.left() == 0.0
+
+
+def test_time_left_has_the_search_in_it_and_knows_its_runs_from_their_trial_on(tiny_preset):
+    protocol = load_preset(str(tiny_preset))
+    main = Job(protocol, RunSpec("dense", None, None, 0), "")
+    trial = [Job(protocol, RunSpec("rigl", "erk", 0.2, s, alpha=0.4), "") for s in range(2)]
+    forecast = Forecast({main.key: 100.0}, 4, {"search": Later(6, 50.0, at_a_time=2)})
+    assert forecast.left() == 100.0 + 6 * 50.0 / 2
+    forecast.begin(main, 0.0)
+    forecast.end(main, 0.0, 100.0)
+    forecast.begin_trial("search", trial, trial)
+    # Two of six, which take as long as one.
+    assert forecast.left() == 50.0 + 4 * 50.0 / 2
+    forecast.begin(trial[0], 0.0)
+    forecast.end(trial[0], 0.0, 50.0)
+    forecast.at(trial[1], 0.5)
+    assert forecast.left() == 25.0 + 100.0
+    # A trial that was interrupted is not counted twice, and what it has finished is.
+    forecast.begin_trial("search", trial, [])
+    assert forecast.left() == 100.0
+
+
+def test_plan_takes_as_many_runs_of_a_search_at_a_time_as_a_trial_has(tiny_preset, tmp_path):
+    protocol = load_preset(str(tiny_preset))
+    search = Search("rigl", ("erk",), (0.2,), (0, 1), 3, (0.1, 0.6), (2, 6, 1))
+    protocol = dataclasses.replace(
+        protocol, choices=dataclasses.replace(protocol.choices, search=search)
+    )
+    folder = Folder(tmp_path)
+    chosen = [Chosen(protocol, ("main", "search"), "data", 10)]
+    means = Means(Setup(folder), workers=8)
+
+    class Even(Estimator):
+        def estimate(self, job):
+            return planning.Estimate(steps=21, seconds=100.0, checkpoint=1000, result=10)
+
+    def planned():
+        plan, said = Plan(chosen, means), []
+        plan.measure(Even({}, torch.device("cpu")))
+        plan.show_estimates(said.append)
+        return plan.forecast().left(), said[-2:]
+
+    # Two main runs at a time, then three trials of two runs at a time.
+    left, (searches, together) = planned()
+    assert left == 100.0 + 3 * 100.0
+    assert searches.endswith("at most 6 runs, 126 steps, about 5 min")
+    assert together.startswith("together 8 runs, 168 steps, about 7 min by 8 workers, writing")
+    assert together.endswith("2.1 kB")
+    spec = RunSpec("rigl", "erk", 0.2, 1, alpha=0.4, delta_t=4)
+    record = {"key": spec.key(protocol, "data"), "run": spec.as_dict()}
+    append_result(folder.results, record)
+    left, (searches, _) = planned()
+    assert left == 100.0 + 5 * 100.0 / 2
+    assert "at most 5 runs" in searches
 
 
 @pytest.mark.parametrize(
