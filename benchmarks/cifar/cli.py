@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.cifar.images.data import SIZES, Dataset, load_dataset, load_digits
 from benchmarks.cifar.images.sources import DataError
+from benchmarks.cifar.models.networks import check_network
 from benchmarks.cifar.options import build_parser
 from benchmarks.cifar.protocols.choices import SEARCH
 from benchmarks.cifar.protocols.protocol import Protocol
@@ -58,6 +59,11 @@ def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
         check_tensorboard()
     say: Callable[[str], None] = _say if ranks.is_first else lambda text: None
     device = device_for(ranks)
+    if options.storage is not None:
+        # Takes seconds to import.
+        from benchmarks.cifar.tuning.storage import check_database
+
+        check_database(options.storage, connect=not options.dry_run)
     means = _means(options, folder, ranks)
     preset = options.preset or ("paper" if device.type == "cuda" else "cpu")
     protocols = choose_protocols(preset, options)
@@ -65,11 +71,11 @@ def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
     plan = Plan(chosen, means)
     plan.show(say)
     estimator = Estimator(sizes, device)
-    if options.dry_run or plan.agenda.left:
+    if options.dry_run or plan.agenda.left or plan.searches:
         say(f"measuring a few steps on {device.type} ...")
         # By all processes of torchrun: optimizers agree among them on their masks.
         plan.measure(estimator)
-        plan.show_estimates(estimator, say)
+        plan.show_estimates(say)
     if options.dry_run:
         return 0
     conditions = Conditions(
@@ -90,14 +96,15 @@ def _carry_out(
     from benchmarks.cifar.report import write_report
     from benchmarks.cifar.tuning import Storage, tune
 
-    session.run(plan.agenda, plan.forecast())
+    forecast = plan.forecast()
+    session.run(plan.agenda, forecast)
     errors: list[Exception] = []
     for part in plan.chosen:
         search = part.protocol.choices.search
         if part.search_jobs() and search is not None:
             storage = Storage(plan.means.setup.folder.root, database)
-            train = functools.partial(session.train, part)
-            errors += tune(part.protocol, search, part.data, storage, train)
+            train = functools.partial(session.train, part, forecast)
+            errors += tune(part.protocol, search, part.data, storage, train, session.stop)
     if not plan.means.ranks.is_first:
         return 0
     folder = plan.means.setup.folder
@@ -149,7 +156,8 @@ def _with_data(
             fingerprint, size = "", Size.of(protocol, *SIZES[protocol.dataset])
         else:
             fingerprint, size = dataset.fingerprint(), Size.of_data(protocol, dataset)
-        chosen.append(Chosen(protocol, parts, fingerprint))
+        check_network(protocol, size.classes)
+        chosen.append(Chosen(protocol, parts, fingerprint, size.classes))
         sizes[protocol] = size
     return chosen, sizes
 

@@ -35,8 +35,9 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--all",
         action="store_true",
-        help="everything that the preset lists, its studies and its search included; without "
-        "--preset, 'paper' on a GPU, else 'cpu'",
+        help="everything that the preset lists, its studies and its search included, as far as "
+        "--methods, --inits, --densities and --seeds let it; without --preset, 'paper' on a GPU, "
+        "else 'cpu'",
     )
     group.add_argument(
         "--preset",

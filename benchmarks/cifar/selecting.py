@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cifar.images.sources import OWN, recognise
-from benchmarks.cifar.protocols.choices import MAIN, Choices
+from benchmarks.cifar.images.sources import OWN, check_folder, recognise
+from benchmarks.cifar.protocols.choices import MAIN, SEARCH, Choices, Study
 from benchmarks.cifar.protocols.presets import Change, load_protocols
 from benchmarks.cifar.protocols.protocol import Protocol
 from benchmarks.cifar.protocols.tables import ProtocolError
@@ -21,6 +21,7 @@ def choose_protocols(preset: str, options: argparse.Namespace) -> list[Protocol]
 
     Raises:
         ProtocolError: If one or a setting is not known.
+        DataError: If there is no such folder as ``--data-dir``.
     """
     changes = list(options.set)
     if options.model is not None:
@@ -28,7 +29,9 @@ def choose_protocols(preset: str, options: argparse.Namespace) -> list[Protocol]
     protocols = list(load_protocols(preset, changes))
     if options.protocols is not None:
         protocols = _among(preset, protocols, options.protocols)
-    if options.data_dir is not None and options.data_dir.is_dir():
+    if options.data_dir is not None:
+        # The digits need no folder, but must not stand in for one that was mistyped.
+        check_folder(options.data_dir, protocols[0].dataset)
         protocols = fit_to_images(protocols, options.data_dir)
     return [_narrowed(protocol, options) for protocol in protocols]
 
@@ -51,21 +54,39 @@ def fit_to_images(protocols: Sequence[Protocol], data_dir: Path) -> list[Protoco
 def parts_of(protocols: Sequence[Protocol], options: argparse.Namespace) -> list[tuple[str, ...]]:
     """Which parts of each protocol are to be done.
 
+    A search is left out if it is of a method that is not among those given.
+
     Raises:
-        ProtocolError: If no protocol has a part that was asked for.
+        ProtocolError: If no protocol has a part that was asked for, or if nothing is left to do.
     """
-    if options.studies is not None:
-        known = list(dict.fromkeys(part for p in protocols for part in p.choices.parts))
-        for name in options.studies:
-            if name not in known:
-                raise ProtocolError(f"--studies takes of {', '.join(known)}, got {name!r}")
-        return [
-            tuple(part for part in protocol.choices.parts if part in options.studies)
-            for protocol in protocols
-        ]
-    if is_narrowed(options):
+    if options.studies is None:
+        if options.all or not is_narrowed(options):
+            return [_without_other_searches(p, p.choices.parts, options) for p in protocols]
         return [(MAIN,) for _ in protocols]
-    return [protocol.choices.parts for protocol in protocols]
+    known = list(dict.fromkeys(part for p in protocols for part in p.choices.parts))
+    for name in options.studies:
+        if name not in known:
+            raise ProtocolError(f"--studies takes of {', '.join(known)}, got {name!r}")
+    asked = [tuple(p for p in q.choices.parts if p in options.studies) for q in protocols]
+    parts = [
+        _without_other_searches(protocol, names, options)
+        for protocol, names in zip(protocols, asked, strict=True)
+    ]
+    if any(asked) and not any(parts):
+        raise ProtocolError(
+            f"--studies {SEARCH} is a search for a method that is not among --methods "
+            f"{' '.join(options.methods)}"
+        )
+    return parts
+
+
+def _without_other_searches(
+    protocol: Protocol, parts: Sequence[str], options: argparse.Namespace
+) -> tuple[str, ...]:
+    search = protocol.choices.search
+    if search is None or not options.methods or search.method in options.methods:
+        return tuple(parts)
+    return tuple(part for part in parts if part != SEARCH)
 
 
 def is_narrowed(options: argparse.Namespace) -> bool:
@@ -80,8 +101,24 @@ def _narrowed(protocol: Protocol, options: argparse.Namespace) -> Protocol:
         if getattr(options, name)
     }
     choices: Choices = dataclasses.replace(protocol.choices, **given)
-    studies = tuple(dataclasses.replace(study, **given) for study in choices.studies)
-    return dataclasses.replace(protocol, choices=dataclasses.replace(choices, studies=studies))
+    studies = tuple(
+        dataclasses.replace(study, **{**given, "methods": _methods_of(study, options)})
+        for study in choices.studies
+    )
+    search = choices.search
+    if search is not None:
+        listed = {name: values for name, values in given.items() if name != "methods"}
+        search = dataclasses.replace(search, **listed)
+    choices = dataclasses.replace(choices, studies=studies, search=search)
+    return dataclasses.replace(protocol, choices=choices)
+
+
+def _methods_of(study: Study, options: argparse.Namespace) -> tuple[str, ...]:
+    given = tuple(dict.fromkeys(options.methods or study.methods))
+    if options.studies is not None:
+        return given
+    # With --all, a study is not to grow by methods that have nothing to do with it.
+    return tuple(method for method in given if method in study.methods)
 
 
 def _among(preset: str, protocols: Sequence[Protocol], names: Sequence[str]) -> list[Protocol]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.cifar.models.networks import SCALE, SMALL_DENSE, comes_in_widths
@@ -16,7 +17,7 @@ from benchmarks.cifar.running.ranks import ALONE, Ranks
 from benchmarks.cifar.running.stopping import Stop
 from benchmarks.cifar.scheduling.cluster import run_on_cluster
 from benchmarks.cifar.scheduling.display import Display
-from benchmarks.cifar.scheduling.durations import Forecast, format_duration
+from benchmarks.cifar.scheduling.durations import Forecast, Later, format_duration
 from benchmarks.cifar.scheduling.jobs import Agenda, Job, with_sources
 from benchmarks.cifar.scheduling.planning import Estimate, Estimator, Total, format_bytes
 from benchmarks.cifar.scheduling.pool import run_in_pool
@@ -32,11 +33,13 @@ class Chosen:
         protocol: Its ``choices`` are those of this session.
         parts: Names of the parts, as in ``Choices.parts``.
         data: The data set's fingerprint; empty where there is no data yet.
+        classes: Of its images.
     """
 
     protocol: Protocol
     parts: tuple[str, ...]
     data: str
+    classes: int
 
     def jobs(self) -> list[Job]:
         """All runs but those of the search."""
@@ -64,6 +67,37 @@ class Chosen:
             return []
         return [self.job(spec) for spec in search.examples]
 
+    def searches(self, records: Sequence[Record], others: Iterable[str]) -> list[SearchLeft]:
+        """What is left of each search.
+
+        Args:
+            records: All results.
+            others: Keys of runs that are not the search's.
+        """
+        search = self.protocol.choices.search
+        every: dict[tuple[Protocol, str | None, float | None], list[Job]] = {}
+        for job in self.search_jobs():
+            every.setdefault(self.search_name(job.spec), []).append(job)
+        if search is None or not every:
+            return []
+        done = dict.fromkeys(every, 0)
+        for record in records:
+            spec, key = RunSpec(**record["run"]), record["key"]
+            name = self.search_name(spec)
+            if spec.method != search.method or name not in done or key in others:
+                continue
+            if spec.lr is None and spec.seed in search.seeds and self.job(spec).key == key:
+                done[name] += 1
+        return [
+            SearchLeft(name, jobs[0], len(jobs) - done[name], len(search.seeds))
+            for name, jobs in every.items()
+            if len(jobs) > done[name]
+        ]
+
+    def search_name(self, spec: RunSpec) -> tuple[Protocol, str | None, float | None]:
+        """To which search a trial's run belongs."""
+        return self.protocol, spec.init, spec.density
+
     def job(self, spec: RunSpec) -> Job:
         return Job(self.protocol, spec.without_defaults(self.protocol), self.data)
 
@@ -76,7 +110,9 @@ class Chosen:
         matched = []
         for spec in specs:
             if spec.init is not None and spec.density is not None:
-                density = matched_density(self.protocol, spec.init, flops_of, spec.density)
+                density = matched_density(
+                    self.protocol, spec.init, flops_of, spec.density, self.classes
+                )
                 matched.append(dataclasses.replace(spec, density=density))
         return matched
 
@@ -87,6 +123,23 @@ class Chosen:
 
     def _is_possible(self, spec: RunSpec) -> bool:
         return spec.method != SMALL_DENSE or not self.leaves_out_small_dense
+
+
+@dataclass(frozen=True)
+class SearchLeft:
+    """One search, at one init and density, and what it still has to do at most.
+
+    Args:
+        name: By which a trial's runs belong to it.
+        example: A run of the kind that it makes.
+        jobs: How many at most.
+        seeds: How many of them make a trial.
+    """
+
+    name: tuple[Protocol, str | None, float | None]
+    example: Job
+    jobs: int
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -122,12 +175,21 @@ class Plan:
         self.jobs = [job for part in chosen for job in part.jobs()]
         self.agenda = Agenda(self.jobs, means.setup.folder)
         self.estimates: dict[str, Estimate] = {}
+        others = {job.key for job in self.agenda.jobs}
+        with warnings.catch_warnings():
+            # A last line that a crash cut short goes when the next is written.
+            warnings.simplefilter("ignore", UserWarning)
+            records = read_results(means.setup.folder.results)
+        self.searches = [search for part in chosen for search in part.searches(records, others)]
+        self.trials: list[Estimate] = []
 
     def measure(self, estimator: Estimator) -> None:
         """Estimate what is left."""
         # Other sessions may finish something meanwhile, but all processes have to measure the same.
         left = self.means.ranks.from_first(self.agenda.left)
         self.estimates = {job.key: estimator.estimate(job) for job in left}
+        # Of a run of each search. No search is for torchrun, whose processes measure together.
+        self.trials = [estimator.estimate(search.example) for search in self.searches]
 
     def show(self, say: Callable[[str], None]) -> None:
         """Print what there is to do."""
@@ -145,7 +207,7 @@ class Plan:
         """The runs whose networks are to be timed when all else is done."""
         return [job for part in self.chosen for job in part.timing_jobs()]
 
-    def show_estimates(self, estimator: Estimator, say: Callable[[str], None]) -> None:
+    def show_estimates(self, say: Callable[[str], None]) -> None:
         """Print what the runs of every variant take, and all together."""
         for name, jobs in self._by_variant().items():
             estimates = [self.estimates[job.key] for job in jobs]
@@ -156,14 +218,18 @@ class Plan:
                 f"  {name:<40} {total.jobs:>3} x {estimates[0].steps:>8,} steps, "
                 f"about {format_duration(total.seconds)}{note}"
             )
-        searches = [estimator.estimate(job) for part in self.chosen for job in part.search_jobs()]
+        searches = [
+            Total.of([trial] * search.jobs, self._at_a_time(search))
+            for search, trial in zip(self.searches, self.trials, strict=True)
+        ]
         if searches:
-            total = Total.of(searches, self.means.workers)
+            total = Total.one_after_other(searches)
             say(
                 f"  searches for alpha and delta_t: at most {total.jobs:,} runs, "
                 f"{total.steps:,} steps, about {format_duration(total.seconds)}"
             )
-        total = Total.of([*self.estimates.values(), *searches], self.means.workers)
+        runs = Total.of(self.estimates.values(), self.means.workers)
+        total = Total.one_after_other([runs, *searches])
         workers = f" by {self.means.workers} workers" if self.means.workers > 1 else ""
         say(
             f"together {total.jobs:,} runs, {total.steps:,} steps, about "
@@ -184,7 +250,15 @@ class Plan:
     def forecast(self) -> Forecast:
         """What the display counts down."""
         seconds = {key: estimate.seconds for key, estimate in self.estimates.items()}
-        return Forecast(seconds, self.means.workers)
+        later: dict[Hashable, Later] = {
+            search.name: Later(search.jobs, trial.seconds, self._at_a_time(search))
+            for search, trial in zip(self.searches, self.trials, strict=True)
+        }
+        return Forecast(seconds, self.means.workers, later)
+
+    def _at_a_time(self, search: SearchLeft) -> int:
+        # The next trial waits for the results of this one.
+        return min(self.means.workers, search.seeds)
 
 
 class Session:
@@ -217,10 +291,12 @@ class Session:
             run_serially(self._own_worker(), agenda, display, stop)
         self.failed += agenda.failed
 
-    def train(self, part: Chosen, specs: Sequence[RunSpec]) -> list[Record]:
-        """Run what isn't finished of some runs; return the results of those that are."""
+    def train(self, part: Chosen, forecast: Forecast, specs: Sequence[RunSpec]) -> list[Record]:
+        """Run what isn't finished of a trial's runs; return the results of those that are."""
         jobs = [part.job(spec) for spec in specs]
-        self.run(Agenda(jobs, self.means.setup.folder), Forecast({}, self.means.workers))
+        agenda = Agenda(jobs, self.means.setup.folder)
+        forecast.begin_trial(part.search_name(specs[0]), jobs, agenda.left)
+        self.run(agenda, forecast)
         records = {
             record["key"]: record for record in read_results(self.means.setup.folder.results)
         }

@@ -1,5 +1,6 @@
 """What is going to be run, said before it is, and with or without data."""
 
+import dataclasses
 import json
 import re
 
@@ -9,16 +10,25 @@ import torch
 from benchmarks.cifar import cli
 from benchmarks.cifar.images.batches import splits_for
 from benchmarks.cifar.images.data import load_digits
-from benchmarks.cifar.protocols.choices import expand
+from benchmarks.cifar.models.networks import build_model
+from benchmarks.cifar.options import build_parser
+from benchmarks.cifar.protocols.choices import Search, expand
 from benchmarks.cifar.protocols.methods import METHODS
 from benchmarks.cifar.protocols.presets import Change, load_preset, load_protocols
 from benchmarks.cifar.protocols.runspec import RunSpec
+from benchmarks.cifar.protocols.tables import ProtocolError
+from benchmarks.cifar.records.folder import Folder
+from benchmarks.cifar.records.results import append_result
 from benchmarks.cifar.running.checkpoint import random_state
 from benchmarks.cifar.running.training import Run
 from benchmarks.cifar.scheduling import planning
-from benchmarks.cifar.scheduling.durations import Forecast
+from benchmarks.cifar.scheduling.durations import Forecast, Later
 from benchmarks.cifar.scheduling.jobs import Job, with_sources
 from benchmarks.cifar.scheduling.planning import Estimator, Size
+from benchmarks.cifar.scheduling.worker import Setup
+from benchmarks.cifar.selecting import choose_protocols, parts_of
+from benchmarks.cifar.session import Chosen, Means, Plan
+from sparseopt import SparseOptimizer
 
 
 def total(output):
@@ -99,6 +109,60 @@ def test_time_left_is_corrected_by_what_finished_runs_took(tiny_preset):
     for job in jobs:
         forecast.at(job, 1.0)
     assert forecast.left() == 0.0
+
+
+def test_time_left_has_the_search_in_it_and_knows_its_runs_from_their_trial_on(tiny_preset):
+    protocol = load_preset(str(tiny_preset))
+    main = Job(protocol, RunSpec("dense", None, None, 0), "")
+    trial = [Job(protocol, RunSpec("rigl", "erk", 0.2, s, alpha=0.4), "") for s in range(2)]
+    forecast = Forecast({main.key: 100.0}, 4, {"search": Later(6, 50.0, at_a_time=2)})
+    assert forecast.left() == 100.0 + 6 * 50.0 / 2
+    forecast.begin(main, 0.0)
+    forecast.end(main, 0.0, 100.0)
+    forecast.begin_trial("search", trial, trial)
+    # Two of six, which take as long as one.
+    assert forecast.left() == 50.0 + 4 * 50.0 / 2
+    forecast.begin(trial[0], 0.0)
+    forecast.end(trial[0], 0.0, 50.0)
+    forecast.at(trial[1], 0.5)
+    assert forecast.left() == 25.0 + 100.0
+    # A trial that was interrupted is not counted twice, and what it has finished is.
+    forecast.begin_trial("search", trial, [])
+    assert forecast.left() == 100.0
+
+
+def test_plan_takes_as_many_runs_of_a_search_at_a_time_as_a_trial_has(tiny_preset, tmp_path):
+    protocol = load_preset(str(tiny_preset))
+    search = Search("rigl", ("erk",), (0.2,), (0, 1), 3, (0.1, 0.6), (2, 6, 1))
+    protocol = dataclasses.replace(
+        protocol, choices=dataclasses.replace(protocol.choices, search=search)
+    )
+    folder = Folder(tmp_path)
+    chosen = [Chosen(protocol, ("main", "search"), "data", 10)]
+    means = Means(Setup(folder), workers=8)
+
+    class Even(Estimator):
+        def estimate(self, job):
+            return planning.Estimate(steps=21, seconds=100.0, checkpoint=1000, result=10)
+
+    def planned():
+        plan, said = Plan(chosen, means), []
+        plan.measure(Even({}, torch.device("cpu")))
+        plan.show_estimates(said.append)
+        return plan.forecast().left(), said[-2:]
+
+    # Two main runs at a time, then three trials of two runs at a time.
+    left, (searches, together) = planned()
+    assert left == 100.0 + 3 * 100.0
+    assert searches.endswith("at most 6 runs, 126 steps, about 5 min")
+    assert together.startswith("together 8 runs, 168 steps, about 7 min by 8 workers, writing")
+    assert together.endswith("2.1 kB")
+    spec = RunSpec("rigl", "erk", 0.2, 1, alpha=0.4, delta_t=4)
+    record = {"key": spec.key(protocol, "data"), "run": spec.as_dict()}
+    append_result(folder.results, record)
+    left, (searches, _) = planned()
+    assert left == 100.0 + 5 * 100.0 / 2
+    assert "at most 5 runs" in searches
 
 
 @pytest.mark.parametrize(
@@ -194,6 +258,68 @@ def test_parts_of_a_preset_can_be_run_alone(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "2 runs, 0 of them finished" in output
     assert "search" not in output
+
+
+def chosen(*arguments):
+    """The choices and the parts of ``cpu`` by these options."""
+    options = build_parser().parse_args(["--preset", "cpu", *arguments])
+    protocols = choose_protocols("cpu", options)
+    (parts,) = parts_of(protocols, options)
+    return protocols[0].choices, parts
+
+
+def test_all_is_everything_narrowed_also_in_the_search():
+    whole = load_preset("cpu").choices
+    narrowing = ["--seeds", "3", "4", "--densities", "0.3", "--inits", "uniform"]
+    choices, parts = chosen("--all", *narrowing)
+    assert parts == whole.parts
+    for part in (choices, *choices.studies, choices.search):
+        assert (part.seeds, part.densities, part.inits) == ((3, 4), (0.3,), ("uniform",))
+    assert choices.search.trials == whole.search.trials
+    assert chosen(*narrowing)[1] == ("main",)
+
+
+def test_search_and_studies_are_of_the_methods_given():
+    choices, parts = chosen("--all", "--methods", "rigl", "set")
+    assert "search" in parts
+    assert choices.methods == ("rigl", "set")
+    methods = {study.name: study.methods for study in choices.studies}
+    assert methods["densities"] == methods["learning-rate"] == ("rigl",)
+    assert methods["longer"] == ()
+    choices, parts = chosen("--all", "--methods", "set")
+    assert "search" not in parts
+    assert "main" in parts
+    # A study that is asked for by name is done with whatever methods are given.
+    choices, parts = chosen("--studies", "densities", "search", "--methods", "set")
+    assert parts == ("densities",)
+    assert {study.name: study.methods for study in choices.studies}["densities"] == ("set",)
+    with pytest.raises(ProtocolError, match="--studies search .* not among --methods set"):
+        chosen("--studies", "search", "--methods", "set")
+
+
+def test_densities_of_equal_flops_are_those_for_the_classes_that_there_are(tiny_preset):
+    (study,) = [s for s in load_preset("smoke").choices.studies if s.name == "equal-flops"]
+    protocol = load_preset(str(tiny_preset))
+    choices = dataclasses.replace(protocol.choices, studies=(study,))
+    protocol = dataclasses.replace(protocol, choices=choices)
+    found = {}
+    for classes in (10, 1000):
+        (job,) = Chosen(protocol, ("equal-flops",), "", classes).jobs()
+        flops = {}
+        for init, density in (("erk", 0.2), ("uniform", job.spec.density)):
+            model = build_model(protocol, RunSpec("dense", None, None, 0), classes)
+            sparse = SparseOptimizer(
+                torch.optim.SGD(model.parameters(), lr=0.1),
+                model,
+                method="static",
+                density=density,
+                init=init,
+                total_steps=10,
+            )
+            flops[init] = sparse.flops(model, torch.zeros(1, 3, 32, 32)).inference_sparse
+        assert flops["uniform"] == pytest.approx(flops["erk"], rel=5e-3)
+        found[classes] = job.spec.density
+    assert abs(found[10] - found[1000]) > 0.01
 
 
 @pytest.mark.parametrize("preset", ["smoke", "cpu", "paper"])

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from benchmarks.cifar.models.networks import build_model
+from benchmarks.cifar.models.resnet import BLOCKS
 from benchmarks.cifar.protocols.choices import Choices, Study, expand
 from benchmarks.cifar.protocols.presets import PRESETS, Change, load_preset, load_protocols
-from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.protocols.protocol import RESNET_DEPTHS, Protocol
 from benchmarks.cifar.protocols.runspec import RunSpec
 from benchmarks.cifar.protocols.tables import ProtocolError, build
 from benchmarks.cifar.running.building import build_optimizer, build_scheduler
@@ -304,7 +305,25 @@ def test_a_change_for_one_protocol_leaves_the_others_alone():
     [
         ("training.epochs", "SETTING=VALUE"),
         ("training.epoch=5", "unknown setting 'epoch'"),
-        ("training.epochs=many", "epochs must be <class 'int'>, got 'many'"),
+        ("training.epochs=many", "training.epochs must be a whole number, got 'many'"),
+        ("training.bf16=1", "training.bf16 must be true or false, got 1"),
+        ("optimizer.lr=fast", "optimizer.lr must be a number, got 'fast'"),
+        ("image_size=big", "image_size must be a whole number, got 'big'"),
+        ("choices.seeds=['a']", "each of choices.seeds must be a whole number, got 'a'"),
+        ("training.validation_fraction=0", r"training.validation_fraction .* \(0, 1\), got 0"),
+        ("model.depth=11", "model.depth of a WRN is 10, 16, 22, ..., got 11"),
+        ("model.width=0", "model.width must be at least 1, got 0"),
+        ("optimizer.lr=-1", "optimizer.lr must be above 0 and finite, got -1.0"),
+        ("optimizer.lr=nan", "optimizer.lr must be above 0 and finite, got nan"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay must be at least 0 .* got -1.0"),
+        ("optimizer.momentum=0", "optimizer.nesterov = true takes a momentum above 0"),
+        ("sparsity.delta_t=0", "sparsity.delta_t must be at least 1, got 0"),
+        ("sparsity.alpha=0", r"sparsity.alpha must be in \(0, 1\], got 0.0"),
+        ("sparsity.t_end_fraction=5", r"sparsity.t_end_fraction must be in \[0, 1\], got 5.0"),
+        ("schedule.step_size=0", "schedule.step_size must be at least 1, got 0"),
+        ("choices.densities=[2.0]", r"each of choices.densities must be in \(0, 1\], got 2.0"),
+        ("choices.search.seeds=[]", "search.seeds takes at least one seed, got none"),
+        ("choices.search.delta_t=[5, 10, 0]", "search.delta_t takes .* all at least 1"),
         ("dataset.size=3", "'dataset' is a value"),
         ("model.kind=vgg", "wrn, resnet or module:callable, got 'vgg'"),
     ],
@@ -312,6 +331,15 @@ def test_a_change_for_one_protocol_leaves_the_others_alone():
 def test_changes_that_make_no_sense_are_named(text, message):
     with pytest.raises(ProtocolError, match=message):
         load_preset("cpu", [Change.parse(text)])
+
+
+def test_depths_of_a_resnet_are_those_that_there_are():
+    assert tuple(BLOCKS) == RESNET_DEPTHS
+    with pytest.raises(ProtocolError, match="a ResNet is one of 14, 26, 50, 101, got 22"):
+        load_preset("resnet-50", [Change.parse("model.depth=22")])
+    # A network of the user's own ignores it.
+    changes = [Change.parse("model.kind=net:make"), Change.parse("model.depth=0")]
+    assert load_preset("cpu", changes).model.title == "net:make"
 
 
 def test_a_change_of_the_choices_changes_no_result():
@@ -327,8 +355,8 @@ def test_a_change_of_the_choices_changes_no_result():
     [
         ("epochs = 3", "epoch = 3", r"unknown setting 'epoch'.*'epochs'"),
         ("epochs = 3\n", "", "setting 'epochs' of TrainingConfig is missing"),
-        ("epochs = 3", 'epochs = "3"', "epochs must be <class 'int'>, got '3'"),
-        ("epochs = 3", "epochs = true", "epochs must be <class 'int'>, got True"),
+        ("epochs = 3", 'epochs = "3"', "training.epochs must be a whole number, got '3'"),
+        ("epochs = 3", "epochs = true", "training.epochs must be a whole number, got True"),
         ('kind = "one-cycle"', 'kind = "linear"', "schedule.kind takes one of .*got 'linear'"),
         ('["dense", "rigl"]', '["rigle"]', "choices.methods takes one of .*got 'rigle'"),
         ('"erk"', '"random"', "choices.inits takes one of erk, uniform, got 'random'"),

@@ -91,6 +91,16 @@ def test_missing_data_says_what_to_do_before_anything_is_written(tmp_path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
+def test_mistyped_data_folder_is_not_replaced_by_the_digits(tiny_preset, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for name in ("nowhere", "file"):
+        arguments = ["--preset", str(tiny_preset), "--all", "--data-dir", str(tmp_path / name)]
+        assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 1
+        message = capsys.readouterr().err
+        assert f"--data-dir {tmp_path / name}: there is no such folder. Give a folder" in message
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("gpu", "preset"), [(True, "paper"), (False, "cpu")])
 def test_all_takes_the_preset_that_the_machine_can_run(gpu, preset, monkeypatch, tmp_path):
     taken = []

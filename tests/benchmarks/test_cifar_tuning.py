@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import os
 import signal
@@ -11,6 +12,8 @@ import pytest
 
 from benchmarks.cifar.protocols.choices import Search
 from benchmarks.cifar.protocols.presets import Change, load_preset
+from benchmarks.cifar.protocols.tables import ProtocolError
+from benchmarks.cifar.running.stopping import Stop, StoppedError
 from benchmarks.cifar.tuning import SearchError, Storage, Tuning, storage, tune
 
 ROOT = Path(__file__).parents[2]
@@ -162,11 +165,11 @@ def test_trial_whose_run_failed_is_named_and_the_other_searches_go_on(tiny_prese
     def train(specs):
         return runs(specs)[:1] if specs[0].init == "erk" else runs(specs)
 
-    (error,) = tune(protocol, search, "data", Storage(tmp_path), train)
+    (error,) = tune(protocol, search, "data", Storage(tmp_path), train, Stop())
     assert isinstance(error, SearchError)
     assert "only 1 of the runs of a trial succeeded: rigl-erk-0.1-alpha" in str(error)
     assert sum("rigl-uniform" in label for label in runs.trained) == 4
-    assert tune(protocol, search, "data", Storage(tmp_path), runs) == []
+    assert tune(protocol, search, "data", Storage(tmp_path), runs, Stop()) == []
     assert len(runs.trained) == 8
 
 
@@ -184,7 +187,8 @@ def test_search_of_a_protocol_changed_on_the_command_line_has_a_file(tiny_preset
     change = Change.parse("model.kind=own/net:make")
     protocol = load_preset(str(tiny_preset), [change])
     search = dataclasses.replace(SEARCH, trials=1)
-    assert tune(protocol, search, "data", Storage(tmp_path), Runs(tmp_path / "log")) == []
+    runs = Runs(tmp_path / "log")
+    assert tune(protocol, search, "data", Storage(tmp_path), runs, Stop()) == []
     (file,) = (tmp_path / "search").glob("*.db")
     assert file.name.startswith("tiny-with-model.kind-own-net-make-rigl-erk-0.1-")
 
@@ -197,11 +201,47 @@ def test_one_process_at_a_time_works_on_a_search_in_a_file(tmp_path):
         assert again
 
 
+def test_waiting_for_a_search_of_another_process_ends_at_a_stop(tuning, tmp_path):
+    store, stop, runs = Storage(tmp_path), Stop(), Runs(tmp_path / "log")
+    claimed = []
+
+    class Busy(Storage):
+        @contextlib.contextmanager
+        def claim(self, name):
+            claimed.append(name)
+            with super().claim(name) as is_ours:
+                # As the signal's handler does, in the first look.
+                stop.request()
+                yield is_ours
+
+    with store.claim(tuning.name), pytest.raises(StoppedError):
+        tune(tuning.protocol, SEARCH, "data", Busy(tmp_path), runs, stop)
+    assert claimed == [tuning.name]
+    assert runs.trained == []
+
+
 def test_several_processes_may_work_on_a_search_in_a_database(tmp_path):
     store = Storage(tmp_path, f"sqlite:///{tmp_path}/base.db")
     with store.claim("a") as first, store.claim("a") as second:
         assert first
         assert second
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("bad://x", "--storage bad://x: .*bad; it takes a database as SQLAlchemy names it"),
+        ("nonsense", "--storage nonsense: Could not parse"),
+        ("postgresql+nodriver://me:secret@here/x", r"--storage .*me:\*\*\*@here"),
+        ("sqlite:////no/such/folder/base.db", "unable to open database"),
+    ],
+)
+def test_database_that_can_not_be_used_is_named(url, message):
+    with pytest.raises(ProtocolError, match=message) as error:
+        storage.check_database(url, connect=True)
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+    storage.check_database("sqlite://", connect=True)
 
 
 @pytest.mark.slow

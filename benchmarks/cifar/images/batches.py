@@ -13,6 +13,7 @@ from benchmarks.cifar.images.augmentation import Augmenter
 from benchmarks.cifar.images.data import Dataset
 from benchmarks.cifar.images.sources import Labels
 from benchmarks.cifar.protocols.protocol import AugmentationConfig, Protocol
+from benchmarks.cifar.protocols.tables import ProtocolError
 
 
 @dataclass(frozen=True)
@@ -187,13 +188,13 @@ def held_out(images: int, validation_fraction: float) -> int:
     """How many of the training images are for validation.
 
     Raises:
-        ValueError: If that leaves none for one of the two.
+        ProtocolError: If that leaves none for one of the two.
     """
     count = int(images * validation_fraction)
     if not 0 < count < images:
-        raise ValueError(
-            f"validation_fraction {validation_fraction!r} of {images} images leaves {count} for "
-            "validation; both parts need at least one"
+        raise ProtocolError(
+            f"training.validation_fraction {validation_fraction!r} of {images} images leaves "
+            f"{count} for validation; both parts need at least one"
         )
     return count
 

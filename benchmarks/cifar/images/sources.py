@@ -77,8 +77,8 @@ def find_source(name: str, data_dir: Path | None) -> Source:
     Raises:
         DataError: If it does not hold the data set called ``name``.
     """
-    if data_dir is not None and not data_dir.is_dir():
-        raise DataError(f"--data-dir {data_dir}: there is no such folder. {_expectation(name)}")
+    if data_dir is not None:
+        check_folder(data_dir, name)
     if name == OWN:
         return _own_source(data_dir)
     cifar = CIFARS[name]
@@ -98,6 +98,12 @@ def find_source(name: str, data_dir: Path | None) -> Source:
         )
     folders = (root / TRAIN, root / "test")
     return Source(name, root, folders, _listing_digest(folders))
+
+
+def check_folder(data_dir: Path, name: str) -> None:
+    """Raise a ``DataError`` that says what the data set ``name`` needs, if there is no folder."""
+    if not data_dir.is_dir():
+        raise DataError(f"--data-dir {data_dir}: there is no such folder. {_expectation(name)}")
 
 
 def recognise(data_dir: Path) -> set[str]:
@@ -136,7 +142,7 @@ def _own_source(data_dir: Path | None) -> Source:
 
 
 def _expectation(name: str) -> str:
-    if name == OWN:
+    if name not in CIFARS:
         return (
             "Give a folder with a folder of images for each class, or with two such trees, 'train' "
             "and 'test'."

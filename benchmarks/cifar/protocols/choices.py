@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from benchmarks.cifar.protocols.methods import METHODS
 from benchmarks.cifar.protocols.runspec import RunSpec
-from benchmarks.cifar.protocols.tables import ProtocolError, check_name
+from benchmarks.cifar.protocols.tables import (
+    ProtocolError,
+    check_count,
+    check_name,
+    check_positive,
+    check_share,
+)
 
 INITS = ("erk", "uniform")
 MAIN = "main"
@@ -21,6 +27,10 @@ class MaskSetting:
 
     alpha: float
     delta_t: int
+
+    def __post_init__(self) -> None:
+        check_share("studies.masks.alpha", self.alpha, one=True)
+        check_count("studies.masks.delta_t", self.delta_t)
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,9 @@ class Study:
     flops_of: str | None = None
 
     def __post_init__(self) -> None:
-        _check_names(self.methods, self.inits)
+        _check("studies", self.methods, self.inits, self.densities, self.seeds)
+        for lr in self.lrs:
+            check_positive("each of studies.lrs", lr)
         if self.flops_of is not None:
             check_name("studies.flops_of", self.flops_of, INITS)
         if self.name in (MAIN, SEARCH, TIMING):
@@ -79,18 +91,21 @@ class Search:
     delta_t: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _check_names((self.method,), self.inits)
+        _check("search", (self.method,), self.inits, self.densities, self.seeds)
+        if not self.seeds:
+            raise ProtocolError("search.seeds takes at least one seed, got none")
         if len(self.alpha) != 2 or not 0.0 < self.alpha[0] < self.alpha[1] <= 1.0:
             raise ProtocolError(
                 f"search.alpha takes a smallest and a largest in (0, 1], got {list(self.alpha)}"
             )
-        if len(self.delta_t) != 3 or not 0 < self.delta_t[0] <= self.delta_t[1]:
+        if len(self.delta_t) != 3 or (
+            not 0 < self.delta_t[0] <= self.delta_t[1] or self.delta_t[2] < 1
+        ):
             raise ProtocolError(
                 "search.delta_t takes a smallest, a largest and a step, all at least 1, "
                 f"got {list(self.delta_t)}"
             )
-        if self.trials < 1:
-            raise ProtocolError(f"search.trials must be at least 1, got {self.trials}")
+        check_count("search.trials", self.trials)
 
     @property
     def examples(self) -> list[RunSpec]:
@@ -123,8 +138,7 @@ class Timing:
         if not self.batches or min(self.batches) < 1:
             raise ProtocolError(f"timing.batches takes sizes from 1 on, got {list(self.batches)}")
         for name in ("rounds", "training_rounds"):
-            if getattr(self, name) < 1:
-                raise ProtocolError(f"timing.{name} must be at least 1, got {getattr(self, name)}")
+            check_count(f"timing.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -140,7 +154,7 @@ class Choices:
     timing: Timing | None = None
 
     def __post_init__(self) -> None:
-        _check_names(self.methods, self.inits)
+        _check("choices", self.methods, self.inits, self.densities, self.seeds)
         if self.timing is not None:
             check_name("timing.study", self.timing.study, tuple(s.name for s in self.studies))
 
@@ -175,8 +189,18 @@ def _named(method: str, init: str, density: float) -> tuple[str | None, float | 
     return (None, density) if method == "small-dense" else (init, density)
 
 
-def _check_names(methods: tuple[str, ...], inits: tuple[str, ...]) -> None:
+def _check(
+    section: str,
+    methods: tuple[str, ...],
+    inits: tuple[str, ...],
+    densities: tuple[float, ...],
+    seeds: tuple[int, ...],
+) -> None:
     for method in methods:
-        check_name("choices.methods", method, METHODS)
+        check_name(f"{section}.methods", method, METHODS)
     for init in inits:
-        check_name("choices.inits", init, INITS)
+        check_name(f"{section}.inits", init, INITS)
+    for density in densities:
+        check_share(f"each of {section}.densities", density, one=True)
+    for seed in seeds:
+        check_count(f"each of {section}.seeds", seed, 0)

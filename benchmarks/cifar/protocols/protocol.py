@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.cifar.protocols.choices import Choices
-from benchmarks.cifar.protocols.tables import ProtocolError, check_name
+from benchmarks.cifar.protocols.tables import (
+    ProtocolError,
+    check_count,
+    check_name,
+    check_positive,
+    check_share,
+)
 
 DATASETS = ("cifar10", "cifar100", "digits", "folder")
 DATASET_TITLES = {
@@ -18,6 +24,7 @@ DATASET_TITLES = {
 }
 SCHEDULES = ("step", "one-cycle")
 MODELS = ("wrn", "resnet")
+RESNET_DEPTHS = (14, 26, 50, 101)
 PUBLISHED_WIDTH = 64
 LATER = "later"
 # What may be changed without another result.
@@ -55,6 +62,15 @@ class ModelConfig:
             raise ProtocolError(
                 f"model.kind takes one of {', '.join(MODELS)} or module:callable, got {self.kind!r}"
             )
+        if self.kind not in MODELS:
+            return
+        if self.kind == "wrn" and (self.depth < 10 or self.depth % 6 != 4):
+            raise ProtocolError(f"model.depth of a WRN is 10, 16, 22, ..., got {self.depth}")
+        if self.kind == "resnet" and self.depth not in RESNET_DEPTHS:
+            depths = ", ".join(map(str, RESNET_DEPTHS))
+            raise ProtocolError(f"model.depth of a ResNet is one of {depths}, got {self.depth}")
+        check_count("model.width", self.width)
+        check_share("model.dropout", self.dropout, zero=True)
 
     @property
     def title(self) -> str:
@@ -81,10 +97,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ProtocolError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ProtocolError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+            check_count(f"training.{name}", getattr(self, name))
+        check_share("training.validation_fraction", self.validation_fraction)
+        check_share("training.label_smoothing", self.label_smoothing, zero=True)
 
 
 @dataclass(frozen=True)
@@ -103,12 +118,12 @@ class AugmentationConfig:
     min_scale: float | None = later(None)
 
     def __post_init__(self) -> None:
-        if self.min_scale is None:
-            return
-        if not 0.0 < self.min_scale <= 1.0:
-            raise ProtocolError(f"min_scale must be in (0, 1], got {self.min_scale}")
-        if self.crop_padding:
-            raise ProtocolError(f"min_scale takes crop_padding = 0, got {self.crop_padding}")
+        check_count("augmentation.crop_padding", self.crop_padding, 0)
+        check_share("augmentation.min_scale", self.min_scale, one=True)
+        if self.min_scale is not None and self.crop_padding:
+            raise ProtocolError(
+                f"augmentation.min_scale takes crop_padding = 0, got {self.crop_padding}"
+            )
 
 
 @dataclass(frozen=True)
@@ -119,6 +134,13 @@ class OptimizerConfig:
     momentum: float
     nesterov: bool
     weight_decay: float
+
+    def __post_init__(self) -> None:
+        check_positive("optimizer.lr", self.lr)
+        check_share("optimizer.momentum", self.momentum, zero=True)
+        check_positive("optimizer.weight_decay", self.weight_decay, zero=True)
+        if self.nesterov and not self.momentum:
+            raise ProtocolError("optimizer.nesterov = true takes a momentum above 0, got 0")
 
 
 @dataclass(frozen=True)
@@ -138,6 +160,11 @@ class ScheduleConfig:
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:
             raise ProtocolError(f"a {self.kind!r} schedule needs {', '.join(missing)}")
+        check_count("schedule.step_size", self.step_size)
+        check_share("schedule.gamma", self.gamma, one=True)
+        check_count("schedule.warmup_steps", self.warmup_steps, 0)
+        check_count("schedule.pruning_warmup_steps", self.pruning_warmup_steps, 0)
+        check_share("schedule.warmup_fraction", self.warmup_fraction, zero=True, one=True)
 
 
 @dataclass(frozen=True)
@@ -147,6 +174,11 @@ class SparsityConfig:
     delta_t: int
     alpha: float
     t_end_fraction: float
+
+    def __post_init__(self) -> None:
+        check_count("sparsity.delta_t", self.delta_t)
+        check_share("sparsity.alpha", self.alpha, one=True)
+        check_share("sparsity.t_end_fraction", self.t_end_fraction, zero=True, one=True)
 
 
 @dataclass(frozen=True)
@@ -188,6 +220,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         check_name("dataset", self.dataset, DATASETS)
+        check_count("image_size", self.image_size)
 
     def describe(self) -> str:
         """One line that says what was trained and how, for every place that shows numbers."""

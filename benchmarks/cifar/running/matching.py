@@ -12,12 +12,13 @@ from benchmarks.cifar.protocols.runspec import RunSpec
 from benchmarks.cifar.running.accounting import dense_flops
 from sparseopt.distributions import DISTRIBUTIONS
 
-CLASSES = {"cifar100": 100}
 Layers = tuple[tuple[str, tuple[int, ...], float], ...]
 
 
 @functools.cache
-def matched_density(protocol: Protocol, init: str, other: str, density: float) -> float:
+def matched_density(
+    protocol: Protocol, init: str, other: str, density: float, classes: int
+) -> float:
     """The density at which ``init`` costs as many inference FLOPs as ``other`` does at ``density``.
 
     Rounded to four digits, as it is part of a run's name.
@@ -27,8 +28,9 @@ def matched_density(protocol: Protocol, init: str, other: str, density: float) -
         init: The distribution whose density is wanted.
         other: The distribution to match.
         density: Its density.
+        classes: Of the images, which the last layer depends on.
     """
-    layers = _layers(protocol)
+    layers = _layers(protocol, classes)
     wanted = _flops(layers, other, density)
     low, high = 0.0, 1.0
     # FLOPs rise with the density, but not evenly: ERK makes layers full one after the other.
@@ -47,9 +49,8 @@ def _flops(layers: Layers, init: str, density: float) -> float:
 
 
 @functools.cache
-def _layers(protocol: Protocol) -> Layers:
+def _layers(protocol: Protocol, classes: int) -> Layers:
     """Name, shape and dense FLOPs of each weight that can be sparse."""
-    classes = CLASSES.get(protocol.dataset, 10)
     with torch.random.fork_rng(devices=[]):
         model = build_model(protocol, RunSpec("dense", None, None, 0), classes)
     image = torch.zeros(1, 3, protocol.image_size, protocol.image_size)

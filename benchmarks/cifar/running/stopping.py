@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -25,6 +26,14 @@ class Stop:
     @property
     def requested(self) -> bool:
         return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for so long at most; whether a stop is requested."""
+        # In short pieces: a signal's handler runs between them on every system.
+        end = time.monotonic() + seconds
+        while not self.requested and time.monotonic() < end:
+            time.sleep(min(0.2, seconds))
+        return self.requested
 
     def request(self) -> None:
         self._event.set()

@@ -100,7 +100,7 @@ class Bar:
             "val -" if accuracy is None else f"val {accuracy:.2%}",
             f"live {progress.density:.3f}",
         ]
-        if self._display.jobs > 1:
+        if self._display.jobs > 1 or self._display.forecast.has_searches:
             parts.append(f"all in {format_duration(self._display.forecast.left())}")
         self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update(progress.step - self._bar.n)

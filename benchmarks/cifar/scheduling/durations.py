@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 from benchmarks.cifar.scheduling.jobs import Job
 
@@ -25,20 +27,62 @@ def format_duration(seconds: float) -> str:
     return f"{hours // 24} days {hours % 24} h"
 
 
+@dataclass(frozen=True)
+class Later:
+    """Runs of a search, which are not known before their trial begins.
+
+    Args:
+        jobs: How many at most.
+        seconds: That each takes alone.
+        at_a_time: How many are done at a time: the next trial waits for the results of this one.
+    """
+
+    jobs: int
+    seconds: float
+    at_a_time: int
+
+
 class Forecast:
     """What is left of a plan, corrected by what its finished runs have taken.
 
     Args:
         estimates: Seconds that each job takes alone, by key, from a calibration.
         workers: How many jobs are done at a time.
+        later: What comes after these jobs, by search.
     """
 
-    def __init__(self, estimates: Mapping[str, float], workers: int = 1) -> None:
+    def __init__(
+        self,
+        estimates: Mapping[str, float],
+        workers: int = 1,
+        later: Mapping[Hashable, Later] | None = None,
+    ) -> None:
+        self._later = dict(later or {})
+        self.has_searches = bool(self._later)
         self._estimates = dict(estimates)
         self._workers = workers
         self._done: dict[str, float] = {}
         self._taken = 0.0
         self._expected = 0.0
+
+    def begin_trial(self, search: Hashable, jobs: Sequence[Job], left: Sequence[Job]) -> None:
+        """The next runs of a search are known now.
+
+        Args:
+            search: As in ``later``.
+            jobs: The trial's.
+            left: Those of them that are not finished.
+        """
+        later = self._later.get(search)
+        if later is None:
+            return
+        for job in jobs:
+            if job.key not in self._estimates:
+                later = dataclasses.replace(later, jobs=max(0, later.jobs - 1))
+                self._estimates[job.key] = later.seconds
+            if job not in left:
+                self._done[job.key] = 1.0
+        self._later[search] = later
 
     def begin(self, job: Job, done: float) -> None:
         """A job begins or goes on after this share of it."""
@@ -60,4 +104,7 @@ class Forecast:
         each = [
             (1.0 - self._done.get(key, 0.0)) * seconds for key, seconds in self._estimates.items()
         ]
-        return pace * max(sum(each) / self._workers, max(each, default=0.0))
+        known = max(sum(each) / self._workers, max(each, default=0.0))
+        searches = self._later.values()
+        later = sum(search.jobs * search.seconds / search.at_a_time for search in searches)
+        return pace * (known + later)

@@ -167,12 +167,25 @@ class Estimator:
 
 @dataclass(frozen=True)
 class Total:
-    """What many jobs take together."""
+    """What many jobs take together.
+
+    Args:
+        jobs: How many they are.
+        steps: Training steps of all.
+        seconds: Until the last is done.
+        checkpoints: Bytes of the checkpoints that are there at a time.
+        results: Bytes of the results.
+    """
 
     jobs: int
     steps: int
     seconds: float
-    bytes: int
+    checkpoints: int
+    results: int
+
+    @property
+    def bytes(self) -> int:
+        return self.checkpoints + self.results
 
     @classmethod
     def of(cls, estimates: Iterable[Estimate], workers: int) -> Total:
@@ -183,7 +196,19 @@ class Total:
             len(every),
             sum(estimate.steps for estimate in every),
             sum(estimate.seconds for estimate in every) / max(1, min(workers, len(every))),
-            sum(checkpoints[:workers]) + sum(estimate.result for estimate in every),
+            sum(checkpoints[:workers]),
+            sum(estimate.result for estimate in every),
+        )
+
+    @classmethod
+    def one_after_other(cls, totals: Sequence[Total]) -> Total:
+        """Of jobs that begin when those before them are done."""
+        return cls(
+            sum(total.jobs for total in totals),
+            sum(total.steps for total in totals),
+            sum(total.seconds for total in totals),
+            max((total.checkpoints for total in totals), default=0),
+            sum(total.results for total in totals),
         )
 
 

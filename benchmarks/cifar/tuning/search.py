@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from benchmarks.cifar.protocols.choices import Search
 from benchmarks.cifar.protocols.protocol import Protocol
 from benchmarks.cifar.protocols.runspec import RunSpec
 from benchmarks.cifar.records.results import Record
+from benchmarks.cifar.running.stopping import Stop, StoppedError
 from benchmarks.cifar.tuning.storage import Storage, quiet
 
 # Runs what isn't finished yet of the runs that it gets, and returns the results of those that are.
@@ -147,6 +147,7 @@ def tune(
     data: str,
     storage: Storage,
     train: Train,
+    stop: Stop,
     say: Say = print,
 ) -> list[SearchError]:
     """Do all searches of a preset, those first that no other process is at.
@@ -157,16 +158,22 @@ def tune(
         data: The data set's fingerprint.
         storage: Where the studies are.
         train: Trains the runs of a trial.
+        stop: Looked at between searches, and while other processes are at all that are left.
         say: Told of every trial.
 
     Returns:
         The errors that ended a search; the other searches are done all the same.
+
+    Raises:
+        StoppedError: If a stop was requested.
     """
     left = tunings(protocol, search, data)
     errors = []
     while left:
         busy = []
         for tuning in left:
+            if stop.requested:
+                raise StoppedError
             with storage.claim(tuning.name) as is_ours:
                 if not is_ours:
                     busy.append(tuning)
@@ -175,8 +182,8 @@ def tune(
                     tuning.run(storage, train, say)
                 except SearchError as error:
                     errors.append(error)
-        if len(busy) == len(left):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+        if len(busy) == len(left) and stop.wait(SECONDS_BETWEEN_LOOKS):
+            raise StoppedError
         left = busy
     return errors
 

@@ -11,8 +11,12 @@ from pathlib import Path
 import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from benchmarks.cifar.files import claimed, plain_name
+from benchmarks.cifar.protocols.tables import ProtocolError
 
 FILES = "search"
 HEARTBEAT_SECONDS = 60
@@ -88,6 +92,33 @@ class Storage:
             grace_period=GRACE_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
         )
+
+
+def check_database(url: str, *, connect: bool) -> None:
+    """See that a search could be kept in a database, before hours of training.
+
+    Args:
+        url: As SQLAlchemy names it.
+        connect: Whether to see also that it answers.
+
+    Raises:
+        ProtocolError: If it can't.
+    """
+    shown = url
+    try:
+        # A password is not to be seen.
+        shown = make_url(url).render_as_string(hide_password=True)
+        engine = create_engine(url)
+        if connect:
+            with engine.connect():
+                pass
+        engine.dispose()
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise ProtocolError(
+            f"--storage {shown}: {why}; it takes a database as SQLAlchemy names it, such as "
+            "postgresql://user@host/name, whose driver is installed"
+        ) from error
 
 
 @contextmanager
