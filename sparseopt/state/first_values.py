@@ -65,7 +65,7 @@ def noting_first_values(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str,
     """Yield a mapping that has, in the end, what new state of ``optimizer`` was filled with.
 
     What it fills in later, in an entry that it made itself and brought in before, is not noted;
-    nor is anything if its state is of a kind of its own.
+    nor is anything if its state is of a kind of its own, or can't be replaced for a while.
     """
     found: dict[Tensor, dict[str, float]] = {}
     state = optimizer.state
@@ -73,7 +73,12 @@ def noting_first_values(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str,
         yield found
         return
     noting = _NotingState(state)
-    optimizer.state = noting
+    try:
+        optimizer.state = noting
+    except AttributeError:
+        # A wrapper whose state is read through to another optimizer's.
+        yield found
+        return
     try:
         yield found
     finally:
