@@ -1,7 +1,5 @@
 """Param groups: their own options and densities, added and frozen in mid-training."""
 
-import pickle
-
 import pytest
 import torch
 
@@ -248,59 +246,3 @@ def test_a_group_that_cannot_be_sparse_is_refused_and_nothing_is_added(parameter
     assert_unchanged(before, snapshot(optimizer, model))
     assert not parameter._post_accumulate_grad_hooks
     assert parameter.detach().eq(1).all()
-
-
-@pytest.mark.parametrize("method", ["rigl", "snfs"])
-def test_without_a_model_groups_added_later_have_names_of_their_own(method):
-    first, second = make(), make(seed=1)
-    inner = torch.optim.SGD(first.parameters(), lr=0.05)
-    optimizer = SparseOptimizer(inner, method=method, **SETTINGS)
-    optimizer.add_param_group({"params": list(second.parameters())})
-    names = [layer.name for layer in optimizer.layers]
-    assert len(names) == len(set(names)) == len(optimizer.masks) == 8
-    for t in range(1, 12):
-        optimizer.zero_grad()
-        (loss_of(first, t) + loss_of(second, t)).backward()
-        optimizer.step()
-    assert_dropped_are_fresh(optimizer)
-    for layer in optimizer.layers:
-        assert torch.equal(optimizer.masks[layer.name], layer.mask)
-
-
-def test_a_weight_that_takes_anothers_place_in_the_model_is_refused_by_name(state):
-    model = make()
-    optimizer = wrap(model, "AdamW", state=state)
-    train(model, optimizer, 3)
-    model.fc2 = torch.nn.Linear(16, 5)
-    before = snapshot(optimizer, model)
-    with pytest.raises(ValueError, match=r"'fc2\.weight'.*needs a new SparseOptimizer"):
-        optimizer.add_param_group({"params": list(model.fc2.parameters())})
-    assert_unchanged(before, snapshot(optimizer, model))
-
-
-def test_an_unpickled_optimizer_does_not_guess_what_a_group_is():
-    """What can be sparse is for the model to say, and that is not in the pickle."""
-    model = make()
-    optimizer = wrap(model)
-    copied = pickle.loads(pickle.dumps(optimizer))
-    with pytest.raises(RuntimeError, match="without its model"):
-        copied.add_param_group({"params": [torch.nn.Parameter(torch.zeros(5, 5))]})
-    assert len(copied.param_groups) == 1
-
-
-def test_a_group_that_the_user_took_out_is_named_and_detach_goes_on(state):
-    model = make()
-    groups = [
-        {"params": list(model.conv1.parameters()) + list(model.conv2.parameters())},
-        {"params": list(model.fc1.parameters()) + list(model.fc2.parameters())},
-    ]
-    inner = torch.optim.AdamW(groups, lr=0.01)
-    optimizer = SparseOptimizer(inner, model, state=state, **SETTINGS)
-    train(model, optimizer, 3)
-    optimizer.param_groups.pop(0)
-    with pytest.raises(RuntimeError, match=r"'conv1\.weight' is in none of"):
-        optimizer.state_dict()
-    optimizer.detach()
-    for name, p in model.named_parameters():
-        if name.startswith("fc"):
-            assert inner.state[p]["exp_avg"].shape == p.shape

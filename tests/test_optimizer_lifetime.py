@@ -178,35 +178,3 @@ def test_wrapping_again_after_detach_masks_once_more(state):
     assert_dropped_are_fresh(second)
     for name, mask in masks.items():
         assert torch.equal(second.masks[name], mask)
-
-
-def test_the_state_dict_of_a_detached_optimizer_loads_into_a_sparse_one(state):
-    model = make()
-    optimizer = wrap(model, "AdamW", state=state)
-    train(model, optimizer, 7)
-    whole = copy.deepcopy(optimizer.state_dict())
-    weights = copy.deepcopy(model.state_dict())
-    optimizer.detach()
-    runs = []
-    for saved in (whole, optimizer.state_dict()):
-        other = make(seed=1)
-        resumed = wrap(other, "AdamW", state=state)
-        other.load_state_dict(weights)
-        resumed.load_state_dict(saved)
-        train(other, resumed, 8, start=7)
-        runs.append(other)
-    assert_same_weights(*runs)
-
-
-def test_a_detached_optimizer_takes_nothing_in():
-    model = make()
-    optimizer = wrap(model)
-    saved = optimizer.state_dict()
-    optimizer.detach()
-    weight = torch.nn.Parameter(torch.ones(8, 8))
-    with pytest.raises(RuntimeError, match="detached: add the group to its inner optimizer"):
-        optimizer.add_param_group({"params": [weight]})
-    with pytest.raises(RuntimeError, match="detached: load into its inner optimizer"):
-        optimizer.load_state_dict(saved)
-    assert weight.all()
-    assert not weight._post_accumulate_grad_hooks

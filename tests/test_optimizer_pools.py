@@ -205,26 +205,3 @@ def test_a_forked_process_has_threads_of_its_own():
         os._exit(0 if sorted(seen) == [0, 1, 2, 3] else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_layer_whose_precision_changes_goes_on_as_with_dense_state(dtype):
-    """With SGD; torch's own AdamW does not take state of another precision."""
-    weights = []
-    for state in ("compact", "masked"):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
-        optimizer = SparseOptimizer(
-            build("SGD", model.parameters()), model, **{**SETTINGS, "state": state}
-        )
-        for step in range(6):
-            if step == 3:
-                model[1].to(dtype)
-            for weight in model.parameters():
-                noise = torch.Generator().manual_seed(step)
-                weight.grad = torch.randn(weight.shape, generator=noise).to(weight.dtype)
-            optimizer.step()
-        weights.append([weight.detach().clone() for weight in model.parameters()])
-    for compact, masked in zip(*weights, strict=True):
-        assert compact.dtype == masked.dtype
-        torch.testing.assert_close(compact, masked)

@@ -115,35 +115,6 @@ def test_state_in_containers_and_state_that_begins_elsewhere_than_at_zero(method
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-class FilledLate(torch.optim.Optimizer):
-    """Brings in an entry before there is anything in it; an accumulator, as Adagrad's."""
-
-    def __init__(self, params, lr=0.01):
-        super().__init__(params, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p not in self.state:
-                    entry = {}
-                    self.state[p] = entry
-                    entry["sum"] = torch.full_like(p, 0.1)
-                entry = self.state[p]
-                entry["sum"].add_(p.grad.square())
-                p.sub_(group["lr"] * p.grad / entry["sum"].sqrt())
-
-
-@pytest.mark.parametrize("method", ["set", "rigl"])
-def test_state_that_is_filled_unseen_begins_where_it_began(method):
-    model = make()
-    optimizer = SparseOptimizer(FilledLate(model.parameters()), model, method=method, **SETTINGS)
-    for t in range(1, STEPS + 1):
-        train_step(model, optimizer, t)
-        assert_dropped_are_fresh(optimizer, {"sum": 0.1})
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
 def test_it_resumes_where_it_was(tmp_path):
     model, other_model = make(), make(seed=9)
     optimizer = SparseOptimizer(Remembering(model.parameters()), model, **SETTINGS)
