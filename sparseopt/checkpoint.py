@@ -29,7 +29,6 @@ __all__ = [
     "SavedState",
     "attach",
     "check_kind",
-    "check_trained",
     "extract",
     "match_layers",
     "only_makes_state",
@@ -71,7 +70,6 @@ class SavedState:
 
 
 def attach(
-    state_dict: dict[str, Any],
     inner: Optimizer,
     layers: Sequence[SparseLayer],
     *,
@@ -81,8 +79,19 @@ def attach(
     memory: RememberedGradients | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Return the inner optimizer's state dict with masks and progress added."""
+    """Return the inner optimizer's state dict with masks and progress added.
+
+    Raises:
+        RuntimeError: if a layer's weight is in no param group any more.
+    """
     indices = _parameter_indices(inner)
+    for layer in layers:
+        if layer.weight not in indices:
+            raise RuntimeError(
+                f"the weight of sparse layer {layer.name!r} is in none of the optimizer's "
+                "param_groups any more: call detach(), and wrap what is left anew."
+            )
+    state_dict = inner.state_dict()
     state = dict(state_dict["state"])
     entries = []
     for layer in layers:
@@ -116,17 +125,6 @@ def attach(
         "layers": tuple(entries),
     }
     return {**state_dict, "state": state, "param_groups": groups}
-
-
-def check_trained(layers: Sequence[SparseLayer], inner: Optimizer) -> None:
-    """Raise :class:`RuntimeError` if a layer's weight is in no param group any more."""
-    indices = _parameter_indices(inner)
-    for layer in layers:
-        if layer.weight not in indices:
-            raise RuntimeError(
-                f"the weight of sparse layer {layer.name!r} is in none of the optimizer's "
-                "param_groups any more: call detach(), and wrap what is left anew."
-            )
 
 
 def extract(state_dict: Mapping[str, Any]) -> SavedState:

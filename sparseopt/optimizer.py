@@ -243,9 +243,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         self._follow_parameters()
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        checkpoint.check_trained(self._layers, self.inner)
         state_dict = checkpoint.attach(
-            self.inner.state_dict(),
             self.inner,
             self._layers,
             named=self._named,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -96,9 +95,6 @@ class MaskUpdater:
         """
         progress = self.progress
         update = self._about(step)
-        if self._is_overdue():
-            # Gradients may be masked, and newcomers would have no further update to be judged by.
-            update = replace(update, fraction=0.0)
         dense = self.method.dense_passes if self.needs_dense_gradients() else 0
         usage = progress.usage.advanced(step, self.layers, dense)
         if progress.schedule.t_end is None and not self.method.has_own_schedule:
@@ -175,9 +171,11 @@ class MaskUpdater:
 
     def _about(self, step: int) -> Update:
         progress = self.progress
+        # Gradients may be masked after the end, and newcomers have no further update to be judged.
+        overdue = self._is_overdue()
         return Update(
             step=step,
-            fraction=self.method.fraction(step, progress.schedule),
+            fraction=0.0 if overdue else self.method.fraction(step, progress.schedule),
             schedule=progress.schedule,
             total_steps=progress.total_steps,
             generator=progress.generator,

@@ -30,13 +30,11 @@ def dense_ways(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], Any]]:
         f"F.linear {str(x.dtype).removeprefix('torch.')}": lambda: F.linear(x, weight, bias),
         "F.linear bfloat16": lambda: F.linear(*half),
     }
-    for name, (inputs, matrix, added) in {
-        "oneDNN packed float32": (x, weight, bias),
-        "oneDNN packed bfloat16": half,
-    }.items():
-        packed = _packed(matrix, inputs, name.rpartition(" ")[2])
+    operands = {"float32": (x, weight, bias), "bfloat16": half}
+    for dtype, (inputs, matrix, added) in operands.items():
+        packed = _packed(matrix, inputs, dtype)
         if packed is not None:
-            calls[name] = _pointwise(inputs, packed, added)
+            calls[f"oneDNN packed {dtype}"] = _pointwise(inputs, packed, added)
     return calls
 
 
