@@ -89,7 +89,13 @@ class Chosen:
             if spec.lr is None and spec.seed in search.seeds and self.job(spec).key == key:
                 done[name] += 1
         return [
-            SearchLeft(name, jobs[0], len(jobs) - done[name], len(search.seeds))
+            SearchLeft(
+                name,
+                jobs[0],
+                len(jobs) - done[name],
+                max(0, search.random_trials * len(search.seeds) - done[name]),
+                len(search.seeds),
+            )
             for name, jobs in every.items()
             if len(jobs) > done[name]
         ]
@@ -133,12 +139,14 @@ class SearchLeft:
         name: By which a trial's runs belong to it.
         example: A run of the kind that it makes.
         jobs: How many at most.
+        at_random: How many of them wait for no result of another.
         seeds: How many of them make a trial.
     """
 
     name: tuple[Protocol, str | None, float | None]
     example: Job
     jobs: int
+    at_random: int
     seeds: int
 
 
@@ -219,7 +227,12 @@ class Plan:
                 f"about {format_duration(total.seconds)}{note}"
             )
         searches = [
-            Total.of([trial] * search.jobs, self._at_a_time(search))
+            Total.one_after_other(
+                [
+                    Total.of([trial] * search.at_random, self.means.workers),
+                    Total.of([trial] * (search.jobs - search.at_random), self._at_a_time(search)),
+                ]
+            )
             for search, trial in zip(self.searches, self.trials, strict=True)
         ]
         if searches:
@@ -251,13 +264,15 @@ class Plan:
         """What the display counts down."""
         seconds = {key: estimate.seconds for key, estimate in self.estimates.items()}
         later: dict[Hashable, Later] = {
-            search.name: Later(search.jobs, trial.seconds, self._at_a_time(search))
+            search.name: Later(
+                search.jobs, trial.seconds, search.at_random, self._at_a_time(search)
+            )
             for search, trial in zip(self.searches, self.trials, strict=True)
         }
         return Forecast(seconds, self.means.workers, later)
 
     def _at_a_time(self, search: SearchLeft) -> int:
-        # The next trial waits for the results of this one.
+        # Of the trials that are not drawn at random, each waits for the results of the last one.
         return min(self.means.workers, search.seeds)
 
 
@@ -291,16 +306,18 @@ class Session:
             run_serially(self._own_worker(), agenda, display, stop)
         self.failed += agenda.failed
 
-    def train(self, part: Chosen, forecast: Forecast, specs: Sequence[RunSpec]) -> list[Record]:
-        """Run what isn't finished of a trial's runs; return the results of those that are."""
-        jobs = [part.job(spec) for spec in specs]
-        agenda = Agenda(jobs, self.means.setup.folder)
-        forecast.begin_trial(part.search_name(specs[0]), jobs, agenda.left)
+    def train(
+        self, part: Chosen, forecast: Forecast, specs: Sequence[RunSpec]
+    ) -> dict[RunSpec, Record]:
+        """Run what isn't finished of a search's runs; return the results of those that are."""
+        jobs = {spec: part.job(spec) for spec in specs}
+        agenda = Agenda(list(jobs.values()), self.means.setup.folder)
+        forecast.begin_trials(part.search_name(specs[0]), list(jobs.values()), agenda.left)
         self.run(agenda, forecast)
         records = {
             record["key"]: record for record in read_results(self.means.setup.folder.results)
         }
-        return [records[job.key] for job in jobs if job.key in records]
+        return {spec: records[job.key] for spec, job in jobs.items() if job.key in records}
 
     def _own_worker(self) -> Worker:
         # One for all agendas, so that the images are read once.

@@ -115,11 +115,13 @@ def test_time_left_has_the_search_in_it_and_knows_its_runs_from_their_trial_on(t
     protocol = load_preset(str(tiny_preset))
     main = Job(protocol, RunSpec("dense", None, None, 0), "")
     trial = [Job(protocol, RunSpec("rigl", "erk", 0.2, s, alpha=0.4), "") for s in range(2)]
-    forecast = Forecast({main.key: 100.0}, 4, {"search": Later(6, 50.0, at_a_time=2)})
+    # Three trials of two runs, of which the first alone waits for no other.
+    later = Later(6, 50.0, at_random=2, at_a_time=2)
+    forecast = Forecast({main.key: 100.0}, 4, {"search": later})
     assert forecast.left() == 100.0 + 6 * 50.0 / 2
     forecast.begin(main, 0.0)
     forecast.end(main, 0.0, 100.0)
-    forecast.begin_trial("search", trial, trial)
+    forecast.begin_trials("search", trial, trial)
     # Two of six, which take as long as one.
     assert forecast.left() == 50.0 + 4 * 50.0 / 2
     forecast.begin(trial[0], 0.0)
@@ -127,11 +129,20 @@ def test_time_left_has_the_search_in_it_and_knows_its_runs_from_their_trial_on(t
     forecast.at(trial[1], 0.5)
     assert forecast.left() == 25.0 + 100.0
     # A trial that was interrupted is not counted twice, and what it has finished is.
-    forecast.begin_trial("search", trial, [])
+    forecast.begin_trials("search", trial, [])
     assert forecast.left() == 100.0
 
 
-def test_plan_takes_as_many_runs_of_a_search_at_a_time_as_a_trial_has(tiny_preset, tmp_path):
+@pytest.mark.parametrize(("workers", "rounds"), [(1, 10), (2, 5), (4, 3), (16, 2)])
+def test_time_left_has_random_trials_together_and_the_others_one_by_one(workers, rounds):
+    # Eight runs at random, then one trial of two.
+    later = Later(10, 50.0, at_random=8, at_a_time=min(2, workers))
+    assert Forecast({}, workers, {"search": later}).left() == rounds * 50.0
+
+
+def test_plan_has_the_random_trials_of_a_search_together_and_the_others_in_turn(
+    tiny_preset, tmp_path
+):
     protocol = load_preset(str(tiny_preset))
     search = Search("rigl", ("erk",), (0.2,), (0, 1), 3, (0.1, 0.6), (2, 6, 1))
     protocol = dataclasses.replace(
@@ -151,17 +162,17 @@ def test_plan_takes_as_many_runs_of_a_search_at_a_time_as_a_trial_has(tiny_prese
         plan.show_estimates(said.append)
         return plan.forecast().left(), said[-2:]
 
-    # Two main runs at a time, then three trials of two runs at a time.
+    # Two main runs at a time, then two trials of two runs at random, then the third.
     left, (searches, together) = planned()
-    assert left == 100.0 + 3 * 100.0
-    assert searches.endswith("at most 6 runs, 126 steps, about 5 min")
-    assert together.startswith("together 8 runs, 168 steps, about 7 min by 8 workers, writing")
-    assert together.endswith("2.1 kB")
+    assert left == 100.0 + 2 * 100.0
+    assert searches.endswith("at most 6 runs, 126 steps, about 3 min")
+    assert together.startswith("together 8 runs, 168 steps, about 5 min by 8 workers, writing")
+    assert together.endswith("4.1 kB")
     spec = RunSpec("rigl", "erk", 0.2, 1, alpha=0.4, delta_t=4)
     record = {"key": spec.key(protocol, "data"), "run": spec.as_dict()}
     append_result(folder.results, record)
     left, (searches, _) = planned()
-    assert left == 100.0 + 5 * 100.0 / 2
+    assert left == 100.0 + 2 * 100.0
     assert "at most 5 runs" in searches
 
 

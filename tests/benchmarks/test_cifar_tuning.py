@@ -27,7 +27,7 @@ SEARCH = Search(
     delta_t=(50, 1000, 50),
 )
 
-# What a killed process runs: the same search, with an end in the middle of its third trial.
+# What a killed process runs: the same search, which ends after five runs, within the third trial.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -37,8 +37,8 @@ from tests.benchmarks.test_cifar_tuning import SEARCH, Runs
 
 class Fatal(Runs):
     def __call__(self, specs):
-        if len(self.trained) == 4:
-            super().__call__(specs[:1])
+        if len(self.trained) + len(specs) > 5:
+            super().__call__(specs[:5 - len(self.trained)])
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(specs)
 
@@ -66,7 +66,7 @@ class Runs:
                 self.trained.append(spec.label)
                 with self.log.open("a") as file:
                     file.write(spec.label + "\n")
-        return [{"accuracy": {"validation": self.accuracy(spec)}} for spec in specs]
+        return {spec: {"accuracy": {"validation": self.accuracy(spec)}} for spec in specs}
 
     @staticmethod
     def accuracy(spec):
@@ -140,13 +140,14 @@ def test_search_that_was_killed_takes_the_same_way_and_trains_nothing_twice(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_search_that_was_interrupted_takes_the_same_way(tuning, tmp_path, error):
+@pytest.mark.parametrize("done", [0, 8, 10])
+def test_search_that_was_interrupted_takes_the_same_way(tuning, tmp_path, error, done):
     whole, broken = tmp_path / "whole.log", tmp_path / "broken.log"
     tuning.run(Storage(tmp_path / "whole"), Runs(whole))
 
     def interrupted(specs):
         runs = Runs(broken)
-        if len(runs.trained) == 6:
+        if len(runs.trained) == done:
             runs(specs[1:])
             raise error
         return runs(specs)
@@ -163,7 +164,8 @@ def test_trial_whose_run_failed_is_named_and_the_other_searches_go_on(tiny_prese
     runs = Runs(tmp_path / "log")
 
     def train(specs):
-        return runs(specs)[:1] if specs[0].init == "erk" else runs(specs)
+        records = runs(specs)
+        return {spec: records[spec] for spec in specs if (spec.init, spec.seed) != ("erk", 1)}
 
     (error,) = tune(protocol, search, "data", Storage(tmp_path), train, Stop())
     assert isinstance(error, SearchError)
@@ -171,6 +173,38 @@ def test_trial_whose_run_failed_is_named_and_the_other_searches_go_on(tiny_prese
     assert sum("rigl-uniform" in label for label in runs.trained) == 4
     assert tune(protocol, search, "data", Storage(tmp_path), runs, Stop()) == []
     assert len(runs.trained) == 8
+
+
+def test_random_trials_are_trained_together_and_the_others_in_turn(tuning, tmp_path):
+    runs, calls = Runs(tmp_path / "log"), []
+
+    def train(specs):
+        calls.append(len(specs))
+        return runs(specs)
+
+    store = Storage(tmp_path)
+    tuning.run(store, train)
+    # Two thirds of six trials, of two runs each.
+    assert calls == [8, 2, 2]
+    trials = complete(store.open(tuning.name))
+    assert len({(trial.params["alpha"], trial.params["delta_t"]) for trial in trials}) == 6
+
+
+def test_random_trial_that_failed_is_done_again_and_the_others_are_kept(tuning, tmp_path):
+    whole = Runs(tmp_path / "whole.log")
+    tuning.run(Storage(tmp_path / "whole"), whole)
+    second = whole.trained[2:4]
+    runs, store = Runs(tmp_path / "log"), Storage(tmp_path / "broken")
+
+    def failing(specs):
+        return runs([spec for spec in specs if spec.label not in second])
+
+    with pytest.raises(SearchError, match=second[0]):
+        tuning.run(store, failing)
+    assert len(complete(store.open(tuning.name))) == 3
+    tuning.run(store, runs)
+    assert sorted(runs.trained) == sorted(whole.trained)
+    assert len(complete(store.open(tuning.name))) == SEARCH.trials
 
 
 def test_other_protocol_data_or_range_is_another_search(tuning):

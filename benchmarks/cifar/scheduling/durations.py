@@ -34,12 +34,25 @@ class Later:
     Args:
         jobs: How many at most.
         seconds: That each takes alone.
-        at_a_time: How many are done at a time: the next trial waits for the results of this one.
+        at_random: How many of them, which come first, wait for no result of another.
+        at_a_time: How many of the others are done at a time: each trial waits for the last one.
     """
 
     jobs: int
     seconds: float
+    at_random: int
     at_a_time: int
+
+    def begun(self) -> Later:
+        """With one run less."""
+        return dataclasses.replace(
+            self, jobs=max(0, self.jobs - 1), at_random=max(0, self.at_random - 1)
+        )
+
+    def left(self, workers: int) -> float:
+        """Seconds until all are done."""
+        rounds = self.at_random / max(1, min(workers, self.at_random))
+        return self.seconds * (rounds + (self.jobs - self.at_random) / self.at_a_time)
 
 
 class Forecast:
@@ -65,12 +78,12 @@ class Forecast:
         self._taken = 0.0
         self._expected = 0.0
 
-    def begin_trial(self, search: Hashable, jobs: Sequence[Job], left: Sequence[Job]) -> None:
+    def begin_trials(self, search: Hashable, jobs: Sequence[Job], left: Sequence[Job]) -> None:
         """The next runs of a search are known now.
 
         Args:
             search: As in ``later``.
-            jobs: The trial's.
+            jobs: The trials'.
             left: Those of them that are not finished.
         """
         later = self._later.get(search)
@@ -78,7 +91,7 @@ class Forecast:
             return
         for job in jobs:
             if job.key not in self._estimates:
-                later = dataclasses.replace(later, jobs=max(0, later.jobs - 1))
+                later = later.begun()
                 self._estimates[job.key] = later.seconds
             if job not in left:
                 self._done[job.key] = 1.0
@@ -105,6 +118,5 @@ class Forecast:
             (1.0 - self._done.get(key, 0.0)) * seconds for key, seconds in self._estimates.items()
         ]
         known = max(sum(each) / self._workers, max(each, default=0.0))
-        searches = self._later.values()
-        later = sum(search.jobs * search.seconds / search.at_a_time for search in searches)
+        later = sum(search.left(self._workers) for search in self._later.values())
         return pace * (known + later)

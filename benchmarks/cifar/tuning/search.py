@@ -7,11 +7,11 @@ import hashlib
 import itertools
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
-from optuna.samplers import TPESampler
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import fail_stale_trials
 from optuna.trial import TrialState
 
@@ -23,11 +23,13 @@ from benchmarks.cifar.running.stopping import Stop, StoppedError
 from benchmarks.cifar.tuning.storage import Storage, quiet
 
 # Runs what isn't finished yet of the runs that it gets, and returns the results of those that are.
-Train = Callable[[Sequence[RunSpec]], Sequence[Record]]
+Train = Callable[[Sequence[RunSpec]], Mapping[RunSpec, Record]]
 
 Say = Callable[[str], object]
 
 SECONDS_BETWEEN_LOOKS = 5.0
+# Under this name a trial in a file knows which one of the search's it is.
+POSITION = "position"
 
 
 class SearchError(Exception):
@@ -87,50 +89,93 @@ class Tuning:
             say: Told of every trial.
 
         Raises:
-            SearchError: If a run failed. The search goes on with the same trial the next time.
+            SearchError: If a run failed. The search does the same trial again the next time.
         """
         study = storage.open(self.name)
         with quiet():
-            while self._wants_more(study, storage):
-                study.sampler = self._sampler(study, storage)
-                study.optimize(lambda trial: self._value(trial, train, say), n_trials=1)
+            if storage.is_shared:
+                self._share(study, train, say)
+            else:
+                self._finish(study, train, say)
         # In a database all trials may be in the hands of other machines.
         if _count(study, TrialState.COMPLETE):
             best = study.best_trial
             say(f"{self.title}: best validation {best.value:.2%} with {_words(best.params)}")
 
-    def _wants_more(self, study: optuna.Study, storage: Storage) -> bool:
-        if storage.is_shared:
-            # Retries of trials that died with their machine.
-            fail_stale_trials(study)
-            if _count(study, TrialState.WAITING):
-                return True
+    def _finish(self, study: optuna.Study, train: Train, say: Say) -> None:
+        """All trials: those at random together, because none of them waits for another's result."""
+        while positions := self._ready(study):
+            trials = [self._ask(study, position, say) for position in positions]
+            specs = [self._specs(trial) for trial in trials]
+            records = train([spec for trial_specs in specs for spec in trial_specs])
+            failed = []
+            for trial, trial_specs in zip(trials, specs, strict=True):
+                try:
+                    study.tell(trial, self._value(trial_specs, records))
+                except SearchError as error:
+                    study.tell(trial, state=TrialState.FAIL)
+                    failed.append(error)
+            if failed:
+                raise failed[0]
+
+    def _ready(self, study: optuna.Study) -> list[int]:
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        done = {trial.user_attrs[POSITION] for trial in trials}
+        left = [position for position in range(self.search.trials) if position not in done]
+        at_random = [position for position in left if position < self.search.random_trials]
+        return at_random or left[:1]
+
+    def _ask(self, study: optuna.Study, position: int, say: Say) -> optuna.Trial:
+        # Seeded by its position, a trial that was interrupted is proposed again, and finds what it
+        # had trained: the search takes the same way as an undisturbed one.
+        digest = hashlib.sha256(f"{self.name} {position}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "big")
+        study.sampler = (
+            RandomSampler(seed=seed)
+            if position < self.search.random_trials
+            else TPESampler(n_startup_trials=0, seed=seed)
+        )
+        trial = study.ask()
+        trial.set_user_attr(POSITION, position)
+        self._propose(trial, position + 1, say)
+        return trial
+
+    def _share(self, study: optuna.Study, train: Train, say: Say) -> None:
+        """What other machines leave of the trials, one at a time."""
+        # Machines that ask at the same time are to get different answers.
+        study.sampler = TPESampler(n_startup_trials=self.search.random_trials, constant_liar=True)
+
+        def objective(trial: optuna.Trial) -> float:
+            self._propose(trial, _count(study, TrialState.COMPLETE) + 1, say)
+            specs = self._specs(trial)
+            return self._value(specs, train(specs))
+
+        while self._wants_more(study):
+            study.optimize(objective, n_trials=1)
+
+    def _wants_more(self, study: optuna.Study) -> bool:
+        # Retries of trials that died with their machine.
+        fail_stale_trials(study)
+        if _count(study, TrialState.WAITING):
+            return True
         return _count(study, TrialState.COMPLETE, TrialState.RUNNING) < self.search.trials
 
-    def _sampler(self, study: optuna.Study, storage: Storage) -> TPESampler:
-        # Two thirds of the trials are drawn at random, as they are of the report's fifteen.
-        startup = max(1, round(2 * self.search.trials / 3))
-        if storage.is_shared:
-            # Machines that ask at the same time are to get different answers.
-            return TPESampler(n_startup_trials=startup, constant_liar=True)
-        # Seeded by what has been learnt and not by what was begun, an interrupted search takes the
-        # same way as an undisturbed one, and finds what it had trained of the interrupted trial.
-        digest = hashlib.sha256(f"{self.name} {_count(study, TrialState.COMPLETE)}".encode())
-        return TPESampler(n_startup_trials=startup, seed=int.from_bytes(digest.digest()[:4], "big"))
-
-    def _value(self, trial: optuna.Trial, train: Train, say: Say) -> float:
+    def _propose(self, trial: optuna.Trial, number: int, say: Say) -> None:
         low, high = self.search.alpha
-        alpha = trial.suggest_float("alpha", low, high)
+        trial.suggest_float("alpha", low, high)
         first, last, step = self.search.delta_t
-        delta_t = trial.suggest_int("delta_t", first, last, step=step)
-        number = _count(trial.study, TrialState.COMPLETE) + 1
+        trial.suggest_int("delta_t", first, last, step=step)
         say(f"{self.title}: trial {number} of {self.search.trials}, {_words(trial.params)}")
-        specs = self.specs(alpha, delta_t)
-        records = train(specs)
-        if len(records) < len(specs):
+
+    def _specs(self, trial: optuna.Trial) -> list[RunSpec]:
+        return self.specs(trial.params["alpha"], trial.params["delta_t"])
+
+    def _value(self, specs: Sequence[RunSpec], records: Mapping[RunSpec, Record]) -> float:
+        finished = [records[spec] for spec in specs if spec in records]
+        if len(finished) < len(specs):
             names = ", ".join(spec.label for spec in specs)
-            raise SearchError(f"only {len(records)} of the runs of a trial succeeded: {names}")
-        return statistics.fmean(record["accuracy"]["validation"] for record in records)
+            raise SearchError(f"only {len(finished)} of the runs of a trial succeeded: {names}")
+        return statistics.fmean(record["accuracy"]["validation"] for record in finished)
 
 
 def tunings(protocol: Protocol, search: Search, data: str) -> list[Tuning]:
