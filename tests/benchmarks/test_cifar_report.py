@@ -150,6 +150,16 @@ def test_single_seed_claims_no_order():
     assert "of a single seed, give no deviation" in text
 
 
+def test_difference_of_one_seed_is_open_where_other_methods_have_several():
+    lines = [record("static", "erk", 0.1, seed, 0.1 + 0.001 * seed) for seed in range(3)]
+    lines += [record("set", "erk", 0.1, seed, 0.5 + 0.001 * seed) for seed in range(3)]
+    lines += [record("rigl", "erk", 0.1, 0, 0.9)]
+    table = rows(text_of(lines), "Minus Static")
+    assert table["SET"]["order"] == "ahead"
+    assert table["RigL"]["order"] == "open"
+    assert float(table["RigL"]["difference, points"]) > float(table["RigL"]["spread"])
+
+
 def test_published_numbers_stand_beside_ours_with_their_difference(report):
     row = rows(report, "Test accuracy")["RigL"]
     ours = statistics.mean(100 * value for value in ACCURACIES["rigl", "erk", 0.1].values())

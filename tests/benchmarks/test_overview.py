@@ -35,7 +35,8 @@ def group(tmp_path):
         *runs("static", STATIC),
         *runs("rigl", [accuracy + 0.05 for accuracy in STATIC]),
         *runs("set", [0.702, 0.708, 0.731]),
-        record("small-dense", None, 0.1, 0, 0.6),
+        record("small-dense", None, 0.1, 0, STATIC[0] - 0.1),
+        record("small-dense", None, 0.1, 1, STATIC[1] - 0.1),
         record("static", "erk", 0.2, 0, 0.8),
     ]
     (found,) = cifar.groups(folder_of(tmp_path, "one", lines))
@@ -61,7 +62,7 @@ def test_a_difference_is_bold_only_where_it_is_beyond_its_spread(group):
     table = cells(cifar.accuracy_table(group, cifar.main_variants(group)))
     assert table["RigL"][5] == "**+5.00 ± 0.00**"
     assert table["SET"][5] == "+0.03 ± 0.21"
-    assert table["Small-Dense"][5] == "**-10.00**"
+    assert table["Small-Dense"][5] == "**-10.00 ± 0.00**"
     assert table["Static"][5] == table["Dense"][5] == "-"
 
 

@@ -61,7 +61,9 @@ def main_notes(group: Group, paper: Paper | None) -> list[str]:
     lines += paragraph(
         f"Published: {paper.protocol}; the letters name the sources at the end. A difference is "
         "ours minus the published one, and inside the spread where the two bands of mean ± "
-        "deviation overlap; without a deviation on both sides nothing is said."
+        "deviation overlap; without a deviation on both sides nothing is said. Pruning and Lottery "
+        "are published without an init: over all layers together, but for a dense first layer, as "
+        "with uniform here. With ERK the first layer is pruned too."
     )
     if group.protocol["reduced"] and (missing := _not_run(list(group.variants), paper)):
         listed = ", ".join(_short(variant) for variant in missing)

@@ -94,9 +94,13 @@ class Spread:
         return factor * self.deviation * math.sqrt(2 / len(found.by_seed))
 
     def claims(self, found: Difference) -> bool:
-        """Whether the difference is beyond the spread."""
+        """Whether the difference is one of several seeds and beyond the spread."""
         width = self.of(found)
-        return width is not None and abs(found.statistic.mean) > width
+        return (
+            width is not None
+            and found.statistic.std is not None
+            and (abs(found.statistic.mean) > width)
+        )
 
 
 def inside(published: Published, ours: Statistic) -> bool | None:

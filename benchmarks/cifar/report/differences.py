@@ -13,8 +13,9 @@ REFERENCES = ("static", "small-dense", "set", "dense")
 
 EXPLANATION = (
     "Runs of one seed see the same images in the same order, so differences are taken seed by "
-    "seed. An order (ahead, behind) is claimed only where the mean difference is beyond its "
-    "spread, the half width of its 95 % interval by Student's t; all else is open. "
+    "seed. An order (ahead, behind) is claimed only of two seeds or more, and only where the mean "
+    "difference is beyond its spread, the half width of its 95 % interval by Student's t; all "
+    "else is open. "
 )
 
 

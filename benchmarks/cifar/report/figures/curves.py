@@ -53,6 +53,8 @@ def erk_against_uniform(group: Group, methods: Sequence[str]) -> Figure:
                     fontsize=6,
                 )
         axes.set_xscale("log")
+        # Room for the densities, which stand right of their marks.
+        axes.margins(x=0.15)
         plain_log_axis(axes.xaxis)
         axes.set_title(title(method), fontsize=9)
         axes.set_xlabel("inference FLOPs, multiple of dense")

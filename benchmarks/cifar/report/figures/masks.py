@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +17,7 @@ from benchmarks.cifar.report.figures.style import (
     new_figure,
     plain_log_axis,
 )
-from benchmarks.cifar.report.layers import allocations, histories, layer_names
+from benchmarks.cifar.report.layers import Allocation, allocations, histories, layer_names
 from benchmarks.cifar.report.summary import Group, Variant
 
 PANELS = (
@@ -36,6 +38,7 @@ def layer_densities(group: Group, density: float) -> Figure | None:
         group, f"Density of every layer, {density:.3g} in all", (max(8.0, 3 + 0.2 * len(names)), 5)
     )
     axes = figure.subplots()
+    shades = _colors(found)
     for line, allocation in enumerate(found):
         first = allocation.variants[0]
         axes.plot(
@@ -43,8 +46,7 @@ def layer_densities(group: Group, density: float) -> Figure | None:
             allocation.densities,
             MARKERS[first.init],
             linestyle=LINES[first.init],
-            # Methods that move weights within layers only share the line of their distribution.
-            color="black" if len(allocation.variants) > 1 else color(first.method),
+            color=shades[line],
             markersize=4,
             linewidth=1.2,
             zorder=3 + line,
@@ -59,6 +61,15 @@ def layer_densities(group: Group, density: float) -> Figure | None:
     return figure
 
 
+def _colors(found: Sequence[Allocation]) -> list[str | tuple[float, ...]]:
+    """That of a method that is alone, and greys for those that several methods share."""
+    greys = itertools.cycle(("black", "dimgrey", "darkgrey"))
+    return [
+        next(greys) if len(allocation.variants) > 1 else color(allocation.variants[0].method)
+        for allocation in found
+    ]
+
+
 def over_time(group: Group, density: float) -> Figure | None:
     """Four panels over the steps of training; None where no run recorded its updates."""
     variants = [v for v in group.variants if v.density == density and histories(group, v)]
@@ -68,7 +79,9 @@ def over_time(group: Group, density: float) -> Figure | None:
     panels = list(figure.subplots(2, 2, sharex=True).flat)
     for axes, (name, heading) in zip(panels, PANELS, strict=True):
         for variant in variants:
-            _draw_history(axes, group, variant, name)
+            # Pruning drops down to a count, whatever the fraction is.
+            if (variant.method, name) != ("pruning", "fraction"):
+                _draw_history(axes, group, variant, name)
         axes.set_title(heading, fontsize=9)
         axes.grid(alpha=0.3)
         axes.set_ylim(bottom=0)

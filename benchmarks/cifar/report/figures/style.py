@@ -45,10 +45,16 @@ def new_figure(group: Group, heading: str, size: tuple[float, float]) -> Figure:
 
 def name_protocol(figure: Figure, group: Group, heading: str) -> None:
     """A title with the protocol's name, and its description below the figure."""
-    figure.suptitle(f"{heading} ({group.protocol['label']})", fontsize=10, fontweight="bold")
-    width = int(16 * figure.get_figwidth())
-    lines = textwrap.wrap(group.protocol["description"], width, break_on_hyphens=False)
-    figure.supxlabel("\n".join(lines), fontsize=7, color="dimgrey")
+    title = _wrapped(figure, f"{heading} ({group.protocol['label']})", 11)
+    figure.suptitle(title, fontsize=10, fontweight="bold")
+    figure.supxlabel(
+        _wrapped(figure, group.protocol["description"], 16), fontsize=7, color="dimgrey"
+    )
+
+
+def _wrapped(figure: Figure, text: str, letters_per_inch: int) -> str:
+    width = int(letters_per_inch * figure.get_figwidth())
+    return textwrap.fill(text, width, break_on_hyphens=False)
 
 
 def label(variant: Variant) -> str:
