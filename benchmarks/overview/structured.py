@@ -15,10 +15,9 @@ Record = dict[str, Any]
 
 #: What the columns of the two tables of times are.
 COLUMNS = (
-    "Inference of compacted models above, whole training steps by `CompactedTraining` below, with "
-    "its share of mask updates. *Made by hand* is the same model with every layer made by its "
-    "constructor in that shape, and so what dense code of this size takes; *masked* is "
-    "`rigl-struct` without taking channels out. Each in its fastest precision and memory format."
+    "Inference of compacted models above, whole training steps by `CompactedTraining` below; *made by "
+    "hand* is dense code of the same shapes. [What is compared, and how]"
+    "(docs/results/structured.md#time-of-compacted-models)."
 )
 
 RESULTS = Path(__file__).parents[1] / "structured" / "results"

@@ -20,23 +20,11 @@ __all__ = ["GraNet"]
 @register_method
 @dataclass(frozen=True)
 class GraNet(Gradual):
-    r"""Gradual pruning with zero-cost neuroregeneration.
+    """Gradual pruning with zero-cost neuroregeneration.
 
-    Training starts at the density ``initial``, distributed by ``init``. Each update prunes and then
-    regenerates. It prunes the live weights of smallest magnitude in all layers together until the
-    density is
-
-    .. math:: d(t) = d_f + (d_0 - d_f) \left(1 - \frac{t}{T}\right)^3
-
-    with :math:`d_0` the start and :math:`d_f` the target. Then each layer of the :math:`n` live
-    weights that are left drops its :math:`\lfloor f(t)\, n \rfloor` smallest, and grows as many
-    where the gradient is largest among all that did not survive, those just pruned
-    included. At ``t_end``, the last update, the density is exactly the target. The update takes the
-    gradient step's place.
-
-    The regeneration rate is the optimizer's ``alpha`` and ``decay``; the original has ``alpha=0.5``
-    and ``delta_t=100``. A training step costs, averaged over the steps so far,
-    :math:`\frac{3\,\Delta T\, E[f_{s,t}] + 2\,E[f_{s,t}] + f_d}{\Delta T + 1}`.
+    Training starts at the density ``initial``, distributed by ``init``, and is at the target after
+    the update at ``t_end``. The regeneration rate is the optimizer's ``alpha`` and ``decay``; the
+    original has ``alpha=0.5`` and ``delta_t=100``.
 
     Args:
         initial: the density at the start, in (0, 1]; a target that is larger is its own start.

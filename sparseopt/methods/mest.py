@@ -22,26 +22,15 @@ __all__ = ["MEST"]
 class MEST(DropGrow):
     r"""Memory-economic sparse training: drops by weight and gradient, after a trial.
 
-    The live weights of lowest :math:`|w| + \lambda\,|\partial L / \partial w|` drop. The bound on
-    live weights is elastic, and tightens as the drop fraction :math:`f(t)` falls:
-
-    ``bound="soft"`` (EM&S)
-        Each update drops a layer down to its target count :math:`n`, newcomers of the last update
-        competing with the others, and then grows :math:`\lfloor f(t)\, n \rfloor`. So live weights
-        exceed the target by the newcomers, which are on trial until the next update. At ``t_end``,
-        which is the last update, the count is exactly the target.
-    ``bound="hard"`` (EM)
-        Each update drops :math:`\lfloor f(t)\, n \rfloor` weights and grows as many; the count
-        stays.
-
-    The update takes the gradient step's place. Training costs :math:`3\,E[f_{s,t}]` FLOPs a step,
-    or with ``grow="gradient"`` what RigL's does.
+    The bound on live weights is elastic, and tightens as the drop fraction falls. At ``t_end``,
+    which is the last update, the count is exactly the target.
 
     Args:
-        gradient_weight: :math:`\lambda`, not negative; 0, the default, is that of the original
-            code.
+        gradient_weight: weight of the gradient beside the weight's own magnitude, not negative; 0,
+            the default, is that of the original code.
         grow: ``"random"``, or ``"gradient"`` for the largest dense gradients.
-        bound: ``"soft"`` or ``"hard"``.
+        bound: ``"soft"`` (EM&S), with newcomers on top of the target until the next update has
+            judged them, or ``"hard"`` (EM), with counts that stay.
 
     Raises:
         TypeError: if ``gradient_weight`` is not a number.
@@ -63,7 +52,7 @@ class MEST(DropGrow):
         ((10, 0.32), (75, 0.25))
 
     Reference: Yuan et al. 2021, "MEST: Accurate and Fast Memory-Economic Sparse Training Framework
-    on the Edge", section 3. There, updates come every few epochs and the bounds move in steps.
+    on the Edge", section 3.
     """
 
     name: ClassVar[str] = "mest"

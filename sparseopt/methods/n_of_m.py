@@ -22,18 +22,12 @@ __all__ = ["NM"]
 @register_method
 @dataclass(frozen=True)
 class NM(RigL):
-    r"""RigL under the constraint that exactly N of every M weights are live.
+    """RigL under the constraint that exactly N of every M weights are live.
 
-    Groups are M neighbours along the second dimension, the inputs of ``Linear`` and ``Conv``. Each
-    update drops the :math:`\lfloor f(t)\, n \rfloor` live weights of smallest magnitude in each
-    layer of :math:`n` live weights; then every group grows as many as it lost, where the gradient
-    is largest among those of its weights that did not survive. The update takes the gradient step's
-    place, and costs what RigL's does.
-
-    The density has to be ``density=n / m``. Layers whose second dimension is no multiple of M stay
-    dense, and so does what ``init`` makes dense; ``init`` decides nothing else, and ``init={}``
-    leaves no layer dense that can be N:M. With 2:4, trained weights run on the sparse tensor cores
-    of GPUs through :func:`torch.sparse.to_sparse_semi_structured`.
+    Groups are M neighbours along the second dimension, the inputs of ``Linear`` and ``Conv``, and
+    growth stays within them. The density has to be ``density=n / m``. Layers whose second dimension
+    is no multiple of M stay dense, and so does what ``init`` makes dense; ``init`` decides nothing
+    else.
 
     Args:
         n: live weights of a group, at least 1.

@@ -21,21 +21,13 @@ START_SHARE: Final = 0.008
 @register_method
 @dataclass(frozen=True)
 class Pruning(Gradual):
-    r"""Gradual magnitude pruning: starts dense, drops the smallest weights along a cubic.
+    """Gradual magnitude pruning: starts dense, drops the smallest weights along a cubic.
 
-    Training starts dense. Every ``delta_t`` steps from ``int(0.008 * total_steps)`` on, and for the
-    last time at ``t_end``, the live weights of smallest magnitude are dropped until the density is
-
-    .. math:: d(t) = 1 - s_f \left(1 - \left(1 - \frac{t - t_0}{T - t_0}\right)^3\right)
-
-    which at ``t_end`` is exactly the target. The update takes the gradient step's place. ``init``
-    sets the budget: its total is met by all layers together (``scope="global"``) or by each alone
-    (``scope="layer"``), and layers that it makes dense stay dense.
-
-    Training costs :math:`3\,E[f_{s,t}]` FLOPs a step, averaged over the steps.
+    At ``t_end`` the density is exactly the target; layers that ``init`` makes dense stay dense.
 
     Args:
-        scope: ``"global"`` compares magnitudes across layers, ``"layer"`` within each.
+        scope: ``"global"`` compares magnitudes across layers, which meet ``init``'s total together;
+            ``"layer"`` within each.
 
     Raises:
         ValueError: if ``scope`` is neither.

@@ -18,22 +18,10 @@ __all__ = ["RigL"]
 @register_method
 @dataclass(frozen=True)
 class RigL(DropGrow):
-    r"""The rigged lottery: drops the smallest weights, grows where the gradient is largest.
+    """The rigged lottery: drops the smallest weights, grows where the gradient is largest.
 
-    Each update drops the :math:`\lfloor f(t)\, n \rfloor` live weights of smallest magnitude in
-    each layer of :math:`n` live weights, and grows as many where :math:`|\partial L / \partial w|`
-    is largest among the weights that did not survive. The update takes the gradient step's place.
     The dense gradient is needed on update steps only; it is the one that ``backward()`` left in
     ``weight.grad``: accumulated, averaged over ranks and unscaled.
-
-    Small batches have noisy gradients: ``grow=`` replaces the gradient of the one step by a
-    smoothed or accumulated one.
-
-    A training step costs, on average,
-
-    .. math:: \frac{3\,\Delta T\, f_s + 2 f_s + f_d}{\Delta T + 1}
-
-    and more where growth remembers dense gradients of other steps.
 
     Args:
         grow: what to grow by instead of the update step's gradient: ``Smoothed(0.9)``, an
@@ -58,8 +46,7 @@ class RigL(DropGrow):
         >>> record.step, record.dropped, record.grown
         (10, 36, 36)
 
-    Reference: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", algorithm 1;
-    the cost after Sundar & Dwaraknath 2021, supplement, section 2.2.
+    Reference: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", algorithm 1.
     """
 
     name: ClassVar[str] = "rigl"

@@ -20,11 +20,10 @@ __all__ = ["RigLSG", "RigLSM"]
 @register_method
 @dataclass(frozen=True)
 class RigLSG(Redistributing, RigL):
-    r"""RigL with redistribution by gradient.
+    """RigL with redistribution by gradient.
 
-    As :class:`RigL`, but layer :math:`l` grows a share of all that dropped, in proportion to the
-    mean gradient magnitude of its :math:`n_l` live weights,
-    :math:`\frac{1}{n_l} \sum_{i \text{ live}} |\partial L / \partial w_{l,i}|`, before the drop.
+    As :class:`RigL`, but each layer grows a share of all that dropped, in proportion to the mean
+    gradient magnitude of its live weights.
 
     Args:
         grow: as in :class:`RigL`.
@@ -63,13 +62,10 @@ class RigLSG(Redistributing, RigL):
 @register_method
 @dataclass(frozen=True)
 class RigLSM(Redistributing, RigL):
-    r"""RigL with redistribution by momentum.
+    """RigL with redistribution by momentum.
 
-    As :class:`RigL`, but layer :math:`l` grows a share of all that dropped, in proportion to the
-    mean momentum magnitude of its live weights before the drop. The momentum,
-    :math:`m \leftarrow .9\, m + .1\, g`, is the method's own and that of live gradients only, so
-    ordinary steps cost what they cost in RigL. With ``grow=`` there is one memory for both growth
-    and shares.
+    As :class:`RigLSG`, but in proportion to the momentum of the live weights, which is the method's
+    own. With ``grow=`` there is one memory for both growth and shares.
 
     Args:
         grow: as in :class:`RigL`.

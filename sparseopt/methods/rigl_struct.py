@@ -35,36 +35,15 @@ __all__ = ["RigLStruct"]
 class RigLStruct(Method):
     r"""RigL on whole channels, which :func:`~sparseopt.compact` takes out of the model.
 
-    What drops and grows is a channel with all that it owns: the filter that makes it, its bias, its
-    normalisation's scale and shift, and the columns that it is multiplied by in all layers that
-    read it. Channels that are added, as in residual connections, or that go through a depthwise
-    convolution are one channel; a group of a grouped convolution moves as a whole. Each update
-    drops, in every group of :math:`n` live channels that belong together,
-    :math:`\lfloor f(t)\, n \rfloor` of smallest magnitude and grows as many that the loss pulls at
-    most. The number of live channels stays.
-
-    *Magnitude* is :math:`|w|`, summed over the columns that a channel is multiplied by, times
-    :math:`|\gamma|`, summed over its normalisations (if there are none, times :math:`|w|`, summed
-    over its filters). *Pull* is :math:`|\partial L / \partial w|`, summed over the columns. A
-    dropped channel, being zero, has none. So in the forward pass of update steps all dropped
-    channels have a fresh filter and scale, and zeros in the columns: what the model computes is
-    the same, and the gradient of the columns is there. A channel that grows keeps the filter that
-    it was chosen for, and starts with zeros in the columns. Outside of update steps everything
-    that a dropped channel owns is zero.
-
-    Linear layers are dense, but for columns of channels that are dropped. Live weights are what
-    would be left of the model if dropped channels were taken out, and so all costs are those of
-    the smaller model; in an update step all channels are computed. So a training step costs, on
-    average,
-
-    .. math:: \frac{3\,\Delta T\, f_s + 3 f_d}{\Delta T + 1}
+    What drops and grows is a channel with all that it owns, on both sides of residual connections
+    and depthwise convolutions; a group of a grouped convolution moves as a whole. The number of
+    live channels stays. Linear layers are dense, but for columns of channels that are dropped.
 
     ``density`` is the share of the convolutions' weights that is live at most. With the density
     :math:`d` that ``init`` gives a convolution, it is to have :math:`\sqrt d` of its channels; all
-    these shares are then scaled alike to meet ``density`` (but not those of a mapping). Channels
-    that can't be taken out, such as the model's outputs, or those that a ``GroupNorm`` mixes, all
-    stay live; a log line says which and why. ``optimizer.layers`` has the vectors that channels
-    own too.
+    these shares are then scaled alike to meet ``density`` (but not those of a mapping). All costs
+    are those of the smaller model; in an update step all channels are computed.
+    ``optimizer.layers`` has the vectors that channels own too.
 
     Args:
         groups: the channels of the model, as :func:`~sparseopt.find_channel_groups`

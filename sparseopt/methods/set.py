@@ -17,15 +17,9 @@ __all__ = ["SET"]
 @register_method
 @dataclass(frozen=True)
 class SET(DropGrow):
-    r"""Sparse evolutionary training: drops the smallest weights, grows at random.
+    """Sparse evolutionary training: drops the smallest weights, grows at random.
 
-    Each update drops the :math:`\lfloor f(t)\, n \rfloor` live weights of smallest magnitude in
-    each layer of :math:`n` live weights, and grows as many chosen uniformly at random among the
-    weights that did not survive. Dense gradients are never needed, so training costs
-    :math:`3 f_s` FLOPs a step.
-
-    In the original the update comes after the gradient step; here, as in the reproduction report's
-    code, it takes the step's place.
+    Dense gradients are never needed.
 
     Example:
         >>> import torch

@@ -20,29 +20,14 @@ __all__ = ["SNFS"]
 @register_method
 @dataclass(frozen=True)
 class SNFS(Redistributing):
-    r"""Sparse Networks from Scratch: sparse momentum.
+    r"""Sparse Networks from Scratch: grows by momentum, within a layer and among layers.
 
-    Each update drops the :math:`\lfloor f(t)\, n_l \rfloor` live weights of smallest magnitude in
-    each layer. As many are grown in all, and layer :math:`l` has a share of them in proportion to
-    the mean magnitude of its live weights' momentum before the drop,
-
-    .. math:: \bar m_l = \frac{1}{n_l} \sum_{i \text{ live}} |m_{l,i}|, \qquad
-              m \leftarrow \beta\, m + (1 - \beta)\, g
-
-    Within a layer, those of largest :math:`|m|` grow among the weights that did not survive. What a
-    full layer can't take goes to the others.
-
-    The momentum is the method's own, dense, and fed with the dense gradient on every step until
-    masks stop; the inner optimizer's is not read, and may be compact. So gradients are dense
-    between ``backward()`` and ``step()``, and ``clip_grad_norm_`` sees the norm of the dense
-    gradient. It takes one tensor of the weight's size a layer. In the original the update follows
-    the optimizer's step once an epoch, at a rate of .5; here it takes the step's place every
-    ``delta_t`` steps, as in the reproduction report's code.
-
-    Training costs :math:`2\,E[f_{s,t}] + f_d` FLOPs a step.
+    The momentum is the method's own, a dense tensor of the weight's size for each layer, and fed
+    with the dense gradient on every step until masks stop. The inner optimizer's is not read, and
+    may be compact.
 
     Args:
-        momentum: :math:`\beta`, in [0, 1).
+        momentum: how much of the moving average stays at each step, in [0, 1).
 
     Raises:
         TypeError: if ``momentum`` is not a number.
@@ -54,8 +39,7 @@ class SNFS(Redistributing):
         Smoothed(dense=True, decay=0.9)
 
     Reference: Dettmers & Zettlemoyer 2019, "Sparse Networks from Scratch: Faster Training without
-    Losing Performance", algorithm 1; the cost after Sundar & Dwaraknath 2021, supplement, section
-    2.2.
+    Losing Performance", algorithm 1.
     """
 
     name: ClassVar[str] = "snfs"

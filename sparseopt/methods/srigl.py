@@ -28,34 +28,17 @@ class SRigL(RigL):
     r"""Structured RigL: every neuron of a layer has the same fan-in, or is ablated.
 
     A neuron is an index along the weight's first dimension: an output of ``Linear`` or a filter of
-    ``Conv``; its fan-in is the number of its live weights. A layer of :math:`N` neurons starts with
-    a fan-in of :math:`k` in each, the whole number nearest to what ``init`` gives it, at least 1.
-    Its budget is :math:`B = N k` live weights, and each update shares it out anew among the neurons
-    that deserve it:
-
-    1. RigL's choice: the :math:`\lfloor f(t)\, n \rfloor` smallest of the layer's :math:`n` live
-       weights, and as many where the gradient is largest among the weights that would not survive.
-       Those that this would leave live are *salient*.
-    2. A neuron with fewer salient weights than :math:`\max(1, \lfloor \gamma k \rfloor)` is
-       ablated: all its weights drop. At least :math:`\lceil B / \text{columns} \rceil` neurons are
-       not, those with the most salient weights, so that the budget finds room. An ablated neuron
-       returns when it has as many salient weights again.
-    3. The :math:`a` other neurons have the new fan-in :math:`k' = \lfloor B / a \rfloor`.
-    4. The smallest weights of the layer drop as in RigL, those of ablated neurons first. No neuron
-       keeps more than :math:`k'`, its largest.
-    5. Each of the :math:`a` neurons grows to :math:`k'` weights, where its gradient is largest
-       among those of its weights that did not survive.
-
-    So a layer has :math:`a k'` live weights, which is at most its budget and less than :math:`a`
-    below it. The neurons of the model's last layer are its outputs, and never ablated. The update
-    takes the gradient step's place, and costs what RigL's does.
+    ``Conv``; its fan-in is the number of its live weights. At each update a neuron with too few
+    *salient* weights, those that RigL would leave live, is ablated, and the others have its
+    weights; it returns when it has enough again. The neurons of the model's last layer are its
+    outputs, and never ablated.
 
     ``ConvTranspose`` and transformers' ``Conv1D`` have their inputs along the first dimension: in
     those layers it is the fan-out that is constant.
 
     Args:
-        gamma: :math:`\gamma`, the share of the fan-in that has to be salient, in [0, 1]; the paper
-            has .3, and .95 for a vision transformer. ``None``: no neuron is ablated.
+        gamma: the share of the fan-in that has to be salient, in [0, 1]; the paper has .3, and .95
+            for a vision transformer. ``None``: no neuron is ablated.
         grow: as in :class:`RigL`.
 
     Raises:

@@ -19,8 +19,6 @@ __all__ = ["Static"]
 class Static(Method):
     """Keeps the initial mask: the baseline of every dynamic method.
 
-    Training costs :math:`3 f_s` FLOPs a step.
-
     Example:
         >>> import torch
         >>> from sparseopt import SparseOptimizer
