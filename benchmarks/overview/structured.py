@@ -15,8 +15,8 @@ Record = dict[str, Any]
 
 #: What the columns of the two tables of times are.
 COLUMNS = (
-    "Inference of compacted models above, whole training steps by `CompactedTraining` below; *made by "
-    "hand* is dense code of the same shapes. [What is compared, and how]"
+    "Inference of compacted models above, whole training steps by `CompactedTraining` below; *made "
+    "by hand* is dense code of the same shapes. [What is compared, and how]"
     "(docs/results/structured.md#time-of-compacted-models)."
 )
 
