@@ -325,12 +325,34 @@ def test_a_change_for_one_protocol_leaves_the_others_alone():
         ("choices.search.seeds=[]", "search.seeds takes at least one seed, got none"),
         ("choices.search.delta_t=[5, 10, 0]", "search.delta_t takes .* all at least 1"),
         ("dataset.size=3", "'dataset' is a value"),
+        ("choices.seeds.first=3", "'seeds' is a value"),
+        ("choices.studies.seeds=[3]", "'seeds' is none of densities, longer, "),
+        ("choices.studies.shorter.seeds=[3]", "'shorter' is none of densities, longer, "),
+        ("choices.studies.longer.seed=[3]", "unknown setting 'seed'"),
+        ("choices.studies.longer=3", "unknown setting 'longer'"),
         ("model.kind=vgg", "wrn, resnet or module:callable, got 'vgg'"),
     ],
 )
 def test_changes_that_make_no_sense_are_named(text, message):
     with pytest.raises(ProtocolError, match=message):
         load_preset("cpu", [Change.parse(text)])
+
+
+def test_a_study_is_changed_by_its_name_and_the_others_stay():
+    plain = load_preset("cpu").choices.studies
+    changes = [
+        Change.parse("choices.studies.longer.seeds=[7]"),
+        Change.parse("choices.studies.learning-rate.lrs=[0.3]"),
+    ]
+    studies = {study.name: study for study in load_preset("cpu", changes).choices.studies}
+    assert studies["longer"].seeds == (7,)
+    assert studies["learning-rate"].lrs == (0.3,)
+    for before in plain:
+        changed = {"longer": "seeds", "learning-rate": "lrs"}.get(before.name)
+        after = studies[before.name]
+        for field in dataclasses.fields(before):
+            same = getattr(before, field.name) == getattr(after, field.name)
+            assert same == (field.name != changed)
 
 
 def test_depths_of_a_resnet_are_those_that_there_are():

@@ -33,6 +33,8 @@ class Change:
     def parse(cls, text: str) -> Change:
         """From ``training.epochs=5``, or ``paper-cifar100:training.epochs=5`` for one protocol.
 
+        A study goes by its name: ``choices.studies.longer.seeds=[2]``.
+
         Raises:
             ProtocolError: If there is no ``=`` in it.
 
@@ -121,9 +123,22 @@ def _changed(table: dict[str, Any], changes: Sequence[Change]) -> dict[str, Any]
 
 
 def _assign(table: dict[str, Any], change: Change) -> None:
-    for name in change.path[:-1]:
+    *places, last = change.path
+    left = iter(places)
+    for name in left:
         inner = table.setdefault(name, {})
+        if isinstance(inner, list) and all(isinstance(item, dict) for item in inner):
+            inner = _named(inner, next(left, last), change)
         if not isinstance(inner, dict):
             raise ProtocolError(f"--set {change}: {name!r} is a value and has no settings in it")
         table = inner
-    table[change.path[-1]] = change.value
+    table[last] = change.value
+
+
+def _named(tables: Sequence[dict[str, Any]], name: str, change: Change) -> dict[str, Any]:
+    """One of several tables in the same place, such as the studies."""
+    by_name = {table.get("name"): table for table in tables}
+    if name not in by_name:
+        known = ", ".join(str(one) for one in by_name)
+        raise ProtocolError(f"--set {change}: {name!r} is none of {known}")
+    return by_name[name]
