@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from benchmarks.cifar.environment import describe_environment, in_words
 from benchmarks.cifar.images.data import SIZES, Dataset, load_dataset, load_digits
 from benchmarks.cifar.images.sources import DataError
 from benchmarks.cifar.models.networks import check_network
@@ -72,7 +73,7 @@ def _run(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
     plan.show(say)
     estimator = Estimator(sizes, device)
     if options.dry_run or plan.agenda.left or plan.searches:
-        say(f"measuring a few steps on {device.type} ...")
+        say(f"measuring a few steps with {in_words(describe_environment(device, ranks.processes))}")
         # By all processes of torchrun: optimizers agree among them on their masks.
         plan.measure(estimator)
         plan.show_estimates(say)

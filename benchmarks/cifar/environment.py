@@ -15,9 +15,14 @@ import sparseopt
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, processor, device, threads and git commit; no names of folders or hosts."""
-    return {
+def describe_environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Versions, processor, device, threads and git commit; no names of folders or hosts.
+
+    Args:
+        device: What is trained on.
+        processes: How many train one network together.
+    """
+    environment = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": importlib.metadata.version("numpy"),
@@ -28,6 +33,21 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
     }
+    return environment if processes == 1 else {**environment, "processes": processes}
+
+
+def in_words(environment: dict[str, Any]) -> str:
+    """What ``describe_environment`` returned, in a line."""
+    versions = ", ".join(
+        f"{name} {environment[name]}" for name in ("sparseopt", "torch", "numpy", "python")
+    )
+    commit = environment["git_commit"] or "unknown"
+    processes = environment.get("processes", 1)
+    each = "" if processes == 1 else f" in each of {processes} processes"
+    return (
+        f"{versions}; commit {commit}; {environment['processor']}, {environment['threads']} threads"
+        f"{each}, on {environment['device']}"
+    )
 
 
 def processor_name() -> str:

@@ -38,3 +38,12 @@ def test_environment_names_versions_and_hardware():
     assert about["threads"] == torch.get_num_threads()
     assert about["device"] == "cpu"
     assert about["processor"]
+
+
+def test_environment_is_a_line_that_names_the_processes_of_torchrun_too():
+    about = environment.describe_environment(torch.device("cpu"))
+    line = environment.in_words(about)
+    assert line.startswith(f"sparseopt {sparseopt.__version__}, torch {torch.__version__}, numpy ")
+    assert line.endswith(f"; {about['processor']}, {about['threads']} threads, on cpu")
+    of_two = environment.in_words(environment.describe_environment(torch.device("cpu"), 2))
+    assert of_two == line.replace(" threads, on", " threads in each of 2 processes, on")

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+import sparseopt
 from benchmarks.cifar import cli
 from benchmarks.cifar.images.batches import splits_for
 from benchmarks.cifar.images.data import load_digits
@@ -42,6 +43,7 @@ def test_plan_of_the_whole_paper_needs_no_data_and_writes_nothing(tmp_path, caps
     assert cli.main(arguments) == 0
     output = capsys.readouterr().out
     assert "paper protocol: WRN-22-2, CIFAR-10, 250 epochs" in output
+    assert f"measuring a few steps with sparseopt {sparseopt.__version__}, torch" in output
     assert "paper-cifar100 protocol: ResNet-50, CIFAR-100, 250 epochs" in output
     assert "searches for alpha and delta_t: at most 270 runs, 23,760,000 steps" in output
     for variant in ("lottery-erk-0.1", "rigl-3x-uniform-0.2", "rigl-reinit-erk-0.1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.cifar.environment import in_words
 from benchmarks.cifar.records.results import Record
 from benchmarks.cifar.report.markdown import MISSING, multiple, names, paragraph, table
 from benchmarks.cifar.report.summary import Group, Variant, title
@@ -39,13 +40,7 @@ def environment_lines(group: Group) -> list[str]:
     """Versions and hardware, one line for each that differs."""
     lines: dict[str, int] = {}
     for record in group.records:
-        about = record["environment"]
-        versions = ", ".join(
-            f"{name} {about[name]}" for name in ("sparseopt", "torch", "numpy", "python")
-        )
-        commit = about["git_commit"] or "unknown"
-        line = f"{versions}; commit {commit}; {about['processor']}, {about['threads']} threads, "
-        line += f"on {about['device']}"
+        line = in_words(record["environment"])
         lines[line] = lines.get(line, 0) + 1
     return [*(f"- {count} runs: {line}" for line, count in lines.items()), ""]
 

@@ -87,10 +87,7 @@ class Worker:
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions and hardware, as they were when the first job began."""
-        environment = describe_environment(self.device)
-        if self.ranks.processes > 1:
-            environment["processes"] = self.ranks.processes
-        return environment
+        return describe_environment(self.device, self.ranks.processes)
 
     @cached_property
     def device(self) -> torch.device:
