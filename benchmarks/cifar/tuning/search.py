@@ -120,7 +120,7 @@ class Tuning:
 
     def _ready(self, study: optuna.Study) -> list[int]:
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        done = {trial.user_attrs[POSITION] for trial in trials}
+        done = {trial.user_attrs.get(POSITION) for trial in trials}
         left = [position for position in range(self.search.trials) if position not in done]
         at_random = [position for position in left if position < self.search.random_trials]
         return at_random or left[:1]
