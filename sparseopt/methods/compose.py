@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Protocol
 
 import torch
@@ -133,6 +133,8 @@ class Compose(DropGrow):
 
     def train_flops(self, cost: TrainingCost) -> float:
         """Return RigL's cost, or that of steps without any dense gradient."""
+        if isinstance(self.schedule, UpdateSchedule):
+            cost = replace(cost, delta_t=self.schedule.delta_t)
         steps: int | None = int(self.needs_dense_gradient)
         if self.remember is not None and self.remember.dense:
             steps = self.remember.steps

@@ -22,8 +22,9 @@ __all__ = ["MEST"]
 class MEST(DropGrow):
     r"""Memory-economic sparse training: drops by weight and gradient, after a trial.
 
-    The bound on live weights is elastic, and tightens as the drop fraction falls. At ``t_end``,
-    which is the last update, the count is exactly the target.
+    With the soft bound, live weights exceed the target by the newcomers, fewer of them as the drop
+    fraction falls; at ``t_end``, which is then the last update, the count is exactly the target.
+    With the hard bound counts stay.
 
     Args:
         gradient_weight: weight of the gradient beside the weight's own magnitude, not negative; 0,

@@ -41,7 +41,7 @@ class Redistributing(DropGrow):
 
     @abstractmethod
     def importance(self, layer: SparseLayer, update: Update) -> Tensor:
-        """Return one number, not negative, for a layer as it is before anything drops."""
+        """Return a tensor of one number, at least 0, for a layer before anything drops."""
 
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
         """Drop in each layer by itself; grow as many in all, shared out by importance."""

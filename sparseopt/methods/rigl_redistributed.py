@@ -64,8 +64,8 @@ class RigLSG(Redistributing, RigL):
 class RigLSM(Redistributing, RigL):
     """RigL with redistribution by momentum.
 
-    As :class:`RigLSG`, but in proportion to the momentum of the live weights, which is the method's
-    own. With ``grow=`` there is one memory for both growth and shares.
+    As :class:`RigLSG`, but in proportion to the mean magnitude of the live weights' momentum, which
+    is the method's own, of decay .9. With ``grow=`` there is one memory for both growth and shares.
 
     Args:
         grow: as in :class:`RigL`.

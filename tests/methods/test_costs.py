@@ -11,6 +11,7 @@ from sparseopt import (
     Smoothed,
     SparseOptimizer,
     TrainingCost,
+    UpdateSchedule,
 )
 from sparseopt.methods import get_method
 from tests.support.published import WideResNet222
@@ -82,6 +83,11 @@ def by_hand(sparse, dense_steps, delta_t):
 )
 def test_formulas_are_sums_over_a_period(method, dense_steps):
     assert ratio(method, sparse=0.3, delta_t=20) == pytest.approx(by_hand(0.3, dense_steps, 20))
+
+
+def test_a_schedule_of_its_own_gives_the_period():
+    method = Compose(schedule=UpdateSchedule(delta_t=20))
+    assert ratio(method, sparse=0.3, delta_t=100) == pytest.approx(by_hand(0.3, 1, 20))
 
 
 @pytest.mark.parametrize(
