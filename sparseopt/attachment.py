@@ -13,7 +13,7 @@ from sparseopt.compiling import outside_of_tracing
 from sparseopt.facade import OptimizerFacade
 from sparseopt.flops import Accountant
 from sparseopt.flops.recording import InputRecorder
-from sparseopt.gradients import GradientGate, mask_gradient_of
+from sparseopt.gradients import GradientGate, mask_gradient_of, masked_by_another
 from sparseopt.layers import SparseLayer
 from sparseopt.methods import Method
 from sparseopt.preparing import before_training_forward
@@ -34,15 +34,16 @@ class Attachment:
 
     Args:
         optimizer: when it is garbage-collected everything is released.
-        store: keeps the inner optimizer's state, which :meth:`release` makes dense.
+        updater: what it prepared is undone on release; its store, which keeps the inner optimizer's
+            state, makes that dense.
         recorder: its hook goes too, if there is one.
     """
 
     def __init__(
-        self, optimizer: object, store: StateStore, recorder: InputRecorder | None
+        self, optimizer: object, updater: MaskUpdater, recorder: InputRecorder | None
     ) -> None:
         self._handles: list[RemovableHandle] = []
-        self._finalizer = weakref.finalize(optimizer, _release, self._handles, store, recorder)
+        self._finalizer = weakref.finalize(optimizer, _release, self._handles, updater, recorder)
         self._finalizer.atexit = False
 
     @property
@@ -53,10 +54,9 @@ class Attachment:
     def mask_gradients(self, layers: Iterable[SparseLayer], gate: GradientGate) -> None:
         """Have ``backward()`` mask the gradients of ``layers`` while ``gate`` is shut."""
         # With differentiable=True a weight may be no leaf: backward() accumulates nothing in it.
+        # A layer that is dense now may have a mask once a checkpoint is loaded.
         self._handles.extend(
-            mask_gradient_of(layer, gate)
-            for layer in layers
-            if layer.weight.is_leaf and not layer.is_dense
+            mask_gradient_of(layer, gate) for layer in layers if layer.weight.is_leaf
         )
 
     def before_first_forward(self, model: nn.Module, act: Callable[[], Any]) -> None:
@@ -88,10 +88,12 @@ class AttachedOptimizer(OptimizerFacade):
     _updater: MaskUpdater
     _gate: GradientGate
     _accountant: Accountant
+    _is_alone: bool
 
     def _attach(self) -> None:
         """Prepare for hooks on the model, and for their removal when this object goes."""
-        self._attachment = Attachment(self, self._store, self._accountant.recorder)
+        self._is_alone = False
+        self._attachment = Attachment(self, self._updater, self._accountant.recorder)
         self._places = ParameterPlaces()
         self._places.note(self._layers, self.inner.param_groups)
         if self._model is not None and may_be_sharded_later():
@@ -123,6 +125,17 @@ class AttachedOptimizer(OptimizerFacade):
             self._store.adopt(layer)
         self._attachment.mask_gradients(self._layers, self._gate)
 
+    def _require_alone(self) -> None:
+        """Raise :class:`RuntimeError` if another optimizer that lives still masks these weights."""
+        for layer in self._layers:
+            if masked_by_another(layer):
+                raise RuntimeError(
+                    f"the weight of sparse layer {layer.name!r} is masked by another "
+                    "SparseOptimizer too, so neither sees its gradient: call detach() of the one "
+                    "that is not to train it."
+                )
+        self._is_alone = True
+
     def _take_over(self, layers: Sequence[SparseLayer]) -> None:
         for layer in layers:
             layer.mask_(layer.weight)
@@ -135,13 +148,14 @@ class AttachedOptimizer(OptimizerFacade):
 
 
 def _release(
-    handles: list[RemovableHandle], store: StateStore, recorder: InputRecorder | None
+    handles: list[RemovableHandle], updater: MaskUpdater, recorder: InputRecorder | None
 ) -> None:
     _remove(handles)
     if recorder is not None:
         recorder.remove()
     with outside_of_tracing():
-        store.release()
+        updater.undo_preparation()
+        updater.store.release()
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from sparseopt.layers import SparseLayer
 from sparseopt.sharding import local, shard_like
@@ -25,9 +26,16 @@ class WeightBackup:
     """
 
     def __init__(self, layers: Sequence[SparseLayer]) -> None:
-        self._copies = [
-            (layer, layer.weight.detach().clone()) for layer in layers if not layer.is_full
-        ]
+        self._is_discarded = False
+        self._copies: list[tuple[SparseLayer, Tensor]] = []
+        self.add(layers)
+
+    def add(self, layers: Sequence[SparseLayer]) -> None:
+        """Copy more weights, before their masks are applied, unless training began."""
+        if not self._is_discarded:
+            self._copies += [
+                (layer, layer.weight.detach().clone()) for layer in layers if not layer.is_full
+            ]
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -46,4 +54,5 @@ class WeightBackup:
 
     def discard(self) -> None:
         """Free the copies: training starts."""
+        self._is_discarded = True
         self._copies.clear()

@@ -76,6 +76,7 @@ def attach(
     named: bool,
     method: Method,
     compact: bool,
+    fresh: Mapping[tuple[str, str], float],
     memory: RememberedGradients | None,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -84,13 +85,7 @@ def attach(
     Raises:
         RuntimeError: if a layer's weight is in no param group any more.
     """
-    indices = _parameter_indices(inner)
-    for layer in layers:
-        if layer.weight not in indices:
-            raise RuntimeError(
-                f"the weight of sparse layer {layer.name!r} is in none of the optimizer's "
-                "param_groups any more: call detach(), and wrap what is left anew."
-            )
+    indices = _parameter_indices(inner, layers)
     state_dict = inner.state_dict()
     state = dict(state_dict["state"])
     entries = []
@@ -122,6 +117,7 @@ def attach(
         "compact": compact,
         **progress.as_dict(),
         "named": named,
+        "fresh": tuple((*key, value) for key, value in fresh.items()),
         "layers": tuple(entries),
     }
     return {**state_dict, "state": state, "param_groups": groups}
@@ -211,7 +207,7 @@ def match_layers(
                 f"{len(layers)} ({_first_difference(saved.layers, layers)})."
             )
         pairs = list(zip(layers, saved.layers, strict=True))
-    indices = _parameter_indices(inner)
+    indices = _parameter_indices(inner, layers)
     for layer, was in pairs:
         if was.shape != tuple(layer.weight.shape):
             raise CheckpointError(
@@ -235,6 +231,10 @@ def restore_layers(
     memory: RememberedGradients | None,
 ) -> None:
     """Give layers what the checkpoint has of them; the inner optimizer has loaded its state."""
+    names = {was.name: layer.name for layer, was in pairs}
+    store.noted.update(
+        {(names[layer], state): value for layer, state, value in saved.progress["fresh"]}
+    )
     for layer, was in pairs:
         layer.restore(was.mask, was.ever_live_bits, was.target)
         layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
@@ -280,7 +280,14 @@ def _first_difference(saved: Sequence[SavedLayer], layers: Sequence[SparseLayer]
     return "the first ones agree"
 
 
-def _parameter_indices(inner: Optimizer) -> dict[Tensor, int]:
+def _parameter_indices(inner: Optimizer, layers: Sequence[SparseLayer]) -> dict[Tensor, int]:
     """Return each parameter's key in the state dict: its place, counted through the groups."""
     parameters = (parameter for group in inner.param_groups for parameter in group["params"])
-    return {parameter: index for index, parameter in enumerate(parameters)}
+    indices: dict[Tensor, int] = {parameter: index for index, parameter in enumerate(parameters)}
+    for layer in layers:
+        if layer.weight not in indices:
+            raise RuntimeError(
+                f"the weight of sparse layer {layer.name!r} is in none of the optimizer's "
+                "param_groups any more: call detach(), and wrap what is left anew."
+            )
+    return indices

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,7 +23,14 @@ from sparseopt.layers import SparseLayer
 from sparseopt.methods.base import Method
 from sparseopt.methods.rigl_struct import RigLStruct
 
-__all__ = ["Wishes", "build_layers", "check_wrappable", "has_names", "more_layers"]
+__all__ = [
+    "Wishes",
+    "add_in_order",
+    "build_layers",
+    "check_wrappable",
+    "has_names",
+    "more_layers",
+]
 
 logger = logging.getLogger("sparseopt")
 
@@ -118,13 +125,20 @@ def more_layers(
         known: names of the layers that there are already.
 
     Raises:
-        ValueError: if a weight has the name of another that is sparse already.
+        ValueError: if a weight has the name of another that is sparse already, or the method can
+            have no more layers.
     """
     everything, overrides = _sparse_weights(groups, model)
     added = set(groups[-1]["params"])
     weights = {name: weight for name, weight in everything.items() if weight in added}
     if not weights:
         return []
+    if isinstance(method, RigLStruct):
+        raise ValueError(
+            f"method={method.name!r} knows the model's channels from construction, and can't take "
+            f"{next(iter(weights))!r} of the new param group: give the group density=False, or "
+            "make the SparseOptimizer when all groups are there."
+        )
     for name in weights:
         if name in known:
             raise ValueError(
@@ -134,6 +148,16 @@ def more_layers(
             )
     densities = {name: overrides.get(name, wishes.density) for name in weights}
     return _make_layers(weights, densities, wishes.among(weights), method, generator)
+
+
+def add_in_order(
+    layers: list[SparseLayer], more: Sequence[SparseLayer], model: nn.Module | None
+) -> None:
+    """Extend ``layers``, which are in the order of the model if there is one, and stay so."""
+    layers.extend(more)
+    if model is not None:
+        order = {name: place for place, name in enumerate(model_weights(model).values())}
+        layers.sort(key=lambda layer: order.get(layer.name, len(order)))
 
 
 def _structured_layers(

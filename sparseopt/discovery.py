@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -56,7 +56,8 @@ def model_weights(model: nn.Module) -> dict[nn.Parameter, str]:
     out, and one without entries; one that several modules share has the name of the first.
 
     Raises:
-        ValueError: if a module is lazy and has not seen an input yet.
+        ValueError: if a module is lazy and has not seen an input yet, or two weights have one name
+            without what wrappers put into names.
     """
     embeddings = {
         parameter
@@ -75,6 +76,7 @@ def model_weights(model: nn.Module) -> dict[nn.Parameter, str]:
                 )
             if parameter not in embeddings and parameter.numel():
                 found.setdefault(parameter, canonical_name(names[parameter]))
+    _refuse_same_names(found)
     return found
 
 
@@ -83,6 +85,9 @@ def optimizer_weights(groups: list[dict[str, Any]]) -> dict[nn.Parameter, str]:
 
     Names are those that the groups carry if the optimizer was made from ``named_parameters()``,
     else ``"group.index"``.
+
+    Raises:
+        ValueError: if two have the same name.
     """
     found: dict[nn.Parameter, str] = {}
     for number, group in enumerate(groups):
@@ -91,7 +96,19 @@ def optimizer_weights(groups: list[dict[str, Any]]) -> dict[nn.Parameter, str]:
             if parameter.dim() >= 2 and parameter.numel():
                 name = names[index] if names else f"{number}.{index}"
                 found[parameter] = canonical_name(name)
+    _refuse_same_names(found)
     return found
+
+
+def _refuse_same_names(names: Mapping[nn.Parameter, str]) -> None:
+    seen: set[str] = set()
+    for name in names.values():
+        if name in seen:
+            raise ValueError(
+                f"two different weights are called {name!r}, wrappers' prefixes apart "
+                "(module., _orig_mod.): rename one, since masks go by names."
+            )
+        seen.add(name)
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseopt.layers import SparseLayer
 
-__all__ = ["GradientGate", "mask_gradient_of"]
+__all__ = ["GradientGate", "mask_gradient_of", "masked_by_another"]
+
+#: Under this name a hook refers to its layer.
+LAYER: Final = "sparseopt_layer"
 
 
 @dataclass
@@ -52,5 +56,13 @@ def mask_gradient_of(layer: SparseLayer, gate: GradientGate) -> RemovableHandle:
     every mask.
     """
     hook = torch.compiler.disable(_MaskGradient(layer, gate))  # type: ignore[no-untyped-call]
+    setattr(hook, LAYER, weakref.ref(layer))
     handle: RemovableHandle = layer.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     return handle
+
+
+def masked_by_another(layer: SparseLayer) -> bool:
+    """Whether another optimizer's layer masks the gradient of this one's weight too."""
+    hooks = layer.weight._post_accumulate_grad_hooks or {}
+    owners = [getattr(hook, LAYER, None) for hook in hooks.values()]
+    return any(owner is not None and owner() not in (None, layer) for owner in owners)

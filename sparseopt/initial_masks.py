@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparseopt._validation import unknown_name
 from sparseopt.distributions import match_name
+from sparseopt.randomness import uniform
 from sparseopt.sharding import whole
 
 __all__ = ["MASKS", "initial_masks"]
@@ -58,11 +59,11 @@ def initial_masks(
         elif mask == "nonzero":
             chosen = _checked(name, whole(weight.detach()) != 0, weight, select)
         elif live[name] == weight.numel():
-            chosen = torch.ones(weight.shape, dtype=torch.bool)
+            chosen = torch.ones(weight.shape, dtype=torch.bool, device="cpu")
         elif mask == "magnitude":
             chosen = select(whole(weight.detach()).abs(), live[name])
         else:
-            scores = torch.rand(weight.numel(), generator=generator)
+            scores = uniform((weight.numel(),), generator)
             chosen = select(scores.view(weight.shape), live[name])
         masks[name] = chosen
     return masks

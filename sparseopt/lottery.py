@@ -85,5 +85,5 @@ def shuffle_masks(masks: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor
 
 
 def _shuffled(mask: Tensor, generator: torch.Generator) -> Tensor:
-    places = torch.randperm(mask.numel(), generator=generator).to(mask.device)
+    places = torch.randperm(mask.numel(), generator=generator, device="cpu").to(mask.device)
     return mask.reshape(-1)[places].view(mask.shape)

@@ -14,7 +14,7 @@ from sparseopt.sharding import local, on_any_rank
 from sparseopt.state.base import StateStore
 from sparseopt.transitions import Transition, propose, rewire
 
-__all__ = ["are_finite", "skipped_update", "update_masks"]
+__all__ = ["able_to_move", "are_finite", "skipped_update", "update_masks"]
 
 
 def are_finite(gradients: Sequence[Tensor]) -> bool:
@@ -27,9 +27,9 @@ def are_finite(gradients: Sequence[Tensor]) -> bool:
 
 def _norms_are_finite(gradients: Sequence[Tensor], order: float) -> bool:
     norms = [
-        torch.linalg.vector_norm(_values(gradient), order).to(gradients[0].device)
-        for gradient in gradients
-        if gradient.numel()
+        torch.linalg.vector_norm(values, order).to(gradients[0].device)
+        for values in map(_values, gradients)
+        if values.numel()
     ]
     return not norms or bool(torch.stack(norms).isfinite().all())
 
@@ -43,14 +43,9 @@ def update_masks(
 ) -> UpdateRecord:
     """Move the masks of ``layers`` by ``method``, their weights and optimizer state with them.
 
-    Dense layers are left out, and layers without a gradient unless the method needs none. All
-    transitions are decided before the first is made, so an error in a method changes nothing.
+    All transitions are decided before the first is made, so an error in a method changes nothing.
     """
-    taking_part = [
-        layer
-        for layer in layers
-        if not layer.is_dense and not (method.needs_gradient and layer.weight.grad is None)
-    ]
+    taking_part = able_to_move(layers, method, store)
     transitions = _transitions(taking_part, method, update) if taking_part else []
     new = _newly_live(transitions)
     for layer in layers:
@@ -65,6 +60,25 @@ def update_masks(
     if transitions:
         store.forget_curvature()
     return _record(layers, update, new=new)
+
+
+def able_to_move(
+    layers: Sequence[SparseLayer], method: Method, store: StateStore
+) -> list[SparseLayer]:
+    """Return the layers whose masks can move now.
+
+    Those are not that are dense, that have no gradient where the method needs one, and whose
+    weights were taken out of the param groups.
+    """
+    groups = store.inner.param_groups
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    return [
+        layer
+        for layer in layers
+        if not layer.is_dense
+        and not (method.needs_gradient and layer.weight.grad is None)
+        and id(layer.weight) in trained
+    ]
 
 
 def skipped_update(layers: Sequence[SparseLayer], update: Update) -> UpdateRecord:

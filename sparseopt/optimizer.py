@@ -16,7 +16,14 @@ from sparseopt.attachment import AttachedOptimizer
 from sparseopt.averaging import mask_copy
 from sparseopt.backup import WeightBackup
 from sparseopt.compiling import never_compiled
-from sparseopt.construction import Wishes, build_layers, check_wrappable, has_names, more_layers
+from sparseopt.construction import (
+    Wishes,
+    add_in_order,
+    build_layers,
+    check_wrappable,
+    has_names,
+    more_layers,
+)
 from sparseopt.distributed import agree_on_seed, many_ranks, require_agreement
 from sparseopt.distributions import Distribution
 from sparseopt.flops import Accountant
@@ -168,8 +175,9 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
             The closure's loss, or what the inner optimizer returns.
 
         Raises:
-            RuntimeError: after :meth:`detach`; or if there are several ranks now, there were none
-                on construction, and their masks differ.
+            RuntimeError: after :meth:`detach`; at the first step, if another SparseOptimizer masks
+                the same weights; or if there are several ranks now, there were none on
+                construction, and their masks differ.
             ValueError: if the method needs a horizon and has none.
         """
         self._require_attached("step")
@@ -179,6 +187,9 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         if checkpoint.only_makes_state(self.inner, self._gradients):
             self._backup.put_back()
             return self._store.step(closure)
+        if not self._is_alone:
+            # Not at construction: one that this one takes the place of may live until that ends.
+            self._require_alone()
         if self._made_alone and many_ranks():
             masks = {layer.name: whole(layer.mask) for layer in self._layers}
             require_agreement(masks, self._progress.generator)
@@ -205,7 +216,8 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
             RuntimeError: after :meth:`detach`; or after unpickling, if the optimizer was made with
                 a model, which is not in the pickle.
             TypeError: if a weight is of a kind that can't be masked.
-            ValueError: if a density is wrong, or a weight has the name of a layer that there is.
+            ValueError: if a density is wrong, a weight has the name of a layer that there is, or
+                the method is ``rigl-struct``, which takes no more layers.
         """
         self._require_attached("add the group to")
         if self._model is None and self._named and not has_names(self.inner, None):
@@ -227,8 +239,12 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         except Exception:
             self.inner.param_groups.pop()
             raise
-        self._layers.extend(layers)
+        progress = self._progress
+        usage = progress.usage.advanced(progress.steps, self._layers)
+        progress.usage = usage.joined_by(layers)
+        add_in_order(self._layers, layers, self._model)
         self._places.note(self._layers, self.inner.param_groups)
+        self._backup.add(layers)
         self._take_over(layers)
 
     def state_dict(self) -> dict[str, Any]:
@@ -249,6 +265,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
             named=self._named,
             method=self.method,
             compact=isinstance(self._store, CompactState) and not self._attachment.is_released,
+            fresh=self._store.noted,
             memory=self._updater.memory,
             progress=self._progress,
         )
@@ -265,7 +282,8 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         Raises:
             CheckpointError: if the state dict is that of a plain optimizer, another method, other
                 layers, or an inner optimizer of another class without all settings of this one.
-            RuntimeError: after :meth:`detach`.
+            RuntimeError: after :meth:`detach`, or if a sparse layer's weight was taken out of the
+                param groups.
             ValueError: if the inner optimizer refuses it.
         """
         self._require_attached("load into")
@@ -289,7 +307,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
     def __getstate__(self) -> dict[str, Any]:
         self._store.bring_back()
         # Hooks belong to this object and this process; the model is its owner's to pickle.
-        here = ("_model", "_accountant", "_backup", "_attachment", "_places", "step")
+        here = ("_model", "_accountant", "_attachment", "_places", "step")
         return {
             name: value
             for name, value in self.__dict__.items()
@@ -299,7 +317,6 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._model = None
-        self._backup = WeightBackup([])
         self._accountant = Accountant(None)
         self._become_an_optimizer()
         self._attach()

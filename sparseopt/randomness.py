@@ -1,12 +1,14 @@
-"""The stream of random numbers that masks are drawn from."""
+"""The stream of random numbers that masks are drawn from, the same on every device."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-__all__ = ["mask_generator"]
+__all__ = ["mask_generator", "normal", "uniform"]
 
 
 def mask_generator(seed: int) -> torch.Generator:
@@ -26,3 +28,16 @@ def mask_generator(seed: int) -> torch.Generator:
     digest = hashlib.sha256(f"sparseopt masks {seed}".encode()).digest()
     # A CPU generator takes no more than the lowest 32 bits of a seed into account.
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return numbers from [0, 1), on the CPU and in float32, whatever torch's defaults are.
+
+    In bfloat16 few are different, and ties would go to the lowest positions.
+    """
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return numbers of mean 0 and deviation 1, on the CPU and in float32."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")

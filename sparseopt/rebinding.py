@@ -6,6 +6,7 @@ parameters into its ``param_groups``.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class ParameterPlaces:
 
     def __init__(self) -> None:
         self._places: dict[SparseLayer, tuple[int, int]] = {}
+        self._known: dict[int, weakref.ref[nn.Parameter]] = {}
 
     def note(self, layers: Sequence[SparseLayer], groups: list[dict[str, Any]]) -> None:
         """Remember where the weights of ``layers`` are now."""
@@ -37,11 +39,13 @@ class ParameterPlaces:
         self._places = {
             layer: place_of[layer.weight] for layer in layers if layer.weight in place_of
         }
+        self._known = {id(parameter): weakref.ref(parameter) for parameter in place_of}
 
     def replaced(self, groups: list[dict[str, Any]]) -> list[tuple[SparseLayer, nn.Parameter]]:
-        """Return the layers whose weight has another parameter of its shape in its place.
+        """Return the layers whose weight has a new parameter of its shape in its place.
 
-        A weight that is somewhere else in ``groups`` was moved, not replaced.
+        A parameter that was in the groups before has come there because others were taken out, and
+        replaces none. A weight that is somewhere else in ``groups`` was moved, not replaced.
         """
         found = []
         for layer, (number, index) in self._places.items():
@@ -50,9 +54,16 @@ class ParameterPlaces:
             # Asked first, as it ends here for every layer at every step.
             if there is layer.weight:
                 continue
-            if isinstance(there, nn.Parameter) and _takes_over(there, layer, groups):
+            if not isinstance(there, nn.Parameter) or self._knows(there):
+                continue
+            if _takes_over(there, layer, groups):
                 found.append((layer, there))
         return found
+
+    def _knows(self, parameter: nn.Parameter) -> bool:
+        known = self._known.get(id(parameter))
+        # Another may have got the number of one that is gone.
+        return known is not None and known() is parameter
 
 
 def before_first_forward(model: nn.Module, act: Callable[[], Any]) -> RemovableHandle:

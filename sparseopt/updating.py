@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparseopt.layers import SparseLayer
-from sparseopt.mask_updates import are_finite, skipped_update, update_masks
+from sparseopt.mask_updates import able_to_move, are_finite, skipped_update, update_masks
 from sparseopt.memory import RememberedGradients
 from sparseopt.methods.base import Method, Update
 from sparseopt.progress import Progress
@@ -207,11 +207,7 @@ class MaskUpdater:
         t_end = self.progress.schedule.t_end
         if not self.method.settles or t_end is None or self.progress.steps < t_end:
             return False
-        able = [
-            layer
-            for layer in self.layers
-            if layer.weight.grad is not None or not self.method.needs_gradient
-        ]
+        able = able_to_move(self.layers, self.method, self.store)
         return sum(layer.live for layer in able) > sum(layer.target for layer in able)
 
     def _can_move(self) -> bool:

@@ -52,6 +52,18 @@ class Usage:
             live_dense_steps=_added(self.live_dense_steps, layers, 1),
         )
 
+    def joined_by(self, layers: Sequence[SparseLayer]) -> Usage:
+        """Return the same with more layers, which were dense in all those steps."""
+
+        def joined(sums: Mapping[str, int], steps: int) -> dict[str, int]:
+            return {**sums, **{layer.name: steps * layer.numel for layer in layers}}
+
+        return replace(
+            self,
+            live_steps=joined(self.live_steps, self.counted),
+            live_dense_steps=joined(self.live_dense_steps, self.dense_gradients),
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values under keys that are always the same, for a checkpoint."""
         return {

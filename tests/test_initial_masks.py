@@ -177,3 +177,40 @@ def test_two_layers_of_one_model_get_different_random_masks():
     optimizer = wrap(model, init="er")
     first, second = (layer.mask for layer in optimizer.layers)
     assert not torch.equal(first, second)
+
+
+@pytest.fixture(params=["dtype", "device"])
+def other_default(request):
+    if request.param == "dtype":
+        torch.set_default_dtype(torch.bfloat16)
+    else:
+        torch.set_default_device("meta")
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+def test_masks_are_the_same_whatever_torchs_defaults_are(other_default):
+    masks = []
+    for plain in (False, True):
+        if plain:
+            torch.set_default_dtype(torch.float32)
+            torch.set_default_device(None)
+        model = torch.nn.Linear(40, 40, dtype=torch.float32, device="cpu")
+        model.weight.data = torch.ones(40, 40, dtype=torch.float32, device="cpu")
+        optimizer = SparseOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            model,
+            method="set",
+            density=0.2,
+            total_steps=100,
+            delta_t=1,
+            seed=3,
+        )
+        first = optimizer.masks["weight"]
+        model(torch.ones(4, 40, dtype=torch.float32, device="cpu")).sum().backward()
+        optimizer.step()
+        masks.append((first, optimizer.masks["weight"]))
+    for here, there in zip(*masks, strict=True):
+        assert torch.equal(here, there)
+    assert not torch.equal(*masks[0])

@@ -15,9 +15,11 @@ from sparseopt.channels.budget import channel_counts, share_count
 from sparseopt.channels.exchange import changed_masks
 from sparseopt.channels.parts import MAKERS, WEIGHTS, live_channels, refuse_sharded
 from sparseopt.channels.scores import magnitude
+from sparseopt.distributed import agree_on_masks
 from sparseopt.distributions import Distribution, live_counts, match_name
 from sparseopt.errors import NoSparseLayerError
 from sparseopt.layers import SparseLayer
+from sparseopt.randomness import uniform
 from sparseopt.selection import largest
 from sparseopt.structure import ChannelGroup
 
@@ -76,8 +78,14 @@ def channel_layers(
         ]
     else:
         counts = channel_counts(groups, shares, shapes, density)
-    full = {name: torch.ones(value.shape, dtype=torch.bool) for name, value in trained.items()}
+    full = {
+        name: torch.ones(value.shape, dtype=torch.bool, device="cpu")
+        for name, value in trained.items()
+    }
     live = _choose(groups, counts, trained, mask, generator)
+    if mask != "random":
+        agreed = agree_on_masks({str(place): flags for place, flags in enumerate(live)})
+        live = list(agreed.values())
     partial = [pair for pair in zip(groups, live, strict=True) if not bool(pair[1].all())]
     masks = changed_masks(full, partial)
     if not isinstance(mask, str):
@@ -161,11 +169,11 @@ def _choose(
         if group.slices_of(*MAKERS)[0].name in given:
             chosen.append(live_channels(group, given))
         elif count == group.channels:
-            chosen.append(torch.ones(count, dtype=torch.bool))
+            chosen.append(torch.ones(count, dtype=torch.bool, device="cpu"))
         elif mask == "magnitude":
             chosen.append(largest(magnitude(group, trained), count))
         else:
-            chosen.append(largest(torch.rand(group.channels, generator=generator), count))
+            chosen.append(largest(uniform((group.channels,), generator), count))
     return chosen
 
 

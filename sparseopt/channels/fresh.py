@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparseopt.channels.parts import MAKERS, live_along, live_channels, mask_from
 from sparseopt.layers import SparseLayer
+from sparseopt.randomness import normal
 from sparseopt.structure import ChannelGroup, ChannelSlice
 
 __all__ = ["put_fresh_channels"]
@@ -65,10 +66,10 @@ def _put_filters(
 ) -> None:
     weight = layer.weight
     along = {dim: live_along(layer.mask, dim) for dim in range(weight.dim())}
-    along[place.dim] = torch.zeros(weight.shape[place.dim], dtype=torch.bool)
+    along[place.dim] = torch.zeros(weight.shape[place.dim], dtype=torch.bool, device="cpu")
     along[place.dim][place.index[~live]] = True
     size = layer.gather(weight).float().square().mean().sqrt()
-    values = torch.randn(weight.shape, generator=generator).to(weight.device) * size
+    values = normal(weight.shape, generator).to(weight.device) * size
     fresh = mask_from(weight.shape, along).to(weight.device)
     weight.copy_(torch.where(fresh, values.to(weight.dtype), weight))
 

@@ -106,7 +106,7 @@ def mask_from(shape: Sequence[int], along: Mapping[int, Tensor]) -> Tensor:
         shape: the weight's shape.
         along: by dimension, which positions along it are live, bool, ``(size,)``.
     """
-    mask = torch.ones(tuple(shape), dtype=torch.bool)
+    mask = torch.ones(tuple(shape), dtype=torch.bool, device="cpu")
     for dim, live in along.items():
         mask &= live.view([-1 if other == dim else 1 for other in range(len(shape))])
     return mask

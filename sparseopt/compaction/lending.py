@@ -131,7 +131,8 @@ def _write(whole: Tensor, smaller: Tensor, kept: Mapping[int, Tensor]) -> None:
     """Write into the positions of ``whole`` that are kept."""
     last = max(kept)
     positions = [
-        kept[dim] if dim in kept else torch.arange(whole.shape[dim]) for dim in range(last + 1)
+        kept[dim] if dim in kept else torch.arange(whole.shape[dim], device="cpu")
+        for dim in range(last + 1)
     ]
     index = tuple(
         one.to(whole.device).view(-1, *[1] * (last - dim)) for dim, one in enumerate(positions)

@@ -17,6 +17,7 @@ from sparseopt.compaction.uses import uses_of
 from sparseopt.discovery import canonical_name
 from sparseopt.optimizer import SparseOptimizer
 from sparseopt.probing import untouched
+from sparseopt.randomness import normal
 from sparseopt.sharding import is_sharded
 from sparseopt.structure.groups import Structure, analyse
 from sparseopt.unwrapping import unwrapped
@@ -185,7 +186,7 @@ def _few_random_samples(value: Any) -> Any:
     few = value[:SAMPLES]
     if not few.is_floating_point():
         return few
-    noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(0))
+    noise = normal(few.shape, torch.Generator().manual_seed(0))
     return noise.to(few.device, few.dtype)
 
 

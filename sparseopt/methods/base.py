@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparseopt._validation import check_choice
 from sparseopt.layers import SparseLayer
 from sparseopt.memory import GradientMemory, RememberedGradients
+from sparseopt.randomness import uniform
 from sparseopt.schedules import UpdateSchedule
 from sparseopt.selection import largest
 from sparseopt.transitions import Regrow
@@ -69,7 +70,7 @@ class Update:
         Numbers are drawn on the CPU in logical order, so they are the same on every device, in
         every memory format and on every rank.
         """
-        scores = torch.rand(layer.weight.shape, generator=self.generator)
+        scores = uniform(layer.weight.shape, self.generator)
         return scores.to(layer.weight.device)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch.optim import LBFGS, Optimizer
 
 from sparseopt.layers import SparseLayer
 from sparseopt.state.entries import tensors_in
-from sparseopt.state.fresh import fresh_value
+from sparseopt.state.first_values import common_value, noting_first_values
+from sparseopt.state.fresh import fresh_value, is_known
 from sparseopt.transitions import Transition
 
 __all__ = ["Closure", "StateStore", "unhooked_step"]
@@ -43,6 +45,8 @@ class StateStore(ABC):
     def __init__(self, inner: Optimizer, layers: list[SparseLayer]) -> None:
         self.inner = inner
         self.layers = layers
+        #: What state began with, by layer and name, of optimizers of which it isn't known.
+        self.noted: dict[tuple[str, str], float] = {}
 
     @abstractmethod
     def step(self, closure: Closure | None = None) -> Any:
@@ -103,8 +107,48 @@ class StateStore(ABC):
         return False
 
     def fresh(self, layer: SparseLayer, group: dict[str, Any], name: str) -> float:
-        """Return what the state ``name`` of a weight is before its first gradient."""
-        return fresh_value(self.inner, group, name)
+        """Return what the state ``name`` of a weight is before its first gradient.
+
+        It is known of torch's optimizers, and noted of others when they make their state.
+        """
+        if is_known(self.inner):
+            return fresh_value(self.inner, group, name)
+        return self.noted.get((layer.name, name), 0.0)
+
+    @contextmanager
+    def noting_fresh_values(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
+        """Note what state begins with that the inner optimizer makes meanwhile.
+
+        Yields:
+            It, by parameter, in the end.
+        """
+        if is_known(self.inner):
+            yield {}
+            return
+        with noting_first_values(self.inner) as begun:
+            yield begun
+        for layer in self.layers:
+            for name, value in begun.get(layer.weight, {}).items():
+                self.noted[layer.name, name] = value
+
+    def recognise_fresh_values(self, layer: SparseLayer, names: Collection[str]) -> None:
+        """Take them from dropped weights' dense state: a checkpoint's, or a new optimizer's.
+
+        Args:
+            layer: the layer.
+            names: of the state.
+        """
+        if not names or is_known(self.inner) or layer.is_sharded:
+            return
+        for name in names:
+            values = self.inner.state[layer.weight][name]
+            if isinstance(values, Tensor) and values.shape == layer.weight.shape:
+                dropped = values if layer.is_full else values[~layer.mask]
+                self.noted[layer.name, name] = common_value(dropped)
+
+    def state_names(self, layer: SparseLayer) -> set[str]:
+        """Return the names of what the inner optimizer holds for a layer's weight."""
+        return set(self.inner.state.get(layer.weight, ()))
 
     def trains(self, layer: SparseLayer) -> bool:
         """Whether the layer's weight still is in a param group."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sparseopt.layers import SparseLayer
@@ -56,17 +57,21 @@ class CompactState(StateStore):
                 loss = closure()
         inner_step = unhooked_step(self.inner)
         arrangement = self._arrange()
-        for pool in arrangement.pools:
-            pool.step(inner_step)
-        with only_parameters(self.inner, arrangement.others), _lent(arrangement.lent):
-            inner_step()
+        with self.noting_fresh_values():
+            for pool in arrangement.pools:
+                pool.step(inner_step)
+            with only_parameters(self.inner, arrangement.others), _lent(arrangement.lent):
+                inner_step()
         return loss
 
     def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
         """Gather dense state; see :meth:`StateStore.adopt`."""
         # What was loaded may be written into the tensors that pools have, and differ by layer.
         self._arrangement = None
-        if compact or layer.is_full:
+        if compact:
+            return
+        self.recognise_fresh_values(layer, self.state_names(layer))
+        if layer.is_full:
             return
         for entry, key, values, _ in self.per_weight(layer, layer.weight.shape):
             entry[key] = layer.gather(values)
@@ -103,7 +108,18 @@ class CompactState(StateStore):
         if arrangement is None or not arrangement.holds(self.inner, self.layers):
             arrangement = Arrangement(self.inner, self.layers, pooled=self.pooled)
             self._arrangement = arrangement
+            if self.pooled:
+                self._separate(arrangement)
         return arrangement
+
+    def _separate(self, arrangement: Arrangement) -> None:
+        """Give layers that left a pool state of their own: a view would keep all of the pool's."""
+        pooled = {layer for pool in arrangement.pools for layer in pool.layers}
+        for layer in self.layers:
+            entry = self.inner.state.get(layer.weight, {})
+            for name, value in entry.items() if layer not in pooled else ():
+                if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+                    entry[name] = value.clone()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,6 @@ from sparseopt.layers import SparseLayer
 from sparseopt.sharding import shard_like, whole
 from sparseopt.state.base import Closure, StateStore, unhooked_step
 from sparseopt.state.entries import is_factor, may_be_factor
-from sparseopt.state.first_values import common_value, noting_first_values
-from sparseopt.state.fresh import is_known
 from sparseopt.transitions import Transition
 
 __all__ = ["MaskedState"]
@@ -26,19 +24,17 @@ class MaskedState(StateStore):
 
     After each step, dropped weights are zero and their per-weight state is that of a fresh
     parameter, whatever the optimizer did to them (Muon, for one, mixes all entries of a matrix).
-    State of other shapes, such as Adafactor's factors, is left alone. What is fresh with optimizers
-    that are not torch's, is noted when they make the state.
+    State of other shapes, such as Adafactor's factors, is left alone.
     """
 
     def __init__(self, inner: Optimizer, layers: list[SparseLayer]) -> None:
         super().__init__(inner, layers)
-        self._fresh: dict[tuple[str, str], float] = {}
         self._factors: dict[tuple[str, int], bool] = {}
 
     def step(self, closure: Closure | None = None) -> Any:
         """Step the inner optimizer; see :meth:`StateStore.step`."""
         inner_step = unhooked_step(self.inner)
-        with self._noting_fresh_values():
+        with self.noting_fresh_values():
             if closure is None:
                 self._mask_gradients()
                 loss = inner_step()
@@ -54,7 +50,7 @@ class MaskedState(StateStore):
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(whole(values), fresh)
             return
-        self._recognise_fresh_values(layer, self._state_names(layer))
+        self.recognise_fresh_values(layer, self.state_names(layer))
         for entry, key, values, fresh in self.per_weight(layer, layer.weight.shape):
             entry[key] = shard_like(values, layer.weight)
             layer.mask_(entry[key], fresh)
@@ -80,46 +76,17 @@ class MaskedState(StateStore):
             self._factors[known] = is_factor(name, self.inner.state)
         return self._factors[known]
 
-    def fresh(self, layer: SparseLayer, group: dict[str, Any], name: str) -> float:
-        """Know it of torch's optimizers, have noted it of others; see :meth:`StateStore.fresh`."""
-        if is_known(self.inner):
-            return super().fresh(layer, group, name)
-        return self._fresh.get((layer.name, name), 0.0)
-
     @contextmanager
-    def _noting_fresh_values(self) -> Iterator[None]:
-        """Note what state begins with that the inner optimizer makes meanwhile."""
-        if is_known(self.inner):
-            yield
-            return
-        before = [self._state_names(layer) for layer in self.layers]
-        with noting_first_values(self.inner) as begun:
-            yield
+    def noting_fresh_values(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
+        """Look at dropped weights too; see :meth:`StateStore.noting_fresh_values`."""
+        before = [self.state_names(layer) for layer in self.layers]
+        with super().noting_fresh_values() as begun:
+            yield begun
         for layer, names in zip(self.layers, before, strict=True):
-            noted = begun.get(layer.weight, {})
-            for name, value in noted.items():
-                self._fresh[layer.name, name] = value
             # An optimizer that brings an entry of its own has filled it unseen; where there was no
             # gradient, that is what is in it still.
-            self._recognise_fresh_values(layer, self._state_names(layer) - names - set(noted))
-
-    def _state_names(self, layer: SparseLayer) -> set[str]:
-        return set(self.inner.state.get(layer.weight, ()))
-
-    def _recognise_fresh_values(self, layer: SparseLayer, names: Collection[str]) -> None:
-        """Take them from dropped weights' state: of a checkpoint, a new optimizer or a new entry.
-
-        Args:
-            layer: the layer.
-            names: of the state.
-        """
-        if not names or is_known(self.inner) or layer.is_sharded:
-            return
-        for name in names:
-            values = self.inner.state[layer.weight][name]
-            if isinstance(values, Tensor) and values.shape == layer.weight.shape:
-                dropped = values if layer.is_full else values[~layer.mask]
-                self._fresh[layer.name, name] = common_value(dropped)
+            seen = names | set(begun.get(layer.weight, {}))
+            self.recognise_fresh_values(layer, self.state_names(layer) - seen)
 
     def _masked_closure(self, closure: Closure) -> Closure:
         def masked() -> Any:

@@ -86,9 +86,9 @@ class Bundle(Part):
         self._numels = [layer.numel for layer in layers]
         # Kept on the device, so that nothing waits for them to come there.
         device = layers[0].weight.device
-        ends = torch.tensor(self._numels).cumsum(0)
-        self._starts = (ends - torch.tensor(self._numels)).to(device, torch.int32)
-        self._counts = torch.tensor([layer.live for layer in layers]).to(device)
+        numels = torch.tensor(self._numels, device="cpu")
+        self._starts = (numels.cumsum(0) - numels).to(device, torch.int32)
+        self._counts = torch.tensor([layer.live for layer in layers], device="cpu").to(device)
         #: During a step: the weights in one dimension, and where in all of them the live ones are.
         self._lent: tuple[list[Tensor], Tensor] | None = None
 

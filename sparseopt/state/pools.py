@@ -51,6 +51,7 @@ class Pool:
         self._state: dict[str, Any] = {}
         self._memory: dict[str, Tensor] = {}
         self._views: dict[str, list[Any]] = {}
+        self._addresses: dict[str, list[int | None]] = {}
         self._join([inner.state.get(layer.weight, {}) for layer in self.layers])
 
     def fits(self) -> bool:
@@ -66,6 +67,9 @@ class Pool:
         for name, views in self._views.items():
             pairs = zip(entries, views, strict=True)
             if not all(entry.get(name) is view for entry, view in pairs):
+                return False
+            # They are the same objects still when somebody assigned to their .data.
+            if [_address(view) for view in views] != self._addresses[name]:
                 return False
         return all(part.fits() for part in self._parts)
 
@@ -132,6 +136,7 @@ class Pool:
                 self._memory[name] = value
                 views = list(torch.split(value, self.sizes))
             self._views[name] = views
+            self._addresses[name] = [_address(view) for view in views]
             for layer, view in zip(self.layers, views, strict=True):
                 self.inner.state[layer.weight][name] = view
 
@@ -167,6 +172,10 @@ def only_parameters(inner: Optimizer, parameters: Mapping[int, list[Any]]) -> It
     finally:
         for group, whole in everything:
             group["params"] = whole
+
+
+def _address(value: Any) -> int | None:
+    return value.data_ptr() if isinstance(value, Tensor) else None
 
 
 def _history(entry: Mapping[str, Any], layer: SparseLayer) -> tuple[Any, ...] | None:

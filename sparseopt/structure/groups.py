@@ -191,7 +191,12 @@ def _group(
     members: Sequence[_Members], roles: Mapping[tuple[str, int], str], blocked: str | None
 ) -> ChannelGroup:
     slices = tuple(
-        ChannelSlice(name, dim, torch.tensor([of[name, dim] for of in members]), roles[name, dim])
+        ChannelSlice(
+            name,
+            dim,
+            torch.tensor([of[name, dim] for of in members], device="cpu"),
+            roles[name, dim],
+        )
         for name, dim in members[0]
     )
     named = [part.name for part in slices if part.role in {"producer", "grouped"}]

@@ -163,3 +163,17 @@ def test_an_optimizer_that_is_gone_leaves_a_model_without_hooks():
     loss_of(model.eval(), 3)
     assert not model._forward_pre_hooks
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def magnitude_on_ranks():
+    model = make(ChannelNet, seed=dist.get_rank())
+    return wrap(model, mask="magnitude", **SETTINGS).masks
+
+
+@needs_gloo
+def test_ranks_with_other_weights_have_the_first_ones_largest_channels():
+    first, second = two_ranks().run(magnitude_on_ranks)
+    alone = wrap(make(ChannelNet, seed=0), mask="magnitude", **SETTINGS).masks
+    for name, mask in alone.items():
+        assert torch.equal(first[name], mask)
+        assert torch.equal(second[name], mask)

@@ -428,3 +428,29 @@ def test_what_can_not_be_is_refused(settings, error, words):
 
     with pytest.raises(error, match=words):
         run(**settings)
+
+
+def test_layers_that_come_later_are_refused_and_nothing_is_added():
+    model = make(ChannelNet)
+    head = list(model.fc2.parameters())
+    trunk = [p for p in model.parameters() if all(p is not other for other in head)]
+    optimizer = SparseOptimizer(
+        build("SGD", trunk), model, method=RigLStruct(groups=groups_of(ChannelNet)), **SETTINGS
+    )
+    with pytest.raises(ValueError, match=r"can't take 'fc2\.weight'"):
+        optimizer.add_param_group({"params": head})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": head, "density": False})
+    train(model, optimizer, 7)
+
+
+def test_what_an_update_step_put_into_dropped_channels_goes_with_detach():
+    model, optimizer = wrapped()
+    train(model, optimizer, SETTINGS["delta_t"] - 1)
+    masks = optimizer.masks
+    optimizer.zero_grad()
+    loss_of(model, 9).backward()
+    parameters = dict(model.named_parameters())
+    assert any(parameters[name][~mask].any() for name, mask in masks.items())
+    optimizer.detach()
+    assert not any(parameters[name][~mask].any() for name, mask in masks.items())
