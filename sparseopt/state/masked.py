@@ -14,6 +14,7 @@ from sparseopt.layers import SparseLayer
 from sparseopt.sharding import shard_like, whole
 from sparseopt.state.base import Closure, StateStore, unhooked_step
 from sparseopt.state.entries import is_factor, may_be_factor
+from sparseopt.state.fresh import is_known
 from sparseopt.transitions import Transition
 
 __all__ = ["MaskedState"]
@@ -79,6 +80,9 @@ class MaskedState(StateStore):
     @contextmanager
     def noting_fresh_values(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
         """Look at dropped weights too; see :meth:`StateStore.noting_fresh_values`."""
+        if is_known(self.inner):
+            yield {}
+            return
         before = [self.state_names(layer) for layer in self.layers]
         with super().noting_fresh_values() as begun:
             yield begun
