@@ -179,23 +179,3 @@ def test_pruning_without_a_horizon_says_so_at_the_first_step():
     optimizer.set_horizon(40)
     optimizer.step()
     assert optimizer.steps == 1
-
-
-class WithModule(torch.nn.Module):
-    """Has a child of the name that wrappers give to the model."""
-
-    def __init__(self):
-        super().__init__()
-        self.module = torch.nn.Sequential()
-        self.module.fc = torch.nn.Linear(20, 30)
-        self.fc = torch.nn.Linear(30, 10)
-
-
-def test_weights_that_would_have_one_name_are_refused():
-    model = WithModule()
-    with pytest.raises(ValueError, match=r"two different weights are called 'fc\.weight'"):
-        SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    nets = [torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)]
-    groups = [{"params": list(net.named_parameters())} for net in nets]
-    with pytest.raises(ValueError, match="two different weights are called 'weight'"):
-        SparseOptimizer(torch.optim.SGD(groups, lr=0.1))
