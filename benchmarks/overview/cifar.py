@@ -87,7 +87,7 @@ def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> l
                 str(len(accuracy.values)),
                 accuracy.percent(),
                 *([] if paper is None else [_published(paper, variant)]),
-                _points(_from(group, variant, REFERENCE), spread),
+                _points(_from(group, variant, REFERENCE, shown), spread),
                 MISSING if train is None else f"{train:.3f}",
                 f"{group.inference_flops(variant):.3f}",
             ]
@@ -139,7 +139,7 @@ def order_sentences(
     if spread.deviation is None:
         yield f"A single seed does not tell the methods from {name}."
         return
-    found = [one for variant in variants if (one := _from(group, variant, reference))]
+    found = [one for variant in variants if (one := _from(group, variant, reference, variants))]
     for order, words in ORDERS.items():
         chosen = [title(one.variant.method) for one in found if order_of(one, spread) == order]
         if chosen:
@@ -151,11 +151,16 @@ def _place(group: Group, variant: Variant) -> tuple[float, float]:
     return density, -group.statistic(variant, "accuracy", "test").mean
 
 
-def _from(group: Group, variant: Variant, reference: str) -> Difference | None:
-    """The paired difference from a method at the same init, if the variant has one, and density."""
+def _from(
+    group: Group, variant: Variant, reference: str, among: Sequence[Variant]
+) -> Difference | None:
+    """The paired difference from the one of a method at the same density and init.
+
+    A variant without an init is compared if there is one such among the variants.
+    """
     found = [
         other
-        for other in group.variants
+        for other in among
         if other.method == reference
         and other.density == variant.density
         and variant.init in (None, other.init)

@@ -38,6 +38,7 @@ def group(tmp_path):
         record("small-dense", None, 0.1, 0, STATIC[0] - 0.1),
         record("small-dense", None, 0.1, 1, STATIC[1] - 0.1),
         record("static", "erk", 0.2, 0, 0.8),
+        record("static", "uniform", 0.1, 0, 0.5),
     ]
     (found,) = cifar.groups(folder_of(tmp_path, "one", lines))
     return found
