@@ -232,9 +232,9 @@ def restore_layers(
 ) -> None:
     """Give layers what the checkpoint has of them; the inner optimizer has loaded its state."""
     names = {was.name: layer.name for layer, was in pairs}
-    store.noted.update(
-        {(names[layer], state): value for layer, state, value in saved.progress["fresh"]}
-    )
+    # Checkpoints of the first version have no such key.
+    fresh = saved.progress.get("fresh", ())
+    store.noted.update({(names[layer], state): value for layer, state, value in fresh})
     for layer, was in pairs:
         layer.restore(was.mask, was.ever_live_bits, was.target)
         layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown

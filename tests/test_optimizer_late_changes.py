@@ -419,3 +419,18 @@ def test_one_that_is_replaced_by_another_is_no_obstacle():
     optimizer = wrap(model, seed=4)
     train(model, optimizer, 6)
     assert_dropped_are_fresh(optimizer)
+
+
+def test_a_checkpoint_of_the_first_version_loads():
+    model = make()
+    optimizer = wrap(model)
+    train(model, optimizer, 7)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    del saved[1]["param_groups"][0]["sparseopt"]["fresh"]
+    other_model = make(seed=1)
+    other = wrap(other_model)
+    other_model.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    train(model, optimizer, 20, start=8)
+    train(other_model, other, 20, start=8)
+    assert_same_weights(model, other_model)
