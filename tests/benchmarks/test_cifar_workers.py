@@ -37,6 +37,13 @@ def options(quick_preset, image_tree):
     return ["--preset", str(quick_preset), "--data-dir", str(image_tree), "--threads", "1"]
 
 
+@pytest.fixture
+def children():
+    """The processes that the test has started and that still run; the session may have others."""
+    before = set(multiprocessing.active_children())
+    return lambda: [child for child in multiprocessing.active_children() if child not in before]
+
+
 def results(out):
     records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len({record["key"] for record in records}) == len(records)
@@ -60,15 +67,15 @@ def when_there_is_a_checkpoint(out, act):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills a process by a POSIX signal")
-def test_job_of_a_killed_worker_is_done_again_and_nothing_else(options, tmp_path, capsys):
+def test_job_of_a_killed_worker_is_done_again_and_nothing_else(options, tmp_path, capsys, children):
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert cli.main([*options, "--all", "--out", str(alone)]) == 0
 
     def kill_one():
-        children = multiprocessing.active_children()
-        if children:
-            os.kill(children[0].pid, signal.SIGKILL)
-        return children
+        started = children()
+        if started:
+            os.kill(started[0].pid, signal.SIGKILL)
+        return started
 
     killer = when_there_is_a_checkpoint(together, kill_one)
     status = cli.main([*options, "--all", "--workers", "2", "--out", str(together)])
@@ -77,13 +84,15 @@ def test_job_of_a_killed_worker_is_done_again_and_nothing_else(options, tmp_path
     assert "its process ended with status -9, trying again" in capsys.readouterr().out
     assert len(results(alone)) == 4
     assert results(together) == results(alone)
-    assert multiprocessing.active_children() == []
+    assert children() == []
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="interrupts a process by a POSIX signal")
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_interrupted_session_saves_says_so_and_goes_on(options, tmp_path, capsys, workers):
+def test_interrupted_session_saves_says_so_and_goes_on(
+    options, tmp_path, capsys, workers, children
+):
     out = tmp_path / "out"
     arguments = [*options, "--methods", "rigl", "set", "--workers", workers, "--out", str(out)]
 
@@ -103,7 +112,7 @@ def test_interrupted_session_saves_says_so_and_goes_on(options, tmp_path, capsys
         progress = torch.load(path, weights_only=True)["progress"]
         assert progress["curve"] or progress["batches"]
     assert signal.getsignal(signal.SIGINT) is before
-    assert multiprocessing.active_children() == []
+    assert children() == []
 
 
 @pytest.fixture
