@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from benchmarks.cifar.report.comparison import difference, inside
 from benchmarks.cifar.report.markdown import MISSING, multiple, names, paragraph, table
-from benchmarks.cifar.report.ordering import Order, orders
+from benchmarks.cifar.report.ordering import Order, Pair, orders
 from benchmarks.cifar.report.paper import Paper, Published
 from benchmarks.cifar.report.summary import Group, Statistic, Variant
 
@@ -142,14 +142,22 @@ def order_words(order: Order) -> list[str]:
         f"Of {len(pairs)} pairs of methods that share a seed, {len(decided)} are apart beyond the "
         f"spread both in the paper and here; of these {agreeing} are in the paper's order."
     )
-    reversed_ = [f"{_short(p.worse)} above {_short(p.better)}" for p in decided if not p.agrees]
-    if reversed_:
-        text += f" In the other order here: {'; '.join(reversed_)}."
+    if len(decided) > agreeing:
+        text += f" In the other order here: {_other_order(decided)}."
     if order.means:
         text += " Places are by means over the seeds that all of them have."
     if order.tau is not None:
         text += f" Kendall's tau of the two orders is {order.tau:.2f}."
     return paragraph(text)
+
+
+def _other_order(decided: Sequence[Pair]) -> str:
+    """Name each method that is above others here and below them in the paper, once."""
+    beaten: dict[str, list[str]] = {}
+    for pair in decided:
+        if not pair.agrees:
+            beaten.setdefault(pair.worse.title, []).append(pair.better.title)
+    return "; ".join(f"{ahead} above {', '.join(behind)}" for ahead, behind in beaten.items())
 
 
 def _dense_accuracy(paper: Paper) -> Decimal:
