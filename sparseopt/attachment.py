@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sparseopt.compiling import outside_of_tracing
 from sparseopt.facade import OptimizerFacade
 from sparseopt.flops import Accountant
 from sparseopt.flops.recording import InputRecorder
-from sparseopt.gradients import GradientGate, mask_gradient_of, masked_by_another
+from sparseopt.gradients import GradientGate, mask_gradient_of, masked_by_another, revive_hooks
 from sparseopt.layers import SparseLayer
 from sparseopt.methods import Method
 from sparseopt.preparing import before_training_forward
@@ -26,7 +27,12 @@ from sparseopt.rebinding import (
 from sparseopt.state import StateMode, StateStore, choose_store
 from sparseopt.updating import MaskUpdater
 
-__all__ = ["AttachedOptimizer"]
+__all__ = ["AttachedOptimizer", "let_go_of"]
+
+#: By inner optimizer, what hangs onto its weights for it.
+_attached: weakref.WeakKeyDictionary[Optimizer, weakref.ref[Attachment]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class Attachment:
@@ -43,6 +49,7 @@ class Attachment:
         self, optimizer: object, updater: MaskUpdater, recorder: InputRecorder | None
     ) -> None:
         self._handles: list[RemovableHandle] = []
+        self._hooked: list[tuple[SparseLayer, int]] = []
         self._finalizer = weakref.finalize(optimizer, _release, self._handles, updater, recorder)
         self._finalizer.atexit = False
 
@@ -55,9 +62,20 @@ class Attachment:
         """Have ``backward()`` mask the gradients of ``layers`` while ``gate`` is shut."""
         # With differentiable=True a weight may be no leaf: backward() accumulates nothing in it.
         # A layer that is dense now may have a mask once a checkpoint is loaded.
-        self._handles.extend(
-            mask_gradient_of(layer, gate) for layer in layers if layer.weight.is_leaf
-        )
+        for layer in layers:
+            if layer.weight.is_leaf:
+                self._handles.append(mask_gradient_of(layer, gate))
+                self._hooked.append((layer, layer.weight._cdata))
+
+    def follow_swapped(self) -> None:
+        """Bring back the hooks of weights into which torch put another tensor, and not its hooks.
+
+        ``model.to(...)`` does so with DTensors, or where it is told to for all parameters.
+        """
+        for index, (layer, tensor) in enumerate(self._hooked):
+            if layer.weight._cdata != tensor:
+                revive_hooks(layer.weight)
+                self._hooked[index] = layer, layer.weight._cdata
 
     def before_first_forward(self, model: nn.Module, act: Callable[[], Any]) -> None:
         """Call ``act``, a method that is held weakly, before the next training forward; once."""
@@ -70,11 +88,24 @@ class Attachment:
     def take_off(self) -> None:
         """Remove the hooks, to put others in their place; the state stays as it is."""
         self._finalizer.detach()
+        self._hooked.clear()
         _remove(self._handles)
 
     def release(self) -> None:
         """Remove the hooks and give the inner optimizer dense state; once."""
+        self._hooked.clear()
         self._finalizer()
+
+
+def let_go_of(inner: Optimizer) -> None:
+    """Detach the sparse optimizer that wraps ``inner`` now, if one does: another will."""
+    attachment = _attached.get(inner, _nothing)()
+    if attachment is not None:
+        attachment.release()
+
+
+def _nothing() -> None:
+    return None
 
 
 class AttachedOptimizer(OptimizerFacade):
@@ -94,6 +125,7 @@ class AttachedOptimizer(OptimizerFacade):
         """Prepare for hooks on the model, and for their removal when this object goes."""
         self._is_alone = False
         self._attachment = Attachment(self, self._updater, self._accountant.recorder)
+        _attached[self.inner] = weakref.ref(self._attachment)
         self._places = ParameterPlaces()
         self._places.note(self._layers, self.inner.param_groups)
         if self._model is not None and may_be_sharded_later():
@@ -101,6 +133,8 @@ class AttachedOptimizer(OptimizerFacade):
         self._attach_preparation()
 
     def _attach_preparation(self) -> None:
+        if self._attachment.is_released:
+            return
         if self._model is not None and self.method.prepares_forward:
             self._attachment.before_training_forward(self._model, self._prepare_forward)
 
@@ -112,6 +146,7 @@ class AttachedOptimizer(OptimizerFacade):
         """Follow weights to where they are now, and to the parameters that replaced them."""
         for layer in self._layers:
             layer.follow_weight()
+        self._attachment.follow_swapped()
         replaced = self._places.replaced(self.inner.param_groups)
         if not replaced:
             return

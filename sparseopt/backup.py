@@ -44,8 +44,8 @@ class WeightBackup:
         What the weights are then, restored or loaded meanwhile, is what is put back next time.
         """
         for layer, copy in self._copies:
-            if copy.dtype != layer.weight.dtype or copy.device != layer.weight.device:
-                continue
+            # The model may have been moved, or brought into another precision, since.
+            copy = copy.to(layer.weight.device, layer.weight.dtype)
             masked = shard_like(copy, layer.weight).clone()
             layer.mask_(masked)
             if torch.equal(local(masked), local(layer.weight.detach())):

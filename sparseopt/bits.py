@@ -44,9 +44,15 @@ def popcounts(packed: Sequence[Tensor]) -> list[int]:
     if not packed:
         return []
     device = packed[0].device
-    ones = torch.tensor([byte.bit_count() for byte in range(256)], device=device)
-    counts = [(torch.bincount(bits.to(device), minlength=256) * ones).sum() for bits in packed]
-    return [int(count) for count in torch.stack(counts).tolist()]
+    counts = torch.stack([_bits_set(bits).sum(dtype=torch.int64).to(device) for bits in packed])
+    return [int(count) for count in counts.tolist()]
+
+
+def _bits_set(octets: Tensor) -> Tensor:
+    """Count the set bits of each byte: in pairs, in fours, then in all; nothing waits."""
+    pairs = octets - ((octets >> 1) & 0x55)
+    fours = (pairs & 0x33) + ((pairs >> 2) & 0x33)
+    return (fours + (fours >> 4)) & 0x0F
 
 
 def _pack_on_device(mask: Tensor) -> Tensor:

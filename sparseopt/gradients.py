@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseopt.layers import SparseLayer
 
-__all__ = ["GradientGate", "mask_gradient_of", "masked_by_another"]
+__all__ = ["GradientGate", "mask_gradient_of", "masked_by_another", "revive_hooks"]
 
 #: Under this name a hook refers to its layer.
 LAYER: Final = "sparseopt_layer"
@@ -38,13 +38,15 @@ class _MaskGradient:
     def __call__(self, weight: Tensor) -> None:
         layer = self._layer()
         gradient = weight.grad
-        if layer is None or gradient is None or self._gate.dense or layer.is_full:
+        if layer is None or gradient is None or layer.is_full:
             return
         if gradient.layout != torch.strided:
             raise TypeError(
                 f"the gradient of {layer.name!r} has layout {gradient.layout}: a layer with sparse "
                 "gradients (Embedding(sparse=True)) can only be kept dense, with density=False."
             )
+        if self._gate.dense:
+            return
         layer.follow_weight()
         layer.mask_(gradient)
 
@@ -57,8 +59,18 @@ def mask_gradient_of(layer: SparseLayer, gate: GradientGate) -> RemovableHandle:
     """
     hook = torch.compiler.disable(_MaskGradient(layer, gate))  # type: ignore[no-untyped-call]
     setattr(hook, LAYER, weakref.ref(layer))
-    handle: RemovableHandle = layer.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    weight = layer.weight
+    trains = weight.requires_grad
+    # A weight that is frozen now takes no hook, and may be trained again.
+    weight.requires_grad_(True)
+    handle: RemovableHandle = weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    weight.requires_grad_(trains)
     return handle
+
+
+def revive_hooks(weight: Tensor) -> None:
+    """Have hooks called again that a weight has kept by name only, when its tensor was swapped."""
+    weight._post_accumulate_grad_hooks = weight._post_accumulate_grad_hooks
 
 
 def masked_by_another(layer: SparseLayer) -> bool:

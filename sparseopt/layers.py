@@ -63,6 +63,8 @@ class SparseLayer:
         self.target = target
         self.last_dropped = 0
         self.last_grown = 0
+        self._mask: Tensor | None
+        self._index: Tensor | None
         self._note_place()
         self._set_mask(mask)
         self._ever = self._pack(self.mask)
@@ -87,6 +89,8 @@ class SparseLayer:
 
         Read it; writing to it changes nothing that can be relied on.
         """
+        if not self.is_sharded:
+            self.follow_weight()
         if self._mask is not None:
             return self._mask
         mask = torch.zeros_like(self.weight, dtype=torch.bool, requires_grad=False)
@@ -159,7 +163,7 @@ class SparseLayer:
         """
         if self._place == self._place_of_weight():
             return
-        mask = self.mask if self._mask is not None else None
+        mask = self._mask
         positions = None if mask is not None else self.positions()
         self._note_place()
         self._ever = self._ever.to(self.weight.device)
@@ -191,6 +195,11 @@ class SparseLayer:
             dtype = index_dtype(self.numel)
             return torch.arange(self.numel, dtype=dtype, device=self.weight.device)
         return self._layout.positions(self._offsets())
+
+    def forget_positions(self) -> None:
+        """Free positions that are kept beside a mask, until they are asked for again."""
+        if self._mask is not None:
+            self._index = None
 
     def mask_(self, tensor: Tensor, fill: float = 0.0) -> None:
         """Write ``fill`` into a tensor of the weight's shape wherever the mask is false."""
@@ -308,11 +317,15 @@ class SparseLayer:
             values: ``(live,)``.
             fill: the value.
         """
-        if fill == 0.0:
-            clear_(flat)
-        else:
-            flat.fill_(fill)
-        flat.scatter_(0, self._offsets(), values)
+        offsets = self._offsets()
+        try:
+            if fill == 0.0:
+                clear_(flat)
+            else:
+                flat.fill_(fill)
+        finally:
+            # KeyboardInterrupt is raised between two calls, and must not find the layer empty.
+            flat.scatter_(0, offsets, values)
         self._layout.put_back_(tensor, flat)
 
     def _check_placement(self, tensor: Tensor) -> None:
@@ -325,12 +338,12 @@ class SparseLayer:
     def _set_mask(self, mask: Tensor) -> None:
         """Take over a mask of the weight's shape, wherever it is."""
         if self.is_sharded:
-            self._mask: Tensor | None = torch.empty_like(
-                self.weight, dtype=torch.bool, requires_grad=False
-            ).copy_(shard_like(mask, self.weight))
+            self._mask = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False).copy_(
+                shard_like(mask, self.weight)
+            )
             self._live = int(whole(self._mask).sum())
             self._full = self._live == self.numel
-            self._index: Tensor | None = None
+            self._index = None
             return
         flat = whole(mask).to(self.weight.device).reshape(-1)
         self._set_positions(live_indices(flat, int(flat.sum())))

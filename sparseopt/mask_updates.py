@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -10,42 +10,32 @@ from torch import Tensor
 from sparseopt.history import UpdateRecord
 from sparseopt.layers import SparseLayer
 from sparseopt.methods.base import Method, Move, Rewiring, Update
-from sparseopt.sharding import local, on_any_rank
 from sparseopt.state.base import StateStore
 from sparseopt.transitions import Transition, propose, rewire
 
-__all__ = ["able_to_move", "are_finite", "skipped_update", "update_masks"]
-
-
-def are_finite(gradients: Sequence[Tensor]) -> bool:
-    """Whether no gradient has an infinity or NaN, on any rank; waits for the device once."""
-    mine = [local(gradient) for gradient in gradients]
-    # The 2-norm takes a CPU a fifteenth of the time, but may overflow where no entry does.
-    finite = _norms_are_finite(mine, 2.0) or _norms_are_finite(mine, float("inf"))
-    return not on_any_rank(not finite, gradients)
-
-
-def _norms_are_finite(gradients: Sequence[Tensor], order: float) -> bool:
-    norms = [
-        torch.linalg.vector_norm(values, order).to(gradients[0].device)
-        for values in map(_values, gradients)
-        if values.numel()
-    ]
-    return not norms or bool(torch.stack(norms).isfinite().all())
-
-
-def _values(gradient: Tensor) -> Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
+__all__ = ["able_to_move", "skipped_update", "update_masks"]
 
 
 def update_masks(
-    layers: Sequence[SparseLayer], method: Method, update: Update, store: StateStore
+    layers: Sequence[SparseLayer],
+    method: Method,
+    update: Update,
+    store: StateStore,
+    *,
+    zero: Collection[int] = (),
 ) -> UpdateRecord:
     """Move the masks of ``layers`` by ``method``, their weights and optimizer state with them.
 
     All transitions are decided before the first is made, so an error in a method changes nothing.
+
+    Args:
+        layers: all layers.
+        method: what decides.
+        update: what it is told.
+        store: keeps the state.
+        zero: the ids of gradients that are zero in every entry.
     """
-    taking_part = able_to_move(layers, method, store)
+    taking_part = able_to_move(layers, method, store, zero=zero)
     transitions = _transitions(taking_part, method, update) if taking_part else []
     new = _newly_live(transitions)
     for layer in layers:
@@ -57,18 +47,27 @@ def update_masks(
     for layer in taking_part:
         if layer.weight.grad is not None:
             layer.mask_(layer.weight.grad)
+    if not store.gathers:
+        for layer in layers:
+            layer.forget_positions()
     if transitions:
         store.forget_curvature()
     return _record(layers, update, new=new)
 
 
 def able_to_move(
-    layers: Sequence[SparseLayer], method: Method, store: StateStore
+    layers: Sequence[SparseLayer],
+    method: Method,
+    store: StateStore,
+    *,
+    zero: Collection[int] = (),
 ) -> list[SparseLayer]:
     """Return the layers whose masks can move now.
 
     Those are not that are dense, that have no gradient where the method needs one, and whose
-    weights were taken out of the param groups.
+    weights were taken out of the param groups. Where gradients of dropped weights are looked at,
+    one whose id is in ``zero`` is none: that of a layer that was not used is zero, where
+    ``zero_grad(set_to_none=False)`` keeps it, and by it all candidates would tie.
     """
     groups = store.inner.param_groups
     trained = {id(parameter) for group in groups for parameter in group["params"]}
@@ -76,9 +75,14 @@ def able_to_move(
         layer
         for layer in layers
         if not layer.is_dense
-        and not (method.needs_gradient and layer.weight.grad is None)
+        and not (method.needs_gradient and _has_none(layer, method, zero))
         and id(layer.weight) in trained
     ]
+
+
+def _has_none(layer: SparseLayer, method: Method, zero: Collection[int]) -> bool:
+    gradient = layer.weight.grad
+    return gradient is None or (method.needs_dense_gradient and id(gradient) in zero)
 
 
 def skipped_update(layers: Sequence[SparseLayer], update: Update) -> UpdateRecord:

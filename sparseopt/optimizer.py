@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from sparseopt import checkpoint
 from sparseopt._validation import check_density, check_seed
-from sparseopt.attachment import AttachedOptimizer
+from sparseopt.attachment import AttachedOptimizer, let_go_of
 from sparseopt.averaging import mask_copy
 from sparseopt.backup import WeightBackup
 from sparseopt.compiling import never_compiled
@@ -39,6 +39,9 @@ from sparseopt.transitions import Regrow
 from sparseopt.updating import MaskUpdater
 
 __all__ = ["SparseOptimizer"]
+
+#: In a pickle, whether the optimizer was detached.
+DETACHED: Final = "_was_detached"
 
 
 class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
@@ -157,6 +160,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         self._gate = GradientGate()
         self._accountant = Accountant(model)
         self._become_an_optimizer()
+        let_go_of(optimizer)
         self._attach()
         self._backup = WeightBackup(self._layers)
         self._take_over(self._layers)
@@ -308,19 +312,30 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         self._store.bring_back()
         # Hooks belong to this object and this process; the model is its owner's to pickle.
         here = ("_model", "_accountant", "_attachment", "_places", "step")
-        return {
+        kept = {
             name: value
             for name, value in self.__dict__.items()
             if name not in here and not name.startswith("_optimizer_")
         }
+        return {**kept, DETACHED: self._attachment.is_released}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        was_detached = state.pop(DETACHED, False)
         self.__dict__.update(state)
         self._model = None
         self._accountant = Accountant(None)
         self._become_an_optimizer()
         self._attach()
         self._attachment.mask_gradients(self._layers, self._gate)
+        if was_detached:
+            self._attachment.release()
+
+    def __copy__(self) -> SparseOptimizer:
+        raise TypeError(
+            "copy.copy() of a SparseOptimizer would share its masks and the inner optimizer's "
+            "state with it: use copy.deepcopy(), of the optimizer and the model together."
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseOptimizer:
         clone = type(self).__new__(type(self))

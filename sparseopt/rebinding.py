@@ -6,7 +6,6 @@ parameters into its ``param_groups``.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +26,8 @@ class ParameterPlaces:
 
     def __init__(self) -> None:
         self._places: dict[SparseLayer, tuple[int, int]] = {}
-        self._known: dict[int, weakref.ref[nn.Parameter]] = {}
+        # Not held weakly: torch swaps no parameter that is, when it moves a DTensor.
+        self._known: dict[int, nn.Parameter] = {}
 
     def note(self, layers: Sequence[SparseLayer], groups: list[dict[str, Any]]) -> None:
         """Remember where the weights of ``layers`` are now."""
@@ -39,7 +39,7 @@ class ParameterPlaces:
         self._places = {
             layer: place_of[layer.weight] for layer in layers if layer.weight in place_of
         }
-        self._known = {id(parameter): weakref.ref(parameter) for parameter in place_of}
+        self._known = {id(parameter): parameter for parameter in place_of}
 
     def replaced(self, groups: list[dict[str, Any]]) -> list[tuple[SparseLayer, nn.Parameter]]:
         """Return the layers whose weight has a new parameter of its shape in its place.
@@ -54,16 +54,11 @@ class ParameterPlaces:
             # Asked first, as it ends here for every layer at every step.
             if there is layer.weight:
                 continue
-            if not isinstance(there, nn.Parameter) or self._knows(there):
+            if not isinstance(there, nn.Parameter) or id(there) in self._known:
                 continue
             if _takes_over(there, layer, groups):
                 found.append((layer, there))
         return found
-
-    def _knows(self, parameter: nn.Parameter) -> bool:
-        known = self._known.get(id(parameter))
-        # Another may have got the number of one that is gone.
-        return known is not None and known() is parameter
 
 
 def before_first_forward(model: nn.Module, act: Callable[[], Any]) -> RemovableHandle:

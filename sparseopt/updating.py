@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparseopt.gradient_checks import are_finite, finite_norms, zero_everywhere
 from sparseopt.layers import SparseLayer
-from sparseopt.mask_updates import able_to_move, are_finite, skipped_update, update_masks
+from sparseopt.mask_updates import able_to_move, skipped_update, update_masks
 from sparseopt.memory import RememberedGradients
 from sparseopt.methods.base import Method, Update
 from sparseopt.progress import Progress
@@ -111,10 +112,11 @@ class MaskUpdater:
                 f"the optimizer's model made no training pass before the update at step {step}, so "
                 f"method={self.method.name!r} does not know what to grow, and skipped it.",
             )
-        elif are_finite(gradients):
+        elif (norms := finite_norms(gradients)) is not None:
             if self.memory is not None:
                 self.memory.feed(self.layers)
-            record = update_masks(self.layers, self.method, update, self.store)
+            zero = zero_everywhere(gradients, norms)
+            record = update_masks(self.layers, self.method, update, self.store, zero=zero)
         else:
             record = skipped_update(self.layers, update)
             self._warn_once(

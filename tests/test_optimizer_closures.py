@@ -118,7 +118,8 @@ def test_lbfgs_history_knows_no_dropped_weight_and_is_reset_by_an_update(line_se
         train_step(model, optimizer, t)
         entry = inner.state.get(next(model.parameters()), {})
         history = entry.get("old_dirs") or []
-        if updating:
+        # The network dies in the end, and where every gradient is zero nothing moves.
+        if updating and optimizer.history[-1].grown:
             assert history == []
             assert entry.get("prev_flat_grad") is None
         else:

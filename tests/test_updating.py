@@ -36,3 +36,29 @@ def test_an_update_in_which_nothing_moves_changes_nothing(method, channels_last,
             assert all(torch.equal(before[name], optimizer.masks[name]) for name in before)
             assert all(map(torch.equal, weights, model.parameters()))
     assert [record.step for record in optimizer.history]
+
+
+def held_bytes(layer):
+    """Of all tensors that the layer has for itself."""
+    values = vars(layer).values()
+    return sum(v.nbytes for v in values if isinstance(v, torch.Tensor) and v is not layer.weight)
+
+
+def test_above_a_quarter_dense_state_leaves_a_byte_and_a_bit_a_weight():
+    """An update needs positions too, four bytes for each live weight, for as long as it takes."""
+    model = nn.Linear(64, 64, bias=False)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        model,
+        density=0.5,
+        delta_t=2,
+        total_steps=20,
+        state="masked",
+    )
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(8, 64)).square().mean().backward()
+        optimizer.step()
+    assert len(optimizer.history) == 2
+    assert optimizer.history[-1].grown > 0
+    assert held_bytes(optimizer.layers[0]) == 64 * 64 * 9 // 8

@@ -85,7 +85,8 @@ def split_by_magnitude(layers: Sequence[SparseLayer], excess: int) -> list[int]:
     scores = []
     for layer in layers:
         magnitude = layer.gather(layer.weight).abs().to(device=device, dtype=torch.float32)
-        magnitude[magnitude.argmax()] = torch.inf
+        # Indexing by a tensor without dimensions would wait for it.
+        magnitude.scatter_(0, magnitude.argmax(keepdim=True), torch.inf)
         scores.append(magnitude)
     out = smallest(torch.cat(scores), excess)
     parts = torch.split(out, [layer.live for layer in layers])

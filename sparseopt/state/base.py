@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,12 @@ class StateStore(ABC):
     Args:
         inner: the optimizer.
         layers: its sparse layers; the list is shared and may grow.
+
+    Attributes:
+        gathers: whether every step needs the positions of live weights.
     """
+
+    gathers: ClassVar[bool]
 
     def __init__(self, inner: Optimizer, layers: list[SparseLayer]) -> None:
         self.inner = inner

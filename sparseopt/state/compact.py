@@ -36,6 +36,8 @@ class CompactState(StateStore):
             and ``step`` of the inner optimizer is called once.
     """
 
+    gathers = True
+
     def __init__(self, inner: Optimizer, layers: list[SparseLayer], *, pooled: bool) -> None:
         super().__init__(inner, layers)
         self.pooled = pooled
@@ -136,10 +138,11 @@ def _lent(layers: Sequence[SparseLayer]) -> Iterator[None]:
             weight.grad = live_gradient
         yield
     finally:
+        stepped = [layer.weight.detach() for layer, _, _ in lent]
         for layer, dense, gradient in lent:
             weight = layer.weight
-            values = weight.detach()
             weight.grad = None
             weight.data = dense
             weight.grad = gradient
+        for (layer, _, _), values in zip(lent, stepped, strict=True):
             layer.replace_(values)

@@ -28,6 +28,8 @@ class MaskedState(StateStore):
     State of other shapes, such as Adafactor's factors, is left alone.
     """
 
+    gathers = False
+
     def __init__(self, inner: Optimizer, layers: list[SparseLayer]) -> None:
         super().__init__(inner, layers)
         self._factors: dict[tuple[str, int], bool] = {}
@@ -35,15 +37,16 @@ class MaskedState(StateStore):
     def step(self, closure: Closure | None = None) -> Any:
         """Step the inner optimizer; see :meth:`StateStore.step`."""
         inner_step = unhooked_step(self.inner)
-        with self.noting_fresh_values():
-            if closure is None:
-                self._mask_gradients()
-                loss = inner_step()
-            else:
-                loss = inner_step(self._masked_closure(closure))
-        self._mask_weights()
-        self._mask_state()
-        return loss
+        try:
+            with self.noting_fresh_values():
+                if closure is None:
+                    self._mask_gradients()
+                    return inner_step()
+                return inner_step(self._masked_closure(closure))
+        finally:
+            # An error half-way, or Ctrl-C, leaves some weights stepped.
+            self._mask_weights()
+            self._mask_state()
 
     def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
         """Give dropped weights fresh state; see :meth:`StateStore.adopt`."""

@@ -84,7 +84,7 @@ def test_never_makes_it_stay_away():
 
 def test_never_drops_no_more_than_there_are_others_to_grow():
     weights, mask = [5.0, 0.1, 3.0, 0.2, 0.3, 0.4, 2.0, 0.0], [1] * 7 + [0]
-    _, optimizer = tiny(weights, [0.0] * 8, mask, regrow="never")
+    _, optimizer = tiny(weights, [1.0] * 8, mask, regrow="never")
     assert optimizer.masks["0.weight"].tolist() == [[1, 0, 1, 1, 1, 1, 1, 1]]
     assert (optimizer.history[-1].dropped, optimizer.history[-1].grown) == (1, 1)
 

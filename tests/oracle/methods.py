@@ -111,11 +111,11 @@ class _DropGrowOracle(StaticOracle):
         weights: Mapping[str, np.ndarray],
         gradients: Mapping[str, np.ndarray | None],
     ) -> dict[str, LayerUpdate]:
-        """Move the masks; layers that are full or have no gradient are left out."""
+        """Move the masks; layers that are full or have nothing to go by are left out."""
         moving = [
             name
             for name, mask in self.masks.items()
-            if not mask.all() and gradients[name] is not None
+            if not mask.all() and self.takes_part(gradients[name])
         ]
         if any(g is not None and not np.isfinite(g).all() for g in gradients.values()):
             return {}
@@ -131,6 +131,9 @@ class _DropGrowOracle(StaticOracle):
             )
             self.masks[name] = updates[name].mask
         return updates
+
+    def takes_part(self, gradient: np.ndarray | None) -> bool:
+        return gradient is not None and bool(gradient.any())
 
     def growth_scores(self, gradient: np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -151,6 +154,9 @@ class SETOracle(_DropGrowOracle):
     ):
         super().__init__(masks, **schedule)
         self.generator = generator
+
+    def takes_part(self, gradient: np.ndarray | None) -> bool:
+        return gradient is not None
 
     def growth_scores(self, gradient: np.ndarray) -> np.ndarray:
         return uniform_scores(self.generator, len(gradient))

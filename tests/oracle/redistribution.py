@@ -72,7 +72,7 @@ class _Redistributed(_DropGrowOracle):
         names = [
             name
             for name in self.masks
-            if name not in self.always_dense and gradients[name] is not None
+            if name not in self.always_dense and self.takes_part(gradients[name])
         ]
         live = {name: int(self.masks[name].sum()) for name in names}
         fraction = cosine_fraction(self.alpha, t, self.t_end)
