@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from sparseopt.agreement import disagreement
 from sparseopt.probing import untouched
+from sparseopt.randomness import uniform
 from sparseopt.structure.tracing import Trace, where
 
 __all__ = ["CompactionError", "check_agreement", "compare", "run_smaller"]
@@ -49,18 +51,33 @@ def check_agreement(
 ) -> None:
     """Run both models, in evaluation and, if nothing else there is random, in training mode.
 
-    Dropout modules stay off, because a smaller model draws other numbers.
+    Dropout modules stay off, because a smaller model draws other numbers. What was taken for a
+    constant may have been one for this input alone, so other numbers of the same shapes follow,
+    unless the larger model refuses them.
 
     Raises:
         CompactionError: if the smaller model fails, or its outputs are not the same to about the
             square root of the precision of their type.
     """
+    others = _with_other_numbers(args, kwargs)
     for mode in (False, True):
         with _in_mode(model, mode), _in_mode(smaller, mode), torch.no_grad():
             expected = model(*args, **kwargs)
             found = run_smaller(smaller, args, kwargs)
+            pairs = [(expected, found), *_outputs_if_any(model, smaller, *others)]
         if not mode or not _is_random(model, training):
-            compare(expected, found, "training" if mode else "evaluation")
+            for expected, found in pairs:
+                compare(expected, found, "training" if mode else "evaluation")
+
+
+def _outputs_if_any(
+    model: nn.Module, smaller: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[Any, Any]]:
+    try:
+        expected = model(*args, **kwargs)
+    except Exception:
+        return
+    yield expected, run_smaller(smaller, args, kwargs)
 
 
 def run_smaller(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -117,3 +134,31 @@ def _is_random(model: nn.Module, training: Trace) -> bool:
         for node in training.module.graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
     )
+
+
+def _with_other_numbers(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return inputs of the same shapes with other floating-point numbers of the same size.
+
+    None is negative in a tensor without negative numbers, since these may be used as an index.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def other(value: Any) -> Any:
+        if not _is_of_numbers(value):
+            return value
+        finite = value.isfinite()
+        known = value[finite].float()
+        size = float(known.abs().max()) if known.numel() else 0.0
+        numbers = uniform(value.shape, generator) * (size or 1.0)
+        if bool((known < 0).any()):
+            numbers = 2 * numbers - size
+        return torch.where(finite, numbers.to(value.device, value.dtype), value)
+
+    others: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(other, (args, dict(kwargs)))
+    return others
+
+
+def _is_of_numbers(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided

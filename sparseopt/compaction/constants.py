@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Node
 
 from sparseopt.compaction.opening import is_move, is_sum, open_of, run
+from sparseopt.compaction.trained import may_become
 from sparseopt.compaction.values import Value, any_along, closed, first_along, is_uniform, opened
 from sparseopt.structure.calls import Labelling
-from sparseopt.structure.tracing import arguments, operator_name
+from sparseopt.structure.tracing import arguments, only_checks, operator_name
 
 __all__ = ["Constants", "find_constants"]
 
@@ -71,6 +72,7 @@ class _Run:
         self._live = live
         self._inputs = inputs
         self._values: dict[Node, Any] = {}
+        self._made_of_parameters: dict[Node, Any] = {}
 
     @torch.no_grad()
     def constants(self) -> dict[Node, Constants]:
@@ -89,13 +91,24 @@ class _Run:
     def _constants_of(self, node: Node, dim: int) -> Constants:
         value = self._values[node]
         known = ~any_along(value.open, dim) & is_uniform(value.tensor, dim)
+        if node in self._made_of_parameters:
+            known &= ~any_along(self._made_of_parameters[node], dim)
         return Constants(known, first_along(value.tensor, dim))
 
     def _placeholder(self, node: Node) -> Any:
         trace = self._labelling.trace
         if node in trace.tensors:
+            name = trace.tensors[node]
+            tensor = self._tensors[name]
             # A copy, because the graph may count batches in it.
-            return closed(self._tensors[trace.tensors[node]].detach().clone())
+            value = closed(tensor.detach().clone())
+            if isinstance(tensor, nn.Parameter):
+                counts = self._live.get(name, torch.ones_like(value.open))
+                if tensor.numel() == 1:
+                    # It stays whatever goes, with a gradient of all that it is multiplied by.
+                    return Value(value.tensor, counts.clone())
+                self._made_of_parameters[node] = counts
+            return value
         if node in trace.constants:
             return closed(trace.constants[node])
         given = next(self._inputs)
@@ -104,13 +117,21 @@ class _Run:
     def _call(self, node: Node) -> Any:
         if node.target is operator.getitem:
             source, index = node.args
-            return self._values[source][index]  # type: ignore[index]
+            for known in (self._values, self._made_of_parameters):
+                if source in known:
+                    known[node] = known[source][index]  # type: ignore[index]
+            return self._values[node]
+        if only_checks(node):
+            return None
         name = operator_name(node)
         if name == "batch_norm" and arguments(node)["training"]:
             return self._batch_norm_in_training(node)
         # Before the call, which may write into its arguments.
         is_open = open_of(node, self._values, self._may_count)
         result = run(node, self._values, _settled if is_sum(node) else _tensor)
+        made = may_become(node, self._values, self._made_of_parameters, result)
+        if made is not None:
+            self._made_of_parameters[node] = made
         if isinstance(result, (list, tuple)):
             return [Value(one, its) for one, its in zip(result, is_open, strict=True)]
         if not isinstance(result, Tensor):
@@ -133,15 +154,15 @@ class _Run:
         if given["bias"] is not None:
             result += self._values[given["bias"]].tensor.view(along)
         is_open = any_along(value.open, 1).view(along).expand_as(result)
+        if given["bias"] is not None:
+            is_open = is_open | self._values[given["bias"]].open.view(along)
         return Value(result, is_open.clone())
 
     def _may_count(self, node: Node) -> Tensor:
         """Return where a factor may be other than zero, now or after further training."""
         value: Value = self._values[node]
-        name = self._labelling.trace.tensors.get(node)
-        if name is None:
-            return value.open | (value.tensor != 0)
-        return self._live.get(name, torch.ones_like(value.open))
+        made: Tensor | None = self._made_of_parameters.get(node)
+        return value.open | (value.tensor != 0) if made is None else made
 
     def _uniform_or_open(self, node: Node, value: Value) -> Value:
         """Open all of a channel that is open at one place, or not the same at all places."""

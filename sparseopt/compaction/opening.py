@@ -14,7 +14,7 @@ from sparseopt.compaction.values import Value
 from sparseopt.structure.elementwise import is_pointwise
 from sparseopt.structure.tracing import arguments, operator_name
 
-__all__ = ["is_move", "is_sum", "open_of", "run"]
+__all__ = ["factors", "is_move", "is_sum", "open_of", "run"]
 
 #: Operators that move values and do not change them.
 _MOVES: Final = frozenset(
@@ -50,8 +50,18 @@ def is_move(node: Node) -> bool:
 
 
 def is_sum(node: Node) -> bool:
-    """Whether a call sums products of its first two matrices or maps."""
+    """Whether a call sums products of two matrices or maps; see :func:`factors`."""
     return operator_name(node) in _SUMS
+
+
+def factors(node: Node) -> tuple[Node, Node, Node | None]:
+    """Return the two factors of a call that sums products, and what it adds to the sums."""
+    given = arguments(node)
+    if operator_name(node) == "addmm":
+        return given["mat1"], given["mat2"], given["self"]
+    assert isinstance(node.target, torch._ops.OpOverload)
+    left, right = (given[argument.name] for argument in node.target._schema.arguments[:2])
+    return left, right, given.get("bias")
 
 
 def run(node: Node, values: Values, part: Callable[[Value], Any]) -> Any:
@@ -79,16 +89,17 @@ def open_of(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> 
     if is_sum(node):
         return _of_sum(node, values, may_count)
     if name == "mul":
-        return _of_product(node, values)
+        return _of_product(node, values, may_count)
     if name in _DROPOUTS:
         return _of_dropout(node, values)
     if name in {"batch_norm", "prelu"}:
-        return _first(node, values).open
+        return _of_channelwise(node, values)
     if is_pointwise(node):
         return _any(node, values)
     if name.startswith(_MIXES):
         mixed = run(node, values, lambda value: value.open.float())
-        return [one != 0 for one in mixed] if isinstance(mixed, (list, tuple)) else mixed != 0
+        # Of several the others are indices of the first.
+        return [mixed[0] != 0 for _ in mixed] if isinstance(mixed, (list, tuple)) else mixed != 0
     return _all(node, values)
 
 
@@ -100,12 +111,21 @@ def _any(node: Node, values: Values) -> Tensor:
     return result
 
 
-def _of_product(node: Node, values: Values) -> Tensor:
+def _of_product(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> Tensor:
     """Zero times whatever is zero."""
     result = _any(node, values)
-    for value in _operands(node, values):
-        result &= value.open | (value.tensor != 0)
+    for argument in node.all_input_nodes:
+        if isinstance(values[argument], Value):
+            result &= may_count(argument)
     return result
+
+
+def _of_channelwise(node: Node, values: Values) -> Tensor:
+    """What scales or shifts channels may come from the input too; a slope leaves zero alone."""
+    first, *others = _operands(node, values)
+    if not any(bool(other.open.any()) for other in others):
+        return first.open
+    return first.open | (first.tensor != 0) | (operator_name(node) == "batch_norm")
 
 
 def _of_dropout(node: Node, values: Values) -> Tensor:
@@ -116,21 +136,21 @@ def _of_dropout(node: Node, values: Values) -> Tensor:
 
 
 def _of_sum(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> Tensor:
-    """An open value opens the sums in which its factor counts."""
-    nodes = [found for found in node.args if isinstance(found, Node)]
-    left, right = nodes[1:3] if operator_name(node) == "addmm" else nodes[:2]
-    opened = _product(node, values[left].open.float(), may_count(right).float()) != 0
+    """An open value opens the sums in which its factor counts, and those it is added to."""
+    left, right, added = factors(node)
+    of_added = None if added is None else values[added].open.float()
+    opened = _sum(node, values[left].open.float(), may_count(right).float(), of_added) != 0
     if values[right].open.any():
-        opened |= _product(node, may_count(left).float(), values[right].open.float()) != 0
+        opened |= _sum(node, may_count(left).float(), values[right].open.float(), None) != 0
     return opened
 
 
-def _product(node: Node, left: Tensor, right: Tensor) -> Tensor:
+def _sum(node: Node, left: Tensor, right: Tensor, added: Tensor | None) -> Tensor:
     if operator_name(node) == "addmm":
-        return left @ right
-    args = [left, right, *(None for _ in node.args[2:3]), *node.args[3:]]
+        return left @ right if added is None else left @ right + added
+    args = [left, right, *(added for _ in node.args[2:3]), *node.args[3:]]
     assert callable(node.target)
-    kwargs = {name: value for name, value in node.kwargs.items() if name != "bias"}
+    kwargs = {**node.kwargs, "bias": added} if "bias" in node.kwargs else node.kwargs
     result: Tensor = node.target(*args, **kwargs)
     return result
 

@@ -10,12 +10,13 @@ import numpy as np
 from torch import Tensor, nn
 from torch.fx import Node
 
-from sparseopt.compaction.opening import is_sum
+from sparseopt.compaction.opening import factors, is_sum
 from sparseopt.compaction.removal import Removal
 from sparseopt.compaction.report import CompactionReport, LayerSizes, Remaining
 from sparseopt.compaction.uses import Flags, Use
 from sparseopt.structure.calls import Labelling
 from sparseopt.structure.groups import Structure
+from sparseopt.structure.tracing import operator_name
 
 __all__ = ["make_report"]
 
@@ -168,14 +169,17 @@ def _multiplications(labelling: Labelling) -> dict[str, int]:
     for node in labelling.trace.module.graph.nodes:
         if node.op != "call_function" or not is_sum(node):
             continue
-        for weight in [one for one in node.args if one in labelling.trace.tensors][:1]:
+        for weight in [one for one in factors(node)[:2] if one in labelling.trace.tensors][:1]:
             found[labelling.trace.tensors[weight]] += _places(node, weight)
     return dict(found)
 
 
 def _places(node: Node, weight: Node) -> int:
-    first = weight.meta["val"].shape[0]
-    moved = node.meta["val"]
-    if str(node.target).startswith("aten.conv_transpose"):
-        moved = node.args[0].meta["val"]  # type: ignore[union-attr]
-    return int(moved.numel() // first)
+    left = factors(node)[0].meta["val"]
+    result, entries = node.meta["val"], weight.meta["val"]
+    name = operator_name(node)
+    if name.startswith("conv_transpose"):
+        return int(left.numel() // entries.shape[0])
+    if name.startswith("conv"):
+        return int(result.numel() // entries.shape[0])
+    return int(result.numel() * left.shape[-1] // entries.numel())

@@ -11,13 +11,26 @@ from torch import Tensor, nn
 from sparseopt.compaction.removal import Fold
 from sparseopt.hooks import copy_without_hooks
 
-__all__ = ["Kept", "cut", "resize", "shrunk"]
+__all__ = ["Kept", "cut", "resize", "shrunk", "sizes_of"]
 
 #: By tensor name, for each dimension that becomes smaller the positions that stay, ascending.
 Kept = Mapping[str, Mapping[int, Tensor]]
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+#: What :func:`resize` may change.
+_SIZES: Final = (
+    "in_channels",
+    "out_channels",
+    "groups",
+    "in_features",
+    "out_features",
+    "num_features",
+    "num_parameters",
+    "embedding_dim",
+    "nx",
+    "nf",
+)
 
 
 def cut(model: nn.Module, kept: Kept, folds: list[Fold]) -> nn.Module:
@@ -93,8 +106,17 @@ def _like(tensor: Tensor, smaller: Tensor) -> Tensor:
     return smaller
 
 
+def sizes_of(module: nn.Module) -> dict[str, int]:
+    """Return what a module says of its size, by attribute, as it is before :func:`resize`.
+
+    Tensors that became larger don't say it: with one group left, how many there were is not known.
+    """
+    own = vars(module)
+    return {name: own[name] for name in _SIZES if name in own}
+
+
 def resize(module: nn.Module) -> None:
-    """Bring what a module of torch says of its size into line with its tensors."""
+    """Bring what a module of torch says of its size into line with its tensors, which were cut."""
     if isinstance(module, _CONVOLUTIONS):
         per_group = module.out_channels // module.groups
         module.out_channels = module.weight.shape[0]

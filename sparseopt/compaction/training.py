@@ -56,7 +56,8 @@ class CompactedTraining:
     Raises:
         TypeError: if the method drops anything but whole channels.
         ValueError: if the optimizer's state is not compact, the model is not the one that it
-            trains, or there are several processes.
+            trains, it does not have a trainable parameter that would become smaller, there are
+            several processes, or the model is in DistributedDataParallel.
         CompactionError: if the smaller model does not run or does not compute the same.
 
     Example:
@@ -84,9 +85,11 @@ class CompactedTraining:
     def __init__(
         self, model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, **keywords: Any
     ) -> None:
+        _refuse_data_parallel(model, optimizer)
         self._model = unwrapped(model)
         self._optimizer = optimizer
-        self._groups, self._store = _groups_and_store(self._model, optimizer)
+        self._groups = _groups_of(self._model, optimizer)
+        _refuse_untrained(self._model, optimizer, self._kept())
         self._inputs = (inputs, keywords) if inputs or keywords else None
         self._tensors = LentTensors(self._model)
         self._is_checked = False
@@ -112,81 +115,103 @@ class CompactedTraining:
     @property
     def is_whole(self) -> bool:
         """Whether model and optimizer have all channels now."""
-        return self._optimizer._store is self._store
+        return not isinstance(self._optimizer._store, SmallerState)
 
     def whole(self) -> None:
         """Give model and optimizer all channels back, until the next ``step()`` has ended.
 
         Not between a forward pass and its ``backward()``.
         """
-        if not self.is_whole:
-            self._tensors.take_out()
-            smaller = self._optimizer._store
-            assert isinstance(smaller, SmallerState)
-            smaller.give_back()
-            self._use(self._store)
+        self._tensors.take_out()
+        store = self._optimizer._store
+        if isinstance(store, SmallerState):
+            store.give_back()
+            self._use(store.whole)
 
     def end(self) -> None:
         """Give all channels back for good; leaving the ``with`` block does that."""
-        self.whole()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        try:
+            self.whole()
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
 
     def _prepare_next_step(self) -> None:
         """Have the next step find the model that it needs."""
         if self._optimizer.is_update_step:
             self.whole()
         elif self.is_whole:
-            kept = _kept(self._groups, self._optimizer.masks)
+            kept = self._kept()
+            _refuse_untrained(self._model, self._optimizer, kept)
             if self._is_checked:
                 self._make_smaller(kept)
             else:
                 self._make_smaller_and_check(kept)
 
     def _make_smaller(self, kept: Kept) -> None:
-        smaller = self._tensors.put_in(kept)
-        self._use(SmallerState(self._store, smaller, self.whole))
+        store = self._optimizer._store
+        assert isinstance(store, CompactState)
+        try:
+            smaller = SmallerState(store, self._tensors.put_in(kept), self.whole)
+            self._use(smaller)
+            smaller.take_over()
+        except BaseException:
+            self.whole()
+            raise
 
     def _make_smaller_and_check(self, kept: Kept) -> None:
         """Compare both models in evaluation mode, where nothing is random."""
-        args, kwargs = self._inputs or recorded_inputs(self._optimizer)
-        with untouched(self._model), torch.no_grad():
-            expected = self._model.eval()(*args, **kwargs)
-        self._make_smaller(kept)
         try:
+            args, kwargs = self._inputs or recorded_inputs(self._optimizer)
+            with untouched(self._model), torch.no_grad():
+                expected = self._model.eval()(*args, **kwargs)
+            self._make_smaller(kept)
             with untouched(self._model), torch.no_grad():
                 found = run_smaller(self._model.eval(), args, kwargs)
             compare(expected, found, "evaluation")
-        except Exception:
+        except BaseException:
             self.end()
             raise
         self._is_checked = True
+
+    def _kept(self) -> Kept:
+        tensors = (*self._model.named_parameters(), *self._model.named_buffers())
+        shapes = {canonical_name(name): tensor.shape for name, tensor in tensors}
+        return _kept(self._groups, self._optimizer.masks, shapes)
 
     def _use(self, store: CompactState | SmallerState) -> None:
         self._optimizer._store = self._optimizer._updater.store = store
 
 
-def _groups_and_store(
-    model: nn.Module, optimizer: SparseOptimizer
-) -> tuple[Sequence[ChannelGroup], CompactState]:
-    """Return the channels that can be dropped, and what keeps the optimizer's state."""
-    method, store = optimizer.method, optimizer._store
+def _refuse_data_parallel(model: nn.Module, optimizer: SparseOptimizer) -> None:
+    roots = [root for root in (model, optimizer._model) if root is not None]
+    modules = [module for root in roots for module in root.modules()]
+    if many_ranks():
+        what = "there are several processes"
+    elif any(isinstance(one, nn.parallel.DistributedDataParallel) for one in modules):
+        what = "the model is in DistributedDataParallel"
+    else:
+        return
+    raise ValueError(
+        f"{what}, and data parallel training knows the parameters that the model began with: train "
+        "the whole model there, or this one in a single process without DistributedDataParallel."
+    )
+
+
+def _groups_of(model: nn.Module, optimizer: SparseOptimizer) -> Sequence[ChannelGroup]:
+    """Return the channels that can be dropped."""
+    method = optimizer.method
     if not isinstance(method, RigLStruct):
         raise TypeError(
             f"method={method.name!r} does not drop whole channels between steps, so no smaller "
             "model could be trained: use method=RigLStruct(groups=find_channel_groups(...))."
         )
-    if not isinstance(store, CompactState):
+    if not isinstance(optimizer._store, CompactState):
         raise ValueError(
             f"optimizer={type(optimizer.inner).__name__} has dense state here, or is in a "
             "CompactedTraining already: it needs compact state, which element-wise optimizers "
             "have with state='auto'."
-        )
-    if many_ranks():
-        raise ValueError(
-            "there are several processes, and data parallel training knows the parameters that "
-            "the model began with: train the whole model there."
         )
     parameters = {canonical_name(name): value for name, value in model.named_parameters()}
     for layer in optimizer.layers:
@@ -195,10 +220,25 @@ def _groups_and_store(
                 f"model={type(model).__name__}(...) is not the model that the optimizer trains: "
                 f"its {layer.name!r} is another parameter."
             )
-    return method.groups, store
+    return method.groups
 
 
-def _kept(groups: Sequence[ChannelGroup], masks: Mapping[str, Tensor]) -> Kept:
+def _refuse_untrained(model: nn.Module, optimizer: SparseOptimizer, kept: Kept) -> None:
+    """Raise if a parameter that would be cut may be trained by another optimizer."""
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if canonical_name(name) in kept and parameter.requires_grad and parameter not in trained:
+            raise ValueError(
+                f"parameter {name!r} would become smaller, but is not in this optimizer: what "
+                "trains it would train another parameter than the model has. Put it into this "
+                "optimizer, in a param group with density=False if it is to have no mask, or "
+                "freeze it with requires_grad_(False)."
+            )
+
+
+def _kept(
+    groups: Sequence[ChannelGroup], masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+) -> Kept:
     """Return by name what live channels have of each tensor that dropped ones have a part in."""
     stays: dict[str, dict[int, Tensor]] = {}
     for group in groups:
@@ -209,8 +249,18 @@ def _kept(groups: Sequence[ChannelGroup], masks: Mapping[str, Tensor]) -> Kept:
         if bool(live.all()):
             continue
         for place in group.slices:
-            stays.setdefault(place.name, {})[place.dim] = place.index[live].flatten().sort().values
-    return stays
+            if place.name not in shapes:
+                continue
+            # What reads a concatenation has columns of several groups in one dimension.
+            along = stays.setdefault(place.name, {})
+            if place.dim not in along:
+                size = shapes[place.name][place.dim]
+                along[place.dim] = torch.ones(size, dtype=torch.bool, device="cpu")
+            along[place.dim][place.index[~live]] = False
+    return {
+        name: {dim: flags.nonzero()[:, 0] for dim, flags in dims.items()}
+        for name, dims in stays.items()
+    }
 
 
 class _MakesWhole(WeakHook):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch.fx import Node
 
 from sparseopt.structure.atoms import Atoms, Labels, Positions
@@ -62,9 +63,27 @@ class Labelling:
         self._labels[node] = labels
 
     def note_role(self, node: Node | None, dim: int, role: str) -> None:
-        """Say what a dimension of a parameter or buffer is for; the first word stands."""
-        if node is not None and node in self.trace.tensors:
+        """Say what a dimension of a parameter or buffer is for; the first word stands.
+
+        Of one that was moved about before, as in ``weight.t()``, it is the dimension that has the
+        same atoms.
+        """
+        if node is None:
+            return
+        source = self.source(node)
+        if source is node:
             self._roles.setdefault((self.trace.tensors[node], dim), role)
+        elif source is not None:
+            atoms = self.of(node)[dim]
+            for place, own in enumerate(self.of(source)):
+                if atoms is not None and own is not None and np.array_equal(atoms, own):
+                    self._roles.setdefault((self.trace.tensors[source], place), role)
+
+    def source(self, node: Node) -> Node | None:
+        """Return the parameter or buffer that a node is, or that it alone is made of."""
+        while node.op == "call_function" and len(node.all_input_nodes) == 1:
+            (node,) = node.all_input_nodes
+        return node if node in self.trace.tensors else None
 
 
 class Call:

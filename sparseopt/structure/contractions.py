@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+from torch import nn
 from torch.fx import Node
 
 from sparseopt.structure.atoms import Labels, Positions
@@ -64,7 +65,11 @@ def _product(call: Call) -> Labels:
         for argument in (left, right):
             call.block_all(argument, "multiplies them by a vector")
         return (None,) * len(call.shape())
-    _contract(call, (left, len(of_left) - 1), (right, len(of_right) - 2), padded=False)
+    channels, weight = (left, len(of_left) - 1), (right, len(of_right) - 2)
+    if call.labelling.source(right) is None and call.labelling.source(left) is not None:
+        channels, weight = weight, channels
+        call.role(left, len(of_left) - 2, "producer")
+    _contract(call, channels, weight, padded=False)
     call.role(right, len(of_right) - 1, "producer")
     batch = _batch_dims(call, of_left[:-2], of_right[:-2])
     return (*batch, of_left[-2], of_right[-1])
@@ -98,6 +103,10 @@ def _contract(
     along_operand = call.labels(operand[0])[operand[1]]
     along_weight = call.labels(weight[0])[weight[1]]
     call.role(*weight, "consumer")
+    call.role(*operand, "elementwise")
+    if call.labelling.trace.is_made_by(call.node, nn.MultiheadAttention):
+        for atoms in (along_operand, along_weight):
+            call.block(atoms, "has their number written in it, as its embed_dim")
     if operand[0].op == "placeholder" and along_operand is None:
         call.block(along_weight, "reads them from the model's input")
         return

@@ -54,7 +54,9 @@ def _lined_up(call: Call, tensors: list[Node], dim: int) -> Positions | None:
         shape = call.shape(tensor)
         if len(shape) >= -dim and shape[dim] == size:
             meeting.append(call.labels(tensor)[dim])
-            call.role(tensor, len(shape) + dim, "elementwise")
+            # What becomes of a single one, a cast say, gives the role.
+            if len(tensors) > 1:
+                call.role(tensor, len(shape) + dim, "elementwise")
     if not meeting:
         return None
     result = meeting[0]

@@ -14,6 +14,7 @@ from sparseopt.structure.atoms import Atoms, Positions
 from sparseopt.structure.calls import Labelling
 from sparseopt.structure.labelling import label
 from sparseopt.structure.tracing import trace
+from sparseopt.unwrapping import unwrapped
 
 __all__ = ["ChannelGroup", "ChannelSlice", "Structure", "analyse", "find_channel_groups"]
 
@@ -113,7 +114,7 @@ def find_channel_groups(model: nn.Module, *inputs: Any, **keywords: Any) -> list
     ``blocked`` of the group, with the name of the module.
 
     Args:
-        model: the model.
+        model: the model. Wrappers of data parallel training and of ``torch.compile`` are taken off.
         inputs: its positional inputs; two samples suffice. Shapes matter, values do not.
         keywords: its keyword inputs.
 
@@ -143,12 +144,16 @@ def find_channel_groups(model: nn.Module, *inputs: Any, **keywords: Any) -> list
 
 def analyse(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
     """Return all that is known of a model's channels; see :func:`find_channel_groups`."""
+    model = unwrapped(model)
     atoms = Atoms()
     roles: dict[tuple[str, int], str] = {}
     training, evaluation = (
         label(trace(model, args, kwargs, training=training), atoms, roles)
         for training in (True, False)
     )
+    for axis in atoms.axes:
+        if (axis.name, axis.dim) not in roles:
+            atoms.block(axis.atoms, f"{axis.name} goes into them in a way that is not known")
     classes, reasons = atoms.classes(), atoms.reasons()
     by_axis = {
         (axis.name, axis.dim): classes[axis.atoms].tolist()

@@ -13,7 +13,7 @@ from sparseopt.structure import contractions, movement, normalisation, spatial  
 from sparseopt.structure.atoms import Atoms
 from sparseopt.structure.calls import Call, Labelled, Labelling, find_rule
 from sparseopt.structure.elementwise import is_pointwise, pointwise
-from sparseopt.structure.tracing import Trace, operator_name, where
+from sparseopt.structure.tracing import Trace, only_checks, operator_name, where
 
 __all__ = ["label"]
 
@@ -49,6 +49,8 @@ def _of_call(node: Node, labelling: Labelling) -> Labelled:
         rule = find_rule(operator_name(node)) or (pointwise if is_pointwise(node) else None)
         if rule is not None:
             return rule(Call(node, labelling))
+    if only_checks(node):
+        return ()
     reason = f"{where(node)} computes {operator_name(node)!r} of them, which is not known"
     for argument in node.all_input_nodes:
         _block_all(labelling, argument, reason)

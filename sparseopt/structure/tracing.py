@@ -12,7 +12,15 @@ from torch.fx import GraphModule, Node
 
 from sparseopt.probing import untouched
 
-__all__ = ["Trace", "UntraceableModelError", "arguments", "operator_name", "trace", "where"]
+__all__ = [
+    "Trace",
+    "UntraceableModelError",
+    "arguments",
+    "only_checks",
+    "operator_name",
+    "trace",
+    "where",
+]
 
 
 class UntraceableModelError(ValueError):
@@ -41,12 +49,21 @@ class Trace:
         tensors: name of the parameter or buffer by placeholder; one name for a shared one.
         constants: values of placeholders that are tensors written in the model's code.
         training: whether it is the pass of training mode.
+        modules: the model's modules by path, shared ones by each of theirs.
     """
 
     module: GraphModule
     tensors: Mapping[Node, str]
     constants: Mapping[Node, Tensor]
     training: bool
+    modules: Mapping[str, nn.Module]
+
+    def is_made_by(self, node: Node, kind: type[nn.Module]) -> bool:
+        """Whether a module of a class, or one inside of it, made a call."""
+        stack = node.meta.get("nn_module_stack") or {}
+        # Another call of the same module has a number behind its path.
+        paths = (path.partition("@")[0] for path, _ in stack.values())
+        return any(isinstance(self.modules.get(path), kind) for path in paths)
 
 
 def trace(
@@ -83,6 +100,7 @@ def trace(
             if node.name in written
         },
         training,
+        dict(model.named_modules(remove_duplicate=False)),
     )
 
 
@@ -103,6 +121,13 @@ def operator_name(node: Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target.overloadpacket.__name__)
     return str(getattr(node.target, "__name__", node.target))
+
+
+def only_checks(node: Node) -> bool:
+    """Whether a call only asserts something: it returns nothing and writes nothing."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return not node.target._schema.returns and not node.target._schema.is_mutable
 
 
 def where(node: Node) -> str:
