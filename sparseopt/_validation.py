@@ -11,7 +11,7 @@ def unknown_name(argument: str, value: object, known: Iterable[str]) -> ValueErr
     """Build the error for a name that is not known, with the nearest known one as a suggestion."""
     names = sorted(known)
     near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return ValueError(f"{argument}={value!r} is not known{hint} Known: {', '.join(names)}.")
 
 

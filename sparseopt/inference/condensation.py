@@ -14,7 +14,7 @@ from sparseopt._validation import check_count
 from sparseopt.agreement import disagreement
 from sparseopt.discovery import canonical_name
 from sparseopt.hooks import copy_without_hooks
-from sparseopt.inference.ways import dense_ways, median_seconds, sparse_ways
+from sparseopt.inference.ways import dense_ways, median_seconds, sparse_ways, type_name
 from sparseopt.optimizer import SparseOptimizer
 from sparseopt.probing import untouched
 from sparseopt.unwrapping import unwrapped
@@ -36,7 +36,8 @@ class LayerTimes:
         rows: vectors that the layer was given at once.
         dense: seconds by dense way: ``"F.linear float32"``, ``"F.linear bfloat16"``,
             ``"oneDNN packed float32"``, ``"oneDNN packed bfloat16"``; those that this machine has.
-        sparse: seconds by sparse way: ``"condensed"`` (constant fan-in only), ``"CSR"``.
+        sparse: seconds by sparse way: ``"condensed"`` (constant fan-in only), ``"CSR"``; those that
+            this machine has in the layer's precision, which may be none.
         obstacle: why the layer stays dense whatever is faster, or ``None``.
 
     Example:
@@ -59,14 +60,18 @@ class LayerTimes:
         return min(self.dense, key=self.dense.__getitem__)
 
     @property
-    def fastest_sparse(self) -> str:
-        """The fastest sparse way on this machine."""
-        return min(self.sparse, key=self.sparse.__getitem__)
+    def fastest_sparse(self) -> str | None:
+        """The fastest sparse way on this machine, or ``None`` if it has none."""
+        return min(self.sparse, key=self.sparse.__getitem__, default=None)
 
     @property
     def speed_up(self) -> float:
-        """Time of the fastest dense way over that of the fastest sparse way; may be below 1."""
-        return self.dense[self.fastest_dense] / self.sparse[self.fastest_sparse]
+        """Time of the fastest dense way over that of the fastest sparse way; may be below 1.
+
+        0 if there is no sparse way.
+        """
+        way = self.fastest_sparse
+        return 0.0 if way is None else self.dense[self.fastest_dense] / self.sparse[way]
 
     @property
     def chosen(self) -> str:
@@ -74,15 +79,19 @@ class LayerTimes:
 
         Else ``"dense"``.
         """
-        return self.fastest_sparse if self.speed_up > 1 and self.obstacle is None else "dense"
+        way = self.fastest_sparse
+        return "dense" if way is None or self.speed_up <= 1 or self.obstacle is not None else way
 
     def __str__(self) -> str:
         reason = "" if self.obstacle is None else f", since {self.obstacle}"
+        start = f"{self.name}: density {self.density:.3g}, {self.rows} rows: {self.chosen}{reason}."
+        dense = f"{self.fastest_dense} ({1e6 * self.dense[self.fastest_dense]:.1f} us)"
+        way = self.fastest_sparse
+        if way is None:
+            return f"{start} The fastest dense way is {dense}"
         return (
-            f"{self.name}: density {self.density:.3g}, {self.rows} rows: {self.chosen}{reason}. "
-            f"{self.fastest_sparse} {1e6 * self.sparse[self.fastest_sparse]:.1f} us, "
-            f"{self.speed_up:.2f} x the speed of the fastest dense way, {self.fastest_dense} "
-            f"({1e6 * self.dense[self.fastest_dense]:.1f} us)"
+            f"{start} {way} {1e6 * self.sparse[way]:.1f} us, "
+            f"{self.speed_up:.2f} x the speed of the fastest dense way, {dense}"
         )
 
 
@@ -233,7 +242,9 @@ def _times(
 ) -> LayerTimes:
     dense = dense_ways(layer, x)
     sparse = {way: _call(module, x) for way, module in modules.items()}
-    seconds = median_seconds({**dense, **sparse}, rounds)
+    seconds = median_seconds({**dense, **sparse}, rounds, x.device)
+    if not sparse and obstacle is None:
+        obstacle = f"there is no sparse product in {type_name(layer.weight.dtype)} on this device"
     return LayerTimes(
         name,
         mask.sum().item() / mask.numel(),
@@ -269,7 +280,8 @@ def _inputs_of(model: nn.Module, paths: list[str], inputs: tuple[Any, ...]) -> d
     """Return what each of the layers is given in one forward pass, the last time it is called."""
     seen: dict[str, Tensor] = {}
     handles = [
-        model.get_submodule(path).register_forward_pre_hook(_keep(seen, path)) for path in paths
+        model.get_submodule(path).register_forward_pre_hook(_keep(seen, path), with_kwargs=True)
+        for path in paths
     ]
     try:
         _outputs(model, inputs)
@@ -286,7 +298,8 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 
 
 def _keep(seen: dict[str, Tensor], path: str) -> Any:
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        seen[path] = args[0].detach().clone()
+    def hook(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = args[0] if args else named["input"]
+        seen[path] = x.detach().clone()
 
     return hook

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CSRLinear", "CondensedLinear", "is_constant_fan_in"]
+__all__ = ["CSRLinear", "CondensedLinear", "autocast_type", "is_constant_fan_in"]
 
 
 class CondensedLinear(nn.Module):
@@ -16,6 +17,8 @@ class CondensedLinear(nn.Module):
 
     It stores ``neurons x fan-in`` values and as many indices. Neurons without live weights are
     not computed; their result is the bias. For inference: the values are buffers, and do not train.
+    Under autocast the result has the type that ``nn.Linear`` would give it; it is computed in that
+    of the values.
 
     Args:
         weight: dense, ``(out_features, in_features)``.
@@ -53,8 +56,11 @@ class CondensedLinear(nn.Module):
         self.register_buffer("neurons", neurons)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the keyword of nn.Linear
         """Return ``(..., out_features)`` for ``(..., in_features)``."""
+        return _as_under_autocast(self._product, input, self.values)
+
+    def _product(self, x: Tensor) -> Tensor:
         columns = x.reshape(-1, self.in_features).t().contiguous()
         # Each neuron is a bag of rows of the input, weighted by its values.
         found = F.embedding_bag(
@@ -79,7 +85,8 @@ class CondensedLinear(nn.Module):
 class CSRLinear(nn.Module):
     """A linear layer whose weight is stored in compressed sparse rows, for any mask.
 
-    For inference: the weight is a buffer, and does not train.
+    For inference: the weight is a buffer, and does not train. Under autocast the result has the
+    type that ``nn.Linear`` would give it; it is computed in that of the values.
 
     Args:
         weight: dense, ``(out_features, in_features)``; what the mask drops has to be zero.
@@ -109,8 +116,11 @@ class CSRLinear(nn.Module):
         self.register_buffer("values", weight.detach()[mask])
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the keyword of nn.Linear
         """Return ``(..., out_features)`` for ``(..., in_features)``."""
+        return _as_under_autocast(self._product, input, self.values)
+
+    def _product(self, x: Tensor) -> Tensor:
         with warnings.catch_warnings():
             # torch calls all of CSR a beta.
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
@@ -138,3 +148,23 @@ def is_constant_fan_in(mask: Tensor) -> bool:
     """Return whether all rows of a mask that have live weights have equally many."""
     counts = set(mask.sum(1).tolist())
     return len(counts - {0}) == 1
+
+
+def autocast_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """Return the type in which autocast has ``F.linear`` computed, or ``None`` if it has no say."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    # Autocast leaves double precision alone.
+    if torch.float64 in (x.dtype, weight.dtype):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _as_under_autocast(product: Callable[[Tensor], Tensor], x: Tensor, values: Tensor) -> Tensor:
+    dtype = autocast_type(x, values)
+    if dtype is None:
+        return product(x)
+    # Autocast knows of some sparse operations only, and few have half precision on the CPU.
+    with torch.autocast(x.device.type, enabled=False):
+        return product(x.to(values.dtype)).to(dtype)

@@ -10,9 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseopt.inference.condensed import CondensedLinear, CSRLinear, is_constant_fan_in
+from sparseopt.inference.condensed import (
+    CondensedLinear,
+    CSRLinear,
+    autocast_type,
+    is_constant_fan_in,
+)
 
-__all__ = ["dense_ways", "median_seconds", "sparse_ways"]
+__all__ = ["dense_ways", "median_seconds", "sparse_ways", "type_name"]
 
 #: Calls are repeated within one measurement until it takes about so long, in seconds.
 LONG_ENOUGH: Final = 1e-3
@@ -26,16 +31,22 @@ def dense_ways(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], Any]]:
     weight = layer.weight.detach()
     bias: Tensor | None = layer._parameters["bias"]
     half = (x.bfloat16(), weight.bfloat16(), None if bias is None else bias.detach().bfloat16())
+    dtype = autocast_type(x, weight) or x.dtype
     calls: dict[str, Callable[[], Any]] = {
-        f"F.linear {str(x.dtype).removeprefix('torch.')}": lambda: F.linear(x, weight, bias),
+        f"F.linear {type_name(dtype)}": lambda: F.linear(x, weight, bias),
         "F.linear bfloat16": lambda: F.linear(*half),
     }
     operands = {"float32": (x, weight, bias), "bfloat16": half}
-    for dtype, (inputs, matrix, added) in operands.items():
-        packed = _packed(matrix, inputs, dtype)
+    for precision, (inputs, matrix, added) in operands.items():
+        packed = _packed(matrix, inputs, precision)
         if packed is not None:
-            calls[f"oneDNN packed {dtype}"] = _pointwise(inputs, packed, added)
+            calls[f"oneDNN packed {precision}"] = _pointwise(inputs, packed, added)
     return calls
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Return ``"float32"`` for ``torch.float32``, and so on."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _pointwise(x: Tensor, packed: Tensor, bias: Tensor | None) -> Callable[[], Any]:
@@ -45,7 +56,7 @@ def _pointwise(x: Tensor, packed: Tensor, bias: Tensor | None) -> Callable[[], A
 def sparse_ways(layer: nn.Linear, mask: Tensor, x: Tensor) -> dict[str, nn.Module]:
     """Return modules that compute ``layer(x)`` with its live weights only, by name.
 
-    Not every device and precision has products of compressed sparse rows.
+    Not every device, precision and build of torch has products of compressed sparse rows.
     """
     modules: dict[str, nn.Module] = {"CSR": CSRLinear(layer.weight, mask, layer.bias)}
     if is_constant_fan_in(mask):
@@ -57,32 +68,42 @@ def sparse_ways(layer: nn.Linear, mask: Tensor, x: Tensor) -> dict[str, nn.Modul
 def _runs(module: nn.Module, x: Tensor) -> bool:
     try:
         module(x)
-    except NotImplementedError:
+    # Of which NotImplementedError is one kind; builds without MKL raise the other.
+    except RuntimeError:
         return False
     return True
 
 
 @torch.no_grad()
-def median_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median time of each call, all of them in turn in every round."""
-    repeats = {name: _repeats(call) for name, call in calls.items()}
+def median_seconds(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device
+) -> dict[str, float]:
+    """Return the median time of each call on ``device``, all of them in turn in every round."""
+    repeats = {name: _repeats(call, device) for name, call in calls.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            taken[name].append(_seconds(call, repeats[name]))
+            taken[name].append(_seconds(call, repeats[name], device))
     return {name: sorted(times)[len(times) // 2] for name, times in taken.items()}
 
 
-def _seconds(call: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
+    start = _now(device)
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (_now(device) - start) / repeats
 
 
-def _repeats(call: Callable[[], Any]) -> int:
+def _now(device: torch.device) -> float:
+    # An accelerator works on after the call that gave it the work has returned.
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def _repeats(call: Callable[[], Any], device: torch.device) -> int:
     call()
-    return max(1, int(LONG_ENOUGH / max(_seconds(call, 1), 1e-9)))
+    return max(1, int(LONG_ENOUGH / max(_seconds(call, 1, device), 1e-9)))
 
 
 def _packed(weight: Tensor, x: Tensor, dtype: str) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -163,7 +163,8 @@ class Method(ABC):
     Attributes:
         name: what ``method=`` takes.
         needs_dense_gradient: whether update steps need the gradient of weights that are not live.
-            If so, ``weight.grad`` is left dense on update steps.
+            If so, ``weight.grad`` is left dense on update steps, and a layer in which it is zero in
+            every entry sits updates out.
         needs_gradient: whether a layer without a gradient sits updates out.
         needs_horizon: whether training can't start before the number of steps is known.
         moves_masks: whether there is any update at all.
@@ -214,7 +215,8 @@ class Method(ABC):
     prepares_forward: ClassVar[bool] = False
     dense_passes: ClassVar[int] = 1
 
-    regrow: Regrow = "keep"
+    # By keyword, so that what a method itself is about comes first: NM(2, 4).
+    regrow: Regrow = field(default="keep", kw_only=True)
 
     def __post_init__(self) -> None:
         check_choice("regrow", self.regrow, ("keep", "zero", "never"))

@@ -47,8 +47,10 @@ SCORES: Final[dict[str, Score]] = {
     "momentum": lambda layer, update: update.remembered(layer).abs(),
     "random": lambda layer, update: update.random_scores(layer),
 }
-#: Scores that say something of weights that are not live without their gradient.
-WITHOUT_DENSE_GRADIENT: Final = ("magnitude", "momentum", "random")
+#: Scores that tell weights that are not live from each other: in all others these are 0.
+GROWS: Final = ("gradient", "momentum", "random")
+#: Those among them that need no dense gradient on the update step.
+WITHOUT_DENSE_GRADIENT: Final = ("momentum", "random")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Compose(DropGrow):
     :math:`|w g|`, ``"momentum"`` (the magnitude of what ``remember`` made of gradients),
     ``"random"``, or any function of a :class:`SparseLayer` and an :class:`Update` that returns a
     number for each weight, of the weight's shape. Everything else is as in RigL.
+
+    Growth is by ``"gradient"``, ``"momentum"``, ``"random"`` or a function. Weights that are not
+    live are 0, so by the other two nothing would grow but what has just dropped.
 
     A training step costs what RigL's does, or :math:`3 f_s` if no dense gradient is needed.
 
@@ -75,7 +80,9 @@ class Compose(DropGrow):
     Raises:
         TypeError: if a score is neither a name nor a function, or ``"momentum"`` has nothing to
             remember.
-        ValueError: if a score's name is not known.
+        ValueError: if a score's name is not known, or one to grow by says nothing of weights that
+            are not live: ``"magnitude"``, ``"salience"``, or ``"momentum"`` where ``remember`` has
+            ``dense=False``.
 
     Example:
         >>> from sparseopt import UpdateSchedule
@@ -104,11 +111,24 @@ class Compose(DropGrow):
                 raise TypeError(f"{argument}={score!r} must be a name or a function.")
             if score == "momentum" and self.remember is None:
                 raise TypeError(f"{argument}='momentum' needs remember=, such as Smoothed(0.9).")
+        self._check_growth()
         # Properties can't take class variables' places; frozen instances are set up like this.
         object.__setattr__(self, "name", self.label)
         object.__setattr__(self, "has_own_schedule", self.schedule is not None)
         dense = self.grow not in WITHOUT_DENSE_GRADIENT
         object.__setattr__(self, "needs_dense_gradient", dense)
+
+    def _check_growth(self) -> None:
+        if isinstance(self.grow, str) and self.grow not in GROWS:
+            raise ValueError(
+                f"grow={self.grow!r} is 0 for every weight that is not live, so masks would not "
+                f"move: it must be one of {', '.join(GROWS)}, or a function."
+            )
+        if self.grow == "momentum" and self.remember is not None and not self.remember.dense:
+            raise ValueError(
+                f"grow='momentum' with remember={self.remember!r} is 0 for every weight that was "
+                "not live, so masks would not move: its memory must have dense=True."
+            )
 
     @property
     def memory(self) -> GradientMemory | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparseopt._validation import check_count
 from sparseopt.layers import SparseLayer
+from sparseopt.memory import GradientMemory
 from sparseopt.methods.base import Update
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
@@ -52,6 +53,8 @@ class NM(RigL):
 
     name: ClassVar[str] = "n:m"
 
+    # RigL's, which by position would come before n and m.
+    grow: GradientMemory | None = field(default=None, kw_only=True)
     n: int = 2
     m: int = 4
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparseopt._validation import check_fraction
 from sparseopt.layers import SparseLayer
+from sparseopt.memory import GradientMemory
 from sparseopt.methods.base import Move, Rewiring, Update
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
@@ -59,6 +60,8 @@ class SRigL(RigL):
 
     name: ClassVar[str] = "srigl"
 
+    # RigL's, which by position would come before gamma.
+    grow: GradientMemory | None = field(default=None, kw_only=True)
     gamma: float | None = 0.3
 
     def __post_init__(self) -> None:

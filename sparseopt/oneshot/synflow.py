@@ -39,8 +39,9 @@ def synflow(
 
     Normalisation layers run in eval mode, as in the authors' code: they scale by their running
     statistics, which for a new model changes nothing. Numbers are float64 where the device has
-    that, because flow through a deep network leaves the range of float32. The model is left as it
-    was, and gradients, buffers and random state are too.
+    that, because flow through a deep network leaves the range of float32. They are float32 for a
+    model that does not run in float64: one that casts to float32 itself, say. The model is left as
+    it was, and gradients, buffers and random state are too.
 
     Args:
         model: the model, with the weights that training will start from; not wrapped in
@@ -81,9 +82,23 @@ def synflow(
     ones = _ones_like(inputs, next(iter(weights.values())))
     masks = all_live(weights)
     for number in range(1, rounds + 1):
-        scores = synaptic_flow(model, ones, masks)
+        scores, ones = _flow_in_what_runs(model, ones, masks)
         masks = budget.keep_highest(scores, among=masks, progress=number / rounds)
     return masks
+
+
+def _flow_in_what_runs(
+    model: nn.Module, ones: Tensor, masks: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the scores, and ones in the precision in which they could be had."""
+    try:
+        return synaptic_flow(model, ones, masks), ones
+    # What torch raises where a model that makes float32 itself meets weights in float64.
+    except RuntimeError:
+        if ones.dtype is not torch.float64:
+            raise
+    ones = ones.float()
+    return synaptic_flow(model, ones, masks), ones
 
 
 def synaptic_flow(model: nn.Module, ones: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

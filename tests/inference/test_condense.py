@@ -15,7 +15,7 @@ from sparseopt import (
     SparseOptimizer,
     condense,
 )
-from sparseopt.inference.ways import dense_ways
+from sparseopt.inference.ways import dense_ways, median_seconds
 from tests.compaction.masking import optimizer_without, static
 
 
@@ -84,6 +84,16 @@ def test_a_sparse_way_is_chosen_only_if_every_dense_way_is_slower():
     assert "2.00 x the speed of the fastest dense way, F.linear bfloat16" in str(faster)
 
 
+def test_without_a_sparse_way_a_layer_is_dense_and_its_report_says_so():
+    dense = {"F.linear bfloat16": 4e-6, "oneDNN packed bfloat16": 2e-6}
+    times = LayerTimes("fc", 0.1, 1, dense, {}, "there is none")
+    assert (times.chosen, times.fastest_sparse, times.speed_up) == ("dense", None, 0.0)
+    assert str(times) == (
+        "fc: density 0.1, 1 rows: dense, since there is none. "
+        "The fastest dense way is oneDNN packed bfloat16 (2.0 us)"
+    )
+
+
 def mlp():
     return nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.Flatten())
 
@@ -110,7 +120,7 @@ def test_whatever_is_chosen_the_model_computes_the_same_and_the_given_one_is_lef
 def csr_is_fastest(monkeypatch):
     """The times are made up: what a machine would measure cannot be relied on."""
 
-    def made_up(calls, rounds):
+    def made_up(calls, rounds, device):
         return {name: 1.0 if name == "CSR" else 2.0 for name in calls}
 
     monkeypatch.setattr("sparseopt.inference.condensation.median_seconds", made_up)
@@ -288,6 +298,121 @@ def test_a_model_of_another_precision_is_condensed(dtype):
     assert found.dtype == dtype
     tolerance = {"rtol": 0.05, "atol": 0.05}
     torch.testing.assert_close(found, model(x), **tolerance)
+
+
+def without_sparse_products(monkeypatch):
+    """As in builds without MKL, on every machine."""
+
+    def forward(layer, x):
+        raise RuntimeError("Calling addmm on a sparse CPU tensor requires MKL")
+
+    monkeypatch.setattr(CSRLinear, "forward", forward)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_where_no_sparse_product_is_to_be_had_layers_stay_as_they_are(dtype, monkeypatch):
+    without_sparse_products(monkeypatch)
+    model = mlp().to(dtype)
+    x = torch.randn(3, 64, dtype=dtype)
+    condensation = Condensation(model, sparse(model), x, rounds=1)
+    assert [times.sparse for times in condensation.report] == [{}, {}]
+    name = str(dtype).removeprefix("torch.")
+    obstacle = f"there is no sparse product in {name} on this device"
+    assert [times.obstacle for times in condensation.report] == [obstacle] * 2
+    assert f"dense, since {obstacle}. The fastest" in str(condensation.report[0])
+    assert torch.equal(condensation.model(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_any_mask_is_condensed_with_what_this_machine_has(dtype):
+    model = mlp().to(dtype)
+    x = torch.randn(3, 64, dtype=dtype)
+    condensation = Condensation(model, sparse(model), x, rounds=1)
+    assert [times.name for times in condensation.report] == ["0", "2"]
+    found = condensation.model(x)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, model(x), rtol=0.05, atol=0.05)
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", [CondensedLinear, CSRLinear])
+def test_under_autocast_the_result_is_that_of_the_dense_layer(kind, given, half):
+    """Of a double, too, which autocast leaves as it is; the others it makes ``half``."""
+    mask = constant_fan_in(16, 24, 4, ablated=(0, 9))
+    dense = masked_linear(mask)
+    if given is torch.float64:
+        dense = dense.double()
+    layer, x = kind(dense.weight, mask, dense.bias), torch.randn(5, 24, dtype=given)
+    with torch.no_grad(), torch.autocast("cpu", half):
+        expected, found = dense(x), layer(x)
+    assert expected.dtype == (torch.float64 if given is torch.float64 else half)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.usefixtures("csr_is_fastest")
+@pytest.mark.parametrize("half", HALVES)
+def test_a_model_is_condensed_as_it_runs_under_autocast(half):
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    masks = {"0.weight": constant_fan_in(64, 64, 6), "2.weight": constant_fan_in(8, 64, 6)}
+    optimizer, x = static(model, masks), torch.randn(4, 64)
+    with torch.no_grad(), torch.autocast("cpu", half):
+        condensation = Condensation(model, optimizer, x)
+        expected, found = model(x), condensation.model(x)
+    assert chosen(condensation) == {"0": "CSR", "2": "CSR"}
+    name = str(half).removeprefix("torch.")
+    for times in condensation.report:
+        assert set(times.sparse) == {"CSR", "condensed"}
+        assert {way for way in times.dense if way.startswith("F.linear")} == {
+            f"F.linear {name}",
+            "F.linear bfloat16",
+        }
+    assert found.dtype == half
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+class CallsByName(Two):
+    def forward(self, x):
+        return self.second(input=self.first(input=x))
+
+
+@pytest.mark.usefixtures("csr_is_fastest")
+def test_layers_that_are_called_by_keyword_are_replaced():
+    model, x = CallsByName(), torch.randn(3, 16)
+    condensation = Condensation(model, sparse(model), x)
+    assert chosen(condensation) == {"first": "CSR", "second": "CSR"}
+    assert [times.rows for times in condensation.report] == [3, 3]
+    torch.testing.assert_close(condensation.model(x), model(x))
+
+
+class Machine:
+    """A clock, and an accelerator that works through its queue only while it is waited for."""
+
+    def __init__(self, monkeypatch):
+        self.time = self.queued = 0.0
+        monkeypatch.setattr("time.perf_counter", lambda: self.time)
+        monkeypatch.setattr("torch.accelerator.synchronize", self.finish)
+
+    def finish(self, device):
+        self.time, self.queued = self.time + self.queued, 0.0
+
+    def kernel(self, seconds):
+        def launch():
+            self.time += 1e-6
+            self.queued += seconds
+
+        return launch
+
+
+def test_on_an_accelerator_its_own_time_is_measured_and_not_that_of_launching(monkeypatch):
+    machine = Machine(monkeypatch)
+    calls = {"short": machine.kernel(3e-5), "long": machine.kernel(7e-3)}
+    seconds = median_seconds(calls, 3, torch.device("cuda", 0))
+    assert seconds == pytest.approx({"short": 3.1e-5, "long": 7.001e-3})
 
 
 def test_dense_ways_compute_the_same():

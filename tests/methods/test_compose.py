@@ -107,6 +107,13 @@ def test_the_label_is_its_name_in_a_checkpoint():
         ({"drop": "magnitud"}, ValueError, "did you mean 'magnitude'"),
         ({"grow": 3}, TypeError, "grow=3"),
         ({"grow": "momentum"}, TypeError, "remember="),
+        ({"grow": "magnitude"}, ValueError, "grow='magnitude' .* gradient, momentum, random"),
+        ({"grow": "salience", "regrow": "never"}, ValueError, "grow='salience'"),
+        (
+            {"grow": "momentum", "remember": Smoothed(0.9, dense=False)},
+            ValueError,
+            r"remember=Smoothed\(dense=False, decay=0.9\) .* dense=True",
+        ),
     ],
 )
 def test_what_is_no_score_is_refused(settings, error, words):
@@ -117,3 +124,31 @@ def test_what_is_no_score_is_refused(settings, error, words):
 def test_scores_of_another_shape_are_refused_by_the_layers_name():
     with pytest.raises(ValueError, match=r"grow= .*shape \(1,\).*conv"):
         run(Compose(grow=lambda layer, update: torch.ones(1)), 4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"grow": "random"},
+        {"grow": "momentum", "remember": Smoothed(0.9)},
+        {"drop": "momentum", "remember": Smoothed(0.9, dense=False)},
+        {"drop": "salience"},
+    ],
+)
+def test_by_every_score_that_is_taken_masks_move(settings):
+    _, optimizer = run(Compose(**settings), 0)
+    before = masks_of(optimizer)
+    _, optimizer = run(Compose(**settings))
+    for name, mask in masks_of(optimizer).items():
+        if not before[name].all():
+            assert (mask & ~before[name]).any(), name
+
+
+def test_a_function_to_grow_by_is_taken_even_if_all_that_drops_comes_back():
+    method = Compose(grow=lambda layer, update: layer.weight.abs())
+    _, untrained = run(method, 0)
+    _, optimizer = run(method)
+    assert len(optimizer.history) == 7
+    for name, mask in masks_of(optimizer).items():
+        np.testing.assert_array_equal(mask, masks_of(untrained)[name])

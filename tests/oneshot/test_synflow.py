@@ -167,6 +167,38 @@ def test_flow_beyond_single_precision_is_no_problem():
     assert min(agree) == 1.0
 
 
+class InSinglePrecision(nn.Sequential):
+    """Casts to float32 on its way, as models for mixed precision do."""
+
+    def forward(self, x):
+        for module in self:
+            x = module(x).float()
+        return x
+
+
+@pytest.mark.parametrize("rounds", [1, 7])
+def test_a_model_that_casts_to_single_precision_is_scored_in_it(rounds):
+    net = relu_net(7, 11, 9, 5)
+    masks = synflow(InSinglePrecision(*net), (1, 7), density=0.3, rounds=rounds)
+    expected = synflow_in_numpy(net, 0.3, rounds)
+    for mask, want in zip(masks.values(), expected, strict=True):
+        np.testing.assert_array_equal(mask.numpy(), want)
+
+
+def test_flow_beyond_single_precision_is_refused_in_a_model_that_casts_to_it():
+    net = InSinglePrecision(*relu_net(*([32] * 12), bias=False))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1e6)
+    with pytest.raises(ValueError, match=r"range of torch\.float32"):
+        synflow(net, (1, 32), density=0.1, rounds=5)
+
+
+def test_a_model_that_runs_in_no_precision_says_why_itself():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        synflow(relu_net(7, 11, 5), (1, 8))
+
+
 @pytest.mark.parametrize(
     ("inputs", "error"),
     [
