@@ -99,13 +99,10 @@ class Attachment:
 
 def let_go_of(inner: Optimizer) -> None:
     """Detach the sparse optimizer that wraps ``inner`` now, if one does: another will."""
-    attachment = _attached.get(inner, _nothing)()
+    reference = _attached.get(inner)
+    attachment = None if reference is None else reference()
     if attachment is not None:
         attachment.release()
-
-
-def _nothing() -> None:
-    return None
 
 
 class AttachedOptimizer(OptimizerFacade):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from sparseopt.compaction.constants import find_constants
 from sparseopt.compaction.removal import decide_removal
 from sparseopt.compaction.reporting import make_report
 from sparseopt.compaction.surgery import Kept, cut, shrunk
-from sparseopt.compaction.uses import Use, uses_of
+from sparseopt.compaction.uses import uses_of
 from sparseopt.discovery import canonical_name
 from sparseopt.optimizer import SparseOptimizer
 from sparseopt.probing import untouched
@@ -131,7 +130,7 @@ class Compaction:
                 find_constants(labelling, tensors, live, leaves)
                 for labelling in structure.labellings
             ]
-        uses = [_foldable(use, model) for use in uses_of(structure, constants, live, model)]
+        uses = uses_of(structure, constants, live, model)
         removal = decide_removal(structure, uses)
         self.kept: Kept = _kept(structure, removal.removed)
         self.model = cut(model, self.kept, removal.folds)
@@ -163,20 +162,6 @@ def _masks(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Tensor]:
             )
         masks[name] = layer.mask
     return masks
-
-
-def _foldable(use: Use, model: nn.Module) -> Use:
-    """Deny a bias to a use whose constants would get into other sums with it, or into none.
-
-    The weight's module need not be what sums: its weight is tied, or forward() takes it out of it.
-    """
-    if not use.has_bias or use.weight is None:
-        return use
-    path = use.weight.rpartition(".")[0]
-    bias = model.get_submodule(path)._parameters["bias"]
-    named = model.named_parameters(remove_duplicate=False)
-    places = sum(parameter is bias for _, parameter in named)
-    return replace(use, has_bias=use.name == path and places <= 1)
 
 
 def recorded_inputs(optimizer: SparseOptimizer) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -103,11 +103,12 @@ def _use(
     labelling, contraction, _ = found[0]
     node, dim = contraction.weight
     weight = labelling.trace.tensors.get(node)
+    name = where(contraction.node)
     counts, rows = _counts(structure, labelling, contraction, live)
     values = [constant.values.double().cpu().numpy() for _, _, constant in found]
     known = [constant.known.cpu().numpy() for _, _, constant in found]
     return Use(
-        name=where(contraction.node),
+        name=name,
         weight=weight,
         roots=structure.classes[contraction.atoms],
         rows=rows,
@@ -116,7 +117,7 @@ def _use(
         values=values[-1],
         agrees=np.isclose(values[0], values[-1], rtol=1e-5, atol=1e-6),
         padded=contraction.padded,
-        has_bias=once and dim == 1 and _can_have_bias(model, weight),
+        has_bias=once and dim == 1 and _can_have_bias(model, weight, summing=name),
     )
 
 
@@ -137,7 +138,15 @@ def _counts(
     return counts.numpy(), roots
 
 
-def _can_have_bias(model: nn.Module, weight: str | None) -> bool:
+def _can_have_bias(model: nn.Module, weight: str | None, *, summing: str) -> bool:
+    """Whether constants can go into the bias of the weight's module, and so into these sums alone.
+
+    That module need not be what sums: its weight is tied, or forward() takes it out of it.
+    """
     path, _, name = (weight or "").rpartition(".")
     module = model.get_submodule(path)
-    return name == "weight" and type(module) in {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
+    if name != "weight" or type(module) not in {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}:
+        return False
+    bias = module._parameters["bias"]
+    named = model.named_parameters(remove_duplicate=False)
+    return path == summing and sum(parameter is bias for _, parameter in named) <= 1
