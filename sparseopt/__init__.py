@@ -1,21 +1,7 @@
 """Sparse training from the first step to the last: wrap an optimizer, keep the training loop."""
 
-from sparseopt.compaction import (
-    CompactedTraining,
-    Compaction,
-    CompactionError,
-    CompactionReport,
-    LayerSizes,
-    Remaining,
-    compact,
-)
-from sparseopt.errors import CheckpointError, NoSparseLayerError
 from sparseopt.flops import FlopsReport, LayerFlops
-from sparseopt.history import UpdateRecord
-from sparseopt.inference import Condensation, CondensedLinear, CSRLinear, LayerTimes, condense
-from sparseopt.layers import SparseLayer
-from sparseopt.lottery import final_masks, shuffle_masks
-from sparseopt.memory import Accumulated, GradientMemory, Smoothed
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods import (
     MEST,
     NM,
@@ -41,15 +27,39 @@ from sparseopt.methods import (
     available_methods,
     register_method,
 )
-from sparseopt.oneshot import balanced_batch, grasp, snip, synflow
+from sparseopt.methods.gradient_memory import Accumulated, GradientMemory, Smoothed
 from sparseopt.optimizer import SparseOptimizer
+from sparseopt.optimizer.history import UpdateRecord
+from sparseopt.pruning_at_init import (
+    balanced_batch,
+    final_masks,
+    grasp,
+    shuffle_masks,
+    snip,
+    synflow,
+)
 from sparseopt.schedules import UpdateSchedule
-from sparseopt.structure import (
+from sparseopt.speedup import (
+    CompactedTraining,
+    Compaction,
+    CompactionError,
+    CompactionReport,
+    Condensation,
+    CondensedLinear,
+    CSRLinear,
+    LayerSizes,
+    LayerTimes,
+    Remaining,
+    compact,
+    condense,
+)
+from sparseopt.structured import (
     ChannelGroup,
     ChannelSlice,
     UntraceableModelError,
     find_channel_groups,
 )
+from sparseopt.utils.errors import CheckpointError, NoSparseLayerError
 
 __version__ = "0.1.0"
 

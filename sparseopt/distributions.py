@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from sparseopt._validation import check_density, unknown_name
+from sparseopt.utils.validation import check_density, unknown_name
 
 __all__ = ["Distribution", "Shapes", "er", "erk", "live_counts", "uniform"]
 

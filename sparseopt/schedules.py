@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from sparseopt._validation import check_choice, check_fraction, check_steps
+from sparseopt.utils.validation import check_choice, check_fraction, check_steps
 
 __all__ = ["CubicDensity", "Decay", "UpdateSchedule"]
 

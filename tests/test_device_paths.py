@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseopt import bits, indices, selection
+from sparseopt.masks import indices, topk
+from sparseopt.utils import bits
 
 
 @given(
@@ -21,13 +22,13 @@ def test_selection_without_waiting_for_the_device(values: list[int], share: floa
     scores = torch.tensor(values, dtype=torch.float32)
     order = np.argsort(-scores.numpy(), kind="stable")[:k]
 
-    chosen = selection._largest_on_device(scores, k, None)
+    chosen = topk._largest_on_device(scores, k, None)
 
     assert chosen.nonzero().view(-1).tolist() == sorted(order.tolist())
 
 
 def test_nothing_is_selected_where_nothing_is_wanted():
-    chosen = selection._largest_on_device(torch.tensor([2.0, 1.0]), 0, None)
+    chosen = topk._largest_on_device(torch.tensor([2.0, 1.0]), 0, None)
 
     assert chosen.tolist() == [False, False]
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseopt.indices import merged, places_among
+from sparseopt.masks.indices import merged, places_among
 
 
 @given(

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sparseopt import SparseOptimizer, layers
+from sparseopt import SparseOptimizer
+from sparseopt.masks import layer as layer_module
 from tests.support.catalogue import build
 from tests.support.looking import assert_dropped_are_fresh
 from tests.support.nets import MatrixNet, make
@@ -17,14 +18,14 @@ def interrupted_after_clearing(monkeypatch):
 
     A signal cannot be timed to that moment; Python raises it between two calls, as this does.
     """
-    clear = layers.clear_
+    clear = layer_module.clear_
 
     def clear_and_interrupt(flat):
         monkeypatch.undo()
         clear(flat)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(layers, "clear_", clear_and_interrupt)
+    monkeypatch.setattr(layer_module, "clear_", clear_and_interrupt)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

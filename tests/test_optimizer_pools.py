@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from sparseopt import SparseOptimizer
-from sparseopt.state import pools, threads
-from sparseopt.state.parts import Single
+from sparseopt.optimizer.state import pools, threads
+from sparseopt.optimizer.state.gather import Single
 from tests.support.catalogue import ELEMENTWISE, build
 from tests.support.nets import make
 from tests.support.training import train

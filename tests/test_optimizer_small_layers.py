@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sparseopt import SparseOptimizer
-from sparseopt.state import parts
+from sparseopt.optimizer.state import gather
 from tests.support.arithmetic import place_does_not_matter
 from tests.support.by_hand import HandMasked
 from tests.support.catalogue import build
@@ -44,7 +44,7 @@ class Zoo(nn.Module):
             weight(3, 5, 2, 2),
             weight(17, 4),
         ]
-        assert tensors[7].numel() > parts.CPU_SMALL
+        assert tensors[7].numel() > gather.CPU_SMALL
         self.weights = nn.ParameterList(nn.Parameter(tensor) for tensor in tensors)
 
     def set_gradients(self, step: int, *, all_of_them: bool = True) -> None:
@@ -127,7 +127,7 @@ def test_weights_that_somebody_wrote_where_none_is_live_are_zero_after_the_step(
 def test_steps_and_updates_are_those_of_a_plain_optimizer_masked_by_hand(
     method, channels_last, monkeypatch
 ):
-    monkeypatch.setattr(parts, "WORTH_A_BUNDLE", 2)
+    monkeypatch.setattr(gather, "WORTH_A_BUNDLE", 2)
     model, twin = make(channels_last=channels_last), make(channels_last=channels_last)
     settings = {"density": 0.2, "total_steps": 24, "delta_t": 4, "seed": 3, "init": "uniform"}
     reference = HandMasked(

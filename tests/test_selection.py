@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseopt.selection import largest
+from sparseopt.masks.topk import largest
 from tests import oracle
 from tests.support.looking import logical
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from sparseopt.flops.counting import count_operations
-from sparseopt.flops.recording import InputRecorder
+from sparseopt.flops.counter import count_operations
+from sparseopt.flops.operands import layers_in
 from sparseopt.flops.report import FlopsReport, make_report, sample_count
-from sparseopt.flops.weights import layers_in
-from sparseopt.layers import SparseLayer
+from sparseopt.flops.training_cost import TrainingProgress
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method
-from sparseopt.progress import Progress
-from sparseopt.unwrapping import unwrapped
+from sparseopt.utils.recorded_inputs import InputRecorder
+from sparseopt.utils.wrappers import unwrapped
 
 __all__ = ["Accountant"]
 
@@ -36,7 +36,7 @@ class Accountant:
         *,
         layers: list[SparseLayer],
         method: Method,
-        progress: Progress,
+        progress: TrainingProgress,
     ) -> FlopsReport:
         """Return the figures; see :meth:`sparseopt.SparseOptimizer.flops`."""
         model = self.model if model is None else model

@@ -9,12 +9,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from sparseopt.flops.counting import Operations
+from sparseopt.flops.counter import Operations
 from sparseopt.flops.table import comparison_line, layer_table
-from sparseopt.flops.training import Prices, cost_ahead
-from sparseopt.layers import SparseLayer
+from sparseopt.flops.training_cost import Prices, TrainingProgress, cost_ahead
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method, TrainingCost
-from sparseopt.progress import Progress
 
 __all__ = ["FlopsReport", "LayerFlops", "make_report", "sample_count"]
 
@@ -193,7 +192,7 @@ def make_report(
     found: Mapping[str, SparseLayer],
     layers: Mapping[str, SparseLayer],
     method: Method,
-    progress: Progress,
+    progress: TrainingProgress,
 ) -> FlopsReport:
     """Put a report together from the operations of one forward pass over ``samples`` samples.
 

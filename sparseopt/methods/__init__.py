@@ -5,7 +5,7 @@ from sparseopt.methods.compose import Compose, Schedule, Score
 from sparseopt.methods.gradual import Gradual
 from sparseopt.methods.granet import GraNet
 from sparseopt.methods.mest import MEST
-from sparseopt.methods.n_of_m import NM
+from sparseopt.methods.nm import NM
 from sparseopt.methods.pruning import Pruning
 from sparseopt.methods.redistribution import Redistributing
 from sparseopt.methods.registry import available_methods, get_method, register_method

@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparseopt._validation import check_choice
-from sparseopt.layers import SparseLayer
-from sparseopt.memory import GradientMemory, RememberedGradients
-from sparseopt.randomness import uniform
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.topk import largest
+from sparseopt.masks.transition import Regrow
+from sparseopt.methods.gradient_memory import GradientMemory, RememberedGradients
 from sparseopt.schedules import UpdateSchedule
-from sparseopt.selection import largest
-from sparseopt.transitions import Regrow
+from sparseopt.utils.random import uniform
+from sparseopt.utils.validation import check_choice
 
 __all__ = ["DropGrow", "Method", "Move", "Rewiring", "TrainingCost", "Update"]
 

@@ -9,11 +9,11 @@ from typing import ClassVar, Final, Protocol
 import torch
 from torch import Tensor
 
-from sparseopt._validation import check_choice
-from sparseopt.layers import SparseLayer
-from sparseopt.memory import GradientMemory
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import DropGrow, TrainingCost, Update
+from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.schedules import UpdateSchedule
+from sparseopt.utils.validation import check_choice
 
 __all__ = ["Compose", "Schedule", "Score"]
 

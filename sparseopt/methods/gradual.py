@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from sparseopt.layers import SparseLayer
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.topk import smallest
 from sparseopt.methods.base import Method, Update
 from sparseopt.schedules import UPDATE_SHARE, CubicDensity, UpdateSchedule
-from sparseopt.selection import smallest
 
 __all__ = ["Gradual", "split_by_magnitude"]
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparseopt._validation import check_density
-from sparseopt.layers import SparseLayer
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Move, TrainingCost, Update
 from sparseopt.methods.gradual import Gradual, split_by_magnitude
 from sparseopt.methods.registry import register_method
+from sparseopt.utils.validation import check_density
 
 __all__ = ["GraNet"]
 

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from sparseopt._validation import check_choice, check_not_negative
-from sparseopt.layers import SparseLayer
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import DropGrow, Move, TrainingCost, Update
 from sparseopt.methods.registry import register_method
 from sparseopt.schedules import UpdateSchedule
+from sparseopt.utils.validation import check_choice, check_not_negative
 
 __all__ = ["MEST"]
 

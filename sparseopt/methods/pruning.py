@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
-from sparseopt._validation import check_choice
-from sparseopt.layers import SparseLayer
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Move, TrainingCost, Update
 from sparseopt.methods.gradual import Gradual, split_by_magnitude
 from sparseopt.methods.registry import register_method
+from sparseopt.utils.validation import check_choice
 
 __all__ = ["Pruning"]
 

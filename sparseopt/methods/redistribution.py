@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparseopt.layers import SparseLayer
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import DropGrow, Move, Update
 
 __all__ = ["Redistributing", "share_out"]

@@ -6,9 +6,9 @@ import dataclasses
 import inspect
 from typing import TypeVar
 
-from sparseopt._validation import unknown_name
+from sparseopt.masks.transition import Regrow
 from sparseopt.methods.base import Method
-from sparseopt.transitions import Regrow
+from sparseopt.utils.validation import unknown_name
 
 __all__ = ["available_methods", "get_method", "register_method"]
 

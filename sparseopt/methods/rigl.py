@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparseopt.layers import SparseLayer
-from sparseopt.memory import GradientMemory
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import DropGrow, TrainingCost, Update
+from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
 
 __all__ = ["RigL"]

@@ -9,23 +9,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparseopt.channels import (
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.prunable import canonical_name
+from sparseopt.masks.topk import largest, smallest
+from sparseopt.methods.base import Method, Move, Rewiring, TrainingCost, Update
+from sparseopt.methods.registry import register_method
+from sparseopt.structured import ChannelGroup
+from sparseopt.structured.channel_masks import (
     MAKERS,
     WEIGHTS,
     canonical_groups,
-    changed_masks,
     live_channels,
-    magnitude,
-    pull,
-    put_fresh_channels,
     refuse_sharded,
 )
-from sparseopt.discovery import canonical_name
-from sparseopt.layers import SparseLayer
-from sparseopt.methods.base import Method, Move, Rewiring, TrainingCost, Update
-from sparseopt.methods.registry import register_method
-from sparseopt.selection import largest, smallest
-from sparseopt.structure import ChannelGroup
+from sparseopt.structured.channel_scores import magnitude, pull
+from sparseopt.structured.exchange import changed_masks
+from sparseopt.structured.fresh_channels import put_fresh_channels
 
 __all__ = ["RigLStruct"]
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparseopt.layers import SparseLayer
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import DropGrow, Update
 from sparseopt.methods.registry import register_method
 

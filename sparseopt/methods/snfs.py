@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparseopt._validation import check_decay
-from sparseopt.layers import SparseLayer
-from sparseopt.memory import GradientMemory, Smoothed
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import TrainingCost, Update
+from sparseopt.methods.gradient_memory import GradientMemory, Smoothed
 from sparseopt.methods.redistribution import Redistributing
 from sparseopt.methods.registry import register_method
+from sparseopt.utils.validation import check_decay
 
 __all__ = ["SNFS"]
 

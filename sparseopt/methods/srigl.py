@@ -10,15 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparseopt._validation import check_fraction
-from sparseopt.layers import SparseLayer
-from sparseopt.memory import GradientMemory
+from sparseopt.distributed.dtensor import whole
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.row_selection import largest_in_rows
+from sparseopt.masks.topk import largest, smallest
 from sparseopt.methods.base import Move, Rewiring, Update
+from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
-from sparseopt.row_selection import largest_in_rows
-from sparseopt.selection import largest, smallest
-from sparseopt.sharding import whole
+from sparseopt.utils.validation import check_fraction
 
 __all__ = ["SRigL"]
 

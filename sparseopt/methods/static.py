@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparseopt.layers import SparseLayer
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method, Move, Update
 from sparseopt.methods.registry import register_method
 from sparseopt.schedules import UpdateSchedule

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparseopt import Compaction, CompactionError, compact
-from sparseopt.compaction import procedure
-from sparseopt.compaction.constants import Constants
+from sparseopt.speedup.compaction import pipeline
+from sparseopt.speedup.compaction.constant_propagation import Constants
 from tests.compaction.masking import optimizer_without, static
 
 
@@ -208,6 +208,6 @@ def test_an_analysis_that_holds_for_one_input_only_is_noticed(monkeypatch):
         sizes = [len(found.atoms) for found in labelling.contractions]
         return [Constants(torch.ones(n, dtype=torch.bool), values[n]) for n in sizes]
 
-    monkeypatch.setattr(procedure, "find_constants", wrong)
+    monkeypatch.setattr(pipeline, "find_constants", wrong)
     with pytest.raises(CompactionError, match="off, of values up to"):
         compact(model, optimizer_without(model), torch.full((2, 1), -1.0))

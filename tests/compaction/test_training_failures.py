@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import nn
 
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups
-from sparseopt.compaction import lending, smaller_state
+from sparseopt.speedup.compacted_training import parameter_swap
+from sparseopt.speedup.compacted_training import state as compacted_state
 from tests.compaction.sameness import assert_same_training
 from tests.support.catalogue import build
 from tests.support.channel_nets import INPUT, ChannelNet
@@ -47,13 +48,13 @@ def failing(function, after):
 
 #: A function that makes the model or the state smaller, and after how many calls it fails.
 PLACES = [
-    (lending, "shrunk", 0),
-    (lending, "shrunk", 9),
-    (lending, "shrunk", 30),
-    (lending, "resize", 0),
-    (lending, "resize", 3),
-    (smaller_state, "_shaped", 0),
-    (smaller_state, "_shaped", 5),
+    (parameter_swap, "shrunk", 0),
+    (parameter_swap, "shrunk", 9),
+    (parameter_swap, "shrunk", 30),
+    (parameter_swap, "resize", 0),
+    (parameter_swap, "resize", 3),
+    (compacted_state, "_shaped", 0),
+    (compacted_state, "_shaped", 5),
 ]
 
 
@@ -86,7 +87,7 @@ def test_a_failure_while_it_becomes_smaller_is_undone(monkeypatch, module, name,
 def test_one_that_fails_at_once_leaves_no_hook(monkeypatch):
     model, optimizer = wrapped()
     with monkeypatch.context() as patch:
-        patch.setattr(lending, "resize", failing(lending.resize, 3))
+        patch.setattr(parameter_swap, "resize", failing(parameter_swap.resize, 3))
         with pytest.raises(torch.OutOfMemoryError):
             CompactedTraining(model, optimizer, INPUT.double())
     train(model, optimizer, 3)

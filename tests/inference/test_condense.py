@@ -15,7 +15,7 @@ from sparseopt import (
     SparseOptimizer,
     condense,
 )
-from sparseopt.inference.ways import dense_ways, median_seconds
+from sparseopt.speedup.timing import dense_ways, median_seconds
 from tests.compaction.masking import optimizer_without, static
 
 
@@ -123,7 +123,7 @@ def csr_is_fastest(monkeypatch):
     def made_up(calls, rounds, device):
         return {name: 1.0 if name == "CSR" else 2.0 for name in calls}
 
-    monkeypatch.setattr("sparseopt.inference.condensation.median_seconds", made_up)
+    monkeypatch.setattr("sparseopt.speedup.condensation.median_seconds", made_up)
 
 
 def sparse(model):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparseopt import synflow
-from sparseopt.oneshot.synflow import synaptic_flow
+from sparseopt.pruning_at_init.synflow import synaptic_flow
 
 
 def relu_net(*sizes, bias=True, seed=5):

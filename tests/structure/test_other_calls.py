@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributed, nn
 
-from sparseopt.structure import find_channel_groups
+from sparseopt.structured import find_channel_groups
 from tests.structure.physical import silence, take_out
 
 

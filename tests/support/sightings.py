@@ -9,7 +9,7 @@ import pytest
 from torch.optim import Optimizer
 
 from sparseopt import SparseOptimizer
-from sparseopt.state import CompactState
+from sparseopt.optimizer.state import CompactState
 
 # Where these are None, torch chooses.
 _IMPLEMENTATIONS = ("foreach", "fused")

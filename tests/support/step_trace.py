@@ -1,4 +1,4 @@
-"""Which files of the package one ``step()`` runs through, and how often it goes from one to another.
+"""Which files of the package one ``step()`` runs through, and its calls from file to file.
 
 ``python -m tests.support.step_trace`` prints both numbers for an ordinary step and an update step,
 and the calls from file to file.
@@ -70,9 +70,7 @@ def trace_call(call: Callable[[], Any]) -> StepTrace:
 def trace_steps() -> dict[str, StepTrace]:
     """Return the traces of an ordinary step and an update step: four layers, SGD, RigL."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 8)
-    )
+    model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 8))
     optimizer = SparseOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         model,

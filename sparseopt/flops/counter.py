@@ -1,0 +1,192 @@
+"""Counting the multiplications by weights in one forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparseopt.flops.kernels import no_fused_kernels
+from sparseopt.flops.operands import WeightMemory
+from sparseopt.masks.prunable import canonical_name
+from sparseopt.utils.probe import untouched
+
+__all__ = ["Operations", "count_operations"]
+
+aten = torch.ops.aten
+
+
+class Operations:
+    """FLOPs of one forward pass, by parameter name.
+
+    Attributes:
+        dense: for each parameter, FLOPs with every weight live, without the bias.
+        sparse: for each parameter, FLOPs with its mask, without the bias.
+        bias: for each parameter, additions of the bias that goes with it.
+        unnamed: FLOPs by weights that are no parameters but computed from some, biases included.
+    """
+
+    def __init__(self) -> None:
+        self.dense: dict[str, float] = {}
+        self.sparse: dict[str, float] = {}
+        self.bias: dict[str, float] = {}
+        self.unnamed = 0.0
+
+    def add(self, name: str, *, dense: float, sparse: float, bias: float) -> None:
+        """Add one operation."""
+        self.dense[name] = self.dense.get(name, 0.0) + dense
+        self.sparse[name] = self.sparse.get(name, 0.0) + sparse
+        self.bias[name] = self.bias.get(name, 0.0) + bias
+
+
+def count_operations(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Operations:
+    """Run ``model`` once, in eval mode, and count convolutions and linear maps.
+
+    Counted is every convolution, every call of :func:`torch.nn.functional.linear`, and every
+    matrix product with one operand that is a weight of the model: the same memory, or a view or a
+    cast of it. So modules used twice, parts of a packed projection and functional calls on a
+    parameter count right, and products of two activations don't count. A convolution takes
+    ``2 * positions * live`` FLOPs, a linear map ``2 * rows * live`` and one addition per row and
+    output feature for its bias.
+
+    The model is left as it was: training modes, buffers and random state are restored.
+
+    Args:
+        model: the model.
+        masks: bool masks of the weights' shapes, by the parameter's name; others are all live.
+        args: positional inputs.
+        kwargs: keyword inputs.
+    """
+    counter = _Counter(model, masks)
+    eagerly = torch.compiler.set_stance("force_eager")
+    with untouched(model), no_fused_kernels(model), torch.no_grad(), eagerly:
+        model.eval()
+        with counter, _LinearCalls(counter):
+            model(*args, **kwargs)
+    return counter.operations
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operator."""
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = Operations()
+        self._weights = WeightMemory(model, masks)
+        self._counts_products = True
+        self._biased = {
+            weight
+            for name, _ in model.named_parameters()
+            for weight in _weights_that_go_with(canonical_name(name))
+        }
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func.overloadpacket
+        if packet in (aten.convolution, aten._convolution):
+            self._convolution(args[0], args[1], out, transposed=bool(args[6]))
+        elif packet in (aten._to_copy, aten.clone):
+            self._weights.note_copy(args[0], out)
+        elif not self._counts_products:
+            pass
+        elif packet in (aten.mm, aten.bmm):
+            self._product(args[0], args[1], biased=False)
+        elif packet in (aten.addmm, aten.baddbmm):
+            self._product(args[1], args[2], biased=packet is aten.addmm)
+        elif packet is aten.mv:
+            self._product(args[0], args[1].unsqueeze(-1), biased=False)
+        return out
+
+    @contextmanager
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[None]:
+        """Count a linear map as one, and not the products that it is made of."""
+        rows = math.prod(x.shape[:-1])
+        additions = 0.0 if bias is None else float(rows * weight.shape[0])
+        self._add(weight, rows, weight.numel(), additions)
+        self._counts_products = False
+        try:
+            yield
+        finally:
+            self._counts_products = True
+
+    def _convolution(self, x: Tensor, weight: Tensor, out: Tensor, *, transposed: bool) -> None:
+        positions = x.shape[0] * math.prod((x if transposed else out).shape[2:])
+        self._add(weight, positions, weight.numel(), 0.0)
+
+    def _product(self, left: Tensor, right: Tensor, *, biased: bool) -> None:
+        for weight, other, axis in ((right, left, -2), (left, right, -1)):
+            found = self._weights.find(weight)
+            if found is None:
+                continue
+            rows = other.shape[axis]
+            features = math.prod(other.shape[:-2]) * weight.shape[-1 if axis == -2 else -2]
+            has_bias = biased or found[0] in self._biased
+            self._add(weight, rows, weight.numel(), float(rows * features) if has_bias else 0.0)
+            return
+
+    def _add(self, weight: Tensor, uses: int, numel: int, bias: float) -> None:
+        """Add an operation that multiplies by each entry of ``weight`` as often as ``uses``."""
+        found = self._weights.find(weight)
+        if found is None:
+            self.operations.unnamed += 2.0 * uses * numel + bias
+            return
+        name, live = found
+        self.operations.add(name, dense=2.0 * uses * numel, sparse=2.0 * uses * live, bias=bias)
+
+
+class _LinearCalls(TorchFunctionMode):
+    """Sees calls of ``F.linear`` themselves, which operators show only in parts.
+
+    What remains for operators to show are linear maps inside of other functions, such as
+    attention, and matrix products that the model writes out.
+    """
+
+    def __init__(self, counter: _Counter) -> None:
+        self._counter = counter
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.linear:
+            return func(*args, **kwargs)
+        with self._counter.linear(*_linear_operands(*args, **kwargs)):
+            return func(*args, **kwargs)
+
+
+def _linear_operands(
+    input: Tensor,  # noqa: A002 - the name that callers of F.linear may use
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return input, weight, bias
+
+
+def _weights_that_go_with(bias: str) -> list[str]:
+    """Return the names of the weights that a bias of this name is for.
+
+    Example:
+        >>> _weights_that_go_with("lstm.bias_ih_l0")
+        ['lstm.weight_ih_l0']
+    """
+    path, dot, name = bias.rpartition(".")
+    if "bias" not in name:
+        return []
+    weights = [name.replace("bias", "weight")]
+    if name == "in_proj_bias":
+        weights += ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    return [f"{path}{dot}{weight}" for weight in weights]

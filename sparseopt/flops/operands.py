@@ -1,0 +1,144 @@
+"""Knowing a weight again: by the memory it lies in, in an operator, and by name, in a copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt.distributed.dtensor import is_sharded, whole
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.prunable import canonical_name
+
+__all__ = ["WeightMemory", "layers_in"]
+
+
+def layers_in(model: nn.Module, layers: Sequence[SparseLayer]) -> dict[str, SparseLayer]:
+    """Return the layers whose weights ``model`` has, by the parameter's name in it.
+
+    A weight is the same if it is the same object. In a copy of the model it is the one of the same
+    name and shape.
+
+    Raises:
+        ValueError: if it has none of them.
+    """
+    by_weight = {layer.weight: layer for layer in layers}
+    by_name = {layer.name: layer for layer in layers}
+    found = {}
+    for full_name, parameter in model.named_parameters():
+        name = canonical_name(full_name)
+        layer = by_weight.get(parameter)
+        if layer is None and name in by_name and by_name[name].weight.shape == parameter.shape:
+            layer = by_name[name]
+        if layer is not None:
+            found[name] = layer
+    if layers and not found:
+        raise ValueError(
+            f"model={type(model).__name__}(...) has none of the weights that this optimizer "
+            f"trains, neither as objects nor by name: {', '.join(by_name)}."
+        )
+    return found
+
+
+class WeightMemory:
+    """Tells which weight of a model an operand is: the same memory, a view of it, or a cast.
+
+    Where weights are spread over ranks (FSDP2), making this is a collective call.
+
+    Args:
+        model: the model.
+        masks: bool masks by the parameter's name in the model; other weights are all live.
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        self._weights: dict[int, list[tuple[str, Tensor]]] = {}
+        self._sharded = _sharded_places(model)
+        self._masks: dict[str, Tensor] = {}
+        # Casts of weights, kept alive so that no other tensor takes their address.
+        self._casts: dict[int, tuple[Tensor, Tensor]] = {}
+        for full_name, parameter in model.named_parameters():
+            name = canonical_name(full_name)
+            if name in masks:
+                self._masks[name] = _laid_out(whole(masks[name]), parameter)
+            if parameter.dim() >= 2 and not is_sharded(parameter):
+                address = parameter.untyped_storage().data_ptr()
+                self._weights.setdefault(address, []).append((name, parameter))
+
+    def find(self, operand: Tensor) -> tuple[str, float] | None:
+        """Return the name of the weight that ``operand`` is a view of, and its live entries.
+
+        An entry that an expanded view has several times counts as often.
+        """
+        owner = self._owner(operand)
+        if owner is None:
+            return None
+        name, _, offset = owner
+        mask = self._masks.get(name)
+        if mask is None:
+            return name, float(operand.numel())
+        part = mask.as_strided(operand.shape, operand.stride(), offset)
+        return name, float(part.sum())
+
+    def note_copy(self, source: Tensor, out: Tensor) -> None:
+        """Remember that ``out`` is a copy of ``source``, perhaps in another dtype."""
+        if (
+            self._owner(source) is not None
+            and source.shape == out.shape
+            and source.stride() == out.stride()
+        ):
+            self._casts[out.untyped_storage().data_ptr()] = (out, source)
+
+    def _owner(self, operand: Tensor) -> tuple[str, Tensor, int] | None:
+        if is_sharded(operand):
+            return next(((n, w, 0) for n, w in self._sharded_now() if w is operand), None)
+        address = operand.untyped_storage().data_ptr()
+        if address in self._casts:
+            cast, source = self._casts[address]
+            owner = self._owner(source)
+            if owner is None:
+                return None
+            name, weight, offset = owner
+            return name, weight, offset + int(operand.storage_offset() - cast.storage_offset())
+        for name, weight in (*self._weights.get(address, ()), *self._gathered_at(address)):
+            offset = int(operand.storage_offset() - weight.storage_offset())
+            if 0 <= offset < _extent(weight):
+                return name, weight, offset
+        return None
+
+    def _sharded_now(self) -> Iterator[tuple[str, Tensor]]:
+        """Return what is now in the places of sharded parameters: them, or the gathered whole."""
+        for name, module, attribute in self._sharded:
+            parameter = module._parameters.get(attribute)
+            if parameter is not None:
+                yield name, parameter
+
+    def _gathered_at(self, address: int) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._sharded_now():
+            if not is_sharded(parameter) and parameter.untyped_storage().data_ptr() == address:
+                yield name, parameter
+
+
+def _sharded_places(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """Return name, module and attribute of each sharded matrix: FSDP2 swaps what is there."""
+    return [
+        (canonical_name(f"{path}.{attribute}" if path else attribute), module, attribute)
+        for path, module in model.named_modules()
+        for attribute, parameter in module._parameters.items()
+        if parameter is not None and parameter.dim() >= 2 and is_sharded(parameter)
+    ]
+
+
+def _laid_out(mask: Tensor, weight: Tensor) -> Tensor:
+    """Return ``mask`` in the memory layout of ``weight``, so that views of both correspond."""
+    if mask.stride() == weight.stride() and mask.storage_offset() == 0:
+        return mask
+    same = torch.empty_strided(weight.shape, weight.stride(), dtype=torch.bool, device=mask.device)
+    return same.copy_(mask)
+
+
+def _extent(weight: Tensor) -> int:
+    """Return how many places of memory lie between the first entry and the last, inclusive."""
+    last = sum((size - 1) * step for size, step in zip(weight.shape, weight.stride(), strict=True))
+    return last + 1 if math.prod(weight.shape) else 0

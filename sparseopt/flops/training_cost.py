@@ -1,0 +1,145 @@
+"""What training costs: integrated over the steps that were, and ahead to the horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from sparseopt.flops.usage import Usage
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.methods.base import Method
+from sparseopt.schedules import UpdateSchedule
+
+__all__ = ["PlansDensity", "Prices", "TrainingProgress", "cost_ahead"]
+
+
+class TrainingProgress(Protocol):
+    """How far training is, and on which schedule: what the accountant reads of the optimizer.
+
+    Attributes:
+        schedule: when masks move.
+        total_steps: the horizon, if known.
+        steps: steps so far.
+        usage: what the measured cost is made from.
+    """
+
+    schedule: UpdateSchedule
+    total_steps: int | None
+    steps: int
+    usage: Usage
+
+
+@runtime_checkable
+class PlansDensity(Protocol):
+    """A method whose density changes on a plan that is known ahead, such as a cubic."""
+
+    def planned_density(
+        self, step: int, *, final: float, schedule: UpdateSchedule, total_steps: int | None
+    ) -> float:
+        """Return the density after ``step``, on the way to ``final``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What inference costs, in FLOPs per sample, as a function of live counts.
+
+    Attributes:
+        dense: with every weight live, :math:`f_d`.
+        fixed: the part that no mask changes.
+        per_live: for each layer, by its name, the cost of one live weight.
+    """
+
+    dense: float
+    fixed: float
+    per_live: Mapping[str, float]
+
+    def inference(self, live: Mapping[str, float], steps: float = 1) -> float:
+        """Return the cost of inference at each of ``steps`` steps, summed over them.
+
+        Args:
+            live: live weights by layer, summed over the same steps.
+            steps: how many steps.
+        """
+        masked = sum(price * live.get(name, 0) for name, price in self.per_live.items())
+        return steps * self.fixed + masked
+
+    def training(self, usage: Usage) -> float:
+        """Return the cost of the steps in ``usage``, summed.
+
+        A step is one pass forward and two backward. Where gradients were dense, the pass to the
+        weights was.
+        """
+        sparse = self.inference(usage.live_steps, usage.counted)
+        sparse_there = self.inference(usage.live_dense_steps, usage.dense_gradients)
+        return 3.0 * sparse + usage.dense_gradients * self.dense - sparse_there
+
+
+def cost_ahead(
+    prices: Prices, layers: Mapping[str, SparseLayer], method: Method, progress: TrainingProgress
+) -> float | None:
+    """Return what the steps from now to the horizon will cost, summed.
+
+    Exact where live counts stay as they are. Where the method plans the density, every layer is
+    taken to go to its target in proportion.
+
+    Args:
+        prices: what inference costs.
+        layers: all layers, by name.
+        method: the optimizer's method.
+        progress: how far training is.
+
+    Returns:
+        FLOPs per sample; ``None`` without a horizon, or if live counts will change in a way that
+        the method doesn't plan.
+    """
+    total = progress.total_steps
+    if total is None:
+        return None
+    changes = any(layer.live != layer.target for layer in layers.values())
+    if changes and not isinstance(method, PlansDensity):
+        return None
+    cost, last = 0.0, min(progress.steps, total)
+    inference = prices.inference(_live_at(last, layers, method, progress))
+    for step in _special_steps_ahead(layers, method, progress, total):
+        cost += 3.0 * inference * (step - last)
+        if method.reads_dense_gradient(step, progress.schedule, total):
+            cost += method.dense_passes * (prices.dense - inference)
+        if method.is_update(step, progress.schedule, total):
+            inference = prices.inference(_live_at(step, layers, method, progress))
+        last = step
+    return cost + 3.0 * inference * (total - last)
+
+
+def _special_steps_ahead(
+    layers: Mapping[str, SparseLayer], method: Method, progress: TrainingProgress, total: int
+) -> Iterator[int]:
+    """Yield the steps that move masks or have dense gradients."""
+    if not method.moves_masks or all(layer.is_dense for layer in layers.values()):
+        return
+    for step in range(progress.steps + 1, total + 1):
+        if method.is_update(step, progress.schedule, total) or method.reads_dense_gradient(
+            step, progress.schedule, total
+        ):
+            yield step
+
+
+def _live_at(
+    step: int, layers: Mapping[str, SparseLayer], method: Method, progress: TrainingProgress
+) -> dict[str, float]:
+    """Return live counts after ``step``: between what they are now and the targets."""
+    now = {name: float(layer.live) for name, layer in layers.items()}
+    moving = [layer for layer in layers.values() if not layer.is_dense]
+    excess = sum(layer.live - layer.target for layer in moving)
+    if step <= progress.steps or not excess or not isinstance(method, PlansDensity):
+        return now
+    numel = sum(layer.numel for layer in moving)
+    final = sum(layer.target for layer in moving) / numel
+    planned = method.planned_density(
+        step, final=final, schedule=progress.schedule, total_steps=progress.total_steps
+    )
+    share = min(1.0, max(0.0, (planned - final) * numel / excess))
+    return {
+        name: layer.target + share * (layer.live - layer.target) for name, layer in layers.items()
+    }

@@ -1,0 +1,1 @@
+"""One weight and which of its entries are live: layers, top-k, transitions, initial masks."""

@@ -1,0 +1,90 @@
+"""Which weights of each layer are live before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sparseopt.distributed.dtensor import whole
+from sparseopt.distributions import match_name
+from sparseopt.utils.random import uniform
+from sparseopt.utils.validation import unknown_name
+
+__all__ = ["MASKS", "initial_masks"]
+
+MASKS: Final = ("random", "magnitude", "nonzero")
+
+
+def initial_masks(
+    weights: Mapping[str, Tensor],
+    live: Mapping[str, int],
+    mask: str | Mapping[str, Tensor],
+    generator: torch.Generator,
+    select: Callable[[Tensor, int], Tensor],
+) -> dict[str, Tensor]:
+    """Return a bool mask of the weight's shape for each layer.
+
+    Args:
+        weights: the layers' weights by name, in order.
+        live: how many weights of each layer are to be live; ``"nonzero"`` and layers that a
+            mapping names have their own.
+        mask: ``"random"``; ``"magnitude"``, the largest of each layer; ``"nonzero"``, those that
+            are not zero now; or a mapping from layer name to bool tensor, in which case layers
+            that it doesn't name are random.
+        generator: the random source, on the CPU.
+        select: returns the mask of the highest scores, of their shape; those that are given have
+            to be such masks too.
+
+    Raises:
+        TypeError: if a given mask is not a bool tensor, or ``mask`` is of no usable type.
+        ValueError: if a name is not known, a shape is wrong, or a mask has no live weight or
+            not the structure that ``select`` makes.
+    """
+    given: dict[str, Tensor] = {}
+    if isinstance(mask, Mapping):
+        given = {match_name("mask", key, weights): value for key, value in mask.items()}
+    elif not isinstance(mask, str):
+        raise TypeError(
+            f"mask={mask!r} must be one of {MASKS} or a mapping from layer name to bool tensor."
+        )
+    elif mask not in MASKS:
+        raise unknown_name("mask", mask, MASKS)
+    masks = {}
+    for name, weight in weights.items():
+        if name in given:
+            chosen = _checked(name, given[name], weight, select)
+        elif mask == "nonzero":
+            chosen = _checked(name, whole(weight.detach()) != 0, weight, select)
+        elif live[name] == weight.numel():
+            chosen = torch.ones(weight.shape, dtype=torch.bool, device="cpu")
+        elif mask == "magnitude":
+            chosen = select(whole(weight.detach()).abs(), live[name])
+        else:
+            scores = uniform((weight.numel(),), generator)
+            chosen = select(scores.view(weight.shape), live[name])
+        masks[name] = chosen
+    return masks
+
+
+def _checked(
+    name: str, mask: object, weight: Tensor, select: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask[{name!r}] is {kind}, but must be a bool tensor.")
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"mask[{name!r}] has shape {tuple(mask.shape)}, but the weight {tuple(weight.shape)}."
+        )
+    if not mask.any():
+        raise ValueError(f"mask[{name!r}] has no live weight, but every layer needs at least one.")
+    live = int(mask.sum())
+    if live < mask.numel() and not torch.equal(select(mask.float(), live), mask):
+        raise ValueError(
+            f"mask[{name!r}] has {live} live weights of {mask.numel()}, but not where the method "
+            "can have them: its masks have a structure."
+        )
+    return mask

@@ -1,0 +1,385 @@
+"""``SparseLayer``: one weight, and which of its entries are live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sparseopt.distributed.dtensor import local, placement, shard_like, sums_over_shards, whole
+from sparseopt.masks.filling import fill_where_false_
+from sparseopt.masks.indices import index_dtype, live_indices, mark, where
+from sparseopt.masks.memory_layout import Layout, clear_
+from sparseopt.utils.bits import pack, popcounts, unpack
+
+__all__ = ["SparseLayer"]
+
+#: Up to this density live weights are known by their positions alone: at four bytes a live weight
+#: these are no larger than a mask of one byte a weight, and saving the live entries, clearing the
+#: tensor and writing them back moves less memory than a pass with the mask beside it.
+INDEX_UP_TO: Final = 0.25
+
+
+class SparseLayer:
+    """One weight and the mask that says which of its entries are live.
+
+    Positions are logical (row-major over the shape), whatever the weight's memory format. A layer
+    does not know which method moves it, nor which optimizer trains it.
+
+    Up to a density of a quarter it keeps the positions of live weights, four bytes each; above, a
+    mask of one byte a weight, and positions while compact state needs them. Beside either is one
+    bit a weight for "was ever live".
+
+    A weight may be sharded (a DTensor). Then a mask is kept, sharded alike; everything that is
+    counted or indexed is of the whole weight; and to gather, to have positions, to rebind and to
+    count what was ever live are collective calls.
+
+    Attributes:
+        name: the parameter's name.
+        weight: the parameter, dense in memory, zero where it is not live.
+        target: the live count that training ends with, or, where methods share out what grows among
+            layers, starts with. A layer whose target is all its weights is dense: listed, and never
+            updated.
+        last_dropped: weights dropped by the last update.
+        last_grown: weights grown by the last update.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> layer = SparseOptimizer(sgd, model, density=0.25, total_steps=1000).layers[0]
+        >>> layer
+        SparseLayer('weight', 16x32, live=128/512)
+        >>> layer.mask.shape, layer.gather(layer.weight).shape
+        (torch.Size([16, 32]), torch.Size([128]))
+    """
+
+    def __init__(self, name: str, weight: torch.nn.Parameter, mask: Tensor, target: int) -> None:
+        self.name = name
+        self.weight = weight
+        self.target = target
+        self.last_dropped = 0
+        self.last_grown = 0
+        self._mask: Tensor | None
+        self._index: Tensor | None
+        self._note_place()
+        self._set_mask(mask)
+        self._ever = self._pack(self.mask)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.weight.shape))
+        return f"SparseLayer({self.name!r}, {shape}, live={self.live}/{self.numel})"
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return self.weight.numel()
+
+    @property
+    def live(self) -> int:
+        """Number of live weights."""
+        return self._live
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, of the weight's shape, true where live; up to a density of a quarter made anew.
+
+        Read it; writing to it changes nothing that can be relied on.
+        """
+        if not self.is_sharded:
+            self.follow_weight()
+        if self._mask is not None:
+            return self._mask
+        mask = torch.zeros_like(self.weight, dtype=torch.bool, requires_grad=False)
+        if self.is_full:
+            return mask.fill_(True)
+        # A weight that was moved may not lie as it did when this was noted.
+        flat = self._layout.flat(mask)
+        flat.scatter_(0, self._offsets(), True)
+        self._layout.put_back_(mask, flat)
+        return mask
+
+    @property
+    def density(self) -> float:
+        """Live weights over all weights, in (0, 1]."""
+        return self._live / self.numel
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the layer is meant to stay dense for ever."""
+        return self.target == self.numel
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every weight is live now."""
+        return self._full
+
+    @property
+    def ever_live(self) -> int:
+        """Number of weights that were live at any time."""
+        return self.ever_live_counts([self])[0]
+
+    @staticmethod
+    def ever_live_counts(layers: Sequence[SparseLayer]) -> list[int]:
+        """Return :attr:`ever_live` of each of ``layers``, waiting for their device once."""
+        counts = popcounts([layer._ever for layer in layers])
+        return sums_over_shards(counts, [layer.weight for layer in layers])
+
+    @property
+    def ever_live_bits(self) -> Tensor:
+        """Which weights were ever live, as uint8 with one bit a weight, ``(ceil(numel / 8),)``.
+
+        If the weight is sharded it is bool, of the weight's shape, and sharded alike.
+        """
+        if not self.is_sharded:
+            return self._ever
+        ever = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False)
+        part = local(ever)
+        part.copy_(unpack(self._ever, part.numel()).view(part.shape))
+        return ever
+
+    def restore(self, mask: Tensor | None, ever_live_bits: Tensor | None, target: int) -> None:
+        """Take over what a checkpoint has of this layer, without touching the weight.
+
+        Args:
+            mask: bool, of the weight's shape; ``None`` if every weight is live.
+            ever_live_bits: what :attr:`ever_live_bits` was, sharded or not; ``None`` if every
+                weight is live.
+            target: what ``target`` was.
+        """
+        if mask is None:
+            mask = torch.ones_like(self.weight, dtype=torch.bool, requires_grad=False)
+        self._set_mask(mask)
+        self._set_ever_live(ever_live_bits)
+        self.target = target
+
+    def follow_weight(self) -> None:
+        """Move what is known of live weights to where the weight is now, after ``model.to(...)``.
+
+        It may be on another device, or in another memory format.
+        """
+        if self._place == self._place_of_weight():
+            return
+        mask = self._mask
+        positions = None if mask is not None else self.positions()
+        self._note_place()
+        self._ever = self._ever.to(self.weight.device)
+        if mask is not None:
+            self._set_mask(mask)
+        else:
+            assert positions is not None
+            self._set_positions(positions.to(self.weight.device))
+
+    def rebind(self, weight: torch.nn.Parameter) -> None:
+        """Take ``weight`` for the old one, of the same shape: a framework sharded the model."""
+        mask, ever_live = whole(self.mask), whole(self.ever_live_bits)
+        self.weight = weight
+        self._note_place()
+        self._set_mask(mask)
+        self._set_ever_live(ever_live)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weight is a DTensor, of which each rank holds a part."""
+        return self._place[2] is not None
+
+    def positions(self) -> Tensor:
+        """Return where live weights are, ascending: int32 if wide enough, else int64, ``(live,)``.
+
+        Where the weight is contiguous this is what the layer itself holds: not to be written to.
+        """
+        if self.is_full:
+            dtype = index_dtype(self.numel)
+            return torch.arange(self.numel, dtype=dtype, device=self.weight.device)
+        return self._layout.positions(self._offsets())
+
+    def forget_positions(self) -> None:
+        """Free positions that are kept beside a mask, until they are asked for again."""
+        if self._mask is not None:
+            self._index = None
+
+    def mask_(self, tensor: Tensor, fill: float = 0.0) -> None:
+        """Write ``fill`` into a tensor of the weight's shape wherever the mask is false."""
+        if self.is_full:
+            return
+        if self._mask is None and tensor.grad_fn is None:
+            tensor = tensor.detach()
+            flat = self._layout.flat(tensor)
+            self._overwrite_(tensor, flat, flat.index_select(0, self._offsets()), fill)
+        elif self.is_sharded:
+            self._check_placement(tensor)
+            fill_where_false_(local(tensor), local(self.mask), fill)
+        else:
+            fill_where_false_(tensor, self.mask, fill)
+
+    def retain_(self, tensor: Tensor, kept: Tensor, fill: float = 0.0) -> None:
+        """Write ``fill`` into a tensor like the weight, but for live weights that are ``kept``.
+
+        Args:
+            tensor: of the weight's shape.
+            kept: bool, ``(live,)``.
+            fill: the value.
+        """
+        if self.is_sharded or tensor.grad_fn is not None:
+            flat = torch.zeros(self.numel, dtype=torch.bool, device=kept.device)
+            flat.scatter_(0, self.positions(), kept)
+            stays = shard_like(flat.view(self.weight.shape), self.weight)
+            fill_where_false_(local(tensor), local(stays), fill)
+        else:
+            values = where(kept, self.gather(tensor), fill)
+            self.scatter_(tensor.detach().fill_(fill), values)
+
+    def gather(self, tensor: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Return the live entries of a tensor of the weight's shape: ``(live,)``, logical order.
+
+        Args:
+            tensor: what to read.
+            out: where to write them, ``(live,)``; by default a new tensor.
+        """
+        # detach() costs a tenth of a no_grad() block, and this runs for every layer at every step.
+        tensor = whole(tensor) if self.is_sharded else tensor.detach()
+        if self.is_full:
+            flat = tensor.reshape(-1)
+            return flat.clone() if out is None else out.copy_(flat)
+        flat = self._layout.flat(tensor)
+        if out is None:
+            return flat.index_select(0, self._offsets())
+        return torch.index_select(flat, 0, self._offsets(), out=out)
+
+    def scatter_(self, tensor: Tensor, values: Tensor) -> None:
+        """Write ``values``, ``(live,)``, into the live entries of a tensor like the weight."""
+        tensor = tensor.detach()
+        if self.is_full:
+            tensor.copy_(values.view(tensor.shape))
+            return
+        flat = self._layout.flat(tensor)
+        flat.scatter_(0, self._offsets(), values)
+        self._layout.put_back_(tensor, flat)
+
+    def replace_(self, values: Tensor) -> None:
+        """Make ``values``, ``(live,)``, the weight's live entries, and all others zero."""
+        if self.is_full:
+            self.scatter_(self.weight, values)
+        else:
+            weight = self.weight.detach()
+            self._overwrite_(weight, self._layout.flat(weight), values, 0.0)
+
+    @torch.no_grad()
+    def expand(self, values: Tensor, fill: float = 0.0) -> Tensor:
+        """Return a tensor in the weight's shape and layout with ``values``, ``(live,)``, in place.
+
+        Entries that are not live are ``fill``.
+        """
+        if self.is_sharded:
+            flat = values.new_full((self.numel,), fill)
+            flat.scatter_(0, self.positions(), values)
+            return shard_like(flat.view(self.weight.shape), self.weight)
+        dense = torch.full_like(self.weight, fill, dtype=values.dtype, requires_grad=False)
+        self.scatter_(dense, values)
+        return dense
+
+    @torch.no_grad()
+    def commit(self, positions: Tensor, kept: Tensor, *, dropped: int = 0, grown: int = 0) -> None:
+        """Make the weights at ``positions`` the live ones; those that are not kept become zero.
+
+        Args:
+            positions: ascending, ``(live,)``; the dtype of :meth:`positions`.
+            kept: which of them keep their value, bool, ``(live,)``.
+            dropped: how many weights the update dropped.
+            grown: how many it grew.
+        """
+        if self.is_sharded:
+            flat = mark(positions, self.numel).view(self.weight.shape)
+            self._set_mask(shard_like(flat, self.weight))
+        else:
+            self._set_positions(positions)
+        self.retain_(self.weight, kept)
+        self._ever |= self._pack(self.mask)
+        self.last_dropped = dropped
+        self.last_grown = grown
+
+    def _place_of_weight(self) -> tuple[torch.device, tuple[int, ...], tuple[Any, ...] | None]:
+        return self.weight.device, self.weight.stride(), placement(self.weight)
+
+    def _note_place(self) -> None:
+        self._place = self._place_of_weight()
+        self._layout = Layout(self.weight)
+
+    def _overwrite_(self, tensor: Tensor, flat: Tensor, values: Tensor, fill: float) -> None:
+        """Write ``values`` into the live entries of a tensor, and ``fill`` into all others.
+
+        Args:
+            tensor: of the weight's shape.
+            flat: what the layout makes of it.
+            values: ``(live,)``.
+            fill: the value.
+        """
+        offsets = self._offsets()
+        try:
+            if fill == 0.0:
+                clear_(flat)
+            else:
+                flat.fill_(fill)
+        finally:
+            # KeyboardInterrupt is raised between two calls, and must not find the layer empty.
+            flat.scatter_(0, offsets, values)
+        self._layout.put_back_(tensor, flat)
+
+    def _check_placement(self, tensor: Tensor) -> None:
+        if placement(tensor) != self._place[2]:
+            raise TypeError(
+                f"a tensor that belongs to {self.name!r} (its gradient or optimizer state) is "
+                f"sharded as {placement(tensor)}, but the weight as {self._place[2]}."
+            )
+
+    def _set_mask(self, mask: Tensor) -> None:
+        """Take over a mask of the weight's shape, wherever it is."""
+        if self.is_sharded:
+            self._mask = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False).copy_(
+                shard_like(mask, self.weight)
+            )
+            self._live = int(whole(self._mask).sum())
+            self._full = self._live == self.numel
+            self._index = None
+            return
+        flat = whole(mask).to(self.weight.device).reshape(-1)
+        self._set_positions(live_indices(flat, int(flat.sum())))
+
+    def _set_positions(self, positions: Tensor) -> None:
+        self._live = positions.numel()
+        self._full = self._live == self.numel
+        self._mask = self._index = None
+        if self.is_full:
+            return
+        self._index = self._layout.offsets(positions)
+        if self.density > INDEX_UP_TO:
+            self._mask = self.mask
+            self._index = None
+
+    def _offsets(self) -> Tensor:
+        """Return where live weights lie in memory, in logical order of the weights.
+
+        If the weight is sharded these are positions in the whole of it.
+        """
+        if self._index is None:
+            assert self._mask is not None
+            positions = live_indices(whole(self._mask).reshape(-1), self._live)
+            self._index = self._layout.offsets(positions)
+        return self._index
+
+    def _set_ever_live(self, ever_live: Tensor | None) -> None:
+        if ever_live is None:
+            self._ever = self._pack(self.mask)
+        elif ever_live.dtype == torch.bool:
+            self._ever = self._pack(shard_like(ever_live, self.weight))
+        elif self.is_sharded:
+            bits = unpack(ever_live, self.numel).view(self.weight.shape)
+            self._ever = self._pack(shard_like(bits, self.weight))
+        else:
+            self._ever = ever_live.to(self.weight.device, copy=True)
+
+    def _pack(self, mask: Tensor) -> Tensor:
+        return pack(local(mask).reshape(-1))

@@ -1,0 +1,103 @@
+"""Where the entries of a tensor lie in memory, and where in its logical order."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sparseopt.distributed.dtensor import is_sharded
+
+__all__ = ["Layout", "clear_"]
+
+
+#: Entries up to which torch clears a tensor in one thread.
+ONE_THREAD: Final = 1 << 15
+
+
+class Layout:
+    """The order in which the entries of a tensor lie in memory, gaps between them apart.
+
+    Args:
+        tensor: the tensor. Of a sharded one, it is the order of the whole: the logical one.
+
+    Example:
+        >>> columns = torch.tensor([[1, 2], [3, 4]]).t()
+        >>> Layout(columns).flat(columns)
+        tensor([1, 2, 3, 4])
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        if is_sharded(tensor):
+            like = torch.empty(tensor.shape, device="meta")
+        else:
+            like = torch.empty_like(tensor, device="meta", requires_grad=False)
+        self.shape = like.shape
+        self.stride = like.stride()
+        self.is_logical = like.is_contiguous()
+
+    def has(self, tensor: Tensor) -> bool:
+        """Whether ``tensor``, of this shape, lies in memory like this and without gaps."""
+        return tensor.is_contiguous() if self.is_logical else tensor.stride() == self.stride
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """Return a 1-D tensor of the entries of ``tensor`` in this order; a view if it has it."""
+        if self.is_logical:
+            return tensor.contiguous().view(-1)
+        if tensor.stride() != self.stride:
+            tensor = tensor.new_empty_strided(self.shape, self.stride).copy_(tensor)
+        return tensor.as_strided((tensor.numel(),), (1,))
+
+    def shaped(self, flat: Tensor) -> Tensor:
+        """Return a view of a 1-D tensor in this order: a tensor of this shape."""
+        return (
+            flat.view(self.shape) if self.is_logical else flat.as_strided(self.shape, self.stride)
+        )
+
+    def put_back_(self, tensor: Tensor, flat: Tensor) -> None:
+        """Have ``tensor`` hold what was written into ``flat``, which :meth:`flat` made of it."""
+        if not self.has(tensor):
+            tensor.copy_(self.shaped(flat))
+
+    def offsets(self, positions: Tensor) -> Tensor:
+        """Return the places in this order of the entries at logical ``positions``.
+
+        Example:
+            >>> Layout(torch.zeros(2, 2).t()).offsets(torch.tensor([0, 1, 2]))
+            tensor([0, 2, 1])
+        """
+        if self.is_logical:
+            return positions
+        remainder = positions
+        offsets = torch.zeros_like(positions)
+        for size, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            offsets += remainder % size * step
+            remainder = remainder // size
+        return offsets
+
+    def positions(self, offsets: Tensor) -> Tensor:
+        """Undo :meth:`offsets`."""
+        if self.is_logical:
+            return offsets
+        positions = torch.zeros_like(offsets)
+        logical = 1
+        for size, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            positions += offsets // step % size * logical
+            logical *= size
+        return positions
+
+
+def clear_(flat: Tensor) -> None:
+    """Make a 1-D tensor without gaps zero, on a CPU without torch's own threads.
+
+    Example:
+        >>> values = torch.tensor([1.0, float("nan")])
+        >>> clear_(values)
+        >>> values
+        tensor([0., 0.])
+    """
+    if flat.is_cpu and flat.numel() > ONE_THREAD:
+        flat.view(torch.uint8).numpy().fill(0)
+    else:
+        flat.zero_()

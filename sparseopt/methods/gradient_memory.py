@@ -1,0 +1,190 @@
+"""What a method remembers of gradients between updates, and where that is kept.
+
+A method says by a frozen :class:`GradientMemory` *what* to remember; the optimizer holds it, in one
+tensor a layer, and feeds it once a step: when ``step()`` is called, and not in ``backward()``. Only
+then is the gradient accumulated over micro-batches, averaged over ranks and unscaled, and a step
+that ``GradScaler`` skips is not remembered. So gradients are left dense between ``backward()`` and
+``step()`` wherever the memory needs them dense, as they are on the update steps of RigL: clipping
+sees the dense norm.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sparseopt.distributed.dtensor import local, shard_like
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.utils.validation import check_decay, check_steps
+
+__all__ = ["Accumulated", "GradientMemory", "RememberedGradients", "Smoothed"]
+
+
+@dataclass(frozen=True)
+class GradientMemory(ABC):
+    """A rule that makes one tensor a layer out of the gradients of many steps.
+
+    Args:
+        dense: whether gradients of weights that are not live are remembered too.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from sparseopt import GradientMemory
+        >>> @dataclass(frozen=True)
+        ... class SumOfSquares(GradientMemory):
+        ...     @property
+        ...     def steps(self):
+        ...         return None
+        ...     def add_(self, held, gradient):
+        ...         held.addcmul_(gradient, gradient)
+        >>> held = torch.zeros(2)
+        >>> SumOfSquares().add_(held, torch.tensor([1.0, -2.0]))
+        >>> held
+        tensor([1., 4.])
+    """
+
+    dense: bool = field(default=True, kw_only=True)
+
+    @property
+    @abstractmethod
+    def steps(self) -> int | None:
+        """How many steps up to an update, itself included, are remembered; ``None`` for all."""
+
+    @abstractmethod
+    def add_(self, held: Tensor, gradient: Tensor) -> None:
+        """Bring ``held``, which starts at zero, forward by the gradient of one step, in place.
+
+        Both have the weight's shape; of a sharded weight, that of this rank's part.
+        """
+
+
+@dataclass(frozen=True)
+class Smoothed(GradientMemory):
+    r"""The exponential moving average of the gradient: its momentum.
+
+    .. math:: m \leftarrow \beta\, m + (1 - \beta)\, g
+
+    It is fed on every step until masks stop moving.
+
+    Args:
+        dense: whether gradients of weights that are not live are remembered too; if not, theirs
+            count as 0.
+        decay: :math:`\beta`, in [0, 1).
+
+    Raises:
+        TypeError: if ``decay`` is not a number.
+        ValueError: if it is out of range.
+
+    Example:
+        >>> from sparseopt import RigL
+        >>> RigL(grow=Smoothed(decay=0.9)).memory
+        Smoothed(dense=True, decay=0.9)
+
+    Reference: Dettmers & Zettlemoyer 2019, "Sparse Networks from Scratch", section 3.
+    """
+
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_decay("decay", self.decay)
+
+    @property
+    def steps(self) -> int | None:
+        """All of them."""
+        return None
+
+    def add_(self, held: Tensor, gradient: Tensor) -> None:
+        """Move ``held`` a little towards ``gradient``."""
+        held.mul_(self.decay).add_(gradient, alpha=1.0 - self.decay)
+
+
+@dataclass(frozen=True)
+class Accumulated(GradientMemory):
+    """The sum of the gradients of the last steps before an update, and of the update's own.
+
+    It ranks as their average does. No gradient counts for two updates, so at most those since the
+    last update are summed. All other steps cost nothing.
+
+    Args:
+        dense: whether gradients of weights that are not live are remembered too.
+        last: how many steps, the update's own included.
+
+    Raises:
+        TypeError: if ``last`` is not a whole number.
+        ValueError: if it is not positive.
+
+    Example:
+        >>> from sparseopt import Accumulated, RigL
+        >>> RigL(grow=Accumulated(last=10)).memory
+        Accumulated(dense=True, last=10)
+    """
+
+    last: int = 10
+
+    def __post_init__(self) -> None:
+        check_steps("last", self.last, minimum=1)
+
+    @property
+    def steps(self) -> int | None:
+        """The ``last`` ones."""
+        return self.last
+
+    def add_(self, held: Tensor, gradient: Tensor) -> None:
+        """Add ``gradient`` to ``held``."""
+        held.add_(gradient)
+
+
+class RememberedGradients:
+    """One tensor a layer, in at least single precision, fed by a rule; empty until it is fed.
+
+    Args:
+        rule: what to remember.
+    """
+
+    def __init__(self, rule: GradientMemory) -> None:
+        self.rule = rule
+        self._held: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def feed(self, layers: Iterable[SparseLayer]) -> None:
+        """Remember the gradients that the weights have now; layers without one are left out."""
+        for layer in layers:
+            gradient = layer.weight.grad
+            if layer.is_dense or gradient is None:
+                continue
+            gradient = local(gradient)
+            if not self.rule.dense:
+                gradient = torch.where(local(layer.mask), gradient, 0.0)
+            self.rule.add_(local(self.of(layer)), gradient)
+
+    def of(self, layer: SparseLayer) -> Tensor:
+        """Return what is held for a layer, of the weight's shape; zeros if nothing is."""
+        held = shard_like(self.saved(layer).to(layer.weight.device), layer.weight)
+        self._held[layer.name] = held
+        return held
+
+    def saved(self, layer: SparseLayer) -> Tensor:
+        """Return what a checkpoint keeps for a layer.
+
+        Zeros if nothing is held: distributed checkpointing loads only what a fresh optimizer has.
+        """
+        held = self._held.get(layer.name)
+        if held is not None:
+            return held
+        dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+        return torch.zeros_like(layer.weight, dtype=dtype, requires_grad=False)
+
+    def restore(self, layer: SparseLayer, held: Tensor | None) -> None:
+        """Take over what :meth:`saved` returned; ``None`` stands for zeros."""
+        self._held.pop(layer.name, None)
+        if held is not None:
+            self.of(layer).copy_(shard_like(held, layer.weight))
+
+    def forget(self) -> None:
+        """Start anew, and free the memory."""
+        self._held.clear()

@@ -1,0 +1,293 @@
+"""How masks and progress travel in an ordinary optimizer state dict.
+
+A mask is a bool tensor in its parameter's ``state`` entry, beside one bit a weight for "was ever
+live"; all else is one dictionary in the first param group. Nothing is added at the top level,
+because distributed checkpointing keeps only ``state`` and ``param_groups``. It also loads into the
+keys that a fresh optimizer has, and takes dictionaries and lists apart: so keys never depend on how
+far training is, and what grows is a tuple, which it saves as one value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.prunable import canonical_name
+from sparseopt.methods.base import Method
+from sparseopt.methods.gradient_memory import RememberedGradients
+from sparseopt.optimizer.progress import Progress
+from sparseopt.optimizer.state import StateStore
+from sparseopt.utils.errors import CheckpointError
+
+__all__ = [
+    "SavedLayer",
+    "SavedState",
+    "attach",
+    "check_kind",
+    "extract",
+    "match_layers",
+    "only_makes_state",
+    "restore_layers",
+]
+
+PROGRESS_KEY: Final = "sparseopt"
+MASK_KEY: Final = "sparse_mask"
+EVER_LIVE_KEY: Final = "sparse_ever_live"
+MEMORY_KEY: Final = "sparse_memory"
+
+
+@dataclass(frozen=True)
+class SavedLayer:
+    """A layer as a checkpoint has it.
+
+    ``mask`` is ``None`` if every weight was live, ``memory`` if the method remembered no gradients.
+    """
+
+    name: str
+    index: int
+    shape: tuple[int, ...]
+    target: int
+    last_dropped: int
+    last_grown: int
+    mask: Tensor | None
+    ever_live_bits: Tensor | None
+    memory: Tensor | None
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state dict taken apart: what the inner optimizer loads, and what is ours."""
+
+    inner: dict[str, Any]
+    layers: list[SavedLayer]
+    named: bool
+    progress: dict[str, Any]
+
+
+def attach(
+    inner: Optimizer,
+    layers: Sequence[SparseLayer],
+    *,
+    named: bool,
+    method: Method,
+    compact: bool,
+    fresh: Mapping[tuple[str, str], float],
+    memory: RememberedGradients | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return the inner optimizer's state dict with masks and progress added.
+
+    Raises:
+        RuntimeError: if a layer's weight is in no param group any more.
+    """
+    indices = _parameter_indices(inner, layers)
+    state_dict = inner.state_dict()
+    state = dict(state_dict["state"])
+    entries = []
+    for layer in layers:
+        index = indices[layer.weight]
+        entries.append(
+            {
+                "name": layer.name,
+                "index": index,
+                "shape": list(layer.weight.shape),
+                "target": layer.target,
+                "last_dropped": layer.last_dropped,
+                "last_grown": layer.last_grown,
+            }
+        )
+        if not (layer.is_full and layer.is_dense):
+            # Copies, for distributed checkpointing loads into the tensors that it finds here.
+            state[index] = {
+                **state.get(index, {}),
+                MASK_KEY: layer.mask.clone(),
+                EVER_LIVE_KEY: layer.ever_live_bits.clone(),
+            }
+        if memory is not None and not layer.is_dense:
+            state[index] = {**state.get(index, {}), MEMORY_KEY: memory.saved(layer)}
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    groups[0][PROGRESS_KEY] = {
+        "method": method.name,
+        "optimizer": type(inner).__name__,
+        "compact": compact,
+        **progress.as_dict(),
+        "named": named,
+        "fresh": tuple((*key, value) for key, value in fresh.items()),
+        "layers": tuple(entries),
+    }
+    return {**state_dict, "state": state, "param_groups": groups}
+
+
+def extract(state_dict: Mapping[str, Any]) -> SavedState:
+    """Take a state dict apart, without changing it.
+
+    Raises:
+        CheckpointError: if it holds no masks.
+    """
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    progress = groups[0].pop(PROGRESS_KEY, None) if groups else None
+    if progress is None:
+        raise CheckpointError(
+            "the state dict has no masks. If it was saved by a plain optimizer, load it into that "
+            "optimizer before wrapping it, and masks start anew. If it went through "
+            "StateDictOptions(flatten_optimizer_state_dict=True), that kept only what a plain "
+            "optimizer has: save and load it without flattening."
+        )
+    state = {index: dict(entry) for index, entry in state_dict["state"].items()}
+    # Numbers, or names where distributed checkpointing has put them in their place.
+    keys = [key for group in groups for key in group["params"]]
+    layers = []
+    for saved in progress["layers"]:
+        key = keys[saved["index"]]
+        entry = state.get(key, {})
+        mask, ever_live_bits = entry.pop(MASK_KEY, None), entry.pop(EVER_LIVE_KEY, None)
+        memory = entry.pop(MEMORY_KEY, None)
+        if not entry:
+            state.pop(key, None)
+        layers.append(
+            SavedLayer(
+                **{**saved, "shape": tuple(saved["shape"])},
+                mask=mask,
+                ever_live_bits=ever_live_bits,
+                memory=memory,
+            )
+        )
+    inner = {**state_dict, "state": state, "param_groups": groups}
+    return SavedState(inner, layers, progress["named"], progress)
+
+
+def check_kind(saved: SavedState, inner: Optimizer, method: Method) -> None:
+    """Check that a checkpoint is of this method and of an inner optimizer like this one.
+
+    One of another class is let through if its param groups have the same settings, as those of
+    Adam and AdamW.
+
+    Raises:
+        CheckpointError: if it is not.
+    """
+    if saved.progress["method"] != method.name:
+        raise CheckpointError(
+            f"the checkpoint is of method {saved.progress['method']!r}, but this optimizer has "
+            f"method={method.name!r}."
+        )
+    theirs, mine = saved.progress["optimizer"], type(inner).__name__
+    settings = set(inner.param_groups[0]) - set(saved.inner["param_groups"][0])
+    if theirs != mine and settings:
+        raise CheckpointError(
+            f"the checkpoint is of inner optimizer {theirs}, but this one is {mine}, whose "
+            f"{sorted(settings)[0]!r} the checkpoint does not have."
+        )
+
+
+def match_layers(
+    saved: SavedState, inner: Optimizer, layers: Sequence[SparseLayer], *, named: bool
+) -> list[tuple[SparseLayer, SavedLayer]]:
+    """Pair each layer with what the checkpoint has of it.
+
+    They are matched by name where both sides have names, wrappers' prefixes apart, else by
+    position.
+
+    Raises:
+        CheckpointError: if the layers or their shapes are not the same, or a parameter has another
+            place in the param groups.
+    """
+    if saved.named and named:
+        by_name = {canonical_name(layer.name): layer for layer in saved.layers}
+        _check_same_layers([layer.name for layer in layers], list(by_name))
+        pairs = [(layer, by_name[layer.name]) for layer in layers]
+    else:
+        if len(saved.layers) != len(layers):
+            raise CheckpointError(
+                f"the checkpoint has {len(saved.layers)} sparse layers, this optimizer "
+                f"{len(layers)} ({_first_difference(saved.layers, layers)})."
+            )
+        pairs = list(zip(layers, saved.layers, strict=True))
+    indices = _parameter_indices(inner, layers)
+    for layer, was in pairs:
+        if was.shape != tuple(layer.weight.shape):
+            raise CheckpointError(
+                f"layer {layer.name!r} has shape {tuple(layer.weight.shape)}, but in the "
+                f"checkpoint {was.shape}."
+            )
+        if was.index != indices[layer.weight]:
+            raise CheckpointError(
+                f"layer {layer.name!r} is parameter {indices[layer.weight]} of the optimizer, but "
+                f"was parameter {was.index} in the checkpoint: give the optimizer its parameters "
+                "in the same order."
+            )
+    return pairs
+
+
+def restore_layers(
+    saved: SavedState,
+    pairs: Sequence[tuple[SparseLayer, SavedLayer]],
+    *,
+    store: StateStore,
+    memory: RememberedGradients | None,
+) -> None:
+    """Give layers what the checkpoint has of them; the inner optimizer has loaded its state."""
+    names = {was.name: layer.name for layer, was in pairs}
+    # Checkpoints of the first version have no such key.
+    fresh = saved.progress.get("fresh", ())
+    store.noted.update({(names[layer], state): value for layer, state, value in fresh})
+    for layer, was in pairs:
+        layer.restore(was.mask, was.ever_live_bits, was.target)
+        layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
+        layer.mask_(layer.weight)
+        store.adopt(layer, compact=saved.progress["compact"])
+        if memory is not None:
+            memory.restore(layer, was.memory)
+
+
+def only_makes_state(inner: Optimizer, gradients: Callable[[], Sequence[Tensor]]) -> bool:
+    """Whether a step is only to make state: what distributed checkpointing does before loading.
+
+    It sets every learning rate and gradient to zero and steps an optimizer without state.
+
+    Args:
+        inner: the optimizer.
+        gradients: returns all gradients of its parameters.
+    """
+    if inner.state or any(group.get("lr") != 0.0 for group in inner.param_groups):
+        return False
+    return not any(bool(gradient.any()) for gradient in gradients())
+
+
+def _check_same_layers(here: list[str], there: list[str]) -> None:
+    missing = [name for name in here if name not in there]
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint has no sparse layer {missing[0]!r} ({len(missing)} of this "
+            f"optimizer's {len(here)} are missing): it belongs to another model or layer set."
+        )
+    surplus = [name for name in there if name not in here]
+    if surplus:
+        raise CheckpointError(
+            f"the checkpoint has a sparse layer {surplus[0]!r} that this optimizer has not "
+            f"({len(surplus)} such): it belongs to another model or layer set."
+        )
+
+
+def _first_difference(saved: Sequence[SavedLayer], layers: Sequence[SparseLayer]) -> str:
+    for was, layer in zip(saved, layers, strict=False):
+        if was.shape != tuple(layer.weight.shape):
+            return f"first difference: {was.name!r} {was.shape} there, {layer!r} here"
+    return "the first ones agree"
+
+
+def _parameter_indices(inner: Optimizer, layers: Sequence[SparseLayer]) -> dict[Tensor, int]:
+    """Return each parameter's key in the state dict: its place, counted through the groups."""
+    parameters = (parameter for group in inner.param_groups for parameter in group["params"])
+    indices: dict[Tensor, int] = {parameter: index for index, parameter in enumerate(parameters)}
+    for layer in layers:
+        if layer.weight not in indices:
+            raise RuntimeError(
+                f"the weight of sparse layer {layer.name!r} is in none of the optimizer's "
+                "param_groups any more: call detach(), and wrap what is left anew."
+            )
+    return indices

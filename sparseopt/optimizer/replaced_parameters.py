@@ -1,0 +1,111 @@
+"""Parameters that a framework puts in place of those that the optimizer was made with.
+
+Accelerate shards the model of FSDP2 after the optimizer was made, and then writes the sharded
+parameters into its ``param_groups``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.utils.hooks import WeakHook
+
+__all__ = ["ParameterPlaces", "before_first_forward", "may_be_sharded_later", "rebind"]
+
+
+class ParameterPlaces:
+    """Where in the param groups each layer's weight is, so that another in its place is noticed."""
+
+    def __init__(self) -> None:
+        self._places: dict[SparseLayer, tuple[int, int]] = {}
+        # Not held weakly: torch swaps no parameter that is, when it moves a DTensor.
+        self._known: dict[int, nn.Parameter] = {}
+
+    def note(self, layers: Sequence[SparseLayer], groups: list[dict[str, Any]]) -> None:
+        """Remember where the weights of ``layers`` are now."""
+        place_of = {
+            parameter: (number, index)
+            for number, group in enumerate(groups)
+            for index, parameter in enumerate(group["params"])
+        }
+        self._places = {
+            layer: place_of[layer.weight] for layer in layers if layer.weight in place_of
+        }
+        self._known = {id(parameter): parameter for parameter in place_of}
+
+    def replaced(self, groups: list[dict[str, Any]]) -> list[tuple[SparseLayer, nn.Parameter]]:
+        """Return the layers whose weight has a new parameter of its shape in its place.
+
+        A parameter that was in the groups before has come there because others were taken out, and
+        replaces none. A weight that is somewhere else in ``groups`` was moved, not replaced.
+        """
+        found = []
+        for layer, (number, index) in self._places.items():
+            group = groups[number]["params"] if number < len(groups) else []
+            there = group[index] if index < len(group) else None
+            # Asked first, as it ends here for every layer at every step.
+            if there is layer.weight:
+                continue
+            if not isinstance(there, nn.Parameter) or id(there) in self._known:
+                continue
+            if _takes_over(there, layer, groups):
+                found.append((layer, there))
+        return found
+
+
+def before_first_forward(model: nn.Module, act: Callable[[], Any]) -> RemovableHandle:
+    """Call ``act``, a method that is held weakly, before the next training forward; once."""
+    hook = _Once(act)
+    hook.handle = model.register_forward_pre_hook(hook)
+    return hook.handle
+
+
+class _Once(WeakHook):
+    def __init__(self, act: Callable[[], Any]) -> None:
+        super().__init__(act)
+        self.handle: RemovableHandle | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or self.handle is None:
+            return
+        self.handle.remove()
+        self.handle = None
+        self.act()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "handle": None}
+
+
+def rebind(replaced: Sequence[tuple[SparseLayer, nn.Parameter]], inner: Optimizer) -> None:
+    """Have layers follow the parameters that took their weights' place, and ``inner``'s state too.
+
+    Collective if a new parameter is sharded.
+
+    Args:
+        replaced: what :meth:`ParameterPlaces.replaced` returned.
+        inner: the optimizer, its state dense.
+    """
+    for layer, weight in replaced:
+        state = inner.state.pop(layer.weight, None)
+        layer.rebind(weight)
+        if state is not None:
+            inner.state[weight] = state
+
+
+def may_be_sharded_later() -> bool:
+    """Whether there are several processes over which a model can be spread."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def _takes_over(there: nn.Parameter, layer: SparseLayer, groups: list[dict[str, Any]]) -> bool:
+    if there.shape != layer.weight.shape:
+        return False
+    return not any(parameter is layer.weight for group in groups for parameter in group["params"])

@@ -1,0 +1,392 @@
+"""``SparseOptimizer``: the wrapper, and only what an optimizer must be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparseopt.distributed.dtensor import whole
+from sparseopt.distributed.ranks import agree_on_seed, many_ranks, require_agreement
+from sparseopt.distributions import Distribution
+from sparseopt.flops import Accountant
+from sparseopt.masks.transition import Regrow
+from sparseopt.methods import Method, get_method
+from sparseopt.optimizer import checkpoint
+from sparseopt.optimizer.averaging import mask_copy
+from sparseopt.optimizer.build import (
+    Wishes,
+    add_in_order,
+    build_layers,
+    check_wrappable,
+    has_names,
+    more_layers,
+)
+from sparseopt.optimizer.gradients import GradientGate
+from sparseopt.optimizer.hooks import AttachedOptimizer, let_go_of
+from sparseopt.optimizer.inspection import InspectableOptimizer
+from sparseopt.optimizer.mask_updates import MaskUpdater
+from sparseopt.optimizer.progress import Progress, make_schedule
+from sparseopt.optimizer.state import CompactState, StateMode, choose_store
+from sparseopt.optimizer.weight_backup import WeightBackup
+from sparseopt.schedules import Decay
+from sparseopt.utils.compile import never_compiled
+from sparseopt.utils.random import mask_generator
+from sparseopt.utils.validation import check_density, check_seed
+
+__all__ = ["SparseOptimizer"]
+
+#: In a pickle, whether the optimizer was detached.
+DETACHED: Final = "_was_detached"
+
+
+class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
+    """Wraps an optimizer so that training is sparse from the first step to the last.
+
+    A fixed budget of weights is live; all others are zero, and stay so whatever the optimizer.
+    Every ``delta_t``-th call of :meth:`step`, until ``t_end``, the method drops some live weights
+    and grows as many elsewhere instead of stepping the inner optimizer. The training loop does not
+    change: to schedulers, ``GradScaler``, clipping, accumulation and data parallel training this is
+    an ordinary :class:`torch.optim.Optimizer`, whose ``param_groups``, ``state`` and ``defaults``
+    are the inner optimizer's.
+
+    Where :mod:`torch.distributed` is initialised, construction is a collective call: all ranks make
+    the optimizer, and agree on rank 0's seed and masks.
+
+    Args:
+        optimizer: any optimizer of :mod:`torch.optim` (but SparseAdam) or subclass of
+            :class:`torch.optim.Optimizer`. A param group may carry ``density=``: a density of its
+            own, or ``False`` to leave it dense.
+        model: the model. With it, the weights of convolutions, linear layers and attention
+            projections are made sparse; without it, every trainable parameter of two or more
+            dimensions.
+        method: a registered name (see :func:`sparseopt.available_methods`) or a
+            :class:`sparseopt.Method`.
+        density: share of the weights that is live, in (0, 1].
+        init: how much of each layer is live: ``"erk"``, ``"er"``, ``"uniform"``, a mapping from
+            layer name to density (others take ``density``), or a function from shapes and a density
+            to such a mapping.
+        mask: which weights are live at first: ``"random"``, ``"magnitude"``, ``"nonzero"`` (those
+            that are not zero now, whatever ``density``), or a mapping from layer name to bool
+            tensor.
+        total_steps: how many times :meth:`step` will be called. Updates stop at three quarters.
+        t_end: the step from which on masks stay, if not at three quarters.
+        delta_t: steps between updates.
+        alpha: the drop fraction at the start, in [0, 1].
+        decay: how the drop fraction falls until ``t_end``: ``"cosine"``, ``"linear"`` or
+            ``"constant"``.
+        seed: of random masks and random growth; rank 0's :func:`torch.initial_seed` by default.
+        state: ``"compact"`` keeps optimizer state for live weights only, ``"masked"`` keeps it
+            dense, ``"auto"`` is compact for element-wise optimizers.
+        regrow: what becomes of a weight that an update drops and could grow again: ``"keep"`` (the
+            default) lets it come back with its value and state, ``"zero"`` lets it come back
+            afresh, ``"never"`` rules it out in that update.
+
+    Attributes:
+        inner: the wrapped optimizer.
+        method: the method, an instance.
+
+    Raises:
+        TypeError: if an argument has the wrong type, the optimizer cannot be wrapped (SparseAdam,
+            or a SparseOptimizer already), or a weight that would be made sparse is complex or has
+            a layout other than ``torch.strided``. ``density=False`` in its param group keeps such
+            a weight dense. DTensors (FSDP2, tensor parallel) are weights like any other.
+        ValueError: if an argument is out of range, a name is not known, or ``state="compact"`` is
+            asked for where state has to be dense (DTensors, an optimizer that is not
+            element-wise).
+        NoSparseLayerError: if nothing can be sparse.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
+        ... )
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model,
+        ...     method="rigl", density=0.1, init="erk", total_steps=1000, delta_t=10)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 64)).square().mean().backward()
+        ...     optimizer.step()
+        >>> round(optimizer.density, 3)
+        0.1
+        >>> [record.step for record in optimizer.history]
+        [10, 20]
+
+    Reference: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners".
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None = None,
+        *,
+        method: str | Method = "rigl",
+        density: float = 0.1,
+        init: str | Mapping[str, float] | Distribution = "erk",
+        mask: str | Mapping[str, Tensor] = "random",
+        total_steps: int | None = None,
+        t_end: int | None = None,
+        delta_t: int = 100,
+        alpha: float = 0.3,
+        decay: Decay = "cosine",
+        seed: int | None = None,
+        state: StateMode = "auto",
+        regrow: Regrow | None = None,
+    ) -> None:
+        check_wrappable(optimizer, model)
+        self.inner = optimizer
+        self.method = get_method(method, regrow=regrow)
+        self._wishes = Wishes(check_density("density", density), init, mask)
+        schedule = make_schedule(
+            total_steps=total_steps, t_end=t_end, delta_t=delta_t, alpha=alpha, decay=decay
+        )
+        self._made_alone = not many_ranks()
+        seed = agree_on_seed(torch.initial_seed() if seed is None else check_seed("seed", seed))
+        self._progress = Progress(schedule, total_steps, mask_generator(seed))
+        self._model = model
+        self._named = has_names(optimizer, model)
+        self._layers = build_layers(
+            optimizer.param_groups, model, self._wishes, self.method, self._progress.generator
+        )
+        self._state_mode = state
+        self._store = choose_store(state, optimizer, self._layers)
+        self._updater = MaskUpdater(self.method, self._layers, self._store, self._progress)
+        self._gate = GradientGate()
+        self._accountant = Accountant(model)
+        self._become_an_optimizer()
+        let_go_of(optimizer)
+        self._attach()
+        self._backup = WeightBackup(self._layers)
+        self._take_over(self._layers)
+        self._updater.check_horizon()
+
+    # What torch and its users expect of an optimizer.
+
+    @never_compiled
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move the masks if this is an update step, else step the inner optimizer.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            The closure's loss, or what the inner optimizer returns.
+
+        Raises:
+            RuntimeError: after :meth:`detach`; at the first step, if another SparseOptimizer masks
+                the same weights; or if there are several ranks now, there were none on
+                construction, and their masks differ.
+            ValueError: if the method needs a horizon and has none.
+        """
+        self._require_attached("step")
+        # A scheduler made on the inner optimizer looks here for "step() came before me".
+        self.inner._opt_called = True  # type: ignore[attr-defined]
+        self._follow_parameters()
+        if checkpoint.only_makes_state(self.inner, self._gradients):
+            self._backup.put_back()
+            return self._store.step(closure)
+        if not self._is_alone:
+            # Not at construction: one that this one takes the place of may live until that ends.
+            self._require_alone()
+        if self._made_alone and many_ranks():
+            masks = {layer.name: whole(layer.mask) for layer in self._layers}
+            require_agreement(masks, self._progress.generator)
+            self._made_alone = False
+        self._backup.discard()
+        self._updater.require_horizon()
+        step = self._progress.steps + 1
+        if self._updater.is_due():
+            loss = _evaluate(closure)
+            self._updater.update(step, self._gradients())
+        else:
+            loss = self._store.step(self._updater.remembering(closure, self._gradients))
+            self._updater.undo_preparation()
+        self._progress.steps = step
+        self._plan_next_step()
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group; weights in it that can be sparse get masks by the same rules.
+
+        If a weight in it cannot be masked, nothing is added.
+
+        Raises:
+            RuntimeError: after :meth:`detach`; or after unpickling, if the optimizer was made with
+                a model, which is not in the pickle.
+            TypeError: if a weight is of a kind that can't be masked.
+            ValueError: if a density is wrong, a weight has the name of a layer that there is, or
+                the method is ``rigl-struct``, which takes no more layers.
+        """
+        self._require_attached("add the group to")
+        if self._model is None and self._named and not has_names(self.inner, None):
+            raise RuntimeError(
+                "this SparseOptimizer was unpickled without its model, which says what can be "
+                "sparse: make a new one with the model, and load the state dict."
+            )
+        self._store.bring_back()
+        self.inner.add_param_group(param_group)
+        try:
+            layers = more_layers(
+                self.inner.param_groups,
+                self._model,
+                self._wishes,
+                self.method,
+                self._progress.generator,
+                known={layer.name for layer in self._layers},
+            )
+        except Exception:
+            self.inner.param_groups.pop()
+            raise
+        progress = self._progress
+        usage = progress.usage.advanced(progress.steps, self._layers)
+        progress.usage = usage.joined_by(layers)
+        add_in_order(self._layers, layers, self._model)
+        self._places.note(self._layers, self.inner.param_groups)
+        self._backup.add(layers)
+        self._take_over(layers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the inner optimizer's state dict with masks and progress in it.
+
+        Its top level has nothing but ``state`` and ``param_groups``. See the page on checkpoints.
+
+        Raises:
+            RuntimeError: if a sparse layer's weight was taken out of the param groups.
+        """
+        self._store.bring_back()
+        self._follow_parameters()
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state_dict = checkpoint.attach(
+            self.inner,
+            self._layers,
+            named=self._named,
+            method=self.method,
+            compact=isinstance(self._store, CompactState) and not self._attachment.is_released,
+            fresh=self._store.noted,
+            memory=self._updater.memory,
+            progress=self._progress,
+        )
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            state_dict = post_hook(self, state_dict) or state_dict
+        return state_dict
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Bring masks, optimizer state, schedule, history and random state back.
+
+        The schedule of the checkpoint wins over that of the construction. Compact and dense state
+        load into either mode. If the checkpoint does not fit, nothing changes.
+
+        Raises:
+            CheckpointError: if the state dict is that of a plain optimizer, another method, other
+                layers, or an inner optimizer of another class without all settings of this one.
+            RuntimeError: after :meth:`detach`, or if a sparse layer's weight was taken out of the
+                param groups.
+            ValueError: if the inner optimizer refuses it.
+        """
+        self._require_attached("load into")
+        self._store.bring_back()
+        self._follow_parameters()
+        state_dict = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        saved = checkpoint.extract(state_dict)
+        checkpoint.check_kind(saved, self.inner, self.method)
+        pairs = checkpoint.match_layers(saved, self.inner, self._layers, named=self._named)
+        self.inner.load_state_dict(saved.inner)
+        self._backup.put_back()
+        self._updater.forget_preparation()
+        checkpoint.restore_layers(saved, pairs, store=self._store, memory=self._updater.memory)
+        self._progress.restore(saved.progress)
+        self._plan_next_step()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._store.bring_back()
+        # Hooks belong to this object and this process; the model is its owner's to pickle.
+        here = ("_model", "_accountant", "_attachment", "_places", "step")
+        kept = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in here and not name.startswith("_optimizer_")
+        }
+        return {**kept, DETACHED: self._attachment.is_released}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        was_detached = state.pop(DETACHED, False)
+        self.__dict__.update(state)
+        self._model = None
+        self._accountant = Accountant(None)
+        self._become_an_optimizer()
+        self._attach()
+        self._attachment.mask_gradients(self._layers, self._gate)
+        if was_detached:
+            self._attachment.release()
+
+    def __copy__(self) -> SparseOptimizer:
+        raise TypeError(
+            "copy.copy() of a SparseOptimizer would share its masks and the inner optimizer's "
+            "state with it: use copy.deepcopy(), of the optimizer and the model together."
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseOptimizer:
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        clone._model, clone._accountant = copy.deepcopy((self._model, self._accountant), memo)
+        clone._attach_preparation()
+        return clone
+
+    # Steering.
+
+    def set_horizon(self, total_steps: int) -> None:
+        """Say how many times :meth:`step` will be called in all; updates stop at three quarters.
+
+        That is so too if they were to stop elsewhere, by an earlier ``t_end=``.
+
+        Raises:
+            TypeError: if it is not a whole number.
+            ValueError: if it is not positive.
+        """
+        self._store.bring_back()
+        self._progress.set_horizon(total_steps)
+        self._plan_next_step()
+        self._updater.check_horizon()
+
+    def apply_masks(self, model: nn.Module) -> None:
+        """Make the same weights of another model zero: an averaged or a target copy.
+
+        An average over steps in which masks moved is denser than any of its parts.
+
+        Raises:
+            ValueError: if ``model`` has no parameter of a layer's name and shape.
+        """
+        mask_copy(model, self._layers)
+
+    def detach(self) -> None:
+        """Remove all hooks and give the inner optimizer dense state, to go on without masks.
+
+        Weights that are not live are zero at that moment, and free to move from then on. The same
+        happens when this object is garbage-collected.
+        """
+        self._store.bring_back()
+        self._attachment.release()
+
+    def _require_attached(self, what: str) -> None:
+        if self._attachment.is_released:
+            raise RuntimeError(f"this SparseOptimizer was detached: {what} its inner optimizer.")
+
+
+def _evaluate(closure: Callable[[], Any] | None) -> Any:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()

@@ -1,0 +1,174 @@
+"""What both ways of keeping the inner optimizer's state have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.transition import Transition
+from sparseopt.optimizer.state.entries import tensors_in
+from sparseopt.optimizer.state.fresh import common_value, noting_first_values
+from sparseopt.optimizer.state.fresh_merge import fresh_value, is_known
+
+__all__ = ["Closure", "StateStore", "unhooked_step"]
+
+Closure = Callable[[], Any]
+
+
+def unhooked_step(optimizer: Optimizer) -> Callable[..., Any]:
+    """Return the optimizer's own ``step`` without the hooks that torch runs around it.
+
+    The wrapper's ``step`` runs them, so that they run once.
+    """
+    step = type(optimizer).step
+    if getattr(step, "hooked", False):
+        step = step.__wrapped__  # type: ignore[attr-defined]
+    bound: Callable[..., Any] = step.__get__(optimizer)
+    return bound
+
+
+class StateStore(ABC):
+    """Steps the inner optimizer on live weights, and moves its state along with the masks.
+
+    Args:
+        inner: the optimizer.
+        layers: its sparse layers; the list is shared and may grow.
+
+    Attributes:
+        gathers: whether every step needs the positions of live weights.
+    """
+
+    gathers: ClassVar[bool]
+
+    def __init__(self, inner: Optimizer, layers: list[SparseLayer]) -> None:
+        self.inner = inner
+        self.layers = layers
+        #: What state began with, by layer and name, of optimizers of which it isn't known.
+        self.noted: dict[tuple[str, str], float] = {}
+
+    @abstractmethod
+    def step(self, closure: Closure | None = None) -> Any:
+        """Step the inner optimizer so that only live weights and their state change."""
+
+    @abstractmethod
+    def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
+        """Bring the state that the inner optimizer holds for a layer into this store's form.
+
+        Args:
+            layer: the layer, its mask in place.
+            compact: whether that state is now one value a live weight, ``(live,)``, and not of the
+                weight's shape.
+        """
+
+    @abstractmethod
+    def move(self, layer: SparseLayer, transition: Transition) -> None:
+        """Make a transition: the mask, the weight, and the weight's optimizer state together."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Bring all state into the form in which the inner optimizer alone would have it."""
+
+    @abstractmethod
+    def bring_back(self) -> None:
+        """Bring weights and state to where everybody looks for them, if they are not there."""
+
+    def forget_curvature(self) -> None:
+        """Drop state that describes the old live weights as a whole: L-BFGS's history."""
+        if isinstance(self.inner, LBFGS):
+            self.inner.state.clear()
+
+    def per_weight(
+        self, layer: SparseLayer, shape: torch.Size, group: dict[str, Any] | None = None
+    ) -> Iterator[tuple[Any, Any, Tensor, float]]:
+        """Yield what the state has one value of per weight, as tensors of ``shape``.
+
+        Each comes as the container that holds it, its key there, the tensor, and its value for a
+        fresh parameter. Flags (bool) are none of it.
+        """
+        if layer.weight not in self.inner.state:
+            return
+        entry = self.inner.state[layer.weight]
+        group = group or self._group_of(layer.weight)
+        for container, key, name, value in tensors_in(entry):
+            if value.shape != shape or value.dtype == torch.bool:
+                continue
+            if shape == layer.weight.shape and self.is_factor(layer, name):
+                continue
+            if group.get("differentiable"):
+                # The graph of the last step may need the value as it was.
+                with torch.enable_grad():
+                    value = container[key] = value.clone()
+            yield container, key, value, self.fresh(layer, group, name)
+
+    def is_factor(self, layer: SparseLayer, name: str) -> bool:
+        """Whether the state ``name`` has the weight's shape by chance."""
+        return False
+
+    def fresh(self, layer: SparseLayer, group: dict[str, Any], name: str) -> float:
+        """Return what the state ``name`` of a weight is before its first gradient.
+
+        It is known of torch's optimizers, and noted of others when they make their state.
+        """
+        if is_known(self.inner):
+            return fresh_value(self.inner, group, name)
+        return self.noted.get((layer.name, name), 0.0)
+
+    @contextmanager
+    def noting_fresh_values(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
+        """Note what state begins with that the inner optimizer makes meanwhile.
+
+        Yields:
+            It, by parameter, in the end.
+        """
+        if is_known(self.inner):
+            yield {}
+            return
+        with noting_first_values(self.inner) as begun:
+            yield begun
+        for layer in self.layers:
+            for name, value in begun.get(layer.weight, {}).items():
+                self.noted[layer.name, name] = value
+
+    def recognise_fresh_values(self, layer: SparseLayer, names: Collection[str]) -> None:
+        """Take them from dropped weights' dense state: a checkpoint's, or a new optimizer's.
+
+        Args:
+            layer: the layer.
+            names: of the state.
+        """
+        if not names or is_known(self.inner) or layer.is_sharded:
+            return
+        for name in names:
+            values = self.inner.state[layer.weight][name]
+            if isinstance(values, Tensor) and values.shape == layer.weight.shape:
+                dropped = values if layer.is_full else values[~layer.mask]
+                self.noted[layer.name, name] = common_value(dropped)
+
+    def state_names(self, layer: SparseLayer) -> set[str]:
+        """Return the names of what the inner optimizer holds for a layer's weight."""
+        return set(self.inner.state.get(layer.weight, ()))
+
+    def trains(self, layer: SparseLayer) -> bool:
+        """Whether the layer's weight still is in a param group."""
+        return self._find_group(layer.weight) is not None
+
+    def _group_of(self, weight: Tensor) -> dict[str, Any]:
+        group = self._find_group(weight)
+        if group is None:
+            raise RuntimeError(
+                "a sparse layer's weight is in none of the optimizer's param_groups."
+            )
+        return group
+
+    def _find_group(self, weight: Tensor) -> dict[str, Any] | None:
+        for group in self.inner.param_groups:
+            if any(weight is parameter for parameter in group["params"]):
+                return group
+        return None

@@ -1,0 +1,73 @@
+"""Which way of keeping state suits an optimizer."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from torch import optim
+
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.optimizer.state.base import StateStore
+from sparseopt.optimizer.state.compact import CompactState
+from sparseopt.optimizer.state.masked import MaskedState
+from sparseopt.utils.validation import check_choice
+
+__all__ = ["StateMode", "choose_store"]
+
+StateMode = Literal["auto", "compact", "masked"]
+
+#: Optimizers that treat every entry of a parameter alike and alone.
+ELEMENTWISE: Final[frozenset[type[optim.Optimizer]]] = frozenset(
+    {
+        optim.SGD,
+        optim.Adam,
+        optim.AdamW,
+        optim.NAdam,
+        optim.RAdam,
+        optim.Adamax,
+        optim.RMSprop,
+        optim.Adagrad,
+        optim.Adadelta,
+        optim.ASGD,
+        optim.Rprop,
+    }
+)
+#: Optimizers of torch that need a parameter's shape, or all parameters at once.
+NOT_ELEMENTWISE: Final = ("Adafactor", "LBFGS", "Muon")
+
+
+def choose_store(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -> StateStore:
+    """Return the store that ``mode`` asks for.
+
+    ``"auto"`` takes compact state for exactly the element-wise classes of :mod:`torch.optim` and
+    masked state for every other class, subclasses included: what they do is not known. Sharded
+    weights have masked state, whose tensors are sharded like them.
+
+    Raises:
+        ValueError: if ``mode`` is not known, or is ``"compact"`` for an optimizer that cannot
+            work on a 1-D tensor of live weights.
+    """
+    check_choice("state", mode, ("auto", "compact", "masked"))
+    if mode == "masked":
+        return MaskedState(inner, layers)
+    obstacle = _obstacle(inner, layers)
+    known = type(inner) in ELEMENTWISE
+    if mode == "auto" and (obstacle is not None or not known):
+        return MaskedState(inner, layers)
+    if obstacle is not None:
+        raise ValueError(
+            f"state='compact' does not suit {type(inner).__name__} with {obstacle}; "
+            "use state='auto' or state='masked'."
+        )
+    return CompactState(inner, layers, pooled=known)
+
+
+def _obstacle(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:
+    """Return what rules out that a 1-D tensor stands for a weight, if anything does."""
+    if any(layer.is_sharded for layer in layers):
+        return "sharded weights (DTensor)"
+    if any(group.get("differentiable") for group in inner.param_groups):
+        return "differentiable=True"
+    if type(inner).__name__ in NOT_ELEMENTWISE:
+        return "an update that is not element-wise"
+    return None

@@ -1,0 +1,148 @@
+"""Optimizer state for live weights only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.transition import Transition
+from sparseopt.optimizer.state.arrangement import Arrangement
+from sparseopt.optimizer.state.base import Closure, StateStore, unhooked_step
+from sparseopt.optimizer.state.gather import gradient_of
+from sparseopt.optimizer.state.pools import only_parameters
+
+__all__ = ["CompactState"]
+
+
+class CompactState(StateStore):
+    """Lends the inner optimizer the live weights of the layers as 1-D tensors.
+
+    During a step it sees live weights and their gradients only, gathered from the dense ones;
+    afterwards they are scattered back. So an element-wise optimizer makes state for live weights
+    only: it takes ``density`` of the memory and the step ``density`` of the work, a dropped weight
+    has none that could bring it back, and a grown weight starts with a fresh parameter's. The state
+    stays keyed by the user's own parameters. A layer that is full is stepped as it is.
+
+    Args:
+        inner: the optimizer.
+        layers: its sparse layers; the list is shared and may grow.
+        pooled: whether many layers may be one 1-D parameter; otherwise each is one of its own,
+            and ``step`` of the inner optimizer is called once.
+    """
+
+    gathers = True
+
+    def __init__(self, inner: Optimizer, layers: list[SparseLayer], *, pooled: bool) -> None:
+        super().__init__(inner, layers)
+        self.pooled = pooled
+        self._arrangement: Arrangement | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's would be of the original's parameters; the first step makes a new one.
+        return {**self.__dict__, "_arrangement": None}
+
+    def step(self, closure: Closure | None = None) -> Any:
+        """Step the inner optimizer; see :meth:`StateStore.step`.
+
+        The closure sees the dense weights, so it is evaluated before they are lent. Element-wise
+        optimizers evaluate it once, before anything else, so nothing differs.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        inner_step = unhooked_step(self.inner)
+        arrangement = self._arrange()
+        with self.noting_fresh_values():
+            for pool in arrangement.pools:
+                pool.step(inner_step)
+            with only_parameters(self.inner, arrangement.others), _lent(arrangement.lent):
+                inner_step()
+        return loss
+
+    def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
+        """Gather dense state; see :meth:`StateStore.adopt`."""
+        # What was loaded may be written into the tensors that pools have, and differ by layer.
+        self._arrangement = None
+        if compact:
+            return
+        self.recognise_fresh_values(layer, self.state_names(layer))
+        if layer.is_full:
+            return
+        for entry, key, values, _ in self.per_weight(layer, layer.weight.shape):
+            entry[key] = layer.gather(values)
+
+    def move(self, layer: SparseLayer, transition: Transition) -> None:
+        """Bring the state of the new live weights together; see :meth:`StateStore.move`."""
+        shape = layer.weight.shape if layer.is_full else torch.Size([layer.live])
+        held = list(self.per_weight(layer, shape))
+        transition.make(layer)
+        for entry, key, values, fresh in held:
+            moved = transition.carry_over(values.reshape(-1), fresh)
+            if layer.is_full:
+                entry[key] = layer.expand(moved)
+            elif moved.shape == values.shape:
+                values.copy_(moved)
+            else:
+                entry[key] = moved
+
+    def release(self) -> None:
+        """Scatter all state into dense tensors; see :meth:`StateStore.release`."""
+        self._arrangement = None
+        for layer in self.layers:
+            if layer.is_full or not self.trains(layer):
+                continue
+            for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
+                entry[key] = layer.expand(values, fresh)
+
+    def bring_back(self) -> None:
+        """Do nothing: outside of steps nothing is lent."""
+
+    def _arrange(self) -> Arrangement:
+        """Keep the arrangement while it holds."""
+        arrangement = self._arrangement
+        if arrangement is None or not arrangement.holds(self.inner, self.layers):
+            arrangement = Arrangement(self.inner, self.layers, pooled=self.pooled)
+            self._arrangement = arrangement
+            if self.pooled:
+                self._separate(arrangement)
+        return arrangement
+
+    def _separate(self, arrangement: Arrangement) -> None:
+        """Give layers that left a pool state of their own: a view would keep all of the pool's."""
+        pooled = {layer for pool in arrangement.pools for layer in pool.layers}
+        for layer in self.layers:
+            entry = self.inner.state.get(layer.weight, {})
+            for name, value in entry.items() if layer not in pooled else ():
+                if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+                    entry[name] = value.clone()
+
+
+@contextmanager
+def _lent(layers: Sequence[SparseLayer]) -> Iterator[None]:
+    """Hold live weights and gradients in the parameters; put everything back at the end."""
+    lent = []
+    try:
+        for layer in layers:
+            weight, dense, gradient = layer.weight, layer.weight.detach(), gradient_of(layer)
+            live, live_gradient = layer.gather(dense), layer.gather(gradient)
+            lent.append((layer, dense, gradient))
+            weight.grad = None
+            weight.data = live
+            weight.grad = live_gradient
+        yield
+    finally:
+        stepped = [layer.weight.detach() for layer, _, _ in lent]
+        for layer, dense, gradient in lent:
+            weight = layer.weight
+            weight.grad = None
+            weight.data = dense
+            weight.grad = gradient
+        for (layer, _, _), values in zip(lent, stepped, strict=True):
+            layer.replace_(values)

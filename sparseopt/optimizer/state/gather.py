@@ -1,0 +1,149 @@
+"""What of a pool is gathered and put back in one go: a layer, or a bundle of small ones.
+
+A call of torch takes longer than what it does for a small layer. So small layers are copied into
+one dense tensor, with one call for all of them, and their live weights are taken from there. That
+tensor, and the positions in it, exist for a moment only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sparseopt.masks.indices import in_a_row
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.memory_layout import clear_
+
+__all__ = ["Bundle", "Part", "Single", "gradient_of", "parts_of"]
+
+#: Weights of a layer up to which copying all of it costs less than the calls that this saves.
+CPU_SMALL: Final = 1 << 12
+#: On an accelerator a launch takes as long as copying far more.
+ACCELERATOR_SMALL: Final = 1 << 18
+#: Weights of a bundle: few enough to stay in the cache, enough to make what a call costs disappear.
+CPU_BUNDLE: Final = 1 << 17
+#: On an accelerator this bounds what a step needs for a moment.
+ACCELERATOR_BUNDLE: Final = 1 << 22
+#: Layers of a bundle from which on its own calls are fewer than those that it saves.
+WORTH_A_BUNDLE: Final = 4
+
+
+class Part(ABC):
+    """Layers of a pool, none of them full, whose live weights lie in a row in the pool's tensors.
+
+    Args:
+        layers: the layers, all of one dtype and on one device.
+
+    Attributes:
+        live: number of live weights.
+        numel: number of weights.
+    """
+
+    def __init__(self, layers: Sequence[SparseLayer]) -> None:
+        self.layers = list(layers)
+        self.live = sum(layer.live for layer in layers)
+        self.numel = sum(layer.numel for layer in layers)
+
+    def fits(self) -> bool:
+        """Whether the layers' weights still are where, and as, this needs them."""
+        return True
+
+    @abstractmethod
+    def gather(self, weights: Tensor, gradients: Tensor) -> None:
+        """Write live weights and their gradients, which all layers have, to two ``(live,)``."""
+
+    @abstractmethod
+    def put_back(self, weights: Tensor) -> None:
+        """Make ``weights``, ``(live,)``, the live weights of the layers, and all others zero."""
+
+
+class Single(Part):
+    """One layer."""
+
+    def __init__(self, layer: SparseLayer) -> None:
+        super().__init__([layer])
+        self._layer = layer
+
+    def gather(self, weights: Tensor, gradients: Tensor) -> None:
+        """Read the layer; see :meth:`Part.gather`."""
+        self._layer.gather(self._layer.weight, out=weights)
+        self._layer.gather(gradient_of(self._layer), out=gradients)
+
+    def put_back(self, weights: Tensor) -> None:
+        """Write to the layer; see :meth:`Part.put_back`."""
+        self._layer.replace_(weights)
+
+
+class Bundle(Part):
+    """Small layers that lie in memory in logical order; see :class:`Part`."""
+
+    def __init__(self, layers: Sequence[SparseLayer]) -> None:
+        super().__init__(layers)
+        self._numels = [layer.numel for layer in layers]
+        # Kept on the device, so that nothing waits for them to come there.
+        device = layers[0].weight.device
+        numels = torch.tensor(self._numels, device="cpu")
+        self._starts = (numels.cumsum(0) - numels).to(device, torch.int32)
+        self._counts = torch.tensor([layer.live for layer in layers], device="cpu").to(device)
+        #: During a step: the weights in one dimension, and where in all of them the live ones are.
+        self._lent: tuple[list[Tensor], Tensor] | None = None
+
+    def fits(self) -> bool:
+        """Whether all weights are contiguous, and where they were; see :meth:`Part.fits`."""
+        device = self._starts.device
+        weights = [layer.weight for layer in self.layers]
+        return all(weight.is_contiguous() and weight.device == device for weight in weights)
+
+    @torch.no_grad()
+    def gather(self, weights: Tensor, gradients: Tensor) -> None:
+        """Read all layers; see :meth:`Part.gather`."""
+        each = [layer.positions() for layer in self.layers]
+        positions = in_a_row(each, self._starts, self._counts)
+        flat = [layer.weight.view(-1) for layer in self.layers]
+        self._lent = flat, positions
+        torch.index_select(torch.cat(flat), 0, positions, out=weights)
+        joined = torch.cat([gradient_of(layer).reshape(-1) for layer in self.layers])
+        torch.index_select(joined, 0, positions, out=gradients)
+
+    @torch.no_grad()
+    def put_back(self, weights: Tensor) -> None:
+        """Write to all layers; see :meth:`Part.put_back`."""
+        assert self._lent is not None
+        (flat, positions), self._lent = self._lent, None
+        joined = weights.new_empty(self.numel)
+        clear_(joined)
+        joined.scatter_(0, positions, weights)
+        torch._foreach_copy_(flat, torch.split(joined, self._numels))
+
+
+def parts_of(layers: Sequence[SparseLayer]) -> list[Part]:
+    """Return parts that have each of ``layers`` once: small ones in bundles, all others alone.
+
+    Args:
+        layers: none of them full, all of one dtype and on one device.
+    """
+    on_cpu = layers[0].weight.device.type == "cpu"
+    small, limit = (CPU_SMALL, CPU_BUNDLE) if on_cpu else (ACCELERATOR_SMALL, ACCELERATOR_BUNDLE)
+    alone: list[SparseLayer] = []
+    together: list[list[SparseLayer]] = [[]]
+    for layer in layers:
+        if layer.numel > small or not layer.weight.is_contiguous():
+            alone.append(layer)
+            continue
+        if sum(member.numel for member in together[-1]) + layer.numel > limit:
+            together.append([])
+        together[-1].append(layer)
+    if len(together[-1]) < WORTH_A_BUNDLE:
+        alone += together.pop()
+    return [*map(Single, alone), *map(Bundle, together)]
+
+
+def gradient_of(layer: SparseLayer) -> Tensor:
+    """Return the gradient of a layer's weight, which it has."""
+    gradient = layer.weight.grad
+    assert gradient is not None
+    return gradient

@@ -1,0 +1,91 @@
+"""What torch and its users expect to find on an optimizer, read through to the inner one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparseopt.utils.compile import never_compiled
+
+__all__ = ["OptimizerFacade"]
+
+
+class OptimizerFacade(Optimizer):
+    """An optimizer without parameters of its own: they, and all state, are the inner optimizer's.
+
+    ``param_groups``, ``state`` and ``defaults`` are the inner optimizer's objects themselves at any
+    moment. A copied reference would go stale when a state dict is loaded.
+
+    Attributes:
+        inner: the wrapped optimizer.
+    """
+
+    inner: Optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The inner optimizer's param groups themselves, not a copy."""
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.inner.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The inner optimizer's state itself, keyed by parameter.
+
+        With compact state the tensors of a sparse layer hold one value a live weight, ``(live,)``,
+        in logical order.
+        """
+        return self.inner.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.inner.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The inner optimizer's defaults themselves."""
+        return self.inner.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.inner.defaults = defaults
+
+    def __getattr__(self, name: str) -> Any:
+        # Schedule-free optimizers have them, and trainers call them on whatever has.
+        if name in {"train", "eval"} and "inner" in self.__dict__:
+            return getattr(self.inner, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @never_compiled
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset all gradients, as the inner optimizer does it."""
+        self.inner.zero_grad(set_to_none=set_to_none)
+
+    def _become_an_optimizer(self) -> None:
+        """Create the hook dictionaries that :class:`torch.optim.Optimizer` keeps, and no more.
+
+        Step hooks are shared with the inner optimizer, whose own ``step`` runs without them, so
+        that a hook fires once wherever it was registered.
+        """
+        self._optimizer_step_pre_hooks = self.inner._optimizer_step_pre_hooks
+        self._optimizer_step_post_hooks = self.inner._optimizer_step_post_hooks
+        self._optimizer_state_dict_pre_hooks = OrderedDict()
+        self._optimizer_state_dict_post_hooks = OrderedDict()
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
+        self._optimizer_load_state_dict_post_hooks = OrderedDict()
+        self._patch_step_function()
+
+    def _gradients(self) -> list[Tensor]:
+        """Return all gradients of the parameters."""
+        return [
+            parameter.grad
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]

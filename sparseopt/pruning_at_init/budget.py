@@ -1,0 +1,101 @@
+"""How many weights a one-shot mask keeps, and keeping those of the highest scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparseopt.distributions import Distribution, live_counts
+from sparseopt.masks.topk import largest
+from sparseopt.utils.validation import check_density
+
+__all__ = ["Budget", "make_budget"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Live counts: for all layers together, or for each.
+
+    Attributes:
+        shapes: the weight's shape of each layer, by name, in the model's order.
+        total: live weights of all layers together.
+        by_layer: live weights of each; ``None`` if scores are compared across layers.
+    """
+
+    shapes: Mapping[str, torch.Size]
+    total: int
+    by_layer: Mapping[str, int] | None = None
+
+    def keep_highest(
+        self, scores: Mapping[str, Tensor], *, among: Mapping[str, Tensor], progress: float = 1.0
+    ) -> dict[str, Tensor]:
+        r"""Return masks of the highest scores; every layer keeps one weight or more.
+
+        Ties go to the earlier layer, and in it to the lower logical index.
+
+        Args:
+            scores: finite scores of the weights' shapes, by layer.
+            among: bool masks of the weights' shapes: what may be kept.
+            progress: how far down to go, in (0, 1]. A density :math:`d` is
+                :math:`d^\mathrm{progress}` there.
+
+        Returns:
+            Bool masks of the weights' shapes, by layer, each on the device of its scores.
+        """
+        if self.by_layer is not None:
+            return {
+                name: self._keep({name: scores[name]}, among, live, progress)[name]
+                for name, live in self.by_layer.items()
+            }
+        return self._keep(scores, among, self.total, progress)
+
+    def _keep(
+        self,
+        scores: Mapping[str, Tensor],
+        among: Mapping[str, Tensor],
+        final: int,
+        progress: float,
+    ) -> dict[str, Tensor]:
+        sizes = [self.shapes[name].numel() for name in scores]
+        live = max(len(sizes), round(sum(sizes) * (final / sum(sizes)) ** progress))
+        device = next(iter(scores.values())).device
+        ranked = [
+            _best_made_infinite(score.reshape(-1), among[name].reshape(-1)).to(device)
+            for name, score in scores.items()
+        ]
+        excluded = [~among[name].reshape(-1).to(device) for name in scores]
+        kept = torch.split(largest(torch.cat(ranked), live, torch.cat(excluded)), sizes)
+        return {
+            name: mask.view(self.shapes[name]).to(scores[name].device)
+            for name, mask in zip(scores, kept, strict=True)
+        }
+
+
+def make_budget(
+    weights: Mapping[str, Tensor],
+    density: float,
+    init: str | Mapping[str, float] | Distribution | None,
+) -> Budget:
+    """Return ``round(density * numel)`` live weights in all, or by ``init`` for each layer.
+
+    Raises:
+        TypeError: if a density is not a number or ``init`` is of no usable type.
+        ValueError: if a density is outside (0, 1] or a name is not known.
+    """
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    if init is not None:
+        counts = live_counts(shapes, density, init)
+        return Budget(shapes, sum(counts.values()), counts)
+    numel = sum(math.prod(shape) for shape in shapes.values())
+    return Budget(shapes, max(len(shapes), round(check_density("density", density) * numel)))
+
+
+def _best_made_infinite(scores: Tensor, among: Tensor) -> Tensor:
+    """Return the scores with that of the best candidate infinite, so that it is kept."""
+    scores = scores.masked_fill(~among, -torch.inf)
+    scores[scores.argmax()] = torch.inf
+    return scores

@@ -1,0 +1,143 @@
+"""GraSP: keep the weights without which the gradient would flow less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sparseopt.distributions import Distribution
+from sparseopt.pruning_at_init.budget import make_budget
+from sparseopt.pruning_at_init.saliency import (
+    Losses,
+    all_live,
+    check_finite,
+    gradients,
+    make_losses,
+    scoring_dtype,
+    sparse_weights,
+)
+from sparseopt.utils.probe import untouched
+
+__all__ = ["grasp"]
+
+#: What the authors' code divides logits by.
+TEMPERATURE: Final = 200.0
+
+
+def grasp(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    batches: Iterable[tuple[Any, Any]] | None = None,
+    *,
+    density: float = 0.1,
+    temperature: float | None = None,
+    init: str | Mapping[str, float] | Distribution | None = None,
+    dense: str | Iterable[str] = (),
+) -> dict[str, Tensor]:
+    r"""Return masks that keep the most gradient flow, for ``mask=``.
+
+    Weights of the largest
+
+    .. math:: s = -w \cdot (H g), \qquad g = \frac{\partial L}{\partial w},\;
+        H = \frac{\partial^2 L}{\partial w^2}
+
+    are dropped: without them :math:`g^T g` would grow, or fall the least. Loss and gradient are
+    those of all batches together. The model runs in the mode it is in, and is left as it was:
+    weights, gradients, buffers, modes and random state.
+
+    Args:
+        model: the model, with the weights that training will start from; not wrapped in
+            DistributedDataParallel.
+        loss: a function of outputs and targets, such as :func:`torch.nn.functional.cross_entropy`;
+            without ``batches`` one of no arguments, which runs the model and returns the loss. It
+            is called twice.
+        batches: pairs of inputs and targets, on the model's device. The authors take 25 samples of
+            each class: :func:`balanced_batch` collects them.
+        density: share of the weights of all layers together that is live, in (0, 1].
+        temperature: what outputs are divided by before the loss, 200 by default. A loss of no
+            arguments has to do that itself.
+        init: ``None`` compares scores across layers, as the paper does. Anything that ``init=`` of
+            :class:`SparseOptimizer` takes sets the count of each layer, and scores choose within.
+        dense: layers to leave out, by the name of the weight or its module: those whose param group
+            has ``density=False``.
+
+    Returns:
+        A bool mask of the weight's shape for each layer that :class:`SparseOptimizer` makes sparse,
+        by name. Exactly ``round(density * numel)`` weights are live, and one or more in each layer.
+
+    Raises:
+        TypeError: if an argument has the wrong type or the loss is no scalar.
+        ValueError: if a density or the temperature is out of range, a name is not known, or a
+            gradient is not finite.
+        NoSparseLayerError: if nothing can be sparse.
+
+    Example:
+        >>> import torch.nn.functional as F
+        >>> from sparseopt import balanced_batch, grasp
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+        >>> data = [(torch.randn(32, 8), torch.arange(32) % 4)]
+        >>> batch = balanced_batch(data, classes=4, per_class=5)
+        >>> masks = grasp(model, F.cross_entropy, [batch], density=0.25)
+        >>> sum(int(mask.sum()) for mask in masks.values())
+        48
+
+    Reference: Wang et al. 2020, "Picking Winning Tickets Before Training by Preserving Gradient
+    Flow", algorithm 1; temperature and samples after the authors' code.
+    """
+    weights = sparse_weights(model, dense)
+    budget = make_budget(weights, density, init)
+    losses = make_losses(
+        model, loss, batches, temperature=_checked(temperature, closure=batches is None)
+    )
+    with untouched(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        products = _hessian_times_gradient(losses, weights)
+    # Dropping the largest -w * Hg is keeping the largest w * Hg.
+    scores = {name: product * weights[name].detach() for name, product in products.items()}
+    check_finite(scores, "the loss or a derivative of it isn't.")
+    return budget.keep_highest(scores, among=all_live(weights))
+
+
+def _hessian_times_gradient(
+    losses: Losses, weights: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    dtype = scoring_dtype(weights)
+    gradient = {name: torch.zeros_like(weight, dtype=dtype) for name, weight in weights.items()}
+    product = {name: torch.zeros_like(weight, dtype=dtype) for name, weight in weights.items()}
+    for evaluate in losses:
+        for name, part in gradients(_repeatable(evaluate, weights), weights).items():
+            gradient[name] += part
+    for evaluate in losses:
+        parts = gradients(_repeatable(evaluate, weights), weights, create_graph=True)
+        dot = torch.stack([(parts[name] * gradient[name]).sum() for name in weights]).sum()
+        if dot.requires_grad:
+            for name, part in gradients(dot, weights).items():
+                product[name] += part
+    return product
+
+
+def _repeatable(evaluate: Callable[[], Tensor], weights: Mapping[str, nn.Parameter]) -> Tensor:
+    """Evaluate with the same random numbers each time, so that dropout drops the same."""
+    devices = sorted({w.device.index for w in weights.values() if w.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        return evaluate()
+
+
+def _checked(temperature: object, *, closure: bool) -> float:
+    if temperature is None:
+        return TEMPERATURE
+    if closure:
+        raise ValueError(
+            f"temperature={temperature!r} has no effect on a loss of no arguments: divide the "
+            "model's outputs by it in there."
+        )
+    if isinstance(temperature, bool) or not isinstance(temperature, Real):
+        raise TypeError(f"temperature={temperature!r} must be a positive number, or None.")
+    if not float(temperature) > 0:
+        raise ValueError(f"temperature={temperature!r} must be positive.")
+    return float(temperature)

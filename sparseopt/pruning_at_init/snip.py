@@ -1,0 +1,91 @@
+"""SNIP: keep the connections that the loss is most sensitive to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt.distributions import Distribution
+from sparseopt.pruning_at_init.budget import make_budget
+from sparseopt.pruning_at_init.saliency import (
+    all_live,
+    check_finite,
+    gradients,
+    make_losses,
+    scoring_dtype,
+    sparse_weights,
+)
+from sparseopt.utils.probe import untouched
+
+__all__ = ["snip"]
+
+
+def snip(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    batches: Iterable[tuple[Any, Any]] | None = None,
+    *,
+    density: float = 0.1,
+    init: str | Mapping[str, float] | Distribution | None = None,
+    dense: str | Iterable[str] = (),
+) -> dict[str, Tensor]:
+    r"""Return masks of the weights of largest sensitivity, for ``mask=``.
+
+    .. math:: s = \left| \frac{\partial L}{\partial w}\, w \right|
+
+    The gradient is summed over the batches before the magnitude is taken, so several batches are
+    as good as a large one. The model runs in the mode it is in, and is left as it was: weights,
+    gradients, buffers, modes and random state.
+
+    Args:
+        model: the model, with the weights that training will start from; not wrapped in
+            DistributedDataParallel.
+        loss: a function of outputs and targets, such as :func:`torch.nn.functional.cross_entropy`;
+            without ``batches`` one of no arguments, which runs the model and returns the loss.
+        batches: pairs of inputs and targets, on the model's device. The paper takes one.
+        density: share of the weights of all layers together that is live, in (0, 1].
+        init: ``None`` compares scores across layers, as the paper does. Anything that ``init=`` of
+            :class:`SparseOptimizer` takes sets the count of each layer, and scores choose within.
+        dense: layers to leave out, by the name of the weight or its module: those whose param group
+            has ``density=False``.
+
+    Returns:
+        A bool mask of the weight's shape for each layer that :class:`SparseOptimizer` makes sparse,
+        by name. Exactly ``round(density * numel)`` weights are live, and one or more in each layer.
+
+    Raises:
+        TypeError: if an argument has the wrong type or the loss is no scalar.
+        ValueError: if a density is out of range, a name is not known, or a gradient is not finite.
+        NoSparseLayerError: if nothing can be sparse.
+
+    Example:
+        >>> import torch.nn.functional as F
+        >>> from sparseopt import SparseOptimizer, snip
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> batch = torch.randn(32, 8), torch.randint(4, (32,))
+        >>> masks = snip(model, F.cross_entropy, [batch], density=0.25)
+        >>> sum(int(mask.sum()) for mask in masks.values())
+        48
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static", mask=masks)
+        >>> optimizer.density
+        0.25
+
+    Reference: Lee et al. 2019, "SNIP: Single-shot Network Pruning based on Connection
+    Sensitivity", algorithm 1.
+    """
+    weights = sparse_weights(model, dense)
+    budget = make_budget(weights, density, init)
+    losses = make_losses(model, loss, batches)
+    dtype = scoring_dtype(weights)
+    total = {name: torch.zeros_like(weight, dtype=dtype) for name, weight in weights.items()}
+    with untouched(model), torch.enable_grad():
+        for evaluate in losses:
+            for name, gradient in gradients(evaluate(), weights).items():
+                total[name] += gradient
+    scores = {name: (gradient * weights[name].detach()).abs() for name, gradient in total.items()}
+    check_finite(scores, "the loss or its gradient isn't.")
+    return budget.keep_highest(scores, among=all_live(weights))

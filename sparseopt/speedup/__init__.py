@@ -1,0 +1,28 @@
+"""Turning sparsity into time: compact models, condensed layers, compacted training."""
+
+from sparseopt.speedup.compacted_training import CompactedTraining
+from sparseopt.speedup.compaction import (
+    Compaction,
+    CompactionReport,
+    LayerSizes,
+    Remaining,
+    compact,
+)
+from sparseopt.speedup.condensation import Condensation, LayerTimes, condense
+from sparseopt.speedup.equivalence import CompactionError
+from sparseopt.speedup.sparse_linear import CondensedLinear, CSRLinear
+
+__all__ = [
+    "CSRLinear",
+    "CompactedTraining",
+    "Compaction",
+    "CompactionError",
+    "CompactionReport",
+    "Condensation",
+    "CondensedLinear",
+    "LayerSizes",
+    "LayerTimes",
+    "Remaining",
+    "compact",
+    "condense",
+]

@@ -1,0 +1,5 @@
+"""Training on a model without its dropped channels, while the masks keep moving."""
+
+from sparseopt.speedup.compacted_training.training import CompactedTraining
+
+__all__ = ["CompactedTraining"]

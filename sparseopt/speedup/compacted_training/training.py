@@ -1,0 +1,278 @@
+"""``CompactedTraining``: the smaller model between mask updates, the whole one in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sparseopt.distributed.ranks import many_ranks
+from sparseopt.masks.prunable import canonical_name
+from sparseopt.methods import RigLStruct
+from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
+from sparseopt.optimizer.state import CompactState
+from sparseopt.speedup.compacted_training.parameter_swap import LentTensors
+from sparseopt.speedup.compacted_training.state import SmallerState
+from sparseopt.speedup.compaction.pipeline import recorded_inputs
+from sparseopt.speedup.compaction.surgery import Kept
+from sparseopt.speedup.equivalence import compare, run_smaller
+from sparseopt.structured import ChannelGroup
+from sparseopt.structured.channel_masks import MAKERS, live_channels
+from sparseopt.utils.hooks import WeakHook
+from sparseopt.utils.probe import untouched
+from sparseopt.utils.wrappers import unwrapped
+
+__all__ = ["CompactedTraining"]
+
+
+class CompactedTraining:
+    """Trains a model without its dropped channels, and with them in mask updates.
+
+    The training loop stays as it is. Between updates the layers of ``model`` have smaller
+    parameters, in the same modules, and ``optimizer`` steps those. For the forward pass of an
+    update step the whole model is back, with weights, gradients, statistics and optimizer state.
+    It learns the same, to rounding (dropout draws other numbers).
+
+    Everything is whole for state dicts of the model and of the optimizer, for copies of the
+    optimizer, for :meth:`SparseOptimizer.flops` and :func:`compact`, and after the ``with`` block.
+    For anything else that is to see the whole model, such as an average of its weights, or a copy
+    of it together with the optimizer, call :meth:`whole`. A copy of the model alone is a smaller
+    model. Meanwhile ``model.parameters()`` and ``optimizer.param_groups`` have other parameters, so
+    take them from there at each step; the weights of ``optimizer.layers`` are those of the last
+    time that everything was whole.
+
+    Args:
+        model: the model that ``optimizer`` trains; ``torch.compile`` may have wrapped it.
+        optimizer: of ``method="rigl-struct"``, with compact state, in one process.
+        inputs: positional inputs of the model, the batch first, on which both models are compared
+            once. By default the shapes of the first training input are used, and the model becomes
+            smaller after it.
+        keywords: its keyword inputs.
+
+    Raises:
+        TypeError: if the method drops anything but whole channels.
+        ValueError: if the optimizer's state is not compact, the model is not the one that it
+            trains, it does not have a trainable parameter that would become smaller, there are
+            several processes, or the model is in DistributedDataParallel.
+        CompactionError: if the smaller model does not run or does not compute the same.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import (
+        ...     CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups)
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        ...     torch.nn.Flatten(), torch.nn.Linear(8 * 4, 10))
+        >>> x = torch.randn(2, 3, 4, 4)
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, density=0.5, total_steps=20,
+        ...     method=RigLStruct(groups=find_channel_groups(model, x)), delta_t=5)
+        >>> with CompactedTraining(model, optimizer):
+        ...     for step in range(12):
+        ...         optimizer.zero_grad()
+        ...         model(x).square().mean().backward()
+        ...         optimizer.step()
+        ...     print(model[0])
+        Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1), bias=False)
+        >>> print(model[0])
+        Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), bias=False)
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, **keywords: Any
+    ) -> None:
+        _refuse_data_parallel(model, optimizer)
+        self._model = unwrapped(model)
+        self._optimizer = optimizer
+        self._groups = _groups_of(self._model, optimizer)
+        _refuse_untrained(self._model, optimizer, self._kept())
+        self._inputs = (inputs, keywords) if inputs or keywords else None
+        self._tensors = LentTensors(self._model)
+        self._is_checked = False
+        self._handles = [
+            optimizer.register_step_post_hook(lambda *_: self._prepare_next_step()),
+            *_before_state_dicts(self._model, _MakesWhole(self.whole)),
+        ]
+        recorder = optimizer._accountant.recorder
+        if self._inputs or (recorder is not None and recorder.has_inputs):
+            self._prepare_next_step()
+
+    def __enter__(self) -> CompactedTraining:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether model and optimizer have all channels now."""
+        return not isinstance(self._optimizer._store, SmallerState)
+
+    def whole(self) -> None:
+        """Give model and optimizer all channels back, until the next ``step()`` has ended.
+
+        Not between a forward pass and its ``backward()``.
+        """
+        self._tensors.take_out()
+        store = self._optimizer._store
+        if isinstance(store, SmallerState):
+            store.give_back()
+            self._use(store.whole)
+
+    def end(self) -> None:
+        """Give all channels back for good; leaving the ``with`` block does that."""
+        try:
+            self.whole()
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+
+    def _prepare_next_step(self) -> None:
+        """Have the next step find the model that it needs."""
+        if self._optimizer.is_update_step:
+            self.whole()
+        elif self.is_whole:
+            kept = self._kept()
+            _refuse_untrained(self._model, self._optimizer, kept)
+            if self._is_checked:
+                self._make_smaller(kept)
+            else:
+                self._make_smaller_and_check(kept)
+
+    def _make_smaller(self, kept: Kept) -> None:
+        store = self._optimizer._store
+        assert isinstance(store, CompactState)
+        try:
+            smaller = SmallerState(store, self._tensors.put_in(kept), self.whole)
+            self._use(smaller)
+            smaller.take_over()
+        except BaseException:
+            self.whole()
+            raise
+
+    def _make_smaller_and_check(self, kept: Kept) -> None:
+        """Compare both models in evaluation mode, where nothing is random."""
+        try:
+            args, kwargs = self._inputs or recorded_inputs(self._optimizer)
+            with untouched(self._model), torch.no_grad():
+                expected = self._model.eval()(*args, **kwargs)
+            self._make_smaller(kept)
+            with untouched(self._model), torch.no_grad():
+                found = run_smaller(self._model.eval(), args, kwargs)
+            compare(expected, found, "evaluation")
+        except BaseException:
+            self.end()
+            raise
+        self._is_checked = True
+
+    def _kept(self) -> Kept:
+        tensors = (*self._model.named_parameters(), *self._model.named_buffers())
+        shapes = {canonical_name(name): tensor.shape for name, tensor in tensors}
+        return _kept(self._groups, self._optimizer.masks, shapes)
+
+    def _use(self, store: CompactState | SmallerState) -> None:
+        self._optimizer._store = self._optimizer._updater.store = store
+
+
+def _refuse_data_parallel(model: nn.Module, optimizer: SparseOptimizer) -> None:
+    roots = [root for root in (model, optimizer._model) if root is not None]
+    modules = [module for root in roots for module in root.modules()]
+    if many_ranks():
+        what = "there are several processes"
+    elif any(isinstance(one, nn.parallel.DistributedDataParallel) for one in modules):
+        what = "the model is in DistributedDataParallel"
+    else:
+        return
+    raise ValueError(
+        f"{what}, and data parallel training knows the parameters that the model began with: train "
+        "the whole model there, or this one in a single process without DistributedDataParallel."
+    )
+
+
+def _groups_of(model: nn.Module, optimizer: SparseOptimizer) -> Sequence[ChannelGroup]:
+    """Return the channels that can be dropped."""
+    method = optimizer.method
+    if not isinstance(method, RigLStruct):
+        raise TypeError(
+            f"method={method.name!r} does not drop whole channels between steps, so no smaller "
+            "model could be trained: use method=RigLStruct(groups=find_channel_groups(...))."
+        )
+    if not isinstance(optimizer._store, CompactState):
+        raise ValueError(
+            f"optimizer={type(optimizer.inner).__name__} has dense state here, or is in a "
+            "CompactedTraining already: it needs compact state, which element-wise optimizers "
+            "have with state='auto'."
+        )
+    parameters = {canonical_name(name): value for name, value in model.named_parameters()}
+    for layer in optimizer.layers:
+        if parameters.get(layer.name) is not layer.weight:
+            raise ValueError(
+                f"model={type(model).__name__}(...) is not the model that the optimizer trains: "
+                f"its {layer.name!r} is another parameter."
+            )
+    return method.groups
+
+
+def _refuse_untrained(model: nn.Module, optimizer: SparseOptimizer, kept: Kept) -> None:
+    """Raise if a parameter that would be cut may be trained by another optimizer."""
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if canonical_name(name) in kept and parameter.requires_grad and parameter not in trained:
+            raise ValueError(
+                f"parameter {name!r} would become smaller, but is not in this optimizer: what "
+                "trains it would train another parameter than the model has. Put it into this "
+                "optimizer, in a param group with density=False if it is to have no mask, or "
+                "freeze it with requires_grad_(False)."
+            )
+
+
+def _kept(
+    groups: Sequence[ChannelGroup], masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+) -> Kept:
+    """Return by name what live channels have of each tensor that dropped ones have a part in."""
+    stays: dict[str, dict[int, Tensor]] = {}
+    for group in groups:
+        made = group.slices_of(*MAKERS)
+        if not made or made[0].name not in masks:
+            continue
+        live = live_channels(group, masks)
+        if bool(live.all()):
+            continue
+        for place in group.slices:
+            if place.name not in shapes:
+                continue
+            # What reads a concatenation has columns of several groups in one dimension.
+            along = stays.setdefault(place.name, {})
+            if place.dim not in along:
+                size = shapes[place.name][place.dim]
+                along[place.dim] = torch.ones(size, dtype=torch.bool, device="cpu")
+            along[place.dim][place.index[~live]] = False
+    return {
+        name: {dim: flags.nonzero()[:, 0] for dim, flags in dims.items()}
+        for name, dims in stays.items()
+    }
+
+
+class _MakesWhole(WeakHook):
+    def __call__(self, *_: Any) -> None:
+        self.act()
+
+
+def _before_state_dicts(model: nn.Module, hook: Callable[..., None]) -> list[RemovableHandle]:
+    handles: list[RemovableHandle] = []
+    for module in model.modules():
+        handles += [
+            module.register_state_dict_pre_hook(hook),  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(hook),  # type: ignore[no-untyped-call]
+        ]
+    return handles

@@ -1,0 +1,209 @@
+"""Which channels have one value whatever goes into the model, and which value."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from sparseopt.speedup.compaction.propagation_rules import is_move, is_sum, open_of, run
+from sparseopt.speedup.compaction.trained import may_become
+from sparseopt.speedup.compaction.values import (
+    Value,
+    any_along,
+    closed,
+    first_along,
+    is_uniform,
+    opened,
+)
+from sparseopt.structured.graph.calls import Labelling
+from sparseopt.structured.graph.tracing import arguments, only_checks, operator_name
+
+__all__ = ["Constants", "find_constants"]
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What is known of channels at the place where they are summed over.
+
+    Attributes:
+        known: bool, ``(channels,)``: the value is one and the same for every input, sample and
+            place.
+        values: the values, ``(channels,)``; of no meaning where not known.
+    """
+
+    known: Tensor
+    values: Tensor
+
+
+def find_constants(
+    labelling: Labelling,
+    tensors: Mapping[str, Tensor],
+    live: Mapping[str, Tensor],
+    inputs: Iterable[Any],
+) -> list[Constants]:
+    """Run a graph on one input, and follow what of every tensor another input could change.
+
+    A channel that is known but not the same at every place counts as not known: how it differs
+    depends on the size of the input.
+
+    Args:
+        labelling: the labelled graph.
+        tensors: parameters and buffers by name.
+        live: masks by parameter name; a weight without one is live everywhere.
+        inputs: the inputs of the graph, flattened.
+
+    Returns:
+        What is known at each of ``labelling.contractions``.
+    """
+    found = _Run(labelling, tensors, live, iter(inputs)).constants()
+    return [found[contraction.node] for contraction in labelling.contractions]
+
+
+class _Run:
+    def __init__(
+        self,
+        labelling: Labelling,
+        tensors: Mapping[str, Tensor],
+        live: Mapping[str, Tensor],
+        inputs: Iterator[Any],
+    ) -> None:
+        self._labelling = labelling
+        self._tensors = tensors
+        self._live = live
+        self._inputs = inputs
+        self._values: dict[Node, Any] = {}
+        self._made_of_parameters: dict[Node, Any] = {}
+
+    @torch.no_grad()
+    def constants(self) -> dict[Node, Constants]:
+        operands = {found.node: found.operand for found in self._labelling.contractions}
+        constants = {}
+        for node in self._labelling.trace.module.graph.nodes:
+            if node in operands:
+                constants[node] = self._constants_of(*operands[node])
+            if node.op == "placeholder":
+                self._values[node] = self._placeholder(node)
+            elif node.op == "call_function":
+                known = isinstance(node.target, OpOverload) or node.target is operator.getitem
+                self._values[node] = self._call(node) if known else _nothing_known(node)
+        return constants
+
+    def _constants_of(self, node: Node, dim: int) -> Constants:
+        value = self._values[node]
+        known = ~any_along(value.open, dim) & is_uniform(value.tensor, dim)
+        if node in self._made_of_parameters:
+            known &= ~any_along(self._made_of_parameters[node], dim)
+        return Constants(known, first_along(value.tensor, dim))
+
+    def _placeholder(self, node: Node) -> Any:
+        trace = self._labelling.trace
+        if node in trace.tensors:
+            name = trace.tensors[node]
+            tensor = self._tensors[name]
+            # A copy, because the graph may count batches in it.
+            value = closed(tensor.detach().clone())
+            if isinstance(tensor, nn.Parameter):
+                counts = self._live.get(name, torch.ones_like(value.open))
+                if tensor.numel() == 1:
+                    # It stays whatever goes, with a gradient of all that it is multiplied by.
+                    return Value(value.tensor, counts.clone())
+                self._made_of_parameters[node] = counts
+            return value
+        if node in trace.constants:
+            return closed(trace.constants[node])
+        given = next(self._inputs)
+        return opened(given) if isinstance(given, Tensor) else given
+
+    def _call(self, node: Node) -> Any:
+        if node.target is operator.getitem:
+            source, index = node.args
+            for known in (self._values, self._made_of_parameters):
+                if source in known:
+                    known[node] = known[source][index]  # type: ignore[index]
+            return self._values[node]
+        if only_checks(node):
+            return None
+        name = operator_name(node)
+        if name == "batch_norm" and arguments(node)["training"]:
+            return self._batch_norm_in_training(node)
+        # Before the call, which may write into its arguments.
+        is_open = open_of(node, self._values, self._may_count)
+        result = run(node, self._values, _settled if is_sum(node) else _tensor)
+        made = may_become(node, self._values, self._made_of_parameters, result)
+        if made is not None:
+            self._made_of_parameters[node] = made
+        if isinstance(result, (list, tuple)):
+            return [Value(one, its) for one, its in zip(result, is_open, strict=True)]
+        if not isinstance(result, Tensor):
+            return result
+        if name.endswith("_") and not name.endswith("__"):
+            # Views of what is written see this too.
+            is_open = self._values[node.args[0]].open.copy_(is_open)  # type: ignore[index]
+        elif not is_move(node):
+            is_open = is_open.clone()
+        return self._uniform_or_open(node, Value(result, is_open))
+
+    def _batch_norm_in_training(self, node: Node) -> Value:
+        """Return the shift for a channel of one value; the statistics are left as they are."""
+        given = arguments(node)
+        value = self._values[given["input"]]
+        result = torch.zeros_like(value.tensor)
+        if self._labelling.of(given["input"])[1] is None:
+            return opened(result)
+        along = [1, -1, *(1,) * (result.dim() - 2)]
+        if given["bias"] is not None:
+            result += self._values[given["bias"]].tensor.view(along)
+        is_open = any_along(value.open, 1).view(along).expand_as(result)
+        if given["bias"] is not None:
+            is_open = is_open | self._values[given["bias"]].open.view(along)
+        return Value(result, is_open.clone())
+
+    def _may_count(self, node: Node) -> Tensor:
+        """Return where a factor may be other than zero, now or after further training."""
+        value: Value = self._values[node]
+        made: Tensor | None = self._made_of_parameters.get(node)
+        return value.open | (value.tensor != 0) if made is None else made
+
+    def _uniform_or_open(self, node: Node, value: Value) -> Value:
+        """Open all of a channel that is open at one place, or not the same at all places."""
+        labelled = [dim for dim, atoms in enumerate(self._labelling.of(node)) if atoms is not None]
+        if len(labelled) != 1:
+            is_open = value.open.any().expand_as(value.open)
+        else:
+            (dim,) = labelled
+            channels = any_along(value.open, dim) | ~is_uniform(value.tensor, dim)
+            along = [-1 if other == dim else 1 for other in range(value.open.dim())]
+            is_open = channels.view(along).expand_as(value.open)
+        if torch.equal(is_open, value.open):
+            return value
+        if 0 in value.open.stride():
+            return Value(value.tensor, is_open.clone())
+        value.open.copy_(is_open)
+        return value
+
+
+def _nothing_known(node: Node) -> Any:
+    """Return open values for what a region of the graph returns, without running it."""
+    results = node.meta["val"]
+    several = isinstance(results, (list, tuple))
+    unknown = [
+        opened(torch.zeros(one.shape, dtype=one.dtype, device=one.device))
+        for one in (results if several else [results])
+    ]
+    return unknown if several else unknown[0]
+
+
+def _tensor(value: Value) -> Tensor:
+    return value.tensor
+
+
+def _settled(value: Value) -> Tensor:
+    """Return a tensor with zero where it is open, so that what is known of a sum is exact."""
+    return value.tensor.masked_fill(value.open, 0)

@@ -1,0 +1,178 @@
+"""What of an operator's result another input of the model could change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from sparseopt.speedup.compaction.values import Value
+from sparseopt.structured.graph.elementwise import is_pointwise
+from sparseopt.structured.graph.tracing import arguments, operator_name
+
+__all__ = ["factors", "is_move", "is_sum", "open_of", "run"]
+
+#: Operators that move values and do not change them.
+_MOVES: Final = frozenset(
+    {
+        *("T", "mT", "numpy_T", "t", "transpose", "permute", "movedim", "swapaxes", "flip"),
+        *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),
+        *("slice", "select", "narrow", "split", "split_with_sizes", "tensor_split", "chunk"),
+        *("unbind", "cat", "concat", "concatenate", "expand", "expand_as", "repeat", "clone"),
+    }
+)
+#: Beginnings of the names of operators that mix values, none of them negatively.
+_MIXES: Final = (
+    *("avg_pool", "adaptive_avg_pool", "max_pool", "adaptive_max_pool"),
+    *("upsample", "_upsample", "pad", "constant_pad", "reflection_pad", "replication_pad"),
+    *("mean", "sum", "amax"),
+)
+_SUMS: Final = frozenset(
+    {
+        *("linear", "matmul", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3d"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    }
+)
+_DROPOUTS: Final = frozenset(
+    {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
+)
+
+Values = Mapping[Node, Any]
+
+
+def is_move(node: Node) -> bool:
+    """Whether a call moves values about and leaves them as they are."""
+    return operator_name(node) in _MOVES
+
+
+def is_sum(node: Node) -> bool:
+    """Whether a call sums products of two matrices or maps; see :func:`factors`."""
+    return operator_name(node) in _SUMS
+
+
+def factors(node: Node) -> tuple[Node, Node, Node | None]:
+    """Return the two factors of a call that sums products, and what it adds to the sums."""
+    given = arguments(node)
+    if operator_name(node) == "addmm":
+        return given["mat1"], given["mat2"], given["self"]
+    assert isinstance(node.target, torch._ops.OpOverload)
+    left, right = (given[argument.name] for argument in node.target._schema.arguments[:2])
+    return left, right, given.get("bias")
+
+
+def run(node: Node, values: Values, part: Callable[[Value], Any]) -> Any:
+    """Make a call on one part of the values of its arguments."""
+
+    def argument(found: Node) -> Any:
+        value = values[found]
+        return part(value) if isinstance(value, Value) else value
+
+    assert callable(node.target)
+    return node.target(*map_arg(node.args, argument), **map_arg(node.kwargs, argument))
+
+
+def open_of(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> Any:
+    """Return what of a call's result is open: a tensor, or one for each of several.
+
+    Args:
+        node: the call.
+        values: the values of its arguments, before the call.
+        may_count: says where a factor of a product may be other than zero.
+    """
+    name = operator_name(node).removesuffix("_")
+    if is_move(node):
+        return run(node, values, lambda value: value.open)
+    if is_sum(node):
+        return _of_sum(node, values, may_count)
+    if name == "mul":
+        return _of_product(node, values, may_count)
+    if name in _DROPOUTS:
+        return _of_dropout(node, values)
+    if name in {"batch_norm", "prelu"}:
+        return _of_channelwise(node, values)
+    if is_pointwise(node):
+        return _any(node, values)
+    if name.startswith(_MIXES):
+        mixed = run(node, values, lambda value: value.open.float())
+        # Of several the others are indices of the first.
+        return [mixed[0] != 0 for _ in mixed] if isinstance(mixed, (list, tuple)) else mixed != 0
+    return _all(node, values)
+
+
+def _any(node: Node, values: Values) -> Tensor:
+    like = node.meta["val"]
+    result = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
+    for value in _operands(node, values):
+        result |= value.open
+    return result
+
+
+def _of_product(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> Tensor:
+    """Zero times whatever is zero."""
+    result = _any(node, values)
+    for argument in node.all_input_nodes:
+        if isinstance(values[argument], Value):
+            result &= may_count(argument)
+    return result
+
+
+def _of_channelwise(node: Node, values: Values) -> Tensor:
+    """What scales or shifts channels may come from the input too; a slope leaves zero alone."""
+    first, *others = _operands(node, values)
+    if not any(bool(other.open.any()) for other in others):
+        return first.open
+    return first.open | (first.tensor != 0) | (operator_name(node) == "batch_norm")
+
+
+def _of_dropout(node: Node, values: Values) -> Tensor:
+    """Dropout leaves zero alone, and makes two values of any other."""
+    given, value = arguments(node), _first(node, values)
+    dropping = given["train"] and given["p"] > 0
+    return value.open | (value.tensor != 0) if dropping else value.open.clone()
+
+
+def _of_sum(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> Tensor:
+    """An open value opens the sums in which its factor counts, and those it is added to."""
+    left, right, added = factors(node)
+    of_added = None if added is None else values[added].open.float()
+    opened = _sum(node, values[left].open.float(), may_count(right).float(), of_added) != 0
+    if values[right].open.any():
+        opened |= _sum(node, may_count(left).float(), values[right].open.float(), None) != 0
+    return opened
+
+
+def _sum(node: Node, left: Tensor, right: Tensor, added: Tensor | None) -> Tensor:
+    if operator_name(node) == "addmm":
+        return left @ right if added is None else left @ right + added
+    args = [left, right, *(added for _ in node.args[2:3]), *node.args[3:]]
+    assert callable(node.target)
+    kwargs = {**node.kwargs, "bias": added} if "bias" in node.kwargs else node.kwargs
+    result: Tensor = node.target(*args, **kwargs)
+    return result
+
+
+def _all(node: Node, values: Values) -> Any:
+    """Nothing is known of the operator: if anything is open, everything is."""
+    some = any(bool(value.open.any()) for value in _operands(node, values))
+    results = node.meta["val"]
+    several = isinstance(results, (list, tuple))
+    opened = [
+        torch.full(one.shape, some, device=one.device) if isinstance(one, Tensor) else None
+        for one in (results if several else [results])
+    ]
+    return opened if several else opened[0]
+
+
+def _operands(node: Node, values: Values) -> list[Value]:
+    found = [values[argument] for argument in node.all_input_nodes]
+    return [value for value in found if isinstance(value, Value)]
+
+
+def _first(node: Node, values: Values) -> Value:
+    value = values[node.all_input_nodes[0]]
+    assert isinstance(value, Value)
+    return value

@@ -1,0 +1,100 @@
+"""Which channels can be taken out so that nothing the model computes changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseopt.speedup.compaction.consumers import Flags, Use
+from sparseopt.structured.channel_groups import Structure
+
+__all__ = ["Fold", "Removal", "decide_removal"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Constants that go into the bias of a layer when the channels that have them go.
+
+    Attributes:
+        weight: name of the layer's weight.
+        columns: positions along the weight's second dimension, int64, ``(folded,)``.
+        values: the constants, ``(folded,)``.
+    """
+
+    weight: str
+    columns: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Removal:
+    """The classes of channels that go.
+
+    Attributes:
+        removed: which classes go, by their smallest atom, ``(atoms,)``.
+        pinned: classes that could go and stay, because a layer cannot be empty.
+        folds: the constants that go into biases.
+    """
+
+    removed: Flags
+    pinned: frozenset[int]
+    folds: list[Fold]
+
+
+def decide_removal(structure: Structure, uses: Sequence[Use]) -> Removal:
+    """Find the most channels that can go.
+
+    A channel can go if, wherever it is summed over, it counts for nothing that stays, or it is zero
+    for every input, or it is a constant that fits into a bias. What it was made of then counts for
+    less itself, and so on.
+    """
+    blocked = _blocked(structure)
+    pinned: set[int] = set()
+    while True:
+        removed = _largest(blocked, pinned, uses)
+        empty = _emptied(structure, removed)
+        if not empty:
+            return Removal(removed, frozenset(pinned), _folds(uses, removed))
+        pinned |= empty
+
+
+def _blocked(structure: Structure) -> Flags:
+    """Return which classes are out of the question: not free, or not channels at all."""
+    blocked = np.ones(len(structure.classes), dtype=np.bool_)
+    for group, roots in zip(structure.groups, structure.roots, strict=True):
+        blocked[roots] = group.blocked is not None
+    return blocked
+
+
+def _largest(blocked: Flags, pinned: set[int], uses: Sequence[Use]) -> Flags:
+    removed: Flags = np.zeros_like(blocked)
+    while True:
+        can_go = ~blocked
+        can_go[list(pinned)] = False
+        for use in uses:
+            can_go[use.roots[~use.harmless(removed)]] = False
+        if np.array_equal(can_go, removed):
+            return removed
+        removed = can_go
+
+
+def _emptied(structure: Structure, removed: Flags) -> set[int]:
+    """Return one class of each dimension of which nothing would stay."""
+    return {
+        roots[0] for roots in structure.by_axis.values() if all(removed[root] for root in roots)
+    }
+
+
+def _folds(uses: Sequence[Use], removed: Flags) -> list[Fold]:
+    folds = []
+    for use in uses:
+        folded = removed[use.roots] & ~use.dead(removed) & (use.values != 0)
+        if folded.any():
+            assert use.weight is not None
+            values = torch.from_numpy(use.values[folded])
+            folds.append(Fold(use.weight, torch.from_numpy(np.flatnonzero(folded)), values))
+    return folds

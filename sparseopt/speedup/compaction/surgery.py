@@ -1,0 +1,143 @@
+"""Cutting a copy of a model to size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt.speedup.compaction.removal import Fold
+from sparseopt.utils.hooks import copy_without_hooks
+
+__all__ = ["Kept", "cut", "resize", "shrunk", "sizes_of"]
+
+#: By tensor name, for each dimension that becomes smaller the positions that stay, ascending.
+Kept = Mapping[str, Mapping[int, Tensor]]
+
+_CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+#: What :func:`resize` may change.
+_SIZES: Final = (
+    "in_channels",
+    "out_channels",
+    "groups",
+    "in_features",
+    "out_features",
+    "num_features",
+    "num_parameters",
+    "embedding_dim",
+    "nx",
+    "nf",
+)
+
+
+def cut(model: nn.Module, kept: Kept, folds: list[Fold]) -> nn.Module:
+    """Return a copy of ``model`` with parameters and buffers cut, and constants in biases.
+
+    Gradients and the optimizer's hooks stay behind.
+    """
+    smaller = _copy(model)
+    kept = {**kept, **_fold(smaller, folds, kept)}
+    replaced: dict[Tensor, Tensor] = {}
+    for path, module in smaller.named_modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is None:
+                    continue
+                full_name = f"{path}.{name}" if path else name
+                if full_name in kept:
+                    replaced[tensor] = _like(tensor, shrunk(tensor.detach(), kept[full_name]))
+    for module in smaller.modules():
+        changed = False
+        for own in (module._parameters, module._buffers):
+            for name, tensor in list(own.items()):
+                if tensor is not None and tensor in replaced:
+                    own[name] = replaced[tensor]  # type: ignore[assignment]
+                    changed = True
+        if changed:
+            resize(module)
+    return smaller
+
+
+def shrunk(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    """Return a tensor with only the positions ``kept`` by dimension, in its memory format."""
+    result = tensor
+    for dim, positions in kept.items():
+        result = result.index_select(dim, positions.to(tensor.device))
+    for memory_format in (torch.channels_last, torch.channels_last_3d):
+        rank = 4 if memory_format is torch.channels_last else 5
+        if tensor.dim() == rank and not tensor.is_contiguous():
+            return result.contiguous(memory_format=memory_format)
+    return result.contiguous()
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    smaller = copy_without_hooks(model)
+    for parameter in smaller.parameters():
+        parameter.grad = None
+    return smaller
+
+
+@torch.no_grad()
+def _fold(model: nn.Module, folds: list[Fold], kept: Kept) -> dict[str, Mapping[int, Tensor]]:
+    """Put constants into biases, and return what is to be kept of biases that are new."""
+    new: dict[str, Mapping[int, Tensor]] = {}
+    for fold in folds:
+        path = fold.weight.rpartition(".")[0]
+        module = model.get_submodule(path)
+        weight = module.get_parameter("weight")
+        # On the CPU, because not every device has double precision.
+        columns = weight.cpu().index_select(1, fold.columns).double()
+        added = columns.reshape(*columns.shape[:2], -1).sum(2) @ fold.values
+        if module._parameters["bias"] is None:
+            bias = nn.Parameter(weight.new_zeros(len(added)))
+            module.register_parameter("bias", bias)
+            if 0 in kept.get(fold.weight, {}):
+                new[f"{path}.bias" if path else "bias"] = {0: kept[fold.weight][0]}
+        module.get_parameter("bias").add_(added.to(weight.dtype).to(weight.device))
+    return new
+
+
+def _like(tensor: Tensor, smaller: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(smaller, requires_grad=tensor.requires_grad)
+    return smaller
+
+
+def sizes_of(module: nn.Module) -> dict[str, int]:
+    """Return what a module says of its size, by attribute, as it is before :func:`resize`.
+
+    Tensors that became larger don't say it: with one group left, how many there were is not known.
+    """
+    own = vars(module)
+    return {name: own[name] for name in _SIZES if name in own}
+
+
+def resize(module: nn.Module) -> None:
+    """Bring what a module of torch says of its size into line with its tensors, which were cut."""
+    if isinstance(module, _CONVOLUTIONS):
+        per_group = module.out_channels // module.groups
+        module.out_channels = module.weight.shape[0]
+        if module.groups > 1:
+            module.groups = module.out_channels // per_group
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, _TRANSPOSED):
+        per_group = module.in_channels // module.groups
+        module.in_channels = module.weight.shape[0]
+        if module.groups > 1:
+            module.groups = module.in_channels // per_group
+        module.out_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        tensors = (module.weight, module.running_mean)
+        module.num_features = next(len(one) for one in tensors if one is not None)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif type(module).__name__ == "Conv1D":
+        # That of transformers: a linear layer with its weight transposed.
+        module.nx, module.nf = module.weight.shape  # type: ignore[misc, assignment]

@@ -1,0 +1,164 @@
+"""A last check, by running both: the smaller model has to compute what the larger one does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from sparseopt.speedup.agreement import disagreement
+from sparseopt.structured.graph.tracing import Trace, where
+from sparseopt.utils.probe import untouched
+from sparseopt.utils.random import uniform
+
+__all__ = ["CompactionError", "check_agreement", "compare", "run_smaller"]
+
+
+class CompactionError(RuntimeError):
+    """A smaller model could be made, but does not run or does not compute the same.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import CompactionError, SparseOptimizer, compact
+        >>> class FourNeurons(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.first, self.last = torch.nn.Linear(6, 4), torch.nn.Linear(4, 3)
+        ...     def forward(self, x):
+        ...         return self.last(self.first(x).relu().view(-1, 4))
+        >>> model, neurons = FourNeurons(), torch.tensor([True, False, True, True])
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
+        ...     init={"last": 1.0}, mask={"first": neurons[:, None].expand(4, 6)})
+        >>> try:
+        ...     compact(model, optimizer, torch.randn(4, 6))
+        ... except CompactionError:
+        ...     print("forward() has the number of neurons written out")
+        forward() has the number of neurons written out
+    """
+
+
+def check_agreement(
+    model: nn.Module,
+    smaller: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    training: Trace,
+) -> None:
+    """Run both models, in evaluation and, if nothing else there is random, in training mode.
+
+    Dropout modules stay off, because a smaller model draws other numbers. What was taken for a
+    constant may have been one for this input alone, so other numbers of the same shapes follow,
+    unless the larger model refuses them.
+
+    Raises:
+        CompactionError: if the smaller model fails, or its outputs are not the same to about the
+            square root of the precision of their type.
+    """
+    others = _with_other_numbers(args, kwargs)
+    for mode in (False, True):
+        with _in_mode(model, mode), _in_mode(smaller, mode), torch.no_grad():
+            expected = model(*args, **kwargs)
+            found = run_smaller(smaller, args, kwargs)
+            pairs = [(expected, found), *_outputs_if_any(model, smaller, *others)]
+        if not mode or not _is_random(model, training):
+            for expected, found in pairs:
+                compare(expected, found, "training" if mode else "evaluation")
+
+
+def _outputs_if_any(
+    model: nn.Module, smaller: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[Any, Any]]:
+    try:
+        expected = model(*args, **kwargs)
+    except Exception:
+        return
+    yield expected, run_smaller(smaller, args, kwargs)
+
+
+def run_smaller(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the outputs of a smaller model.
+
+    Raises:
+        CompactionError: if it fails.
+    """
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:
+        raise CompactionError(
+            f"model={type(model).__name__}(...) without the channels that masks took out does not "
+            f"run ({error}): does its forward() have a number of channels written in it?"
+        ) from error
+
+
+def compare(expected: Any, found: Any, mode: str) -> None:
+    """Compare the outputs of two models.
+
+    Args:
+        expected: those of the larger model.
+        found: those of the smaller one.
+        mode: what both were in, for the message.
+
+    Raises:
+        CompactionError: if they have other shapes, are infinite or NaN in other places, or are not
+            the same to about the square root of the precision of their type.
+    """
+    difference = disagreement(expected, found)
+    if difference is not None:
+        raise CompactionError(
+            f"the smaller model's output {difference}, in {mode} mode: does its forward() have a "
+            "number of channels written in it? If not, please report the model."
+        )
+
+
+@contextmanager
+def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    with untouched(model):
+        model.train(training)
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
+        yield
+
+
+def _is_random(model: nn.Module, training: Trace) -> bool:
+    """Whether training draws random numbers elsewhere than in modules of dropout."""
+    modules = dict(model.named_modules())
+    return any(
+        torch.Tag.nondeterministic_seeded in node.target.tags
+        and not isinstance(modules.get(where(node)), nn.modules.dropout._DropoutNd)
+        for node in training.module.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+    )
+
+
+def _with_other_numbers(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return inputs of the same shapes with other floating-point numbers of the same size.
+
+    None is negative in a tensor without negative numbers, since these may be used as an index.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def other(value: Any) -> Any:
+        if not _is_of_numbers(value):
+            return value
+        finite = value.isfinite()
+        known = value[finite].float()
+        size = float(known.abs().max()) if known.numel() else 0.0
+        numbers = uniform(value.shape, generator) * (size or 1.0)
+        if bool((known < 0).any()):
+            numbers = 2 * numbers - size
+        return torch.where(finite, numbers.to(value.device, value.dtype), value)
+
+    others: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(other, (args, dict(kwargs)))
+    return others
+
+
+def _is_of_numbers(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided

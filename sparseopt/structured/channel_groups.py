@@ -1,0 +1,208 @@
+"""``find_channel_groups``: which channels of a model there are, and where each of them lies."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt.structured.graph.atoms import Atoms, Positions
+from sparseopt.structured.graph.calls import Labelling
+from sparseopt.structured.graph.labelling import label
+from sparseopt.structured.graph.tracing import trace
+from sparseopt.utils.wrappers import unwrapped
+
+__all__ = ["ChannelGroup", "ChannelSlice", "Structure", "analyse", "find_channel_groups"]
+
+
+@dataclass(frozen=True)
+class ChannelSlice:
+    """The part of one parameter or buffer that belongs to each channel of a group.
+
+    Attributes:
+        name: the parameter's or buffer's name.
+        dim: the dimension that channels lie along.
+        index: the positions along ``dim`` of each channel, int64, ``(channels, positions)``. After
+            a flattening, or in a grouped convolution, a channel has several.
+        role: what the dimension is for: ``"producer"`` (a filter, a neuron), ``"bias"``,
+            ``"consumer"`` (what is multiplied with the channel), ``"grouped"`` (filters of a
+            grouped or depthwise convolution, which take a channel in and give it out), ``"scale"``,
+            ``"shift"``, ``"mean"``, ``"variance"`` (of a normalisation) or ``"elementwise"``.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import find_channel_groups
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> _, neurons, _ = find_channel_groups(model, torch.zeros(2, 4))
+        >>> [(part.name, part.dim, part.role) for part in neurons.slices]
+        [('0.weight', 0, 'producer'), ('0.bias', 0, 'bias'), ('2.weight', 1, 'consumer')]
+    """
+
+    name: str
+    dim: int
+    index: Tensor
+    role: str
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels of one kind: each can be taken out by itself, with all that belongs to it.
+
+    Layers whose results are added share their channels, and so are in one group.
+
+    Attributes:
+        name: the name of the first producer.
+        channels: how many there are.
+        slices: what belongs to them, in the model's order.
+        blocked: why none of them can be taken out, or ``None`` if they can.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import find_channel_groups
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> inputs, neurons, outputs = find_channel_groups(model, torch.zeros(2, 4))
+        >>> neurons.name, neurons.channels, neurons.blocked
+        ('0.weight', 3, None)
+        >>> outputs.name, outputs.channels, outputs.blocked
+        ('2.weight', 2, 'they are outputs of the model')
+    """
+
+    name: str
+    channels: int
+    slices: tuple[ChannelSlice, ...]
+    blocked: str | None
+
+    def slices_of(self, *roles: str) -> list[ChannelSlice]:
+        """Return the slices that have one of these roles."""
+        return [part for part in self.slices if part.role in roles]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the graphs of a model, in training and in evaluation mode, say of its channels.
+
+    Attributes:
+        groups: the channel groups.
+        roots: for each group the class of each of its channels, in their order.
+        by_axis: the class of each position along a dimension, by tensor name and dimension.
+        classes: the class of every atom; a class has the number of its smallest atom.
+        reasons: why a class cannot be taken out, by its number.
+        labellings: the labelled graphs of training and of evaluation mode.
+    """
+
+    groups: list[ChannelGroup]
+    roots: list[list[int]]
+    by_axis: dict[tuple[str, int], list[int]]
+    classes: Positions
+    reasons: dict[int, str]
+    labellings: tuple[Labelling, Labelling]
+
+
+def find_channel_groups(model: nn.Module, *inputs: Any, **keywords: Any) -> list[ChannelGroup]:
+    """Find the channels and neurons of a model, and what belongs to each of them.
+
+    The model is traced by :func:`torch.export.export`, in training and in evaluation mode, and left
+    as it was. Channels are coupled by additions and by all other element-wise operators, keep apart
+    in concatenations, and have several columns each in a linear layer after a flattening. Whatever
+    is not known to treat channels apart blocks those that go through it; the reason is in
+    ``blocked`` of the group, with the name of the module.
+
+    Args:
+        model: the model. Wrappers of data parallel training and of ``torch.compile`` are taken off.
+        inputs: its positional inputs; two samples suffice. Shapes matter, values do not.
+        keywords: its keyword inputs.
+
+    Returns:
+        The groups, in the order of their first parameters.
+
+    Raises:
+        UntraceableModelError: if ``torch.export`` refuses the model.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt.structured import find_channel_groups
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        ...     torch.nn.Flatten(), torch.nn.Linear(8 * 4, 10))
+        >>> _, group, *_ = find_channel_groups(model, torch.randn(2, 3, 4, 4))
+        >>> group.name, group.channels, group.blocked
+        ('0.weight', 8, None)
+        >>> [(part.name, part.dim, part.role, tuple(part.index.shape)) for part in group.slices]
+        ... # doctest: +NORMALIZE_WHITESPACE
+        [('0.weight', 0, 'producer', (8, 1)), ('1.weight', 0, 'scale', (8, 1)),
+         ('1.bias', 0, 'shift', (8, 1)), ('1.running_mean', 0, 'mean', (8, 1)),
+         ('1.running_var', 0, 'variance', (8, 1)), ('4.weight', 1, 'consumer', (8, 4))]
+    """
+    return analyse(model, inputs, keywords).groups
+
+
+def analyse(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
+    """Return all that is known of a model's channels; see :func:`find_channel_groups`."""
+    model = unwrapped(model)
+    atoms = Atoms()
+    roles: dict[tuple[str, int], str] = {}
+    training, evaluation = (
+        label(trace(model, args, kwargs, training=training), atoms, roles)
+        for training in (True, False)
+    )
+    for axis in atoms.axes:
+        if (axis.name, axis.dim) not in roles:
+            atoms.block(axis.atoms, f"{axis.name} goes into them in a way that is not known")
+    classes, reasons = atoms.classes(), atoms.reasons()
+    by_axis = {
+        (axis.name, axis.dim): classes[axis.atoms].tolist()
+        for axis in atoms.axes
+        if (axis.name, axis.dim) in roles
+    }
+    members = _members(by_axis, roles)
+    together = _alike(members, reasons)
+    groups = [
+        _group([members[root] for root in roots], roles, reasons.get(roots[0]))
+        for roots in together
+    ]
+    return Structure(groups, together, by_axis, classes, reasons, (training, evaluation))
+
+
+_Members = dict[tuple[str, int], list[int]]
+
+
+def _members(
+    by_axis: Mapping[tuple[str, int], list[int]], roles: Iterable[tuple[str, int]]
+) -> dict[int, _Members]:
+    """Return by class which positions of which dimensions belong to it, in the model's order."""
+    members: dict[int, _Members] = defaultdict(lambda: defaultdict(list))
+    for axis in roles:
+        for position, root in enumerate(by_axis.get(axis, ())):
+            members[root][axis].append(position)
+    return members
+
+
+def _alike(members: Mapping[int, _Members], reasons: Mapping[int, str]) -> list[list[int]]:
+    """Return classes that have as many positions in the same dimensions, side by side."""
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for root, positions in members.items():
+        shape = tuple((key, len(found)) for key, found in positions.items())
+        alike[shape, reasons.get(root)].append(root)
+    return list(alike.values())
+
+
+def _group(
+    members: Sequence[_Members], roles: Mapping[tuple[str, int], str], blocked: str | None
+) -> ChannelGroup:
+    slices = tuple(
+        ChannelSlice(
+            name,
+            dim,
+            torch.tensor([of[name, dim] for of in members], device="cpu"),
+            roles[name, dim],
+        )
+        for name, dim in members[0]
+    )
+    named = [part.name for part in slices if part.role in {"producer", "grouped"}]
+    return ChannelGroup((named or [slices[0].name])[0], len(members), slices, blocked)

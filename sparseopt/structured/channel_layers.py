@@ -1,0 +1,202 @@
+"""From the channels of a model to layers whose masks drop whole channels."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt.distributed.ranks import agree_on_masks
+from sparseopt.distributions import Distribution, live_counts, match_name
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.topk import largest
+from sparseopt.structured.channel_counts import channel_counts, share_count
+from sparseopt.structured.channel_groups import ChannelGroup
+from sparseopt.structured.channel_masks import MAKERS, WEIGHTS, live_channels, refuse_sharded
+from sparseopt.structured.channel_scores import magnitude
+from sparseopt.structured.exchange import changed_masks
+from sparseopt.utils.errors import NoSparseLayerError
+from sparseopt.utils.random import uniform
+from sparseopt.utils.validation import unknown_name
+
+__all__ = ["channel_layers"]
+
+logger = logging.getLogger("sparseopt")
+
+MASKS: Final = ("random", "magnitude")
+
+
+def channel_layers(
+    groups: Sequence[ChannelGroup],
+    weights: Mapping[str, nn.Parameter],
+    trained: Mapping[str, nn.Parameter],
+    overrides: Mapping[str, float],
+    *,
+    density: float,
+    init: str | Mapping[str, float] | Distribution,
+    mask: str | Mapping[str, Tensor],
+    generator: torch.Generator,
+) -> list[SparseLayer]:
+    r"""Choose the live channels of each group, and mask all that the others own.
+
+    ``init`` gives each convolution a density. A group whose channels are made by weights of mean
+    density :math:`d` is to have the share :math:`\sqrt d` of them. One factor for all groups then
+    brings the live weights of all convolutions to ``density``, unless ``init`` is a mapping.
+
+    Args:
+        groups: the channels of the model.
+        weights: what can be sparse, by name.
+        trained: all that may be masked, by name: every parameter that the optimizer trains.
+        overrides: densities of their own that some ``weights`` have.
+        density: the share of the convolutions' weights that is live at most.
+        init: how much of each layer.
+        mask: which channels: ``"random"``, ``"magnitude"``, or masks by layer name.
+        generator: the random source, on the CPU.
+
+    Returns:
+        The ``weights``, and the vectors that dropped channels own a part of, in the order of
+        ``trained``.
+
+    Raises:
+        NoSparseLayerError: if no channels can be dropped.
+        TypeError: if a weight is sharded.
+        ValueError: if the density can't be met, or a name or a mask is wrong.
+    """
+    refuse_sharded(weights)
+    groups = _droppable(groups, trained)
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items() if weight.dim() > 2}
+    own = {name: value for name, value in overrides.items() if name in shapes}
+    live_of = live_counts(shapes, density, init, own)
+    shares = [_share(group, shapes, live_of) for group in groups]
+    if isinstance(init, Mapping):
+        counts = [
+            share_count(share, group.channels) for share, group in zip(shares, groups, strict=True)
+        ]
+    else:
+        counts = channel_counts(groups, shares, shapes, density)
+    full = {
+        name: torch.ones(value.shape, dtype=torch.bool, device="cpu")
+        for name, value in trained.items()
+    }
+    live = _choose(groups, counts, trained, mask, generator)
+    if mask != "random":
+        agreed = agree_on_masks({str(place): flags for place, flags in enumerate(live)})
+        live = list(agreed.values())
+    partial = [pair for pair in zip(groups, live, strict=True) if not bool(pair[1].all())]
+    masks = changed_masks(full, partial)
+    if not isinstance(mask, str):
+        _check_whole(mask, {**full, **masks})
+    return [
+        SparseLayer(name, trained[name], chosen, int(chosen.sum()))
+        for name, chosen in {**full, **masks}.items()
+        if name in weights or name in masks
+    ]
+
+
+def _droppable(
+    groups: Sequence[ChannelGroup], trained: Mapping[str, nn.Parameter]
+) -> list[ChannelGroup]:
+    """Return the groups whose channels can be dropped; a log line says why not the others'."""
+    _check_sizes(groups, trained)
+    reasons = [(group, _why_not(group, trained)) for group in groups]
+    whole = "; ".join(f"{group.name}: {reason}" for group, reason in reasons if reason is not None)
+    found = [group for group, reason in reasons if reason is None]
+    if not found:
+        raise NoSparseLayerError(
+            "no channels can be dropped. "
+            + (whole or "None are known: pass groups=find_channel_groups(model, inputs).")
+        )
+    if whole:
+        logger.info("these keep all their channels: %s.", whole)
+    return found
+
+
+def _check_sizes(groups: Sequence[ChannelGroup], trained: Mapping[str, nn.Parameter]) -> None:
+    for group in groups:
+        for place in group.slices:
+            if place.name not in trained:
+                continue
+            shape = tuple(trained[place.name].shape)
+            if place.dim >= len(shape) or int(place.index.max()) >= shape[place.dim]:
+                raise ValueError(
+                    f"groups= are of another model: {place.name!r} has shape {shape}, which is too "
+                    f"small for them in dimension {place.dim}."
+                )
+
+
+def _why_not(group: ChannelGroup, trained: Mapping[str, nn.Parameter]) -> str | None:
+    if group.blocked is not None:
+        return group.blocked
+    if group.channels == 1:
+        return "there is only one"
+    made = {place.name for place in group.slices_of(*MAKERS)}
+    missing = {place.name for place in group.slices_of(*WEIGHTS)} - trained.keys()
+    if missing:
+        return f"the optimizer does not train {min(missing)!r}, or is to keep it dense"
+    if not any(trained[name].dim() > 2 for name in made):
+        return "no convolution makes them"
+    if not group.slices_of("consumer"):
+        return "nothing is computed from them"
+    return None
+
+
+def _share(
+    group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]], live_of: Mapping[str, int]
+) -> float:
+    """Return the root of the mean density of the convolutions that make the group's channels."""
+    names = {place.name for place in group.slices_of(*MAKERS)} & shapes.keys()
+    numel = sum(math.prod(shapes[name]) for name in names)
+    return math.sqrt(sum(live_of[name] for name in names) / numel)
+
+
+def _choose(
+    groups: Sequence[ChannelGroup],
+    counts: Sequence[int],
+    trained: Mapping[str, nn.Parameter],
+    mask: str | Mapping[str, Tensor],
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """Return for each group which channels are live, bool, ``(channels,)``."""
+    if isinstance(mask, str) and mask not in MASKS:
+        raise unknown_name("mask", mask, MASKS)
+    given = {} if isinstance(mask, str) else _given(mask, trained)
+    chosen = []
+    for group, count in zip(groups, counts, strict=True):
+        if group.slices_of(*MAKERS)[0].name in given:
+            chosen.append(live_channels(group, given))
+        elif count == group.channels:
+            chosen.append(torch.ones(count, dtype=torch.bool, device="cpu"))
+        elif mask == "magnitude":
+            chosen.append(largest(magnitude(group, trained), count))
+        else:
+            chosen.append(largest(uniform((group.channels,), generator), count))
+    return chosen
+
+
+def _given(mask: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    found = {}
+    for key, value in mask.items():
+        name = match_name("mask", key, trained)
+        if value.dtype != torch.bool or value.shape != trained[name].shape:
+            raise ValueError(
+                f"mask[{key!r}] is {value.dtype} of shape {tuple(value.shape)}, but must be bool "
+                f"of shape {tuple(trained[name].shape)}."
+            )
+        if not value.any():
+            raise ValueError(f"mask[{key!r}] has no live channel, but at least one is needed.")
+        found[name] = value.cpu()
+    return found
+
+
+def _check_whole(given: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Refuse masks that drop anything but whole channels with all that they own."""
+    for key, value in given.items():
+        if not torch.equal(value.cpu(), masks[match_name("mask", key, masks)]):
+            raise ValueError(
+                f"mask[{key!r}] is not that of whole channels: pass all the masks of another run "
+                "of this method on the same model, as final_masks() returns them."
+            )

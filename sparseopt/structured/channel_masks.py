@@ -1,0 +1,126 @@
+"""What a channel owns: rows and columns of weights, entries of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sparseopt.distributed.dtensor import is_sharded
+from sparseopt.masks.prunable import canonical_name
+from sparseopt.structured.channel_groups import ChannelGroup, ChannelSlice
+
+__all__ = [
+    "MAKERS",
+    "WEIGHTS",
+    "Part",
+    "canonical_groups",
+    "live_along",
+    "live_channels",
+    "mask_from",
+    "parts_of",
+    "refuse_sharded",
+]
+
+#: Roles of weights that make a channel's values.
+MAKERS: Final = ("producer", "grouped")
+#: Roles of weights without which there is no channel: what makes it, and what is made of it.
+WEIGHTS: Final = (*MAKERS, "consumer")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the channels of one group own of one tensor.
+
+    Attributes:
+        tensor: a parameter, its gradient or its mask.
+        place: which of its positions are each channel's, and what they are for.
+    """
+
+    tensor: Tensor
+    place: ChannelSlice
+
+    def magnitudes(self) -> Tensor:
+        """Sum the magnitudes of each channel's share: ``(channels,)``, on the CPU.
+
+        In double precision, so that not the order of a sum settles which channel is larger.
+        """
+        dim = self.place.dim
+        values = self.tensor.detach().double().abs().movedim(dim, 0)
+        along = values.reshape(len(values), -1).sum(1)
+        return along.cpu()[self.place.index].sum(1)
+
+
+def canonical_groups(groups: Iterable[ChannelGroup]) -> tuple[ChannelGroup, ...]:
+    """Return groups with the names that layers have: without what wrappers put into them."""
+    return tuple(
+        replace(group, slices=tuple(_canonical(place) for place in group.slices))
+        for group in groups
+    )
+
+
+def parts_of(group: ChannelGroup, tensors: Mapping[str, Tensor], *roles: str) -> list[Part]:
+    """Return the parts that a group has in ``tensors``, which are by name.
+
+    Args:
+        group: the group.
+        tensors: the tensors; what they lack is left out.
+        roles: only parts of these roles; by default all.
+    """
+    places = group.slices_of(*roles) if roles else group.slices
+    return [Part(tensors[place.name], place) for place in places if place.name in tensors]
+
+
+def live_along(mask: Tensor, dim: int) -> Tensor:
+    """Return which positions along ``dim`` have live weights: bool, ``(size,)``, on the CPU."""
+    return mask.movedim(dim, 0).reshape(mask.shape[dim], -1).any(1).cpu()
+
+
+def live_channels(group: ChannelGroup, masks: Mapping[str, Tensor]) -> Tensor:
+    """Return which channels of a group are live: bool, ``(channels,)``, on the CPU.
+
+    Args:
+        group: the group.
+        masks: masks by name, that of the first weight that makes its channels among them.
+
+    Example:
+        >>> from sparseopt import find_channel_groups
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 3, 1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
+        >>> group, *_ = find_channel_groups(model, torch.zeros(2, 1, 1, 1))
+        >>> masks = {"0.weight": torch.tensor([True, False, True]).view(3, 1, 1, 1)}
+        >>> live_channels(group, masks)
+        tensor([ True, False,  True])
+    """
+    made = group.slices_of(*MAKERS)[0]
+    return live_along(masks[made.name], made.dim)[made.index[:, 0]]
+
+
+def mask_from(shape: Sequence[int], along: Mapping[int, Tensor]) -> Tensor:
+    """Return the mask of the weights that are live along every dimension, on the CPU.
+
+    Args:
+        shape: the weight's shape.
+        along: by dimension, which positions along it are live, bool, ``(size,)``.
+    """
+    mask = torch.ones(tuple(shape), dtype=torch.bool, device="cpu")
+    for dim, live in along.items():
+        mask &= live.view([-1 if other == dim else 1 for other in range(len(shape))])
+    return mask
+
+
+def refuse_sharded(weights: Mapping[str, Tensor]) -> None:
+    """Raise :class:`TypeError` if a weight is spread over processes."""
+    for name, weight in weights.items():
+        if is_sharded(weight):
+            raise TypeError(
+                f"parameter {name!r} is sharded (a DTensor), and whole channels can't be dropped "
+                "from it: use DistributedDataParallel, or a method that drops single weights."
+            )
+
+
+def _canonical(place: ChannelSlice) -> ChannelSlice:
+    return replace(place, name=canonical_name(place.name))

@@ -1,0 +1,1 @@
+"""The traced graph of a model, and which indices of its tensors belong together."""

@@ -1,0 +1,167 @@
+"""Operator calls: what a rule sees of one, what it may say about channels, and the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.fx import Node
+
+from sparseopt.structured.graph.atoms import Atoms, Labels, Positions
+from sparseopt.structured.graph.tracing import Trace, arguments, operator_name, where
+
+__all__ = ["Call", "Contraction", "Labelled", "Labelling", "Rule", "find_rule", "rule_for"]
+
+#: What a node is: one tensor, several, or (with empty labels) no tensor.
+Labelled = Labels | list[Labels]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A sum over channels: the place where a channel's value meets what it is multiplied by.
+
+    Attributes:
+        node: the operator call.
+        atoms: the channels that are summed over.
+        operand: the node whose values are the channels, and the dimension that they lie along.
+        weight: the node that they are multiplied by, and the dimension that they lie along there.
+        padded: whether zeros are put around or between the channels' values before they are summed.
+    """
+
+    node: Node
+    atoms: Positions
+    operand: tuple[Node, int]
+    weight: tuple[Node, int]
+    padded: bool
+
+
+class Labelling:
+    """Labels of every node of one trace, and the contractions in it."""
+
+    def __init__(self, trace: Trace, atoms: Atoms, roles: dict[tuple[str, int], str]) -> None:
+        self.trace = trace
+        self.atoms = atoms
+        self.contractions: list[Contraction] = []
+        self._roles = roles
+        self._labels: dict[Node, Labelled] = {}
+
+    def of(self, node: Node) -> Labels:
+        """Return the labels of a node that is one tensor."""
+        labels = self._labels[node]
+        assert isinstance(labels, tuple)
+        return labels
+
+    def each(self, node: Node) -> list[Labels]:
+        """Return the labels of all tensors that a node is."""
+        labels = self._labels[node]
+        return labels if isinstance(labels, list) else [labels]
+
+    def set(self, node: Node, labels: Labelled) -> None:
+        """Note what a node's labels are."""
+        self._labels[node] = labels
+
+    def note_role(self, node: Node | None, dim: int, role: str) -> None:
+        """Say what a dimension of a parameter or buffer is for; the first word stands.
+
+        Of one that was moved about before, as in ``weight.t()``, it is the dimension that has the
+        same atoms.
+        """
+        if node is None:
+            return
+        source = self.source(node)
+        if source is node:
+            self._roles.setdefault((self.trace.tensors[node], dim), role)
+        elif source is not None:
+            atoms = self.of(node)[dim]
+            for place, own in enumerate(self.of(source)):
+                if atoms is not None and own is not None and np.array_equal(atoms, own):
+                    self._roles.setdefault((self.trace.tensors[source], place), role)
+
+    def source(self, node: Node) -> Node | None:
+        """Return the parameter or buffer that a node is, or that it alone is made of."""
+        while node.op == "call_function" and len(node.all_input_nodes) == 1:
+            (node,) = node.all_input_nodes
+        return node if node in self.trace.tensors else None
+
+
+class Call:
+    """One operator call, with what rules ask about it.
+
+    Attributes:
+        node: the call.
+        arguments: its arguments by name.
+        labelling: the labels of everything before it.
+        atoms: where rules couple and block.
+    """
+
+    def __init__(self, node: Node, labelling: Labelling) -> None:
+        self.node = node
+        self.arguments = arguments(node)
+        self.labelling = labelling
+        self.atoms = labelling.atoms
+
+    @property
+    def name(self) -> str:
+        """The operator's name, without the underscore of the variant that writes in place."""
+        return operator_name(self.node).removesuffix("_")
+
+    def labels(self, argument: Node) -> Labels:
+        """Return the labels of a tensor argument."""
+        return self.labelling.of(argument)
+
+    def shape(self, argument: Node | None = None) -> tuple[int, ...]:
+        """Return the shape of a tensor argument, or of the result."""
+        return tuple((self.node if argument is None else argument).meta["val"].shape)
+
+    def role(self, argument: Node | None, dim: int, role: str) -> None:
+        """Say what a dimension of an argument is for, if that is a parameter or buffer."""
+        self.labelling.note_role(argument, dim, role)
+
+    def block(self, atoms: Positions | None, reason: str) -> None:
+        """Say that ``atoms`` cannot be taken out because of this call, which ``reason`` ends."""
+        self.atoms.block(atoms, f"{where(self.node)} {reason}")
+
+    def block_all(self, argument: Any, reason: str) -> None:
+        """Say that no position of a tensor argument can be taken out."""
+        if isinstance(argument, Node):
+            for atoms in self.labels(argument):
+                self.block(atoms, reason)
+
+    def join(self, left: Positions | None, right: Positions | None) -> Positions | None:
+        """Couple two dimensions of equal size and return their atoms.
+
+        If only one of them has atoms, it meets a size that is fixed, and is blocked.
+        """
+        if left is None or right is None:
+            self.block(right if left is None else left, "combines them with a fixed dimension")
+            return None
+        self.atoms.couple(left, right)
+        return left
+
+    def join_all(self, atoms: Positions | None, *vectors: tuple[Node | None, str]) -> None:
+        """Couple a dimension with vectors along it, if they are given, and name their roles."""
+        for vector, role in vectors:
+            if vector is not None:
+                self.join(atoms, self.labels(vector)[0])
+                self.role(vector, 0, role)
+
+
+Rule = Callable[[Call], Labelled]
+_rules: dict[str, Rule] = {}
+
+
+def rule_for(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators of these names, in place or not."""
+
+    def register(rule: Rule) -> Rule:
+        _rules.update(dict.fromkeys(names, rule))
+        return rule
+
+    return register
+
+
+def find_rule(name: str) -> Rule | None:
+    """Return the rule for an operator of this name, if there is one."""
+    return _rules.get(name.removesuffix("_"))

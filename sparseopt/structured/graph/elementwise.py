@@ -1,0 +1,77 @@
+"""Rules of operators whose result at a place is made of the values at that place."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch.fx import Node
+
+from sparseopt.structured.graph.atoms import Labels, Positions
+from sparseopt.structured.graph.calls import Call, rule_for
+from sparseopt.structured.graph.tracing import operator_name
+
+__all__ = ["is_pointwise", "pointwise"]
+
+#: Pointwise, and not tagged so by torch.
+UNTAGGED: Final = frozenset(
+    {
+        "alias",
+        "alpha_dropout",
+        "contiguous",
+        "copy",
+        "detach",
+        "dropout",
+        "feature_alpha_dropout",
+        "feature_dropout",
+        "gelu",
+        "hardswish",
+        "lift_fresh_copy",
+        "to",
+        "type_as",
+    }
+)
+
+
+def is_pointwise(node: Node) -> bool:
+    """Whether each value of a result is made of the arguments' values at the same place."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    tagged = torch.Tag.pointwise in node.target.tags
+    return tagged or operator_name(node).removesuffix("_") in UNTAGGED
+
+
+def pointwise(call: Call) -> Labels:
+    """Couple dimensions that are lined up; one of size 1 is spread, and not coupled."""
+    shape = call.shape()
+    tensors = [node for node in call.node.all_input_nodes if call.labelling.each(node) != [()]]
+    return tuple(_lined_up(call, tensors, dim - len(shape)) for dim in range(len(shape)))
+
+
+def _lined_up(call: Call, tensors: list[Node], dim: int) -> Positions | None:
+    size = call.shape()[dim]
+    meeting = []
+    for tensor in tensors:
+        shape = call.shape(tensor)
+        if len(shape) >= -dim and shape[dim] == size:
+            meeting.append(call.labels(tensor)[dim])
+            # What becomes of a single one, a cast say, gives the role.
+            if len(tensors) > 1:
+                call.role(tensor, len(shape) + dim, "elementwise")
+    if not meeting:
+        return None
+    result = meeting[0]
+    for other in meeting[1:]:
+        result = call.join(result, other)
+    if result is None:
+        for atoms in meeting:
+            call.block(atoms, "combines them with a fixed dimension")
+    return result
+
+
+@rule_for("prelu")
+def _prelu(call: Call) -> Labels:
+    labels = call.labels(call.arguments["self"])
+    slope = call.arguments["weight"]
+    if call.shape(slope) != (1,) and len(labels) > 1:
+        call.join_all(labels[1], (slope, "elementwise"))
+    return labels

@@ -1,0 +1,77 @@
+"""Which channels the dimensions of every tensor in a graph are, operator by operator."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+# Imported for their rules.
+from sparseopt.structured.graph import contractions, movement, normalisation, spatial  # noqa: F401
+from sparseopt.structured.graph.atoms import Atoms
+from sparseopt.structured.graph.calls import Call, Labelled, Labelling, find_rule
+from sparseopt.structured.graph.elementwise import is_pointwise, pointwise
+from sparseopt.structured.graph.tracing import Trace, only_checks, operator_name, where
+
+__all__ = ["label"]
+
+
+def label(trace: Trace, atoms: Atoms, roles: dict[tuple[str, int], str]) -> Labelling:
+    """Label every node of a graph: couple what goes together, block what cannot go.
+
+    An operator without a rule blocks all that goes into it, so that nothing is ever assumed.
+
+    Args:
+        trace: the graph.
+        atoms: where positions are coupled and blocked; shared by the graphs of one model.
+        roles: what dimensions of parameters and buffers are for, by name and dimension; added to.
+    """
+    labelling = Labelling(trace, atoms, roles)
+    for node in trace.module.graph.nodes:
+        if node.op == "placeholder":
+            labelling.set(node, _placeholder(node, labelling))
+        elif node.op == "output":
+            for result in node.all_input_nodes:
+                if result not in trace.tensors:
+                    _block_all(labelling, result, "they are outputs of the model")
+        elif node.target is operator.getitem:
+            source, index = node.args
+            labelling.set(node, labelling.each(source)[index])
+        else:
+            labelling.set(node, _of_call(node, labelling))
+    return labelling
+
+
+def _of_call(node: Node, labelling: Labelling) -> Labelled:
+    if isinstance(node.target, torch._ops.OpOverload):
+        rule = find_rule(operator_name(node)) or (pointwise if is_pointwise(node) else None)
+        if rule is not None:
+            return rule(Call(node, labelling))
+    if only_checks(node):
+        return ()
+    reason = f"{where(node)} computes {operator_name(node)!r} of them, which is not known"
+    for argument in node.all_input_nodes:
+        _block_all(labelling, argument, reason)
+    return _unlabelled(node)
+
+
+def _placeholder(node: Node, labelling: Labelling) -> Labelled:
+    name = labelling.trace.tensors.get(node)
+    if name is None:
+        return _unlabelled(node)
+    return labelling.atoms.of_tensor(name, tuple(node.meta["val"].shape))
+
+
+def _block_all(labelling: Labelling, node: Node, reason: str) -> None:
+    for labels in labelling.each(node):
+        for atoms in labels:
+            labelling.atoms.block(atoms, reason)
+
+
+def _unlabelled(node: Node) -> Labelled:
+    value = node.meta.get("val")
+    if isinstance(value, (list, tuple)):
+        return [(None,) * one.dim() if isinstance(one, Tensor) else () for one in value]
+    return (None,) * value.dim() if isinstance(value, Tensor) else ()

@@ -1,0 +1,66 @@
+"""Rules of normalisations, and of other operators that take a statistic along dimensions."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from sparseopt.structured.graph.atoms import Labels
+from sparseopt.structured.graph.calls import Call, rule_for
+
+__all__: list[str] = []
+
+
+@rule_for("batch_norm", "instance_norm")
+def _by_channel(call: Call) -> Labels:
+    labels = call.labels(call.arguments["input"])
+    call.join_all(
+        labels[1],
+        (call.arguments["weight"], "scale"),
+        (call.arguments["bias"], "shift"),
+        (call.arguments["running_mean"], "mean"),
+        (call.arguments["running_var"], "variance"),
+    )
+    return labels
+
+
+@rule_for("group_norm")
+def _over_groups_of_channels(call: Call) -> Labels:
+    labels = call.labels(call.arguments["input"])
+    call.block(labels[1], "normalises over groups of them")
+    call.join_all(labels[1], (call.arguments["weight"], "scale"), (call.arguments["bias"], "shift"))
+    return labels
+
+
+@rule_for("layer_norm", "rms_norm")
+def _over_last_dims(call: Call) -> Labels:
+    labels = call.labels(call.arguments["input"])
+    first = len(labels) - len(call.arguments["normalized_shape"])
+    for dim in range(first, len(labels)):
+        call.block(labels[dim], "normalises over them")
+        for name, role in (("weight", "scale"), ("bias", "shift")):
+            vector = call.arguments.get(name)
+            if isinstance(vector, Node):
+                call.join(labels[dim], call.labels(vector)[dim - first])
+                call.role(vector, dim - first, role)
+    return labels
+
+
+@rule_for("softmax", "log_softmax", "_softmax", "_log_softmax")
+def _over_one_dim(call: Call) -> Labels:
+    labels = call.labels(call.arguments["self"])
+    call.block(labels[call.arguments["dim"]], "takes a softmax over them")
+    return labels
+
+
+@rule_for("mean", "sum", "amax", "amin")
+def _reduction(call: Call) -> Labels:
+    labels = call.labels(call.arguments["self"])
+    dims = call.arguments.get("dim")
+    if dims is None or dims == []:
+        dims = range(len(labels))
+    dims = {dim % len(labels) for dim in ([dims] if isinstance(dims, int) else dims)}
+    for dim in dims:
+        call.block(labels[dim], f"takes their {call.name}")
+    if call.arguments.get("keepdim"):
+        return tuple(None if dim in dims else atoms for dim, atoms in enumerate(labels))
+    return tuple(atoms for dim, atoms in enumerate(labels) if dim not in dims)

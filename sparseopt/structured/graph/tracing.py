@@ -1,0 +1,153 @@
+"""The operations of a model, as ``torch.export`` sees them, with the names of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from sparseopt.utils.probe import untouched
+
+__all__ = [
+    "Trace",
+    "UntraceableModelError",
+    "arguments",
+    "only_checks",
+    "operator_name",
+    "trace",
+    "where",
+]
+
+
+class UntraceableModelError(ValueError):
+    """The graph of a model cannot be had: ``torch.export`` refuses it.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import UntraceableModelError, find_channel_groups
+        >>> class ThroughNumPy(torch.nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(torch.from_numpy(x.numpy()))
+        >>> try:
+        ...     find_channel_groups(ThroughNumPy(2, 2), torch.ones(1, 2))
+        ... except UntraceableModelError:
+        ...     print("no graph has what NumPy does")
+        no graph has what NumPy does
+    """
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward pass as a graph of ATen operators.
+
+    Attributes:
+        module: the graph; parameters and buffers are placeholders in it, before the inputs.
+        tensors: name of the parameter or buffer by placeholder; one name for a shared one.
+        constants: values of placeholders that are tensors written in the model's code.
+        training: whether it is the pass of training mode.
+        modules: the model's modules by path, shared ones by each of theirs.
+    """
+
+    module: GraphModule
+    tensors: Mapping[Node, str]
+    constants: Mapping[Node, Tensor]
+    training: bool
+    modules: Mapping[str, nn.Module]
+
+    def is_made_by(self, node: Node, kind: type[nn.Module]) -> bool:
+        """Whether a module of a class, or one inside of it, made a call."""
+        stack = node.meta.get("nn_module_stack") or {}
+        # Another call of the same module has a number behind its path.
+        paths = (path.partition("@")[0] for path, _ in stack.values())
+        return any(isinstance(self.modules.get(path), kind) for path in paths)
+
+
+def trace(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool
+) -> Trace:
+    """Return the graph of ``model(*args, **kwargs)`` in training or in evaluation mode.
+
+    The model is left as it was.
+
+    Raises:
+        UntraceableModelError: if ``torch.export`` refuses the model.
+    """
+    with untouched(model):
+        model.train(training)
+        try:
+            program = torch.export.export(model, args, dict(kwargs), strict=False)
+        except Exception as error:
+            mode = "training" if training else "evaluation"
+            raise UntraceableModelError(
+                f"model={type(model).__name__}(...) has no graph in {mode} mode, because "
+                f"torch.export refuses it: {_first_line(error)}"
+            ) from error
+    signature = program.graph_signature
+    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    written = signature.inputs_to_lifted_tensor_constants
+    canonical = _names_by_tensor(model)
+    placeholders = program.graph.find_nodes(op="placeholder")
+    return Trace(
+        program.graph_module,
+        {node: canonical[named[node.name]] for node in placeholders if node.name in named},
+        {
+            node: program.constants[written[node.name]]
+            for node in placeholders
+            if node.name in written
+        },
+        training,
+        dict(model.named_modules(remove_duplicate=False)),
+    )
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """Return the arguments of an operator call by the names of its schema, defaults included."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found = dict(node.kwargs)
+    for position, argument in enumerate(node.target._schema.arguments):
+        if position < len(node.args):
+            found[argument.name] = node.args[position]
+        elif argument.name not in found and argument.has_default_value():
+            found[argument.name] = argument.default_value
+    return found
+
+
+def operator_name(node: Node) -> str:
+    """Return what an operator is called, without its overload: ``"conv2d"``, ``"add_"``."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket.__name__)
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def only_checks(node: Node) -> bool:
+    """Whether a call only asserts something: it returns nothing and writes nothing."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return not node.target._schema.returns and not node.target._schema.is_mutable
+
+
+def where(node: Node) -> str:
+    """Return the path of the module that made this call, or the operator's name at the root."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if path]
+    return paths[-1] if paths else operator_name(node)
+
+
+def _names_by_tensor(model: nn.Module) -> dict[str, str]:
+    """Return the first name of each tensor, by each of its names."""
+    first: dict[Tensor, str] = {}
+    names = {}
+    for name, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
+        names[name] = first.setdefault(tensor, name)
+    return names
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

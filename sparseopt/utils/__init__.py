@@ -1,0 +1,1 @@
+"""Helpers that know nothing of sparsity: validation, errors, random numbers, hooks, probes."""

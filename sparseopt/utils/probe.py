@@ -1,0 +1,91 @@
+"""Running a model to learn something about it, without leaving a trace in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt.distributed.dtensor import is_sharded
+
+__all__ = ["untouched"]
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass in this block changes: modes, buffers, random state, sharding.
+
+    Gradients are not its concern.
+    """
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(_same_modes(model))
+        stack.enter_context(_same_buffers(model))
+        stack.enter_context(_same_sharding(model))
+        stack.enter_context(_no_cached_casts())
+        yield
+
+
+@contextmanager
+def _same_modes(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore buffers that forward wrote to, and those that it replaced."""
+    places = [(module, dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, buffers in places:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, saved in values:
+                if not _same_values(buffer, saved):
+                    buffer.copy_(saved)
+
+
+def _same_values(left: Tensor, right: Tensor) -> bool:
+    # Writing without need would raise the version that autograd checks.
+    return left.shape == right.shape and torch.equal(left, right)
+
+
+@contextmanager
+def _same_sharding(model: nn.Module) -> Iterator[None]:
+    """Spread weights over the ranks again that FSDP2 gathered.
+
+    It leaves those of the root gathered for a backward pass, and would use them after the next
+    step, when they are old.
+    """
+    gathered_by = [
+        module
+        for module in model.modules()
+        if hasattr(module, "reshard") and any(is_sharded(p) for p in module.parameters())
+    ]
+    try:
+        yield
+    finally:
+        for module in gathered_by:
+            module.reshard()  # type: ignore[operator]
+
+
+@contextmanager
+def _no_cached_casts() -> Iterator[None]:
+    """Keep autocast from reusing casts: one made here could have no gradient, or a freed one."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)

@@ -1,0 +1,75 @@
+"""Remembering what one real training input looks like, so that it can be replayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
+
+from sparseopt.utils.hooks import OwnHook
+
+__all__ = ["InputRecorder"]
+
+
+@dataclass(frozen=True)
+class _TensorSpec:
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+class InputRecorder(OwnHook):
+    """A one-shot hook on a model: it notes the shapes of the first training input, and goes.
+
+    No data is kept. Arguments that are not tensors are kept as they are.
+
+    Where the model is compiled the hook becomes part of the graph's surroundings. There it notes
+    the shapes of every input and stays until :meth:`remove`: to ask "is one known yet?", or to go,
+    would compile the model a second time.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._recorded: tuple[Any, Any] | None = None
+        self._handle: RemovableHandle | None = model.register_forward_pre_hook(
+            self._record, with_kwargs=True
+        )
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether an input was seen."""
+        return self._recorded is not None
+
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return zeros in the shapes that were seen, as positional and keyword arguments."""
+        assert self._recorded is not None
+        args, kwargs = tree_map(_materialise, self._recorded)
+        return args, kwargs
+
+    def remove(self) -> None:
+        """Take the hook off the model."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_exporting() or not torch.is_grad_enabled():
+            return
+        self._recorded = tree_map(_describe, (args, kwargs))
+        if not torch.compiler.is_compiling():
+            self.remove()
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _TensorSpec(value.shape, value.dtype, value.device)
+    return value
+
+
+def _materialise(value: Any) -> Any:
+    if isinstance(value, _TensorSpec):
+        return torch.zeros(value.shape, dtype=value.dtype, device=value.device)
+    return value
