@@ -29,7 +29,7 @@ from sparseopt.methods import (
 )
 from sparseopt.methods.gradient_memory import Accumulated, GradientMemory, Smoothed
 from sparseopt.optimizer import SparseOptimizer
-from sparseopt.optimizer.history import UpdateRecord
+from sparseopt.optimizer.progress import UpdateRecord
 from sparseopt.pruning_at_init import (
     balanced_batch,
     final_masks,
@@ -42,7 +42,6 @@ from sparseopt.schedules import UpdateSchedule
 from sparseopt.speedup import (
     CompactedTraining,
     Compaction,
-    CompactionError,
     CompactionReport,
     Condensation,
     CondensedLinear,
@@ -56,10 +55,14 @@ from sparseopt.speedup import (
 from sparseopt.structured import (
     ChannelGroup,
     ChannelSlice,
-    UntraceableModelError,
     find_channel_groups,
 )
-from sparseopt.utils.errors import CheckpointError, NoSparseLayerError
+from sparseopt.utils.errors import (
+    CheckpointError,
+    CompactionError,
+    NoSparseLayerError,
+    UntraceableModelError,
+)
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from sparseopt.utils.validation import check_choice, check_fraction, check_steps
 
-__all__ = ["CubicDensity", "Decay", "UpdateSchedule"]
+__all__ = ["CubicDensity", "Decay", "UpdateSchedule", "make_schedule"]
 
 Decay = Literal["cosine", "linear", "constant"]
 
@@ -113,3 +113,26 @@ class CubicDensity:
             return initial
         progress = (step - self.start) / (self.end - self.start)
         return initial - (initial - final) * (1.0 - (1.0 - progress) ** 3)
+
+
+def make_schedule(
+    *,
+    total_steps: int | None,
+    t_end: int | None,
+    delta_t: int,
+    alpha: float,
+    decay: Decay,
+) -> UpdateSchedule:
+    """Return the schedule; without ``t_end`` updates stop at three quarters of ``total_steps``.
+
+    Raises:
+        TypeError: if a number has the wrong type.
+        ValueError: if a number is out of range, or ``t_end`` lies after ``total_steps``.
+    """
+    if total_steps is not None:
+        check_steps("total_steps", total_steps, minimum=1)
+        if t_end is None:
+            t_end = int(UPDATE_SHARE * total_steps)
+        elif t_end > total_steps:
+            raise ValueError(f"t_end={t_end} must not exceed total_steps={total_steps}.")
+    return UpdateSchedule(delta_t=delta_t, alpha=alpha, t_end=t_end, decay=decay)

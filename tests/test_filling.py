@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparseopt.masks.filling import fill_where_false_
+from sparseopt.masks.memory_layout import fill_where_false_
 
 DTYPES = [
     torch.float64,

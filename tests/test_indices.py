@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseopt.masks.indices import merged, places_among
+from sparseopt.masks.indices import match_positions, merged
 
 
 @given(
@@ -26,7 +26,7 @@ def test_positions_that_stay_and_grow_together(masks: list[tuple[bool, bool]], b
     )
 
     positions = merged(stay, new)
-    places, was_live = places_among(where, positions, before.size)
+    places, was_live = match_positions(where, positions, before.size)
 
     assert positions.tolist() == np.flatnonzero(after).tolist()
     assert was_live.tolist() == before[after].tolist()

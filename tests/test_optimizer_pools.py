@@ -9,7 +9,7 @@ from torch import nn
 
 from sparseopt import SparseOptimizer
 from sparseopt.optimizer.state import pools, threads
-from sparseopt.optimizer.state.gather import Single
+from sparseopt.optimizer.state.gather import GatherOne
 from tests.support.catalogue import ELEMENTWISE, build
 from tests.support.nets import make
 from tests.support.training import train
@@ -168,7 +168,7 @@ def test_threads_change_no_bit(monkeypatch):
 def make_parts():
     model = make()
     layers = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, **SETTINGS).layers
-    return [Single(layer) for layer in layers if not layer.is_full]
+    return [GatherOne(layer) for layer in layers if not layer.is_full]
 
 
 def test_shares_hold_every_part_once_and_are_about_equally_heavy(monkeypatch):

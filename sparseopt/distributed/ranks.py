@@ -15,17 +15,17 @@ from torch import Tensor
 
 from sparseopt.utils.bits import pack, unpack
 
-__all__ = ["agree_on_masks", "agree_on_seed", "many_ranks", "require_agreement"]
+__all__ = ["agree_on_masks", "agree_on_seed", "is_distributed", "require_agreement"]
 
 
 def agree_on_seed(seed: int) -> int:
     """Return rank 0's seed. Collective: every rank has to call it."""
-    return int(_from_rank_zero([seed])[0]) if many_ranks() else seed
+    return int(_from_rank_zero([seed])[0]) if is_distributed() else seed
 
 
 def agree_on_masks(masks: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return rank 0's masks, bool tensors of any shape. Collective: every rank has to call it."""
-    if not many_ranks():
+    if not is_distributed():
         return masks
     packed = _from_rank_zero([pack(mask.reshape(-1)).cpu() for mask in masks.values()])
     return {
@@ -56,7 +56,7 @@ def require_agreement(masks: Mapping[str, Tensor], generator: torch.Generator) -
         )
 
 
-def many_ranks() -> bool:
+def is_distributed() -> bool:
     """Whether there is more than one process in the process group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 

@@ -1,10 +1,10 @@
-"""Counting the multiplications by weights in one forward pass."""
+"""Counting the multiplications by weights in one forward pass, fused kernels switched off."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparseopt.flops.kernels import no_fused_kernels
 from sparseopt.flops.operands import WeightMemory
-from sparseopt.masks.prunable import canonical_name
-from sparseopt.utils.probe import untouched
+from sparseopt.utils.probe import preserve_model_state
+from sparseopt.utils.wrappers import canonical_name
 
-__all__ = ["Operations", "count_operations"]
+__all__ = ["Operations", "count_operations", "no_fused_kernels"]
 
 aten = torch.ops.aten
 
@@ -71,7 +70,7 @@ def count_operations(
     """
     counter = _Counter(model, masks)
     eagerly = torch.compiler.set_stance("force_eager")
-    with untouched(model), no_fused_kernels(model), torch.no_grad(), eagerly:
+    with preserve_model_state(model), no_fused_kernels(model), torch.no_grad(), eagerly:
         model.eval()
         with counter, _LinearCalls(counter):
             model(*args, **kwargs)
@@ -190,3 +189,34 @@ def _weights_that_go_with(bias: str) -> list[str]:
     if name == "in_proj_bias":
         weights += ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
     return [f"{path}{dot}{weight}" for weight in weights]
+
+
+@contextmanager
+def no_fused_kernels(model: nn.Module) -> Iterator[None]:
+    """Run attention and the recurrent layers of ``model`` operator by operator in this block."""
+    with ExitStack() as stack:
+        stack.enter_context(_no_attention_fast_path())
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(_switched_off(torch.backends.mkldnn))
+            stack.enter_context(_switched_off(torch.backends.cudnn))
+        yield
+
+
+@contextmanager
+def _no_attention_fast_path() -> Iterator[None]:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _switched_off(backend: Any) -> Iterator[None]:
+    enabled = backend.enabled
+    backend.enabled = False
+    try:
+        yield
+    finally:
+        backend.enabled = enabled

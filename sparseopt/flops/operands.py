@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparseopt.distributed.dtensor import is_sharded, whole
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.prunable import canonical_name
+from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["WeightMemory", "layers_in"]
 

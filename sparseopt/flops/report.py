@@ -1,16 +1,15 @@
-"""From counted operations to the figures of ``flops()``."""
+"""From counted operations to the figures and tables of ``flops()``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from sparseopt.flops.counter import Operations
-from sparseopt.flops.table import comparison_line, layer_table
 from sparseopt.flops.training_cost import Prices, TrainingProgress, cost_ahead
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method, TrainingCost
@@ -272,3 +271,52 @@ def _prices(
 def _density(found: Mapping[str, SparseLayer]) -> float:
     numel = sum(layer.numel for layer in found.values())
     return sum(layer.live for layer in found.values()) / numel if numel else 1.0
+
+
+HEADER: Final = ("layer", "dense", "sparse", "ratio", "share")
+
+
+def layer_table(report: FlopsReport) -> str:
+    """Return inference FLOPs by layer, dense and sparse, and each layer's share of the sparse."""
+    rows = [(layer.name, layer.dense, layer.sparse) for layer in report.layers]
+    if report.computed:
+        rows.append(("(computed weights)", report.computed, report.computed))
+    total = ("total", report.inference_dense, report.inference_sparse)
+    cells = [
+        HEADER,
+        *(
+            (
+                name,
+                f"{dense:,.0f}",
+                f"{sparse:,.0f}",
+                f"{sparse / dense:.4f}" if dense else "-",
+                f"{sparse / report.inference_sparse:.4f}",
+            )
+            for name, dense, sparse in (*rows, total)
+        ),
+    ]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def comparison_line(report: FlopsReport) -> str:
+    """Return one line: this run as a multiple of dense, and small-dense beside it."""
+    parts = [f"inference {report.inference_ratio:.3f}x"]
+    if report.steps:
+        parts.append(f"training {report.train_measured_ratio:.3f}x in {report.steps:,} steps")
+    else:
+        parts.append(f"training {report.train_ratio:.3f}x")
+    if report.train_expected_ratio is not None:
+        parts.append(f"{report.train_expected_ratio:.3f}x over all {report.total_steps:,}")
+    return (
+        f"{', '.join(parts)}, of the dense network's FLOPs; "
+        f"a small dense network of as many weights: about {report.small_dense_ratio:.3f}x"
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from sparseopt.flops.usage import Usage
+from sparseopt.flops.usage import CostCounters
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method
 from sparseopt.schedules import UpdateSchedule
@@ -27,7 +27,7 @@ class TrainingProgress(Protocol):
     schedule: UpdateSchedule
     total_steps: int | None
     steps: int
-    usage: Usage
+    usage: CostCounters
 
 
 @runtime_checkable
@@ -65,7 +65,7 @@ class Prices:
         masked = sum(price * live.get(name, 0) for name, price in self.per_live.items())
         return steps * self.fixed + masked
 
-    def training(self, usage: Usage) -> float:
+    def training(self, usage: CostCounters) -> float:
         """Return the cost of the steps in ``usage``, summed.
 
         A step is one pass forward and two backward. Where gradients were dense, the pass to the

@@ -8,11 +8,11 @@ from typing import Any
 
 from sparseopt.masks.layer import SparseLayer
 
-__all__ = ["Usage"]
+__all__ = ["CostCounters"]
 
 
 @dataclass(frozen=True)
-class Usage:
+class CostCounters:
     """Live weights summed over steps, by layer, and the number of steps with dense gradients.
 
     It is brought up to date only when masks are about to move, so ordinary steps cost nothing.
@@ -29,7 +29,9 @@ class Usage:
     dense_gradients: int = 0
     live_dense_steps: dict[str, int] = field(default_factory=dict)
 
-    def advanced(self, step: int, layers: Sequence[SparseLayer], dense_gradients: int = 0) -> Usage:
+    def advanced(
+        self, step: int, layers: Sequence[SparseLayer], dense_gradients: int = 0
+    ) -> CostCounters:
         """Return the sums up to ``step``, the masks since the last count being what they are now.
 
         Args:
@@ -37,14 +39,14 @@ class Usage:
             layers: the layers, their masks as they were in those steps.
             dense_gradients: steps among those with dense gradients.
         """
-        return Usage(
+        return CostCounters(
             step,
             _added(self.live_steps, layers, step - self.counted),
             self.dense_gradients + dense_gradients,
             _added(self.live_dense_steps, layers, dense_gradients),
         )
 
-    def with_dense_gradient(self, layers: Sequence[SparseLayer]) -> Usage:
+    def with_dense_gradient(self, layers: Sequence[SparseLayer]) -> CostCounters:
         """Return the same with one more step whose gradients were dense."""
         return replace(
             self,
@@ -52,7 +54,7 @@ class Usage:
             live_dense_steps=_added(self.live_dense_steps, layers, 1),
         )
 
-    def joined_by(self, layers: Sequence[SparseLayer]) -> Usage:
+    def joined_by(self, layers: Sequence[SparseLayer]) -> CostCounters:
         """Return the same with more layers, which were dense in all those steps."""
 
         def joined(sums: Mapping[str, int], steps: int) -> dict[str, int]:
@@ -74,7 +76,7 @@ class Usage:
         }
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> Usage:
+    def from_dict(cls, saved: dict[str, Any]) -> CostCounters:
         """Undo :meth:`as_dict`."""
         sums = {name: dict(saved[name]) for name in ("live_steps", "live_dense_steps")}
         return cls(**{**saved, **sums})

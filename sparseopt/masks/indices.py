@@ -16,12 +16,12 @@ from torch import Tensor
 Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 
 __all__ = [
-    "in_a_row",
+    "concat_positions",
     "index_dtype",
     "live_indices",
     "mark",
+    "match_positions",
     "merged",
-    "places_among",
     "take",
     "where",
 ]
@@ -59,7 +59,7 @@ def index_dtype(count: int) -> torch.dtype:
     return torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64
 
 
-def in_a_row(positions: Sequence[Tensor], starts: Tensor, counts: Tensor) -> Tensor:
+def concat_positions(positions: Sequence[Tensor], starts: Tensor, counts: Tensor) -> Tensor:
     """Return positions in several tensors as positions in one that has these in a row.
 
     Args:
@@ -69,7 +69,7 @@ def in_a_row(positions: Sequence[Tensor], starts: Tensor, counts: Tensor) -> Ten
 
     Example:
         >>> starts, counts = torch.tensor([0, 10]), torch.tensor([1, 2])
-        >>> in_a_row([torch.tensor([3]), torch.tensor([0, 4])], starts, counts)
+        >>> concat_positions([torch.tensor([3]), torch.tensor([0, 4])], starts, counts)
         tensor([ 3, 10, 14])
     """
     together = torch.cat(list(positions))
@@ -119,13 +119,13 @@ def merged(first: Tensor, second: Tensor) -> Tensor:
     return together.sort().values
 
 
-def places_among(before: Tensor, after: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def match_positions(before: Tensor, after: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return for each entry of ``after`` its place in ``before``, and whether it has one.
 
     Both are ascending positions below ``count``. The place of one that is not there is 0.
 
     Example:
-        >>> places_among(torch.tensor([1, 4, 7]), torch.tensor([4, 5]), 10)
+        >>> match_positions(torch.tensor([1, 4, 7]), torch.tensor([4, 5]), 10)
         (tensor([1, 0]), tensor([ True, False]))
     """
     table = torch.zeros(count, dtype=before.dtype, device=before.device)

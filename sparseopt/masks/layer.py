@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from sparseopt.distributed.dtensor import local, placement, shard_like, sums_over_shards, whole
-from sparseopt.masks.filling import fill_where_false_
 from sparseopt.masks.indices import index_dtype, live_indices, mark, where
-from sparseopt.masks.memory_layout import Layout, clear_
+from sparseopt.masks.memory_layout import Layout, clear_, fill_where_false_
 from sparseopt.utils.bits import pack, popcounts, unpack
 
 __all__ = ["SparseLayer"]

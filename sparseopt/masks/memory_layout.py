@@ -1,4 +1,4 @@
-"""Where the entries of a tensor lie in memory, and where in its logical order."""
+"""Where the entries of a tensor lie in memory, and how they are overwritten in place."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import is_sharded
 
-__all__ = ["Layout", "clear_"]
-
+__all__ = ["Layout", "clear_", "fill_where_false_"]
 
 #: Entries up to which torch clears a tensor in one thread.
 ONE_THREAD: Final = 1 << 15
@@ -101,3 +100,32 @@ def clear_(flat: Tensor) -> None:
         flat.view(torch.uint8).numpy().fill(0)
     else:
         flat.zero_()
+
+
+INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def fill_where_false_(tensor: Tensor, mask: Tensor, fill: float) -> None:
+    """Write ``fill`` into ``tensor`` wherever ``mask``, bool and of its shape, is false.
+
+    Nothing is multiplied, so NaN and infinities go as well.
+
+    Example:
+        >>> weights = torch.tensor([1.0, float("nan"), 3.0])
+        >>> fill_where_false_(weights, torch.tensor([True, False, True]), 0.0)
+        >>> weights
+        tensor([1., 0., 3.])
+    """
+    if tensor.grad_fn is not None:
+        # With differentiable=True this is one more operation of the step's graph.
+        with torch.enable_grad():
+            tensor.masked_fill_(~mask, fill)
+        return
+    tensor = tensor.detach()
+    if fill == 0.0 and tensor.device.type == "cpu":
+        # On a CPU masked_fill_() branches at every entry; an AND of the bits does not.
+        integer = INTEGERS[tensor.element_size()]
+        all_bits = mask.view(torch.int8).to(integer, copy=True).neg_()
+        tensor.view(integer).bitwise_and_(all_bits)
+    else:
+        tensor.masked_fill_(~mask, fill)

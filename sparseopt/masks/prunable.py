@@ -8,7 +8,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-__all__ = ["canonical_name", "model_weights", "optimizer_weights"]
+from sparseopt.utils.wrappers import canonical_name
+
+__all__ = ["model_weights", "optimizer_weights"]
 
 #: Modules whose ``weight`` is a matrix that inputs are multiplied by.
 WEIGHTED: Final = (
@@ -28,23 +30,6 @@ ATTENTION_PROJECTIONS: Final = (
     "k_proj_weight",
     "v_proj_weight",
 )
-#: What torch.compile and FSDP put into names, at whatever module they wrap.
-WRAPPED_MODULES: Final = ("_orig_mod", "_fsdp_wrapped_module")
-#: What DistributedDataParallel and AveragedModel put before names.
-WRAPPED_ROOT: Final = "module"
-
-
-def canonical_name(name: str) -> str:
-    """Strip what wrappers put into a parameter's name.
-
-    Example:
-        >>> canonical_name("module._orig_mod.conv1.weight")
-        'conv1.weight'
-    """
-    path = [part for part in name.split(".") if part not in WRAPPED_MODULES]
-    while len(path) > 1 and path[0] == WRAPPED_ROOT:
-        del path[0]
-    return ".".join(path)
 
 
 def model_weights(model: nn.Module) -> dict[nn.Parameter, str]:

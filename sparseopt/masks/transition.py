@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sparseopt.distributed.dtensor import whole
-from sparseopt.masks.indices import live_indices, merged, places_among, take, where
+from sparseopt.masks.indices import live_indices, match_positions, merged, take, where
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import largest_indices, smallest
 
-__all__ = ["Regrow", "Transition", "propose", "rewire"]
+__all__ = ["Regrow", "Transition", "plan_mask", "plan_update"]
 
 Regrow = Literal["keep", "zero", "never"]
 
@@ -54,7 +54,7 @@ class Transition:
 
 
 @torch.no_grad()
-def propose(
+def plan_update(
     layer: SparseLayer,
     *,
     drop: int,
@@ -100,7 +100,7 @@ def propose(
 
 
 @torch.no_grad()
-def rewire(
+def plan_mask(
     layer: SparseLayer, *, drop: int, grow: int, survivors: Tensor, mask: Tensor, regrow: Regrow
 ) -> Transition:
     """Return the transition of ``layer`` to a mask that a method has decided on.
@@ -130,6 +130,6 @@ def _between(
     regrow: Regrow,
 ) -> Transition:
     """Return what changes from the positions ``before``, of which some stay, to ``after``."""
-    origin, was_live = places_among(before, after, layer.numel)
+    origin, was_live = match_positions(before, after, layer.numel)
     kept = was_live if regrow == "keep" else was_live & take(stays, origin)
     return Transition(after, origin, kept, drop, grow, was_live.sum())

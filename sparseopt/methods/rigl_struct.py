@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.prunable import canonical_name
 from sparseopt.masks.topk import largest, smallest
 from sparseopt.methods.base import Method, Move, Rewiring, TrainingCost, Update
 from sparseopt.methods.registry import register_method
@@ -19,12 +18,13 @@ from sparseopt.structured.channel_masks import (
     MAKERS,
     WEIGHTS,
     canonical_groups,
+    changed_masks,
     live_channels,
     refuse_sharded,
 )
-from sparseopt.structured.channel_scores import magnitude, pull
-from sparseopt.structured.exchange import changed_masks
+from sparseopt.structured.channel_scores import gradient_score, magnitude
 from sparseopt.structured.fresh_channels import put_fresh_channels
+from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["RigLStruct"]
 
@@ -138,7 +138,7 @@ class RigLStruct(Method):
         sizes = magnitude(group, weights).masked_fill(~live, torch.inf)
         survivors = live & ~smallest(sizes, count)
         taken = live if self.regrow == "never" else survivors
-        return survivors, survivors | largest(pull(group, gradients), count, taken)
+        return survivors, survivors | largest(gradient_score(group, gradients), count, taken)
 
 
 def _can_move(group: ChannelGroup, masks: Mapping[str, Tensor]) -> bool:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import whole
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.row_selection import largest_in_rows
-from sparseopt.masks.topk import largest, smallest
+from sparseopt.masks.topk import largest, largest_in_rows, smallest
 from sparseopt.methods.base import Move, Rewiring, Update
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method

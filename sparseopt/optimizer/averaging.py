@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.prunable import canonical_name
+from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["mask_copy"]
 

@@ -1,4 +1,4 @@
-"""From an optimizer, a model and the user's wishes to sparse layers."""
+"""From an optimizer, a model and the user's arguments to sparse layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from sparseopt.distributions import Distribution, live_counts
 from sparseopt.masks.initial import initial_masks
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.prunable import (
-    canonical_name,
     model_weights,
     optimizer_weights,
     refuse_unusable,
@@ -27,14 +26,15 @@ from sparseopt.methods.rigl_struct import RigLStruct
 from sparseopt.structured.channel_layers import channel_layers
 from sparseopt.utils.errors import NoSparseLayerError
 from sparseopt.utils.validation import check_density
+from sparseopt.utils.wrappers import canonical_name
 
 __all__ = [
-    "Wishes",
+    "MaskConfig",
     "add_in_order",
     "build_layers",
     "check_wrappable",
     "has_names",
-    "more_layers",
+    "layers_of_new_group",
 ]
 
 logger = logging.getLogger("sparseopt")
@@ -43,16 +43,16 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Wishes:
+class MaskConfig:
     """What the user asked for: how much of each layer is live, and which weights."""
 
     density: float
     init: str | Mapping[str, float] | Distribution
     mask: str | Mapping[str, Tensor]
 
-    def among(self, names: Mapping[str, object]) -> Wishes:
-        """Return these wishes without what mappings say of other layers than ``names``."""
-        return Wishes(self.density, _among(self.init, names), _among(self.mask, names))
+    def among(self, names: Mapping[str, object]) -> MaskConfig:
+        """Return this configuration without what mappings say of other layers than ``names``."""
+        return MaskConfig(self.density, _among(self.init, names), _among(self.mask, names))
 
 
 def check_wrappable(optimizer: object, model: object) -> None:
@@ -83,7 +83,7 @@ def has_names(optimizer: Optimizer, model: nn.Module | None) -> bool:
 def build_layers(
     groups: list[dict[str, Any]],
     model: nn.Module | None,
-    wishes: Wishes,
+    config: MaskConfig,
     method: Method,
     generator: torch.Generator,
 ) -> list[SparseLayer]:
@@ -98,20 +98,20 @@ def build_layers(
     if not weights:
         raise NoSparseLayerError(_why_nothing(model))
     if isinstance(method, RigLStruct):
-        return _structured_layers(groups, model, wishes, method, generator)
+        return _structured_layers(groups, model, config, method, generator)
     if model is None:
         logger.warning(
             "no model was given, so every trainable parameter of two or more dimensions is made "
             "sparse: %s. Pass the model to leave embeddings and the like dense.",
             ", ".join(weights),
         )
-    return _make_layers(weights, overrides, wishes, method, generator)
+    return _make_layers(weights, overrides, config, method, generator)
 
 
-def more_layers(
+def layers_of_new_group(
     groups: list[dict[str, Any]],
     model: nn.Module | None,
-    wishes: Wishes,
+    config: MaskConfig,
     method: Method,
     generator: torch.Generator,
     *,
@@ -124,7 +124,7 @@ def more_layers(
     Args:
         groups: all param groups.
         model: the model, if the optimizer was made with one.
-        wishes: those of the construction.
+        config: what the user asked for at construction.
         method: the method.
         generator: the source of random masks.
         known: names of the layers that there are already.
@@ -151,8 +151,8 @@ def more_layers(
                 "this optimizer has already: a weight that takes another's place in the model "
                 "needs a new SparseOptimizer."
             )
-    densities = {name: overrides.get(name, wishes.density) for name in weights}
-    return _make_layers(weights, densities, wishes.among(weights), method, generator)
+    densities = {name: overrides.get(name, config.density) for name in weights}
+    return _make_layers(weights, densities, config.among(weights), method, generator)
 
 
 def add_in_order(
@@ -168,7 +168,7 @@ def add_in_order(
 def _structured_layers(
     groups: list[dict[str, Any]],
     model: nn.Module | None,
-    wishes: Wishes,
+    config: MaskConfig,
     method: RigLStruct,
     generator: torch.Generator,
 ) -> list[SparseLayer]:
@@ -187,9 +187,9 @@ def _structured_layers(
         weights,
         trained,
         overrides,
-        density=wishes.density,
-        init=wishes.init,
-        mask=wishes.mask,
+        density=config.density,
+        init=config.init,
+        mask=config.mask,
         generator=generator,
     )
 
@@ -197,7 +197,7 @@ def _structured_layers(
 def _make_layers(
     weights: Mapping[str, nn.Parameter],
     overrides: Mapping[str, float],
-    wishes: Wishes,
+    config: MaskConfig,
     method: Method,
     generator: torch.Generator,
 ) -> list[SparseLayer]:
@@ -208,11 +208,11 @@ def _make_layers(
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     targets = {
         name: method.live_count(shapes[name], live)
-        for name, live in live_counts(shapes, wishes.density, wishes.init, overrides).items()
+        for name, live in live_counts(shapes, config.density, config.init, overrides).items()
     }
-    live = _live_at_start(shapes, targets, overrides, wishes, method)
-    masks = initial_masks(weights, live, wishes.mask, generator, method.initial_mask)
-    if wishes.mask != "random":
+    live = _live_at_start(shapes, targets, overrides, config, method)
+    masks = initial_masks(weights, live, config.mask, generator, method.initial_mask)
+    if config.mask != "random":
         masks = agree_on_masks(masks)
     return [
         SparseLayer(name, weight, masks[name], _target(masks[name], live[name], targets[name]))
@@ -224,7 +224,7 @@ def _live_at_start(
     shapes: Mapping[str, tuple[int, ...]],
     targets: Mapping[str, int],
     overrides: Mapping[str, float],
-    wishes: Wishes,
+    config: MaskConfig,
     method: Method,
 ) -> Mapping[str, int]:
     """Return how many weights of each layer are live before the first step.
@@ -232,12 +232,12 @@ def _live_at_start(
     A method that starts denser has its own density distributed as the target is. Layers that were
     given a density start at the method's, or at theirs if that is larger.
     """
-    density = method.initial_density(wishes.density)
-    if density == wishes.density:
+    density = method.initial_density(config.density)
+    if density == config.density:
         return targets
     if density == 1.0:
         return {name: math.prod(shape) for name, shape in shapes.items()}
-    init: Any = {} if isinstance(wishes.init, Mapping) else wishes.init
+    init: Any = {} if isinstance(config.init, Mapping) else config.init
     start = live_counts(shapes, density, init, dict.fromkeys(overrides, density))
     return {name: max(start[name], target) for name, target in targets.items()}
 

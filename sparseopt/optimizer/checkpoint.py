@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.prunable import canonical_name
 from sparseopt.methods.base import Method
 from sparseopt.methods.gradient_memory import RememberedGradients
 from sparseopt.optimizer.progress import Progress
-from sparseopt.optimizer.state import StateStore
+from sparseopt.optimizer.state import StateBackend
 from sparseopt.utils.errors import CheckpointError
+from sparseopt.utils.wrappers import canonical_name
 
 __all__ = [
     "SavedLayer",
@@ -227,7 +227,7 @@ def restore_layers(
     saved: SavedState,
     pairs: Sequence[tuple[SparseLayer, SavedLayer]],
     *,
-    store: StateStore,
+    store: StateBackend,
     memory: RememberedGradients | None,
 ) -> None:
     """Give layers what the checkpoint has of them; the inner optimizer has loaded its state."""

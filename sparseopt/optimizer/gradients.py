@@ -1,8 +1,10 @@
-"""The hooks that mask gradients during ``backward()``, except where a method needs them dense."""
+"""Gradients: the hooks that mask them in ``backward()``, and which of them an update can use."""
 
 from __future__ import annotations
 
+import math
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,9 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from sparseopt.distributed.dtensor import local, on_any_rank, sums_over_shards
 from sparseopt.masks.layer import SparseLayer
 
-__all__ = ["GradientGate", "mask_gradient_of", "masked_by_another", "revive_hooks"]
+__all__ = [
+    "GradientGate",
+    "are_finite",
+    "finite_norms",
+    "mask_gradient_of",
+    "masked_by_another",
+    "reregister_hooks",
+    "zero_everywhere",
+]
 
 #: Under this name a hook refers to its layer.
 LAYER: Final = "sparseopt_layer"
@@ -68,7 +79,7 @@ def mask_gradient_of(layer: SparseLayer, gate: GradientGate) -> RemovableHandle:
     return handle
 
 
-def revive_hooks(weight: Tensor) -> None:
+def reregister_hooks(weight: Tensor) -> None:
     """Have hooks called again that a weight has kept by name only, when its tensor was swapped."""
     weight._post_accumulate_grad_hooks = weight._post_accumulate_grad_hooks
 
@@ -78,3 +89,69 @@ def masked_by_another(layer: SparseLayer) -> bool:
     hooks = layer.weight._post_accumulate_grad_hooks or {}
     owners = [getattr(hook, LAYER, None) for hook in hooks.values()]
     return any(owner is not None and owner() not in (None, layer) for owner in owners)
+
+
+def are_finite(gradients: Sequence[Tensor]) -> bool:
+    """Whether no gradient has an infinity or NaN, on any rank; waits for the device once."""
+    return finite_norms(gradients) is not None
+
+
+def finite_norms(gradients: Sequence[Tensor]) -> list[float] | None:
+    """Return a norm of this rank's part of each gradient; waits for the device once.
+
+    Returns:
+        ``None`` if there is an infinity or NaN in any of them, on any rank.
+
+    Example:
+        >>> finite_norms([torch.tensor([3.0, 4.0]), torch.zeros(2)])
+        [5.0, 0.0]
+        >>> finite_norms([torch.tensor([3.0, float("inf")])]) is None
+        True
+    """
+    # The 2-norm takes a CPU a fifteenth of the time, but may overflow where no entry does.
+    norms = _norms(gradients, 2.0)
+    if not all(map(math.isfinite, norms)):
+        norms = _norms(gradients, math.inf)
+    finite = all(map(math.isfinite, norms))
+    return None if on_any_rank(not finite, gradients) else norms
+
+
+def zero_everywhere(gradients: Sequence[Tensor], norms: Sequence[float]) -> frozenset[int]:
+    """Return the ids of those gradients that are zero in every entry, on every rank.
+
+    Args:
+        gradients: the gradients.
+        norms: what :func:`finite_norms` made of them.
+
+    Example:
+        >>> gradients = [torch.ones(2), torch.zeros(2)]
+        >>> zero_everywhere(gradients, finite_norms(gradients)) == {id(gradients[1])}
+        True
+    """
+    # A 2-norm may be zero where entries are tiny.
+    doubtful = [index for index, norm in enumerate(norms) if norm == 0]
+    maxima = _norms([gradients[index] for index in doubtful], math.inf)
+    zeros = {index for index, largest in zip(doubtful, maxima, strict=True) if largest == 0}
+    if not on_any_rank(bool(zeros), gradients):
+        return frozenset()
+    parts = [int(index not in zeros) for index in range(len(gradients))]
+    counts = sums_over_shards(parts, gradients)
+    return frozenset(
+        id(gradient) for gradient, count in zip(gradients, counts, strict=True) if count == 0
+    )
+
+
+def _norms(gradients: Sequence[Tensor], order: float) -> list[float]:
+    mine = [_values(local(gradient)) for gradient in gradients]
+    device = mine[0].device if mine else None
+    norms = [
+        torch.linalg.vector_norm(values, order).to(device)
+        if values.numel()
+        else torch.zeros((), device=device)
+        for values in mine
+    ]
+    return torch.stack(norms).tolist() if norms else []
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient

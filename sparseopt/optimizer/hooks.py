@@ -1,4 +1,4 @@
-"""How a sparse optimizer hangs onto a model and its weights, follows them, and lets go of them."""
+"""The hooks of a sparse optimizer on the model and its weights, and their removal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -17,22 +18,42 @@ from sparseopt.optimizer.gradients import (
     GradientGate,
     mask_gradient_of,
     masked_by_another,
-    revive_hooks,
+    reregister_hooks,
 )
 from sparseopt.optimizer.mask_updates import MaskUpdater
-from sparseopt.optimizer.preparing import before_training_forward
 from sparseopt.optimizer.replaced_parameters import (
-    ParameterPlaces,
+    ParameterSlots,
     before_first_forward,
     may_be_sharded_later,
     rebind,
 )
-from sparseopt.optimizer.state import StateMode, StateStore, choose_store
-from sparseopt.optimizer.wrapper import OptimizerFacade
-from sparseopt.utils.compile import outside_of_tracing
+from sparseopt.optimizer.state import StateBackend, StateMode, make_backend
+from sparseopt.optimizer.wrapper import WrappedOptimizer
+from sparseopt.utils.compile import disable_dynamo, outside_of_tracing
+from sparseopt.utils.hooks import WeakHook
 from sparseopt.utils.recorded_inputs import InputRecorder
 
-__all__ = ["AttachedOptimizer", "let_go_of"]
+__all__ = ["AttachedOptimizer", "before_training_forward", "detach_previous_wrapper"]
+
+
+def before_training_forward(model: nn.Module, act: Callable[[], Any]) -> RemovableHandle:
+    """Call ``act``, a method that is held weakly, before each training forward pass of ``model``.
+
+    A pass without gradients, in evaluation mode or for an export is none.
+    """
+    return model.register_forward_pre_hook(_Preparing(act))
+
+
+class _Preparing(WeakHook):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        # A graph that is exported is of the model as it is.
+        if module.training and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            self._prepare()
+
+    @disable_dynamo
+    def _prepare(self) -> None:
+        self.act()
+
 
 #: By inner optimizer, what hangs onto its weights for it.
 _attached: weakref.WeakKeyDictionary[Optimizer, weakref.ref[Attachment]] = (
@@ -79,7 +100,7 @@ class Attachment:
         """
         for index, (layer, tensor) in enumerate(self._hooked):
             if layer.weight._cdata != tensor:
-                revive_hooks(layer.weight)
+                reregister_hooks(layer.weight)
                 self._hooked[index] = layer, layer.weight._cdata
 
     def before_first_forward(self, model: nn.Module, act: Callable[[], Any]) -> None:
@@ -102,7 +123,7 @@ class Attachment:
         self._finalizer()
 
 
-def let_go_of(inner: Optimizer) -> None:
+def detach_previous_wrapper(inner: Optimizer) -> None:
     """Detach the sparse optimizer that wraps ``inner`` now, if one does: another will."""
     reference = _attached.get(inner)
     attachment = None if reference is None else reference()
@@ -110,14 +131,14 @@ def let_go_of(inner: Optimizer) -> None:
         attachment.release()
 
 
-class AttachedOptimizer(OptimizerFacade):
+class AttachedOptimizer(WrappedOptimizer):
     """An optimizer with hooks on a model and its weights, which it follows to where they go."""
 
     method: Method
     _model: nn.Module | None
     _layers: list[SparseLayer]
     _state_mode: StateMode
-    _store: StateStore
+    _store: StateBackend
     _updater: MaskUpdater
     _gate: GradientGate
     _accountant: Accountant
@@ -128,7 +149,7 @@ class AttachedOptimizer(OptimizerFacade):
         self._is_alone = False
         self._attachment = Attachment(self, self._updater, self._accountant.recorder)
         _attached[self.inner] = weakref.ref(self._attachment)
-        self._places = ParameterPlaces()
+        self._places = ParameterSlots()
         self._places.note(self._layers, self.inner.param_groups)
         if self._model is not None and may_be_sharded_later():
             self._attachment.before_first_forward(self._model, self._follow_parameters)
@@ -155,7 +176,7 @@ class AttachedOptimizer(OptimizerFacade):
         self._attachment.take_off()
         self._store.release()
         rebind(replaced, self.inner)
-        self._store = choose_store(self._state_mode, self.inner, self._layers)
+        self._store = make_backend(self._state_mode, self.inner, self._layers)
         self._updater.store = self._store
         self._attach()
         for layer in self._layers:

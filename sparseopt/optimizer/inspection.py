@@ -9,18 +9,16 @@ from torch import Tensor, nn
 from sparseopt.flops import Accountant, FlopsReport
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods import Method
-from sparseopt.optimizer.history import UpdateRecord
 from sparseopt.optimizer.mask_updates import MaskUpdater
-from sparseopt.optimizer.progress import Progress
-from sparseopt.optimizer.state import StateStore
-from sparseopt.optimizer.summary import summary_table
-from sparseopt.optimizer.wrapper import OptimizerFacade
-from sparseopt.utils.compile import never_compiled
+from sparseopt.optimizer.progress import Progress, UpdateRecord, summary_table
+from sparseopt.optimizer.state import StateBackend
+from sparseopt.optimizer.wrapper import WrappedOptimizer
+from sparseopt.utils.compile import disable_dynamo
 
 __all__ = ["InspectableOptimizer"]
 
 
-class InspectableOptimizer(OptimizerFacade):
+class InspectableOptimizer(WrappedOptimizer):
     """An optimizer that can be looked into; nothing here changes anything.
 
     Attributes:
@@ -32,7 +30,7 @@ class InspectableOptimizer(OptimizerFacade):
     _progress: Progress
     _updater: MaskUpdater
     _accountant: Accountant
-    _store: StateStore
+    _store: StateBackend
 
     @property
     def layers(self) -> list[SparseLayer]:
@@ -61,7 +59,7 @@ class InspectableOptimizer(OptimizerFacade):
         return self._progress.steps
 
     @property
-    @never_compiled
+    @disable_dynamo
     def is_update_step(self) -> bool:
         """Whether the next call of :meth:`step` moves the masks."""
         return self._updater.is_due()

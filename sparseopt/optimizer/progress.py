@@ -1,42 +1,61 @@
-"""How far training is, and everything a resumed run has to know about it."""
+"""How far training is: the schedule, the history and the costs, and the printed summary."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from sparseopt.flops.usage import Usage
-from sparseopt.optimizer.history import UpdateRecord
-from sparseopt.schedules import UPDATE_SHARE, Decay, UpdateSchedule
-from sparseopt.utils.validation import check_steps
+from sparseopt.flops.usage import CostCounters
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.schedules import UpdateSchedule, make_schedule
 
-__all__ = ["Progress", "make_schedule"]
+__all__ = ["Progress", "UpdateRecord", "summary_table"]
 
 
-def make_schedule(
-    *,
-    total_steps: int | None,
-    t_end: int | None,
-    delta_t: int,
-    alpha: float,
-    decay: Decay,
-) -> UpdateSchedule:
-    """Return the schedule; without ``t_end`` updates stop at three quarters of ``total_steps``.
+@dataclass(frozen=True)
+class UpdateRecord:
+    """One mask update, over all layers together.
 
-    Raises:
-        TypeError: if a number has the wrong type.
-        ValueError: if a number is out of range, or ``t_end`` lies after ``total_steps``.
+    Attributes:
+        step: the call of ``step()`` that was the update, counted from 1.
+        fraction: the drop fraction in force, in [0, 1].
+        dropped: live weights that were dropped.
+        grown: weights that were grown; some may have been dropped in the same update.
+        new: share of the weights that are live now and were not before the update, in [0, 1].
+        explored: share of all weights that were ever live, in [0, 1] (the exploration rate
+            :math:`R_s` of Liu et al. 2021, "Do We Actually Need Dense Over-Parameterization?").
+        density: live weights over all weights after the update.
+        skipped: whether nothing moved: because a gradient was not finite, or, under
+            ``rigl-struct``, because the model made no training pass before the update.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer
+        >>> model = torch.nn.Linear(32, 16)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = SparseOptimizer(
+        ...     sgd, model, method="rigl", density=0.25, total_steps=100, delta_t=10)
+        >>> for _ in range(10):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 32)).square().mean().backward()
+        ...     optimizer.step()
+        >>> record = optimizer.history[-1]
+        >>> record.step, record.dropped, record.grown, record.density, record.skipped
+        (10, 36, 36, 0.25, False)
     """
-    if total_steps is not None:
-        check_steps("total_steps", total_steps, minimum=1)
-        if t_end is None:
-            t_end = int(UPDATE_SHARE * total_steps)
-        elif t_end > total_steps:
-            raise ValueError(f"t_end={t_end} must not exceed total_steps={total_steps}.")
-    return UpdateSchedule(delta_t=delta_t, alpha=alpha, t_end=t_end, decay=decay)
+
+    step: int
+    fraction: float
+    dropped: int
+    grown: int
+    new: float
+    explored: float
+    density: float
+    skipped: bool = False
 
 
 @dataclass
@@ -57,7 +76,7 @@ class Progress:
     generator: torch.Generator
     steps: int = 0
     history: list[UpdateRecord] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
+    usage: CostCounters = field(default_factory=CostCounters)
 
     def set_horizon(self, total_steps: int) -> None:
         """Say how many steps there will be; updates stop at three quarters of them."""
@@ -97,7 +116,7 @@ class Progress:
         self.generator.set_state(saved["generator"].cpu())
         self.steps = saved["steps"]
         self.history = [UpdateRecord(**record) for record in saved["history"]]
-        self.usage = Usage.from_dict(saved["usage"])
+        self.usage = CostCounters.from_dict(saved["usage"])
 
     def _cadence(self) -> tuple[int, float, str]:
         return _cadence(self.schedule)
@@ -105,3 +124,49 @@ class Progress:
 
 def _cadence(schedule: UpdateSchedule) -> tuple[int, float, str]:
     return schedule.delta_t, schedule.alpha, schedule.decay
+
+
+HEADER = ("layer", "shape", "density", "live", "weights", "dropped", "grown")
+
+
+def summary_table(layers: Sequence[SparseLayer]) -> str:
+    """Return a table by layer: shape, density, live weights, and what the last update moved."""
+    rows = [HEADER, *(_row(layer) for layer in layers), _total(layers)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def _row(layer: SparseLayer) -> tuple[str, ...]:
+    return (
+        layer.name,
+        "x".join(map(str, layer.weight.shape)),
+        f"{layer.density:.4f}",
+        f"{layer.live:,}",
+        f"{layer.numel:,}",
+        f"{layer.last_dropped:,}",
+        f"{layer.last_grown:,}",
+    )
+
+
+def _total(layers: Sequence[SparseLayer]) -> tuple[str, ...]:
+    live = sum(layer.live for layer in layers)
+    numel = sum(layer.numel for layer in layers)
+    dropped = sum(layer.last_dropped for layer in layers)
+    grown = sum(layer.last_grown for layer in layers)
+    return (
+        "total",
+        "",
+        f"{live / numel:.4f}",
+        f"{live:,}",
+        f"{numel:,}",
+        f"{dropped:,}",
+        f"{grown:,}",
+    )

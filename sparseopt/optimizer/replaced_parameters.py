@@ -18,10 +18,10 @@ from torch.utils.hooks import RemovableHandle
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.utils.hooks import WeakHook
 
-__all__ = ["ParameterPlaces", "before_first_forward", "may_be_sharded_later", "rebind"]
+__all__ = ["ParameterSlots", "before_first_forward", "may_be_sharded_later", "rebind"]
 
 
-class ParameterPlaces:
+class ParameterSlots:
     """Where in the param groups each layer's weight is, so that another in its place is noticed."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ def rebind(replaced: Sequence[tuple[SparseLayer, nn.Parameter]], inner: Optimize
     Collective if a new parameter is sharded.
 
     Args:
-        replaced: what :meth:`ParameterPlaces.replaced` returned.
+        replaced: what :meth:`ParameterSlots.replaced` returned.
         inner: the optimizer, its state dense.
     """
     for layer, weight in replaced:

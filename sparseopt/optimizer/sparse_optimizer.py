@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseopt.distributed.dtensor import whole
-from sparseopt.distributed.ranks import agree_on_seed, many_ranks, require_agreement
+from sparseopt.distributed.ranks import agree_on_seed, is_distributed, require_agreement
 from sparseopt.distributions import Distribution
 from sparseopt.flops import Accountant
 from sparseopt.masks.transition import Regrow
@@ -19,22 +19,22 @@ from sparseopt.methods import Method, get_method
 from sparseopt.optimizer import checkpoint
 from sparseopt.optimizer.averaging import mask_copy
 from sparseopt.optimizer.build import (
-    Wishes,
+    MaskConfig,
     add_in_order,
     build_layers,
     check_wrappable,
     has_names,
-    more_layers,
+    layers_of_new_group,
 )
 from sparseopt.optimizer.gradients import GradientGate
-from sparseopt.optimizer.hooks import AttachedOptimizer, let_go_of
+from sparseopt.optimizer.hooks import AttachedOptimizer, detach_previous_wrapper
 from sparseopt.optimizer.inspection import InspectableOptimizer
 from sparseopt.optimizer.mask_updates import MaskUpdater
-from sparseopt.optimizer.progress import Progress, make_schedule
-from sparseopt.optimizer.state import CompactState, StateMode, choose_store
+from sparseopt.optimizer.progress import Progress
+from sparseopt.optimizer.state import CompactState, StateMode, make_backend
 from sparseopt.optimizer.weight_backup import WeightBackup
-from sparseopt.schedules import Decay
-from sparseopt.utils.compile import never_compiled
+from sparseopt.schedules import Decay, make_schedule
+from sparseopt.utils.compile import disable_dynamo
 from sparseopt.utils.random import mask_generator
 from sparseopt.utils.validation import check_density, check_seed
 
@@ -142,25 +142,25 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         check_wrappable(optimizer, model)
         self.inner = optimizer
         self.method = get_method(method, regrow=regrow)
-        self._wishes = Wishes(check_density("density", density), init, mask)
+        self._mask_config = MaskConfig(check_density("density", density), init, mask)
         schedule = make_schedule(
             total_steps=total_steps, t_end=t_end, delta_t=delta_t, alpha=alpha, decay=decay
         )
-        self._made_alone = not many_ranks()
+        self._made_alone = not is_distributed()
         seed = agree_on_seed(torch.initial_seed() if seed is None else check_seed("seed", seed))
         self._progress = Progress(schedule, total_steps, mask_generator(seed))
         self._model = model
         self._named = has_names(optimizer, model)
         self._layers = build_layers(
-            optimizer.param_groups, model, self._wishes, self.method, self._progress.generator
+            optimizer.param_groups, model, self._mask_config, self.method, self._progress.generator
         )
         self._state_mode = state
-        self._store = choose_store(state, optimizer, self._layers)
+        self._store = make_backend(state, optimizer, self._layers)
         self._updater = MaskUpdater(self.method, self._layers, self._store, self._progress)
         self._gate = GradientGate()
         self._accountant = Accountant(model)
         self._become_an_optimizer()
-        let_go_of(optimizer)
+        detach_previous_wrapper(optimizer)
         self._attach()
         self._backup = WeightBackup(self._layers)
         self._take_over(self._layers)
@@ -168,7 +168,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
 
     # What torch and its users expect of an optimizer.
 
-    @never_compiled
+    @disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move the masks if this is an update step, else step the inner optimizer.
 
@@ -194,7 +194,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         if not self._is_alone:
             # Not at construction: one that this one takes the place of may live until that ends.
             self._require_alone()
-        if self._made_alone and many_ranks():
+        if self._made_alone and is_distributed():
             masks = {layer.name: whole(layer.mask) for layer in self._layers}
             require_agreement(masks, self._progress.generator)
             self._made_alone = False
@@ -232,10 +232,10 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         self._store.bring_back()
         self.inner.add_param_group(param_group)
         try:
-            layers = more_layers(
+            layers = layers_of_new_group(
                 self.inner.param_groups,
                 self._model,
-                self._wishes,
+                self._mask_config,
                 self.method,
                 self._progress.generator,
                 known={layer.name for layer in self._layers},

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparseopt.utils.compile import never_compiled
+from sparseopt.utils.compile import disable_dynamo
 
-__all__ = ["OptimizerFacade"]
+__all__ = ["WrappedOptimizer"]
 
 
-class OptimizerFacade(Optimizer):
+class WrappedOptimizer(Optimizer):
     """An optimizer without parameters of its own: they, and all state, are the inner optimizer's.
 
     ``param_groups``, ``state`` and ``defaults`` are the inner optimizer's objects themselves at any
@@ -62,7 +62,7 @@ class OptimizerFacade(Optimizer):
             return getattr(self.inner, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    @never_compiled
+    @disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients, as the inner optimizer does it."""
         self.inner.zero_grad(set_to_none=set_to_none)

@@ -21,7 +21,7 @@ from sparseopt.pruning_at_init.saliency import (
     scoring_dtype,
     sparse_weights,
 )
-from sparseopt.utils.probe import untouched
+from sparseopt.utils.probe import preserve_model_state
 
 __all__ = ["grasp"]
 
@@ -95,7 +95,7 @@ def grasp(
     losses = make_losses(
         model, loss, batches, temperature=_checked(temperature, closure=batches is None)
     )
-    with untouched(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with preserve_model_state(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         products = _hessian_times_gradient(losses, weights)
     # Dropping the largest -w * Hg is keeping the largest w * Hg.
     scores = {name: product * weights[name].detach() for name, product in products.items()}

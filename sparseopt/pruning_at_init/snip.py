@@ -18,7 +18,7 @@ from sparseopt.pruning_at_init.saliency import (
     scoring_dtype,
     sparse_weights,
 )
-from sparseopt.utils.probe import untouched
+from sparseopt.utils.probe import preserve_model_state
 
 __all__ = ["snip"]
 
@@ -74,7 +74,7 @@ def snip(
         >>> optimizer.density
         0.25
 
-    Reference: Lee et al. 2019, "SNIP: Single-shot Network Pruning based on Connection
+    Reference: Lee et al. 2019, "SNIP: GatherOne-shot Network Pruning based on Connection
     Sensitivity", algorithm 1.
     """
     weights = sparse_weights(model, dense)
@@ -82,7 +82,7 @@ def snip(
     losses = make_losses(model, loss, batches)
     dtype = scoring_dtype(weights)
     total = {name: torch.zeros_like(weight, dtype=dtype) for name, weight in weights.items()}
-    with untouched(model), torch.enable_grad():
+    with preserve_model_state(model), torch.enable_grad():
         for evaluate in losses:
             for name, gradient in gradients(evaluate(), weights).items():
                 total[name] += gradient

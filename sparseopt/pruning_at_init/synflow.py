@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from sparseopt.distributions import Distribution
 from sparseopt.pruning_at_init.budget import make_budget
 from sparseopt.pruning_at_init.saliency import all_live, check_finite, sparse_weights
-from sparseopt.utils.probe import untouched
+from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.validation import check_count
 
 __all__ = ["synaptic_flow", "synflow"]
@@ -124,7 +124,11 @@ def synaptic_flow(model: nn.Module, ones: Tensor, masks: Mapping[str, Tensor]) -
         name = name_of[weight]
         flowing[layer] = torch.where(masks[layer], values[name], 0.0).requires_grad_()
         values[name] = flowing[layer]
-    with untouched(model), torch.enable_grad(), torch.autocast(ones.device.type, enabled=False):
+    with (
+        preserve_model_state(model),
+        torch.enable_grad(),
+        torch.autocast(ones.device.type, enabled=False),
+    ):
         model.eval()
         outputs = torch.func.functional_call(model, values, (ones,))
         flow = torch.stack([out.sum() for out in tree_leaves(outputs) if _is_float(out)]).sum()

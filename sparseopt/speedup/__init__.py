@@ -9,14 +9,12 @@ from sparseopt.speedup.compaction import (
     compact,
 )
 from sparseopt.speedup.condensation import Condensation, LayerTimes, condense
-from sparseopt.speedup.equivalence import CompactionError
 from sparseopt.speedup.sparse_linear import CondensedLinear, CSRLinear
 
 __all__ = [
     "CSRLinear",
     "CompactedTraining",
     "Compaction",
-    "CompactionError",
     "CompactionReport",
     "Condensation",
     "CondensedLinear",

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from sparseopt.masks.prunable import canonical_name
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
-from sparseopt.speedup.agreement import disagreement
-from sparseopt.speedup.timing import dense_ways, median_seconds, sparse_ways, type_name
+from sparseopt.speedup.equivalence import disagreement
+from sparseopt.speedup.timing import (
+    dense_implementations,
+    median_seconds,
+    sparse_implementations,
+    type_name,
+)
 from sparseopt.utils.hooks import copy_without_hooks
-from sparseopt.utils.probe import untouched
+from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.validation import check_count
-from sparseopt.utils.wrappers import unwrapped
+from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["Condensation", "LayerTimes", "condense"]
 
@@ -186,7 +190,7 @@ class Condensation:
         for name, x in seen.items():
             layer = model.get_submodule(name)
             assert isinstance(layer, nn.Linear)
-            modules = sparse_ways(layer, masks[name], x)
+            modules = sparse_implementations(layer, masks[name], x)
             times = _times(name, layer, masks[name], x, modules, rounds, _obstacle(model, name))
             self.report.append(times)
             if times.chosen != "dense":
@@ -240,7 +244,7 @@ def _times(
     rounds: int,
     obstacle: str | None,
 ) -> LayerTimes:
-    dense = dense_ways(layer, x)
+    dense = dense_implementations(layer, x)
     sparse = {way: _call(module, x) for way, module in modules.items()}
     seconds = median_seconds({**dense, **sparse}, rounds, x.device)
     if not sparse and obstacle is None:
@@ -293,7 +297,7 @@ def _inputs_of(model: nn.Module, paths: list[str], inputs: tuple[Any, ...]) -> d
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """Return what the model computes in evaluation mode; of the inputs, copies are used up."""
-    with untouched(model), torch.no_grad():
+    with preserve_model_state(model), torch.no_grad():
         return model.eval()(*tree_map_only(Tensor, Tensor.clone, inputs))
 
 

@@ -1,4 +1,4 @@
-"""A last check, by running both: the smaller model has to compute what the larger one does."""
+"""Whether two models compute the same, seen from their outputs."""
 
 from __future__ import annotations
 
@@ -8,38 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from sparseopt.speedup.agreement import disagreement
 from sparseopt.structured.graph.tracing import Trace, where
-from sparseopt.utils.probe import untouched
+from sparseopt.utils.errors import CompactionError
+from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.random import uniform
 
-__all__ = ["CompactionError", "check_agreement", "compare", "run_smaller"]
-
-
-class CompactionError(RuntimeError):
-    """A smaller model could be made, but does not run or does not compute the same.
-
-    Example:
-        >>> import torch
-        >>> from sparseopt import CompactionError, SparseOptimizer, compact
-        >>> class FourNeurons(torch.nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.first, self.last = torch.nn.Linear(6, 4), torch.nn.Linear(4, 3)
-        ...     def forward(self, x):
-        ...         return self.last(self.first(x).relu().view(-1, 4))
-        >>> model, neurons = FourNeurons(), torch.tensor([True, False, True, True])
-        >>> optimizer = SparseOptimizer(
-        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
-        ...     init={"last": 1.0}, mask={"first": neurons[:, None].expand(4, 6)})
-        >>> try:
-        ...     compact(model, optimizer, torch.randn(4, 6))
-        ... except CompactionError:
-        ...     print("forward() has the number of neurons written out")
-        forward() has the number of neurons written out
-    """
+__all__ = ["check_agreement", "compare", "disagreement", "run_smaller"]
 
 
 def check_agreement(
@@ -117,7 +93,7 @@ def compare(expected: Any, found: Any, mode: str) -> None:
 
 @contextmanager
 def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    with untouched(model):
+    with preserve_model_state(model):
         model.train(training)
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -162,3 +138,46 @@ def _with_other_numbers(
 
 def _is_of_numbers(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided
+
+
+def disagreement(expected: Any, found: Any) -> str | None:
+    """Return how the outputs of one model differ from those of another, or ``None``.
+
+    Floating-point tensors are compared, in whatever they are nested. Infinite and NaN entries have
+    to be the same; the finite ones to about the square root of the precision of their type, in
+    proportion to the largest of them.
+
+    Args:
+        expected: outputs of the one model.
+        found: those of the other.
+
+    Returns:
+        What follows "the output" in a sentence, for example ``"is 0.5 off, of values up to 2"``.
+    """
+    before, after = tree_leaves(expected), tree_leaves(found)
+    if len(before) != len(after):
+        return f"has {len(after)} parts and not {len(before)}"
+    pairs = zip(before, after, strict=True)
+    differences = (_difference(*pair) for pair in pairs if _is_compared(pair[0]))
+    return next((one for one in differences if one is not None), None)
+
+
+def _is_compared(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _difference(before: Tensor, after: Tensor) -> str | None:
+    if before.shape != after.shape:
+        return f"has the shape {tuple(after.shape)} and not {tuple(before.shape)}"
+    finite = before.isfinite() & after.isfinite()
+    same = (before == after) | (before.isnan() & after.isnan())
+    if not bool((finite | same).all()):
+        return "is infinite or NaN in other places"
+    before, after = before[finite], after[finite]
+    if not before.numel():
+        return None
+    scale = before.abs().max().item()
+    apart = (before - after).abs().max().item()
+    if apart <= torch.finfo(before.dtype).eps ** 0.5 * max(scale, 1e-3):
+        return None
+    return f"is {apart:.3g} off, of values up to {scale:.3g}"

@@ -17,13 +17,13 @@ from sparseopt.speedup.sparse_linear import (
     is_constant_fan_in,
 )
 
-__all__ = ["dense_ways", "median_seconds", "sparse_ways", "type_name"]
+__all__ = ["dense_implementations", "median_seconds", "sparse_implementations", "type_name"]
 
 #: Calls are repeated within one measurement until it takes about so long, in seconds.
 LONG_ENOUGH: Final = 1e-3
 
 
-def dense_ways(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], Any]]:
+def dense_implementations(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], Any]]:
     """Return calls that compute ``layer(x)`` densely, by name.
 
     With bfloat16 the input is of that type already, as in a model that is all bfloat16.
@@ -53,7 +53,7 @@ def _pointwise(x: Tensor, packed: Tensor, bias: Tensor | None) -> Callable[[], A
     return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
-def sparse_ways(layer: nn.Linear, mask: Tensor, x: Tensor) -> dict[str, nn.Module]:
+def sparse_implementations(layer: nn.Linear, mask: Tensor, x: Tensor) -> dict[str, nn.Module]:
     """Return modules that compute ``layer(x)`` with its live weights only, by name.
 
     Not every device, precision and build of torch has products of compressed sparse rows.

@@ -1,6 +1,5 @@
 """The channels of a model, found in its graph: what belongs together and what cannot go."""
 
 from sparseopt.structured.channel_groups import ChannelGroup, ChannelSlice, find_channel_groups
-from sparseopt.structured.graph.tracing import UntraceableModelError
 
-__all__ = ["ChannelGroup", "ChannelSlice", "UntraceableModelError", "find_channel_groups"]
+__all__ = ["ChannelGroup", "ChannelSlice", "find_channel_groups"]

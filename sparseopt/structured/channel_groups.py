@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseopt.structured.graph.atoms import Atoms, Positions
+from sparseopt.structured.graph.atoms import CoupledIndices, Positions
 from sparseopt.structured.graph.calls import Labelling
 from sparseopt.structured.graph.labelling import label
 from sparseopt.structured.graph.tracing import trace
@@ -145,7 +145,7 @@ def find_channel_groups(model: nn.Module, *inputs: Any, **keywords: Any) -> list
 def analyse(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
     """Return all that is known of a model's channels; see :func:`find_channel_groups`."""
     model = unwrapped(model)
-    atoms = Atoms()
+    atoms = CoupledIndices()
     roles: dict[tuple[str, int], str] = {}
     training, evaluation = (
         label(trace(model, args, kwargs, training=training), atoms, roles)

@@ -16,9 +16,14 @@ from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import largest
 from sparseopt.structured.channel_counts import channel_counts, share_count
 from sparseopt.structured.channel_groups import ChannelGroup
-from sparseopt.structured.channel_masks import MAKERS, WEIGHTS, live_channels, refuse_sharded
+from sparseopt.structured.channel_masks import (
+    MAKERS,
+    WEIGHTS,
+    changed_masks,
+    live_channels,
+    refuse_sharded,
+)
 from sparseopt.structured.channel_scores import magnitude
-from sparseopt.structured.exchange import changed_masks
 from sparseopt.utils.errors import NoSparseLayerError
 from sparseopt.utils.random import uniform
 from sparseopt.utils.validation import unknown_name

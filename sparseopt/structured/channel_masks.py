@@ -1,4 +1,4 @@
-"""What a channel owns: rows and columns of weights, entries of vectors."""
+"""What a channel owns in weights and vectors, and the masks that follow from live channels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from sparseopt.distributed.dtensor import is_sharded
-from sparseopt.masks.prunable import canonical_name
 from sparseopt.structured.channel_groups import ChannelGroup, ChannelSlice
+from sparseopt.utils.wrappers import canonical_name
 
 __all__ = [
     "MAKERS",
     "WEIGHTS",
     "Part",
     "canonical_groups",
+    "changed_masks",
     "live_along",
     "live_channels",
     "mask_from",
@@ -124,3 +125,31 @@ def refuse_sharded(weights: Mapping[str, Tensor]) -> None:
 
 def _canonical(place: ChannelSlice) -> ChannelSlice:
     return replace(place, name=canonical_name(place.name))
+
+
+def changed_masks(
+    masks: Mapping[str, Tensor], changes: Sequence[tuple[ChannelGroup, Tensor]]
+) -> dict[str, Tensor]:
+    """Return what masks become when other channels are live.
+
+    Args:
+        masks: the masks of whole channels that there are, by name.
+        changes: groups of which other channels are live, and which, bool, ``(channels,)``.
+
+    Returns:
+        The masks that these groups have a part in, by name, on their devices.
+    """
+    along: dict[str, dict[int, Tensor]] = {}
+    for group, live in changes:
+        for place in group.slices:
+            if place.name not in masks:
+                continue
+            mask = masks[place.name]
+            dims = along.setdefault(
+                place.name, {dim: live_along(mask, dim) for dim in range(mask.dim())}
+            )
+            dims[place.dim][place.index] = live.unsqueeze(1).expand(place.index.shape)
+    return {
+        name: mask_from(masks[name].shape, dims).to(masks[name].device)
+        for name, dims in along.items()
+    }

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparseopt.structured.channel_groups import ChannelGroup
 from sparseopt.structured.channel_masks import MAKERS, Part, parts_of
 
-__all__ = ["magnitude", "pull"]
+__all__ = ["gradient_score", "magnitude"]
 
 
 def magnitude(group: ChannelGroup, weights: Mapping[str, Tensor]) -> Tensor:
@@ -32,7 +32,7 @@ def magnitude(group: ChannelGroup, weights: Mapping[str, Tensor]) -> Tensor:
     return _summed(parts_of(group, weights, "consumer")) * _summed(sizes)
 
 
-def pull(group: ChannelGroup, gradients: Mapping[str, Tensor]) -> Tensor:
+def gradient_score(group: ChannelGroup, gradients: Mapping[str, Tensor]) -> Tensor:
     """Return how much the loss would fall with the weights that each channel is multiplied by.
 
     It is RigL's :math:`|g|`, summed over these weights. Of a dropped channel it says something only

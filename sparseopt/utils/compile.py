@@ -16,13 +16,13 @@ from torch._compile import _disable_dynamo
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["never_compiled", "outside_of_tracing"]
+__all__ = ["disable_dynamo", "outside_of_tracing"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def never_compiled(function: Callable[P, R]) -> Callable[P, R]:
+def disable_dynamo(function: Callable[P, R]) -> Callable[P, R]:
     """Have Dynamo call ``function``, and all that it calls, as it is.
 
     :func:`torch.compiler.disable` would do so too, but imports Dynamo at once, which takes seconds;

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from sparseopt.distributed.dtensor import is_sharded
-
-__all__ = ["untouched"]
+__all__ = ["preserve_model_state"]
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def preserve_model_state(model: nn.Module) -> Iterator[None]:
     """Put back what a forward pass in this block changes: modes, buffers, random state, sharding.
 
     Gradients are not its concern.
@@ -68,16 +67,17 @@ def _same_sharding(model: nn.Module) -> Iterator[None]:
     It leaves those of the root gathered for a backward pass, and would use them after the next
     step, when they are old.
     """
-    gathered_by = [
-        module
-        for module in model.modules()
-        if hasattr(module, "reshard") and any(is_sharded(p) for p in module.parameters())
-    ]
+    if not dist.is_available():
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    gathered_by = [module for module in model.modules() if isinstance(module, FSDPModule)]
     try:
         yield
     finally:
         for module in gathered_by:
-            module.reshard()  # type: ignore[operator]
+            module.reshard()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from sparseopt import (
     SparseOptimizer,
     condense,
 )
-from sparseopt.speedup.timing import dense_ways, median_seconds
+from sparseopt.speedup.timing import dense_implementations, median_seconds
 from tests.compaction.masking import optimizer_without, static
 
 
@@ -419,6 +419,6 @@ def test_dense_ways_compute_the_same():
     """What sparse layers are measured against is the layer itself, packed or not."""
     layer, x = nn.Linear(48, 32), torch.randn(5, 48)
     expected = layer(x)
-    for name, call in dense_ways(layer, x).items():
+    for name, call in dense_implementations(layer, x).items():
         rounding = 0.05 if "bfloat16" in name else 1e-5
         torch.testing.assert_close(call().float(), expected, rtol=rounding, atol=rounding)

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from benchmarks.cifar.models import WideResNet
-from sparseopt.structured import UntraceableModelError, find_channel_groups
+from sparseopt import UntraceableModelError, find_channel_groups
 from tests.structure.physical import silence, take_out
 
 IMAGES = (2, 3, 32, 32)

@@ -1,15 +1,15 @@
 """The inner optimizer's state of sparse layers: held for live weights only, or dense and masked."""
 
-from sparseopt.optimizer.state.base import StateStore, unhooked_step
-from sparseopt.optimizer.state.choice import StateMode, choose_store
+from sparseopt.optimizer.state.base import StateBackend, unhooked_step
+from sparseopt.optimizer.state.choice import StateMode, make_backend
 from sparseopt.optimizer.state.compact import CompactState
 from sparseopt.optimizer.state.masked import MaskedState
 
 __all__ = [
     "CompactState",
     "MaskedState",
+    "StateBackend",
     "StateMode",
-    "StateStore",
-    "choose_store",
+    "make_backend",
     "unhooked_step",
 ]

@@ -13,11 +13,15 @@ from torch.optim import LBFGS, Optimizer
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Transition
-from sparseopt.optimizer.state.entries import tensors_in
-from sparseopt.optimizer.state.fresh import common_value, noting_first_values
-from sparseopt.optimizer.state.fresh_merge import fresh_value, is_known
+from sparseopt.optimizer.state.fresh import (
+    common_value,
+    fresh_value,
+    is_known,
+    noting_first_values,
+    tensors_in,
+)
 
-__all__ = ["Closure", "StateStore", "unhooked_step"]
+__all__ = ["Closure", "StateBackend", "unhooked_step"]
 
 Closure = Callable[[], Any]
 
@@ -34,7 +38,7 @@ def unhooked_step(optimizer: Optimizer) -> Callable[..., Any]:
     return bound
 
 
-class StateStore(ABC):
+class StateBackend(ABC):
     """Steps the inner optimizer on live weights, and moves its state along with the masks.
 
     Args:
@@ -121,7 +125,7 @@ class StateStore(ABC):
         return self.noted.get((layer.name, name), 0.0)
 
     @contextmanager
-    def noting_fresh_values(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
+    def record_initial_state(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
         """Note what state begins with that the inner optimizer makes meanwhile.
 
         Yields:

@@ -7,12 +7,12 @@ from typing import Final, Literal
 from torch import optim
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.optimizer.state.base import StateStore
+from sparseopt.optimizer.state.base import StateBackend
 from sparseopt.optimizer.state.compact import CompactState
 from sparseopt.optimizer.state.masked import MaskedState
 from sparseopt.utils.validation import check_choice
 
-__all__ = ["StateMode", "choose_store"]
+__all__ = ["StateMode", "make_backend"]
 
 StateMode = Literal["auto", "compact", "masked"]
 
@@ -36,7 +36,7 @@ ELEMENTWISE: Final[frozenset[type[optim.Optimizer]]] = frozenset(
 NOT_ELEMENTWISE: Final = ("Adafactor", "LBFGS", "Muon")
 
 
-def choose_store(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -> StateStore:
+def make_backend(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -> StateBackend:
     """Return the store that ``mode`` asks for.
 
     ``"auto"`` takes compact state for exactly the element-wise classes of :mod:`torch.optim` and

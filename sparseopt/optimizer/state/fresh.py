@@ -1,18 +1,91 @@
-"""Noting what an optimizer fills the state of a parameter with when it makes it."""
+"""The state of a fresh weight: known for torch's optimizers, recorded for all others."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adagrad, Optimizer, Rprop
 
 from sparseopt.distributed.dtensor import is_sharded
 
-__all__ = ["common_value", "noting_first_values"]
+__all__ = [
+    "common_value",
+    "fresh_value",
+    "is_factor",
+    "is_known",
+    "may_be_factor",
+    "noting_first_values",
+    "tensors_in",
+]
+
+
+def tensors_in(entry: dict[str, Any]) -> Iterator[tuple[Any, Any, str, Tensor]]:
+    """Yield every tensor in the state of a parameter, those in containers included.
+
+    Each comes as the container that holds it, its key there, its name in ``entry``, and itself.
+
+    Example:
+        >>> import torch
+        >>> entry = {"step": 3, "exp_avg": torch.ones(2), "last": [torch.zeros(2)]}
+        >>> [(key, name) for _, key, name, _ in tensors_in(entry)]
+        [('exp_avg', 'exp_avg'), (0, 'last')]
+    """
+    for name, value in list(entry.items()):
+        for container, key, tensor in _tensors_at(entry, name, value):
+            yield container, key, name, tensor
+
+
+def may_be_factor(weight: Tensor) -> bool:
+    """Whether something that is no value of a weight may have the shape of ``weight``.
+
+    The preconditioner of a square matrix has, and so have the statistics of rows where there is
+    one column.
+    """
+    shape = weight.shape
+    return (len(shape) == 2 and shape[0] == shape[1]) or sum(size > 1 for size in shape) < 2
+
+
+def is_factor(name: str, state: Mapping[Any, Any]) -> bool:
+    """Whether ``name`` has another shape than the parameter's in the state of any parameter."""
+    return any(
+        tensor.shape != parameter.shape
+        for parameter, entry in state.items()
+        if isinstance(parameter, Tensor) and name in entry
+        for _, _, tensor in _tensors_at(entry, name, entry[name])
+    )
+
+
+def _tensors_at(container: Any, key: Any, value: Any) -> Iterator[tuple[Any, Any, Tensor]]:
+    if isinstance(value, Tensor):
+        yield container, key, value
+    elif isinstance(value, dict):
+        for inner_key, inner in list(value.items()):
+            yield from _tensors_at(value, inner_key, inner)
+    elif isinstance(value, (list, deque)):
+        for index, inner in enumerate(value):
+            yield from _tensors_at(value, index, inner)
+
+
+def is_known(optimizer: Optimizer) -> bool:
+    """Whether :func:`fresh_value` is right for ``optimizer``: it is one of torch's own."""
+    return type(optimizer).__module__.partition(".")[0] == "torch"
+
+
+def fresh_value(optimizer: Optimizer, group: dict[str, Any], key: str) -> float:
+    """Return what ``optimizer`` would fill the state ``key`` of a fresh parameter with.
+
+    Moments start at zero. Rprop's step size starts at the learning rate and Adagrad's accumulator
+    at ``initial_accumulator_value``: zeroed, a grown weight would never move, or leap.
+    """
+    if isinstance(optimizer, Rprop) and key == "step_size":
+        return float(group["lr"])
+    if isinstance(optimizer, Adagrad) and key == "sum":
+        return float(group["initial_accumulator_value"])
+    return 0.0
 
 
 class _Noting(dict[str, Any]):

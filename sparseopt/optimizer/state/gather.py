@@ -1,24 +1,30 @@
-"""What of a pool is gathered and put back in one go: a layer, or a bundle of small ones.
+"""Gathering the live weights of one layer, or of many small layers at once, on all cores.
 
-A call of torch takes longer than what it does for a small layer. So small layers are copied into
-one dense tensor, with one call for all of them, and their live weights are taken from there. That
+A call of torch takes longer than its work for a small layer. So small layers are copied into one
+dense tensor, with one call for all of them, and their live weights are taken from that tensor. The
 tensor, and the positions in it, exist for a moment only.
+
+Torch gathers from a 1-D tensor in one thread, and one core does not exhaust the memory bandwidth;
+so large layers are shared among threads.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from sparseopt.masks.indices import in_a_row
+from sparseopt.masks.indices import concat_positions
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.memory_layout import clear_
 
-__all__ = ["Bundle", "Part", "Single", "gradient_of", "parts_of"]
+__all__ = ["GatherMany", "GatherOne", "Part", "for_each", "gradient_of", "parts_of", "shares"]
 
 #: Weights of a layer up to which copying all of it costs less than the calls that this saves.
 CPU_SMALL: Final = 1 << 12
@@ -61,7 +67,7 @@ class Part(ABC):
         """Make ``weights``, ``(live,)``, the live weights of the layers, and all others zero."""
 
 
-class Single(Part):
+class GatherOne(Part):
     """One layer."""
 
     def __init__(self, layer: SparseLayer) -> None:
@@ -78,7 +84,7 @@ class Single(Part):
         self._layer.replace_(weights)
 
 
-class Bundle(Part):
+class GatherMany(Part):
     """Small layers that lie in memory in logical order; see :class:`Part`."""
 
     def __init__(self, layers: Sequence[SparseLayer]) -> None:
@@ -102,7 +108,7 @@ class Bundle(Part):
     def gather(self, weights: Tensor, gradients: Tensor) -> None:
         """Read all layers; see :meth:`Part.gather`."""
         each = [layer.positions() for layer in self.layers]
-        positions = in_a_row(each, self._starts, self._counts)
+        positions = concat_positions(each, self._starts, self._counts)
         flat = [layer.weight.view(-1) for layer in self.layers]
         self._lent = flat, positions
         torch.index_select(torch.cat(flat), 0, positions, out=weights)
@@ -139,7 +145,7 @@ def parts_of(layers: Sequence[SparseLayer]) -> list[Part]:
         together[-1].append(layer)
     if len(together[-1]) < WORTH_A_BUNDLE:
         alone += together.pop()
-    return [*map(Single, alone), *map(Bundle, together)]
+    return [*map(GatherOne, alone), *map(GatherMany, together)]
 
 
 def gradient_of(layer: SparseLayer) -> Tensor:
@@ -147,3 +153,53 @@ def gradient_of(layer: SparseLayer) -> Tensor:
     gradient = layer.weight.grad
     assert gradient is not None
     return gradient
+
+
+#: Live weights from which on waking a thread costs less than it saves.
+WORTH_A_THREAD: Final = 1 << 17
+
+
+def shares(parts: Sequence[Part], device: torch.device) -> list[list[int]]:
+    """Return the indices of ``parts`` in as many lists as threads are worth, about equally heavy.
+
+    One list where there is nothing to gain: on an accelerator, whose calls only queue, or where
+    torch is told to use one thread.
+    """
+    live = sum(part.live for part in parts)
+    count = min(torch.get_num_threads(), live // WORTH_A_THREAD, len(parts))
+    if count < 2 or device.type != "cpu":
+        return [list(range(len(parts)))]
+    found: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for index in sorted(range(len(parts)), key=lambda index: -parts[index].numel):
+        lightest = loads.index(min(loads))
+        found[lightest].append(index)
+        loads[lightest] += parts[index].numel
+    return found
+
+
+def for_each(function: Callable[[int], None], indices: Sequence[Sequence[int]]) -> None:
+    """Call ``function`` for every one of ``indices``, each list in a thread of its own.
+
+    ``function`` should not use torch's own threads: each thread here would have a team of them.
+    """
+
+    def run(mine: Sequence[int]) -> None:
+        for index in mine:
+            function(index)
+
+    first, *others = indices
+    running = [_threads().submit(run, other) for other in others]
+    run(first)
+    for thread in running:
+        thread.result()
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="sparseopt")
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads that its parent started.
+    os.register_at_fork(after_in_child=_threads.cache_clear)

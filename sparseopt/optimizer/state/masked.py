@@ -13,14 +13,13 @@ from torch.optim import Optimizer
 from sparseopt.distributed.dtensor import shard_like, whole
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Transition
-from sparseopt.optimizer.state.base import Closure, StateStore, unhooked_step
-from sparseopt.optimizer.state.entries import is_factor, may_be_factor
-from sparseopt.optimizer.state.fresh_merge import is_known
+from sparseopt.optimizer.state.base import Closure, StateBackend, unhooked_step
+from sparseopt.optimizer.state.fresh import is_factor, is_known, may_be_factor
 
 __all__ = ["MaskedState"]
 
 
-class MaskedState(StateStore):
+class MaskedState(StateBackend):
     """Lets the inner optimizer step on dense tensors, and undoes what it did to dropped weights.
 
     After each step, dropped weights are zero and their per-weight state is that of a fresh
@@ -35,10 +34,10 @@ class MaskedState(StateStore):
         self._factors: dict[tuple[str, int], bool] = {}
 
     def step(self, closure: Closure | None = None) -> Any:
-        """Step the inner optimizer; see :meth:`StateStore.step`."""
+        """Step the inner optimizer; see :meth:`StateBackend.step`."""
         inner_step = unhooked_step(self.inner)
         try:
-            with self.noting_fresh_values():
+            with self.record_initial_state():
                 if closure is None:
                     self._mask_gradients()
                     return inner_step()
@@ -49,7 +48,7 @@ class MaskedState(StateStore):
             self._mask_state()
 
     def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
-        """Give dropped weights fresh state; see :meth:`StateStore.adopt`."""
+        """Give dropped weights fresh state; see :meth:`StateBackend.adopt`."""
         if compact:
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(whole(values), fresh)
@@ -60,7 +59,7 @@ class MaskedState(StateStore):
             layer.mask_(entry[key], fresh)
 
     def move(self, layer: SparseLayer, transition: Transition) -> None:
-        """Give weights that are not kept fresh state; see :meth:`StateStore.move`."""
+        """Give weights that are not kept fresh state; see :meth:`StateBackend.move`."""
         transition.make(layer)
         for _, _, values, fresh in self.per_weight(layer, layer.weight.shape):
             layer.retain_(values, transition.kept, fresh)
@@ -72,7 +71,7 @@ class MaskedState(StateStore):
         """Do nothing: everything is in its place."""
 
     def is_factor(self, layer: SparseLayer, name: str) -> bool:
-        """Decide by the shapes that other parameters have; see :meth:`StateStore.is_factor`."""
+        """Decide by the shapes that other parameters have; see :meth:`StateBackend.is_factor`."""
         if not may_be_factor(layer.weight):
             return False
         known = name, len(self.inner.state)
@@ -81,13 +80,13 @@ class MaskedState(StateStore):
         return self._factors[known]
 
     @contextmanager
-    def noting_fresh_values(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
-        """Look at dropped weights too; see :meth:`StateStore.noting_fresh_values`."""
+    def record_initial_state(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
+        """Look at dropped weights too; see :meth:`StateBackend.record_initial_state`."""
         if is_known(self.inner):
             yield {}
             return
         before = [self.state_names(layer) for layer in self.layers]
-        with super().noting_fresh_values() as begun:
+        with super().record_initial_state() as begun:
             yield begun
         for layer, names in zip(self.layers, before, strict=True):
             # An optimizer that brings an entry of its own has filled it unseen; where there was no

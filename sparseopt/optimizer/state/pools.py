@@ -12,8 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.optimizer.state.gather import gradient_of, parts_of
-from sparseopt.optimizer.state.threads import for_each, shares
+from sparseopt.optimizer.state.gather import for_each, gradient_of, parts_of, shares
 
 __all__ = ["Pool", "make_pools", "only_parameters"]
 
@@ -47,7 +46,7 @@ class Pool:
         self.layers = [layer for part in self._parts for layer in part.layers]
         self.sizes = [layer.live for layer in self.layers]
         self._shares = shares(self._parts, layers[0].weight.device)
-        self._stand_in = Parameter(layers[0].weight.detach().new_empty(0))
+        self._flat_parameter = Parameter(layers[0].weight.detach().new_empty(0))
         self._state: dict[str, Any] = {}
         self._memory: dict[str, Tensor] = {}
         self._views: dict[str, list[Any]] = {}
@@ -59,7 +58,7 @@ class Pool:
         if [layer.live for layer in self.layers] != self.sizes:
             return False
         # One of them may have been brought into another precision since.
-        if any(layer.weight.dtype != self._stand_in.dtype for layer in self.layers):
+        if any(layer.weight.dtype != self._flat_parameter.dtype for layer in self.layers):
             return False
         entries = [self.inner.state.get(layer.weight, {}) for layer in self.layers]
         if any(len(entry) != len(self._views) for entry in entries):
@@ -95,16 +94,16 @@ class Pool:
     @contextmanager
     def _standing_in(self, weights: Tensor, gradients: Tensor) -> Iterator[None]:
         """Leave the inner optimizer with one parameter, that of this pool."""
-        self._stand_in.data = weights
-        self._stand_in.grad = gradients
-        self.inner.state[self._stand_in] = self._state
+        self._flat_parameter.data = weights
+        self._flat_parameter.grad = gradients
+        self.inner.state[self._flat_parameter] = self._state
         try:
-            with only_parameters(self.inner, {id(self.group): [self._stand_in]}):
+            with only_parameters(self.inner, {id(self.group): [self._flat_parameter]}):
                 yield
         finally:
-            self._state = self.inner.state.pop(self._stand_in)
-            self._stand_in.grad = None
-            self._stand_in.data = weights.new_empty(0)
+            self._state = self.inner.state.pop(self._flat_parameter)
+            self._flat_parameter.grad = None
+            self._flat_parameter.data = weights.new_empty(0)
 
     def _join(self, entries: Sequence[dict[str, Any]]) -> None:
         for name, value in entries[0].items():

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseopt.masks.prunable import canonical_name
 from sparseopt.speedup.compaction.surgery import Kept, resize, shrunk, sizes_of
+from sparseopt.utils.wrappers import canonical_name
 
-__all__ = ["Lent", "LentTensors"]
+__all__ = ["Lent", "ParameterSwap"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class _Place:
         self.own[self.name] = whole
 
 
-class LentTensors:
+class ParameterSwap:
     """Puts smaller parameters and buffers into a model, and what became of them back.
 
     The model's modules stay what they are. The smaller tensors are the same each time, as long as

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Transition
-from sparseopt.optimizer.state import CompactState, StateStore, unhooked_step
+from sparseopt.optimizer.state import CompactState, StateBackend, unhooked_step
 from sparseopt.optimizer.state.base import Closure
-from sparseopt.optimizer.state.entries import tensors_in
+from sparseopt.optimizer.state.fresh import tensors_in
 from sparseopt.speedup.compacted_training.parameter_swap import Lent
 
-__all__ = ["SmallerState"]
+__all__ = ["CompactedBackend"]
 
 
-class SmallerState(StateStore):
+class CompactedBackend(StateBackend):
     """Steps the inner optimizer on smaller parameters.
 
     All entries of a smaller layer are live. Compact state has the same values in the same order,
@@ -77,7 +77,7 @@ class SmallerState(StateStore):
         self._is_lent = False
 
     def step(self, closure: Closure | None = None) -> Any:
-        """Step the inner optimizer; see :meth:`StateStore.step`.
+        """Step the inner optimizer; see :meth:`StateBackend.step`.
 
         The closure is evaluated before, on the smaller parameters: element-wise optimizers evaluate
         it once, before anything else.
@@ -95,21 +95,21 @@ class SmallerState(StateStore):
         return loss
 
     def bring_back(self) -> None:
-        """Make model and optimizer whole; see :meth:`StateStore.bring_back`."""
+        """Make model and optimizer whole; see :meth:`StateBackend.bring_back`."""
         self._bring_back()
 
     def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
-        """Leave it to the store of the whole; see :meth:`StateStore.adopt`."""
+        """Leave it to the store of the whole; see :meth:`StateBackend.adopt`."""
         self._bring_back()
         self.whole.adopt(layer, compact=compact)
 
     def move(self, layer: SparseLayer, transition: Transition) -> None:
-        """Leave it to the store of the whole; see :meth:`StateStore.move`."""
+        """Leave it to the store of the whole; see :meth:`StateBackend.move`."""
         self._bring_back()
         self.whole.move(layer, transition)
 
     def release(self) -> None:
-        """Leave it to the store of the whole; see :meth:`StateStore.release`."""
+        """Leave it to the store of the whole; see :meth:`StateBackend.release`."""
         self._bring_back()
         self.whole.release()
 

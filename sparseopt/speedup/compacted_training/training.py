@@ -10,21 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparseopt.distributed.ranks import many_ranks
-from sparseopt.masks.prunable import canonical_name
+from sparseopt.distributed.ranks import is_distributed
 from sparseopt.methods import RigLStruct
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.optimizer.state import CompactState
-from sparseopt.speedup.compacted_training.parameter_swap import LentTensors
-from sparseopt.speedup.compacted_training.state import SmallerState
+from sparseopt.speedup.compacted_training.parameter_swap import ParameterSwap
+from sparseopt.speedup.compacted_training.state import CompactedBackend
 from sparseopt.speedup.compaction.pipeline import recorded_inputs
 from sparseopt.speedup.compaction.surgery import Kept
 from sparseopt.speedup.equivalence import compare, run_smaller
 from sparseopt.structured import ChannelGroup
 from sparseopt.structured.channel_masks import MAKERS, live_channels
 from sparseopt.utils.hooks import WeakHook
-from sparseopt.utils.probe import untouched
-from sparseopt.utils.wrappers import unwrapped
+from sparseopt.utils.probe import preserve_model_state
+from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["CompactedTraining"]
 
@@ -91,7 +90,7 @@ class CompactedTraining:
         self._groups = _groups_of(self._model, optimizer)
         _refuse_untrained(self._model, optimizer, self._kept())
         self._inputs = (inputs, keywords) if inputs or keywords else None
-        self._tensors = LentTensors(self._model)
+        self._tensors = ParameterSwap(self._model)
         self._is_checked = False
         self._handles = [
             optimizer.register_step_post_hook(lambda *_: self._prepare_next_step()),
@@ -115,7 +114,7 @@ class CompactedTraining:
     @property
     def is_whole(self) -> bool:
         """Whether model and optimizer have all channels now."""
-        return not isinstance(self._optimizer._store, SmallerState)
+        return not isinstance(self._optimizer._store, CompactedBackend)
 
     def whole(self) -> None:
         """Give model and optimizer all channels back, until the next ``step()`` has ended.
@@ -124,7 +123,7 @@ class CompactedTraining:
         """
         self._tensors.take_out()
         store = self._optimizer._store
-        if isinstance(store, SmallerState):
+        if isinstance(store, CompactedBackend):
             store.give_back()
             self._use(store.whole)
 
@@ -153,7 +152,7 @@ class CompactedTraining:
         store = self._optimizer._store
         assert isinstance(store, CompactState)
         try:
-            smaller = SmallerState(store, self._tensors.put_in(kept), self.whole)
+            smaller = CompactedBackend(store, self._tensors.put_in(kept), self.whole)
             self._use(smaller)
             smaller.take_over()
         except BaseException:
@@ -164,10 +163,10 @@ class CompactedTraining:
         """Compare both models in evaluation mode, where nothing is random."""
         try:
             args, kwargs = self._inputs or recorded_inputs(self._optimizer)
-            with untouched(self._model), torch.no_grad():
+            with preserve_model_state(self._model), torch.no_grad():
                 expected = self._model.eval()(*args, **kwargs)
             self._make_smaller(kept)
-            with untouched(self._model), torch.no_grad():
+            with preserve_model_state(self._model), torch.no_grad():
                 found = run_smaller(self._model.eval(), args, kwargs)
             compare(expected, found, "evaluation")
         except BaseException:
@@ -180,14 +179,14 @@ class CompactedTraining:
         shapes = {canonical_name(name): tensor.shape for name, tensor in tensors}
         return _kept(self._groups, self._optimizer.masks, shapes)
 
-    def _use(self, store: CompactState | SmallerState) -> None:
+    def _use(self, store: CompactState | CompactedBackend) -> None:
         self._optimizer._store = self._optimizer._updater.store = store
 
 
 def _refuse_data_parallel(model: nn.Module, optimizer: SparseOptimizer) -> None:
     roots = [root for root in (model, optimizer._model) if root is not None]
     modules = [module for root in roots for module in root.modules()]
-    if many_ranks():
+    if is_distributed():
         what = "there are several processes"
     elif any(isinstance(one, nn.parallel.DistributedDataParallel) for one in modules):
         what = "the model is in DistributedDataParallel"

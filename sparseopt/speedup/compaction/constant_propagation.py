@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from sparseopt.speedup.compaction.propagation_rules import is_move, is_sum, open_of, run
-from sparseopt.speedup.compaction.trained import may_become
-from sparseopt.speedup.compaction.values import (
+from sparseopt.speedup.compaction.propagation_rules import (
     Value,
     any_along,
     closed,
     first_along,
+    is_move,
+    is_sum,
     is_uniform,
+    nonzero_after_training,
+    open_of,
     opened,
+    run,
 )
 from sparseopt.structured.graph.calls import Labelling
 from sparseopt.structured.graph.tracing import arguments, only_checks, operator_name
@@ -62,11 +65,11 @@ def find_constants(
     Returns:
         What is known at each of ``labelling.contractions``.
     """
-    found = _Run(labelling, tensors, live, iter(inputs)).constants()
+    found = _ConstantPropagation(labelling, tensors, live, iter(inputs)).constants()
     return [found[contraction.node] for contraction in labelling.contractions]
 
 
-class _Run:
+class _ConstantPropagation:
     def __init__(
         self,
         labelling: Labelling,
@@ -136,7 +139,7 @@ class _Run:
         # Before the call, which may write into its arguments.
         is_open = open_of(node, self._values, self._may_count)
         result = run(node, self._values, _settled if is_sum(node) else _tensor)
-        made = may_become(node, self._values, self._made_of_parameters, result)
+        made = nonzero_after_training(node, self._values, self._made_of_parameters, result)
         if made is not None:
             self._made_of_parameters[node] = made
         if isinstance(result, (list, tuple)):

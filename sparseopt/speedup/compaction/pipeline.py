@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sparseopt.distributed.dtensor import is_sharded
-from sparseopt.masks.prunable import canonical_name
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.speedup.compaction.constant_propagation import find_constants
 from sparseopt.speedup.compaction.consumers import uses_of
@@ -18,9 +17,9 @@ from sparseopt.speedup.compaction.removal import decide_removal
 from sparseopt.speedup.compaction.surgery import Kept, cut, shrunk
 from sparseopt.speedup.equivalence import check_agreement
 from sparseopt.structured.channel_groups import Structure, analyse
-from sparseopt.utils.probe import untouched
+from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.random import normal
-from sparseopt.utils.wrappers import unwrapped
+from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["Compaction", "compact", "recorded_inputs"]
 
@@ -125,7 +124,7 @@ class Compaction:
         structure = analyse(model, args, kwargs)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         leaves = tree_leaves((args, kwargs))
-        with untouched(model):
+        with preserve_model_state(model):
             constants = [
                 find_constants(labelling, tensors, live, leaves)
                 for labelling in structure.labellings

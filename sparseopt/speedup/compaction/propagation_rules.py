@@ -1,8 +1,9 @@
-"""What of an operator's result another input of the model could change."""
+"""Which entries of an operator's result another input, or training, could change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -10,11 +11,69 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from sparseopt.speedup.compaction.values import Value
 from sparseopt.structured.graph.elementwise import is_pointwise
 from sparseopt.structured.graph.tracing import arguments, operator_name
 
-__all__ = ["factors", "is_move", "is_sum", "open_of", "run"]
+__all__ = [
+    "Value",
+    "any_along",
+    "closed",
+    "factors",
+    "first_along",
+    "is_move",
+    "is_sum",
+    "is_uniform",
+    "nonzero_after_training",
+    "open_of",
+    "opened",
+    "run",
+]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One tensor of a graph.
+
+    Attributes:
+        tensor: what it is for the input at hand.
+        open: bool, of its shape: true where another input could make it another.
+    """
+
+    tensor: Tensor
+    open: Tensor
+
+
+def closed(tensor: Tensor) -> Value:
+    """Return a tensor that no input changes."""
+    return Value(tensor, torch.zeros_like(tensor, dtype=torch.bool))
+
+
+def opened(tensor: Tensor) -> Value:
+    """Return a tensor that the input may change everywhere."""
+    return Value(tensor, torch.ones_like(tensor, dtype=torch.bool))
+
+
+def any_along(flags: Tensor, dim: int) -> Tensor:
+    """Return for each position along ``dim`` whether any flag is true there."""
+    return _rows(flags, dim).any(1)
+
+
+def first_along(tensor: Tensor, dim: int) -> Tensor:
+    """Return for each position along ``dim`` the first value there."""
+    return _rows(tensor, dim)[:, 0]
+
+
+def is_uniform(tensor: Tensor, dim: int) -> Tensor:
+    """Return for each position along ``dim`` whether all values there are equal, up to rounding."""
+    rows = _rows(tensor, dim)
+    if not rows.is_floating_point():
+        return (rows == rows[:, :1]).all(1)
+    return torch.isclose(rows, rows[:, :1], rtol=1e-5, atol=1e-7).all(1)
+
+
+def _rows(tensor: Tensor, dim: int) -> Tensor:
+    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+
 
 #: Operators that move values and do not change them.
 _MOVES: Final = frozenset(
@@ -176,3 +235,42 @@ def _first(node: Node, values: Values) -> Value:
     value = values[node.all_input_nodes[0]]
     assert isinstance(value, Value)
     return value
+
+
+def nonzero_after_training(
+    node: Node, values: Mapping[Node, Any], made: Mapping[Node, Any], result: Any
+) -> Any:
+    """Return where a call's result may be other than zero after further training.
+
+    Args:
+        node: the call.
+        values: the values of its arguments.
+        made: the same of every argument that is made of parameters alone.
+        result: what the call returned.
+
+    Returns:
+        A tensor of the result's shape, or one for each of several; ``None`` if the result is made
+        of something that the input may change, or of no parameter.
+    """
+    operands = [one for one in node.all_input_nodes if isinstance(values[one], Value)]
+    if not any(one in made for one in operands):
+        return None
+    if any(bool(values[one].open.any()) for one in operands if one not in made):
+        return None
+    counts = {one: made.get(one, values[one].tensor != 0) for one in operands}
+    if is_move(node):
+        moved = {one: Value(values[one].tensor, counts[one]) for one in operands}
+        return run(node, moved, lambda value: value.open)
+    if not isinstance(result, Tensor):
+        return [torch.ones_like(one, dtype=torch.bool) for one in result]
+    everywhere = torch.ones_like(result, dtype=torch.bool)
+    if operator_name(node) == "mul":
+        for one in counts.values():
+            everywhere = everywhere & one
+        return everywhere
+    if is_pointwise(node):
+        anywhere = result != 0
+        for one in counts.values():
+            anywhere = anywhere | one
+        return anywhere
+    return everywhere

@@ -1,4 +1,4 @@
-"""Atoms: single positions along dimensions of a model's tensors, and which belong together."""
+"""Single positions along dimensions of tensors of a model, and which of them belong together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Atoms", "AxisOfTensor", "Labels", "Positions"]
+__all__ = ["AxisOfTensor", "CoupledIndices", "Labels", "Positions"]
 
 #: An atom for every position along one dimension.
 Positions = NDArray[np.int64]
@@ -24,7 +24,7 @@ class AxisOfTensor:
     atoms: Positions
 
 
-class Atoms:
+class CoupledIndices:
     """Positions along dimensions of named tensors, coupled wherever one cannot go alone.
 
     Two atoms are coupled if to take one out of the model takes out the other. A blocked atom

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from sparseopt.structured.graph.atoms import Atoms, Labels, Positions
+from sparseopt.structured.graph.atoms import CoupledIndices, Labels, Positions
 from sparseopt.structured.graph.tracing import Trace, arguments, operator_name, where
 
 __all__ = ["Call", "Contraction", "Labelled", "Labelling", "Rule", "find_rule", "rule_for"]
@@ -40,7 +40,9 @@ class Contraction:
 class Labelling:
     """Labels of every node of one trace, and the contractions in it."""
 
-    def __init__(self, trace: Trace, atoms: Atoms, roles: dict[tuple[str, int], str]) -> None:
+    def __init__(
+        self, trace: Trace, atoms: CoupledIndices, roles: dict[tuple[str, int], str]
+    ) -> None:
         self.trace = trace
         self.atoms = atoms
         self.contractions: list[Contraction] = []

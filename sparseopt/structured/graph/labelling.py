@@ -10,7 +10,7 @@ from torch.fx import Node
 
 # Imported for their rules.
 from sparseopt.structured.graph import contractions, movement, normalisation, spatial  # noqa: F401
-from sparseopt.structured.graph.atoms import Atoms
+from sparseopt.structured.graph.atoms import CoupledIndices
 from sparseopt.structured.graph.calls import Call, Labelled, Labelling, find_rule
 from sparseopt.structured.graph.elementwise import is_pointwise, pointwise
 from sparseopt.structured.graph.tracing import Trace, only_checks, operator_name, where
@@ -18,7 +18,7 @@ from sparseopt.structured.graph.tracing import Trace, only_checks, operator_name
 __all__ = ["label"]
 
 
-def label(trace: Trace, atoms: Atoms, roles: dict[tuple[str, int], str]) -> Labelling:
+def label(trace: Trace, atoms: CoupledIndices, roles: dict[tuple[str, int], str]) -> Labelling:
     """Label every node of a graph: couple what goes together, block what cannot go.
 
     An operator without a rule blocks all that goes into it, so that nothing is ever assumed.

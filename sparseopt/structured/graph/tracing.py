@@ -10,34 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from sparseopt.utils.probe import untouched
+from sparseopt.utils.errors import UntraceableModelError
+from sparseopt.utils.probe import preserve_model_state
 
 __all__ = [
     "Trace",
-    "UntraceableModelError",
     "arguments",
     "only_checks",
     "operator_name",
     "trace",
     "where",
 ]
-
-
-class UntraceableModelError(ValueError):
-    """The graph of a model cannot be had: ``torch.export`` refuses it.
-
-    Example:
-        >>> import torch
-        >>> from sparseopt import UntraceableModelError, find_channel_groups
-        >>> class ThroughNumPy(torch.nn.Linear):
-        ...     def forward(self, x):
-        ...         return super().forward(torch.from_numpy(x.numpy()))
-        >>> try:
-        ...     find_channel_groups(ThroughNumPy(2, 2), torch.ones(1, 2))
-        ... except UntraceableModelError:
-        ...     print("no graph has what NumPy does")
-        no graph has what NumPy does
-    """
 
 
 @dataclass(frozen=True)
@@ -76,7 +59,7 @@ def trace(
     Raises:
         UntraceableModelError: if ``torch.export`` refuses the model.
     """
-    with untouched(model):
+    with preserve_model_state(model):
         model.train(training)
         try:
             program = torch.export.export(model, args, dict(kwargs), strict=False)
