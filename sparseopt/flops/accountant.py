@@ -58,10 +58,17 @@ class Accountant:
             progress=progress,
         )
 
-    def _recorded_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Return zeros in the shapes of the first training input; ``None`` before there was one."""
         if self.recorder is None or not self.recorder.has_inputs:
+            return None
+        return self.recorder.inputs()
+
+    def _recorded_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        inputs = self.example_inputs()
+        if inputs is None:
             raise ValueError(
                 "flops() knows no input yet: pass some, flops(model, *inputs), or call it after "
                 "the first training step of an optimizer that was given the model."
             )
-        return self.recorder.inputs()
+        return inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import torch
@@ -13,7 +13,7 @@ from sparseopt.masks.indices import index_dtype, live_indices, mark, where
 from sparseopt.masks.memory_layout import Layout, clear_, fill_where_false_
 from sparseopt.utils.bits import pack, popcounts, unpack
 
-__all__ = ["SparseLayer"]
+__all__ = ["SparseLayer", "follow_weights"]
 
 #: Up to this density live weights are known by their positions alone: at four bytes a live weight
 #: these are no larger than a mask of one byte a weight, and saving the live entries, clearing the
@@ -41,6 +41,11 @@ class SparseLayer:
         target: the live count that training ends with, or, where methods share out what grows among
             layers, starts with. A layer whose target is all its weights is dense: listed, and never
             updated.
+        live: number of live weights; read only.
+        is_full: whether every weight is live now; read only.
+        mask_version: a counter that rises with every change of the mask: an update, a checkpoint, a
+            weight that was moved or replaced. What is derived from the mask is stale as soon as the
+            counter is another.
         last_dropped: weights dropped by the last update.
         last_grown: weights grown by the last update.
 
@@ -62,6 +67,9 @@ class SparseLayer:
         self.target = target
         self.last_dropped = 0
         self.last_grown = 0
+        self.mask_version = 0
+        self.live: int
+        self.is_full: bool
         self._mask: Tensor | None
         self._index: Tensor | None
         self._note_place()
@@ -76,11 +84,6 @@ class SparseLayer:
     def numel(self) -> int:
         """Number of weights."""
         return self.weight.numel()
-
-    @property
-    def live(self) -> int:
-        """Number of live weights."""
-        return self._live
 
     @property
     def mask(self) -> Tensor:
@@ -104,17 +107,12 @@ class SparseLayer:
     @property
     def density(self) -> float:
         """Live weights over all weights, in (0, 1]."""
-        return self._live / self.numel
+        return self.live / self.numel
 
     @property
     def is_dense(self) -> bool:
         """Whether the layer is meant to stay dense for ever."""
         return self.target == self.numel
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every weight is live now."""
-        return self._full
 
     @property
     def ever_live(self) -> int:
@@ -160,7 +158,12 @@ class SparseLayer:
 
         It may be on another device, or in another memory format.
         """
-        if self._place == self._place_of_weight():
+        weight, (device, stride, sharding) = self.weight, self._place
+        # What a plain weight is compared by costs little, and this is asked at every step.
+        if sharding is None and type(weight) is self._weight_type:
+            if weight.device == device and weight.stride() == stride:
+                return
+        elif self._place == self._place_of_weight():
             return
         mask = self._mask
         positions = None if mask is not None else self.positions()
@@ -193,7 +196,8 @@ class SparseLayer:
         if self.is_full:
             dtype = index_dtype(self.numel)
             return torch.arange(self.numel, dtype=dtype, device=self.weight.device)
-        return self._layout.positions(self._offsets())
+        offsets = self._offsets()
+        return offsets if self._layout.is_logical else self._layout.positions(offsets)
 
     def forget_positions(self) -> None:
         """Free positions that are kept beside a mask, until they are asked for again."""
@@ -305,6 +309,7 @@ class SparseLayer:
 
     def _note_place(self) -> None:
         self._place = self._place_of_weight()
+        self._weight_type = type(self.weight)
         self._layout = Layout(self.weight)
 
     def _overwrite_(self, tensor: Tensor, flat: Tensor, values: Tensor, fill: float) -> None:
@@ -337,19 +342,21 @@ class SparseLayer:
     def _set_mask(self, mask: Tensor) -> None:
         """Take over a mask of the weight's shape, wherever it is."""
         if self.is_sharded:
+            self.mask_version += 1
             self._mask = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False).copy_(
                 shard_like(mask, self.weight)
             )
-            self._live = int(whole(self._mask).sum())
-            self._full = self._live == self.numel
+            self.live = int(whole(self._mask).sum())
+            self.is_full = self.live == self.numel
             self._index = None
             return
         flat = whole(mask).to(self.weight.device).reshape(-1)
         self._set_positions(live_indices(flat, int(flat.sum())))
 
     def _set_positions(self, positions: Tensor) -> None:
-        self._live = positions.numel()
-        self._full = self._live == self.numel
+        self.mask_version += 1
+        self.live = positions.numel()
+        self.is_full = self.live == self.numel
         self._mask = self._index = None
         if self.is_full:
             return
@@ -365,7 +372,7 @@ class SparseLayer:
         """
         if self._index is None:
             assert self._mask is not None
-            positions = live_indices(whole(self._mask).reshape(-1), self._live)
+            positions = live_indices(whole(self._mask).reshape(-1), self.live)
             self._index = self._layout.offsets(positions)
         return self._index
 
@@ -382,3 +389,9 @@ class SparseLayer:
 
     def _pack(self, mask: Tensor) -> Tensor:
         return pack(local(mask).reshape(-1))
+
+
+def follow_weights(layers: Iterable[SparseLayer]) -> None:
+    """Follow the weights of ``layers`` to where they are; see :meth:`SparseLayer.follow_weight`."""
+    for layer in layers:
+        layer.follow_weight()

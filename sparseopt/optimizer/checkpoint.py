@@ -227,19 +227,19 @@ def restore_layers(
     saved: SavedState,
     pairs: Sequence[tuple[SparseLayer, SavedLayer]],
     *,
-    store: StateBackend,
+    backend: StateBackend,
     memory: RememberedGradients | None,
 ) -> None:
     """Give layers what the checkpoint has of them; the inner optimizer has loaded its state."""
     names = {was.name: layer.name for layer, was in pairs}
     # Checkpoints of the first version have no such key.
     fresh = saved.progress.get("fresh", ())
-    store.noted.update({(names[layer], state): value for layer, state, value in fresh})
+    backend.noted.update({(names[layer], state): value for layer, state, value in fresh})
     for layer, was in pairs:
         layer.restore(was.mask, was.ever_live_bits, was.target)
         layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
         layer.mask_(layer.weight)
-        store.adopt(layer, compact=saved.progress["compact"])
+        backend.load_layer(layer, compact=saved.progress["compact"])
         if memory is not None:
             memory.restore(layer, was.memory)
 

@@ -16,7 +16,7 @@ from sparseopt.distributed.dtensor import local, on_any_rank, sums_over_shards
 from sparseopt.masks.layer import SparseLayer
 
 __all__ = [
-    "GradientGate",
+    "GradientFlag",
     "are_finite",
     "finite_norms",
     "mask_gradient_of",
@@ -30,10 +30,10 @@ LAYER: Final = "sparseopt_layer"
 
 
 @dataclass
-class GradientGate:
-    """Whether gradients are left dense now; one for all hooks of an optimizer."""
+class GradientFlag:
+    """Whether ``backward()`` leaves gradients dense; one for all hooks of an optimizer."""
 
-    dense: bool = False
+    dense_gradients: bool = False
 
 
 class _MaskGradient:
@@ -42,9 +42,9 @@ class _MaskGradient:
     It refers weakly to the layer, which refers to the weight, which holds this hook.
     """
 
-    def __init__(self, layer: SparseLayer, gate: GradientGate) -> None:
+    def __init__(self, layer: SparseLayer, flag: GradientFlag) -> None:
         self._layer = weakref.ref(layer)
-        self._gate = gate
+        self._flag = flag
 
     def __call__(self, weight: Tensor) -> None:
         layer = self._layer()
@@ -56,19 +56,19 @@ class _MaskGradient:
                 f"the gradient of {layer.name!r} has layout {gradient.layout}: a layer with sparse "
                 "gradients (Embedding(sparse=True)) can only be kept dense, with density=False."
             )
-        if self._gate.dense:
+        if self._flag.dense_gradients:
             return
         layer.follow_weight()
         layer.mask_(gradient)
 
 
-def mask_gradient_of(layer: SparseLayer, gate: GradientGate) -> RemovableHandle:
+def mask_gradient_of(layer: SparseLayer, flag: GradientFlag) -> RemovableHandle:
     """Register the hook on a layer's weight; return the handle that removes it.
 
     ``backward()`` in a compiled training step calls it as it is: traced, it would be compiled for
     every mask.
     """
-    hook = torch.compiler.disable(_MaskGradient(layer, gate))  # type: ignore[no-untyped-call]
+    hook = torch.compiler.disable(_MaskGradient(layer, flag))  # type: ignore[no-untyped-call]
     setattr(hook, LAYER, weakref.ref(layer))
     weight = layer.weight
     trains = weight.requires_grad
@@ -80,7 +80,11 @@ def mask_gradient_of(layer: SparseLayer, gate: GradientGate) -> RemovableHandle:
 
 
 def reregister_hooks(weight: Tensor) -> None:
-    """Have hooks called again that a weight has kept by name only, when its tensor was swapped."""
+    """Register hooks again that a weight has kept by name only, when its tensor was swapped.
+
+    :func:`torch.utils.swap_tensors` keeps the dictionary of hooks, but not its registration with
+    autograd; assigning the attribute registers it.
+    """
     weight._post_accumulate_grad_hooks = weight._post_accumulate_grad_hooks
 
 

@@ -26,34 +26,47 @@ class MaskUpdater:
     Args:
         method: what decides.
         layers: the layers; the list is shared and may grow.
-        store: keeps their optimizer state.
+        backend: steps the inner optimizer and keeps the layers' optimizer state; it may be
+            replaced.
         progress: the schedule, the history, and how far training is; brought forward by updates.
+
+    Attributes:
+        needs_dense_gradients: whether the next step reads gradients of dropped weights: to update,
+            or to accumulate them.
+        is_prepared: whether the method has prepared a forward pass for the next step.
     """
 
     def __init__(
-        self, method: Method, layers: list[SparseLayer], store: StateBackend, progress: Progress
+        self, method: Method, layers: list[SparseLayer], backend: StateBackend, progress: Progress
     ) -> None:
         self.method = method
         self.layers = layers
-        self.store = store
+        self.backend = backend
         self.progress = progress
         rule = method.memory
         self.memory = None if rule is None else RememberedGradients(rule)
-        self._prepared = False
+        self.needs_dense_gradients = False
+        self._is_scheduled = False
+        self._may_be_overdue = False
+        self.is_prepared = False
         self._warned: set[str] = set()
 
+    @property
     def is_due(self) -> bool:
         """Whether the next step is an update step."""
-        progress = self.progress
-        coming = progress.steps + 1, progress.schedule, progress.total_steps
-        return self._can_move() and (self.method.is_update(*coming) or self._is_overdue())
+        return self._is_scheduled or self._is_overdue()
 
-    def needs_dense_gradients(self) -> bool:
-        """Whether the next step reads gradients of dropped weights: to update, or to remember."""
-        progress = self.progress
-        return self._can_move() and self.method.reads_dense_gradient(
-            progress.steps + 1, progress.schedule, progress.total_steps
+    def plan_next_step(self) -> None:
+        """Decide what the next step is, once: again only where steps or schedule have changed."""
+        progress, method = self.progress, self.method
+        coming = progress.steps + 1, progress.schedule, progress.total_steps
+        can_move = self._can_move()
+        t_end = progress.schedule.t_end
+        self._is_scheduled = can_move and method.is_update(*coming)
+        self._may_be_overdue = (
+            can_move and method.settles and t_end is not None and progress.steps >= t_end
         )
+        self.needs_dense_gradients = can_move and method.reads_dense_gradient(*coming)
 
     def remembering(
         self, closure: Callable[[], Any] | None, gradients: Callable[[], Sequence[Tensor]]
@@ -97,7 +110,7 @@ class MaskUpdater:
         """
         progress = self.progress
         update = self._about(step)
-        dense = self.method.dense_passes if self.needs_dense_gradients() else 0
+        dense = self.method.dense_passes if self.needs_dense_gradients else 0
         usage = progress.usage.advanced(step, self.layers, dense)
         if progress.schedule.t_end is None and not self.method.has_own_schedule:
             self._warn_once(
@@ -106,7 +119,7 @@ class MaskUpdater:
                 f"alpha={progress.schedule.alpha} and masks move for ever: pass total_steps= (or "
                 "t_end=), or call set_horizon(steps).",
             )
-        if self.method.prepares_forward and not self._prepared:
+        if self.method.prepares_forward and not self.is_prepared:
             record = skipped_update(self.layers, update)
             self._warn_once(
                 "forward pass",
@@ -117,7 +130,7 @@ class MaskUpdater:
             if self.memory is not None:
                 self.memory.feed(self.layers)
             zero = zero_everywhere(gradients, norms)
-            record = update_masks(self.layers, self.method, update, self.store, zero=zero)
+            record = update_masks(self.layers, self.method, update, self.backend, zero=zero)
         else:
             record = skipped_update(self.layers, update)
             self._warn_once(
@@ -133,21 +146,21 @@ class MaskUpdater:
 
     def prepare_forward(self, model: nn.Module) -> None:
         """Let the method prepare the forward pass of an update step that is due; once for each."""
-        if self._prepared or not self.is_due():
+        if self.is_prepared or not self.is_due:
             return
         self.method.prepare_forward(model, self._about(self.progress.steps + 1))
-        self._prepared = True
+        self.is_prepared = True
 
     def forget_preparation(self) -> None:
-        """Have the next forward pass prepared anew: a checkpoint replaces what this one was for."""
-        self._prepared = False
+        """Prepare the next forward pass again: a checkpoint replaced what this one was for."""
+        self.is_prepared = False
 
     def undo_preparation(self) -> None:
         """Make all weights zero again that are not live."""
-        if self._prepared:
+        if self.is_prepared:
             for layer in self.layers:
                 layer.mask_(layer.weight)
-            self._prepared = False
+            self.is_prepared = False
 
     def require_horizon(self) -> None:
         """Raise :class:`ValueError` if training can't start without a horizon and there is none."""
@@ -206,11 +219,10 @@ class MaskUpdater:
         )
 
     def _is_overdue(self) -> bool:
-        """Whether updates have ended, and there is more live than there was to be in the end."""
-        t_end = self.progress.schedule.t_end
-        if not self.method.settles or t_end is None or self.progress.steps < t_end:
+        """Whether updates have ended with more live weights than there should be in the end."""
+        if not self._may_be_overdue:
             return False
-        able = able_to_move(self.layers, self.method, self.store)
+        able = able_to_move(self.layers, self.method, self.backend)
         return sum(layer.live for layer in able) > sum(layer.target for layer in able)
 
     def _can_move(self) -> bool:
@@ -230,7 +242,7 @@ def update_masks(
     layers: Sequence[SparseLayer],
     method: Method,
     update: Update,
-    store: StateBackend,
+    backend: StateBackend,
     *,
     zero: Collection[int] = (),
 ) -> UpdateRecord:
@@ -242,44 +254,44 @@ def update_masks(
         layers: all layers.
         method: what decides.
         update: what it is told.
-        store: keeps the state.
+        backend: keeps the state.
         zero: the ids of gradients that are zero in every entry.
     """
-    taking_part = able_to_move(layers, method, store, zero=zero)
+    taking_part = able_to_move(layers, method, backend, zero=zero)
     transitions = _transitions(taking_part, method, update) if taking_part else []
     new = _newly_live(transitions)
     for layer in layers:
         layer.last_dropped = layer.last_grown = 0
     for layer, transition, values in transitions:
-        store.move(layer, transition)
+        backend.apply_transition(layer, transition)
         if values is not None:
             _start_new(layer, transition, values)
     for layer in taking_part:
         if layer.weight.grad is not None:
             layer.mask_(layer.weight.grad)
-    if not store.gathers:
+    if not backend.gathers:
         for layer in layers:
             layer.forget_positions()
     if transitions:
-        store.forget_curvature()
+        backend.forget_curvature()
     return _record(layers, update, new=new)
 
 
 def able_to_move(
     layers: Sequence[SparseLayer],
     method: Method,
-    store: StateBackend,
+    backend: StateBackend,
     *,
     zero: Collection[int] = (),
 ) -> list[SparseLayer]:
     """Return the layers whose masks can move now.
 
-    Those are not that are dense, that have no gradient where the method needs one, and whose
-    weights were taken out of the param groups. Where gradients of dropped weights are looked at,
-    one whose id is in ``zero`` is none: that of a layer that was not used is zero, where
-    ``zero_grad(set_to_none=False)`` keeps it, and by it all candidates would tie.
+    Excluded are dense layers, layers without a gradient if the method needs one, and layers whose
+    weight left the param groups. For methods that read dense gradients, a gradient whose id is in
+    ``zero`` counts as missing: ``zero_grad(set_to_none=False)`` keeps a zero gradient for a layer
+    that was not used, and every candidate would tie by it.
     """
-    groups = store.inner.param_groups
+    groups = backend.inner.param_groups
     trained = {id(parameter) for group in groups for parameter in group["params"]}
     return [
         layer

@@ -22,15 +22,14 @@ __all__ = ["ParameterSlots", "before_first_forward", "may_be_sharded_later", "re
 
 
 class ParameterSlots:
-    """Where in the param groups each layer's weight is, so that another in its place is noticed."""
+    """Where in the param groups each layer's weight is, so that another in its place is noticed.
 
-    def __init__(self) -> None:
-        self._places: dict[SparseLayer, tuple[int, int]] = {}
-        # Not held weakly: torch swaps no parameter that is, when it moves a DTensor.
-        self._known: dict[int, nn.Parameter] = {}
+    Args:
+        layers: the layers.
+        groups: the param groups that have their weights.
+    """
 
-    def note(self, layers: Sequence[SparseLayer], groups: list[dict[str, Any]]) -> None:
-        """Remember where the weights of ``layers`` are now."""
+    def __init__(self, layers: Sequence[SparseLayer], groups: list[dict[str, Any]]) -> None:
         place_of = {
             parameter: (number, index)
             for number, group in enumerate(groups)
@@ -39,6 +38,7 @@ class ParameterSlots:
         self._places = {
             layer: place_of[layer.weight] for layer in layers if layer.weight in place_of
         }
+        # Not held weakly: torch swaps no parameter that is, when it moves a DTensor.
         self._known = {id(parameter): parameter for parameter in place_of}
 
     def replaced(self, groups: list[dict[str, Any]]) -> list[tuple[SparseLayer, nn.Parameter]]:

@@ -1,9 +1,9 @@
-"""``SparseOptimizer``: the wrapper, and only what an optimizer must be."""
+"""``SparseOptimizer``: the wrapper, whole."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 from sparseopt.distributed.dtensor import whole
 from sparseopt.distributed.ranks import agree_on_seed, is_distributed, require_agreement
 from sparseopt.distributions import Distribution
-from sparseopt.flops import Accountant
+from sparseopt.flops import Accountant, FlopsReport
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Regrow
 from sparseopt.methods import Method, get_method
 from sparseopt.optimizer import checkpoint
-from sparseopt.optimizer.averaging import mask_copy
 from sparseopt.optimizer.build import (
     MaskConfig,
     add_in_order,
@@ -26,17 +26,18 @@ from sparseopt.optimizer.build import (
     has_names,
     layers_of_new_group,
 )
-from sparseopt.optimizer.gradients import GradientGate
-from sparseopt.optimizer.hooks import AttachedOptimizer, detach_previous_wrapper
-from sparseopt.optimizer.inspection import InspectableOptimizer
+from sparseopt.optimizer.hooks import ModelHooks, detach_previous_wrapper
 from sparseopt.optimizer.mask_updates import MaskUpdater
-from sparseopt.optimizer.progress import Progress
-from sparseopt.optimizer.state import CompactState, StateMode, make_backend
+from sparseopt.optimizer.progress import Progress, UpdateRecord, summary_table
+from sparseopt.optimizer.replaced_parameters import rebind
+from sparseopt.optimizer.state import CompactState, StateBackend, StateMode, make_backend
 from sparseopt.optimizer.weight_backup import WeightBackup
+from sparseopt.optimizer.wrapper import WrappedOptimizer
 from sparseopt.schedules import Decay, make_schedule
 from sparseopt.utils.compile import disable_dynamo
 from sparseopt.utils.random import mask_generator
 from sparseopt.utils.validation import check_density, check_seed
+from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["SparseOptimizer"]
 
@@ -44,7 +45,7 @@ __all__ = ["SparseOptimizer"]
 DETACHED: Final = "_was_detached"
 
 
-class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
+class SparseOptimizer(WrappedOptimizer):
     """Wraps an optimizer so that training is sparse from the first step to the last.
 
     A fixed budget of weights is live; all others are zero, and stay so whatever the optimizer.
@@ -140,7 +141,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         regrow: Regrow | None = None,
     ) -> None:
         check_wrappable(optimizer, model)
-        self.inner = optimizer
+        super().__init__(optimizer)
         self.method = get_method(method, regrow=regrow)
         self._mask_config = MaskConfig(check_density("density", density), init, mask)
         schedule = make_schedule(
@@ -155,15 +156,17 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
             optimizer.param_groups, model, self._mask_config, self.method, self._progress.generator
         )
         self._state_mode = state
-        self._store = make_backend(state, optimizer, self._layers)
-        self._updater = MaskUpdater(self.method, self._layers, self._store, self._progress)
-        self._gate = GradientGate()
+        self._updater = MaskUpdater(
+            self.method,
+            self._layers,
+            make_backend(state, optimizer, self._layers),
+            self._progress,
+        )
         self._accountant = Accountant(model)
-        self._become_an_optimizer()
         detach_previous_wrapper(optimizer)
         self._attach()
         self._backup = WeightBackup(self._layers)
-        self._take_over(self._layers)
+        self._start_masking(self._layers)
         self._updater.check_horizon()
 
     # What torch and its users expect of an optimizer.
@@ -187,26 +190,24 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         self._require_attached("step")
         # A scheduler made on the inner optimizer looks here for "step() came before me".
         self.inner._opt_called = True  # type: ignore[attr-defined]
-        self._follow_parameters()
-        if checkpoint.only_makes_state(self.inner, self._gradients):
+        self._follow_weights()
+        if not self.inner.state and checkpoint.only_makes_state(self.inner, self._gradients):
             self._backup.put_back()
-            return self._store.step(closure)
-        if not self._is_alone:
-            # Not at construction: one that this one takes the place of may live until that ends.
-            self._require_alone()
+            return self.backend.step(closure)
+        if not self._is_ready:
+            self._check_ready()
         if self._made_alone and is_distributed():
-            masks = {layer.name: whole(layer.mask) for layer in self._layers}
-            require_agreement(masks, self._progress.generator)
-            self._made_alone = False
-        self._backup.discard()
-        self._updater.require_horizon()
-        step = self._progress.steps + 1
-        if self._updater.is_due():
+            self._require_equal_masks()
+        updater, step = self._updater, self._progress.steps + 1
+        if updater.is_due:
             loss = _evaluate(closure)
-            self._updater.update(step, self._gradients())
+            updater.update(step, self._gradients())
         else:
-            loss = self._store.step(self._updater.remembering(closure, self._gradients))
-            self._updater.undo_preparation()
+            if updater.memory is not None:
+                closure = updater.remembering(closure, self._gradients)
+            loss = self.backend.step(closure)
+            if updater.is_prepared:
+                updater.undo_preparation()
         self._progress.steps = step
         self._plan_next_step()
         return loss
@@ -229,7 +230,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
                 "this SparseOptimizer was unpickled without its model, which says what can be "
                 "sparse: make a new one with the model, and load the state dict."
             )
-        self._store.bring_back()
+        self.materialize()
         self.inner.add_param_group(param_group)
         try:
             layers = layers_of_new_group(
@@ -247,9 +248,9 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         usage = progress.usage.advanced(progress.steps, self._layers)
         progress.usage = usage.joined_by(layers)
         add_in_order(self._layers, layers, self._model)
-        self._places.note(self._layers, self.inner.param_groups)
+        self._hooks.note_slots(self._layers, self.inner)
         self._backup.add(layers)
-        self._take_over(layers)
+        self._start_masking(layers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state dict with masks and progress in it.
@@ -259,8 +260,8 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         Raises:
             RuntimeError: if a sparse layer's weight was taken out of the param groups.
         """
-        self._store.bring_back()
-        self._follow_parameters()
+        self.materialize()
+        self._follow_weights()
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state_dict = checkpoint.attach(
@@ -268,8 +269,8 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
             self._layers,
             named=self._named,
             method=self.method,
-            compact=isinstance(self._store, CompactState) and not self._attachment.is_released,
-            fresh=self._store.noted,
+            compact=isinstance(self.backend, CompactState) and not self._hooks.are_removed,
+            fresh=self.backend.noted,
             memory=self._updater.memory,
             progress=self._progress,
         )
@@ -291,8 +292,8 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
             ValueError: if the inner optimizer refuses it.
         """
         self._require_attached("load into")
-        self._store.bring_back()
-        self._follow_parameters()
+        self.materialize()
+        self._follow_weights()
         state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
@@ -302,22 +303,23 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         self.inner.load_state_dict(saved.inner)
         self._backup.put_back()
         self._updater.forget_preparation()
-        checkpoint.restore_layers(saved, pairs, store=self._store, memory=self._updater.memory)
+        checkpoint.restore_layers(saved, pairs, backend=self.backend, memory=self._updater.memory)
         self._progress.restore(saved.progress)
+        self._is_ready = False
         self._plan_next_step()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._store.bring_back()
+        self.materialize()
         # Hooks belong to this object and this process; the model is its owner's to pickle.
-        here = ("_model", "_accountant", "_attachment", "_places", "step")
+        here = ("_model", "_accountant", "_hooks", "step")
         kept = {
             name: value
             for name, value in self.__dict__.items()
             if name not in here and not name.startswith("_optimizer_")
         }
-        return {**kept, DETACHED: self._attachment.is_released}
+        return {**kept, DETACHED: self._hooks.are_removed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
@@ -327,9 +329,10 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         self._accountant = Accountant(None)
         self._become_an_optimizer()
         self._attach()
-        self._attachment.mask_gradients(self._layers, self._gate)
+        self._hooks.mask_gradients(self._layers)
+        self._plan_next_step()
         if was_detached:
-            self._attachment.release()
+            self._hooks.remove()
 
     def __copy__(self) -> SparseOptimizer:
         raise TypeError(
@@ -342,8 +345,73 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         memo[id(self)] = clone
         clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         clone._model, clone._accountant = copy.deepcopy((self._model, self._accountant), memo)
-        clone._attach_preparation()
+        clone._add_model_hooks()
         return clone
+
+    # What can be looked at; nothing here changes anything.
+
+    @property
+    def layers(self) -> list[SparseLayer]:
+        """All layers that can be sparse, in the model's order; fully dense ones included."""
+        return list(self._layers)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Bool masks of the weights' shapes by layer name, true where live, as they are now."""
+        return {layer.name: layer.mask for layer in self._layers}
+
+    @property
+    def density(self) -> float:
+        """Live weights over all weights of the layers."""
+        live = sum(layer.live for layer in self._layers)
+        return live / sum(layer.numel for layer in self._layers)
+
+    @property
+    def history(self) -> list[UpdateRecord]:
+        """One record for each update so far."""
+        return list(self._progress.history)
+
+    @property
+    def steps(self) -> int:
+        """Calls of :meth:`step` so far, update steps included."""
+        return self._progress.steps
+
+    @property
+    @disable_dynamo
+    def is_update_step(self) -> bool:
+        """Whether the next call of :meth:`step` moves the masks."""
+        return self._updater.is_due
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model given at construction; ``None`` without one, and after unpickling."""
+        return self._model
+
+    def summary(self) -> str:
+        """Return a table by layer: shape, density, live weights, and what the last update moved."""
+        return summary_table(self._layers)
+
+    def flops(self, model: nn.Module | None = None, *inputs: Any) -> FlopsReport:
+        """Return what inference and training cost, in FLOPs per sample.
+
+        Args:
+            model: the model to count; the one given at construction by default.
+            inputs: its positional inputs, the batch first. By default the shapes of the first
+                training input are replayed.
+
+        Raises:
+            ValueError: if there is no model, or no input is known.
+        """
+        self.materialize()
+        return self._accountant.report(
+            model, inputs, layers=self._layers, method=self.method, progress=self._progress
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"SparseOptimizer(method={self.method!r}, density={self.density:.4g}, "
+            f"layers={len(self._layers)}, steps={self.steps}, inner={self.inner!r})"
+        )
 
     # Steering.
 
@@ -356,7 +424,7 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
             TypeError: if it is not a whole number.
             ValueError: if it is not positive.
         """
-        self._store.bring_back()
+        self.materialize()
         self._progress.set_horizon(total_steps)
         self._plan_next_step()
         self._updater.check_horizon()
@@ -364,12 +432,24 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
     def apply_masks(self, model: nn.Module) -> None:
         """Make the same weights of another model zero: an averaged or a target copy.
 
-        An average over steps in which masks moved is denser than any of its parts.
+        An average over steps in which masks moved is denser than any of its parts. If the model
+        does not fit, nothing changes.
 
         Raises:
             ValueError: if ``model`` has no parameter of a layer's name and shape.
         """
-        mask_copy(model, self._layers)
+        parameters = {canonical_name(name): value for name, value in model.named_parameters()}
+        for layer in self._layers:
+            parameter = parameters.get(layer.name)
+            if parameter is None or parameter.shape != layer.weight.shape:
+                raise ValueError(
+                    f"model={type(model).__name__}(...) has no parameter {layer.name!r} of shape "
+                    f"{tuple(layer.weight.shape)}."
+                )
+        with torch.no_grad():
+            for layer in self._layers:
+                parameter = parameters[layer.name]
+                parameter.masked_fill_(~layer.mask.to(parameter.device), 0)
 
     def detach(self) -> None:
         """Remove all hooks and give the inner optimizer dense state, to go on without masks.
@@ -377,11 +457,94 @@ class SparseOptimizer(InspectableOptimizer, AttachedOptimizer):
         Weights that are not live are zero at that moment, and free to move from then on. The same
         happens when this object is garbage-collected.
         """
-        self._store.bring_back()
-        self._attachment.release()
+        self.materialize()
+        self._hooks.remove()
+
+    # The interface for what swaps parameters, state or computation for a while.
+
+    @property
+    def backend(self) -> StateBackend:
+        """What steps the inner optimizer and keeps the state of sparse layers."""
+        return self._updater.backend
+
+    def use_backend(self, backend: StateBackend) -> None:
+        """Have ``backend`` step the inner optimizer, and keep the state, from now on."""
+        self._updater.backend = backend
+
+    def materialize(self) -> None:
+        """Restore full-size parameters and state if the backend has swapped them out."""
+        self.backend.materialize()
+
+    def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Return positional and keyword inputs like those of the first training step.
+
+        Returns:
+            Zeros in the shapes that were seen; ``None`` if no input is known yet.
+        """
+        return self._accountant.example_inputs()
+
+    # Where the wrapper hangs.
+
+    def _attach(self) -> None:
+        """Prepare for hooks on the model, and for their removal when this object is collected."""
+        self._is_ready = False
+        self._hooks = ModelHooks(self, self.inner, self._updater, self._accountant.recorder)
+        self._add_model_hooks()
+
+    def _add_model_hooks(self) -> None:
+        if self._model is not None and not self._hooks.are_removed:
+            self._hooks.add_to_model(
+                self._model,
+                first_forward=self._follow_weights,
+                training_forward=self._prepare_forward if self.method.prepares_forward else None,
+            )
+
+    def _prepare_forward(self) -> None:
+        assert self._model is not None
+        self._updater.prepare_forward(self._model)
+
+    def _follow_weights(self) -> None:
+        """Follow weights to where they are now, and to the parameters that replaced them."""
+        replaced = self._hooks.follow_weights(self._layers, self.inner)
+        if not replaced:
+            return
+        self._hooks.remove_for_replacement()
+        self.backend.to_dense()
+        rebind(replaced, self.inner)
+        self.use_backend(make_backend(self._state_mode, self.inner, self._layers))
+        self._attach()
+        for layer in self._layers:
+            self.backend.load_layer(layer)
+        self._hooks.mask_gradients(self._layers)
+        self._plan_next_step()
+
+    def _start_masking(self, layers: Sequence[SparseLayer]) -> None:
+        for layer in layers:
+            layer.mask_(layer.weight)
+            self.backend.load_layer(layer)
+        self._hooks.mask_gradients(layers)
+        self._plan_next_step()
+
+    def _plan_next_step(self) -> None:
+        self._updater.plan_next_step()
+        self._hooks.flag.dense_gradients = self._updater.needs_dense_gradients
+
+    def _check_ready(self) -> None:
+        """Check what has to hold before training goes on, until something changes it."""
+        # Not at construction: one that this one takes the place of may live until that ends.
+        self._hooks.require_alone()
+        self._backup.discard()
+        self._updater.require_horizon()
+        self._is_ready = True
+
+    def _require_equal_masks(self) -> None:
+        """Check, once there are several ranks, that masks made by each of them are the same."""
+        masks = {layer.name: whole(layer.mask) for layer in self._layers}
+        require_agreement(masks, self._progress.generator)
+        self._made_alone = False
 
     def _require_attached(self, what: str) -> None:
-        if self._attachment.is_released:
+        if self._hooks.are_removed:
             raise RuntimeError(f"this SparseOptimizer was detached: {what} its inner optimizer.")
 
 

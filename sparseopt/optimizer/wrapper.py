@@ -19,11 +19,16 @@ class WrappedOptimizer(Optimizer):
     ``param_groups``, ``state`` and ``defaults`` are the inner optimizer's objects themselves at any
     moment. A copied reference would go stale when a state dict is loaded.
 
+    Args:
+        inner: the optimizer to wrap.
+
     Attributes:
         inner: the wrapped optimizer.
     """
 
-    inner: Optimizer
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+        self._become_an_optimizer()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -181,7 +181,7 @@ class Condensation:
         if not inputs:
             raise ValueError("condense() needs inputs to time the layers with: pass a batch.")
         model = unwrapped(model)
-        optimizer._store.bring_back()
+        optimizer.materialize()
         masks = _masks_by_layer(model, optimizer)
         seen = _inputs_of(model, list(masks), inputs)
         self.model: nn.Module = copy_without_hooks(model).eval()

@@ -57,7 +57,7 @@ def watching() -> Iterator[set[Sighting]]:
 def _facts(optimizer: SparseOptimizer) -> Iterator[Sighting]:
     inner = optimizer.inner
     about = _class_of(inner)
-    compact = isinstance(optimizer._store, CompactState)
+    compact = isinstance(optimizer.backend, CompactState)
     yield Sighting(*about, "state", "compact" if compact else "masked")
     for layer in optimizer.layers:
         yield Sighting(*about, "dtypes", str(layer.weight.dtype).removeprefix("torch."))

@@ -47,6 +47,7 @@ class StateBackend(ABC):
 
     Attributes:
         gathers: whether every step needs the positions of live weights.
+        knows_fresh_state: whether the state of a fresh weight is known, not recorded.
     """
 
     gathers: ClassVar[bool]
@@ -54,6 +55,7 @@ class StateBackend(ABC):
     def __init__(self, inner: Optimizer, layers: list[SparseLayer]) -> None:
         self.inner = inner
         self.layers = layers
+        self.knows_fresh_state = is_known(inner)
         #: What state began with, by layer and name, of optimizers of which it isn't known.
         self.noted: dict[tuple[str, str], float] = {}
 
@@ -62,7 +64,7 @@ class StateBackend(ABC):
         """Step the inner optimizer so that only live weights and their state change."""
 
     @abstractmethod
-    def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
+    def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
         """Bring the state that the inner optimizer holds for a layer into this store's form.
 
         Args:
@@ -72,16 +74,15 @@ class StateBackend(ABC):
         """
 
     @abstractmethod
-    def move(self, layer: SparseLayer, transition: Transition) -> None:
+    def apply_transition(self, layer: SparseLayer, transition: Transition) -> None:
         """Make a transition: the mask, the weight, and the weight's optimizer state together."""
 
     @abstractmethod
-    def release(self) -> None:
+    def to_dense(self) -> None:
         """Bring all state into the form in which the inner optimizer alone would have it."""
 
-    @abstractmethod
-    def bring_back(self) -> None:
-        """Bring weights and state to where everybody looks for them, if they are not there."""
+    def materialize(self) -> None:  # noqa: B027
+        """Restore full-size parameters and state if this backend has swapped them out."""
 
     def forget_curvature(self) -> None:
         """Drop state that describes the old live weights as a whole: L-BFGS's history."""
@@ -120,7 +121,7 @@ class StateBackend(ABC):
 
         It is known of torch's optimizers, and noted of others when they make their state.
         """
-        if is_known(self.inner):
+        if self.knows_fresh_state:
             return fresh_value(self.inner, group, name)
         return self.noted.get((layer.name, name), 0.0)
 
@@ -131,7 +132,7 @@ class StateBackend(ABC):
         Yields:
             It, by parameter, in the end.
         """
-        if is_known(self.inner):
+        if self.knows_fresh_state:
             yield {}
             return
         with noting_first_values(self.inner) as begun:
@@ -147,7 +148,7 @@ class StateBackend(ABC):
             layer: the layer.
             names: of the state.
         """
-        if not names or is_known(self.inner) or layer.is_sharded:
+        if not names or self.knows_fresh_state or layer.is_sharded:
             return
         for name in names:
             values = self.inner.state[layer.weight][name]

@@ -65,8 +65,8 @@ class CompactState(StateBackend):
                 inner_step()
         return loss
 
-    def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
-        """Gather dense state; see :meth:`StateBackend.adopt`."""
+    def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
+        """Gather dense state; see :meth:`StateBackend.load_layer`."""
         # What was loaded may be written into the tensors that pools have, and differ by layer.
         self._plan = None
         if compact:
@@ -77,8 +77,8 @@ class CompactState(StateBackend):
         for entry, key, values, _ in self.per_weight(layer, layer.weight.shape):
             entry[key] = layer.gather(values)
 
-    def move(self, layer: SparseLayer, transition: Transition) -> None:
-        """Bring the state of the new live weights together; see :meth:`StateBackend.move`."""
+    def apply_transition(self, layer: SparseLayer, transition: Transition) -> None:
+        """Collect the new live weights' state; see :meth:`StateBackend.apply_transition`."""
         shape = layer.weight.shape if layer.is_full else torch.Size([layer.live])
         held = list(self.per_weight(layer, shape))
         transition.make(layer)
@@ -91,17 +91,14 @@ class CompactState(StateBackend):
             else:
                 entry[key] = moved
 
-    def release(self) -> None:
-        """Scatter all state into dense tensors; see :meth:`StateBackend.release`."""
+    def to_dense(self) -> None:
+        """Scatter all state into dense tensors; see :meth:`StateBackend.to_dense`."""
         self._plan = None
         for layer in self.layers:
             if layer.is_full or not self.trains(layer):
                 continue
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(values, fresh)
-
-    def bring_back(self) -> None:
-        """Do nothing: outside of steps nothing is lent."""
 
     def _plan_step(self) -> StepPlan:
         """Keep the arrangement while it holds."""

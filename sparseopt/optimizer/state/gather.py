@@ -96,7 +96,7 @@ class GatherMany(Part):
         self._starts = (numels.cumsum(0) - numels).to(device, torch.int32)
         self._counts = torch.tensor([layer.live for layer in layers], device="cpu").to(device)
         #: During a step: the weights in one dimension, and where in all of them the live ones are.
-        self._lent: tuple[list[Tensor], Tensor] | None = None
+        self._gathered: tuple[list[Tensor], Tensor] | None = None
 
     def fits(self) -> bool:
         """Whether all weights are contiguous, and where they were; see :meth:`Part.fits`."""
@@ -110,7 +110,7 @@ class GatherMany(Part):
         each = [layer.positions() for layer in self.layers]
         positions = concat_positions(each, self._starts, self._counts)
         flat = [layer.weight.view(-1) for layer in self.layers]
-        self._lent = flat, positions
+        self._gathered = flat, positions
         torch.index_select(torch.cat(flat), 0, positions, out=weights)
         joined = torch.cat([gradient_of(layer).reshape(-1) for layer in self.layers])
         torch.index_select(joined, 0, positions, out=gradients)
@@ -118,8 +118,8 @@ class GatherMany(Part):
     @torch.no_grad()
     def put_back(self, weights: Tensor) -> None:
         """Write to all layers; see :meth:`Part.put_back`."""
-        assert self._lent is not None
-        (flat, positions), self._lent = self._lent, None
+        assert self._gathered is not None
+        (flat, positions), self._gathered = self._gathered, None
         joined = weights.new_empty(self.numel)
         clear_(joined)
         joined.scatter_(0, positions, weights)

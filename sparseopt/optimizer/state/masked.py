@@ -14,7 +14,7 @@ from sparseopt.distributed.dtensor import shard_like, whole
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state.base import Closure, StateBackend, unhooked_step
-from sparseopt.optimizer.state.fresh import is_factor, is_known, may_be_factor
+from sparseopt.optimizer.state.fresh import is_factor, may_be_factor
 
 __all__ = ["MaskedState"]
 
@@ -47,8 +47,8 @@ class MaskedState(StateBackend):
             self._mask_weights()
             self._mask_state()
 
-    def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
-        """Give dropped weights fresh state; see :meth:`StateBackend.adopt`."""
+    def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
+        """Give dropped weights fresh state; see :meth:`StateBackend.load_layer`."""
         if compact:
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(whole(values), fresh)
@@ -58,17 +58,14 @@ class MaskedState(StateBackend):
             entry[key] = shard_like(values, layer.weight)
             layer.mask_(entry[key], fresh)
 
-    def move(self, layer: SparseLayer, transition: Transition) -> None:
-        """Give weights that are not kept fresh state; see :meth:`StateBackend.move`."""
+    def apply_transition(self, layer: SparseLayer, transition: Transition) -> None:
+        """Give weights that are not kept fresh state; see :meth:`StateBackend.apply_transition`."""
         transition.make(layer)
         for _, _, values, fresh in self.per_weight(layer, layer.weight.shape):
             layer.retain_(values, transition.kept, fresh)
 
-    def release(self) -> None:
+    def to_dense(self) -> None:
         """Do nothing: the state is dense already."""
-
-    def bring_back(self) -> None:
-        """Do nothing: everything is in its place."""
 
     def is_factor(self, layer: SparseLayer, name: str) -> bool:
         """Decide by the shapes that other parameters have; see :meth:`StateBackend.is_factor`."""
@@ -82,7 +79,7 @@ class MaskedState(StateBackend):
     @contextmanager
     def record_initial_state(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
         """Look at dropped weights too; see :meth:`StateBackend.record_initial_state`."""
-        if is_known(self.inner):
+        if self.knows_fresh_state:
             yield {}
             return
         before = [self.state_names(layer) for layer in self.layers]

@@ -12,51 +12,51 @@ from torch import Tensor, nn
 from sparseopt.speedup.compaction.surgery import Kept, resize, shrunk, sizes_of
 from sparseopt.utils.wrappers import canonical_name
 
-__all__ = ["Lent", "ParameterSwap"]
+__all__ = ["ParameterSwap", "SwappedTensor"]
 
 
 @dataclass(frozen=True)
-class Lent:
-    """A parameter or buffer, and the smaller one that is lent in its place.
+class SwappedTensor:
+    """A parameter or buffer, and the smaller one that stands in its place.
 
     Attributes:
-        whole: the model's own.
-        smaller: a part of its entries.
-        kept: which they are: by dimension the positions, ascending.
+        full: the model's own tensor.
+        smaller: the tensor of the entries that are kept.
+        kept: their positions by dimension, ascending.
     """
 
-    whole: Tensor
+    full: Tensor
     smaller: Tensor
     kept: Mapping[int, Tensor]
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Write the values of the whole into the smaller."""
-        self.smaller.copy_(shrunk(self.whole, self.kept))
+        """Write the values of the full tensor into the smaller one."""
+        self.smaller.copy_(shrunk(self.full, self.kept))
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Write the values of the smaller into the whole; its other entries stay."""
-        self.write(self.whole, self.smaller)
+        """Write the values of the smaller tensor into the full one; its other entries stay."""
+        self.write(self.full, self.smaller)
 
     @torch.no_grad()
     def spread(self, values: Tensor) -> Tensor:
-        """Return a tensor like the whole, with ``values``, like the smaller, among zeros."""
-        spread = torch.zeros_like(self.whole, requires_grad=False)
+        """Return zeros like the full tensor, with ``values``, like the smaller one, in place."""
+        spread = torch.zeros_like(self.full, requires_grad=False)
         self.write(spread, values)
         return spread
 
-    def write(self, whole: Tensor, values: Tensor) -> None:
-        """Write ``values``, like the smaller, into a tensor like the whole."""
+    def write(self, full: Tensor, values: Tensor) -> None:
+        """Write ``values``, like the smaller tensor, into a tensor like the full one."""
         last = max(self.kept)
         positions = [
-            self.kept[dim] if dim in self.kept else torch.arange(whole.shape[dim], device="cpu")
+            self.kept[dim] if dim in self.kept else torch.arange(full.shape[dim], device="cpu")
             for dim in range(last + 1)
         ]
         index = tuple(
-            one.to(whole.device).view(-1, *[1] * (last - dim)) for dim, one in enumerate(positions)
+            one.to(full.device).view(-1, *[1] * (last - dim)) for dim, one in enumerate(positions)
         )
-        whole.detach()[index] = values.detach()
+        full.detach()[index] = values.detach()
 
 
 @dataclass(frozen=True)
@@ -66,27 +66,27 @@ class _Place:
     module: nn.Module
     own: MutableMapping[str, Any]
     name: str
-    lent: Lent
+    swapped: SwappedTensor
 
-    def take_out(self) -> None:
+    def swap_out(self) -> None:
         # Forward may have put another buffer there.
-        smaller, whole = self.own[self.name], self.lent.whole
-        if smaller is whole:
+        smaller, full = self.own[self.name], self.swapped.full
+        if smaller is full:
             return
-        if (smaller.device, smaller.dtype) != (whole.device, whole.dtype):
-            # Meanwhile the model was moved, or brought into another precision.
-            whole.data = whole.detach().to(smaller.device, smaller.dtype)
-        self.lent.write(whole, smaller)
-        if isinstance(whole, nn.Parameter):
-            whole.requires_grad_(smaller.requires_grad)
+        if (smaller.device, smaller.dtype) != (full.device, full.dtype):
+            # The model was moved, or brought into another precision.
+            full.data = full.detach().to(smaller.device, smaller.dtype)
+        self.swapped.write(full, smaller)
+        if isinstance(full, nn.Parameter):
+            full.requires_grad_(smaller.requires_grad)
         if smaller.grad is not None:
-            whole.grad = self.lent.spread(smaller.grad)
+            full.grad = self.swapped.spread(smaller.grad)
             smaller.grad = None
-        self.own[self.name] = whole
+        self.own[self.name] = full
 
 
 class ParameterSwap:
-    """Puts smaller parameters and buffers into a model, and what became of them back.
+    """Temporarily replaces parameters and buffers by smaller ones, and writes trained values back.
 
     The model's modules stay what they are. The smaller tensors are the same each time, as long as
     their shapes are.
@@ -97,15 +97,15 @@ class ParameterSwap:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._known: dict[Tensor, Lent] = {}
+        self._known: dict[Tensor, SwappedTensor] = {}
         self._places: list[_Place] = []
         self._sizes: list[tuple[nn.Module, dict[str, int]]] = []
 
     @torch.no_grad()
-    def put_in(self, kept: Kept) -> list[Lent]:
-        """Cut tensors, and their gradients, and put them in the places of the whole ones.
+    def swap_in(self, kept: Kept) -> list[SwappedTensor]:
+        """Cut tensors and their gradients, and put the smaller ones in place of the full ones.
 
-        If it fails, :meth:`take_out` undoes what it did.
+        If it fails, :meth:`swap_out` undoes what it did.
 
         Args:
             kept: by canonical name what is to stay of each.
@@ -119,31 +119,31 @@ class ParameterSwap:
         self._refuse_lost_gradients()
         # All that needs memory comes first, while nothing is in any place.
         known = {
-            whole: _lent(self._known.get(whole), whole, stays)
-            for whole, stays in self._tensors_of(kept).items()
+            full: _swapped(self._known.get(full), full, stays)
+            for full, stays in self._tensors_of(kept).items()
         }
         gradients = [
-            (one, shrunk(one.whole.grad, one.kept))
+            (one, shrunk(one.full.grad, one.kept))
             for one in known.values()
-            if one.whole.grad is not None
+            if one.full.grad is not None
         ]
         self._known = known
         self._places = self._places_of(known)
         modules = {id(place.module): place.module for place in self._places}.values()
         self._sizes = [(module, sizes_of(module)) for module in modules]
         for place in self._places:
-            place.own[place.name] = place.lent.smaller
+            place.own[place.name] = place.swapped.smaller
         for one, gradient in gradients:
-            one.smaller.grad, one.whole.grad = gradient, None
+            one.smaller.grad, one.full.grad = gradient, None
         for module in modules:
             resize(module)
         return list(known.values())
 
     @torch.no_grad()
-    def take_out(self) -> None:
-        """Write smaller tensors, and their gradients, back, and put the whole ones in place."""
+    def swap_out(self) -> None:
+        """Write smaller tensors and their gradients back, and put the full ones in place."""
         for place in self._places:
-            place.take_out()
+            place.swap_out()
         for module, sizes in self._sizes:
             vars(module).update(sizes)
         self._places, self._sizes = [], []
@@ -156,7 +156,7 @@ class ParameterSwap:
             if canonical_name(name) in kept
         }
 
-    def _places_of(self, known: Mapping[Tensor, Lent]) -> list[_Place]:
+    def _places_of(self, known: Mapping[Tensor, SwappedTensor]) -> list[_Place]:
         # A tied weight has one name and several places.
         return [
             _Place(module, own, name, known[tensor])
@@ -175,18 +175,20 @@ class ParameterSwap:
             )
 
 
-def _lent(before: Lent | None, whole: Tensor, kept: Mapping[int, Tensor]) -> Lent:
-    """Return what is kept of ``whole``, in the smaller tensor of ``before`` if that fits."""
-    kept = {dim: positions.to(whole.device) for dim, positions in kept.items()}
-    values = shrunk(whole.detach(), kept)
+def _swapped(
+    before: SwappedTensor | None, full: Tensor, kept: Mapping[int, Tensor]
+) -> SwappedTensor:
+    """Return what is kept of ``full``, in the smaller tensor of ``before`` if that fits."""
+    kept = {dim: positions.to(full.device) for dim, positions in kept.items()}
+    values = shrunk(full.detach(), kept)
     smaller = None if before is None else before.smaller
     if smaller is not None and _kind_of(smaller) == _kind_of(values):
         smaller.copy_(values)
     else:
-        smaller = nn.Parameter(values, False) if isinstance(whole, nn.Parameter) else values
-    if isinstance(whole, nn.Parameter):
-        smaller.requires_grad_(whole.requires_grad)
-    return Lent(whole, smaller, kept)
+        smaller = nn.Parameter(values, False) if isinstance(full, nn.Parameter) else values
+    if isinstance(full, nn.Parameter):
+        smaller.requires_grad_(full.requires_grad)
+    return SwappedTensor(full, smaller, kept)
 
 
 def _kind_of(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:

@@ -14,7 +14,7 @@ from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state import CompactState, StateBackend, unhooked_step
 from sparseopt.optimizer.state.base import Closure
 from sparseopt.optimizer.state.fresh import tensors_in
-from sparseopt.speedup.compacted_training.parameter_swap import Lent
+from sparseopt.speedup.compacted_training.parameter_swap import SwappedTensor
 
 __all__ = ["CompactedBackend"]
 
@@ -24,57 +24,57 @@ class CompactedBackend(StateBackend):
 
     All entries of a smaller layer are live. Compact state has the same values in the same order,
     one for each live weight, so it is only given another shape. A parameter without a mask is
-    stepped whole, with dense state: weight decay and momentum move dropped channels' entries too.
+    stepped in full, with dense state: weight decay and momentum move dropped channels' entries too.
 
     Args:
-        whole: the store of the whole parameters.
-        lent: the smaller parameters; buffers, and parameters that are not trained, may be among
+        full: the backend of the full parameters.
+        swapped: the smaller parameters; buffers, and parameters that are not trained, may be among
             them.
-        bring_back: makes model and optimizer whole again.
+        make_full: swaps the full parameters of model and optimizer in again.
     """
 
     gathers = True
 
     def __init__(
-        self, whole: CompactState, lent: Sequence[Lent], bring_back: Callable[[], None]
+        self, full: CompactState, swapped: Sequence[SwappedTensor], make_full: Callable[[], None]
     ) -> None:
-        super().__init__(whole.inner, whole.layers)
-        self.whole = whole
-        self._bring_back = bring_back
+        super().__init__(full.inner, full.layers)
+        self.full = full
+        self._make_full = make_full
         trained = {parameter for group in self.inner.param_groups for parameter in group["params"]}
-        smaller = {one.whole: one.smaller for one in lent if one.whole in trained}
+        smaller = {one.full: one.smaller for one in swapped if one.full in trained}
         self._smaller = {
-            layer: smaller[layer.weight] for layer in whole.layers if layer.weight in smaller
+            layer: smaller[layer.weight] for layer in full.layers if layer.weight in smaller
         }
         masked = {layer.weight for layer in self._smaller}
-        self._unmasked = [one for one in lent if one.whole in smaller and one.whole not in masked]
+        self._unmasked = [one for one in swapped if one.full in smaller and one.full not in masked]
         self._place_of = smaller
-        self._is_lent = False
+        self._is_swapped_in = False
 
-    def take_over(self) -> None:
+    def swap_in(self) -> None:
         """Put the smaller parameters into the param groups, with their state.
 
-        If it fails, :meth:`give_back` undoes what it did.
+        If it fails, :meth:`swap_out` undoes what it did.
         """
         shaped = [
             (container, key, _shaped(values, parameter))
             for layer, parameter in self._smaller.items()
-            for container, key, values, _ in self.whole.per_weight(layer, torch.Size([layer.live]))
+            for container, key, values, _ in self.full.per_weight(layer, torch.Size([layer.live]))
         ]
-        self._is_lent = True
+        self._is_swapped_in = True
         for container, key, values in shaped:
             container[key] = values
         self._exchange(self._place_of)
 
-    def give_back(self) -> None:
-        """Put the whole parameters back into the param groups, with what became of their state."""
-        self._exchange({smaller: whole for whole, smaller in self._place_of.items()})
+    def swap_out(self) -> None:
+        """Put the full parameters, with the smaller ones' state, back into the param groups."""
+        self._exchange({smaller: full for full, smaller in self._place_of.items()})
         for layer, parameter in self._smaller.items():
             for container, key, _, values in tensors_in(self.inner.state.get(layer.weight, {})):
                 if values.shape == parameter.shape:
                     container[key] = values.reshape(-1)
-            self.whole.adopt(layer, compact=True)
-        self._is_lent = False
+            self.full.load_layer(layer, compact=True)
+        self._is_swapped_in = False
 
     def step(self, closure: Closure | None = None) -> Any:
         """Step the inner optimizer; see :meth:`StateBackend.step`.
@@ -86,36 +86,36 @@ class CompactedBackend(StateBackend):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._is_lent:
-            with self._unmasked_whole():
+        if self._is_swapped_in:
+            with self._unmasked_full():
                 unhooked_step(self.inner)()
         else:
-            # The closure looked at the whole, by a state dict say.
-            self.whole.step()
+            # The closure swapped the full parameters in, by a state dict say.
+            self.full.step()
         return loss
 
-    def bring_back(self) -> None:
-        """Make model and optimizer whole; see :meth:`StateBackend.bring_back`."""
-        self._bring_back()
+    def materialize(self) -> None:
+        """Swap the full parameters in; see :meth:`StateBackend.materialize`."""
+        self._make_full()
 
-    def adopt(self, layer: SparseLayer, *, compact: bool = False) -> None:
-        """Leave it to the store of the whole; see :meth:`StateBackend.adopt`."""
-        self._bring_back()
-        self.whole.adopt(layer, compact=compact)
+    def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
+        """Leave it to the backend of the full parameters; see :meth:`StateBackend.load_layer`."""
+        self._make_full()
+        self.full.load_layer(layer, compact=compact)
 
-    def move(self, layer: SparseLayer, transition: Transition) -> None:
-        """Leave it to the store of the whole; see :meth:`StateBackend.move`."""
-        self._bring_back()
-        self.whole.move(layer, transition)
+    def apply_transition(self, layer: SparseLayer, transition: Transition) -> None:
+        """Leave it to the full backend; see :meth:`StateBackend.apply_transition`."""
+        self._make_full()
+        self.full.apply_transition(layer, transition)
 
-    def release(self) -> None:
-        """Leave it to the store of the whole; see :meth:`StateBackend.release`."""
-        self._bring_back()
-        self.whole.release()
+    def to_dense(self) -> None:
+        """Leave it to the backend of the full parameters; see :meth:`StateBackend.to_dense`."""
+        self._make_full()
+        self.full.to_dense()
 
     @contextmanager
-    def _unmasked_whole(self) -> Iterator[None]:
-        """Have the inner optimizer step the whole of each parameter that has no mask."""
+    def _unmasked_full(self) -> Iterator[None]:
+        """Have the inner optimizer step each parameter that has no mask in full."""
         if not self._unmasked:
             yield
             return
@@ -123,13 +123,13 @@ class CompactedBackend(StateBackend):
             for one in self._unmasked:
                 one.write_back()
                 if one.smaller.grad is not None:
-                    one.whole.grad = one.spread(one.smaller.grad)
-            self._exchange({one.smaller: one.whole for one in self._unmasked})
+                    one.full.grad = one.spread(one.smaller.grad)
+            self._exchange({one.smaller: one.full for one in self._unmasked})
             yield
         finally:
-            self._exchange({one.whole: one.smaller for one in self._unmasked})
+            self._exchange({one.full: one.smaller for one in self._unmasked})
             for one in self._unmasked:
-                one.whole.grad = None
+                one.full.grad = None
                 one.refresh()
 
     def _exchange(self, others: Mapping[Tensor, Tensor]) -> None:

@@ -96,8 +96,7 @@ class CompactedTraining:
             optimizer.register_step_post_hook(lambda *_: self._prepare_next_step()),
             *_before_state_dicts(self._model, _MakesWhole(self.whole)),
         ]
-        recorder = optimizer._accountant.recorder
-        if self._inputs or (recorder is not None and recorder.has_inputs):
+        if self._inputs or optimizer.example_inputs() is not None:
             self._prepare_next_step()
 
     def __enter__(self) -> CompactedTraining:
@@ -114,18 +113,18 @@ class CompactedTraining:
     @property
     def is_whole(self) -> bool:
         """Whether model and optimizer have all channels now."""
-        return not isinstance(self._optimizer._store, CompactedBackend)
+        return not isinstance(self._optimizer.backend, CompactedBackend)
 
     def whole(self) -> None:
         """Give model and optimizer all channels back, until the next ``step()`` has ended.
 
         Not between a forward pass and its ``backward()``.
         """
-        self._tensors.take_out()
-        store = self._optimizer._store
-        if isinstance(store, CompactedBackend):
-            store.give_back()
-            self._use(store.whole)
+        self._tensors.swap_out()
+        backend = self._optimizer.backend
+        if isinstance(backend, CompactedBackend):
+            backend.swap_out()
+            self._optimizer.use_backend(backend.full)
 
     def end(self) -> None:
         """Give all channels back for good; leaving the ``with`` block does that."""
@@ -149,12 +148,12 @@ class CompactedTraining:
                 self._make_smaller_and_check(kept)
 
     def _make_smaller(self, kept: Kept) -> None:
-        store = self._optimizer._store
-        assert isinstance(store, CompactState)
+        full = self._optimizer.backend
+        assert isinstance(full, CompactState)
         try:
-            smaller = CompactedBackend(store, self._tensors.put_in(kept), self.whole)
-            self._use(smaller)
-            smaller.take_over()
+            smaller = CompactedBackend(full, self._tensors.swap_in(kept), self.whole)
+            self._optimizer.use_backend(smaller)
+            smaller.swap_in()
         except BaseException:
             self.whole()
             raise
@@ -179,12 +178,9 @@ class CompactedTraining:
         shapes = {canonical_name(name): tensor.shape for name, tensor in tensors}
         return _kept(self._groups, self._optimizer.masks, shapes)
 
-    def _use(self, store: CompactState | CompactedBackend) -> None:
-        self._optimizer._store = self._optimizer._updater.store = store
-
 
 def _refuse_data_parallel(model: nn.Module, optimizer: SparseOptimizer) -> None:
-    roots = [root for root in (model, optimizer._model) if root is not None]
+    roots = [root for root in (model, optimizer.model) if root is not None]
     modules = [module for root in roots for module in root.modules()]
     if is_distributed():
         what = "there are several processes"
@@ -206,7 +202,7 @@ def _groups_of(model: nn.Module, optimizer: SparseOptimizer) -> Sequence[Channel
             f"method={method.name!r} does not drop whole channels between steps, so no smaller "
             "model could be trained: use method=RigLStruct(groups=find_channel_groups(...))."
         )
-    if not isinstance(optimizer._store, CompactState):
+    if not isinstance(optimizer.backend, CompactState):
         raise ValueError(
             f"optimizer={type(optimizer.inner).__name__} has dense state here, or is in a "
             "CompactedTraining already: it needs compact state, which element-wise optimizers "

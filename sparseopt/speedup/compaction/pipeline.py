@@ -118,7 +118,7 @@ class Compaction:
         self, model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, **keywords: Any
     ) -> None:
         model = unwrapped(model)
-        optimizer._store.bring_back()
+        optimizer.materialize()
         live = _masks(model, optimizer)
         args, kwargs = (inputs, keywords) if inputs or keywords else recorded_inputs(optimizer)
         structure = analyse(model, args, kwargs)
@@ -169,13 +169,13 @@ def recorded_inputs(optimizer: SparseOptimizer) -> tuple[tuple[Any, ...], dict[s
     Raises:
         ValueError: if there was none yet.
     """
-    recorder = optimizer._accountant.recorder
-    if recorder is None or not recorder.has_inputs:
+    inputs = optimizer.example_inputs()
+    if inputs is None:
         raise ValueError(
             "compact() knows no input yet: pass some, compact(model, optimizer, *inputs), or call "
             "it after the first training step of an optimizer that was given the model."
         )
-    args, kwargs = tree_map(_few_random_samples, recorder.inputs())
+    args, kwargs = tree_map(_few_random_samples, inputs)
     return args, kwargs
 
 
