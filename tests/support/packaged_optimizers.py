@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -43,11 +42,19 @@ LEFT_OUT = {
     "transformers-ademamix": "is AdEMAMix32bit of bitsandbytes",
     "transformers-apollo_adamw_layerwise": _INSIDE,
     "transformers-galore_adafactor_layerwise": _INSIDE,
+    "transformers-galore_adamw_8bit": _ACCELERATOR,
     "transformers-galore_adamw_8bit_layerwise": _INSIDE,
     "transformers-galore_adamw_layerwise": _INSIDE,
     "transformers-lomo": _INSIDE,
     "transformers-paged_ademamix_32bit": "is PagedAdEMAMix32bit of bitsandbytes",
     "transformers-stable_adamw": _ACCELERATOR,
+}
+#: What the optimizers of transformers' ``optim=`` names are in, by how the name begins.
+_ELSEWHERE = {
+    "apollo": "apollo_torch",
+    "galore": "galore_torch",
+    "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree",
 }
 
 
@@ -71,6 +78,14 @@ class Packaged:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _BUILDERS[self.package](self.name, params)
+
+    @property
+    def missing(self) -> str | None:
+        """A package that it needs beside its own, if that is not installed."""
+        for beginning, package in _ELSEWHERE.items():
+            if self.package == "transformers" and self.name.startswith(beginning):
+                return package if importlib.util.find_spec(package) is None else None
+        return None
 
     @property
     def takes_large(self) -> bool:

@@ -12,6 +12,8 @@ import torch
 from torch.optim import Optimizer
 
 STEPS = 5
+#: Times its learning rate is what an optimizer steps with.
+LITTLE = 1e-5
 
 Build = Callable[[list[torch.nn.Parameter]], Optimizer]
 Deal = Callable[[torch.Tensor], torch.Tensor]
@@ -32,8 +34,8 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 def names_per_weight(build: Build, shape: tuple[int, ...]) -> dict[str, bool]:
     """Return, for state that has the shape of a parameter, whether it is one value a weight.
 
-    Weights are set anew before every step, so that an update that looks at the whole matrix, as
-    Muon's does, leaves no trace in what is compared.
+    Weights are set anew before every step, and each step is short, so that an update that looks at
+    the whole matrix, as Muon's does, leaves no trace in what is compared.
 
     Args:
         build: makes the optimizer of a list of parameters.
@@ -72,7 +74,8 @@ def _is_dealt(one: torch.Tensor, other: torch.Tensor, dealt: Deal) -> bool:
     if type(one) is not torch.Tensor or not one.is_floating_point():
         return False
     # Norms are sums, which are rounded by the order of what is summed up.
-    return torch.allclose(dealt(one.detach()), other.detach(), rtol=1e-3, atol=1e-6)
+    one, other = dealt(one.detach()), other.detach()
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
 
 
 def _state_after(build: Build, course: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
@@ -81,6 +84,9 @@ def _state_after(build: Build, course: list[tuple[torch.Tensor, torch.Tensor]]) 
     parameter = torch.nn.Parameter(course[0][0].clone())
     optimizer = build([parameter])
     switch_to_training(optimizer)
+    for group in optimizer.param_groups:
+        if isinstance(group.get("lr"), float):
+            group["lr"] *= LITTLE
     for weight, slope in course:
         with torch.no_grad():
             parameter.copy_(weight)
