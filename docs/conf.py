@@ -52,7 +52,9 @@ completeness_overview = "reference/index"
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(abc|collections|numpy|torch|typing)\..*"),
-    ("py:class", r"sparseopt\.memory\.RememberedGradients"),
+    ("py:class", r"sparseopt\.methods\.gradient_memory\.RememberedGradients"),
+    ("py:class", r"sparseopt\.optimizer\.state\.base\.StateBackend"),
+    ("py:class", r"sparseopt\.pruning_at_init\.lottery\._Masked"),
     ("py:class", r"Regrow|Schedule|Score|sparseopt\.methods\.registry\.M"),
 ]
 

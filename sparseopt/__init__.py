@@ -63,6 +63,7 @@ from sparseopt.utils.errors import (
     NoSparseLayerError,
     UntraceableModelError,
 )
+from sparseopt.utils.public_names import adopt_public_names
 
 __version__ = "0.1.0"
 
@@ -124,3 +125,5 @@ __all__ = [
     "snip",
     "synflow",
 ]
+
+adopt_public_names(__name__, globals(), __all__)

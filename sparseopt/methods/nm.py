@@ -39,6 +39,7 @@ class NM(RigL):
         ValueError: if they don't fit, or ``regrow="never"`` leaves groups without candidates.
 
     Example:
+        >>> import torch
         >>> from sparseopt import SparseOptimizer
         >>> model = torch.nn.Linear(8, 2)
         >>> optimizer = SparseOptimizer(torch.optim.SGD(model.parameters()), model,

@@ -52,6 +52,7 @@ class RigLStruct(Method):
         ValueError: for ``regrow="zero"``, which would need a filter that was not there.
 
     Example:
+        >>> import torch
         >>> from sparseopt import SparseOptimizer, find_channel_groups
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Conv2d(1, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),

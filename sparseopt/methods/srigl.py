@@ -47,6 +47,7 @@ class SRigL(RigL):
             many weights to grow as its fan-in wants.
 
     Example:
+        >>> import torch
         >>> from sparseopt import SparseOptimizer
         >>> model = torch.nn.Sequential(torch.nn.Linear(20, 3), torch.nn.Linear(3, 2))
         >>> optimizer = SparseOptimizer(torch.optim.SGD(model.parameters()), model,

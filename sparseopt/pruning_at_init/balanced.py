@@ -30,6 +30,8 @@ def balanced_batch(
         ValueError: if the batches end too early, or a target is no class.
 
     Example:
+        >>> import torch
+        >>> from sparseopt import balanced_batch
         >>> data = [(torch.arange(6.0), torch.tensor([0, 0, 0, 1, 0, 1]))]
         >>> balanced_batch(data, classes=2, per_class=2)
         (tensor([0., 1., 3., 5.]), tensor([0, 0, 1, 1]))

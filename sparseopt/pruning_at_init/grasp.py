@@ -77,6 +77,7 @@ def grasp(
         NoSparseLayerError: if nothing can be sparse.
 
     Example:
+        >>> import torch
         >>> import torch.nn.functional as F
         >>> from sparseopt import balanced_batch, grasp
         >>> model = torch.nn.Sequential(

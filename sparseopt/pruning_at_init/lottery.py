@@ -47,6 +47,7 @@ def final_masks(optimizer: _Masked) -> dict[str, Tensor]:
 
     Example:
         >>> import copy
+        >>> import torch
         >>> from sparseopt import SparseOptimizer, final_masks
         >>> model = torch.nn.Linear(16, 8)
         >>> start = copy.deepcopy(model.state_dict())
@@ -91,6 +92,8 @@ def shuffle_masks(masks: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor
         ValueError: if it is out of range.
 
     Example:
+        >>> import torch
+        >>> from sparseopt import shuffle_masks
         >>> masks = {"weight": torch.tensor([[True, False, False], [True, False, False]])}
         >>> int(shuffle_masks(masks, seed=0)["weight"].sum())
         2

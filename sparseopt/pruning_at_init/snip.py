@@ -62,6 +62,7 @@ def snip(
         NoSparseLayerError: if nothing can be sparse.
 
     Example:
+        >>> import torch
         >>> import torch.nn.functional as F
         >>> from sparseopt import SparseOptimizer, snip
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))

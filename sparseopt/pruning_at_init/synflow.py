@@ -66,6 +66,7 @@ def synflow(
         NoSparseLayerError: if nothing can be sparse.
 
     Example:
+        >>> import torch
         >>> from sparseopt import synflow
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))

@@ -31,6 +31,8 @@ class CondensedLinear(nn.Module):
     Reference: Lasby et al. 2024, "Dynamic Sparse Training with Structured Sparsity".
 
     Example:
+        >>> import torch
+        >>> from sparseopt import CondensedLinear
         >>> weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, 3.0, 4.0]])
         >>> layer = CondensedLinear(weight, weight != 0, None)
         >>> layer(torch.tensor([[1.0, 10.0, 100.0]])).tolist()
