@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparseopt import SparseOptimizer
-from sparseopt.optimizer.state import pools, threads
+from sparseopt.optimizer.state import gather, pools
 from sparseopt.optimizer.state.gather import GatherOne
 from tests.support.catalogue import ELEMENTWISE, build
 from tests.support.nets import make
@@ -155,12 +155,12 @@ def test_threads_change_no_bit(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     results = []
     for worth in (1, 10**9):
-        monkeypatch.setattr(threads, "WORTH_A_THREAD", worth)
+        monkeypatch.setattr(gather, "WORTH_A_THREAD", worth)
         model = make()
         inner = torch.optim.AdamW(model.parameters(), lr=0.01)
         train(model, SparseOptimizer(inner, model, **SETTINGS), 6)
         results.append([p.detach().clone() for p in model.parameters()])
-    assert len(threads.shares(make_parts(), CPU)) == 1
+    assert len(gather.shares(make_parts(), CPU)) == 1
     for threaded, alone in zip(*results, strict=True):
         assert torch.equal(threaded, alone)
 
@@ -173,9 +173,9 @@ def make_parts():
 
 def test_shares_hold_every_part_once_and_are_about_equally_heavy(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(gather, "WORTH_A_THREAD", 1)
     parts = make_parts()
-    shares = threads.shares(parts, CPU)
+    shares = gather.shares(parts, CPU)
     assert len(shares) == 2
     assert sorted(index for share in shares for index in share) == list(range(len(parts)))
     weights = [sum(parts[index].numel for index in share) for share in shares]
@@ -189,7 +189,7 @@ def test_an_error_in_a_thread_reaches_the_caller():
             raise KeyError(index)
 
     with pytest.raises(KeyError, match="3"):
-        threads.for_each(fail, [[0, 1], [2, 3]])
+        gather.for_each(fail, [[0, 1], [2, 3]])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
@@ -197,11 +197,11 @@ def test_an_error_in_a_thread_reaches_the_caller():
 def test_a_forked_process_has_threads_of_its_own():
     """Its parent's are not there, and waiting for them would take for ever."""
     seen: list[int] = []
-    threads.for_each(seen.append, [[0], [1]])
+    gather.for_each(seen.append, [[0], [1]])
     assert sorted(seen) == [0, 1]
     child = os.fork()
     if child == 0:
-        threads.for_each(seen.append, [[2], [3]])
+        gather.for_each(seen.append, [[2], [3]])
         os._exit(0 if sorted(seen) == [0, 1, 2, 3] else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
