@@ -4,13 +4,11 @@ Whether it is right doesn't depend on the device; that it is fast there can't be
 """
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseopt.masks import indices, topk
-from sparseopt.utils import bits
 
 
 @given(
@@ -40,14 +38,3 @@ def test_positions_without_waiting_for_the_device(mask: list[bool]):
     found = indices._indices_on_device(torch.tensor(mask), int(sum(mask)))
 
     assert found.tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("count", [1, 7, 8, 9, 64, 65])
-def test_bits_are_packed_as_numpy_packs_them(count: int):
-    mask = torch.rand(count) < 0.5
-
-    packed = bits._pack_on_device(mask)
-
-    assert packed.tolist() == np.packbits(mask.numpy()).tolist()
-    assert torch.equal(bits.unpack(packed, count), mask)
-    assert bits.popcounts([packed]) == [int(mask.sum())]
