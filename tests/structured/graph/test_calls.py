@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import distributed, nn
 
 from sparseopt.structured import find_channel_groups
-from tests.structure.physical import silence, take_out
+from tests.structured.physical import silence, take_out
 
 
 def by_name(groups):

@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.cifar.models import WideResNet
 from sparseopt import UntraceableModelError, find_channel_groups
-from tests.structure.physical import silence, take_out
+from tests.structured.physical import silence, take_out
 
 IMAGES = (2, 3, 32, 32)
 
