@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparseopt import balanced_batch, grasp
-from tests.oneshot.numpy_nets import (
+from tests.pruning_at_init.numpy_nets import (
     TanhNet,
     assert_masks,
     batch,

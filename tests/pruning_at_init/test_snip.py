@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparseopt import snip
-from tests.oneshot.numpy_nets import (
+from tests.pruning_at_init.numpy_nets import (
     TanhNet,
     assert_masks,
     batch,
