@@ -10,7 +10,7 @@ from torch import nn
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups
 from sparseopt.speedup.compacted_training import parameter_swap
 from sparseopt.speedup.compacted_training import state as compacted_state
-from tests.compaction.sameness import assert_same_training
+from tests.speedup.compacted_training.sameness import assert_same_training
 from tests.support.catalogue import build
 from tests.support.channel_nets import INPUT, ChannelNet
 from tests.support.nets import loss_of, make

@@ -10,7 +10,7 @@ from torch import nn
 from sparseopt import Compaction, CompactionError, compact
 from sparseopt.speedup.compaction import pipeline
 from sparseopt.speedup.compaction.constant_propagation import Constants
-from tests.compaction.masking import optimizer_without, static
+from tests.speedup.masking import optimizer_without, static
 
 
 class BiasFromData(nn.Module):

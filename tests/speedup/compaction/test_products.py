@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sparseopt import Compaction, RigLStruct, SparseOptimizer, compact, find_channel_groups
-from tests.compaction.masking import optimizer_without
+from tests.speedup.masking import optimizer_without
 
 
 def plain(x, weight, bias):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparseopt import Compaction, CompactionError, SparseOptimizer, compact
-from tests.compaction.masking import optimizer_without, optimizer_without_half, settle, static
+from tests.speedup.masking import optimizer_without, optimizer_without_half, settle, static
 
 IMAGE = (4, 3, 8, 8)
 

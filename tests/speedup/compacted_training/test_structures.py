@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups
-from tests.compaction.sameness import assert_same_training
+from tests.speedup.compacted_training.sameness import assert_same_training
 from tests.support.catalogue import build
 from tests.support.channel_nets import INPUT
 from tests.support.nets import CLASSES, loss_of, make

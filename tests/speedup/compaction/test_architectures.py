@@ -10,7 +10,7 @@ from torchvision.models import resnet
 
 from benchmarks.cifar.models import WideResNet
 from sparseopt import Compaction
-from tests.compaction.masking import optimizer_without_half, settle
+from tests.speedup.masking import optimizer_without_half, settle
 
 
 def cifar_resnet50():

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.cifar.models import WideResNet
 from sparseopt import compact
-from tests.compaction.masking import optimizer_without_half, settle
+from tests.speedup.masking import optimizer_without_half, settle
 
 IMAGE = (2, 3, 16, 16)
 

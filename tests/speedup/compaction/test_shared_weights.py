@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparseopt import Compaction
-from tests.compaction.masking import optimizer_without, static
+from tests.speedup.masking import optimizer_without, static
 
 
 def agrees(model, compaction):

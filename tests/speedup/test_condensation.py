@@ -16,7 +16,7 @@ from sparseopt import (
     condense,
 )
 from sparseopt.speedup.timing import dense_implementations, median_seconds
-from tests.compaction.masking import optimizer_without, static
+from tests.speedup.masking import optimizer_without, static
 
 
 def constant_fan_in(rows, columns, fan_in, ablated=()):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups
-from tests.compaction.sameness import assert_same_training
+from tests.speedup.compacted_training.sameness import assert_same_training
 from tests.support.catalogue import ELEMENTWISE, build
 from tests.support.channel_nets import INPUT, ChannelNet, PlainNet
 from tests.support.nets import loss_of, make
