@@ -9,7 +9,7 @@ import pytest
 
 application = pytest.importorskip("sphinx.application")
 
-EXTENSIONS = Path(__file__).parents[1] / "docs" / "_ext"
+EXTENSIONS = Path(__file__).parents[2] / "docs" / "_ext"
 
 CONF = """
 extensions = ["completeness", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
