@@ -1,6 +1,6 @@
 """Saving and loading: everything comes back, into fresh objects, in either form.
 
-That it also comes back in a fresh process is in integration/test_resume.py.
+That it also comes back in a fresh process is in tests/integration/test_resume.py.
 """
 
 import copy
