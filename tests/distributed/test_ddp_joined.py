@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from tests.integration.ddp_joined import (
+from tests.distributed.ddp_joined import (
     MAX_NORM,
     NAMES,
     SEED,
@@ -23,9 +23,9 @@ from tests.integration.ddp_joined import (
     loss_of,
     train,
 )
-from tests.integration.ranks import RANKS, needs_gloo, two_ranks
 from tests.support.looking import logical, masks_of
 from tests.support.oracles import oracle_for
+from tests.support.ranks import RANKS, needs_gloo, two_ranks
 
 pytestmark = [needs_gloo, pytest.mark.compatibility("DistributedDataParallel")]
 

@@ -1,4 +1,4 @@
-"""One rank of FSDP2 runs: `python -m tests.integration.fsdp_worker FOLDER JOB [JOB...]`.
+"""One rank of FSDP2 runs: `python -m tests.distributed.fsdp_worker FOLDER JOB [JOB...]`.
 
 A job is one of the functions at the end. What it returns is of whole tensors, and rank 0 saves it.
 """

@@ -5,9 +5,9 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.ranks import needs_gloo, two_ranks
-from tests.integration.ranks_agree import train
+from tests.distributed.ranks_agree import train
 from tests.support.catalogue import ELEMENTWISE
+from tests.support.ranks import needs_gloo, two_ranks
 
 pytestmark = [needs_gloo, pytest.mark.compatibility("Invariants")]
 

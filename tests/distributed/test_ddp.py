@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.integration.ddp_worker import METHODS, RUNS, SETTINGS, STEPS, Run, batch_number, train
-from tests.integration.ranks import needs_gloo, two_ranks
+from tests.distributed.ddp_worker import METHODS, RUNS, SETTINGS, STEPS, Run, batch_number, train
 from tests.support.looking import logical
 from tests.support.nets import make
 from tests.support.oracles import oracle_for
+from tests.support.ranks import needs_gloo, two_ranks
 
 pytestmark = [needs_gloo, pytest.mark.compatibility("DistributedDataParallel")]
 

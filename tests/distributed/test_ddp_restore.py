@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from tests.integration.ddp_restore import (
+from tests.distributed.ddp_restore import (
     NAMED_BY,
     RUNS,
     STEPS,
@@ -15,8 +15,8 @@ from tests.integration.ddp_restore import (
     train_joined,
     wrap,
 )
-from tests.integration.ranks import needs_gloo, two_ranks
 from tests.support.nets import make
+from tests.support.ranks import needs_gloo, two_ranks
 
 pytestmark = [
     needs_gloo,

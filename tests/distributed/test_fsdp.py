@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparseopt import SparseOptimizer
-from tests.integration.fsdp_worker import (
+from tests.distributed.fsdp_worker import (
     CHECKPOINTED,
     RUNS,
     SETTINGS,
@@ -18,11 +18,11 @@ from tests.integration.fsdp_worker import (
     dense,
     outcome,
 )
-from tests.integration.fsdp_worker import train as train_here
-from tests.integration.processes import finish, free_port, start
+from tests.distributed.fsdp_worker import train as train_here
 from tests.support.looking import logical
 from tests.support.nets import SPARSE_NAMES
 from tests.support.oracles import oracle_for
+from tests.support.processes import finish, free_port, start
 
 pytestmark = [
     pytest.mark.compatibility("FSDP2"),
@@ -45,7 +45,7 @@ def launch(folder, ranks: int, *jobs: str) -> dict:
     finish(
         [
             start(
-                "tests.integration.fsdp_worker",
+                "tests.distributed.fsdp_worker",
                 str(folder),
                 *jobs,
                 env={

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparseopt import SparseOptimizer
-from tests.integration.ddp_worker import batch_number
+from tests.distributed.ddp_worker import batch_number
 from tests.support.catalogue import build
 from tests.support.nets import CLASSES, batch, make
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.integration.processes import finish, start
-from tests.integration.ranks import needs_gloo
+from tests.support.processes import finish, start
+from tests.support.ranks import needs_gloo
 
 pytestmark = [needs_gloo, pytest.mark.compatibility("DistributedDataParallel")]
 
@@ -14,7 +14,7 @@ def seen_by_both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("late")
     finish(
         [
-            start("tests.integration.late_group_worker", str(folder), env={"RANK": str(rank)})
+            start("tests.distributed.late_group_worker", str(folder), env={"RANK": str(rank)})
             for rank in range(2)
         ]
     )

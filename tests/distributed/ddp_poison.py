@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from sparseopt import SparseOptimizer
-from tests.integration.ddp_worker import SETTINGS, STEPS, batch_number, masks_of, weights_of
+from tests.distributed.ddp_worker import SETTINGS, STEPS, batch_number, masks_of, weights_of
 from tests.support.catalogue import build
 from tests.support.nets import loss_of, make
 

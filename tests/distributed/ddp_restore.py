@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparseopt import SparseOptimizer
-from tests.integration.ddp_worker import SETTINGS, STEPS, batch_number, masks_of, weights_of
+from tests.distributed.ddp_worker import SETTINGS, STEPS, batch_number, masks_of, weights_of
 from tests.support.catalogue import build
 from tests.support.looking import per_weight_state
 from tests.support.nets import batch, loss_of, make

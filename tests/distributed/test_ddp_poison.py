@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.integration.ddp_poison import LAYER, STEPS, UPDATES, Run, train
-from tests.integration.ranks import needs_gloo, two_ranks
+from tests.distributed.ddp_poison import LAYER, STEPS, UPDATES, Run, train
+from tests.support.ranks import needs_gloo, two_ranks
 
 pytestmark = [needs_gloo, pytest.mark.compatibility("DistributedDataParallel")]
 
