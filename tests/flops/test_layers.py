@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,13 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparseopt import SparseOptimizer
+from tests.support import wrapping
 from tests.support.nets import make
 from tests.support.training import train
 
-
-def wrap(model, **settings):
-    settings = {"density": 1.0, "method": "static", **settings}
-    return SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.01), model, **settings)
+wrap = partial(wrapping.wrap, density=1.0, method="static", total_steps=None, seed=None)
 
 
 def report_of(model, *inputs, **settings):

@@ -1,12 +1,13 @@
 """FLOPs against the numbers that the paper prints and against counting by hand."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from sparseopt import SparseOptimizer
+from tests.support import wrapping
 from tests.support.nets import loss_of, make
 from tests.support.published import (
     IMAGENET_FLOPS,
@@ -24,11 +25,7 @@ from tests.support.training import train
 
 IMAGE = (1, 3, 32, 32)
 
-
-def wrap(model, **settings):
-    return SparseOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.01), model, **{"total_steps": 1000, **settings}
-    )
+wrap = partial(wrapping.wrap, density=0.1, total_steps=1000, delta_t=100)
 
 
 def without_linear_bias(report, model):

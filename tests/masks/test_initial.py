@@ -1,22 +1,19 @@
 """Which weights are live at the start."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from sparseopt import SparseOptimizer
+from tests.support import wrapping
 from tests.support.looking import logical, masks_of
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.oracles import oracle_for
 
-SETTINGS = {"density": 0.2, "total_steps": 100, "method": "static"}
-
-
-def wrap(model, **settings):
-    return SparseOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.1), model, **{**SETTINGS, **settings}
-    )
+wrap = partial(wrapping.wrap, method="static", seed=None)
 
 
 def oracle_masks(model, seed, **settings):

@@ -1,20 +1,17 @@
 """Dtypes, memory formats and strides of weights and gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseopt import SparseOptimizer
+from tests.support import wrapping
 from tests.support.looking import assert_dropped_are_fresh
 from tests.support.nets import make
 
-SETTINGS = {"density": 0.25, "total_steps": 40, "delta_t": 3, "init": "er", "seed": 3}
-
-
-def wrap(model, with_model=True, **settings):
-    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
-    return SparseOptimizer(inner, model if with_model else None, **{**SETTINGS, **settings})
+wrap = partial(wrapping.wrap, name="AdamW", density=0.25, delta_t=3, init="er")
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

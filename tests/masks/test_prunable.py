@@ -1,20 +1,20 @@
 """Which weights are made sparse, and what they are called."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from sparseopt import SparseOptimizer
+from tests.support import wrapping
 from tests.support.looking import assert_dropped_are_fresh, is_dense
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.training import backward, train
+from tests.support.wrapping import settings_with
 
-SETTINGS = {"density": 0.25, "total_steps": 40, "delta_t": 3, "init": "er", "seed": 3}
-
-
-def wrap(model, with_model=True, **settings):
-    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
-    return SparseOptimizer(inner, model if with_model else None, **{**SETTINGS, **settings})
+SETTINGS = settings_with(density=0.25, delta_t=3, init="er")
+wrap = partial(wrapping.wrap, name="AdamW", **SETTINGS)
 
 
 def names(optimizer):

@@ -1,19 +1,19 @@
 """Without the model: which parameters are sparse, and what they are called."""
 
 import logging
+from functools import partial
 
 import torch
 
 from sparseopt import SparseOptimizer
+from tests.support import wrapping
+from tests.support.catalogue import build
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.training import train
+from tests.support.wrapping import settings_with
 
-SETTINGS = {"density": 0.25, "total_steps": 40, "delta_t": 3, "init": "er", "seed": 3}
-
-
-def wrap(model, with_model=True, **settings):
-    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
-    return SparseOptimizer(inner, model if with_model else None, **{**SETTINGS, **settings})
+SETTINGS = settings_with(density=0.25, delta_t=3, init="er")
+wrap = partial(wrapping.wrap, name="AdamW", **SETTINGS)
 
 
 def names(optimizer):
@@ -70,7 +70,7 @@ def test_with_and_without_a_model_train_alike(state):
     """Where the same weights are sparse in the same order, the model changes nothing."""
     model, other = make(), make()
     with_model = wrap(model, state=state)
-    without = wrap(other, with_model=False, state=state)
+    without = SparseOptimizer(build("AdamW", other.parameters()), state=state, **SETTINGS)
     assert len(with_model.layers) == len(without.layers)
     train(model, with_model, 10)
     train(other, without, 10)

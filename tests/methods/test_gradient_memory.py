@@ -9,22 +9,22 @@ import torch
 
 from sparseopt import SNFS, Accumulated, RigL, RigLSM, Smoothed, SparseOptimizer
 from tests import oracle
+from tests.support import resuming
 from tests.support.agreement import run_against_oracle
 from tests.support.catalogue import build
 from tests.support.looking import assert_dropped_are_fresh, assert_same_weights, logical
 from tests.support.nets import SPARSE_NAMES, loss_of, make
 from tests.support.oracles import oracle_for
-from tests.support.resuming import assert_same_run, resumed, saved_and_loaded, wrap
+from tests.support.resuming import assert_same_run, resumed, saved_and_loaded
 from tests.support.training import backward, dense_gradients, train, train_step
+from tests.support.wrapping import SETTINGS, wrap
 
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 KEY = "sparse_memory"
 REMEMBERING = [SNFS(), RigL(grow=Smoothed(0.9)), RigL(grow=Accumulated(3)), RigLSM()]
 
 
 def snfs(model, name="SGD", **changes):
-    inner = build(name, model.parameters())
-    return SparseOptimizer(inner, model, method="snfs", **{**SETTINGS, **changes})
+    return wrap(model, name, method="snfs", **changes)
 
 
 def held(optimizer):
@@ -55,9 +55,7 @@ def test_growth_by_many_gradients_agrees_with_the_oracle(name, rule, state):
     last = None if rule == "smoothed" else int(rule.split()[1])
     grow = Smoothed(0.9) if last is None else Accumulated(last)
     model = make()
-    optimizer = SparseOptimizer(
-        build(name, model.parameters()), model, method=RigL(grow=grow), state=state, **SETTINGS
-    )
+    optimizer = wrap(model, name, method=RigL(grow=grow), state=state)
     plain = oracle_for("rigl", model, **SETTINGS)
     reference = oracle.SmoothedRigLOracle(
         plain.masks, last=last, delta_t=5, t_end=plain.t_end, alpha=plain.alpha
@@ -217,7 +215,7 @@ def test_nothing_is_remembered_any_more_when_masks_have_stopped():
 @pytest.mark.parametrize("method", REMEMBERING)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(method, stop, state, tmp_path):
     model = make()
-    optimizer = wrap(model, method=method, state=state)
+    optimizer = resuming.wrap(model, method=method, state=state)
     train(model, optimizer, stop)
     fresh_model, fresh = resumed(
         model, saved_and_loaded(optimizer, tmp_path), method=method, state=state

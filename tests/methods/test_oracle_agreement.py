@@ -18,6 +18,7 @@ from tests.support.looking import assert_same_state, logical, masks_of, per_weig
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.oracles import oracle_for
 from tests.support.training import train_step
+from tests.support.wrapping import settings_with
 
 STEPS = 60
 FORMS = {
@@ -25,7 +26,7 @@ FORMS = {
     "fp32-channels-last": {"dtype": torch.float32, "channels_last": True},
     "bf16-channels-last": {"dtype": torch.bfloat16, "channels_last": True},
 }
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3, "init": "erk"}
+SETTINGS = settings_with(total_steps=STEPS, delta_t=4, init="erk")
 
 
 def wrapped(method, name, form, state, *, device="cpu", regrow="keep", **changes):

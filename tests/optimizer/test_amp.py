@@ -15,10 +15,10 @@ from tests.support.looking import (
 )
 from tests.support.nets import SPARSE_NAMES, loss_of, make
 from tests.support.training import dense_gradients, train_step
+from tests.support.wrapping import SETTINGS, wrap
 
 pytestmark = pytest.mark.compatibility("AMP")
 
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 INNER = [
     pytest.param(name, way, id="-".join([name, *way]))
@@ -97,7 +97,7 @@ def test_a_fused_inner_optimizer_does_not_take_over_unscaling():
 
 def test_growth_reads_unscaled_gradients_and_clipping_works_in_between():
     model = make()
-    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **SETTINGS)
+    optimizer = wrap(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for t in range(1, 11):
         expected = dense_gradients(model, t)
@@ -120,9 +120,7 @@ def test_growth_reads_unscaled_gradients_and_clipping_works_in_between():
 @pytest.mark.parametrize("method", ["set", "rigl"])
 def test_autocast_trains_fp32_weights_sparse(method, state):
     model = make(channels_last=True)
-    optimizer = SparseOptimizer(
-        build("SGD", model.parameters()), model, method=method, state=state, **SETTINGS
-    )
+    optimizer = wrap(model, method=method, state=state)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for t in range(1, 21):
         optimizer.zero_grad()

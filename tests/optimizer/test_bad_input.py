@@ -8,15 +8,9 @@ import sparseopt
 from sparseopt import RigL, SparseOptimizer
 from tests.support.catalogue import build
 from tests.support.nets import make
+from tests.support.wrapping import wrap
 
 pytestmark = pytest.mark.compatibility("Bad input")
-
-
-def wrap(model=None, **settings):
-    model = make() if model is None else model
-    settings = {"delta_t": 10, "total_steps": 100, **settings}
-    return SparseOptimizer(build("SGD", model.parameters()), model, **settings)
-
 
 BAD_VALUES = [
     ("density", 0.0, ValueError),
@@ -79,12 +73,12 @@ def test_the_argument_and_the_value_are_named_and_nothing_changes(argument, valu
 )
 def test_a_typo_is_answered_with_what_was_meant(argument, typo, meant):
     with pytest.raises(ValueError, match=f"(?s){typo}.*{meant}"):
-        wrap(**{argument: typo})
+        wrap(make(), **{argument: typo})
 
 
 def test_an_unknown_method_lists_the_known_ones():
     with pytest.raises(ValueError, match="(?s)zzz") as caught:
-        wrap(method="zzz")
+        wrap(make(), method="zzz")
     for name in sparseopt.available_methods():
         assert name in str(caught.value)
 
@@ -92,7 +86,7 @@ def test_an_unknown_method_lists_the_known_ones():
 def test_an_argument_that_does_not_exist_is_refused():
     for typo in ("sparsity", "total_step", "deltat"):
         with pytest.raises(TypeError, match=typo):
-            wrap(**{typo: 0.1})
+            wrap(make(), **{typo: 0.1})
 
 
 def test_everything_after_the_model_is_named():
@@ -146,13 +140,13 @@ def test_a_model_of_which_the_optimizer_has_no_parameter():
 def test_a_mapping_that_names_no_layer(argument):
     value = 0.5 if argument == "init" else torch.ones(2, 2, dtype=torch.bool)
     with pytest.raises((ValueError, KeyError), match="conv7"):
-        wrap(**{argument: {"conv7.weight": value}})
+        wrap(make(), **{argument: {"conv7.weight": value}})
 
 
 @pytest.mark.parametrize("density", [0.0, -1, 1.5, "much"])
 def test_a_mapping_with_a_density_that_is_none(density):
     with pytest.raises((ValueError, TypeError), match="fc1"):
-        wrap(init={"fc1": density})
+        wrap(make(), init={"fc1": density})
 
 
 def test_a_schedule_given_twice_is_an_error():
@@ -164,7 +158,7 @@ def test_a_schedule_given_twice_is_an_error():
 
 def test_regrow_given_to_the_method_and_to_the_optimizer_is_an_error():
     with pytest.raises((TypeError, ValueError), match="regrow"):
-        wrap(method=RigL(regrow="zero"), regrow="never")
+        wrap(make(), method=RigL(regrow="zero"), regrow="never")
 
 
 def test_pruning_without_a_horizon_says_so_at_the_first_step():

@@ -16,11 +16,11 @@ from tests.support.looking import (
 )
 from tests.support.oracles import oracle_for
 from tests.support.training import backward, train_step
+from tests.support.wrapping import SETTINGS
 
 pytestmark = pytest.mark.compatibility("Optimizers of torch")
 
 STEPS = 12
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 CAPTURABLE = [
     pytest.param(name, {**way, "capturable": True}, id="-".join([name, *way]))

@@ -40,7 +40,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(method, steps, out_of, into, tmp
 @pytest.mark.parametrize("name", torch_optimizers())
 def test_every_optimizer_resumes(name, tmp_path):
     model = model_for(name)
-    optimizer = wrap(model, name)
+    optimizer = wrap(model, name=name)
     train(model, optimizer, 12)
     saved = saved_and_loaded(optimizer, tmp_path)
     other_model, other = resumed(model, saved, name)
@@ -54,7 +54,7 @@ def test_bf16_state_comes_back_to_the_last_bit(name, state, tmp_path):
     if name in {"ASGD", "NAdam"}:
         pytest.skip("torch rounds their fp32 scalars to bf16 on loading, without a wrapper too")
     model = make(dtype=torch.bfloat16)
-    optimizer = wrap(model, name, state=state)
+    optimizer = wrap(model, name=name, state=state)
     train(model, optimizer, 7)
     saved = saved_and_loaded(optimizer, tmp_path)
     other_model, other = resumed(model, saved, name, dtype=torch.bfloat16, state=state)

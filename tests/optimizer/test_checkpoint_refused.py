@@ -92,10 +92,10 @@ def test_a_plain_optimizers_checkpoint_is_refused():
 @pytest.mark.parametrize(("theirs", "mine"), [("SGD", "AdamW"), ("AdamW", "SGD")])
 def test_another_inner_optimizer_is_refused_and_both_are_named(theirs, mine):
     other = make()
-    its = wrap(other, theirs)
+    its = wrap(other, name=theirs)
     train(other, its, 7)
     model = make()
-    optimizer = wrap(model, mine)
+    optimizer = wrap(model, name=mine)
     train(model, optimizer, 3)
     message = refused(optimizer, model, its.state_dict(), theirs)
     assert mine in message

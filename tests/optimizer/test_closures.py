@@ -9,10 +9,9 @@ from tests.support.catalogue import build
 from tests.support.looking import assert_dropped_are_fresh, assert_same_weights, logical
 from tests.support.nets import loss_of, make
 from tests.support.training import train, train_step
+from tests.support.wrapping import SETTINGS, wrap
 
 pytestmark = pytest.mark.compatibility("Closures and L-BFGS")
-
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 
 def closure_of(model, optimizer, index, seen=None):
@@ -30,8 +29,8 @@ def closure_of(model, optimizer, index, seen=None):
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 def test_a_closure_gives_the_same_weights_as_none(name, state):
     model, other = make(), make()
-    with_closure = SparseOptimizer(build(name, model.parameters()), model, state=state, **SETTINGS)
-    without = SparseOptimizer(build(name, other.parameters()), other, state=state, **SETTINGS)
+    with_closure = wrap(model, name, state=state)
+    without = wrap(other, name, state=state)
     for t in range(1, 21):
         expected = loss_of(other, t).item()
         loss = with_closure.step(closure_of(model, with_closure, t))
@@ -43,7 +42,7 @@ def test_a_closure_gives_the_same_weights_as_none(name, state):
 
 def test_a_closure_is_evaluated_once_on_an_update_step_and_its_loss_returned():
     model = make()
-    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **SETTINGS)
+    optimizer = wrap(model)
     train(model, optimizer, 4)
     assert optimizer.is_update_step
     expected, seen = loss_of(model, 5).item(), []
@@ -56,7 +55,7 @@ def test_a_closure_is_evaluated_once_on_an_update_step_and_its_loss_returned():
 def test_a_closure_may_run_under_no_grad():
     """torch's optimizers turn gradients on for the closure; so does the wrapper."""
     model = make()
-    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **SETTINGS)
+    optimizer = wrap(model)
     with torch.no_grad():
         for t in range(1, 7):
             loss = optimizer.step(closure_of(model, optimizer, t))
@@ -66,7 +65,7 @@ def test_a_closure_may_run_under_no_grad():
 
 def test_gradients_are_masked_inside_the_closure_of_lbfgs():
     model = make()
-    optimizer = SparseOptimizer(build("LBFGS", model.parameters()), model, **SETTINGS)
+    optimizer = wrap(model, "LBFGS")
     for t in range(1, 5):
         seen = []
         optimizer.step(closure_of(model, optimizer, t, seen))
@@ -79,7 +78,7 @@ def test_gradients_are_masked_inside_the_closure_of_lbfgs():
 
 def test_the_model_is_sparse_whenever_lbfgs_evaluates_it():
     model = make()
-    optimizer = SparseOptimizer(build("LBFGS", model.parameters()), model, **SETTINGS)
+    optimizer = wrap(model, "LBFGS")
 
     def closure():
         assert_no_dropped_weight()

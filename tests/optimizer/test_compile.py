@@ -7,6 +7,7 @@ eager run. Everything is compiled once: mask updates are called, not traced.
 import copy
 import itertools
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseopt import SparseOptimizer
+from tests.support import wrapping
 from tests.support.catalogue import build
 from tests.support.compiled import Counting
 from tests.support.looking import assert_dropped_are_fresh, logical
@@ -28,7 +29,7 @@ pytestmark = [
 ]
 
 STEPS = 16
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
+wrap = partial(wrapping.wrap, name="AdamW")
 RUNS = [("set", "compact"), ("rigl", "compact"), ("rigl", "masked"), ("pruning", "masked")]
 
 
@@ -43,10 +44,6 @@ def _fresh_compiler():
 @pytest.fixture
 def backend():
     return Counting()
-
-
-def wrap(model, name="AdamW", **changes):
-    return SparseOptimizer(build(name, model.parameters()), model, **{**SETTINGS, **changes})
 
 
 def step_of(net, optimizer):
@@ -111,7 +108,7 @@ def test_a_compiled_training_step_breaks_no_oftener_than_with_a_plain_optimizer(
         return explanation.graph_break_count
 
     plain = breaks(lambda model: build("SGD", model.parameters()))
-    assert breaks(lambda model: wrap(model, "SGD")) <= plain
+    assert breaks(lambda model: wrap(model, name="SGD")) <= plain
 
 
 @pytest.mark.parametrize("order", ["compiled first", "wrapped first", "the compiled model wrapped"])
@@ -172,7 +169,7 @@ def test_a_learning_rate_that_changes_at_every_step_compiles_nothing_anew(backen
 
 def test_a_compiled_step_may_ask_whether_it_is_an_update_step(backend):
     model = make()
-    optimizer = wrap(model, "SGD")
+    optimizer = wrap(model, name="SGD")
 
     @torch.compile(backend=backend)
     def train_one(x, y):
@@ -194,7 +191,7 @@ def test_a_compiled_step_may_ask_whether_it_is_an_update_step(backend):
 @pytest.mark.parametrize("name", ["AdamW", "LBFGS"])
 def test_a_closure_evaluates_the_compiled_model_and_not_another(name, backend):
     model, eager = make(), make()
-    optimizer, reference = wrap(model, name), wrap(eager, name)
+    optimizer, reference = wrap(model, name=name), wrap(eager, name=name)
     net = torch.compile(model, backend=backend, fullgraph=True)
 
     def closure(x, y):

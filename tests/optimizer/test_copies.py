@@ -6,19 +6,13 @@ import pickle
 import pytest
 import torch
 
-from sparseopt import RigL, SparseOptimizer
-from tests.support.catalogue import build
+from sparseopt import RigL
 from tests.support.looking import assert_dropped_are_fresh, assert_same_weights, logical
 from tests.support.nets import make
 from tests.support.training import backward, train, train_step
+from tests.support.wrapping import wrap
 
 pytestmark = pytest.mark.compatibility("Groups, hooks, copies, deletion")
-
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
-
-
-def wrap(model, name="SGD", **changes):
-    return SparseOptimizer(build(name, model.parameters()), model, **{**SETTINGS, **changes})
 
 
 def continue_both(model, optimizer, other_model, other, start, steps=12):

@@ -5,20 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt import SparseOptimizer
-from tests.support.catalogue import build
 from tests.support.looking import (
     assert_dropped_are_fresh,
     logical,
 )
 from tests.support.nets import SPARSE_NAMES, loss_of, make
 from tests.support.training import backward, dense_gradients, train, train_step
-
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
-
-
-def wrap(model, name="SGD", **changes):
-    return SparseOptimizer(build(name, model.parameters()), model, **{**SETTINGS, **changes})
+from tests.support.wrapping import wrap
 
 
 def before_update(model, optimizer):

@@ -13,14 +13,9 @@ from tests.support.looking import (
 )
 from tests.support.nets import loss_of, make
 from tests.support.training import backward, train, train_step
+from tests.support.wrapping import SETTINGS, wrap
 
 pytestmark = pytest.mark.compatibility("Groups, hooks, copies, deletion")
-
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
-
-
-def wrap(model, name="SGD", **changes):
-    return SparseOptimizer(build(name, model.parameters()), model, **{**SETTINGS, **changes})
 
 
 def test_param_groups_keep_their_own_options(state):

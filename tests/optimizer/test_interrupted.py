@@ -5,12 +5,12 @@ import torch
 
 from sparseopt import SparseOptimizer
 from sparseopt.masks import layer as layer_module
-from tests.support.catalogue import build
 from tests.support.looking import assert_dropped_are_fresh
 from tests.support.nets import MatrixNet, make
 from tests.support.training import backward, train
+from tests.support.wrapping import settings_with, wrap
 
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 20, "seed": 3}
+SETTINGS = settings_with(delta_t=20)
 
 
 def interrupted_after_clearing(monkeypatch):
@@ -31,9 +31,7 @@ def interrupted_after_clearing(monkeypatch):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_no_layer_is_left_empty(monkeypatch, channels_last, state):
     model = make(channels_last=channels_last)
-    optimizer = SparseOptimizer(
-        build("AdamW", model.parameters()), model, state=state, init="uniform", **SETTINGS
-    )
+    optimizer = wrap(model, "AdamW", state=state, init="uniform", **SETTINGS)
     train(model, optimizer, 3)
     backward(model, 4)
     interrupted_after_clearing(monkeypatch)

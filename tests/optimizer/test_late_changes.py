@@ -17,13 +17,9 @@ from tests.support.looking import (
 )
 from tests.support.nets import loss_of, make
 from tests.support.training import train, train_step
+from tests.support.wrapping import SETTINGS, wrap
 
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 POOLED = {"method": "static", "density": 0.3, "init": "uniform", "seed": 3}
-
-
-def wrap(model, name="SGD", **changes):
-    return SparseOptimizer(build(name, model.parameters()), model, **{**SETTINGS, **changes})
 
 
 @pytest.mark.parametrize("method", ["rigl", "snfs"])

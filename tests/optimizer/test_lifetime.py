@@ -16,14 +16,9 @@ from tests.support.looking import assert_dropped_are_fresh, assert_same_weights
 from tests.support.nets import loss_of, make
 from tests.support.oracles import oracle_for
 from tests.support.training import backward, dense_gradients, train
+from tests.support.wrapping import SETTINGS, wrap
 
 pytestmark = pytest.mark.compatibility("Groups, hooks, copies, deletion")
-
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
-
-
-def wrap(model, name="SGD", **changes):
-    return SparseOptimizer(build(name, model.parameters()), model, **{**SETTINGS, **changes})
 
 
 def assert_no_hook(model, masks):
@@ -97,7 +92,7 @@ def test_an_optimizer_collected_while_a_graph_is_traced_gives_its_state_back():
 def test_an_optimizer_collected_while_a_graph_is_traced_leaves_nothing_in_the_graph(pre_dispatch):
     """``torch.export`` traces before dispatch."""
     model = make()
-    optimizer = [SparseOptimizer(build("AdamW", model.parameters()), model, **SETTINGS)]
+    optimizer = [wrap(model, "AdamW")]
     train(model, optimizer[0], 3)
 
     def collecting(x):

@@ -7,19 +7,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sparseopt import SparseOptimizer
-from tests.support.catalogue import build
 from tests.support.looking import assert_dropped_are_fresh
 from tests.support.nets import make
 from tests.support.training import train
-
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5}
-
-
-def wrap(model, seed=3, **changes):
-    return SparseOptimizer(
-        build("SGD", model.parameters()), model, seed=seed, **{**SETTINGS, **changes}
-    )
+from tests.support.wrapping import wrap
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sparseopt import SparseOptimizer
-from tests.support.catalogue import NEEDS_CLOSURE, build, model_for, torch_optimizers
+from tests.support.catalogue import NEEDS_CLOSURE, model_for, torch_optimizers
 from tests.support.looking import (
     assert_dropped_are_fresh,
     assert_same_weights,
@@ -19,14 +19,9 @@ from tests.support.looking import (
 )
 from tests.support.nets import loss_of, make
 from tests.support.training import backward, train
+from tests.support.wrapping import wrap
 
 pytestmark = pytest.mark.compatibility("Bad input")
-
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
-
-
-def wrap(model, name="SGD", **changes):
-    return SparseOptimizer(build(name, model.parameters()), model, **{**SETTINGS, **changes})
 
 
 def before_update(model, optimizer):

@@ -14,12 +14,7 @@ from tests.support.catalogue import build
 from tests.support.looking import assert_same_weights
 from tests.support.nets import loss_of, make
 from tests.support.training import backward, train
-
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
-
-
-def wrap(model, name="SGD", **changes):
-    return SparseOptimizer(build(name, model.parameters()), model, **{**SETTINGS, **changes})
+from tests.support.wrapping import SETTINGS, wrap
 
 
 def test_it_is_an_optimizer():

@@ -2,26 +2,25 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 
 from sparseopt import SparseOptimizer
+from tests.support import wrapping
 from tests.support.catalogue import build
 from tests.support.looking import assert_dropped_are_fresh, assert_same_weights
 from tests.support.nets import make
 from tests.support.training import backward, train
+from tests.support.wrapping import settings_with
 
-SETTINGS = {"total_steps": 40, "delta_t": 5, "seed": 3}
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda pair: pickle.loads(pickle.dumps(pair)),
 }
 
-
-def wrap(model, **changes):
-    inner = build("AdamW", model.parameters())
-    return SparseOptimizer(inner, model, **{"density": 0.2, **SETTINGS, **changes})
+wrap = partial(wrapping.wrap, name="AdamW")
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adafactor"])
@@ -31,9 +30,9 @@ def test_wrapping_anew_takes_the_place_of_the_wrapper_before(name, state):
         state = "auto"
     model = make()
     inner = build(name, model.parameters())
-    first = SparseOptimizer(inner, model, density=0.3, state=state, **SETTINGS)
+    first = SparseOptimizer(inner, model, **settings_with(density=0.3, state=state))
     train(model, first, 3)
-    second = SparseOptimizer(inner, model, density=0.1, state=state, **SETTINGS)
+    second = SparseOptimizer(inner, model, **settings_with(density=0.1, state=state))
     train(model, second, 12)
     assert second.density == pytest.approx(0.1, abs=0.01)
     assert_dropped_are_fresh(second)
@@ -47,10 +46,10 @@ def test_wrapping_anew_takes_the_place_of_the_wrapper_before(name, state):
 def test_a_wrapper_that_is_refused_leaves_the_one_before():
     model = make()
     inner = build("AdamW", model.parameters())
-    first = SparseOptimizer(inner, model, density=0.3, **SETTINGS)
+    first = SparseOptimizer(inner, model, **settings_with(density=0.3))
     train(model, first, 3)
     with pytest.raises(ValueError, match="density"):
-        SparseOptimizer(inner, model, density=2.0, **SETTINGS)
+        SparseOptimizer(inner, model, **settings_with(density=2.0))
     train(model, first, 3, start=3)
     assert_dropped_are_fresh(first)
 

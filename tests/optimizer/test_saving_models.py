@@ -3,22 +3,20 @@
 import pytest
 import torch
 
-from sparseopt import SparseOptimizer
-from tests.support.catalogue import build
 from tests.support.looking import assert_same_weights
 from tests.support.nets import SPARSE_NAMES, batch, make
 from tests.support.training import train
+from tests.support.wrapping import wrap
 
 pytestmark = pytest.mark.compatibility("Saving and exporting models")
 
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 TRACE = b"sparseopt"
 
 
 @pytest.fixture
 def trained():
     model = make()
-    optimizer = SparseOptimizer(build("AdamW", model.parameters()), model, **SETTINGS)
+    optimizer = wrap(model, "AdamW")
     train(model, optimizer, 7)
     assert optimizer.is_update_step is False
     return model, optimizer
@@ -103,7 +101,7 @@ def test_the_exported_program_is_that_of_a_model_nobody_wrapped(
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_export_before_training_is_not_taken_for_a_training_input(strict):
     model = make()
-    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **SETTINGS)
+    optimizer = wrap(model)
     x, _ = batch(9, size=3)
     program = torch.export.export(model, (x,), strict=strict)
     with pytest.raises(ValueError, match="knows no input"):

@@ -15,11 +15,12 @@ from tests.support.looking import assert_same_weights
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.oracles import oracle_for
 from tests.support.training import backward, train_step
+from tests.support.wrapping import settings_with, wrap
 
 pytestmark = pytest.mark.compatibility("LR schedulers, SWA, EMA")
 
 STEPS = 16
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3, "method": "static"}
+SETTINGS = settings_with(method="static", total_steps=STEPS, delta_t=4)
 
 MAKERS = {
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
@@ -109,7 +110,7 @@ def test_learning_rates_arrive_where_masks_move(name, state):
     model, own_model = make(), make()
     plain = build("SGD", own_model.parameters())
     by_hand = HandMasked(own_model, plain, oracle_for(model=own_model, **settings))
-    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, state=state, **settings)
+    optimizer = wrap(model, state=state, **settings)
     schedulers = [MAKERS[name](optimizer)]
     with warnings.catch_warnings():
         # By hand, an update does not step the optimizer, which the scheduler takes for a mistake.
@@ -148,14 +149,14 @@ def test_no_warning_where_the_first_steps_are_update_steps(when):
 def test_a_scheduler_and_the_optimizer_come_back_from_a_checkpoint():
     """The rate that the scheduler sets after loading is the one that trains."""
     model = make()
-    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **SETTINGS)
+    optimizer = wrap(model, **SETTINGS)
     scheduler = MAKERS["ExponentialLR"](optimizer)
     for t in range(1, 7):
         train_step(model, optimizer, t)
         scheduler.step()
 
     other = make()
-    fresh = SparseOptimizer(build("SGD", other.parameters()), other, **SETTINGS)
+    fresh = wrap(other, **SETTINGS)
     fresh_scheduler = MAKERS["ExponentialLR"](fresh)
     other.load_state_dict(model.state_dict())
     fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -173,7 +174,7 @@ def test_a_scheduler_and_the_optimizer_come_back_from_a_checkpoint():
 
 def test_swa_averages_what_the_optimizer_trains():
     model = make()
-    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **SETTINGS)
+    optimizer = wrap(model, **SETTINGS)
     average = torch.optim.swa_utils.AveragedModel(model)
     scheduler = torch.optim.swa_utils.SWALR(optimizer, swa_lr=0.01, anneal_epochs=3)
     seen = []
@@ -194,7 +195,7 @@ def test_ema_of_moving_masks_is_what_the_formula_says_and_sparse_once_masked(sta
     """A blend over masks is denser than each of them; `apply_masks` brings the density back."""
     model, decay = make(), 0.8
     settings = {**SETTINGS, "method": "rigl", "total_steps": 40}
-    optimizer = SparseOptimizer(build("AdamW", model.parameters()), model, state=state, **settings)
+    optimizer = wrap(model, "AdamW", state=state, **settings)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
     )

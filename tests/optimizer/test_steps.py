@@ -6,17 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt import SparseOptimizer
-from tests.support.catalogue import build
 from tests.support.looking import assert_dropped_are_fresh, assert_same_weights
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.training import train, train_step
-
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
-
-
-def wrap(model, name="SGD", **changes):
-    return SparseOptimizer(build(name, model.parameters()), model, **{**SETTINGS, **changes})
+from tests.support.wrapping import wrap
 
 
 def test_a_probe_step_does_not_count(state):

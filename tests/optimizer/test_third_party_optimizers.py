@@ -19,13 +19,13 @@ from tests.support.looking import assert_dropped_are_fresh, assert_same_weights
 from tests.support.nets import MatrixNet, SmallNet, loss_of, make
 from tests.support.oracles import oracle_for
 from tests.support.resuming import assert_same_run, saved_and_loaded
+from tests.support.wrapping import SETTINGS
 
 package = pytest.importorskip("pytorch_optimizer", reason="pytorch_optimizer is not installed")
 
 pytestmark = pytest.mark.compatibility("Third-party optimizers")
 
 STEPS = 12
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 #: Why these are not tested.
 LEFT_OUT = {

@@ -31,12 +31,13 @@ from tests.support.looking import (
 from tests.support.nets import make
 from tests.support.oracles import oracle_for
 from tests.support.training import backward, train, train_step
+from tests.support.wrapping import settings_with, wrap
 
 pytestmark = pytest.mark.compatibility("Optimizers of torch")
 
 STEPS = 30
 SHORT = 8
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 5, "seed": 3}
+SETTINGS = settings_with(total_steps=STEPS)
 
 
 def sparse_run(name, options, state, *, dtype=torch.float32, channels_last=False, steps=STEPS):
@@ -148,7 +149,7 @@ def test_nothing_is_resurrected(name, way, method):
 @pytest.mark.parametrize("name", [n for n in torch_optimizers() if n != "LBFGS"])
 def test_nothing_is_resurrected_in_bf16(name):
     model = model_for(name, dtype=torch.bfloat16)
-    optimizer = SparseOptimizer(build(name, model.parameters()), model, **SETTINGS)
+    optimizer = wrap(model, name, **SETTINGS)
     train(model, optimizer, STEPS, after=lambda _: assert_dropped_are_fresh(optimizer))
     for layer in optimizer.layers:
         assert layer.weight.dtype == torch.bfloat16
@@ -210,7 +211,7 @@ def test_shape_dependent_optimizers_refuse_compact_state():
             continue
         model = model_for(name)
         with pytest.raises((ValueError, TypeError), match=name):
-            SparseOptimizer(build(name, model.parameters()), model, state="compact", **SETTINGS)
+            wrap(model, name, state="compact", **SETTINGS)
 
 
 def test_a_subclass_is_not_taken_for_an_elementwise_optimizer():

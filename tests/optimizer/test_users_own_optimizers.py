@@ -10,11 +10,12 @@ from tests.support.nets import CLASSES, SmallNet, make
 from tests.support.oracles import oracle_for
 from tests.support.resuming import assert_same_run, saved_and_loaded
 from tests.support.training import train, train_step
+from tests.support.wrapping import settings_with
 
 pytestmark = pytest.mark.compatibility("Third-party optimizers")
 
 STEPS = 30
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 5, "seed": 3}
+SETTINGS = settings_with(total_steps=STEPS)
 
 
 class SignWithMemory(torch.optim.Optimizer):

@@ -1,6 +1,7 @@
 """Runs that begin where another ended: lottery tickets, re-initialisation, warm starts."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,24 +10,20 @@ from torch.nn.utils import prune
 
 from sparseopt import SparseOptimizer, final_masks, shuffle_masks
 from tests.oracle import largest
+from tests.support import wrapping
 from tests.support.catalogue import build
 from tests.support.looking import assert_dropped_are_fresh, logical, masks_of
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.training import train
 
 STEPS = 40
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3}
-
-
-def wrap(model, method, **changes):
-    inner = build("SGD", model.parameters())
-    return SparseOptimizer(inner, model, method=method, **{**SETTINGS, **changes})
+wrap = partial(wrapping.wrap, total_steps=STEPS, delta_t=4)
 
 
 def finished(method):
     model = make()
     start = copy.deepcopy(model.state_dict())
-    optimizer = wrap(model, method)
+    optimizer = wrap(model, method=method)
     train(model, optimizer, STEPS)
     return model, optimizer, start
 
@@ -36,7 +33,7 @@ def test_a_lottery_ticket_has_the_masks_of_the_end_and_the_weights_of_the_start(
     ticket = final_masks(pruned)
     pruned.detach()
     model.load_state_dict(start)
-    retrained = wrap(model, "static", mask=ticket)
+    retrained = wrap(model, method="static", mask=ticket)
     for name in SPARSE_NAMES:
         expected = torch.where(ticket[name], start[name], 0.0)
         assert torch.equal(dict(model.named_parameters())[name], expected)
@@ -58,7 +55,7 @@ def test_a_ticket_is_a_copy():
 
 def test_there_is_no_ticket_before_the_end():
     model = make()
-    optimizer = wrap(model, "pruning")
+    optimizer = wrap(model, method="pruning")
     train(model, optimizer, 20)
     with pytest.raises(ValueError, match="step 20"):
         final_masks(optimizer)
@@ -82,7 +79,7 @@ def test_shuffled_masks_keep_each_layers_count_and_nothing_else():
     assert all(torch.equal(again[name], mask) for name, mask in shuffled.items())
     assert any(not torch.equal(other[name], mask) for name, mask in shuffled.items())
     model = make()
-    assert wrap(model, "static", mask=shuffled).density == pruned.density
+    assert wrap(model, method="static", mask=shuffled).density == pruned.density
 
 
 def test_rigl_with_re_initialisation_starts_from_the_budgets_that_redistribution_found():
@@ -90,7 +87,7 @@ def test_rigl_with_re_initialisation_starts_from_the_budgets_that_redistribution
     _, first, _ = finished("rigl-sm")
     model = make(seed=8)
     fresh = {name: p.detach().clone() for name, p in model.named_parameters()}
-    second = wrap(model, "rigl", mask=final_masks(first))
+    second = wrap(model, method="rigl", mask=final_masks(first))
     budgets = {layer.name: layer.live for layer in first.layers}
     for name in SPARSE_NAMES:
         mask = first.masks[name]
@@ -105,7 +102,7 @@ def test_warm_start_prunes_a_dense_model_by_magnitude_and_moves_on_by_rigl():
     dense = build("SGD", model.parameters())
     train(model, dense, 20)
     before = {name: logical(p) for name, p in model.named_parameters()}
-    optimizer = wrap(model, "rigl", mask="magnitude")
+    optimizer = wrap(model, method="rigl", mask="magnitude")
     for layer in optimizer.layers:
         expected = largest(np.abs(before[layer.name]), layer.target)
         np.testing.assert_array_equal(logical(layer.mask), expected)
@@ -146,7 +143,7 @@ def test_static_fine_tunes_a_pruned_model_and_keeps_its_zeros(name, state):
 
 def test_rigl_moves_a_pruned_model_on_at_the_density_of_each_layer():
     model = pruned_by_torch()
-    optimizer = wrap(model, "rigl", mask="nonzero")
+    optimizer = wrap(model, method="rigl", mask="nonzero")
     live, first = [layer.live for layer in optimizer.layers], masks_of(optimizer)
     train(model, optimizer, STEPS, after=lambda _: assert_dropped_are_fresh(optimizer))
     assert [layer.live for layer in optimizer.layers] == live

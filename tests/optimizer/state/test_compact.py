@@ -8,10 +8,9 @@ from tests.support.catalogue import ELEMENTWISE, build, model_for, torch_optimiz
 from tests.support.looking import assert_dropped_are_fresh, logical, per_weight_state
 from tests.support.nets import make
 from tests.support.training import train
+from tests.support.wrapping import SETTINGS, wrap
 
 pytestmark = pytest.mark.compatibility("Optimizers of torch")
-
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 
 def trained(name, state, steps=12, **form):
@@ -49,7 +48,7 @@ def test_auto_keeps_the_state_of_elementwise_optimizers_compact(name):
 @pytest.mark.parametrize("name", [n for n in torch_optimizers() if n not in ELEMENTWISE])
 def test_auto_keeps_all_other_state_as_it_is(name):
     model = model_for(name)
-    optimizer = SparseOptimizer(build(name, model.parameters()), model, **SETTINGS)
+    optimizer = wrap(model, name)
     plain_model = model_for(name)
     plain = build(name, plain_model.parameters())
     train(model, optimizer, 3)
@@ -87,9 +86,7 @@ def test_compact_state_is_in_logical_order(channels_last):
 def test_parameters_are_whole_whenever_the_user_looks():
     """The 1-D loan to the inner optimizer ends with the step."""
     model = make(channels_last=True)
-    optimizer = SparseOptimizer(
-        build("AdamW", model.parameters()), model, state="compact", **SETTINGS
-    )
+    optimizer = wrap(model, "AdamW", state="compact")
     parameters = list(model.parameters())
     pointers = [p.data_ptr() for p in parameters]
     shapes = [p.shape for p in parameters]
