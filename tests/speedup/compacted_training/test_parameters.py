@@ -1,14 +1,12 @@
 """Training without dropped channels of parameters without masks, and of frozen ones."""
 
-from functools import cache
-
 import pytest
 import torch
 
-from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups
+from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer
 from tests.speedup.compacted_training.sameness import assert_same_training
 from tests.support.catalogue import ELEMENTWISE, build
-from tests.support.channel_nets import INPUT, ChannelNet, PlainNet
+from tests.support.channel_nets import INPUT, ChannelNet, PlainNet, groups_of
 from tests.support.nets import loss_of, make
 from tests.support.training import train, train_step
 
@@ -19,11 +17,6 @@ def parts_of(model):
     """Return matrices, and vectors, which are the normalisations' parameters and all biases."""
     parameters = list(model.parameters())
     return [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() < 2]
-
-
-@cache
-def groups_of(kind):
-    return find_channel_groups(make(kind), INPUT)
 
 
 def wrapped(inner, model):

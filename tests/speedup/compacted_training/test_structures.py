@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups
+from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer
 from tests.speedup.compacted_training.sameness import assert_same_training
 from tests.support.catalogue import build
-from tests.support.channel_nets import INPUT
+from tests.support.channel_nets import INPUT, groups_of
 from tests.support.nets import CLASSES, loss_of, make
 from tests.support.training import train
 
@@ -71,11 +71,6 @@ def grouped(groups, *, transposed=False):
             )  # fmt: skip
 
     return Grouped
-
-
-@cache
-def groups_of(kind):
-    return find_channel_groups(make(kind), INPUT)
 
 
 def wrapped(kind, density=0.4):

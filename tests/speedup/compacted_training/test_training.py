@@ -1,7 +1,6 @@
 """Training without dropped channels: the same as with them, and whole whenever it is looked at."""
 
 import copy
-from functools import cache
 
 import pytest
 import torch
@@ -19,18 +18,13 @@ from sparseopt import (
 )
 from tests.speedup.compacted_training.sameness import assert_same_training
 from tests.support.catalogue import ELEMENTWISE, build
-from tests.support.channel_nets import INPUT, ChannelNet, PlainNet
+from tests.support.channel_nets import INPUT, ChannelNet, PlainNet, groups_of
 from tests.support.nets import loss_of, make
 from tests.support.training import train, train_step
 
 STEPS = 40
 #: Half of the channels of each convolution.
 SETTINGS = {"density": 0.25, "init": {}, "total_steps": STEPS, "delta_t": 4, "alpha": 0.6}
-
-
-@cache
-def groups_of(kind):
-    return find_channel_groups(make(kind), INPUT)
 
 
 def wrapped(name="SGD", *, kind=ChannelNet, form=None, groups=None, **changes):
