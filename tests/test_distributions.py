@@ -1,14 +1,15 @@
 """How much of each layer is live."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from sparseopt import SparseOptimizer
 from sparseopt.distributions import er, erk, uniform
 from tests import oracle
+from tests.support import wrapping
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.published import WideResNet222
 
@@ -18,11 +19,7 @@ ORACLES = {
     "uniform": oracle.uniform_densities,
 }
 
-
-def wrap(model, **settings):
-    return SparseOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.1), model, total_steps=1000, **settings
-    )
+wrap = partial(wrapping.wrap, total_steps=1000)
 
 
 def weights_of(model):

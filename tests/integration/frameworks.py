@@ -18,12 +18,13 @@ from sparseopt import SparseOptimizer
 from tests.support.by_hand import HandMasked
 from tests.support.nets import CLASSES, SPARSE_NAMES, batch, loss_of
 from tests.support.oracles import oracle_for
+from tests.support.wrapping import settings_with
 
 SIZE = 8
 EPOCHS, STEPS_PER_EPOCH = 3, 8
 STEPS = EPOCHS * STEPS_PER_EPOCH
 #: Updates are due at 5, 10 and 15.
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 5, "seed": 3}
+SETTINGS = settings_with(total_steps=STEPS)
 LR = 0.02
 MAX_NORM = 0.3
 #: Of a loss, where gradients are scaled; halved by each overflow.

@@ -8,7 +8,7 @@ from threading import RLock
 from tqdm import tqdm
 
 from benchmarks.cifar.cli import main
-from tests.integration.processes import ROOT
+from tests.support.processes import ROOT
 
 EPOCHS = 5
 

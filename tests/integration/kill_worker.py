@@ -12,10 +12,11 @@ from sparseopt import SparseOptimizer
 from tests.support.catalogue import build
 from tests.support.looking import per_weight_state
 from tests.support.nets import CLASSES, batch
+from tests.support.wrapping import settings_with
 
 STEPS, SAVE_EVERY = 90, 3
 BATCHES, BATCH_SIZE = 7, 8
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3}
+SETTINGS = settings_with(total_steps=STEPS, delta_t=4)
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:

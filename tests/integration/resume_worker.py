@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from sparseopt import SparseOptimizer
-from tests.support.catalogue import build, model_for
+from tests.support.catalogue import model_for
 from tests.support.looking import per_weight_state
 from tests.support.training import train
+from tests.support.wrapping import settings_with, wrap
 
 STEPS, STOP = 30, 13
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3}
+SETTINGS = settings_with(total_steps=STEPS, delta_t=4)
 
 # method, inner optimizer, state mode of the interrupted run, and of the resumed one
 RUNS = [
@@ -36,9 +36,7 @@ RUNS = [
 
 def begin(method: str, name: str, state: str):
     model = model_for(name)
-    optimizer = SparseOptimizer(
-        build(name, model.parameters()), model, method=method, state=state, **SETTINGS
-    )
+    optimizer = wrap(model, name, method=method, state=state, **SETTINGS)
     return model, optimizer
 
 

@@ -31,10 +31,10 @@ from tests.integration.frameworks import (
     live_counts,
     plan,
 )
-from tests.integration.processes import finish, free_port, start
-from tests.integration.ranks import needs_gloo
 from tests.support.nets import batch, loss_of, make
 from tests.support.oracles import oracle_for
+from tests.support.processes import finish, free_port, start
+from tests.support.ranks import needs_gloo
 
 pytestmark = [
     pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed"),

@@ -11,12 +11,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from sparseopt import RigLStruct, SparseOptimizer, find_channel_groups
-from tests.integration.ranks import needs_gloo, two_ranks
 from tests.support.catalogue import build
 from tests.support.channel_nets import INPUT, ChannelNet
 from tests.support.compiled import Counting
 from tests.support.looking import assert_dropped_are_fresh
 from tests.support.nets import loss_of, make
+from tests.support.ranks import needs_gloo, two_ranks
 from tests.support.training import train, train_step
 
 STEPS = 16

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.integration.elastic_worker import KILLED_AT, RUNS, SAVE_EVERY, STEPS
-from tests.integration.processes import finish, start
-from tests.integration.ranks import needs_gloo
+from tests.support.processes import finish, start
+from tests.support.ranks import needs_gloo
 
 RANKS = 2
 # Else ranks that were started again find the addresses of the dead in the store, and may wait for

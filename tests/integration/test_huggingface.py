@@ -14,7 +14,7 @@ from tests.integration.frameworks import (
     clipped_norms,
 )
 from tests.integration.huggingface_runs import HIDDEN, LENGTH, RUNS, SAVED_AT, VOCABULARY
-from tests.integration.processes import finish, start
+from tests.support.processes import finish, start
 
 pytestmark = [
     pytest.mark.skipif(

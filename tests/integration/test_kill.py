@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.integration.kill_worker import SAVE_EVERY, STEPS, train
-from tests.integration.ranks import forkserver, needs_fork
+from tests.support.ranks import forkserver, needs_fork
 
 KILLS, KILLS_OF_EACH_KIND = 20, 5
 SIGKILLED = -9

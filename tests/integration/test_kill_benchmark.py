@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.cifar.records.results import read_results
 from tests.integration.kill_benchmark import EPOCHS, run, write_preset
-from tests.integration.ranks import forkserver, needs_fork
+from tests.support.ranks import forkserver, needs_fork
 
 KILLS, SIGKILLED = 6, -9
 METHODS = ("set", "rigl")

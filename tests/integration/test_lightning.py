@@ -26,10 +26,10 @@ from tests.integration.frameworks import (
     plan,
 )
 from tests.integration.lightning_runs import AUTOMATIC, Run
-from tests.integration.processes import finish, start
 from tests.support.catalogue import build
 from tests.support.nets import loss_of, make
 from tests.support.oracles import oracle_for
+from tests.support.processes import finish, start
 
 pytestmark = [
     pytest.mark.skipif(find_spec("lightning") is None, reason="lightning is not installed"),

@@ -5,8 +5,8 @@ import operator
 import pytest
 import torch
 
-from tests.integration.processes import finish, start
 from tests.integration.resume_worker import RUNS, STEPS, STOP, begin, outcome
+from tests.support.processes import finish, start
 from tests.support.training import train
 
 pytestmark = pytest.mark.compatibility("Resume in a fresh process")

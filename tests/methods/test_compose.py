@@ -9,8 +9,9 @@ from tests.support.catalogue import build
 from tests.support.looking import assert_same_weights, masks_of
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.training import dense_gradients, train, train_step
+from tests.support.wrapping import settings_with, wrap
 
-SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 4, "seed": 3}
+SETTINGS = settings_with(delta_t=4)
 
 
 def run(method, steps=30, **changes):
@@ -94,9 +95,7 @@ def test_any_object_that_says_when_and_how_much_is_a_schedule():
 def test_the_label_is_its_name_in_a_checkpoint():
     _, optimizer = run(Compose(label="mine"), 6)
     other_model = make()
-    other = SparseOptimizer(
-        build("SGD", other_model.parameters()), other_model, method=Compose(), **SETTINGS
-    )
+    other = wrap(other_model, method=Compose(), **SETTINGS)
     with pytest.raises(ValueError, match="'mine'"):
         other.load_state_dict(optimizer.state_dict())
 

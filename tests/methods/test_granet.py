@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from sparseopt import GraNet, SparseOptimizer
+from sparseopt import GraNet
 from tests import oracle
 from tests.support.agreement import assert_run_is_that_by_hand, run_against_oracle
 from tests.support.arithmetic import place_does_not_matter
-from tests.support.catalogue import build
 from tests.support.looking import (
     assert_dropped_are_fresh,
     masks_of,
 )
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.training import train, train_step
+from tests.support.wrapping import wrap
 
 STEPS = 62
 SETTINGS = {"density": 0.1, "total_steps": STEPS, "delta_t": 4, "seed": 3, "alpha": 0.5}
@@ -21,9 +21,7 @@ SETTINGS = {"density": 0.1, "total_steps": STEPS, "delta_t": 4, "seed": 3, "alph
 
 def wrapped(name, state, *, dtype=torch.float32, method="granet", initial=0.5, init="erk"):
     model = make(dtype=dtype)
-    optimizer = SparseOptimizer(
-        build(name, model.parameters()), model, method=method, state=state, init=init, **SETTINGS
-    )
+    optimizer = wrap(model, name, method=method, state=state, init=init, **SETTINGS)
     params = dict(model.named_parameters())
     shapes = [tuple(params[layer].shape) for layer in SPARSE_NAMES]
     spread = {"erk": oracle.erk_densities, "er": oracle.er_densities}[init]
@@ -73,9 +71,7 @@ def test_it_starts_where_it_is_told(initial):
 def test_a_target_above_the_start_is_its_own_start():
     model = make()
     settings = {**SETTINGS, "density": 0.7, "init": "er"}
-    optimizer = SparseOptimizer(
-        build("SGD", model.parameters()), model, method="granet", **settings
-    )
+    optimizer = wrap(model, method="granet", **settings)
     live = [layer.live for layer in optimizer.layers]
     assert live == [layer.target for layer in optimizer.layers]
     first = masks_of(optimizer)
@@ -87,9 +83,7 @@ def test_a_target_above_the_start_is_its_own_start():
 def test_layers_given_a_density_start_at_half_or_at_theirs():
     model = make()
     init = {"conv1": 1.0, "conv2": 0.8, "fc1": 0.1}
-    optimizer = SparseOptimizer(
-        build("SGD", model.parameters()), model, method="granet", **{**SETTINGS, "init": init}
-    )
+    optimizer = wrap(model, method="granet", **{**SETTINGS, "init": init})
     densities = [round(layer.density, 1) for layer in optimizer.layers]
     assert densities == [1.0, 0.8, 0.5, 0.5]
     train(model, optimizer, STEPS)
@@ -112,9 +106,7 @@ def test_never_regenerates_nothing_that_this_update_dropped():
 def test_it_needs_a_horizon_and_a_density_to_start_from():
     model = make()
     settings = {**SETTINGS, "total_steps": None}
-    optimizer = SparseOptimizer(
-        build("SGD", model.parameters()), model, method="granet", **settings
-    )
+    optimizer = wrap(model, method="granet", **settings)
     with pytest.raises(ValueError, match="granet"):
         train_step(model, optimizer, 1)
     with pytest.raises(ValueError, match="initial=0"):

@@ -11,17 +11,16 @@ from tests.support.looking import assert_dropped_are_fresh, logical, masks_of
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.oracles import oracle_for
 from tests.support.training import train, train_step
+from tests.support.wrapping import settings_with, wrap
 
 STEPS = 62
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3, "init": "erk"}
+SETTINGS = settings_with(total_steps=STEPS, delta_t=4, init="erk")
 
 
 def wrapped(name="SGD", state="auto", *, lam=0.0, grow="random", bound="soft"):
     model = make()
     method = MEST(gradient_weight=lam, grow=grow, bound=bound)
-    optimizer = SparseOptimizer(
-        build(name, model.parameters()), model, method=method, state=state, **SETTINGS
-    )
+    optimizer = wrap(model, name, method=method, state=state, **SETTINGS)
     set_oracle = oracle_for("set", model, **SETTINGS)
     reference = oracle.MESTOracle(
         set_oracle.masks,

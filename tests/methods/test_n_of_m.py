@@ -12,6 +12,7 @@ from tests.support.catalogue import build
 from tests.support.looking import assert_dropped_are_fresh, logical
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.training import train
+from tests.support.wrapping import wrap
 
 STEPS = 40
 SETTINGS = {"density": 0.5, "total_steps": STEPS, "delta_t": 4, "seed": 3, "init": {}}
@@ -26,9 +27,7 @@ def wrapped(
     method, name="SGD", state="auto", *, n=2, m=4, dtype=torch.float32, channels_last=False
 ):
     model = make(dtype=dtype, channels_last=channels_last)
-    optimizer = SparseOptimizer(
-        build(name, model.parameters()), model, method=method, state=state, **SETTINGS
-    )
+    optimizer = wrap(model, name, method=method, state=state, **SETTINGS)
     generator = oracle.generator_of(SETTINGS["seed"])
     masks = {}
     for layer, shape in shapes_of(model).items():
@@ -94,12 +93,7 @@ def test_every_group_keeps_its_number_at_every_step():
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (1, 4), (3, 4), (4, 8)])
 def test_any_ratio(n, m):
     model = make()
-    optimizer = SparseOptimizer(
-        build("SGD", model.parameters()),
-        model,
-        method=NM(n=n, m=m),
-        **{**SETTINGS, "density": n / m},
-    )
+    optimizer = wrap(model, method=NM(n=n, m=m), **{**SETTINGS, "density": n / m})
     train(model, optimizer, 20)
     assert_n_of_m(optimizer, n, m)
     assert optimizer.history[-1].grown > 0
@@ -118,7 +112,7 @@ def test_magnitude_keeps_the_largest_of_each_group():
 def test_layers_that_init_makes_dense_stay_dense():
     model = make()
     settings = {**SETTINGS, "init": {"fc1": 1.0}}
-    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, method="n:m", **settings)
+    optimizer = wrap(model, method="n:m", **settings)
     assert {layer.name: layer.density for layer in optimizer.layers} == {
         "conv1.weight": 1.0,
         "conv2.weight": 0.5,
@@ -155,13 +149,9 @@ def test_masks_of_another_structure_are_refused():
     mask = torch.zeros(16, 72, dtype=torch.bool)
     mask[:, ::4] = True
     with pytest.raises(ValueError, match=r"fc1\.weight.*structure"):
-        SparseOptimizer(
-            build("SGD", model.parameters()), model, method="n:m", mask={"fc1": mask}, **SETTINGS
-        )
+        wrap(model, method="n:m", mask={"fc1": mask}, **SETTINGS)
     mask[:, 1::4] = True
-    optimizer = SparseOptimizer(
-        build("SGD", model.parameters()), model, method="n:m", mask={"fc1": mask}, **SETTINGS
-    )
+    optimizer = wrap(model, method="n:m", mask={"fc1": mask}, **SETTINGS)
     assert torch.equal(optimizer.masks["fc1.weight"], mask)
 
 

@@ -18,6 +18,7 @@ from tests.support.looking import assert_same_state, logical, masks_of, per_weig
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.oracles import oracle_for
 from tests.support.training import train_step
+from tests.support.wrapping import settings_with
 
 STEPS = 60
 FORMS = {
@@ -25,7 +26,7 @@ FORMS = {
     "fp32-channels-last": {"dtype": torch.float32, "channels_last": True},
     "bf16-channels-last": {"dtype": torch.bfloat16, "channels_last": True},
 }
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3, "init": "erk"}
+SETTINGS = settings_with(total_steps=STEPS, delta_t=4, init="erk")
 
 
 def wrapped(method, name, form, state, *, device="cpu", regrow="keep", **changes):
@@ -143,7 +144,7 @@ def test_ties_abound_in_bf16_and_fall_to_the_lowest_index(method, state):
 def test_a_whole_run_agrees_with_a_dense_run_masked_by_hand(method, name, form, state):
     """A plain optimizer with masks put on by hand goes the same way, to the last bit."""
     if state == "compact" and not place_does_not_matter(name, {}, FORMS[form]["dtype"]):
-        pytest.skip("torch's own last bit depends on the place; test_optimizer_matrix.py has it")
+        pytest.skip("torch's own last bit depends on the place; test_torch_optimizers.py has it")
     model, optimizer, oracle = wrapped(method, name, form, state)
     own_model = make(**FORMS[form])
     by_hand = HandMasked(own_model, build(name, own_model.parameters()), oracle)

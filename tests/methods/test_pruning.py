@@ -1,21 +1,19 @@
 """Gradual magnitude pruning: the only method here whose density changes."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from sparseopt import Pruning, SparseOptimizer
-from tests.support.catalogue import build
+from tests.support import wrapping
 from tests.support.looking import assert_dropped_are_fresh, logical
 from tests.support.nets import make
 from tests.support.training import train
 
-
-def wrap(model, **settings):
-    settings = {"method": "pruning", "density": 0.1, "delta_t": 5, "total_steps": 100, **settings}
-    return SparseOptimizer(build("SGD", model.parameters()), model, **settings)
+wrap = partial(wrapping.wrap, method="pruning", density=0.1, total_steps=100)
 
 
 def sgd_of(tensors, **settings):

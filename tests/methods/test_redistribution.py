@@ -18,18 +18,17 @@ from tests.support.looking import (
 from tests.support.nets import SPARSE_NAMES, loss_of, make
 from tests.support.oracles import oracle_for
 from tests.support.training import train, train_step
+from tests.support.wrapping import settings_with, wrap
 
 STEPS = 40
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3, "init": "er"}
+SETTINGS = settings_with(total_steps=STEPS, delta_t=4, init="er")
 METHODS = ["snfs", "rigl-sg", "rigl-sm"]
 
 
 def wrapped(method, name, state, *, dtype=torch.float32, **changes):
     model = make(dtype=dtype)
     settings = {**SETTINGS, **changes}
-    optimizer = SparseOptimizer(
-        build(name, model.parameters()), model, method=method, state=state, **settings
-    )
+    optimizer = wrap(model, name, method=method, state=state, **settings)
     return model, optimizer, oracle_for(method, model, **settings)
 
 
@@ -177,7 +176,7 @@ def test_layers_that_do_not_matter_at_all_keep_their_counts():
 def test_dense_layers_and_layers_without_a_gradient_stay_out_of_it(state):
     model = make()
     settings = {**SETTINGS, "init": {"conv1": 1.0}, "state": state}
-    optimizer = SparseOptimizer(build("SGD", model.parameters()), model, method="snfs", **settings)
+    optimizer = wrap(model, method="snfs", **settings)
     frozen = model.fc1.weight
     before = optimizer.masks["fc1.weight"].clone()
     for t in range(1, 13):
@@ -192,9 +191,7 @@ def test_dense_layers_and_layers_without_a_gradient_stay_out_of_it(state):
 
 def test_never_grows_nothing_that_was_just_dropped():
     model = make()
-    optimizer = SparseOptimizer(
-        build("SGD", model.parameters()), model, method=SNFS(regrow="never"), **SETTINGS
-    )
+    optimizer = wrap(model, method=SNFS(regrow="never"), **SETTINGS)
     total = sum(layer.live for layer in optimizer.layers)
     for t in range(1, 21):
         old = {name: mask.clone() for name, mask in optimizer.masks.items()}

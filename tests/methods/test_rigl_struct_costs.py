@@ -6,12 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparseopt import RigLStruct, SparseOptimizer, TrainingCost, compact, find_channel_groups
+from tests.support import wrapping
 from tests.support.channel_nets import INPUT, ChannelNet
 from tests.support.nets import make
 from tests.support.published import WideResNet222
 from tests.support.training import train
-
-SETTINGS = {"total_steps": 40, "delta_t": 4, "seed": 1}
 
 
 class Residual(nn.Module):
@@ -38,8 +37,7 @@ class Residual(nn.Module):
 
 def wrap(model, **settings):
     method = RigLStruct(groups=find_channel_groups(model, INPUT))
-    inner = torch.optim.SGD(model.parameters(), lr=0.05)
-    return SparseOptimizer(inner, model, method=method, **{**SETTINGS, **settings})
+    return wrapping.wrap(model, method=method, **{"delta_t": 4, "seed": 1, **settings})
 
 
 def widths(optimizer):

@@ -1,10 +1,13 @@
 """Methods that come down to their density get there, whatever happens on the way."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from sparseopt import MEST, GraNet, Pruning, SparseOptimizer
+from sparseopt import MEST, GraNet, Pruning
+from tests.support import wrapping
 from tests.support.nets import make
 from tests.support.training import train
 
@@ -12,11 +15,7 @@ METHODS = [Pruning(), Pruning(scope="layer"), GraNet(), MEST(), MEST(grow="gradi
 T_END = 30
 
 
-def wrap(model, method, **changes):
-    settings = {"density": 0.1, "total_steps": 40, "delta_t": 20, "seed": 3, **changes}
-    return SparseOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.05), model, method=method, **settings
-    )
+wrap = partial(wrapping.wrap, density=0.1, delta_t=20)
 
 
 def live(optimizer):
@@ -40,7 +39,7 @@ def assert_trains_on(model, optimizer):
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_a_last_update_that_was_skipped_is_made_up_for(method):
     model = make()
-    optimizer = wrap(model, method)
+    optimizer = wrap(model, method=method)
     train(model, optimizer, T_END - 1)
     poison = model.fc1.bias.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.warns(UserWarning, match="not finite"):
@@ -59,7 +58,7 @@ def test_a_last_update_that_was_skipped_is_made_up_for(method):
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_a_horizon_that_is_moved_before_the_present_is_made_up_for(method):
     model = make()
-    optimizer = wrap(model, method, total_steps=1000)
+    optimizer = wrap(model, method=method, total_steps=1000)
     train(model, optimizer, 25)
     optimizer.set_horizon(30)
     assert live(optimizer) > target(optimizer)
@@ -71,7 +70,7 @@ def test_a_horizon_that_is_moved_before_the_present_is_made_up_for(method):
 @pytest.mark.parametrize("method", [Pruning(), GraNet()], ids=repr)
 def test_a_layer_that_is_added_after_the_end_comes_down_too(method):
     model = make()
-    optimizer = wrap(model, method)
+    optimizer = wrap(model, method=method)
     train(model, optimizer, 35)
     assert live(optimizer) == target(optimizer)
     model.more = nn.Linear(20, 20, bias=False)
@@ -85,7 +84,7 @@ def test_a_layer_that_is_added_after_the_end_comes_down_too(method):
 @pytest.mark.parametrize("total_steps", [40, 41, 67])
 def test_granet_counts_layers_that_are_unused_at_the_last_update(total_steps):
     model = make()
-    optimizer = wrap(model, GraNet(), total_steps=total_steps, delta_t=7)
+    optimizer = wrap(model, method=GraNet(), total_steps=total_steps, delta_t=7)
     for t in range(1, total_steps + 1):
         for p in model.parameters():
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(t))
@@ -98,7 +97,7 @@ def test_granet_counts_layers_that_are_unused_at_the_last_update(total_steps):
 def test_a_layer_without_a_gradient_does_not_hold_up_training():
     """Elastic methods drop by gradient, so a frozen layer stays as it is; the others go on."""
     model = make()
-    optimizer = wrap(model, MEST(gradient_weight=0.5))
+    optimizer = wrap(model, method=MEST(gradient_weight=0.5))
     train(model, optimizer, 25)
     model.conv2.weight.requires_grad_(False)
     train(model, optimizer, 10, start=25)
@@ -113,6 +112,6 @@ def test_a_layer_without_a_gradient_does_not_hold_up_training():
 @pytest.mark.parametrize("method", ["static", "set", "rigl", "snfs", "rigl-sg"])
 def test_other_methods_have_nothing_to_settle(method):
     model = make()
-    optimizer = wrap(model, method)
+    optimizer = wrap(model, method=method)
     train(model, optimizer, 40)
     assert all(record.step < T_END for record in optimizer.history)

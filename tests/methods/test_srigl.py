@@ -11,9 +11,10 @@ from tests.support.looking import assert_dropped_are_fresh, logical
 from tests.support.nets import make
 from tests.support.oracles import oracle_for
 from tests.support.training import train
+from tests.support.wrapping import settings_with, wrap
 
 STEPS = 48
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4, "seed": 3, "init": "erk"}
+SETTINGS = settings_with(total_steps=STEPS, delta_t=4, init="erk")
 # So high that many neurons of the small net have too few salient weights.
 HARSH = 0.9
 
@@ -183,9 +184,7 @@ def test_the_masks_of_a_run_are_the_beginning_of_another_ablated_neurons_include
     ticket = final_masks(optimizer)
     assert ablated(optimizer)["fc1.weight"] > 0
     other = make()
-    again = SparseOptimizer(
-        build("SGD", other.parameters()), other, method="srigl", mask=ticket, **SETTINGS
-    )
+    again = wrap(other, method="srigl", mask=ticket, **SETTINGS)
     assert all(torch.equal(mask, ticket[name]) for name, mask in again.masks.items())
     train(other, again, STEPS)
     assert_constant_fan_in(again)
@@ -197,18 +196,14 @@ def test_masks_without_a_constant_fan_in_are_refused():
     mask[:, ::4] = True
     mask[3, 0] = False
     with pytest.raises(ValueError, match=r"fc1\.weight.*structure"):
-        SparseOptimizer(
-            build("SGD", model.parameters()), model, method="srigl", mask={"fc1": mask}, **SETTINGS
-        )
+        wrap(model, method="srigl", mask={"fc1": mask}, **SETTINGS)
 
 
 def test_neurons_without_any_weight_start_ablated():
     model = make()
     mask = torch.zeros(16, 72, dtype=torch.bool)
     mask[::2, ::4] = True
-    optimizer = SparseOptimizer(
-        build("SGD", model.parameters()), model, method="srigl", mask={"fc1": mask}, **SETTINGS
-    )
+    optimizer = wrap(model, method="srigl", mask={"fc1": mask}, **SETTINGS)
     assert torch.equal(optimizer.masks["fc1.weight"], mask)
 
 

@@ -1,11 +1,14 @@
 """Small nets for whole channels, with a table of what each channel owns, written by hand."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sparseopt import ChannelGroup, find_channel_groups
 from tests.oracle import Owned
-from tests.support.nets import CLASSES
+from tests.support.nets import CLASSES, make
 
 INPUT = torch.zeros(2, 3, 6, 6)
 
@@ -99,3 +102,9 @@ class SmallerNet(ChannelNet):
         self.c1 = nn.Conv2d(6, 4, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(4)
         self.c2 = nn.Conv2d(4, 6, 3, padding=1, bias=False)
+
+
+@cache
+def groups_of(kind: type[nn.Module]) -> list[ChannelGroup]:
+    """The channel groups of the nets of a kind, found once."""
+    return find_channel_groups(make(kind), INPUT)

@@ -1,22 +1,18 @@
 """Saving a run and going on with it in fresh objects."""
 
 import copy
+from functools import partial
 
 import torch
 
-from sparseopt import SparseOptimizer
-from tests.support.catalogue import build
+from tests.support import wrapping
 from tests.support.looking import assert_same_state, assert_same_weights, per_weight_state
 from tests.support.nets import make
+from tests.support.wrapping import settings_with
 
 STEPS = 24
-
-
-SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 5, "seed": 3}
-
-
-def wrap(model, name="AdamW", **changes):
-    return SparseOptimizer(build(name, model.parameters()), model, **{**SETTINGS, **changes})
+SETTINGS = settings_with(total_steps=STEPS)
+wrap = partial(wrapping.wrap, name="AdamW", **SETTINGS)
 
 
 def saved_and_loaded(optimizer, tmp_path):
@@ -42,7 +38,7 @@ def assert_same_run(model, optimizer, other_model, other):
 def resumed(model, saved, name="AdamW", *, dtype=torch.float32, channels_last=False, **settings):
     """Fresh objects, as a new process makes them, and then both state dicts into them."""
     fresh_model = make(type(model), seed=9, dtype=dtype, channels_last=channels_last)
-    fresh = wrap(fresh_model, name, **settings)
+    fresh = wrap(fresh_model, name=name, **settings)
     fresh_model.load_state_dict(model.state_dict())
     fresh.load_state_dict(copy.deepcopy(saved))
     return fresh_model, fresh

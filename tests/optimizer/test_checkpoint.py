@@ -1,0 +1,234 @@
+"""Saving and loading: everything comes back, into fresh objects, in either form.
+
+That it also comes back in a fresh process is in tests/integration/test_resume.py.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from tests.support.catalogue import ELEMENTWISE, build, model_for, torch_optimizers
+from tests.support.looking import (
+    assert_dropped_are_fresh,
+    assert_unchanged,
+    snapshot,
+)
+from tests.support.nets import make
+from tests.support.resuming import STEPS, assert_same_run, resumed, saved_and_loaded, wrap
+from tests.support.training import train
+
+
+@pytest.mark.parametrize("into", ["compact", "masked"])
+@pytest.mark.parametrize("out_of", ["compact", "masked"])
+@pytest.mark.parametrize("steps", [0, 9, 10])
+@pytest.mark.parametrize("method", ["static", "set", "rigl", "pruning"])
+def test_a_resumed_run_is_the_uninterrupted_one(method, steps, out_of, into, tmp_path):
+    """Saved in either form, loaded into either mode, before and after updates."""
+    model = make()
+    optimizer = wrap(model, method=method, state=out_of)
+    train(model, optimizer, steps)
+    saved = saved_and_loaded(optimizer, tmp_path)
+    other_model, other = resumed(model, saved, method=method, state=into)
+    assert_same_run(model, optimizer, other_model, other)
+    train(model, optimizer, STEPS - steps, start=steps)
+    train(other_model, other, STEPS - steps, start=steps)
+    assert_same_run(model, optimizer, other_model, other)
+    assert_dropped_are_fresh(other)
+
+
+@pytest.mark.parametrize("name", torch_optimizers())
+def test_every_optimizer_resumes(name, tmp_path):
+    model = model_for(name)
+    optimizer = wrap(model, name=name)
+    train(model, optimizer, 12)
+    saved = saved_and_loaded(optimizer, tmp_path)
+    other_model, other = resumed(model, saved, name)
+    train(model, optimizer, 12, start=12)
+    train(other_model, other, 12, start=12)
+    assert_same_run(model, optimizer, other_model, other)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_bf16_state_comes_back_to_the_last_bit(name, state, tmp_path):
+    if name in {"ASGD", "NAdam"}:
+        pytest.skip("torch rounds their fp32 scalars to bf16 on loading, without a wrapper too")
+    model = make(dtype=torch.bfloat16)
+    optimizer = wrap(model, name=name, state=state)
+    train(model, optimizer, 7)
+    saved = saved_and_loaded(optimizer, tmp_path)
+    other_model, other = resumed(model, saved, name, dtype=torch.bfloat16, state=state)
+    train(model, optimizer, 7, start=7)
+    train(other_model, other, 7, start=7)
+    assert_same_run(model, optimizer, other_model, other)
+
+
+def test_it_is_a_normal_optimizer_state_dict(state):
+    """Distributed checkpointing keeps `state` and `param_groups` and nothing else."""
+    model = make()
+    optimizer = wrap(model, state=state)
+    train(model, optimizer, 7)
+    saved = optimizer.state_dict()
+    assert set(saved) == {"state", "param_groups"}
+    count = len(list(model.parameters()))
+    assert [i for group in saved["param_groups"] for i in group["params"]] == list(range(count))
+    assert set(saved["state"]) <= set(range(count))
+    position = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+    for name, mask in optimizer.masks.items():
+        found = [
+            value
+            for value in saved["state"][position[name]].values()
+            if torch.is_tensor(value) and value.dtype == torch.bool
+        ]
+        assert len(found) == 1
+        assert torch.equal(found[0], mask)
+
+
+def test_masks_are_not_in_the_state_before_the_first_step():
+    """Adam takes a state that is not empty for one that is initialised."""
+    model = make()
+    optimizer = wrap(model)
+    assert all(not entry for entry in optimizer.state.values())
+    fresh = wrap(make())
+    fresh.load_state_dict(optimizer.state_dict())
+    assert all(not entry for entry in fresh.state.values())
+    train(model, optimizer, 2)
+
+
+def test_saving_changes_nothing(state):
+    model = make()
+    optimizer = wrap(model, state=state)
+    train(model, optimizer, 7)
+    before = snapshot(optimizer, model)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert_unchanged(before, snapshot(optimizer, model))
+    other_model, other = resumed(model, saved, state=state)
+    train(other_model, other, 10, start=7)
+    assert_unchanged(before, snapshot(optimizer, model))
+
+
+def test_what_is_written_into_a_state_dict_does_not_reach_the_masks():
+    """Distributed checkpointing loads into the tensors of a state dict, and then hands it over."""
+    model = make()
+    optimizer = wrap(model)
+    before = {name: mask.clone() for name, mask in optimizer.masks.items()}
+    for entry in optimizer.state_dict()["state"].values():
+        entry["sparse_mask"].logical_not_()
+    for name, mask in optimizer.masks.items():
+        assert torch.equal(mask, before[name])
+
+
+def test_masks_and_history_of_two_runs_from_one_checkpoint_are_their_own():
+    """Torch lets the moments of a loaded state dict be shared; masks never are."""
+    model = make()
+    optimizer = wrap(model, method="set")
+    train(model, optimizer, 7)
+    saved = optimizer.state_dict()
+    masks = {name: mask.clone() for name, mask in optimizer.masks.items()}
+    other_model = make(seed=9)
+    other = wrap(other_model, method="set")
+    other.load_state_dict(saved)
+    train(other_model, other, 10, start=7)
+    assert len(other.history) == 3
+    assert len(optimizer.history) == 1
+    for name, mask in masks.items():
+        assert torch.equal(optimizer.masks[name], mask)
+
+
+def test_loading_replaces_masks_weights_have_to_follow():
+    """Weights outside the loaded mask are zero, even if the model was not loaded."""
+    model = make()
+    optimizer = wrap(model)
+    train(model, optimizer, 12)
+    other_model = make(seed=5)
+    other = wrap(other_model, seed=17)
+    other.load_state_dict(optimizer.state_dict())
+    for layer in other.layers:
+        assert torch.equal(layer.mask, optimizer.masks[layer.name])
+        assert not layer.weight[~layer.mask].any()
+    train(other_model, other, 8, start=12)
+    assert_dropped_are_fresh(other)
+
+
+def test_the_order_of_loading_model_and_optimizer_does_not_matter():
+    model = make()
+    optimizer = wrap(model)
+    train(model, optimizer, 12)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    runs = []
+    for model_first in (True, False):
+        fresh_model = make(seed=5)
+        fresh = wrap(fresh_model, seed=17)
+        if model_first:
+            fresh_model.load_state_dict(saved[0])
+            fresh.load_state_dict(copy.deepcopy(saved[1]))
+        else:
+            fresh.load_state_dict(copy.deepcopy(saved[1]))
+            fresh_model.load_state_dict(saved[0])
+        train(fresh_model, fresh, 12, start=12)
+        runs.append((fresh_model, fresh))
+    assert_same_run(*runs[0], *runs[1])
+
+
+@pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
+def test_a_model_that_was_loaded_before_wrapping_resumes(method, state):
+    """Lightning and the HF Trainer restore the model, make the optimizer, and then restore it."""
+    model = make()
+    optimizer = wrap(model, method=method, state=state)
+    train(model, optimizer, 12)
+    fresh_model = make(seed=5)
+    fresh_model.load_state_dict(model.state_dict())
+    fresh = wrap(fresh_model, method=method, state=state, seed=17)
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 12, start=12)
+    train(fresh_model, fresh, 12, start=12)
+    assert_same_run(model, optimizer, fresh_model, fresh)
+
+
+@pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
+def test_a_round_trip_before_the_checkpoint_is_loaded_loses_nothing(method, state):
+    """Accelerate makes one when it prepares an optimizer: in the HF Trainer, of a loaded model."""
+    model = make()
+    optimizer = wrap(model, method=method, state=state)
+    train(model, optimizer, 12)
+    fresh_model = make(seed=5)
+    fresh = wrap(fresh_model, method=method, state=state, seed=17)
+    fresh_model.load_state_dict(model.state_dict())
+    fresh.load_state_dict(fresh.state_dict())
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 12, start=12)
+    train(fresh_model, fresh, 12, start=12)
+    assert_same_run(model, optimizer, fresh_model, fresh)
+
+
+def test_a_probe_step_before_the_checkpoint_is_loaded_loses_nothing(state):
+    """Distributed checkpointing makes one when it loads an optimizer: often of a loaded model."""
+    model = make()
+    optimizer = wrap(model, state=state)
+    train(model, optimizer, 12)
+    fresh_model = make(seed=5)
+    fresh = wrap(fresh_model, state=state, seed=17)
+    fresh_model.load_state_dict(model.state_dict())
+    rates = [group["lr"] for group in fresh.param_groups]
+    for group in fresh.param_groups:
+        group["lr"] = 0.0
+    for parameter in fresh_model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    fresh.step()
+    for group, rate in zip(fresh.param_groups, rates, strict=True):
+        group["lr"] = rate
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 12, start=12)
+    train(fresh_model, fresh, 12, start=12)
+    assert_same_run(model, optimizer, fresh_model, fresh)
+
+
+def test_groups_options_come_back():
+    model = make()
+    optimizer = wrap(model)
+    optimizer.param_groups[0]["lr"] = 0.123
+    other = wrap(make())
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] == 0.123
+    plain_keys = set(build("AdamW", make().parameters()).param_groups[0])
+    assert set(other.param_groups[0]) == plain_keys

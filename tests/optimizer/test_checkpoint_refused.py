@@ -1,0 +1,101 @@
+"""Checkpoints of something else are refused by name, and nothing changes."""
+
+import pytest
+from torch import nn
+
+from sparseopt import CheckpointError
+from tests.support.catalogue import build
+from tests.support.looking import (
+    assert_dropped_are_fresh,
+    assert_unchanged,
+    snapshot,
+)
+from tests.support.nets import make
+from tests.support.resuming import wrap
+from tests.support.training import train
+
+pytestmark = pytest.mark.compatibility("Bad input")
+
+
+def refused(optimizer, model, saved, match):
+    before = snapshot(optimizer, model)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        optimizer.load_state_dict(saved)
+    assert_unchanged(before, snapshot(optimizer, model))
+    train(model, optimizer, 3, start=optimizer.steps)
+    assert_dropped_are_fresh(optimizer)
+    return str(caught.value)
+
+
+class Wider(nn.Module):
+    """The small net with another width of `fc1`."""
+
+    def __init__(self):
+        super().__init__()
+        small = make()
+        self.conv1, self.norm, self.conv2 = small.conv1, small.norm, small.conv2
+        self.fc1 = nn.Linear(72, 24)
+        self.fc2 = nn.Linear(24, 5)
+
+    forward = type(make()).forward
+
+
+@pytest.mark.parametrize("steps", [0, 7])
+def test_another_model_is_refused_by_the_layers_name(steps, state):
+    other = make(Wider)
+    its = wrap(other, state=state)
+    train(other, its, 7)
+    model = make()
+    optimizer = wrap(model, state=state)
+    train(model, optimizer, steps)
+    refused(optimizer, model, its.state_dict(), r"fc1\.weight")
+
+
+def test_a_model_of_another_size_is_refused():
+    other = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    its = wrap(other)
+    model = make()
+    optimizer = wrap(model)
+    refused(optimizer, model, its.state_dict(), r"0\.weight|conv1\.weight|layers")
+
+
+@pytest.mark.parametrize(("theirs", "mine"), [("set", "rigl"), ("rigl", "pruning")])
+def test_another_method_is_refused_and_both_are_named(theirs, mine):
+    other = make()
+    its = wrap(other, method=theirs)
+    train(other, its, 7)
+    model = make()
+    optimizer = wrap(model, method=mine)
+    message = refused(optimizer, model, its.state_dict(), theirs)
+    assert mine in message
+
+
+def test_another_layer_set_is_refused_by_the_layers_name():
+    other, model = make(), make()
+    for net in (other,):
+        net.fc2.weight.requires_grad_(False)
+    its = wrap(other)
+    train(other, its, 7)
+    optimizer = wrap(model)
+    refused(optimizer, model, its.state_dict(), r"fc2\.weight")
+
+
+def test_a_plain_optimizers_checkpoint_is_refused():
+    """It has no masks, and a dense continuation would be a silent surprise."""
+    other, model = make(), make()
+    plain = build("AdamW", other.parameters())
+    train(other, plain, 3)
+    optimizer = wrap(model)
+    refused(optimizer, model, plain.state_dict(), "(?i)mask|sparse|plain")
+
+
+@pytest.mark.parametrize(("theirs", "mine"), [("SGD", "AdamW"), ("AdamW", "SGD")])
+def test_another_inner_optimizer_is_refused_and_both_are_named(theirs, mine):
+    other = make()
+    its = wrap(other, name=theirs)
+    train(other, its, 7)
+    model = make()
+    optimizer = wrap(model, name=mine)
+    train(model, optimizer, 3)
+    message = refused(optimizer, model, its.state_dict(), theirs)
+    assert mine in message

@@ -1,0 +1,213 @@
+"""What looks like a constant for the input or the weights at hand, and is none."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sparseopt import Compaction, CompactionError, compact
+from sparseopt.speedup.compaction import pipeline
+from sparseopt.speedup.compaction.constant_propagation import Constants
+from tests.speedup.masking import optimizer_without, static
+
+
+class BiasFromData(nn.Module):
+    """The second layer's bias is made of a condition, by ``add``."""
+
+    def __init__(self, add):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.second = nn.Linear(8, 8, bias=False)
+        self.condition = nn.Linear(1, 8, bias=False)
+        self.third = nn.Linear(8, 8)
+        self.last = nn.Linear(8, 3)
+        self.add = add
+        nn.init.ones_(self.condition.weight)
+
+    def forward(self, x, z):
+        x = self.add(self.first(x).relu(), self.second.weight, self.condition(z))
+        return self.last(self.third(x.relu()).relu())
+
+
+def by_linear(x, weight, added):
+    return F.linear(x, weight, added)
+
+
+def by_addmm(x, weight, added):
+    return torch.addmm(added, x, weight.t())
+
+
+@pytest.mark.parametrize("add", [by_linear, by_addmm])
+def test_a_bias_that_is_made_of_an_input(add):
+    torch.manual_seed(0)
+    model = BiasFromData(add)
+    # The condition at hand makes of the second layer's dropped neurons zeros.
+    optimizer = optimizer_without(model, {"second": [0, 1, 2, 3]})
+    x = torch.randn(4, 6)
+    smaller = compact(model, optimizer, x, torch.tensor([-1.0]))
+    for condition in (-1.0, 1.0):
+        z = torch.tensor([condition])
+        torch.testing.assert_close(smaller(x, z), model(x, z))
+
+
+class Conditional(nn.Module):
+    """BatchNorm's scale and shift are made of a condition, or the slope of PReLU is."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.norm = nn.BatchNorm2d(8, affine=False)
+        self.condition = nn.Linear(1, 8, bias=False)
+        self.last = nn.Conv2d(8, 3, 1)
+        self.slope = slope
+        nn.init.ones_(self.condition.weight)
+        nn.init.constant_(self.first.bias, -0.5)
+
+    def forward(self, x, z):
+        x, made = self.first(x), self.condition(z)
+        if self.slope:
+            return self.last(F.prelu(x, made))
+        norm = self.norm
+        x = F.batch_norm(x, norm.running_mean, norm.running_var, made, made, self.training)
+        return self.last(x.relu())
+
+
+@pytest.mark.parametrize("slope", [False, True])
+def test_a_scale_a_shift_and_a_slope_that_are_made_of_an_input(slope):
+    torch.manual_seed(0)
+    model = Conditional(slope)
+    optimizer = optimizer_without(model, {"first": [0, 1, 2]})
+    x = torch.randn(4, 3, 5, 5)
+    smaller = compact(model, optimizer, x, torch.tensor([-1.0]))
+    for mode in (False, True):
+        for condition in (-1.0, 1.0):
+            z = torch.tensor([condition])
+            expected = copy.deepcopy(model).train(mode)(x, z)
+            torch.testing.assert_close(copy.deepcopy(smaller).train(mode)(x, z), expected)
+
+
+class Gated(nn.Module):
+    """A branch behind a gate that is closed now and is trained."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.branch = nn.Linear(8, 8)
+        self.last = nn.Linear(8, 3)
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.closed = gate
+
+    def forward(self, x):
+        return self.last(self.closed(self.gate) * self.branch(self.first(x).relu()))
+
+
+@pytest.mark.parametrize("gate", [torch.tanh, torch.clone, lambda gate: gate.view(1, 1) * 2.0])
+def test_a_gate_that_begins_at_zero(gate):
+    torch.manual_seed(0)
+    model = Gated(gate)
+    model.branch.bias.data[4] = 0
+    # What the gate makes of the other dropped neuron's bias has a part in its gradient.
+    optimizer = optimizer_without(model, {"first": [0, 1], "branch": [4, 5]})
+    x = torch.randn(4, 6)
+    smaller = compact(model, optimizer, x)
+    assert smaller.branch.weight.shape == (7, 6)
+    for one in (model, smaller):
+        one.zero_grad()
+        one(x).sin().sum().backward()
+    assert model.gate.grad.abs().item() > 0.01
+    torch.testing.assert_close(smaller.gate.grad, model.gate.grad)
+    with torch.no_grad():
+        model.gate.fill_(0.7)
+        smaller.gate.fill_(0.7)
+    torch.testing.assert_close(smaller(x), model(x))
+
+
+def test_a_buffer_that_is_zero_is_a_mask():
+    model = Gated(torch.tanh)
+    del model.gate
+    model.register_buffer("gate", torch.zeros(1))
+    compaction = Compaction(model, optimizer_without(model, {}), torch.randn(4, 6))
+    assert compaction.model.branch.weight.shape[0] == 1
+
+
+class Scaled(nn.Module):
+    """A branch with a scale for each channel that begins at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.scale = nn.Parameter(torch.zeros(8))
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.scale.tanh() * self.first(x))
+
+
+def test_live_channels_stay_under_scales_that_begin_at_zero():
+    model = Scaled()
+    model.first.bias.data[2] = 0
+    smaller = compact(model, optimizer_without(model, {"first": [2]}), torch.randn(4, 6))
+    assert smaller.first.weight.shape == (7, 6)
+    assert smaller.scale.shape == (7,)
+
+
+def test_a_slope_that_all_channels_share_has_its_gradient_of_constants_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 3))
+    model[0].bias.data[:3] = torch.tensor([-0.5, 0.0, 0.0])
+    x = torch.randn(4, 6)
+    smaller = compact(model, optimizer_without(model, {"0": [0, 1, 2]}), x)
+    assert smaller[0].weight.shape == (6, 6)
+    for one in (model, smaller):
+        one.zero_grad()
+        one(x).sin().sum().backward()
+    torch.testing.assert_close(smaller[1].weight.grad, model[1].weight.grad)
+
+
+class GrownLater(nn.Module):
+    """A weight that is transposed, and of which a live entry is zero at the moment."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.middle = nn.Linear(8, 4, bias=False)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last(x @ self.middle.weight.t())
+
+
+def test_a_live_weight_that_is_zero_at_the_moment_counts_where_it_is_transposed():
+    model = GrownLater()
+    masks = {
+        f"{name}.weight": torch.ones(layer.weight.shape, dtype=torch.bool)
+        for name, layer in model.named_children()
+    }
+    masks["middle.weight"][0] = False
+    masks["middle.weight"][0, 2] = True
+    optimizer = static(model, masks)
+    model.middle.weight.data[0, 2] = 0
+    x = torch.randn(4, 6)
+    smaller = compact(model, optimizer, x)
+    for one in (model, smaller):
+        one.zero_grad()
+        one(x).sin().sum().backward()
+    torch.testing.assert_close(smaller.middle.weight.grad[0, 2], model.middle.weight.grad[0, 2])
+
+
+def test_an_analysis_that_holds_for_one_input_only_is_noticed(monkeypatch):
+    """Whatever the analysis may get wrong: here it is told that all channels are constants."""
+    model = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 3))
+
+    def wrong(labelling, tensors, live, inputs):
+        hidden = model[0](torch.full((1, 1), -1.0)).detach()[0]
+        values = {1: torch.zeros(1), 4: hidden}
+        sizes = [len(found.atoms) for found in labelling.contractions]
+        return [Constants(torch.ones(n, dtype=torch.bool), values[n]) for n in sizes]
+
+    monkeypatch.setattr(pipeline, "find_constants", wrong)
+    with pytest.raises(CompactionError, match="off, of values up to"):
+        compact(model, optimizer_without(model), torch.full((2, 1), -1.0))

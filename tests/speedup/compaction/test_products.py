@@ -1,0 +1,129 @@
+"""Models that multiply matrices themselves: what goes, and how much is multiplied."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sparseopt import Compaction, RigLStruct, SparseOptimizer, compact, find_channel_groups
+from tests.speedup.masking import optimizer_without
+
+
+def plain(x, weight, bias):
+    return x @ weight + bias
+
+
+def added(x, weight, bias):
+    return torch.addmm(bias, x, weight)
+
+
+def from_the_left(x, weight, bias):
+    return (weight.t().contiguous() @ x.t()).t() + bias
+
+
+class Product(nn.Module):
+    def __init__(self, multiply):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.weight = nn.Parameter(torch.randn(8, 100))
+        self.bias = nn.Parameter(torch.zeros(100))
+        self.last = nn.Linear(100, 3)
+        self.multiply = multiply
+
+    def forward(self, x):
+        return self.last(self.multiply(self.first(x).relu(), self.weight, self.bias).relu())
+
+
+@pytest.mark.parametrize("multiply", [plain, added, from_the_left])
+def test_a_dropped_neuron_before_a_product_goes(multiply):
+    torch.manual_seed(0)
+    model = Product(multiply)
+    optimizer = optimizer_without(model, {"first": [1, 3, 5]})
+    nn.init.constant_(model.first.bias, -1.0)
+    x = torch.randn(4, 6)
+    smaller = compact(model, optimizer, x)
+    assert smaller.weight.shape == (5, 100)
+    torch.testing.assert_close(smaller(x), model(x))
+
+
+class FromTheLeft(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.middle = nn.Linear(8, 10, bias=False)
+        self.last = nn.Linear(10, 3)
+
+    def forward(self, x):
+        return self.last((self.middle.weight @ self.first(x).relu().t()).t().relu())
+
+
+def test_rows_and_columns_of_a_left_factor_go():
+    torch.manual_seed(0)
+    model = FromTheLeft()
+    optimizer = optimizer_without(model, {"middle": [0, 1, 2]}, {"middle": [0, 1]})
+    x = torch.randn(4, 6)
+    compaction = Compaction(model, optimizer, x)
+    assert compaction.model.middle.weight.shape == (7, 6)
+    torch.testing.assert_close(compaction.model(x), model(x))
+    for one in (model, compaction.model):
+        one.zero_grad()
+        one(x).sin().sum().backward()
+    kept = model.middle.weight.grad[3:, 2:]
+    torch.testing.assert_close(compaction.model.middle.weight.grad, kept)
+    assert compaction.report.flops_ratio == (6 * 6 + 7 * 6 + 3 * 7) / (8 * 6 + 10 * 8 + 3 * 10)
+
+
+@pytest.mark.parametrize("multiply", [plain, added])
+def test_multiplications_are_those_of_the_shapes(multiply):
+    model = Product(multiply)
+    optimizer = optimizer_without(model, {"first": [4, 5, 6, 7]})
+    nn.init.constant_(model.first.bias, -1.0)
+    report = Compaction(model, optimizer, torch.randn(4, 6)).report
+    assert {layer.name: layer.multiplications for layer in report.layers} == {
+        "first.weight": 4, "weight": 4, "last.weight": 4
+    }  # fmt: skip
+    assert report.flops_ratio == (24 + 400 + 300) / (48 + 800 + 300)
+
+
+def test_multiplications_of_convolutions_are_those_of_their_places():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 2, stride=2), nn.Conv2d(6, 5, 3, stride=2)
+    )
+    report = Compaction(model, optimizer_without(model), torch.randn(2, 3, 6, 6)).report
+    counts = [layer.multiplications for layer in report.layers]
+    assert counts == [2 * 4 * 4, 2 * 4 * 4, 2 * 3 * 3]
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.embed = nn.Conv2d(16, 16, 1)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.last = nn.Linear(16, 5)
+
+    def forward(self, x):
+        tokens = self.embed(self.stem(x)).flatten(2).transpose(1, 2)
+        return self.last(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
+def test_before_attention_of_torch_all_goes_but_its_inputs():
+    torch.manual_seed(0)
+    model = Attending()
+    x, labels = torch.randn(4, 3, 6, 6), torch.arange(4)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    method = RigLStruct(groups=find_channel_groups(model, x))
+    optimizer = SparseOptimizer(
+        inner, model, density=0.3, init={}, method=method, total_steps=100, delta_t=5
+    )
+    for _ in range(6):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+    smaller = compact(model, optimizer)
+    assert smaller.stem[0].out_channels < 16
+    assert smaller.embed.out_channels == 16
+    for mode in (False, True):
+        expected = copy.deepcopy(model).train(mode)(x)
+        torch.testing.assert_close(copy.deepcopy(smaller).train(mode)(x), expected)

@@ -1,0 +1,78 @@
+"""Constants go into the bias of the module that sums, or nowhere."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sparseopt import Compaction
+from tests.speedup.masking import optimizer_without, static
+
+
+def agrees(model, compaction):
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(compaction.model(x), model(x))
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, of which the second one is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused, self.used = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.used.weight = self.unused.weight
+        self.first = nn.Linear(6, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.used(self.first(x).sigmoid()).relu())
+
+
+def test_a_tied_weight_takes_no_constants_into_the_bias_of_another_module():
+    model = Tied()
+    masks = {
+        f"{name}.weight": torch.ones(layer.weight.shape, dtype=torch.bool)
+        for name, layer in model.named_children()
+        if name != "used"
+    }
+    masks["first.weight"][:2] = False
+    compaction = Compaction(model, static(model, masks), torch.randn(4, 6))
+    agrees(model, compaction)
+    torch.testing.assert_close(compaction.model.unused.bias, model.unused.bias)
+
+
+class TiedBias(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.second = nn.Linear(8, 8)
+        self.third = nn.Linear(8, 8)
+        self.third.bias = self.second.bias
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x).sigmoid()).relu())
+
+
+def test_a_tied_bias_takes_no_constants():
+    model = TiedBias()
+    compaction = Compaction(model, optimizer_without(model, {"first": [0, 1]}), torch.randn(4, 6))
+    agrees(model, compaction)
+
+
+class TakenOut(nn.Module):
+    """forward() multiplies by a layer's weight, and does without its bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.second = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return F.linear(self.first(x).sigmoid(), self.second.weight)
+
+
+def test_a_weight_that_forward_takes_out_of_its_layer_takes_no_constants():
+    model = TakenOut()
+    compaction = Compaction(model, optimizer_without(model, {"first": [0, 1]}), torch.randn(4, 6))
+    agrees(model, compaction)
+    reasons = [one.reason for one in compaction.report.remaining if one.name == "first.weight"]
+    assert "has no bias of its own to put it in" in reasons[0]

@@ -1,0 +1,98 @@
+"""Fresh filters in dropped channels: they give an update step its gradients, and change nothing."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.support.channel_runs import HALF, SETTINGS, wrapped
+from tests.support.training import backward, loss_of, train, train_step
+
+
+def test_without_fresh_filters_dropped_channels_have_no_gradient_at_all():
+    """This is why they are put there."""
+    model, optimizer = wrapped(**HALF)
+    train(model, optimizer, 4)
+    plain = copy.deepcopy(model)
+    backward(plain, 5)
+    for name, p in plain.named_parameters():
+        if name in optimizer.masks:
+            assert not p.grad[~optimizer.masks[name]].any(), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fresh_filters_do_not_change_what_the_model_computes(training):
+    model, optimizer = wrapped(**HALF)
+    train(model, optimizer, 5)
+    assert optimizer.is_update_step
+    before = copy.deepcopy(model)
+    optimizer.zero_grad()
+    loss_of(model, 6).backward()
+    assert any(layer.weight[~layer.mask].any() for layer in optimizer.layers), (
+        "no fresh filter was put anywhere"
+    )
+    x = torch.randn(8, 3, 6, 6)
+    for net in (before, model):
+        net.train(training)
+    if not training:
+        # What a training pass does to the statistics of live channels is the same, too.
+        loss_of(before.train(), 6)
+        before.eval()
+    with torch.no_grad():
+        assert torch.equal(model(x), before(x))
+    for name, p in before.named_parameters():
+        if name in optimizer.masks:
+            p.grad = None
+    backward(before.train(), 6)
+    for name, p in before.named_parameters():
+        mask = optimizer.masks.get(name, torch.ones_like(p, dtype=torch.bool))
+        mine = dict(model.named_parameters())[name].grad
+        torch.testing.assert_close(mine[mask], p.grad[mask])
+
+
+def test_only_the_training_pass_of_an_update_step_puts_fresh_filters():
+    model, optimizer = wrapped(**HALF)
+
+    def is_zero():
+        return not any(layer.weight[~layer.mask].any() for layer in optimizer.layers)
+
+    train(model, optimizer, 4)
+    loss_of(model, 5)
+    assert is_zero()
+    train_step(model, optimizer, 5)
+    assert optimizer.is_update_step
+    with torch.no_grad():
+        loss_of(model, 6)
+    assert is_zero()
+    model.eval()
+    loss_of(model, 6)
+    assert is_zero()
+    model.train()
+    loss_of(model, 6)
+    assert not is_zero()
+    train_step(model, optimizer, 6)
+    assert is_zero()
+
+
+def test_micro_batches_of_a_step_see_the_same_fresh_filters():
+    model, optimizer = wrapped(**HALF)
+    train(model, optimizer, 2)
+    loss_of(model, 3).backward()
+    first = {layer.name: layer.weight.detach().clone() for layer in optimizer.layers}
+    loss_of(model, 4).backward()
+    for layer in optimizer.layers:
+        assert torch.equal(layer.weight, first[layer.name])
+    optimizer.step()
+    assert optimizer.history[-1].grown > 0
+
+
+def test_what_an_update_step_put_into_dropped_channels_goes_with_detach():
+    model, optimizer = wrapped()
+    train(model, optimizer, SETTINGS["delta_t"] - 1)
+    masks = optimizer.masks
+    optimizer.zero_grad()
+    loss_of(model, 9).backward()
+    parameters = dict(model.named_parameters())
+    assert any(parameters[name][~mask].any() for name, mask in masks.items())
+    optimizer.detach()
+    assert not any(parameters[name][~mask].any() for name, mask in masks.items())
