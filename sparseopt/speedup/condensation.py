@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.speedup.equivalence import disagreement
-from sparseopt.speedup.timing import (
+from sparseopt.speedup.linear_implementations import (
     dense_implementations,
     median_seconds,
     sparse_implementations,

@@ -15,7 +15,7 @@ from sparseopt import (
     SparseOptimizer,
     condense,
 )
-from sparseopt.speedup.timing import dense_implementations, median_seconds
+from sparseopt.speedup.linear_implementations import dense_implementations, median_seconds
 from tests.speedup.masking import optimizer_without, static
 
 
