@@ -62,7 +62,7 @@ _FLAGS = (
 
 
 class BuildError(RuntimeError):
-    """The compiler is not there or refused; the message is what it said."""
+    """The compiler is not there, or it failed; the message is one line."""
 
 
 def find_compiler() -> str | None:
@@ -90,9 +90,7 @@ def prebuilt_path(variant: str) -> Path:
     return PREBUILT / f"{variant}-{source_hash()}.so"
 
 
-def compile_variant(
-    variant: str, compiler: str, destination: Path, flags: tuple[str, ...] = ()
-) -> None:
+def compile_variant(variant: str, compiler: str, destination: Path) -> None:
     """Compile the kernels for one instruction set.
 
     The file appears whole or not at all.
@@ -101,7 +99,6 @@ def compile_variant(
         variant: An instruction set of :data:`VARIANTS`.
         compiler: A command, as :func:`find_compiler` gives it.
         destination: The shared library to write.
-        flags: More flags, which come last.
 
     Raises:
         BuildError: The compiler could not be started, or it failed.
@@ -113,7 +110,6 @@ def compile_variant(
             *shlex.split(compiler),
             *_FLAGS,
             *_INSTRUCTIONS[variant],
-            *flags,
             str(SOURCES / "kernels.cpp"),
             "-o",
             str(scratch),
@@ -123,9 +119,15 @@ def compile_variant(
         except OSError as error:
             raise BuildError(f"{compiler} could not be started: {error}") from error
         if result.returncode:
-            said = result.stderr.strip() or f"exit status {result.returncode}"
-            raise BuildError(f"{compiler} failed: {said}")
+            logger.info("%s", result.stderr)
+            raise BuildError(f"{compiler} failed: {_first_error(result)}")
         scratch.replace(destination)
+
+
+def _first_error(result: subprocess.CompletedProcess[str]) -> str:
+    """One line that says what a compiler stumbled over."""
+    lines = result.stderr.splitlines() or [f"exit status {result.returncode}"]
+    return next((line for line in lines if "error" in line), lines[-1]).strip()
 
 
 def compiled(variant: str) -> Path:

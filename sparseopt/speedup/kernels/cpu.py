@@ -6,6 +6,8 @@ from pathlib import Path
 
 __all__ = ["supported_variants"]
 
+CPUINFO = Path("/proc/cpuinfo")
+
 # The names are those of the Linux kernel.
 _NEEDED: dict[str, frozenset[str]] = {
     "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}),
@@ -23,7 +25,7 @@ def supported_variants(candidates: dict[str, tuple[str, ...]]) -> tuple[str, ...
     """
     if sys.platform != "linux":
         return ()
-    flags = _flags(Path("/proc/cpuinfo"))
+    flags = _flags(CPUINFO)
     return tuple(v for v in candidates.get(platform.machine(), ()) if _NEEDED[v] <= flags)
 
 

@@ -27,14 +27,15 @@ __all__ = [
     "linear_input",
     "linear_values",
     "live_values",
+    "plain_call",
     "scatter_values",
 ]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _plain_call(args: Sequence[Any]) -> bool:
-    """Whether nobody looks into this call: no compiler, no mode, no transform, no subclass."""
+def plain_call(args: Sequence[Any]) -> bool:
+    """Whether nobody looks into a call: no compiler, no mode, no transform, no subclass."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -73,7 +74,9 @@ def _operator(
     )
 
     def operator(*args: Any) -> Tensor:
-        if not _plain_call(args):
+        if torch._C._are_functorch_transforms_active():  # they know autograd.Function alone
+            return function.apply(*args)  # type: ignore[attr-defined, no-any-return]
+        if not plain_call(args):
             return registered(*args)  # type: ignore[no-any-return]
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return function.apply(*args)  # type: ignore[attr-defined, no-any-return]
@@ -84,6 +87,10 @@ def _operator(
 
 def _wanted(ctx: Any, index: int, make: Callable[[], Tensor]) -> Tensor | None:
     return make() if ctx.needs_input_grad[index] else None
+
+
+def _sum(grad: Tensor, dims: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return grad.sum(dims, dtype=torch.float32).to(dtype)
 
 
 def _remember_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -126,7 +133,7 @@ def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (
         _wanted(ctx, 0, lambda: conv2d_input(grad, values, lists, ctx.layout, x.shape[2:])),
         _wanted(ctx, 1, lambda: conv2d_values(x, grad, lists, ctx.layout)),
-        _wanted(ctx, 2, lambda: grad.float().sum((0, 2, 3)).to(ctx.bias_dtype)),
+        _wanted(ctx, 2, lambda: _sum(grad, (0, 2, 3), ctx.bias_dtype)),
         None,
         None,
     )
@@ -137,7 +144,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (
         _wanted(ctx, 0, lambda: linear_input(grad, values, lists, ctx.layout)),
         _wanted(ctx, 1, lambda: linear_values(x, grad, lists, ctx.layout)),
-        _wanted(ctx, 2, lambda: grad.float().flatten(0, -2).sum(0).to(ctx.bias_dtype)),
+        _wanted(ctx, 2, lambda: _sum(grad.reshape(-1, grad.shape[-1]), (0,), ctx.bias_dtype)),
         None,
         None,
     )

@@ -82,7 +82,8 @@ def _autocast(x: Tensor) -> Tensor:
 def _values(weight: Tensor, dtype: torch.dtype, lists: LiveLists) -> Tensor:
     """The live weights: gathered at every call while training, remembered otherwise."""
     training = torch.is_grad_enabled() and weight.requires_grad
-    if training or weight.is_inference() or torch.compiler.is_compiling():
+    # An inference tensor has no version that would tell of a write.
+    if training or not ops.plain_call((weight,)) or weight.is_inference():
         return ops.live_values(weight, lists.tensor, lists.layout)
     return lists.remembered(
         (weight.data_ptr(), weight._version, dtype),
