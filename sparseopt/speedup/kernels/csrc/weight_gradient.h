@@ -6,7 +6,7 @@
 
 constexpr int MAX_PARTS = 8;
 constexpr int64_t MAX_PARTIAL_SUMS = 4 << 20;  // of all parts together: 16 MB
-constexpr int64_t CHUNK = 64;                  // lines of a dot product before its lanes are added
+constexpr int64_t CHUNK = 48;                  // lines of a dot product before its lanes are added
 
 // work(part, parts, first output, last output, sums of all live weights)
 template <class Work>
