@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparseopt.speedup.kernels.formats import count_live, layer_struct
-from sparseopt.speedup.kernels.library import library, threads
+from sparseopt.speedup.kernels.library import library, raise_if, threads
 
 __all__ = [
     "conv2d",
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 DTYPES = (torch.float32, torch.bfloat16)
+_ACCESS = 16  # multiply-adds in the time of one scattered access to memory
 
 
 def kernel_layout(x: Tensor) -> Tensor:
@@ -70,16 +71,15 @@ def live_values(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
         raise ValueError(f"weight must have the shape {shape}, not {tuple(weight.shape)}")
     live = count_live(lists, layout)
     values = weight.new_empty(live, dtype=torch.float32)
-    library().sparseopt_gather(
-        lists.data_ptr(),
-        live,
-        layer_struct(layout),
+    failed = library().sparseopt_gather(
+        *_lists(lists, layout),
         weight.data_ptr(),
         _strides(weight),
         weight.dtype is torch.bfloat16,
         values.data_ptr(),
-        threads(),
+        threads(live * _ACCESS),
     )
+    raise_if(failed)
     return values
 
 
@@ -95,16 +95,15 @@ def scatter_values(
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     dense = torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format).zero_()
     values = values.float().contiguous()
-    library().sparseopt_scatter(
-        lists.data_ptr(),
-        count_live(lists, layout),
-        layer_struct(layout),
+    failed = library().sparseopt_scatter(
+        *_lists(lists, layout),
         values.data_ptr(),
         _strides(dense),
         dtype is torch.bfloat16,
         dense.data_ptr(),
-        threads(),
+        threads(values.shape[0] * _ACCESS),
     )
+    raise_if(failed)
     return dense
 
 
@@ -130,9 +129,9 @@ def conv2d(
             None if bias is None else bias.data_ptr(),
             y.data_ptr(),
             x.dtype is torch.bfloat16,
-            threads(),
+            threads(count_live(lists, layout) * (y.numel() // layout[0])),
         )
-        _raise_if(failed)
+        raise_if(failed)
     return y
 
 
@@ -152,9 +151,9 @@ def conv2d_input(
             values.data_ptr(),
             result.data_ptr(),
             grad.dtype is torch.bfloat16,
-            threads(),
+            threads(count_live(lists, layout) * (grad.numel() // layout[0])),
         )
-        _raise_if(failed)
+        raise_if(failed)
     return result
 
 
@@ -172,9 +171,9 @@ def conv2d_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
             grad.data_ptr(),
             result.data_ptr(),
             x.dtype is torch.bfloat16,
-            threads(),
+            threads(count_live(lists, layout) * (grad.numel() // layout[0])),
         )
-        _raise_if(failed)
+        raise_if(failed)
     return result
 
 
@@ -195,9 +194,9 @@ def linear(
             None if bias is None else bias.data_ptr(),
             y.data_ptr(),
             x.dtype is torch.bfloat16,
-            threads(),
+            threads(count_live(lists, layout) * (x.numel() // layout[1])),
         )
-        _raise_if(failed)
+        raise_if(failed)
     return y
 
 
@@ -215,9 +214,9 @@ def linear_input(grad: Tensor, values: Tensor, lists: Tensor, layout: Sequence[i
             values.data_ptr(),
             result.data_ptr(),
             grad.dtype is torch.bfloat16,
-            threads(),
+            threads(count_live(lists, layout) * (grad.numel() // layout[0])),
         )
-        _raise_if(failed)
+        raise_if(failed)
     return result
 
 
@@ -235,9 +234,9 @@ def linear_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
             grad.data_ptr(),
             result.data_ptr(),
             x.dtype is torch.bfloat16,
-            threads(),
+            threads(count_live(lists, layout) * (x.numel() // layout[1])),
         )
-        _raise_if(failed)
+        raise_if(failed)
     return result
 
 
@@ -287,8 +286,3 @@ def _sizes(x: Sequence[int], out: Sequence[int]) -> ctypes.Array[ctypes.c_int]:
 def _strides(weight: Tensor) -> ctypes.Array[ctypes.c_int64]:
     strides = weight.stride()
     return (ctypes.c_int64 * 4)(*strides, *(0,) * (4 - len(strides)))
-
-
-def _raise_if(failed: int) -> None:
-    if failed:
-        raise MemoryError("there is no memory for the scratch of the sparse kernels")

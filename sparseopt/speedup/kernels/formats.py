@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sparseopt.speedup.kernels.library import library
+from sparseopt.speedup.kernels.library import library, raise_if
 
 __all__ = ["LiveLists", "count_live", "layer_struct"]
 
 _TAPS = 1 << 12
 _CHANNELS = 1 << 20
 _LARGEST = 2**31 - 1
+_NO_PLACES = 2  # what the library says of positions
 
 
 @functools.lru_cache(maxsize=4096)
@@ -131,13 +132,15 @@ class LiveLists:
         live = positions.shape[0]
         # Always a new tensor: a graph that waits for its backward pass keeps the old lists.
         tensor = torch.empty(_fixed_size(self.layout) + 3 * live, dtype=torch.int32)
-        if not library().sparseopt_build(
-            positions.data_ptr(), live, layer_struct(self.layout), tensor.data_ptr()
-        ):
+        failed = library().sparseopt_build(
+            positions.data_ptr(), tensor.data_ptr(), live, layer_struct(self.layout)
+        )
+        if failed == _NO_PLACES:
             raise ValueError(
                 f"positions must ascend and lie within the {torch.Size(self.shape).numel()} "
                 f"weights of the shape {self.shape}"
             )
+        raise_if(failed)
         self.tensor, self.version, self._cached = tensor, version, None
 
     def remembered(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:

@@ -13,9 +13,11 @@ import torch
 from sparseopt.speedup.kernels import build
 from sparseopt.speedup.kernels.cpu import supported_variants
 
-__all__ = ["available", "library", "threads", "variant", "why_not"]
+__all__ = ["available", "library", "raise_if", "threads", "variant", "why_not"]
 
 logger = logging.getLogger("sparseopt")
+
+WORK_OF_A_THREAD = 500_000  # multiply-adds: some ten microseconds
 
 _INTERFACE = 1
 _OFF = {"0", "off", "false", "no"}
@@ -23,10 +25,10 @@ _OFF = {"0", "off", "false", "no"}
 _pointer, _int, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _LISTS = (_pointer, _long, _pointer)
 # One line for each function of kernels.cpp: the type of its result, then of its arguments.
-_SIGNATURES: dict[str, tuple[type | None, ...]] = {
-    "sparseopt_build": (_int, _pointer, _long, _pointer, _pointer),
-    "sparseopt_gather": (None, *_LISTS, _pointer, _pointer, _int, _pointer, _int),
-    "sparseopt_scatter": (None, *_LISTS, _pointer, _pointer, _int, _pointer, _int),
+_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "sparseopt_build": (_int, _pointer, *_LISTS),
+    "sparseopt_gather": (_int, *_LISTS, _pointer, _pointer, _int, _pointer, _int),
+    "sparseopt_scatter": (_int, *_LISTS, _pointer, _pointer, _int, _pointer, _int),
     "sparseopt_conv2d": (_int, *_LISTS, *[_pointer] * 5, _int, _int),
     "sparseopt_conv2d_input": (_int, *_LISTS, *[_pointer] * 4, _int, _int),
     "sparseopt_conv2d_values": (_int, *_LISTS, *[_pointer] * 4, _int, _int),
@@ -129,9 +131,24 @@ def library() -> ctypes.CDLL:
 _IMPORTED_BY = os.getpid()
 
 
-def threads() -> int:
+def threads(work: int) -> int:
     """How many threads a call may use: as many as torch uses, and one in a forked process.
 
     A forked child has the parent's OpenMP state and none of its threads: more than one hangs.
+
+    Args:
+        work: Multiply-adds of the call. Few of them are not worth waking many threads.
     """
-    return torch.get_num_threads() if os.getpid() == _IMPORTED_BY else 1
+    if os.getpid() != _IMPORTED_BY:
+        return 1
+    return max(1, min(torch.get_num_threads(), work // WORK_OF_A_THREAD))
+
+
+def raise_if(failed: int) -> None:
+    """Raise what a function of the library reports.
+
+    Raises:
+        MemoryError: There is no memory for its scratch.
+    """
+    if failed:
+        raise MemoryError("there is no memory for the scratch of the sparse kernels")

@@ -67,6 +67,7 @@ def test_without_kernels_calls_say_why(fresh):
         library.library()
 
 
+@pytest.mark.slow
 @needs_processor
 @needs_compiler
 def test_the_environment_chooses_an_instruction_set():
@@ -129,6 +130,7 @@ def test_a_file_that_is_no_library_is_a_sentence(fresh):
     assert "could not be loaded" in kernels.why_not()
 
 
+@pytest.mark.slow
 @needs_processor
 @needs_compiler
 def test_a_prebuilt_binary_needs_no_compiler(fresh, caplog):
@@ -140,6 +142,7 @@ def test_a_prebuilt_binary_needs_no_compiler(fresh, caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 @needs_processor
 @needs_compiler
 def test_the_first_use_compiles_once_and_says_so(fresh, caplog):

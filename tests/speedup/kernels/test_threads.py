@@ -1,6 +1,7 @@
 """Threads: the same bits for any number, calls at the same time, forks, one OpenMP runtime."""
 
 import concurrent.futures
+import functools
 import hashlib
 import itertools
 import multiprocessing
@@ -14,14 +15,15 @@ import pytest
 import torch
 
 from sparseopt.speedup import kernels
-from sparseopt.speedup.kernels import calls
+from sparseopt.speedup.kernels import calls, library
 from tests.speedup.kernels.dense import lists_of, needs_kernels
 
 pytestmark = needs_kernels
 
 
 @pytest.fixture
-def set_threads():
+def set_threads(monkeypatch):
+    monkeypatch.setattr(library, "WORK_OF_A_THREAD", 1)  # small tests use many, too
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -133,10 +135,10 @@ def test_one_openmp_runtime_is_in_the_process():
 
 
 def test_a_call_uses_as_many_threads_as_torch(set_threads):
-    from sparseopt.speedup.kernels.library import threads
-
+    threads = functools.partial(library.threads, 10**9)
     set_threads(3)
     assert threads() == 3
+    assert library.threads(1) == 1
     pid = os.fork() if hasattr(os, "fork") else None
     if pid == 0:
         os._exit(threads())

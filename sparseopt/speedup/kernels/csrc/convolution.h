@@ -17,7 +17,7 @@ template <class E> struct Scratch {
 };
 
 template <class E> struct Pass {
-  const Grid& grid;
+  const Grid grid;        // empty in linear layers
   const int32_t* rows;    // of the lists of this pass, phase after phase of the destination
   const uint32_t* codes;
   const E* weights;       // in the order of `codes`
@@ -84,7 +84,8 @@ static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int ro
   using L = Line<E>;
   const Grid& g = pass.grid;
   const int64_t samples = item.samples, row_size = g.packed_columns * samples;
-  const int64_t plane = g.plane() * samples, out_plane = (int64_t)g.out_height * g.out_width * g.batch;
+  const int64_t plane = g.plane() * samples;
+  const int64_t out_plane = (int64_t)g.out_height * g.out_width * g.batch;
   const int64_t* tap_offset = g.tap_offset.data();
   const int32_t* rows = pass.rows + (int64_t)item.phase * g.out;
   auto at = [&](int64_t k) __attribute__((always_inline)) {
@@ -97,7 +98,8 @@ static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int ro
   for (int o = item.out0; o < item.out1; o++) {
     Floats sum[LINES][L::sums];
     const Floats bias = broadcast(pass.bias ? pass.bias[o] : 0.f);
-    UNROLL for (int t = 0; t < LINES; t++) UNROLL for (int i = 0; i < L::sums; i++) sum[t][i] = bias;
+    UNROLL for (int t = 0; t < LINES; t++)
+      UNROLL for (int i = 0; i < L::sums; i++) sum[t][i] = bias;
     accumulate<E, LINES, ROWS>(sum, scratch + row * row_size + start, row_size, at, pass.weights,
                                rows[o], rows[o + 1]);
     E* out = pass.out + o * out_plane;
@@ -118,8 +120,8 @@ template <class E, int LINES, int ROWS>
 static void tiles(const Pass<E>& pass, const Item& item, const E* scratch) {
   const Grid& g = pass.grid;
   const int64_t width = (int64_t)g.columns * item.samples;
-  const int64_t length = ROWS > 1 ? width
-                                  : (int64_t)(item.rows - 1) * g.packed_columns * item.samples + width;
+  const int64_t above = (int64_t)(item.rows - 1) * g.packed_columns * item.samples;
+  const int64_t length = ROWS > 1 ? width : above + width;
   for (int row = 0; row < (ROWS > 1 ? item.rows : 1); row += ROWS)
     for (int64_t q = 0; q < length; q += LINES / ROWS * Line<E>::elements)
       tile<E, LINES, ROWS>(pass, item, scratch, row, q);

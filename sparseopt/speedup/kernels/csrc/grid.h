@@ -35,7 +35,7 @@ struct Grid {
   int64_t plane() const { return (int64_t)phases_h * phases_w * packed_rows * packed_columns; }
   int64_t packed(int samples) const { return channels * plane() * samples; }
   // The last lines may reach behind the last pixel: by a tile, and by rows of a tile of four.
-  int64_t slack(int samples) const { return (int64_t)packed_columns * samples * 4 + 16 * 2 * LANES; }
+  int64_t slack(int samples) const { return (int64_t)packed_columns * samples * 4 + 32 * LANES; }
 };
 
 constexpr int64_t CACHE_BYTES = 700000;  // most of a second-level cache
@@ -121,9 +121,9 @@ static void pack(const E* source, E* scratch, const Grid& g, int sample0, int sa
             continue;
           }
           E* to = scratch + (int64_t)first * samples;
-          const E* from = source + sample0 +
-              ((int64_t)(c * (int64_t)g.height + row) * g.width + first * g.step_w - offset) * g.batch;
-          const int count = last - first;
+          const int count = last - first, column = first * g.step_w - offset;
+          const int64_t place = ((int64_t)c * g.height + row) * g.width + column;
+          const E* from = source + place * g.batch + sample0;
           memset(scratch, 0, sizeof(E) * first * samples);
           memset(scratch + (int64_t)last * samples, 0,
                  sizeof(E) * (g.packed_columns - last) * samples);

@@ -41,7 +41,8 @@ INLINE void turn(const E* from, int64_t from_row, int rows, int columns, E* to, 
     UNROLL for (int a = 0; a < LANES; a++) {
       const int row = TO_LINES ? a * pieces + i : i * LANES + a;
       if (WHOLE) store(to + row * to_row, x[i][a]);
-      else if (row < columns) memcpy(to + row * to_row, &x[i][a], sizeof(E) * (TO_LINES ? side : rows));
+      else if (row < columns)
+        memcpy(to + row * to_row, &x[i][a], sizeof(E) * (TO_LINES ? side : rows));
     }
 }
 
@@ -68,7 +69,8 @@ static void pack_tokens(const E* x, int64_t row, int tokens, int features, E* sc
 }
 
 template <class E, int LINES>
-static void multiply(const Pass<E>& pass, const E* x, int64_t tokens, int in, int out, int threads) {
+static void multiply(const Pass<E>& pass, const E* x, int64_t tokens, int in, int out,
+                     int threads) {
   using L = Line<E>;
   constexpr int side = L::elements, size = LINES * side;
   const int64_t blocks = (tokens + size - 1) / size, groups = (out + side - 1) / side;
@@ -124,7 +126,8 @@ static void linear_weight_gradient(const Lists& lists, const E* input, const E* 
   const int64_t lines = std::min({CHUNK, affordable, (tokens + side - 1) / side});
   const int64_t size = lines * side, blocks = (tokens + size - 1) / size;
   Scratch<E> inputs(in * size, threads), gradients(side * size, threads);
-  in_parts(lists, out, blocks, grad, threads, [&](int part, int parts, int o0, int o1, float* sums) {
+  in_parts(lists, out, blocks, grad, threads,
+           [&](int part, int parts, int o0, int o1, float* sums) {
     E *x = inputs.of_this_thread(), *dy = gradients.of_this_thread();
     auto at = [&](int64_t k) __attribute__((always_inline)) {
       return (int64_t)(lists.codes[k] >> TAP_BITS) * size;

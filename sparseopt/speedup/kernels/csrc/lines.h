@@ -1,6 +1,6 @@
-// The two number formats. A "line" is what one step of the inner loop takes from memory: one vector
-// of floats, or one vector of pairs of bfloat16. Sums are always float: a line of bfloat16 needs two
-// vectors of sums, one for the even and one for the odd elements.
+// The two number formats. A "line" is what one step of the inner loop takes from memory: one
+// vector of floats, or one of pairs of bfloat16. Sums are always float: a line of bfloat16 needs
+// two vectors of sums, one for the even and one for the odd elements.
 #pragma once
 #include "vectors.h"
 

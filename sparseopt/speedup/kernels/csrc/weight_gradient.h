@@ -10,7 +10,8 @@ constexpr int64_t CHUNK = 48;                  // lines of a dot product before 
 
 // work(part, parts, first output, last output, sums of all live weights)
 template <class Work>
-static void in_parts(const Lists& lists, int out, int64_t items, float* grad, int threads, Work work) {
+static void in_parts(const Lists& lists, int out, int64_t items, float* grad, int threads,
+                     Work work) {
   const int64_t live = lists.live;
   const int affordable = std::max<int64_t>(1, MAX_PARTIAL_SUMS / std::max<int64_t>(live, 1));
   const int parts = std::max<int64_t>(1, std::min<int64_t>({MAX_PARTS, affordable, items}));
