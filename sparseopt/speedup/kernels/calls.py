@@ -1,0 +1,288 @@
+"""The kernels on tensors, without autograd: shapes are checked here, then C++ computes.
+
+Everywhere, ``lists`` and ``layout`` are the ``tensor`` and the ``layout`` of a
+:class:`~sparseopt.speedup.kernels.formats.LiveLists`. ``values`` are the live weights in row-major
+order: 1-D, float32, rounded to bfloat16 where the input is bfloat16. Sums are float32 always.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparseopt.speedup.kernels.formats import count_live, layer_struct
+from sparseopt.speedup.kernels.library import library, raise_if, threads
+
+__all__ = [
+    "conv2d",
+    "conv2d_input",
+    "conv2d_values",
+    "empty_map",
+    "kernel_layout",
+    "linear",
+    "linear_input",
+    "linear_values",
+    "live_values",
+    "out_size",
+    "scatter_values",
+]
+
+DTYPES = (torch.float32, torch.bfloat16)
+_ACCESS = 16  # multiply-adds in the time of one scattered access to memory
+
+
+def kernel_layout(x: Tensor) -> Tensor:
+    """The tensor in the kernels' layout: logical (N, C, H, W) with strides (1, HWN, WN, N).
+
+    A tensor that lies like that already is returned as it is.
+    """
+    by_channel = x.permute(1, 2, 3, 0)
+    if by_channel.is_contiguous():
+        return x
+    return by_channel.contiguous().permute(3, 0, 1, 2)
+
+
+def empty_map(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+    """An uninitialised tensor in the kernels' layout, with the batch and dtype of another.
+
+    It is no view: operations in place may follow.
+    """
+    batch, (height, width) = like.shape[0], size
+    strides = (1, height * width * batch, width * batch, batch)
+    return like.new_empty_strided((batch, channels, height, width), strides)
+
+
+def out_size(size: Sequence[int], layout: Sequence[int]) -> tuple[int, int]:
+    """Height and width of a convolution's output."""
+    _, _, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = layout
+    return (
+        (size[0] + 2 * pad_h - (kernel_h - 1) * dilation_h - 1) // stride_h + 1,
+        (size[1] + 2 * pad_w - (kernel_w - 1) * dilation_w - 1) // stride_w + 1,
+    )
+
+
+def live_values(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
+    """The live weights of a dense weight of any strides: float32, in row-major order."""
+    _check(weight, "weight")
+    out, channels, height, width = layout[:4]
+    shape = (out, channels, height, width) if weight.dim() == 4 else (out, channels)
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"weight must have the shape {shape}, not {tuple(weight.shape)}")
+    live = count_live(lists, layout)
+    values = weight.new_empty(live, dtype=torch.float32)
+    failed = library().sparseopt_gather(
+        *_lists(lists, layout),
+        weight.data_ptr(),
+        _strides(weight),
+        weight.dtype is torch.bfloat16,
+        values.data_ptr(),
+        threads(live * _ACCESS),
+    )
+    raise_if(failed)
+    return values
+
+
+def scatter_values(
+    values: Tensor,
+    lists: Tensor,
+    layout: Sequence[int],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """A dense tensor that has the values at the live places and zeros elsewhere."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    dense = torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format).zero_()
+    values = values.float().contiguous()
+    failed = library().sparseopt_scatter(
+        *_lists(lists, layout),
+        values.data_ptr(),
+        _strides(dense),
+        dtype is torch.bfloat16,
+        dense.data_ptr(),
+        threads(values.shape[0] * _ACCESS),
+    )
+    raise_if(failed)
+    return dense
+
+
+def conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, lists: Tensor, layout: Sequence[int]
+) -> Tensor:
+    """The convolution of ``x`` (N, C, H, W); the result is in the kernels' layout."""
+    _check_map(x, "x", layout[1])
+    size = out_size(x.shape[2:], layout)
+    if min(size) < 1:
+        raise ValueError(
+            f"x must be at least as large as the kernel with its dilation, not {tuple(x.shape[2:])}"
+        )
+    x = kernel_layout(x)
+    y = empty_map(x, layout[0], size)
+    values, bias = _values(values, x, lists, layout), _bias(bias, layout[0])
+    if y.numel():
+        failed = library().sparseopt_conv2d(
+            *_lists(lists, layout),
+            _sizes(x.shape, size),
+            x.data_ptr(),
+            values.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            x.dtype is torch.bfloat16,
+            threads(count_live(lists, layout) * (y.numel() // layout[0])),
+        )
+        raise_if(failed)
+    return y
+
+
+def conv2d_input(
+    grad: Tensor, values: Tensor, lists: Tensor, layout: Sequence[int], size: Sequence[int]
+) -> Tensor:
+    """The gradient of a convolution's input, whose maps have this (height, width)."""
+    _check_map(grad, "grad", layout[0])
+    grad = kernel_layout(grad)
+    result = empty_map(grad, layout[1], size)
+    values = _values(values, grad, lists, layout)
+    if result.numel():
+        failed = library().sparseopt_conv2d_input(
+            *_lists(lists, layout),
+            _sizes((*grad.shape[:2], *size), grad.shape[2:]),
+            grad.data_ptr(),
+            values.data_ptr(),
+            result.data_ptr(),
+            grad.dtype is torch.bfloat16,
+            threads(count_live(lists, layout) * (grad.numel() // layout[0])),
+        )
+        raise_if(failed)
+    return result
+
+
+def conv2d_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
+    """The gradients of a convolution's live weights: float32, in row-major order."""
+    _check_map(x, "x", layout[1])
+    _check_map(grad, "grad", layout[0])
+    x, grad = kernel_layout(x), kernel_layout(grad.to(x.dtype))
+    result = x.new_zeros(count_live(lists, layout), dtype=torch.float32)
+    if grad.numel():
+        failed = library().sparseopt_conv2d_values(
+            *_lists(lists, layout),
+            _sizes(x.shape, grad.shape[2:]),
+            x.data_ptr(),
+            grad.data_ptr(),
+            result.data_ptr(),
+            x.dtype is torch.bfloat16,
+            threads(count_live(lists, layout) * (grad.numel() // layout[0])),
+        )
+        raise_if(failed)
+    return result
+
+
+def linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, lists: Tensor, layout: Sequence[int]
+) -> Tensor:
+    """``x @ weight.T + bias`` for ``x`` (..., in)."""
+    _check_last(x, "x", layout[1])
+    x, bias = x.contiguous(), _bias(bias, layout[0])
+    y = x.new_empty((*x.shape[:-1], layout[0]))
+    values = _values(values, x, lists, layout)
+    if y.numel():
+        failed = library().sparseopt_linear(
+            *_lists(lists, layout),
+            x.numel() // layout[1],
+            x.data_ptr(),
+            values.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            x.dtype is torch.bfloat16,
+            threads(count_live(lists, layout) * (x.numel() // layout[1])),
+        )
+        raise_if(failed)
+    return y
+
+
+def linear_input(grad: Tensor, values: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
+    """The gradient of a linear layer's input, from ``grad`` (..., out)."""
+    _check_last(grad, "grad", layout[0])
+    grad = grad.contiguous()
+    result = grad.new_empty((*grad.shape[:-1], layout[1]))
+    values = _values(values, grad, lists, layout)
+    if result.numel():
+        failed = library().sparseopt_linear_input(
+            *_lists(lists, layout),
+            grad.numel() // layout[0],
+            grad.data_ptr(),
+            values.data_ptr(),
+            result.data_ptr(),
+            grad.dtype is torch.bfloat16,
+            threads(count_live(lists, layout) * (grad.numel() // layout[0])),
+        )
+        raise_if(failed)
+    return result
+
+
+def linear_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
+    """The gradients of a linear layer's live weights: float32, in row-major order."""
+    _check_last(x, "x", layout[1])
+    _check_last(grad, "grad", layout[0])
+    x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
+    result = x.new_zeros(count_live(lists, layout), dtype=torch.float32)
+    if x.numel():
+        failed = library().sparseopt_linear_values(
+            *_lists(lists, layout),
+            x.numel() // layout[1],
+            x.data_ptr(),
+            grad.data_ptr(),
+            result.data_ptr(),
+            x.dtype is torch.bfloat16,
+            threads(count_live(lists, layout) * (x.numel() // layout[1])),
+        )
+        raise_if(failed)
+    return result
+
+
+def _check(tensor: Tensor, name: str) -> None:
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32 or bfloat16, not {tensor.dtype}")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name} must be on the CPU, not on {tensor.device}")
+
+
+def _check_map(x: Tensor, name: str, channels: int) -> None:
+    _check(x, name)
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(f"{name} must have the shape (N, {channels}, H, W), not {tuple(x.shape)}")
+
+
+def _check_last(x: Tensor, name: str, features: int) -> None:
+    _check(x, name)
+    if x.dim() < 1 or x.shape[-1] != features:
+        raise ValueError(f"{name} must have the shape (..., {features}), not {tuple(x.shape)}")
+
+
+def _values(values: Tensor, x: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
+    """The values as the inner loops read them: in the number format of the input."""
+    live = count_live(lists, layout)
+    if values.shape != (live,):
+        raise ValueError(f"values must have the shape ({live},), not {tuple(values.shape)}")
+    return values.to(x.dtype).contiguous()
+
+
+def _bias(bias: Tensor | None, out: int) -> Tensor | None:
+    if bias is None:
+        return None
+    if bias.shape != (out,):
+        raise ValueError(f"bias must have the shape ({out},), not {tuple(bias.shape)}")
+    return bias.float().contiguous()
+
+
+def _lists(lists: Tensor, layout: Sequence[int]) -> tuple[int, int, ctypes.Array[ctypes.c_int]]:
+    return lists.data_ptr(), count_live(lists, layout), layer_struct(layout)
+
+
+def _sizes(x: Sequence[int], out: Sequence[int]) -> ctypes.Array[ctypes.c_int]:
+    return (ctypes.c_int * 5)(x[0], x[2], x[3], *out)
+
+
+def _strides(weight: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    strides = weight.stride()
+    return (ctypes.c_int64 * 4)(*strides, *(0,) * (4 - len(strides)))

@@ -1,0 +1,166 @@
+// Convolution: forward, gradient of the input (the same with the transposed lists), gradient of the
+// live weights.
+#pragma once
+#include <omp.h>
+#include <memory>
+#include "grid.h"
+
+// Scratch of one call: one piece for every thread.
+template <class E> struct Scratch {
+  std::unique_ptr<void, void (*)(void*)> memory{nullptr, free};
+  int64_t size;
+  Scratch(int64_t elements, int threads) : size((elements * sizeof(E) / 4096 + 1) * 4096) {
+    memory.reset(aligned_alloc(4096, size * threads));
+    if (!memory) throw std::bad_alloc();
+  }
+  E* of_this_thread() const { return (E*)((char*)memory.get() + size * omp_get_thread_num()); }
+};
+
+template <class E> struct Pass {
+  const Grid grid;        // empty in linear layers
+  const int32_t* rows;    // of the lists of this pass, phase after phase of the destination
+  const uint32_t* codes;
+  const E* weights;       // in the order of `codes`
+  const float* bias;
+  E* out;
+};
+
+// Where the lines of one tile go in a plane of the destination. A line that lies in one pixel is
+// written directly; otherwise lines go through a buffer, and from there piece by piece.
+template <class E, int LINES> struct Target {
+  struct Piece { int from, count; int64_t to; };
+  static constexpr int size = LINES * Line<E>::elements;
+  int64_t line[LINES];
+  Piece pieces[size];
+  int count = 0;
+};
+
+// The place of a grid pixel in a plane of the destination, -1 where it lies outside.
+INLINE int64_t destination(const Grid& g, int row, int column, int phase) {
+  if (row >= g.rows || column >= g.columns) return -1;
+  const int y = row * g.out_step_h + phase / g.out_step_w + g.shift_h;
+  const int x = column * g.out_step_w + phase % g.out_step_w + g.shift_w;
+  if (y < 0 || y >= g.out_height || x < 0 || x >= g.out_width) return -1;
+  return ((int64_t)y * g.out_width + x) * g.batch;
+}
+
+struct Item { int sample0, samples, row0, rows, phase, out0, out1; };
+
+template <class E, int LINES, int ROWS>
+static void aim(Target<E, LINES>& target, const Grid& g, const Item& item, int row, int64_t start) {
+  constexpr int columns = LINES / ROWS, elements = Line<E>::elements;
+  const int samples = item.samples;
+  const int64_t row_size = (int64_t)g.packed_columns * samples;
+  auto place = [&](int64_t row, int64_t element) {
+    if (row >= item.rows) return int64_t(-1);
+    const int64_t to = destination(g, item.row0 + row, element / samples, item.phase);
+    return to < 0 ? to : to + item.sample0 + element % samples;
+  };
+  if (samples % elements == 0) {
+    for (int t = 0; t < LINES; t++) {
+      int64_t element = start + t % columns * elements;  // tiles of one row run on into the next
+      const int64_t wrapped = ROWS == 1 ? element / row_size : 0;
+      target.line[t] = place(row + t / columns + wrapped, element - wrapped * row_size);
+    }
+    return;
+  }
+  // Flat tiles only. A piece ends with the pixel, or with the row where pixels lie side by side.
+  target.count = 0;
+  const bool joined = samples == g.batch && g.out_step_w == 1;
+  for (int64_t q = start, end = start + target.size; q < end;) {
+    const int64_t y = q / row_size, element = q % row_size, sample = element % samples;
+    const int64_t column = element / samples;
+    const int64_t rest = joined && column < g.columns ? (g.columns - column) * samples : samples;
+    const int count = std::min(rest - sample, end - q);
+    const int64_t to = place(y, element);
+    if (to >= 0) target.pieces[target.count++] = {(int)(q - start), count, to};
+    q += count;
+  }
+}
+
+// One tile of the grid for the outputs of the item: sums in registers, one weight after the other.
+template <class E, int LINES, int ROWS>
+static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int row, int64_t start) {
+  using L = Line<E>;
+  const Grid& g = pass.grid;
+  const int64_t samples = item.samples, row_size = g.packed_columns * samples;
+  const int64_t plane = g.plane() * samples;
+  const int64_t out_plane = (int64_t)g.out_height * g.out_width * g.batch;
+  const int64_t* tap_offset = g.tap_offset.data();
+  const int32_t* rows = pass.rows + (int64_t)item.phase * g.out;
+  auto at = [&](int64_t k) __attribute__((always_inline)) {
+    const uint32_t code = pass.codes[k];
+    return (code >> TAP_BITS) * plane + tap_offset[code & TAP_MASK] * samples;
+  };
+  Target<E, LINES> target;
+  aim<E, LINES, ROWS>(target, g, item, row, start);
+  alignas(64) E buffer[target.size];
+  for (int o = item.out0; o < item.out1; o++) {
+    Floats sum[LINES][L::sums];
+    const Floats bias = broadcast(pass.bias ? pass.bias[o] : 0.f);
+    UNROLL for (int t = 0; t < LINES; t++)
+      UNROLL for (int i = 0; i < L::sums; i++) sum[t][i] = bias;
+    accumulate<E, LINES, ROWS>(sum, scratch + row * row_size + start, row_size, at, pass.weights,
+                               rows[o], rows[o + 1]);
+    E* out = pass.out + o * out_plane;
+    if (item.samples % L::elements == 0) {
+      UNROLL for (int t = 0; t < LINES; t++)
+        if (target.line[t] >= 0) L::write(out + target.line[t], sum[t]);
+    } else {
+      UNROLL for (int t = 0; t < LINES; t++) L::write(buffer + t * L::elements, sum[t]);
+      for (int i = 0; i < target.count; i++)
+        memcpy(out + target.pieces[i].to, buffer + target.pieces[i].from,
+               sizeof(E) * target.pieces[i].count);
+    }
+  }
+}
+
+// All tiles of an item. Tiles of one row run over the flattened grid.
+template <class E, int LINES, int ROWS>
+static void tiles(const Pass<E>& pass, const Item& item, const E* scratch) {
+  const Grid& g = pass.grid;
+  const int64_t width = (int64_t)g.columns * item.samples;
+  const int64_t above = (int64_t)(item.rows - 1) * g.packed_columns * item.samples;
+  const int64_t length = ROWS > 1 ? width : above + width;
+  for (int row = 0; row < (ROWS > 1 ? item.rows : 1); row += ROWS)
+    for (int64_t q = 0; q < length; q += LINES / ROWS * Line<E>::elements)
+      tile<E, LINES, ROWS>(pass, item, scratch, row, q);
+}
+
+// Tiles of two or four rows where they compute less in vain, short ones for short grids.
+template <class E> static void best_tiles(const Pass<E>& pass, const Item& item, const E* scratch) {
+  using L = Line<E>;
+  const Grid& g = pass.grid;
+  auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b * b; };
+  const int64_t flat = (int64_t)item.rows * g.packed_columns * item.samples / L::elements;
+  if (flat <= 2) return tiles<E, 2, 1>(pass, item, scratch);
+  if (flat <= 4) return tiles<E, 4, 1>(pass, item, scratch);
+  if (item.samples % L::elements == 0) {
+    const int64_t width = (int64_t)g.columns * item.samples / L::elements;
+    const int64_t two = up(item.rows, 2) * up(width, L::tile / 2);
+    const int64_t four = up(item.rows, 4) * up(width, L::tile / 4);
+    if (.9 * four < flat && four <= two) return tiles<E, L::tile, 4>(pass, item, scratch);
+    if (.9 * two < flat) return tiles<E, L::tile, 2>(pass, item, scratch);
+  }
+  tiles<E, L::tile, 1>(pass, item, scratch);
+}
+
+// Threads take (samples, band, part of the outputs); what one computes depends on no other.
+template <class E> static void convolve(const Pass<E>& pass, const E* source, int threads) {
+  const Grid& g = pass.grid;
+  const int bands = g.bands(), items = g.blocks() * bands;
+  const int wanted = threads == 1 ? 1 : (2 * threads + items - 1) / items;
+  const int parts = std::max(1, std::min(g.out, wanted)), phases = g.out_step_h * g.out_step_w;
+  Scratch<E> scratches(g.packed(g.block) + g.slack(g.block), threads);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < (int64_t)items * parts; i++) {
+    Item item;
+    const int64_t part = i % parts, block = i / parts / bands;
+    item.sample0 = block * g.block, item.samples = std::min(g.block, g.batch - item.sample0);
+    item.row0 = i / parts % bands * g.band, item.rows = std::min(g.band, g.rows - item.row0);
+    item.out0 = g.out * part / parts, item.out1 = g.out * (part + 1) / parts;
+    E* scratch = scratches.of_this_thread();
+    pack(source, scratch, g, item.sample0, item.samples, item.row0);
+    for (item.phase = 0; item.phase < phases; item.phase++) best_tiles(pass, item, scratch);
+  }
+}

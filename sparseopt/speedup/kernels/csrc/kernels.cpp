@@ -1,0 +1,118 @@
+// The C interface: plain pointers and integers, called through ctypes. `layer` is struct Layer,
+// `sizes` struct Sizes; `half` says whether tensors are bfloat16 or float. `values` are weights that
+// are live, in row-major order, in the format of the tensors; gradients of them are float.
+// Functions return 0, 1 where there is no memory, and 2 where positions are not ascending places.
+#include <new>
+#include "linear.h"
+
+#define API extern "C" __attribute__((visibility("default")))
+#define LISTS int32_t *data, int64_t live, const Layer *layer
+
+// work(bf16()) or work(float()).
+template <class Work> static int run(int half, Work work) {
+  try {
+    half ? work(bf16()) : work(float());
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// The values in the order of the transposed lists.
+template <class E> static Scratch<E> transposed(const Lists& lists, const E* values, int threads) {
+  Scratch<E> result(lists.live, 1);
+  E* to = result.of_this_thread();
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t j = 0; j < lists.live; j++) to[j] = values[lists.order[j]];
+  return result;
+}
+
+API int sparseopt_version() { return 1; }
+
+API int sparseopt_build(const int64_t* positions, LISTS) {
+  bool valid = true;
+  const auto build = [&](auto) { valid = build_lists(positions, *layer, {data, live, *layer}); };
+  const int failed = run(0, build);
+  return valid ? failed : 2;
+}
+
+API int sparseopt_gather(LISTS, const void* weight, const int64_t* strides, int half,
+                         float* values, int threads) {
+  return run(half, [&](auto e) {
+    const auto from = (const decltype(e)*)weight;
+    for_live({data, live, *layer}, *layer, strides, threads,
+             [=](int64_t k, int64_t at) { move(values[k], from[at]); });
+  });
+}
+
+API int sparseopt_scatter(LISTS, const float* values, const int64_t* strides, int half,
+                          void* weight, int threads) {
+  return run(half, [&](auto e) {
+    const auto to = (decltype(e)*)weight;
+    for_live({data, live, *layer}, *layer, strides, threads,
+             [=](int64_t k, int64_t at) { move(to[at], values[k]); });
+  });
+}
+
+API int sparseopt_conv2d(LISTS, const Sizes* sizes, const void* x, const void* values,
+                         const float* bias, void* y, int half, int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    const Lists lists(data, live, *layer);
+    const Grid grid = grid_of_outputs<E>(*layer, *sizes, false);
+    convolve<E>({grid, lists.rows, lists.codes, (const E*)values, bias, (E*)y}, (const E*)x,
+                threads);
+  });
+}
+
+API int sparseopt_conv2d_input(LISTS, const Sizes* sizes, const void* dy, const void* values,
+                               void* dx, int half, int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    const Lists lists(data, live, *layer);
+    const Grid grid = grid_of_inputs<E>(*layer, *sizes);
+    const auto w = transposed(lists, (const E*)values, threads);
+    convolve<E>({grid, lists.columns, lists.transposed_codes, w.of_this_thread(), nullptr, (E*)dx},
+                (const E*)dy, threads);
+  });
+}
+
+API int sparseopt_conv2d_values(LISTS, const Sizes* sizes, const void* x, const void* dy,
+                                float* grad, int half, int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    const Grid grid = grid_of_outputs<E>(*layer, *sizes, true);
+    convolution_weight_gradient(grid, {data, live, *layer}, (const E*)x, (const E*)dy, grad,
+                                threads);
+  });
+}
+
+API int sparseopt_linear(LISTS, int64_t tokens, const void* x, const void* values,
+                         const float* bias, void* y, int half, int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    const Lists lists(data, live, *layer);
+    linear<E>({{}, lists.rows, lists.codes, (const E*)values, bias, (E*)y}, (const E*)x, tokens,
+              layer->in, layer->out, threads);
+  });
+}
+
+API int sparseopt_linear_input(LISTS, int64_t tokens, const void* dy, const void* values, void* dx,
+                               int half, int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    const Lists lists(data, live, *layer);
+    const auto w = transposed(lists, (const E*)values, threads);
+    linear<E>({{}, lists.columns, lists.transposed_codes, w.of_this_thread(), nullptr, (E*)dx},
+              (const E*)dy, tokens, layer->out, layer->in, threads);
+  });
+}
+
+API int sparseopt_linear_values(LISTS, int64_t tokens, const void* x, const void* dy, float* grad,
+                                int half, int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    linear_weight_gradient({data, live, *layer}, (const E*)x, (const E*)dy, tokens, layer->in,
+                           layer->out, grad, threads);
+  });
+}

@@ -1,0 +1,108 @@
+// The two number formats. A "line" is what one step of the inner loop takes from memory: one
+// vector of floats, or one of pairs of bfloat16. Sums are always float: a line of bfloat16 needs
+// two vectors of sums, one for the even and one for the odd elements.
+#pragma once
+#include "vectors.h"
+
+template <class E> struct Line;
+
+template <> struct Line<float> {
+  static constexpr int elements = LANES, sums = 1, tile = 8;  // tile: lines kept in registers
+  struct Weight { Floats w; };
+  INLINE Weight weight(float w) { return {broadcast(w)}; }
+  INLINE void multiply_add(Floats* sum, const float* p, Weight w) { sum[0] += w.w * load(p); }
+  INLINE Floats dot(Floats sum, Floats a, const float* p) { return sum + a * load(p); }
+  INLINE void write(float* p, const Floats* sum) { store(p, sum[0]); }
+};
+
+template <> struct Line<bf16> {
+  static constexpr int elements = 2 * LANES, sums = 2, tile = LANES == 8 ? 4 : 8;
+#if defined(__AVX512BF16__)
+  // The instruction adds the products of both halves of a lane: a weight beside a zero takes one.
+  struct Weight { __m512bh even, odd; };
+  INLINE Weight weight(bf16 w) {
+    __m512i low = _mm512_set1_epi32(w);
+    return {(__m512bh)low, (__m512bh)_mm512_slli_epi32(low, 16)};
+  }
+  INLINE void multiply_add(Floats* sum, const bf16* p, Weight w) {
+    __m512bh x = (__m512bh)_mm512_loadu_si512(p);
+    sum[0] = _mm512_dpbf16_ps(sum[0], x, w.even);
+    sum[1] = _mm512_dpbf16_ps(sum[1], x, w.odd);
+  }
+  INLINE Floats dot(Floats sum, Floats a, const bf16* p) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)_mm512_loadu_si512(p));
+  }
+#else
+  struct Weight { Floats w; };
+  INLINE Floats even(Floats x) { return (Floats)((Words)x << 16); }
+  INLINE Floats odd(Floats x) { return (Floats)((Words)x & 0xffff0000); }
+  INLINE Weight weight(bf16 w) { return {broadcast(bits_to_float((uint32_t)w << 16))}; }
+  INLINE void multiply_add(Floats* sum, const bf16* p, Weight w) {
+    Floats x = load(p);
+    sum[0] += w.w * even(x);
+    sum[1] += w.w * odd(x);
+  }
+  INLINE Floats dot(Floats sum, Floats a, const bf16* p) {
+    Floats x = load(p);
+    return sum + even(a) * even(x) + odd(a) * odd(x);
+  }
+#endif
+  INLINE void write(bf16* p, const Floats* sum) {
+    store(p, (Floats)((round_to_bf16(sum[0]) >> 16) | (round_to_bf16(sum[1]) & 0xffff0000)));
+  }
+};
+
+// sum[t] += w[k] * line t at the place of k, for all live weights k of one row of a list.
+// LINES lines stand in ROWS rows that are `row` elements apart; `at` gives the place of a weight.
+// Few lines are too few independent sums for the latency of a multiply-add: then several weights
+// go to sums of their own, which are added in the end.
+template <class E, int LINES, int ROWS, class At>
+INLINE void accumulate(Floats (&sum)[LINES][Line<E>::sums], const E* block, int64_t row, At at,
+                       const E* w, int64_t k, int64_t end) {
+  using L = Line<E>;
+  constexpr int WAYS = LINES >= 4 ? 1 : 4 / LINES, COLUMNS = LINES / ROWS;
+  Floats more[WAYS][LINES][L::sums] = {};
+  UNROLL for (int t = 0; t < LINES; t++)
+    UNROLL for (int i = 0; i < L::sums; i++) more[0][t][i] = sum[t][i];
+  auto step = [&](int way, int64_t k) __attribute__((always_inline)) {
+    const E* p = block + at(k);
+    asm("" : "+r"(p));  // one register for the address, or GCC computes and spills one per line
+    auto weight = L::weight(w[k]);
+    UNROLL for (int t = 0; t < LINES; t++)
+      L::multiply_add(more[way][t], p + t / COLUMNS * row + t % COLUMNS * L::elements, weight);
+  };
+  for (; k + WAYS <= end; k += WAYS)
+    UNROLL for (int way = 0; way < WAYS; way++) step(way, k + way);
+  for (; k < end; k++) step(0, k);
+  UNROLL for (int way = 1; way < WAYS; way++)
+    UNROLL for (int t = 0; t < LINES; t++)
+      UNROLL for (int i = 0; i < L::sums; i++) more[0][t][i] += more[way][t][i];
+  UNROLL for (int t = 0; t < LINES; t++)
+    UNROLL for (int i = 0; i < L::sums; i++) sum[t][i] = more[0][t][i];
+}
+
+// grad[k + j] += the dot product of `lines` lines of the output's gradient with those of the input
+// at the place of weight k + j. STREAMS products share every line of the gradient.
+template <class E, int STREAMS, class At>
+INLINE void dots(const E* block, const E* gradient, int64_t lines, At at, float* grad, int64_t k) {
+  using L = Line<E>;
+  const E* p[STREAMS];
+  Floats sum[STREAMS] = {};
+  UNROLL for (int j = 0; j < STREAMS; j++) p[j] = block + at(k + j);
+  for (int64_t t = 0; t < lines * L::elements; t += L::elements) {
+    Floats g = load(gradient + t);
+    UNROLL for (int j = 0; j < STREAMS; j++) sum[j] = L::dot(sum[j], g, p[j] + t);
+  }
+  if constexpr (STREAMS >= 4)
+    UNROLL for (int j = 0; j < STREAMS; j += 4) add_sums_of_lanes(sum + j, grad + k + j);
+  else
+    grad[k] += sum_of_lanes(sum[0]);
+}
+
+template <class E, class At>
+static void dots_of_row(const E* block, const E* gradient, int64_t lines, At at, float* grad,
+                        int64_t k, int64_t end) {
+  for (; k + 8 <= end; k += 8) dots<E, 8>(block, gradient, lines, at, grad, k);
+  for (; k + 4 <= end; k += 4) dots<E, 4>(block, gradient, lines, at, grad, k);
+  for (; k < end; k++) dots<E, 1>(block, gradient, lines, at, grad, k);
+}

@@ -1,0 +1,159 @@
+"""Where the live weights of a layer are, in the form that the kernels read."""
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sparseopt.speedup.kernels.library import library, raise_if
+
+__all__ = ["LiveLists", "count_live", "layer_struct"]
+
+_TAPS = 1 << 12
+_CHANNELS = 1 << 20
+_LARGEST = 2**31 - 1
+_NO_PLACES = 2  # what the library says of positions
+
+
+@functools.lru_cache(maxsize=4096)
+def _struct(layout: tuple[int, ...]) -> ctypes.Array[ctypes.c_int]:
+    return (ctypes.c_int * 10)(*layout)
+
+
+def layer_struct(layout: Sequence[int]) -> ctypes.Array[ctypes.c_int]:
+    """The ``Layer`` of kernels.cpp for the ten integers of :attr:`LiveLists.layout`."""
+    return _struct(tuple(layout))
+
+
+def _fixed_size(layout: Sequence[int]) -> int:
+    out, channels, _, _, stride_h, stride_w = layout[:6]
+    return out + 1 + stride_h * stride_w * channels + 1
+
+
+def count_live(lists: Tensor, layout: Sequence[int]) -> int:
+    """The number of live weights in the tensor of a :class:`LiveLists`."""
+    return (lists.shape[0] - _fixed_size(layout)) // 3
+
+
+def _pair(value: int | Sequence[int], name: str, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"{name} must be one or two integers of at least {least}, not {value!r}")
+    return pair[0], pair[1]
+
+
+class LiveLists:
+    """The live weights of one layer, listed by output and by input.
+
+    The lists take 12 bytes for each live weight. They are made anew when the version of the mask
+    changes, never because of what tensor the positions are in.
+
+    Args:
+        shape: The shape of the weight: ``(out, in)`` of a linear layer,
+            ``(out, in, height, width)`` of a convolution.
+        stride: Of the convolution; one number or (height, width).
+        padding: Zeros around the map, the same on opposite sides; one number or (height, width).
+        dilation: Of the convolution; one number or (height, width).
+
+    Attributes:
+        layout: The shape, stride, padding and dilation as ten integers.
+        tensor: The lists: one int32 tensor on the CPU.
+        version: The version of the mask that the lists are of; ``None`` before the first one.
+
+    Raises:
+        ValueError: A shape or a setting that the kernels do not know.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt.speedup import kernels
+        >>> lists = kernels.LiveLists((2, 3))
+        >>> if kernels.available():
+        ...     lists.update(torch.tensor([0, 4]), version=1)
+        ...     y = kernels.linear(torch.ones(1, 3), torch.full((2, 3), 5.0), None, lists)
+        ...     assert y.tolist() == [[5.0, 5.0]]
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+    ) -> None:
+        shape = tuple(shape)
+        if len(shape) not in {2, 4} or min(shape) < 1:
+            raise ValueError(f"shape must be (out, in) or (out, in, height, width), not {shape}")
+        out, channels, height, width = shape if len(shape) == 4 else (*shape, 1, 1)
+        if height * width > _TAPS or max(out, channels) > _CHANNELS:
+            raise ValueError(
+                f"shape may have {_TAPS} taps and {_CHANNELS} channels at most, not {shape}"
+            )
+        self.shape: tuple[int, ...] = shape
+        self.layout: list[int] = [
+            *(out, channels, height, width),
+            *_pair(stride, "stride", 1),
+            *_pair(padding, "padding", 0),
+            *_pair(dilation, "dilation", 1),
+        ]
+        self.tensor: Tensor = torch.zeros(_fixed_size(self.layout), dtype=torch.int32)
+        self.version: int | None = None
+        self._cached: tuple[tuple[object, ...], Tensor] | None = None
+
+    @property
+    def live(self) -> int:
+        """The number of live weights."""
+        return count_live(self.tensor, self.layout)
+
+    def update(self, positions: Tensor, version: int) -> None:
+        """List these weights, unless the lists are of this version already.
+
+        Args:
+            positions: Where the live weights are in the flattened (row-major) weight: 1-D,
+                integers, ascending.
+            version: A number that changes whenever the mask does.
+
+        Raises:
+            ValueError: Positions that are not 1-D, not ascending, or outside of the weight.
+            TypeError: Positions that are not integers.
+        """
+        if version == self.version:
+            return
+        if positions.dtype not in {torch.int64, torch.int32}:
+            raise TypeError(f"positions must be int64 or int32, not {positions.dtype}")
+        if positions.dim() != 1 or positions.shape[0] > _LARGEST:
+            raise ValueError(
+                f"positions must have one dimension of {_LARGEST} entries at most, "
+                f"not the shape {tuple(positions.shape)}"
+            )
+        positions = positions.detach().to("cpu", torch.int64).contiguous()
+        live = positions.shape[0]
+        # Always a new tensor: a graph that waits for its backward pass keeps the old lists.
+        tensor = torch.empty(_fixed_size(self.layout) + 3 * live, dtype=torch.int32)
+        failed = library().sparseopt_build(
+            positions.data_ptr(), tensor.data_ptr(), live, layer_struct(self.layout)
+        )
+        if failed == _NO_PLACES:
+            raise ValueError(
+                f"positions must ascend and lie within the {torch.Size(self.shape).numel()} "
+                f"weights of the shape {self.shape}"
+            )
+        raise_if(failed)
+        self.tensor, self.version, self._cached = tensor, version, None
+
+    def remembered(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+        """The values made under this key for this version of the mask, made now if need be."""
+        cached = self._cached
+        if cached is None or cached[0] != key:
+            cached = self._cached = (key, make())
+        return cached[1]
+
+    def forget_values(self) -> None:
+        """Forget the weights remembered for inference.
+
+        Needed only after a write that does not raise the weight's version: through ``.data``, or
+        from outside of torch.
+        """
+        self._cached = None

@@ -1,0 +1,154 @@
+"""The one binary that this process uses: finding it, loading it, and saying why there is none."""
+
+import ctypes
+import functools
+import logging
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from sparseopt.speedup.kernels import build
+from sparseopt.speedup.kernels.cpu import supported_variants
+
+__all__ = ["available", "library", "raise_if", "threads", "variant", "why_not"]
+
+logger = logging.getLogger("sparseopt")
+
+WORK_OF_A_THREAD = 500_000  # multiply-adds: some ten microseconds
+
+_INTERFACE = 1
+_OFF = {"0", "off", "false", "no"}
+
+_pointer, _int, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_LISTS = (_pointer, _long, _pointer)
+# One line for each function of kernels.cpp: the type of its result, then of its arguments.
+_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "sparseopt_build": (_int, _pointer, *_LISTS),
+    "sparseopt_gather": (_int, *_LISTS, _pointer, _pointer, _int, _pointer, _int),
+    "sparseopt_scatter": (_int, *_LISTS, _pointer, _pointer, _int, _pointer, _int),
+    "sparseopt_conv2d": (_int, *_LISTS, *[_pointer] * 5, _int, _int),
+    "sparseopt_conv2d_input": (_int, *_LISTS, *[_pointer] * 4, _int, _int),
+    "sparseopt_conv2d_values": (_int, *_LISTS, *[_pointer] * 4, _int, _int),
+    "sparseopt_linear": (_int, *_LISTS, _long, *[_pointer] * 4, _int, _int),
+    "sparseopt_linear_input": (_int, *_LISTS, _long, *[_pointer] * 3, _int, _int),
+    "sparseopt_linear_values": (_int, *_LISTS, _long, *[_pointer] * 3, _int, _int),
+}
+
+
+class _Loaded:
+    """The outcome of looking for a binary: the library and its variant, or a reason."""
+
+    def __init__(self) -> None:
+        self.library: ctypes.CDLL | None = None
+        self.variant: str | None = None
+        self.reason: str | None = None
+        setting = os.environ.get("SPARSEOPT_KERNELS", "").strip().lower()
+        if setting in _OFF:
+            self.reason = f"the environment says SPARSEOPT_KERNELS={setting}"
+            return
+        variants = supported_variants(build.VARIANTS)
+        if not variants:
+            self.reason = (
+                f"there are no kernels for this machine ({sys.platform}, {platform.machine()}); "
+                f"they need Linux, and AVX2 or NEON"
+            )
+            return
+        if setting and setting not in variants:
+            self.reason = (
+                f"the environment says SPARSEOPT_KERNELS={setting}, and this processor can run "
+                f"{', '.join(variants)}"
+            )
+            return
+        self._load(setting or variants[0])
+
+    def _load(self, variant: str) -> None:
+        try:
+            prebuilt = build.prebuilt_path(variant)
+            self.library = _open(prebuilt if prebuilt.exists() else build.compiled(variant))
+        except build.BuildError as error:
+            self.reason = f"the kernels could not be compiled: {error}"
+        except (OSError, AttributeError) as error:
+            self.reason = f"the compiled kernels could not be loaded: {error}"
+        else:
+            self.variant = variant
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    # torch is imported above: its OpenMP runtime is loaded, and the library finds it by name.
+    library = ctypes.CDLL(str(path))
+    if library.sparseopt_version() != _INTERFACE:
+        raise OSError(f"{path} has another interface")
+    for name, (result, *arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+@functools.cache
+def _state() -> _Loaded:
+    loaded = _Loaded()
+    if loaded.reason is not None:
+        logger.info("no sparse kernels: %s", loaded.reason)
+    return loaded
+
+
+def available() -> bool:
+    """Whether this process has kernels. The first call may compile them, which takes seconds.
+
+    Example:
+        >>> from sparseopt.speedup import kernels
+        >>> kernels.available() == (kernels.why_not() is None)
+        True
+    """
+    return _state().library is not None
+
+
+def why_not() -> str | None:
+    """Why there are no kernels, in one sentence; ``None`` where there are."""
+    return _state().reason
+
+
+def variant() -> str | None:
+    """The instruction set of the kernels in use: ``"avx512_bf16"``, for example."""
+    return _state().variant
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library.
+
+    Raises:
+        RuntimeError: There is none; the message says why.
+    """
+    state = _state()
+    if state.library is None:
+        raise RuntimeError(f"there are no sparse kernels here: {state.reason}")
+    return state.library
+
+
+_IMPORTED_BY = os.getpid()
+
+
+def threads(work: int) -> int:
+    """How many threads a call may use: as many as torch uses, and one in a forked process.
+
+    A forked child has the parent's OpenMP state and none of its threads: more than one hangs.
+
+    Args:
+        work: Multiply-adds of the call. Few of them are not worth waking many threads.
+    """
+    if os.getpid() != _IMPORTED_BY:
+        return 1
+    return max(1, min(torch.get_num_threads(), work // WORK_OF_A_THREAD))
+
+
+def raise_if(failed: int) -> None:
+    """Raise what a function of the library reports.
+
+    Raises:
+        MemoryError: There is no memory for its scratch.
+    """
+    if failed:
+        raise MemoryError("there is no memory for the scratch of the sparse kernels")

@@ -1,0 +1,91 @@
+"""Convolution and linear layer on the live weights only, as a layer's forward calls them."""
+
+import torch
+from torch import Tensor
+
+from sparseopt.speedup.kernels import calls, ops
+from sparseopt.speedup.kernels.formats import LiveLists
+
+__all__ = ["conv2d", "linear"]
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, lists: LiveLists) -> Tensor:
+    """A 2-dimensional convolution that computes with the live weights only.
+
+    Stride, padding and dilation are those of ``lists``. Under CPU autocast the input becomes
+    bfloat16. Sums are float32.
+
+    Args:
+        x: (N, C, H, W), float32 or bfloat16, any strides. Strides (1, HWN, WN, N) need no copy.
+        weight: (out, C, height, width), float32 or bfloat16, any strides. What it holds at places
+            that are not live is not looked at; its gradient is zero there.
+        bias: (out,), or ``None``.
+        lists: The live weights.
+
+    Returns:
+        (N, out, H', W') in the dtype of the input, with strides (1, H'W'N, W'N, N).
+
+    Raises:
+        TypeError: A dtype other than float32 and bfloat16.
+        ValueError: Shapes that do not fit the lists.
+        RuntimeError: There are no kernels on this machine.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt.speedup import kernels
+        >>> weight = torch.ones(1, 1, 3, 3)
+        >>> lists = kernels.LiveLists(weight.shape, padding=1)
+        >>> if kernels.available():
+        ...     lists.update(torch.tensor([4]), version=1)  # the middle of the kernel
+        ...     x = torch.arange(4.0).view(1, 1, 2, 2)
+        ...     assert kernels.conv2d(x, weight, None, lists).equal(x)
+    """
+    if x.dim() != 4:
+        raise ValueError(f"x must have the shape (N, C, H, W), not {tuple(x.shape)}")
+    x = calls.kernel_layout(_autocast(x))
+    return ops.conv2d(x, _values(weight, x.dtype, lists), bias, lists.tensor, lists.layout)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, lists: LiveLists) -> Tensor:
+    """A linear layer that computes with the live weights only.
+
+    Under CPU autocast the input becomes bfloat16. Sums are float32.
+
+    Args:
+        x: (..., in), float32 or bfloat16.
+        weight: (out, in), float32 or bfloat16, any strides. What it holds at places that are not
+            live is not looked at; its gradient is zero there.
+        bias: (out,), or ``None``.
+        lists: The live weights.
+
+    Returns:
+        (..., out) in the dtype of the input, contiguous.
+
+    Raises:
+        TypeError: A dtype other than float32 and bfloat16.
+        ValueError: Shapes that do not fit the lists.
+        RuntimeError: There are no kernels on this machine.
+    """
+    x = _autocast(x)
+    return ops.linear(x, _values(weight, x.dtype, lists), bias, lists.tensor, lists.layout)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    if not torch.is_autocast_enabled("cpu"):
+        return x
+    dtype = torch.get_autocast_dtype("cpu")
+    if dtype not in calls.DTYPES:
+        raise TypeError(f"the kernels know autocast to bfloat16, not to {dtype}")
+    return x.to(dtype)
+
+
+def _values(weight: Tensor, dtype: torch.dtype, lists: LiveLists) -> Tensor:
+    """The live weights: gathered at every call while training, remembered otherwise."""
+    training = torch.is_grad_enabled() and weight.requires_grad
+    # An inference tensor has no version that would tell of a write.
+    if training or not ops.plain_call((weight,)) or weight.is_inference():
+        return ops.live_values(weight, lists.tensor, lists.layout)
+    return lists.remembered(
+        (weight.data_ptr(), weight._version, dtype),
+        lambda: calls.live_values(weight, lists.tensor, lists.layout).to(dtype),
+    )

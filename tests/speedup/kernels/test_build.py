@@ -1,0 +1,188 @@
+"""Building and finding the binary: once for all processes, and a sentence where it can not be."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from sparseopt.speedup import kernels
+from sparseopt.speedup.kernels import build, cpu, library
+
+needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler here")
+needs_processor = pytest.mark.skipif(
+    not cpu.supported_variants(build.VARIANTS), reason="no kernels for this processor"
+)
+
+
+def ask(**environment):
+    """What a fresh process says: whether there are kernels, and why not."""
+    program = (
+        "from sparseopt.speedup import kernels\n"
+        "print(kernels.available())\n"
+        "print(kernels.variant())\n"
+        "print(kernels.why_not())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "SPARSEOPT_KERNELS": "", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    available, variant, *reason = result.stdout.splitlines()
+    assert len(reason) == 1, "one line"
+    return available == "True", variant, reason[0]
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """This process looks for the binary again, in an empty cache."""
+    monkeypatch.setenv("SPARSEOPT_CACHE", str(tmp_path))
+    monkeypatch.delenv("SPARSEOPT_KERNELS", raising=False)
+    monkeypatch.setattr(build, "PREBUILT", tmp_path / "prebuilt")
+    library._state.cache_clear()
+    yield monkeypatch
+    library._state.cache_clear()
+
+
+def test_either_there_are_kernels_or_a_reason():
+    assert kernels.available() == (kernels.why_not() is None) == (kernels.variant() is not None)
+
+
+@pytest.mark.parametrize("off", ["0", "off", "False"])
+def test_the_environment_turns_kernels_off(off, fresh):
+    fresh.setenv("SPARSEOPT_KERNELS", off)
+    assert not kernels.available()
+    assert kernels.why_not() == f"the environment says SPARSEOPT_KERNELS={off.lower()}"
+
+
+@needs_processor
+def test_without_kernels_calls_say_why(fresh):
+    fresh.setenv("SPARSEOPT_KERNELS", "0")
+    with pytest.raises(RuntimeError, match="SPARSEOPT_KERNELS=0"):
+        library.library()
+
+
+@pytest.mark.slow
+@needs_processor
+@needs_compiler
+def test_the_environment_chooses_an_instruction_set():
+    assert ask(SPARSEOPT_KERNELS=(least := cpu.supported_variants(build.VARIANTS)[-1]))[:2] == (
+        True,
+        least,
+    )
+
+
+@needs_processor
+def test_an_unknown_instruction_set_is_named(fresh):
+    fresh.setenv("SPARSEOPT_KERNELS", "avx1024")
+    assert "SPARSEOPT_KERNELS=avx1024" in kernels.why_not()
+
+
+@needs_processor
+def test_an_empty_path_and_an_empty_cache_leave_no_kernels(tmp_path):
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    environment = {"PATH": str(empty), "SPARSEOPT_CACHE": str(tmp_path / "cache"), "CXX": ""}
+    available, _, reason = ask(**environment)
+    if not any(build.prebuilt_path(v).exists() for v in cpu.supported_variants(build.VARIANTS)):
+        assert not available
+        assert "no C++ compiler was found" in reason
+
+
+@needs_processor
+def test_a_compiler_that_is_not_there_is_named(fresh):
+    fresh.setenv("CXX", "no-such-compiler")
+    assert "CXX (no-such-compiler) was not found" in kernels.why_not()
+
+
+@needs_processor
+@needs_compiler
+def test_a_failed_build_is_a_sentence(fresh, tmp_path):
+    sources = tmp_path / "csrc"
+    shutil.copytree(build.SOURCES, sources)
+    (sources / "vectors.h").write_text('#error "no such machine"')
+    fresh.setattr(build, "SOURCES", sources)
+    assert not kernels.available()
+    assert "no such machine" in kernels.why_not()
+    assert "\n" not in kernels.why_not()
+    assert not list(tmp_path.glob("*.so"))
+
+
+@needs_processor
+@needs_compiler
+def test_a_cache_that_can_not_be_written_is_a_sentence(fresh, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    fresh.setenv("SPARSEOPT_CACHE", str(file / "folder"))
+    assert "cache for compiled kernels can not be written" in kernels.why_not()
+
+
+@needs_processor
+def test_a_file_that_is_no_library_is_a_sentence(fresh):
+    path = build.prebuilt_path(cpu.supported_variants(build.VARIANTS)[0])
+    path.parent.mkdir()
+    path.write_text("nothing")
+    assert "could not be loaded" in kernels.why_not()
+
+
+@pytest.mark.slow
+@needs_processor
+@needs_compiler
+def test_a_prebuilt_binary_needs_no_compiler(fresh, caplog):
+    variant = cpu.supported_variants(build.VARIANTS)[0]
+    build.compile_variant(variant, build.find_compiler(), build.prebuilt_path(variant))
+    fresh.setenv("PATH", "")
+    with caplog.at_level(logging.WARNING, logger="sparseopt"):
+        assert kernels.available()
+    assert not caplog.records
+
+
+@pytest.mark.slow
+@needs_processor
+@needs_compiler
+def test_the_first_use_compiles_once_and_says_so(fresh, caplog):
+    with caplog.at_level(logging.WARNING, logger="sparseopt"), ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(build.compiled, ["avx2" if _x86() else "neon"] * 4))
+    assert len(paths) == 1
+    assert [r.message for r in caplog.records if "compiling the sparse kernels" in r.message]
+    assert len(caplog.records) == 1
+
+
+def test_other_machines_have_none(monkeypatch):
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "riscv64")
+    assert cpu.supported_variants(build.VARIANTS) == ()
+    monkeypatch.setattr(cpu.sys, "platform", "win32")
+    assert cpu.supported_variants(build.VARIANTS) == ()
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "expected"),
+    [
+        ("x86_64", "flags\t: fpu avx2 fma f16c\n", ("avx2",)),
+        ("x86_64", "flags\t: fpu sse4_2\n", ()),
+        (
+            "x86_64",
+            "flags : avx2 fma f16c avx512f avx512bw avx512dq avx512vl\n",
+            ("avx512", "avx2"),
+        ),
+        ("aarch64", "processor : 0\nFeatures : fp asimd\n", ("neon",)),
+        ("x86_64", "", ()),
+    ],
+)
+def test_instruction_sets_follow_the_flags_of_the_processor(
+    machine, cpuinfo, expected, monkeypatch, tmp_path
+):
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(cpu.sys, "platform", "linux")
+    monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
+    assert cpu.supported_variants(build.VARIANTS) == expected
+
+
+def _x86():
+    return cpu.platform.machine() == "x86_64"
