@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from benchmarks.cifar.environment import describe_environment, in_words
 from benchmarks.cifar.images.data import SIZES, Dataset, load_dataset, load_digits
 from benchmarks.cifar.images.sources import DataError
 from benchmarks.cifar.models.networks import check_network
@@ -27,6 +26,7 @@ from benchmarks.cifar.scheduling.worker import Setup
 from benchmarks.cifar.selecting import choose_protocols, is_narrowed, parts_of
 from benchmarks.cifar.session import Chosen, Means, Plan, Session
 from benchmarks.cifar.timing import Conditions, time_jobs
+from benchmarks.common.environment import describe_environment, in_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from themed_figures import themed
 
+from benchmarks.cifar import overview as cifar
 from benchmarks.cifar.records.folder import Folder
 from benchmarks.cifar.records.results import read_results
 from benchmarks.cifar.report import accuracy, costs
@@ -28,7 +29,7 @@ from benchmarks.overhead.report import MET
 from benchmarks.overhead.results import Results
 from benchmarks.overhead.tables import table
 from benchmarks.overhead.targets import targets
-from benchmarks.overview import cifar, overhead, structured
+from benchmarks.overview import overhead, structured
 
 SPREAD = re.compile(r"(?<=[\d.]) (±|to) (?=[\d.])")
 

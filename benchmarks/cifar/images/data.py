@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.cifar.files import vanishing_folder
 from benchmarks.cifar.images.sources import OWN, Bytes, Labels, find_source
+from benchmarks.common.files import vanishing_folder
 
 DIGITS = "digits"
 DIGITS_TEST_FRACTION = 0.2

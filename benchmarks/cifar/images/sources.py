@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from benchmarks.cifar.files import vanishing_folder
+from benchmarks.common.files import vanishing_folder
 
 CIFAR_SIZE = 32
 OWN = "folder"

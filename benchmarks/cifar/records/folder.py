@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.cifar.files import claimed, remove_unfinished
+from benchmarks.common.files import claimed, remove_unfinished
 
 
 @dataclass(frozen=True)

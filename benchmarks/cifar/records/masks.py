@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.cifar.files import write_atomic
+from benchmarks.common.files import write_atomic
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from benchmarks.cifar.report.comparison import difference, inside
-from benchmarks.cifar.report.markdown import MISSING, multiple, names, paragraph, table
+from benchmarks.cifar.report.markdown import multiple, names
 from benchmarks.cifar.report.ordering import Order, Pair, orders
 from benchmarks.cifar.report.paper import Paper, Published
 from benchmarks.cifar.report.summary import Group, Statistic, Variant
+from benchmarks.common.tables import MISSING, paragraph, table
 
 VERDICTS = {True: "yes", False: "no", None: MISSING}
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.cifar.environment import in_words
 from benchmarks.cifar.records.results import Record
-from benchmarks.cifar.report.markdown import MISSING, multiple, names, paragraph, table
+from benchmarks.cifar.report.markdown import multiple, names
 from benchmarks.cifar.report.summary import Group, Variant, title
 from benchmarks.cifar.scheduling.durations import format_duration
+from benchmarks.common.environment import in_words
+from benchmarks.common.tables import MISSING, paragraph, table
 
 
 def cost_table(group: Group) -> list[str]:

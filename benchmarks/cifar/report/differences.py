@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from benchmarks.cifar.protocols.methods import RECIPES
 from benchmarks.cifar.report.comparison import Difference, Spread, against, difference
-from benchmarks.cifar.report.markdown import MISSING, names, paragraph, table
+from benchmarks.cifar.report.markdown import names
 from benchmarks.cifar.report.summary import Group, Variant, title
+from benchmarks.common.tables import MISSING, paragraph, table
 
 REFERENCES = ("static", "small-dense", "set", "dense")
 

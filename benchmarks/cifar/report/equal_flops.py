@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.cifar.report.comparison import Difference, Spread, difference
 from benchmarks.cifar.report.differences import each_seed, order_of
-from benchmarks.cifar.report.markdown import MISSING, table
 from benchmarks.cifar.report.summary import Group, Variant, title
+from benchmarks.common.tables import MISSING, table
 
 OTHERS = {"erk": "uniform", "uniform": "erk"}
 # Densities that were chosen for equal FLOPs meet them to within the rounding of live counts.

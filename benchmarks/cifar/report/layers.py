@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks.cifar.report.markdown import paragraph, table
 from benchmarks.cifar.report.summary import Group, Variant, title
+from benchmarks.common.tables import paragraph, table
 
 
 @dataclass(frozen=True)

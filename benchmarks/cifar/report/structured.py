@@ -10,10 +10,11 @@ from benchmarks.cifar.records.results import Record
 from benchmarks.cifar.report.accuracy import paper_column
 from benchmarks.cifar.report.comparison import against
 from benchmarks.cifar.report.differences import difference_table
-from benchmarks.cifar.report.markdown import MISSING, multiple, names, paragraph, table
+from benchmarks.cifar.report.markdown import multiple, names
 from benchmarks.cifar.report.paper import Paper
 from benchmarks.cifar.report.summary import Group, Variant
 from benchmarks.cifar.report.times import Ratio, Times, found_at
+from benchmarks.common.tables import MISSING, paragraph, table
 
 STRUCTURED = ("rigl-struct", "srigl")
 BESIDE = ("small-dense", "rigl")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from benchmarks.cifar.report.comparison import difference
 from benchmarks.cifar.report.differences import difference_table
-from benchmarks.cifar.report.markdown import MISSING, names, table
+from benchmarks.cifar.report.markdown import names
 from benchmarks.cifar.report.summary import Group, Variant
+from benchmarks.common.tables import MISSING, table
 
 
 @dataclass(frozen=True)

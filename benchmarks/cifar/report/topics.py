@@ -8,9 +8,9 @@ from benchmarks.cifar.protocols.methods import RECIPES
 from benchmarks.cifar.report.accuracy import accuracy_table
 from benchmarks.cifar.report.comparison import Difference, against
 from benchmarks.cifar.report.differences import difference_table
-from benchmarks.cifar.report.markdown import paragraph
 from benchmarks.cifar.report.paper import Paper
 from benchmarks.cifar.report.summary import Group, Variant, title
+from benchmarks.common.tables import paragraph
 
 REDISTRIBUTING = ("rigl-sg", "rigl-sm")
 

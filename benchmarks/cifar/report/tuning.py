@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from benchmarks.cifar.report.comparison import Difference, Spread, difference
 from benchmarks.cifar.report.differences import order_of
-from benchmarks.cifar.report.markdown import MISSING, names, table
+from benchmarks.cifar.report.markdown import names
 from benchmarks.cifar.report.paper import Optimum, Paper
 from benchmarks.cifar.report.summary import Group
 from benchmarks.cifar.report.trials import Trials
+from benchmarks.common.tables import MISSING, table
 
 
 def optimum_table(group: Group, found: Sequence[Trials], paper: Paper | None) -> list[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.cifar.files import plain_name, write_atomic
 from benchmarks.cifar.records.folder import Folder
 from benchmarks.cifar.records.results import Record, ResultsError, read_results
 from benchmarks.cifar.report import (
@@ -24,12 +23,14 @@ from benchmarks.cifar.report import (
 from benchmarks.cifar.report.figures import accuracy as accuracy_figures
 from benchmarks.cifar.report.figures import curves, masks, style
 from benchmarks.cifar.report.figures import times as time_figures
-from benchmarks.cifar.report.markdown import paragraph, section
 from benchmarks.cifar.report.page import html_page
 from benchmarks.cifar.report.paper import Paper, published_datasets, sources
 from benchmarks.cifar.report.summary import Group, differing_settings, group_by_protocol
 from benchmarks.cifar.report.times import times_of
 from benchmarks.cifar.report.trials import searches
+from benchmarks.common.figures import save
+from benchmarks.common.files import plain_name, write_atomic
+from benchmarks.common.tables import paragraph, section
 
 TITLE = "Sparse training on small images"
 
@@ -104,7 +105,7 @@ class Figures:
         if figure is None:
             return []
         path = Path("figures", f"{self.prefix}-{name}")
-        style.save(figure, self.folder / path)
+        save(figure, self.folder / path)
         # Only an SVG's name ends differently; with_suffix would take the digits of a density off.
         return paragraph(f"![{self.label}: {caption}]({path.as_posix()}.png)")
 

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cifar.files import write_atomic
 from benchmarks.cifar.images.batches import Batch, Split, Splits
 from benchmarks.cifar.models.networks import build_model
 from benchmarks.cifar.protocols.methods import RECIPES
@@ -30,6 +29,7 @@ from benchmarks.cifar.running.checkpoint import (
 )
 from benchmarks.cifar.running.ranks import ALONE, Ranks
 from benchmarks.cifar.running.stopping import Stop, StoppedError
+from benchmarks.common.files import write_atomic
 
 # An epoch of a large network can take hours: so much of it at most is lost to a crash.
 SECONDS_BETWEEN_CHECKPOINTS = 600.0

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.cifar.files import write_atomic
 from benchmarks.cifar.protocols.methods import MASK_SOURCES, RECIPES
 from benchmarks.cifar.protocols.tables import ProtocolError
 from benchmarks.cifar.records.results import Record
@@ -17,6 +16,7 @@ from benchmarks.cifar.running.stopping import Stop, StoppedError
 from benchmarks.cifar.scheduling.display import Display, Silent
 from benchmarks.cifar.scheduling.jobs import Agenda, Job
 from benchmarks.cifar.scheduling.worker import Setup, Worker
+from benchmarks.common.files import write_atomic
 
 LOCAL = "local"
 SECONDS_BETWEEN_LOOKS = 1.0

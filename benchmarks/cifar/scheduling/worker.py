@@ -10,8 +10,6 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.cifar.environment import describe_environment
-from benchmarks.cifar.files import remove_unfinished
 from benchmarks.cifar.images.batches import Splits, splits_for
 from benchmarks.cifar.images.data import load_dataset
 from benchmarks.cifar.protocols.methods import MASK_SOURCES, RECIPES
@@ -26,6 +24,8 @@ from benchmarks.cifar.running.ranks import ALONE, Ranks, device_for
 from benchmarks.cifar.running.stopping import Stop
 from benchmarks.cifar.running.training import Progress, Run, weights_hash
 from benchmarks.cifar.scheduling.jobs import Job
+from benchmarks.common.environment import describe_environment
+from benchmarks.common.files import remove_unfinished
 from sparseopt import SparseOptimizer, final_masks
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.cifar.environment import describe_environment
 from benchmarks.cifar.protocols.choices import Timing
 from benchmarks.cifar.protocols.methods import RECIPES
 from benchmarks.cifar.protocols.protocol import Protocol
@@ -23,6 +22,7 @@ from benchmarks.cifar.timing.forms import dense_form, form_of
 from benchmarks.cifar.timing.inference import FORMATS, measure_inference
 from benchmarks.cifar.timing.others import OtherWork
 from benchmarks.cifar.timing.training import STEPS, measure_training
+from benchmarks.common.environment import describe_environment
 
 #: What of the environment times depend on: elsewhere, they are measured again.
 MACHINE = ("processor", "device", "threads", "system", "torch", "sparseopt")

@@ -15,8 +15,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from benchmarks.cifar.files import claimed, plain_name
 from benchmarks.cifar.protocols.tables import ProtocolError
+from benchmarks.common.files import claimed, plain_name
 
 FILES = "search"
 HEARTBEAT_SECONDS = 60

@@ -12,13 +12,13 @@ from benchmarks.cifar.report.figures.style import (
     MARKERS,
     color,
     label,
-    legend_beside,
     log_axis,
     mean_and_error,
     new_figure,
     plain_log_axis,
 )
 from benchmarks.cifar.report.summary import Group, Variant, title
+from benchmarks.common.figures import legend_beside
 
 # Methods at one density would hide each other: their marks are spread over this factor.
 DODGE = 1.25

@@ -13,7 +13,6 @@ from benchmarks.cifar.report.figures.style import (
     MARKERS,
     color,
     label,
-    legend_beside,
     log_axis,
     mean_and_error,
     new_figure,
@@ -21,6 +20,7 @@ from benchmarks.cifar.report.figures.style import (
 )
 from benchmarks.cifar.report.summary import Group, title
 from benchmarks.cifar.report.sweep import Sweep
+from benchmarks.common.figures import legend_beside
 
 COLUMNS = 3
 

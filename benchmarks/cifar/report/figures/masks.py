@@ -9,16 +9,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.cifar.report.figures.style import (
-    LINES,
-    MARKERS,
-    color,
-    legend_beside,
-    new_figure,
-    plain_log_axis,
-)
+from benchmarks.cifar.report.figures.style import LINES, MARKERS, color, new_figure, plain_log_axis
 from benchmarks.cifar.report.layers import Allocation, allocations, histories, layer_names
 from benchmarks.cifar.report.summary import Group, Variant
+from benchmarks.common.figures import legend_beside
 
 PANELS = (
     ("fraction", "drop fraction"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,11 +11,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.cifar.files import write_atomic
 from benchmarks.cifar.protocols.methods import METHODS
 from benchmarks.cifar.report.summary import Group, Variant
 
-RESOLUTION = 150
 MARKERS = {None: "D", "erk": "o", "uniform": "^"}
 LINES = {None: ":", "erk": "-", "uniform": "--"}
 _PALETTE = [*matplotlib.colormaps["tab10"].colors, *matplotlib.colormaps["Dark2"].colors]  # type: ignore[attr-defined]
@@ -82,34 +78,3 @@ def plain_log_axis(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def legend_beside(figure: Figure, panels: Sequence[Axes], title: str | None = None) -> None:
-    """One legend for all panels, right of the whole figure."""
-    entries = {}
-    for axes in panels:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(name, handle)
-    figure.legend(
-        entries.values(),
-        entries.keys(),
-        title=title,
-        loc="outside right center",
-        fontsize=8,
-        frameon=False,
-    )
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write ``path`` with the suffixes ``.png`` and ``.svg``; the same figure gives the same bytes.
-
-    Args:
-        figure: What to write.
-        path: Where to, without a suffix.
-    """
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        buffer = io.BytesIO()
-        # Without a salt and with a date, the same results would give another file each time.
-        with matplotlib.rc_context({"svg.hashsalt": "sparseopt"}):
-            figure.savefig(buffer, format=suffix[1:], dpi=RESOLUTION, metadata=metadata)
-        write_atomic(path.with_name(path.name + suffix), buffer.getvalue())

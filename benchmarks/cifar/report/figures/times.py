@@ -7,16 +7,10 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.cifar.report.figures.style import (
-    LINES,
-    MARKERS,
-    color,
-    legend_beside,
-    mean_and_error,
-    new_figure,
-)
+from benchmarks.cifar.report.figures.style import LINES, MARKERS, color, mean_and_error, new_figure
 from benchmarks.cifar.report.summary import Group, Variant
 from benchmarks.cifar.report.times import Ratio, Times
+from benchmarks.common.figures import legend_beside
 
 
 def against_time(group: Group, variants: Sequence[Variant], times: Times) -> Figure | None:

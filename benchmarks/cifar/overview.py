@@ -8,11 +8,12 @@ from pathlib import Path
 from benchmarks.cifar.records.results import read_results
 from benchmarks.cifar.report.comparison import Difference, Spread, difference
 from benchmarks.cifar.report.differences import order_of
-from benchmarks.cifar.report.markdown import MISSING, names, table
+from benchmarks.cifar.report.markdown import names
 from benchmarks.cifar.report.paper import Paper, published_datasets
 from benchmarks.cifar.report.summary import Group, Variant, group_by_protocol, title
+from benchmarks.common.tables import MISSING, table
 
-RESULTS = Path(__file__).parents[1] / "cifar" / "results"
+RESULTS = Path(__file__).parent / "results"
 FILE = "results.jsonl"
 
 #: What differences in the short table are from: the mask that never moves.

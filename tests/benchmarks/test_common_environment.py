@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sparseopt
-from benchmarks.cifar import environment
+from benchmarks.common import environment
 
 
 def git(folder, *arguments):
