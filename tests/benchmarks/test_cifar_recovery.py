@@ -13,7 +13,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cifar" / "run.py"
 PATIENCE = 3600.0
-KILLS = 5
+KILLS = 10
 SAME = ("curve", "accuracy", "weights_sha256", "density", "flops", "layers", "history")
 
 pytestmark = [
@@ -100,14 +100,14 @@ def check_that_kills_change_nothing(options, tmp_path, events):
     assert list(folder.iterdir()) == []
 
 
-def test_session_killed_five_times_ends_as_an_undisturbed_one(quick_preset, image_tree, tmp_path):
-    options = ["--preset", quick_preset, "--all", "--data-dir", image_tree, "--threads", "1"]
+def test_session_killed_ten_times_ends_as_an_undisturbed_one(quick_preset, cifar_tree, tmp_path):
+    options = ["--preset", quick_preset, "--all", "--data-dir", cifar_tree, "--threads", "1"]
     check_that_kills_change_nothing(options, tmp_path, events=1)
 
 
 @pytest.mark.skipif(
     "SPARSEOPT_LONG_TESTS" not in os.environ, reason="takes twice as long as the smoke preset"
 )
-def test_smoke_preset_killed_five_times_ends_with_the_same_tables(tmp_path):
+def test_smoke_preset_killed_ten_times_ends_with_the_same_tables(tmp_path):
     options = ["--preset", "smoke", "--all", "--workers", "2", "--threads", "2"]
     check_that_kills_change_nothing(options, tmp_path, events=20)

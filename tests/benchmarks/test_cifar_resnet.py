@@ -5,11 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cifar.accounting import dense_flops, matched_density
 from benchmarks.cifar.models import small_dense_scale
 from benchmarks.cifar.models.resnet import ResNet
-from benchmarks.cifar.protocols.presets import load_preset
-from benchmarks.cifar.running.accounting import dense_flops
-from benchmarks.cifar.running.matching import matched_density
+from benchmarks.cifar.preset_files import load_preset
 from sparseopt import SparseOptimizer
 
 IMAGE = torch.zeros(1, 3, 32, 32)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from benchmarks.cifar.records.results import ResultsError, append_result, read_results
+from benchmarks.cifar.records import ResultsError, append_result, read_results
 from benchmarks.common.files import write_atomic
 
 RECORDS = [{"key": "a", "accuracy": 0.5}, {"key": "b", "accuracy": 0.25}]
