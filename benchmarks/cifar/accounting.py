@@ -17,13 +17,7 @@ from benchmarks.cifar.config import Protocol
 from benchmarks.cifar.data import IMAGE_SIZE
 from benchmarks.cifar.methods import INITS, SMALL_DENSE
 from benchmarks.cifar.models import full_model
-from sparseopt import (
-    ChannelGroup,
-    FlopsReport,
-    SparseLayer,
-    SparseOptimizer,
-    find_channel_groups,
-)
+from sparseopt import ChannelGroup, FlopsReport, SparseLayer, SparseOptimizer, find_channel_groups
 from sparseopt.distributions import DISTRIBUTIONS
 
 if TYPE_CHECKING:
@@ -65,12 +59,7 @@ def count(run: Run) -> dict[str, Any]:
 
 
 def dense_flops(model: nn.Module, image: Tensor) -> FlopsReport:
-    """The FLOPs of a model without masks.
-
-    Args:
-        model: Any model; left as it is.
-        image: A batch of one image.
-    """
+    """The FLOPs of a model without masks."""
     # Nothing is dropped at density 1: the wrapper only counts, and is taken off again.
     counter = SparseOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.0), model, method="static", density=1.0
@@ -91,18 +80,12 @@ def channels_of(protocol: Protocol, num_classes: int) -> tuple[ChannelGroup, ...
 
 @functools.cache
 def matched_density(
-    protocol: Protocol, init: str, other: str, density: float, classes: int
+    protocol: Protocol, other: str, classes: int, init: str, density: float
 ) -> float:
     """The density at which ``init`` costs as many inference FLOPs as ``other`` does at ``density``.
 
-    Rounded to four digits, as it is part of a run's name.
-
-    Args:
-        protocol: Says which network.
-        init: The distribution whose density is wanted.
-        other: The distribution to match.
-        density: Its density.
-        classes: Of the images, which the last layer depends on.
+    Rounded to four digits, as it is part of a run's name. The last layer depends on the number of
+    classes.
     """
     wanted = _flops_at(protocol, classes, other, density)
     low, high = 0.0, 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,25 +15,12 @@ from benchmarks.cifar.config import AugmentationConfig
 TRIES = 10
 LOG_RATIO = math.log(4 / 3)
 
-
-class Draw(NamedTuple):
-    """What was drawn for a batch: a tensor of one number an image for each choice.
-
-    Drawn apart from its use, so that a run that resumes within an epoch can pass over batches and
-    leave the generator where it belongs.
-    """
-
-    crops: tuple[Tensor, ...]
-    mirrored: Tensor | None
+#: A tensor of one number an image for each choice.
+Draw = tuple[tuple[Tensor, ...], Tensor | None]
 
 
 class PaddedCrop:
-    """Crops of the image's own size, out of the image padded by reflection.
-
-    Args:
-        images: ``uint8``, shape ``(N, H, W, C)``, on the training device.
-        padding: Pixels added on each side; 0 leaves the images as they are.
-    """
+    """Crops of the image's own size, out of the image padded by reflection."""
 
     def __init__(self, images: Tensor, padding: int) -> None:
         self._windows = crop_windows(images, padding)
@@ -106,11 +92,10 @@ def _samples(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
 
 
 class Augmenter:
-    """Images as a network sees them in training.
+    """Images as a network sees them in training; without a configuration, as they are.
 
-    Args:
-        images: ``uint8``, shape ``(N, H, W, C)``, on the training device.
-        config: What is done to them; None does nothing.
+    What is done to a batch is drawn apart from its use, so that a run that resumes within an epoch
+    can pass over batches and leave the generator where it belongs.
     """
 
     def __init__(self, images: Tensor, config: AugmentationConfig | None) -> None:
@@ -122,18 +107,17 @@ class Augmenter:
             self._crop = PaddedCrop(images, 0 if config is None else config.crop_padding)
 
     def draw(self, count: int, generator: torch.Generator) -> Draw:
-        """Draw what is done to a batch of ``count`` images."""
+        """Draw what is done to a batch of ``count`` images: the crops, and which are mirrored."""
         crops = self._crop.draw(count, generator)
-        mirrored = torch.rand(count, generator=generator) < 0.5 if self._flip else None
-        return Draw(crops, mirrored)
+        return crops, torch.rand(count, generator=generator) < 0.5 if self._flip else None
 
     def take(self, indices: Tensor, draw: Draw) -> Tensor:
         """The augmented images, shape ``(n, C, H, W)`` with values in [0, 255]."""
-        pixels = self._crop.take(indices, draw.crops)
-        if draw.mirrored is None:
+        crops, mirrored = draw
+        pixels = self._crop.take(indices, crops)
+        if mirrored is None:
             return pixels
-        mirrored = draw.mirrored.to(indices.device).view(-1, 1, 1, 1)
-        return torch.where(mirrored, pixels.flip(-1), pixels)
+        return torch.where(mirrored.to(indices.device).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
 
     def plain(self, indices: Tensor) -> Tensor:
         """The images as they are; only without a configuration."""
@@ -143,10 +127,6 @@ class Augmenter:
 
 def crop_windows(images: Tensor, padding: int) -> Tensor:
     """Every crop of every image, padded by reflection, as a view that costs no memory.
-
-    Args:
-        images: ``uint8``, shape ``(N, H, W, C)``.
-        padding: Pixels added on each side.
 
     Returns:
         A view of shape ``(N, 2 padding + 1, 2 padding + 1, C, H, W)``; entry ``[n, y, x]`` is

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.cifar.augmentation import Augmenter
 from benchmarks.cifar.config import AugmentationConfig, Protocol
-from benchmarks.cifar.data import Dataset, Labels
+from benchmarks.cifar.data import Dataset
 from benchmarks.cifar.settings import ProtocolError
 
 
@@ -53,14 +53,7 @@ class Split:
     def shuffled(
         self, batch_size: int, generator: torch.Generator, *, skip: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in random order, augmented; the last batch may be smaller.
-
-        Args:
-            batch_size: Number of images in a batch.
-            generator: CPU generator of order, crops and mirroring.
-            skip: Number of batches to pass over at the start, leaving the generator as if they
-                had been handed out.
-        """
+        """One epoch in random order, augmented; the last batch may be smaller."""
         order = torch.randperm(len(self), generator=generator)
         for number, indices in enumerate(order.split(batch_size)):
             draw = self._augmenter.draw(len(indices), generator)
@@ -125,8 +118,14 @@ def make_splits(
     images = torch.from_numpy(np.array(dataset.train_images))
     mean, std = channel_statistics(images[:cut])
 
-    def split(part: Tensor, labels: Labels, augment: AugmentationConfig | None) -> Split:
-        return Split(
+    test = torch.from_numpy(np.array(dataset.test_images))
+    parts = (
+        (images[:cut], dataset.train_labels[:cut], augmentation),
+        (images[cut:], dataset.train_labels[cut:], None),
+        (test, dataset.test_labels, None),
+    )
+    train, validation, testing = (
+        Split(
             part,
             torch.from_numpy(np.array(labels)),
             mean,
@@ -135,12 +134,9 @@ def make_splits(
             channels_last=channels_last,
             augmentation=augment,
         )
-
-    return (
-        split(images[:cut], dataset.train_labels[:cut], augmentation),
-        split(images[cut:], dataset.train_labels[cut:], None),
-        split(torch.from_numpy(np.array(dataset.test_images)), dataset.test_labels, None),
+        for part, labels, augment in parts
     )
+    return train, validation, testing
 
 
 def held_out(images: int, validation_fraction: float) -> int:
@@ -160,14 +156,10 @@ def held_out(images: int, validation_fraction: float) -> int:
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel in [0, 1], of ``uint8`` ``(N, H, W, C)``."""
-    flat = images.reshape(-1, images.shape[-1])
-    mean, std = [], []
-    for channel in range(flat.shape[1]):
-        counts = torch.bincount(flat[:, channel], minlength=256).double()
-        values = torch.arange(256, dtype=torch.float64) / 255.0
-        average = (counts * values).sum() / counts.sum()
-        variance = (counts * (values - average) ** 2).sum() / counts.sum()
-        mean.append(average)
-        std.append(variance.sqrt())
+    values = torch.arange(256, dtype=torch.float64) / 255.0
+    counts = torch.stack([torch.bincount(c, minlength=256) for c in images.reshape(-1, 3).T])
+    shares = counts.double() / counts.sum(1, keepdim=True)
+    mean = shares @ values
+    variance = (shares * (values - mean[:, None]) ** 2).sum(1)
     # A channel that never varies would otherwise be divided by zero.
-    return torch.stack(mean).float(), torch.stack(std).clamp_min(1e-6).float()
+    return mean.float(), variance.sqrt().float().clamp_min(1e-6)

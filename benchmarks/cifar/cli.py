@@ -49,12 +49,11 @@ def _run(options: argparse.Namespace, stop: Stop) -> int:
         return _write_report(folder)
     if options.workers > 1 and options.cluster:
         raise ProtocolError("--workers and --cluster exclude each other: leave one out")
-    imports = tuple(options.__dict__["import"] or ())
-    import_modules(imports)
+    import_modules(options.imports)
     together = options.threads or torch.get_num_threads()
     threads = max(1, together // options.workers) if options.workers > 1 else options.threads
     torch.set_num_threads(threads or together)
-    setup = Setup(folder, options.data_dir, threads, imports=imports)
+    setup = Setup(folder, options.data_dir, threads, imports=tuple(options.imports))
     preset = options.preset or ("paper" if setup.chosen_device().type == "cuda" else "cpu")
     protocols = choose_protocols(preset, options)
     parts = [

@@ -10,11 +10,7 @@ from pydantic import Field, model_validator
 from benchmarks.cifar.grid import Choices, Count, Share
 from benchmarks.cifar.settings import Section, later
 
-DATASET_TITLES = {
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "digits": "scikit-learn digits",
-}
+DATASET_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn digits"}
 RESNET_DEPTHS = (14, 26, 50, 101)
 PUBLISHED_WIDTH = 64
 # What may be changed without another result.

@@ -84,13 +84,6 @@ class Dataset:
 def load_dataset(name: str, data_dir: Path | None, cache_dir: Path) -> Dataset:
     """Return the data set, from the cache if it was decoded before.
 
-    Args:
-        name: ``"cifar10"``, ``"cifar100"`` or ``"digits"``.
-        data_dir: A folder with torchvision's own files or with class folders under ``train`` and
-            ``test``, in it or in a folder with the data set's name in it. None downloads through
-            torchvision.
-        cache_dir: Where the decoded arrays are kept.
-
     Raises:
         DataError: If the data is missing or malformed. Nothing has been written then.
     """

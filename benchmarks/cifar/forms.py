@@ -22,14 +22,7 @@ DENSE, ZEROS, COMPACTED = "dense", "dense tensors with zeros", "compacted"
 
 @dataclass(frozen=True)
 class Form:
-    """A network for inference.
-
-    Attributes:
-        kind: What was done to it: ``DENSE``, ``ZEROS`` or ``COMPACTED``.
-        model: The network, in evaluation mode.
-        about: What is worth knowing of it, in plain numbers.
-        masks: Of a compacted network: what is still dropped in it, by name.
-    """
+    """A network for inference."""
 
     kind: str
     model: nn.Module
@@ -64,13 +57,6 @@ def form_of(
 
     Its weights are drawn anew, as time does not depend on their values. Masks that cannot be made
     use of are drawn anew too: all that remains of them is zeros.
-
-    Args:
-        protocol: What all runs share.
-        spec: The run.
-        classes: Number of classes.
-        device: Where the network is wanted.
-        structure: The file that a run of a structured method left.
     """
     torch.manual_seed(spec.seed)
     model = build_model(protocol, spec, classes).to(device).eval()

@@ -13,13 +13,7 @@ from benchmarks.cifar.records import FinishedRuns, Folder
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one protocol on one data set.
-
-    Args:
-        protocol: What its runs share.
-        spec: The run.
-        data: The data set's fingerprint; empty where there is no data yet.
-    """
+    """One run of one protocol on one data set."""
 
     protocol: Protocol
     spec: RunSpec
@@ -56,10 +50,6 @@ class Agenda:
 
     A job is ready when the masks that it starts with are there. A finished run whose masks are
     needed but gone is done again for them; its result is not written twice.
-
-    Args:
-        jobs: All of them, in the order in which they are wanted.
-        folder: Says which are finished.
     """
 
     def __init__(self, jobs: Sequence[Job], folder: Folder) -> None:
@@ -86,11 +76,7 @@ class Agenda:
                 self._clean(job)
 
     def ready(self, *, without: Collection[str] = ()) -> list[Job]:
-        """What can be begun now, in order.
-
-        Args:
-            without: Keys of jobs that are being done.
-        """
+        """What can be begun now, in order."""
         for job in [job for job in self.left if self.is_done(job)]:
             self.left.remove(job)
             self._clean(job)

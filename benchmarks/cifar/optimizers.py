@@ -23,16 +23,7 @@ def build_optimizer(
     masks: Mapping[str, Tensor] | None = None,
     groups: Sequence[ChannelGroup] = (),
 ) -> Optimizer:
-    """SGD, wrapped by ``SparseOptimizer`` if the run's method is a sparse one.
-
-    Args:
-        model: The network.
-        protocol: What all runs share.
-        spec: The run.
-        total_steps: Its length.
-        masks: The final masks of another run, for methods that start with them.
-        groups: The network's channels, for ``rigl-struct``.
-    """
+    """SGD, wrapped by ``SparseOptimizer`` if the run's method is a sparse one."""
     config, sparsity = protocol.optimizer, protocol.sparsity
     inner = torch.optim.SGD(
         parameter_groups(model, config.weight_decay),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,93 @@ interruption: finished runs are skipped, and the interrupted ones go on where th
 """
 NARROWING = ("methods", "inits", "densities", "seeds")
 
-#: Flag, how it is parsed, what it is called, and its help.
-LISTS: dict[str, tuple[Callable[[str], Any], str, str]] = {
-    "--protocols": (str, "P", "only these of the preset's protocols, by name"),
-    "--studies": (
-        str,
-        "S",
-        "only these parts of the preset: main, search, timing (of networks that other parts have "
-        "left), and its studies, by name",
-    ),
-    "--methods": (str, "M", f"only these of {', '.join(RECIPES)}, or of your own"),
-    "--inits": (str, "I", f"only these of {', '.join(INITS)}, or of your own"),
-    "--densities": (float, "D", "shares of live weights, above 0 and at most 1"),
-    "--seeds": (int, "S", "integers from 0 on"),
-    "--import": (
-        str,
-        "MODULE",
-        "modules of yours that register methods, or add to benchmarks.cifar.methods.INITS",
-    ),
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+#: By group: each option, what it takes, and its help.
+OPTIONS: dict[str, dict[str, tuple[dict[str, Any], str]]] = {
+    "what to run": {
+        "--all": (
+            {"action": "store_true"},
+            "everything that the preset lists, its studies and its search included, as far as "
+            "--methods, --inits, --densities and --seeds let it; without --preset, 'paper' on a "
+            "GPU, else 'cpu'",
+        ),
+        "--preset": (
+            {"metavar": "NAME"},
+            f"one of {', '.join(PRESETS)}, or a .toml file in their form: smoke (digits, minutes, "
+            "no download), cpu (real CIFAR-10, reduced, hours), paper (in full, both data sets), "
+            "resnet-50 (a few steps of the network for CIFAR-100, no download)",
+        ),
+        "--set": (
+            {"nargs": "+", "action": "extend", "default": [], "metavar": "SETTING=VALUE"},
+            "change a setting of the preset, such as training.epochs=5, or of one of its "
+            "protocols, such as paper-cifar100:optimizer.lr=0.05; results then carry the change in "
+            "their names",
+        ),
+        "--protocols": (
+            {"nargs": "+", "metavar": "P"},
+            "only these of the preset's protocols, by name",
+        ),
+        "--studies": (
+            {"nargs": "+", "metavar": "S"},
+            "only these parts of the preset: main, search, timing (of networks that other parts "
+            "have left), and its studies, by name",
+        ),
+        "--methods": (
+            {"nargs": "+", "metavar": "M"},
+            f"only these of {', '.join(RECIPES)}, or of your own",
+        ),
+        "--inits": (
+            {"nargs": "+", "metavar": "I"},
+            f"only these of {', '.join(INITS)}, or of your own",
+        ),
+        "--densities": (
+            {"nargs": "+", "type": float, "metavar": "D"},
+            "shares of live weights, above 0 and at most 1",
+        ),
+        "--seeds": ({"nargs": "+", "type": int, "metavar": "S"}, "integers from 0 on"),
+        "--import": (
+            {"nargs": "+", "metavar": "MODULE", "default": [], "dest": "imports"},
+            "modules of yours that register methods, or add to benchmarks.cifar.methods.INITS",
+        ),
+    },
+    "data and files": {
+        "--data-dir": (
+            {"type": Path, "metavar": "DIR"},
+            "the images: torchvision's own files of CIFAR-10 or CIFAR-100, or class folders of "
+            "them under train/ and test/; without it, torchvision downloads",
+        ),
+        "--out": (
+            {"type": Path, "metavar": "DIR", "default": Path("results", "cifar")},
+            "everything that is written goes here (default: %(default)s)",
+        ),
+    },
+    "how to run it": {
+        "--workers": (
+            {"type": _positive, "default": 1, "metavar": "N"},
+            "processes that train a run each, sharing the CPU threads (default: %(default)s)",
+        ),
+        "--cluster": (
+            {"metavar": "ADDRESS"},
+            "run on a Ray cluster instead, of which --threads CPUs a run; 'local' is this machine",
+        ),
+        "--threads": (
+            {"type": _positive, "metavar": "N"},
+            "CPU threads of all workers together, or of one run of a cluster (default: torch's "
+            "choice)",
+        ),
+        "--dry-run --plan": (
+            {"action": "store_true"},
+            "print runs, steps, time by a short calibration, and bytes, and run nothing; needs no "
+            "data",
+        ),
+        "--report-only": ({"action": "store_true"}, "rebuild the report from DIR/results.jsonl"),
+    },
 }
 
 
@@ -49,91 +118,11 @@ def build_parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_argument_group("what to run")
-    what.add_argument(
-        "--all",
-        action="store_true",
-        help="everything that the preset lists, its studies and its search included, as far as "
-        "--methods, --inits, --densities and --seeds let it; without --preset, 'paper' on a GPU, "
-        "else 'cpu'",
-    )
-    what.add_argument(
-        "--preset",
-        metavar="NAME",
-        help=f"one of {', '.join(PRESETS)}, or a .toml file in their form: smoke (digits, minutes, "
-        "no download), cpu (real CIFAR-10, reduced, hours), paper (in full, both data sets), "
-        "resnet-50 (a few steps of the network for CIFAR-100, no download)",
-    )
-    what.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="SETTING=VALUE",
-        help="change a setting of the preset, such as training.epochs=5, or of one of its "
-        "protocols, such as paper-cifar100:optimizer.lr=0.05; results then carry the change in "
-        "their names",
-    )
-    for flag, (kind, metavar, words) in LISTS.items():
-        what.add_argument(flag, nargs="+", type=kind, metavar=metavar, help=words)
-    _add_files(parser.add_argument_group("data and files"))
-    _add_how(parser.add_argument_group("how to run it"))
+    for heading, options in OPTIONS.items():
+        group = parser.add_argument_group(heading)
+        for flag, (named, words) in options.items():
+            group.add_argument(*flag.split(), help=words, **named)
     return parser
-
-
-def _add_files(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="the images: torchvision's own files of CIFAR-10 or CIFAR-100, or class folders of "
-        "them under train/ and test/; without it, torchvision downloads",
-    )
-    group.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results", "cifar"),
-        metavar="DIR",
-        help="everything that is written goes here (default: %(default)s)",
-    )
-
-
-def _add_how(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--workers",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="processes that train a run each, sharing the CPU threads (default: %(default)s)",
-    )
-    group.add_argument(
-        "--cluster",
-        metavar="ADDRESS",
-        help="run on a Ray cluster instead, of which --threads CPUs a run; 'local' is this machine",
-    )
-    group.add_argument(
-        "--threads",
-        type=_positive,
-        metavar="N",
-        help="CPU threads of all workers together, or of one run of a cluster (default: torch's "
-        "choice)",
-    )
-    group.add_argument(
-        "--dry-run",
-        "--plan",
-        action="store_true",
-        help="print runs, steps, time by a short calibration, and bytes, and run nothing; needs no "
-        "data",
-    )
-    group.add_argument(
-        "--report-only", action="store_true", help="rebuild the report from DIR/results.jsonl"
-    )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def is_narrowed(options: argparse.Namespace) -> bool:

@@ -71,10 +71,6 @@ def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> l
     """Accuracy and FLOPs, the best of each density first.
 
     Under the full protocol the published accuracies stand beside ours.
-
-    Args:
-        group: The results.
-        variants: The rows; all by default.
     """
     paper = None if group.protocol["reduced"] else paper_of(group)
     shown = list(group.variants) if variants is None else variants
@@ -106,13 +102,7 @@ def main_variants(group: Group) -> list[Variant]:
 def order_sentences(
     group: Group, variants: Sequence[Variant], reference: str = REFERENCE
 ) -> Iterator[str]:
-    """Who is ahead of a method and who is behind it, as far as the spread lets that be said.
-
-    Args:
-        group: The results.
-        variants: Who is compared with the method; those without a run of a common seed are not.
-        reference: The method.
-    """
+    """Who is ahead of a method and who is behind it, as far as the spread lets that be said."""
     name, spread = title(reference), Spread(group)
     if spread.deviation is None:
         yield f"A single seed does not tell the methods from {name}."

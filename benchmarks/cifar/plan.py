@@ -5,30 +5,30 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 
 from benchmarks.cifar.accounting import matched_density
-from benchmarks.cifar.batches import Split, held_out, splits_for
+from benchmarks.cifar.batches import held_out, splits_for
 from benchmarks.cifar.config import Protocol
 from benchmarks.cifar.data import noise
-from benchmarks.cifar.grid import MAIN, SEARCH, TIMING, RunSpec, expand
+from benchmarks.cifar.grid import MAIN, SEARCH, TIMING, RunSpec, Study, expand
 from benchmarks.cifar.jobs import Agenda, Job
 from benchmarks.cifar.methods import recipe_of
 from benchmarks.cifar.records import Folder
 from benchmarks.cifar.train import Run
 from benchmarks.common.words import format_bytes, format_duration
 
-MEASURED_STEPS = 4
 # In seconds. A slower step is measured once, and one beyond the other limit on a few images and in
 # proportion, which a large network's fixed costs make too long.
 SLOW_STEP, LONGEST_STEP = 1.0, 60.0
-FEW_IMAGES = 16
-# Lines of the results file, in bytes: for each epoch, layer and mask update, and for the rest.
-EPOCH_BYTES, LAYER_BYTES, UPDATE_BYTES, RECORD_BYTES = 150, 100, 160, 2500
+FEW_IMAGES, MEASURED_STEPS = 16, 4
+# A line of the results file, in bytes: for each epoch, and for the rest.
+EPOCH_BYTES, RECORD_BYTES = 150, 10_000
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,9 @@ class Part:
     def jobs(self) -> list[Job]:
         """All runs but those of the search."""
         choices = self.protocol.choices
-        specs = expand(choices) if MAIN in self.parts else []
-        for study in choices.studies:
-            if study.name in self.parts:
-                specs += self._matched(expand(study), study.flops_of)
-        return [self.job(spec) for spec in specs]
+        main = [self.job(spec) for spec in expand(choices)] if MAIN in self.parts else []
+        chosen = (study for study in choices.studies if study.name in self.parts)
+        return [*main, *(job for study in chosen for job in self._jobs_of(study))]
 
     def timing_jobs(self) -> list[Job]:
         """The runs whose networks are to be timed."""
@@ -66,35 +64,27 @@ class Part:
         if TIMING not in self.parts or timing is None:
             return []
         (study,) = (one for one in self.protocol.choices.studies if one.name == timing.study)
-        return [self.job(spec) for spec in self._matched(expand(study), study.flops_of)]
+        return self._jobs_of(study)
 
     def job(self, spec: RunSpec) -> Job:
         return Job(self.protocol, spec.without_defaults(self.protocol), self.data)
 
-    def _matched(self, specs: list[RunSpec], flops_of: str | None) -> list[RunSpec]:
-        if flops_of is None:
-            return specs
-        return [
-            dataclasses.replace(
-                spec,
-                density=matched_density(
-                    self.protocol, spec.init, flops_of, spec.density, self.classes
-                ),
-            )
-            for spec in specs
-            if spec.init is not None and spec.density is not None
-        ]
+    def _jobs_of(self, study: Study) -> list[Job]:
+        specs = expand(study)
+        if study.flops_of is not None:
+            match = (self.protocol, study.flops_of, self.classes)
+            masked = (spec for spec in specs if spec.init and spec.density)
+            specs = [
+                dataclasses.replace(spec, density=matched_density(*match, spec.init, spec.density))
+                for spec in masked
+            ]
+        return [self.job(spec) for spec in specs]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a job takes.
+class Estimate(NamedTuple):
+    """What a job takes: training steps, seconds alone on this machine, and bytes.
 
-    Args:
-        steps: Training steps.
-        seconds: Alone on this machine.
-        checkpoint: Bytes of its checkpoint, which goes when it is finished.
-        result: Bytes of its line in the results file.
+    Its checkpoint goes when it is finished; its result is a line of the results file.
     """
 
     steps: int
@@ -107,34 +97,28 @@ class Estimator:
     """Measures a few steps of each kind of run, on noise, and extrapolates.
 
     Runs that train a network of the same size in the same way are measured once.
-
-    Args:
-        parts: All protocols.
-        device: Where to measure.
     """
 
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
         self._parts = {part.protocol: part for part in parts}
         self._device = device
-        self._measured: dict[tuple[Protocol, str, float | None], tuple[float, int, int]] = {}
+        self._measured: dict[tuple[Protocol, str, float | None], tuple[float, int]] = {}
 
     def estimate(self, job: Job) -> Estimate:
         """What a job takes."""
-        protocol, spec, part = job.protocol, job.spec, self._parts[job.protocol]
-        seconds, checkpoint, layers = self._cost(protocol, spec)
+        protocol, part = job.protocol, self._parts[job.protocol]
+        seconds, checkpoint = self._cost(protocol, job.spec)
         validation = held_out(part.images, protocol.training.validation_fraction)
-        length = recipe_of(spec.method).length
+        length = recipe_of(job.spec.method).length
         steps = protocol.steps(part.images - validation, length)
         epochs = protocol.training.epochs * length
         # A forward pass is about a third of a training step.
-        evaluation = (epochs * validation + part.test) * seconds / protocol.training.batch_size / 3
-        delta_t = spec.delta_t or protocol.sparsity.delta_t
-        updates = int(steps * protocol.sparsity.t_end_fraction / delta_t) if layers else 0
-        result = RECORD_BYTES + epochs * EPOCH_BYTES + layers * LAYER_BYTES + updates * UPDATE_BYTES
-        return Estimate(steps, steps * seconds + evaluation, checkpoint, result)
+        evaluated = (epochs * validation + part.test) / protocol.training.batch_size / 3
+        result = RECORD_BYTES + epochs * EPOCH_BYTES
+        return Estimate(steps, (steps + evaluated) * seconds, checkpoint, result)
 
-    def _cost(self, protocol: Protocol, spec: RunSpec) -> tuple[float, int, int]:
-        """Seconds of a step, bytes of a checkpoint and sparse layers."""
+    def _cost(self, protocol: Protocol, spec: RunSpec) -> tuple[float, int]:
+        """Seconds of a step and bytes of a checkpoint."""
         is_sparse = recipe_of(spec.method).optimizer is not None
         kind = (protocol, "sparse", None) if is_sparse else (protocol, spec.method, spec.density)
         if kind not in self._measured:
@@ -145,26 +129,24 @@ class Estimator:
                 self._measured[kind] = self._measure(protocol, plain)
         return self._measured[kind]
 
-    def _measure(self, protocol: Protocol, spec: RunSpec) -> tuple[float, int, int]:
+    def _measure(self, protocol: Protocol, spec: RunSpec) -> tuple[float, int]:
         batch = protocol.training.batch_size
         # More than enough for all steps below, whatever is kept for validation.
-        kept = protocol.training.validation_fraction
-        enough = int(2 * (MEASURED_STEPS + 1) * batch / (1.0 - kept)) + 1
-        images = noise(enough, self._parts[protocol].classes)
+        share = 1.0 - protocol.training.validation_fraction
+        images = noise(int(10 * batch / share) + 1, self._parts[protocol].classes)
         run = Run(protocol, spec, splits_for(protocol, images, self._device))
         run.model.train()
         few = min(FEW_IMAGES, batch)
-        self._time(run, run.splits.train, few, 1)
-        seconds = self._time(run, run.splits.train, few, 1) * batch / few
-        if few < batch and seconds < SLOW_STEP:
-            self._time(run, run.splits.train, batch, 1)
-            seconds = self._time(run, run.splits.train, batch, MEASURED_STEPS)
-        elif few < batch and seconds < LONGEST_STEP:
-            seconds = self._time(run, run.splits.train, batch, 1)
-        return seconds, len(run.checkpoint()), len(getattr(run.optimizer, "layers", ()))
+        self._time(run, few, 1)
+        seconds = self._time(run, few, 1) * batch / few
+        if few < batch and seconds < LONGEST_STEP:
+            seconds = self._time(run, batch, 1)
+        if seconds < SLOW_STEP:
+            seconds = self._time(run, batch, MEASURED_STEPS)
+        return seconds, len(run.checkpoint())
 
-    def _time(self, run: Run, split: Split, batch_size: int, steps: int) -> float:
-        batches = split.shuffled(batch_size, run.data_generator)
+    def _time(self, run: Run, batch_size: int, steps: int) -> float:
+        batches = run.splits.train.shuffled(batch_size, run.data_generator)
         start = self._now()
         for _, batch in zip(range(steps), batches, strict=False):
             run.train_step(*batch)
@@ -177,13 +159,7 @@ class Estimator:
 
 
 class Plan:
-    """What is to be done, and about how long it takes.
-
-    Args:
-        parts: The protocols and their parts.
-        folder: Has what is finished.
-        workers: How many runs are done at a time.
-    """
+    """What is to be done by so many workers at a time, and about how long it takes."""
 
     def __init__(self, parts: Sequence[Part], folder: Folder, workers: int = 1) -> None:
         self.parts = parts
@@ -192,13 +168,8 @@ class Plan:
         self.agenda = Agenda([job for part in parts for job in part.jobs()], folder)
         self.timing_jobs = [job for part in parts for job in part.timing_jobs()]
         self.estimates: dict[str, Estimate] = {}
-        #: Of each search: what a run takes, runs that wait for no other, and all runs.
-        self.searches = [
-            search
-            for part in parts
-            if SEARCH in part.parts and part.protocol.choices.search is not None
-            for search in _searches_left(part, folder)
-        ]
+        searching = (part for part in parts if SEARCH in part.parts)
+        self.searches = [one for part in searching for one in _searches_left(part, folder)]
 
     def show(self, say: Callable[[str], None]) -> None:
         """Print what there is to do."""
@@ -211,82 +182,62 @@ class Plan:
 
     def measure(self, estimator: Estimator, say: Callable[[str], None]) -> None:
         """Estimate what is left; print what the runs of every variant take, and all together."""
-        rows = [self._row(job, estimator.estimate(job)) for job in self.agenda.left]
-        frame = pd.DataFrame(rows)
-        for name, jobs in frame.groupby("name", sort=False) if rows else ():
-            begun = f", {jobs.begun.sum()} begun, will resume" if jobs.begun.any() else ""
+        self.estimates = {job.key: estimator.estimate(job) for job in self.agenda.left}
+        runs = pd.DataFrame([self._row(job) for job in self.agenda.left])
+        seconds = steps = written = 0
+        if len(runs):
+            for name, jobs in runs.groupby("name", sort=False):
+                begun = f", {jobs.begun.sum()} begun, will resume" if jobs.begun.any() else ""
+                say(
+                    f"  {name:<40} {len(jobs):>3} x {jobs.steps.iloc[0]:>8,} steps, "
+                    f"about {format_duration(jobs.seconds.sum())}{begun}"
+                )
+            steps, seconds = runs.steps.sum(), runs.seconds.sum() / min(self.workers, len(runs))
+            written = runs.result.sum() + runs.checkpoint.nlargest(self.workers).sum()
+        trials = pd.DataFrame([self._search_row(estimator, *one) for one in self.searches])
+        if len(trials):
             say(
-                f"  {name:<40} {len(jobs):>3} x {jobs.steps.iloc[0]:>8,} steps, "
-                f"about {format_duration(jobs.seconds.sum())}{begun}"
+                f"  searches for alpha and delta_t: at most {trials.runs.sum():,} runs, "
+                f"{trials.steps.sum():,} steps, about {format_duration(trials.seconds.sum())}"
             )
-        search_runs, search_steps, search_seconds, search_bytes = self._measure_searches(estimator)
-        if search_runs:
-            say(
-                f"  searches for alpha and delta_t: at most {search_runs:,} runs, "
-                f"{search_steps:,} steps, about {format_duration(search_seconds)}"
-            )
-        seconds, steps, written = search_seconds, search_steps, float(search_bytes)
-        if rows:
-            seconds += frame.seconds.sum() / max(1, min(self.workers, len(frame)))
-            steps += frame.steps.sum()
-            written += frame.result.sum() + frame.checkpoint.nlargest(self.workers).sum()
+            steps, seconds = steps + trials.steps.sum(), seconds + trials.seconds.sum()
+            written += trials.written.sum()
+        count = len(runs) + (trials.runs.sum() if len(trials) else 0)
         workers = f" by {self.workers} workers" if self.workers > 1 else ""
         say(
-            f"together {len(rows) + search_runs:,} runs, {steps:,} steps, about "
-            f"{format_duration(seconds)}{workers}, writing about {format_bytes(written)}"
+            f"together {count:,} runs, {steps:,} steps, about {format_duration(seconds)}{workers}, "
+            f"writing about {format_bytes(written)}"
         )
 
-    def _row(self, job: Job, estimate: Estimate) -> dict[str, object]:
-        self.estimates[job.key] = estimate
-        name = job.spec.variant
-        return {
-            "name": f"{job.protocol.name}: {name}" if len(self.parts) > 1 else name,
-            "begun": self.folder.checkpoint(job.key).exists(),
-            **dataclasses.asdict(estimate),
-        }
+    def _row(self, job: Job) -> dict[str, Any]:
+        several = f"{job.protocol.name}: " if len(self.parts) > 1 else ""
+        begun = self.folder.checkpoint(job.key).exists()
+        estimate = self.estimates[job.key]._asdict()
+        return {"name": several + job.spec.variant, "begun": begun, **estimate}
 
-    def _measure_searches(self, estimator: Estimator) -> tuple[int, int, float, int]:
-        """Runs, steps, seconds and bytes of all searches, one after the other."""
-        runs = steps = written = 0
-        seconds = 0.0
-        for search in self.searches:
-            one = estimator.estimate(search.example)
-            after = search.runs - search.at_random
-            # Of the trials that are not drawn at random, each waits for the results of the last.
-            rounds = search.at_random / max(1, min(self.workers, search.at_random))
-            rounds += after / max(1, min(self.workers, search.seeds))
-            runs, steps = runs + search.runs, steps + search.runs * one.steps
-            seconds, written = seconds + rounds * one.seconds, written + search.runs * one.result
-        return runs, steps, seconds, written
+    def _search_row(
+        self, estimator: Estimator, example: Job, runs: int, at_random: int, seeds: int
+    ) -> dict[str, Any]:
+        one = estimator.estimate(example)
+        # Of the trials that are not drawn at random, each waits for the results of the last one.
+        rounds = at_random / max(1, min(self.workers, at_random))
+        rounds += (runs - at_random) / min(self.workers, seeds)
+        seconds, written = rounds * one.seconds, runs * one.result
+        return {"runs": runs, "steps": runs * one.steps, "seconds": seconds, "written": written}
 
 
-@dataclass(frozen=True)
-class SearchLeft:
-    """What one search still has to do at most.
-
-    Args:
-        example: A run of the kind that it makes.
-        runs: How many.
-        at_random: How many of them wait for no result of another.
-        seeds: How many of them make a trial.
-    """
-
-    example: Job
-    runs: int
-    at_random: int
-    seeds: int
-
-
-def _searches_left(part: Part, folder: Folder) -> Iterable[SearchLeft]:
+def _searches_left(part: Part, folder: Folder) -> Iterator[tuple[Job, int, int, int]]:
+    """Of each search: a run, how many at most, how many of them at random, and those of a trial."""
+    search = part.protocol.choices.search
+    if search is None:
+        return
     # Optuna takes a second to import, and most plans have no search.
     from benchmarks.cifar.search import tunings
 
-    search = part.protocol.choices.search
-    assert search is not None
     seeds = len(search.seeds)
     for tuning in tunings(part.protocol, part.data):
         left = tuning.left(folder)
         if left:
             example = part.job(tuning.specs(sum(search.alpha) / 2, sum(search.delta_t[:2]) // 2)[0])
-            random = max(0, search.random_trials - (search.trials - left))
-            yield SearchLeft(example, left * seeds, random * seeds, seeds)
+            at_random = max(0, search.random_trials - (search.trials - left))
+            yield example, left * seeds, at_random * seeds, seeds

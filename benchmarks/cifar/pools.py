@@ -34,13 +34,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Pool(Protocol):
-    """What jobs are given to.
+    """What jobs are given to, as many at a time as its width says."""
 
-    Attributes:
-        width: How many it takes at a time.
-    """
-
-    width: int
+    @property
+    def width(self) -> int: ...
 
     def submit(self, job: Job) -> Future[Record | None]:
         """Do a job; the future has what ``worker.do`` returns or raises."""
@@ -54,13 +51,6 @@ def open_pool(
     setup: Setup, workers: int, cluster: str | None, stop: Stop, watch: Watch
 ) -> Iterator[Pool]:
     """The pool that a session asked for.
-
-    Args:
-        setup: What every process has to know; ``threads`` is how many CPUs a job takes.
-        workers: Processes of this machine.
-        cluster: Address of a Ray cluster in place of them, or ``"local"`` for one of this machine.
-        stop: Looked at after every step of jobs that are done here.
-        watch: Shows the progress of jobs that are done here.
 
     Raises:
         ProtocolError: If Ray is missing, or its cluster.
@@ -173,9 +163,6 @@ class Cluster:
     The job of a worker or a machine that is lost is done again by another, from its checkpoint.
     """
 
-    # More than there is room for wait in Ray's own queue.
-    width = 1000
-
     def __init__(self, setup: Setup, address: str) -> None:
         try:
             import ray
@@ -205,6 +192,12 @@ class Cluster:
         gpus = 1 if torch.cuda.is_available() else 0
         options = ray.remote(num_cpus=setup.threads or 1, num_gpus=gpus, max_retries=TRIES)
         self._do: Any = options(do)
+
+    @property
+    def width(self) -> int:
+        """How many runs the machines that have joined by now have CPUs for."""
+        cpus = int(self._ray.cluster_resources().get("CPU", 1))
+        return max(1, cpus // (self._setup.threads or 1))
 
     def submit(self, job: Job) -> Future[Record | None]:
         task = self._do.remote(self._setup, job)

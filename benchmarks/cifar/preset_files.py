@@ -17,13 +17,7 @@ PRESETS = ("smoke", "cpu", "paper", "resnet-50")
 
 @dataclass(frozen=True)
 class Change:
-    """One ``--set``: a setting by its path in the file, and its new value.
-
-    Args:
-        protocol: The protocol that it is for; None for all of the preset.
-        path: Such as ``("training", "epochs")``.
-        value: As in a TOML file.
-    """
+    """One ``--set``: a setting by its path in the file, and its new value."""
 
     protocol: str | None
     path: tuple[str, ...]
@@ -54,10 +48,6 @@ class Change:
 
 def load_preset(name: str, changes: Sequence[Change] = ()) -> Protocol:
     """The protocol in the shipped file called ``name``, or in a ``.toml`` file of the user's.
-
-    Args:
-        name: The file's name without ``.toml``, or a path.
-        changes: Applied in their order. One that changes results changes the name too.
 
     Raises:
         ProtocolError: If there is no such file, or a setting is missing, unknown or senseless.

@@ -57,17 +57,12 @@ def read_results(path: Path) -> list[Record]:
 
 
 class FinishedRuns:
-    """The keys in a results file that grows meanwhile; what was read is not read again.
-
-    Args:
-        path: The file, which need not exist yet.
-    """
+    """The keys in a results file that grows meanwhile, and need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._keys: set[str] = set()
-        self._read = 0
-        self._lines = 0
+        self._size = 0
 
     def has(self, key: str) -> bool:
         """Whether a run is in the file now.
@@ -75,22 +70,14 @@ class FinishedRuns:
         Raises:
             ResultsError: If a line is not a JSON object.
         """
-        if key not in self._keys:
-            self._read_on()
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if key not in self._keys and size != self._size:
+            with warnings.catch_warnings():
+                # Maybe another process is writing the last line just now.
+                warnings.simplefilter("ignore", UserWarning)
+                self._keys = {record["key"] for record in read_results(self._path)}
+            self._size = size
         return key in self._keys
-
-    def _read_on(self) -> None:
-        if not self._path.exists() or self._path.stat().st_size == self._read:
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._read)
-            for line in file:
-                # Maybe another process is writing it just now.
-                if not line.endswith(b"\n"):
-                    break
-                self._lines += 1
-                self._keys.add(_parse(self._path, self._lines, line)["key"])
-                self._read += len(line)
 
 
 def _parse(path: Path, number: int, line: bytes) -> Record:
@@ -115,11 +102,7 @@ def _cut_unfinished_line(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where results, checkpoints, masks and data are kept.
-
-    Args:
-        root: The folder; made when something is written.
-    """
+    """Where results, checkpoints, masks and data are kept."""
 
     root: Path
 

@@ -81,11 +81,6 @@ class Tuning:
 
         Those at random are done together, because none of them waits for another's result.
 
-        Args:
-            folder: Has the journal of all studies.
-            train: Trains the runs of a trial.
-            say: Told of every trial.
-
         Raises:
             SearchError: If a run failed. The search does the same trial again the next time.
         """
@@ -177,13 +172,6 @@ def tune(
     say: Callable[[str], object] = print,
 ) -> list[SearchError]:
     """Do all searches, those first that no other process is at.
-
-    Args:
-        searches: Of one protocol.
-        folder: Has the journal, and the claims to its studies.
-        train: Trains the runs of a trial.
-        stop: Looked at between searches, and while other processes are at all that are left.
-        say: Told of every trial.
 
     Returns:
         The errors that ended a search; the other searches are done all the same.

@@ -25,11 +25,7 @@ LOG_INTERVAL = 30.0
 
 
 class Display:
-    """What a session says while it goes on.
-
-    Args:
-        estimates: Seconds that each job takes alone, by key, from a calibration.
-    """
+    """What a session says while it goes on."""
 
     def __init__(self, estimates: Mapping[str, float]) -> None:
         self._left = dict(estimates)
@@ -91,16 +87,7 @@ class Display:
 
 
 class Session:
-    """Does jobs by a pool.
-
-    Args:
-        pool: What does them.
-        display: What the user sees.
-        stop: Looked at all the time.
-
-    Attributes:
-        failed: What did not succeed.
-    """
+    """Does jobs by a pool."""
 
     def __init__(self, pool: Pool, display: Display, stop: Stop) -> None:
         self.pool = pool
@@ -125,7 +112,7 @@ class Session:
         while agenda.left or self._doing:
             if self.stop.requested:
                 self.pool.stop()
-                wait(self._doing, timeout=None if self.pool.width == 1 else LOG_INTERVAL)
+                wait(self._doing, LOG_INTERVAL)
                 raise StoppedError
             self._hand_out(agenda)
             if not self._doing:

@@ -24,11 +24,7 @@ class Flag(Protocol):
 
 
 class Stop:
-    """Whether training is to end after the present step.
-
-    Args:
-        asked: Set by another process that wants it to.
-    """
+    """Whether training is to end after the present step."""
 
     def __init__(self, asked: Flag | None = None) -> None:
         self._event = threading.Event()

@@ -24,12 +24,7 @@ from sparseopt import SparseOptimizer, final_masks
 
 @dataclass(frozen=True)
 class Structure:
-    """What a run left.
-
-    Args:
-        masks: Bool tensors, by name of the weight; vectors that channels own have none here.
-        vectors: Entries of the model's state dict of one dimension or none, by name.
-    """
+    """What a run left."""
 
     masks: dict[str, Tensor]
     vectors: dict[str, Tensor]
@@ -80,12 +75,7 @@ def masked_by(model: nn.Module, masks: dict[str, Tensor]) -> SparseOptimizer:
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
-    """Write masks, one bit a weight.
-
-    Args:
-        path: The file to replace.
-        masks: Bool tensors by layer name.
-    """
+    """Write masks, one bit a weight."""
     _save(path, _packed(masks))
 
 

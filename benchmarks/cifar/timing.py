@@ -56,14 +56,6 @@ def time_jobs(
 ) -> None:
     """Measure the times of finished runs that have none from this machine, and append them.
 
-    Args:
-        jobs: The runs, of protocols with a timing; those that are not finished are left out.
-        setup: Says where their results are, and where to measure.
-        classes: Number of classes of each protocol's data.
-        threads: CPU threads.
-        say: Tells the user what is being done.
-        stop: Looked at after each run.
-
     Raises:
         StoppedError: If a stop was requested.
     """
@@ -152,9 +144,6 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
 
 def compare(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The fastest way of either network, and the ratio of the two in the same round.
-
-    Args:
-        rounds: Seconds of each, by ``"own, WAY"`` and ``"dense, WAY"``.
 
     Example:
         >>> found = compare([{"own, a": 1.0, "dense, a": 4.0, "dense, b": 2.0}])

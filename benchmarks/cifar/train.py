@@ -43,16 +43,6 @@ class Run:
 
     Everything random follows from the seed: the initial weights and the order of the images are
     the same for all methods, which makes differences between methods paired.
-
-    Args:
-        protocol: What all runs share.
-        spec: What this one trains.
-        splits: The images.
-        masks: The final masks of the run that this one builds on, if there is one.
-
-    Attributes:
-        curve: What each finished epoch came to.
-        seconds: How long it has trained, in all sessions together.
     """
 
     def __init__(
@@ -106,11 +96,6 @@ class Run:
         stop: Stop | None = None,
     ) -> None:
         """Train the remaining epochs, saving after each and from time to time in between.
-
-        Args:
-            checkpoint: File to save to.
-            show: Called after every step.
-            stop: Looked at after every step.
 
         Raises:
             StoppedError: If a stop was requested. The state is saved then.

@@ -32,12 +32,7 @@ def legend_beside(figure: Figure, panels: Sequence[Axes], title: str | None = No
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``path`` with the suffixes ``.png`` and ``.svg``; the same figure gives the same bytes.
-
-    Args:
-        figure: What to write.
-        path: Where to, without a suffix.
-    """
+    """Write ``path`` with the suffixes ``.png`` and ``.svg``; the same figure gives the same bytes."""
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
         buffer = io.BytesIO()
         # Without a salt and with a date, the same results would give another file each time.

@@ -142,7 +142,7 @@ def test_choices_that_there_are_not_are_named(arguments, message, tmp_path, caps
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Plans without the measuring, which is not the matter and long for a ResNet-50."""
-    cost = (0.5, 1_000_000, 54)
+    cost = (0.5, 1_000_000)
     monkeypatch.setattr(Estimator, "_measure", lambda self, protocol, spec: cost)
 
 

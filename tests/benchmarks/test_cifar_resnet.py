@@ -52,9 +52,9 @@ def test_uniform_can_be_as_expensive_as_erk():
     for preset, classes, erk in (("paper", 10, 0.174), ("paper-cifar100", 100, 0.225)):
         protocol = load_preset(preset)
         # Uniform costs about its density, and a little more for its dense first layer.
-        density = matched_density(protocol, "uniform", "erk", 0.1, classes)
+        density = matched_density(protocol, "erk", classes, "uniform", 0.1)
         assert density == pytest.approx(erk, abs=0.003)
-        assert matched_density(protocol, "erk", "erk", 0.1, classes) == 0.1
+        assert matched_density(protocol, "erk", classes, "erk", 0.1) == 0.1
 
 
 def test_small_dense_scales_every_width(model):

@@ -32,13 +32,9 @@ def main_table(group: Group, paper: Paper | None) -> list[str]:
 def accuracy_table(
     group: Group, variants: Sequence[Variant], paper: Paper | None, *, of_table: str = "main"
 ) -> list[str]:
-    """Accuracy and FLOPs of the variants, with the published numbers of one of the paper's tables.
+    """Accuracy and FLOPs of the variants, beside the published numbers of one of the tables.
 
-    Args:
-        group: The results.
-        variants: The rows. Those without results have published numbers only.
-        paper: What has been published for this data, if anything has.
-        of_table: Which of the paper's tables.
+    Variants without results have published numbers only.
     """
     theirs = [] if paper is None else ["paper"]
     header = ["method", "init", "density", "seeds", "test %"]
@@ -144,20 +140,15 @@ def _joined(cells: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Order:
-    """The variants of one density in the paper's order and in ours.
-
-    Attributes:
-        density: The density.
-        rows: Variants with their published number, in the paper's order, the best first.
-        pairs: Differences of every two of them that share a seed, the one minus the other that the
-            paper has behind it, and whether the paper's bands of one deviation don't overlap.
-        means: The mean test accuracy of each over the seeds that all of them have; empty where
-            there is none, since means over other seeds don't compare.
-    """
+    """The variants of one density in the paper's order and in ours."""
 
     density: float
+    # The best in the paper first.
     rows: list[tuple[Variant, Published]]
+    # Every two that share a seed, the one that the paper has ahead minus the other, and whether the
+    # paper's bands of one deviation don't overlap.
     pairs: list[tuple[Difference, bool]]
+    # Over the seeds that all have; empty where there is none, since others don't compare.
     means: pd.Series
 
 
@@ -219,10 +210,10 @@ def order_words(group: Group, order: Order) -> list[str]:
     return paragraph(text)
 
 
-def order_tables(group: Group, paper: Paper) -> list[str]:
+def order_tables(group: Group, paper: Paper | None) -> list[str]:
     """How the methods' order compares with the paper's, one table for each density."""
     lines = []
-    for order in orders(group, paper):
+    for order in [] if paper is None else orders(group, paper):
         lines += [f"#### Density {order.density:.3g}", "", *order_table(group, paper, order)]
         lines += order_words(group, order)
     return lines

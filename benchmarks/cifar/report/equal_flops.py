@@ -18,12 +18,7 @@ EQUAL = 0.02
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two.
-
-    Attributes:
-        accuracy: Mean test accuracy, a share.
-        densities: The density that was run, or the two between which this is interpolated.
-    """
+    """One of the two."""
 
     accuracy: float
     densities: tuple[float | None, ...]
@@ -37,15 +32,7 @@ class Side:
 
 @dataclass(frozen=True)
 class EqualFlops:
-    """Both distributions at the same inference FLOPs.
-
-    Attributes:
-        method: The method.
-        flops: Multiple of the dense network's.
-        erk: With ERK.
-        uniform: With uniform.
-        paired: ERK minus uniform by seed, if both were run there with a seed in common.
-    """
+    """Both distributions at the same inference FLOPs."""
 
     method: str
     flops: float

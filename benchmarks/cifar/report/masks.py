@@ -16,13 +16,7 @@ from benchmarks.common.words import format_duration
 
 @dataclass(frozen=True)
 class Allocation:
-    """One way to spread a density over the layers.
-
-    Attributes:
-        variants: Those that end with it. Methods that move weights within layers only share that
-            of their distribution.
-        densities: Of each layer, mean over the seeds, by name.
-    """
+    """One way to spread a density over the layers."""
 
     variants: list[Variant]
     densities: pd.Series
@@ -86,12 +80,7 @@ def history(group: Group, variant: Variant) -> pd.DataFrame | None:
 
 
 def not_recorded(group: Group, what: str) -> list[str]:
-    """A sentence that names the variants none of whose runs has recorded this, if there are any.
-
-    Args:
-        group: The results.
-        what: ``"layers"`` or ``"history"``.
-    """
+    """A sentence that names the variants none of whose runs has recorded this, if there are any."""
     # A result with None in this place had nothing to record; an old one has no such place.
     lacking = [
         variant.label

@@ -54,12 +54,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where a published search of (alpha, delta_t) ended, beside its reference point.
-
-    Attributes:
-        variant: What was tuned.
-        cells: Accuracy of the reference, the optimum, and its accuracy, with their deviations.
-    """
+    """Where a published search of (alpha, delta_t) ended, beside its reference point."""
 
     variant: Variant
     cells: list[str]
@@ -67,10 +62,6 @@ class Optimum:
 
 class Paper:
     """What has been published for one data set.
-
-    Args:
-        dataset: Name of the data set, a table of the data file such as ``"cifar10"``.
-        path: The data file.
 
     Raises:
         KeyError: If nothing has been published for the data set; see ``published_datasets``.
@@ -94,14 +85,7 @@ class Paper:
         self.tuning = [_optimum(row) for row in table.get("tuning", [])]
 
     def of(self, variant: Variant, *, of_table: str = "main") -> list[Published]:
-        """Every published number of a variant; a row without an init stands for both.
-
-        Args:
-            variant: Whose.
-            of_table: ``"redistribution"``, ``"structured"`` or ``"main"``; to that belong the
-                original authors' numbers, and the methods that only the table of redistribution
-                has.
-        """
+        """Every published number of a variant; a row without an init stands for both."""
         rows: list[Published] = getattr(self, of_table)
         if of_table == "main":
             methods = {row.variant.method for row in self.main}

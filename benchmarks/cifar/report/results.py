@@ -59,14 +59,7 @@ def title(name: str) -> str:
 
 @dataclass(frozen=True)
 class Variant:
-    """A method at an init and a density; its runs differ in the seed only.
-
-    Attributes:
-        method: Name of the method.
-        init: Name of the distribution; None for methods that have none.
-        density: Live share; None for the dense network.
-        settings: What replaces the protocol's or the method's own, by name.
-    """
+    """A method at an init and a density; its runs differ in the seed only."""
 
     method: str
     init: str | None
@@ -182,10 +175,6 @@ class Group:
 
         Longer training counts with its length, and masks that come from another run with that
         run's training, as in the report.
-
-        Args:
-            variant: Whose.
-            kind: ``"train"``, the method's formula, or ``"train_measured"``.
 
         Returns:
             None where the run that the masks come from isn't in the results.

@@ -29,13 +29,7 @@ EXPLANATION = (
 
 @dataclass(frozen=True)
 class Difference:
-    """Test accuracy of one variant minus that of another.
-
-    Attributes:
-        variant: Whose accuracy is the minuend.
-        reference: Whose is the subtrahend.
-        by_seed: A difference for every seed that both have; never empty.
-    """
+    """Test accuracy of one variant minus that of another."""
 
     variant: Variant
     reference: Variant
@@ -66,14 +60,7 @@ def difference(group: Group, variant: Variant, reference: Variant) -> Difference
 def against(
     group: Group, variants: Sequence[Variant], method: str, *, init: bool = True
 ) -> list[Difference]:
-    """Differences of variants from one method at the same density.
-
-    Args:
-        group: The results.
-        variants: Whose differences; those that have no counterpart are left out.
-        method: The reference.
-        init: Whether the reference has the variant's init, or none.
-    """
+    """Differences of variants from one method at the same density."""
     found = [
         difference(group, variant, Variant(method, variant.init if init else None, variant.density))
         for variant in variants

@@ -23,11 +23,6 @@ QUIET = 0.1
 class Ratio:
     """A time as a multiple of the dense network's, over the runs of a variant.
 
-    Attributes:
-        mean: Mean of the runs' medians.
-        low: The smallest of their lower quartiles.
-        high: The largest of their upper quartiles.
-
     Example:
         >>> one = {"q1": 0.4, "median": 0.5, "q3": 0.6}
         >>> other = {"q1": 0.6, "median": 0.7, "q3": 0.8}
@@ -45,12 +40,7 @@ class Ratio:
 
 
 class Times:
-    """What was measured on one machine of the runs of one protocol; a run's last line counts.
-
-    Args:
-        machine: The machine, in words.
-        records: Lines of the file of times.
-    """
+    """What was measured on one machine of the runs of one protocol; a run's last line counts."""
 
     def __init__(self, machine: str, records: Iterable[Record]) -> None:
         self.machine = machine
@@ -85,12 +75,7 @@ class Times:
 
 
 def times_of(group: Group, records: Sequence[Record]) -> list[Times]:
-    """The times of a protocol's runs, by machine; the one with the most runs comes first.
-
-    Args:
-        group: The results.
-        records: Lines of the file of times, oldest first.
-    """
+    """The times of a protocol's runs, by machine; the one with the most runs comes first."""
     keys = {record["key"] for record in group.records}
     machines: dict[str, list[Record]] = {}
     for record in records:
@@ -107,13 +92,7 @@ def rows_of(group: Group) -> list[Variant]:
 
 
 def structured_table(group: Group, paper: Paper | None, times: Times | None) -> list[str]:
-    """Accuracy, measured times and counted FLOPs; the two never in one column.
-
-    Args:
-        group: The results.
-        paper: What has been published for this data, if anything has.
-        times: Of one machine; None where nothing was measured.
-    """
+    """Accuracy, measured times and counted FLOPs; the two never in one column."""
     batches = [] if times is None else times.batches
     header = ["method", "init", "density", "seeds", "test %"]
     header += [] if paper is None else [paper_column(group)]

@@ -18,13 +18,7 @@ from benchmarks.common.tables import MISSING, table
 
 @dataclass(frozen=True)
 class Trials:
-    """All trials of one variant.
-
-    Attributes:
-        variant: The variant with the protocol's own settings, which is the reference.
-        reference: The protocol's own alpha and delta_t.
-        trials: A row for each: variant, alpha, delta_t, seeds and mean validation accuracy.
-    """
+    """All trials of one variant."""
 
     variant: Variant
     reference: tuple[float, int]
@@ -102,13 +96,7 @@ def trial_table(group: Group, search: Trials) -> list[str]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One variant at several learning rates.
-
-    Attributes:
-        variant: It at the protocol's own rate, maybe with its own alpha and delta_t.
-        masks: The alpha and delta_t in force.
-        by_rate: What was run at each rate, in rising order.
-    """
+    """One variant at several learning rates."""
 
     variant: Variant
     masks: tuple[float, int]

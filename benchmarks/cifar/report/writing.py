@@ -18,6 +18,7 @@ from benchmarks.common.files import plain_name, write_atomic
 from benchmarks.common.tables import paragraph, section
 
 TITLE = "Sparse training on small images"
+EQUAL_FLOPS = "ERK against uniform at equal FLOPs"
 
 
 def write_report(results: Path, folder: Path) -> Path:
@@ -25,11 +26,6 @@ def write_report(results: Path, folder: Path) -> Path:
 
     Runs that haven't ended are not in the results yet, and so not in the report: it can be made at
     any time.
-
-    Args:
-        results: The results file. Protocols are told apart, and never in one table. Measured times
-            are in a file beside it.
-        folder: Where to.
 
     Returns:
         The path of ``report.md``.
@@ -58,13 +54,7 @@ def write_report(results: Path, folder: Path) -> Path:
 
 
 class Figures:
-    """Writes the figures of one group, and the lines that show them.
-
-    Args:
-        group: Whose.
-        folder: The report's folder; figures go into ``figures/`` there.
-        used: Beginnings of file names that are taken, to which one is added.
-    """
+    """Writes the figures of one group, and the lines that show them."""
 
     def __init__(self, group: Group, folder: Path, used: set[str]) -> None:
         name = prefix = plain_name(group.protocol["name"])
@@ -78,13 +68,7 @@ class Figures:
         self.prefix = prefix
 
     def show(self, name: str, caption: str, figure: Figure | None) -> list[str]:
-        """Write a figure as PNG and SVG; the lines that show it, or none of None.
-
-        Args:
-            name: End of the file's name.
-            caption: What it shows, for those who cannot see it.
-            figure: The figure.
-        """
+        """Write a figure as PNG and SVG; the lines that show it, or none of None."""
         if figure is None:
             return []
         path = Path("figures", f"{self.prefix}-{name}")
@@ -94,19 +78,9 @@ class Figures:
 
 
 def group_lines(
-    group: Group,
-    drawn: Figures,
-    namesake: Group | None = None,
-    measured: Sequence[Record] = (),
+    group: Group, drawn: Figures, namesake: Group | None = None, measured: Sequence[Record] = ()
 ) -> list[str]:
-    """Everything about one protocol.
-
-    Args:
-        group: Its results.
-        drawn: Writes its figures.
-        namesake: The first protocol of the same name, if this is another one.
-        measured: Measured times, of this and other protocols.
-    """
+    """Everything about one protocol, which may be another one of the name of ``namesake``."""
     protocol, paper = group.protocol, paper_of(group)
     lines = [f"## {protocol['label']}", ""]
     lines += paragraph(f"Protocol: {protocol['description']}. {len(group.records)} runs.")
@@ -120,43 +94,44 @@ def group_lines(
             f"**These numbers are reduced** ({protocol['summary']}): they are not to be compared "
             "with published ones."
         )
-    lines += _accuracy_sections(group, paper, drawn)
-    lines += section("Redistribution between layers", accuracy.redistribution(group, paper))
-    lines += section("Masks of other runs", accuracy.tickets(group, paper))
-    lines += _structured_section(group, paper, drawn, measured)
-    lines += _search_section(group, paper, drawn)
-    lines += _sweep_section(group, drawn)
-    lines += _mask_sections(group, drawn)
-    lines += section("Cost and exploration", masks.cost_table(group))
-    lines += section("Made with", masks.environment_lines(group))
-    return lines
+    sections = {
+        "Test accuracy": _accuracy(group, paper, drawn),
+        "The methods' order beside the paper's": accuracy.order_tables(group, paper),
+        "Paired differences": all_differences(group),
+        EQUAL_FLOPS: _equal_flops(group, drawn),
+        "Redistribution between layers": accuracy.redistribution(group, paper),
+        "Masks of other runs": accuracy.tickets(group, paper),
+        "Structured sparsity": _structured(group, paper, drawn, measured),
+        "Search of alpha and delta_t": _searches(group, paper, drawn),
+        "Learning rate": _learning_rates(group, drawn),
+        "Density of every layer": _layers(group, drawn),
+        "Masks over time": _masks_over_time(group, drawn),
+        "Cost and exploration": masks.cost_table(group),
+        "Made with": masks.environment_lines(group),
+    }
+    return [*lines, *(line for item in sections.items() for line in section(*item))]
 
 
-def _accuracy_sections(group: Group, paper: Paper | None, drawn: Figures) -> list[str]:
+def _accuracy(group: Group, paper: Paper | None, drawn: Figures) -> list[str]:
     density, flops = figures.against_density(group), figures.against_flops(group)
-    lines = section(
-        "Test accuracy",
-        accuracy.main_table(group, paper),
-        accuracy.main_notes(group, paper),
-        drawn.show("by-method", "accuracy by method", figures.by_method(group)),
-        drawn.show("against-density", "accuracy against density", density),
-        drawn.show("against-flops", "accuracy against FLOPs", flops),
-    )
-    if paper is not None:
-        tables = accuracy.order_tables(group, paper)
-        lines += section("The methods' order beside the paper's", tables)
-    lines += section("Paired differences", all_differences(group))
-    equal = equal_flops(group)
-    if equal:
-        methods = list(dict.fromkeys(one.method for one in equal))
-        heading = "ERK against uniform at equal FLOPs"
-        figure = figures.erk_against_uniform(group, methods)
-        shown = drawn.show("equal-flops", heading, figure)
-        lines += section(heading, equal_flops_table(group, equal), shown)
-    return lines
+    return [
+        *accuracy.main_table(group, paper),
+        *accuracy.main_notes(group, paper),
+        *drawn.show("by-method", "accuracy by method", figures.by_method(group)),
+        *drawn.show("against-density", "accuracy against density", density),
+        *drawn.show("against-flops", "accuracy against FLOPs", flops),
+    ]
 
 
-def _structured_section(
+def _equal_flops(group: Group, drawn: Figures) -> list[str]:
+    found = equal_flops(group)
+    methods = list(dict.fromkeys(one.method for one in found))
+    figure = figures.erk_against_uniform(group, methods) if methods else None
+    shown = drawn.show("equal-flops", EQUAL_FLOPS, figure)
+    return [*equal_flops_table(group, found), *shown]
+
+
+def _structured(
     group: Group, paper: Paper | None, drawn: Figures, measured: Sequence[Record]
 ) -> list[str]:
     if not structured.rows_of(group):
@@ -174,10 +149,10 @@ def _structured_section(
         lines += [f"#### Times on {times.machine}", ""]
         lines += structured.inference_table(group, times)
         lines += structured.training_table(group, times)
-    return section("Structured sparsity", lines)
+    return lines
 
 
-def _search_section(group: Group, paper: Paper | None, drawn: Figures) -> list[str]:
+def _searches(group: Group, paper: Paper | None, drawn: Figures) -> list[str]:
     found = tuning.searches(group)
     if not found:
         return []
@@ -199,34 +174,31 @@ def _search_section(group: Group, paper: Paper | None, drawn: Figures) -> list[s
         lines += drawn.show(f"search-{file}", over, contour(group, search))
         lines += drawn.show(f"importance-{file}", weight, importances(group, search))
         lines += tuning.trial_table(group, search)
-    return section("Search of alpha and delta_t", lines)
+    return lines
 
 
-def _sweep_section(group: Group, drawn: Figures) -> list[str]:
+def _learning_rates(group: Group, drawn: Figures) -> list[str]:
     found = tuning.sweeps(group)
-    if not found:
-        return []
-    figure = figures.learning_rates(group, found)
-    return section(
-        "Learning rate",
-        tuning.sweep_table(group, found),
-        drawn.show("learning-rate", "accuracy against the learning rate", figure),
-        tuning.sweep_differences(group, found),
-    )
-
-
-def _mask_sections(group: Group, drawn: Figures) -> list[str]:
-    by_layer, over_time = [], []
-    for density in masks.densities(group):
-        name = f"{density:.3g}"
-        layers, over = (
-            figures.layer_densities(group, density),
-            figures.masks_over_time(group, density),
-        )
-        by_layer += drawn.show(f"layers-{name}", f"density of every layer, {name} in all", layers)
-        by_layer += masks.layer_table(masks.allocations(group, density))
-        over_time += drawn.show(f"masks-{name}", f"masks over time, density {name}", over)
+    figure = figures.learning_rates(group, found) if found else None
     return [
-        *section("Density of every layer", by_layer, masks.not_recorded(group, "layers")),
-        *section("Masks over time", over_time, masks.not_recorded(group, "history")),
+        *tuning.sweep_table(group, found),
+        *drawn.show("learning-rate", "accuracy against the learning rate", figure),
+        *tuning.sweep_differences(group, found),
     ]
+
+
+def _layers(group: Group, drawn: Figures) -> list[str]:
+    lines = []
+    for density in masks.densities(group):
+        name, figure = f"{density:.3g}", figures.layer_densities(group, density)
+        lines += drawn.show(f"layers-{name}", f"density of every layer, {name} in all", figure)
+        lines += masks.layer_table(masks.allocations(group, density))
+    return [*lines, *masks.not_recorded(group, "layers")]
+
+
+def _masks_over_time(group: Group, drawn: Figures) -> list[str]:
+    lines = []
+    for density in masks.densities(group):
+        name, figure = f"{density:.3g}", figures.masks_over_time(group, density)
+        lines += drawn.show(f"masks-{name}", f"masks over time, density {name}", figure)
+    return [*lines, *masks.not_recorded(group, "history")]
