@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.cifar.config import Protocol
 from benchmarks.cifar.data import IMAGE_SIZE
 from benchmarks.cifar.grid import RunSpec
 from benchmarks.cifar.methods import INITS, recipe_of
 from benchmarks.cifar.models import build_model
-from benchmarks.cifar.structure import Structure, masked_by
-from sparseopt import Compaction, Condensation, SparseOptimizer
+from benchmarks.cifar.structure import Structure
+from sparseopt import Compaction, SparseOptimizer
 
 DENSE, ZEROS, COMPACTED = "dense", "dense tensors with zeros", "compacted"
 
 
-@dataclass(frozen=True)
-class Form:
-    """A network for inference."""
+class Form(NamedTuple):
+    """A network for inference: what was done to it, it, and what is worth knowing, in numbers."""
 
     kind: str
     model: nn.Module
     about: dict[str, Any]
-    masks: dict[str, Tensor] = field(default_factory=dict)
-
-    def condensed(self, images: Tensor) -> tuple[nn.Module, list[str]] | None:
-        """A copy whose linear layers skip what is dropped, where that is faster for these images.
-
-        Returns:
-            The copy, and the form of each layer that is sparse in it; None where none is.
-        """
-        if not self.masks:
-            return None
-        optimizer = masked_by(self.model, self.masks)
-        try:
-            condensation = Condensation(self.model, optimizer, images)
-        finally:
-            optimizer.detach()
-        ways = [f"{one.name}: {one.chosen}" for one in condensation.report if one.chosen != DENSE]
-        return (condensation.model, ways) if ways else None
 
 
 def form_of(
@@ -91,8 +72,7 @@ def _compacted(model: nn.Module, structure: Structure, device: torch.device) -> 
         "share_reached": report.share_reached,
         "reasons": sorted({one.reason for one in report.remaining}),
     }
-    masks = {name: mask.to(device) for name, mask in compaction.masks.items() if mask.dim() > 1}
-    return Form(COMPACTED, smaller, about, masks)
+    return Form(COMPACTED, smaller, about)
 
 
 def _sizes(model: nn.Module) -> dict[str, Any]:

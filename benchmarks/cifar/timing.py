@@ -112,9 +112,9 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
 
     Returns:
         ``batch``; ``own`` and ``dense``, each with the fastest ``way`` and quartiles of its
-        ``milliseconds``; quartiles of their ``ratio``; the medians in all ``ways``; and the
-        ``condensed`` layers. The ways are the number formats, each with one thread and with as
-        many as torch has now: a small network may wait for threads longer than it computes.
+        ``milliseconds``; quartiles of their ``ratio``; and the medians in all ``ways``. These
+        are the number formats, each with one thread and with as many as torch has now: a small
+        network may wait for threads longer than it computes.
     """
     device = next(dense.model.parameters()).device
     images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE).to(device)
@@ -123,9 +123,6 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
         for side, form in (("own", own), ("dense", dense))
         for name in FORMATS
     }
-    condensed = own.condensed(images)
-    if condensed is not None:
-        placed["own, float32, condensed"] = condensed[0], images
     threads = torch.get_num_threads()
     ways = {
         f"{name}, {count} {'thread' if count == 1 else 'threads'}": _pass(*given, count)
@@ -138,8 +135,7 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
         times = rounds * MORE_ROUNDS_OF_ONE if batch == 1 else rounds
         measured = timing.in_turn(ways, rounds=times)
     torch.set_num_threads(threads)
-    layers = [] if condensed is None else condensed[1]
-    return {"batch": batch, **compare(measured), "condensed": layers}
+    return {"batch": batch, **compare(measured)}
 
 
 def compare(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import sys
@@ -18,7 +19,7 @@ from benchmarks.cifar.batches import Splits, splits_for
 from benchmarks.cifar.config import Protocol
 from benchmarks.cifar.data import DIGITS, load_dataset
 from benchmarks.cifar.jobs import Job
-from benchmarks.cifar.methods import is_mask_source, recipe_of
+from benchmarks.cifar.methods import RECIPES, is_mask_source, recipe_of
 from benchmarks.cifar.records import FinishedRuns, Folder, Record, append_result
 from benchmarks.cifar.settings import ProtocolError
 from benchmarks.cifar.stopping import Stop
@@ -149,9 +150,14 @@ def _environment(setup: Setup) -> dict[str, Any]:
 
 
 def _is_done(folder: Folder, job: Job) -> bool:
-    if not FinishedRuns(folder.results).has(job.key):
+    """Whether the result is there, and the masks too if a run that starts with them is not."""
+    finished = FinishedRuns(folder.results)
+    if not finished.has(job.key):
         return False
-    return not is_mask_source(job.spec.method) or folder.masks(job.key).exists()
+    on_its_masks = [name for name, one in RECIPES.items() if one.masks_from == job.spec.method]
+    specs = (dataclasses.replace(job.spec, method=name) for name in on_its_masks)
+    used = (finished.has(Job(job.protocol, spec, job.data).key) for spec in specs)
+    return not on_its_masks or folder.masks(job.key).exists() or any(used)
 
 
 def _keep_what_others_need(folder: Folder, job: Job, run: Run) -> None:

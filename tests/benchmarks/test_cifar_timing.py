@@ -6,10 +6,9 @@ import os
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from benchmarks.cifar import cli, timing
-from benchmarks.cifar.forms import COMPACTED, DENSE, ZEROS, Form, form_of
+from benchmarks.cifar.forms import COMPACTED, DENSE, ZEROS, form_of
 from benchmarks.cifar.grid import RunSpec, Study, Timing
 from benchmarks.cifar.jobs import Job
 from benchmarks.cifar.preset_files import load_preset
@@ -93,20 +92,6 @@ def test_networks_are_timed_in_the_form_that_computes_what_the_run_left(protocol
     for form in (small, zeros, compacted):
         assert not form.model.training
         assert not any(module._forward_pre_hooks for module in form.model.modules())
-
-
-def test_sparse_linear_layer_is_condensed_where_that_is_faster_and_computes_the_same():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 1000)).eval()
-    mask = torch.zeros(1000, 3072, dtype=torch.bool)
-    mask[:, ::1024] = True
-    masked_by(model, {"1.weight": mask}).detach()
-    images = torch.randn(1, 3, 32, 32)
-    form = Form(COMPACTED, model, {}, {"1.weight": mask})
-    condensed, ways = form.condensed(images)
-    assert ways in (["1: condensed"], ["1: CSR"])
-    torch.testing.assert_close(condensed(images), model(images))
-    assert Form(COMPACTED, model, {}).condensed(images) is None
 
 
 def test_training_is_timed_with_mask_updates_where_the_method_makes_any(protocol):
