@@ -32,7 +32,7 @@ def legend_beside(figure: Figure, panels: Sequence[Axes], title: str | None = No
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``path`` with the suffixes ``.png`` and ``.svg``; the same figure gives the same bytes."""
+    """Write ``path.png`` and ``path.svg``; the same figure gives the same bytes."""
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
         buffer = io.BytesIO()
         # Without a salt and with a date, the same results would give another file each time.
