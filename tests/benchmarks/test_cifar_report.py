@@ -313,6 +313,26 @@ def test_same_results_give_the_same_files(report, folder):
     assert [path.read_bytes() for path in files] == before
 
 
+def test_settings_of_a_method_and_any_method_and_init_have_rows_of_their_own(tmp_path):
+    lines = [record("static", "erk", 0.1, seed, 0.7 + 0.001 * seed) for seed in (0, 1)]
+    for number, initial in enumerate((0.5, 0.8)):
+        for seed in (0, 1):
+            line = record("granet", "erk", 0.1, seed, 0.72 + 0.01 * number + 0.001 * seed)
+            line["run"]["settings"] = {"initial": initial}
+            lines.append(line | {"key": f"{initial}-{seed}"})
+    lines.append(record("my-method", "my-init", 0.1, 0, 0.75))
+    report = report_of(tmp_path, [with_masks(line, (0.1, 0.1, 0.1)) for line in lines])
+    table = rows(report, "Test accuracy")
+    assert table["GraNet, initial 0.8"]["test %"].startswith("73.05")
+    assert table["my-method"]["init"] == "my-init"
+    assert (
+        rows(report, "Minus Static")["GraNet, initial 0.5"]["difference, points"] == "+2.00 ± 0.00"
+    )
+    figure = (tmp_path / "figures" / "cpu-against-density.svg").read_text()
+    assert "my-method" in figure
+    assert "GraNet, initial 0.5" in figure
+
+
 def test_report_names_versions_commit_and_hardware(report):
     assert "9 runs: sparseopt 1.2.3, torch 2.9" in report
     assert "commit c0ffee; CPU, 2 threads" in report

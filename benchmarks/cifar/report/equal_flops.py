@@ -51,8 +51,8 @@ def equal_flops(group: Group) -> list[EqualFlops]:
     for variant in group.variants:
         if variant.init not in OTHERS:
             continue
-        opposite = (variant.method, OTHERS[variant.init])
-        line = [v for v in group.variants if (v.method, v.init) == opposite]
+        opposite = (variant.name, OTHERS[variant.init])
+        line = [v for v in group.variants if (v.name, v.init) == opposite]
         flops = group.inference_flops(variant)
         met = [v for v in line if abs(group.inference_flops(v) / flops - 1) < EQUAL]
         own = Side(group.mean(variant, "test"), (variant.density,))

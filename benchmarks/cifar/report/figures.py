@@ -274,7 +274,7 @@ def _draw(
         "markersize": 5,
         "linewidth": 1.2,
         "capsize": 3,
-        "label": label or title(first.method),
+        "label": label or first.name,
     }
     axes.errorbar(places, means, yerr=errors, **{**usual, **look})
 
@@ -283,7 +283,7 @@ def _lines(variants: Iterable[Variant]) -> list[list[Variant]]:
     """Variants that differ in density alone, each list from the sparsest on; methods in order."""
     found: dict[tuple[str, str | None], list[Variant]] = {}
     for variant in variants:
-        found.setdefault((variant.method, variant.init), []).append(variant)
+        found.setdefault((variant.name, variant.init), []).append(variant)
     return sorted(found.values(), key=lambda those: those[0].order()[1:])
 
 

@@ -52,6 +52,10 @@ NUMBERS = {
 }
 
 
+#: What a search or a sweep puts in place of the protocol's own.
+SEARCHED = {"alpha", "delta_t", "lr"}
+
+
 def title(name: str) -> str:
     """A method or an init as the report writes it."""
     return TITLES.get(name, name)
@@ -76,10 +80,18 @@ class Variant:
         return cls(run["method"], run["init"], run["density"], tuple(settings))
 
     @property
+    def name(self) -> str:
+        """The method with what was changed, such as ``GraNet, initial 0.8``."""
+        changed = (
+            f", {name} {value:.3g}" if isinstance(value, float) else f", {name} {value}"
+            for name, value in self.settings
+        )
+        return title(self.method) + "".join(changed)
+
+    @property
     def title(self) -> str:
         """The variant as tables and plots name it, without the density."""
-        name = title(self.method)
-        return name if self.init is None else f"{name} ({title(self.init)})"
+        return self.name if self.init is None else f"{self.name} ({title(self.init)})"
 
     @property
     def label(self) -> str:
@@ -95,12 +107,7 @@ class Variant:
     def cells(self) -> list[str]:
         """What says in a table which variant a row is about: method, init, density."""
         density = MISSING if self.density is None else f"{self.density:.3g}"
-        init = MISSING if self.init is None else title(self.init)
-        changed = (
-            f", {name} {value:.3g}" if isinstance(value, float) else f", {name} {value}"
-            for name, value in self.settings
-        )
-        return [title(self.method) + "".join(changed), init, density]
+        return [self.name, MISSING if self.init is None else title(self.init), density]
 
     def order(self) -> tuple[Any, ...]:
         """Sorts dense first, then by density and init, methods in their usual order."""
@@ -123,7 +130,7 @@ class Group:
         runs: A row for each run: its variant, seed, ``NUMBERS`` and record.
         test: Test accuracies, a row for each variant and a column for each seed.
         variants: Those with the protocol's own settings, in their usual order.
-        varied: Those with other settings, of a search or a sweep.
+        varied: Those of a search or a sweep.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -137,8 +144,8 @@ class Group:
         self.test = last.pivot(index="variant", columns="seed", values="test")
         self._numbers = last.groupby("variant")[list(NUMBERS)].agg([("mean", fmean), "std"])
         self._records = {variant: list(rows["record"]) for variant, rows in last.groupby("variant")}
-        self.variants = [variant for variant in self.test.index if not variant.settings]
-        self.varied = [variant for variant in self.test.index if variant.settings]
+        self.varied = [v for v in self.test.index if SEARCHED & dict(v.settings).keys()]
+        self.variants = [v for v in self.test.index if v not in self.varied]
 
     def __contains__(self, variant: Variant) -> bool:
         return variant in self._records

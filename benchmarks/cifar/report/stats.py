@@ -6,6 +6,7 @@ initial weights too, so their difference varies less than either accuracy.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,11 +167,7 @@ def all_differences(group: Group) -> list[str]:
         "ERK minus uniform, same method and density": [
             one
             for variant in erk
-            if (
-                one := difference(
-                    group, variant, Variant(variant.method, "uniform", variant.density)
-                )
-            )
+            if (one := difference(group, variant, dataclasses.replace(variant, init="uniform")))
         ],
         "Longer training minus the usual length": longer,
     }
