@@ -106,7 +106,7 @@ def method_with(method: str, settings: Mapping[str, Any]) -> str | Method:
     if not settings:
         return name
     plain = get_method(name)
-    known = [field.name for field in dataclasses.fields(plain)]  # type: ignore[arg-type]
+    known = [field.name for field in dataclasses.fields(plain)]
     for setting in settings:
         if setting not in known:
             raise ProtocolError(f"{setting!r} is no setting of {method!r}; {meant(setting, known)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ RESOLUTION = 150
 
 def legend_beside(figure: Figure, panels: Sequence[Axes], title: str | None = None) -> None:
     """One legend for all panels, right of the whole figure."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)

@@ -78,10 +78,11 @@ def results(out):
 
 
 def tables(out):
-    """The report without what it says of time."""
+    """The report without what it says of time and of the checkout."""
     text = (out / "report.md").read_text()
     parts = re.split(r"^(?=#{2,3} )", text, flags=re.MULTILINE)
-    text = "".join(part for part in parts if not part.startswith("### Structured sparsity"))
+    changing = ("### Structured sparsity", "### Made with")
+    text = "".join(part for part in parts if not part.startswith(changing))
     return [re.sub(r"\| \d+\.\d \| [\d.e-]+ \|$", "|", line) for line in text.splitlines()]
 
 

@@ -212,8 +212,10 @@ def order_words(group: Group, order: Order) -> list[str]:
 
 def order_tables(group: Group, paper: Paper | None) -> list[str]:
     """How the methods' order compares with the paper's, one table for each density."""
+    if paper is None:
+        return []
     lines = []
-    for order in [] if paper is None else orders(group, paper):
+    for order in orders(group, paper):
         lines += [f"#### Density {order.density:.3g}", "", *order_table(group, paper, order)]
         lines += order_words(group, order)
     return lines

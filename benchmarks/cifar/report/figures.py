@@ -25,7 +25,9 @@ from benchmarks.common.figures import legend_beside
 STYLES = {None: ("D", ":"), "erk": ("o", "-"), "uniform": ("^", "--")}
 OTHER_STYLES = [("s", "-."), ("v", "-."), ("P", "-."), ("X", "-.")]
 _PALETTES = ("tab10", "Dark2", "Set1")
-COLORS = [color for name in _PALETTES for color in matplotlib.colormaps[name].colors]  # type: ignore[attr-defined]
+COLORS: list[tuple[float, ...]] = [
+    color for name in _PALETTES for color in matplotlib.colormaps[name].colors
+]  # type: ignore[attr-defined]
 # Methods at one density would hide each other: their marks are spread over this factor.
 DODGE = 1.25
 COLUMNS = 3
