@@ -41,7 +41,7 @@ def rewritten(readme: str) -> str:
 
 def cifar_text() -> str:
     """Accuracies and FLOPs, with the protocol before them and what they say after."""
-    from benchmarks.overview import cifar
+    from benchmarks.cifar import overview as cifar
 
     paragraphs = []
     for group in cifar.headline():

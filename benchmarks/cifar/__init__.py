@@ -2,24 +2,15 @@
 
 A map, in which nothing is used before you have met it:
 
-- ``files`` (whole files or none) and ``environment`` (versions and hardware) serve every benchmark.
-- ``protocols/``, what is run: ``methods``, ``runspec`` (one run, and the name of its result),
-  ``tables`` (TOML), ``choices`` (what a preset runs), ``protocol``, ``presets``. The presets
-  themselves are in ``presets/``.
-- ``images/``: ``sources`` (where images come from), ``data``, ``augmentation``, ``batches``.
-- ``models/``: ``wide_resnet``, ``resnet``, ``networks`` (the one that a protocol names).
-- ``running/``, one run: ``channels``, ``building`` (optimizer and learning rate), ``checkpoint``,
-  ``stopping``, ``ranks`` (several devices), ``training``, ``accounting``, ``matching`` (densities
-  of equal cost).
-- ``records/``, its traces: ``results``, ``masks``, ``structure`` (what a structured method left),
-  ``folder``, ``tensorboard``.
-- ``scheduling/``, many runs: ``jobs`` (what is left and what waits for what), ``worker`` (does
-  one), ``planning`` (time and bytes), ``durations``, ``display``; then ``serial``, ``pool`` and
-  ``cluster``, three ways to do them all.
-- ``timing/``, wall time of what runs left: ``forms`` (in which a network is timed), ``inference``,
-  ``training``, ``others`` (who took the machine meanwhile), ``session``.
-- The command: ``session``, ``options``, ``selecting``, ``cli``, ``run``; ``tuning/`` searches by
-  more runs.
-- ``report/``, from results alone: ``summary``, ``times``, ``paper`` (what ``paper.toml`` says),
-  then tables and ``figures/``.
+- What is run: ``settings`` (sections of TOML files), ``methods``, ``grid`` (one run, and products
+  of runs), ``config`` (a protocol), ``preset_files``. The presets themselves are in ``presets/``.
+- Images and networks: ``data``, ``augmentation``, ``batches``, ``models/``.
+- One run: ``optimizers``, ``accounting`` (FLOPs and channels), ``stopping``, ``train``,
+  ``records`` (the folder and its results file), ``structure`` (what masks leave on disk).
+- Many runs: ``jobs`` (what is left, and what waits for what), ``worker`` (does one), ``pools``
+  (three ways to do them all), ``session``, ``search``, ``plan`` (time and bytes).
+- Wall time of what runs left: ``forms`` (in which a network is timed), ``timing``.
+- The command: ``options``, ``cli``, ``run``.
+- ``report/``, from results alone: ``results``, ``stats``, ``paper`` (what ``paper.toml`` says),
+  then tables, ``figures`` and ``writing``. ``overview`` is it in short.
 """

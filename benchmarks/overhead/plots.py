@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.cifar.files import write_atomic
+from benchmarks.common.files import write_atomic
 from benchmarks.overhead.contenders import PLAIN, REFERENCE
 from benchmarks.overhead.results import Entry, Results
 from benchmarks.overhead.tables import all_in

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cifar.files import write_atomic
+from benchmarks.common.files import write_atomic
 from benchmarks.overhead.contenders import OURS, REFERENCE
 from benchmarks.overhead.peers.registry import INSTALL, PEERS
 from benchmarks.overhead.plots import draw

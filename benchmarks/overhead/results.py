@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar.files import write_atomic
+from benchmarks.common.files import write_atomic
 from benchmarks.overhead.inner import OPTIMIZERS
 from benchmarks.overhead.workloads import WORKLOADS
 

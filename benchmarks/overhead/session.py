@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.cifar.environment import describe_environment
+from benchmarks.common.environment import describe_environment
 from benchmarks.overhead.building import (
     PEER_BY_NAME,
     Case,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar.report.markdown import table
+from benchmarks.common.tables import table
 from benchmarks.structured.report.movement import COLUMNS as MOVEMENT_COLUMNS
 from benchmarks.structured.report.movement import cells as movement_cells
 from benchmarks.structured.report.training import MODELS, average_steps

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.cifar.environment import describe_environment
-from benchmarks.cifar.files import write_atomic
+from benchmarks.common.environment import describe_environment
+from benchmarks.common.files import write_atomic
 from benchmarks.structured.linear import measure_linear
 from benchmarks.structured.measuring import Case, measure_inference, measure_layers
 from benchmarks.structured.models import WORKLOADS

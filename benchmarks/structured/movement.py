@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from benchmarks.cifar.images.batches import Split, make_splits
-from benchmarks.cifar.images.data import load_dataset
-from benchmarks.cifar.protocols.protocol import AugmentationConfig
+from benchmarks.cifar.batches import Split, make_splits
+from benchmarks.cifar.config import AugmentationConfig
+from benchmarks.cifar.data import load_dataset
 from benchmarks.structured.models import IMAGE, WORKLOADS
 from benchmarks.structured.naive import NaiveChannels
 from sparseopt import (
@@ -32,7 +32,10 @@ from sparseopt import (
 Record = dict[str, Any]
 
 METHODS = ("rigl-struct", "srigl", "naive")
-AUGMENTATIONS = {"cifar10": AugmentationConfig(4, True), "digits": AugmentationConfig(0, False)}
+AUGMENTATIONS = {
+    "cifar10": AugmentationConfig(crop_padding=4, flip=True),
+    "digits": AugmentationConfig(crop_padding=0, flip=False),
+}
 VALIDATION_FRACTION = 0.1
 #: Steps at the end whose mean loss is recorded, to show that something was learned.
 LAST = 20
@@ -227,8 +230,7 @@ def _smaller(
 def _batches(movement: Movement, images: Split) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(movement.seed)
     while True:
-        for batch in images.shuffled(movement.batch_size, generator):
-            yield batch.images, batch.labels
+        yield from images.shuffled(movement.batch_size, generator)
 
 
 def _filters(flags: Tensor) -> Tensor:

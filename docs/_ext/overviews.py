@@ -14,21 +14,18 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from themed_figures import themed
 
-from benchmarks.cifar.records.folder import Folder
-from benchmarks.cifar.records.results import read_results
-from benchmarks.cifar.report import accuracy, costs
+from benchmarks.cifar import overview as cifar
+from benchmarks.cifar.records import Folder, read_results
+from benchmarks.cifar.report import accuracy, figures, masks
 from benchmarks.cifar.report import structured as cifar_structured
-from benchmarks.cifar.report.figures import accuracy as accuracy_figures
-from benchmarks.cifar.report.figures.times import against_time
-from benchmarks.cifar.report.ordering import orders
-from benchmarks.cifar.report.summary import Group, title
-from benchmarks.cifar.report.times import Times, times_of
+from benchmarks.cifar.report.paper import paper_of
+from benchmarks.cifar.report.results import Group, title
 from benchmarks.overhead.plots import cost_figure
 from benchmarks.overhead.report import MET
 from benchmarks.overhead.results import Results
 from benchmarks.overhead.tables import table
 from benchmarks.overhead.targets import targets
-from benchmarks.overview import cifar, overhead, structured
+from benchmarks.overview import overhead, structured
 
 SPREAD = re.compile(r"(?<=[\d.]) (±|to) (?=[\d.])")
 
@@ -88,22 +85,22 @@ class CifarOverview(Overview):
         ]
         yield "\n".join(f"- {sentence}" for sentence in dict.fromkeys(sentences))
         if len(group.variants) > FEW:
-            yield themed(lambda: accuracy_figures.by_method(group), f"{label}: accuracy by method")
+            yield themed(lambda: figures.by_method(group), f"{label}: accuracy by method")
         yield from self.beside_the_paper(group)
-        yield "\n".join(costs.projection(group))
+        yield "\n".join(masks.projection(group))
         yield f"All differences, every seed, costs and versions: {self.link(folder)}."
 
     @staticmethod
     def beside_the_paper(group: Group) -> Iterator[str]:
         """Where a reduced protocol has the methods, and where the paper has them."""
-        paper = cifar.paper_of(group)
+        paper = paper_of(group)
         if paper is None:
             return
-        for order in orders(group, paper):
+        for order in accuracy.orders(group, paper):
             if len(order.rows) > FEW:
                 yield f"The methods' order beside the paper's, at density {order.density:g}:"
                 yield "\n".join(accuracy.order_table(group, paper, order))
-                yield "\n".join(accuracy.order_words(order))
+                yield "\n".join(accuracy.order_words(group, order))
 
 
 #: A figure of so few methods says no more than their table.
@@ -153,21 +150,21 @@ class StructuredAccuracy(Overview):
             for group in cifar.groups(folder):
                 if cifar_structured.rows_of(group):
                     found = True
-                    machines = times_of(group, read_results(timings))
+                    machines = cifar_structured.times_of(group, read_results(timings))
                     yield from self.of_group(group, machines[0] if machines else None)
                     yield f"All of it: {self.link(folder)}."
         if not found:
             yield "*No run of a structured method is among the committed results.*"
 
-    def of_group(self, group: Group, times: Times | None) -> Iterator[str]:
-        paper = None if group.protocol["reduced"] else cifar.paper_of(group)
+    def of_group(self, group: Group, times: cifar_structured.Times | None) -> Iterator[str]:
+        paper = None if group.protocol["reduced"] else paper_of(group)
         yield cifar.protocol(group)
         yield "\n".join(cifar_structured.structured_table(group, paper, times))
         yield "\n".join(cifar_structured.notes(paper, times))
         yield "\n".join(cifar_structured.statements(group, times))
         if times is not None:
             yield themed(
-                lambda: against_time(group, cifar_structured.rows_of(group), times),
+                lambda: figures.against_time(group, times),
                 f"{group.protocol['label']}: accuracy against measured time",
             )
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.cifar.images.batches import Splits, splits_for
-from benchmarks.cifar.images.data import load_digits
-from benchmarks.cifar.protocols.presets import load_preset
-from benchmarks.cifar.protocols.protocol import Protocol
+from benchmarks.cifar.batches import Splits, splits_for
+from benchmarks.cifar.config import Protocol
+from benchmarks.cifar.data import load_digits
+from benchmarks.cifar.preset_files import load_preset
 
 # The command line sets this before it imports torch; in tests torch is there already.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -94,7 +94,7 @@ CIFAR10_NAMES = [
 ]
 
 
-def write_tree(root: Path, classes: list[str], train: int, test: int, size: int = 32) -> Path:
+def write_tree(root: Path, classes: list[str], train: int, test: int) -> Path:
     """Class folders with random images: so many for training and for testing of each."""
     generator = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
@@ -102,28 +102,23 @@ def write_tree(root: Path, classes: list[str], train: int, test: int, size: int 
             folder = root / split / name
             folder.mkdir(parents=True)
             for index in range(count):
-                pixels = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
+                pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     return root
 
 
 @pytest.fixture
 def quick_preset(tmp_path: Path) -> Path:
-    """A file with a protocol of twelve steps on the images of ``image_tree``."""
+    """A file with a protocol of twelve steps on the images of ``cifar_tree``."""
     path = tmp_path / "quick.toml"
     methods = 'methods = ["static", "rigl", "pruning", "lottery"]'
     text = TINY.replace('methods = ["dense", "rigl"]', methods)
+    text = text.replace('dataset = "digits"', 'dataset = "cifar10"')
     path.write_text(text.replace("\nbatch_size = 200", "\nbatch_size = 16"))
     return path
 
 
 @pytest.fixture
-def image_tree(tmp_path: Path) -> Path:
-    """A user's own images: 3 classes, 20 for training and 5 for testing of each."""
-    return write_tree(tmp_path / "images", ["cat", "dog", "eel"], 20, 5)
-
-
-@pytest.fixture
 def cifar_tree(tmp_path: Path) -> Path:
-    """Class folders as CIFAR-10 has them, with 4 and 2 random images of each class."""
-    return write_tree(tmp_path / "cifar", CIFAR10_NAMES, 4, 2)
+    """Class folders as CIFAR-10 has them, with 6 and 2 random images of each class."""
+    return write_tree(tmp_path / "cifar", CIFAR10_NAMES, 6, 2)

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import RandomResizedCrop
 
-from benchmarks.cifar.images.augmentation import ResizedCrop
-from benchmarks.cifar.images.batches import Share, Split, channel_statistics, make_splits
-from benchmarks.cifar.images.data import Dataset
-from benchmarks.cifar.protocols.protocol import AugmentationConfig
+from benchmarks.cifar.augmentation import ResizedCrop
+from benchmarks.cifar.batches import Split, channel_statistics, make_splits
+from benchmarks.cifar.config import AugmentationConfig
+from benchmarks.cifar.data import Dataset
 
 COUNT = 50
 
@@ -32,8 +32,8 @@ def identity_split(images, augmentation=None):
 
 def epoch(split, seed=0):
     batches = list(split.shuffled(16, torch.Generator().manual_seed(seed)))
-    images = torch.cat([batch.images for batch in batches]).round().to(torch.uint8)
-    labels = torch.cat([batch.labels for batch in batches])
+    images = torch.cat([images for images, _ in batches]).round().to(torch.uint8)
+    labels = torch.cat([labels for _, labels in batches])
     return images.permute(0, 2, 3, 1).numpy(), labels.tolist()
 
 
@@ -48,7 +48,9 @@ def all_crops(image, padding):
 
 
 def test_every_image_comes_once_and_as_one_of_its_own_crops(images):
-    augmented, numbers = epoch(identity_split(images, AugmentationConfig(4, True)))
+    augmented, numbers = epoch(
+        identity_split(images, AugmentationConfig(crop_padding=4, flip=True))
+    )
     assert sorted(numbers) == list(range(COUNT))
     seen = set()
     for image, number in zip(augmented, numbers, strict=True):
@@ -60,21 +62,29 @@ def test_every_image_comes_once_and_as_one_of_its_own_crops(images):
 
 
 def test_without_mirroring_no_image_is_mirrored(images):
-    augmented, numbers = epoch(identity_split(images, AugmentationConfig(2, False)))
+    augmented, numbers = epoch(
+        identity_split(images, AugmentationConfig(crop_padding=2, flip=False))
+    )
     for image, number in zip(augmented, numbers, strict=True):
         crops = {pixels: place for place, pixels in all_crops(images[number], 2)}
         assert crops[np.ascontiguousarray(image).tobytes()][2] is False
 
 
 def test_generator_decides_order_and_crops(images):
-    split = identity_split(images, AugmentationConfig(4, True))
+    split = identity_split(images, AugmentationConfig(crop_padding=4, flip=True))
     first, second, other = epoch(split, 0), epoch(split, 0), epoch(split, 1)
     assert first[1] == second[1]
     np.testing.assert_array_equal(first[0], second[0])
     assert other[1] != first[1]
 
 
-@pytest.mark.parametrize("config", [AugmentationConfig(4, True), AugmentationConfig(0, True, 0.08)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        AugmentationConfig(crop_padding=4, flip=True),
+        AugmentationConfig(crop_padding=0, flip=True, min_scale=0.08),
+    ],
+)
 def test_epoch_can_be_taken_up_in_its_middle(images, config):
     split = identity_split(images, config)
     generator = torch.Generator().manual_seed(0)
@@ -84,33 +94,8 @@ def test_epoch_can_be_taken_up_in_its_middle(images, config):
     rest = list(split.shuffled(8, generator, skip=3))
     assert len(rest) == len(whole) - 3
     for batch, expected in zip(rest, whole[3:], strict=True):
-        assert torch.equal(batch.images, expected.images)
-        assert torch.equal(batch.labels, expected.labels)
+        assert all(map(torch.equal, batch, expected))
     assert torch.equal(generator.get_state(), after)
-
-
-def test_processes_share_each_batch_among_them(images):
-    split = identity_split(images, AugmentationConfig(4, True))
-    whole = list(split.shuffled(16, torch.Generator().manual_seed(0)))
-    shares = [
-        list(split.shuffled(16, torch.Generator().manual_seed(0), share=Share(rank, 3)))
-        for rank in range(3)
-    ]
-    for number, batch in enumerate(whole):
-        parts = [share[number] for share in shares]
-        assert sum(part.count for part in parts) == len(batch.labels) == parts[0].whole
-        seen = {
-            int(label): image
-            for part in parts
-            for image, label in zip(
-                part.images[: part.count], part.labels[: part.count], strict=True
-            )
-        }
-        for image, label in zip(batch.images, batch.labels, strict=True):
-            assert torch.equal(seen[int(label)], image)
-    # Two images among three: all three have to make the step.
-    assert [len(part.labels) for part in (share[-1] for share in shares)] == [1, 1, 1]
-    assert [share[-1].count for share in shares] == [1, 1, 0]
 
 
 def test_resized_crops_are_what_interpolating_the_crop_gives(images):
@@ -154,7 +139,7 @@ def test_images_in_order_are_the_images(images):
 def test_validation_and_test_images_are_never_augmented(images):
     labels = np.arange(COUNT)
     dataset = Dataset(images, labels, images[:7], labels[:7])
-    augmentation = AugmentationConfig(4, True)
+    augmentation = AugmentationConfig(crop_padding=4, flip=True)
     train, validation, test = make_splits(
         dataset, 0.1, augmentation, torch.device("cpu"), channels_last=False
     )
@@ -181,10 +166,14 @@ def test_statistics_are_those_of_the_pixels(images):
 def test_batches_have_the_memory_format_asked_for(images, channels_last):
     dataset = Dataset(images, np.arange(COUNT), images, np.arange(COUNT))
     splits = make_splits(
-        dataset, 0.1, AugmentationConfig(4, True), torch.device("cpu"), channels_last=channels_last
+        dataset,
+        0.1,
+        AugmentationConfig(crop_padding=4, flip=True),
+        torch.device("cpu"),
+        channels_last=channels_last,
     )
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    images = next(splits[0].shuffled(8, torch.Generator())).images
+    images = next(splits[0].shuffled(8, torch.Generator()))[0]
     assert images.shape == (8, 3, 32, 32)
     assert images.is_contiguous(memory_format=memory_format)
 
@@ -193,5 +182,9 @@ def test_fraction_that_leaves_no_validation_is_refused(images):
     dataset = Dataset(images, np.arange(COUNT), images, np.arange(COUNT))
     with pytest.raises(ValueError, match=r"validation_fraction 0.01 of 50 images leaves 0"):
         make_splits(
-            dataset, 0.01, AugmentationConfig(0, False), torch.device("cpu"), channels_last=True
+            dataset,
+            0.01,
+            AugmentationConfig(crop_padding=0, flip=False),
+            torch.device("cpu"),
+            channels_last=True,
         )

@@ -6,47 +6,6 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cifar.models import WideResNet, small_dense_scale
-from benchmarks.cifar.models.networks import check_network
-from benchmarks.cifar.protocols.presets import Change, load_preset
-from benchmarks.cifar.protocols.tables import ProtocolError
-
-NETWORKS = """
-import torch
-
-def nothing():
-    return torch.nn.Linear(3, 3)
-
-def wrong_size(classes):
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(7, classes))
-
-def too_many(classes):
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, classes + 1))
-
-def good(classes):
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, classes))
-"""
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("torch.nn:Identity", "has no parameters to train"),
-        ("networks_to_check:nothing", "called with the number of classes, 10, it raised TypeError"),
-        ("networks_to_check:wrong_size", "for images of .* it raised RuntimeError.*, line "),
-        ("networks_to_check:too_many", r"\(2, 10\) for images .* got \(2, 11\)"),
-        ("raises_on_import:make", "its import raised KeyError: 'x' .*raises_on_import.py, line 2"),
-    ],
-)
-def test_own_network_that_can_not_be_trained_is_refused(kind, message, tmp_path, monkeypatch):
-    (tmp_path / "networks_to_check.py").write_text(NETWORKS)
-    (tmp_path / "raises_on_import.py").write_text("here = {}\nhere['x']\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    protocol = load_preset("smoke", [Change.parse(f"model.kind={kind}")])
-    with pytest.raises(ProtocolError, match=f"--model {kind}.*{message}") as error:
-        check_network(protocol, 10)
-    assert "\n" not in str(error.value)
-    good = load_preset("smoke", [Change.parse("model.kind=networks_to_check:good")])
-    check_network(good, 10)
 
 
 def parameters(model):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cifar" / "run.py"
 PATIENCE = 3600.0
-KILLS = 5
+KILLS = 10
 SAME = ("curve", "accuracy", "weights_sha256", "density", "flops", "layers", "history")
 
 pytestmark = [
@@ -40,20 +41,21 @@ def finish(process):
     return output
 
 
-def kill_when_it_got_on(process, out, events):
-    """SIGKILL after so many new checkpoints and results; return what it has said."""
+def kill_when_it_got_on(process, out, events, delay):
+    """SIGKILL so long after so many new checkpoints and results; return what it has said."""
     deadline = time.monotonic() + PATIENCE
     seen = progress(out)
-    while events:
-        assert process.poll() is None, process.stdout.read()
+    while events and process.poll() is None:
         assert time.monotonic() < deadline
         now = progress(out)
         events -= bool(now - seen)
         seen = now
         time.sleep(0.002)
+    time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == -signal.SIGKILL
+    # It may have been done by then.
+    assert process.returncode in (0, -signal.SIGKILL), output
     return output
 
 
@@ -76,18 +78,22 @@ def results(out):
 
 
 def tables(out):
-    """The report without what it says of time."""
+    """The report without what it says of time and of the checkout."""
     text = (out / "report.md").read_text()
     parts = re.split(r"^(?=#{2,3} )", text, flags=re.MULTILINE)
-    text = "".join(part for part in parts if not part.startswith("### Structured sparsity"))
+    changing = ("### Structured sparsity", "### Made with")
+    text = "".join(part for part in parts if not part.startswith(changing))
     return [re.sub(r"\| \d+\.\d \| [\d.e-]+ \|$", "|", line) for line in text.splitlines()]
 
 
 def check_that_kills_change_nothing(options, tmp_path, events):
     whole, broken, folder = tmp_path / "whole", tmp_path / "broken", tmp_path / "cwd"
     finish(start(folder, *options, "--out", whole))
+    moments = random.Random(0)
     said = [
-        kill_when_it_got_on(start(folder, *options, "--out", broken), broken, events)
+        kill_when_it_got_on(
+            start(folder, *options, "--out", broken), broken, events, moments.uniform(0, 0.3)
+        )
         for _ in range(KILLS)
     ]
     said.append(finish(start(folder, *options, "--out", broken)))
@@ -100,14 +106,16 @@ def check_that_kills_change_nothing(options, tmp_path, events):
     assert list(folder.iterdir()) == []
 
 
-def test_session_killed_five_times_ends_as_an_undisturbed_one(quick_preset, image_tree, tmp_path):
-    options = ["--preset", quick_preset, "--all", "--data-dir", image_tree, "--threads", "1"]
+def test_session_killed_ten_times_ends_as_an_undisturbed_one(quick_preset, cifar_tree, tmp_path):
+    options = ["--preset", quick_preset, "--all", "--data-dir", cifar_tree, "--threads", "1"]
+    # Four runs of so many epochs have a checkpoint for every kill and more.
+    options += ["--set", "training.epochs=10"]
     check_that_kills_change_nothing(options, tmp_path, events=1)
 
 
 @pytest.mark.skipif(
     "SPARSEOPT_LONG_TESTS" not in os.environ, reason="takes twice as long as the smoke preset"
 )
-def test_smoke_preset_killed_five_times_ends_with_the_same_tables(tmp_path):
+def test_smoke_preset_killed_ten_times_ends_with_the_same_tables(tmp_path):
     options = ["--preset", "smoke", "--all", "--workers", "2", "--threads", "2"]
     check_that_kills_change_nothing(options, tmp_path, events=20)

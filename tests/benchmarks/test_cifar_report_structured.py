@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.cifar.records.results import append_result
+from benchmarks.cifar.records import append_result
 from tests.benchmarks.report_records import record, timing
 from tests.benchmarks.test_cifar_report import report_of, rows, text_of
 

@@ -5,11 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cifar.accounting import dense_flops, matched_density
 from benchmarks.cifar.models import small_dense_scale
 from benchmarks.cifar.models.resnet import ResNet
-from benchmarks.cifar.protocols.presets import load_preset
-from benchmarks.cifar.running.accounting import dense_flops
-from benchmarks.cifar.running.matching import matched_density
+from benchmarks.cifar.preset_files import load_preset
 from sparseopt import SparseOptimizer
 
 IMAGE = torch.zeros(1, 3, 32, 32)
@@ -53,9 +52,9 @@ def test_uniform_can_be_as_expensive_as_erk():
     for preset, classes, erk in (("paper", 10, 0.174), ("paper-cifar100", 100, 0.225)):
         protocol = load_preset(preset)
         # Uniform costs about its density, and a little more for its dense first layer.
-        density = matched_density(protocol, "uniform", "erk", 0.1, classes)
+        density = matched_density(protocol, "erk", classes, "uniform", 0.1)
         assert density == pytest.approx(erk, abs=0.003)
-        assert matched_density(protocol, "erk", "erk", 0.1, classes) == 0.1
+        assert matched_density(protocol, "erk", classes, "erk", 0.1) == 0.1
 
 
 def test_small_dense_scales_every_width(model):

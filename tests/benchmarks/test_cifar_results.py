@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from benchmarks.cifar.files import write_atomic
-from benchmarks.cifar.records.results import ResultsError, append_result, read_results
+from benchmarks.cifar.records import ResultsError, append_result, read_results
+from benchmarks.common.files import write_atomic
 
 RECORDS = [{"key": "a", "accuracy": 0.5}, {"key": "b", "accuracy": 0.25}]
 

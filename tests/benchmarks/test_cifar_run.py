@@ -1,14 +1,14 @@
 import json
 import re
+import sys
 
 import pytest
 import torch
 
-from benchmarks.cifar import cli, selecting
-from benchmarks.cifar.images.sources import DataError
-from benchmarks.cifar.protocols.choices import INITS
-from benchmarks.cifar.protocols.methods import METHODS
-from benchmarks.cifar.protocols.presets import PRESETS
+from benchmarks.cifar import cli, options
+from benchmarks.cifar.data import DataError
+from benchmarks.cifar.methods import INITS, RECIPES
+from benchmarks.cifar.preset_files import PRESETS
 
 
 def results(out):
@@ -18,13 +18,13 @@ def results(out):
     return {record["label"]: record for record in records}
 
 
-def test_finished_runs_are_skipped_and_the_rest_is_run(quick_preset, image_tree, tmp_path, capsys):
+def test_finished_runs_are_skipped_and_the_rest_is_run(quick_preset, cifar_tree, tmp_path, capsys):
     out = tmp_path / "out"
-    options = ["--preset", str(quick_preset), "--data-dir", str(image_tree), "--out", str(out)]
+    options = ["--preset", str(quick_preset), "--data-dir", str(cifar_tree), "--out", str(out)]
     assert cli.main([*options, "--methods", "static"]) == 0
     first = capsys.readouterr().out
     assert "1 runs, 0 of them finished, 1 to do" in first
-    assert "REDUCED protocol 'quick on own images': WRN-10-1, own images at 3x32x32" in first
+    assert "REDUCED protocol 'quick': WRN-10-1, CIFAR-10" in first
     static = results(out)["static-erk-0.2-seed0"]
     assert cli.main([*options, "--methods", "static", "rigl"]) == 0
     assert "2 runs, 1 of them finished, 1 to do" in capsys.readouterr().out
@@ -45,22 +45,14 @@ def test_finished_runs_are_skipped_and_the_rest_is_run(quick_preset, image_tree,
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--all", "--preset", "quick"], ["--preset", "'quick'", *PRESETS]),
-        (["--methods", "rigle"], ["--methods", "'rigle'", *METHODS]),
-        (["--inits", "random"], ["--inits", "'random'", *INITS]),
-        (["--densities", "1.5"], ["--densities", "'1.5'", "above 0 and at most 1"]),
         (["--densities", "x"], ["--densities", "'x'"]),
-        (["--seeds", "-1"], ["--seeds"]),
-        (["--seeds", "a"], ["--seeds", "'a'", "integer from 0 on"]),
+        (["--seeds", "a"], ["--seeds", "'a'"]),
         (["--all", "--threads", "0"], ["--threads", "'0'", "at least 1"]),
         (["--all", "--workers", "0"], ["--workers", "'0'", "at least 1"]),
-        (["--all", "--model", "vgg"], ["--model", "module:callable", "'vgg'"]),
-        (["--all", "--set", "epochs"], ["--set", "SETTING=VALUE", "'epochs'"]),
-        (["--all", "--preset", "missing.toml"], ["missing.toml"]),
         ([], ["--all", "--methods"]),
     ],
 )
-def test_unknown_values_are_refused_with_the_choices(arguments, named, capsys):
+def test_options_without_a_meaning_are_refused(arguments, named, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)
     assert exit_.value.code == 2
@@ -69,14 +61,45 @@ def test_unknown_values_are_refused_with_the_choices(arguments, named, capsys):
         assert words in message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--all", "--preset", "smok"], ["smok", "did you mean 'smoke'", *PRESETS]),
+        (["--all", "--preset", "missing.toml"], ["missing.toml: there is no such file"]),
+        (["--methods", "rigle"], ["--methods", "did you mean 'rigl'", *RECIPES]),
+        (["--inits", "random"], ["--inits", "'random'", *INITS]),
+        (["--densities", "1.5"], ["--densities", "equal to 1, got 1.5"]),
+        (["--seeds", "-1"], ["--seeds", "got -1"]),
+        (["--all", "--set", "epochs"], ["--set", "SETTING=VALUE", "'epochs'"]),
+        (["--all", "--import", "no_such_module"], ["--import no_such_module: No module"]),
+    ],
+)
+def test_typos_are_answered_by_what_there_is(arguments, named, tmp_path, capsys):
+    # Of an option that is given twice the last counts.
+    base = ["--out", str(tmp_path), "--dry-run", "--preset", "smoke"]
+    assert cli.main([*base, *arguments]) == 1
+    message = capsys.readouterr().err
+    for words in named:
+        assert words in message
+
+
+def test_missing_package_is_answered_by_how_to_install_it(
+    quick_preset, cifar_tree, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    options = ["--preset", str(quick_preset), "--data-dir", str(cifar_tree), "--all"]
+    assert cli.main([*options, "--out", str(tmp_path / "out"), "--cluster", "local"]) == 1
+    assert "pip install 'sparseopt[cluster]'" in capsys.readouterr().err
+
+
 def test_help_documents_every_option(capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(["--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     options = ["all", "preset", "methods", "inits", "densities", "seeds", "data-dir", "out"]
-    options += ["protocols", "studies", "set", "model", "storage", "tensorboard", "workers"]
-    options += ["cluster", "threads", "dry-run", "report-only"]
+    options += ["protocols", "studies", "set", "import", "workers", "cluster", "threads"]
+    options += ["dry-run", "report-only"]
     for option in options:
         assert re.search(rf"^  --{option}\b", text, re.MULTILINE)
 
@@ -91,14 +114,40 @@ def test_missing_data_says_what_to_do_before_anything_is_written(tmp_path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mistyped_data_folder_is_not_replaced_by_the_digits(tiny_preset, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    for name in ("nowhere", "file"):
-        arguments = ["--preset", str(tiny_preset), "--all", "--data-dir", str(tmp_path / name)]
-        assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 1
-        message = capsys.readouterr().err
-        assert f"--data-dir {tmp_path / name}: there is no such folder. Give a folder" in message
+def test_data_folder_that_the_digits_do_not_need_is_not_ignored(tiny_preset, tmp_path, capsys):
+    arguments = ["--preset", str(tiny_preset), "--all", "--data-dir", str(tmp_path / "nowhere")]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    assert "the digits need no folder; leave it out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+OWN = """
+from sparseopt import SET, register_method
+from sparseopt.distributions import uniform
+from benchmarks.cifar.methods import INITS
+
+@register_method
+class Mine(SET):
+    name = "mine"
+
+INITS["halved"] = lambda shapes, density: {name: density / 2 for name in shapes}
+"""
+
+
+def test_own_method_and_init_are_trained_and_reported(
+    quick_preset, cifar_tree, tmp_path, monkeypatch
+):
+    (tmp_path / "own_method.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    options = ["--preset", str(quick_preset), "--data-dir", str(cifar_tree), "--out", "out"]
+    options += ["--import", "own_method", "--methods", "static", "mine", "--threads", "1"]
+    assert cli.main([*options, "--inits", "erk", "halved"]) == 0
+    found = results(tmp_path / "out")
+    assert found.keys() == {
+        f"{m}-{i}-0.2-seed0" for m in ("static", "mine") for i in ("erk", "halved")
+    }
+    assert found["mine-halved-0.2-seed0"]["density"] == pytest.approx(0.1, abs=1e-3)
+    assert "| mine | halved | 0.2 |" in (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(("gpu", "preset"), [(True, "paper"), (False, "cpu")])
@@ -110,6 +159,6 @@ def test_all_takes_the_preset_that_the_machine_can_run(gpu, preset, monkeypatch,
         raise DataError("far enough")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(selecting, "load_protocols", load_protocols)
+    monkeypatch.setattr(options, "load_protocols", load_protocols)
     assert cli.main(["--all", "--out", str(tmp_path)]) == 1
     assert taken == [preset]

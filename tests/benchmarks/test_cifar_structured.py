@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cifar.models.networks import build_model
-from benchmarks.cifar.protocols.choices import TIMING, expand
-from benchmarks.cifar.protocols.presets import load_preset
-from benchmarks.cifar.protocols.runspec import RunSpec
-from benchmarks.cifar.records.structure import Structure
-from benchmarks.cifar.running.accounting import count
-from benchmarks.cifar.running.stopping import Stop, StoppedError
-from benchmarks.cifar.running.training import Run, weights_hash
+from benchmarks.cifar.accounting import count
+from benchmarks.cifar.grid import TIMING, RunSpec, expand
+from benchmarks.cifar.models import build_model, full_model
+from benchmarks.cifar.preset_files import load_preset
+from benchmarks.cifar.stopping import Stop, StoppedError
+from benchmarks.cifar.structure import Structure
+from benchmarks.cifar.train import Run, weights_hash
 from sparseopt import Compaction
 
 METHODS = ("rigl-struct", "srigl")
@@ -40,16 +39,16 @@ def test_stopped_run_goes_on_to_the_weights_and_masks_of_one_that_was_not(
     method, protocol, splits, tmp_path
 ):
     through = run_of(protocol, splits, method)
-    through.finish(tmp_path / "through.pt", lambda progress: None)
+    through.finish(tmp_path / "through.pt")
     assert any(record.dropped for record in through.optimizer.history)
     stop, show = stopped_after(4)
     with pytest.raises(StoppedError):
         run_of(protocol, splits, method).finish(tmp_path / "cut.pt", show, stop)
     again = run_of(protocol, splits, method)
     assert again.resume(tmp_path / "cut.pt")
-    again.finish(tmp_path / "cut.pt", lambda progress: None)
+    again.finish(tmp_path / "cut.pt")
     assert weights_hash(again.model) == weights_hash(through.model)
-    assert again.outcome.curve == through.outcome.curve
+    assert again.curve == through.curve
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -57,7 +56,7 @@ def test_what_a_run_leaves_on_disk_compacts_as_its_trained_model_does(
     method, protocol, splits, tmp_path
 ):
     run = run_of(protocol, splits, method)
-    run.finish(tmp_path / "checkpoint.pt", lambda progress: None)
+    run.finish(tmp_path / "checkpoint.pt")
     path = tmp_path / "structure.pt"
     Structure.of(run.model, run.optimizer).save(path)
     trained = Compaction(run.model, run.optimizer, IMAGES)
@@ -76,10 +75,8 @@ def test_structure_of_another_network_is_refused_by_the_names_that_differ(
     protocol, splits, tmp_path
 ):
     structure = Structure.of(*_parts(run_of(protocol, splits, "srigl")))
-    deeper = dataclasses.replace(protocol.model, depth=16)
-    model = build_model(
-        dataclasses.replace(protocol, model=deeper), RunSpec("dense", *[None] * 2, 0), 10
-    )
+    deeper = protocol.model.model_copy(update={"depth": 16})
+    model = full_model(protocol.model_copy(update={"model": deeper}), 10)
     with pytest.raises(RuntimeError, match=r"another network: .*groups"):
         structure.put_into(model)
 
@@ -88,7 +85,7 @@ def test_flops_recorded_of_dropped_channels_are_those_of_the_compacted_model(
     protocol, splits, tmp_path
 ):
     run = run_of(protocol, splits, "rigl-struct")
-    run.finish(tmp_path / "checkpoint.pt", lambda progress: None)
+    run.finish(tmp_path / "checkpoint.pt")
     compacted = Compaction(run.model, run.optimizer, IMAGES).model
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():

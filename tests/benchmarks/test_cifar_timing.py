@@ -1,28 +1,22 @@
 """Wall times of trained networks: how they are measured, and the arithmetic of their ratios."""
 
-import dataclasses
 import json
 import os
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from benchmarks.cifar import cli
-from benchmarks.cifar.protocols.choices import Study, Timing
-from benchmarks.cifar.protocols.presets import load_preset
-from benchmarks.cifar.protocols.runspec import RunSpec
-from benchmarks.cifar.records.folder import Folder
-from benchmarks.cifar.records.results import append_result
-from benchmarks.cifar.records.structure import Structure, masked_by
-from benchmarks.cifar.running.stopping import Stop, StoppedError
-from benchmarks.cifar.scheduling.jobs import Job
-from benchmarks.cifar.timing import Conditions, time_jobs
-from benchmarks.cifar.timing.forms import COMPACTED, DENSE, ZEROS, Form, form_of
-from benchmarks.cifar.timing.inference import compare
-from benchmarks.cifar.timing.others import OtherWork
-from benchmarks.cifar.timing.training import measure_training, step_ratio
+from benchmarks.cifar import cli, timing
+from benchmarks.cifar.forms import COMPACTED, DENSE, ZEROS, form_of
+from benchmarks.cifar.grid import RunSpec, Study, Timing
+from benchmarks.cifar.jobs import Job
+from benchmarks.cifar.preset_files import load_preset
+from benchmarks.cifar.records import Folder, append_result
+from benchmarks.cifar.stopping import Stop, StoppedError
+from benchmarks.cifar.structure import Structure, masked_by
+from benchmarks.cifar.timing import compare, measure_training, step_ratio, time_jobs
+from benchmarks.cifar.worker import Setup
 
 CPU = torch.device("cpu")
 SMALL = ("small-dense", None, 0.2, 0)
@@ -62,8 +56,7 @@ def test_ratio_of_inference_is_of_the_fastest_ways_in_the_same_round():
         "dense, float32": [8.0, 8.0, 6.0],
         "dense, bfloat16": [9.0, 9.0, 9.0],
     }
-    rounds = [{name: {"pass": times[i]} for name, times in seconds.items()} for i in range(3)]
-    found = compare(rounds, list(seconds))
+    found = compare([{name: times[i] for name, times in seconds.items()} for i in range(3)])
     assert (found["own"]["way"], found["dense"]["way"]) == ("bfloat16", "float32")
     expected = np.quantile([1 / 8, 2 / 8, 3 / 6], [0.25, 0.5, 0.75])
     ratio = found["ratio"]
@@ -101,23 +94,9 @@ def test_networks_are_timed_in_the_form_that_computes_what_the_run_left(protocol
         assert not any(module._forward_pre_hooks for module in form.model.modules())
 
 
-def test_sparse_linear_layer_is_condensed_where_that_is_faster_and_computes_the_same():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 1000)).eval()
-    mask = torch.zeros(1000, 3072, dtype=torch.bool)
-    mask[:, ::1024] = True
-    masked_by(model, {"1.weight": mask}).detach()
-    images = torch.randn(1, 3, 32, 32)
-    form = Form(COMPACTED, model, {}, {"1.weight": mask})
-    condensed, ways = form.condensed(images)
-    assert ways in (["1: condensed"], ["1: CSR"])
-    torch.testing.assert_close(condensed(images), model(images))
-    assert Form(COMPACTED, model, {}).condensed(images) is None
-
-
 def test_training_is_timed_with_mask_updates_where_the_method_makes_any(protocol):
-    training = dataclasses.replace(protocol.training, batch_size=4)
-    protocol = dataclasses.replace(protocol, training=training)
+    training = protocol.training.model_copy(update={"batch_size": 4})
+    protocol = protocol.model_copy(update={"training": training})
     found = {
         method: measure_training(
             protocol, RunSpec(method, init, 0.2, 0), 10, CPU, rounds=2, updates_a_step=share
@@ -132,11 +111,11 @@ def test_training_is_timed_with_mask_updates_where_the_method_makes_any(protocol
 
 
 def test_finished_runs_are_timed_once_and_the_report_has_them_or_says_that_it_has_not(
-    quick_preset, image_tree, tmp_path, capsys
+    quick_preset, cifar_tree, tmp_path, capsys
 ):
     quick_preset.write_text(quick_preset.read_text() + STUDY)
     out = tmp_path / "out"
-    options = ["--preset", str(quick_preset), "--data-dir", str(image_tree), "--out", str(out)]
+    options = ["--preset", str(quick_preset), "--data-dir", str(cifar_tree), "--out", str(out)]
     options += ["--threads", "1"]
     assert cli.main([*options, "--studies", "channels"]) == 0
     assert "not measured yet" in (out / "report.md").read_text()
@@ -154,7 +133,7 @@ def test_finished_runs_are_timed_once_and_the_report_has_them_or_says_that_it_ha
     for line in lines(out):
         assert {"processor", "threads", "torch", "git_commit"} <= line["environment"].keys()
         assert line["config"]["batches"] == [1, 4]
-        assert line["protocol"] == "REDUCED protocol 'quick on own images'"
+        assert line["protocol"] == "REDUCED protocol 'quick'"
         assert [one["batch"] for one in line["inference"]] == [1, 4]
     assert str(tmp_path) not in (out / "timings.jsonl").read_text()
 
@@ -166,8 +145,7 @@ def test_times_under_other_conditions_are_measured_again(protocol, tmp_path):
     assert again.key == job.key
     append_result(folder.results, {"key": job.key, "updates": None, "steps": 1})
     for one in (job, job, again):
-        conditions = Conditions({one.protocol: 10}, 1, CPU)
-        time_jobs([one], folder, conditions, lambda text: None, Stop())
+        time_jobs([one], Setup(folder), {one.protocol: 10}, 1, lambda text: None, Stop())
     assert [line["config"]["rounds"] for line in lines(tmp_path)] == [1, 2]
 
 
@@ -179,31 +157,32 @@ def test_stop_is_obeyed_after_the_network_that_is_being_timed(protocol, tmp_path
         append_result(folder.results, {"key": job.key, "updates": None, "steps": 1})
     stop.request()
     with pytest.raises(StoppedError):
-        time_jobs(jobs, folder, Conditions({protocol: 10}, 1, CPU), lambda text: None, stop)
+        time_jobs(jobs, Setup(folder), {protocol: 10}, 1, lambda text: None, stop)
     assert labels(tmp_path) == ["small-dense-0.2-seed0"]
 
 
 def test_other_work_is_what_the_machine_did_and_this_process_did_not(tmp_path, monkeypatch):
-    seconds = {"wall": 100.0, "own": 30.0}
-    monkeypatch.setattr("time.perf_counter", lambda: seconds["wall"])
-    monkeypatch.setattr("time.process_time", lambda: seconds["own"])
+    own = [30.0]
+    monkeypatch.setattr("time.process_time", lambda: own[0])
+    monkeypatch.setattr(timing, "STAT", tmp_path / "stat")
     ticks = os.sysconf("SC_CLK_TCK")
-    stat = tmp_path / "stat"
     # user, nice, system, idle, waiting for disks, interrupts of two kinds, stolen.
-    stat.write_text(f"cpu  {50 * ticks} 0 0 900 900 0 0 0 0 0\ncpu0 1 1 1 1\n")
-    others = OtherWork(stat)
-    seconds.update(wall=110.0, own=40.0)
-    stat.write_text(f"cpu  {60 * ticks} {3 * ticks} {ticks} 99999 99999 0 0 {ticks} 0 0\n")
+    (tmp_path / "stat").write_text(f"cpu  {50 * ticks} 0 0 900 900 0 0 0 0 0\ncpu0 1 1 1 1\n")
+    before = timing._work_of_others()
+    own[0] = 40.0
+    columns = f"{60 * ticks} {3 * ticks} {ticks} 99999 99999 0 0 {ticks} 0 0"
+    (tmp_path / "stat").write_text(f"cpu  {columns}\n")
     # 15 seconds of work in 10, 10 of them this process's own.
-    assert others.processors() == pytest.approx(0.5)
-    assert OtherWork(tmp_path / "nothing").processors() is None
+    assert timing.busy_with_others(before, 10.0) == pytest.approx(0.5)
+    monkeypatch.setattr(timing, "STAT", tmp_path / "nothing")
+    assert timing.busy_with_others(before, 10.0) is None
 
 
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
         ('study = "channels"', 'study = "chanels"', "timing.study.*'chanels'"),
-        ("\nrounds = 2", "\nrounds = 0", "timing.rounds .*0"),
+        ("\nrounds = 2", "\nrounds = 0", "timing.rounds .*got 0"),
         ("training_rounds = 1", "training_rounds = 0", "timing.training_rounds .*0"),
         ("batches = [1, 4]", "batches = []", "timing.batches"),
         ('name = "channels"', 'name = "timing"', "'timing' is taken"),
@@ -216,11 +195,13 @@ def test_timing_that_makes_no_sense_is_refused_by_name(tiny_preset, old, new, na
 
 
 def with_timing(protocol, rounds):
-    study = Study("channels", ("small-dense",), ("erk",), (0.2,), (0,))
-    timing = Timing("channels", (1,), rounds, 1)
-    choices = dataclasses.replace(protocol.choices, studies=(study,), timing=timing)
-    training = dataclasses.replace(protocol.training, batch_size=4)
-    return dataclasses.replace(protocol, choices=choices, training=training)
+    study = Study(
+        name="channels", methods=("small-dense",), inits=("erk",), densities=(0.2,), seeds=(0,)
+    )
+    timed = Timing(study="channels", batches=(1,), rounds=rounds, training_rounds=1)
+    choices = protocol.choices.model_copy(update={"studies": (study,), "timing": timed})
+    training = protocol.training.model_copy(update={"batch_size": 4})
+    return protocol.model_copy(update={"choices": choices, "training": training})
 
 
 def lines(out):

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cifar.protocols.runspec import RunSpec
-from benchmarks.cifar.records.masks import load_masks, save_masks
-from benchmarks.cifar.running.accounting import count
-from benchmarks.cifar.running.stopping import Stop, StoppedError
-from benchmarks.cifar.running.training import Run, weights_hash
+from benchmarks.cifar.accounting import count
+from benchmarks.cifar.grid import RunSpec
+from benchmarks.cifar.stopping import Stop, StoppedError
+from benchmarks.cifar.structure import load_masks, save_masks
+from benchmarks.cifar.train import Run, weights_hash
 
 RIGL = RunSpec("rigl", "erk", 0.2, 0)
 BIASES = 10
@@ -45,8 +45,8 @@ def masked_flops(model, masks):
 @pytest.mark.parametrize("size", [100, 7, 1])
 def test_accuracy_is_over_images_whatever_the_batches(protocol, splits, size):
     # Batches of 7 leave one of 3 images, which must not count as much as the others.
-    training = dataclasses.replace(protocol.training, eval_batch_size=size)
-    run = Run(dataclasses.replace(protocol, training=training), RIGL, splits)
+    training = protocol.training.model_copy(update={"eval_batch_size": size})
+    run = Run(protocol.model_copy(update={"training": training}), RIGL, splits)
     run.train_epoch(lambda progress: None)
     images, labels = next(iter(splits.test.in_order(45)))
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_first_epoch_learns_and_is_recorded(protocol, splits):
     shown = []
     run.train_epoch(shown.append)
     assert [progress.step for progress in shown] == [1, 2]
-    (entry,) = run.outcome.curve
+    (entry,) = run.curve
     assert entry["epoch"] == 1
     assert entry["validation_accuracy"] == run.accuracy(splits.validation)
     assert entry["density"] == pytest.approx(0.2, abs=1e-3)
@@ -71,7 +71,7 @@ def test_every_method_sees_the_same_images_in_the_same_order(protocol, splits):
     orders = []
     for spec in (RIGL, RunSpec("dense", None, None, 0), RunSpec("set", "uniform", 0.1, 0)):
         generator = Run(protocol, spec, splits).data_generator
-        orders.append([b.labels.tolist() for b in splits.train.shuffled(64, generator)])
+        orders.append([labels.tolist() for _, labels in splits.train.shuffled(64, generator)])
     assert orders[0] == orders[1] == orders[2]
 
 
@@ -134,7 +134,7 @@ def test_costs_of_a_sparse_method(protocol, splits):
 
 def finished(protocol, splits, folder, spec=RIGL, **options):
     run = Run(protocol, spec, splits, **options)
-    run.finish(folder / "checkpoint.pt", lambda progress: None)
+    run.finish(folder / "checkpoint.pt")
     return run
 
 
@@ -156,10 +156,10 @@ def test_run_that_is_stopped_within_an_epoch_ends_with_the_same_bits(
     resumed = Run(protocol, RIGL, splits)
     assert resumed.resume(checkpoint)
     assert resumed.step == after
-    outcome = resumed.finish(checkpoint, lambda progress: None)
+    resumed.finish(checkpoint)
     assert weights_hash(resumed.model) == weights_hash(whole.model)
-    assert outcome.curve == whole.outcome.curve
-    assert outcome.test_accuracy == whole.outcome.test_accuracy
+    assert resumed.curve == whole.curve
+    assert resumed.accuracy(splits.test) == whole.accuracy(splits.test)
 
 
 def test_longer_runs_have_as_many_more_steps(protocol, splits):
@@ -178,21 +178,21 @@ def test_overrides_reach_the_optimizer(protocol, splits):
     (record,) = run.optimizer.history
     assert record.step == 2
     assert record.fraction == pytest.approx(0.25 * (1 + math.cos(math.pi * 2 / 4)))
-    assert max(entry["lr"] for entry in run.outcome.curve) <= 0.02
+    assert max(entry["lr"] for entry in run.curve) <= 0.02
 
 
 def test_labels_are_smoothed_as_much_as_the_protocol_says(protocol, splits):
-    training = dataclasses.replace(protocol.training, label_smoothing=0.1)
-    smooth = Run(dataclasses.replace(protocol, training=training), RIGL, splits)
-    batch = next(splits.train.shuffled(200, torch.Generator().manual_seed(0)))
+    training = protocol.training.model_copy(update={"label_smoothing": 0.1})
+    smooth = Run(protocol.model_copy(update={"training": training}), RIGL, splits)
+    images, labels = next(splits.train.shuffled(200, torch.Generator().manual_seed(0)))
     smooth.model.train()
     torch.manual_seed(7)
-    loss = smooth.train_step(batch)
+    loss = smooth.train_step(images, labels)
     fresh = Run(protocol, RIGL, splits)
     fresh.model.train()
     torch.manual_seed(7)
-    logarithms = torch.log_softmax(fresh.model(batch.images), 1)
-    hit = logarithms.gather(1, batch.labels[:, None]).mean()
+    logarithms = torch.log_softmax(fresh.model(images), 1)
+    hit = logarithms.gather(1, labels[:, None]).mean()
     torch.testing.assert_close(loss, -(0.9 * hit + 0.1 * logarithms.mean()))
 
 
@@ -234,20 +234,10 @@ def test_masks_come_back_from_disk(tmp_path):
         assert torch.equal(loaded[name], mask)
 
 
-def test_checkpoint_of_before_there_were_any_within_epochs_is_gone_on_with(
-    protocol, splits, tmp_path
-):
-    whole = finished(protocol, splits, tmp_path / "whole")
-    path = tmp_path / "old.pt"
-    run = Run(protocol, RIGL, splits)
-    run.train_epoch(lambda progress: None)
-    run.save(path)
-    state = torch.load(path, weights_only=True)
-    for name in ("batches", "loss"):
-        del state["progress"][name]
-    del state["others_rng"]
-    torch.save(state, path)
-    resumed = Run(protocol, RIGL, splits)
-    assert resumed.resume(path)
-    resumed.finish(path, lambda progress: None)
-    assert weights_hash(resumed.model) == weights_hash(whole.model)
+def test_settings_of_a_method_reach_it(protocol, splits):
+    spec = dataclasses.replace(RIGL, method="granet", settings=(("initial", 0.8),))
+    run = Run(protocol, spec, splits)
+    assert run.density == pytest.approx(0.8, abs=1e-3)
+    assert spec.label == "granet-erk-0.2-initial0.8-seed0"
+    assert RunSpec.from_dict(spec.as_dict()) == spec
+    assert spec.key(protocol, "a") != dataclasses.replace(spec, settings=()).key(protocol, "a")

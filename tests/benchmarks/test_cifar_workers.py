@@ -1,9 +1,9 @@
 """Several processes: of one machine, of a cluster, and of one run."""
 
-import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,18 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.cifar import cli
-from benchmarks.cifar.images.data import load_dataset
-from benchmarks.cifar.protocols.presets import load_preset
-from benchmarks.cifar.protocols.runspec import RunSpec
-from benchmarks.cifar.records.folder import Folder
-from benchmarks.cifar.records.results import FinishedRuns, append_result, read_results
-from benchmarks.cifar.running.stopping import Stop, StoppedError
-from benchmarks.cifar.scheduling.display import Display, Silent
-from benchmarks.cifar.scheduling.durations import Forecast
-from benchmarks.cifar.scheduling.jobs import Agenda, Job
-from benchmarks.cifar.scheduling.serial import run_serially
-from benchmarks.cifar.scheduling.worker import Setup, Worker
+from benchmarks.cifar import cli, worker
+from benchmarks.cifar.data import load_dataset
+from benchmarks.cifar.grid import RunSpec
+from benchmarks.cifar.jobs import Agenda, Job
+from benchmarks.cifar.pools import Serial
+from benchmarks.cifar.preset_files import load_preset
+from benchmarks.cifar.records import FinishedRuns, Folder, append_result, read_results
+from benchmarks.cifar.session import Display, Session
+from benchmarks.cifar.stopping import Stop, StoppedError
+from benchmarks.cifar.worker import Setup, do
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0
@@ -33,8 +31,8 @@ SAME = ("key", "curve", "accuracy", "weights_sha256", "density", "flops")
 
 
 @pytest.fixture
-def options(quick_preset, image_tree):
-    return ["--preset", str(quick_preset), "--data-dir", str(image_tree), "--threads", "1"]
+def options(quick_preset, cifar_tree):
+    return ["--preset", str(quick_preset), "--data-dir", str(cifar_tree), "--threads", "1"]
 
 
 @pytest.fixture
@@ -81,7 +79,7 @@ def test_job_of_a_killed_worker_is_done_again_and_nothing_else(options, tmp_path
     status = cli.main([*options, "--all", "--workers", "2", "--out", str(together)])
     killer.join()
     assert status == 0
-    assert "its process ended with status -9, trying again" in capsys.readouterr().out
+    assert "a process died, trying again" in capsys.readouterr().out
     assert len(results(alone)) == 4
     assert results(together) == results(alone)
     assert children() == []
@@ -116,27 +114,31 @@ def test_interrupted_session_saves_says_so_and_goes_on(
 
 
 @pytest.fixture
-def one_job(quick_preset, image_tree, tmp_path):
-    """A worker and a job for it."""
-    setup = Setup(Folder(tmp_path / "out"), image_tree)
-    protocol = dataclasses.replace(load_preset(str(quick_preset)), dataset="folder")
-    data = load_dataset("folder", image_tree, setup.folder.cache).fingerprint()
-    return Worker(setup), Job(protocol, RunSpec("rigl", "erk", 0.2, 0), data)
+def one_job(quick_preset, cifar_tree, tmp_path):
+    """A setup and a job for it."""
+    setup = Setup(Folder(tmp_path / "out"), cifar_tree)
+    data = load_dataset("cifar10", cifar_tree, setup.folder.cache).fingerprint()
+    return setup, Job(load_preset(str(quick_preset)), RunSpec("rigl", "erk", 0.2, 0), data)
+
+
+def run(setup, agenda, stop=None):
+    stop, display = stop or Stop(), Display({})
+    Session(Serial(setup, stop, display.watch), display, stop).run(agenda)
 
 
 def test_job_that_another_session_has_in_hand_is_left_to_it(one_job, tmp_path):
-    worker, job = one_job
+    setup, job = one_job
     with Folder(tmp_path / "out").claim(job.key) as is_mine:
         assert is_mine
-        assert worker.do(job, Silent(), Stop()) is None
-    assert not worker.folder.results.exists()
-    assert worker.do(job, Silent(), Stop())["key"] == job.key
+        assert do(setup, job) is None
+    assert not setup.folder.results.exists()
+    assert do(setup, job)["key"] == job.key
     # Finished meanwhile: done once.
-    assert worker.do(job, Silent(), Stop()) is None
+    assert do(setup, job) is None
 
 
 def test_session_waits_for_what_another_does_and_does_not_repeat_it(one_job, tmp_path):
-    worker, job = one_job
+    setup, job = one_job
     folder = Folder(tmp_path / "out")
     agenda = Agenda([job], folder)
 
@@ -150,27 +152,27 @@ def test_session_waits_for_what_another_does_and_does_not_repeat_it(one_job, tmp
     thread = threading.Thread(target=other)
     thread.start()
     begun.wait(PATIENCE)
-    run_serially(worker, agenda, Display(Forecast({}), 1), Stop())
+    run(setup, agenda)
     thread.join()
     assert folder.results.read_text() == json.dumps({"key": job.key}) + "\n"
 
 
 def test_job_that_fails_takes_only_those_along_that_build_on_it(one_job, monkeypatch, capsys):
-    worker, job = one_job
+    setup, job = one_job
     jobs = [
         Job(job.protocol, RunSpec(method, "erk", 0.2, 0), job.data)
         for method in ("pruning", "lottery", "static")
     ]
-    original = Worker.train
+    original = worker.new_run
 
-    def train(self, job, watcher, stop):
+    def new_run(setup, job):
         if job.spec.method == "pruning":
             raise RuntimeError("out of luck")
-        return original(self, job, watcher, stop)
+        return original(setup, job)
 
-    monkeypatch.setattr(Worker, "train", train)
-    agenda = Agenda(jobs, worker.folder)
-    run_serially(worker, agenda, Display(Forecast({}), 3), Stop())
+    monkeypatch.setattr(worker, "new_run", new_run)
+    agenda = Agenda(jobs, setup.folder)
+    run(setup, agenda)
     assert [job.spec.method for job in agenda.failed] == ["pruning", "lottery"]
     captured = capsys.readouterr()
     assert "pruning-erk-0.2-seed0 (REDUCED protocol 'quick'): failed" in captured.out
@@ -179,17 +181,17 @@ def test_job_that_fails_takes_only_those_along_that_build_on_it(one_job, monkeyp
 
 
 def test_masks_are_kept_until_they_are_used_and_made_again_if_they_are_gone(one_job):
-    worker, job = one_job
+    setup, job = one_job
     pruning = Job(job.protocol, RunSpec("pruning", "erk", 0.2, 0), job.data)
     lottery = Job(job.protocol, RunSpec("lottery", "erk", 0.2, 0), job.data)
-    folder = worker.folder
-    run_serially(worker, Agenda([pruning], folder), Display(Forecast({}), 1), Stop())
+    folder = setup.folder
+    run(setup, Agenda([pruning], folder))
     assert folder.masks(pruning.key).exists()
     first = folder.results.read_text()
     folder.masks(pruning.key).unlink()
     agenda = Agenda([lottery], folder)
     assert [job.spec.method for job in agenda.left] == ["pruning", "lottery"]
-    run_serially(worker, agenda, Display(Forecast({}), 2), Stop())
+    run(setup, agenda)
     lines = folder.results.read_text().splitlines()
     assert lines[0] + "\n" == first
     record = json.loads(lines[1])
@@ -200,52 +202,12 @@ def test_masks_are_kept_until_they_are_used_and_made_again_if_they_are_gone(one_
 
 
 def test_stop_before_a_job_begins_begins_none(one_job):
-    worker, job = one_job
+    setup, job = one_job
     stop = Stop()
     stop.request()
     with pytest.raises(StoppedError):
-        run_serially(worker, Agenda([job], worker.folder), Display(Forecast({}), 1), stop)
-    assert not worker.folder.checkpoint(job.key).exists()
-
-
-OWN_MODEL = """
-import torch
-
-def plain(num_classes):
-    # Without BatchNorm, whose statistics are of each process's part of a batch.
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.ReLU(), torch.nn.Flatten(),
-        torch.nn.Linear(8 * 64, num_classes),
-    )
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_run_as_one_process_does(options, tmp_path, monkeypatch):
-    (tmp_path / "my_network.py").write_text(OWN_MODEL)
-    monkeypatch.chdir(tmp_path)
-    arguments = [*options, "--methods", "rigl", "small-dense", "--model", "my_network:plain"]
-    assert cli.main([*arguments, "--out", "one"]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    script = str(ROOT / "benchmarks" / "cifar" / "run.py")
-    finished = subprocess.run(
-        [*command, script, *arguments, "--out", "two"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    # A network without width_scale has no small version.
-    (one,), (two,) = results(tmp_path / "one").values(), results(tmp_path / "two").values()
-    assert one["key"] == two["key"]
-    losses = [[entry["train_loss"] for entry in record["curve"]] for record in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert one["accuracy"] == two["accuracy"]
-    record = json.loads((tmp_path / "two" / "results.jsonl").read_text())
-    assert record["environment"]["processes"] == 2
-    assert record["protocol"]["label"].startswith("REDUCED protocol 'quick with model.kind=my_")
+        run(setup, Agenda([job], setup.folder), stop)
+    assert not setup.folder.checkpoint(job.key).exists()
 
 
 def descendants(pid, prefix):
@@ -284,7 +246,7 @@ def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, tmp_pat
     )
 
     def kill_one():
-        workers = descendants(process.pid, "ray::train_remotely")
+        workers = descendants(process.pid, "ray::do")
         if workers:
             os.kill(workers[0], signal.SIGKILL)
             killed.append(workers[0])
@@ -296,6 +258,37 @@ def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, tmp_pat
     killer.join()
     assert process.returncode == 0, output
     assert killed
+    assert results(together) == results(alone)
+
+
+def trained(output):
+    """The runs that a session has trained itself."""
+    return re.findall(r"\] (\S+) \(REDUCED.*: test accuracy", output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", [["--workers", "1"], ["--cluster", "local"]])
+def test_two_sessions_share_a_plan_and_train_nothing_twice(options, tmp_path, other):
+    if "--cluster" in other:
+        pytest.importorskip("ray")
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    arguments = [*options, "--all", "--seeds", "0", "1", "2"]
+    assert cli.main([*arguments, "--out", str(alone)]) == 0
+    script = str(ROOT / "benchmarks" / "cifar" / "run.py")
+    sessions = [
+        subprocess.Popen(
+            [sys.executable, script, *arguments, *more, "--out", str(together)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for more in (["--workers", "1"], other)
+    ]
+    outputs = [session.communicate(timeout=PATIENCE)[0] for session in sessions]
+    assert [session.returncode for session in sessions] == [0, 0], outputs
+    labels = [label for output in outputs for label in trained(output)]
+    assert len(results(alone)) == 12
+    assert sorted(labels) == sorted(results(alone))
     assert results(together) == results(alone)
 
 
@@ -328,9 +321,9 @@ def test_line_that_is_being_written_is_waited_for(tmp_path):
 
 
 def test_what_killed_writers_left_is_removed_when_the_job_is_done(one_job):
-    worker, job = one_job
-    checkpoint = worker.folder.checkpoint(job.key)
+    setup, job = one_job
+    checkpoint = setup.folder.checkpoint(job.key)
     checkpoint.parent.mkdir(parents=True)
     (checkpoint.parent / f".{checkpoint.name}.4711").write_text("half")
-    worker.do(job, Silent(), Stop())
+    do(setup, job)
     assert list(checkpoint.parent.iterdir()) == []

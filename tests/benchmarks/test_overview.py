@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from benchmarks.cifar import overview as cifar
 from benchmarks.overhead.results import Results
-from benchmarks.overview import cifar, overhead, structured
+from benchmarks.overview import overhead, structured
 from tests.benchmarks.report_records import record
 
 STATIC = (0.70, 0.71, 0.73)

@@ -10,8 +10,8 @@ from typing import Any, Final
 import pytest
 import torch
 
-from benchmarks.cifar.environment import describe_environment
-from benchmarks.cifar.files import write_atomic
+from benchmarks.common.environment import describe_environment
+from benchmarks.common.files import write_atomic
 from tests.support.readable_json import one_line_where_it_fits, plain
 from tests.support.sightings import Sighting, sightings_by_class, watching
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from benchmarks.cifar.models.wide_resnet import (
     INPUT_CHANNELS,
-    check_scale,
+    check_sizes,
     init_weights,
     scaled_width,
+    strided,
 )
 
 GROUP_FACTORS = (1, 2, 4, 8)
@@ -25,17 +26,7 @@ BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution, each followed by BatchNorm; the stride is in the second.
-
-    Args:
-        in_channels: Channels of the input.
-        inner: Channels of the 3x3 convolution.
-        out_channels: Channels of the output.
-        stride: Stride of the 3x3 convolution and of the shortcut.
-
-    Shapes:
-        Input ``(N, in_channels, H, W)``, output ``(N, out_channels, H/stride, W/stride)``.
-    """
+    """1x1, 3x3 and 1x1 convolution, each followed by BatchNorm; the stride is in the second."""
 
     def __init__(self, in_channels: int, inner: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -55,17 +46,10 @@ class Bottleneck(nn.Module):
         out = F.relu(self.norm1(self.conv1(x)), inplace=True)
         out = F.relu(self.norm2(self.conv2(out)), inplace=True)
         out = self.norm3(self.conv3(out))
-        summed: Tensor = out + self._residual(x)
+        if self.shortcut is not None:
+            x = self.shortcut_norm(self.shortcut(strided(x, self.stride)))
+        summed: Tensor = out + x
         return F.relu(summed, inplace=True)
-
-    def _residual(self, x: Tensor) -> Tensor:
-        if self.shortcut is None:
-            return x
-        # Sliced and not strided for the reason that is in WideBlock.
-        residual: Tensor = self.shortcut_norm(
-            self.shortcut(x[:, :, :: self.stride, :: self.stride])
-        )
-        return residual
 
 
 class ResNet(nn.Module):
@@ -92,9 +76,7 @@ class ResNet(nn.Module):
         super().__init__()
         if depth not in BLOCKS:
             raise ValueError(f"depth must be one of {', '.join(map(str, BLOCKS))}, got {depth!r}")
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width!r}")
-        check_scale(num_classes, width_scale)
+        check_sizes(width, num_classes, width_scale)
         channels = scaled_width(width, width_scale)
         self.stem = nn.Conv2d(INPUT_CHANNELS, channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
@@ -109,7 +91,6 @@ class ResNet(nn.Module):
         self.groups = nn.Sequential(*groups)
         self.head = nn.Linear(channels, num_classes)
         init_weights(self)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, shape ``(N, num_classes)``, of images ``(N, 3, 32, 32)``."""

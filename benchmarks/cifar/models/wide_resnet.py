@@ -18,17 +18,7 @@ INPUT_CHANNELS = 3
 
 
 class WideBlock(nn.Module):
-    """A pre-activation residual block: two 3x3 convolutions with dropout between them.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        stride: Stride of the first convolution and of the shortcut.
-        dropout: Probability of zeroing an activation between the convolutions.
-
-    Shapes:
-        Input ``(N, in_channels, H, W)``, output ``(N, out_channels, H/stride, W/stride)``.
-    """
+    """A pre-activation residual block: two 3x3 convolutions with dropout between them."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -45,17 +35,11 @@ class WideBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.norm1(x), inplace=True)
         # A shortcut convolution shares the first normalisation; an identity shortcut skips it.
-        residual = x if self.shortcut is None else self.shortcut(self._strided(activated))
+        residual = x if self.shortcut is None else self.shortcut(strided(activated, self.stride))
         out = self.conv1(activated)
         out = self.dropout(F.relu(self.norm2(out), inplace=True))
         summed: Tensor = residual + self.conv2(out)
         return summed
-
-    def _strided(self, x: Tensor) -> Tensor:
-        # A strided 1x1 convolution is one of every stride-th pixel. Written as a stride, oneDNN
-        # (torch 2.14) corrupts the heap in its weight gradient, in channels-last, for channels in
-        # no multiple of 16 and a batch that the threads cannot share evenly.
-        return x[:, :, :: self.stride, :: self.stride]
 
 
 class WideResNet(nn.Module):
@@ -87,24 +71,26 @@ class WideResNet(nn.Module):
         width_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        _check_shape(depth, width, dropout)
-        check_scale(num_classes, width_scale)
-        stem = scaled_width(STEM_WIDTH, width_scale)
-        self.stem = nn.Conv2d(INPUT_CHANNELS, stem, 3, padding=1, bias=False)
-        blocks = (depth - 4) // 6
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"depth must be 6 n + 4 with n >= 1 (10, 16, 22, ...), got {depth!r}")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+        check_sizes(width, num_classes, width_scale)
+        channels = scaled_width(STEM_WIDTH, width_scale)
+        self.stem = nn.Conv2d(INPUT_CHANNELS, channels, 3, padding=1, bias=False)
         groups: list[nn.Module] = []
-        channels = stem
         for base, stride in zip(GROUP_WIDTHS, GROUP_STRIDES, strict=True):
             out_channels = scaled_width(base * width, width_scale)
             group = [WideBlock(channels, out_channels, stride, dropout)]
-            group += [WideBlock(out_channels, out_channels, 1, dropout) for _ in range(1, blocks)]
+            group += [
+                WideBlock(out_channels, out_channels, 1, dropout) for _ in range((depth - 10) // 6)
+            ]
             groups.append(nn.Sequential(*group))
             channels = out_channels
         self.groups = nn.Sequential(*groups)
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Linear(channels, num_classes)
         init_weights(self)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, shape ``(N, num_classes)``, of images ``(N, 3, 32, 32)``."""
@@ -130,25 +116,29 @@ def scaled_width(width: int, scale: float) -> int:
     return max(1, round(width * scale))
 
 
-def check_scale(num_classes: int, width_scale: float) -> None:
-    """Raise an error if either is no number that a network can be built with."""
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes!r}")
+def strided(x: Tensor, stride: int) -> Tensor:
+    """Every stride-th pixel, of which a strided 1x1 convolution is one without a stride.
+
+    Written as a stride, oneDNN (torch 2.14) corrupts the heap in its weight gradient, in
+    channels-last, for channels in no multiple of 16 and a batch that the threads cannot share
+    evenly.
+    """
+    return x[:, :, ::stride, ::stride]
+
+
+def check_sizes(width: int, num_classes: int, width_scale: float) -> None:
+    """Raise an error if one of them is no number that a network can be built with."""
+    for name, value, least in (("width", width, 1), ("num_classes", num_classes, 2)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value!r}")
     if width_scale <= 0.0:
         raise ValueError(f"width_scale must be positive, got {width_scale!r}")
 
 
-def _check_shape(depth: int, width: int, dropout: float) -> None:
-    if depth < 10 or (depth - 4) % 6:
-        raise ValueError(f"depth must be 6 n + 4 with n >= 1 (10, 16, 22, ...), got {depth!r}")
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width!r}")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
-
-
 def init_weights(model: nn.Module) -> None:
-    """Draw the weights of all convolutions anew, as suits a ReLU after each (He et al. 2015)."""
+    """Draw all convolutions anew, as suits a ReLU after each (He et al. 2015); no bias is left."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""The report: tables and figures made from the results file alone."""
+"""The report: tables and figures, from the results alone."""
 
 from benchmarks.cifar.report.writing import write_report
 

@@ -13,7 +13,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from benchmarks.cifar.report.summary import Variant
+from benchmarks.cifar.report.results import Group, Variant
 
 PAPER_FILE = Path(__file__).with_name("paper.toml")
 
@@ -25,53 +25,43 @@ class Published:
     Attributes:
         variant: What was trained. Its init is None where none is printed.
         accuracy: Test accuracy in percent.
+        source: Letter of the source.
         std: Its standard deviation in points, if printed.
         train_flops: Multiple of the dense network's, if printed.
         inference_flops: Multiple of the dense network's, if printed.
         wall_time: Multiple of the dense network's, if printed.
-        source: Letter of the source.
     """
 
     variant: Variant
     accuracy: Decimal
-    std: Decimal | None
-    train_flops: Decimal | None
-    inference_flops: Decimal | None
-    wall_time: Decimal | None
     source: str
+    std: Decimal | None = None
+    train_flops: Decimal | None = None
+    inference_flops: Decimal | None = None
+    wall_time: Decimal | None = None
 
     def __str__(self) -> str:
         deviation = "" if self.std is None else f" ± {self.std}"
         return f"{self.accuracy}{deviation} [{self.source}]"
 
+    def is_near(self, mean: float, std: float | None) -> str:
+        """Whether the bands of one deviation around two means overlap; a dash without both."""
+        if self.std is None or std is None:
+            return "-"
+        distance = abs(100 * mean - float(self.accuracy))
+        return "yes" if distance <= float(self.std) + 100 * std else "no"
+
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where a published search of (alpha, delta_t) ended, beside its reference point.
-
-    Attributes:
-        variant: What was tuned.
-        reference: Accuracy in percent, with its deviation, at the protocol's own setting.
-        alpha: Of the optimum.
-        delta_t: Of the optimum.
-        accuracy: Accuracy in percent, with its deviation, at the optimum.
-        source: Letter of the source.
-    """
+    """Where a published search of (alpha, delta_t) ended, beside its reference point."""
 
     variant: Variant
-    reference: str
-    alpha: Decimal
-    delta_t: int
-    accuracy: str
-    source: str
+    cells: list[str]
 
 
 class Paper:
     """What has been published for one data set.
-
-    Args:
-        dataset: Name of the data set, a table of the data file such as ``"cifar10"``.
-        path: The data file.
 
     Raises:
         KeyError: If nothing has been published for the data set; see ``published_datasets``.
@@ -95,30 +85,30 @@ class Paper:
         self.tuning = [_optimum(row) for row in table.get("tuning", [])]
 
     def of(self, variant: Variant, *, of_table: str = "main") -> list[Published]:
-        """Every published number of a variant; a row without an init stands for both.
-
-        Args:
-            variant: Whose.
-            of_table: ``"redistribution"``, ``"structured"`` or ``"main"``; to that belong the
-                original authors' numbers, and the methods that only the table of redistribution
-                has.
-        """
+        """Every published number of a variant; a row without an init stands for both."""
         rows: list[Published] = getattr(self, of_table)
         if of_table == "main":
             methods = {row.variant.method for row in self.main}
             others = [row for row in self.redistribution if row.variant.method not in methods]
             rows = rows + self.original_authors + others
-        return [row for row in rows if matches(row.variant, variant)]
+        return [
+            row
+            for row in rows
+            if row.variant.method == variant.method
+            and row.variant.init in (None, variant.init)
+            and row.variant.density == variant.density
+            and not variant.settings
+        ]
+
+    def not_run(self, group: Group) -> list[Variant]:
+        """Published variants that no result stands for."""
+        ran = {row.variant for variant in group.variants for row in self.of(variant)}
+        return list(dict.fromkeys(row.variant for row in self.main if row.variant not in ran))
 
 
-def matches(published: Variant, ours: Variant) -> bool:
-    """Whether a published variant, maybe without an init, is the same as one of ours."""
-    return (
-        not ours.settings
-        and published.method == ours.method
-        and published.init in (None, ours.init)
-        and published.density == ours.density
-    )
+def paper_of(group: Group) -> Paper | None:
+    """What has been published for the group's data, if anything has."""
+    return Paper(group.dataset) if group.dataset in published_datasets() else None
 
 
 def published_datasets(path: Path = PAPER_FILE) -> list[str]:
@@ -133,32 +123,19 @@ def sources(path: Path = PAPER_FILE) -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        # As floats, 0.20 would come back as 0.2, and sums of tenths with a tail of digits.
-        return tomllib.load(file, parse_float=Decimal)
+    # As floats, 0.20 would come back as 0.2, and sums of tenths with a tail of digits.
+    return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
 
 
 def _published(row: dict[str, Any]) -> Published:
-    return Published(
-        variant=_variant(row),
-        accuracy=row["accuracy"],
-        std=row.get("std"),
-        train_flops=row.get("train_flops"),
-        inference_flops=row.get("inference_flops"),
-        wall_time=row.get("wall_time"),
-        source=row["source"],
-    )
+    named = {name: row[name] for name in row if name not in ("method", "init", "density")}
+    return Published(_variant(row), **named)
 
 
 def _optimum(row: dict[str, Any]) -> Optimum:
-    return Optimum(
-        variant=_variant(row),
-        reference=f"{row['reference']} ± {row['reference_std']}",
-        alpha=row["alpha"],
-        delta_t=row["delta_t"],
-        accuracy=f"{row['accuracy']} ± {row['std']}",
-        source=row["source"],
-    )
+    reference = f"{row['reference']} ± {row['reference_std']}"
+    accuracy = f"{row['accuracy']} ± {row['std']} [{row['source']}]"
+    return Optimum(_variant(row), [reference, f"({row['alpha']}, {row['delta_t']})", accuracy])
 
 
 def _variant(row: dict[str, Any]) -> Variant:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar.files import write_atomic
+from benchmarks.common.files import write_atomic
 from benchmarks.structured.report.inference import inference_lines
 from benchmarks.structured.report.linear import linear_lines
 from benchmarks.structured.report.movement import movement_lines

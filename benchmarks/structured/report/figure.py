@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.cifar.report.figures.style import legend_beside, save
+from benchmarks.common.figures import legend_beside, save
 
 Record = dict[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar.report.markdown import paragraph, table
+from benchmarks.common.tables import paragraph, table
 from benchmarks.structured.report.wording import made_with
 
 Record = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.cifar.report.markdown import paragraph, table
+from benchmarks.common.tables import paragraph, table
 from benchmarks.structured.report.wording import fastest, made_with, times
 
 Record = dict[str, Any]

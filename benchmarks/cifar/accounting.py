@@ -1,0 +1,137 @@
+"""Parameters, FLOPs and mask updates of runs, and what follows from a network's shapes alone.
+
+FLOPs are counted as in the report's supplement, section 2: convolutions and linear layers, per
+image. A dense training step costs three inferences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cifar.config import Protocol
+from benchmarks.cifar.data import IMAGE_SIZE
+from benchmarks.cifar.methods import INITS, SMALL_DENSE
+from benchmarks.cifar.models import full_model
+from sparseopt import ChannelGroup, FlopsReport, SparseLayer, SparseOptimizer, find_channel_groups
+from sparseopt.distributions import DISTRIBUTIONS
+
+if TYPE_CHECKING:
+    from benchmarks.cifar.train import Run
+
+
+def count(run: Run) -> dict[str, Any]:
+    """What the results file says about a run's costs, in plain numbers.
+
+    Returns:
+        ``parameters`` (total and live), ``flops`` (per image; those of the full dense network
+        beside the run's own), and None for the dense methods: ``updates`` (in all), ``layers``
+        (what is and what ever was live in each) and ``history`` (one entry an update).
+    """
+    image = next(iter(run.splits.test.in_order(1)))[0]
+    total = sum(parameter.numel() for parameter in run.model.parameters())
+    masks: dict[str, Any] = {"updates": None, "layers": None, "history": None}
+    dropped = 0
+    if isinstance(run.optimizer, SparseOptimizer):
+        report = run.optimizer.flops(run.model, image)
+        dropped = sum(layer.numel - layer.live for layer in run.optimizer.layers)
+        masks = _masks(run.optimizer)
+    else:
+        report = dense_flops(run.model, image)
+    full = report
+    if run.spec.method == SMALL_DENSE:
+        full = dense_flops(full_model(run.protocol, run.splits.num_classes).to(image.device), image)
+    return {
+        "parameters": {"total": total, "live": total - dropped},
+        "flops": {
+            "inference": report.inference_sparse,
+            "train": report.train_sparse,
+            "train_measured": report.train_measured,
+            "dense_inference": full.inference_dense,
+            "dense_train": full.train_dense,
+        },
+        **masks,
+    }
+
+
+def dense_flops(model: nn.Module, image: Tensor) -> FlopsReport:
+    """The FLOPs of a model without masks."""
+    # Nothing is dropped at density 1: the wrapper only counts, and is taken off again.
+    counter = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.0), model, method="static", density=1.0
+    )
+    try:
+        return counter.flops(model, image)
+    finally:
+        counter.detach()
+
+
+@functools.cache
+def channels_of(protocol: Protocol, num_classes: int) -> tuple[ChannelGroup, ...]:
+    """The channel groups of the full network, which methods that drop whole ones have to know."""
+    # BatchNorm wants more than one image.
+    images = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    return tuple(find_channel_groups(full_model(protocol, num_classes), images))
+
+
+@functools.cache
+def matched_density(
+    protocol: Protocol, other: str, classes: int, init: str, density: float
+) -> float:
+    """The density at which ``init`` costs as many inference FLOPs as ``other`` does at ``density``.
+
+    Rounded to four digits, as it is part of a run's name. The last layer depends on the number of
+    classes.
+    """
+    wanted = _flops_at(protocol, classes, other, density)
+    low, high = 0.0, 1.0
+    # FLOPs rise with the density, but not evenly: ERK makes layers full one after the other.
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        if _flops_at(protocol, classes, init, middle) < wanted:
+            low = middle
+        else:
+            high = middle
+    return round(high, 4)
+
+
+def _flops_at(protocol: Protocol, classes: int, init: str, density: float) -> float:
+    layers = _dense_layers(protocol, classes)
+    shapes = {name: shape for name, shape, _ in layers}
+    distribution = INITS[init]
+    if isinstance(distribution, str):
+        distribution = DISTRIBUTIONS[distribution]
+    densities = distribution(shapes, density)
+    return sum(densities[name] * flops for name, _, flops in layers)
+
+
+@functools.cache
+def _dense_layers(
+    protocol: Protocol, classes: int
+) -> tuple[tuple[str, tuple[int, ...], float], ...]:
+    """Name, shape and dense FLOPs of each weight that can be sparse."""
+    model = full_model(protocol, classes)
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    report = dense_flops(model, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
+    return tuple((layer.name, shapes[layer.name], layer.dense) for layer in report.layers)
+
+
+def _masks(optimizer: SparseOptimizer) -> dict[str, Any]:
+    made = [record for record in optimizer.history if not record.skipped]
+    ever_live = SparseLayer.ever_live_counts(optimizer.layers)
+    return {
+        "updates": {
+            "count": len(made),
+            "skipped": len(optimizer.history) - len(made),
+            "explored": made[-1].explored if made else optimizer.density,
+        },
+        "layers": [
+            {"name": layer.name, "numel": layer.numel, "live": layer.live, "ever_live": ever}
+            for layer, ever in zip(optimizer.layers, ever_live, strict=True)
+        ],
+        "history": [dataclasses.asdict(record) for record in optimizer.history],
+    }

@@ -1,0 +1,254 @@
+"""Decoded data sets, as arrays.
+
+Images come in the order of the SHA-256 of their pixels, whatever files they are read from. That
+mixes the classes (the last tenth of a sorted tree would be one class), and it makes the validation
+split independent of where the data came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from benchmarks.common.files import vanishing_folder
+
+DIGITS = "digits"
+DIGITS_TEST_FRACTION = 0.2
+IMAGE_SIZE = 32
+SPLITS = ("train", "test")
+# Training images, test images and classes.
+SIZES = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100)}
+
+Bytes = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+
+class DataError(Exception):
+    """The data is missing or not what it should be; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """A data set that torchvision knows: its names there, and classes to know it by."""
+
+    title: str
+    torchvision: str
+    folder: str
+    classes: int
+    some_classes: frozenset[str]
+
+
+CIFARS = {
+    "cifar10": Cifar("CIFAR-10", "CIFAR10", "cifar-10-batches-py", 10, frozenset(["cat", "ship"])),
+    "cifar100": Cifar(
+        "CIFAR-100", "CIFAR100", "cifar-100-python", 100, frozenset(["aquarium_fish", "worm"])
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Decoded images, ``uint8`` of shape ``(N, 32, 32, 3)``, with ``int64`` labels ``(N,)``."""
+
+    train_images: Bytes
+    train_labels: Labels
+    test_images: Bytes
+    test_labels: Labels
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label."""
+        return int(self.train_labels.max()) + 1
+
+    def fingerprint(self) -> str:
+        """A short hash of all pixels and labels, which says whether two runs saw one data set."""
+        digest = hashlib.sha256()
+        for array in self.arrays().values():
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:12]
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The four arrays by name, in the order in which they are hashed."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def load_dataset(name: str, data_dir: Path | None, cache_dir: Path) -> Dataset:
+    """Return the data set, from the cache if it was decoded before.
+
+    Raises:
+        DataError: If the data is missing or malformed. Nothing has been written then.
+    """
+    if name == DIGITS:
+        if data_dir is not None:
+            raise DataError(
+                f"--data-dir {data_dir}: the digits need no folder; leave it out, or train on its "
+                "images with --set dataset=cifar10"
+            )
+        return load_digits()
+    root = None if data_dir is None else _find(name, data_dir)
+    is_tree = root is not None and root.name != CIFARS[name].folder
+    digest = _listing_digest(root) if root is not None and is_tree else "torchvision"
+    cached = cache_dir / f"{name}-{digest}"
+    if not cached.is_dir():
+        if root is not None and is_tree:
+            splits = _decode_class_folders(root)
+        else:
+            splits = _decode_torchvision(name, root, cache_dir)
+        (train, test) = (_canonical_order(*split) for split in splits)
+        _write_cache(Dataset(*train, *test), cached)
+    arrays = (np.load(cached / f"{field.name}.npy", mmap_mode="r") for field in fields(Dataset))
+    return Dataset(*arrays)
+
+
+def noise(count: int, classes: int) -> Dataset:
+    """So many images of noise, to measure how long a step takes where no data is at hand."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    labels = np.arange(count, dtype=np.int64) % classes
+    return Dataset(images, labels, images, labels)
+
+
+def load_digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, enlarged from 8x8 to 3x32x32."""
+    from sklearn.datasets import load_digits as load
+
+    digits = load()
+    grey = np.round(digits.images * (255.0 / digits.images.max())).astype(np.uint8)
+    enlarged = grey.repeat(4, axis=1).repeat(4, axis=2)
+    images = np.repeat(enlarged[..., None], 3, axis=3)
+    images, labels = _canonical_order(images, digits.target.astype(np.int64))
+    cut = len(images) - int(len(images) * DIGITS_TEST_FRACTION)
+    return Dataset(images[:cut], labels[:cut], images[cut:], labels[cut:])
+
+
+def _find(name: str, data_dir: Path) -> Path:
+    """The folder of class folders, or torchvision's own, that holds the data set.
+
+    Raises:
+        DataError: If ``data_dir`` does not hold it.
+    """
+    cifar = CIFARS[name]
+    if not data_dir.is_dir():
+        raise DataError(f"--data-dir {data_dir}: there is no such folder. {_expectation(name)}")
+    if (data_dir / cifar.folder).is_dir():
+        return data_dir / cifar.folder
+    root = data_dir / name if (data_dir / name).is_dir() else data_dir
+    missing = [split for split in SPLITS if not (root / split).is_dir()]
+    if missing:
+        raise DataError(
+            f"--data-dir {data_dir}: no folder {' and no folder '.join(map(repr, missing))} in it, "
+            f"and no {cifar.folder!r} either. {_expectation(name)}"
+        )
+    classes = {path.name for path in (root / "train").iterdir() if path.is_dir()}
+    if len(classes) != cifar.classes or not cifar.some_classes <= classes:
+        raise DataError(
+            f"--data-dir {data_dir}: its class folders are not those of {cifar.title}. "
+            f"{_expectation(name)}"
+        )
+    return root
+
+
+def _expectation(name: str) -> str:
+    cifar = CIFARS[name]
+    return (
+        f"For {cifar.title}, give a folder that holds either class folders, as in train/cat/1.png "
+        f"and test/cat/2.png (32x32 images), in it or in {name!r} in it, or torchvision's own "
+        f"{cifar.folder}; without --data-dir, torchvision downloads it. The preset 'smoke' needs "
+        "no data at all."
+    )
+
+
+def _listing_digest(root: Path) -> str:
+    """Changes when the files do."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for folder, _, names in sorted(os.walk(root / split)):
+            for name in sorted(names):
+                path = Path(folder, name)
+                place = path.relative_to(root).as_posix()
+                digest.update(f"{place}:{path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _decode_class_folders(root: Path) -> list[tuple[Bytes, Labels]]:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        trees = [ImageFolder(str(root / split)) for split in SPLITS]
+    except FileNotFoundError as error:
+        raise DataError(f"{root}: {error}") from None
+    differing = sorted(set(trees[0].classes) ^ set(trees[1].classes))
+    if differing:
+        raise DataError(f"{root}: train and test differ in the classes {differing}")
+    splits = []
+    for split, tree in zip(SPLITS, trees, strict=True):
+        labels = np.array([label for _, label in tree.samples], dtype=np.int64)
+        with ThreadPoolExecutor() as pool:
+            decoded = pool.map(_decode_file, [Path(path) for path, _ in tree.samples])
+            images = list(tqdm(decoded, f"decoding {split}", len(labels), leave=False))
+        splits.append((np.stack(images), labels))
+    return splits
+
+
+def _decode_file(path: Path) -> Bytes:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            image = np.asarray(opened.convert("RGB"))
+    except UnidentifiedImageError:
+        raise DataError(f"{path} is not an image that Pillow can read") from None
+    height, width, _ = image.shape
+    if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
+        raise DataError(f"{path} is {width}x{height} pixels, but images of the CIFARs are 32x32")
+    return image
+
+
+def _decode_torchvision(name: str, root: Path | None, cache_dir: Path) -> list[Any]:
+    if root is not None:
+        return _read_torchvision(name, root.parent, download=False)
+    with vanishing_folder(cache_dir) as folder:
+        return _read_torchvision(name, folder, download=True)
+
+
+def _read_torchvision(name: str, root: Path, *, download: bool) -> list[Any]:
+    import torchvision
+
+    cifar = CIFARS[name]
+    reader: Any = getattr(torchvision.datasets, cifar.torchvision)
+    try:
+        parts = [reader(str(root), train=split == "train", download=download) for split in SPLITS]
+    except OSError as error:
+        raise DataError(
+            f"could not download {cifar.title}: {error}. {_expectation(name)}"
+        ) from error
+    except RuntimeError as error:
+        where = "the download" if download else root / cifar.folder
+        raise DataError(f"{where} is damaged or incomplete. {_expectation(name)}") from error
+    return [(part.data, np.array(part.targets, dtype=np.int64)) for part in parts]
+
+
+def _canonical_order(images: Bytes, labels: Labels) -> tuple[Bytes, Labels]:
+    """Images and labels in the order of the SHA-256 of the pixels, equal pixels by label."""
+    keys = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    order = sorted(range(len(keys)), key=lambda index: (keys[index], labels[index]))
+    return images[order], labels[order]
+
+
+def _write_cache(dataset: Dataset, target: Path) -> None:
+    """Write all arrays or none: the folder gets its name when it is complete."""
+    with vanishing_folder(target.parent) as folder:
+        for name, array in dataset.arrays().items():
+            np.save(folder / f"{name}.npy", array)
+        # Another process may have written the same arrays meanwhile; either copy will do.
+        with contextlib.suppress(OSError):
+            folder.rename(target)

@@ -1,0 +1,277 @@
+"""One run, and what a preset runs: products of methods, inits, densities, settings and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from benchmarks.cifar.methods import DENSE, SMALL_DENSE, check_init, method_with, recipe_of
+from benchmarks.cifar.settings import Section
+
+if TYPE_CHECKING:
+    from benchmarks.cifar.config import Protocol
+
+MAIN, SEARCH, TIMING = "main", "search", "timing"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run of a protocol: which method, at which density, from which seed.
+
+    ``dense`` has neither ``init`` nor ``density``; ``small-dense`` has no ``init``. ``alpha``,
+    ``delta_t`` and ``lr`` take the place of the protocol's own where they are given, and
+    ``settings`` of the method's defaults.
+
+    Example:
+        >>> RunSpec("rigl", "erk", 0.1, 0).label
+        'rigl-erk-0.1-seed0'
+        >>> RunSpec("rigl", "erk", 0.1, 0, alpha=0.4, delta_t=200).label
+        'rigl-erk-0.1-alpha0.4-dt200-seed0'
+    """
+
+    method: str
+    init: str | None
+    density: float | None
+    seed: int
+    alpha: float | None = None
+    delta_t: int | None = None
+    lr: float | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def from_dict(cls, run: dict[str, Any]) -> RunSpec:
+        """From what ``as_dict`` returned."""
+        return cls(**{**run, "settings": tuple(sorted(run.get("settings", {}).items()))})
+
+    @property
+    def variant(self) -> str:
+        """The run without its seed, such as ``rigl-erk-0.1``."""
+        given = {"alpha": self.alpha, "dt": self.delta_t, "lr": self.lr, **dict(self.settings)}
+        parts = [self.method, self.init, None if self.density is None else f"{self.density:g}"]
+        parts += [
+            f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"
+            for name, value in given.items()
+            if value is not None
+        ]
+        return "-".join(part for part in parts if part is not None)
+
+    @property
+    def label(self) -> str:
+        """The run's name, such as ``rigl-erk-0.1-seed0``."""
+        return f"{self.variant}-seed{self.seed}"
+
+    @property
+    def source(self) -> RunSpec | None:
+        """The run whose final masks this one starts with, if there is one."""
+        masks_from = recipe_of(self.method).masks_from
+        return None if masks_from is None else dataclasses.replace(self, method=masks_from)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as the results file has them, without overrides that are not given.
+
+        Left out, they leave results without them their names.
+        """
+        fields = {**dataclasses.asdict(self), "settings": dict(self.settings)}
+        own = ("method", "init", "density", "seed")
+        return {name: value for name, value in fields.items() if name in own or value}
+
+    def without_defaults(self, protocol: Protocol) -> RunSpec:
+        """The same run where ``alpha``, ``delta_t`` or ``lr`` only repeats what the protocol says.
+
+        So a point of a search that is the protocol's own is not run twice.
+        """
+        own = {
+            "alpha": protocol.sparsity.alpha,
+            "delta_t": protocol.sparsity.delta_t,
+            "lr": protocol.optimizer.lr,
+        }
+        repeated = {name: None for name, value in own.items() if getattr(self, name) == value}
+        return dataclasses.replace(self, **repeated)
+
+    def key(self, protocol: Protocol, data: str) -> str:
+        """A name that changes with every setting and with the data, so that no result is mistaken.
+
+        Args:
+            protocol: What all runs share.
+            data: The fingerprint of the data set.
+        """
+        settings = {"protocol": protocol.settings(), "run": self.as_dict(), "data": data}
+        text = json.dumps(settings, sort_keys=True)
+        return f"{self.label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _known_method(method: str) -> str:
+    recipe_of(method)
+    return method
+
+
+def _pairs(table: Any) -> Any:
+    return tuple(sorted(table.items())) if isinstance(table, dict) else table
+
+
+Method = Annotated[str, AfterValidator(_known_method)]
+Init = Annotated[str, AfterValidator(check_init)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+#: A table, as pairs.
+Settings = Annotated[tuple[tuple[str, bool | int | float | str], ...], BeforeValidator(_pairs)]
+
+
+class MaskSetting(Section):
+    """A pair that takes the place of the protocol's own."""
+
+    alpha: Share
+    delta_t: Count
+
+
+class Product(Section):
+    """Every combination of what is listed.
+
+    Args:
+        methods: Names of ``RECIPES``, or of methods that are registered.
+        inits: Names of ``INITS``.
+        densities: Shares of live weights.
+        seeds: One run of each combination for every seed.
+    """
+
+    methods: tuple[Method, ...]
+    inits: tuple[Init, ...]
+    densities: tuple[Share, ...]
+    seeds: tuple[Seed, ...]
+
+
+class Study(Product):
+    """A product beyond the preset's main runs.
+
+    Args:
+        name: What ``--studies`` and reports call it.
+        lrs: Learning rates in place of the protocol's; none leaves that.
+        masks: Pairs of ``alpha`` and ``delta_t`` in place of the protocol's; none leaves those.
+        settings: Tables of arguments of the methods; none leaves their defaults.
+        flops_of: A distribution. The runs then have the densities at which they cost as many
+            FLOPs as that distribution does at those listed.
+    """
+
+    name: str
+    lrs: tuple[Annotated[float, Field(gt=0.0)], ...] = ()
+    masks: tuple[MaskSetting, ...] = ()
+    settings: tuple[Settings, ...] = ()
+    flops_of: Init | None = None
+
+    @model_validator(mode="after")
+    def _has_a_name_of_its_own(self) -> Study:
+        if self.name in (MAIN, SEARCH, TIMING):
+            raise ValueError(f"the name {self.name!r} is taken by a part of every preset")
+        return self
+
+    @model_validator(mode="after")
+    def _has_settings_of_its_methods(self) -> Study:
+        for method, settings in itertools.product(self.methods, self.settings):
+            method_with(method, dict(settings))
+        return self
+
+
+class Search(Section):
+    """A search for the ``alpha`` and ``delta_t`` with the best validation accuracy.
+
+    Args:
+        method: The method whose masks are tuned.
+        inits: One search for each of these...
+        densities: ... at each of these.
+        seeds: A trial is the mean over these.
+        trials: Trials of one search.
+        alpha: Smallest and largest.
+        delta_t: Smallest, largest and the step between.
+    """
+
+    method: Method
+    inits: tuple[Init, ...]
+    densities: tuple[Share, ...]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    trials: Count
+    alpha: tuple[Share, Share]
+    delta_t: tuple[Count, Count, Count]
+
+    @model_validator(mode="after")
+    def _goes_up(self) -> Search:
+        if self.alpha[0] >= self.alpha[1] or self.delta_t[0] > self.delta_t[1]:
+            raise ValueError(
+                "alpha takes a smallest and a larger one, delta_t a smallest, a largest and a step,"
+                f" got {list(self.alpha)} and {list(self.delta_t)}"
+            )
+        return self
+
+    @property
+    def random_trials(self) -> int:
+        """How many of the trials come first, at random: two thirds, as of the report's fifteen."""
+        return max(1, round(2 * self.trials / 3))
+
+
+class Timing(Section):
+    """Times of the networks of a study, measured when everything else is done.
+
+    Args:
+        study: The study's name; those of its runs that are finished are timed.
+        batches: Batch sizes of inference.
+        rounds: Measurements of inference.
+        training_rounds: Measurements of training steps, which take longer.
+    """
+
+    study: str
+    batches: Annotated[tuple[Count, ...], Field(min_length=1)]
+    rounds: Count
+    training_rounds: Count
+
+
+class Choices(Product):
+    """What ``--all`` runs: the main runs, then the studies and the search, then the timing."""
+
+    studies: tuple[Study, ...] = ()
+    search: Search | None = None
+    timing: Timing | None = None
+
+    @model_validator(mode="after")
+    def _times_a_study(self) -> Choices:
+        names = [study.name for study in self.studies]
+        if self.timing is not None and self.timing.study not in names:
+            raise ValueError(f"timing.study takes one of {names}, got {self.timing.study!r}")
+        return self
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of everything that ``--studies`` can choose among."""
+        search = () if self.search is None else (SEARCH,)
+        timing = () if self.timing is None else (TIMING,)
+        return (MAIN, *(study.name for study in self.studies), *search, *timing)
+
+
+def expand(product: Product) -> list[RunSpec]:
+    """Every run of the product, seed by seed, so that comparisons are complete early."""
+    changes: list[dict[str, Any]] = [{}]
+    if isinstance(product, Study):
+        masks = [{"alpha": one.alpha, "delta_t": one.delta_t} for one in product.masks]
+        settings = [{"settings": one} for one in product.settings]
+        lrs = [{"lr": lr} for lr in product.lrs]
+        together = itertools.product(masks or [{}], settings or [{}], lrs or [{}])
+        changes = [{**mask, **setting, **lr} for mask, setting, lr in together]
+    every = itertools.product(
+        product.seeds, product.densities, product.inits, product.methods, changes
+    )
+    runs = [
+        RunSpec(method, *_named(method, init, density), seed, **change)
+        for seed, density, init, method, change in every
+    ]
+    return list(dict.fromkeys(runs))
+
+
+def _named(method: str, init: str, density: float) -> tuple[str | None, float | None]:
+    if method == DENSE:
+        return None, None
+    return (None, density) if method == SMALL_DENSE else (init, density)

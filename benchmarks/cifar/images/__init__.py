@@ -1,1 +1,0 @@
-"""Images: found, decoded, split, augmented and handed out in batches."""

@@ -1,0 +1,116 @@
+"""What the harness calls methods and inits, and what each is made of.
+
+A method or an init of your own is trained beside the others when a module that ``--import`` names
+registers it: a method with ``sparseopt.register_method``, and an init as an entry of ``INITS``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.cifar.settings import ProtocolError, meant
+from sparseopt import Method, available_methods
+from sparseopt.distributions import DISTRIBUTIONS, Distribution
+from sparseopt.methods import get_method
+
+DENSE, SMALL_DENSE = "dense", "small-dense"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method trains.
+
+    Args:
+        optimizer: The method of ``SparseOptimizer``; None trains without it.
+        length: Times as many epochs as the protocol says. Intervals of the learning rate and the
+            end of mask updates are stretched alike.
+        masks_from: The method whose final masks this one starts with, on the weights that that run
+            began with; a run of it with the same init, density and seed has to be finished before.
+        leaves_structure: Whether it drops whole channels or neurons. What is left of them is kept
+            when a run ends, so that the smaller model can be timed.
+    """
+
+    optimizer: str | None = None
+    length: int = 1
+    masks_from: str | None = None
+    leaves_structure: bool = False
+
+
+# The order is that of tables and legends, and of colours: a new one goes to the end.
+RECIPES = {
+    DENSE: Recipe(),
+    SMALL_DENSE: Recipe(),
+    "static": Recipe("static"),
+    "set": Recipe("set"),
+    "rigl": Recipe("rigl"),
+    "rigl-2x": Recipe("rigl", length=2),
+    "rigl-3x": Recipe("rigl", length=3),
+    "snfs": Recipe("snfs"),
+    "rigl-sg": Recipe("rigl-sg"),
+    "rigl-sm": Recipe("rigl-sm"),
+    "rigl-reinit": Recipe("rigl", masks_from="rigl-sm"),
+    "pruning": Recipe("pruning"),
+    "lottery": Recipe("static", masks_from="pruning"),
+    "granet": Recipe("granet"),
+    "mest": Recipe("mest"),
+    "rigl-struct": Recipe("rigl-struct", leaves_structure=True),
+    "srigl": Recipe("srigl", leaves_structure=True),
+}
+
+#: What ``init=`` of ``SparseOptimizer`` is for each name.
+INITS: dict[str, str | Distribution] = {name: name for name in DISTRIBUTIONS}
+
+
+def recipe_of(method: str) -> Recipe:
+    """How a method trains; one that has no recipe is the method of that name.
+
+    Raises:
+        ProtocolError: If there is no such method.
+    """
+    if method in RECIPES:
+        return RECIPES[method]
+    if method not in available_methods():
+        known = [*RECIPES, *(name for name in available_methods() if name not in RECIPES)]
+        raise ProtocolError(f"{method!r} is no method; {meant(method, known)}")
+    return Recipe(method)
+
+
+def check_init(init: str) -> str:
+    """The init, if there is one of that name.
+
+    Raises:
+        ProtocolError: If there is none.
+    """
+    if init not in INITS:
+        raise ProtocolError(f"{init!r} is no init; {meant(init, INITS)}")
+    return init
+
+
+def is_mask_source(method: str) -> bool:
+    """Whether another method starts with this one's final masks."""
+    return any(recipe.masks_from == method for recipe in RECIPES.values())
+
+
+def method_with(method: str, settings: Mapping[str, Any]) -> str | Method:
+    """What ``method=`` of ``SparseOptimizer`` is for a sparse method with settings of its own.
+
+    Raises:
+        ProtocolError: If it has no such setting, or not of that value.
+    """
+    name = recipe_of(method).optimizer
+    if name is None:
+        raise ProtocolError(f"{method!r} trains without a sparse method and takes no settings")
+    if not settings:
+        return name
+    plain = get_method(name)
+    known = [field.name for field in dataclasses.fields(plain)]
+    for setting in settings:
+        if setting not in known:
+            raise ProtocolError(f"{setting!r} is no setting of {method!r}; {meant(setting, known)}")
+    try:
+        return dataclasses.replace(plain, **settings)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"settings {dict(settings)} of {method!r}: {error}") from None

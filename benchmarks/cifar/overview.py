@@ -1,0 +1,130 @@
+"""The CIFAR results in short: one table, and what may be said of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.cifar.records import read_results
+from benchmarks.cifar.report.paper import paper_of
+from benchmarks.cifar.report.results import Group, Variant, group_by_protocol, title
+from benchmarks.cifar.report.stats import Difference, Spread, difference
+from benchmarks.common.tables import MISSING, table
+
+RESULTS = Path(__file__).parent / "results"
+FILE = "results.jsonl"
+#: What differences in the short table are from: the mask that never moves.
+REFERENCE = "static"
+ORDERS = {"ahead": "Ahead of", "behind": "Behind", "open": "Not told apart from"}
+#: What the columns of the table are.
+COLUMNS = (
+    "Accuracy is mean ± sample standard deviation over the seeds, after the last epoch. "
+    "Differences from static are paired by seed: their mean ± sample standard deviation, bold "
+    "where the mean is beyond the half width of its 95 % interval, which the complete report has. "
+    "FLOPs are multiples of the dense network's."
+)
+
+
+def folders(results: Path = RESULTS) -> list[Path]:
+    """Every folder with results, the one with the most runs first."""
+    found = {path.parent: len(read_results(path)) for path in results.glob(f"*/{FILE}")}
+    return sorted(found, key=lambda folder: (-found[folder], folder.name))
+
+
+def groups(folder: Path) -> list[Group]:
+    """The protocols of a folder's results, each with all its runs."""
+    return group_by_protocol(read_results(folder / FILE))
+
+
+def headline(results: Path = RESULTS) -> list[Group]:
+    """What to show first: every full protocol, and the reduced one with the most runs."""
+    found = [group for folder in folders(results) for group in groups(folder)]
+    reduced = [group for group in found if group.protocol["reduced"]]
+    most = sorted(reduced, key=lambda group: -len(group.records))[:1]
+    return [*(group for group in found if not group.protocol["reduced"]), *most]
+
+
+def protocol(group: Group) -> str:
+    """What was run, and whether that is the paper's protocol."""
+    about = group.protocol
+    kind = (
+        f"A **reduced protocol** ({about['summary']})" if about["reduced"] else "The full protocol"
+    )
+    runs = len(group.records)
+    text = f"{kind}, called `{about['name']}`: {about['description']}; {runs} runs."
+    return f"{text} Not to be compared with published numbers." if about["reduced"] else text
+
+
+def machines(group: Group) -> str:
+    """What the runs were made on, in a phrase."""
+    about = [record["environment"] for record in group.records]
+    found = (
+        f"{one['processor']}, {one['threads']} thread{'s' * (one['threads'] != 1)} a run, on "
+        f"{one['device']}, torch {one['torch']}"
+        for one in about
+    )
+    return "; ".join(dict.fromkeys(found))
+
+
+def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> list[str]:
+    """Accuracy and FLOPs, the best of each density first.
+
+    Under the full protocol the published accuracies stand beside ours.
+    """
+    paper = None if group.protocol["reduced"] else paper_of(group)
+    shown = list(group.variants) if variants is None else variants
+    spread, rows = Spread(group), []
+    for variant in sorted(shown, key=lambda one: (one.density or -1.0, -group.mean(one, "test"))):
+        found = _from(group, variant, REFERENCE, shown)
+        points = MISSING if found is None else found.percent()
+        bold = "**" if found is not None and spread.claims(found) else ""
+        train = group.training_flops(variant)
+        row = [*variant.cells, group.seeds(variant), group.percent(variant)]
+        row += [] if paper is None else ["; ".join(map(str, paper.of(variant))) or MISSING]
+        row += [f"{bold}{points}{bold}", MISSING if train is None else f"{train:.3f}"]
+        rows.append([*row, f"{group.inference_flops(variant):.3f}"])
+    header = ["method", "init", "density", "seeds", "test accuracy, %"]
+    header += [] if paper is None else ["published"]
+    return table([*header, "minus static", "training FLOPs", "inference FLOPs"], rows)
+
+
+def main_variants(group: Group) -> list[Variant]:
+    """The variants at the init and density with the most runs of it, and those without an init."""
+    runs: Counter[tuple[str | None, float | None]] = Counter()
+    for variant in group.variants:
+        if variant.init is not None:
+            runs[variant.init, variant.density] += len(group.of(variant))
+    ((init, density), _), *_ = runs.most_common(1) or [((None, None), 0)]
+    return [v for v in group.variants if v.density in (None, density) and v.init in (None, init)]
+
+
+def order_sentences(
+    group: Group, variants: Sequence[Variant], reference: str = REFERENCE
+) -> Iterator[str]:
+    """Who is ahead of a method and who is behind it, as far as the spread lets that be said."""
+    name, spread = title(reference), Spread(group)
+    if spread.deviation is None:
+        yield f"A single seed does not tell the methods from {name}."
+        return
+    found = [one for variant in variants if (one := _from(group, variant, reference, variants))]
+    for order, words in ORDERS.items():
+        chosen = [title(one.variant.method) for one in found if spread.order(one) == order]
+        if chosen:
+            yield f"{words} {name}: {', '.join(chosen)}."
+
+
+def _from(
+    group: Group, variant: Variant, reference: str, among: Sequence[Variant]
+) -> Difference | None:
+    """The paired difference from the one of a method at the same density and init.
+
+    A variant without an init is compared if there is one such among the variants.
+    """
+    found = [
+        other
+        for other in among
+        if (other.method, other.density) == (reference, variant.density)
+        and variant.init in (None, other.init)
+    ]
+    return difference(group, variant, found[0]) if len(found) == 1 else None

@@ -1,1 +1,0 @@
-"""What is run: methods, one run and its name, a preset's choices, and protocols from TOML."""

@@ -1,0 +1,163 @@
+"""The one folder that everything is written to.
+
+Its results file has one JSON object a line, appended when a run ends and never rewritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from benchmarks.common.files import claimed, remove_unfinished
+
+Record = dict[str, Any]
+
+
+class ResultsError(Exception):
+    """A results file with a damaged line in its middle."""
+
+
+def append_result(path: Path, record: Record) -> None:
+    """Append one finished run, on disk when this returns; other processes may do so too."""
+    line = json.dumps(record, allow_nan=False, sort_keys=True) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without the lock, what another process has written half of would pass for a crash's rest.
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        _cut_unfinished_line(path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_results(path: Path) -> list[Record]:
+    """All finished runs, oldest first; a last line that a crash cut short is left out.
+
+    Raises:
+        ResultsError: If any other line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    lines = text.split(b"\n")
+    unfinished = lines.pop()
+    if unfinished:
+        warnings.warn(f"{path}: left out the last line, which was cut short", stacklevel=2)
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+class FinishedRuns:
+    """The keys in a results file that grows meanwhile, and need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys: set[str] = set()
+        self._size = 0
+
+    def has(self, key: str) -> bool:
+        """Whether a run is in the file now.
+
+        Raises:
+            ResultsError: If a line is not a JSON object.
+        """
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if key not in self._keys and size != self._size:
+            with warnings.catch_warnings():
+                # Maybe another process is writing the last line just now.
+                warnings.simplefilter("ignore", UserWarning)
+                self._keys = {record["key"] for record in read_results(self._path)}
+            self._size = size
+        return key in self._keys
+
+
+def _parse(path: Path, number: int, line: bytes) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ResultsError(f"{path}, line {number}, is not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise ResultsError(f"{path}, line {number}, is not a JSON object")
+    return record
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            file.truncate(end)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where results, checkpoints, masks and data are kept."""
+
+    root: Path
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.jsonl"
+
+    @property
+    def timings(self) -> Path:
+        return self.root / "timings.jsonl"
+
+    @property
+    def cache(self) -> Path:
+        """Decoded images."""
+        return self.root / "cache"
+
+    @property
+    def search(self) -> Path:
+        """Optuna's journal of all searches."""
+        return self.root / "search" / "journal.log"
+
+    def checkpoint(self, key: str) -> Path:
+        """What an unfinished run resumes from."""
+        return self.root / "checkpoints" / f"{key}.pt"
+
+    def masks(self, key: str) -> Path:
+        """The final masks of a finished run, kept until the run that builds on them is finished."""
+        return self.root / "masks" / f"{key}.pt"
+
+    def structure(self, key: str) -> Path:
+        """What a finished run of a structured method left, from which its times are measured."""
+        return self.root / "structures" / f"{key}.pt"
+
+    def clear(self, key: str) -> None:
+        """Remove what a finished run has no more use for.
+
+        That is its checkpoint, also one that a process left that was killed after it wrote the
+        result, and whatever killed processes left half written.
+        """
+        checkpoint = self.checkpoint(key)
+        checkpoint.unlink(missing_ok=True)
+        remove_unfinished(checkpoint)
+        self._lock(key).unlink(missing_ok=True)
+
+    @contextmanager
+    def claim(self, key: str) -> Iterator[bool]:
+        """Whether this process may train a run now; true for one process at a time.
+
+        The claim ends with the process, however that ends. Processes on several machines need a
+        file system with locks between them.
+        """
+        path = self._lock(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with claimed(path) as mine:
+            yield mine
+
+    def _lock(self, key: str) -> Path:
+        return self.root / "checkpoints" / f"{key}.lock"

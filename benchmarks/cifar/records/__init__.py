@@ -1,1 +1,0 @@
-"""What a run leaves behind: results, masks, and files beside them."""

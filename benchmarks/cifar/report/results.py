@@ -1,0 +1,256 @@
+"""From the lines of a results file to the numbers of a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.cifar.methods import DENSE, RECIPES
+from benchmarks.cifar.records import Record
+from benchmarks.common.tables import MISSING
+
+# How the literature writes the names of `--methods`; all others are written as they are.
+TITLES = {
+    "dense": "Dense",
+    "small-dense": "Small-Dense",
+    "static": "Static",
+    "set": "SET",
+    "rigl": "RigL",
+    "rigl-2x": "RigL 2x",
+    "rigl-3x": "RigL 3x",
+    "snfs": "SNFS",
+    "rigl-sg": "RigL-SG",
+    "rigl-sm": "RigL-SM",
+    "rigl-reinit": "RigL re-init",
+    "rigl-struct": "RigL-Struct",
+    "srigl": "SRigL",
+    "pruning": "Pruning",
+    "lottery": "Lottery",
+    "granet": "GraNet",
+    "mest": "MEST",
+    "er": "ER",
+    "erk": "ERK",
+}
+#: Numbers of a run by their place in its record.
+NUMBERS = {
+    "test": ("accuracy", "test"),
+    "validation": ("accuracy", "validation"),
+    "inference": ("flops", "inference"),
+    "train": ("flops", "train"),
+    "train_measured": ("flops", "train_measured"),
+    "dense_inference": ("flops", "dense_inference"),
+    "dense_train": ("flops", "dense_train"),
+    "density": ("density",),
+    "explored": ("updates", "explored"),
+    "seconds": ("seconds",),
+    "steps": ("steps",),
+}
+
+
+#: What a search or a sweep puts in place of the protocol's own.
+SEARCHED = {"alpha", "delta_t", "lr"}
+
+
+def title(name: str) -> str:
+    """A method or an init as the report writes it."""
+    return TITLES.get(name, name)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method at an init and a density; its runs differ in the seed only."""
+
+    method: str
+    init: str | None
+    density: float | None
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, run: dict[str, Any]) -> Variant:
+        """Which one a run belongs to."""
+        own = ("method", "init", "density", "seed", "settings")
+        changed = {name: value for name, value in run.items() if name not in own}
+        changed |= run.get("settings", {})
+        settings = sorted((name, value) for name, value in changed.items() if value is not None)
+        return cls(run["method"], run["init"], run["density"], tuple(settings))
+
+    @property
+    def name(self) -> str:
+        """The method with what was changed, such as ``GraNet, initial 0.8``."""
+        changed = (
+            f", {name} {value:.3g}" if isinstance(value, float) else f", {name} {value}"
+            for name, value in self.settings
+        )
+        return title(self.method) + "".join(changed)
+
+    @property
+    def title(self) -> str:
+        """The variant as tables and plots name it, without the density."""
+        return self.name if self.init is None else f"{self.name} ({title(self.init)})"
+
+    @property
+    def label(self) -> str:
+        """The variant as a legend names it."""
+        return self.title if self.density is None else f"{self.title} {self.density:.3g}"
+
+    @property
+    def plain(self) -> Variant:
+        """The same with the protocol's own settings."""
+        return Variant(self.method, self.init, self.density)
+
+    @property
+    def cells(self) -> list[str]:
+        """What says in a table which variant a row is about: method, init, density."""
+        density = MISSING if self.density is None else f"{self.density:.3g}"
+        return [self.name, MISSING if self.init is None else title(self.init), density]
+
+    def order(self) -> tuple[Any, ...]:
+        """Sorts dense first, then by density and init, methods in their usual order."""
+        names = list(RECIPES)
+        known = names.index(self.method) if self.method in names else len(names)
+        density = -1.0 if self.density is None else self.density
+        return density, self.init or "", known, self.method, self.settings
+
+    def __lt__(self, other: Variant) -> bool:
+        return self.order() < other.order()
+
+
+class Group:
+    """All results of one protocol on one data set.
+
+    Args:
+        records: Lines of the results file, of one protocol; a run's last line counts.
+
+    Attributes:
+        runs: A row for each run: its variant, seed, ``NUMBERS`` and record.
+        test: Test accuracies, a row for each variant and a column for each seed.
+        variants: Those with the protocol's own settings, in their usual order.
+        varied: Those of a search or a sweep.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.protocol: dict[str, Any] = records[-1]["protocol"]
+        self.settings: dict[str, Any] = self.protocol["settings"]
+        self.dataset = str(self.settings["dataset"])
+        self.records = list({record["key"]: record for record in records}.values())
+        self.runs = pd.DataFrame([_row(record) for record in self.records])
+        self.runs = self.runs.sort_values("variant", kind="stable")
+        last = self.runs.drop_duplicates(["variant", "seed"], keep="last")
+        self.test = last.pivot(index="variant", columns="seed", values="test")
+        self._numbers = last.groupby("variant")[list(NUMBERS)].agg([("mean", fmean), "std"])
+        self._records = {variant: list(rows["record"]) for variant, rows in last.groupby("variant")}
+        self.varied = [v for v in self.test.index if SEARCHED & dict(v.settings).keys()]
+        self.variants = [v for v in self.test.index if v not in self.varied]
+
+    def __contains__(self, variant: Variant) -> bool:
+        return variant in self._records
+
+    def of(self, variant: Variant) -> list[Record]:
+        """Records, a seed each; empty where there is none yet."""
+        return self._records.get(variant, [])
+
+    def mean(self, variant: Variant, number: str) -> float:
+        """The mean of a number over the seeds."""
+        return float(self._numbers.at[variant, (number, "mean")])
+
+    def std(self, variant: Variant, number: str = "test") -> float | None:
+        """Sample standard deviation, None of a single value."""
+        found = self._numbers.at[variant, (number, "std")]
+        return None if pd.isna(found) else float(found)
+
+    def seeds(self, variant: Variant) -> str:
+        """How many there are."""
+        return str(len(self.of(variant)))
+
+    def percent(self, variant: Variant, number: str = "test") -> str:
+        """Mean and deviation of an accuracy, such as ``91.27 ± 0.10``; a dash without a run."""
+        if variant not in self:
+            return MISSING
+        return percent(self.mean(variant, number), self.std(variant, number))
+
+    def inference_flops(self, variant: Variant) -> float:
+        """Mean FLOPs of an inference as a multiple of the full dense network's."""
+        return self.mean(variant, "inference") / self.mean(variant, "dense_inference")
+
+    def training_flops(self, variant: Variant, kind: str = "train") -> float | None:
+        """Mean FLOPs of the whole training as a multiple of the full dense network's.
+
+        Longer training counts with its length, and masks that come from another run with that
+        run's training, as in the report.
+
+        Returns:
+            None where the run that the masks come from isn't in the results.
+        """
+        ratio = self.mean(variant, kind) / self.mean(variant, "dense_train")
+        recipe = RECIPES.get(variant.method)
+        if recipe is None:
+            return ratio
+        ratio *= recipe.length
+        if recipe.masks_from is None:
+            return ratio
+        source = Variant(recipe.masks_from, variant.init, variant.density, variant.settings)
+        before = self.training_flops(source, kind) if source in self else None
+        return None if before is None else ratio + before
+
+    def dense(self) -> Variant | None:
+        """The dense network, if it was trained."""
+        return next((variant for variant in self.variants if variant.method == DENSE), None)
+
+    def beside(self, variants: Sequence[Variant], methods: Sequence[str]) -> list[Variant]:
+        """The variants, and those of other methods at the same densities, in their usual order."""
+        places = {(variant.init, variant.density) for variant in variants}
+        places |= {(None, density) for _, density in places}
+        others = [v for v in self.variants if v.method in methods and (v.init, v.density) in places]
+        return sorted({*variants, *others})
+
+
+def percent(mean: float, std: float | None, *, sign: bool = False) -> str:
+    """Such as ``91.27 ± 0.10``, in percent."""
+    text = f"{100 * mean:{'+' if sign else ''}.2f}"
+    return text if std is None else f"{text} ± {100 * std:.2f}"
+
+
+def multiple(value: float | None) -> str:
+    """A multiple of the dense network's, such as ``0.161x``."""
+    return MISSING if value is None else f"{value:.3f}x"
+
+
+def group_by_protocol(records: Sequence[Record]) -> list[Group]:
+    """One group for each protocol and data set, in the order of their first result."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        protocol = record["protocol"]
+        identity = [protocol["name"], protocol["settings"], record["data"]]
+        groups.setdefault(json.dumps(identity, sort_keys=True), []).append(record)
+    return [Group(members) for members in groups.values()]
+
+
+def differing_settings(first: Group, other: Group) -> list[str]:
+    """In what two protocols of one name differ, such as ``training.epochs (10, not 30)``."""
+    theirs, ours = (pd.json_normalize(group.settings).iloc[0].to_dict() for group in (first, other))
+    found = [
+        f"`{name}` ({ours.get(name)}, not {theirs.get(name)})"
+        for name in dict.fromkeys([*theirs, *ours])
+        if theirs.get(name) != ours.get(name)
+    ]
+    if first.records[0]["data"] != other.records[0]["data"]:
+        found.append("the images")
+    return found
+
+
+def _row(record: Record) -> dict[str, Any]:
+    numbers = {name: _at(record, path) for name, path in NUMBERS.items()}
+    variant, seed = Variant.of(record["run"]), record["run"]["seed"]
+    return {"variant": variant, "seed": seed, "record": record, **numbers}
+
+
+def _at(record: Record, path: tuple[str, ...]) -> float:
+    value: Any = record
+    for name in path:
+        value = None if value is None else value[name]
+    return float("nan") if value is None else float(value)

@@ -1,1 +1,0 @@
-"""One run, from its optimizer to the accounts of what it cost."""

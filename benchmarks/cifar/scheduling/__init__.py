@@ -1,1 +1,0 @@
-"""Many runs: what is left, what it takes, and three ways to do it all."""

@@ -1,0 +1,235 @@
+"""The search for ``alpha`` and ``delta_t``: which trial is next, and what it is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import optuna
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from benchmarks.cifar.config import Protocol
+from benchmarks.cifar.grid import RunSpec, Search
+from benchmarks.cifar.records import Folder, Record
+from benchmarks.cifar.stopping import Stop, StoppedError
+from benchmarks.common.files import claimed, plain_name
+
+# Runs what isn't finished yet of the runs that it gets, and returns the results of those that are.
+Train = Callable[[Sequence[RunSpec]], Mapping[RunSpec, Record]]
+
+SECONDS_BETWEEN_LOOKS = 5.0
+# Under this name a trial in the journal knows which one of the search's it is.
+POSITION = "position"
+
+
+class SearchError(Exception):
+    """A trial without a result, because one of its runs failed."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The search for one method at one init and density.
+
+    Args:
+        protocol: What all runs share.
+        search: Ranges, seeds and number of trials.
+        init: The distribution.
+        density: Share of live weights.
+        data: The data set's fingerprint.
+    """
+
+    protocol: Protocol
+    search: Search
+    init: str
+    density: float
+    data: str
+
+    @property
+    def name(self) -> str:
+        """The study's name, which changes with everything but the number of trials."""
+        search = {**self.search.model_dump(), "trials": 1}
+        settings = {"protocol": self.protocol.settings(), "search": search, "data": self.data}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        method = f"{self.search.method}-{self.init}-{self.density:g}"
+        return f"{self.protocol.name}-{method}-{digest}"
+
+    @property
+    def title(self) -> str:
+        method = f"{self.search.method}-{self.init}-{self.density:g}"
+        return f"search of {method} ({self.protocol.label})"
+
+    def specs(self, alpha: float, delta_t: int) -> list[RunSpec]:
+        """The runs of one trial."""
+        spec = RunSpec(self.search.method, self.init, self.density, 0, alpha=alpha, delta_t=delta_t)
+        return [
+            dataclasses.replace(spec, seed=seed).without_defaults(self.protocol)
+            for seed in self.search.seeds
+        ]
+
+    def run(self, folder: Folder, train: Train, say: Callable[[str], object] = print) -> None:
+        """Go on with the study until it has its trials.
+
+        Those at random are done together, because none of them waits for another's result.
+
+        Raises:
+            SearchError: If a run failed. The search does the same trial again the next time.
+        """
+        with _quiet():
+            study = self._open(folder)
+            while positions := self._ready(study):
+                trials = [self._ask(study, position, say) for position in positions]
+                specs = [self.specs(**trial.params) for trial in trials]
+                records = train(list(itertools.chain.from_iterable(specs)))
+                errors = []
+                for trial, own in zip(trials, specs, strict=True):
+                    try:
+                        study.tell(trial, _value(own, records))
+                    except SearchError as error:
+                        study.tell(trial, state=TrialState.FAIL)
+                        errors.append(error)
+                if errors:
+                    raise errors[0]
+        best = study.best_trial
+        say(f"{self.title}: best validation {best.value:.2%} with {_words(best.params)}")
+
+    def left(self, folder: Folder) -> int:
+        """How many trials are still to do."""
+        if not folder.search.exists():
+            return self.search.trials
+        with _quiet():
+            try:
+                study = optuna.load_study(study_name=self.name, storage=_storage(folder))
+            except KeyError:
+                return self.search.trials
+            return max(0, self.search.trials - len(_positions(study)))
+
+    def _open(self, folder: Folder) -> optuna.Study:
+        folder.search.parent.mkdir(parents=True, exist_ok=True)
+        study = optuna.create_study(
+            study_name=self.name,
+            storage=_storage(folder),
+            direction="maximize",
+            load_if_exists=True,
+        )
+        # Trials that killed processes left would count as bad ones, and nobody is working on them:
+        # only who has the claim comes here.
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+        return study
+
+    def _ready(self, study: optuna.Study) -> list[int]:
+        done = _positions(study)
+        left = [position for position in range(self.search.trials) if position not in done]
+        at_random = [position for position in left if position < self.search.random_trials]
+        return at_random or left[:1]
+
+    def _ask(
+        self, study: optuna.Study, position: int, say: Callable[[str], object]
+    ) -> optuna.Trial:
+        # Seeded by its position, a trial that was interrupted is proposed again, and finds what it
+        # had trained: the search takes the same way as an undisturbed one.
+        digest = hashlib.sha256(f"{self.name} {position}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "big")
+        study.sampler = (
+            RandomSampler(seed=seed)
+            if position < self.search.random_trials
+            else TPESampler(n_startup_trials=0, seed=seed)
+        )
+        trial = study.ask()
+        trial.set_user_attr(POSITION, position)
+        trial.suggest_float("alpha", *self.search.alpha)
+        first, last, step = self.search.delta_t
+        trial.suggest_int("delta_t", first, last, step=step)
+        words = _words(trial.params)
+        say(f"{self.title}: trial {position + 1} of {self.search.trials}, {words}")
+        return trial
+
+
+def tunings(protocol: Protocol, data: str) -> list[Tuning]:
+    """One for each init and density of the protocol's search."""
+    search = protocol.choices.search
+    if search is None:
+        return []
+    places = itertools.product(search.inits, search.densities)
+    return [Tuning(protocol, search, init, density, data) for init, density in places]
+
+
+def tune(
+    searches: Sequence[Tuning],
+    folder: Folder,
+    train: Train,
+    stop: Stop,
+    say: Callable[[str], object] = print,
+) -> list[SearchError]:
+    """Do all searches, those first that no other process is at.
+
+    Returns:
+        The errors that ended a search; the other searches are done all the same.
+
+    Raises:
+        StoppedError: If a stop was requested.
+    """
+    left, errors = list(searches), []
+    while left:
+        busy = []
+        for tuning in left:
+            if stop.requested:
+                raise StoppedError
+            folder.search.parent.mkdir(parents=True, exist_ok=True)
+            lock = folder.search.with_name(f"{plain_name(tuning.name)}.lock")
+            with claimed(lock) as is_ours:
+                if not is_ours:
+                    busy.append(tuning)
+                    continue
+                try:
+                    tuning.run(folder, train, say)
+                except SearchError as error:
+                    errors.append(error)
+        if len(busy) == len(left) and stop.wait(SECONDS_BETWEEN_LOOKS):
+            raise StoppedError
+        left = busy
+    return errors
+
+
+def _value(specs: Sequence[RunSpec], records: Mapping[RunSpec, Record]) -> float:
+    finished = [records[spec] for spec in specs if spec in records]
+    if len(finished) < len(specs):
+        names = ", ".join(spec.label for spec in specs)
+        raise SearchError(f"only {len(finished)} of the runs of a trial succeeded: {names}")
+    return statistics.fmean(record["accuracy"]["validation"] for record in finished)
+
+
+def _storage(folder: Folder) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(folder.search)))
+
+
+def _positions(study: optuna.Study) -> set[int]:
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {trial.user_attrs[POSITION] for trial in trials}
+
+
+def _words(params: dict[str, float]) -> str:
+    return f"alpha {params['alpha']:.3f}, delta_t {params['delta_t']}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's own log, and without its warnings that something may change one day."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

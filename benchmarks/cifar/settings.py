@@ -1,0 +1,114 @@
+"""Sections of a preset file: what they have in common, and how mistakes in them are named."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class ProtocolError(ValueError):
+    """A preset or an option that does not say what a run needs; the message says what would."""
+
+
+class Section(BaseModel):
+    """A table of a preset file: nothing in it is unknown, and a number is not a text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=Section)
+
+
+def later(default: Any) -> Any:
+    """A setting that came after the first results.
+
+    It is left out of a run's name at its default, so that those results keep their names.
+    """
+    return Field(default, exclude_if=lambda value: value == default)
+
+
+def build(section: type[Model], table: Mapping[str, Any]) -> Model:
+    """A section from what a TOML file has for it.
+
+    Raises:
+        ProtocolError: If a setting is unknown, missing or makes no sense.
+    """
+    try:
+        # In JSON a list may stand for a tuple and nothing else for anything.
+        return section.model_validate_json(json.dumps(table, default=str))
+    except ValidationError as error:
+        # A typo makes a setting unknown, and another one missing.
+        errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        raise ProtocolError(_words(section, errors[0])) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file.
+
+    Raises:
+        ProtocolError: If it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ProtocolError(f"{path}: {error}") from None
+
+
+def parse_value(text: str) -> Any:
+    """What ``text`` means in a TOML file; bare words are text.
+
+    Example:
+        >>> parse_value("5"), parse_value("5e-4"), parse_value("true"), parse_value("digits")
+        (5, 0.0005, True, 'digits')
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def meant(name: str, known: Mapping[str, Any] | list[str]) -> str:
+    """What a mistyped name may stand for, in words."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}It is one of {', '.join(known)}"
+
+
+def _words(section: type[Section], error: Any) -> str:
+    """One mistake: where it is, what would be right, and what is there."""
+    place = [part for part in error["loc"] if isinstance(part, str)]
+    name = ".".join(place)
+    if error["type"] == "extra_forbidden":
+        known = list(_section_at(section, place[:-1]).model_fields)
+        return f"unknown setting {name!r}; {meant(place[-1], known)}"
+    if error["type"] == "missing":
+        return f"setting {name!r} is missing"
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    if error["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    return f"{name} {message}, got {error['input']!r}"
+
+
+def _section_at(section: type[Section], place: list[str]) -> type[Section]:
+    for name in place:
+        section = _section_in(section.model_fields[name].annotation)
+    return section
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section in ``Section``, ``Section | None`` or ``tuple[Section, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = (_section_in(inner) for inner in get_args(annotation))
+    return next((one for one in found if one is not None), None)

@@ -1,0 +1,1 @@
+"""What all benchmarks share: files, versions and hardware, tables and figures."""

@@ -1,0 +1,42 @@
+"""What figures of all benchmarks have in common: their legend, and how they are written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.common.files import write_atomic
+
+RESOLUTION = 150
+
+
+def legend_beside(figure: Figure, panels: Sequence[Axes], title: str | None = None) -> None:
+    """One legend for all panels, right of the whole figure."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        title=title,
+        loc="outside right center",
+        fontsize=8,
+        frameon=False,
+    )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write ``path.png`` and ``path.svg``; the same figure gives the same bytes."""
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        buffer = io.BytesIO()
+        # Without a salt and with a date, the same results would give another file each time.
+        with matplotlib.rc_context({"svg.hashsalt": "sparseopt"}):
+            figure.savefig(buffer, format=suffix[1:], dpi=RESOLUTION, metadata=metadata)
+        write_atomic(path.with_name(path.name + suffix), buffer.getvalue())

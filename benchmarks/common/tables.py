@@ -1,0 +1,26 @@
+"""The few forms of Markdown that reports are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MISSING = "-"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table and an empty one; nothing where there are no rows."""
+    if not rows:
+        return []
+    lines = [header, ["---"] * len(header), *rows]
+    return [*("| " + " | ".join(line) + " |" for line in lines), ""]
+
+
+def section(heading: str, *parts: Sequence[str]) -> list[str]:
+    """A heading and what stands below it; nothing where nothing does."""
+    lines = [line for part in parts for line in part]
+    return [f"### {heading}", "", *lines] if any(lines) else []
+
+
+def paragraph(text: str) -> list[str]:
+    """One paragraph."""
+    return [text, ""]
