@@ -13,7 +13,6 @@ from torch import nn
 
 from benchmarks.overhead.contenders import (
     AGAIN,
-    NEVER,
     OURS,
     PLAIN,
     REFERENCE,
@@ -23,7 +22,6 @@ from benchmarks.overhead.contenders import (
     Wrapped,
 )
 from benchmarks.overhead.peers.registry import PEERS
-from benchmarks.overhead.timing import seconds
 from benchmarks.overhead.workloads import WORKLOADS
 
 PEER_BY_NAME = {peer.name: peer for peer in PEERS}
@@ -48,49 +46,46 @@ class Case:
     optimizer: str
 
 
-@dataclass(frozen=True)
-class Lineup:
-    """Who takes part in a case.
-
-    Attributes:
-        makers: What makes each contender, by name.
-        absent: Why others do not take part, by name.
-    """
-
-    makers: dict[str, Make]
-    absent: dict[str, str]
-
-
 def build_model(workload: str, quick: bool, device: torch.device) -> nn.Module:
     """Make a model with the same weights at each call."""
     torch.manual_seed(0)
     return WORKLOADS[workload].build(quick).to(device)
 
 
-def sparse_layers(model: nn.Module) -> dict[str, int]:
-    """Return the number of weights of each layer that is made sparse, by name."""
+def sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that are made sparse, by name."""
     return {
-        name: module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, SPARSE_TYPES)
+        name: module for name, module in model.named_modules() if isinstance(module, SPARSE_TYPES)
     }
 
 
-def line_up(case: Case, names: Iterable[str], model: nn.Module, device: torch.device) -> Lineup:
-    """Find what makes each contender: the plain ones, and of ``names`` those that can take part."""
+def line_up(
+    case: Case, names: Iterable[str], model: nn.Module, update_every: int
+) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Make the plain contenders, and of ``names`` those that can take part.
+
+    Returns:
+        The contenders by name, each with a copy of ``model``, and why others do not take part.
+    """
     makers: dict[str, Make] = {PLAIN: Contender, AGAIN: Contender}
     absent = {}
     for name in names:
         try:
-            makers[name] = maker(name, model, device)
+            makers[name] = maker(name, model)
         except ImportError as error:
             absent[name] = str(error)
     if case.optimizer != REFERENCE:
-        makers[REFERENCE] = maker(REFERENCE, model, device)
-    return Lineup(makers, absent)
+        makers[REFERENCE] = maker(REFERENCE, model)
+    # Those of the last case may be in cycles, and are large.
+    gc.collect()
+    sparsity = Sparsity(case.density, update_every)
+    contenders = {
+        name: make(copy.deepcopy(model), case.optimizer, sparsity) for name, make in makers.items()
+    }
+    return contenders, absent
 
 
-def maker(name: str, model: nn.Module, device: torch.device) -> Make:
+def maker(name: str, model: nn.Module) -> Make:
     """Return what makes the contender of that name.
 
     Raises:
@@ -102,37 +97,9 @@ def maker(name: str, model: nn.Module, device: torch.device) -> Make:
         return lambda model, _, sparsity: Contender(model, REFERENCE, sparsity)
     if name in OURS:
         return partial(Wrapped, state=OURS[name])
-    peer = PEER_BY_NAME[name]
-    made = peer.load()
-    sparse = [module for module in model.modules() if isinstance(module, SPARSE_TYPES)]
-    refusal = peer.refuses(all(isinstance(one, nn.Linear) for one in sparse), device.type)
+    make = PEER_BY_NAME[name].load()
+    only_linear = all(isinstance(layer, nn.Linear) for layer in sparse_layers(model).values())
+    refusal = PEER_BY_NAME[name].refuses(only_linear, next(model.parameters()).device.type)
     if refusal is not None:
         raise ImportError(refusal)
-    return made
-
-
-def construct(
-    lineup: Lineup, model: nn.Module, case: Case, update_every: int
-) -> dict[str, Contender]:
-    """Make every contender, each with a copy of ``model``."""
-    # Those of the last case may be in cycles, and are large.
-    gc.collect()
-    sparsity = Sparsity(case.density, update_every)
-    return {
-        name: make(copy.deepcopy(model), case.optimizer, sparsity)
-        for name, make in lineup.makers.items()
-    }
-
-
-def time_construction(
-    lineup: Lineup, model: nn.Module, case: Case, times: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Return how many seconds each contender takes to make, ``times`` times, in turn."""
-    sparsity = Sparsity(case.density, NEVER)
-    took: dict[str, list[float]] = {name: [] for name in lineup.makers}
-    for _ in range(times):
-        for name, make in lineup.makers.items():
-            own = copy.deepcopy(model)
-            gc.collect()
-            took[name].append(seconds(partial(make, own, case.optimizer, sparsity), device))
-    return took
+    return make

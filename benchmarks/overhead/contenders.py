@@ -20,6 +20,8 @@ PLAIN = "plain"
 AGAIN = "plain, again"
 STATES = ("compact", "masked")
 OURS = {f"sparseopt, {state}": state for state in STATES}
+#: Who short tables are about.
+OURSELVES = next(iter(OURS))
 
 #: The plain optimizer that mask updates are also compared with, whatever the inner optimizer is.
 REFERENCE = "adamw-for-loop"
@@ -66,9 +68,6 @@ class Contender:
         sparsity: How sparse, if it is sparse at all.
     """
 
-    #: Updates to time at most, the first one included, where they take seconds; None for all.
-    most_updates: int | None = None
-
     def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity) -> None:
         self.model = model
         self.sparsity = sparsity
@@ -94,14 +93,6 @@ class Contender:
     def updates_next(self) -> bool:
         """Whether the next step moves masks."""
         return False
-
-    @property
-    def always_updates(self) -> bool:
-        """Whether every step chooses masks anew."""
-        return False
-
-    def skip(self) -> None:
-        """Pass over the update that is next, if :attr:`most_updates` is a number."""
 
     def before_update(self, samples: int) -> None:
         """Provide what an update needs beside gradients, as ``samples`` samples would."""

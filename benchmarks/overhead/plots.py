@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from benchmarks.common.files import write_atomic
 from benchmarks.overhead.contenders import PLAIN, REFERENCE
 from benchmarks.overhead.results import Entry, Results
-from benchmarks.overhead.tables import all_in
-from benchmarks.overhead.targets import DENSITY, LARGE
+from benchmarks.overhead.tables import ordinary_step
 from benchmarks.overhead.workloads import WORKLOADS
 
-KINDS = {"state": "tab:blue", "index": "tab:orange", "masks": "tab:green", "other": "tab:red"}
+#: What is drawn.
+LARGE, DENSITY = "gpt", 0.1
+COLORS = {"state": "tab:blue", "index": "tab:orange", "masks": "tab:green", "other": "tab:red"}
 UPDATE_COLOR, STEP_COLOR, MASKING_COLOR = "tab:gray", "tab:blue", "tab:cyan"
 
 
@@ -57,7 +58,7 @@ def _times(axes: Axes, entry: Entry, names: list[str]) -> None:
     """Ordinary step with its masking as a bar, the update as a mark, both as multiples of plain."""
     for row, name in enumerate(names):
         times = entry["contenders"][name]
-        ordinary = all_in(times)
+        ordinary = ordinary_step(times)
         if ordinary is not None:
             step = times["step"]["ratio"]
             low, high = step["median"] - step["q1"], step["q3"] - step["median"]
@@ -77,7 +78,7 @@ def _times(axes: Axes, entry: Entry, names: list[str]) -> None:
 def _bytes(axes: Axes, entry: Entry, names: list[str]) -> None:
     for row, name in enumerate(names):
         held, left = entry["contenders"][name]["bytes"], 0.0
-        for kind, color in KINDS.items():
+        for kind, color in COLORS.items():
             size = held[kind] / entry["contenders"][PLAIN]["bytes"]["state"]
             axes.barh(row, size, left=left, color=color, label=kind if row == 0 else None)
             left += size

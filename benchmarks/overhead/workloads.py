@@ -27,12 +27,14 @@ class Workload:
         sample: Says in words what one training step sees; "" if it has none.
         make_batch: Makes inputs and targets on the CPU, tiny ones if its first argument is true;
             None if the model is only weights.
+        repeats: Factor on the number of rounds, for models whose steps take next to no time.
     """
 
     title: str
     build: Callable[[bool], nn.Module]
     sample: str = ""
     make_batch: Callable[[bool, Generator], Batch] | None = None
+    repeats: int = 1
 
     def batch(self, quick: bool, device: torch.device) -> Batch:
         """Inputs and targets of a training step, the same at each call.
@@ -85,6 +87,18 @@ def _gpt_batch(quick: bool, generator: Generator) -> Batch:
     return tokens[:, :-1], tokens[:, 1:]
 
 
+def _controller(_: bool) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(17, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 6)
+    )
+
+
+def _controller_batch(quick: bool, generator: Generator) -> Batch:
+    count = 4 if quick else 256
+    states = torch.randn(count, 17, generator=generator)
+    return states, torch.randint(6, (count,), generator=generator)
+
+
 def _bag(quick: bool) -> nn.Module:
     return nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(20 if quick else 1000))
 
@@ -94,5 +108,7 @@ WORKLOADS = {
     # At the usual 224x224 a step takes twelve times as long and the optimizer's share is smaller.
     "resnet-50": Workload("ResNet-50", _resnet, "16 images of 64x64", _resnet_batch),
     "gpt": Workload("GPT-like transformer", _gpt, "2 sequences of 128 tokens", _gpt_batch),
+    # What learns to walk in MuJoCo: so small that calls, and not numbers, take the time.
+    "mlp": Workload("17-64-64-6", _controller, "256 states", _controller_batch, repeats=20),
     "bag": Workload("1,000 linear layers of 32x32", _bag),
 }

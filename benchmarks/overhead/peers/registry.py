@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,11 +20,10 @@ class Peer:
     Attributes:
         name: What it is called in the report.
         distribution: The package on PyPI.
-        adapter: Module and class that drive it; "" if it can't be driven in one process with us.
+        adapter: Module and class that drive it.
         does: What it does in this benchmark.
         cannot: What it cannot do, for the report.
         linear_only: Whether it knows only linear layers, on the CPU.
-        imports: What to import to see whether it works at all, where there is no adapter.
     """
 
     name: str
@@ -35,7 +32,6 @@ class Peer:
     does: str
     cannot: str
     linear_only: bool = False
-    imports: str = ""
 
     def version(self) -> str | None:
         """The installed version; None if it is not installed."""
@@ -51,9 +47,7 @@ class Peer:
             ImportError: If it can't be driven here; the message says why.
         """
         if self.version() is None:
-            raise ImportError(f"not installed: {self._how_to_install()}")
-        if not self.adapter:
-            raise ImportError(self._why_not_imported())
+            raise ImportError(f"not installed: {INSTALL}")
         module, _, name = self.adapter.partition(":")
         try:
             return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
@@ -74,21 +68,6 @@ class Peer:
         if not linear:
             return "knows linear layers only"
         return None if device == "cpu" else "runs on the CPU only"
-
-    def _how_to_install(self) -> str:
-        return INSTALL if self.adapter else f"pip install {self.distribution}"
-
-    def _why_not_imported(self) -> str:
-        # In a process of its own: half an import can leave anything behind.
-        tried = subprocess.run(
-            [sys.executable, "-c", f"import {self.imports}"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if tried.returncode == 0:
-            return "imports, but there is no adapter for it: it needs another torch than we do"
-        return f"does not import: {tried.stderr.strip().splitlines()[-1]}"
 
 
 PEERS = (
@@ -139,12 +118,9 @@ PEERS = (
         "which weights are live in a state dict",
         linear_only=True,
     ),
-    Peer(
-        "cerebras-pytorch",
-        "cerebras-pytorch",
-        "",
-        "nothing here",
-        "run beside us: version 2.10.0 is compiled for torch 2.4.0 alone, and we need 2.8",
-        imports="cerebras.pytorch.sparse",
-    ),
+)
+#: One that can't be driven in one process with us.
+NOT_DRIVEN = (
+    "`cerebras-pytorch` is missing: version 2.10.0 is compiled for torch 2.4.0 alone, and we need "
+    "2.8."
 )

@@ -28,8 +28,6 @@ class PaddedRows:
 class SparseLab(Contender):
     """RigL by its ``RigL``, with every sparse linear layer replaced by a ``SparseLinear``."""
 
-    most_updates = 4
-
     def prepare(self, optimizer: str) -> Optimizer:
         densities = self.sparsity.by_layer(self.model)
         self._layers = {
@@ -73,9 +71,6 @@ class SparseLab(Contender):
     @property
     def updates_next(self) -> bool:
         return (self._algorithm._step_idx + 1) % self.sparsity.update_every == 0
-
-    def skip(self) -> None:
-        self._algorithm._step_idx += 1
 
     def before_update(self, samples: int) -> None:
         # Its update multiplies what a layer last saw into the dense gradient, so it must see some.

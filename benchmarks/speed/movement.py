@@ -1,7 +1,8 @@
-"""Whether masks of channels really move: a short training on real images, watched."""
+"""Which channels have ever been live, layer by layer, after each update of a short training."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,10 @@ from torch.optim.lr_scheduler import OneCycleLR
 from benchmarks.cifar.batches import Split, make_splits
 from benchmarks.cifar.config import AugmentationConfig
 from benchmarks.cifar.data import load_dataset
-from benchmarks.structured.models import IMAGE, WORKLOADS
-from benchmarks.structured.naive import NaiveChannels
+from benchmarks.speed.models import IMAGE, WORKLOADS
+from benchmarks.speed.movement_report import report_lines
+from benchmarks.speed.naive_channels import NaiveChannels
+from benchmarks.speed.records import Record, add_model
 from sparseopt import (
     ChannelGroup,
     CompactedTraining,
@@ -29,7 +32,7 @@ from sparseopt import (
     find_channel_groups,
 )
 
-Record = dict[str, Any]
+__all__ = ["add_options", "measure", "report_lines"]
 
 METHODS = ("rigl-struct", "srigl", "naive")
 AUGMENTATIONS = {
@@ -62,6 +65,35 @@ class Movement:
     def name(self) -> str:
         """The results file's name, without its ending."""
         return f"movement-{self.data}-{self.workload}-{self.method}-{self.density}"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What a user can choose."""
+    add_model(parser, WORKLOADS)
+    add = parser.add_argument
+    add("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
+    data = "folder with CIFAR-10, as benchmarks/cifar takes it; without, scikit-learn's digits"
+    add("--data-dir", type=Path, help=data)
+    cache = "where decoded images are kept (default: %(default)s)"
+    add("--cache-dir", type=Path, default=Path("runs/speed/cache"), help=cache)
+    add("--steps", type=int, default=Movement.steps, help="default: %(default)s")
+    add("--delta-t", type=int, default=Movement.delta_t, help="default: %(default)s")
+
+
+def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
+    """Train by each method and watch the channels."""
+    data = "digits" if options.data_dir is None else "cifar10"
+    images = training_images(data, options.data_dir, options.cache_dir)
+    for method in options.methods:
+        movement = Movement(
+            method=method,
+            data=data,
+            workload=options.workload,
+            density=options.density,
+            steps=options.steps,
+            delta_t=options.delta_t,
+        )
+        yield movement.name, watch(movement, images)
 
 
 def training_images(data: str, data_dir: Path | None, cache: Path) -> Split:
