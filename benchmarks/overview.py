@@ -60,7 +60,8 @@ def cost_machines(results: Results, density: float = DENSITY) -> str:
     """What the figures of the table of costs were measured on, in a phrase."""
     about = (entry["made_with"] for entry in _steps(results, density))
     found = (
-        f"{one['processor']}, {one['threads']} threads, on {one['device']}, torch {one['torch']}"
+        f"{one['processor']}, {one['threads']} thread{'s' * (one['threads'] != 1)}, on "
+        f"{one['device']}, torch {one['torch']}"
         for one in about
     )
     return "; ".join(dict.fromkeys(found))
