@@ -28,8 +28,6 @@ PEER_BY_NAME = {peer.name: peer for peer in PEERS}
 #: All that a user can choose from; the plain optimizer, twice, is always there.
 CHOICES = (*OURS, *PEER_BY_NAME)
 
-Make = Callable[[nn.Module, str, Sparsity], Contender]
-
 
 @dataclass(frozen=True)
 class Case:
@@ -46,10 +44,10 @@ class Case:
     optimizer: str
 
 
-def build_model(workload: str, quick: bool, device: torch.device) -> nn.Module:
+def build_model(workload: str, device: torch.device) -> nn.Module:
     """Make a model with the same weights at each call."""
     torch.manual_seed(0)
-    return WORKLOADS[workload].build(quick).to(device)
+    return WORKLOADS[workload].build().to(device)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -67,39 +65,27 @@ def line_up(
     Returns:
         The contenders by name, each with a copy of ``model``, and why others do not take part.
     """
-    makers: dict[str, Make] = {PLAIN: Contender, AGAIN: Contender}
-    absent = {}
-    for name in names:
-        try:
-            makers[name] = maker(name, model)
-        except ImportError as error:
-            absent[name] = str(error)
-    if case.optimizer != REFERENCE:
-        makers[REFERENCE] = maker(REFERENCE, model)
+    wanted = [PLAIN, AGAIN, *names, *([REFERENCE] if case.optimizer != REFERENCE else [])]
     # Those of the last case may be in cycles, and are large.
     gc.collect()
     sparsity = Sparsity(case.density, update_every)
-    contenders = {
-        name: make(copy.deepcopy(model), case.optimizer, sparsity) for name, make in makers.items()
-    }
+    contenders, absent = {}, {}
+    for name in wanted:
+        try:
+            contenders[name] = maker(name)(copy.deepcopy(model), case.optimizer, sparsity)
+        except ImportError as error:
+            absent[name] = str(error)
     return contenders, absent
 
 
-def maker(name: str, model: nn.Module) -> Make:
+def maker(name: str) -> Callable[[nn.Module, str, Sparsity], Contender]:
     """Return what makes the contender of that name.
 
     Raises:
-        ImportError: If it can't take part; the message says why.
+        ImportError: If it can't take part, then or when it is called; the message says why.
     """
     if name in (PLAIN, AGAIN):
         return Contender
     if name == REFERENCE:
         return lambda model, _, sparsity: Contender(model, REFERENCE, sparsity)
-    if name in OURS:
-        return partial(Wrapped, state=OURS[name])
-    make = PEER_BY_NAME[name].load()
-    only_linear = all(isinstance(layer, nn.Linear) for layer in sparse_layers(model).values())
-    refusal = PEER_BY_NAME[name].refuses(only_linear, next(model.parameters()).device.type)
-    if refusal is not None:
-        raise ImportError(refusal)
-    return make
+    return partial(Wrapped, state=OURS[name]) if name in OURS else PEER_BY_NAME[name].load()

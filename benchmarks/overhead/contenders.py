@@ -105,10 +105,6 @@ class Contender:
         """Return all objects that keep memory between steps."""
         return (self.optimizer, self.model)
 
-    def checkpoint(self) -> Any:
-        """Return what has to be saved to go on later."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-
 
 class Wrapped(Contender):
     """The optimizer wrapped in :class:`SparseOptimizer`, doing RigL.

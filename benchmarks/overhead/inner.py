@@ -26,20 +26,6 @@ OPTIMIZERS = tuple(
 USUAL = ("sgd-for-loop", "adamw-for-loop", "adamw-foreach", "adamw-fused")
 
 
-#: What a user may ask for: an optimizer, or all implementations of a family.
-NAMES = (*_FAMILIES, *OPTIMIZERS)
-
-
-def matching(name: str) -> tuple[str, ...]:
-    """Return the optimizers that one of :data:`NAMES` stands for.
-
-    Example:
-        >>> matching("adamw")
-        ('adamw-for-loop', 'adamw-foreach', 'adamw-fused')
-    """
-    return tuple(known for known in OPTIMIZERS if name in (known, known.partition("-")[0]))
-
-
 def make_inner(name: str, parameters: Sequence[Any]) -> Optimizer:
     """Make one of :data:`OPTIMIZERS` for parameters or groups of them."""
     family, _, implementation = name.partition("-")

@@ -17,13 +17,16 @@ from tqdm import tqdm
 from benchmarks.common.environment import describe_environment
 from benchmarks.overhead.building import PEER_BY_NAME, Case, build_model, line_up, sparse_layers
 from benchmarks.overhead.contenders import NEVER, OURSELVES, PLAIN, REFERENCE, Contender
-from benchmarks.overhead.memory import checkpoint_bytes, resident_bytes
+from benchmarks.overhead.memory import resident_bytes
 from benchmarks.overhead.profiling import measure_profile
 from benchmarks.overhead.results import Results
 from benchmarks.overhead.rounds import measure_rounds
 from benchmarks.overhead.steps import StepTimer, measure_steps
 from benchmarks.overhead.training import measure_training
 from benchmarks.overhead.workloads import WORKLOADS
+
+#: Cycles of steps, each with one update, that are profiled.
+CYCLES = 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,6 @@ class Config:
         update_every: Steps between mask updates.
         training_rounds: Rounds of whole training steps that count.
         device: Where everything is.
-        quick: Whether models are tiny ones, to try the benchmark itself.
     """
 
     contenders: tuple[str, ...]
@@ -44,11 +46,10 @@ class Config:
     update_every: int
     training_rounds: int
     device: torch.device
-    quick: bool
 
     def repeated(self, rounds: int, case: Case) -> int:
         """Return a number of rounds, more of them for a model whose steps take no time."""
-        return rounds if self.quick else rounds * WORKLOADS[case.workload].repeats
+        return rounds * WORKLOADS[case.workload].repeats
 
 
 def run(cases: list[Case], figures: list[str], config: Config, path: Path) -> None:
@@ -71,7 +72,7 @@ def run(cases: list[Case], figures: list[str], config: Config, path: Path) -> No
         for case, kind in bar:
             bar.set_description(f"{case.workload} {case.optimizer} {case.density:g} {kind}")
             entry = {"figures": kind, **asdict(case), **_MEASURES[kind](case, config)}
-            results.put({**entry, "quick": config.quick, "made_with": _made_with(config, case)})
+            results.put({**entry, "made_with": _made_with(config, case)})
 
 
 def _peers(config: Config) -> dict[str, dict[str, str | None]]:
@@ -100,7 +101,7 @@ def _made_with(config: Config, case: Case) -> dict[str, Any]:
 
 
 def _measure_steps(case: Case, config: Config) -> dict[str, Any]:
-    model = build_model(case.workload, config.quick, config.device)
+    model = build_model(case.workload, config.device)
     parameters = dict(model.named_parameters())
     sizes = {name: layer.weight.numel() for name, layer in sparse_layers(model).items()}
     contenders, absent = line_up(case, config.contenders, model, config.update_every)
@@ -119,7 +120,6 @@ def _measure_steps(case: Case, config: Config) -> dict[str, Any]:
                 **times[name],
                 **_what_masks_did(masks[name], contender, sizes),
                 "bytes": resident_bytes(contender),
-                "checkpoint": checkpoint_bytes(contender),
             }
             for name, contender in contenders.items()
         },
@@ -142,10 +142,10 @@ def _what_masks_did(
 
 
 def _measure_training(case: Case, config: Config) -> dict[str, Any]:
-    model = build_model(case.workload, config.quick, config.device)
+    model = build_model(case.workload, config.device)
     contenders, absent = line_up(case, config.contenders, model, NEVER)
     contenders.pop(REFERENCE, None)
-    batch = WORKLOADS[case.workload].batch(config.quick, config.device)
+    batch = WORKLOADS[case.workload].batch(config.device)
     rounds = config.repeated(config.training_rounds, case)
     return {
         "absent": absent,
@@ -154,12 +154,12 @@ def _measure_training(case: Case, config: Config) -> dict[str, Any]:
 
 
 def _measure_profile(case: Case, config: Config) -> dict[str, Any]:
-    model = build_model(case.workload, config.quick, config.device)
+    model = build_model(case.workload, config.device)
     contenders, _ = line_up(case, [OURSELVES], model, config.update_every)
     timer = StepTimer(dict(model.named_parameters()), config.device)
     measure_rounds(contenders, timer, config.update_every)
     profiles = {
-        name: measure_profile(contenders[name], timer, config.rounds, config.device)
+        name: measure_profile(contenders[name], timer, CYCLES * config.update_every, config.device)
         for name in (PLAIN, OURSELVES)
     }
     return {"absent": {}, "operators": profiles}

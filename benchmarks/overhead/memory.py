@@ -1,15 +1,13 @@
-"""Bytes that a contender holds between two steps, and bytes of its checkpoint."""
+"""Bytes that a contender holds between two steps."""
 
 from __future__ import annotations
 
 import gc
-import io
 from collections.abc import Iterable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from benchmarks.overhead.contenders import Contender
@@ -47,13 +45,6 @@ def resident_bytes(contender: Contender) -> dict[str, int]:
     for array, label in _walk(contender.holders()):
         sizes[_kind(array, label)] += _take([array], counted)
     return sizes
-
-
-def checkpoint_bytes(contender: Contender) -> int:
-    """Return how long a file of ``torch.save`` is, with model, optimizer and all they need."""
-    buffer = io.BytesIO()
-    torch.save(contender.checkpoint(), buffer)
-    return buffer.tell()
 
 
 def _statistics(model: nn.Module) -> Iterator[Tensor]:

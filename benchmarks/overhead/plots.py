@@ -41,11 +41,8 @@ def cost_figure(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(11, 0.6 + 2.9 * len(entries)), layout="constrained")
     rows = figure.subplots(len(entries), 2, squeeze=False)
-    title = (
-        f"{WORKLOADS[LARGE].title}, {entries[0]['parameters']:,} parameters, density {DENSITY:g}"
-    )
-    quick = ", a quick run of a tiny model" if results.quick else ""
-    figure.suptitle(title + quick, fontsize=10)
+    title = f"{WORKLOADS[LARGE].title}, {entries[0]['parameters']:,} parameters"
+    figure.suptitle(f"{title}, density {DENSITY:g}", fontsize=10)
     for entry, (left, right) in zip(entries, rows, strict=True):
         names = [name for name in entry["contenders"] if name != REFERENCE]
         _times(left, entry, names)

@@ -18,6 +18,7 @@ from benchmarks.overhead.steps import StepTimer
 ROWS = 12
 #: What calls itself so is one of torch's operators, and all else is not.
 OPERATOR = "::"
+OUTSIDE = "Python, NumPy, waiting"
 
 Row = dict[str, Any]
 
@@ -29,9 +30,9 @@ def measure_profile(
 
     Returns:
         By phase, the averages of one call. ``calls``: how many were profiled. ``operators``: the
-        largest, with calls, milliseconds of their own and share of the time spent in all threads.
-        ``others``: the remaining operators. ``outside``: Python, NumPy, and waiting for other
-        threads or the device. ``kernels``: the same of a GPU; empty on a CPU.
+        largest, with calls, milliseconds of their own and share of all time, which is that of all
+        threads on the CPU and that of the kernels on a GPU. ``outside``: Python, NumPy, and waiting
+        for other threads or the device.
     """
     events: dict[str, list[list[Row]]] = defaultdict(list)
     for _ in range(rounds):
@@ -43,59 +44,32 @@ def measure_profile(
 
 def _events(contender: Contender, device: torch.device) -> list[Row]:
     """Profile one step: the time that each operator takes itself, without those that it calls."""
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     # Layers are brought together in threads that were there before the profiler.
     every_thread = _ExperimentalConfig(profile_all_threads=True)
     with profile(activities=activities, experimental_config=every_thread) as profiler:
         contender.step()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        if on_gpu:
+            torch.cuda.synchronize(device)
     return [
         {
-            "name": event.key,
-            "device": event.device_type != DeviceType.CPU,
-            "count": event.count,
-            "microseconds": event.self_device_time_total
-            if event.device_type != DeviceType.CPU
-            else event.self_cpu_time_total,
+            "name": event.key if OPERATOR in event.key else OUTSIDE,
+            "calls": event.count,
+            # Kernels have events of their own too, and would be counted twice.
+            "milliseconds": (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+            / 1e3,
         }
         for event in profiler.key_averages()
-        if event.device_type == DeviceType.CPU or not event.is_user_annotation
+        if event.device_type == DeviceType.CPU
     ]
 
 
 def _summarise(steps: Sequence[Sequence[Row]]) -> dict[str, Any]:
-    calls = len(steps)
     events = pd.DataFrame([event for step in steps for event in step])
-    by_name = events.groupby(["device", "name"])[["count", "microseconds"]].sum() / calls
-    by_name = by_name.sort_values("microseconds", ascending=False).reset_index()
-    host, kernels = by_name[~by_name["device"]], by_name[by_name["device"]]
-    inside = host["name"].str.contains(OPERATOR, regex=False)
-    total = host["microseconds"].sum()
-    return {
-        "calls": calls,
-        "operators": _rows(host[inside][:ROWS], total),
-        "others": _time(host[inside][ROWS:]["microseconds"].sum(), total),
-        "outside": _time(host[~inside]["microseconds"].sum(), total),
-        "kernels": _rows(kernels[:ROWS], kernels["microseconds"].sum()),
-    }
-
-
-def _rows(events: pd.DataFrame, total: float) -> list[Row]:
-    return [
-        {
-            "name": row["name"],
-            "calls": round(float(row["count"]), 4),
-            **_time(row["microseconds"], total),
-        }
-        for row in events.to_dict("records")
-    ]
-
-
-def _time(microseconds: float, total: float) -> Row:
-    return {
-        "milliseconds": round(float(microseconds) / 1e3, 4),
-        "share": round(float(microseconds) / total, 4) if total else 0.0,
-    }
+    totals = events.groupby("name").sum() / len(steps)
+    totals["share"] = totals["milliseconds"] / totals["milliseconds"].sum()
+    rows = totals.sort_values("share", ascending=False).round(4).reset_index().to_dict("records")
+    (outside,) = [row for row in rows if row["name"] == OUTSIDE] or [{"share": 0.0}]
+    operators = [row for row in rows if row["name"] != OUTSIDE]
+    return {"calls": len(steps), "operators": operators[:ROWS], "outside": outside}

@@ -24,7 +24,6 @@ from benchmarks.overhead.workloads import WORKLOADS
 
 REPORT = "report.md"
 PLOT = "cost.svg"
-QUICK = "**A quick run with tiny models: it says nothing about speed.**"
 EXPLANATIONS = f"""\
 All contenders are stepped in turn in one process, in a new random order each round. A ratio is of \
 two times of the same round; shown are its median and [quartiles]. `plain` is the optimizer alone. \
@@ -45,8 +44,6 @@ the live weights that were not live before the updates that were timed.
 explored included, and masks of another type. *index*: whole numbers, which find live weights. \
 *other*: everything else, such as dense gradients kept. All are found by following references from \
 the optimizer, the model and what belongs to them; weights and gradients themselves are apart.
-- *checkpoint*: length of the file of `torch.save` with the state dicts of the model, of the \
-optimizer and of what else is needed to go on.
 - *with masking*: `step()` beyond plain's, and masking as in the first table, as a share of \
 plain's whole training step; where both were measured on the same processor.
 - *share of the time*: of all threads that torch's profiler saw, which slows what it watches; the \
@@ -75,7 +72,6 @@ def report_lines(results: Results, drawn: bool) -> list[str]:
         drawn: Whether there is a plot to show.
     """
     lines = ["# Time and memory: all measurements", ""]
-    lines += paragraph(QUICK) if results.quick else []
     lines += [EXPLANATIONS]
     lines += paragraph(f"![Time of a step and bytes held, by contender]({PLOT})") if drawn else []
     lines += ["## Who takes part", "", *_peer_table(results)]
@@ -143,21 +139,13 @@ def _absent(entries: Sequence[Entry]) -> list[str]:
 
 def _made_with(results: Results) -> list[str]:
     """One line for every different way in which figures were made."""
-    lines: dict[str, list[str]] = {}
-    for entry in results.entries:
-        about = entry["made_with"]
-        line = (
-            f"{in_words(about)}; {about['cores']} cores, OMP_WAIT_POLICY="
+    lines = []
+    for about in (entry["made_with"] for entry in results.entries):
+        day = about["date"].partition("T")[0]
+        lines.append(
+            f"- {day}: {in_words(about)}; {about['cores']} cores, OMP_WAIT_POLICY="
             f"{about['omp_wait_policy']}; {about['system']}; {about['rounds']} rounds of steps, "
             f"masks moving every {about['update_every']}; {about['training_rounds']} of training "
             "steps"
         )
-        lines.setdefault(line, []).append(about["date"])
-    return [
-        f"- {_span(dates)}: {line}" for line, dates in sorted(lines.items(), key=lambda one: one[1])
-    ]
-
-
-def _span(dates: Sequence[str]) -> str:
-    first, last = min(dates), max(dates)
-    return first if first == last else f"{first} to {last}"
+    return sorted(set(lines))

@@ -30,11 +30,6 @@ class Results:
         #: What is known of other libraries: version, and why one is absent.
         self.peers: dict[str, dict[str, str | None]] = content.get("peers", {})
 
-    @property
-    def quick(self) -> bool:
-        """Whether these are figures of tiny models."""
-        return any(entry["quick"] for entry in self.entries)
-
     def put(self, entry: Entry) -> None:
         """Add ``entry`` in place of an earlier one of the same case and figures, and write all."""
         # Another process may have measured another part meanwhile.

@@ -42,10 +42,10 @@ def time_table(entries: Sequence[Entry]) -> list[str]:
 
 
 def byte_table(entries: Sequence[Entry]) -> list[str]:
-    """What is held between steps, and the checkpoint."""
+    """What is held between steps."""
     header = ["optimizer", "contender", *(f"{kind}, MB" for kind in KINDS)]
     header += ["state + index, x plain", "all four, x plain", "masks, bytes a weight"]
-    header += ["weights, MB", "checkpoint, MB", "x plain"]
+    header += ["weights, MB"]
     # Implementations of one optimizer mostly hold the same, and then share a row.
     rows: dict[tuple[str, ...], list[str]] = {}
     for entry in entries:
@@ -59,8 +59,6 @@ def byte_table(entries: Sequence[Entry]) -> list[str]:
                 f"{held_in_all(figures) / state:.3f}",
                 f"{held['masks'] / entry['sparse_weights']:.3f}",
                 f"{held['weights'] / MEGA:.2f}",
-                f"{figures['checkpoint'] / MEGA:.2f}",
-                f"{figures['checkpoint'] / plain['checkpoint']:.3f}",
             )
             if name != AGAIN:
                 rows.setdefault(row, []).append(optimizer)
@@ -124,11 +122,9 @@ def profile_table(entries: Sequence[Entry]) -> list[str]:
 
 
 def _largest(found: Mapping[str, Any]) -> str:
-    outside = {"name": "Python, NumPy, waiting", **found["outside"]}
-    rows = [*found["operators"], outside]
+    rows = [*found["operators"], {**found["outside"], "name": "Python, NumPy, waiting"}]
     largest = sorted(rows, key=lambda row: -row["share"])[:FEW]
-    on_device = [f"on the device `{row['name']}` {row['share']:.2f}" for row in found["kernels"]]
-    return "; ".join([f"`{row['name']}` {row['share']:.2f}" for row in largest] + on_device[:FEW])
+    return "; ".join(f"`{row['name']}` {row['share']:.2f}" for row in largest)
 
 
 def median(summary: Mapping[str, float] | None) -> str:

@@ -23,7 +23,6 @@ class Peer:
         adapter: Module and class that drive it.
         does: What it does in this benchmark.
         cannot: What it cannot do, for the report.
-        linear_only: Whether it knows only linear layers, on the CPU.
     """
 
     name: str
@@ -31,7 +30,6 @@ class Peer:
     adapter: str
     does: str
     cannot: str
-    linear_only: bool = False
 
     def version(self) -> str | None:
         """The installed version; None if it is not installed."""
@@ -55,19 +53,6 @@ class Peer:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise ImportError(f"does not import: {reason.splitlines()[0]}") from error
-
-    def refuses(self, linear: bool, device: str) -> str | None:
-        """Return why it can't take part, or None.
-
-        Args:
-            linear: Whether all sparse layers of the model are linear.
-            device: The kind of device.
-        """
-        if not self.linear_only:
-            return None
-        if not linear:
-            return "knows linear layers only"
-        return None if device == "cpu" else "runs on the CPU only"
 
 
 PEERS = (
@@ -116,7 +101,6 @@ PEERS = (
         "forward and backward passes differ too, and whole training steps are what compares",
         "convolutions; GPUs; hand an optimizer's state over to other weights when masks move; save "
         "which weights are live in a state dict",
-        linear_only=True,
     ),
 )
 #: One that can't be driven in one process with us.

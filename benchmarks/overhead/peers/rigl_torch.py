@@ -46,6 +46,3 @@ class RiglTorch(Contender):
 
     def holders(self) -> tuple[Any, ...]:
         return (*super().holders(), self._scheduler)
-
-    def checkpoint(self) -> Any:
-        return {**super().checkpoint(), "scheduler": self._scheduler.state_dict()}

@@ -30,6 +30,10 @@ class SparseLab(Contender):
 
     def prepare(self, optimizer: str) -> Optimizer:
         densities = self.sparsity.by_layer(self.model)
+        if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
+            raise ImportError("knows linear layers only")
+        if any(weight.device.type != "cpu" for weight in self.model.parameters()):
+            raise ImportError("runs on the CPU only")
         self._layers = {
             name: self._replace(name, density) for name, density in densities.items() if density < 1
         }
