@@ -166,8 +166,6 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
         lines += [f"### Inference: {record['workload']}, density {record['density']}", ""]
         lines += paragraph(made_with(record))
         lines += _fastest_table(record)
-        lines += paragraph("Float32 alone, milliseconds:")
-        lines += _float_table(record)
         lines += paragraph(
             "The convolutions with the most multiplications, alone, batch "
             f"{record['layer_batch']}, float32. Narrow layers do fewer multiplications a second, "
@@ -188,16 +186,6 @@ def _fastest_table(record: Record) -> list[str]:
         shares = f"{compacted / dense:.3f}", f"{by_hand / dense:.3f}"
         rows.append([str(one["batch"]), *map(in_words, found), *ratios, *shares])
     return table(header, rows)
-
-
-def _float_table(record: Record) -> list[str]:
-    rows = []
-    for one in record["inference"]:
-        times = [one["milliseconds"][f"{name}, float32"] for name in MODELS]
-        dense, compacted, by_hand = times
-        ratios = f"{compacted / by_hand:.2f}", f"{compacted / dense:.3f}"
-        rows.append([str(one["batch"]), *(f"{time:.2f}" for time in times), *ratios])
-    return table(["batch", *MODELS, "compacted / by hand", "ratio"], rows)
 
 
 def _layer_table(record: Record) -> list[str]:

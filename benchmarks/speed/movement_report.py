@@ -33,7 +33,7 @@ def report_lines(records: Sequence[Record], folder: Path) -> list[str]:
     lines += paragraph(
         "A short training, and after each update the channels of each layer that are live or have "
         "ever been. A channel of `srigl` is a neuron, a filter with live weights; what moves there "
-        "is weights, and so their share is drawn and listed. *Naive* masks "
+        "is weights, and so their share is drawn. *Naive* masks "
         "filters alone, with as many of them live as in `rigl-struct`, and grows those whose "
         "gradient is largest. A layer is *inner* if nothing is added to what it makes, so that "
         "normalisation and ReLU come next. *Without gradient* counts, over all updates, the "
@@ -52,8 +52,6 @@ def report_lines(records: Sequence[Record], folder: Path) -> list[str]:
         lines += table(["method", *COLUMNS], rows)
         draw(together, heading, folder / f"{FIGURE}-{name}")
         lines += paragraph(f"![channels ever live in each layer, {heading}]({FIGURE}-{name}.png)")
-        lines += paragraph("Channels ever live, at the start and in the end (`srigl`: weights):")
-        lines += table(*_by_layer(together))
     return lines
 
 
@@ -101,26 +99,6 @@ def _silent(record: Record, names: Iterable[str]) -> str:
     ]
     dropped = sum(count for _, count in pairs)
     return f"{sum(silent for silent, _ in pairs) / dropped:.1%}" if dropped else MISSING
-
-
-def _by_layer(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    names = dict.fromkeys(name for record in records for name in record["channels"])
-    header = ["layer", "channels", *(record["movement"]["method"] for record in records)]
-    rows = []
-    for name in names:
-        channels = next(r["channels"][name] for r in records if name in r["channels"])
-        cells = [_ends(record, name) for record in records]
-        rows.append([f"`{name.removesuffix('.weight')}`", str(channels), *cells])
-    return header, rows
-
-
-def _ends(record: Record, name: str) -> str:
-    if name not in record["channels"]:
-        return "dense"
-    ends = (record["updates"][0], record["updates"][-1])
-    if record["movement"]["method"] == NEURONS:
-        return " -> ".join(f"{one['weights'][name]:.1%}" for one in ends)
-    return " -> ".join(str(one["ever"][name]) for one in ends)
 
 
 def draw(records: Sequence[Record], heading: str, path: Path) -> None:

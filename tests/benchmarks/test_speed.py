@@ -133,7 +133,7 @@ def test_channels_move_in_every_layer_but_not_in_the_naive_form(tiny, digits, tm
         movement = Movement(method, "digits", tiny, steps=16, delta_t=2, batch_size=8)
         records[method] = watch(movement, digits)
         content = {"figure": "movement", "environment": ENVIRONMENT, **records[method]}
-        (tmp_path / f"{movement.name}.json").write_text(json.dumps(content))
+        (tmp_path / f"{method}.json").write_text(json.dumps(content))
     for method, record in records.items():
         first, last = record["updates"][0], record["updates"][-1]
         for name, channels in record["channels"].items():
