@@ -69,7 +69,7 @@ def _add_amounts(parser: argparse.ArgumentParser) -> None:
     add("--training-rounds", type=_positive, default=10, metavar="N", help="default: 10")
     add("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
     add("--device", type=_device, help="cpu, cuda:1, ... (default: an accelerator, if any)")
-    add("--out", type=Path, default=Path("runs/overhead"), metavar="DIR", help="%(default)s")
+    add("--out", type=Path, default=Path("results/overhead"), metavar="DIR", help="%(default)s")
     add("--report-only", action="store_true", help="make the report from DIR/results.json again")
 
 

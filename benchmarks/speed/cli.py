@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--out",
         type=Path,
-        default=Path("runs/speed"),
+        default=Path("results/speed"),
         metavar="DIR",
         help="folder to write (default: %(default)s)",
     )
