@@ -16,7 +16,6 @@ from benchmarks.overhead.contenders import (
     OURS,
     PLAIN,
     REFERENCE,
-    SPARSE_TYPES,
     Contender,
     Sparsity,
     Wrapped,
@@ -48,13 +47,6 @@ def build_model(workload: str, device: torch.device) -> nn.Module:
     """Make a model with the same weights at each call."""
     torch.manual_seed(0)
     return WORKLOADS[workload].build().to(device)
-
-
-def sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers that are made sparse, by name."""
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, SPARSE_TYPES)
-    }
 
 
 def line_up(

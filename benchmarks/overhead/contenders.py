@@ -31,7 +31,11 @@ NEVER = 10**8
 #: The share of live weights that every update moves: what RigL starts with, and here it stays.
 DROP_FRACTION = 0.3
 
-SPARSE_TYPES = (nn.Conv2d, nn.Linear)
+
+def sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that are made sparse, convolutions and linear ones, by name."""
+    modules = model.named_modules()
+    return {name: layer for name, layer in modules if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,14 @@ class Sparsity:
 
     def by_layer(self, model: nn.Module) -> dict[str, float]:
         """The density of each convolution and linear layer, by module name, of ERK."""
-        shapes = {
-            name: tuple(module.weight.shape)
-            for name, module in model.named_modules()
-            if isinstance(module, SPARSE_TYPES)
-        }
-        return erk(shapes, self.density)
+        layers = sparse_layers(model).items()
+        return erk({name: tuple(layer.weight.shape) for name, layer in layers}, self.density)
 
 
 class Contender:
     """One optimizer with a copy of the model of its own.
 
-    Made by its constructor alone, so that timing that is timing the construction. Subclasses
-    override what differs.
+    Subclasses override what differs.
 
     Args:
         model: A model that is this contender's.

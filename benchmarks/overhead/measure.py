@@ -15,8 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common.environment import describe_environment
-from benchmarks.overhead.building import PEER_BY_NAME, Case, build_model, line_up, sparse_layers
-from benchmarks.overhead.contenders import NEVER, OURSELVES, PLAIN, REFERENCE, Contender
+from benchmarks.overhead.building import PEER_BY_NAME, Case, build_model, line_up
+from benchmarks.overhead.contenders import (
+    NEVER,
+    OURSELVES,
+    PLAIN,
+    REFERENCE,
+    Contender,
+    sparse_layers,
+)
 from benchmarks.overhead.memory import resident_bytes
 from benchmarks.overhead.profiling import measure_profile
 from benchmarks.overhead.results import Results
@@ -78,13 +85,12 @@ def run(cases: list[Case], figures: list[str], config: Config, path: Path) -> No
 def _peers(config: Config) -> dict[str, dict[str, str | None]]:
     """Version and reason for absence of every peer that was asked for."""
     known: dict[str, dict[str, str | None]] = {}
-    for name in set(config.contenders) & PEER_BY_NAME.keys():
-        peer = PEER_BY_NAME[name]
-        known[name] = {"version": peer.version(), "absent": None}
+    for peer in (PEER_BY_NAME[name] for name in config.contenders if name in PEER_BY_NAME):
+        known[peer.name] = {"version": peer.version(), "absent": None}
         try:
             peer.load()
         except ImportError as error:
-            known[name]["absent"] = str(error)
+            known[peer.name]["absent"] = str(error)
     return known
 
 
