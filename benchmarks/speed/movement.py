@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from benchmarks.cifar.batches import Split, make_splits
 from benchmarks.cifar.config import AugmentationConfig
-from benchmarks.cifar.data import load_dataset
+from benchmarks.cifar.data import DataError, load_dataset
 from benchmarks.speed.models import IMAGE, WORKLOADS
 from benchmarks.speed.movement_report import report_lines
 from benchmarks.speed.naive_channels import NaiveChannels
@@ -74,7 +74,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
     """Train by each method and watch the channels."""
     data = "digits" if options.data_dir is None else "cifar10"
-    images = training_images(data, options.data_dir, options.out / "cache")
+    try:
+        images = training_images(data, options.data_dir, options.out / "cache")
+    except DataError as error:
+        raise SystemExit(f"error: {error}") from None
     for method in options.methods:
         about = Movement(method, data, options.workload, options.density, options.steps)
         name = f"movement-{data}-{options.workload}-{method}-{options.density}"
