@@ -120,7 +120,7 @@ def _measure_layer(
 
 @torch.no_grad()
 def _milliseconds(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    times = time_in_turn(calls, rounds=rounds)
+    times = time_in_turn(calls, rounds=rounds, device="cpu")
     return {name: MILLI * time.median for name, time in times.items()}
 
 

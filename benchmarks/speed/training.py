@@ -72,7 +72,7 @@ def measure_training(workload: str, density: float, batch: int, rounds: int) -> 
         calls = {
             f"{name}, {way}": call for way in WAYS for name, call in trainers.of(way, stack).items()
         }
-        times = time_in_turn(calls, rounds=rounds)
+        times = time_in_turn(calls, rounds=rounds, device="cpu")
     milliseconds = {name: MILLI * time.median for name, time in times.items()}
     return {"batch": batch, "rounds": rounds, "milliseconds": milliseconds}
 

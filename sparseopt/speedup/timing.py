@@ -93,7 +93,7 @@ def time_in_turn(
     calls: Mapping[str, Callable[[], Any]],
     *,
     rounds: int,
-    device: torch.device | str = "cpu",
+    device: torch.device | str,
     warmup: int = 1,
     shortest: float = 0.0,
     clock: Clock = "wall",
@@ -127,7 +127,8 @@ def time_in_turn(
 
     Example:
         >>> x = torch.ones(100, 100)
-        >>> times = time_in_turn({"add": lambda: x + x, "multiply": lambda: x @ x}, rounds=3)
+        >>> calls = {"add": lambda: x + x, "multiply": lambda: x @ x}
+        >>> times = time_in_turn(calls, rounds=3, device="cpu")
         >>> list(times), len(times["add"].values)
         (['add', 'multiply'], 3)
         >>> times["multiply"].over(times["add"]).median > 0
@@ -186,7 +187,7 @@ def in_turn(
 def seconds(
     call: Callable[[], Any],
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str,
     repeats: int = 1,
     clock: Clock = "wall",
 ) -> float:
@@ -202,7 +203,7 @@ def seconds(
         ValueError: If ``repeats`` is below 1, or ``clock`` is unknown or does not suit the device.
 
     Example:
-        >>> seconds(lambda: torch.ones(10).sum()) > 0
+        >>> seconds(lambda: torch.ones(10).sum(), device="cpu") > 0
         True
     """
     place = torch.device(device)

@@ -33,7 +33,7 @@ def clock(monkeypatch):
 
 def test_times_are_those_of_each_call_in_each_round_without_the_warm_up(clock):
     calls = {"slow": clock.taking(50.0, 4.0, 6.0, 5.0), "fast": clock.taking(9.0, 2.0)}
-    times = time_in_turn(calls, rounds=3)
+    times = time_in_turn(calls, rounds=3, device="cpu")
     assert times == {"slow": Timing((4.0, 6.0, 5.0)), "fast": Timing((2.0, 2.0, 2.0))}
     assert times["slow"].over(times["fast"]).median == 2.5
 
@@ -52,7 +52,7 @@ def test_short_calls_are_repeated_within_a_measurement_and_long_ones_are_not(clo
         "short": counted("short", clock.taking(0.9, 0.25)),
         "long": counted("long", clock.taking(3.0)),
     }
-    times = time_in_turn(calls, rounds=2, warmup=2, shortest=1.0)
+    times = time_in_turn(calls, rounds=2, device="cpu", warmup=2, shortest=1.0)
     assert times == {"short": Timing((0.25, 0.25)), "long": Timing((3.0, 3.0))}
     assert called == {"short": 2 + 2 * 4, "long": 2 + 2}
 
@@ -105,8 +105,8 @@ def test_an_accelerator_is_waited_for_before_the_clock_is_read(clock, monkeypatc
 
 
 def test_the_time_of_a_thread_leaves_out_waiting():
-    waiting = seconds(lambda: time.sleep(0.02), clock="thread")
-    assert waiting < seconds(lambda: time.sleep(0.02), clock="wall")
+    waiting = seconds(lambda: time.sleep(0.02), clock="thread", device="cpu")
+    assert waiting < seconds(lambda: time.sleep(0.02), clock="wall", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -122,12 +122,12 @@ def test_the_time_of_a_thread_leaves_out_waiting():
 )
 def test_settings_that_make_no_sense_are_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
-        time_in_turn({"call": lambda: None}, **settings)
+        time_in_turn({"call": lambda: None}, **{"device": "cpu", **settings})
 
 
 def test_a_measurement_of_no_calls_is_refused():
     with pytest.raises(ValueError, match="repeats=0 must be 1 or more"):
-        seconds(lambda: None, repeats=0)
+        seconds(lambda: None, device="cpu", repeats=0)
 
 
 def test_ratios_of_other_rounds_and_summaries_of_none_are_refused():
