@@ -30,13 +30,7 @@ CHOICES = (*OURS, *PEER_BY_NAME)
 
 @dataclass(frozen=True)
 class Case:
-    """What all contenders of one measurement share.
-
-    Attributes:
-        workload: Name of the model.
-        density: Share of live weights.
-        optimizer: Name of the inner optimizer.
-    """
+    """What all contenders of one measurement share; model and inner optimizer by name."""
 
     workload: str
     density: float

@@ -40,12 +40,7 @@ def sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How the sparse contenders are set up.
-
-    Attributes:
-        density: Share of the weights of all sparse layers together that is live.
-        update_every: Steps between mask updates.
-    """
+    """The density over all sparse layers together, and the steps between mask updates."""
 
     density: float
     update_every: int
@@ -59,12 +54,7 @@ class Sparsity:
 class Contender:
     """One optimizer with a copy of the model of its own.
 
-    Subclasses override what differs.
-
-    Args:
-        model: A model that is this contender's.
-        optimizer: One of the inner optimizers by name.
-        sparsity: How sparse, if it is sparse at all.
+    Subclasses override what differs. The inner optimizer is given by name.
     """
 
     def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity) -> None:
@@ -106,14 +96,7 @@ class Contender:
 
 
 class Wrapped(Contender):
-    """The optimizer wrapped in :class:`SparseOptimizer`, doing RigL.
-
-    Args:
-        model: A model that is this contender's.
-        optimizer: One of the inner optimizers by name.
-        sparsity: How sparse.
-        state: ``state=`` of the wrapper.
-    """
+    """The optimizer wrapped in :class:`SparseOptimizer`, doing RigL."""
 
     def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity, state: str) -> None:
         self._state = state

@@ -38,15 +38,7 @@ CYCLES = 3
 
 @dataclass(frozen=True)
 class Config:
-    """How to measure.
-
-    Attributes:
-        contenders: Who is measured beside the plain optimizer.
-        rounds: Rounds of steps that count.
-        update_every: Steps between mask updates.
-        training_rounds: Rounds of whole training steps that count.
-        device: Where everything is.
-    """
+    """How to measure: beside whom, and in how many rounds that count."""
 
     contenders: tuple[str, ...]
     rounds: int
@@ -60,14 +52,7 @@ class Config:
 
 
 def run(cases: list[Case], figures: list[str], config: Config, path: Path) -> None:
-    """Measure everything and write ``path``, the results file, anew after every entry.
-
-    Args:
-        cases: What to measure.
-        figures: What of it: steps, training, profile.
-        config: How.
-        path: The results file.
-    """
+    """Measure all figures of all cases and write ``path``, the results file, after every entry."""
     results = Results(path)
     results.peers.update(_peers(config))
     todo = [

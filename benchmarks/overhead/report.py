@@ -52,11 +52,7 @@ operators that take most, without those that they call.
 
 
 def write_report(path: Path) -> list[Path]:
-    """Read the results file ``path``, and write the report and the plot beside it.
-
-    Returns:
-        The files that were written.
-    """
+    """Write the report and the plot beside the results file ``path``; return what was written."""
     results = Results(path)
     plot, report = path.with_name(PLOT), path.with_name(REPORT)
     drawn = draw(results, plot)
@@ -65,12 +61,7 @@ def write_report(path: Path) -> list[Path]:
 
 
 def report_lines(results: Results, drawn: bool) -> list[str]:
-    """Everything that was measured.
-
-    Args:
-        results: The results.
-        drawn: Whether there is a plot to show.
-    """
+    """Everything that was measured, and the plot if one was drawn."""
     lines = ["# Time and memory: all measurements", ""]
     lines += [EXPLANATIONS]
     lines += paragraph(f"![Time of a step and bytes held, by contender]({PLOT})") if drawn else []

@@ -21,11 +21,7 @@ MILLI = 1e3
 
 
 class Rounds:
-    """Seconds in a table: a row for each round, a column for each phase of each contender.
-
-    Args:
-        samples: Of every round, the samples of all contenders by name.
-    """
+    """Seconds in a table: a row for each round, a column for each phase of each contender."""
 
     def __init__(self, samples: list[dict[str, Sample]]) -> None:
         flat = [

@@ -26,11 +26,7 @@ class Gradients:
     """Fixed random gradients, other ones each step, so that masks keep moving.
 
     They are windows into one tensor of random numbers, so a thousand sets take hardly more memory
-    than the largest gradient.
-
-    Args:
-        largest: Numbers in the largest gradient.
-        device: Where they are.
+    than the largest gradient, of ``largest`` numbers.
     """
 
     def __init__(self, largest: int, device: torch.device) -> None:
@@ -49,11 +45,7 @@ class StepTimer:
 
     The phases of a sample are ``masking``, everything between the parameters and their gradients:
     weights as a forward pass sees them, the accumulation of gradients and its hooks; and then
-    either ``step`` or, where masks moved, ``update``.
-
-    Args:
-        parameters: Those of the plain model, by name.
-        device: Where everything is.
+    either ``step`` or, where masks moved, ``update``. Parameters are those of the plain model.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], device: torch.device) -> None:

@@ -66,12 +66,7 @@ def byte_table(entries: Sequence[Entry]) -> list[str]:
 
 
 def training_table(entries: Sequence[Entry], steps: Mapping[str, Entry]) -> list[str]:
-    """Whole training steps.
-
-    Args:
-        entries: Figures of training steps.
-        steps: Figures of the optimizer alone, by optimizer, for the time of masking.
-    """
+    """Whole training steps; the time of masking is from the figures of the optimizer alone."""
     header = ["optimizer", "contender", "whole, ms", "x plain", "forward and backward, ms"]
     header += ["x plain", "step, ms", "x plain", "`step()` beyond plain's, share of whole"]
     header += ["with masking"]

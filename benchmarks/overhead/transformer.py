@@ -34,15 +34,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer. Nearly all of its weights are in linear layers of the blocks.
-
-    Args:
-        width: Features of a token.
-        blocks: Number of blocks.
-        heads: Attention heads in a block.
-        vocabulary: Number of different tokens.
-        length: Longest sequence, in tokens.
-    """
+    """A decoder-only transformer. Nearly all of its weights are in linear layers of the blocks."""
 
     def __init__(self, width: int, blocks: int, heads: int, vocabulary: int, length: int) -> None:
         super().__init__()

@@ -19,14 +19,10 @@ BATCH_SEED = 1
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, and what a whole training step of it needs.
+    """A model, and what a whole training step of it needs, in words and as a function.
 
-    Attributes:
-        title: Its name in the report.
-        build: Makes the model.
-        sample: Says in words what one training step sees; "" if it has none.
-        make_batch: Makes inputs and targets on the CPU; None if the model is only weights.
-        repeats: Factor on the number of rounds, for models whose steps take next to no time.
+    A model that is only weights has no batch. ``repeats`` is a factor on the number of rounds, for
+    models whose steps take next to no time.
     """
 
     title: str
@@ -36,11 +32,7 @@ class Workload:
     repeats: int = 1
 
     def batch(self, device: torch.device) -> Batch:
-        """Inputs and targets of a training step, the same at each call.
-
-        Raises:
-            ValueError: If the model is only weights.
-        """
+        """Inputs and targets of a training step, the same at each call."""
         if self.make_batch is None:
             raise ValueError(f"workload={self.title!r} has weights only and cannot be trained")
         inputs, targets = self.make_batch(torch.Generator().manual_seed(BATCH_SEED))

@@ -84,12 +84,7 @@ def write_report(folder: Path) -> None:
 
 
 def report_lines(records: Sequence[Record], folder: Path) -> list[str]:
-    """The lines of the report.
-
-    Args:
-        records: What the results files hold.
-        folder: Where pictures are written to.
-    """
+    """The lines of the report on records; pictures are written into ``folder``."""
     lines = ["# What sparsity gives in time", "", *paragraph(INTRODUCTION)]
     for figure, module in FIGURES.items():
         of_this = [record for record in records if record["figure"] == figure]

@@ -102,13 +102,7 @@ def _silent(record: Record, names: Iterable[str]) -> str:
 
 
 def draw(records: Sequence[Record], heading: str, path: Path) -> None:
-    """Write a panel for each method, with a line for each layer, as ``.png`` and ``.svg``.
-
-    Args:
-        records: Runs that differ in the method.
-        heading: What they have in common.
-        path: Where to, without a suffix.
-    """
+    """Write a panel for each method, with a line for each layer, as ``.png`` and ``.svg``."""
     figure = Figure(figsize=(3.2 * len(records) + 2.4, 4), layout="constrained")
     figure.suptitle(f"Channels ever live ({heading})", fontsize=10, fontweight="bold")
     panels = list(figure.subplots(1, len(records), sharey=True, squeeze=False).flat)

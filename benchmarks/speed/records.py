@@ -35,12 +35,7 @@ def machines(records: Iterable[Record]) -> str:
 
 
 def fastest(times: Mapping[str, float], name: str) -> tuple[float, str]:
-    """Return the least time of a model, in milliseconds, and in which way that was.
-
-    Args:
-        times: Milliseconds by ``"model, way"``.
-        name: The model.
-    """
+    """Return the least of ``times``, by ``"model, way"``, that is of a model, and the way."""
     prefix = f"{name}, "
     return min(
         (value, key.removeprefix(prefix)) for key, value in times.items() if key.startswith(prefix)

@@ -78,13 +78,7 @@ def measure_training(workload: str, density: float, batch: int, rounds: int) -> 
 
 
 class _Trainers:
-    """Models with their optimizers, and calls that train each by a step.
-
-    Args:
-        workload: Name of the model.
-        density: Share of weights that stays.
-        batch: Number of images.
-    """
+    """Models with their optimizers, and calls that train each by a step of ``batch`` images."""
 
     def __init__(self, workload: str, density: float, batch: int) -> None:
         self._workload = workload

@@ -17,12 +17,8 @@ INSTALL = 'pip install -e ".[bench,peers]"'
 class Peer:
     """Another library, or one way of using it.
 
-    Attributes:
-        name: What it is called in the report.
-        distribution: The package on PyPI.
-        adapter: Module and class that drive it.
-        does: What it does in this benchmark.
-        cannot: What it cannot do, for the report.
+    Its package on PyPI, the module and class that drive it, and for the report what it does in this
+    benchmark and what it cannot do.
     """
 
     name: str
@@ -39,11 +35,7 @@ class Peer:
             return None
 
     def load(self) -> Callable[..., Contender]:
-        """Return its contender's class.
-
-        Raises:
-            ImportError: If it can't be driven here; the message says why.
-        """
+        """Return its contender's class, or raise ImportError that says why it can't be driven."""
         if self.version() is None:
             raise ImportError(f"not installed: {INSTALL}")
         module, _, name = self.adapter.partition(":")
