@@ -22,11 +22,7 @@ def rewritten(readme: str) -> str:
     Raises:
         MissingBlockError: If the comments around one of the tables are missing.
     """
-    texts = {
-        "cifar": cifar_text(),
-        "overhead": overhead_text(),
-        "structured": structured_text(),
-    }
+    texts = {"cifar": cifar_text(), "overhead": overhead_text(), "speed": speed_text()}
     for name, text in texts.items():
         block = BLOCK.format(name=name, text=f"\n{text}\n")
         pattern = BLOCK.format(name=name, text=".*?")
@@ -53,7 +49,7 @@ def cifar_text() -> str:
         ]
         paragraphs += [
             f"{cifar.protocol(group)} Made on {cifar.machines(group)}.",
-            "\n".join(cifar.accuracy_table(group, variants)).rstrip(),
+            "\n".join(cifar.accuracy_table(group, variants)),
             " ".join([cifar.COLUMNS, *sentences]),
         ]
     reports = (f"[{folder.name}]({_report(folder)})" for folder in cifar.folders())
@@ -63,34 +59,35 @@ def cifar_text() -> str:
 
 def overhead_text() -> str:
     """Time and memory of the wrapper, as multiples of the plain optimizer's."""
+    from benchmarks import overview
     from benchmarks.overhead.results import Results
-    from benchmarks.overview import overhead
 
-    results = Results(overhead.FILE)
+    results = Results(overview.OVERHEAD)
+    machines = overview.cost_machines(results)
     return _joined(
         [
-            f"What the wrapper costs at density {overhead.DENSITY:g}, on "
-            f"{overhead.machines(results)}.",
-            "\n".join(overhead.cost_table(results)),
-            overhead.COLUMNS,
-            f"All figures, beside other libraries: [report]({_report(overhead.FILE.parent)}).",
+            f"What the wrapper costs at density {overview.DENSITY:g}, on {machines}.",
+            "\n".join(overview.cost_table(results)),
+            overview.COST_COLUMNS,
+            f"All figures, beside other libraries: [report]({_report(overview.OVERHEAD.parent)}).",
         ]
     )
 
 
-def structured_text() -> str:
+def speed_text() -> str:
     """Time of models without their dropped channels, in inference and in training."""
-    from benchmarks.overview import structured
+    from benchmarks import overview
+    from benchmarks.speed.records import machines, read_records
 
-    found = structured.records()
-    timed = [record for record in found if "inference" in record or "training" in record]
+    records = read_records(overview.SPEED)
+    timed = [record for record in records if record["figure"] in ("inference", "training")]
     return _joined(
         [
-            f"Time and FLOPs as multiples of the dense model's, on {structured.machines(timed)}.",
-            "\n".join(structured.channel_table(found)).rstrip(),
-            "\n".join(structured.training_table(found)).rstrip(),
-            structured.COLUMNS,
-            f"Layer by layer, and which channels move: [report]({_report(structured.RESULTS)}).",
+            f"Time and FLOPs as multiples of the dense model's, on {machines(timed)}.",
+            "\n".join(overview.channel_table(records)),
+            "\n".join(overview.training_table(records)),
+            overview.SPEED_COLUMNS,
+            f"Layer by layer, and which channels move: [report]({_report(overview.SPEED)}).",
         ]
     )
 
@@ -98,7 +95,9 @@ def structured_text() -> str:
 def _joined(paragraphs: list[str]) -> str:
     """Paragraphs and tables one after the other; lines of prose as short as those around them."""
     wrap = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
-    return "\n\n".join(text if text.startswith("|") else wrap.fill(text) for text in paragraphs)
+    return "\n\n".join(
+        text.rstrip() if text.startswith("|") else wrap.fill(text) for text in paragraphs
+    )
 
 
 def _report(folder: Path) -> str:

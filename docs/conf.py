@@ -17,7 +17,6 @@ release = version = installed_version("sparseopt")
 extensions = [
     "code_map",
     "committed_results",
-    "compatibility",
     "completeness",
     "drawings",
     "fresh_galleries",

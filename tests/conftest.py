@@ -10,9 +10,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# `pytester` runs pytest on tests that a test wrote.
-pytest_plugins = ["pytester", "tests.support.compatibility"]
-
 torch.set_num_threads(1)
 
 settings.register_profile(

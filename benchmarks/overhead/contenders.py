@@ -20,6 +20,8 @@ PLAIN = "plain"
 AGAIN = "plain, again"
 STATES = ("compact", "masked")
 OURS = {f"sparseopt, {state}": state for state in STATES}
+#: Who short tables are about.
+OURSELVES = next(iter(OURS))
 
 #: The plain optimizer that mask updates are also compared with, whatever the inner optimizer is.
 REFERENCE = "adamw-for-loop"
@@ -29,45 +31,31 @@ NEVER = 10**8
 #: The share of live weights that every update moves: what RigL starts with, and here it stays.
 DROP_FRACTION = 0.3
 
-SPARSE_TYPES = (nn.Conv2d, nn.Linear)
+
+def sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that are made sparse, convolutions and linear ones, by name."""
+    modules = model.named_modules()
+    return {name: layer for name, layer in modules if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How the sparse contenders are set up.
-
-    Attributes:
-        density: Share of the weights of all sparse layers together that is live.
-        update_every: Steps between mask updates.
-    """
+    """The density over all sparse layers together, and the steps between mask updates."""
 
     density: float
     update_every: int
 
     def by_layer(self, model: nn.Module) -> dict[str, float]:
         """The density of each convolution and linear layer, by module name, of ERK."""
-        shapes = {
-            name: tuple(module.weight.shape)
-            for name, module in model.named_modules()
-            if isinstance(module, SPARSE_TYPES)
-        }
-        return erk(shapes, self.density)
+        layers = sparse_layers(model).items()
+        return erk({name: tuple(layer.weight.shape) for name, layer in layers}, self.density)
 
 
 class Contender:
     """One optimizer with a copy of the model of its own.
 
-    Made by its constructor alone, so that timing that is timing the construction. Subclasses
-    override what differs.
-
-    Args:
-        model: A model that is this contender's.
-        optimizer: One of the inner optimizers by name.
-        sparsity: How sparse, if it is sparse at all.
+    Subclasses override what differs. The inner optimizer is given by name.
     """
-
-    #: Updates to time at most, the first one included, where they take seconds; None for all.
-    most_updates: int | None = None
 
     def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity) -> None:
         self.model = model
@@ -95,14 +83,6 @@ class Contender:
         """Whether the next step moves masks."""
         return False
 
-    @property
-    def always_updates(self) -> bool:
-        """Whether every step chooses masks anew."""
-        return False
-
-    def skip(self) -> None:
-        """Pass over the update that is next, if :attr:`most_updates` is a number."""
-
     def before_update(self, samples: int) -> None:
         """Provide what an update needs beside gradients, as ``samples`` samples would."""
 
@@ -114,20 +94,9 @@ class Contender:
         """Return all objects that keep memory between steps."""
         return (self.optimizer, self.model)
 
-    def checkpoint(self) -> Any:
-        """Return what has to be saved to go on later."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-
 
 class Wrapped(Contender):
-    """The optimizer wrapped in :class:`SparseOptimizer`, doing RigL.
-
-    Args:
-        model: A model that is this contender's.
-        optimizer: One of the inner optimizers by name.
-        sparsity: How sparse.
-        state: ``state=`` of the wrapper.
-    """
+    """The optimizer wrapped in :class:`SparseOptimizer`, doing RigL."""
 
     def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity, state: str) -> None:
         self._state = state

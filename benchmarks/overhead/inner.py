@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 _FAMILIES = {
     "sgd": partial(SGD, lr=0.1, momentum=0.9),
     "adamw": partial(AdamW, lr=1e-3, weight_decay=0.01),
+    "adam": partial(Adam, lr=1e-3),
 }
 # Torch chooses by the device if nothing is said.
 _IMPLEMENTATIONS = {
@@ -23,23 +24,6 @@ OPTIMIZERS = tuple(
 )
 #: What is measured unless the user says otherwise: one implementation of SGD, all of AdamW.
 USUAL = ("sgd-for-loop", "adamw-for-loop", "adamw-foreach", "adamw-fused")
-
-
-def matching(name: str) -> tuple[str, ...]:
-    """Return the optimizers that ``name`` stands for: itself, or all of a family.
-
-    Raises:
-        ValueError: If it stands for none.
-
-    Example:
-        >>> matching("adamw")
-        ('adamw-for-loop', 'adamw-foreach', 'adamw-fused')
-    """
-    found = tuple(known for known in OPTIMIZERS if name in (known, known.partition("-")[0]))
-    if not found:
-        known = ", ".join((*_FAMILIES, *OPTIMIZERS))
-        raise ValueError(f"no optimizer is called {name!r}, choose from {known}")
-    return found
 
 
 def make_inner(name: str, parameters: Sequence[Any]) -> Optimizer:

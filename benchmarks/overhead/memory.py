@@ -1,15 +1,13 @@
-"""Bytes that a contender holds between two steps, and bytes of its checkpoint."""
+"""Bytes that a contender holds between two steps."""
 
 from __future__ import annotations
 
 import gc
-import io
 from collections.abc import Iterable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from benchmarks.overhead.contenders import Contender
@@ -20,7 +18,7 @@ Array = Tensor | np.ndarray[Any, Any]
 _NOT_FOLLOWED = (type, ModuleType)
 
 
-def resident_bytes(contender: Contender) -> dict[str, Any]:
+def resident_bytes(contender: Contender) -> dict[str, int]:
     """Return the bytes of all tensors and arrays that a contender holds between steps.
 
     They are found by following references, so nothing that a library keeps for itself is left out.
@@ -29,12 +27,11 @@ def resident_bytes(contender: Contender) -> dict[str, Any]:
         ``weights``: parameters and BatchNorm statistics. ``gradients``. ``state``: what is in
         ``optimizer.state``. ``masks``: tensors of truth values or bytes, and those that are
         ``masks()`` in any other type. ``index``: tensors of whole numbers. ``other``: the rest.
-        ``held``: all of these but the first three again, by who holds them.
     """
     parameters = list(contender.model.parameters())
     gradients = [weight.grad for weight in parameters if weight.grad is not None]
     counted: dict[int, int] = {}
-    sizes: dict[str, Any] = {
+    sizes = {
         "weights": _take([*parameters, *_statistics(contender.model)], counted),
         "gradients": _take(gradients, counted),
         # Its keys are the parameters, whose hooks lead to everything else.
@@ -44,34 +41,10 @@ def resident_bytes(contender: Contender) -> dict[str, Any]:
         "masks": 0,
         "index": 0,
         "other": 0,
-        "held": {},
     }
     for array, label in _walk(contender.holders()):
-        size = _take([array], counted)
-        sizes[_kind(array, label)] += size
-        if size:
-            sizes["held"][label] = sizes["held"].get(label, 0) + size
+        sizes[_kind(array, label)] += _take([array], counted)
     return sizes
-
-
-def checkpoint_bytes(contender: Contender) -> int:
-    """Return how long a file of ``torch.save`` is, with model, optimizer and all they need."""
-    sink = _Sink()
-    torch.save(contender.checkpoint(), sink)
-    return sink.length
-
-
-class _Sink(io.RawIOBase):
-    """A file that only counts."""
-
-    length = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
-        self.length += len(content)
-        return len(content)
 
 
 def _statistics(model: nn.Module) -> Iterator[Tensor]:

@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from benchmarks.common.files import write_atomic
 from benchmarks.overhead.contenders import PLAIN, REFERENCE
 from benchmarks.overhead.results import Entry, Results
-from benchmarks.overhead.tables import all_in
-from benchmarks.overhead.targets import DENSITY, LARGE
+from benchmarks.overhead.tables import ordinary_step
 from benchmarks.overhead.workloads import WORKLOADS
 
-KINDS = {"state": "tab:blue", "index": "tab:orange", "masks": "tab:green", "other": "tab:red"}
+#: What is drawn.
+LARGE, DENSITY = "gpt", 0.1
+COLORS = {"state": "tab:blue", "index": "tab:orange", "masks": "tab:green", "other": "tab:red"}
 UPDATE_COLOR, STEP_COLOR, MASKING_COLOR = "tab:gray", "tab:blue", "tab:cyan"
 
 
@@ -40,11 +41,8 @@ def cost_figure(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(11, 0.6 + 2.9 * len(entries)), layout="constrained")
     rows = figure.subplots(len(entries), 2, squeeze=False)
-    title = (
-        f"{WORKLOADS[LARGE].title}, {entries[0]['parameters']:,} parameters, density {DENSITY:g}"
-    )
-    quick = ", a quick run of a tiny model" if results.quick else ""
-    figure.suptitle(title + quick, fontsize=10)
+    title = f"{WORKLOADS[LARGE].title}, {entries[0]['parameters']:,} parameters"
+    figure.suptitle(f"{title}, density {DENSITY:g}", fontsize=10)
     for entry, (left, right) in zip(entries, rows, strict=True):
         names = [name for name in entry["contenders"] if name != REFERENCE]
         _times(left, entry, names)
@@ -57,7 +55,7 @@ def _times(axes: Axes, entry: Entry, names: list[str]) -> None:
     """Ordinary step with its masking as a bar, the update as a mark, both as multiples of plain."""
     for row, name in enumerate(names):
         times = entry["contenders"][name]
-        ordinary = all_in(times)
+        ordinary = ordinary_step(times)
         if ordinary is not None:
             step = times["step"]["ratio"]
             low, high = step["median"] - step["q1"], step["q3"] - step["median"]
@@ -77,7 +75,7 @@ def _times(axes: Axes, entry: Entry, names: list[str]) -> None:
 def _bytes(axes: Axes, entry: Entry, names: list[str]) -> None:
     for row, name in enumerate(names):
         held, left = entry["contenders"][name]["bytes"], 0.0
-        for kind, color in KINDS.items():
+        for kind, color in COLORS.items():
             size = held[kind] / entry["contenders"][PLAIN]["bytes"]["state"]
             axes.barh(row, size, left=left, color=color, label=kind if row == 0 else None)
             left += size

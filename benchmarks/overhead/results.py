@@ -13,11 +13,7 @@ from benchmarks.overhead.workloads import WORKLOADS
 
 Entry = dict[str, Any]
 
-FIGURES = ("steps", "training", "construction", "memory", "profile")
-
-
-class MixedResultsError(Exception):
-    """A quick run would be written among real results, or the other way round."""
+FIGURES = ("steps", "training", "profile")
 
 
 class Results:
@@ -33,24 +29,6 @@ class Results:
         self.entries: list[Entry] = content.get("entries", [])
         #: What is known of other libraries: version, and why one is absent.
         self.peers: dict[str, dict[str, str | None]] = content.get("peers", {})
-
-    @property
-    def quick(self) -> bool:
-        """Whether these are figures of tiny models."""
-        return any(entry["quick"] for entry in self.entries)
-
-    def check_mixing(self, quick: bool) -> None:
-        """Refuse to mix quick and real results.
-
-        Raises:
-            MixedResultsError: If there are entries of the other kind.
-        """
-        if self.entries and self.quick != quick:
-            kinds = ("a real", "a quick") if quick else ("a quick", "a real")
-            raise MixedResultsError(
-                f"{self._path} has results of {kinds[0]} run, and this is {kinds[1]} one: "
-                "choose another --out"
-            )
 
     def put(self, entry: Entry) -> None:
         """Add ``entry`` in place of an earlier one of the same case and figures, and write all."""
@@ -75,12 +53,8 @@ class Results:
 
     def find(self, figures: str, workload: str, density: float, optimizer: str) -> Entry | None:
         """Return one entry, or None if it was not measured."""
-        found = [
-            entry
-            for entry in self.of(figures, workload, density)
-            if entry["optimizer"] == optimizer
-        ]
-        return found[0] if found else None
+        found = self.of(figures, workload, density)
+        return next((entry for entry in found if entry["optimizer"] == optimizer), None)
 
     def groups(self) -> Sequence[tuple[str, float]]:
         """Return every model and density there is anything of."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.overhead.contenders import AGAIN, PLAIN, REFERENCE
+from benchmarks.common.tables import MISSING, table
+from benchmarks.overhead.contenders import AGAIN, OURSELVES, PLAIN, REFERENCE
 from benchmarks.overhead.results import Entry
 
 #: The cadence for which the mean over ordinary and update steps is shown: the wrapper's default.
 USUAL_DELTA_T = 100
-NONE = "-"
+KINDS = ("state", "index", "masks", "other")
 MEGA = 1e6
+#: Operators that are named in a profile.
+FEW = 6
 
-Table = list[str]
 
-
-def time_table(entries: Sequence[Entry]) -> Table:
+def time_table(entries: Sequence[Entry]) -> list[str]:
     """Ordinary steps and updates of the optimizer alone."""
     header = ["optimizer", "contender", "step, ms", "x plain", "masking, x plain"]
     header += ["update, ms", "x plain", f"x plain {REFERENCE}", "mean, x plain"]
@@ -27,149 +28,111 @@ def time_table(entries: Sequence[Entry]) -> Table:
             name,
             median(times["step"]["milliseconds"]),
             with_quartiles(times["step"]["ratio"]),
-            NONE if name == PLAIN else with_quartiles(times["masking"]["ratio"]),
+            MISSING if name == PLAIN else with_quartiles(times["masking"]["ratio"]),
             _with_count(times["update"]["milliseconds"]),
             with_quartiles(times["update"]["ratio"]),
             with_quartiles(times["update"]["ratio_to_reference"]),
             _mean_ratio(times),
-            NONE if times["density"] is None else f"{times['density']:.4f}",
-            NONE if times["moved"] is None else f"{times['moved']:.2f}",
+            MISSING if times["density"] is None else f"{times['density']:.4f}",
+            MISSING if times["moved"] is None else f"{times['moved']:.2f}",
         ]
         for optimizer, name, times in _rows(entries)
     ]
     return table(header, rows)
 
 
-def byte_table(entries: Sequence[Entry]) -> Table:
-    """What is held between steps, and the checkpoint."""
-    kinds = ("state", "index", "masks", "other")
-    header = ["optimizer", "contender", *(f"{kind}, MB" for kind in kinds)]
+def byte_table(entries: Sequence[Entry]) -> list[str]:
+    """What is held between steps."""
+    header = ["optimizer", "contender", *(f"{kind}, MB" for kind in KINDS)]
     header += ["state + index, x plain", "all four, x plain", "masks, bytes a weight"]
-    header += ["weights, MB", "checkpoint, MB", "x plain"]
+    header += ["weights, MB"]
     # Implementations of one optimizer mostly hold the same, and then share a row.
     rows: dict[tuple[str, ...], list[str]] = {}
     for entry in entries:
         plain = entry["contenders"][PLAIN]
-        for name, figures in entry["contenders"].items():
-            if name in (AGAIN, REFERENCE):
-                continue
+        for optimizer, name, figures in _rows([entry]):
             held, state = figures["bytes"], plain["bytes"]["state"]
             row = (
                 name,
-                *(_megabytes(held[kind]) for kind in kinds),
-                _ratio(held["state"] + held["index"], state),
-                _ratio(sum(held[kind] for kind in kinds), state),
+                *(f"{held[kind] / MEGA:.2f}" for kind in KINDS),
+                f"{(held['state'] + held['index']) / state:.3f}",
+                f"{held_in_all(figures) / state:.3f}",
                 f"{held['masks'] / entry['sparse_weights']:.3f}",
-                _megabytes(held["weights"]),
-                _megabytes(figures["checkpoint"]),
-                _ratio(figures["checkpoint"], plain["checkpoint"]),
+                f"{held['weights'] / MEGA:.2f}",
             )
-            rows.setdefault(row, []).append(entry["optimizer"])
+            if name != AGAIN:
+                rows.setdefault(row, []).append(optimizer)
     return table(header, [[", ".join(names), *row] for row, names in rows.items()])
 
 
-def holder_table(entry: Entry, names: Sequence[str]) -> Table:
-    """What is held where, of those of ``names`` that were measured."""
-    plain = entry["contenders"][PLAIN]["bytes"]["state"]
-    rows = []
-    for name in names:
-        if name not in entry["contenders"]:
-            continue
-        sizes = entry["contenders"][name]["bytes"]
-        for holder, size in {"optimizer.state": sizes["state"], **sizes["held"]}.items():
-            a_weight = f"{size / entry['sparse_weights']:.3f}"
-            rows.append([name, f"`{holder}`", _megabytes(size), a_weight, _ratio(size, plain)])
-    header = ["contender", "held as", "MB", "bytes a weight of sparse layers", "x plain state"]
-    return table(header, rows)
-
-
-def training_table(entries: Sequence[Entry], steps: Mapping[str, Entry]) -> Table:
-    """Whole training steps.
-
-    Args:
-        entries: Figures of training steps.
-        steps: Figures of the optimizer alone, by optimizer, for the time of masking.
-    """
+def training_table(entries: Sequence[Entry], steps: Mapping[str, Entry]) -> list[str]:
+    """Whole training steps; the time of masking is from the figures of the optimizer alone."""
     header = ["optimizer", "contender", "whole, ms", "x plain", "forward and backward, ms"]
     header += ["x plain", "step, ms", "x plain", "`step()` beyond plain's, share of whole"]
     header += ["with masking"]
-    rows = [
-        [
-            optimizer,
-            name,
-            median(times["whole"]["milliseconds"]),
-            with_quartiles(times["whole"]["ratio"]),
-            median(times["passes"]["milliseconds"]),
-            with_quartiles(times["passes"]["ratio"]),
-            median(times["step"]["milliseconds"]),
-            with_quartiles(times["step"]["ratio"]),
-            NONE if name == PLAIN else with_quartiles(times["beyond"], digits=4),
-            _share(entry, steps.get(optimizer), name),
-        ]
-        for entry in entries
-        for optimizer, name, times in _rows([entry])
-    ]
+    rows = []
+    for entry in entries:
+        for optimizer, name, times in _rows([entry]):
+            share = share_of_training(entry, steps.get(optimizer), name)
+            measured = [
+                text
+                for phase in ("whole", "passes", "step")
+                for text in (
+                    median(times[phase]["milliseconds"]),
+                    with_quartiles(times[phase]["ratio"]),
+                )
+            ]
+            beyond = MISSING if name == PLAIN else with_quartiles(times["beyond"], digits=4)
+            with_masking = MISSING if share is None else f"{share:+.4f}"
+            rows.append([optimizer, name, *measured, beyond, with_masking])
     return table(header, rows)
 
 
-def share_of_training(training: Entry, steps: Entry, name: str) -> float | None:
+def share_of_training(training: Entry, steps: Entry | None, name: str) -> float | None:
     """Return the time of masking and of ``step()`` beyond plain's, as a share of the plain whole.
 
     ``step()`` is taken from within training steps. Masking, which hides in the backward pass there,
     is taken from where nothing else is timed with it, if that was on the same processor.
     """
-    if name == PLAIN or name not in steps["contenders"]:
-        return None
-    if processor(training) != processor(steps):
+    if steps is None or name == PLAIN or name not in steps["contenders"]:
         return None
     masking = steps["contenders"][name]["masking"]["milliseconds"]
-    if masking is None:
+    if masking is None or processor(training) != processor(steps):
         return None
     whole = training["contenders"][PLAIN]["whole"]["milliseconds"]["median"]
     return float(training["contenders"][name]["beyond"]["median"] + masking["median"] / whole)
 
 
-def extras_table(construction: Sequence[Entry], memory: Sequence[Entry]) -> Table:
-    """Peaks of memory, and construction."""
-    header = ["optimizer", "contender", "peak of a step, MB", "peak of an update, MB"]
-    header += ["construction, ms"]
-    built = {
-        (optimizer, name): median(milliseconds)
-        for optimizer, name, milliseconds in _rows(construction)
-    }
-    peaks = {(optimizer, name): peak or {} for optimizer, name, peak in _rows(memory)}
+def profile_table(entries: Sequence[Entry]) -> list[str]:
+    """Where the time of a step goes: the operators that take most of it themselves."""
+    header = ["optimizer", "contender", "phase", "share of the time"]
     rows = [
-        [
-            *key,
-            *(
-                _megabytes(peaks[key][phase]) if phase in peaks.get(key, {}) else NONE
-                for phase in ("step", "update")
-            ),
-            built.get(key, NONE),
-        ]
-        for key in dict.fromkeys((*peaks, *built))
-        if key[1] != AGAIN
+        [entry["optimizer"], name, phase, _largest(found)]
+        for entry in entries
+        for name, phases in entry["operators"].items()
+        for phase, found in phases.items()
+        if name == OURSELVES or phase == "step"
     ]
     return table(header, rows)
 
 
+def _largest(found: Mapping[str, Any]) -> str:
+    rows = [*found["operators"], {**found["outside"], "name": "Python, NumPy, waiting"}]
+    largest = sorted(rows, key=lambda row: -row["share"])[:FEW]
+    return "; ".join(f"`{row['name']}` {row['share']:.2f}" for row in largest)
+
+
 def median(summary: Mapping[str, float] | None) -> str:
     """The median, in three digits."""
-    return NONE if summary is None else f"{summary['median']:.3g}"
+    return MISSING if summary is None else f"{summary['median']:.3g}"
 
 
 def with_quartiles(summary: Mapping[str, float] | None, digits: int = 3) -> str:
     """The median and [the quartiles]."""
     if summary is None:
-        return NONE
+        return MISSING
     middle, q1, q3 = (f"{summary[key]:.{digits}f}" for key in ("median", "q1", "q3"))
     return f"{middle} [{q1}, {q3}]"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The lines of a table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def processor(entry: Entry) -> str:
@@ -177,22 +140,16 @@ def processor(entry: Entry) -> str:
     return str(entry["made_with"]["processor"])
 
 
-def measured_on(entries: Sequence[Entry]) -> list[str]:
-    """What figures were measured on, as a paragraph; on several processors, which on which."""
-    names: dict[str, list[str]] = {}
-    for entry in entries:
-        names.setdefault(processor(entry), []).append(entry["optimizer"])
-    if len(names) == 1:
-        return [f"On {next(iter(names))}.", ""]
-    each = (f"{', '.join(dict.fromkeys(those))} on {name}" for name, those in names.items())
-    return [f"Measured with {'; '.join(each)}.", ""]
-
-
-def all_in(times: Mapping[str, Any]) -> float | None:
+def ordinary_step(times: Mapping[str, Any]) -> float | None:
     """Return an ordinary step with its masking, as a multiple of plain ``step()``."""
     if times["step"]["ratio"] is None:
         return None
     return float(times["step"]["ratio"]["median"] + times["masking"]["ratio"]["median"])
+
+
+def held_in_all(figures: Mapping[str, Any]) -> int:
+    """Return the bytes held between steps, weights and gradients apart."""
+    return sum(figures["bytes"][kind] for kind in KINDS)
 
 
 def _rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, Any]]:
@@ -202,25 +159,12 @@ def _rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, Any]]:
                 yield entry["optimizer"], name, figures
 
 
-def _share(training: Entry, steps: Entry | None, name: str) -> str:
-    share = None if steps is None else share_of_training(training, steps, name)
-    return NONE if share is None else f"{share:+.4f}"
-
-
 def _with_count(summary: Mapping[str, float] | None) -> str:
-    return NONE if summary is None else f"{median(summary)} (of {summary['count']})"
+    return MISSING if summary is None else f"{median(summary)} (of {summary['count']})"
 
 
 def _mean_ratio(times: Mapping[str, Any]) -> str:
-    update, ordinary = times["update"]["ratio"], all_in(times)
+    update, ordinary = times["update"]["ratio"], ordinary_step(times)
     if update is None or ordinary is None:
-        return NONE
+        return MISSING
     return f"{((USUAL_DELTA_T - 1) * ordinary + update['median']) / USUAL_DELTA_T:.3f}"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / MEGA:.2f}"
-
-
-def _ratio(count: int, plain: int) -> str:
-    return f"{count / plain:.3f}"

@@ -8,12 +8,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward network, each behind a norm and beside a shortcut.
-
-    Args:
-        width: Features of a token.
-        heads: Attention heads; divides ``width``.
-    """
+    """Causal self-attention and a feed-forward network, with norms and shortcuts."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -26,7 +21,6 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Transform ``tokens``, (batch, length, width)."""
         tokens = tokens + self._attend(self.norm_1(tokens))
         return tokens + self.mlp_out(F.gelu(self.mlp_in(self.norm_2(tokens))))
 
@@ -40,24 +34,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer over bytes.
-
-    Nearly all of its weights are in the linear layers of the blocks.
-
-    Args:
-        width: Features of a token.
-        blocks: Number of blocks.
-        heads: Attention heads in a block.
-        vocabulary: Number of different tokens.
-        length: Longest sequence, in tokens.
-
-    Example:
-        >>> model = GPT(width=512, blocks=8, heads=8, vocabulary=256, length=128)
-        >>> sum(p.numel() for p in model.parameters())
-        25510912
-        >>> model(torch.zeros(2, 128, dtype=torch.long)).shape
-        torch.Size([2, 128, 256])
-    """
+    """A decoder-only transformer. Nearly all of its weights are in linear layers of the blocks."""
 
     def __init__(self, width: int, blocks: int, heads: int, vocabulary: int, length: int) -> None:
         super().__init__()

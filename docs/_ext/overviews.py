@@ -14,6 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from themed_figures import themed
 
+from benchmarks import overview
 from benchmarks.cifar import overview as cifar
 from benchmarks.cifar.records import Folder, read_results
 from benchmarks.cifar.report import accuracy, figures, masks
@@ -21,11 +22,8 @@ from benchmarks.cifar.report import structured as cifar_structured
 from benchmarks.cifar.report.paper import paper_of
 from benchmarks.cifar.report.results import Group, title
 from benchmarks.overhead.plots import cost_figure
-from benchmarks.overhead.report import MET
 from benchmarks.overhead.results import Results
-from benchmarks.overhead.tables import table
-from benchmarks.overhead.targets import targets
-from benchmarks.overview import overhead, structured
+from benchmarks.speed.records import machines, read_records
 
 SPREAD = re.compile(r"(?<=[\d.]) (±|to) (?=[\d.])")
 
@@ -173,13 +171,12 @@ class OverheadOverview(Overview):
     """The wrapper beside the plain optimizer."""
 
     def parts(self) -> Iterator[str]:
-        self.read(overhead.FILE)
-        results = Results(overhead.FILE)
-        for density in overhead.densities(results):
-            machines = overhead.machines(results, density)
-            yield f"At density {density:g}, on {machines}:"
-            yield "\n".join(overhead.cost_table(results, density))
-        yield f"{overhead.COLUMNS} All of it: {self.link(overhead.FILE.parent)}."
+        self.read(overview.OVERHEAD)
+        results = Results(overview.OVERHEAD)
+        for density in overview.densities(results):
+            yield f"At density {density:g}, on {overview.cost_machines(results, density)}:"
+            yield "\n".join(overview.cost_table(results, density))
+        yield f"{overview.COST_COLUMNS} All of it: {self.link(overview.OVERHEAD.parent)}."
 
 
 #: Inches in which a figure with panels beside each other has letters of a legible size here.
@@ -190,61 +187,36 @@ class OverheadFigure(Overview):
     """Time and memory beside other libraries."""
 
     def parts(self) -> Iterator[str]:
-        self.read(overhead.FILE)
+        self.read(overview.OVERHEAD)
         yield themed(self.figure, "Time of a step and bytes held, by contender")
 
     def figure(self) -> Figure | None:
-        figure = cost_figure(Results(overhead.FILE))
+        figure = cost_figure(Results(overview.OVERHEAD))
         if figure is not None:
             figure.set_figwidth(COLUMN_WIDTH)
         return figure
 
 
-class OverheadTargets(Overview):
-    """What the wrapper was asked to cost at most, a line for each optimizer that was measured."""
+SPEED_TABLES = {
+    "inference": overview.channel_table,
+    "training": overview.training_table,
+    "linear": overview.linear_table,
+    "movement": overview.movement_table,
+}
+
+
+class SpeedOverview(Overview):
+    """The table of one figure of the benchmark of speed, which is the argument."""
+
+    required_arguments = 1
 
     def parts(self) -> Iterator[str]:
-        self.read(overhead.FILE)
-        rows = [
-            [row.cost, row.bound, row.found.replace("; ", "<br>"), MET[row.met]]
-            for row in targets(Results(overhead.FILE))
-        ]
-        yield "\n".join(table(["cost, x plain", "asked for", "measured", "met"], rows))
-
-
-class StructuredOverview(Overview):
-    """FLOPs and time of compacted models."""
-
-    def parts(self) -> Iterator[str]:
-        found = structured.records()
-        for file in structured.RESULTS.glob("*.json"):
+        for file in overview.SPEED.glob("*.json"):
             self.read(file)
-        yield from self.tables(found)
-        yield f"Made on {structured.machines(found)}. All of it: {self.link(structured.RESULTS)}."
-
-    def tables(self, found: list[structured.Record]) -> Iterator[str]:
-        yield "\n".join(structured.channel_table(found))
-
-
-class TrainingOverview(StructuredOverview):
-    """Time of training steps with and without dropped channels."""
-
-    def tables(self, found: list[structured.Record]) -> Iterator[str]:
-        yield "\n".join(structured.training_table(found))
-
-
-class MovementOverview(StructuredOverview):
-    """Channels that have ever been live."""
-
-    def tables(self, found: list[structured.Record]) -> Iterator[str]:
-        yield "\n".join(structured.movement_table(found))
-
-
-class CondensedOverview(StructuredOverview):
-    """How much faster sparse linear layers are."""
-
-    def tables(self, found: list[structured.Record]) -> Iterator[str]:
-        yield "\n".join(structured.linear_table(found))
+        (figure,) = self.arguments
+        records = [one for one in read_records(overview.SPEED) if one["figure"] == figure]
+        yield "\n".join(SPEED_TABLES[figure](records))
+        yield f"Made on {machines(records)}. All of it: {self.link(overview.SPEED)}."
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -253,9 +225,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("structured-accuracy", StructuredAccuracy)
     app.add_directive("overhead-overview", OverheadOverview)
     app.add_directive("overhead-figure", OverheadFigure)
-    app.add_directive("overhead-targets", OverheadTargets)
-    app.add_directive("structured-overview", StructuredOverview)
-    app.add_directive("training-overview", TrainingOverview)
-    app.add_directive("movement-overview", MovementOverview)
-    app.add_directive("condensed-overview", CondensedOverview)
+    app.add_directive("speed-overview", SpeedOverview)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from benchmarks import overview
 from benchmarks.cifar import overview as cifar
 from benchmarks.overhead.results import Results
-from benchmarks.overview import overhead, structured
 from tests.benchmarks.report_records import record
 
 STATIC = (0.70, 0.71, 0.73)
@@ -105,19 +105,20 @@ TITLES = {
     "wrn-22-2": "WRN-22-2",
     "resnet-50": "ResNet-50",
     "gpt": "GPT-like transformer",
+    "mlp": "17-64-64-6",
     "bag": "1,000 linear layers of 32x32",
 }
 
 
 def test_costs_are_those_of_the_results_file():
-    entries = json.loads(overhead.FILE.read_text())["entries"]
+    entries = json.loads(overview.OVERHEAD.read_text())["entries"]
     steps = [
         entry
         for entry in entries
         if (entry["figures"], entry["density"]) == ("steps", 0.1)
         and "sparseopt, compact" in entry["contenders"]
     ]
-    found = overhead.cost_table(Results(overhead.FILE))[2:]
+    found = overview.cost_table(Results(overview.OVERHEAD))[2:-1]
     assert len(found) == len(steps)
     for entry in steps:
         ours, plain = (entry["contenders"][name] for name in ("sparseopt, compact", "plain"))
@@ -140,14 +141,14 @@ def test_time_of_compacted_models_is_of_fastest_to_fastest():
     }
     record = {"workload": "net", "density": 0.2, "flops_ratio": 0.19}
     record["inference"] = [{"batch": 64, "milliseconds": times}]
-    row = cells(structured.channel_table([record]))["net"]
+    row = cells(overview.channel_table([record]))["net"]
     assert row == ["net", "0.2", "64", "0.190", "0.500", "0.375"]
 
 
 def test_condensed_layers_are_compared_with_the_fastest_dense_way():
     linear = {"shape": [8, 16], "density": 0.1, "rows": 1, "chosen": "condensed"}
     linear |= {"dense": {"a": 3.0, "b": 2.0}, "sparse": {"c": 4.0, "d": 1.0}}
-    row = cells(structured.linear_table([{"linear": [linear]}]))["8 x 16"]
+    row = cells(overview.linear_table([{"linear": [linear]}]))["8 x 16"]
     assert row == ["8 x 16", "0.1", "1", "2.00", "condensed"]
 
 
@@ -157,7 +158,7 @@ def test_training_steps_are_averages_over_a_period_with_one_update():
     times |= {"compacted, float32": 4.0, "compacted pair, float32": 44.0}
     record = {"workload": "net", "density": 0.2}
     record["training"] = [{"batch": 64, "milliseconds": times}]
-    row = cells(structured.training_table([record]))["net"]
+    row = cells(overview.training_table([record]))["net"]
     # Of 100 steps 99 are ordinary; the update takes 19 of a masked pair, and 40 of a compacted.
     assert row == ["net", "0.2", "64", "1.137", "0.545", "0.375"]
 
@@ -170,6 +171,6 @@ def test_channels_that_were_ever_live_are_counted_over_all_layers():
     record = {"updates": updates, "channels": {"a": 8, "b": 12}, "inner": ["a"]}
     record |= {"first_loss": 2.3, "last_loss": 1.5}
     record["movement"] = {"method": "m", "workload": "net", "data": "images", "density": 0.1}
-    row = cells(structured.movement_table([record]))["m"]
+    row = cells(overview.movement_table([record]))["m"]
     assert row[1:5] == ["net", "images", "0.1", "20.0% -> 40.0%"]
     assert row[5:] == ["1 of 2", "20.0%", "100.0%", "12.5%", "2.30, 1.50"]

@@ -12,7 +12,7 @@ from tests.support.nets import make
 from tests.support.oracles import oracle_for
 from tests.support.ranks import needs_gloo, two_ranks
 
-pytestmark = [needs_gloo, pytest.mark.compatibility("DistributedDataParallel")]
+pytestmark = needs_gloo
 
 every_run = pytest.mark.parametrize("name", RUNS)
 

@@ -27,7 +27,7 @@ from tests.support.looking import logical, masks_of
 from tests.support.oracles import oracle_for
 from tests.support.ranks import RANKS, needs_gloo, two_ranks
 
-pytestmark = [needs_gloo, pytest.mark.compatibility("DistributedDataParallel")]
+pytestmark = needs_gloo
 
 RUNS = [
     Run("static", "AdamW"),

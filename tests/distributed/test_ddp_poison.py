@@ -6,7 +6,7 @@ import torch
 from tests.distributed.ddp_poison import LAYER, STEPS, UPDATES, Run, train
 from tests.support.ranks import needs_gloo, two_ranks
 
-pytestmark = [needs_gloo, pytest.mark.compatibility("DistributedDataParallel")]
+pytestmark = needs_gloo
 
 
 def seen_by_both(run):

@@ -20,7 +20,6 @@ from tests.support.ranks import needs_gloo, two_ranks
 
 pytestmark = [
     needs_gloo,
-    pytest.mark.compatibility("DistributedDataParallel"),
     pytest.mark.parametrize("named_by", NAMED_BY),
     pytest.mark.parametrize(("method", "name"), RUNS),
 ]

@@ -25,7 +25,6 @@ from tests.support.oracles import oracle_for
 from tests.support.processes import finish, free_port, start
 
 pytestmark = [
-    pytest.mark.compatibility("FSDP2"),
     pytest.mark.skipif(
         not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
         reason="this torch has no gloo",

@@ -6,7 +6,7 @@ import torch
 from tests.support.processes import finish, start
 from tests.support.ranks import needs_gloo
 
-pytestmark = [needs_gloo, pytest.mark.compatibility("DistributedDataParallel")]
+pytestmark = needs_gloo
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Over random nets, densities, schedules, methods and optimizers, all ranks have the same masks."""
 
-import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -9,7 +8,7 @@ from tests.distributed.ranks_agree import train
 from tests.support.catalogue import ELEMENTWISE
 from tests.support.ranks import needs_gloo, two_ranks
 
-pytestmark = [needs_gloo, pytest.mark.compatibility("Invariants")]
+pytestmark = needs_gloo
 
 NETS = st.fixed_dictionaries(
     {

@@ -401,7 +401,6 @@ def fully_sharded():
     return fully_shard(model, mesh=mesh)
 
 
-@pytest.mark.compatibility("FSDP2")
 def test_sharded_weights_cost_the_same_and_stay_sharded(one_rank):
     expected = report_of(make(), X, density=0.2, seed=1)
     model = fully_sharded()
@@ -412,7 +411,6 @@ def test_sharded_weights_cost_the_same_and_stay_sharded(one_rank):
         assert all(hasattr(p, "full_tensor") for p in model.parameters())
 
 
-@pytest.mark.compatibility("FSDP2")
 def test_the_weights_of_a_step_after_the_probe_are_used(one_rank):
     """FSDP2 would go on with those that it gathered for the probe."""
     model, other = fully_sharded(), fully_sharded()

@@ -38,7 +38,6 @@ from tests.support.ranks import needs_gloo
 
 pytestmark = [
     pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed"),
-    pytest.mark.compatibility("Accelerate"),
 ]
 
 RUNS = {**ONE_PROCESS, **TWO_RANKS}

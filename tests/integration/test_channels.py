@@ -57,7 +57,6 @@ def seen_by_both(optimizer_first):
 
 
 @needs_gloo
-@pytest.mark.compatibility("DistributedDataParallel")
 @pytest.mark.parametrize("optimizer_first", [False, True])
 def test_both_ranks_have_the_same_channels_at_all_times(optimizer_first):
     first, second = seen_by_both(optimizer_first)
@@ -89,14 +88,12 @@ def shard_on_ranks():
 
 
 @needs_gloo
-@pytest.mark.compatibility("FSDP2")
 def test_sharded_weights_are_refused_by_name():
     for said in two_ranks().run(shard_on_ranks):
         assert len(said) == 2
         assert all("'stem.weight' is sharded" in words for words in said)
 
 
-@pytest.mark.compatibility("torch.compile")
 @pytest.mark.parametrize("compiled_first", [False, True])
 def test_a_compiled_model_trains_as_an_eager_one_does(compiled_first):
     torch.compiler.reset()
@@ -127,7 +124,6 @@ def test_a_compiled_model_trains_as_an_eager_one_does(compiled_first):
     torch.compiler.reset()
 
 
-@pytest.mark.compatibility("AMP")
 def test_under_autocast_channels_grow_too():
     model = make(ChannelNet)
     optimizer = wrap(model, seed=3, **SETTINGS)
@@ -141,7 +137,6 @@ def test_under_autocast_channels_grow_too():
     assert max(record.new for record in optimizer.history) > 0
 
 
-@pytest.mark.compatibility("LR schedulers, SWA, EMA")
 def test_an_averaged_copy_loses_the_channels_that_are_dropped_now():
     model = make(ChannelNet)
     optimizer = wrap(model, seed=3, **SETTINGS)
@@ -153,7 +148,6 @@ def test_an_averaged_copy_loses_the_channels_that_are_dropped_now():
             assert not p[~optimizer.masks[name]].any()
 
 
-@pytest.mark.compatibility("Groups, hooks, copies, deletion")
 def test_an_optimizer_that_is_gone_leaves_a_model_without_hooks():
     model = make(ChannelNet)
     optimizer = wrap(model, seed=3, **SETTINGS)

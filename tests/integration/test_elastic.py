@@ -12,7 +12,7 @@ RANKS = 2
 # them: https://github.com/pytorch/pytorch/issues/135712
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
-pytestmark = [needs_gloo, pytest.mark.slow, pytest.mark.compatibility("Elastic restart")]
+pytestmark = [needs_gloo, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ pytestmark = [
         find_spec("transformers") is None or find_spec("accelerate") is None,
         reason="transformers and accelerate are not both installed",
     ),
-    pytest.mark.compatibility("Hugging Face Trainer"),
 ]
 
 every_run = pytest.mark.parametrize("name", RUNS)

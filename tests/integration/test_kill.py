@@ -15,7 +15,7 @@ from tests.support.ranks import forkserver, needs_fork
 KILLS, KILLS_OF_EACH_KIND = 20, 5
 SIGKILLED = -9
 
-pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.compatibility("Kill and recover")]
+pytestmark = [needs_fork, pytest.mark.slow]
 
 
 class Run:

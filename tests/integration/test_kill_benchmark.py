@@ -20,7 +20,7 @@ from tests.support.ranks import forkserver, needs_fork
 KILLS, SIGKILLED = 6, -9
 METHODS = ("set", "rigl")
 
-pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.compatibility("Kill and recover")]
+pytestmark = [needs_fork, pytest.mark.slow]
 
 
 @pytest.fixture

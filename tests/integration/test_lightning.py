@@ -33,7 +33,6 @@ from tests.support.processes import finish, start
 
 pytestmark = [
     pytest.mark.skipif(find_spec("lightning") is None, reason="lightning is not installed"),
-    pytest.mark.compatibility("Lightning"),
 ]
 
 RUNS = [*AUTOMATIC, "pair", "closures"]

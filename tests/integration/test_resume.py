@@ -9,8 +9,6 @@ from tests.integration.resume_worker import RUNS, STEPS, STOP, begin, outcome
 from tests.support.processes import finish, start
 from tests.support.training import train
 
-pytestmark = pytest.mark.compatibility("Resume in a fresh process")
-
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):

@@ -116,7 +116,6 @@ def test_the_memory_is_fed_once_a_step_with_the_mean_of_all_micro_batches():
         assert_held(optimizer, momentum)
 
 
-@pytest.mark.compatibility("AMP")
 @pytest.mark.parametrize("state", ["compact", "masked"])
 def test_the_memory_holds_unscaled_gradients_and_none_of_a_step_that_overflowed(state):
     """A power of two scales without loss, so the run is the unscaled one to the last bit."""
@@ -210,7 +209,6 @@ def test_nothing_is_remembered_any_more_when_masks_have_stopped():
     assert not any(values.any() for values in held(optimizer).values())
 
 
-@pytest.mark.compatibility("Resume in a fresh process")
 @pytest.mark.parametrize("stop", [7, 10, 12, 23])
 @pytest.mark.parametrize("method", REMEMBERING)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(method, stop, state, tmp_path):
@@ -228,7 +226,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(method, stop, st
     assert len(fresh.history) >= 3
 
 
-@pytest.mark.compatibility("Groups, hooks, copies, deletion")
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 @pytest.mark.parametrize("method", REMEMBERING)
 def test_copies_remember_alike_and_apart(method, how):

@@ -17,9 +17,6 @@ from tests.support.nets import SPARSE_NAMES, loss_of, make
 from tests.support.training import dense_gradients, train_step
 from tests.support.wrapping import SETTINGS, wrap
 
-pytestmark = pytest.mark.compatibility("AMP")
-
-
 INNER = [
     pytest.param(name, way, id="-".join([name, *way]))
     for name in ("SGD", "AdamW", "Adagrad")

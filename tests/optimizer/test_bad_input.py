@@ -10,8 +10,6 @@ from tests.support.catalogue import build
 from tests.support.nets import make
 from tests.support.wrapping import wrap
 
-pytestmark = pytest.mark.compatibility("Bad input")
-
 BAD_VALUES = [
     ("density", 0.0, ValueError),
     ("density", -0.1, ValueError),

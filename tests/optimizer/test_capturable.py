@@ -18,8 +18,6 @@ from tests.support.oracles import oracle_for
 from tests.support.training import backward, train_step
 from tests.support.wrapping import SETTINGS
 
-pytestmark = pytest.mark.compatibility("Optimizers of torch")
-
 STEPS = 12
 
 CAPTURABLE = [

@@ -14,8 +14,6 @@ from tests.support.nets import make
 from tests.support.resuming import wrap
 from tests.support.training import train
 
-pytestmark = pytest.mark.compatibility("Bad input")
-
 
 def refused(optimizer, model, saved, match):
     before = snapshot(optimizer, model)

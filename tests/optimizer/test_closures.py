@@ -11,8 +11,6 @@ from tests.support.nets import loss_of, make
 from tests.support.training import train, train_step
 from tests.support.wrapping import SETTINGS, wrap
 
-pytestmark = pytest.mark.compatibility("Closures and L-BFGS")
-
 
 def closure_of(model, optimizer, index, seen=None):
     def closure():

@@ -23,7 +23,6 @@ from tests.support.nets import CLASSES, MatrixNet, batch, make
 from tests.support.training import dense_gradients, train_step
 
 pytestmark = [
-    pytest.mark.compatibility("torch.compile"),
     # Dynamo looks at everything that passes through a frame.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]

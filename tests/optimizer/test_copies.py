@@ -12,8 +12,6 @@ from tests.support.nets import make
 from tests.support.training import backward, train, train_step
 from tests.support.wrapping import wrap
 
-pytestmark = pytest.mark.compatibility("Groups, hooks, copies, deletion")
-
 
 def continue_both(model, optimizer, other_model, other, start, steps=12):
     train(model, optimizer, steps, start=start)

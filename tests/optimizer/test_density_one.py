@@ -8,8 +8,6 @@ from tests.support.catalogue import build, implementations, model_for, torch_opt
 from tests.support.looking import assert_same_weights
 from tests.support.training import train
 
-pytestmark = pytest.mark.compatibility("Optimizers of torch")
-
 STEPS = 25
 
 EVERY_OPTIMIZER = [

@@ -11,8 +11,6 @@ import torch
 from sparseopt import SparseOptimizer
 from tests.support.catalogue import build, takes, torch_optimizers
 
-pytestmark = pytest.mark.compatibility("Optimizers of torch")
-
 DIFFERENTIABLE = [name for name in torch_optimizers() if takes(name, "differentiable")]
 #: Their learning rate may be a tensor that wants a gradient.
 LEARNABLE_RATE = [name for name in ("SGD", "Adam", "AdamW") if name in DIFFERENTIABLE]

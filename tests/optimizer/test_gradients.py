@@ -20,7 +20,6 @@ def before_update(model, optimizer):
     assert optimizer.is_update_step
 
 
-@pytest.mark.compatibility("Clipping, zero_grad, accumulation")
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", ["static", "set", "rigl", "pruning"])
@@ -60,7 +59,6 @@ def test_the_gradient_of_an_update_step_of_set_is_masked():
         assert not logical(layer.weight.grad)[~logical(layer.mask)].any()
 
 
-@pytest.mark.compatibility("Clipping, zero_grad, accumulation")
 def test_clip_grad_norm_sees_the_norm_of_live_gradients(state):
     model = make()
     optimizer = wrap(model, state=state)
@@ -86,7 +84,6 @@ def accumulate(model, indices):
         (loss_of(model, index) / len(indices)).backward()
 
 
-@pytest.mark.compatibility("Clipping, zero_grad, accumulation")
 @pytest.mark.parametrize("method", ["rigl", "set"])
 def test_accumulated_micro_batches_are_masked_or_dense_as_a_whole(method):
     """On an update step of RigL the gradient is the mean over all micro-batches, dense."""
@@ -109,7 +106,6 @@ def test_accumulated_micro_batches_are_masked_or_dense_as_a_whole(method):
         optimizer.step()
 
 
-@pytest.mark.compatibility("Clipping, zero_grad, accumulation")
 def test_growth_follows_the_accumulated_gradient():
     """The weights that grow are those of the mean gradient, not of the last micro-batch."""
     model = make()

@@ -15,8 +15,6 @@ from tests.support.nets import loss_of, make
 from tests.support.training import backward, train, train_step
 from tests.support.wrapping import SETTINGS, wrap
 
-pytestmark = pytest.mark.compatibility("Groups, hooks, copies, deletion")
-
 
 def test_param_groups_keep_their_own_options(state):
     model, own_model = make(), make()

@@ -18,8 +18,6 @@ from tests.support.oracles import oracle_for
 from tests.support.training import backward, dense_gradients, train
 from tests.support.wrapping import SETTINGS, wrap
 
-pytestmark = pytest.mark.compatibility("Groups, hooks, copies, deletion")
-
 
 def assert_no_hook(model, masks):
     """The gradient is the dense one, dropped weights included."""

@@ -21,8 +21,6 @@ from tests.support.nets import loss_of, make
 from tests.support.training import backward, train
 from tests.support.wrapping import wrap
 
-pytestmark = pytest.mark.compatibility("Bad input")
-
 
 def before_update(model, optimizer):
     """Train until the next step is an update step."""

@@ -20,8 +20,6 @@ from tests.support.looking import (
     per_weight_state,
 )
 
-pytestmark = pytest.mark.compatibility("Invariants")
-
 
 @st.composite
 def networks(draw):

@@ -30,7 +30,6 @@ def test_it_is_an_optimizer():
     assert "AdamW" in repr(optimizer)
 
 
-@pytest.mark.compatibility("LR schedulers, SWA, EMA")
 def test_groups_and_state_read_through_after_loading():
     """A copied reference would be stale after `load_state_dict` replaced the inner one's."""
     model = make()
@@ -49,7 +48,6 @@ def test_groups_and_state_read_through_after_loading():
         assert torch.equal(p, before), "the learning rate did not arrive"
 
 
-@pytest.mark.compatibility("LR schedulers, SWA, EMA")
 def test_setting_groups_state_and_defaults_reaches_the_inner_optimizer():
     model = make()
     optimizer = wrap(model)
@@ -60,7 +58,6 @@ def test_setting_groups_state_and_defaults_reaches_the_inner_optimizer():
     assert optimizer.inner.defaults["lr"] == 0.25
 
 
-@pytest.mark.compatibility("Clipping, zero_grad, accumulation")
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_zero_grad(set_to_none):
     model = make()
@@ -73,7 +70,6 @@ def test_zero_grad(set_to_none):
             assert p.grad is None if set_to_none else not p.grad.any()
 
 
-@pytest.mark.compatibility("Clipping, zero_grad, accumulation")
 def test_both_kinds_of_zero_grad_train_alike(state):
     models = [make(), make()]
     for model, set_to_none in zip(models, (True, False), strict=True):
@@ -85,7 +81,6 @@ def test_both_kinds_of_zero_grad_train_alike(state):
     assert_same_weights(*models)
 
 
-@pytest.mark.compatibility("Groups, hooks, copies, deletion")
 def test_step_hooks_fire_once_a_step_also_on_update_steps():
     model = make()
     optimizer = wrap(model)
@@ -100,7 +95,6 @@ def test_step_hooks_fire_once_a_step_also_on_update_steps():
     assert all(opt is optimizer for _, opt, _ in calls)
 
 
-@pytest.mark.compatibility("Groups, hooks, copies, deletion")
 def test_global_step_hooks_fire_once_a_step():
     model = make()
     optimizer = wrap(model)
@@ -117,7 +111,6 @@ def test_global_step_hooks_fire_once_a_step():
     assert len(pre) == len(post) == 11
 
 
-@pytest.mark.compatibility("Groups, hooks, copies, deletion")
 def test_step_hooks_of_the_inner_optimizer_fire_once_a_step_too():
     """Registered before wrapping, by whoever made the inner optimizer."""
     model = make()
@@ -130,7 +123,6 @@ def test_step_hooks_of_the_inner_optimizer_fire_once_a_step_too():
     assert calls == ["pre", "post"] * 6
 
 
-@pytest.mark.compatibility("Groups, hooks, copies, deletion")
 def test_a_removed_step_hook_fires_no_more():
     model = make()
     optimizer = wrap(model)
@@ -142,7 +134,6 @@ def test_a_removed_step_hook_fires_no_more():
     assert len(calls) == 2
 
 
-@pytest.mark.compatibility("Groups, hooks, copies, deletion")
 def test_state_dict_hooks_fire_once():
     model = make()
     optimizer = wrap(model)
@@ -155,7 +146,6 @@ def test_state_dict_hooks_fire_once():
     assert calls == ["save", "saved", "load", "loaded"]
 
 
-@pytest.mark.compatibility("Groups, hooks, copies, deletion")
 def test_the_profiler_names_one_step_by_the_wrapper_or_its_inner_optimizer():
     model = make()
     optimizer = wrap(model)

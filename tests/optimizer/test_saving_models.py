@@ -8,8 +8,6 @@ from tests.support.nets import SPARSE_NAMES, batch, make
 from tests.support.training import train
 from tests.support.wrapping import wrap
 
-pytestmark = pytest.mark.compatibility("Saving and exporting models")
-
 TRACE = b"sparseopt"
 
 

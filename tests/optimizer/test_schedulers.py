@@ -17,8 +17,6 @@ from tests.support.oracles import oracle_for
 from tests.support.training import backward, train_step
 from tests.support.wrapping import settings_with, wrap
 
-pytestmark = pytest.mark.compatibility("LR schedulers, SWA, EMA")
-
 STEPS = 16
 SETTINGS = settings_with(method="static", total_steps=STEPS, delta_t=4)
 

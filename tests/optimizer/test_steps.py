@@ -62,7 +62,6 @@ def test_an_ordinary_run_gives_no_warning(state):
         train(model, optimizer, 40)
 
 
-@pytest.mark.compatibility("LR schedulers, SWA, EMA")
 def test_apply_masks_makes_another_model_sparse():
     """An average of a moving mask is not sparse; `apply_masks` makes it so."""
     model = make()
@@ -86,7 +85,6 @@ def test_apply_masks_makes_another_model_sparse():
         assert torch.equal(p, expected), name
 
 
-@pytest.mark.compatibility("LR schedulers, SWA, EMA")
 def test_apply_masks_to_a_model_without_these_layers_names_the_layer():
     model = make()
     optimizer = wrap(model)
@@ -94,7 +92,6 @@ def test_apply_masks_to_a_model_without_these_layers_names_the_layer():
         optimizer.apply_masks(nn.Linear(3, 3))
 
 
-@pytest.mark.compatibility("LR schedulers, SWA, EMA")
 def test_apply_masks_to_a_model_of_other_shapes_names_the_layer_and_changes_nothing():
     model, other = make(), make(seed=1)
     optimizer = wrap(model)

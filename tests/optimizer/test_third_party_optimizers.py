@@ -23,8 +23,6 @@ from tests.support.wrapping import SETTINGS
 
 package = pytest.importorskip("pytorch_optimizer", reason="pytorch_optimizer is not installed")
 
-pytestmark = pytest.mark.compatibility("Third-party optimizers")
-
 STEPS = 12
 
 #: Why these are not tested.

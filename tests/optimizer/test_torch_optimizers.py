@@ -33,8 +33,6 @@ from tests.support.oracles import oracle_for
 from tests.support.training import backward, train, train_step
 from tests.support.wrapping import settings_with, wrap
 
-pytestmark = pytest.mark.compatibility("Optimizers of torch")
-
 STEPS = 30
 SHORT = 8
 SETTINGS = settings_with(total_steps=STEPS)

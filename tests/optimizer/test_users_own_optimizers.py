@@ -12,8 +12,6 @@ from tests.support.resuming import assert_same_run, saved_and_loaded
 from tests.support.training import train, train_step
 from tests.support.wrapping import settings_with
 
-pytestmark = pytest.mark.compatibility("Third-party optimizers")
-
 STEPS = 30
 SETTINGS = settings_with(total_steps=STEPS)
 

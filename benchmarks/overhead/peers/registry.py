@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,14 +17,8 @@ INSTALL = 'pip install -e ".[bench,peers]"'
 class Peer:
     """Another library, or one way of using it.
 
-    Attributes:
-        name: What it is called in the report.
-        distribution: The package on PyPI.
-        adapter: Module and class that drive it; "" if it can't be driven in one process with us.
-        does: What it does in this benchmark.
-        cannot: What it cannot do, for the report.
-        linear_only: Whether it knows only linear layers, on the CPU.
-        imports: What to import to see whether it works at all, where there is no adapter.
+    Its package on PyPI, the module and class that drive it, and for the report what it does in this
+    benchmark and what it cannot do.
     """
 
     name: str
@@ -34,8 +26,6 @@ class Peer:
     adapter: str
     does: str
     cannot: str
-    linear_only: bool = False
-    imports: str = ""
 
     def version(self) -> str | None:
         """The installed version; None if it is not installed."""
@@ -45,15 +35,9 @@ class Peer:
             return None
 
     def load(self) -> Callable[..., Contender]:
-        """Return its contender's class.
-
-        Raises:
-            ImportError: If it can't be driven here; the message says why.
-        """
+        """Return its contender's class, or raise ImportError that says why it can't be driven."""
         if self.version() is None:
-            raise ImportError(f"not installed: {self._how_to_install()}")
-        if not self.adapter:
-            raise ImportError(self._why_not_imported())
+            raise ImportError(f"not installed: {INSTALL}")
         module, _, name = self.adapter.partition(":")
         try:
             return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
@@ -61,34 +45,6 @@ class Peer:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise ImportError(f"does not import: {reason.splitlines()[0]}") from error
-
-    def refuses(self, linear: bool, device: str) -> str | None:
-        """Return why it can't take part, or None.
-
-        Args:
-            linear: Whether all sparse layers of the model are linear.
-            device: The kind of device.
-        """
-        if not self.linear_only:
-            return None
-        if not linear:
-            return "knows linear layers only"
-        return None if device == "cpu" else "runs on the CPU only"
-
-    def _how_to_install(self) -> str:
-        return INSTALL if self.adapter else f"pip install {self.distribution}"
-
-    def _why_not_imported(self) -> str:
-        # In a process of its own: half an import can leave anything behind.
-        tried = subprocess.run(
-            [sys.executable, "-c", f"import {self.imports}"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if tried.returncode == 0:
-            return "imports, but there is no adapter for it: it needs another torch than we do"
-        return f"does not import: {tried.stderr.strip().splitlines()[-1]}"
 
 
 PEERS = (
@@ -137,14 +93,10 @@ PEERS = (
         "forward and backward passes differ too, and whole training steps are what compares",
         "convolutions; GPUs; hand an optimizer's state over to other weights when masks move; save "
         "which weights are live in a state dict",
-        linear_only=True,
     ),
-    Peer(
-        "cerebras-pytorch",
-        "cerebras-pytorch",
-        "",
-        "nothing here",
-        "run beside us: version 2.10.0 is compiled for torch 2.4.0 alone, and we need 2.8",
-        imports="cerebras.pytorch.sparse",
-    ),
+)
+#: One that can't be driven in one process with us.
+NOT_DRIVEN = (
+    "`cerebras-pytorch` is missing: version 2.10.0 is compiled for torch 2.4.0 alone, and we need "
+    "2.8."
 )

@@ -14,8 +14,6 @@ from benchmarks.overhead.contenders import DROP_FRACTION, NEVER, Contender
 class RiglTorch(Contender):
     """RigL by ``RigLScheduler``, at one density for all layers but the first, which stays dense."""
 
-    most_updates = 4
-
     def prepare(self, optimizer: str) -> Optimizer:
         inner = super().prepare(optimizer)
         self._scheduler = RigLScheduler(
@@ -37,9 +35,6 @@ class RiglTorch(Contender):
     def updates_next(self) -> bool:
         return (self._scheduler.step + 1) % self.sparsity.update_every == 0
 
-    def skip(self) -> None:
-        self._scheduler.step += 1
-
     def masks(self) -> dict[str, Tensor]:
         masks = zip(self._scheduler.W, self._scheduler.backward_masks, strict=True)
         by_weight = {id(weight): mask for weight, mask in masks if mask is not None}
@@ -51,6 +46,3 @@ class RiglTorch(Contender):
 
     def holders(self) -> tuple[Any, ...]:
         return (*super().holders(), self._scheduler)
-
-    def checkpoint(self) -> Any:
-        return {**super().checkpoint(), "scheduler": self._scheduler.state_dict()}

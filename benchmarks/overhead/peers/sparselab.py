@@ -28,10 +28,12 @@ class PaddedRows:
 class SparseLab(Contender):
     """RigL by its ``RigL``, with every sparse linear layer replaced by a ``SparseLinear``."""
 
-    most_updates = 4
-
     def prepare(self, optimizer: str) -> Optimizer:
         densities = self.sparsity.by_layer(self.model)
+        if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
+            raise ImportError("knows linear layers only")
+        if any(weight.device.type != "cpu" for weight in self.model.parameters()):
+            raise ImportError("runs on the CPU only")
         self._layers = {
             name: self._replace(name, density) for name, density in densities.items() if density < 1
         }
@@ -73,9 +75,6 @@ class SparseLab(Contender):
     @property
     def updates_next(self) -> bool:
         return (self._algorithm._step_idx + 1) % self.sparsity.update_every == 0
-
-    def skip(self) -> None:
-        self._algorithm._step_idx += 1
 
     def before_update(self, samples: int) -> None:
         # Its update multiplies what a layer last saw into the dense gradient, so it must see some.

@@ -49,6 +49,3 @@ class Sparsimony(Contender):
 
     def holders(self) -> tuple[Any, ...]:
         return (*super().holders(), self._sparsifier)
-
-    def checkpoint(self) -> Any:
-        return {**super().checkpoint(), "sparsifier": self._sparsifier.state_dict()}

@@ -54,10 +54,6 @@ class Torchao(Contender):
     def updates_next(self) -> bool:
         return True
 
-    @property
-    def always_updates(self) -> bool:
-        return True
-
     def masks(self) -> dict[str, Tensor]:
         return {name: weight.detach() != 0 for name, weight in self._weights.items()}
 
@@ -70,7 +66,3 @@ class TorchaoFrozen(Torchao):
     @property
     def updates_next(self) -> bool:
         return self.optimizer.num_steps == 0
-
-    @property
-    def always_updates(self) -> bool:
-        return False

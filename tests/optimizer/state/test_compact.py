@@ -10,8 +10,6 @@ from tests.support.nets import make
 from tests.support.training import train
 from tests.support.wrapping import SETTINGS, wrap
 
-pytestmark = pytest.mark.compatibility("Optimizers of torch")
-
 
 def trained(name, state, steps=12, **form):
     model = make(**form)

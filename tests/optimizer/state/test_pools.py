@@ -14,8 +14,6 @@ from tests.support.catalogue import ELEMENTWISE, build
 from tests.support.nets import make
 from tests.support.training import train
 
-pytestmark = pytest.mark.compatibility("Optimizers of torch")
-
 CPU = torch.device("cpu")
 SETTINGS = {"method": "static", "density": 0.3, "init": "uniform", "seed": 3, "state": "compact"}
 

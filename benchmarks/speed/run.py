@@ -1,4 +1,4 @@
-"""Measure what removed channels give in time: ``benchmarks/structured/run.py --help``."""
+"""Measure what sparsity gives in time: ``benchmarks/speed/run.py --help``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main() -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Run as a script, Python puts this folder first; the package is found from the root.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
-    from benchmarks.structured.cli import main as run
+    from benchmarks.speed.cli import main as run
 
     return run()
 

@@ -1,26 +1,22 @@
-"""The benchmark of removed channels: what it compares, and what its report says."""
+"""The benchmark of speed: what it compares, and what its report says."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.cifar.models import WideResNet
-from benchmarks.structured import models
-from benchmarks.structured.linear import measure_linear
-from benchmarks.structured.measuring import (
-    WAYS,
-    Case,
-    interleaved,
-    measure_inference,
-    measure_layers,
-)
-from benchmarks.structured.movement import METHODS, Movement, training_images, watch
-from benchmarks.structured.report import report_lines, write_report
-from benchmarks.structured.report.training import DELTA_T, average_step
-from benchmarks.structured.training import measure_training
+from benchmarks.speed import models
+from benchmarks.speed.cli import main, report_lines, write_report
+from benchmarks.speed.inference import Case, measure_layers, measure_models
+from benchmarks.speed.linear import measure_layer
+from benchmarks.speed.movement import METHODS, Movement, training_images, watch
+from benchmarks.speed.records import WAYS
+from benchmarks.speed.training import DELTA_T, average_steps, measure_training
 
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "speed" / "results"
 ENVIRONMENT = {"processor": "P", "threads": 2, "torch": "T", "git_commit": "C"}
 
 
@@ -54,12 +50,26 @@ def test_the_square_root_of_the_density_stays_of_every_width(case):
     assert case.flops_ratio == pytest.approx(0.1, abs=0.02)
 
 
-def test_every_call_is_timed_in_every_round():
-    called = []
-    calls = {name: (lambda name=name: called.append(name)) for name in "abc"}
-    times = interleaved(calls, 4)
-    assert sorted(called) == sorted("abc" * 5)
-    assert list(times) == ["a", "b", "c"]
+def test_a_command_measures_writes_and_reports(monkeypatch, tmp_path):
+    monkeypatch.setattr("benchmarks.speed.linear.SHAPES", ((64, 16),))
+    options = ["linear", "--threads", "1", "--batches", "3", "--rounds", "1"]
+    assert main([*options, "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "linear.json").read_text())
+    assert record["figure"] == "linear"
+    assert record["environment"]["threads"] == 1
+    assert {one["density"] for one in record["linear"]} == {0.2, 0.1, 0.05, 0.01}
+    written = (tmp_path / "report.md").read_text()
+    assert "| 64x16 | 0.01 | 3 |" in written
+    (tmp_path / "report.md").unlink()
+    assert main(["report", "--threads", "1", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "report.md").read_text() == written
+
+
+def test_the_committed_report_is_that_of_the_committed_results(tmp_path):
+    for file in COMMITTED.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    write_report(tmp_path)
+    assert (tmp_path / "report.md").read_text() == (COMMITTED / "report.md").read_text()
 
 
 def test_the_report_has_a_row_for_every_measurement(case, tmp_path):
@@ -69,7 +79,7 @@ def test_the_report_has_a_row_for_every_measurement(case, tmp_path):
         "density": 0.1,
         "flops_ratio": case.flops_ratio,
         "environment": ENVIRONMENT,
-        "inference": [measure_inference(case, 2, 1)],
+        "inference": [measure_models(case, 2, 1)],
         "layer_batch": 2,
         "layers": measure_layers(case, 2, 1),
     }
@@ -84,10 +94,8 @@ def test_the_report_has_a_row_for_every_measurement(case, tmp_path):
     assert "| `groups.2.0.conv2` | 64x64x3x3 | 20x20x3x3 | 0.098 |" in text
 
 
-def test_the_report_names_the_fastest_way_of_a_linear_layer(monkeypatch, tmp_path):
-    monkeypatch.setattr("benchmarks.structured.linear.SHAPES", ((32, 16),))
-    monkeypatch.setattr("benchmarks.structured.linear.DENSITIES", (0.25,))
-    (one,) = measure_linear(3, 1)
+def test_the_report_names_the_fastest_way_of_a_linear_layer(tmp_path):
+    one = measure_layer((32, 16), 0.25, 3, 1)
     assert set(one["sparse"]) == {"CSR", "condensed"}
     one.update(dense={"A": 4e-6, "B": 2e-6}, sparse={"CSR": 1e-6}, chosen="CSR")
     record = {"figure": "linear", "environment": ENVIRONMENT, "linear": [one]}
@@ -103,9 +111,9 @@ def test_a_training_step_is_an_average_over_a_period_with_one_update(tiny, tmp_p
         times.update({f"dense, {way}": 8.0, f"masked, {way}": 10.0, f"masked pair, {way}": 30.0})
         times.update({f"compacted, {way}": 2.0, f"compacted pair, {way}": 32.0})
         times[f"by hand, {way}"] = 1.5
-    assert average_step(times, "dense", "float32") == 8.0
-    average = average_step(times, "compacted", "float32")
-    assert DELTA_T * average == pytest.approx(99 * 2.0 + 30.0)
+    average = average_steps(times)
+    assert average["dense, float32"] == 8.0
+    assert DELTA_T * average["compacted, float32"] == pytest.approx(99 * 2.0 + 30.0)
     record = {"figure": "training", "environment": ENVIRONMENT, "training": [measured]}
     text = "\n".join(report_lines([{**record, "workload": tiny, "density": 0.1}], tmp_path))
     assert "| 4 | 8.00 ms, bfloat16 channels-last | 10.10 ms, bfloat16 channels-last | 2.28" in text
@@ -125,7 +133,7 @@ def test_channels_move_in_every_layer_but_not_in_the_naive_form(tiny, digits, tm
         movement = Movement(method, "digits", tiny, steps=16, delta_t=2, batch_size=8)
         records[method] = watch(movement, digits)
         content = {"figure": "movement", "environment": ENVIRONMENT, **records[method]}
-        (tmp_path / f"{movement.name}.json").write_text(json.dumps(content))
+        (tmp_path / f"{method}.json").write_text(json.dumps(content))
     for method, record in records.items():
         first, last = record["updates"][0], record["updates"][-1]
         for name, channels in record["channels"].items():

@@ -1,4 +1,4 @@
-"""The report's section on channels that have ever been live."""
+"""The report's section on channels that have ever been live, and its figure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.tables import paragraph, table
-from benchmarks.structured.report.wording import made_with
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-Record = dict[str, Any]
+from benchmarks.common.figures import legend_beside, save
+from benchmarks.common.tables import MISSING, paragraph, table
+from benchmarks.speed.records import Record, made_with
 
 FIGURE = "movement"
 #: The method whose neurons hardly ever go out, so that weights show what moves.
@@ -24,13 +27,13 @@ COLUMNS = (
 )
 
 
-def movement_lines(records: Sequence[Record], folder: Path) -> list[str]:
+def report_lines(records: Sequence[Record], folder: Path) -> list[str]:
     """A subsection for each data set, network and density; the figures go into ``folder``."""
     lines = ["## Masks that move", ""]
     lines += paragraph(
         "A short training, and after each update the channels of each layer that are live or have "
         "ever been. A channel of `srigl` is a neuron, a filter with live weights; what moves there "
-        "is weights, and so their share is drawn and listed. *Naive* masks "
+        "is weights, and so their share is drawn. *Naive* masks "
         "filters alone, with as many of them live as in `rigl-struct`, and grows those whose "
         "gradient is largest. A layer is *inner* if nothing is added to what it makes, so that "
         "normalisation and ReLU come next. *Without gradient* counts, over all updates, the "
@@ -38,22 +41,17 @@ def movement_lines(records: Sequence[Record], folder: Path) -> list[str]:
         "filter for *naive*, of the columns that read the channel for `rigl-struct`, in whose "
         "update steps dropped channels have fresh filters."
     )
-    # Matplotlib takes a second to import, and most reports are of times.
-    from benchmarks.structured.report.figure import draw
-
     for together in _comparable(records):
         movement = together[0]["movement"]
         name = "-".join(str(movement[key]) for key in ("data", "workload", "density"))
         heading = f"{movement['workload']} on {movement['data']}, density {movement['density']}"
         lines += [f"### Movement: {heading}", ""]
-        lines += made_with(together[0])
+        lines += paragraph(made_with(together[0]))
         lines += paragraph(_described(movement))
         rows = [[record["movement"]["method"], *cells(record)] for record in together]
         lines += table(["method", *COLUMNS], rows)
         draw(together, heading, folder / f"{FIGURE}-{name}")
         lines += paragraph(f"![channels ever live in each layer, {heading}]({FIGURE}-{name}.png)")
-        lines += paragraph("Channels ever live, at the start and in the end (`srigl`: weights):")
-        lines += table(*_by_layer(together))
     return lines
 
 
@@ -100,24 +98,34 @@ def _silent(record: Record, names: Iterable[str]) -> str:
         if name in update["silent"]
     ]
     dropped = sum(count for _, count in pairs)
-    return f"{sum(silent for silent, _ in pairs) / dropped:.1%}" if dropped else "-"
+    return f"{sum(silent for silent, _ in pairs) / dropped:.1%}" if dropped else MISSING
 
 
-def _by_layer(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    names = dict.fromkeys(name for record in records for name in record["channels"])
-    header = ["layer", "channels", *(record["movement"]["method"] for record in records)]
-    rows = []
-    for name in names:
-        channels = next(r["channels"][name] for r in records if name in r["channels"])
-        cells = [_ends(record, name) for record in records]
-        rows.append([f"`{name.removesuffix('.weight')}`", str(channels), *cells])
-    return header, rows
+def draw(records: Sequence[Record], heading: str, path: Path) -> None:
+    """Write a panel for each method, with a line for each layer, as ``.png`` and ``.svg``."""
+    figure = Figure(figsize=(3.2 * len(records) + 2.4, 4), layout="constrained")
+    figure.suptitle(f"Channels ever live ({heading})", fontsize=10, fontweight="bold")
+    panels = list(figure.subplots(1, len(records), sharey=True, squeeze=False).flat)
+    names = list(dict.fromkeys(name for record in records for name in record["channels"]))
+    for axes, record in zip(panels, records, strict=True):
+        _panel(axes, record, names)
+    panels[0].set_ylabel("share that was ever live")
+    legend_beside(figure, panels)
+    save(figure, path)
 
 
-def _ends(record: Record, name: str) -> str:
-    if name not in record["channels"]:
-        return "dense"
-    ends = (record["updates"][0], record["updates"][-1])
-    if record["movement"]["method"] == NEURONS:
-        return " -> ".join(f"{one['weights'][name]:.1%}" for one in ends)
-    return " -> ".join(str(one["ever"][name]) for one in ends)
+def _panel(axes: Axes, record: Record, names: Sequence[str]) -> None:
+    method = record["movement"]["method"]
+    steps = [update["step"] for update in record["updates"]]
+    shades = matplotlib.colormaps["viridis"]
+    for name, channels in record["channels"].items():
+        shares = [
+            update["weights"][name] if method == NEURONS else update["ever"][name] / channels
+            for update in record["updates"]
+        ]
+        color = shades(names.index(name) / max(1, len(names) - 1))
+        axes.plot(steps, shares, color=color, linewidth=1.1, label=name.removesuffix(".weight"))
+    axes.set_title(method + (" (weights)" if method == NEURONS else ""), fontsize=9)
+    axes.set_xlabel("training step")
+    axes.set_ylim(0, 1.03)
+    axes.grid(alpha=0.3)

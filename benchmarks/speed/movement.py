@@ -1,14 +1,14 @@
-"""Whether masks of channels really move: a short training on real images, watched."""
+"""Which channels have ever been live, layer by layer, after each update of a short training."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +17,22 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from benchmarks.cifar.batches import Split, make_splits
 from benchmarks.cifar.config import AugmentationConfig
-from benchmarks.cifar.data import load_dataset
-from benchmarks.structured.models import IMAGE, WORKLOADS
-from benchmarks.structured.naive import NaiveChannels
+from benchmarks.cifar.data import DataError, load_dataset
+from benchmarks.speed.models import IMAGE, WORKLOADS
+from benchmarks.speed.movement_report import report_lines
+from benchmarks.speed.naive_channels import NaiveChannels
+from benchmarks.speed.records import Record, add_model
 from sparseopt import (
     ChannelGroup,
     CompactedTraining,
     Method,
     RigLStruct,
+    SparseLayer,
     SparseOptimizer,
     find_channel_groups,
 )
 
-Record = dict[str, Any]
+__all__ = ["add_options", "measure", "report_lines"]
 
 METHODS = ("rigl-struct", "srigl", "naive")
 AUGMENTATIONS = {
@@ -58,10 +61,27 @@ class Movement:
     weight_decay: float = 5e-4
     seed: int = 0
 
-    @property
-    def name(self) -> str:
-        """The results file's name, without its ending."""
-        return f"movement-{self.data}-{self.workload}-{self.method}-{self.density}"
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What a user can choose."""
+    add_model(parser, WORKLOADS)
+    data = "folder with CIFAR-10, as benchmarks/cifar takes it; without, scikit-learn's digits"
+    parser.add_argument("--data-dir", type=Path, help=data)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--steps", type=int, default=Movement.steps, help="default: %(default)s")
+
+
+def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
+    """Train by each method and watch the channels."""
+    data = "digits" if options.data_dir is None else "cifar10"
+    try:
+        images = training_images(data, options.data_dir, options.out / "cache")
+    except DataError as error:
+        raise SystemExit(f"error: {error}") from None
+    for method in options.methods:
+        about = Movement(method, data, options.workload, options.density, options.steps)
+        name = f"movement-{data}-{options.workload}-{method}-{options.density}"
+        yield name, watch(about, images)
 
 
 def training_images(data: str, data_dir: Path | None, cache: Path) -> Split:
@@ -84,15 +104,16 @@ def watch(movement: Movement, images: Split) -> Record:
     groups = find_channel_groups(model, torch.randn(2, *IMAGE))
     optimizer = _optimizer(movement, model, groups)
     scheduler = OneCycleLR(optimizer, movement.lr, total_steps=movement.steps)
-    watcher = _Watcher(optimizer, groups)
+    watcher = _Watcher(optimizer, groups, movement.method)
+    compacted = movement.method == "rigl-struct"
     losses = []
-    with _smaller(movement, model, optimizer):
+    with CompactedTraining(model, optimizer) if compacted else contextlib.nullcontext():
         for inputs, labels in itertools.islice(_batches(movement, images), movement.steps):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(inputs), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
-            silent = watcher.silent(movement.method) if optimizer.is_update_step else None
+            silent = watcher.silent() if optimizer.is_update_step else None
             optimizer.step()
             scheduler.step()
             if silent is not None:
@@ -113,96 +134,97 @@ class _Watcher:
     A layer is *inner* if nothing is added to what it makes.
     """
 
-    def __init__(self, optimizer: SparseOptimizer, groups: Sequence[ChannelGroup]) -> None:
+    def __init__(
+        self, optimizer: SparseOptimizer, groups: Sequence[ChannelGroup], method: str
+    ) -> None:
         self._optimizer = optimizer
+        self._method = method
         self._groups = {group.name: group for group in groups if group.blocked is None}
         self.inner = {
             name for name, group in self._groups.items() if len(group.slices_of("producer")) == 1
         }
         # The outputs of the model are none of its channels.
-        self._names = [
-            layer.name
+        self._layers = {
+            layer.name: layer
             for layer in optimizer.layers
             if layer.weight.dim() > 2 and not layer.is_dense
-        ]
-        live = self._live()
-        self._ever = dict(live)
-        self.channels = {name: len(channels) for name, channels in live.items()}
+        }
+        self._ever = self._live()
+        self.channels = {name: len(channels) for name, channels in self._ever.items()}
         self.noted: list[Record] = []
         self.note({})
 
-    def note(self, silent: Mapping[str, tuple[int, int]]) -> None:
+    def note(self, silent: dict[str, tuple[int, int]]) -> None:
         """Note what is live now."""
         live = self._live()
         self._ever = {name: ever | live[name] for name, ever in self._ever.items()}
+        weights = {name: layer.ever_live / layer.numel for name, layer in self._layers.items()}
         self.noted.append(
             {
                 "step": self._optimizer.steps,
-                "live": _counts(live),
-                "ever": _counts(self._ever),
-                "weights": self._weights_ever_live(),
-                "silent": dict(silent),
+                "live": {name: int(flags.sum()) for name, flags in live.items()},
+                "ever": {name: int(flags.sum()) for name, flags in self._ever.items()},
+                "weights": weights,
+                "silent": silent,
             }
         )
 
-    def silent(self, method: str) -> dict[str, tuple[int, int]]:
+    def silent(self) -> dict[str, tuple[int, int]]:
         """Return how many dropped channels have no gradient at all, of how many that are dropped.
 
         What growth goes by is meant: for the naive form the gradient of filters, for
         ``rigl-struct`` that of the columns that read the channel.
         """
-        if method == "srigl":
-            return {}
-        live = self._live()
-        gradients = {layer.name: layer.weight.grad for layer in self._optimizer.layers}
-        found = {}
-        for name in self._names if method == "naive" else self._groups.keys() & live.keys():
-            dropped = ~live[name]
-            if method == "naive":
-                signal = _filters(gradients[name] != 0)
-            else:
-                readers = self._groups[name].slices_of("consumer")
-                signal = torch.stack(
-                    [
-                        _columns(gradients[one.name] != 0, one.dim)[one.index].any(1)
-                        for one in readers
-                    ]
-                ).any(0)
-            found[name] = int((dropped & ~signal).sum()), int(dropped.sum())
-        return dict(sorted(found.items()))
+        dropped = {name: ~live for name, live in self._live().items()}
+        signals = {"naive": self._of_filters, "rigl-struct": self._of_readers}
+        found = signals[self._method]() if self._method in signals else {}
+        return {
+            name: (int((dropped[name] & ~signal).sum()), int(dropped[name].sum()))
+            for name, signal in sorted(found.items())
+        }
 
-    def _weights_ever_live(self) -> dict[str, float]:
-        layers = {layer.name: layer for layer in self._optimizer.layers}
-        return {name: layers[name].ever_live / layers[name].numel for name in self._names}
+    def _of_filters(self) -> dict[str, Tensor]:
+        return {name: _by_channel(_gradient(layer)) for name, layer in self._layers.items()}
+
+    def _of_readers(self) -> dict[str, Tensor]:
+        gradients = {layer.name: _gradient(layer) for layer in self._optimizer.layers}
+        return {
+            name: torch.stack(
+                [
+                    _by_channel(gradients[part.name], part.dim)[part.index].any(1)
+                    for part in group.slices_of("consumer")
+                ]
+            ).any(0)
+            for name, group in self._groups.items()
+            if name in self._layers
+        }
 
     def _live(self) -> dict[str, Tensor]:
         masks = self._optimizer.masks
-        return {name: _filters(masks[name]) for name in self._names}
+        return {name: _by_channel(masks[name]) for name in self._layers}
 
 
 def _optimizer(
     movement: Movement, model: nn.Module, groups: Sequence[ChannelGroup]
 ) -> SparseOptimizer:
-    inner = torch.optim.SGD(
-        model.parameters(),
-        lr=movement.lr,
-        momentum=movement.momentum,
-        weight_decay=movement.weight_decay,
-        nesterov=True,
-    )
-    method: str | Method = movement.method
-    density = movement.density
-    if method == "rigl-struct":
-        method = RigLStruct(groups=groups)
-    elif method == "naive":
-        # As many filters as rigl-struct keeps: a channel that it drops owns columns too.
-        method, density = NaiveChannels(), density**0.5
+    naive = movement.method == "naive"
+    methods: dict[str, Method] = {
+        "rigl-struct": RigLStruct(groups=groups),
+        "naive": NaiveChannels(),
+    }
     return SparseOptimizer(
-        inner,
+        torch.optim.SGD(
+            model.parameters(),
+            lr=movement.lr,
+            momentum=movement.momentum,
+            weight_decay=movement.weight_decay,
+            nesterov=True,
+        ),
         model,
-        method=method,
-        density=density,
-        init=_convolutions_but_the_first if movement.method == "naive" else "uniform",
+        method=methods.get(movement.method, movement.method),
+        # As many filters as rigl-struct keeps: a channel that it drops owns columns too.
+        density=movement.density**0.5 if naive else movement.density,
+        init=_convolutions_but_the_first if naive else "uniform",
         total_steps=movement.steps,
         delta_t=movement.delta_t,
         alpha=movement.alpha,
@@ -219,27 +241,17 @@ def _convolutions_but_the_first(
     }
 
 
-def _smaller(
-    movement: Movement, model: nn.Module, optimizer: SparseOptimizer
-) -> contextlib.AbstractContextManager[Any]:
-    if movement.method == "rigl-struct":
-        return CompactedTraining(model, optimizer)
-    return contextlib.nullcontext()
-
-
 def _batches(movement: Movement, images: Split) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(movement.seed)
     while True:
         yield from images.shuffled(movement.batch_size, generator)
 
 
-def _filters(flags: Tensor) -> Tensor:
-    return flags.flatten(1).any(1)
+def _gradient(layer: SparseLayer) -> Tensor:
+    assert layer.weight.grad is not None
+    return layer.weight.grad != 0
 
 
-def _columns(flags: Tensor, dim: int) -> Tensor:
-    return _filters(flags.movedim(dim, 0))
-
-
-def _counts(channels: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: int(flags.sum()) for name, flags in channels.items()}
+def _by_channel(flags: Tensor, dim: int = 0) -> Tensor:
+    """Return for each index along ``dim`` whether any flag is set."""
+    return flags.movedim(dim, 0).flatten(1).any(1)

@@ -1,0 +1,72 @@
+"""What was measured in rounds: seconds of every contender's phases, compared within a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
+
+import pandas as pd
+
+from sparseopt.speedup.timing import in_turn
+
+#: Seconds by phase, of one contender in one round.
+Sample = dict[str, float]
+#: Count, median and quartiles.
+Quartiles = dict[str, float]
+
+Item = TypeVar("Item")
+
+MILLI = 1e3
+
+
+class Rounds:
+    """Seconds in a table: a row for each round, a column for each phase of each contender."""
+
+    def __init__(self, samples: list[dict[str, Sample]]) -> None:
+        flat = [
+            {(name, phase): time for name, one in each.items() for phase, time in one.items()}
+            for each in samples
+        ]
+        self._names = set(samples[0])
+        self._table = pd.DataFrame(flat)
+
+    def has(self, name: str) -> bool:
+        """Whether a contender takes part."""
+        return name in self._names
+
+    def of(self, name: str, phase: str) -> pd.Series[float]:
+        """Return the seconds of a phase by round; NaN in rounds without it."""
+        if (name, phase) in self._table.columns:
+            return self._table[(name, phase)]
+        return pd.Series(float("nan"), index=self._table.index)
+
+    def milliseconds(self, times: pd.Series[float]) -> Quartiles | None:
+        """Summarise seconds, in milliseconds."""
+        return quartiles(MILLI * times)
+
+    def ratio(self, times: pd.Series[float], to: tuple[str, str]) -> Quartiles | None:
+        """Summarise times as multiples of another contender's phase in the same round."""
+        return quartiles(times / self.of(*to))
+
+
+def measure_rounds(
+    contenders: Mapping[str, Item], measure: Callable[[Item], Sample], rounds: int
+) -> Rounds:
+    """Measure every contender once a round, in turn, in a new random order each round."""
+    measures = {name: partial(measure, contender) for name, contender in contenders.items()}
+    return Rounds(in_turn(measures, rounds=rounds))
+
+
+def quartiles(values: pd.Series[float]) -> Quartiles | None:
+    """Return count, median and quartiles of the values there are; None if there are none.
+
+    Example:
+        >>> quartiles(pd.Series([1.0, 2.0, None, 3.0, 4.0, 5.0]))
+        {'count': 5, 'q1': 2.0, 'median': 3.0, 'q3': 4.0}
+    """
+    known = values.dropna()
+    if known.empty:
+        return None
+    q1, median, q3 = (round(float(value), 6) for value in known.quantile([0.25, 0.5, 0.75]))
+    return {"count": len(known), "q1": q1, "median": median, "q3": q3}

@@ -1,0 +1,1 @@
+"""How much faster models become without their dropped channels and weights."""

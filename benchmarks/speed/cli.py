@@ -1,0 +1,92 @@
+"""The command line of ``benchmarks/speed/run.py``.
+
+Every figure is a module that has ``add_options(parser)``, ``measure(options)``, which yields pairs
+of a file's name and the record in it, and ``report_lines(records, folder)``. A new figure is such a
+module and a line in :data:`FIGURES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from benchmarks.common.environment import describe_environment
+from benchmarks.common.files import write_atomic
+from benchmarks.common.tables import paragraph
+from benchmarks.speed import inference, linear, movement, training
+from benchmarks.speed.records import Record, read_records
+
+#: In the order of the report.
+FIGURES: dict[str, ModuleType] = {
+    "inference": inference,
+    "training": training,
+    "linear": linear,
+    "movement": movement,
+}
+REPORT = "report.md"
+DESCRIPTION = """\
+What sparsity gives in time. Each figure is measured by a command, is written into files of its own
+in DIR, and DIR/report.md is made from all such files there. What is compared is timed in turn, in
+one process. `report` measures nothing, and makes the report again.
+"""
+INTRODUCTION = (
+    "Times are medians of calls in turn, in a new random order each round, in one process. "
+    "*Fastest* names the fastest of float32, float32 channels-last and bfloat16 channels-last for "
+    "that model; a ratio of wall time is of fastest to fastest."
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options, each with its help."""
+    parser = argparse.ArgumentParser(prog="benchmarks/speed/run.py", description=DESCRIPTION)
+    common = argparse.ArgumentParser(add_help=False)
+    add = common.add_argument
+    add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("results/speed"),
+        metavar="DIR",
+        help="folder to write (default: %(default)s)",
+    )
+    commands = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
+    for name, module in FIGURES.items():
+        summary = (module.__doc__ or "").partition("\n")[0]
+        module.add_options(commands.add_parser(name, parents=[common], help=summary))
+    commands.add_parser("report", parents=[common], help="The report, from what was measured.")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write results and report; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    if options.figure in FIGURES:
+        about = {"figure": options.figure, "environment": describe_environment(torch.device("cpu"))}
+        for name, record in FIGURES[options.figure].measure(options):
+            content = json.dumps({**about, **record}, indent=1) + "\n"
+            write_atomic(options.out / f"{name}.json", content.encode())
+    write_report(options.out)
+    print(f"wrote {options.out / REPORT}")
+    return 0
+
+
+def write_report(folder: Path) -> None:
+    """Read every results file in ``folder``, and write ``report.md`` and its figures there."""
+    lines = report_lines(read_records(folder), folder)
+    write_atomic(folder / REPORT, ("\n".join(lines).rstrip() + "\n").encode())
+
+
+def report_lines(records: Sequence[Record], folder: Path) -> list[str]:
+    """The lines of the report on records; pictures are written into ``folder``."""
+    lines = ["# What sparsity gives in time", "", *paragraph(INTRODUCTION)]
+    for figure, module in FIGURES.items():
+        of_this = [record for record in records if record["figure"] == figure]
+        lines += module.report_lines(of_this, folder) if of_this else []
+    return lines

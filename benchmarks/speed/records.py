@@ -1,0 +1,70 @@
+"""What every results file has, and the words for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+#: How a model is stored and run; a speed-up is against the fastest of them.
+WAYS = ("float32", "float32 channels-last", "bfloat16 channels-last")
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Return the content of all results files of the folder, in the order of their names."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def made_with(record: Record) -> str:
+    """Say on which machine and at which commit a record was made."""
+    return f"{machines([record])}, commit `{record['environment']['git_commit']}`."
+
+
+def machines(records: Iterable[Record]) -> str:
+    """Say what records were measured on."""
+    about = (record["environment"] for record in records)
+    return "; ".join(
+        dict.fromkeys(
+            f"{one['processor']}, {one['threads']} threads, torch {one['torch']}" for one in about
+        )
+    )
+
+
+def fastest(times: Mapping[str, float], name: str) -> tuple[float, str]:
+    """Return the least of ``times``, by ``"model, way"``, that is of a model, and the way."""
+    prefix = f"{name}, "
+    return min(
+        (value, key.removeprefix(prefix)) for key, value in times.items() if key.startswith(prefix)
+    )
+
+
+def in_words(fastest: tuple[float, str]) -> str:
+    """A time in milliseconds, and in which way it was."""
+    time, way = fastest
+    return f"{time:.1f} ms, {way}" if time >= 100 else f"{time:.2f} ms, {way}"
+
+
+def layout_of(way: str) -> Any:
+    """Return the memory format of a way."""
+    import torch
+
+    return torch.channels_last if "channels-last" in way else torch.contiguous_format
+
+
+def add_model(parser: argparse.ArgumentParser, models: Iterable[str]) -> None:
+    """Let the user choose a model and its density."""
+    add = parser.add_argument
+    add("--workload", choices=tuple(models), default="wrn-22-2", help="default: %(default)s")
+    add("--density", type=float, default=0.1, help="share of weights that stays (default: 0.1)")
+
+
+def add_amounts(parser: argparse.ArgumentParser, batches: tuple[int, ...], rounds: int) -> None:
+    """Let the user choose batch sizes and rounds, with these defaults."""
+    shown = " ".join(map(str, batches))
+    add = parser.add_argument
+    add("--batches", type=int, nargs="+", default=batches, help=f"batch sizes (default: {shown})")
+    add("--rounds", type=int, default=rounds, help=f"rounds that count (default: {rounds})")

@@ -1,0 +1,212 @@
+"""Training steps of a dense model, masked, without its dropped channels, and built by hand."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.common.tables import paragraph, table
+from benchmarks.speed.models import IMAGE, WORKLOADS, built_by_hand
+from benchmarks.speed.records import (
+    WAYS,
+    Record,
+    add_amounts,
+    add_model,
+    fastest,
+    in_words,
+    layout_of,
+    made_with,
+)
+from sparseopt import (
+    CompactedTraining,
+    RigLStruct,
+    SparseOptimizer,
+    compact,
+    find_channel_groups,
+)
+from sparseopt.speedup.timing import time_in_turn
+
+#: Mask updates are far apart, or every second step: an ordinary one, and the update.
+NEVER = 10**9
+EVERY_SECOND = 2
+CLASSES = 10
+#: Steps from one mask update to the next, of the average that is reported.
+DELTA_T = 100
+MODELS = ("dense", "masked", "compacted", "by hand")
+MILLI = 1e3
+
+Call = Callable[[], None]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What a user can choose."""
+    add_model(parser, WORKLOADS)
+    add_amounts(parser, batches=(128,), rounds=5)
+
+
+def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
+    """Time training steps at every batch size."""
+    workload, density = options.workload, options.density
+    times = [
+        measure_training(workload, density, batch, options.rounds) for batch in options.batches
+    ]
+    record = {"workload": workload, "density": density, "training": times}
+    yield f"training-{workload}-{density}", record
+
+
+def measure_training(workload: str, density: float, batch: int, rounds: int) -> Record:
+    """Return medians of whole training steps, in milliseconds, of every model in every way.
+
+    *A pair* is an ordinary step and an update step; where the model is compacted, it becomes whole
+    and small again meanwhile.
+    """
+    torch.manual_seed(0)
+    trainers = _Trainers(workload, density, batch)
+    with contextlib.ExitStack() as stack:
+        calls = {
+            f"{name}, {way}": call for way in WAYS for name, call in trainers.of(way, stack).items()
+        }
+        times = time_in_turn(calls, rounds=rounds, device="cpu")
+    milliseconds = {name: MILLI * time.median for name, time in times.items()}
+    return {"batch": batch, "rounds": rounds, "milliseconds": milliseconds}
+
+
+class _Trainers:
+    """Models with their optimizers, and calls that train each by a step of ``batch`` images."""
+
+    def __init__(self, workload: str, density: float, batch: int) -> None:
+        self._workload = workload
+        self._density = density
+        self._images = torch.randn(batch, *IMAGE)
+        self._labels = torch.randint(0, CLASSES, (batch,))
+        model = self._dense(WAYS[0])
+        self._groups = find_channel_groups(model, self._images[:2])
+        self._smaller = compact(model, self._rigl_struct(model, NEVER), self._images[:2])
+
+    def of(self, way: str, stack: contextlib.ExitStack) -> dict[str, Call]:
+        """Return a call for each model, stored and run in ``way``, by name."""
+        dense = self._dense(way)
+        by_hand = built_by_hand(self._smaller).to(memory_format=layout_of(way))
+        return {
+            "dense": self._step(way, dense, _sgd(dense)),
+            "by hand": self._step(way, by_hand, _sgd(by_hand)),
+            "masked": self._sparse(way, NEVER),
+            "masked pair": _twice(self._sparse(way, EVERY_SECOND)),
+            "compacted": self._sparse(way, NEVER, stack),
+            "compacted pair": _twice(self._sparse(way, EVERY_SECOND, stack)),
+        }
+
+    def _sparse(self, way: str, delta_t: int, stack: contextlib.ExitStack | None = None) -> Call:
+        """Train a masked model; without its dropped channels, if there is a stack to end that."""
+        model = self._dense(way)
+        optimizer = self._rigl_struct(model, delta_t)
+        step = self._step(way, model, optimizer)
+        if stack is not None:
+            images = self._images[:2].to(memory_format=layout_of(way))
+            stack.enter_context(CompactedTraining(model, optimizer, images))
+        return step
+
+    def _dense(self, way: str) -> nn.Module:
+        return WORKLOADS[self._workload]().to(memory_format=layout_of(way))
+
+    def _rigl_struct(self, model: nn.Module, delta_t: int) -> SparseOptimizer:
+        return SparseOptimizer(
+            _sgd(model),
+            model,
+            method=RigLStruct(groups=self._groups),
+            density=self._density,
+            init="uniform",
+            total_steps=10 * NEVER,
+            delta_t=delta_t,
+        )
+
+    def _step(self, way: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Call:
+        images = self._images.to(memory_format=layout_of(way))
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in way):
+                outputs = model(images)
+            F.cross_entropy(outputs.float(), self._labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        return step
+
+
+def _sgd(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+
+
+def _twice(call: Call) -> Call:
+    def twice() -> None:
+        call()
+        call()
+
+    return twice
+
+
+def average_steps(times: Mapping[str, float]) -> dict[str, float]:
+    """Return milliseconds of a step on average over ``DELTA_T`` of them, by ``"model, way"``."""
+    average = {}
+    for key, step in times.items():
+        model, _, way = key.partition(", ")
+        if model in MODELS:
+            pair = times.get(f"{model} pair, {way}", 2 * step)
+            average[key] = ((DELTA_T - 2) * step + pair) / DELTA_T
+    return average
+
+
+def report_lines(records: Sequence[Record], _: Path) -> list[str]:
+    """A subsection for each workload at each density."""
+    lines = ["## Training", ""]
+    lines += paragraph(
+        "Whole training steps: forward and backward pass and SGD with momentum. *Masked* is "
+        "`rigl-struct`; *compacted* is the same in `CompactedTraining`, which computes dropped "
+        "channels in update steps alone; *by hand* is as above. A step on average is of "
+        f"{DELTA_T - 1} ordinary steps and an update step, in which the compacted model becomes "
+        "whole and small again; a dense model and one by hand have no update steps."
+    )
+    for record in records:
+        lines += [f"### Training: {record['workload']}, density {record['density']}", ""]
+        lines += paragraph(made_with(record))
+        lines += _fastest_table(record)
+        lines += paragraph("Each way, milliseconds:")
+        lines += _all_ways(record)
+    return lines
+
+
+def _fastest_table(record: Record) -> list[str]:
+    header = ["batch", *(f"{name}, fastest" for name in MODELS)]
+    header += ["compacted / masked", "compacted / dense", "floor (by hand / dense)"]
+    rows = []
+    for one in record["training"]:
+        found = [fastest(average_steps(one["milliseconds"]), name) for name in MODELS]
+        dense, masked, compacted, by_hand = (time for time, _ in found)
+        ratios = compacted / masked, compacted / dense, by_hand / dense
+        shown = (f"{ratio:.3f}" for ratio in ratios)
+        rows.append([str(one["batch"]), *map(in_words, found), *shown])
+    return table(header, rows)
+
+
+def _all_ways(record: Record) -> list[str]:
+    header = ["batch", "way", *MODELS, "masked update", "compacted update"]
+    header += [f"masked, average over {DELTA_T}", f"compacted, average over {DELTA_T}"]
+    rows = []
+    for one in record["training"]:
+        times = one["milliseconds"]
+        average = average_steps(times)
+        for way in WAYS:
+            sparse = [f"{model}{{}}, {way}" for model in ("masked", "compacted")]
+            values = [times[f"{model}, {way}"] for model in MODELS]
+            values += [times[key.format(" pair")] - times[key.format("")] for key in sparse]
+            values += [average[key.format("")] for key in sparse]
+            rows.append([str(one["batch"]), way, *(f"{value:.1f}" for value in values)])
+    return table(header, rows)
