@@ -96,7 +96,8 @@ static void multiply(const Pass<E>& pass, const E* x, int64_t tokens, int in, in
           UNROLL for (int i = 0; i < L::sums; i++) sum[t][i] = bias;
         accumulate<E, LINES, 1>(sum, scratch, 0, at, pass.weights, pass.rows[o + j],
                                 pass.rows[o + j + 1]);
-        UNROLL for (int t = 0; t < LINES; t++) L::write(outputs + j * size + t * side, sum[t]);
+        UNROLL for (int t = 0; t < LINES; t++)
+          store(outputs + j * size + t * side, L::rounded(sum[t]));
       }
       for (int t = 0; t * side < here; t++)
         turn_square<E, false>(outputs + t * side, size, count, here - t * side,
