@@ -3,7 +3,6 @@
 Imports the standard library only, so that a build hook can load it by its path, without torch.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -184,6 +183,8 @@ def _compiler_hash(compiler: str) -> str:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file; the system releases it when the process ends."""
+    import fcntl  # Windows, where nothing is compiled, has no such module
+
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

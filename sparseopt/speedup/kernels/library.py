@@ -62,18 +62,24 @@ class _Loaded:
                 f"{', '.join(variants)}"
             )
             return
-        self._load(setting or variants[0])
+        # A compiler may be older than the processor, and not know its best instructions.
+        for candidate in [setting] if setting else variants:
+            library = self._load(candidate)
+            if library is not None:
+                self.library, self.variant, self.reason = library, candidate, None
+                return
 
-    def _load(self, variant: str) -> None:
+    def _load(self, variant: str) -> ctypes.CDLL | None:
+        """The library of one variant, or ``None``; then the first reason is remembered."""
         try:
             prebuilt = build.prebuilt_path(variant)
-            self.library = _open(prebuilt if prebuilt.exists() else build.compiled(variant))
+            return _open(prebuilt if prebuilt.exists() else build.compiled(variant))
         except build.BuildError as error:
-            self.reason = f"the kernels could not be compiled: {error}"
+            reason = f"the kernels could not be compiled: {error}"
         except (OSError, AttributeError) as error:
-            self.reason = f"the compiled kernels could not be loaded: {error}"
-        else:
-            self.variant = variant
+            reason = f"the compiled kernels could not be loaded: {error}"
+        self.reason = self.reason or reason
+        return None
 
 
 def _open(path: Path) -> ctypes.CDLL:

@@ -45,6 +45,12 @@ def plain_call(args: Sequence[Any]) -> bool:
     )
 
 
+def _function(name: str, **methods: Callable[..., Any]) -> Callable[..., Tensor]:
+    """The call of an ``autograd.Function`` with these methods."""
+    namespace = {method: staticmethod(made) for method, made in methods.items()}
+    return type(f"_{name}", (torch.autograd.Function,), namespace).apply  # type: ignore[attr-defined, no-any-return]
+
+
 def _operator(
     schema: str,
     call: Callable[..., Tensor],
@@ -63,23 +69,23 @@ def _operator(
     )
     registered.register_fake(fake)
     registered.register_autograd(backward, setup_context=remember)
-    function = type(
-        f"_{name}",
-        (torch.autograd.Function,),
-        {
-            "forward": staticmethod(call),
-            "setup_context": staticmethod(remember),
-            "backward": staticmethod(backward),
-        },
-    )
+
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        output = call(*args)
+        remember(ctx, args, output)
+        return output
+
+    # Functional transforms ask for `setup_context`, which makes eager calls slow.
+    eager = _function(name, forward=forward, backward=backward)
+    transformed = _function(name, forward=call, setup_context=remember, backward=backward)
 
     def operator(*args: Any) -> Tensor:
-        if torch._C._are_functorch_transforms_active():  # they know autograd.Function alone
-            return function.apply(*args)  # type: ignore[attr-defined, no-any-return]
+        if torch._C._are_functorch_transforms_active():  # they know no registered derivatives
+            return transformed(*args)
         if not plain_call(args):
             return registered(*args)  # type: ignore[no-any-return]
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return function.apply(*args)  # type: ignore[attr-defined, no-any-return]
+            return eager(*args)
         return call(*args)
 
     return operator

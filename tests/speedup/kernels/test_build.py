@@ -113,6 +113,23 @@ def test_a_failed_build_is_a_sentence(fresh, tmp_path):
     assert not list(tmp_path.glob("*.so"))
 
 
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.skipif(
+    len(cpu.supported_variants(build.VARIANTS)) < 2, reason="one instruction set here"
+)
+def test_a_compiler_that_is_older_than_the_processor_makes_the_next_best(fresh, tmp_path):
+    best, next_best, *_ = cpu.supported_variants(build.VARIANTS)
+    unknown = (set(build._INSTRUCTIONS[best]) - set(build._INSTRUCTIONS[next_best])).pop()
+    compiler = tmp_path / "old-compiler"
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *{unknown}*) exit 1;; esac\nexec {build.find_compiler()} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    fresh.setenv("CXX", str(compiler))
+    assert (kernels.variant(), kernels.why_not()) == (next_best, None)
+
+
 @needs_processor
 @needs_compiler
 def test_a_cache_that_can_not_be_written_is_a_sentence(fresh, tmp_path):
@@ -127,6 +144,7 @@ def test_a_file_that_is_no_library_is_a_sentence(fresh):
     path = build.prebuilt_path(cpu.supported_variants(build.VARIANTS)[0])
     path.parent.mkdir()
     path.write_text("nothing")
+    fresh.setenv("CXX", "no-such-compiler")
     assert "could not be loaded" in kernels.why_not()
 
 

@@ -79,6 +79,12 @@ def test_many_channels_make_many_bands(dtype):
     compare(33, 512, (9, 9), 40, (3, 3), (1, 1), (1, 1), (1, 1), mask, dtype, "kernels")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_of_many_megabytes(dtype):
+    mask = torch.rand(80, 4, 1, 1) < 0.5
+    compare(32, 4, (32, 32), 80, (1, 1), (1, 1), (0, 0), (1, 1), mask, dtype, "kernels")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 2, 3, 15, 16, 20, 32, 37, 64])

@@ -5,6 +5,8 @@
 #include <memory>
 #include "grid.h"
 
+constexpr int64_t LARGE_BYTES = 4 << 20;  // of a result: several second-level caches
+
 // Scratch of one call: one piece for every thread.
 template <class E> struct Scratch {
   std::unique_ptr<void, void (*)(void*)> memory{nullptr, free};
@@ -44,7 +46,10 @@ INLINE int64_t destination(const Grid& g, int row, int column, int phase) {
   return ((int64_t)y * g.out_width + x) * g.batch;
 }
 
-struct Item { int sample0, samples, row0, rows, phase, out0, out1; };
+struct Item {
+  int sample0, samples, row0, rows, phase, out0, out1;
+  bool past_caches;
+};
 
 template <class E, int LINES, int ROWS>
 static void aim(Target<E, LINES>& target, const Grid& g, const Item& item, int row, int64_t start) {
@@ -104,10 +109,14 @@ static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int ro
                                rows[o], rows[o + 1]);
     E* out = pass.out + o * out_plane;
     if (item.samples % L::elements == 0) {
-      UNROLL for (int t = 0; t < LINES; t++)
-        if (target.line[t] >= 0) L::write(out + target.line[t], sum[t]);
+      UNROLL for (int t = 0; t < LINES; t++) {
+        if (target.line[t] < 0) continue;
+        if (item.past_caches) store_past_caches(out + target.line[t], L::rounded(sum[t]));
+        else store(out + target.line[t], L::rounded(sum[t]));
+      }
     } else {
-      UNROLL for (int t = 0; t < LINES; t++) L::write(buffer + t * L::elements, sum[t]);
+      UNROLL for (int t = 0; t < LINES; t++)
+        store(buffer + t * L::elements, L::rounded(sum[t]));
       for (int i = 0; i < target.count; i++)
         memcpy(out + target.pieces[i].to, buffer + target.pieces[i].from,
                sizeof(E) * target.pieces[i].count);
@@ -151,6 +160,8 @@ template <class E> static void convolve(const Pass<E>& pass, const E* source, in
   const int bands = g.bands(), items = g.blocks() * bands;
   const int wanted = threads == 1 ? 1 : (2 * threads + items - 1) / items;
   const int parts = std::max(1, std::min(g.out, wanted)), phases = g.out_step_h * g.out_step_w;
+  const int64_t bytes = (int64_t)g.out * g.out_height * g.out_width * g.batch * sizeof(E);
+  const bool aligned = g.batch % Line<E>::elements == 0 && (uintptr_t)pass.out % 64 == 0;
   Scratch<E> scratches(g.packed(g.block) + g.slack(g.block), threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < (int64_t)items * parts; i++) {
@@ -159,6 +170,7 @@ template <class E> static void convolve(const Pass<E>& pass, const E* source, in
     item.sample0 = block * g.block, item.samples = std::min(g.block, g.batch - item.sample0);
     item.row0 = i / parts % bands * g.band, item.rows = std::min(g.band, g.rows - item.row0);
     item.out0 = g.out * part / parts, item.out1 = g.out * (part + 1) / parts;
+    item.past_caches = aligned && bytes >= LARGE_BYTES;
     E* scratch = scratches.of_this_thread();
     pack(source, scratch, g, item.sample0, item.samples, item.row0);
     for (item.phase = 0; item.phase < phases; item.phase++) best_tiles(pass, item, scratch);

@@ -103,6 +103,13 @@ template <class E> static Grid grid_of_inputs(const Layer& l, const Sizes& s) {
   return g;
 }
 
+// The few zeros beside a row are not worth the call of a function.
+template <class E> INLINE void clear(E* p, int64_t count) {
+  for (; count >= Line<E>::elements; count -= Line<E>::elements, p += Line<E>::elements)
+    store(p, Floats{});
+  while (count-- > 0) *p++ = 0;
+}
+
 // Copies `samples` samples from sample0 on and a band from grid row row0 on to the scratch.
 template <class E>
 static void pack(const E* source, E* scratch, const Grid& g, int sample0, int samples, int row0) {
@@ -124,9 +131,8 @@ static void pack(const E* source, E* scratch, const Grid& g, int sample0, int sa
           const int count = last - first, column = first * g.step_w - offset;
           const int64_t place = ((int64_t)c * g.height + row) * g.width + column;
           const E* from = source + place * g.batch + sample0;
-          memset(scratch, 0, sizeof(E) * first * samples);
-          memset(scratch + (int64_t)last * samples, 0,
-                 sizeof(E) * (g.packed_columns - last) * samples);
+          clear(scratch, (int64_t)first * samples);
+          clear(scratch + (int64_t)last * samples, (int64_t)(g.packed_columns - last) * samples);
           if (g.step_w == 1 && samples == g.batch)
             memcpy(to, from, sizeof(E) * count * samples);
           else if (samples == Line<E>::elements)

@@ -1,6 +1,6 @@
 // The C interface: plain pointers and integers, called through ctypes. `layer` is struct Layer,
-// `sizes` struct Sizes; `half` says whether tensors are bfloat16 or float. `values` are weights that
-// are live, in row-major order, in the format of the tensors; gradients of them are float.
+// `sizes` struct Sizes; `half` says whether tensors are bfloat16 or float. `values` are the live
+// weights in row-major order, in the format of the tensors; gradients of them are float.
 // Functions return 0, 1 where there is no memory, and 2 where positions are not ascending places.
 #include <new>
 #include "linear.h"

@@ -96,7 +96,8 @@ static void multiply(const Pass<E>& pass, const E* x, int64_t tokens, int in, in
           UNROLL for (int i = 0; i < L::sums; i++) sum[t][i] = bias;
         accumulate<E, LINES, 1>(sum, scratch, 0, at, pass.weights, pass.rows[o + j],
                                 pass.rows[o + j + 1]);
-        UNROLL for (int t = 0; t < LINES; t++) L::write(outputs + j * size + t * side, sum[t]);
+        UNROLL for (int t = 0; t < LINES; t++)
+          store(outputs + j * size + t * side, L::rounded(sum[t]));
       }
       for (int t = 0; t * side < here; t++)
         turn_square<E, false>(outputs + t * side, size, count, here - t * side,
@@ -118,19 +119,20 @@ static void linear(const Pass<E>& pass, const E* x, int64_t tokens, int in, int 
 }
 
 template <class E>
-static void linear_weight_gradient(const Lists& lists, const E* input, const E* gradient,
-                                   int64_t tokens, int in, int out, float* grad, int threads) {
+static void linear_dots(const int32_t* rows, const uint32_t* codes, const E* input,
+                        const E* gradient, int64_t tokens, int in, int out, float* grad,
+                        int threads) {
   constexpr int side = Line<E>::elements;
   const int64_t line_bytes = (int64_t)in * side * sizeof(E);
   const int64_t affordable = std::max<int64_t>(4, TOKENS_BYTES / line_bytes);
   const int64_t lines = std::min({CHUNK, affordable, (tokens + side - 1) / side});
   const int64_t size = lines * side, blocks = (tokens + size - 1) / size;
   Scratch<E> inputs(in * size, threads), gradients(side * size, threads);
-  in_parts(lists, out, blocks, grad, threads,
+  in_parts(rows, out, blocks, grad, threads,
            [&](int part, int parts, int o0, int o1, float* sums) {
     E *x = inputs.of_this_thread(), *dy = gradients.of_this_thread();
     auto at = [&](int64_t k) __attribute__((always_inline)) {
-      return (int64_t)(lists.codes[k] >> TAP_BITS) * size;
+      return (int64_t)(codes[k] >> TAP_BITS) * size;
     };
     for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; block++) {
       const int64_t first = block * size;
@@ -140,9 +142,23 @@ static void linear_weight_gradient(const Lists& lists, const E* input, const E* 
         const int count = std::min(side, o1 - o);
         pack_tokens(gradient + first * out + o, out, here, count, dy, lines);
         for (int j = 0; j < count; j++)
-          dots_of_row<E>(x, dy + j * size, lines, at, sums, lists.rows[o + j],
-                         lists.rows[o + j + 1]);
+          dots_of_row<E>(x, dy + j * size, lines, at, sums, rows[o + j], rows[o + j + 1]);
       }
     }
   });
+}
+
+// Input and gradient play the same part in a dot product. The narrower one goes to the scratch,
+// which then holds more tokens.
+template <class E>
+static void linear_weight_gradient(const Lists& lists, const E* input, const E* gradient,
+                                   int64_t tokens, int in, int out, float* grad, int threads) {
+  if (in <= out)
+    return linear_dots(lists.rows, lists.codes, input, gradient, tokens, in, out, grad, threads);
+  Scratch<float> transposed(lists.live, 1);
+  const float* sums = transposed.of_this_thread();
+  linear_dots(lists.columns, lists.transposed_codes, gradient, input, tokens, out, in,
+              transposed.of_this_thread(), threads);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t j = 0; j < lists.live; j++) grad[lists.order[j]] = sums[j];
 }

@@ -12,7 +12,7 @@ template <> struct Line<float> {
   INLINE Weight weight(float w) { return {broadcast(w)}; }
   INLINE void multiply_add(Floats* sum, const float* p, Weight w) { sum[0] += w.w * load(p); }
   INLINE Floats dot(Floats sum, Floats a, const float* p) { return sum + a * load(p); }
-  INLINE void write(float* p, const Floats* sum) { store(p, sum[0]); }
+  INLINE Floats rounded(const Floats* sum) { return sum[0]; }
 };
 
 template <> struct Line<bf16> {
@@ -47,8 +47,8 @@ template <> struct Line<bf16> {
     return sum + even(a) * even(x) + odd(a) * odd(x);
   }
 #endif
-  INLINE void write(bf16* p, const Floats* sum) {
-    store(p, (Floats)((round_to_bf16(sum[0]) >> 16) | (round_to_bf16(sum[1]) & 0xffff0000)));
+  INLINE Floats rounded(const Floats* sum) {
+    return (Floats)((round_to_bf16(sum[0]) >> 16) | (round_to_bf16(sum[1]) & 0xffff0000));
   }
 };
 

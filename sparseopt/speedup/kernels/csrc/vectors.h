@@ -23,6 +23,16 @@ typedef uint16_t bf16;  // the bits of a bfloat16
 
 INLINE Floats load(const void* p) { return *(const FloatsInMemory*)p; }
 INLINE void store(void* p, Floats x) { *(FloatsInMemory*)p = x; }
+// For large results: memory that is overwritten whole is not fetched first. At vectors' addresses.
+INLINE void store_past_caches(void* p, Floats x) {
+#if LANES == 16
+  _mm512_stream_ps((float*)p, (__m512)x);
+#elif LANES == 8
+  _mm256_stream_ps((float*)p, (__m256)x);
+#else
+  store(p, x);
+#endif
+}
 INLINE Floats broadcast(float x) { return x - Floats{}; }
 INLINE float bits_to_float(uint32_t bits) {
   float x;

@@ -10,9 +10,9 @@ constexpr int64_t CHUNK = 48;                  // lines of a dot product before 
 
 // work(part, parts, first output, last output, sums of all live weights)
 template <class Work>
-static void in_parts(const Lists& lists, int out, int64_t items, float* grad, int threads,
+static void in_parts(const int32_t* rows, int out, int64_t items, float* grad, int threads,
                      Work work) {
-  const int64_t live = lists.live;
+  const int64_t live = rows[out];
   const int affordable = std::max<int64_t>(1, MAX_PARTIAL_SUMS / std::max<int64_t>(live, 1));
   const int parts = std::max<int64_t>(1, std::min<int64_t>({MAX_PARTS, affordable, items}));
   const int groups = threads == 1 ? 1 : std::min(out, (2 * threads + parts - 1) / parts);
@@ -23,7 +23,7 @@ static void in_parts(const Lists& lists, int out, int64_t items, float* grad, in
     const int part = i / groups, group = i % groups;
     const int o0 = (int64_t)out * group / groups, o1 = (int64_t)out * (group + 1) / groups;
     float* sums = first + part * live;
-    std::fill(sums + lists.rows[o0], sums + lists.rows[o1], 0.f);
+    std::fill(sums + rows[o0], sums + rows[o1], 0.f);
     work(part, parts, o0, o1, sums);
   }
   if (parts == 1) return;
@@ -50,7 +50,7 @@ static void convolution_weight_gradient(const Grid& g, const Lists& lists, const
   h.step_h = h.step_w = h.phases_h = h.phases_w = 1, h.packed_rows = g.band;
   Scratch<E> inputs(g.packed(g.block) + g.slack(g.block), threads);
   Scratch<E> gradients(g.out * longest, threads);
-  in_parts(lists, g.out, items, grad, threads,
+  in_parts(lists.rows, g.out, items, grad, threads,
            [&](int part, int parts, int o0, int o1, float* sums) {
     E *x = inputs.of_this_thread(), *dy = gradients.of_this_thread();
     for (int64_t item = items * part / parts; item < items * (part + 1) / parts; item++) {
