@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import local, placement, shard_like, sums_over_shards, whole
 from sparseopt.masks.indices import index_dtype, live_indices, mark, where
-from sparseopt.masks.memory_layout import Layout, clear_, fill_where_false_
+from sparseopt.masks.memory_layout import Layout, clear_, fill_where_false_, write_only_
 from sparseopt.utils.bits import pack, popcounts, unpack
 
 __all__ = ["SparseLayer", "follow_weights"]
@@ -19,6 +19,13 @@ __all__ = ["SparseLayer", "follow_weights"]
 #: these are no larger than a mask of one byte a weight, and saving the live entries, clearing the
 #: tensor and writing them back moves less memory than a pass with the mask beside it.
 INDEX_UP_TO: Final = 0.25
+#: Up to so many weights, all of them are written at every step: to see that dropped ones are zero
+#: still costs more.
+SMALL: Final = 1 << 12
+#: Dropped weights that are looked at before a step writes live ones alone.
+LOOKED_AT: Final = 64
+#: Steps after which a step writes all weights, whatever is known of them.
+WRITE_ALL_EVERY: Final = 100
 
 
 class SparseLayer:
@@ -34,6 +41,10 @@ class SparseLayer:
     A weight may be sharded (a DTensor). Then a mask is kept, sharded alike; everything that is
     counted or indexed is of the whole weight; and to gather, to have positions, to rebind and to
     count what was ever live are collective calls.
+
+    Other threads and processes may read the weight at any moment. So whatever writes to it writes
+    every entry at most once, with its final value: none finds a live weight that is zero for a
+    moment.
 
     Attributes:
         name: the parameter's name.
@@ -72,6 +83,11 @@ class SparseLayer:
         self.is_full: bool
         self._mask: Tensor | None
         self._index: Tensor | None
+        #: Address and version of the weight when its dropped entries were last made zero.
+        self._masked_as: tuple[int, int] | None
+        self._writes = 0
+        #: Where the dropped weights are that are looked at.
+        self._sample: Tensor | None
         self._note_place()
         self._set_mask(mask)
         self._ever = self._pack(self.mask)
@@ -263,12 +279,29 @@ class SparseLayer:
         self._layout.put_back_(tensor, flat)
 
     def replace_(self, values: Tensor) -> None:
-        """Make ``values``, ``(live,)``, the weight's live entries, and all others zero."""
-        if self.is_full:
+        """Make ``values``, ``(live,)``, the weight's live entries, and all others zero.
+
+        These are zero already, and not written, unless somebody else wrote to the weight.
+        """
+        if self.is_full or self._is_still_masked():
             self.scatter_(self.weight, values)
+        elif self.is_sharded:
+            local(self.weight).copy_(local(self.expand(values)))
         else:
             weight = self.weight.detach()
-            self._overwrite_(weight, self._layout.flat(weight), values, 0.0)
+            flat = self._layout.flat(weight)
+            write_only_(flat, self._offsets(), values, ascending=self._layout.is_logical)
+            self._layout.put_back_(weight, flat)
+        self._note_masked()
+
+    def clear_dropped_(self) -> None:
+        """Make all weights zero that are not live."""
+        if self._mask is not None or self.is_full or self.weight.grad_fn is not None:
+            self.mask_(self.weight)
+            self._note_masked()
+        else:
+            self._masked_as = None
+            self.replace_(self.gather(self.weight))
 
     @torch.no_grad()
     def expand(self, values: Tensor, fill: float = 0.0) -> Tensor:
@@ -285,12 +318,21 @@ class SparseLayer:
         return dense
 
     @torch.no_grad()
-    def commit(self, positions: Tensor, kept: Tensor, *, dropped: int = 0, grown: int = 0) -> None:
-        """Make the weights at ``positions`` the live ones; those that are not kept become zero.
+    def commit(
+        self,
+        positions: Tensor,
+        kept: Tensor,
+        *,
+        start: Tensor | None = None,
+        dropped: int = 0,
+        grown: int = 0,
+    ) -> None:
+        """Make the weights at ``positions`` the live ones, and all others zero.
 
         Args:
             positions: ascending, ``(live,)``; the dtype of :meth:`positions`.
             kept: which of them keep their value, bool, ``(live,)``.
+            start: of the weight's shape, what those begin with that don't; zero by default.
             dropped: how many weights the update dropped.
             grown: how many it grew.
         """
@@ -299,7 +341,14 @@ class SparseLayer:
             self._set_mask(shard_like(flat, self.weight))
         else:
             self._set_positions(positions)
-        self.retain_(self.weight, kept)
+        if self.weight.grad_fn is not None:
+            self.retain_(self.weight, kept)
+        else:
+            values = self.gather(self.weight)
+            fresh = None if start is None else self.gather(start)
+            self.replace_(
+                where(kept, values, 0.0) if fresh is None else torch.where(kept, values, fresh)
+            )
         self._ever |= self._pack(self.mask)
         self.last_dropped = dropped
         self.last_grown = grown
@@ -332,6 +381,38 @@ class SparseLayer:
             flat.scatter_(0, offsets, values)
         self._layout.put_back_(tensor, flat)
 
+    def _note_masked(self) -> None:
+        if not self.is_sharded:
+            self._masked_as = self.weight.data_ptr(), self.weight._version
+
+    def _is_still_masked(self) -> bool:
+        """Whether dropped weights still are zero, as far as can be told for little.
+
+        Autograd counts what is written to a tensor, but not what is written through ``.data``.
+        Where no device has to be waited for, some of the dropped weights are looked at as well, and
+        now and then the answer is no, so that all are written.
+        """
+        now = None if self.is_sharded else (self.weight.data_ptr(), self.weight._version)
+        if self.numel <= SMALL or now is None or now != self._masked_as:
+            return False
+        self._writes += 1
+        if self._writes % WRITE_ALL_EVERY == 0:
+            return False
+        if not self.weight.is_cpu:
+            return True
+        flat = self._layout.flat(self.weight.detach())
+        return not bool(flat.index_select(0, self._dropped_sample()).any())
+
+    def _dropped_sample(self) -> Tensor:
+        """Return where some dropped weights lie in memory, the same ones until the mask changes."""
+        if self._sample is None:
+            # Not from the generator of masks and growth: what is looked at changes no result.
+            generator = torch.Generator().manual_seed(0)
+            tried = torch.randint(self.numel, (4 * LOOKED_AT,), generator=generator, device="cpu")
+            is_live = mark(self._offsets(), self.numel)[tried]
+            self._sample = tried[~is_live][:LOOKED_AT].clone()
+        return self._sample
+
     def _check_placement(self, tensor: Tensor) -> None:
         if placement(tensor) != self._place[2]:
             raise TypeError(
@@ -341,6 +422,7 @@ class SparseLayer:
 
     def _set_mask(self, mask: Tensor) -> None:
         """Take over a mask of the weight's shape, wherever it is."""
+        self._masked_as = self._sample = None
         if self.is_sharded:
             self.mask_version += 1
             self._mask = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False).copy_(
@@ -358,6 +440,7 @@ class SparseLayer:
         self.live = positions.numel()
         self.is_full = self.live == self.numel
         self._mask = self._index = None
+        self._masked_as = self._sample = None
         if self.is_full:
             return
         self._index = self._layout.offsets(positions)

@@ -115,8 +115,7 @@ class MaskedState(StateBackend):
 
     def _mask_weights(self) -> None:
         for layer in self.layers:
-            if not layer.is_full:
-                layer.mask_(layer.weight)
+            layer.clear_dropped_()
 
     def _mask_state(self) -> None:
         by_weight = {layer.weight: layer for layer in self.layers if not layer.is_full}
