@@ -11,6 +11,7 @@ from torch import Tensor
 from sparseopt.distributed.dtensor import local, placement, shard_like, sums_over_shards, whole
 from sparseopt.masks.indices import index_dtype, live_indices, mark, where
 from sparseopt.masks.memory_layout import Layout, clear_, fill_where_false_, write_only_
+from sparseopt.masks.write_watch import WriteWatch
 from sparseopt.utils.bits import pack, popcounts, unpack
 
 __all__ = ["SparseLayer", "follow_weights"]
@@ -19,13 +20,6 @@ __all__ = ["SparseLayer", "follow_weights"]
 #: these are no larger than a mask of one byte a weight, and saving the live entries, clearing the
 #: tensor and writing them back moves less memory than a pass with the mask beside it.
 INDEX_UP_TO: Final = 0.25
-#: Up to so many weights, all of them are written at every step: to see that dropped ones are zero
-#: still costs more.
-SMALL: Final = 1 << 12
-#: Dropped weights that are looked at before a step writes live ones alone.
-LOOKED_AT: Final = 64
-#: Steps after which a step writes all weights, whatever is known of them.
-WRITE_ALL_EVERY: Final = 100
 
 
 class SparseLayer:
@@ -83,11 +77,7 @@ class SparseLayer:
         self.is_full: bool
         self._mask: Tensor | None
         self._index: Tensor | None
-        #: Address and version of the weight when its dropped entries were last made zero.
-        self._masked_as: tuple[int, int] | None
-        self._writes = 0
-        #: Where the dropped weights are that are looked at.
-        self._sample: Tensor | None
+        self._watch = WriteWatch()
         self._note_place()
         self._set_mask(mask)
         self._ever = self._pack(self.mask)
@@ -283,25 +273,20 @@ class SparseLayer:
 
         These are zero already, and not written, unless somebody else wrote to the weight.
         """
-        if self.is_full or self._is_still_masked():
+        if self.is_full:
             self.scatter_(self.weight, values)
         elif self.is_sharded:
             local(self.weight).copy_(local(self.expand(values)))
         else:
-            weight = self.weight.detach()
-            flat = self._layout.flat(weight)
-            write_only_(flat, self._offsets(), values, ascending=self._layout.is_logical)
-            self._layout.put_back_(weight, flat)
-        self._note_masked()
+            self._write_(values)
 
     def clear_dropped_(self) -> None:
         """Make all weights zero that are not live."""
         if self._mask is not None or self.is_full or self.weight.grad_fn is not None:
             self.mask_(self.weight)
-            self._note_masked()
         else:
-            self._masked_as = None
-            self.replace_(self.gather(self.weight))
+            self._watch.forget()
+            self._write_(self.gather(self.weight))
 
     @torch.no_grad()
     def expand(self, values: Tensor, fill: float = 0.0) -> Tensor:
@@ -381,37 +366,15 @@ class SparseLayer:
             flat.scatter_(0, offsets, values)
         self._layout.put_back_(tensor, flat)
 
-    def _note_masked(self) -> None:
-        if not self.is_sharded:
-            self._masked_as = self.weight.data_ptr(), self.weight._version
-
-    def _is_still_masked(self) -> bool:
-        """Whether dropped weights still are zero, as far as can be told for little.
-
-        Autograd counts what is written to a tensor, but not what is written through ``.data``.
-        Where no device has to be waited for, some of the dropped weights are looked at as well, and
-        now and then the answer is no, so that all are written.
-        """
-        now = None if self.is_sharded else (self.weight.data_ptr(), self.weight._version)
-        if self.numel <= SMALL or now is None or now != self._masked_as:
-            return False
-        self._writes += 1
-        if self._writes % WRITE_ALL_EVERY == 0:
-            return False
-        if not self.weight.is_cpu:
-            return True
-        flat = self._layout.flat(self.weight.detach())
-        return not bool(flat.index_select(0, self._dropped_sample()).any())
-
-    def _dropped_sample(self) -> Tensor:
-        """Return where some dropped weights lie in memory, the same ones until the mask changes."""
-        if self._sample is None:
-            # Not from the generator of masks and growth: what is looked at changes no result.
-            generator = torch.Generator().manual_seed(0)
-            tried = torch.randint(self.numel, (4 * LOOKED_AT,), generator=generator, device="cpu")
-            is_live = mark(self._offsets(), self.numel)[tried]
-            self._sample = tried[~is_live][:LOOKED_AT].clone()
-        return self._sample
+    def _write_(self, values: Tensor) -> None:
+        weight, offsets = self.weight.detach(), self._offsets()
+        flat = self._layout.flat(weight)
+        if self._watch.is_untouched(weight, flat, offsets):
+            flat.scatter_(0, offsets, values)
+        else:
+            write_only_(flat, offsets, values, ascending=self._layout.is_logical)
+        self._layout.put_back_(weight, flat)
+        self._watch.note(weight)
 
     def _check_placement(self, tensor: Tensor) -> None:
         if placement(tensor) != self._place[2]:
@@ -422,7 +385,7 @@ class SparseLayer:
 
     def _set_mask(self, mask: Tensor) -> None:
         """Take over a mask of the weight's shape, wherever it is."""
-        self._masked_as = self._sample = None
+        self._watch.forget()
         if self.is_sharded:
             self.mask_version += 1
             self._mask = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False).copy_(
@@ -440,7 +403,7 @@ class SparseLayer:
         self.live = positions.numel()
         self.is_full = self.live == self.numel
         self._mask = self._index = None
-        self._masked_as = self._sample = None
+        self._watch.forget()
         if self.is_full:
             return
         self._index = self._layout.offsets(positions)
