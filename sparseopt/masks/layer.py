@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import local, placement, shard_like, sums_over_shards, whole
 from sparseopt.masks.indices import index_dtype, live_indices, mark, where
-from sparseopt.masks.memory_layout import Layout, clear_, fill_where_false_
+from sparseopt.masks.memory_layout import Layout, clear_, fill_where_false_, write_only_
+from sparseopt.masks.write_watch import WriteWatch
 from sparseopt.utils.bits import pack, popcounts, unpack
 
 __all__ = ["SparseLayer", "follow_weights"]
@@ -34,6 +35,10 @@ class SparseLayer:
     A weight may be sharded (a DTensor). Then a mask is kept, sharded alike; everything that is
     counted or indexed is of the whole weight; and to gather, to have positions, to rebind and to
     count what was ever live are collective calls.
+
+    Other threads and processes may read the weight at any moment. So whatever writes to it writes
+    every entry at most once, with its final value: none finds a live weight that is zero for a
+    moment.
 
     Attributes:
         name: the parameter's name.
@@ -72,6 +77,7 @@ class SparseLayer:
         self.is_full: bool
         self._mask: Tensor | None
         self._index: Tensor | None
+        self._watch = WriteWatch()
         self._note_place()
         self._set_mask(mask)
         self._ever = self._pack(self.mask)
@@ -263,12 +269,24 @@ class SparseLayer:
         self._layout.put_back_(tensor, flat)
 
     def replace_(self, values: Tensor) -> None:
-        """Make ``values``, ``(live,)``, the weight's live entries, and all others zero."""
+        """Make ``values``, ``(live,)``, the weight's live entries, and all others zero.
+
+        These are zero already, and not written, unless somebody else wrote to the weight.
+        """
         if self.is_full:
             self.scatter_(self.weight, values)
+        elif self.is_sharded:
+            local(self.weight).copy_(local(self.expand(values)))
         else:
-            weight = self.weight.detach()
-            self._overwrite_(weight, self._layout.flat(weight), values, 0.0)
+            self._write_(values)
+
+    def clear_dropped_(self) -> None:
+        """Make all weights zero that are not live."""
+        if self._mask is not None or self.is_full or self.weight.grad_fn is not None:
+            self.mask_(self.weight)
+        else:
+            self._watch.forget()
+            self._write_(self.gather(self.weight))
 
     @torch.no_grad()
     def expand(self, values: Tensor, fill: float = 0.0) -> Tensor:
@@ -285,12 +303,21 @@ class SparseLayer:
         return dense
 
     @torch.no_grad()
-    def commit(self, positions: Tensor, kept: Tensor, *, dropped: int = 0, grown: int = 0) -> None:
-        """Make the weights at ``positions`` the live ones; those that are not kept become zero.
+    def commit(
+        self,
+        positions: Tensor,
+        kept: Tensor,
+        *,
+        start: Tensor | None = None,
+        dropped: int = 0,
+        grown: int = 0,
+    ) -> None:
+        """Make the weights at ``positions`` the live ones, and all others zero.
 
         Args:
             positions: ascending, ``(live,)``; the dtype of :meth:`positions`.
             kept: which of them keep their value, bool, ``(live,)``.
+            start: of the weight's shape, what those begin with that don't; zero by default.
             dropped: how many weights the update dropped.
             grown: how many it grew.
         """
@@ -299,7 +326,14 @@ class SparseLayer:
             self._set_mask(shard_like(flat, self.weight))
         else:
             self._set_positions(positions)
-        self.retain_(self.weight, kept)
+        if self.weight.grad_fn is not None:
+            self.retain_(self.weight, kept)
+        else:
+            values = self.gather(self.weight)
+            fresh = None if start is None else self.gather(start)
+            self.replace_(
+                where(kept, values, 0.0) if fresh is None else torch.where(kept, values, fresh)
+            )
         self._ever |= self._pack(self.mask)
         self.last_dropped = dropped
         self.last_grown = grown
@@ -332,6 +366,16 @@ class SparseLayer:
             flat.scatter_(0, offsets, values)
         self._layout.put_back_(tensor, flat)
 
+    def _write_(self, values: Tensor) -> None:
+        weight, offsets = self.weight.detach(), self._offsets()
+        flat = self._layout.flat(weight)
+        if self._watch.is_untouched(weight, flat, offsets):
+            flat.scatter_(0, offsets, values)
+        else:
+            write_only_(flat, offsets, values, ascending=self._layout.is_logical)
+        self._layout.put_back_(weight, flat)
+        self._watch.note(weight)
+
     def _check_placement(self, tensor: Tensor) -> None:
         if placement(tensor) != self._place[2]:
             raise TypeError(
@@ -341,6 +385,7 @@ class SparseLayer:
 
     def _set_mask(self, mask: Tensor) -> None:
         """Take over a mask of the weight's shape, wherever it is."""
+        self._watch.forget()
         if self.is_sharded:
             self.mask_version += 1
             self._mask = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False).copy_(
@@ -358,6 +403,7 @@ class SparseLayer:
         self.live = positions.numel()
         self.is_full = self.live == self.numel
         self._mask = self._index = None
+        self._watch.forget()
         if self.is_full:
             return
         self._index = self._layout.offsets(positions)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparseopt.distributed.dtensor import is_sharded
 
-__all__ = ["Layout", "clear_", "fill_where_false_"]
+__all__ = ["Layout", "clear_", "fill_where_false_", "write_only_"]
 
 #: Entries up to which torch clears a tensor in one thread.
 ONE_THREAD: Final = 1 << 15
+#: Entries that are put together aside before they are written: few enough to stay in the cache.
+BLOCK: Final = 1 << 17
 
 
 class Layout:
@@ -100,6 +104,38 @@ def clear_(flat: Tensor) -> None:
         flat.view(torch.uint8).numpy().fill(0)
     else:
         flat.zero_()
+
+
+def write_only_(flat: Tensor, offsets: Tensor, values: Tensor, *, ascending: bool) -> None:
+    """Make ``values`` the entries of a 1-D tensor at ``offsets``, and all others zero.
+
+    Every entry is written once, so that whoever reads meanwhile finds it as it was or as it will
+    be.
+
+    Args:
+        flat: the tensor, without gaps.
+        offsets: where in it the values belong.
+        values: what to write, of the shape of ``offsets``.
+        ascending: whether the offsets are.
+
+    Example:
+        >>> weights = torch.tensor([1.0, float("nan"), 3.0])
+        >>> write_only_(weights, torch.tensor([0, 2]), torch.tensor([4.0, 5.0]), ascending=True)
+        >>> weights
+        tensor([4., 0., 5.])
+    """
+    if not (flat.is_cpu and ascending) or flat.numel() <= BLOCK:
+        flat.copy_(torch.zeros_like(flat).scatter_(0, offsets, values))
+        return
+    starts = range(0, flat.numel(), BLOCK)
+    bounds = [*np.searchsorted(offsets.numpy(), starts).tolist(), offsets.numel()]
+    aside = flat.new_empty(BLOCK)
+    for start, (first, last) in zip(starts, pairwise(bounds), strict=True):
+        block = flat[start : start + BLOCK]
+        final = aside[: block.numel()]
+        clear_(final)
+        final.scatter_(0, offsets[first:last] - start, values[first:last])
+        block.copy_(final)
 
 
 INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,6 +32,7 @@ class Transition:
         dropped: weights dropped.
         grown: weights grown.
         stayed: how many are live now too, 0-dimensional, on the device.
+        start: what those begin with that are not kept, of the weight's shape; ``None`` for zero.
     """
 
     positions: Tensor
@@ -40,10 +41,17 @@ class Transition:
     dropped: int
     grown: int
     stayed: Tensor
+    start: Tensor | None = None
 
     def make(self, layer: SparseLayer) -> None:
-        """Change the layer's mask; weights that are not kept become zero."""
-        layer.commit(self.positions, self.kept, dropped=self.dropped, grown=self.grown)
+        """Change the layer's mask and write its weight."""
+        layer.commit(
+            self.positions,
+            self.kept,
+            start=self.start,
+            dropped=self.dropped,
+            grown=self.grown,
+        )
 
     def carry_over(self, values: Tensor, fresh: float) -> Tensor:
         """Return what was held for weights live before, ``(live,)``, for those live after.
@@ -101,7 +109,14 @@ def plan_update(
 
 @torch.no_grad()
 def plan_mask(
-    layer: SparseLayer, *, drop: int, grow: int, survivors: Tensor, mask: Tensor, regrow: Regrow
+    layer: SparseLayer,
+    *,
+    drop: int,
+    grow: int,
+    survivors: Tensor,
+    mask: Tensor,
+    start: Tensor | None,
+    regrow: Regrow,
 ) -> Transition:
     """Return the transition of ``layer`` to a mask that a method has decided on.
 
@@ -113,11 +128,13 @@ def plan_mask(
         grow: how many weights grow.
         survivors: which live weights don't drop, bool, ``(numel,)`` in logical order.
         mask: which weights are live afterwards, survivors included, bool, ``(numel,)``.
-        regrow: as :func:`propose` has it.
+        start: what new weights begin with, of the weight's shape; ``None`` for zero.
+        regrow: as :func:`plan_update` has it.
     """
     before = layer.positions()
     after = live_indices(mask, layer.live - drop + grow)
-    return _between(layer, before, take(survivors, before), after, drop, grow, regrow)
+    stays = take(survivors, before)
+    return replace(_between(layer, before, stays, after, drop, grow, regrow), start=start)
 
 
 def _between(

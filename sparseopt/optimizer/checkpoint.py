@@ -238,7 +238,7 @@ def restore_layers(
     for layer, was in pairs:
         layer.restore(was.mask, was.ever_live_bits, was.target)
         layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
-        layer.mask_(layer.weight)
+        layer.clear_dropped_()
         backend.load_layer(layer, compact=saved.progress["compact"])
         if memory is not None:
             memory.restore(layer, was.memory)

@@ -159,7 +159,7 @@ class MaskUpdater:
         """Make all weights zero again that are not live."""
         if self.is_prepared:
             for layer in self.layers:
-                layer.mask_(layer.weight)
+                layer.clear_dropped_()
             self.is_prepared = False
 
     def require_horizon(self) -> None:
@@ -262,10 +262,8 @@ def update_masks(
     new = _newly_live(transitions)
     for layer in layers:
         layer.last_dropped = layer.last_grown = 0
-    for layer, transition, values in transitions:
+    for layer, transition in transitions:
         backend.apply_transition(layer, transition)
-        if values is not None:
-            _start_new(layer, transition, values)
     for layer in taking_part:
         if layer.weight.grad is not None:
             layer.mask_(layer.weight.grad)
@@ -314,14 +312,14 @@ def skipped_update(layers: Sequence[SparseLayer], update: Update) -> UpdateRecor
     return _record(layers, update, new=0, skipped=True)
 
 
-#: A layer, what becomes of its mask, and what new weights start with, if that is not 0.
-_Planned = tuple[SparseLayer, Transition, Tensor | None]
+#: A layer, and what becomes of its mask.
+_Planned = tuple[SparseLayer, Transition]
 
 
 def _transitions(layers: Sequence[SparseLayer], method: Method, update: Update) -> list[_Planned]:
     """Decide for every layer in which something moves."""
     return [
-        (layer, _transition(layer, move, method, update), _start_of(move))
+        (layer, _transition(layer, move, method, update))
         for layer, move in zip(layers, method.moves(layers, update), strict=True)
         if move.drop or move.grow
     ]
@@ -336,6 +334,7 @@ def _transition(layer: SparseLayer, move: Move, method: Method, update: Update) 
             grow=move.grow,
             survivors=move.survivors,
             mask=move.mask,
+            start=move.values,
             regrow=method.regrow,
         )
     return plan_update(
@@ -348,19 +347,9 @@ def _transition(layer: SparseLayer, move: Move, method: Method, update: Update) 
     )
 
 
-def _start_of(move: Move) -> Tensor | None:
-    return move.values if isinstance(move, Rewiring) else None
-
-
-@torch.no_grad()
-def _start_new(layer: SparseLayer, transition: Transition, values: Tensor) -> None:
-    """Write what weights start with that a transition, now made, did not keep."""
-    layer.replace_(torch.where(transition.kept, layer.gather(layer.weight), layer.gather(values)))
-
-
 def _newly_live(transitions: Sequence[_Planned]) -> int:
     """Count weights that are live after the transitions and not before; waits once."""
-    grown = [transition for _, transition, _ in transitions if transition.grown]
+    grown = [transition for _, transition in transitions if transition.grown]
     if not grown:
         return 0
     device = grown[0].stayed.device

@@ -520,7 +520,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     def _start_masking(self, layers: Sequence[SparseLayer]) -> None:
         for layer in layers:
-            layer.mask_(layer.weight)
+            layer.clear_dropped_()
             self.backend.load_layer(layer)
         self._hooks.mask_gradients(layers)
         self._plan_next_step()

@@ -31,7 +31,7 @@ from tests.support.per_weight import (
     needs_closure,
     needs_graph,
     switch_to_training,
-    tensors_in,
+    tensors_by_path,
 )
 
 # The packages warn of what is their own business.
@@ -48,12 +48,17 @@ REPRESENTATIVE = (
     "torch-Rprop",
     "pytorch_optimizer-aggmo",
     "pytorch_optimizer-lion",
+    "pytorch_optimizer-conda",
+    "pytorch_optimizer-dash",
     "pytorch_optimizer-shampoo",
+    "pytorch_optimizer-soap",
     "pytorch_optimizer-vsgd",
     "timm-adamp",
     "timm-lamb",
     "timm-rmsproptf",
+    "bitsandbytes-AdEMAMix8bit",
     "bitsandbytes-AdamW32bit",
+    "bitsandbytes-AdamW8bit",
     "transformers-adafactor",
 )
 #: They draw random numbers, which a permutation doesn't permute.
@@ -65,69 +70,6 @@ FRESH: dict[str, Mapping[str, float | str]] = {
     "RMSpropTF": {"square_avg": 1.0},
     "VSGD": {"bg": "pbg2", "bhg": "pbhg2"},
     "Yogi": {"exp_avg": 1e-6, "exp_avg_sq": 1e-6},
-}
-
-CODES = "codes of 8 bits are masked as if they were numbers: 0 stands for the lowest value"
-WRAPPED = "state is a subclass of Tensor that can't be masked by index, and step() fails"
-BASIS = "moments of the weight's shape but in another basis are masked by index"
-STACKED = "moments in a tensor of one more dimension are not those of a fresh parameter"
-#: Where the library differs over masks that stay, and over all masks, and why. Each is expected to
-#: fail, and has to leave this list when it doesn't.
-DEVIATIONS_STATIC: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "bitsandbytes-Adam8bit",
-            "bitsandbytes-AdamW8bit",
-            "bitsandbytes-LAMB8bit",
-            "bitsandbytes-LARS8bit",
-            "bitsandbytes-Lion8bit",
-            "bitsandbytes-PagedAdam8bit",
-            "bitsandbytes-PagedAdamW8bit",
-            "bitsandbytes-PagedLion8bit",
-            "bitsandbytes-SGD8bit",
-            "transformers-adamw_8bit",
-            "transformers-adamw_bnb_8bit",
-            "transformers-lion_8bit",
-            "transformers-paged_adamw_8bit",
-            "transformers-paged_lion_8bit",
-        ),
-        CODES,
-    ),
-    **dict.fromkeys(
-        (
-            "torchao-Adam4bit",
-            "torchao-Adam8bit",
-            "torchao-AdamFp8",
-            "torchao-AdamW4bit",
-            "torchao-AdamW8bit",
-            "torchao-AdamWFp8",
-            "transformers-adamw_torch_4bit",
-            "transformers-adamw_torch_8bit",
-        ),
-        WRAPPED,
-    ),
-    **dict.fromkeys(
-        (
-            "pytorch_optimizer-alice",
-            "pytorch_optimizer-conda",
-            "pytorch_optimizer-soap",
-            "transformers-galore_adamw",
-        ),
-        BASIS,
-    ),
-}
-DEVIATIONS_MOVING: dict[str, str] = {
-    **DEVIATIONS_STATIC,
-    "bitsandbytes-AdEMAMix": STACKED,
-    "bitsandbytes-AdEMAMix8bit": CODES,
-    "bitsandbytes-Adagrad8bit": CODES,
-    "bitsandbytes-PagedAdEMAMix": STACKED,
-    "bitsandbytes-PagedAdEMAMix8bit": CODES,
-    "bitsandbytes-RMSprop8bit": CODES,
-    "pytorch_optimizer-dash": STACKED,
-    "transformers-ademamix_8bit": CODES,
-    "transformers-paged_ademamix_8bit": CODES,
-    "transformers-rmsprop_bnb_8bit": CODES,
 }
 
 
@@ -224,20 +166,24 @@ class ByHand(HandMasked):
 
     def has_state_to_begin_anew(self, parameter: nn.Parameter) -> bool:
         """Whether state of the weight's shape is no value of a weight and no factor."""
-        names = self.per_weight[tuple(parameter.shape)]
+        shown = self.per_weight[tuple(parameter.shape)]
         entry = self.optimizer.state.get(parameter, {})
         return any(
-            name in entry and not shown and not self.is_factor(name) and not is_flag(entry[name])
-            for name, shown in names.items()
-        ) and not all(zero_code(entry, name) is not None for name in names if name in entry)
+            not shown[path]
+            and not (may_be_factor(parameter) and self.is_factor(path))
+            and not all(is_flag(tensor) for tensor in tensors)
+            and zero_code(entry, path) is None
+            for path, tensors in tensors_by_path(entry).items()
+            if path in shown
+        )
 
-    def is_factor(self, name: str) -> bool:
+    def is_factor(self, path: str) -> bool:
         """Whether it has another shape than the parameter's elsewhere, as preconditioners have."""
         return any(
             not has_shape(tensor, tuple(parameter.shape))
             for parameter, entry in self.optimizer.state.items()
-            if torch.is_tensor(parameter) and parameter.ndim > 1 and name in entry
-            for tensor in tensors_in(entry[name])
+            if torch.is_tensor(parameter) and parameter.ndim > 1
+            for tensor in tensors_by_path(entry).get(path, [])
         )
 
     def _reset(self, name: str, where: np.ndarray) -> None:
@@ -246,9 +192,10 @@ class ByHand(HandMasked):
         entry = self.optimizer.state.get(parameter, {})
         with torch.no_grad():
             parameter.masked_fill_(positions, 0.0)
+            by_path = tensors_by_path(entry)
             for key, shown in self.per_weight[tuple(parameter.shape)].items():
                 code = zero_code(entry, key)
-                for tensor in tensors_in(entry.get(key)):
+                for tensor in by_path.get(key, []):
                     if code is not None:
                         bits = getattr(tensor, "codes", tensor).view(torch.uint8)
                         bits.masked_fill_(positions, code)
@@ -273,6 +220,12 @@ def zero_code(entry: Mapping[str, Any], key: str) -> int | None:
     if levels is None or len(levels) != 256 or not bool((levels == 0).any()):
         return None
     return int((levels == 0).nonzero()[0])
+
+
+def may_be_factor(parameter: nn.Parameter) -> bool:
+    """Whether what belongs to rows or columns may have the weight's shape: a square's has."""
+    sizes = [size for size in parameter.shape if size > 1]
+    return len(sizes) < 2 or (parameter.ndim == 2 and sizes[0] == sizes[1])
 
 
 def is_flag(value: Any) -> bool:
@@ -334,27 +287,24 @@ def assert_equals_masking(packaged: Packaged, method: str) -> None:
     assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))
 
 
-def cases(deviations: Mapping[str, str]) -> list[Any]:
+def cases() -> list[Any]:
     """All of them as parameters; slow, unless they stand for their kind."""
     found = []
     for packaged in packaged_optimizers():
         marks = [] if str(packaged) in REPRESENTATIVE else [pytest.mark.slow]
-        if str(packaged) in deviations:
-            reason = deviations[str(packaged)]
-            marks.append(pytest.mark.xfail(reason=reason, strict=True))
         if packaged.missing:
             marks.append(pytest.mark.skip(reason=f"{packaged.missing} is not installed"))
         found.append(pytest.param(packaged, id=str(packaged), marks=marks))
     return found
 
 
-@pytest.mark.parametrize("packaged", cases(DEVIATIONS_STATIC))
+@pytest.mark.parametrize("packaged", cases())
 def test_over_masks_that_stay(packaged):
     assert_equals_masking(packaged, "static")
 
 
 @pytest.mark.parametrize("method", ["rigl", "set"])
-@pytest.mark.parametrize("packaged", cases(DEVIATIONS_MOVING))
+@pytest.mark.parametrize("packaged", cases())
 def test_over_masks_that_move(packaged, method):
     """Weights that grow begin with the state of a fresh parameter."""
     assert_equals_masking(packaged, method)
@@ -363,8 +313,7 @@ def test_over_masks_that_move(packaged, method):
 def test_the_lists_name_optimizers_that_there_are():
     known = {str(packaged) for packaged in packaged_optimizers()} | LEFT_OUT.keys()
     packages = {name.split("-")[0] for name in known}
-    listed = {*REPRESENTATIVE, *DEVIATIONS_STATIC, *DEVIATIONS_MOVING}
-    assert {name for name in listed if name.split("-")[0] in packages} <= known
+    assert {name for name in REPRESENTATIVE if name.split("-")[0] in packages} <= known
 
 
 @pytest.mark.parametrize(

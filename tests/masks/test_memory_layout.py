@@ -1,9 +1,10 @@
-"""Writing a value wherever a mask is false, whatever is there."""
+"""Writing in place: a value wherever a mask is false, and a tensor in blocks."""
 
 import numpy as np
 import pytest
 import torch
 
+from sparseopt.masks import memory_layout
 from sparseopt.masks.memory_layout import fill_where_false_
 
 DTYPES = [
@@ -40,3 +41,19 @@ def test_infinities_and_nan_go_as_well(dtype):
     values = torch.tensor([1.0, float("nan"), float("inf"), -float("inf")], dtype=dtype)
     fill_where_false_(values, torch.tensor([True, False, False, False]), 0.0)
     assert values.tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("block", [1, 7, 16, 100])
+@pytest.mark.parametrize("live", [0, 1, 30, 99])
+@pytest.mark.parametrize("ascending", [True, False])
+def test_whatever_the_block_what_is_written_is_the_same(block, live, ascending, monkeypatch):
+    monkeypatch.setattr(memory_layout, "BLOCK", block)
+    offsets = torch.randperm(99)[:live].to(torch.int32)
+    if ascending:
+        offsets = offsets.sort().values
+    values = torch.randn(live)
+    flat = torch.full((99,), float("nan"))
+    memory_layout.write_only_(flat, offsets, values, ascending=ascending)
+    expected = torch.zeros(99)
+    expected[offsets.long()] = values
+    assert torch.equal(flat, expected)

@@ -4,38 +4,38 @@ import pytest
 import torch
 
 from sparseopt import SparseOptimizer
-from sparseopt.masks import layer as layer_module
 from tests.support.looking import assert_dropped_are_fresh
 from tests.support.nets import MatrixNet, make
 from tests.support.training import backward, train
+from tests.support.watching import AfterEveryOperation
 from tests.support.wrapping import settings_with, wrap
 
 SETTINGS = settings_with(delta_t=20)
 
 
-def interrupted_after_clearing(monkeypatch):
-    """Have the next layer that is cleared interrupted just then.
+class Interrupting:
+    """Interrupts whatever runs at the operation of the given number.
 
     A signal cannot be timed to that moment; Python raises it between two calls, as this does.
     """
-    clear = layer_module.clear_
 
-    def clear_and_interrupt(flat):
-        monkeypatch.undo()
-        clear(flat)
-        raise KeyboardInterrupt
+    def __init__(self, number: int):
+        self.number = number
 
-    monkeypatch.setattr(layer_module, "clear_", clear_and_interrupt)
+    def __call__(self) -> None:
+        self.number -= 1
+        if self.number == 0:
+            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_no_layer_is_left_empty(monkeypatch, channels_last, state):
+@pytest.mark.parametrize("number", [1, 5, 10, 20, 30, 40, 50, 60])
+def test_no_layer_is_left_empty(number, channels_last, state):
     model = make(channels_last=channels_last)
     optimizer = wrap(model, "AdamW", state=state, init="uniform", **SETTINGS)
     train(model, optimizer, 3)
     backward(model, 4)
-    interrupted_after_clearing(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), AfterEveryOperation(Interrupting(number)):
         optimizer.step()
     for layer in optimizer.layers:
         assert int(layer.weight.count_nonzero()) == layer.live

@@ -31,8 +31,23 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(inner)
 
 
+def tensors_by_path(value: Any, path: str = "") -> dict[str, list[torch.Tensor]]:
+    """All tensors of a state, by the keys of the dictionaries that they are in."""
+    if torch.is_tensor(value):
+        return {path: [value]}
+    found: dict[str, list[torch.Tensor]] = {}
+    pairs = value.items() if isinstance(value, dict) else []
+    if isinstance(value, (list, tuple, deque)):
+        pairs = [(None, inner) for inner in value]
+    for key, inner in pairs:
+        deeper = path if key is None else f"{path}.{key}".removeprefix(".")
+        for where, tensors in tensors_by_path(inner, deeper).items():
+            found.setdefault(where, []).extend(tensors)
+    return found
+
+
 def names_per_weight(build: Build, shape: tuple[int, ...]) -> dict[str, bool]:
-    """Return, for state that has the shape of a parameter, whether it is one value a weight.
+    """Return, by path, whether state that has the shape of a parameter is one value a weight.
 
     Weights are set anew before every step, and each step is short, so that an update that looks at
     the whole matrix, as Muon's does, leaves no trace in what is compared.
@@ -56,11 +71,11 @@ def names_per_weight(build: Build, shape: tuple[int, ...]) -> dict[str, bool]:
     straight = _state_after(build, course)
     permuted = _state_after(build, [(dealt(weight), dealt(slope)) for weight, slope in course])
     found = {}
-    for name, value in straight.items():
-        pairs = zip(tensors_in(value), tensors_in(permuted[name]), strict=True)
+    for path, tensors in straight.items():
+        pairs = zip(tensors, permuted[path], strict=True)
         shaped = [(one, other) for one, other in pairs if has_shape(one, shape)]
         if shaped:
-            found[name] = all(_is_dealt(one, other, dealt) for one, other in shaped)
+            found[path] = all(_is_dealt(one, other, dealt) for one, other in shaped)
     return found
 
 
@@ -78,7 +93,9 @@ def _is_dealt(one: torch.Tensor, other: torch.Tensor, dealt: Deal) -> bool:
     return torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
 
 
-def _state_after(build: Build, course: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
+def _state_after(
+    build: Build, course: list[tuple[torch.Tensor, torch.Tensor]]
+) -> dict[str, list[torch.Tensor]]:
     """Step on a separable loss, of which every weight has its own slope and a curvature of 1."""
     torch.manual_seed(0)
     parameter = torch.nn.Parameter(course[0][0].clone())
@@ -103,7 +120,7 @@ def _state_after(build: Build, course: list[tuple[torch.Tensor, torch.Tensor]]) 
         else:
             closure()
             optimizer.step()
-    return dict(optimizer.state[parameter])
+    return tensors_by_path(optimizer.state[parameter])
 
 
 def needs_closure(optimizer: Optimizer) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer
 
 from sparseopt.masks.layer import SparseLayer
@@ -101,29 +102,29 @@ class StateBackend(ABC):
             return
         entry = self.inner.state[layer.weight]
         group = group or self._group_of(layer.weight)
-        for container, key, name, value in tensors_in(entry):
+        for container, key, path, value in tensors_in(entry):
             if value.shape != shape or value.dtype == torch.bool:
                 continue
-            if shape == layer.weight.shape and self.is_factor(layer, name):
+            if shape == layer.weight.shape and self.is_factor(layer, path):
                 continue
             if group.get("differentiable"):
                 # The graph of the last step may need the value as it was.
                 with torch.enable_grad():
                     value = container[key] = value.clone()
-            yield container, key, value, self.fresh(layer, group, name)
+            yield container, key, value, self.fresh(layer, group, path)
 
-    def is_factor(self, layer: SparseLayer, name: str) -> bool:
-        """Whether the state ``name`` has the weight's shape by chance."""
+    def is_factor(self, layer: SparseLayer, path: str) -> bool:
+        """Whether the state at ``path`` has the weight's shape by chance."""
         return False
 
-    def fresh(self, layer: SparseLayer, group: dict[str, Any], name: str) -> float:
-        """Return what the state ``name`` of a weight is before its first gradient.
+    def fresh(self, layer: SparseLayer, group: dict[str, Any], path: str) -> float:
+        """Return what the state at ``path`` of a weight is before its first gradient.
 
         It is known of torch's optimizers, and noted of others when they make their state.
         """
         if self.knows_fresh_state:
-            return fresh_value(self.inner, group, name)
-        return self.noted.get((layer.name, name), 0.0)
+            return fresh_value(self.inner, group, path)
+        return self.noted.get((layer.name, path), 0.0)
 
     @contextmanager
     def record_initial_state(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
@@ -152,7 +153,7 @@ class StateBackend(ABC):
             return
         for name in names:
             values = self.inner.state[layer.weight][name]
-            if isinstance(values, Tensor) and values.shape == layer.weight.shape:
+            if type(values) in (Tensor, Parameter) and values.shape == layer.weight.shape:
                 dropped = values if layer.is_full else values[~layer.mask]
                 self.noted[layer.name, name] = common_value(dropped)
 

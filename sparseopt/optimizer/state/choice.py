@@ -9,7 +9,9 @@ from torch import optim
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.optimizer.state.base import StateBackend
 from sparseopt.optimizer.state.compact import CompactState
+from sparseopt.optimizer.state.fresh import is_known
 from sparseopt.optimizer.state.masked import MaskedState
+from sparseopt.optimizer.state.per_weight import probe_shape, show_per_weight
 from sparseopt.utils.validation import check_choice
 
 __all__ = ["StateMode", "make_backend"]
@@ -32,6 +34,9 @@ ELEMENTWISE: Final[frozenset[type[optim.Optimizer]]] = frozenset(
         optim.Rprop,
     }
 )
+#: Optimizers that move weights inside of ``backward()``, before anything can mask a gradient.
+#: transformers wraps others so, for its ``optim=`` names that end in ``layerwise``.
+STEPS_IN_BACKWARD: Final = ("AdaLomo", "LOMO", "LayerWiseDummyOptimizer", "Lomo")
 #: Optimizers of torch that need a parameter's shape, or all parameters at once.
 NOT_ELEMENTWISE: Final = ("Adafactor", "LBFGS", "Muon")
 
@@ -44,16 +49,25 @@ def make_backend(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -
     weights have masked state, whose tensors are sharded like them.
 
     Raises:
+        TypeError: if the optimizer's ``step`` is not what moves weights.
         ValueError: if ``mode`` is not known, or is ``"compact"`` for an optimizer that cannot
             work on a 1-D tensor of live weights.
     """
     check_choice("state", mode, ("auto", "compact", "masked"))
+    if type(inner).__name__ in STEPS_IN_BACKWARD:
+        raise TypeError(
+            f"optimizer={type(inner).__name__}(...) cannot be wrapped: it moves weights inside of "
+            "backward(), where dropped ones would be moved too. Use an optimizer that moves them "
+            "in step()."
+        )
     if mode == "masked":
         return MaskedState(inner, layers)
     obstacle = _obstacle(inner, layers)
     known = type(inner) in ELEMENTWISE
     if mode == "auto" and (obstacle is not None or not known):
         return MaskedState(inner, layers)
+    if obstacle is None and not is_known(inner):
+        obstacle = _state_of_all_weights(inner, layers)
     if obstacle is not None:
         raise ValueError(
             f"state='compact' does not suit {type(inner).__name__} with {obstacle}; "
@@ -70,4 +84,14 @@ def _obstacle(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:
         return "differentiable=True"
     if type(inner).__name__ in NOT_ELEMENTWISE:
         return "an update that is not element-wise"
+    return None
+
+
+def _state_of_all_weights(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:
+    """Return which state has the shape of a layer's weight, but not a value for each weight."""
+    shapes = {probe_shape(layer.weight.shape): layer.weight for layer in layers}
+    for weight in shapes.values():
+        for path, is_shown in show_per_weight(inner, weight).shown.items():
+            if not is_shown:
+                return f"state {path!r}, which is not one number for each weight"
     return None

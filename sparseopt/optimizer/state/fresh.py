@@ -7,36 +7,60 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Adagrad, Optimizer, Rprop
 
 from sparseopt.distributed.dtensor import is_sharded
 
 __all__ = [
+    "codes_of",
     "common_value",
+    "each_of_shape",
+    "ends_in_shape",
     "fresh_value",
     "is_factor",
     "is_known",
     "may_be_factor",
     "noting_first_values",
     "tensors_in",
+    "zero_code",
 ]
 
 
 def tensors_in(entry: dict[str, Any]) -> Iterator[tuple[Any, Any, str, Tensor]]:
     """Yield every tensor in the state of a parameter, those in containers included.
 
-    Each comes as the container that holds it, its key there, its name in ``entry``, and itself.
+    Each comes as the container that holds it, its key there, its path in ``entry``, and itself.
 
     Example:
         >>> import torch
-        >>> entry = {"step": 3, "exp_avg": torch.ones(2), "last": [torch.zeros(2)]}
-        >>> [(key, name) for _, key, name, _ in tensors_in(entry)]
-        [('exp_avg', 'exp_avg'), (0, 'last')]
+        >>> entry = {"step": 3, "exp_avg": torch.ones(2), "last": [{"mean": torch.zeros(2)}]}
+        >>> [(key, path) for _, key, path, _ in tensors_in(entry)]
+        [('exp_avg', 'exp_avg'), ('mean', 'last.mean')]
     """
     for name, value in list(entry.items()):
-        for container, key, tensor in _tensors_at(entry, name, value):
-            yield container, key, name, tensor
+        yield from _tensors_at(entry, name, str(name), value)
+
+
+def ends_in_shape(tensor: Tensor, shape: torch.Size) -> bool:
+    """Whether ``tensor`` is of a shape, or several of that shape in one.
+
+    Example:
+        >>> ends_in_shape(torch.zeros(2, 3, 4), torch.Size([3, 4]))
+        True
+    """
+    return tensor.ndim >= len(shape) and tensor.shape[tensor.ndim - len(shape) :] == shape
+
+
+def each_of_shape(tensor: Tensor, shape: torch.Size) -> Iterator[Tensor]:
+    """Yield views of ``shape`` of a tensor that ends in it."""
+    if tensor.ndim == len(shape):
+        yield tensor
+    else:
+        for part in tensor.unbind():
+            yield from each_of_shape(part, shape)
 
 
 def may_be_factor(weight: Tensor) -> bool:
@@ -49,25 +73,61 @@ def may_be_factor(weight: Tensor) -> bool:
     return (len(shape) == 2 and shape[0] == shape[1]) or sum(size > 1 for size in shape) < 2
 
 
-def is_factor(name: str, state: Mapping[Any, Any]) -> bool:
-    """Whether ``name`` has another shape than the parameter's in the state of any parameter."""
+def is_factor(path: str, state: Mapping[Any, Any]) -> bool:
+    """Whether ``path`` has another shape than the parameter's in the state of any parameter."""
     return any(
-        tensor.shape != parameter.shape
+        not ends_in_shape(tensor, parameter.shape)
         for parameter, entry in state.items()
-        if isinstance(parameter, Tensor) and name in entry
-        for _, _, tensor in _tensors_at(entry, name, entry[name])
+        if isinstance(parameter, Tensor) and isinstance(entry, dict)
+        for _, _, found, tensor in tensors_in(entry)
+        if found == path
     )
 
 
-def _tensors_at(container: Any, key: Any, value: Any) -> Iterator[tuple[Any, Any, Tensor]]:
+def zero_code(entry: Mapping[str, Any], name: str, value: Tensor) -> int | None:
+    """Return which of the 256 codes of a state stands for 0.
+
+    Known are bitsandbytes (codes are places in a map beside them), torchao (the same, or float8)
+    and FlashAdamW (codes are proportional to values).
+
+    Args:
+        entry: the state of a parameter.
+        name: the state's name.
+        value: the state.
+
+    Returns:
+        The code, or ``None`` if the state is none of codes, or no code is known to stand for 0.
+    """
+    codes = getattr(value, "codes", value)
+    if codes.element_size() != 1 or codes.dtype == torch.bool:
+        return None
+    if codes.is_floating_point() or name.endswith("::quantized"):
+        return 0
+    # It is not always the lowest code, nor the same for all states of an optimizer.
+    levels = getattr(value, "qmap", entry.get(name.replace("state", "qmap")))
+    if not isinstance(levels, Tensor) or levels is value or levels.numel() != 256:
+        return None
+    places = (levels == 0).nonzero()
+    return int(places[0]) if places.numel() else None
+
+
+def codes_of(value: Tensor) -> Tensor:
+    """Return the codes of a state that :func:`zero_code` knows: a view, uint8."""
+    codes: Tensor = getattr(value, "codes", value)
+    return codes.view(torch.uint8)
+
+
+def _tensors_at(
+    container: Any, key: Any, path: str, value: Any
+) -> Iterator[tuple[Any, Any, str, Tensor]]:
     if isinstance(value, Tensor):
-        yield container, key, value
+        yield container, key, path, value
     elif isinstance(value, dict):
         for inner_key, inner in list(value.items()):
-            yield from _tensors_at(value, inner_key, inner)
+            yield from _tensors_at(value, inner_key, f"{path}.{inner_key}", inner)
     elif isinstance(value, (list, deque)):
         for index, inner in enumerate(value):
-            yield from _tensors_at(value, index, inner)
+            yield from _tensors_at(value, index, path, inner)
 
 
 def is_known(optimizer: Optimizer) -> bool:
@@ -168,10 +228,14 @@ def noting_first_values(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str,
 def common_value(values: Tensor) -> float:
     """Return the value that all of ``values`` have, or 0 if they differ or there are none.
 
+    It is 0 for codes too, and for tensors of a kind of their own, which may not be indexed.
+
     Example:
         >>> import torch
         >>> common_value(torch.tensor([0.25, 0.25, 0.25])), common_value(torch.tensor([0.25, 0.5]))
         (0.25, 0.0)
     """
+    if type(values) not in (Tensor, Parameter) or values.element_size() < 2:
+        return 0.0
     flat = values.reshape(-1)
     return float(flat[0]) if flat.numel() and bool((flat == flat[0]).all()) else 0.0

@@ -64,7 +64,10 @@ class Part(ABC):
 
     @abstractmethod
     def put_back(self, weights: Tensor) -> None:
-        """Make ``weights``, ``(live,)``, the live weights of the layers, and all others zero."""
+        """Make ``weights``, ``(live,)``, the live weights of the layers, and all others zero.
+
+        Each entry is written once at most, with its final value; see :class:`SparseLayer`.
+        """
 
 
 class GatherOne(Part):

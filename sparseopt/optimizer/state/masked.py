@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,20 @@ from sparseopt.distributed.dtensor import shard_like, whole
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state.base import Closure, StateBackend, unhooked_step
-from sparseopt.optimizer.state.fresh import is_factor, may_be_factor
+from sparseopt.optimizer.state.fresh import (
+    codes_of,
+    each_of_shape,
+    ends_in_shape,
+    is_factor,
+    may_be_factor,
+    tensors_in,
+    zero_code,
+)
+from sparseopt.optimizer.state.per_weight import PerWeight, probe_shape, show_per_weight
 
 __all__ = ["MaskedState"]
+
+logger = logging.getLogger("sparseopt")
 
 
 class MaskedState(StateBackend):
@@ -24,7 +36,9 @@ class MaskedState(StateBackend):
 
     After each step, dropped weights are zero and their per-weight state is that of a fresh
     parameter, whatever the optimizer did to them (Muon, for one, mixes all entries of a matrix).
-    State of other shapes, such as Adafactor's factors, is left alone.
+    State that is not known, or shown, to be per weight is left alone: Adafactor's factors, moments
+    in another basis. If it has the weight's shape and is no factor, it describes the old live
+    weights, and an update that moves the layer has the optimizer make all of its state again.
     """
 
     gathers = False
@@ -32,6 +46,7 @@ class MaskedState(StateBackend):
     def __init__(self, inner: Optimizer, layers: list[SparseLayer]) -> None:
         super().__init__(inner, layers)
         self._factors: dict[tuple[str, int], bool] = {}
+        self._per_weight: dict[tuple[int, torch.Size], PerWeight] = {}
 
     def step(self, closure: Closure | None = None) -> Any:
         """Step the inner optimizer; see :meth:`StateBackend.step`."""
@@ -53,6 +68,9 @@ class MaskedState(StateBackend):
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(whole(values), fresh)
             return
+        if not self.knows_fresh_state and self.trains(layer):
+            # Before the optimizer has changed what it brought with it when it was made.
+            self._show(layer, self._group_of(layer.weight))
         self.recognise_fresh_values(layer, self.state_names(layer))
         for entry, key, values, fresh in self.per_weight(layer, layer.weight.shape):
             entry[key] = shard_like(values, layer.weight)
@@ -60,20 +78,50 @@ class MaskedState(StateBackend):
 
     def apply_transition(self, layer: SparseLayer, transition: Transition) -> None:
         """Give weights that are not kept fresh state; see :meth:`StateBackend.apply_transition`."""
+        moves = transition.positions.numel() != layer.live or not bool(transition.kept.all())
         transition.make(layer)
+        if moves and self._begins_again(layer):
+            del self.inner.state[layer.weight]
         for _, _, values, fresh in self.per_weight(layer, layer.weight.shape):
             layer.retain_(values, transition.kept, fresh)
 
     def to_dense(self) -> None:
         """Do nothing: the state is dense already."""
 
-    def is_factor(self, layer: SparseLayer, name: str) -> bool:
+    def per_weight(
+        self, layer: SparseLayer, shape: torch.Size, group: dict[str, Any] | None = None
+    ) -> Iterator[tuple[Any, Any, Tensor, float]]:
+        """Yield what is known or shown; see :meth:`StateBackend.per_weight`.
+
+        Of state of one more dimension each part of the weight's shape comes by itself, and of codes
+        of 8 bits the codes come, with the one for 0: assigning to their containers has no effect.
+        """
+        if self.knows_fresh_state or shape != layer.weight.shape:
+            yield from super().per_weight(layer, shape, group)
+            return
+        group = group or self._group_of(layer.weight)
+        for container, key, path, value in self._state_of_shape(layer):
+            code = zero_code(self.inner.state[layer.weight], path, value)
+            if code is not None:
+                value, fresh = codes_of(value), float(code)
+            elif self._show(layer, group).shown.get(path):
+                fresh = self.fresh(layer, group, path)
+            else:
+                continue
+            if code is None and value.shape == shape:
+                yield container, key, value, fresh
+            else:
+                parts = list(each_of_shape(value, shape))
+                for index, part in enumerate(parts):
+                    yield parts, index, part, fresh
+
+    def is_factor(self, layer: SparseLayer, path: str) -> bool:
         """Decide by the shapes that other parameters have; see :meth:`StateBackend.is_factor`."""
         if not may_be_factor(layer.weight):
             return False
-        known = name, len(self.inner.state)
+        known = path, len(self.inner.state)
         if known not in self._factors:
-            self._factors[known] = is_factor(name, self.inner.state)
+            self._factors[known] = is_factor(path, self.inner.state)
         return self._factors[known]
 
     @contextmanager
@@ -90,6 +138,37 @@ class MaskedState(StateBackend):
             # gradient, that is what is in it still.
             seen = names | set(begun.get(layer.weight, {}))
             self.recognise_fresh_values(layer, self.state_names(layer) - seen)
+
+    def _state_of_shape(self, layer: SparseLayer) -> Iterator[tuple[Any, Any, str, Tensor]]:
+        """Yield what has the shape of the layer's weight, flags apart; see :func:`tensors_in`."""
+        for found in tensors_in(self.inner.state.get(layer.weight, {})):
+            if ends_in_shape(found[3], layer.weight.shape) and found[3].dtype != torch.bool:
+                yield found
+
+    def _show(self, layer: SparseLayer, group: dict[str, Any]) -> PerWeight:
+        """Find out, once for each kind of weight, which state is per weight."""
+        kind = id(group), probe_shape(layer.weight.shape)
+        if kind not in self._per_weight:
+            found = self._per_weight[kind] = show_per_weight(self.inner, layer.weight)
+            logger.info(
+                "%s: state of the weight's shape, and whether it has one number a weight: %s.",
+                type(self.inner).__name__,
+                dict(found.shown) or "no copy of the optimizer could be stepped to find out",
+            )
+        return self._per_weight[kind]
+
+    def _begins_again(self, layer: SparseLayer) -> bool:
+        """Whether there is state that only makes sense for the live weights that made it."""
+        if self.knows_fresh_state or layer.weight not in self.inner.state:
+            return False
+        entry = self.inner.state[layer.weight]
+        found = self._show(layer, self._group_of(layer.weight))
+        return found.can_begin_again and any(
+            zero_code(entry, path, value) is None
+            and not found.shown.get(path)
+            and not self.is_factor(layer, path)
+            for _, _, path, value in self._state_of_shape(layer)
+        )
 
     def _masked_closure(self, closure: Closure) -> Closure:
         def masked() -> Any:
@@ -115,8 +194,7 @@ class MaskedState(StateBackend):
 
     def _mask_weights(self) -> None:
         for layer in self.layers:
-            if not layer.is_full:
-                layer.mask_(layer.weight)
+            layer.clear_dropped_()
 
     def _mask_state(self) -> None:
         by_weight = {layer.weight: layer for layer in self.layers if not layer.is_full}

@@ -1,0 +1,256 @@
+"""Which state of an optimizer has one value for each weight.
+
+Of torch's own optimizers that is known. Of others it is shown: a copy of the optimizer steps on a
+small parameter, another one on the same with the indices of every axis permuted, in weights and
+gradients alike. State of a value for each weight comes out permuted alike, even if the optimizer
+centres gradients by row; moments in another basis, factors and codes do not. State that is drawn at
+random doesn't either, so what fails is tried once more: where only some entries have another
+gradient, with the same random numbers, the state of all others has to stay as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import warnings
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from sparseopt.optimizer.state.base import unhooked_step
+from sparseopt.optimizer.state.fresh import common_value, ends_in_shape, tensors_in
+
+__all__ = ["PerWeight", "probe_shape", "show_per_weight"]
+
+STEPS: Final = 5
+#: Times its learning rate a copy steps with: an update that looks at the whole matrix, as Muon's
+#: does, must leave no trace in what is compared.
+LITTLE: Final = 1e-5
+#: Entries from which on optimizers of 8 bits (bitsandbytes, torchao) keep their state in codes.
+CODES_FROM: Final = 4096
+
+#: The weights, and the slopes of the loss, of each step.
+Course: TypeAlias = list[tuple[Tensor, Tensor]]
+Step: TypeAlias = Callable[[Optimizer, Parameter, Tensor], Any]
+
+
+def probe_shape(shape: torch.Size) -> torch.Size:
+    """Return a shape of few entries that an optimizer should treat as it treats ``shape``.
+
+    It is as square, and has as many entries as codes of 8 bits need, if ``shape`` has.
+
+    Example:
+        >>> probe_shape(torch.Size([1024, 1024])), probe_shape(torch.Size([10, 16]))
+        (torch.Size([64, 64]), torch.Size([10, 16]))
+    """
+    sizes = list(shape)
+    while True:
+        largest = max(sizes)
+        smaller = [math.ceil(size / 2) if size == largest else size for size in sizes]
+        if math.prod(smaller) < CODES_FROM or smaller == sizes:
+            return torch.Size(sizes)
+        sizes = smaller
+
+
+@dataclass(frozen=True)
+class PerWeight:
+    """What copies of an optimizer showed of the state that has a weight's shape.
+
+    Attributes:
+        shown: whether it has one value a weight, by its path, as
+            :func:`~sparseopt.optimizer.state.fresh.tensors_in` names it. Empty if no copy could be
+            stepped on its own.
+        can_begin_again: whether the optimizer makes all state of a weight for which there is none.
+    """
+
+    shown: Mapping[str, bool]
+    can_begin_again: bool
+
+
+def show_per_weight(inner: Optimizer, weight: Tensor) -> PerWeight:
+    """Find out which state has one value a weight.
+
+    Args:
+        inner: the optimizer; it is not stepped, and nothing of it changes.
+        weight: a parameter in its groups.
+    """
+    shape = probe_shape(weight.shape)
+    generator = torch.Generator().manual_seed(0)
+    course = [
+        (
+            torch.randn(shape, generator=generator, device="cpu"),
+            torch.randn(shape, generator=generator, device="cpu"),
+        )
+        for _ in range(STEPS)
+    ]
+    orders = [torch.randperm(size, generator=generator, device="cpu") for size in shape]
+
+    def permuted(tensor: Tensor) -> Tensor:
+        tensor = tensor.cpu()
+        for axis, order in enumerate(orders, start=tensor.ndim - len(orders)):
+            tensor = tensor.index_select(axis, order)
+        return tensor
+
+    elsewhere = torch.ones(shape, dtype=torch.bool, device="cpu")
+    elsewhere.view(-1)[:: max(2, elsewhere.numel() // 8)] = False
+    permuted_course = [(permuted(values), permuted(slopes)) for values, slopes in course]
+    other_course = [(values, torch.where(elsewhere, slopes, -slopes)) for values, slopes in course]
+    for keeps_entry, step in product((False, True), (_step_on_gradient, _step_on_closure)):
+        start = partial(_copy_on, inner, weight, keeps_entry=keeps_entry)
+        try:
+            state = _state_after(start, course, step)
+            after_permutation = _state_after(start, permuted_course, step)
+            after_others = _state_after(start, other_course, step)
+        except Exception:
+            # What another's optimizer raises can't be known.
+            continue
+        shown = {
+            path: all(map(_is_plain, tensors))
+            and (
+                _equal([permuted(one) for one in tensors], after_permutation.get(path, []))
+                or _equal(_at(elsewhere, tensors), _at(elsewhere, after_others.get(path, [])))
+            )
+            for path, tensors in state.items()
+        }
+        return PerWeight(shown, can_begin_again=not keeps_entry)
+    return PerWeight({}, can_begin_again=False)
+
+
+def _state_after(
+    start: Callable[[Tensor], tuple[Optimizer, Parameter]], course: Course, step: Step
+) -> dict[str, list[Tensor]]:
+    """Return, by path, the state of the parameter's shape that an optimizer has made in the end."""
+    with _random_state_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer, parameter = start(course[0][0])
+        for group in optimizer.param_groups:
+            if "lr" in group:
+                # A warm-up may have it at zero.
+                group["lr"] = group["lr"] * LITTLE or LITTLE**2
+            if isinstance(group.get("step"), int):
+                # Some make a part of their state every so many steps only, the first included.
+                group["step"] = 0
+        for weights, slopes in course:
+            with torch.no_grad():
+                parameter.copy_(weights)
+            step(optimizer, parameter, slopes.to(parameter))
+    found: dict[str, list[Tensor]] = {}
+    for _, _, path, tensor in tensors_in(optimizer.state.get(parameter, {})):
+        if ends_in_shape(tensor, parameter.shape):
+            found.setdefault(path, []).append(tensor)
+    return found
+
+
+def _step_on_gradient(optimizer: Optimizer, parameter: Parameter, slopes: Tensor) -> None:
+    parameter.grad = slopes + parameter.detach()
+    unhooked_step(optimizer)()
+
+
+def _step_on_closure(optimizer: Optimizer, parameter: Parameter, slopes: Tensor) -> None:
+    """Let it evaluate a loss itself, and differentiate the gradient once more."""
+
+    def closure() -> Tensor:
+        parameter.grad = None
+        with torch.enable_grad():
+            # Of which every weight has its own slope and a curvature of 1.
+            loss: Tensor = (slopes * parameter + parameter.square() / 2).sum()
+            loss.backward(create_graph=True)  # type: ignore[no-untyped-call]
+        return loss
+
+    closure()
+    unhooked_step(optimizer)(closure)
+
+
+def _copy_on(
+    inner: Optimizer, weight: Tensor, values: Tensor, *, keeps_entry: bool
+) -> tuple[Optimizer, Parameter]:
+    """Return a copy of ``inner``, and its only parameter.
+
+    That is in the place of ``weight``, wherever the optimizer refers to it. There is no state, or
+    state like that of ``weight`` with one value in every entry: some make it when they are made.
+    """
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    parameter = Parameter(values.to(weight.device, wide, copy=True))
+    vars(parameter).update({k: v for k, v in vars(weight).items() if not isinstance(v, Tensor)})
+    memo: dict[int, Any] = {
+        id(other): Parameter(other.detach().new_zeros(1))
+        for group in inner.param_groups
+        for other in group["params"]
+    }
+    memo[id(weight)] = parameter
+    clone = _copy(inner, memo)
+    for group in clone.param_groups:
+        group["params"][:] = [one for one in group["params"] if one is parameter]
+    clone.param_groups[:] = [group for group in clone.param_groups if group["params"]]
+    if keeps_entry:
+        clone.state[parameter] = {
+            name: parameter.new_full(parameter.shape, common_value(value))
+            if isinstance(value, Tensor) and value.shape == weight.shape
+            else copy.deepcopy(value)
+            for name, value in inner.state.get(weight, {}).items()
+        }
+    return clone, parameter
+
+
+def _copy(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """Copy an optimizer with all attributes; its own copying leaves out what torch has not."""
+    clone: Optimizer = object.__new__(type(optimizer))
+    memo[id(optimizer)] = clone
+    # What is kept for all parameters together, under keys that are none.
+    state: dict[Any, Any] = dict(optimizer.state)
+    common = {key: value for key, value in state.items() if not isinstance(key, Tensor)}
+    memo[id(optimizer.state)] = defaultdict(dict, copy.deepcopy(common))
+    for name, value in vars(optimizer).items():
+        if name.startswith("_optimizer_"):
+            memo[id(value)] = OrderedDict()
+        elif isinstance(value, Optimizer) and id(value) not in memo:
+            _copy(value, memo)
+    vars(clone).update(copy.deepcopy(vars(optimizer), memo))
+    return clone
+
+
+def _at(where: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.cpu()[..., where] for tensor in tensors]
+
+
+def _equal(tensors: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether they are equal, but for sums that are rounded by the order of what is summed up."""
+    return len(tensors) == len(others) and all(
+        torch.allclose(
+            one.detach(), other.detach().cpu(), rtol=1e-3, atol=1e-5 * float(one.abs().max())
+        )
+        for one, other in zip(tensors, others, strict=True)
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    # Codes and wrapped tensors of few bits mean nothing without the scale of their block.
+    return type(tensor) in (Tensor, Parameter) and tensor.is_floating_point()
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Leave all random numbers as they were: some optimizers draw them, from three sources."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        devices = range(torch.cuda.device_count() if in_use else 0)
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002

@@ -1,0 +1,258 @@
+"""State that is one number a weight is found without its name, and all other state left alone."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sparseopt import SparseOptimizer
+from sparseopt.optimizer.state.per_weight import probe_shape, show_per_weight
+from tests.support.nets import make
+from tests.support.resuming import assert_same_run, saved_and_loaded
+from tests.support.training import backward, train
+
+SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
+
+
+class Keeping(torch.optim.Optimizer):
+    """Momentum, and beside it what `keep` makes of a gradient."""
+
+    def __init__(self, params, lr=0.05):
+        super().__init__(params, {"lr": lr})
+        self.calls = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.calls += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                state["momentum"].mul_(0.9).add_(p.grad)
+                self.keep(state, p.grad)
+                p.sub_(group["lr"] * state["momentum"])
+
+    def keep(self, state, gradient):
+        raise NotImplementedError
+
+
+class InAnotherBasis(Keeping):
+    """Moments of columns that are added up."""
+
+    def keep(self, state, gradient):
+        moments = gradient.flatten(1).cumsum(1).view_as(gradient) if gradient.ndim > 1 else gradient
+        state["turned"] = state.get("turned", 0.0) + moments
+
+
+class Centred(Keeping):
+    """Moments of a gradient whose rows are centred: each belongs to a weight for all that."""
+
+    def keep(self, state, gradient):
+        mean = gradient.flatten(1).mean(1) if gradient.ndim > 1 else gradient.mean()
+        shape = (-1, *[1] * (gradient.ndim - 1)) if gradient.ndim > 1 else ()
+        state["centred"] = state.get("centred", 0.0) + gradient - mean.view(shape)
+
+
+class Random(Keeping):
+    """Drawn at random, and added to by each weight's own gradient."""
+
+    def keep(self, state, gradient):
+        state.setdefault("drawn", torch.randn_like(gradient)).add_(gradient)
+
+
+class Stacked(Keeping):
+    """Two moments in one tensor, in a list of dictionaries."""
+
+    def keep(self, state, gradient):
+        both = torch.stack([gradient, gradient.square()])
+        blocks = state.setdefault("blocks", [{"moments": torch.zeros_like(both)}])
+        blocks[0]["moments"].add_(both)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "is_shown"),
+    [
+        (InAnotherBasis, "turned", False),
+        (Centred, "centred", True),
+        (Random, "drawn", True),
+        (Stacked, "blocks.moments", True),
+    ],
+)
+@pytest.mark.parametrize("shape", [(6, 10), (12, 12), (4, 3, 3, 3), (300, 200)])
+def test_what_is_per_weight_is_shown(kind, path, is_shown, shape):
+    inner = kind([nn.Parameter(torch.randn(3)), weight := nn.Parameter(torch.randn(shape))])
+    found = show_per_weight(inner, weight)
+    assert found.can_begin_again
+    assert found.shown == {"momentum": True, path: is_shown}
+
+
+def test_showing_it_leaves_no_trace():
+    weight, other = nn.Parameter(torch.randn(6, 10)), nn.Parameter(torch.randn(3))
+    inner = Random([other, weight])
+    fired = []
+    inner.register_step_pre_hook(lambda *_: fired.append(1))
+    weight.grad, other.grad = torch.ones(6, 10), torch.ones(3)
+    inner.step()
+    state = {key: value.clone() for key, value in inner.state[weight].items()}
+    before = weight.detach().clone(), torch.get_rng_state(), random.getstate()
+    numbers = np.random.get_state()[1].copy()  # noqa: NPY002
+    show_per_weight(inner, weight)
+    assert torch.equal(weight, before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert random.getstate() == before[2]
+    assert np.array_equal(np.random.get_state()[1], numbers)  # noqa: NPY002
+    assert inner.calls == len(fired) == 1
+    assert inner.param_groups[0]["params"] == [other, weight]
+    assert inner.param_groups[0]["lr"] == 0.05
+    for key, value in inner.state[weight].items():
+        assert torch.equal(value, state[key])
+
+
+def test_an_optimizer_that_cannot_be_stepped_alone_shows_nothing():
+    class Failing(torch.optim.SGD):
+        def step(self, closure=None):
+            raise RuntimeError("needs other ranks")
+
+    weight = nn.Parameter(torch.ones(3, 4))
+    assert show_per_weight(Failing([weight], lr=0.1), weight).shown == {}
+
+
+@pytest.mark.parametrize(
+    ("shape", "smaller"),
+    [
+        ((4096, 4096), (64, 64)),
+        ((10, 16), (10, 16)),
+        ((10, 100_000), (10, 782)),
+        ((512, 512, 3, 3), (32, 32, 3, 3)),
+    ],
+)
+def test_the_shape_that_is_tried_is_like_the_weights_and_small(shape, smaller):
+    assert probe_shape(torch.Size(shape)) == smaller
+
+
+def test_state_in_another_basis_is_left_alone_and_made_again_by_an_update():
+    model = make()
+    optimizer = SparseOptimizer(InAnotherBasis(model.parameters()), model, **SETTINGS)
+    kept = {layer: torch.zeros_like(layer.weight) for layer in optimizer.layers}
+    for index in range(1, 13):
+        updating = optimizer.is_update_step
+        backward(model, index)
+        gradients = {layer: layer.weight.grad.clone() for layer in kept}
+        before = optimizer.masks
+        optimizer.step()
+        for layer, moments in kept.items():
+            assert not layer.weight[~layer.mask].any()
+            if not updating:
+                moments += gradients[layer].flatten(1).cumsum(1).view_as(moments)
+                assert torch.equal(optimizer.state[layer.weight]["turned"], moments)
+            elif not torch.equal(before[layer.name], layer.mask):
+                assert layer.weight not in optimizer.state
+                moments.zero_()
+        optimizer.zero_grad()
+
+
+def test_each_part_of_a_stack_is_masked():
+    model = make()
+    optimizer = SparseOptimizer(Stacked(model.parameters()), model, **SETTINGS)
+    for index in range(1, 13):
+        backward(model, index)
+        optimizer.step()
+        optimizer.zero_grad()
+        for layer in optimizer.layers:
+            for part in optimizer.state[layer.weight]["blocks"][0]["moments"]:
+                assert not part[~layer.mask].any()
+                assert part[layer.mask].any()
+
+
+@pytest.mark.parametrize("steps", [10, 12])
+def test_a_run_whose_state_an_update_took_away_resumes(steps, tmp_path):
+    """Right after the update there is none for most layers."""
+    model, other_model = make(), make(seed=9)
+    optimizer = SparseOptimizer(InAnotherBasis(model.parameters()), model, **SETTINGS)
+    train(model, optimizer, steps)
+    saved = saved_and_loaded(optimizer, tmp_path)
+    other = SparseOptimizer(InAnotherBasis(other_model.parameters()), other_model, **SETTINGS)
+    other_model.load_state_dict(model.state_dict())
+    other.load_state_dict(saved)
+    train(model, optimizer, 6, start=steps)
+    train(other_model, other, 6, start=steps)
+    assert_same_run(model, optimizer, other_model, other)
+
+
+def test_state_of_another_basis_cannot_be_compact():
+    model = make()
+    with pytest.raises(ValueError, match="state='compact'.*InAnotherBasis.*'turned'"):
+        SparseOptimizer(InAnotherBasis(model.parameters()), model, state="compact", **SETTINGS)
+
+
+class Lomo(torch.optim.SGD):
+    """Called like the one that steps in backward()."""
+
+
+def test_an_optimizer_that_steps_in_backward_is_refused_by_name():
+    model = make()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(TypeError, match=r"Lomo.*backward\(\)"):
+        SparseOptimizer(Lomo(model.parameters(), lr=0.1), model, **SETTINGS)
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+class Wide(nn.Module):
+    """Of weights so large that state of 8 bits is in codes."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(108, 64)
+        self.fc2 = nn.Linear(64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.fc1(x.flatten(1)).relu())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["Adam8bit", "Adagrad8bit", "Lion8bit"])
+def test_codes_of_dropped_weights_stand_for_zero(name):
+    """By the package's own reading of them."""
+    package = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model = make(Wide)
+    inner = getattr(package.optim, name)(model.parameters(), lr=0.01)
+    optimizer = SparseOptimizer(inner, model, **SETTINGS)
+    layer = optimizer.layers[0]
+    for index in range(1, 13):
+        backward(model, index)
+        optimizer.step()
+        optimizer.zero_grad()
+        entry = optimizer.state[layer.weight]
+        for number in "12":
+            if f"state{number}" not in entry or entry[f"state{number}"].dtype != torch.uint8:
+                continue
+            values = package.functional.dequantize_blockwise(
+                entry[f"state{number}"],
+                absmax=entry[f"absmax{number}"],
+                code=entry[f"qmap{number}"],
+                blocksize=256,
+            )
+            assert not values[~layer.mask].any()
+            assert values[layer.mask].any()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_with_state_of_codes_resumes(tmp_path):
+    package = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model, other_model = make(Wide), make(Wide, seed=9)
+    optimizer = SparseOptimizer(package.optim.Adam8bit(model.parameters()), model, **SETTINGS)
+    train(model, optimizer, 12)
+    saved = saved_and_loaded(optimizer, tmp_path)
+    inner = package.optim.Adam8bit(other_model.parameters())
+    other = SparseOptimizer(inner, other_model, **SETTINGS)
+    other_model.load_state_dict(model.state_dict())
+    other.load_state_dict(saved)
+    train(model, optimizer, 6, start=12)
+    train(other_model, other, 6, start=12)
+    for mine, theirs in zip(model.parameters(), other_model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
