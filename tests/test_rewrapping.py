@@ -24,6 +24,7 @@ def wrap(model, **changes):
     return SparseOptimizer(inner, model, **{"density": 0.2, **SETTINGS, **changes})
 
 
+@pytest.mark.filterwarnings("ignore:the model was sparse before")
 @pytest.mark.parametrize("name", ["AdamW", "Adafactor"])
 def test_wrapping_anew_takes_the_place_of_the_wrapper_before(name, state):
     """A notebook's cell that is run twice, with another density."""

@@ -39,9 +39,9 @@ def warn_of_lost_weights(
     lost = {layer: count for layer, count in outside.items() if count}
     if lost:
         warnings.warn(
-            f"{_share_lost(lost, sparse)} its new mask and become zero: the model was sparse "
-            f"before. Pass {keep_zeros} to keep its zeros and nothing else. If the optimizer's "
-            "state dict is loaded next, its masks count and nothing is lost.",
+            f"the model was sparse before: {_share_lost(lost, sparse)} its new mask and become "
+            f"zero. Pass {keep_zeros} to keep its zeros and nothing else. If the optimizer's state "
+            "dict is loaded next, its masks count and nothing is lost.",
             UserWarning,
             stacklevel=stacklevel + 1,
         )
@@ -49,9 +49,9 @@ def warn_of_lost_weights(
     revived = [layer for layer in sparse if layer.is_full]
     if revived and len(revived) == len(sparse):
         warnings.warn(
-            f"most weights of {_names(revived)} are zero, and all of them are live in the first "
-            f"mask: the model was sparse before, and its zeros will be trained. Pass {keep_zeros} "
-            "to keep its zeros. If the optimizer's state dict is loaded next, its masks count.",
+            f"the model was sparse before: most weights of {_names(revived)} are zero, and all of "
+            f"them are live in the first mask, so its zeros will be trained. Pass {keep_zeros} to "
+            "keep its zeros. If the optimizer's state dict is loaded next, its masks count.",
             UserWarning,
             stacklevel=stacklevel + 1,
         )
@@ -70,10 +70,10 @@ def warn_of_weights_outside(layers: Sequence[SparseLayer], *, stacklevel: int) -
     lost = {layer: count for layer, count in _nonzero_outside(list(sparse)).items() if count}
     if lost:
         warnings.warn(
-            f"{_share_lost(lost, sparse)} its mask at the first step and become zero: a sparse "
-            "model was loaded after the SparseOptimizer was made, without the masks that belong to "
-            "it. Load the optimizer's state dict too; or load the model first, and make the "
-            "SparseOptimizer with mask='nonzero' then.",
+            "a sparse model was loaded after the SparseOptimizer was made, without its masks: "
+            f"{_share_lost(lost, sparse)} its mask at the first step and become zero. Load the "
+            "optimizer's state dict too; or load the model first, and make the SparseOptimizer "
+            "with mask='nonzero' then.",
             UserWarning,
             stacklevel=stacklevel + 1,
         )

@@ -245,8 +245,8 @@ def warn_of_another_density(
     # A group that is added later has counts that are rounded otherwise.
     if abs(here - there) > max(len(pairs), SAME_DENSITY * there):
         warnings.warn(
-            f"the checkpoint's density is used: {there / total:.4g}. The one given at construction "
-            f"is not: {here / total:.4g}.",
+            f"the checkpoint's density is used: {there / total:.3g}. The one given at construction "
+            f"is not: {here / total:.3g}.",
             UserWarning,
             stacklevel=3,
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.prunable import optimizer_weights
 from sparseopt.optimizer.hooks import ModelHooks
+from sparseopt.optimizer.mask_updates import MaskUpdater
 
 __all__ = ["about_weights_outside", "departed_layers", "forget_layers"]
 
@@ -32,15 +32,27 @@ def departed_layers(
 
 def forget_layers(
     departed: Collection[SparseLayer],
-    layers: list[SparseLayer],
+    updater: MaskUpdater,
     hooks: ModelHooks,
-    inner: Optimizer,
+    model: nn.Module | None,
 ) -> None:
-    """Take ``departed`` out of ``layers``, in place, with hooks and optimizer state."""
-    layers[:] = [layer for layer in layers if layer not in departed]
+    """Take ``departed`` out of the updater's list of layers, with all that is kept for them.
+
+    Optimizer state of other parameters that left with them, such as biases, goes too: torch makes
+    no state dict of what is in no param group.
+    """
+    if not departed:
+        return
+    updater.layers[:] = [layer for layer in updater.layers if layer not in departed]
     hooks.forget(departed)
     for layer in departed:
-        inner.state.pop(layer.weight, None)
+        if updater.memory is not None:
+            updater.memory.restore(layer, None)
+    inner = updater.backend.inner
+    kept = {parameter for group in inner.param_groups for parameter in group["params"]}
+    kept.update(() if model is None else model.parameters())
+    for parameter in [one for one in inner.state if isinstance(one, Tensor) and one not in kept]:
+        del inner.state[parameter]
 
 
 def about_weights_outside(layers: Sequence[SparseLayer], model: nn.Module) -> str | None:

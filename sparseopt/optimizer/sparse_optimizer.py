@@ -265,7 +265,7 @@ class SparseOptimizer(WrappedOptimizer):
         except Exception:
             self.inner.param_groups.pop()
             raise
-        forget_layers(departed, self._layers, self._hooks, self.inner)
+        forget_layers(departed, self._updater, self._hooks, self._model)
         progress = self._progress
         usage = progress.usage.advanced(progress.steps, self._layers)
         progress.usage = usage.joined_by(layers)
