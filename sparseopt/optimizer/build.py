@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparseopt.distributed.ranks import agree_on_masks
+from sparseopt.distributed.ranks import agree_on_masks, is_distributed
 from sparseopt.distributions import Distribution, layer_named, live_counts
 from sparseopt.masks.already_sparse import warn_of_lost_weights
 from sparseopt.masks.initial import initial_masks
@@ -37,6 +38,7 @@ __all__ = [
     "add_in_order",
     "build_layers",
     "check_keeps_zeros",
+    "check_ranks_step_together",
     "check_wrappable",
     "has_names",
     "layers_of_new_group",
@@ -181,6 +183,22 @@ def check_keeps_zeros(layers: Sequence[SparseLayer], config: MaskConfig, method:
         only_fewer=mask == "magnitude",
         stacklevel=3,
     )
+
+
+def check_ranks_step_together(optimizer: Optimizer, method: Method) -> None:
+    """Warn of masks that move where ranks train apart from each other for some steps."""
+    if (
+        type(optimizer).__name__ == "PostLocalSGDOptimizer"
+        and method.moves_masks
+        and is_distributed()
+    ):
+        warnings.warn(
+            "PostLocalSGDOptimizer lets every rank train by itself between averages, so that masks "
+            f"which method={method.name!r} moves would differ from rank to rank, and an average of "
+            "their weights would be denser: pass method='static'.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def add_in_order(

@@ -51,8 +51,10 @@ def forget_layers(
     inner = updater.backend.inner
     kept = {parameter for group in inner.param_groups for parameter in group["params"]}
     kept.update(() if model is None else model.parameters())
-    for parameter in [one for one in inner.state if isinstance(one, Tensor) and one not in kept]:
-        del inner.state[parameter]
+    # Some optimizers keep state under names too.
+    state: dict[Any, Any] = inner.state
+    for key in [key for key in state if isinstance(key, Tensor) and key not in kept]:
+        del state[key]
 
 
 def about_weights_outside(layers: Sequence[SparseLayer], model: nn.Module) -> str | None:

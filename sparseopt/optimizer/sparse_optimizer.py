@@ -24,6 +24,7 @@ from sparseopt.optimizer.build import (
     add_in_order,
     build_layers,
     check_keeps_zeros,
+    check_ranks_step_together,
     check_wrappable,
     has_names,
     layers_of_new_group,
@@ -178,6 +179,7 @@ class SparseOptimizer(WrappedOptimizer):
         )
         self._accountant = Accountant(model)
         check_keeps_zeros(self._layers, self._mask_config, self.method)
+        check_ranks_step_together(optimizer, self.method)
         detach_previous_wrapper(optimizer)
         self._attach()
         self._backup = WeightBackup(self._layers)
@@ -417,8 +419,7 @@ class SparseOptimizer(WrappedOptimizer):
         The target is the density that training ends with, or, where methods share out what grows
         among layers, starts with.
         """
-        if isinstance(self.backend, (CompactState, MaskedState)):
-            self._warn_of_departed(stacklevel=4)
+        self._warn_of_departed(stacklevel=4)
         return summary_table(self._layers)
 
     def flops(self, model: nn.Module | None = None, *inputs: Any) -> FlopsReport:
@@ -526,9 +527,13 @@ class SparseOptimizer(WrappedOptimizer):
         if self._model is not None and not self._hooks.are_removed:
             self._hooks.add_to_model(
                 self._model,
-                first_forward=self._follow_weights,
+                first_forward=self._before_first_forward,
                 training_forward=self._prepare_forward if self.method.prepares_forward else None,
             )
+
+    def _before_first_forward(self) -> None:
+        refuse_flat_parameters(self.inner, self._model)
+        self._follow_weights()
 
     def _prepare_forward(self) -> None:
         assert self._model is not None
@@ -563,7 +568,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     def _check_ready(self) -> None:
         """Check what has to hold before training goes on, until something changes it."""
-        refuse_flat_parameters(self.inner, self._model)
+        self._warn_of_departed(stacklevel=8)
         if not self._updater.is_prepared:
             warn_of_weights_outside(self._layers, stacklevel=6)
         self._backup.discard()
@@ -580,7 +585,8 @@ class SparseOptimizer(WrappedOptimizer):
         self._hooks.require_attached(what)
 
     def _warn_of_departed(self, *, stacklevel: int) -> None:
-        if self._model is not None:
+        # Another backend may have swapped the weights for smaller ones.
+        if self._model is not None and isinstance(self.backend, (CompactState, MaskedState)):
             message = about_weights_outside(self._layers, self._model)
             if message is not None:
                 self._updater.warn_once("departed", message, stacklevel=stacklevel)
