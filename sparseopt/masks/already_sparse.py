@@ -32,7 +32,7 @@ def warn_of_lost_weights(
             ones in all are what was asked for.
         stacklevel: of the warning, as seen from here.
     """
-    sparse = _sparse_already(layers)
+    sparse = _sparse_already(_nonzero(layers))
     if only_fewer and sum(layer.live for layer in sparse) < sum(sparse.values()):
         return
     outside = _nonzero_outside(list(sparse))
@@ -57,32 +57,56 @@ def warn_of_lost_weights(
         )
 
 
-def warn_of_weights_outside(layers: Sequence[SparseLayer], *, stacklevel: int) -> None:
-    """Warn if somebody loaded a sparse model after its weights were masked, before the first step.
+def warn_of_weights_outside(
+    layers: Sequence[SparseLayer], *, chosen_by_size: bool, stacklevel: int
+) -> None:
+    """Warn if weights were loaded after they were masked, before the first step, and will be lost.
+
+    Dense weights are what random masks expect, and no matter.
 
     Collective if weights are sharded.
 
     Args:
         layers: all layers.
+        chosen_by_size: whether the masks are those of the largest weights that there were.
         stacklevel: of the warning, as seen from here.
     """
-    sparse = _sparse_already(layers)
-    lost = {layer: count for layer, count in _nonzero_outside(list(sparse)).items() if count}
-    if lost:
-        warnings.warn(
-            "a sparse model was loaded after the SparseOptimizer was made, without its masks: "
-            f"{_share_lost(lost, sparse)} its mask at the first step and become zero. Load the "
-            "optimizer's state dict too; or load the model first, and make the SparseOptimizer "
-            "with mask='nonzero' then.",
-            UserWarning,
-            stacklevel=stacklevel + 1,
+    nonzero = _nonzero(layers)
+    looked_at = nonzero if chosen_by_size else _sparse_already(nonzero)
+    lost = {layer: count for layer, count in _nonzero_outside(list(looked_at)).items() if count}
+    if not lost:
+        return
+    if _sparse_already(nonzero):
+        loaded, remedy = (
+            "a sparse model was loaded",
+            (
+                "Load the optimizer's state dict too; or load the model first, and make the "
+                "SparseOptimizer with mask='nonzero' then."
+            ),
         )
+    else:
+        loaded, remedy = (
+            "weights were loaded",
+            (
+                "Load them first, and make the SparseOptimizer with mask='magnitude' then: its "
+                "masks are of the weights that were there before."
+            ),
+        )
+    warnings.warn(
+        f"{loaded} after the SparseOptimizer was made, without its masks: "
+        f"{_share_lost(lost, nonzero)} its mask at the first step and become zero. {remedy}",
+        UserWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 @torch.no_grad()
-def _sparse_already(layers: Sequence[SparseLayer]) -> dict[SparseLayer, int]:
-    """Return the layers most of whose weights are zero, but not all, with their nonzero weights."""
-    nonzero = _summed(layers, [_count(local(layer.weight.detach())) for layer in layers])
+def _nonzero(layers: Sequence[SparseLayer]) -> dict[SparseLayer, int]:
+    return _summed(layers, [_count(local(layer.weight.detach())) for layer in layers])
+
+
+def _sparse_already(nonzero: dict[SparseLayer, int]) -> dict[SparseLayer, int]:
+    """Return what is there of the layers most of whose weights are zero, but not all."""
     return {layer: count for layer, count in nonzero.items() if 0 < 2 * count < layer.numel}
 
 
@@ -110,10 +134,14 @@ def _summed(layers: Sequence[SparseLayer], counts: list[int]) -> dict[SparseLaye
 def _share_lost(lost: dict[SparseLayer, int], nonzero: dict[SparseLayer, int]) -> str:
     layer, count = next(iter(lost.items()))
     share = f"{count / nonzero[layer]:.0%} of the nonzero weights of {layer.name!r}"
-    more = f" (and some of {len(lost) - 1} more layers)" if len(lost) > 1 else ""
+    more = f" (and of {_more_layers(len(lost) - 1)})" if len(lost) > 1 else ""
     return f"{share}{more} are outside"
 
 
 def _names(layers: Collection[SparseLayer]) -> str:
     first = next(iter(layers)).name
-    return repr(first) + (f" (and of {len(layers) - 1} more layers)" if len(layers) > 1 else "")
+    return repr(first) + (f" (and of {_more_layers(len(layers) - 1)})" if len(layers) > 1 else "")
+
+
+def _more_layers(count: int) -> str:
+    return "1 more layer" if count == 1 else f"{count} more layers"

@@ -67,7 +67,8 @@ def about_weights_outside(layers: Sequence[SparseLayer], model: nn.Module) -> st
     outside = _outside(layers, model)
     if not outside:
         return None
-    more = f" (and of {len(outside) - 1} more layers)" if len(outside) > 1 else ""
+    others = len(outside) - 1
+    more = f" (and of {others} more layer{'s' if others > 1 else ''})" if others else ""
     return (
         f"the weight of {outside[0].name!r}{more} is no longer a parameter of the model: what took "
         "its place has no mask, and is not trained unless a param group has it. Masks, density and "

@@ -570,7 +570,8 @@ class SparseOptimizer(WrappedOptimizer):
         """Check what has to hold before training goes on, until something changes it."""
         self._warn_of_departed(stacklevel=8)
         if not self._updater.is_prepared:
-            warn_of_weights_outside(self._layers, stacklevel=6)
+            by_size = self._mask_config.mask == "magnitude" and not self._progress.steps
+            warn_of_weights_outside(self._layers, chosen_by_size=by_size, stacklevel=6)
         self._backup.discard()
         self._updater.require_horizon()
         self._is_ready = True

@@ -131,6 +131,16 @@ def test_dense_pretrained_weights_are_no_matter_in_either_order():
     train(model, optimizer, 2)
 
 
+def test_masks_by_magnitude_of_weights_that_are_gone_are_told():
+    model = make()
+    optimizer = wrap(model, mask="magnitude")
+    pretrained = make(seed=5).state_dict()
+    model.load_state_dict(pretrained)
+    with pytest.raises(UserWarning, match=r"weights were loaded after.*Load them first"):
+        train_step(model, optimizer, 1)
+    assert_same(pretrained, model)
+
+
 def test_pruning_with_the_default_mask_says_that_zeros_come_back():
     model = sparse_model()
     before = weights_of(model)
