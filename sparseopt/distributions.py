@@ -7,10 +7,11 @@ Only shapes are known here. A shape is that of the weight: ``(out, in, *kernel)`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from sparseopt.utils.validation import check_density, unknown_name
+from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["Distribution", "Shapes", "er", "erk", "live_counts", "uniform"]
 
@@ -213,13 +214,28 @@ def _resolve(named: Mapping[str, float], shapes: Shapes) -> dict[str, float]:
     return resolved
 
 
+def layer_named(key: str, names: Collection[str]) -> str | None:
+    """Return the layer that ``key`` names, by its parameter's name or by its module's, if any.
+
+    Prefixes that wrappers put into names, such as ``module.``, may be there or not.
+
+    Example:
+        >>> layer_named("module.fc", ["fc.weight"])
+        'fc.weight'
+    """
+    plain = canonical_name(key)
+    return next(
+        (name for name in (key, f"{key}.weight", plain, f"{plain}.weight") if name in names), None
+    )
+
+
 def match_name(argument: str, key: str, names: Mapping[str, object]) -> str:
-    """Return the layer that ``key`` names: by its parameter's name or by its module's.
+    """Return the layer that ``key`` names; see :func:`layer_named`.
 
     Raises:
         ValueError: if it names none.
     """
-    for name in (key, f"{key}.weight"):
-        if name in names:
-            return name
-    raise unknown_name(f"the layer name in {argument}", key, names)
+    name = layer_named(key, names)
+    if name is None:
+        raise unknown_name(f"the layer name in {argument}", key, names)
+    return name

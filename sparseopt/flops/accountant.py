@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparseopt.flops.counter import count_operations
 from sparseopt.flops.operands import layers_in
 from sparseopt.flops.report import FlopsReport, make_report, sample_count
 from sparseopt.flops.training_cost import TrainingProgress
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.masked_weights import layer_of
 from sparseopt.methods.base import Method
 from sparseopt.utils.recorded_inputs import InputRecorder
-from sparseopt.utils.wrappers import unwrapped
+from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["Accountant"]
 
@@ -48,7 +50,10 @@ class Accountant:
         model = unwrapped(model)
         args, kwargs = (inputs, {}) if inputs else self._recorded_inputs()
         found = layers_in(model, layers)
-        masks = {name: layer.mask for name, layer in found.items()}
+        masks = {
+            **{name: layer.mask for name, layer in found.items()},
+            **_masks_of_others(model, found),
+        }
         return make_report(
             count_operations(model, masks, args, kwargs),
             samples=sample_count((args, kwargs)),
@@ -72,3 +77,14 @@ class Accountant:
                 "the first training step of an optimizer that was given the model."
             )
         return inputs
+
+
+def _masks_of_others(model: nn.Module, found: Mapping[str, SparseLayer]) -> dict[str, Tensor]:
+    """Return the masks of weights that other optimizers mask, by the parameter's name."""
+    masks = {}
+    for full_name, parameter in model.named_parameters():
+        name = canonical_name(full_name)
+        layer = None if name in found else layer_of(parameter)
+        if layer is not None:
+            masks[name] = layer.mask
+    return masks

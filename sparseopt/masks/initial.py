@@ -57,7 +57,9 @@ def initial_masks(
         if name in given:
             chosen = _checked(name, given[name], weight, select)
         elif mask == "nonzero":
-            chosen = _checked(name, whole(weight.detach()) != 0, weight, select)
+            nonzero = whole(weight.detach()) != 0
+            _refuse_all_zero(name, nonzero)
+            chosen = _checked(name, nonzero, weight, select)
         elif live[name] == weight.numel():
             chosen = torch.ones(weight.shape, dtype=torch.bool, device="cpu")
         elif mask == "magnitude":
@@ -67,6 +69,15 @@ def initial_masks(
             chosen = select(scores.view(weight.shape), live[name])
         masks[name] = chosen
     return masks
+
+
+def _refuse_all_zero(name: str, nonzero: Tensor) -> None:
+    if not nonzero.any():
+        raise ValueError(
+            f"mask='nonzero': every weight of layer {name!r} is zero, as LoRA's B is at first. "
+            "Give its param group density=False to keep it dense, or name masks instead of "
+            f"'nonzero', mask={{name: weight != 0, ...}}, with live weights for {name!r}."
+        )
 
 
 def _checked(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sparseopt.utils.wrappers import canonical_name
 
-__all__ = ["model_weights", "optimizer_weights"]
+__all__ = [
+    "computed_weights",
+    "embedding_weights",
+    "is_matrix",
+    "model_weights",
+    "optimizer_weights",
+    "refuse_unusable",
+]
 
 #: Modules whose ``weight`` is a matrix that inputs are multiplied by.
 WEIGHTED: Final = (
@@ -30,9 +38,34 @@ ATTENTION_PROJECTIONS: Final = (
     "k_proj_weight",
     "v_proj_weight",
 )
+#: Classes of :mod:`torch.nn.utils.parametrizations` by the functions that register them.
+KNOWN_PARAMETRIZATIONS: Final = {
+    "SpectralNorm": "spectral_norm",
+    "WeightNorm": "weight_norm",
+    "Orthogonal": "orthogonal",
+}
 
 
-def model_weights(model: nn.Module) -> dict[nn.Parameter, str]:
+def is_matrix(parameter: torch.Tensor) -> bool:
+    """Whether two or more dimensions have more than one entry.
+
+    Weight norm's magnitudes, ``(N, 1, 1)``, have one entry a filter: a mask on them takes out whole
+    filters.
+    """
+    return sum(size > 1 for size in parameter.shape) >= 2
+
+
+def embedding_weights(model: nn.Module) -> set[nn.Parameter]:
+    """Return the weights of the embeddings in ``model``, which stay dense."""
+    return {
+        parameter
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        for parameter in module.parameters(recurse=False)
+    }
+
+
+def model_weights(model: nn.Module, also: Collection[nn.Parameter] = ()) -> dict[nn.Parameter, str]:
     """Return the weights of ``model`` that can be sparse, with their names, in its order.
 
     These are the weights of convolutions, transposed convolutions and linear layers (that of
@@ -40,20 +73,21 @@ def model_weights(model: nn.Module) -> dict[nn.Parameter, str]:
     :class:`torch.nn.MultiheadAttention`. A weight that an embedding shares is left
     out, and one without entries; one that several modules share has the name of the first.
 
+    Args:
+        model: the model.
+        also: parameters of other modules that are to be sparse too.
+
     Raises:
         ValueError: if a module is lazy and has not seen an input yet, or two weights have one name
             without what wrappers put into names.
     """
-    embeddings = {
-        parameter
-        for module in model.modules()
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        for parameter in module.parameters(recurse=False)
-    }
+    embeddings = embedding_weights(model)
+    wanted = set(also)
     names = {parameter: name for name, parameter in model.named_parameters()}
     found: dict[nn.Parameter, str] = {}
     for path, module in model.named_modules():
-        for parameter in _matrices(module):
+        others = (own for own in module.parameters(recurse=False) if own in wanted)
+        for parameter in (*_matrices(module), *others):
             if nn.parameter.is_lazy(parameter):
                 raise ValueError(
                     f"module {path!r} is lazy and has no shape yet: run one input through the "
@@ -66,7 +100,7 @@ def model_weights(model: nn.Module) -> dict[nn.Parameter, str]:
 
 
 def optimizer_weights(groups: list[dict[str, Any]]) -> dict[nn.Parameter, str]:
-    """Return every parameter of two or more dimensions in ``groups``, with a name, in group order.
+    """Return every matrix (see :func:`is_matrix`) in ``groups``, with a name, in group order.
 
     Names are those that the groups carry if the optimizer was made from ``named_parameters()``,
     else ``"group.index"``.
@@ -78,7 +112,7 @@ def optimizer_weights(groups: list[dict[str, Any]]) -> dict[nn.Parameter, str]:
     for number, group in enumerate(groups):
         names = group.get("param_names")
         for index, parameter in enumerate(group["params"]):
-            if parameter.dim() >= 2 and parameter.numel():
+            if is_matrix(parameter):
                 name = names[index] if names else f"{number}.{index}"
                 found[parameter] = canonical_name(name)
     _refuse_same_names(found)
@@ -107,6 +141,40 @@ def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
         parameter = module._parameters.get(name)
         if parameter is not None:
             yield parameter
+
+
+def computed_weights(model: nn.Module) -> dict[str, str]:
+    """Return which linear maps compute their weight from other parameters, and by what.
+
+    Returns:
+        By the weight's name, what computes it: a parametrization; ``weight_norm`` or
+        ``spectral_norm`` of old; or ``prune``, for :mod:`torch.nn.utils.prune`.
+
+    Example:
+        >>> from torch.nn.utils.parametrizations import spectral_norm
+        >>> computed_weights(nn.Sequential(spectral_norm(nn.Linear(4, 4))))
+        {'0.weight': 'parametrizations.spectral_norm'}
+    """
+    found = {}
+    for path, module in model.named_modules():
+        how = _computed_by(module) if isinstance(module, WEIGHTED) else None
+        if how is not None:
+            found[canonical_name(f"{path}.weight" if path else "weight")] = how
+    return found
+
+
+def _computed_by(module: nn.Module) -> str | None:
+    if is_parametrized(module, "weight"):
+        chain: Any = module.parametrizations
+        kind = type(chain.weight[0]).__name__.removeprefix("_")
+        return f"parametrizations.{KNOWN_PARAMETRIZATIONS.get(kind, kind)}"
+    names = module._parameters
+    if "weight_orig" in names:
+        # The old spectral norm has its vectors in buffers, and prune its mask.
+        return f"{'prune' if 'weight_mask' in module._buffers else 'spectral_norm'} (weight_orig)"
+    if "weight_g" in names and "weight_v" in names:
+        return "weight_norm (weight_g, weight_v)"
+    return None
 
 
 def _full_name(kind: type) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,26 +13,32 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparseopt.distributed.ranks import agree_on_masks
-from sparseopt.distributions import Distribution, live_counts
+from sparseopt.distributed.ranks import agree_on_masks, is_distributed
+from sparseopt.distributions import Distribution, layer_named, live_counts
+from sparseopt.masks.already_sparse import warn_of_lost_weights
 from sparseopt.masks.initial import initial_masks
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.prunable import (
-    model_weights,
-    optimizer_weights,
-    refuse_unusable,
-)
+from sparseopt.masks.prunable import model_weights
 from sparseopt.methods.base import Method
+from sparseopt.methods.nm import NM
 from sparseopt.methods.rigl_struct import RigLStruct
+from sparseopt.optimizer.find_weights import (
+    find_weights,
+    note_computed,
+    note_what_stays_dense,
+    refuse_flat_parameters,
+    why_nothing,
+)
 from sparseopt.structured.channel_layers import channel_layers
 from sparseopt.utils.errors import NoSparseLayerError
-from sparseopt.utils.validation import check_density
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = [
     "MaskConfig",
     "add_in_order",
     "build_layers",
+    "check_keeps_zeros",
+    "check_ranks_step_together",
     "check_wrappable",
     "has_names",
     "layers_of_new_group",
@@ -73,6 +80,7 @@ def check_wrappable(optimizer: object, model: object) -> None:
         )
     if hasattr(optimizer, "inner") and hasattr(optimizer, "masks"):
         raise TypeError("optimizer is a SparseOptimizer already: wrap the plain optimizer once.")
+    refuse_flat_parameters(optimizer, model)
 
 
 def has_names(optimizer: Optimizer, model: nn.Module | None) -> bool:
@@ -94,15 +102,19 @@ def build_layers(
         TypeError: if a weight is of a kind that can't be masked.
         ValueError: if a density or a name is wrong.
     """
-    weights, overrides = _sparse_weights(groups, model)
+    weights, overrides = _weights_for(method, groups, model)
     if not weights:
-        raise NoSparseLayerError(_why_nothing(model))
+        raise NoSparseLayerError(why_nothing(model))
     if isinstance(method, RigLStruct):
         return _structured_layers(groups, model, config, method, generator)
-    if model is None:
+    note_what_stays_dense(groups, model, list(weights.values()))
+    if model is not None:
+        note_computed(model)
+    else:
         logger.warning(
-            "no model was given, so every trainable parameter of two or more dimensions is made "
-            "sparse: %s. Pass the model to leave embeddings and the like dense.",
+            "no model was given, so every trainable parameter of two or more dimensions (of more "
+            "than one entry) is made sparse: %s. Pass the model to leave embeddings and the like "
+            "dense.",
             ", ".join(weights),
         )
     return _make_layers(weights, overrides, config, method, generator)
@@ -133,7 +145,7 @@ def layers_of_new_group(
         ValueError: if a weight has the name of another that is sparse already, or the method can
             have no more layers.
     """
-    everything, overrides = _sparse_weights(groups, model)
+    everything, overrides = _weights_for(method, groups, model)
     added = set(groups[-1]["params"])
     weights = {name: weight for name, weight in everything.items() if weight in added}
     if not weights:
@@ -151,8 +163,42 @@ def layers_of_new_group(
                 "this optimizer has already: a weight that takes another's place in the model "
                 "needs a new SparseOptimizer."
             )
+    note_what_stays_dense(groups[-1:], model, list(weights.values()))
     densities = {name: overrides.get(name, config.density) for name in weights}
     return _make_layers(weights, densities, config.among(weights), method, generator)
+
+
+def check_keeps_zeros(layers: Sequence[SparseLayer], config: MaskConfig, method: Method) -> None:
+    """Warn, before masks are applied, if they would destroy a model that is sparse already.
+
+    Masks that the user chose weight by weight are taken to be meant.
+    """
+    mask = config.mask
+    if mask == "nonzero":
+        return
+    given = list(mask) if isinstance(mask, Mapping) else []
+    warn_of_lost_weights(
+        [layer for layer in layers if not any(layer_named(key, [layer.name]) for key in given)],
+        keep_zeros="mask='magnitude'" if isinstance(method, RigLStruct) else "mask='nonzero'",
+        only_fewer=mask == "magnitude",
+        stacklevel=3,
+    )
+
+
+def check_ranks_step_together(optimizer: Optimizer, method: Method) -> None:
+    """Warn of masks that move where ranks train apart from each other for some steps."""
+    if (
+        type(optimizer).__name__ == "PostLocalSGDOptimizer"
+        and method.moves_masks
+        and is_distributed()
+    ):
+        warnings.warn(
+            "PostLocalSGDOptimizer lets every rank train by itself between averages, so that masks "
+            f"which method={method.name!r} moves would differ from rank to rank, and an average of "
+            "their weights would be denser: pass method='static'.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def add_in_order(
@@ -161,8 +207,16 @@ def add_in_order(
     """Extend ``layers``, which are in the order of the model if there is one, and stay so."""
     layers.extend(more)
     if model is not None:
-        order = {name: place for place, name in enumerate(model_weights(model).values())}
+        weights = [layer.weight for layer in layers]
+        order = {name: place for place, name in enumerate(model_weights(model, weights).values())}
         layers.sort(key=lambda layer: order.get(layer.name, len(order)))
+
+
+def _weights_for(
+    method: Method, groups: list[dict[str, Any]], model: nn.Module | None
+) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
+    # Of other modules the channels are not known.
+    return find_weights(groups, model, only_known=isinstance(method, RigLStruct))
 
 
 def _structured_layers(
@@ -175,7 +229,7 @@ def _structured_layers(
     """Return the layers of a method that drops whole channels."""
     if model is None:
         raise TypeError(f"method={method.name!r} needs the model: pass it as the second argument.")
-    weights, overrides = _sparse_weights(groups, model)
+    weights, overrides = _weights_for(method, groups, model)
     free = {p for group in groups if group.get("density") is not False for p in group["params"]}
     trained = {
         canonical_name(name): parameter
@@ -211,6 +265,8 @@ def _make_layers(
         for name, live in live_counts(shapes, config.density, config.init, overrides).items()
     }
     live = _live_at_start(shapes, targets, overrides, config, method)
+    if isinstance(method, NM):
+        _note_dense(method, shapes, targets)
     masks = initial_masks(weights, live, config.mask, generator, method.initial_mask)
     if config.mask != "random":
         masks = agree_on_masks(masks)
@@ -218,6 +274,20 @@ def _make_layers(
         SparseLayer(name, weight, masks[name], _target(masks[name], live[name], targets[name]))
         for name, weight in weights.items()
     ]
+
+
+def _note_dense(
+    method: NM, shapes: Mapping[str, tuple[int, ...]], targets: Mapping[str, int]
+) -> None:
+    dense = [name for name, shape in shapes.items() if targets[name] == math.prod(shape)]
+    if dense:
+        logger.warning(
+            "method=%r keeps these layers dense: %s. Either the second dimension is no multiple of "
+            "m=%d, or init makes them dense (init={} makes none dense).",
+            method.name,
+            ", ".join(f"{name} ({'x'.join(map(str, shapes[name]))})" for name in dense),
+            method.m,
+        )
 
 
 def _live_at_start(
@@ -245,7 +315,7 @@ def _live_at_start(
 def _among(wish: T, names: Mapping[str, object]) -> T | dict[str, Any]:
     if not isinstance(wish, Mapping):
         return wish
-    return {key: value for key, value in wish.items() if key in names or f"{key}.weight" in names}
+    return {key: value for key, value in wish.items() if layer_named(key, names) is not None}
 
 
 def _target(mask: Tensor, live: int, target: int) -> int:
@@ -254,34 +324,3 @@ def _target(mask: Tensor, live: int, target: int) -> int:
     if chosen == live:
         return target
     return chosen if live == target else min(chosen, target)
-
-
-def _sparse_weights(
-    groups: list[dict[str, Any]], model: nn.Module | None
-) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
-    candidates = optimizer_weights(groups) if model is None else model_weights(model)
-    group_of = {parameter: group for group in groups for parameter in group["params"]}
-    weights: dict[str, nn.Parameter] = {}
-    overrides: dict[str, float] = {}
-    for parameter, name in candidates.items():
-        group = group_of.get(parameter)
-        if group is None or not parameter.requires_grad or group.get("density") is False:
-            continue
-        refuse_unusable(name, parameter)
-        weights[name] = parameter
-        if group.get("density") is not None:
-            overrides[name] = check_density("density of a param group", group["density"])
-    return weights, overrides
-
-
-def _why_nothing(model: nn.Module | None) -> str:
-    if model is None:
-        return (
-            "no parameter of the optimizer can be sparse: none is trainable, of two or more "
-            "dimensions, and in a param group without density=False."
-        )
-    return (
-        f"no parameter of the optimizer is a trainable weight of a convolution or linear layer of "
-        f"model={type(model).__name__}(...) in a param group without density=False. Was the "
-        "optimizer made from this model's parameters?"
-    )

@@ -9,6 +9,7 @@ far training is, and what grows is a tuple, which it saves as one value.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,12 +34,15 @@ __all__ = [
     "match_layers",
     "only_makes_state",
     "restore_layers",
+    "warn_of_another_density",
 ]
 
 PROGRESS_KEY: Final = "sparseopt"
 MASK_KEY: Final = "sparse_mask"
 EVER_LIVE_KEY: Final = "sparse_ever_live"
 MEMORY_KEY: Final = "sparse_memory"
+#: Up to this difference, relative, two densities are the same.
+SAME_DENSITY: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,31 @@ def match_layers(
                 "in the same order."
             )
     return pairs
+
+
+def warn_of_another_density(
+    pairs: Sequence[tuple[SparseLayer, SavedLayer]], mask: str | Mapping[str, Tensor]
+) -> None:
+    """Warn if the optimizer was made with another density than the checkpoint has.
+
+    Args:
+        pairs: what :func:`match_layers` returned.
+        mask: the mask that was given at construction; one that brings its own live counts says
+            nothing of a density.
+    """
+    if mask == "nonzero" or not isinstance(mask, str):
+        return
+    total = sum(layer.numel for layer, _ in pairs)
+    here = sum(layer.target for layer, _ in pairs)
+    there = sum(was.target for _, was in pairs)
+    # A group that is added later has counts that are rounded otherwise.
+    if abs(here - there) > max(len(pairs), SAME_DENSITY * there):
+        warnings.warn(
+            f"the checkpoint's density is used: {there / total:.3g}. The one given at construction "
+            f"is not: {here / total:.3g}.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def restore_layers(

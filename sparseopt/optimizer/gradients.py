@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -14,19 +14,20 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseopt.distributed.dtensor import local, on_any_rank, sums_over_shards
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.masked_weights import hooks_on, mark_hook
 
 __all__ = [
     "GradientFlag",
     "are_finite",
     "finite_norms",
     "mask_gradient_of",
-    "masked_by_another",
+    "owners_of",
     "reregister_hooks",
     "zero_everywhere",
 ]
 
-#: Under this name a hook refers to its layer.
-LAYER: Final = "sparseopt_layer"
+#: Under this name a hook refers to what has put it there.
+OWNER: Final = "sparseopt_owner"
 
 
 @dataclass
@@ -62,14 +63,17 @@ class _MaskGradient:
         layer.mask_(gradient)
 
 
-def mask_gradient_of(layer: SparseLayer, flag: GradientFlag) -> RemovableHandle:
+def mask_gradient_of(layer: SparseLayer, flag: GradientFlag, owner: object) -> RemovableHandle:
     """Register the hook on a layer's weight; return the handle that removes it.
+
+    The hook refers to ``owner``, whose hook it is, weakly.
 
     ``backward()`` in a compiled training step calls it as it is: traced, it would be compiled for
     every mask.
     """
     hook = torch.compiler.disable(_MaskGradient(layer, flag))  # type: ignore[no-untyped-call]
-    setattr(hook, LAYER, weakref.ref(layer))
+    mark_hook(hook, layer)
+    setattr(hook, OWNER, weakref.ref(owner))
     weight = layer.weight
     trains = weight.requires_grad
     # A weight that is frozen now takes no hook, and may be trained again.
@@ -79,6 +83,12 @@ def mask_gradient_of(layer: SparseLayer, flag: GradientFlag) -> RemovableHandle:
     return handle
 
 
+def owners_of(weight: Tensor) -> list[Any]:
+    """Return the owners, those that live, of the hooks that mask the gradient of ``weight``."""
+    owners = [getattr(hook, OWNER)() for hook, _ in hooks_on(weight)]
+    return [owner for owner in owners if owner is not None]
+
+
 def reregister_hooks(weight: Tensor) -> None:
     """Register hooks again that a weight has kept by name only, when its tensor was swapped.
 
@@ -86,13 +96,6 @@ def reregister_hooks(weight: Tensor) -> None:
     autograd; assigning the attribute registers it.
     """
     weight._post_accumulate_grad_hooks = weight._post_accumulate_grad_hooks
-
-
-def masked_by_another(layer: SparseLayer) -> bool:
-    """Whether another optimizer's layer masks the gradient of this one's weight too."""
-    hooks = layer.weight._post_accumulate_grad_hooks or {}
-    owners = [getattr(hook, LAYER, None) for hook in hooks.values()]
-    return any(owner is not None and owner() not in (None, layer) for owner in owners)
 
 
 def are_finite(gradients: Sequence[Tensor]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from sparseopt.masks.layer import SparseLayer, follow_weights
 from sparseopt.optimizer.gradients import (
     GradientFlag,
     mask_gradient_of,
-    masked_by_another,
+    owners_of,
     reregister_hooks,
 )
 from sparseopt.optimizer.mask_updates import MaskUpdater
@@ -48,6 +48,7 @@ class ModelHooks:
 
     Attributes:
         flag: whether the hooks leave gradients dense now.
+        taken_over: the name of a weight that another optimizer has taken over.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ModelHooks:
         recorder: InputRecorder | None,
     ) -> None:
         self.flag = GradientFlag()
+        self.taken_over: str | None = None
         self._handles: list[RemovableHandle] = []
         self._hooked: list[tuple[SparseLayer, int]] = []
         self._slots = ParameterSlots(updater.layers, inner.param_groups)
@@ -76,7 +78,7 @@ class ModelHooks:
         # A layer that is dense now may have a mask once a checkpoint is loaded.
         for layer in layers:
             if layer.weight.is_leaf:
-                self._handles.append(mask_gradient_of(layer, self.flag))
+                self._handles.append(mask_gradient_of(layer, self.flag, self))
                 self._hooked.append((layer, layer.weight._cdata))
 
     def add_to_model(
@@ -98,6 +100,10 @@ class ModelHooks:
             self._handles.append(before_first_forward(model, first_forward))
         if training_forward is not None:
             self._handles.append(model.register_forward_pre_hook(_Preparing(training_forward)))
+
+    def forget(self, layers: Collection[SparseLayer]) -> None:
+        """Follow ``layers`` no more: their weights left the model."""
+        self._hooked = [(layer, tensor) for layer, tensor in self._hooked if layer not in layers]
 
     def note_slots(self, layers: Sequence[SparseLayer], inner: Optimizer) -> None:
         """Note where in the param groups the weights of ``layers`` are now."""
@@ -121,15 +127,37 @@ class ModelHooks:
                 self._hooked[index] = layer, layer.weight._cdata
         return self._slots.replaced(inner.param_groups)
 
-    def require_alone(self) -> None:
-        """Raise :class:`RuntimeError` if another optimizer that lives still masks these weights."""
-        for layer, _ in self._hooked:
-            if masked_by_another(layer):
-                raise RuntimeError(
-                    f"the weight of sparse layer {layer.name!r} is masked by another "
-                    "SparseOptimizer too, so neither sees its gradient: call detach() of the one "
-                    "that is not to train it."
-                )
+    def take_over(self, layers: Sequence[SparseLayer]) -> None:
+        """Have every other optimizer that masks a weight of ``layers`` let go of all its weights.
+
+        The one made last wins. What one had before it would train without masks, if only some of
+        its weights were taken.
+        """
+        for layer in layers:
+            for other in owners_of(layer.weight):
+                if other is not self:
+                    other.release(layer.name)
+
+    def release(self, name: str) -> None:
+        """Remove the hooks: another optimizer masks the weight ``name`` from now on."""
+        self.taken_over = name
+        self.remove()
+
+    def require_attached(self, what: str) -> None:
+        """Raise :class:`RuntimeError` if the hooks were removed.
+
+        Args:
+            what: what was to be done, as in "add the group to".
+        """
+        if not self.are_removed:
+            return
+        if self.taken_over is not None:
+            raise RuntimeError(
+                f"this SparseOptimizer no longer masks {self.taken_over!r}: another one, made "
+                "later, took the weight over, and this one is detached. Train with the other one, "
+                "or make a new one."
+            )
+        raise RuntimeError(f"this SparseOptimizer was detached: {what} its inner optimizer.")
 
     def remove_for_replacement(self) -> None:
         """Remove the hooks, to put others in their place; the state stays as it is."""

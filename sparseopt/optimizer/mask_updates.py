@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from sparseopt.optimizer.progress import Progress, UpdateRecord
 from sparseopt.optimizer.state.base import StateBackend
 
 __all__ = ["MaskUpdater", "able_to_move", "skipped_update", "update_masks"]
+
+#: The largest share of steps that may be updates without a warning.
+MOST_UPDATES: Final = 1 / 3
 
 
 class MaskUpdater:
@@ -113,7 +116,7 @@ class MaskUpdater:
         dense = self.method.dense_passes if self.needs_dense_gradients else 0
         usage = progress.usage.advanced(step, self.layers, dense)
         if progress.schedule.t_end is None and not self.method.has_own_schedule:
-            self._warn_once(
+            self.warn_once(
                 "horizon",
                 "no horizon is known, so the drop fraction stays at "
                 f"alpha={progress.schedule.alpha} and masks move for ever: pass total_steps= (or "
@@ -121,7 +124,7 @@ class MaskUpdater:
             )
         if self.method.prepares_forward and not self.is_prepared:
             record = skipped_update(self.layers, update)
-            self._warn_once(
+            self.warn_once(
                 "forward pass",
                 f"the optimizer's model made no training pass before the update at step {step}, so "
                 f"method={self.method.name!r} does not know what to grow, and skipped it.",
@@ -133,7 +136,7 @@ class MaskUpdater:
             record = update_masks(self.layers, self.method, update, self.backend, zero=zero)
         else:
             record = skipped_update(self.layers, update)
-            self._warn_once(
+            self.warn_once(
                 "gradient",
                 f"a gradient was not finite at step {step}, so this mask update was skipped; "
                 "history tells if it happens again.",
@@ -171,18 +174,42 @@ class MaskUpdater:
             )
 
     def check_horizon(self) -> None:
-        """Warn if the horizon ends before the first update."""
+        """Warn if the horizon ends before the first update, or if updates are too many."""
+        self._check_share_of_updates()
         schedule, total_steps = self.progress.schedule, self.progress.total_steps
         if schedule.t_end is None or not self.method.moves_masks or self.method.has_own_schedule:
             return
         candidates = {schedule.delta_t, schedule.t_end}
         if not any(self.method.is_update(step, schedule, total_steps) for step in candidates):
-            self._warn_once(
+            self.warn_once(
                 "short horizon",
                 f"updates end at t_end={schedule.t_end}, before the first one at "
                 f"delta_t={schedule.delta_t}: masks will not move. Pass a smaller delta_t= or a "
                 "longer horizon.",
                 stacklevel=4,
+            )
+
+    def warn_once(self, kind: str, message: str, *, stacklevel: int = 7) -> None:
+        """Give a warning, unless one of its kind was given."""
+        # Between step() and its caller are torch's hooks and what keeps torch.compile out.
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, UserWarning, stacklevel=stacklevel)
+
+    def _check_share_of_updates(self) -> None:
+        schedule = self.progress.schedule
+        if not self.method.moves_masks or self.method.has_own_schedule or not self._can_move():
+            return
+        steps = self.progress.total_steps or schedule.t_end or schedule.delta_t
+        last = schedule.delta_t if schedule.t_end is None else schedule.t_end - 1
+        share = min(last, steps) // schedule.delta_t / steps
+        if share > MOST_UPDATES:
+            self.warn_once(
+                "too many updates",
+                f"delta_t={schedule.delta_t}: {share:.0%} of the steps move masks instead of "
+                "training the weights, for an update takes the place of a gradient step. Pass a "
+                "larger delta_t=, about 3 % of the steps.",
+                stacklevel=5,
             )
 
     def _about(self, step: int) -> Update:
@@ -230,12 +257,6 @@ class MaskUpdater:
 
     def _lacks_horizon(self) -> bool:
         return self.method.needs_horizon and self.progress.schedule.t_end is None
-
-    def _warn_once(self, kind: str, message: str, *, stacklevel: int = 7) -> None:
-        # Between step() and its caller are torch's hooks and what keeps torch.compile out.
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 
 def update_masks(

@@ -126,11 +126,11 @@ def _cadence(schedule: UpdateSchedule) -> tuple[int, float, str]:
     return schedule.delta_t, schedule.alpha, schedule.decay
 
 
-HEADER = ("layer", "shape", "density", "live", "weights", "dropped", "grown")
+HEADER = ("layer", "shape", "density", "target", "live", "weights", "dropped", "grown")
 
 
 def summary_table(layers: Sequence[SparseLayer]) -> str:
-    """Return a table by layer: shape, density, live weights, and what the last update moved."""
+    """Return a table by layer: shape, densities, live weights, and what the last update moved."""
     rows = [HEADER, *(_row(layer) for layer in layers), _total(layers)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = [
@@ -149,6 +149,7 @@ def _row(layer: SparseLayer) -> tuple[str, ...]:
         layer.name,
         "x".join(map(str, layer.weight.shape)),
         f"{layer.density:.4f}",
+        f"{layer.target / layer.numel:.4f}",
         f"{layer.live:,}",
         f"{layer.numel:,}",
         f"{layer.last_dropped:,}",
@@ -158,6 +159,7 @@ def _row(layer: SparseLayer) -> tuple[str, ...]:
 
 def _total(layers: Sequence[SparseLayer]) -> tuple[str, ...]:
     live = sum(layer.live for layer in layers)
+    target = sum(layer.target for layer in layers)
     numel = sum(layer.numel for layer in layers)
     dropped = sum(layer.last_dropped for layer in layers)
     grown = sum(layer.last_grown for layer in layers)
@@ -165,6 +167,7 @@ def _total(layers: Sequence[SparseLayer]) -> tuple[str, ...]:
         "total",
         "",
         f"{live / numel:.4f}",
+        f"{target / numel:.4f}",
         f"{live:,}",
         f"{numel:,}",
         f"{dropped:,}",

@@ -14,6 +14,7 @@ from sparseopt.distributed.dtensor import whole
 from sparseopt.distributed.ranks import agree_on_seed, is_distributed, require_agreement
 from sparseopt.distributions import Distribution
 from sparseopt.flops import Accountant, FlopsReport
+from sparseopt.masks.already_sparse import warn_of_weights_outside
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Regrow
 from sparseopt.methods import Method, get_method
@@ -22,17 +23,31 @@ from sparseopt.optimizer.build import (
     MaskConfig,
     add_in_order,
     build_layers,
+    check_keeps_zeros,
+    check_ranks_step_together,
     check_wrappable,
     has_names,
     layers_of_new_group,
 )
+from sparseopt.optimizer.departed import (
+    about_weights_outside,
+    departed_layers,
+    forget_layers,
+)
+from sparseopt.optimizer.find_weights import refuse_flat_parameters
 from sparseopt.optimizer.hooks import ModelHooks, detach_previous_wrapper
 from sparseopt.optimizer.mask_updates import MaskUpdater
 from sparseopt.optimizer.progress import Progress, UpdateRecord, summary_table
 from sparseopt.optimizer.replaced_parameters import rebind
-from sparseopt.optimizer.state import CompactState, StateBackend, StateMode, make_backend
+from sparseopt.optimizer.state import (
+    CompactState,
+    MaskedState,
+    StateBackend,
+    StateMode,
+    make_backend,
+)
 from sparseopt.optimizer.weight_backup import WeightBackup
-from sparseopt.optimizer.wrapper import WrappedOptimizer
+from sparseopt.optimizer.wrapper import WrappedOptimizer, share_local_state
 from sparseopt.schedules import Decay, make_schedule
 from sparseopt.utils.compile import disable_dynamo
 from sparseopt.utils.random import mask_generator
@@ -163,6 +178,8 @@ class SparseOptimizer(WrappedOptimizer):
             self._progress,
         )
         self._accountant = Accountant(model)
+        check_keeps_zeros(self._layers, self._mask_config, self.method)
+        check_ranks_step_together(optimizer, self.method)
         detach_previous_wrapper(optimizer)
         self._attach()
         self._backup = WeightBackup(self._layers)
@@ -182,9 +199,9 @@ class SparseOptimizer(WrappedOptimizer):
             The closure's loss, or what the inner optimizer returns.
 
         Raises:
-            RuntimeError: after :meth:`detach`; at the first step, if another SparseOptimizer masks
-                the same weights; or if there are several ranks now, there were none on
-                construction, and their masks differ.
+            RuntimeError: after :meth:`detach`; if another SparseOptimizer, made later, masks one
+                of the weights; or if there are several ranks now, there were none on construction,
+                and their masks differ.
             ValueError: if the method needs a horizon and has none.
         """
         self._require_attached("step")
@@ -202,6 +219,7 @@ class SparseOptimizer(WrappedOptimizer):
         if updater.is_due:
             loss = _evaluate(closure)
             updater.update(step, self._gradients())
+            self._warn_of_departed(stacklevel=7)
         else:
             if updater.memory is not None:
                 closure = updater.remembering(closure, self._gradients)
@@ -214,6 +232,9 @@ class SparseOptimizer(WrappedOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; weights in it that can be sparse get masks by the same rules.
+
+        Layers whose weight is in no param group and not in the model any more are forgotten: a
+        head that was replaced.
 
         If a weight in it cannot be masked, nothing is added.
 
@@ -233,17 +254,20 @@ class SparseOptimizer(WrappedOptimizer):
         self.materialize()
         self.inner.add_param_group(param_group)
         try:
+            departed = departed_layers(self._layers, self.inner.param_groups, self._model)
             layers = layers_of_new_group(
                 self.inner.param_groups,
                 self._model,
                 self._mask_config,
                 self.method,
                 self._progress.generator,
-                known={layer.name for layer in self._layers},
+                known={layer.name for layer in self._layers if layer not in departed},
             )
+            check_keeps_zeros(layers, self._mask_config, self.method)
         except Exception:
             self.inner.param_groups.pop()
             raise
+        forget_layers(departed, self._updater, self._hooks, self._model)
         progress = self._progress
         usage = progress.usage.advanced(progress.steps, self._layers)
         progress.usage = usage.joined_by(layers)
@@ -301,8 +325,10 @@ class SparseOptimizer(WrappedOptimizer):
         checkpoint.check_kind(saved, self.inner, self.method)
         pairs = checkpoint.match_layers(saved, self.inner, self._layers, named=self._named)
         self.inner.load_state_dict(saved.inner)
+        share_local_state(self.inner)
         self._backup.put_back()
         self._updater.forget_preparation()
+        checkpoint.warn_of_another_density(pairs, self._mask_config.mask)
         checkpoint.restore_layers(saved, pairs, backend=self.backend, memory=self._updater.memory)
         self._progress.restore(saved.progress)
         self._is_ready = False
@@ -388,7 +414,12 @@ class SparseOptimizer(WrappedOptimizer):
         return self._model
 
     def summary(self) -> str:
-        """Return a table by layer: shape, density, live weights, and what the last update moved."""
+        """Return a table by layer: shape, densities, live weights, and what the last update moved.
+
+        The target is the density that training ends with, or, where methods share out what grows
+        among layers, starts with.
+        """
+        self._warn_of_departed(stacklevel=4)
         return summary_table(self._layers)
 
     def flops(self, model: nn.Module | None = None, *inputs: Any) -> FlopsReport:
@@ -403,6 +434,7 @@ class SparseOptimizer(WrappedOptimizer):
             ValueError: if there is no model, or no input is known.
         """
         self.materialize()
+        self._warn_of_departed(stacklevel=4)
         return self._accountant.report(
             model, inputs, layers=self._layers, method=self.method, progress=self._progress
         )
@@ -495,9 +527,13 @@ class SparseOptimizer(WrappedOptimizer):
         if self._model is not None and not self._hooks.are_removed:
             self._hooks.add_to_model(
                 self._model,
-                first_forward=self._follow_weights,
+                first_forward=self._before_first_forward,
                 training_forward=self._prepare_forward if self.method.prepares_forward else None,
             )
+
+    def _before_first_forward(self) -> None:
+        refuse_flat_parameters(self.inner, self._model)
+        self._follow_weights()
 
     def _prepare_forward(self) -> None:
         assert self._model is not None
@@ -519,6 +555,7 @@ class SparseOptimizer(WrappedOptimizer):
         self._plan_next_step()
 
     def _start_masking(self, layers: Sequence[SparseLayer]) -> None:
+        self._hooks.take_over(layers)
         for layer in layers:
             layer.clear_dropped_()
             self.backend.load_layer(layer)
@@ -531,8 +568,10 @@ class SparseOptimizer(WrappedOptimizer):
 
     def _check_ready(self) -> None:
         """Check what has to hold before training goes on, until something changes it."""
-        # Not at construction: one that this one takes the place of may live until that ends.
-        self._hooks.require_alone()
+        self._warn_of_departed(stacklevel=8)
+        if not self._updater.is_prepared:
+            by_size = self._mask_config.mask == "magnitude" and not self._progress.steps
+            warn_of_weights_outside(self._layers, chosen_by_size=by_size, stacklevel=6)
         self._backup.discard()
         self._updater.require_horizon()
         self._is_ready = True
@@ -544,8 +583,14 @@ class SparseOptimizer(WrappedOptimizer):
         self._made_alone = False
 
     def _require_attached(self, what: str) -> None:
-        if self._hooks.are_removed:
-            raise RuntimeError(f"this SparseOptimizer was detached: {what} its inner optimizer.")
+        self._hooks.require_attached(what)
+
+    def _warn_of_departed(self, *, stacklevel: int) -> None:
+        # Another backend may have swapped the weights for smaller ones.
+        if self._model is not None and isinstance(self.backend, (CompactState, MaskedState)):
+            message = about_weights_outside(self._layers, self._model)
+            if message is not None:
+                self._updater.warn_once("departed", message, stacklevel=stacklevel)
 
 
 def _evaluate(closure: Callable[[], Any] | None) -> Any:

@@ -10,7 +10,17 @@ from torch.optim import Optimizer
 
 from sparseopt.utils.compile import disable_dynamo
 
-__all__ = ["WrappedOptimizer"]
+__all__ = ["WrappedOptimizer", "share_local_state"]
+
+
+def share_local_state(optimizer: Optimizer) -> None:
+    """Let ``state`` of a ZeroRedundancyOptimizer be what it steps with, if it is one.
+
+    It steps an optimizer of its own, ``.optim``, on the parameters of its rank; its own ``state``
+    is empty at first, and after ``load_state_dict()`` a copy that goes stale.
+    """
+    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+        optimizer.state = optimizer.optim.state  # type: ignore[attr-defined]
 
 
 class WrappedOptimizer(Optimizer):
@@ -28,6 +38,7 @@ class WrappedOptimizer(Optimizer):
 
     def __init__(self, inner: Optimizer) -> None:
         self.inner = inner
+        share_local_state(inner)
         self._become_an_optimizer()
 
     @property
@@ -55,7 +66,8 @@ class WrappedOptimizer(Optimizer):
     @property
     def defaults(self) -> dict[str, Any]:
         """The inner optimizer's defaults themselves."""
-        return self.inner.defaults
+        # Wrappers of other packages may have none.
+        return getattr(self.inner, "defaults", {})
 
     @defaults.setter
     def defaults(self, defaults: dict[str, Any]) -> None:
@@ -65,6 +77,13 @@ class WrappedOptimizer(Optimizer):
         # Schedule-free optimizers have them, and trainers call them on whatever has.
         if name in {"train", "eval"} and "inner" in self.__dict__:
             return getattr(self.inner, name)
+        if name in {"first_step", "second_step"}:
+            raise AttributeError(
+                f"{name}() of a sharpness-aware optimizer moves weights without the masks: let it "
+                "wrap this one, SAM(params, base_optimizer=lambda params, **settings: "
+                "SparseOptimizer(torch.optim.SGD(params, **settings), model, ...)), or call "
+                "step(closure)."
+            )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @disable_dynamo
@@ -76,10 +95,14 @@ class WrappedOptimizer(Optimizer):
         """Create the hook dictionaries that :class:`torch.optim.Optimizer` keeps, and no more.
 
         Step hooks are shared with the inner optimizer, whose own ``step`` runs without them, so
-        that a hook fires once wherever it was registered.
+        that a hook fires once wherever it was registered. An inner optimizer that never called
+        ``Optimizer.__init__`` (PostLocalSGDOptimizer, Opacus's DPOptimizer) has none to share.
         """
-        self._optimizer_step_pre_hooks = self.inner._optimizer_step_pre_hooks
-        self._optimizer_step_post_hooks = self.inner._optimizer_step_post_hooks
+        inner = self.inner
+        self._optimizer_step_pre_hooks = getattr(inner, "_optimizer_step_pre_hooks", OrderedDict())
+        self._optimizer_step_post_hooks = getattr(
+            inner, "_optimizer_step_post_hooks", OrderedDict()
+        )
         self._optimizer_state_dict_pre_hooks = OrderedDict()
         self._optimizer_state_dict_post_hooks = OrderedDict()
         self._optimizer_load_state_dict_pre_hooks = OrderedDict()

@@ -10,8 +10,8 @@ __all__ = ["canonical_name", "unwrapped"]
 
 #: What torch.compile and FSDP put into names, at whatever module they wrap.
 WRAPPED_MODULES: Final = ("_orig_mod", "_fsdp_wrapped_module")
-#: What DistributedDataParallel and AveragedModel put before names.
-WRAPPED_ROOT: Final = "module"
+#: What DistributedDataParallel and AveragedModel put before names, and Opacus's GradSampleModule.
+WRAPPED_ROOTS: Final = ("module", "_module")
 
 
 def canonical_name(name: str) -> str:
@@ -22,7 +22,7 @@ def canonical_name(name: str) -> str:
         'conv1.weight'
     """
     path = [part for part in name.split(".") if part not in WRAPPED_MODULES]
-    while len(path) > 1 and path[0] == WRAPPED_ROOT:
+    while len(path) > 1 and path[0] in WRAPPED_ROOTS:
         del path[0]
     return ".".join(path)
 

@@ -73,6 +73,7 @@ def resnet50():
     return cifar_resnet50()
 
 
+@pytest.mark.filterwarnings("ignore:the model was sparse before")
 @pytest.mark.parametrize(
     ("density", "dense_layers"), [(0.05, None), (0.1, 2), (0.2, 9), (0.5, None)]
 )

@@ -170,6 +170,7 @@ def test_the_order_of_loading_model_and_optimizer_does_not_matter():
     assert_same_run(*runs[0], *runs[1])
 
 
+@pytest.mark.filterwarnings("ignore:the model was sparse before")
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
 def test_a_model_that_was_loaded_before_wrapping_resumes(method, state):
     """Lightning and the HF Trainer restore the model, make the optimizer, and then restore it."""

@@ -12,9 +12,14 @@ LIMIT_S = 600
 
 
 def start(module: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.Popen:
-    """Start `python -m module args` from the root of the project."""
+    """Start `python -m module args` from the root of the project.
+
+    Trainers that restore the model, make the optimizer and then restore the optimizer are told that
+    the model was sparse before; they go on with the checkpoint's masks.
+    """
+    strict = ["-W", "error::UserWarning", "-W", "ignore:the model was sparse before:UserWarning"]
     return subprocess.Popen(
-        [sys.executable, "-W", "error::UserWarning", "-m", module, *args],
+        [sys.executable, *strict, "-m", module, *args],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         stdout=subprocess.PIPE,

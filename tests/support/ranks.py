@@ -97,6 +97,8 @@ class Ranks:
 def _serve(rank: int, port: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error", UserWarning)
+    # Tests are short, and so are their schedules.
+    warnings.filterwarnings("ignore", "delta_t=.* of the steps move masks")
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=RANKS, timeout=COLLECTIVE_LIMIT

@@ -1,0 +1,147 @@
+"""Noticing that new masks would make zeros of what a sparse model was trained to be.
+
+A layer counts as sparse already if fewer than half of its weights, and not none, are nonzero. Both
+warnings come before anything is written.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from sparseopt.distributed.dtensor import local, sums_over_shards
+from sparseopt.masks.layer import SparseLayer
+
+__all__ = ["warn_of_lost_weights", "warn_of_weights_outside"]
+
+
+def warn_of_lost_weights(
+    layers: Sequence[SparseLayer], *, keep_zeros: str, only_fewer: bool, stacklevel: int
+) -> None:
+    """Warn if the first masks of ``layers`` drop weights, or revive zeros, of a sparse model.
+
+    Collective if weights are sharded.
+
+    Args:
+        layers: new layers whose masks nobody chose weight by weight; their masks are not applied.
+        keep_zeros: the argument that would have kept the zeros.
+        only_fewer: whether masks hold the largest weights, so that fewer live weights than nonzero
+            ones in all are what was asked for.
+        stacklevel: of the warning, as seen from here.
+    """
+    sparse = _sparse_already(_nonzero(layers))
+    if only_fewer and sum(layer.live for layer in sparse) < sum(sparse.values()):
+        return
+    outside = _nonzero_outside(list(sparse))
+    lost = {layer: count for layer, count in outside.items() if count}
+    if lost:
+        warnings.warn(
+            f"the model was sparse before: {_share_lost(lost, sparse)} its new mask and become "
+            f"zero. Pass {keep_zeros} to keep its zeros and nothing else. If the optimizer's state "
+            "dict is loaded next, its masks count and nothing is lost.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+        return
+    revived = [layer for layer in sparse if layer.is_full]
+    if revived and len(revived) == len(sparse):
+        warnings.warn(
+            f"the model was sparse before: most weights of {_names(revived)} are zero, and all of "
+            f"them are live in the first mask, so its zeros will be trained. Pass {keep_zeros} to "
+            "keep its zeros. If the optimizer's state dict is loaded next, its masks count.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def warn_of_weights_outside(
+    layers: Sequence[SparseLayer], *, chosen_by_size: bool, stacklevel: int
+) -> None:
+    """Warn if weights were loaded after they were masked, before the first step, and will be lost.
+
+    Dense weights are what random masks expect, and no matter.
+
+    Collective if weights are sharded.
+
+    Args:
+        layers: all layers.
+        chosen_by_size: whether the masks are those of the largest weights that there were.
+        stacklevel: of the warning, as seen from here.
+    """
+    nonzero = _nonzero(layers)
+    looked_at = nonzero if chosen_by_size else _sparse_already(nonzero)
+    lost = {layer: count for layer, count in _nonzero_outside(list(looked_at)).items() if count}
+    if not lost:
+        return
+    if _sparse_already(nonzero):
+        loaded, remedy = (
+            "a sparse model was loaded",
+            (
+                "Load the optimizer's state dict too; or load the model first, and make the "
+                "SparseOptimizer with mask='nonzero' then."
+            ),
+        )
+    else:
+        loaded, remedy = (
+            "weights were loaded",
+            (
+                "Load them first, and make the SparseOptimizer with mask='magnitude' then: its "
+                "masks are of the weights that were there before."
+            ),
+        )
+    warnings.warn(
+        f"{loaded} after the SparseOptimizer was made, without its masks: "
+        f"{_share_lost(lost, nonzero)} its mask at the first step and become zero. {remedy}",
+        UserWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+@torch.no_grad()
+def _nonzero(layers: Sequence[SparseLayer]) -> dict[SparseLayer, int]:
+    return _summed(layers, [_count(local(layer.weight.detach())) for layer in layers])
+
+
+def _sparse_already(nonzero: dict[SparseLayer, int]) -> dict[SparseLayer, int]:
+    """Return what is there of the layers most of whose weights are zero, but not all."""
+    return {layer: count for layer, count in nonzero.items() if 0 < 2 * count < layer.numel}
+
+
+@torch.no_grad()
+def _nonzero_outside(layers: Sequence[SparseLayer]) -> dict[SparseLayer, int]:
+    """Return how many nonzero weights of each layer lie outside its mask."""
+    counts = [
+        0
+        if layer.is_full
+        else _count(local(layer.weight.detach()).masked_fill(local(layer.mask), 0))
+        for layer in layers
+    ]
+    return _summed(layers, counts)
+
+
+def _count(values: Tensor) -> int:
+    return int(torch.count_nonzero(values))
+
+
+def _summed(layers: Sequence[SparseLayer], counts: list[int]) -> dict[SparseLayer, int]:
+    sums = sums_over_shards(counts, [layer.weight for layer in layers])
+    return dict(zip(layers, sums, strict=True))
+
+
+def _share_lost(lost: dict[SparseLayer, int], nonzero: dict[SparseLayer, int]) -> str:
+    layer, count = next(iter(lost.items()))
+    share = f"{count / nonzero[layer]:.0%} of the nonzero weights of {layer.name!r}"
+    more = f" (and of {_more_layers(len(lost) - 1)})" if len(lost) > 1 else ""
+    return f"{share}{more} are outside"
+
+
+def _names(layers: Collection[SparseLayer]) -> str:
+    first = next(iter(layers)).name
+    return repr(first) + (f" (and of {_more_layers(len(layers) - 1)})" if len(layers) > 1 else "")
+
+
+def _more_layers(count: int) -> str:
+    return "1 more layer" if count == 1 else f"{count} more layers"

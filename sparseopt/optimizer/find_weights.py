@@ -1,0 +1,259 @@
+"""Which of the parameters of an optimizer become sparse layers, and a word about the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final
+
+from torch import nn
+from torch.optim import Optimizer
+
+from sparseopt.masks.prunable import (
+    computed_weights,
+    embedding_weights,
+    is_matrix,
+    model_weights,
+    optimizer_weights,
+    refuse_unusable,
+)
+from sparseopt.utils.validation import check_density
+from sparseopt.utils.wrappers import canonical_name
+
+__all__ = [
+    "find_weights",
+    "note_computed",
+    "note_what_stays_dense",
+    "refuse_flat_parameters",
+    "why_nothing",
+]
+
+logger = logging.getLogger("sparseopt")
+
+#: FSDP of the first kind, by name, so that nothing has to be imported.
+FSDP1: Final = "FullyShardedDataParallel"
+#: What FSDP of the first kind sets on its flat parameters, and on the parameters that are their
+#: pieces.
+FLAT_MARKS: Final = ("_is_flat_param", "_fsdp_flattened")
+#: How many names a log line or an error lists.
+MOST_NAMES: Final = 5
+
+
+def find_weights(
+    groups: list[dict[str, Any]], model: nn.Module | None, *, only_known: bool = False
+) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
+    """Return the weights that can be sparse, by name, and the densities that groups ask for.
+
+    With a model these are the weights of modules that are known, and every other matrix of a group
+    that asks for a density.
+
+    Args:
+        groups: the param groups.
+        model: the model, if there is one.
+        only_known: whether matrices of other modules stay dense even then.
+
+    Raises:
+        TypeError: if a weight is of a kind that can't be masked.
+        ValueError: if a group asks for a density and has nothing that can have one, or a density
+            or a name is wrong.
+    """
+    if model is None:
+        candidates = optimizer_weights(groups)
+    else:
+        candidates = model_weights(model, () if only_known else _asked_for(groups, model))
+    group_of = {parameter: group for group in groups for parameter in group["params"]}
+    weights: dict[str, nn.Parameter] = {}
+    overrides: dict[str, float] = {}
+    for parameter, name in candidates.items():
+        group = group_of.get(parameter)
+        if group is None or not parameter.requires_grad or group.get("density") is False:
+            continue
+        refuse_unusable(name, parameter)
+        weights[name] = parameter
+        if _asks(group):
+            overrides[name] = check_density("density of a param group", group["density"])
+    _refuse_densities_without_weights(groups, set(weights.values()), model)
+    return weights, overrides
+
+
+def why_nothing(model: nn.Module | None) -> str:
+    """Return the message for an optimizer none of whose parameters can be sparse."""
+    if model is None:
+        return (
+            "no parameter of the optimizer can be sparse: none is trainable, of two or more "
+            "dimensions of more than one entry, and in a param group without density=False."
+        )
+    computed = computed_weights(model)
+    if computed:
+        return f"no parameter of the optimizer can be sparse: {_about_computed(computed)}"
+    return (
+        f"no parameter of the optimizer is a trainable weight of a convolution or linear layer of "
+        f"model={type(model).__name__}(...) in a param group without density=False. Was the "
+        "optimizer made from this model's parameters?"
+    )
+
+
+def note_what_stays_dense(
+    groups: list[dict[str, Any]], model: nn.Module | None, sparse: Collection[nn.Parameter]
+) -> None:
+    """Log which weights stay dense although one could take them to be sparse, and what to do.
+
+    Args:
+        groups: the param groups that are looked at.
+        model: the model, if there is one.
+        sparse: the weights that are sparse.
+    """
+    sparse = set(sparse)
+    known = optimizer_weights(groups) if model is None else model_weights(model)
+    frozen = [
+        known[parameter]
+        for group in groups
+        if group.get("density") is not False
+        for parameter in group["params"]
+        if parameter in known and not parameter.requires_grad
+    ]
+    if frozen:
+        logger.warning(
+            "%s frozen now and will stay dense, even if trained later: make a new SparseOptimizer "
+            "then, or let the weights be trainable while this one is made.",
+            _listed(frozen, "is", "are"),
+        )
+    if model is None:
+        return
+    names = _names_in(model)
+    embeddings = embedding_weights(model)
+    asked_for = [p for group in groups if _asks(group) for p in group["params"] if p in names]
+    if dense := [names[p] for p in asked_for if p in embeddings and p.requires_grad]:
+        logger.warning(
+            "%s dense, although a param group asks for a density: embeddings can't be sparse.",
+            _listed(dense, "stays", "stay"),
+        )
+    if asked := [names[p] for p in asked_for if p in sparse and p not in known]:
+        logger.warning(
+            "%s sparse because a param group asks for a density, although modules of this kind "
+            "are not made sparse by default: give what should be dense a param group with "
+            "density=False.",
+            _listed(asked, "is", "are"),
+        )
+    _note_unknown(groups, model, sparse, names)
+
+
+def note_computed(model: nn.Module) -> None:
+    """Log which linear maps of ``model`` stay dense because their weight is computed."""
+    if computed := computed_weights(model):
+        logger.warning("some weights stay dense: %s", _about_computed(computed))
+
+
+def refuse_flat_parameters(optimizer: Optimizer, model: nn.Module | None) -> None:
+    """Raise :class:`TypeError` for FSDP of the first kind, whose parameters are pieces."""
+    modules = () if model is None else model.modules()
+    flat = any(
+        any(hasattr(parameter, mark) for mark in FLAT_MARKS)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
+    if flat or any(type(module).__name__ == FSDP1 for module in modules):
+        raise TypeError(
+            f"the model is wrapped by {FSDP1} (FSDP of the first kind), whose parameters are "
+            "pieces of flat tensors, so that no rank knows a layer's shape. Use fully_shard "
+            "(FSDP2; fsdp_version=2 in Accelerate) or DistributedDataParallel."
+        )
+
+
+def _asks(group: Mapping[str, Any]) -> bool:
+    density = group.get("density")
+    return density is not None and density is not False
+
+
+def _asked_for(groups: Iterable[Mapping[str, Any]], model: nn.Module) -> list[nn.Parameter]:
+    """Return the matrices of groups that ask for a density, whatever module has them."""
+    embeddings = embedding_weights(model)
+    return [
+        parameter
+        for group in groups
+        if _asks(group)
+        for parameter in group["params"]
+        if is_matrix(parameter) and parameter not in embeddings
+    ]
+
+
+def _refuse_densities_without_weights(
+    groups: list[dict[str, Any]], sparse: Collection[nn.Parameter], model: nn.Module | None
+) -> None:
+    names = {} if model is None else _names_in(model)
+    for number, group in enumerate(groups):
+        trainable = [p for p in group["params"] if p.requires_grad]
+        if not _asks(group) or not trainable or any(p in sparse for p in trainable):
+            continue
+        called = [names.get(p, f"{number}.{index}") for index, p in enumerate(group["params"])]
+        raise ValueError(
+            f"param group {number} asks for density={group['density']}, but none of its "
+            f"parameters can be sparse ({_shortened(called)}): what can is a trainable weight of "
+            "two or more dimensions that the model has and no embedding uses. Take density= out "
+            "of the group, or write density=False."
+        )
+
+
+def _note_unknown(
+    groups: list[dict[str, Any]],
+    model: nn.Module,
+    sparse: Collection[nn.Parameter],
+    names: Mapping[nn.Parameter, str],
+) -> None:
+    """Log if matrices of modules that are not known are more than half of what is trained."""
+    left_to_us = [
+        parameter
+        for group in groups
+        if group.get("density") is None
+        for parameter in group["params"]
+        if parameter.requires_grad
+    ]
+    known = {*embedding_weights(model), *model_weights(model), *sparse}
+    unknown = [p for p in left_to_us if is_matrix(p) and p not in known and p in names]
+    total = sum(p.numel() for group in groups for p in group["params"] if p.requires_grad)
+    if 2 * sum(parameter.numel() for parameter in unknown) <= total:
+        return
+    share = sum(parameter.numel() for parameter in sparse) / total
+    largest = sorted(unknown, key=lambda parameter: -parameter.numel())
+    shapes = [f"{names[p]} ({'x'.join(map(str, p.shape))})" for p in largest]
+    logger.warning(
+        "%.0f %% of the %s trained parameters can be sparse. Dense, because their modules are not "
+        "known: %s. Give their param group density= to make them sparse.",
+        100 * share,
+        f"{total:,}",
+        _shortened(shapes),
+    )
+
+
+def _about_computed(computed: Mapping[str, str]) -> str:
+    by_kind: dict[str, list[str]] = {}
+    for name, kind in computed.items():
+        by_kind.setdefault(kind, []).append(name)
+    parts = [f"{_listed(names, 'is', 'are')} computed by {kind}" for kind, names in by_kind.items()]
+    pruned = [kind for kind in by_kind if kind.startswith("prune")]
+    advice = []
+    if pruned:
+        advice.append(
+            "Call torch.nn.utils.prune.remove(module, 'weight') and pass mask='nonzero' to go on "
+            "with what prune left."
+        )
+    if len(pruned) < len(by_kind):
+        advice.append(
+            "A mask on what a weight is computed from keeps zeros only if the parametrization does "
+            "(weight_norm and spectral_norm do): give the param group of these parameters density= "
+            "to have one."
+        )
+    return f"{', '.join(parts)} from other parameters. {' '.join(advice)}"
+
+
+def _names_in(model: nn.Module) -> dict[nn.Parameter, str]:
+    return {parameter: canonical_name(name) for name, parameter in model.named_parameters()}
+
+
+def _listed(names: list[str], one: str, many: str) -> str:
+    return f"{_shortened([repr(name) for name in names])} {one if len(names) == 1 else many}"
+
+
+def _shortened(names: list[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

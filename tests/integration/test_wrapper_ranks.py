@@ -1,0 +1,71 @@
+"""ZeRO, post-local SGD and the first FSDP, in two real processes."""
+
+import pytest
+import torch
+
+from tests.integration.ranks import needs_gloo, two_ranks
+from tests.integration.wrapper_ranks import (
+    first_fsdp,
+    post_local_sgd,
+    zero_redundancy,
+    zero_without_consolidation,
+)
+
+pytestmark = needs_gloo
+
+
+def assert_same(left, right):
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("method", ["static", "rigl"])
+def test_zero_redundancy_trains_as_adam_does_and_resumes(method):
+    first, second = two_ranks().run(zero_redundancy, method, 9, 10)
+    for seen in (first, second):
+        assert_same(seen["adam"], seen["zero"])
+        assert_same(seen["zero"], seen["resumed"])
+        assert seen["fresh"] == [True, True]
+        for name, mask in seen["masks"].items():
+            assert not seen["zero"][name][~mask].any()
+    assert_same(first["resumed"], second["resumed"])
+    assert_same(first["masks"], second["masks"])
+
+
+def test_zero_redundancy_says_what_to_call_before_saving():
+    for message in two_ranks().run(zero_without_consolidation):
+        assert "consolidate_state_dict" in message
+
+
+def test_post_local_sgd_averages_over_equal_masks():
+    first, second = two_ranks().run(post_local_sgd, "static", 13)
+    for seen in (first, second):
+        assert_same(seen["run"], seen["by hand"])
+        assert seen["said"] == []
+        for name, mask in seen["masks"].items():
+            assert not seen["run"][name][~mask].any()
+    assert_same(first["run"], second["run"])
+
+
+def test_post_local_sgd_with_masks_that_move_is_warned_of():
+    for seen in two_ranks().run(post_local_sgd, "rigl", 1):
+        (message,) = seen["said"]
+        assert "PostLocalSGDOptimizer" in message
+        assert "method='static'" in message
+
+
+@pytest.mark.parametrize(
+    ("when", "use_orig_params"),
+    [(when, own) for when in ("before", "without model") for own in (True, False)]
+    + [("after", True)],
+)
+def test_the_first_fsdp_is_refused_by_name(when, use_orig_params):
+    for message in two_ranks().run(first_fsdp, when, use_orig_params):
+        assert "FullyShardedDataParallel" in message
+        assert "fully_shard" in message
+
+
+def test_a_model_that_the_first_fsdp_took_the_weights_of_is_warned_of():
+    """Without ``use_orig_params`` the optimizer has nothing of the model any more."""
+    for message in two_ranks().run(first_fsdp, "after", use_orig_params=False):
+        assert "no longer a parameter of the model" in message
