@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparseopt.distributed.dtensor import local, placement, shard_like, sums_over_shards, whole
-from sparseopt.masks.indices import index_dtype, live_indices, mark, where
+from sparseopt.masks.indices import count_true, index_dtype, live_indices, mark, where
 from sparseopt.masks.memory_layout import Layout, clear_, fill_where_false_, write_only_
 from sparseopt.masks.write_watch import WriteWatch
 from sparseopt.utils.bits import pack, popcounts, unpack
@@ -85,7 +85,7 @@ class SparseLayer:
         self._watch = WriteWatch()
         self._note_place()
         self._set_mask(mask)
-        self._ever = self._pack(self.mask)
+        self._ever = self._pack(shard_like(mask, weight)).to(weight.device)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.weight.shape))
@@ -404,12 +404,12 @@ class SparseLayer:
             self._mask = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False).copy_(
                 shard_like(mask, self.weight)
             )
-            self.live = int(whole(self._mask).sum())
+            self.live = count_true(whole(self._mask))
             self.is_full = self.live == self.numel
             self._index = None
             return
         flat = whole(mask).to(self.weight.device).reshape(-1)
-        self._set_positions(live_indices(flat, int(flat.sum())))
+        self._set_positions(live_indices(flat, count_true(flat)))
 
     def _set_positions(self, positions: Tensor) -> None:
         self.mask_version += 1
