@@ -33,6 +33,7 @@ __all__ = [
     "match_layers",
     "only_makes_state",
     "restore_layers",
+    "without_masks",
 ]
 
 PROGRESS_KEY: Final = "sparseopt"
@@ -121,6 +122,24 @@ def attach(
         "layers": tuple(entries),
     }
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def without_masks(
+    inner: Optimizer, layers: Sequence[SparseLayer], backend: StateBackend
+) -> dict[str, Any]:
+    """Return a state dict that a plain optimizer loads; nothing changes.
+
+    Raises:
+        RuntimeError: if a layer's weight is in no param group any more.
+    """
+    indices = _parameter_indices(inner, layers)
+    state_dict = inner.state_dict()
+    dense = {
+        indices[layer.weight]: backend.dense_entry(layer)
+        for layer in layers
+        if layer.weight in inner.state
+    }
+    return {**state_dict, "state": {**state_dict["state"], **dense}}
 
 
 def extract(state_dict: Mapping[str, Any]) -> SavedState:

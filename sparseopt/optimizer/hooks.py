@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from sparseopt.masks.layer import SparseLayer, follow_weights
 from sparseopt.optimizer.gradients import (
@@ -25,7 +24,7 @@ from sparseopt.optimizer.replaced_parameters import (
     may_be_sharded_later,
 )
 from sparseopt.utils.compile import disable_dynamo, outside_of_tracing
-from sparseopt.utils.hooks import WeakHook
+from sparseopt.utils.hooks import Handle, WeakHook, call_before_forward
 from sparseopt.utils.recorded_inputs import InputRecorder
 
 __all__ = ["ModelHooks", "detach_previous_wrapper"]
@@ -58,7 +57,7 @@ class ModelHooks:
         recorder: InputRecorder | None,
     ) -> None:
         self.flag = GradientFlag()
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Handle] = []
         self._hooked: list[tuple[SparseLayer, int]] = []
         self._slots = ParameterSlots(updater.layers, inner.param_groups)
         self._finalizer = weakref.finalize(optimizer, _remove_all, self._handles, updater, recorder)
@@ -97,7 +96,7 @@ class ModelHooks:
         if may_be_sharded_later():
             self._handles.append(before_first_forward(model, first_forward))
         if training_forward is not None:
-            self._handles.append(model.register_forward_pre_hook(_Preparing(training_forward)))
+            self._handles.append(call_before_forward(model, _Preparing(training_forward)))
 
     def note_slots(self, layers: Sequence[SparseLayer], inner: Optimizer) -> None:
         """Note where in the param groups the weights of ``layers`` are now."""
@@ -168,7 +167,7 @@ def detach_previous_wrapper(inner: Optimizer) -> None:
 
 
 def _remove_all(
-    handles: list[RemovableHandle], updater: MaskUpdater, recorder: InputRecorder | None
+    handles: list[Handle], updater: MaskUpdater, recorder: InputRecorder | None
 ) -> None:
     _remove(handles)
     if recorder is not None:
@@ -178,7 +177,7 @@ def _remove_all(
         updater.backend.to_dense()
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
+def _remove(handles: list[Handle]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state.base import Closure, StateBackend, unhooked_step
+from sparseopt.optimizer.state.fresh import tensors_in
 from sparseopt.optimizer.state.gather import gradient_of
 from sparseopt.optimizer.state.pools import Pool, make_pools, only_parameters
 
@@ -113,6 +114,14 @@ class CompactState(StateBackend):
                 continue
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(values, fresh)
+
+    def dense_entry(self, layer: SparseLayer) -> dict[str, Any]:
+        """Expand what is compact; see :meth:`StateBackend.dense_entry`."""
+        entry, group = super().dense_entry(layer), self._group_of(layer.weight)
+        for container, key, path, values in tensors_in(entry):
+            if not layer.is_full and values.shape == (layer.live,) and values.dtype != torch.bool:
+                container[key] = layer.expand(values, self.fresh(layer, group, path))
+        return entry
 
     def _plan_step(self) -> StepPlan:
         """Keep the arrangement while it holds."""
