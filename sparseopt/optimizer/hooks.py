@@ -149,8 +149,10 @@ class _Preparing(WeakHook):
     """
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        # A graph that is exported is of the model as it is.
-        if module.training and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        # A graph that is exported or traced is of the model as it is.
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return
+        if module.training and torch.is_grad_enabled():
             self._prepare()
 
     @disable_dynamo
