@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import whole
 from sparseopt.distributions import match_name
+from sparseopt.masks.indices import count_true
 from sparseopt.utils.random import uniform
 from sparseopt.utils.validation import unknown_name
 
@@ -92,7 +93,7 @@ def _checked(
         )
     if not mask.any():
         raise ValueError(f"mask[{name!r}] has no live weight, but every layer needs at least one.")
-    live = int(mask.sum())
+    live = count_true(mask)
     if live < mask.numel() and not torch.equal(select(mask.float(), live), mask):
         raise ValueError(
             f"mask[{name!r}] has {live} live weights of {mask.numel()}, but not where the method "

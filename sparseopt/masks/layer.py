@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparseopt.distributed.dtensor import local, placement, shard_like, sums_over_shards, whole
-from sparseopt.masks.indices import index_dtype, live_indices, mark, where
+from sparseopt.masks.indices import count_true, index_dtype, live_indices, mark, where
 from sparseopt.masks.memory_layout import Layout, clear_, fill_where_false_, write_only_
 from sparseopt.masks.write_watch import WriteWatch
 from sparseopt.utils.bits import pack, popcounts, unpack
@@ -20,6 +20,8 @@ __all__ = ["SparseLayer", "follow_weights"]
 #: these are no larger than a mask of one byte a weight, and saving the live entries, clearing the
 #: tensor and writing them back moves less memory than a pass with the mask beside it.
 INDEX_UP_TO: Final = 0.25
+#: Weights up to which one pass with a mask takes less time than the calls that it saves.
+SMALL: Final = 1 << 12
 
 
 class SparseLayer:
@@ -30,7 +32,9 @@ class SparseLayer:
 
     Up to a density of a quarter it keeps the positions of live weights, four bytes each; above, a
     mask of one byte a weight, and positions while compact state needs them. Beside either is one
-    bit a weight for "was ever live".
+    bit a weight for "was ever live". A layer of at most 4096 weights keeps the inverse of its mask
+    besides, one byte a weight: its gradient is masked by one call then, which is most of what a
+    small network would pay.
 
     A weight may be sharded (a DTensor). Then a mask is kept, sharded alike; everything that is
     counted or indexed is of the whole weight; and to gather, to have positions, to rebind and to
@@ -77,10 +81,11 @@ class SparseLayer:
         self.is_full: bool
         self._mask: Tensor | None
         self._index: Tensor | None
+        self._dropped: Tensor | None
         self._watch = WriteWatch()
         self._note_place()
         self._set_mask(mask)
-        self._ever = self._pack(self.mask)
+        self._ever = self._pack(shard_like(mask, weight)).to(weight.device)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.weight.shape))
@@ -214,7 +219,9 @@ class SparseLayer:
         """Write ``fill`` into a tensor of the weight's shape wherever the mask is false."""
         if self.is_full:
             return
-        if self._mask is None and tensor.grad_fn is None:
+        if self.numel <= SMALL and not self.is_sharded and tensor.grad_fn is None:
+            tensor.detach().masked_fill_(self._dropped_mask(), fill)
+        elif self._mask is None and tensor.grad_fn is None:
             tensor = tensor.detach()
             flat = self._layout.flat(tensor)
             self._overwrite_(tensor, flat, flat.index_select(0, self._offsets()), fill)
@@ -366,6 +373,11 @@ class SparseLayer:
             flat.scatter_(0, offsets, values)
         self._layout.put_back_(tensor, flat)
 
+    def _dropped_mask(self) -> Tensor:
+        if self._dropped is None:
+            self._dropped = ~self.mask
+        return self._dropped
+
     def _write_(self, values: Tensor) -> None:
         weight, offsets = self.weight.detach(), self._offsets()
         flat = self._layout.flat(weight)
@@ -385,24 +397,25 @@ class SparseLayer:
 
     def _set_mask(self, mask: Tensor) -> None:
         """Take over a mask of the weight's shape, wherever it is."""
+        self._dropped = None
         self._watch.forget()
         if self.is_sharded:
             self.mask_version += 1
             self._mask = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False).copy_(
                 shard_like(mask, self.weight)
             )
-            self.live = int(whole(self._mask).sum())
+            self.live = count_true(whole(self._mask))
             self.is_full = self.live == self.numel
             self._index = None
             return
         flat = whole(mask).to(self.weight.device).reshape(-1)
-        self._set_positions(live_indices(flat, int(flat.sum())))
+        self._set_positions(live_indices(flat, count_true(flat)))
 
     def _set_positions(self, positions: Tensor) -> None:
         self.mask_version += 1
         self.live = positions.numel()
         self.is_full = self.live == self.numel
-        self._mask = self._index = None
+        self._mask = self._index = self._dropped = None
         self._watch.forget()
         if self.is_full:
             return

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from sparseopt.distributed.ranks import agree_on_masks, is_distributed
 from sparseopt.distributions import Distribution, layer_named, live_counts
 from sparseopt.masks.already_sparse import warn_of_lost_weights
+from sparseopt.masks.indices import count_true
 from sparseopt.masks.initial import initial_masks
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.prunable import model_weights
@@ -320,7 +321,7 @@ def _among(wish: T, names: Mapping[str, object]) -> T | dict[str, Any]:
 
 def _target(mask: Tensor, live: int, target: int) -> int:
     """Return the final live count: a mask that brings its own count keeps it, or is pruned."""
-    chosen = int(mask.sum())
+    chosen = count_true(mask)
     if chosen == live:
         return target
     return chosen if live == target else min(chosen, target)

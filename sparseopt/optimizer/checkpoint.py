@@ -35,6 +35,7 @@ __all__ = [
     "only_makes_state",
     "restore_layers",
     "warn_of_another_density",
+    "without_masks",
 ]
 
 PROGRESS_KEY: Final = "sparseopt"
@@ -125,6 +126,24 @@ def attach(
         "layers": tuple(entries),
     }
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def without_masks(
+    inner: Optimizer, layers: Sequence[SparseLayer], backend: StateBackend
+) -> dict[str, Any]:
+    """Return a state dict that a plain optimizer loads; nothing changes.
+
+    Raises:
+        RuntimeError: if a layer's weight is in no param group any more.
+    """
+    indices = _parameter_indices(inner, layers)
+    state_dict = inner.state_dict()
+    dense = {
+        indices[layer.weight]: backend.dense_entry(layer)
+        for layer in layers
+        if layer.weight in inner.state
+    }
+    return {**state_dict, "state": {**state_dict["state"], **dense}}
 
 
 def extract(state_dict: Mapping[str, Any]) -> SavedState:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from sparseopt.masks.layer import SparseLayer, follow_weights
 from sparseopt.optimizer.gradients import (
@@ -25,7 +24,7 @@ from sparseopt.optimizer.replaced_parameters import (
     may_be_sharded_later,
 )
 from sparseopt.utils.compile import disable_dynamo, outside_of_tracing
-from sparseopt.utils.hooks import WeakHook
+from sparseopt.utils.hooks import Handle, WeakHook, call_before_forward
 from sparseopt.utils.recorded_inputs import InputRecorder
 
 __all__ = ["ModelHooks", "detach_previous_wrapper"]
@@ -60,7 +59,7 @@ class ModelHooks:
     ) -> None:
         self.flag = GradientFlag()
         self.taken_over: str | None = None
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Handle] = []
         self._hooked: list[tuple[SparseLayer, int]] = []
         self._slots = ParameterSlots(updater.layers, inner.param_groups)
         self._finalizer = weakref.finalize(optimizer, _remove_all, self._handles, updater, recorder)
@@ -99,7 +98,7 @@ class ModelHooks:
         if may_be_sharded_later():
             self._handles.append(before_first_forward(model, first_forward))
         if training_forward is not None:
-            self._handles.append(model.register_forward_pre_hook(_Preparing(training_forward)))
+            self._handles.append(call_before_forward(model, _Preparing(training_forward)))
 
     def forget(self, layers: Collection[SparseLayer]) -> None:
         """Follow ``layers`` no more: their weights left the model."""
@@ -178,8 +177,10 @@ class _Preparing(WeakHook):
     """
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        # A graph that is exported is of the model as it is.
-        if module.training and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        # A graph that is exported or traced is of the model as it is.
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return
+        if module.training and torch.is_grad_enabled():
             self._prepare()
 
     @disable_dynamo
@@ -196,7 +197,7 @@ def detach_previous_wrapper(inner: Optimizer) -> None:
 
 
 def _remove_all(
-    handles: list[RemovableHandle], updater: MaskUpdater, recorder: InputRecorder | None
+    handles: list[Handle], updater: MaskUpdater, recorder: InputRecorder | None
 ) -> None:
     _remove(handles)
     if recorder is not None:
@@ -206,7 +207,7 @@ def _remove_all(
         updater.backend.to_dense()
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
+def _remove(handles: list[Handle]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()

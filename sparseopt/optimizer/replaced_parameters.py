@@ -13,10 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.utils.hooks import WeakHook
+from sparseopt.utils.hooks import Handle, WeakHook, call_before_forward
 
 __all__ = ["ParameterSlots", "before_first_forward", "may_be_sharded_later", "rebind"]
 
@@ -61,17 +60,17 @@ class ParameterSlots:
         return found
 
 
-def before_first_forward(model: nn.Module, act: Callable[[], Any]) -> RemovableHandle:
+def before_first_forward(model: nn.Module, act: Callable[[], Any]) -> Handle:
     """Call ``act``, a method that is held weakly, before the next training forward; once."""
     hook = _Once(act)
-    hook.handle = model.register_forward_pre_hook(hook)
+    hook.handle = call_before_forward(model, hook)
     return hook.handle
 
 
 class _Once(WeakHook):
     def __init__(self, act: Callable[[], Any]) -> None:
         super().__init__(act)
-        self.handle: RemovableHandle | None = None
+        self.handle: Handle | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or self.handle is None:

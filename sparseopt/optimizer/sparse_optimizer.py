@@ -302,6 +302,32 @@ class SparseOptimizer(WrappedOptimizer):
             state_dict = post_hook(self, state_dict) or state_dict
         return state_dict
 
+    def dense_state_dict(self) -> dict[str, Any]:
+        """Return a state dict that a plain optimizer of the inner one's class loads.
+
+        Nothing in it is of this library. State is of the weights' shapes, and what is not live has
+        a fresh parameter's. Training goes on here as if it had not been called.
+
+        Raises:
+            RuntimeError: if a sparse layer's weight was taken out of the param groups.
+
+        Example:
+            >>> import torch
+            >>> from sparseopt import SparseOptimizer
+            >>> model = torch.nn.Linear(32, 16)
+            >>> optimizer = SparseOptimizer(torch.optim.Adam(model.parameters()), model,
+            ...                             density=0.25, total_steps=100)
+            >>> model(torch.randn(8, 32)).square().mean().backward()
+            >>> optimizer.step()
+            >>> plain = torch.optim.Adam(model.parameters())
+            >>> plain.load_state_dict(optimizer.dense_state_dict())
+            >>> plain.state[model.weight]["exp_avg"].shape
+            torch.Size([16, 32])
+        """
+        self.materialize()
+        self._follow_weights()
+        return checkpoint.without_masks(self.inner, self._layers, self.backend)
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Bring masks, optimizer state, schedule, history and random state back.
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, Protocol
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["OwnHook", "WeakHook", "copy_without_hooks"]
+__all__ = ["Handle", "OwnHook", "WeakHook", "call_before_forward", "copy_without_hooks"]
+
+#: ``torch.jit.script`` calls this method of a module and scripts what it returns.
+PREPARE: Final = "__prepare_scriptable__"
 
 
 class OwnHook:
@@ -42,6 +47,8 @@ def copy_without_hooks(model: nn.Module) -> nn.Module:
     """Return a deep copy of ``model`` that has the user's own hooks only."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
+        if isinstance(vars(module).get(PREPARE), _CopyToScript):
+            delattr(module, PREPARE)
         before_forward = module._forward_pre_hooks
         for hooks in (
             before_forward,
@@ -54,6 +61,68 @@ def copy_without_hooks(model: nn.Module) -> nn.Module:
                     if hooks is before_forward:
                         module._forward_pre_hooks_with_kwargs.pop(number, None)
     return copied
+
+
+class Handle(Protocol):
+    """What takes a hook off again."""
+
+    def remove(self) -> None:
+        """Take the hook off."""
+
+
+def call_before_forward(
+    model: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False
+) -> Handle:
+    """Register a hook of this library on ``model``, which can be scripted all the same.
+
+    ``torch.jit.script`` compiles the hooks of a module, and can't compile this. So the model has
+    it script a shallow copy without, for as long as there are such hooks.
+    """
+    handle = model.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
+    if not hasattr(model, PREPARE):
+        setattr(model, PREPARE, _CopyToScript(model))
+    return _Handle(model, handle)
+
+
+class _OfModel:
+    """Refers to a model weakly; in a copy or pickle of the model, to that."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": self._model()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        model = state["_model"]
+        self.__dict__.update(state, _model=weakref.ref(nn.Module() if model is None else model))
+
+
+class _Handle(_OfModel):
+    def __init__(self, model: nn.Module, handle: RemovableHandle) -> None:
+        super().__init__(model)
+        self._handle = handle
+
+    def remove(self) -> None:
+        self._handle.remove()
+        model = self._model()
+        if model is not None and not any(map(_is_own, model._forward_pre_hooks.values())):
+            vars(model).pop(PREPARE, None)
+
+
+class _CopyToScript(_OfModel):
+    def __call__(self) -> nn.Module:
+        model = self._model()
+        assert model is not None
+        copied = copy.copy(model)
+        others = {key: hook for key, hook in model._forward_pre_hooks.items() if not _is_own(hook)}
+        with_kwargs = model._forward_pre_hooks_with_kwargs
+        copied._forward_pre_hooks = OrderedDict(others)
+        copied._forward_pre_hooks_with_kwargs = OrderedDict(
+            (key, value) for key, value in with_kwargs.items() if key in others
+        )
+        vars(copied).pop(PREPARE, None)
+        return copied
 
 
 def _is_own(hook: Any) -> bool:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from torch.utils.hooks import RemovableHandle
 
-from sparseopt.utils.hooks import OwnHook
+from sparseopt.utils.hooks import Handle, OwnHook, call_before_forward
 
 __all__ = ["InputRecorder"]
 
@@ -34,9 +33,7 @@ class InputRecorder(OwnHook):
 
     def __init__(self, model: nn.Module) -> None:
         self._recorded: tuple[Any, Any] | None = None
-        self._handle: RemovableHandle | None = model.register_forward_pre_hook(
-            self._record, with_kwargs=True
-        )
+        self._handle: Handle | None = call_before_forward(model, self._record, with_kwargs=True)
 
     @property
     def has_inputs(self) -> bool:

@@ -16,6 +16,7 @@ from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state.fresh import (
     common_value,
+    copied_containers,
     fresh_value,
     is_known,
     noting_first_values,
@@ -81,6 +82,11 @@ class StateBackend(ABC):
     @abstractmethod
     def to_dense(self) -> None:
         """Bring all state into the form in which the inner optimizer alone would have it."""
+
+    def dense_entry(self, layer: SparseLayer) -> dict[str, Any]:
+        """Return a layer's state as the inner optimizer alone would have it; nothing changes."""
+        entry: dict[str, Any] = copied_containers(self.inner.state[layer.weight])
+        return entry
 
     def materialize(self) -> None:  # noqa: B027
         """Restore full-size parameters and state if this backend has swapped them out."""

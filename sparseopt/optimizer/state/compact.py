@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -13,10 +14,14 @@ from torch.optim import Optimizer
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state.base import Closure, StateBackend, unhooked_step
+from sparseopt.optimizer.state.fresh import tensors_in
 from sparseopt.optimizer.state.gather import gradient_of
 from sparseopt.optimizer.state.pools import Pool, make_pools, only_parameters
 
 __all__ = ["CompactState", "StepPlan"]
+
+#: Live weights in pools up to which one call of the inner optimizer steps everything.
+ONE_TURN: Final = 1 << 17
 
 
 class CompactState(StateBackend):
@@ -59,11 +64,21 @@ class CompactState(StateBackend):
         inner_step = unhooked_step(self.inner)
         plan = self._plan_step()
         with self.record_initial_state():
-            for pool in plan.pools:
-                pool.step(inner_step)
-            with only_parameters(self.inner, plan.others), _lent(plan.lent):
-                inner_step()
+            for turn in plan.turns:
+                self._take_turn(turn, inner_step)
         return loss
+
+    def _take_turn(self, turn: Turn, inner_step: Callable[[], Any]) -> None:
+        try:
+            for pool in turn.pools:
+                pool.stand_in()
+            with only_parameters(self.inner, turn.parameters), _lent(turn.lent):
+                inner_step()
+            for pool in turn.pools:
+                pool.write_back()
+        finally:
+            for pool in turn.pools:
+                pool.stand_down()
 
     def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
         """Gather dense state; see :meth:`StateBackend.load_layer`."""
@@ -99,6 +114,14 @@ class CompactState(StateBackend):
                 continue
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(values, fresh)
+
+    def dense_entry(self, layer: SparseLayer) -> dict[str, Any]:
+        """Expand what is compact; see :meth:`StateBackend.dense_entry`."""
+        entry, group = super().dense_entry(layer), self._group_of(layer.weight)
+        for container, key, path, values in tensors_in(entry):
+            if not layer.is_full and values.shape == (layer.live,) and values.dtype != torch.bool:
+                container[key] = layer.expand(values, self.fresh(layer, group, path))
+        return entry
 
     def _plan_step(self) -> StepPlan:
         """Keep the arrangement while it holds."""
@@ -144,8 +167,27 @@ def _lent(layers: Sequence[SparseLayer]) -> Iterator[None]:
             layer.replace_(values)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One call of the inner optimizer's step.
+
+    Attributes:
+        pools: layers whose live weights are stepped as one parameter.
+        lent: layers whose parameters hold live weights only.
+        parameters: what the inner optimizer is left with, by the id of the param group.
+    """
+
+    pools: Sequence[Pool]
+    lent: Sequence[SparseLayer]
+    parameters: Mapping[int, list[Any]]
+
+
 class StepPlan:
     """How the parameters of one step are stepped, and of the next ones while :meth:`holds`.
+
+    Each pool has a turn of its own, so that what is gathered for one is freed before the next. If
+    all of them are small, one turn is for everything: a call of an optimizer takes longer than its
+    work for a small network.
 
     Args:
         inner: the optimizer.
@@ -154,8 +196,7 @@ class StepPlan:
 
     Attributes:
         pools: layers whose live weights are stepped together.
-        lent: layers whose parameters hold live weights only during a step.
-        others: parameters that are in no pool, by the id of their param group.
+        turns: the calls of the inner optimizer's step.
     """
 
     def __init__(self, inner: Optimizer, layers: Sequence[SparseLayer], *, pooled: bool) -> None:
@@ -163,11 +204,18 @@ class StepPlan:
         lending = {layer.weight: layer for layer in _lending(layers)}
         self.pools = list(_pools(inner, lending)) if pooled else []
         in_pools = {layer.weight for pool in self.pools for layer in pool.layers}
-        self.lent = [layer for weight, layer in lending.items() if weight not in in_pools]
-        self.others = {
+        lent = [layer for weight, layer in lending.items() if weight not in in_pools]
+        others = {
             id(group): [weight for weight in group["params"] if weight not in in_pools]
             for group in inner.param_groups
         }
+        if sum(pool.live for pool in self.pools) <= ONE_TURN:
+            for pool in self.pools:
+                others[id(pool.group)].append(pool.flat_parameter)
+            self.turns = [Turn(self.pools, lent, others)]
+        else:
+            alone = [Turn([p], [], {id(p.group): [p.flat_parameter]}) for p in self.pools]
+            self.turns = [*alone, Turn([], lent, others)]
 
     def holds(self, inner: Optimizer, layers: Sequence[SparseLayer]) -> bool:
         """Whether the same layers have gradients and nobody replaced their state."""

@@ -17,6 +17,7 @@ from sparseopt.distributed.dtensor import is_sharded
 __all__ = [
     "codes_of",
     "common_value",
+    "copied_containers",
     "each_of_shape",
     "ends_in_shape",
     "fresh_value",
@@ -42,6 +43,15 @@ def tensors_in(entry: dict[str, Any]) -> Iterator[tuple[Any, Any, str, Tensor]]:
     """
     for name, value in list(entry.items()):
         yield from _tensors_at(entry, name, str(name), value)
+
+
+def copied_containers(value: Any) -> Any:
+    """Return a state with its dictionaries and lists copied, and the tensors in them the same."""
+    if isinstance(value, dict):
+        return {key: copied_containers(inner) for key, inner in value.items()}
+    if isinstance(value, (list, deque)):
+        return type(value)(map(copied_containers, value))
+    return value
 
 
 def ends_in_shape(tensor: Tensor, shape: torch.Size) -> bool:

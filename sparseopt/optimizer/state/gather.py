@@ -1,8 +1,8 @@
 """Gathering the live weights of one layer, or of many small layers at once, on all cores.
 
 A call of torch takes longer than its work for a small layer. So small layers are copied into one
-dense tensor, with one call for all of them, and their live weights are taken from that tensor. The
-tensor, and the positions in it, exist for a moment only.
+dense tensor, with one call for all of them, and their live weights are taken from that tensor. It
+exists for a moment only.
 
 Torch gathers from a 1-D tensor in one thread, and one core does not exhaust the memory bandwidth;
 so large layers are shared among threads.
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from sparseopt.masks.indices import concat_positions
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.memory_layout import clear_
 
 __all__ = ["GatherMany", "GatherOne", "Part", "for_each", "gradient_of", "parts_of", "shares"]
 
@@ -35,7 +34,7 @@ CPU_BUNDLE: Final = 1 << 17
 #: On an accelerator this bounds what a step needs for a moment.
 ACCELERATOR_BUNDLE: Final = 1 << 22
 #: Layers of a bundle from which on its own calls are fewer than those that it saves.
-WORTH_A_BUNDLE: Final = 4
+WORTH_A_BUNDLE: Final = 2
 
 
 class Part(ABC):
@@ -88,18 +87,22 @@ class GatherOne(Part):
 
 
 class GatherMany(Part):
-    """Small layers that lie in memory in logical order; see :class:`Part`."""
+    """Small layers that lie in memory in logical order; see :class:`Part`.
+
+    The positions of live weights in all of them together are kept, four bytes each: to put them
+    together at every step takes a small network as long as to gather by them.
+    """
 
     def __init__(self, layers: Sequence[SparseLayer]) -> None:
         super().__init__(layers)
-        self._numels = [layer.numel for layer in layers]
         # Kept on the device, so that nothing waits for them to come there.
         device = layers[0].weight.device
+        self._numels = [layer.numel for layer in layers]
         numels = torch.tensor(self._numels, device="cpu")
         self._starts = (numels.cumsum(0) - numels).to(device, torch.int32)
         self._counts = torch.tensor([layer.live for layer in layers], device="cpu").to(device)
-        #: During a step: the weights in one dimension, and where in all of them the live ones are.
-        self._gathered: tuple[list[Tensor], Tensor] | None = None
+        self._versions: list[int] = []
+        self._positions: Tensor
 
     def fits(self) -> bool:
         """Whether all weights are contiguous, and where they were; see :meth:`Part.fits`."""
@@ -110,23 +113,22 @@ class GatherMany(Part):
     @torch.no_grad()
     def gather(self, weights: Tensor, gradients: Tensor) -> None:
         """Read all layers; see :meth:`Part.gather`."""
-        each = [layer.positions() for layer in self.layers]
-        positions = concat_positions(each, self._starts, self._counts)
-        flat = [layer.weight.view(-1) for layer in self.layers]
-        self._gathered = flat, positions
-        torch.index_select(torch.cat(flat), 0, positions, out=weights)
-        joined = torch.cat([gradient_of(layer).reshape(-1) for layer in self.layers])
-        torch.index_select(joined, 0, positions, out=gradients)
+        versions = [layer.mask_version for layer in self.layers]
+        if versions != self._versions:
+            each = [layer.positions() for layer in self.layers]
+            self._positions = concat_positions(each, self._starts, self._counts)
+            self._versions = versions
+        dense = torch.cat([layer.weight.view(-1) for layer in self.layers])
+        torch.index_select(dense, 0, self._positions, out=weights)
+        dense = torch.cat([gradient_of(layer).reshape(-1) for layer in self.layers])
+        torch.index_select(dense, 0, self._positions, out=gradients)
 
     @torch.no_grad()
     def put_back(self, weights: Tensor) -> None:
         """Write to all layers; see :meth:`Part.put_back`."""
-        assert self._gathered is not None
-        (flat, positions), self._gathered = self._gathered, None
-        joined = weights.new_empty(self.numel)
-        clear_(joined)
-        joined.scatter_(0, positions, weights)
-        torch._foreach_copy_(flat, torch.split(joined, self._numels))
+        final = weights.new_zeros(self.numel).scatter_(0, self._positions, weights)
+        dense = [layer.weight.view(-1) for layer in self.layers]
+        torch._foreach_copy_(dense, torch.split(final, self._numels))
 
 
 def parts_of(layers: Sequence[SparseLayer]) -> list[Part]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -35,6 +35,11 @@ class Pool:
         inner: the optimizer.
         group: the param group.
         layers: none of them full, all of one dtype and on one device, with state to be pooled.
+
+    Attributes:
+        live: number of live weights.
+        flat_parameter: what the inner optimizer steps between :meth:`stand_in` and
+            :meth:`stand_down`; without entries otherwise.
     """
 
     def __init__(
@@ -46,7 +51,10 @@ class Pool:
         self.layers = [layer for part in self._parts for layer in part.layers]
         self.sizes = [layer.live for layer in self.layers]
         self._shares = shares(self._parts, layers[0].weight.device)
-        self._flat_parameter = Parameter(layers[0].weight.detach().new_empty(0))
+        self.live = sum(self.sizes)
+        self._part_sizes = [part.live for part in self._parts]
+        self._nothing = layers[0].weight.detach().new_empty(0)
+        self.flat_parameter = Parameter(self._nothing)
         self._state: dict[str, Any] = {}
         self._memory: dict[str, Tensor] = {}
         self._views: dict[str, list[Any]] = {}
@@ -58,7 +66,7 @@ class Pool:
         if [layer.live for layer in self.layers] != self.sizes:
             return False
         # One of them may have been brought into another precision since.
-        if any(layer.weight.dtype != self._flat_parameter.dtype for layer in self.layers):
+        if any(layer.weight.dtype != self.flat_parameter.dtype for layer in self.layers):
             return False
         entries = [self.inner.state.get(layer.weight, {}) for layer in self.layers]
         if any(len(entry) != len(self._views) for entry in entries):
@@ -72,38 +80,39 @@ class Pool:
                 return False
         return all(part.fits() for part in self._parts)
 
-    def step(self, inner_step: Callable[[], Any]) -> None:
-        """Step the live weights of all layers; every one of them has a gradient."""
-        weights = self.layers[0].weight.detach().new_empty(sum(self.sizes))
-        gradients = gradient_of(self.layers[0]).new_empty(sum(self.sizes))
-        sizes = [part.live for part in self._parts]
-        live, live_gradient = torch.split(weights, sizes), torch.split(gradients, sizes)
+    def stand_in(self) -> None:
+        """Gather all layers, every one of which has a gradient, into :attr:`flat_parameter`."""
+        weights = self.layers[0].weight.detach().new_empty(self.live)
+        gradients = gradient_of(self.layers[0]).new_empty(self.live)
+        live, live_gradient = self._by_part(weights), self._by_part(gradients)
 
         def gather(index: int) -> None:
             self._parts[index].gather(live[index], live_gradient[index])
 
+        for_each(gather, self._shares)
+        self.flat_parameter.data = weights
+        self.flat_parameter.grad = gradients
+        self.inner.state[self.flat_parameter] = self._state
+
+    def write_back(self) -> None:
+        """Give the layers what the inner optimizer made of :attr:`flat_parameter`."""
+        live = self._by_part(self.flat_parameter.detach())
+
         def put_back(index: int) -> None:
             self._parts[index].put_back(live[index])
 
-        for_each(gather, self._shares)
-        with self._standing_in(weights, gradients):
-            inner_step()
+        self._state = self.inner.state[self.flat_parameter]
         self._share()
         for_each(put_back, self._shares)
 
-    @contextmanager
-    def _standing_in(self, weights: Tensor, gradients: Tensor) -> Iterator[None]:
-        """Leave the inner optimizer with one parameter, that of this pool."""
-        self._flat_parameter.data = weights
-        self._flat_parameter.grad = gradients
-        self.inner.state[self._flat_parameter] = self._state
-        try:
-            with only_parameters(self.inner, {id(self.group): [self._flat_parameter]}):
-                yield
-        finally:
-            self._state = self.inner.state.pop(self._flat_parameter)
-            self._flat_parameter.grad = None
-            self._flat_parameter.data = weights.new_empty(0)
+    def stand_down(self) -> None:
+        """Free what was gathered."""
+        self._state = self.inner.state.pop(self.flat_parameter, self._state)
+        self.flat_parameter.grad = None
+        self.flat_parameter.data = self._nothing
+
+    def _by_part(self, values: Tensor) -> Sequence[Tensor]:
+        return [values] if len(self._parts) == 1 else torch.split(values, self._part_sizes)
 
     def _join(self, entries: Sequence[dict[str, Any]]) -> None:
         for name, value in entries[0].items():

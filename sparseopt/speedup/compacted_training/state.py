@@ -113,6 +113,11 @@ class CompactedBackend(StateBackend):
         self._make_full()
         self.full.to_dense()
 
+    def dense_entry(self, layer: SparseLayer) -> dict[str, Any]:
+        """Leave it to the backend of the full parameters; see :meth:`StateBackend.dense_entry`."""
+        self._make_full()
+        return self.full.dense_entry(layer)
+
     @contextmanager
     def _unmasked_full(self) -> Iterator[None]:
         """Have the inner optimizer step each parameter that has no mask in full."""
