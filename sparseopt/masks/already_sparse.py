@@ -7,7 +7,7 @@ warnings come before anything is written.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,8 +35,7 @@ def warn_of_lost_weights(
     sparse = _sparse_already(_nonzero(layers))
     if only_fewer and sum(layer.live for layer in sparse) < sum(sparse.values()):
         return
-    outside = _nonzero_outside(list(sparse))
-    lost = {layer: count for layer, count in outside.items() if count}
+    lost = _lost(sparse)
     if lost:
         warnings.warn(
             f"the model was sparse before: {_share_lost(lost, sparse)} its new mask and become "
@@ -73,7 +72,7 @@ def warn_of_weights_outside(
     """
     nonzero = _nonzero(layers)
     looked_at = nonzero if chosen_by_size else _sparse_already(nonzero)
-    lost = {layer: count for layer, count in _nonzero_outside(list(looked_at)).items() if count}
+    lost = _lost(looked_at)
     if not lost:
         return
     if _sparse_already(nonzero):
@@ -102,32 +101,37 @@ def warn_of_weights_outside(
 
 @torch.no_grad()
 def _nonzero(layers: Sequence[SparseLayer]) -> dict[SparseLayer, int]:
-    return _summed(layers, [_count(local(layer.weight.detach())) for layer in layers])
+    return _counted(layers, (local(layer.weight.detach()) for layer in layers))
 
 
-def _sparse_already(nonzero: dict[SparseLayer, int]) -> dict[SparseLayer, int]:
+def _sparse_already(nonzero: Mapping[SparseLayer, int]) -> dict[SparseLayer, int]:
     """Return what is there of the layers most of whose weights are zero, but not all."""
     return {layer: count for layer, count in nonzero.items() if 0 < 2 * count < layer.numel}
 
 
 @torch.no_grad()
-def _nonzero_outside(layers: Sequence[SparseLayer]) -> dict[SparseLayer, int]:
-    """Return how many nonzero weights of each layer lie outside its mask."""
-    counts = [
-        0
-        if layer.is_full
-        else _count(local(layer.weight.detach()).masked_fill(local(layer.mask), 0))
-        for layer in layers
-    ]
-    return _summed(layers, counts)
+def _lost(nonzero: Mapping[SparseLayer, int]) -> dict[SparseLayer, int]:
+    """Return how many nonzero weights lie outside the mask of each layer, where any do."""
+    layers = [layer for layer in nonzero if not layer.is_full]
+    live = _counted(layers, (_live_entries(layer) for layer in layers))
+    return {layer: nonzero[layer] - live[layer] for layer in layers if nonzero[layer] > live[layer]}
 
 
-def _count(values: Tensor) -> int:
-    return int(torch.count_nonzero(values))
+def _live_entries(layer: SparseLayer) -> Tensor:
+    weight = layer.weight.detach()
+    if layer.is_sharded:
+        return local(weight).masked_fill(~local(layer.mask), 0)
+    live = layer.gather(weight)
+    # Masked state has no use for them.
+    layer.forget_positions()
+    return live
 
 
-def _summed(layers: Sequence[SparseLayer], counts: list[int]) -> dict[SparseLayer, int]:
-    sums = sums_over_shards(counts, [layer.weight for layer in layers])
+def _counted(layers: Sequence[SparseLayer], values: Iterable[Tensor]) -> dict[SparseLayer, int]:
+    """Count what is nonzero, over all ranks that hold a part, waiting for the device once."""
+    counts = [torch.count_nonzero(tensor) for tensor in values]
+    mine = torch.stack([count.to(counts[0].device) for count in counts]).tolist() if counts else []
+    sums = sums_over_shards(mine, [layer.weight for layer in layers])
     return dict(zip(layers, sums, strict=True))
 
 
