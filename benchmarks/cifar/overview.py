@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.cifar.records import read_results
+from benchmarks.cifar.report.accuracy import joined
 from benchmarks.cifar.report.paper import paper_of
-from benchmarks.cifar.report.results import Group, Variant, group_by_protocol, title
+from benchmarks.cifar.report.results import Group, Variant, group_by_protocol, table_of
 from benchmarks.cifar.report.stats import Difference, Spread, difference
-from benchmarks.common.tables import MISSING, table
+from benchmarks.cifar.report.texts import title
+from benchmarks.common.tables import MISSING
 
 RESULTS = Path(__file__).parent / "results"
 FILE = "results.jsonl"
@@ -75,18 +77,18 @@ def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> l
     paper = None if group.protocol["reduced"] else paper_of(group)
     shown = list(group.variants) if variants is None else variants
     spread, rows = Spread(group), []
-    for variant in sorted(shown, key=lambda one: (one.density or -1.0, -group.mean(one, "test"))):
-        found = _from(group, variant, REFERENCE, shown)
-        points = MISSING if found is None else found.percent()
+    best_first = lambda one: (one.density or -1.0, -group.mean(one, "accuracy.test"))  # noqa: E731
+    for variant in sorted(shown, key=best_first):
+        found, train = _from(group, variant, REFERENCE, shown), group.training_flops(variant)
         bold = "**" if found is not None and spread.claims(found) else ""
-        train = group.training_flops(variant)
-        row = [*variant.cells, group.seeds(variant), group.percent(variant)]
-        row += [] if paper is None else ["; ".join(map(str, paper.of(variant))) or MISSING]
-        row += [f"{bold}{points}{bold}", MISSING if train is None else f"{train:.3f}"]
-        rows.append([*row, f"{group.inference_flops(variant):.3f}"])
-    header = ["method", "init", "density", "seeds", "test accuracy, %"]
-    header += [] if paper is None else ["published"]
-    return table([*header, "minus static", "training FLOPs", "inference FLOPs"], rows)
+        row = variant.cells | {"seeds": str(len(group.of(variant)))}
+        row["test accuracy, %"] = group.percent(variant)
+        if paper is not None:
+            row["published"] = joined(paper.of(variant))
+        row["minus static"] = MISSING if found is None else f"{bold}{found.percent()}{bold}"
+        row["training FLOPs"] = MISSING if train is None else f"{train:.3f}"
+        rows.append(row | {"inference FLOPs": f"{group.inference_flops(variant):.3f}"})
+    return table_of(rows)
 
 
 def main_variants(group: Group) -> list[Variant]:

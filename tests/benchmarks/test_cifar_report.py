@@ -376,7 +376,7 @@ def test_masks_are_drawn_where_there_is_something_to_compare(tmp_path):
     # Methods that end with the same densities share a column.
     assert table["`body`"] == {
         "layer": "`body`",
-        "ERK: SET, RigL": "0.050",
+        "SET (ERK), RigL (ERK)": "0.050",
         "SNFS (ERK)": "0.060",
     }
     drawn = {path.name for path in (tmp_path / "figures").glob("*.png")}

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from benchmarks.cifar.methods import DENSE, RECIPES, SMALL_DENSE
-from benchmarks.cifar.report.results import Group, Variant, percent
-from benchmarks.common.tables import MISSING, paragraph, table
+from benchmarks.cifar.methods import DENSE, RECIPES, SMALL_DENSE, Recipe
+from benchmarks.cifar.report.results import Group, Variant, percent, table_of
+from benchmarks.cifar.report.texts import note
+from benchmarks.common.tables import MISSING
 
 CONFIDENCE = 0.95
-EXPLANATION = (
-    "Runs of one seed see the same images in the same order, so differences are taken seed by "
-    "seed. An order (ahead, behind) is claimed only of two seeds or more, and only where the mean "
-    "difference is beyond its spread, the half width of its 95 % interval by Student's t; all "
-    "else is open. "
-)
+# Densities that were chosen for equal FLOPs meet them to within the rounding of live counts.
+EQUAL_FLOPS = 0.02
+#: What a variant of a group is compared with.
+Reference = Callable[[Group, Variant], Variant]
 
 
 @dataclass(frozen=True)
@@ -58,32 +57,13 @@ def difference(group: Group, variant: Variant, reference: Variant) -> Difference
     return None if by_seed.empty else Difference(variant, reference, by_seed)
 
 
-def against(
-    group: Group, variants: Sequence[Variant], method: str, *, init: bool = True
-) -> list[Difference]:
-    """Differences of variants from one method at the same density."""
-    found = [
-        difference(group, variant, Variant(method, variant.init if init else None, variant.density))
-        for variant in variants
-    ]
-    return [one for one in found if one is not None]
-
-
 class Spread:
     """How far from zero a mean difference has to be before it is called an order.
 
     That is the half width of the 95 % interval of the mean by Student's t. A few seeds say little
     about a deviation, so one is taken from all runs of the protocol together: what is left of their
     accuracies after the mean of their variant and that of their seed (a randomised block design,
-    with the seeds as blocks).
-
-    Args:
-        group: All results of the protocol.
-
-    Attributes:
-        deviation: Standard deviation of one run; None where nothing is left to take it from, as
-            with a single seed.
-        freedom: Degrees of freedom of the deviation.
+    with the seeds as blocks). It is None where nothing is left, as with a single seed.
     """
 
     def __init__(self, group: Group) -> None:
@@ -116,15 +96,12 @@ class Spread:
             return "open"
         return "ahead" if found.mean > 0 else "behind"
 
-    def explanation(self) -> str:
+    def explanation(self) -> list[str]:
         """What the tables of differences say, and from which deviation."""
         if self.deviation is None:
-            return EXPLANATION + "These results, of a single seed, give no deviation."
-        return EXPLANATION + (
-            f"The deviation of one run, {100 * self.deviation:.2f} points, is taken from all runs "
-            "of this protocol, after the means of their variants and of their seeds "
-            f"({self.freedom} degrees of freedom)."
-        )
+            return [*note("differences"), *note("no_deviation")]
+        points = 100 * self.deviation
+        return [*note("differences"), *note("deviation", points=points, freedom=self.freedom)]
 
 
 def difference_table(group: Group, differences: Sequence[Difference]) -> list[str]:
@@ -133,46 +110,61 @@ def difference_table(group: Group, differences: Sequence[Difference]) -> list[st
     rows = []
     for found in differences:
         width = spread.of(found)
-        shown = MISSING if width is None else f"{100 * width:.2f}"
-        row = [*found.variant.cells, found.percent(), shown, spread.order(found)]
-        rows.append([*row, found.each_seed()])
-    header = ["method", "init", "density", "difference, points", "spread", "order", "each (seed)"]
-    return table(header, rows)
-
-
-def minus(group: Group, reference: str, differences: Sequence[Difference]) -> list[str]:
-    """The table below a heading; nothing where there are no differences."""
-    rows = difference_table(group, differences)
-    return [f"#### Minus {reference}", "", *rows] if rows else []
+        rows.append(
+            found.variant.cells
+            | {
+                "minus": found.reference.label,
+                "difference, points": found.percent(),
+                "spread": MISSING if width is None else f"{100 * width:.2f}",
+                "order": spread.order(found),
+                "each (seed)": found.each_seed(),
+            }
+        )
+    return table_of(rows)
 
 
 def all_differences(group: Group) -> list[str]:
-    """Differences from each of the reference methods, of ERK from uniform, and of lengths."""
-    masked = [v for v in group.variants if v.density is not None]
-    dense = Variant(DENSE, None, None)
-    erk = [v for v in group.variants if v.init == "erk"]
-    longer = [
-        one
-        for method, recipe in RECIPES.items()
-        if recipe.length > 1 and recipe.optimizer is not None
-        for one in against(
-            group, [v for v in group.variants if v.method == method], recipe.optimizer
-        )
-    ]
-    tables = {
-        "Minus Static": against(group, masked, "static"),
-        "Minus Small-Dense": against(group, masked, SMALL_DENSE, init=False),
-        "Minus SET": against(group, masked, "set"),
-        "Minus Dense": [one for v in group.variants if (one := difference(group, v, dense))],
-        "ERK minus uniform, same method and density": [
-            one
-            for variant in erk
-            if (one := difference(group, variant, dataclasses.replace(variant, init="uniform")))
-        ],
-        "Longer training minus the usual length": longer,
-    }
+    """A table for each of the references."""
     lines = []
-    for heading, found in tables.items():
+    for heading, reference_of in REFERENCES.items():
+        pairs = ((variant, reference_of(group, variant)) for variant in group.variants)
+        found = [one for pair in pairs if (one := difference(group, *pair))]
         if found:
             lines += [f"#### {heading}", "", *difference_table(group, found)]
-    return [*paragraph(Spread(group).explanation()), *lines] if lines else []
+    return [*Spread(group).explanation(), *lines] if lines else []
+
+
+def _minus(method: str, *, init: bool = True) -> Reference:
+    """The one of a method at the same init, unless that has none, and the same density."""
+    return lambda _, variant: Variant(method, variant.init if init else None, variant.density)
+
+
+def _origin(_: Group, variant: Variant) -> Variant:
+    recipe = RECIPES.get(variant.method, Recipe())
+    return dataclasses.replace(variant, method=recipe.masks_from or variant.method)
+
+
+def _uniform(_: Group, variant: Variant) -> Variant:
+    return dataclasses.replace(variant, init="uniform") if variant.init == "erk" else variant
+
+
+def _uniform_of_equal_flops(group: Group, variant: Variant) -> Variant:
+    for other in group.variants:
+        if (variant.init, other.name, other.init) == ("erk", variant.name, "uniform"):
+            ratio = group.inference_flops(other) / group.inference_flops(variant)
+            if abs(ratio - 1) < EQUAL_FLOPS:
+                return other
+    return variant
+
+
+#: From what each variant's accuracy is taken, by the table's heading; itself for no difference.
+REFERENCES: dict[str, Reference] = {
+    "Minus Static": _minus("static"),
+    "Minus Small-Dense": _minus(SMALL_DENSE, init=False),
+    "Minus SET": _minus("set"),
+    "Minus RigL": _minus("rigl"),
+    "Minus Dense": lambda *_: Variant(DENSE, None, None),
+    "Minus the run that the masks are from": _origin,
+    "ERK minus uniform, same method and density": _uniform,
+    "ERK minus uniform, same method and inference FLOPs": _uniform_of_equal_flops,
+}

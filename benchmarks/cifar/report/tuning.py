@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from benchmarks.cifar.report.paper import Paper
-from benchmarks.cifar.report.results import Group, Variant
+from benchmarks.cifar.report.results import SEARCHED, Group, Variant, table_of
 from benchmarks.cifar.report.stats import Spread, difference, difference_table
-from benchmarks.common.tables import MISSING, table
+from benchmarks.common.tables import MISSING
 
 
 @dataclass(frozen=True)
 class Trials:
-    """All trials of one variant."""
+    """All trials of one variant, with the protocol's own (alpha, delta_t)."""
 
     variant: Variant
     reference: tuple[float, int]
@@ -37,126 +37,96 @@ class Trials:
 
 def searches(group: Group) -> list[Trials]:
     """The trials of every variant that has any."""
-    own = _masks(group, Variant("", None, None))
+    runs = _in_force(group)
     # Settings that other learning rates were tried with are those of the sweep over these.
-    swept = {(v.plain, *_masks(group, v)) for v in group.varied if "lr" in dict(v.settings)}
-    rows = []
-    for variant in group.varied:
-        place = (variant.plain, *_masks(group, variant))
-        if dict(variant.settings).keys() <= {"alpha", "delta_t"} and place not in swept:
-            seeds, validation = len(group.of(variant)), group.mean(variant, "validation")
-            rows.append((variant, *place, seeds, validation))
-    columns = ["variant", "plain", "alpha", "delta_t", "seeds", "validation"]
-    trials = pd.DataFrame(rows, columns=columns).sort_values(["alpha", "delta_t"])
-    return [Trials(variant, own, found) for variant, found in trials.groupby("plain")]
+    trials = runs[~runs.swept & (runs.variant != runs.plain)].sort_values(["alpha", "delta_t"])
+    own = group.settings["sparsity"]
+    reference = float(own["alpha"]), int(own["delta_t"])
+    return [Trials(variant, reference, found) for variant, found in trials.groupby("plain")]
 
 
 def optimum_table(group: Group, found: Sequence[Trials], paper: Paper | None) -> list[str]:
     """The protocol's own setting beside the optimum, ours and the paper's."""
-    spread = Spread(group)
-    header = ["method", "init", "density", "trials", "reference", "test %", "optimum", "test %"]
-    header += ["difference, points", "optimum is"]
-    header += [] if paper is None else ["paper: reference %", "paper: optimum", "paper: optimum %"]
-    rows = []
+    spread, rows = Spread(group), []
     for search in found:
-        best = search.best
-        gain = difference(group, best.variant, search.variant)
-        row = [
-            *search.variant.cells,
-            str(len(search.trials)),
-            _pair(*search.reference),
-            group.percent(search.variant),
-            _pair(best.alpha, best.delta_t),
-            group.percent(best.variant),
-            MISSING if gain is None else gain.percent(),
-            spread.order(gain),
-        ]
+        best, variant = search.best, search.variant
+        gain = difference(group, best.variant, variant)
+        row = variant.cells
+        row |= {"trials": str(len(search.trials)), "reference": _pair(*search.reference)}
+        row |= {"reference, test %": group.percent(variant), "optimum": best.masks}
+        row["optimum, test %"] = group.percent(best.variant)
+        row["difference, points"] = MISSING if gain is None else gain.percent()
+        row["optimum is"] = spread.order(gain)
         if paper is not None:
-            published = [row.cells for row in paper.tuning if row.variant == search.variant]
-            row += published[0] if published else [MISSING] * 3
+            names = next(iter(paper.tuning.values()), {})
+            row |= paper.tuning.get(variant, dict.fromkeys(names, MISSING))
         rows.append(row)
-    return table(header, rows)
+    return table_of(rows)
 
 
 def trial_table(group: Group, search: Trials) -> list[str]:
     """Every trial, the best first."""
     best_first = search.trials.sort_values("validation", ascending=False, kind="stable")
-    rows = [
+    return table_of(
         [
-            f"{trial.alpha:.3f}",
-            str(trial.delta_t),
-            str(trial.seeds),
-            group.percent(trial.variant, "validation"),
-            group.percent(trial.variant),
+            {
+                "alpha": f"{trial.alpha:.3f}",
+                "delta_t": str(trial.delta_t),
+                "seeds": str(trial.seeds),
+                "validation %": group.percent(trial.variant, "accuracy.validation"),
+                "test %": group.percent(trial.variant),
+            }
+            for trial in best_first.itertuples()
         ]
-        for trial in best_first.itertuples()
-    ]
-    return table(["alpha", "delta_t", "seeds", "validation %", "test %"], rows)
+    )
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """One variant at several learning rates."""
-
-    variant: Variant
-    masks: tuple[float, int]
-    by_rate: dict[float, Variant]
-
-    @property
-    def masks_title(self) -> str:
-        return _pair(*self.masks)
+def sweeps(group: Group) -> pd.DataFrame:
+    """The runs of variants at several learning rates, the protocol's own among them."""
+    runs = _in_force(group)
+    return runs[runs.swept].sort_values(["plain", "masks", "lr"])
 
 
-def sweeps(group: Group) -> list[Sweep]:
-    """Every variant that was run at another learning rate than the protocol's."""
-    own_rate = float(group.settings["optimizer"]["lr"])
-    found: dict[Variant, dict[float, Variant]] = {}
-    for variant in group.varied:
-        settings = dict(variant.settings)
-        rate = settings.pop("lr", None)
-        if rate is None:
-            continue
-        plain = variant.plain
-        at_own = Variant(plain.method, plain.init, plain.density, tuple(settings.items()))
-        by_rate = found.setdefault(at_own, {own_rate: at_own} if at_own in group else {})
-        by_rate[rate] = variant
-    swept = [
-        Sweep(variant, _masks(group, variant), dict(sorted(by_rate.items())))
-        for variant, by_rate in found.items()
-    ]
-    return sorted(swept, key=lambda sweep: (sweep.variant.plain.order(), sweep.masks))
-
-
-def sweep_table(group: Group, found: Sequence[Sweep]) -> list[str]:
+def sweep_table(group: Group, found: pd.DataFrame) -> list[str]:
     """A column for each learning rate."""
-    rates = sorted({rate for sweep in found for rate in sweep.by_rate})
-    rows = []
-    for sweep in found:
-        cells = [
-            group.percent(sweep.by_rate[rate]) if rate in sweep.by_rate else MISSING
-            for rate in rates
-        ]
-        rows.append([*sweep.variant.plain.cells, sweep.masks_title, *cells])
+    cells = found.assign(percent=[group.percent(variant) for variant in found.variant])
+    cells = cells.pivot(index=["plain", "masks"], columns="lr", values="percent").fillna(MISSING)
     own = group.settings["optimizer"]["lr"]
-    header = [f"lr {rate:g}" + (" (protocol's)" if rate == own else "") for rate in rates]
-    return table(["method", "init", "density", "(alpha, delta_t)", *header], rows)
+    cells = cells.rename(columns=lambda lr: f"lr {lr:g}" + " (protocol's)" * (lr == own))
+    return table_of(
+        [
+            variant.cells | {"(alpha, delta_t)": masks} | row.to_dict()
+            for (variant, masks), row in cells.iterrows()
+        ]
+    )
 
 
-def sweep_differences(group: Group, found: Sequence[Sweep]) -> list[str]:
+def sweep_differences(group: Group, found: pd.DataFrame) -> list[str]:
     """Every other learning rate against the protocol's own, paired by seed."""
-    differences = [
-        difference(group, variant, sweep.variant)
-        for sweep in found
-        for variant in sweep.by_rate.values()
-    ]
-    rows = difference_table(group, [one for one in differences if one is not None])
+    at_own = found[found.lr == group.settings["optimizer"]["lr"]]
+    pairs = found.merge(at_own, on=["plain", "masks"], suffixes=("", "_own"))
+    paired = (
+        difference(group, *pair) for pair in zip(pairs.variant, pairs.variant_own, strict=True)
+    )
+    rows = difference_table(group, [one for one in paired if one is not None])
     return ["#### Minus the protocol's learning rate", "", *rows] if rows else []
 
 
-def _masks(group: Group, variant: Variant) -> tuple[float, int]:
-    """The alpha and delta_t in force; what repeats the protocol's is not among a run's settings."""
-    found = {**group.settings["sparsity"], **dict(variant.settings)}
-    return float(found["alpha"]), int(found["delta_t"])
+def _in_force(group: Group) -> pd.DataFrame:
+    """Each variant's alpha, delta_t and lr, its own or the protocol's, and whether in a sweep."""
+    own = {**group.settings["sparsity"], "lr": group.settings["optimizer"]["lr"]}
+    rows = []
+    for variant in group.test.index:
+        settings = {**own, **dict(variant.settings)}
+        alpha, delta_t, rate = (settings[name] for name in SEARCHED)
+        about = {"variant": variant, "plain": variant.plain, "masks": _pair(alpha, delta_t)}
+        about |= {"alpha": float(alpha), "delta_t": int(delta_t), "lr": float(rate)}
+        about["seeds"] = len(group.of(variant))
+        rows.append(about | {"validation": group.mean(variant, "accuracy.validation")})
+    runs = pd.DataFrame(rows)
+    rates = runs.groupby(["plain", "alpha", "delta_t"])["lr"]
+    # A variant that was trained at one rate alone, another one, is a sweep of one.
+    return runs.assign(swept=(rates.transform("nunique") > 1) | (runs.lr != float(own["lr"])))
 
 
 def _pair(alpha: float, delta_t: int) -> str:
