@@ -10,7 +10,7 @@ from benchmarks.cifar.records import read_results
 from benchmarks.cifar.report.accuracy import joined
 from benchmarks.cifar.report.paper import paper_of
 from benchmarks.cifar.report.results import Group, Variant, group_by_protocol, table_of
-from benchmarks.cifar.report.stats import Difference, Spread, difference
+from benchmarks.cifar.report.stats import Difference, difference
 from benchmarks.cifar.report.texts import title
 from benchmarks.common.tables import MISSING
 
@@ -76,16 +76,16 @@ def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> l
     """
     paper = None if group.protocol["reduced"] else paper_of(group)
     shown = list(group.variants) if variants is None else variants
-    spread, rows = Spread(group), []
-    best_first = lambda one: (one.density or -1.0, -group.mean(one, "accuracy.test"))  # noqa: E731
-    for variant in sorted(shown, key=best_first):
+    rows = []
+    best_first = sorted(shown, key=lambda one: -group.mean(one, "accuracy.test"))
+    for variant in sorted(best_first, key=lambda one: one.density or -1.0):
         found, train = _from(group, variant, REFERENCE, shown), group.training_flops(variant)
-        bold = "**" if found is not None and spread.claims(found) else ""
+        bold = "**" if found is not None and found.is_claimed else ""
         row = variant.cells | {"seeds": str(len(group.of(variant)))}
         row["test accuracy, %"] = group.percent(variant)
         if paper is not None:
             row["published"] = joined(paper.of(variant))
-        row["minus static"] = MISSING if found is None else f"{bold}{found.percent()}{bold}"
+        row["minus static"] = MISSING if found is None else f"{bold}{found}{bold}"
         row["training FLOPs"] = MISSING if train is None else f"{train:.3f}"
         rows.append(row | {"inference FLOPs": f"{group.inference_flops(variant):.3f}"})
     return table_of(rows)
@@ -105,13 +105,13 @@ def order_sentences(
     group: Group, variants: Sequence[Variant], reference: str = REFERENCE
 ) -> Iterator[str]:
     """Who is ahead of a method and who is behind it, as far as the spread lets that be said."""
-    name, spread = title(reference), Spread(group)
-    if spread.deviation is None:
+    name = title(reference)
+    if group.deviation is None:
         yield f"A single seed does not tell the methods from {name}."
         return
     found = [one for variant in variants if (one := _from(group, variant, reference, variants))]
     for order, words in ORDERS.items():
-        chosen = [title(one.variant.method) for one in found if spread.order(one) == order]
+        chosen = [title(one.variant.method) for one in found if one.order == order]
         if chosen:
             yield f"{words} {name}: {', '.join(chosen)}."
 

@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from tests.benchmarks.report_records import record
-from tests.benchmarks.test_cifar_report import report_of, rows, text_of
+from tests.benchmarks.test_cifar_report import all_rows, report_of, rows, text_of
 
 SEARCH = {(0.2, 50): 0.70, (0.5, 900): 0.74, (0.4, 200): 0.75, (0.3, 600): 0.71, (0.6, 300): 0.72}
 
@@ -55,9 +55,9 @@ def test_runs_of_the_sweep_over_learning_rates_are_no_trials(tmp_path):
 
 
 def test_trials_are_listed_with_what_was_maximised_the_best_first(search_folder):
-    table = rows((search_folder / "report.md").read_text(), "Trials of RigL (ERK) 0.1")
+    table = all_rows((search_folder / "report.md").read_text(), "Trials of RigL (ERK) 0.1")
     # The validation accuracy of a made-up record is a point below that on the test images.
-    assert [(row["delta_t"], row["validation %"][:5]) for row in table.values()] == [
+    assert [(row["delta_t"], row["validation %"][:5]) for row in table] == [
         ("200", "75.00"),
         ("900", "74.00"),
         ("300", "72.00"),
@@ -100,23 +100,21 @@ def test_too_few_trials_for_a_contour_are_listed_without_one(tmp_path):
     assert not list((tmp_path / "figures").glob("*search*"))
 
 
-def test_learning_rates_have_a_column_each_with_the_protocols_own_among_them():
+def test_learning_rates_have_a_row_each_with_the_protocols_own_among_them():
     lines = [
         record("rigl", "erk", 0.1, 0, 0.70),
         record("rigl", "erk", 0.1, 0, 0.60, changed={"lr": 0.01}),
         record("rigl", "erk", 0.1, 0, 0.65, changed={"lr": 1.0}),
         record("set", "erk", 0.1, 0, 0.55, changed={"lr": 1.0}),
     ]
-    report = text_of(lines)
-    table = rows(report, "Learning rate")
-    columns = ("lr 0.01", "lr 0.1 (protocol's)", "lr 1")
-    assert [table["RigL"][name] for name in columns] == ["60.00", "70.00", "65.00"]
-    assert [table["SET"][name] for name in columns] == ["-", "-", "55.00"]
-    differences = rows(report, "Minus the protocol's learning rate")
-    assert {name: row["each (seed)"] for name, row in differences.items()} == {
-        "RigL, lr 0.01": "-10.00 (0)",
-        "RigL, lr 1": "-5.00 (0)",
-    }
+    columns = ("method", "lr", "test %", "each (seed)")
+    found = [[row[name] for name in columns] for row in all_rows(text_of(lines), "Learning rate")]
+    assert found == [
+        ["RigL", "0.1", "70.00", "-"],
+        ["RigL", "1", "65.00", "-5.00 (0)"],
+        ["RigL", "0.01", "60.00", "-10.00 (0)"],
+        ["SET", "1", "55.00", "-"],
+    ]
 
 
 def test_learning_rates_are_swept_for_each_pair_of_alpha_and_delta_t():
@@ -127,9 +125,14 @@ def test_learning_rates_are_swept_for_each_pair_of_alpha_and_delta_t():
         record("rigl", "erk", 0.1, 0, 0.65, changed={"lr": 0.01, **masks}),
         record("rigl", "erk", 0.1, 0, 0.75, changed=masks),
     ]
-    report = text_of(lines)
-    assert "| RigL | ERK | 0.1 | (0.3, 100) | 60.00 | 70.00 |" in report
-    assert "| RigL | ERK | 0.1 | (0.4, 200) | 65.00 | 75.00 |" in report
+    found = {
+        (row["alpha"], row["lr"]): (row["test %"], row["each (seed)"])
+        for row in all_rows(text_of(lines), "Learning rate")
+    }
+    assert found["0.400", "0.01"] == ("65.00", "-10.00 (0)")
+    assert found["0.300", "0.01"] == ("60.00", "-10.00 (0)")
+    assert found["0.400", "0.1"][0] == "75.00"
+    assert "Search of alpha" not in text_of(lines)
 
 
 def test_erk_and_uniform_are_compared_where_they_cost_as_much():

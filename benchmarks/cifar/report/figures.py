@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.cifar.methods import RECIPES
-from benchmarks.cifar.report.masks import history, layers
+from benchmarks.cifar.report.masks import history
 from benchmarks.cifar.report.results import Group, Variant
 from benchmarks.cifar.report.structured import Ratio, Times, rows_of
 from benchmarks.cifar.report.texts import title
-from benchmarks.cifar.report.tuning import Trials
+from benchmarks.cifar.report.tuning import best, complete
 from benchmarks.common.figures import legend_beside
 
 STYLES = {None: ("D", ":"), "erk": ("o", "-"), "uniform": ("^", "--")}
@@ -103,60 +102,43 @@ def against_time(group: Group, times: Times) -> Figure | None:
     return _against(group, "Test accuracy against measured time", places, timed)
 
 
-def layer_densities(group: Group, density: float) -> Figure | None:
-    """A line for each variant of one density; None where no run recorded layers."""
-    found = layers(group, density)
-    if found.empty:
-        return None
-    heading = f"Density of every layer, {density:.3g} in all"
-    figure, (axes,) = _traces(group, heading, {"": dict(found.items())}, "")
-    axes.set_yscale("log")
-    _plain_digits(axes.yaxis)
-    axes.set_ylabel("density of the layer, mean over seeds")
-    axes.tick_params(axis="x", rotation=90, labelsize=6)
-    return figure
-
-
 def masks_over_time(group: Group, density: float) -> Figure | None:
     """Four panels over the steps of training; None where no run recorded its updates."""
     histories = {v: history(group, v) for v in group.variants if v.density == density}
     recorded = {variant: frame for variant, frame in histories.items() if frame is not None}
-    # Pruning drops down to a count, whatever the fraction is.
-    panels = {
-        heading: {
-            variant: frame[name]
-            for variant, frame in recorded.items()
-            if (variant.method, name) != ("pruning", "fraction")
-        }
-        for name, heading in MASK_PANELS.items()
-    }
     if not recorded:
         return None
-    heading = f"Masks over time, density {density:.3g}"
-    figure, drawn = _traces(group, heading, panels, "training step")
-    for axes in drawn:
+    figure = _new(group, f"Masks over time, density {density:.3g}", (11, 6))
+    panels = list(figure.subplots(2, 2, sharex=True).flat)
+    for axes, (name, heading) in zip(panels, MASK_PANELS.items(), strict=True):
+        for variant, frame in recorded.items():
+            # Pruning drops down to a count, whatever the fraction is.
+            if (variant.method, name) != ("pruning", "fraction"):
+                look = {"linestyle": _style(variant.init)[1], "color": _color(variant.method)}
+                axes.plot(frame.index, frame[name], label=variant.title, **look)
+        _finish(axes, heading, "training step")
         axes.set_ylim(bottom=0)
+    legend_beside(figure, panels)
     return figure
 
 
-def contour(group: Group, search: Trials) -> Figure | None:
+def contour(group: Group, variant: Variant, trials: pd.DataFrame) -> Figure | None:
     """Validation accuracy over alpha and delta_t; None of too few trials.
 
     As in the report, a circle marks the protocol's own setting and a triangle the optimum.
     """
-    trials = search.complete
-    varied = trials[["alpha", "delta_t", "validation"]].nunique()
-    if len(trials) < FEWEST_TRIALS or varied.min() == 1:
+    shown, own, optimum = complete(trials), group.settings["sparsity"], best(trials)
+    varied = shown[["alpha", "delta_t", "validation"]].nunique()
+    if len(shown) < FEWEST_TRIALS or varied.min() == 1:
         return None
-    figure = _new(group, f"Search of (alpha, delta_t) for {search.variant.label}", (6.4, 4.8))
-    axes, shown = figure.subplots(), 100 * trials.validation
-    plane = axes.tricontourf(trials.alpha, trials.delta_t, shown, levels=12, cmap="Blues")
+    figure = _new(group, f"Search of (alpha, delta_t) for {variant.label}", (6.4, 4.8))
+    axes, heights = figure.subplots(), 100 * shown.validation
+    plane = axes.tricontourf(shown.alpha, shown.delta_t, heights, levels=12, cmap="Blues")
     figure.colorbar(plane, label="validation accuracy, %, mean over seeds")
-    axes.plot(trials.alpha, trials.delta_t, "k.", markersize=4, label="a trial")
-    look = {"markerfacecolor": "black", "markeredgecolor": "white", "linestyle": "none"}
-    best = search.best.alpha, search.best.delta_t
-    axes.plot(*search.reference, "o", label="the protocol's own", markersize=11, **look)
-    axes.plot(*best, "^", label="optimum", markersize=11, **look)
+    axes.plot(shown.alpha, shown.delta_t, "k.", markersize=4, label="a trial")
+    look = {"markerfacecolor": "black", "markeredgecolor": "white", "markersize": 11}
+    axes.plot(own["alpha"], own["delta_t"], "o", label="the protocol's own", **look)
+    axes.plot(optimum.alpha, optimum.delta_t, "^", label="optimum", **look)
     axes.legend(loc="upper right", fontsize=8, framealpha=0.9)
     axes.set(xlabel="alpha", ylabel="delta_t, steps")
     return figure
@@ -218,23 +200,6 @@ def _draw(
         linewidth=1.2,
         capsize=3,
     )
-
-
-def _traces(
-    group: Group, heading: str, panels: Mapping[str, Mapping[Variant, pd.Series]], under: str
-) -> tuple[Figure, list[Axes]]:
-    """Up to two panels a row, with a line through the values of each variant."""
-    rows = math.ceil(len(panels) / 2)
-    figure = _new(group, heading, (11, 1.0 + 3.5 * rows))
-    drawn = list(figure.subplots(rows, min(2, len(panels)), sharex=True, squeeze=False).flat)
-    for axes, (name, lines) in zip(drawn, panels.items(), strict=True):
-        for variant, values in lines.items():
-            look = {"linestyle": _style(variant.init)[1], "color": _color(variant.method)}
-            axes.plot(values.index, values, linewidth=1.3, label=variant.title, **look)
-        _finish(axes, name, under)
-        axes.label_outer()
-    legend_beside(figure, drawn)
-    return figure, drawn
 
 
 def _finish(axes: Axes, heading: str, under: str) -> None:

@@ -58,13 +58,13 @@ def history(group: Group, variant: Variant) -> pd.DataFrame | None:
     return pd.DataFrame(updates).groupby("step").mean() if updates else None
 
 
-def not_recorded(group: Group, what: str) -> list[str]:
-    """A sentence that names the variants none of whose runs has recorded this, if there are any."""
+def not_recorded(group: Group) -> list[str]:
+    """A sentence that names the variants none of whose runs has recorded its masks, if any."""
     # A result with None in this place had nothing to record; an old one has no such place.
     lacking = [
         variant.label
         for variant in group.variants
-        if variant.init is not None and not any(what in run for run in group.of(variant))
+        if variant.init is not None and not any("layers" in run for run in group.of(variant))
     ]
     return paragraph(f"Not recorded for {', '.join(lacking)}.") if lacking else []
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from benchmarks.cifar.report.paper import Paper, Published
 from benchmarks.cifar.report.results import Group, Variant, table_of
-from benchmarks.cifar.report.stats import Spread, difference
+from benchmarks.cifar.report.stats import difference
 from benchmarks.cifar.report.texts import note
 from benchmarks.common.tables import MISSING
 
@@ -60,12 +60,12 @@ class Order:
         A pair counts where neither the paper's bands of one deviation overlap nor the difference
         here is within its spread.
         """
-        spread, pairs, agreeing = Spread(self.group), 0, 0
+        pairs = agreeing = 0
         beaten: dict[str, list[str]] = {}
         for (better, high), (worse, low) in itertools.combinations(self.rows, 2):
             found = difference(self.group, better, worse)
             pairs += found is not None
-            if found is None or high.std is None or low.std is None or not spread.claims(found):
+            if found is None or high.std is None or low.std is None or not found.is_claimed:
                 continue
             if high.accuracy - low.accuracy > high.std + low.std:
                 agreeing += found.mean > 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.cifar.methods import DENSE, RECIPES
@@ -91,6 +93,11 @@ class Group:
         test: Test accuracies, a row for each variant and a column for each seed.
         variants: Those with the protocol's own settings, in their usual order.
         varied: Those of a search or a sweep.
+        deviation: Standard deviation of one run's accuracy. A few seeds say little about it, so it
+            is taken from all runs together: what is left after the mean of their variant and that
+            of their seed (a randomised block design, with the seeds as blocks). None where nothing
+            is left, as with a single seed.
+        freedom: Its degrees of freedom.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -108,6 +115,13 @@ class Group:
         self._records = runs.groupby("variant")["record"].agg(list)
         self.varied = [variant for variant in self.test.index if variant != variant.plain]
         self.variants = [variant for variant in self.test.index if variant == variant.plain]
+        codes = [pd.factorize(runs[name])[0] for name in ("variant", "run.seed")]
+        design = np.hstack([pd.get_dummies(one) for one in codes]).astype(float)
+        accuracies = runs["accuracy.test"].to_numpy()
+        means, _, rank, _ = np.linalg.lstsq(design, accuracies, rcond=None)
+        self.freedom = len(runs) - int(rank)
+        squares = float(np.sum((accuracies - design @ means) ** 2))
+        self.deviation = math.sqrt(squares / self.freedom) if self.freedom else None
 
     def __contains__(self, variant: Variant) -> bool:
         return variant in self._records

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -29,24 +28,39 @@ Reference = Callable[[Group, Variant], Variant]
 
 @dataclass(frozen=True)
 class Difference:
-    """Test accuracy of one variant minus that of another."""
+    """Test accuracy of one variant minus that of another.
+
+    Attributes:
+        spread: How far from zero the mean has to be before it is called an order: the half width of
+            its 95 % interval by Student's t. None without a deviation.
+    """
 
     variant: Variant
     reference: Variant
     by_seed: pd.Series
+    spread: float | None
 
     @property
     def mean(self) -> float:
         return float(self.by_seed.mean())
 
-    def percent(self) -> str:
+    @property
+    def is_claimed(self) -> bool:
+        """Whether the difference is one of several seeds and beyond the spread."""
+        several = len(self.by_seed) > 1
+        return several and self.spread is not None and abs(self.mean) > self.spread
+
+    @property
+    def order(self) -> str:
+        """Which of the two is ahead, or ``open``."""
+        if not self.is_claimed:
+            return "open"
+        return "ahead" if self.mean > 0 else "behind"
+
+    def __str__(self) -> str:
         """Mean and deviation over the seeds, in points."""
         std = float(self.by_seed.std()) if len(self.by_seed) > 1 else None
         return percent(self.mean, std, sign=True)
-
-    def each_seed(self) -> str:
-        """The difference of every seed, in points."""
-        return ", ".join(f"{100 * value:+.2f} ({seed})" for seed, value in self.by_seed.items())
 
 
 def difference(group: Group, variant: Variant, reference: Variant) -> Difference | None:
@@ -54,73 +68,23 @@ def difference(group: Group, variant: Variant, reference: Variant) -> Difference
     if variant == reference or variant not in group or reference not in group:
         return None
     by_seed = (group.test.loc[variant] - group.test.loc[reference]).dropna()
-    return None if by_seed.empty else Difference(variant, reference, by_seed)
+    if by_seed.empty:
+        return None
+    spread = None
+    if group.deviation is not None:
+        factor = float(stats.t.ppf((1 + CONFIDENCE) / 2, group.freedom))
+        spread = factor * group.deviation * math.sqrt(2 / len(by_seed))
+    return Difference(variant, reference, by_seed, spread)
 
 
-class Spread:
-    """How far from zero a mean difference has to be before it is called an order.
-
-    That is the half width of the 95 % interval of the mean by Student's t. A few seeds say little
-    about a deviation, so one is taken from all runs of the protocol together: what is left of their
-    accuracies after the mean of their variant and that of their seed (a randomised block design,
-    with the seeds as blocks). It is None where nothing is left, as with a single seed.
-    """
-
-    def __init__(self, group: Group) -> None:
-        accuracies = group.test.stack().dropna()
-        variants, seeds = (accuracies.index.get_level_values(level) for level in (0, 1))
-        design = np.hstack([pd.get_dummies(pd.factorize(one)[0]) for one in (variants, seeds)])
-        design = design.astype(float)
-        means, _, rank, _ = np.linalg.lstsq(design, accuracies.to_numpy(), rcond=None)
-        self.freedom = len(accuracies) - int(rank)
-        squares = float(np.sum((accuracies.to_numpy() - design @ means) ** 2))
-        self.deviation = math.sqrt(squares / self.freedom) if self.freedom else None
-
-    def of(self, found: Difference) -> float | None:
-        """Half width of the interval of a mean difference; None without a deviation."""
-        if self.deviation is None:
-            return None
-        factor = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.freedom))
-        return factor * self.deviation * math.sqrt(2 / len(found.by_seed))
-
-    def claims(self, found: Difference) -> bool:
-        """Whether the difference is one of several seeds and beyond the spread."""
-        width = self.of(found)
-        return width is not None and len(found.by_seed) > 1 and abs(found.mean) > width
-
-    def order(self, found: Difference | None) -> str:
-        """Which of the two is ahead, or ``open``."""
-        if found is None:
-            return MISSING
-        if not self.claims(found):
-            return "open"
-        return "ahead" if found.mean > 0 else "behind"
-
-    def explanation(self) -> list[str]:
-        """What the tables of differences say, and from which deviation."""
-        if self.deviation is None:
-            return [*note("differences"), *note("no_deviation")]
-        points = 100 * self.deviation
-        return [*note("differences"), *note("deviation", points=points, freedom=self.freedom)]
-
-
-def difference_table(group: Group, differences: Sequence[Difference]) -> list[str]:
-    """One row for each difference, with the order that may be claimed."""
-    spread = Spread(group)
-    rows = []
-    for found in differences:
-        width = spread.of(found)
-        rows.append(
-            found.variant.cells
-            | {
-                "minus": found.reference.label,
-                "difference, points": found.percent(),
-                "spread": MISSING if width is None else f"{100 * width:.2f}",
-                "order": spread.order(found),
-                "each (seed)": found.each_seed(),
-            }
-        )
-    return table_of(rows)
+def difference_cells(found: Difference | None) -> dict[str, str]:
+    """The cells of a table that are about a difference, if there is one."""
+    names = ("difference, points", "spread", "order", "each (seed)")
+    if found is None:
+        return dict.fromkeys(names, MISSING)
+    spread = MISSING if found.spread is None else f"{100 * found.spread:.2f}"
+    each = ", ".join(f"{100 * value:+.2f} ({seed})" for seed, value in found.by_seed.items())
+    return dict(zip(names, (str(found), spread, found.order, each), strict=True))
 
 
 def all_differences(group: Group) -> list[str]:
@@ -128,10 +92,18 @@ def all_differences(group: Group) -> list[str]:
     lines = []
     for heading, reference_of in REFERENCES.items():
         pairs = ((variant, reference_of(group, variant)) for variant in group.variants)
-        found = [one for pair in pairs if (one := difference(group, *pair))]
-        if found:
-            lines += [f"#### {heading}", "", *difference_table(group, found)]
-    return [*Spread(group).explanation(), *lines] if lines else []
+        rows = [
+            found.variant.cells | {"minus": found.reference.label} | difference_cells(found)
+            for pair in pairs
+            if (found := difference(group, *pair))
+        ]
+        lines += [f"#### {heading}", "", *table_of(rows)] if rows else []
+    if not lines:
+        return []
+    deviation = note("no_deviation")
+    if group.deviation is not None:
+        deviation = note("deviation", points=100 * group.deviation, freedom=group.freedom)
+    return [*note("differences"), *deviation, *lines]
 
 
 def _minus(method: str, *, init: bool = True) -> Reference:

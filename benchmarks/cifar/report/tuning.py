@@ -1,62 +1,58 @@
-"""The search of (alpha, delta_t), and the sweep of learning rates.
-
-Both are found among the runs by what replaced the protocol's own settings.
-"""
+"""Runs with other settings than the protocol's: (alpha, delta_t), and learning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
 
 import pandas as pd
 
 from benchmarks.cifar.report.paper import Paper
 from benchmarks.cifar.report.results import SEARCHED, Group, Variant, table_of
-from benchmarks.cifar.report.stats import Spread, difference, difference_table
+from benchmarks.cifar.report.stats import difference, difference_cells
 from benchmarks.common.tables import MISSING
 
 
-@dataclass(frozen=True)
-class Trials:
-    """All trials of one variant, with the protocol's own (alpha, delta_t)."""
+def varied_runs(group: Group) -> pd.DataFrame:
+    """A row for each variant of a search or a sweep: what was in force, and how well it did.
 
-    variant: Variant
-    reference: tuple[float, int]
-    trials: pd.DataFrame
-
-    @property
-    def complete(self) -> pd.DataFrame:
-        """The trials that have the most seeds; means over fewer vary more."""
-        return self.trials[self.trials.seeds == self.trials.seeds.max()]
-
-    @property
-    def best(self) -> pd.Series:
-        """The complete trial with the highest mean validation accuracy."""
-        return self.complete.loc[self.complete.validation.idxmax()]
-
-
-def searches(group: Group) -> list[Trials]:
-    """The trials of every variant that has any."""
-    runs = _in_force(group)
-    # Settings that other learning rates were tried with are those of the sweep over these.
-    trials = runs[~runs.swept & (runs.variant != runs.plain)].sort_values(["alpha", "delta_t"])
-    own = group.settings["sparsity"]
-    reference = float(own["alpha"]), int(own["delta_t"])
-    return [Trials(variant, reference, found) for variant, found in trials.groupby("plain")]
+    Those of a sweep were trained at another learning rate than the protocol's, or with the alpha
+    and delta_t of one that was, the protocol's own among them. Columns are ``variant``, ``plain``, ``alpha``, ``delta_t``, ``lr``,
+    ``seeds``, ``validation`` and ``swept``.
+    """
+    own = {**group.settings["sparsity"], "lr": group.settings["optimizer"]["lr"]}
+    rows = []
+    for variant in group.test.index:
+        settings = {**own, **dict(variant.settings)}
+        row = {"variant": variant, "plain": variant.plain, "seeds": len(group.of(variant))}
+        row |= {name: settings[name] for name in SEARCHED}
+        rows.append(row | {"validation": group.mean(variant, "accuracy.validation")})
+    runs = pd.DataFrame(rows).sort_values(["plain", *SEARCHED])
+    alike = [runs[name] for name in ("plain", "alpha", "delta_t")]
+    runs["swept"] = (runs.lr != own["lr"]).groupby(alike).transform("any")
+    return runs[runs.swept | (runs.variant != runs.plain)]
 
 
-def optimum_table(group: Group, found: Sequence[Trials], paper: Paper | None) -> list[str]:
-    """The protocol's own setting beside the optimum, ours and the paper's."""
-    spread, rows = Spread(group), []
-    for search in found:
-        best, variant = search.best, search.variant
-        gain = difference(group, best.variant, variant)
-        row = variant.cells
-        row |= {"trials": str(len(search.trials)), "reference": _pair(*search.reference)}
-        row |= {"reference, test %": group.percent(variant), "optimum": best.masks}
-        row["optimum, test %"] = group.percent(best.variant)
-        row["difference, points"] = MISSING if gain is None else gain.percent()
-        row["optimum is"] = spread.order(gain)
+def complete(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials that have the most seeds; means over fewer vary more."""
+    return trials[trials.seeds == trials.seeds.max()]
+
+
+def best(trials: pd.DataFrame) -> pd.Series:
+    """The complete trial with the highest mean validation accuracy."""
+    return trials.loc[complete(trials).validation.idxmax()]
+
+
+def optimum_table(group: Group, trials: pd.DataFrame, paper: Paper | None) -> list[str]:
+    """The protocol's own setting beside the optimum of each variant, ours and the paper's."""
+    rows = []
+    for variant, own in trials.groupby("plain"):
+        optimum = best(own)
+        row = variant.cells | {"trials": str(len(own))}
+        row["reference"] = _pair(pd.Series(group.settings["sparsity"]))
+        row["reference, test %"] = group.percent(variant)
+        row["optimum"] = _pair(optimum)
+        row["optimum, test %"] = group.percent(optimum.variant)
+        row |= difference_cells(difference(group, optimum.variant, variant))
         if paper is not None:
             names = next(iter(paper.tuning.values()), {})
             row |= paper.tuning.get(variant, dict.fromkeys(names, MISSING))
@@ -64,70 +60,29 @@ def optimum_table(group: Group, found: Sequence[Trials], paper: Paper | None) ->
     return table_of(rows)
 
 
-def trial_table(group: Group, search: Trials) -> list[str]:
-    """Every trial, the best first."""
-    best_first = search.trials.sort_values("validation", ascending=False, kind="stable")
-    return table_of(
-        [
-            {
-                "alpha": f"{trial.alpha:.3f}",
-                "delta_t": str(trial.delta_t),
-                "seeds": str(trial.seeds),
-                "validation %": group.percent(trial.variant, "accuracy.validation"),
-                "test %": group.percent(trial.variant),
-            }
-            for trial in best_first.itertuples()
-        ]
-    )
+def settings_table(group: Group, runs: pd.DataFrame) -> list[str]:
+    """A row for each, the best first, with its difference from the protocol's own setting.
 
-
-def sweeps(group: Group) -> pd.DataFrame:
-    """The runs of variants at several learning rates, the protocol's own among them."""
-    runs = _in_force(group)
-    return runs[runs.swept].sort_values(["plain", "masks", "lr"])
-
-
-def sweep_table(group: Group, found: pd.DataFrame) -> list[str]:
-    """A column for each learning rate."""
-    cells = found.assign(percent=[group.percent(variant) for variant in found.variant])
-    cells = cells.pivot(index=["plain", "masks"], columns="lr", values="percent").fillna(MISSING)
-    own = group.settings["optimizer"]["lr"]
-    cells = cells.rename(columns=lambda lr: f"lr {lr:g}" + " (protocol's)" * (lr == own))
-    return table_of(
-        [
-            variant.cells | {"(alpha, delta_t)": masks} | row.to_dict()
-            for (variant, masks), row in cells.iterrows()
-        ]
-    )
-
-
-def sweep_differences(group: Group, found: pd.DataFrame) -> list[str]:
-    """Every other learning rate against the protocol's own, paired by seed."""
-    at_own = found[found.lr == group.settings["optimizer"]["lr"]]
-    pairs = found.merge(at_own, on=["plain", "masks"], suffixes=("", "_own"))
-    paired = (
-        difference(group, *pair) for pair in zip(pairs.variant, pairs.variant_own, strict=True)
-    )
-    rows = difference_table(group, [one for one in paired if one is not None])
-    return ["#### Minus the protocol's learning rate", "", *rows] if rows else []
-
-
-def _in_force(group: Group) -> pd.DataFrame:
-    """Each variant's alpha, delta_t and lr, its own or the protocol's, and whether in a sweep."""
-    own = {**group.settings["sparsity"], "lr": group.settings["optimizer"]["lr"]}
+    A learning rate is compared with the protocol's at the same alpha and delta_t.
+    """
     rows = []
-    for variant in group.test.index:
-        settings = {**own, **dict(variant.settings)}
-        alpha, delta_t, rate = (settings[name] for name in SEARCHED)
-        about = {"variant": variant, "plain": variant.plain, "masks": _pair(alpha, delta_t)}
-        about |= {"alpha": float(alpha), "delta_t": int(delta_t), "lr": float(rate)}
-        about["seeds"] = len(group.of(variant))
-        rows.append(about | {"validation": group.mean(variant, "accuracy.validation")})
-    runs = pd.DataFrame(rows)
-    rates = runs.groupby(["plain", "alpha", "delta_t"])["lr"]
-    # A variant that was trained at one rate alone, another one, is a sweep of one.
-    return runs.assign(swept=(rates.transform("nunique") > 1) | (runs.lr != float(own["lr"])))
+    for run in runs.sort_values("validation", ascending=False, kind="stable").itertuples():
+        row = run.plain.cells | {"alpha": f"{run.alpha:.3f}", "delta_t": str(run.delta_t)}
+        row |= {"lr": f"{run.lr:g}", "seeds": str(run.seeds)}
+        row["validation %"] = group.percent(run.variant, "accuracy.validation")
+        row["test %"] = group.percent(run.variant)
+        rows.append(row | difference_cells(difference(group, run.variant, _own(run.variant))))
+    return table_of(rows)
 
 
-def _pair(alpha: float, delta_t: int) -> str:
-    return f"({alpha:.3g}, {delta_t})"
+def _own(variant: Variant) -> Variant:
+    settings = tuple(pair for pair in variant.settings if pair[0] != "lr")
+    return (
+        variant.plain
+        if settings == variant.settings
+        else dataclasses.replace(variant, settings=settings)
+    )
+
+
+def _pair(masks: pd.Series) -> str:
+    return f"({masks.alpha:.3g}, {int(masks.delta_t)})"

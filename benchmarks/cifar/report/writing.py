@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.cifar.records import Folder, Record, ResultsError, read_results
@@ -84,6 +85,7 @@ def group_lines(
         for one in orders(group, paper)
         for line in [f"#### Density {one.density:.3g}", "", *one.table(), *one.words()]
     ]
+    varied = tuning.varied_runs(group)
     density, flops = figures.against_density(group), figures.against_flops(group)
     sections = {
         "Test accuracy": [
@@ -96,10 +98,9 @@ def group_lines(
         "The methods' order beside the paper's": order,
         "Paired differences": all_differences(group),
         "Structured sparsity": _structured(group, drawn, measured),
-        "Search of alpha and delta_t": _searches(group, drawn),
-        "Learning rate": _learning_rates(group, drawn),
-        "Density of every layer": _layers(group, drawn),
-        "Masks over time": _masks_over_time(group, drawn),
+        "Search of alpha and delta_t": _searches(group, drawn, varied[~varied.swept]),
+        "Learning rate": tuning.settings_table(group, varied[varied.swept]),
+        "Masks over time, and the density of every layer": _masks(group, drawn),
         "Cost and exploration": masks.cost_table(group),
         "Made with": masks.environment_lines(group),
     }
@@ -121,43 +122,23 @@ def _structured(group: Group, drawn: Figures, measured: Sequence[Record]) -> lis
     return lines
 
 
-def _searches(group: Group, drawn: Figures) -> list[str]:
-    found = tuning.searches(group)
-    if not found:
+def _searches(group: Group, drawn: Figures, runs: pd.DataFrame) -> list[str]:
+    if runs.empty:
         return []
-    lines = tuning.optimum_table(group, found, paper_of(group)) + note("optimum")
-    for search in found:
-        name, variant = search.variant.label, search.variant
+    lines = tuning.optimum_table(group, runs, paper_of(group)) + note("optimum")
+    for variant, trials in runs.groupby("plain"):
         file = f"{variant.method}-{variant.init}-{variant.density:.3g}"
-        caption = f"validation accuracy over alpha and delta_t, {name}"
-        lines += [f"#### Trials of {name}", ""]
-        lines += drawn.show(f"search-{file}", caption, figures.contour(group, search))
-        lines += tuning.trial_table(group, search)
+        caption = f"validation accuracy over alpha and delta_t, {variant.label}"
+        lines += [f"#### Trials of {variant.label}", ""]
+        lines += drawn.show(f"search-{file}", caption, figures.contour(group, variant, trials))
+        lines += tuning.settings_table(group, trials)
     return lines
 
 
-def _learning_rates(group: Group, drawn: Figures) -> list[str]:
-    found = tuning.sweeps(group)
-    if found.empty:
-        return []
-    return [
-        *tuning.sweep_table(group, found),
-        *tuning.sweep_differences(group, found),
-    ]
-
-
-def _layers(group: Group, drawn: Figures) -> list[str]:
-    lines = []
-    for density in masks.densities(group):
-        name, figure = f"{density:.3g}", figures.layer_densities(group, density)
-        lines += drawn.show(f"layers-{name}", f"density of every layer, {name} in all", figure)
-        lines += masks.layer_table(group, density)
-    return [*lines, *masks.not_recorded(group, "layers")]
-
-
-def _masks_over_time(group: Group, drawn: Figures) -> list[str]:
+def _masks(group: Group, drawn: Figures) -> list[str]:
     lines = []
     for density in masks.densities(group):
         name, figure = f"{density:.3g}", figures.masks_over_time(group, density)
         lines += drawn.show(f"masks-{name}", f"masks over time, density {name}", figure)
-    return [*lines, *masks.not_recorded(group, "history")]
+        lines += masks.layer_table(group, density)
+    return [*lines, *masks.not_recorded(group)]
