@@ -49,13 +49,12 @@ def headline(results: Path = RESULTS) -> list[Group]:
 
 def protocol(group: Group) -> str:
     """What was run, and whether that is the paper's protocol."""
-    about = group.protocol
-    kind = (
-        f"A **reduced protocol** ({about['summary']})" if about["reduced"] else "The full protocol"
-    )
-    runs = len(group.records)
-    text = f"{kind}, called `{about['name']}`: {about['description']}; {runs} runs."
-    return f"{text} Not to be compared with published numbers." if about["reduced"] else text
+    about, runs = group.protocol, len(group.records)
+    kind, warning = "The full protocol", ""
+    if about["reduced"]:
+        kind = f"A **reduced protocol** ({about['summary']})"
+        warning = " Not to be compared with published numbers."
+    return f"{kind}, called `{about['name']}`: {about['description']}; {runs} runs.{warning}"
 
 
 def machines(group: Group) -> str:
@@ -74,9 +73,8 @@ def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> l
 
     Under the full protocol the published accuracies stand beside ours.
     """
-    paper = None if group.protocol["reduced"] else paper_of(group)
+    paper, rows = None if group.protocol["reduced"] else paper_of(group), []
     shown = list(group.variants) if variants is None else variants
-    rows = []
     best_first = sorted(shown, key=lambda one: -group.mean(one, "accuracy.test"))
     for variant in sorted(best_first, key=lambda one: one.density or -1.0):
         found, train = _from(group, variant, REFERENCE, shown), group.training_flops(variant)

@@ -14,35 +14,28 @@ from benchmarks.common.tables import MISSING, paragraph
 from benchmarks.common.words import format_duration
 
 
-def layers(group: Group, density: float) -> pd.DataFrame:
-    """Density of each layer, mean over the seeds, of the variants that recorded theirs.
+def layer_table(group: Group, density: float) -> list[str]:
+    """Density of each layer, mean over the seeds; variants that end alike share a column.
 
     Methods that drop channels have masks for vectors too, which no other method has: only the
     layers that all have are compared.
     """
-    found = {}
+    found: dict[Variant, pd.Series] = {}
     for variant in (one for one in group.variants if one.density == density):
         runs = [pd.DataFrame(run["layers"]) for run in group.of(variant) if run.get("layers")]
         if runs:
             every = pd.concat(runs).set_index("name")
             found[variant] = (every.live / every.numel).groupby(level=0, sort=False).mean()
     if not found:
-        return pd.DataFrame()
-    common = pd.concat(found, axis="columns", join="inner")
-    return common.rename(index=lambda name: name.removesuffix(".weight"))
-
-
-def layer_table(group: Group, density: float) -> list[str]:
-    """A row for each layer; variants that end with the same densities share a column."""
-    columns: dict[tuple[float, ...], list[Variant]] = {}
-    found = layers(group, density)
-    for variant in found:
-        columns.setdefault(tuple(found[variant]), []).append(variant)
-    named = {", ".join(one.title for one in those): those[0] for those in columns.values()}
+        return []
+    layers = pd.concat(found, axis="columns", join="inner")
+    alike = {one: [v for v in layers if layers[v].equals(layers[one])] for one in layers}
+    titles = {one: ", ".join(v.title for v in those) for one, those in alike.items()}
     return table_of(
         [
-            {"layer": f"`{name}`"} | {names: f"{row[one]:.3f}" for names, one in named.items()}
-            for name, row in found.iterrows()
+            {"layer": f"`{name.removesuffix('.weight')}`"}
+            | {titles[variant]: f"{share:.3f}" for variant, share in row.items()}
+            for name, row in layers.iterrows()
         ]
     )
 

@@ -15,9 +15,8 @@ from benchmarks.common.tables import MISSING
 def varied_runs(group: Group) -> pd.DataFrame:
     """A row for each variant of a search or a sweep: what was in force, and how well it did.
 
-    Those of a sweep were trained at another learning rate than the protocol's, or with the alpha
-    and delta_t of one that was, the protocol's own among them. Columns are ``variant``, ``plain``, ``alpha``, ``delta_t``, ``lr``,
-    ``seeds``, ``validation`` and ``swept``.
+    Those that were ``swept`` were trained at another learning rate than the protocol's, or with the
+    alpha and delta_t of one that was, the protocol's own among them.
     """
     own = {**group.settings["sparsity"], "lr": group.settings["optimizer"]["lr"]}
     rows = []
