@@ -92,7 +92,6 @@ class Group:
     Attributes:
         test: Test accuracies, a row for each variant and a column for each seed.
         variants: Those with the protocol's own settings, in their usual order.
-        varied: Those of a search or a sweep.
         deviation: Standard deviation of one run's accuracy. A few seeds say little about it, so it
             is taken from all runs together: what is left after the mean of their variant and that
             of their seed (a randomised block design, with the seeds as blocks). None where nothing
@@ -113,7 +112,6 @@ class Group:
         numbers = runs.select_dtypes("number").groupby(runs["variant"])
         self._numbers = numbers.agg([("mean", fmean), "std"])
         self._records = runs.groupby("variant")["record"].agg(list)
-        self.varied = [variant for variant in self.test.index if variant != variant.plain]
         self.variants = [variant for variant in self.test.index if variant == variant.plain]
         codes = [pd.factorize(runs[name])[0] for name in ("variant", "run.seed")]
         design = np.hstack([pd.get_dummies(one) for one in codes]).astype(float)
