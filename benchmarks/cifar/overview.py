@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.cifar.records import read_results
+from benchmarks.cifar.report.accuracy import joined
 from benchmarks.cifar.report.paper import paper_of
-from benchmarks.cifar.report.results import Group, Variant, group_by_protocol, title
-from benchmarks.cifar.report.stats import Difference, Spread, difference
-from benchmarks.common.tables import MISSING, table
+from benchmarks.cifar.report.results import Group, Variant, group_by_protocol, table_of
+from benchmarks.cifar.report.stats import Difference, difference
+from benchmarks.cifar.report.texts import title
+from benchmarks.common.tables import MISSING
 
 RESULTS = Path(__file__).parent / "results"
 FILE = "results.jsonl"
@@ -47,13 +49,12 @@ def headline(results: Path = RESULTS) -> list[Group]:
 
 def protocol(group: Group) -> str:
     """What was run, and whether that is the paper's protocol."""
-    about = group.protocol
-    kind = (
-        f"A **reduced protocol** ({about['summary']})" if about["reduced"] else "The full protocol"
-    )
-    runs = len(group.records)
-    text = f"{kind}, called `{about['name']}`: {about['description']}; {runs} runs."
-    return f"{text} Not to be compared with published numbers." if about["reduced"] else text
+    about, runs = group.protocol, len(group.records)
+    kind, warning = "The full protocol", ""
+    if about["reduced"]:
+        kind = f"A **reduced protocol** ({about['summary']})"
+        warning = " Not to be compared with published numbers."
+    return f"{kind}, called `{about['name']}`: {about['description']}; {runs} runs.{warning}"
 
 
 def machines(group: Group) -> str:
@@ -72,21 +73,20 @@ def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> l
 
     Under the full protocol the published accuracies stand beside ours.
     """
-    paper = None if group.protocol["reduced"] else paper_of(group)
+    paper, rows = None if group.protocol["reduced"] else paper_of(group), []
     shown = list(group.variants) if variants is None else variants
-    spread, rows = Spread(group), []
-    for variant in sorted(shown, key=lambda one: (one.density or -1.0, -group.mean(one, "test"))):
-        found = _from(group, variant, REFERENCE, shown)
-        points = MISSING if found is None else found.percent()
-        bold = "**" if found is not None and spread.claims(found) else ""
-        train = group.training_flops(variant)
-        row = [*variant.cells, group.seeds(variant), group.percent(variant)]
-        row += [] if paper is None else ["; ".join(map(str, paper.of(variant))) or MISSING]
-        row += [f"{bold}{points}{bold}", MISSING if train is None else f"{train:.3f}"]
-        rows.append([*row, f"{group.inference_flops(variant):.3f}"])
-    header = ["method", "init", "density", "seeds", "test accuracy, %"]
-    header += [] if paper is None else ["published"]
-    return table([*header, "minus static", "training FLOPs", "inference FLOPs"], rows)
+    best_first = sorted(shown, key=lambda one: -group.mean(one, "accuracy.test"))
+    for variant in sorted(best_first, key=lambda one: one.density or -1.0):
+        found, train = _from(group, variant, REFERENCE, shown), group.training_flops(variant)
+        bold = "**" if found is not None and found.is_claimed else ""
+        row = variant.cells | {"seeds": str(len(group.of(variant)))}
+        row["test accuracy, %"] = group.percent(variant)
+        if paper is not None:
+            row["published"] = joined(paper.of(variant))
+        row["minus static"] = MISSING if found is None else f"{bold}{found}{bold}"
+        row["training FLOPs"] = MISSING if train is None else f"{train:.3f}"
+        rows.append(row | {"inference FLOPs": f"{group.inference_flops(variant):.3f}"})
+    return table_of(rows)
 
 
 def main_variants(group: Group) -> list[Variant]:
@@ -103,13 +103,13 @@ def order_sentences(
     group: Group, variants: Sequence[Variant], reference: str = REFERENCE
 ) -> Iterator[str]:
     """Who is ahead of a method and who is behind it, as far as the spread lets that be said."""
-    name, spread = title(reference), Spread(group)
-    if spread.deviation is None:
+    name = title(reference)
+    if group.deviation is None:
         yield f"A single seed does not tell the methods from {name}."
         return
     found = [one for variant in variants if (one := _from(group, variant, reference, variants))]
     for order, words in ORDERS.items():
-        chosen = [title(one.variant.method) for one in found if spread.order(one) == order]
+        chosen = [title(one.variant.method) for one in found if one.order == order]
         if chosen:
             yield f"{words} {name}: {', '.join(chosen)}."
 

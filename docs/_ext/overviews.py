@@ -17,10 +17,12 @@ from themed_figures import themed
 from benchmarks import overview
 from benchmarks.cifar import overview as cifar
 from benchmarks.cifar.records import Folder, read_results
-from benchmarks.cifar.report import accuracy, figures, masks
+from benchmarks.cifar.report import figures, masks
 from benchmarks.cifar.report import structured as cifar_structured
+from benchmarks.cifar.report.order import orders
 from benchmarks.cifar.report.paper import paper_of
-from benchmarks.cifar.report.results import Group, title
+from benchmarks.cifar.report.results import Group
+from benchmarks.cifar.report.texts import title
 from benchmarks.overhead.plots import cost_figure
 from benchmarks.overhead.results import Results
 from benchmarks.speed.records import machines, read_records
@@ -91,14 +93,11 @@ class CifarOverview(Overview):
     @staticmethod
     def beside_the_paper(group: Group) -> Iterator[str]:
         """Where a reduced protocol has the methods, and where the paper has them."""
-        paper = paper_of(group)
-        if paper is None:
-            return
-        for order in accuracy.orders(group, paper):
+        for order in orders(group, paper_of(group)):
             if len(order.rows) > FEW:
                 yield f"The methods' order beside the paper's, at density {order.density:g}:"
-                yield "\n".join(accuracy.order_table(group, paper, order))
-                yield "\n".join(accuracy.order_words(group, order))
+                yield "\n".join(order.table())
+                yield "\n".join(order.words())
 
 
 #: A figure of so few methods says no more than their table.
@@ -159,7 +158,6 @@ class StructuredAccuracy(Overview):
         yield cifar.protocol(group)
         yield "\n".join(cifar_structured.structured_table(group, paper, times))
         yield "\n".join(cifar_structured.notes(paper, times))
-        yield "\n".join(cifar_structured.statements(group, times))
         if times is not None:
             yield themed(
                 lambda: figures.against_time(group, times),

@@ -3,69 +3,41 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from statistics import fmean
 
 import pandas as pd
 
-from benchmarks.cifar.report.results import Group, Variant, multiple, title
+from benchmarks.cifar.report.results import Group, Variant, multiple, table_of
+from benchmarks.cifar.report.texts import note, title
 from benchmarks.common.environment import in_words
-from benchmarks.common.tables import MISSING, paragraph, table
+from benchmarks.common.tables import MISSING, paragraph
 from benchmarks.common.words import format_duration
 
 
-@dataclass(frozen=True)
-class Allocation:
-    """One way to spread a density over the layers."""
-
-    variants: list[Variant]
-    densities: pd.Series
-
-    @property
-    def title(self) -> str:
-        """Such as ``ERK: Static, SET, RigL``, or ``SNFS (ERK)`` of a single one."""
-        if len(self.variants) == 1:
-            return self.variants[0].title
-        methods: dict[str, list[str]] = {}
-        for variant in self.variants:
-            methods.setdefault(title(variant.init or ""), []).append(title(variant.method))
-        return "; ".join(f"{init}: {', '.join(names)}" for init, names in methods.items())
-
-
-def allocations(group: Group, density: float) -> list[Allocation]:
-    """The different allocations of one density, of the runs that recorded theirs.
+def layer_table(group: Group, density: float) -> list[str]:
+    """Density of each layer, mean over the seeds; variants that end alike share a column.
 
     Methods that drop channels have masks for vectors too, which no other method has: only the
     layers that all have are compared.
     """
-    recorded: dict[Variant, pd.DataFrame] = {}
-    for variant in group.variants:
-        runs = [
-            {layer["name"]: layer["live"] / layer["numel"] for layer in run["layers"]}
-            for run in group.of(variant)
-            if variant.density == density and run.get("layers")
-        ]
+    found: dict[Variant, pd.Series] = {}
+    for variant in (one for one in group.variants if one.density == density):
+        runs = [pd.DataFrame(run["layers"]) for run in group.of(variant) if run.get("layers")]
         if runs:
-            recorded[variant] = pd.DataFrame(runs).dropna(axis="columns")
-    if not recorded:
-        return []
-    first = next(iter(recorded.values()))
-    names = [name for name in first if all(name in runs for runs in recorded.values())]
-    found: dict[tuple[float, ...], list[Variant]] = {}
-    for variant, runs in recorded.items():
-        found.setdefault(tuple(runs[names].mean()), []).append(variant)
-    return [Allocation(those, pd.Series(shares, names)) for shares, those in found.items()]
-
-
-def layer_table(found: Sequence[Allocation]) -> list[str]:
-    """A row for each layer and a column for each allocation."""
+            every = pd.concat(runs).set_index("name")
+            found[variant] = (every.live / every.numel).groupby(level=0, sort=False).mean()
     if not found:
         return []
-    rows = [
-        [f"`{name.removesuffix('.weight')}`", *(f"{one.densities[name]:.3f}" for one in found)]
-        for name in found[0].densities.index
-    ]
-    return table(["layer", *(one.title for one in found)], rows)
+    layers = pd.concat(found, axis="columns", join="inner")
+    alike = {one: [v for v in layers if layers[v].equals(layers[one])] for one in layers}
+    titles = {one: ", ".join(v.title for v in those) for one, those in alike.items()}
+    return table_of(
+        [
+            {"layer": f"`{name.removesuffix('.weight')}`"}
+            | {titles[variant]: f"{share:.3f}" for variant, share in row.items()}
+            for name, row in layers.iterrows()
+        ]
+    )
 
 
 def history(group: Group, variant: Variant) -> pd.DataFrame | None:
@@ -79,13 +51,13 @@ def history(group: Group, variant: Variant) -> pd.DataFrame | None:
     return pd.DataFrame(updates).groupby("step").mean() if updates else None
 
 
-def not_recorded(group: Group, what: str) -> list[str]:
-    """A sentence that names the variants none of whose runs has recorded this, if there are any."""
+def not_recorded(group: Group) -> list[str]:
+    """A sentence that names the variants none of whose runs has recorded its masks, if any."""
     # A result with None in this place had nothing to record; an old one has no such place.
     lacking = [
         variant.label
         for variant in group.variants
-        if variant.init is not None and not any(what in run for run in group.of(variant))
+        if variant.init is not None and not any("layers" in run for run in group.of(variant))
     ]
     return paragraph(f"Not recorded for {', '.join(lacking)}.") if lacking else []
 
@@ -105,29 +77,23 @@ def cost_table(group: Group) -> list[str]:
     rows = []
     for variant in group.variants:
         record = group.of(variant)[0]
-        made = [MISSING, MISSING]
-        if record["updates"] is not None:
-            made = [str(record["updates"]["count"]), f"{group.mean(variant, 'explored'):.3f}"]
+        sizes, updates = record["parameters"], record["updates"]
+        explored = "" if updates is None else f"{group.mean(variant, 'updates.explored'):.3f}"
         rows.append(
-            [
-                *variant.cells,
-                f"{record['parameters']['live']:,} of {record['parameters']['total']:,}",
-                f"{group.mean(variant, 'density'):.4f}",
-                group.percent(variant, "validation"),
-                multiple(group.training_flops(variant)),
-                multiple(group.training_flops(variant, "train_measured")),
-                *made,
-                f"{group.mean(variant, 'seconds') / 60:.1f}",
-                f"{_seconds_a_step(group, variant):.3g}",
-            ]
+            variant.cells
+            | {
+                "live parameters": f"{sizes['live']:,} of {sizes['total']:,}",
+                "live density": f"{group.mean(variant, 'density'):.4f}",
+                "validation %": group.percent(variant, "accuracy.validation"),
+                "train FLOPs by formula": multiple(group.training_flops(variant)),
+                "measured": multiple(group.training_flops(variant, "train_measured")),
+                "mask updates": MISSING if updates is None else str(updates["count"]),
+                "ever live": explored or MISSING,
+                "minutes a run": f"{group.mean(variant, 'seconds') / 60:.1f}",
+                "seconds a step": f"{_seconds_a_step(group, variant):.3g}",
+            }
         )
-    header = ["method", "init", "density", "live parameters", "live density", "validation %"]
-    header += ["train FLOPs by formula", "measured", "mask updates", "ever live", "minutes a run"]
-    return [
-        *table([*header, "seconds a step"], rows),
-        *paragraph("Times are wall time, with whatever else the machine did meanwhile."),
-        *projection(group),
-    ]
+    return [*table_of(rows), *note("wall"), *projection(group)]
 
 
 def projection(group: Group) -> list[str]:
@@ -139,10 +105,7 @@ def projection(group: Group) -> list[str]:
         f"{title(variant.method)} {format_duration(steps * _seconds_a_step(group, variant))}"
         for variant in group.variants
     )
-    return paragraph(
-        f"Projected from the seconds a step, evaluation included, to the {steps:,} steps of a full "
-        f"run on this machine: {each}."
-    )
+    return note("projection", steps=steps, each=each)
 
 
 def environment_lines(group: Group) -> list[str]:
@@ -152,5 +115,4 @@ def environment_lines(group: Group) -> list[str]:
 
 
 def _seconds_a_step(group: Group, variant: Variant) -> float:
-    runs = group.of(variant)
-    return sum(run["seconds"] / run["steps"] for run in runs) / len(runs)
+    return fmean(run["seconds"] / run["steps"] for run in group.of(variant))

@@ -2,63 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.cifar.methods import DENSE, RECIPES
 from benchmarks.cifar.records import Record
-from benchmarks.common.tables import MISSING
-
-# How the literature writes the names of `--methods`; all others are written as they are.
-TITLES = {
-    "dense": "Dense",
-    "small-dense": "Small-Dense",
-    "static": "Static",
-    "set": "SET",
-    "rigl": "RigL",
-    "rigl-2x": "RigL 2x",
-    "rigl-3x": "RigL 3x",
-    "snfs": "SNFS",
-    "rigl-sg": "RigL-SG",
-    "rigl-sm": "RigL-SM",
-    "rigl-reinit": "RigL re-init",
-    "rigl-struct": "RigL-Struct",
-    "srigl": "SRigL",
-    "pruning": "Pruning",
-    "lottery": "Lottery",
-    "granet": "GraNet",
-    "mest": "MEST",
-    "er": "ER",
-    "erk": "ERK",
-}
-#: Numbers of a run by their place in its record.
-NUMBERS = {
-    "test": ("accuracy", "test"),
-    "validation": ("accuracy", "validation"),
-    "inference": ("flops", "inference"),
-    "train": ("flops", "train"),
-    "train_measured": ("flops", "train_measured"),
-    "dense_inference": ("flops", "dense_inference"),
-    "dense_train": ("flops", "dense_train"),
-    "density": ("density",),
-    "explored": ("updates", "explored"),
-    "seconds": ("seconds",),
-    "steps": ("steps",),
-}
-
+from benchmarks.cifar.report.texts import title
+from benchmarks.common.tables import MISSING, table
 
 #: What a search or a sweep puts in place of the protocol's own.
-SEARCHED = {"alpha", "delta_t", "lr"}
-
-
-def title(name: str) -> str:
-    """A method or an init as the report writes it."""
-    return TITLES.get(name, name)
+SEARCHED = ("alpha", "delta_t", "lr")
 
 
 @dataclass(frozen=True)
@@ -100,14 +61,16 @@ class Variant:
 
     @property
     def plain(self) -> Variant:
-        """The same with the protocol's own settings."""
-        return Variant(self.method, self.init, self.density)
+        """The same with the protocol's own alpha, delta_t and learning rate."""
+        own = tuple(pair for pair in self.settings if pair[0] not in SEARCHED)
+        return dataclasses.replace(self, settings=own)
 
     @property
-    def cells(self) -> list[str]:
-        """What says in a table which variant a row is about: method, init, density."""
+    def cells(self) -> dict[str, str]:
+        """What says in a table which variant a row is about."""
         density = MISSING if self.density is None else f"{self.density:.3g}"
-        return [self.name, MISSING if self.init is None else title(self.init), density]
+        init = MISSING if self.init is None else title(self.init)
+        return {"method": self.name, "init": init, "density": density}
 
     def order(self) -> tuple[Any, ...]:
         """Sorts dense first, then by density and init, methods in their usual order."""
@@ -127,10 +90,13 @@ class Group:
         records: Lines of the results file, of one protocol; a run's last line counts.
 
     Attributes:
-        runs: A row for each run: its variant, seed, ``NUMBERS`` and record.
         test: Test accuracies, a row for each variant and a column for each seed.
         variants: Those with the protocol's own settings, in their usual order.
-        varied: Those of a search or a sweep.
+        deviation: Standard deviation of one run's accuracy. A few seeds say little about it, so it
+            is taken from all runs together: what is left after the mean of their variant and that
+            of their seed (a randomised block design, with the seeds as blocks). None where nothing
+            is left, as with a single seed.
+        freedom: Its degrees of freedom.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -138,36 +104,40 @@ class Group:
         self.settings: dict[str, Any] = self.protocol["settings"]
         self.dataset = str(self.settings["dataset"])
         self.records = list({record["key"]: record for record in records}.values())
-        self.runs = pd.DataFrame([_row(record) for record in self.records])
-        self.runs = self.runs.sort_values("variant", kind="stable")
-        last = self.runs.drop_duplicates(["variant", "seed"], keep="last")
-        self.test = last.pivot(index="variant", columns="seed", values="test")
-        self._numbers = last.groupby("variant")[list(NUMBERS)].agg([("mean", fmean), "std"])
-        self._records = {variant: list(rows["record"]) for variant, rows in last.groupby("variant")}
-        self.varied = [v for v in self.test.index if SEARCHED & dict(v.settings).keys()]
-        self.variants = [v for v in self.test.index if v not in self.varied]
+        runs = pd.json_normalize(self.records)
+        runs["variant"] = [Variant.of(record["run"]) for record in self.records]
+        runs["record"] = self.records
+        runs = runs.drop_duplicates(["variant", "run.seed"], keep="last")
+        self.test = runs.pivot(index="variant", columns="run.seed", values="accuracy.test")
+        numbers = runs.select_dtypes("number").groupby(runs["variant"])
+        self._numbers = numbers.agg([("mean", fmean), "std"])
+        self._records = runs.groupby("variant")["record"].agg(list)
+        self.variants = [variant for variant in self.test.index if variant == variant.plain]
+        codes = [pd.factorize(runs[name])[0] for name in ("variant", "run.seed")]
+        design = np.hstack([pd.get_dummies(one) for one in codes]).astype(float)
+        accuracies = runs["accuracy.test"].to_numpy()
+        means, _, rank, _ = np.linalg.lstsq(design, accuracies, rcond=None)
+        self.freedom = len(runs) - int(rank)
+        squares = float(np.sum((accuracies - design @ means) ** 2))
+        self.deviation = math.sqrt(squares / self.freedom) if self.freedom else None
 
     def __contains__(self, variant: Variant) -> bool:
         return variant in self._records
 
     def of(self, variant: Variant) -> list[Record]:
         """Records, a seed each; empty where there is none yet."""
-        return self._records.get(variant, [])
+        return list(self._records.get(variant, []))
 
     def mean(self, variant: Variant, number: str) -> float:
-        """The mean of a number over the seeds."""
+        """The mean over the seeds of a number by its place in the record, as `flops.train`."""
         return float(self._numbers.at[variant, (number, "mean")])
 
-    def std(self, variant: Variant, number: str = "test") -> float | None:
+    def std(self, variant: Variant, number: str = "accuracy.test") -> float | None:
         """Sample standard deviation, None of a single value."""
         found = self._numbers.at[variant, (number, "std")]
         return None if pd.isna(found) else float(found)
 
-    def seeds(self, variant: Variant) -> str:
-        """How many there are."""
-        return str(len(self.of(variant)))
-
-    def percent(self, variant: Variant, number: str = "test") -> str:
+    def percent(self, variant: Variant, number: str = "accuracy.test") -> str:
         """Mean and deviation of an accuracy, such as ``91.27 ± 0.10``; a dash without a run."""
         if variant not in self:
             return MISSING
@@ -175,18 +145,15 @@ class Group:
 
     def inference_flops(self, variant: Variant) -> float:
         """Mean FLOPs of an inference as a multiple of the full dense network's."""
-        return self.mean(variant, "inference") / self.mean(variant, "dense_inference")
+        return self.mean(variant, "flops.inference") / self.mean(variant, "flops.dense_inference")
 
     def training_flops(self, variant: Variant, kind: str = "train") -> float | None:
         """Mean FLOPs of the whole training as a multiple of the full dense network's.
 
         Longer training counts with its length, and masks that come from another run with that
-        run's training, as in the report.
-
-        Returns:
-            None where the run that the masks come from isn't in the results.
+        run's training. None where that run isn't in the results.
         """
-        ratio = self.mean(variant, kind) / self.mean(variant, "dense_train")
+        ratio = self.mean(variant, f"flops.{kind}") / self.mean(variant, "flops.dense_train")
         recipe = RECIPES.get(variant.method)
         if recipe is None:
             return ratio
@@ -200,13 +167,6 @@ class Group:
     def dense(self) -> Variant | None:
         """The dense network, if it was trained."""
         return next((variant for variant in self.variants if variant.method == DENSE), None)
-
-    def beside(self, variants: Sequence[Variant], methods: Sequence[str]) -> list[Variant]:
-        """The variants, and those of other methods at the same densities, in their usual order."""
-        places = {(variant.init, variant.density) for variant in variants}
-        places |= {(None, density) for _, density in places}
-        others = [v for v in self.variants if v.method in methods and (v.init, v.density) in places]
-        return sorted({*variants, *others})
 
 
 def percent(mean: float, std: float | None, *, sign: bool = False) -> str:
@@ -243,14 +203,6 @@ def differing_settings(first: Group, other: Group) -> list[str]:
     return found
 
 
-def _row(record: Record) -> dict[str, Any]:
-    numbers = {name: _at(record, path) for name, path in NUMBERS.items()}
-    variant, seed = Variant.of(record["run"]), record["run"]["seed"]
-    return {"variant": variant, "seed": seed, "record": record, **numbers}
-
-
-def _at(record: Record, path: tuple[str, ...]) -> float:
-    value: Any = record
-    for name in path:
-        value = None if value is None else value[name]
-    return float("nan") if value is None else float(value)
+def table_of(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """A table of rows that have the same columns; nothing where there are no rows."""
+    return table(list(rows[0]), [list(row.values()) for row in rows]) if rows else []

@@ -8,46 +8,59 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
-from benchmarks.cifar.methods import DENSE, RECIPES, SMALL_DENSE
-from benchmarks.cifar.report.results import Group, Variant, percent
-from benchmarks.common.tables import MISSING, paragraph, table
+from benchmarks.cifar.methods import DENSE, RECIPES, SMALL_DENSE, Recipe
+from benchmarks.cifar.report.results import Group, Variant, percent, table_of
+from benchmarks.cifar.report.texts import note
+from benchmarks.common.tables import MISSING
 
 CONFIDENCE = 0.95
-EXPLANATION = (
-    "Runs of one seed see the same images in the same order, so differences are taken seed by "
-    "seed. An order (ahead, behind) is claimed only of two seeds or more, and only where the mean "
-    "difference is beyond its spread, the half width of its 95 % interval by Student's t; all "
-    "else is open. "
-)
+# Densities that were chosen for equal FLOPs meet them to within the rounding of live counts.
+EQUAL_FLOPS = 0.02
+#: What a variant of a group is compared with.
+Reference = Callable[[Group, Variant], Variant]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Test accuracy of one variant minus that of another."""
+    """Test accuracy of one variant minus that of another.
+
+    Attributes:
+        spread: How far from zero the mean has to be before it is called an order: the half width of
+            its 95 % interval by Student's t. None without a deviation.
+    """
 
     variant: Variant
     reference: Variant
     by_seed: pd.Series
+    spread: float | None
 
     @property
     def mean(self) -> float:
         return float(self.by_seed.mean())
 
-    def percent(self) -> str:
+    @property
+    def is_claimed(self) -> bool:
+        """Whether the difference is one of several seeds and beyond the spread."""
+        several = len(self.by_seed) > 1
+        return several and self.spread is not None and abs(self.mean) > self.spread
+
+    @property
+    def order(self) -> str:
+        """Which of the two is ahead, or ``open``."""
+        if not self.is_claimed:
+            return "open"
+        return "ahead" if self.mean > 0 else "behind"
+
+    def __str__(self) -> str:
         """Mean and deviation over the seeds, in points."""
         std = float(self.by_seed.std()) if len(self.by_seed) > 1 else None
         return percent(self.mean, std, sign=True)
-
-    def each_seed(self) -> str:
-        """The difference of every seed, in points."""
-        return ", ".join(f"{100 * value:+.2f} ({seed})" for seed, value in self.by_seed.items())
 
 
 def difference(group: Group, variant: Variant, reference: Variant) -> Difference | None:
@@ -55,124 +68,75 @@ def difference(group: Group, variant: Variant, reference: Variant) -> Difference
     if variant == reference or variant not in group or reference not in group:
         return None
     by_seed = (group.test.loc[variant] - group.test.loc[reference]).dropna()
-    return None if by_seed.empty else Difference(variant, reference, by_seed)
+    if by_seed.empty:
+        return None
+    spread = None
+    if group.deviation is not None:
+        factor = float(stats.t.ppf((1 + CONFIDENCE) / 2, group.freedom))
+        spread = factor * group.deviation * math.sqrt(2 / len(by_seed))
+    return Difference(variant, reference, by_seed, spread)
 
 
-def against(
-    group: Group, variants: Sequence[Variant], method: str, *, init: bool = True
-) -> list[Difference]:
-    """Differences of variants from one method at the same density."""
-    found = [
-        difference(group, variant, Variant(method, variant.init if init else None, variant.density))
-        for variant in variants
-    ]
-    return [one for one in found if one is not None]
-
-
-class Spread:
-    """How far from zero a mean difference has to be before it is called an order.
-
-    That is the half width of the 95 % interval of the mean by Student's t. A few seeds say little
-    about a deviation, so one is taken from all runs of the protocol together: what is left of their
-    accuracies after the mean of their variant and that of their seed (a randomised block design,
-    with the seeds as blocks).
-
-    Args:
-        group: All results of the protocol.
-
-    Attributes:
-        deviation: Standard deviation of one run; None where nothing is left to take it from, as
-            with a single seed.
-        freedom: Degrees of freedom of the deviation.
-    """
-
-    def __init__(self, group: Group) -> None:
-        accuracies = group.test.stack().dropna()
-        variants, seeds = (accuracies.index.get_level_values(level) for level in (0, 1))
-        design = np.hstack([pd.get_dummies(pd.factorize(one)[0]) for one in (variants, seeds)])
-        design = design.astype(float)
-        means, _, rank, _ = np.linalg.lstsq(design, accuracies.to_numpy(), rcond=None)
-        self.freedom = len(accuracies) - int(rank)
-        squares = float(np.sum((accuracies.to_numpy() - design @ means) ** 2))
-        self.deviation = math.sqrt(squares / self.freedom) if self.freedom else None
-
-    def of(self, found: Difference) -> float | None:
-        """Half width of the interval of a mean difference; None without a deviation."""
-        if self.deviation is None:
-            return None
-        factor = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.freedom))
-        return factor * self.deviation * math.sqrt(2 / len(found.by_seed))
-
-    def claims(self, found: Difference) -> bool:
-        """Whether the difference is one of several seeds and beyond the spread."""
-        width = self.of(found)
-        return width is not None and len(found.by_seed) > 1 and abs(found.mean) > width
-
-    def order(self, found: Difference | None) -> str:
-        """Which of the two is ahead, or ``open``."""
-        if found is None:
-            return MISSING
-        if not self.claims(found):
-            return "open"
-        return "ahead" if found.mean > 0 else "behind"
-
-    def explanation(self) -> str:
-        """What the tables of differences say, and from which deviation."""
-        if self.deviation is None:
-            return EXPLANATION + "These results, of a single seed, give no deviation."
-        return EXPLANATION + (
-            f"The deviation of one run, {100 * self.deviation:.2f} points, is taken from all runs "
-            "of this protocol, after the means of their variants and of their seeds "
-            f"({self.freedom} degrees of freedom)."
-        )
-
-
-def difference_table(group: Group, differences: Sequence[Difference]) -> list[str]:
-    """One row for each difference, with the order that may be claimed."""
-    spread = Spread(group)
-    rows = []
-    for found in differences:
-        width = spread.of(found)
-        shown = MISSING if width is None else f"{100 * width:.2f}"
-        row = [*found.variant.cells, found.percent(), shown, spread.order(found)]
-        rows.append([*row, found.each_seed()])
-    header = ["method", "init", "density", "difference, points", "spread", "order", "each (seed)"]
-    return table(header, rows)
-
-
-def minus(group: Group, reference: str, differences: Sequence[Difference]) -> list[str]:
-    """The table below a heading; nothing where there are no differences."""
-    rows = difference_table(group, differences)
-    return [f"#### Minus {reference}", "", *rows] if rows else []
+def difference_cells(found: Difference | None) -> dict[str, str]:
+    """The cells of a table that are about a difference, if there is one."""
+    names = ("difference, points", "spread", "order", "each (seed)")
+    if found is None:
+        return dict.fromkeys(names, MISSING)
+    spread = MISSING if found.spread is None else f"{100 * found.spread:.2f}"
+    each = ", ".join(f"{100 * value:+.2f} ({seed})" for seed, value in found.by_seed.items())
+    return dict(zip(names, (str(found), spread, found.order, each), strict=True))
 
 
 def all_differences(group: Group) -> list[str]:
-    """Differences from each of the reference methods, of ERK from uniform, and of lengths."""
-    masked = [v for v in group.variants if v.density is not None]
-    dense = Variant(DENSE, None, None)
-    erk = [v for v in group.variants if v.init == "erk"]
-    longer = [
-        one
-        for method, recipe in RECIPES.items()
-        if recipe.length > 1 and recipe.optimizer is not None
-        for one in against(
-            group, [v for v in group.variants if v.method == method], recipe.optimizer
-        )
-    ]
-    tables = {
-        "Minus Static": against(group, masked, "static"),
-        "Minus Small-Dense": against(group, masked, SMALL_DENSE, init=False),
-        "Minus SET": against(group, masked, "set"),
-        "Minus Dense": [one for v in group.variants if (one := difference(group, v, dense))],
-        "ERK minus uniform, same method and density": [
-            one
-            for variant in erk
-            if (one := difference(group, variant, dataclasses.replace(variant, init="uniform")))
-        ],
-        "Longer training minus the usual length": longer,
-    }
+    """A table for each of the references."""
     lines = []
-    for heading, found in tables.items():
-        if found:
-            lines += [f"#### {heading}", "", *difference_table(group, found)]
-    return [*paragraph(Spread(group).explanation()), *lines] if lines else []
+    for heading, reference_of in REFERENCES.items():
+        pairs = ((variant, reference_of(group, variant)) for variant in group.variants)
+        rows = [
+            found.variant.cells | {"minus": found.reference.label} | difference_cells(found)
+            for pair in pairs
+            if (found := difference(group, *pair))
+        ]
+        lines += [f"#### {heading}", "", *table_of(rows)] if rows else []
+    if not lines:
+        return []
+    deviation = note("no_deviation")
+    if group.deviation is not None:
+        deviation = note("deviation", points=100 * group.deviation, freedom=group.freedom)
+    return [*note("differences"), *deviation, *lines]
+
+
+def _minus(method: str, *, init: bool = True) -> Reference:
+    """The one of a method at the same init, unless that has none, and the same density."""
+    return lambda _, variant: Variant(method, variant.init if init else None, variant.density)
+
+
+def _origin(_: Group, variant: Variant) -> Variant:
+    recipe = RECIPES.get(variant.method, Recipe())
+    return dataclasses.replace(variant, method=recipe.masks_from or variant.method)
+
+
+def _uniform(_: Group, variant: Variant) -> Variant:
+    return dataclasses.replace(variant, init="uniform") if variant.init == "erk" else variant
+
+
+def _uniform_of_equal_flops(group: Group, variant: Variant) -> Variant:
+    for other in group.variants:
+        if (variant.init, other.name, other.init) == ("erk", variant.name, "uniform"):
+            ratio = group.inference_flops(other) / group.inference_flops(variant)
+            if abs(ratio - 1) < EQUAL_FLOPS:
+                return other
+    return variant
+
+
+#: From what each variant's accuracy is taken, by the table's heading; itself for no difference.
+REFERENCES: dict[str, Reference] = {
+    "Minus Static": _minus("static"),
+    "Minus Small-Dense": _minus(SMALL_DENSE, init=False),
+    "Minus SET": _minus("set"),
+    "Minus RigL": _minus("rigl"),
+    "Minus Dense": lambda *_: Variant(DENSE, None, None),
+    "Minus the run that the masks are from": _origin,
+    "ERK minus uniform, same method and density": _uniform,
+    "ERK minus uniform, same method and inference FLOPs": _uniform_of_equal_flops,
+}

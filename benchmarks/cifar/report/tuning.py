@@ -1,163 +1,87 @@
-"""The search of (alpha, delta_t), and the sweep of learning rates.
-
-Both are found among the runs by what replaced the protocol's own settings.
-"""
+"""Runs with other settings than the protocol's: (alpha, delta_t), and learning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
 
 import pandas as pd
 
 from benchmarks.cifar.report.paper import Paper
-from benchmarks.cifar.report.results import Group, Variant
-from benchmarks.cifar.report.stats import Spread, difference, difference_table
-from benchmarks.common.tables import MISSING, table
+from benchmarks.cifar.report.results import SEARCHED, Group, Variant, table_of
+from benchmarks.cifar.report.stats import difference, difference_cells
+from benchmarks.common.tables import MISSING
 
 
-@dataclass(frozen=True)
-class Trials:
-    """All trials of one variant."""
+def varied_runs(group: Group) -> pd.DataFrame:
+    """A row for each variant of a search or a sweep: what was in force, and how well it did.
 
-    variant: Variant
-    reference: tuple[float, int]
-    trials: pd.DataFrame
-
-    @property
-    def complete(self) -> pd.DataFrame:
-        """The trials that have the most seeds; means over fewer vary more."""
-        return self.trials[self.trials.seeds == self.trials.seeds.max()]
-
-    @property
-    def best(self) -> pd.Series:
-        """The complete trial with the highest mean validation accuracy."""
-        return self.complete.loc[self.complete.validation.idxmax()]
-
-
-def searches(group: Group) -> list[Trials]:
-    """The trials of every variant that has any."""
-    own = _masks(group, Variant("", None, None))
-    # Settings that other learning rates were tried with are those of the sweep over these.
-    swept = {(v.plain, *_masks(group, v)) for v in group.varied if "lr" in dict(v.settings)}
+    Those that were ``swept`` were trained at another learning rate than the protocol's, or with the
+    alpha and delta_t of one that was, the protocol's own among them.
+    """
+    own = {**group.settings["sparsity"], "lr": group.settings["optimizer"]["lr"]}
     rows = []
-    for variant in group.varied:
-        place = (variant.plain, *_masks(group, variant))
-        if dict(variant.settings).keys() <= {"alpha", "delta_t"} and place not in swept:
-            seeds, validation = len(group.of(variant)), group.mean(variant, "validation")
-            rows.append((variant, *place, seeds, validation))
-    columns = ["variant", "plain", "alpha", "delta_t", "seeds", "validation"]
-    trials = pd.DataFrame(rows, columns=columns).sort_values(["alpha", "delta_t"])
-    return [Trials(variant, own, found) for variant, found in trials.groupby("plain")]
+    for variant in group.test.index:
+        settings = {**own, **dict(variant.settings)}
+        row = {"variant": variant, "plain": variant.plain, "seeds": len(group.of(variant))}
+        row |= {name: settings[name] for name in SEARCHED}
+        rows.append(row | {"validation": group.mean(variant, "accuracy.validation")})
+    runs = pd.DataFrame(rows).sort_values(["plain", *SEARCHED])
+    alike = [runs[name] for name in ("plain", "alpha", "delta_t")]
+    runs["swept"] = (runs.lr != own["lr"]).groupby(alike).transform("any")
+    return runs[runs.swept | (runs.variant != runs.plain)]
 
 
-def optimum_table(group: Group, found: Sequence[Trials], paper: Paper | None) -> list[str]:
-    """The protocol's own setting beside the optimum, ours and the paper's."""
-    spread = Spread(group)
-    header = ["method", "init", "density", "trials", "reference", "test %", "optimum", "test %"]
-    header += ["difference, points", "optimum is"]
-    header += [] if paper is None else ["paper: reference %", "paper: optimum", "paper: optimum %"]
+def complete(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials that have the most seeds; means over fewer vary more."""
+    return trials[trials.seeds == trials.seeds.max()]
+
+
+def best(trials: pd.DataFrame) -> pd.Series:
+    """The complete trial with the highest mean validation accuracy."""
+    return trials.loc[complete(trials).validation.idxmax()]
+
+
+def optimum_table(group: Group, trials: pd.DataFrame, paper: Paper | None) -> list[str]:
+    """The protocol's own setting beside the optimum of each variant, ours and the paper's."""
     rows = []
-    for search in found:
-        best = search.best
-        gain = difference(group, best.variant, search.variant)
-        row = [
-            *search.variant.cells,
-            str(len(search.trials)),
-            _pair(*search.reference),
-            group.percent(search.variant),
-            _pair(best.alpha, best.delta_t),
-            group.percent(best.variant),
-            MISSING if gain is None else gain.percent(),
-            spread.order(gain),
-        ]
+    for variant, own in trials.groupby("plain"):
+        optimum = best(own)
+        row = variant.cells | {"trials": str(len(own))}
+        row["reference"] = _pair(pd.Series(group.settings["sparsity"]))
+        row["reference, test %"] = group.percent(variant)
+        row["optimum"] = _pair(optimum)
+        row["optimum, test %"] = group.percent(optimum.variant)
+        row |= difference_cells(difference(group, optimum.variant, variant))
         if paper is not None:
-            published = [row.cells for row in paper.tuning if row.variant == search.variant]
-            row += published[0] if published else [MISSING] * 3
+            names = next(iter(paper.tuning.values()), {})
+            row |= paper.tuning.get(variant, dict.fromkeys(names, MISSING))
         rows.append(row)
-    return table(header, rows)
+    return table_of(rows)
 
 
-def trial_table(group: Group, search: Trials) -> list[str]:
-    """Every trial, the best first."""
-    best_first = search.trials.sort_values("validation", ascending=False, kind="stable")
-    rows = [
-        [
-            f"{trial.alpha:.3f}",
-            str(trial.delta_t),
-            str(trial.seeds),
-            group.percent(trial.variant, "validation"),
-            group.percent(trial.variant),
-        ]
-        for trial in best_first.itertuples()
-    ]
-    return table(["alpha", "delta_t", "seeds", "validation %", "test %"], rows)
+def settings_table(group: Group, runs: pd.DataFrame) -> list[str]:
+    """A row for each, the best first, with its difference from the protocol's own setting.
 
-
-@dataclass(frozen=True)
-class Sweep:
-    """One variant at several learning rates."""
-
-    variant: Variant
-    masks: tuple[float, int]
-    by_rate: dict[float, Variant]
-
-    @property
-    def masks_title(self) -> str:
-        return _pair(*self.masks)
-
-
-def sweeps(group: Group) -> list[Sweep]:
-    """Every variant that was run at another learning rate than the protocol's."""
-    own_rate = float(group.settings["optimizer"]["lr"])
-    found: dict[Variant, dict[float, Variant]] = {}
-    for variant in group.varied:
-        settings = dict(variant.settings)
-        rate = settings.pop("lr", None)
-        if rate is None:
-            continue
-        plain = variant.plain
-        at_own = Variant(plain.method, plain.init, plain.density, tuple(settings.items()))
-        by_rate = found.setdefault(at_own, {own_rate: at_own} if at_own in group else {})
-        by_rate[rate] = variant
-    swept = [
-        Sweep(variant, _masks(group, variant), dict(sorted(by_rate.items())))
-        for variant, by_rate in found.items()
-    ]
-    return sorted(swept, key=lambda sweep: (sweep.variant.plain.order(), sweep.masks))
-
-
-def sweep_table(group: Group, found: Sequence[Sweep]) -> list[str]:
-    """A column for each learning rate."""
-    rates = sorted({rate for sweep in found for rate in sweep.by_rate})
+    A learning rate is compared with the protocol's at the same alpha and delta_t.
+    """
     rows = []
-    for sweep in found:
-        cells = [
-            group.percent(sweep.by_rate[rate]) if rate in sweep.by_rate else MISSING
-            for rate in rates
-        ]
-        rows.append([*sweep.variant.plain.cells, sweep.masks_title, *cells])
-    own = group.settings["optimizer"]["lr"]
-    header = [f"lr {rate:g}" + (" (protocol's)" if rate == own else "") for rate in rates]
-    return table(["method", "init", "density", "(alpha, delta_t)", *header], rows)
+    for run in runs.sort_values("validation", ascending=False, kind="stable").itertuples():
+        row = run.plain.cells | {"alpha": f"{run.alpha:.3f}", "delta_t": str(run.delta_t)}
+        row |= {"lr": f"{run.lr:g}", "seeds": str(run.seeds)}
+        row["validation %"] = group.percent(run.variant, "accuracy.validation")
+        row["test %"] = group.percent(run.variant)
+        rows.append(row | difference_cells(difference(group, run.variant, _own(run.variant))))
+    return table_of(rows)
 
 
-def sweep_differences(group: Group, found: Sequence[Sweep]) -> list[str]:
-    """Every other learning rate against the protocol's own, paired by seed."""
-    differences = [
-        difference(group, variant, sweep.variant)
-        for sweep in found
-        for variant in sweep.by_rate.values()
-    ]
-    rows = difference_table(group, [one for one in differences if one is not None])
-    return ["#### Minus the protocol's learning rate", "", *rows] if rows else []
+def _own(variant: Variant) -> Variant:
+    settings = tuple(pair for pair in variant.settings if pair[0] != "lr")
+    return (
+        variant.plain
+        if settings == variant.settings
+        else dataclasses.replace(variant, settings=settings)
+    )
 
 
-def _masks(group: Group, variant: Variant) -> tuple[float, int]:
-    """The alpha and delta_t in force; what repeats the protocol's is not among a run's settings."""
-    found = {**group.settings["sparsity"], **dict(variant.settings)}
-    return float(found["alpha"]), int(found["delta_t"])
-
-
-def _pair(alpha: float, delta_t: int) -> str:
-    return f"({alpha:.3g}, {delta_t})"
+def _pair(masks: pd.Series) -> str:
+    return f"({masks.alpha:.3g}, {int(masks.delta_t)})"

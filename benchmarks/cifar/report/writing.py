@@ -5,30 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.cifar.records import Folder, Record, ResultsError, read_results
 from benchmarks.cifar.report import accuracy, figures, masks, structured, tuning
-from benchmarks.cifar.report.equal_flops import equal_flops, equal_flops_table
-from benchmarks.cifar.report.paper import Paper, paper_of, sources
+from benchmarks.cifar.report.order import orders
+from benchmarks.cifar.report.paper import paper_of, sources
 from benchmarks.cifar.report.results import Group, differing_settings, group_by_protocol
 from benchmarks.cifar.report.stats import all_differences
+from benchmarks.cifar.report.texts import note
 from benchmarks.common.figures import save
 from benchmarks.common.files import plain_name, write_atomic
 from benchmarks.common.tables import paragraph, section
 
-TITLE = "Sparse training on small images"
-EQUAL_FLOPS = "ERK against uniform at equal FLOPs"
-
 
 def write_report(results: Path, folder: Path) -> Path:
-    """Write ``report.md`` and ``figures/`` into ``folder``.
+    """Write ``report.md`` and ``figures/`` into ``folder``, and return the path of the former.
 
     Runs that haven't ended are not in the results yet, and so not in the report: it can be made at
     any time.
-
-    Returns:
-        The path of ``report.md``.
 
     Raises:
         ResultsError: If there are no results yet.
@@ -36,11 +32,11 @@ def write_report(results: Path, folder: Path) -> Path:
     records = read_results(results)
     if not records:
         raise ResultsError(f"{results} holds no finished run yet; start one with --all")
-    lines = [f"# {TITLE}", ""]
+    lines = ["# Sparse training on small images", ""]
     used: set[str] = set()
-    groups = group_by_protocol(records)
     first: dict[str, Group] = {}
     measured = read_results(Folder(results.parent).timings)
+    groups = group_by_protocol(records)
     for group in groups:
         name = str(group.protocol["name"])
         lines += group_lines(group, Figures(group, folder, used), first.get(name), measured)
@@ -57,15 +53,11 @@ class Figures:
     """Writes the figures of one group, and the lines that show them."""
 
     def __init__(self, group: Group, folder: Path, used: set[str]) -> None:
-        name = prefix = plain_name(group.protocol["name"])
-        number = 1
-        while prefix in used:
-            number += 1
-            prefix = f"{name}-{number}"
-        used.add(prefix)
-        self.label = group.protocol["label"]
-        self.folder = folder
-        self.prefix = prefix
+        self.label, self.folder = group.protocol["label"], folder
+        name = plain_name(group.protocol["name"])
+        numbered = (f"{name}-{number}" for number in range(2, len(used) + 3))
+        self.prefix = next(one for one in (name, *numbered) if one not in used)
+        used.add(self.prefix)
 
     def show(self, name: str, caption: str, figure: Figure | None) -> list[str]:
         """Write a figure as PNG and SVG; the lines that show it, or none of None."""
@@ -85,120 +77,68 @@ def group_lines(
     lines = [f"## {protocol['label']}", ""]
     lines += paragraph(f"Protocol: {protocol['description']}. {len(group.records)} runs.")
     if namesake is not None:
-        differing = "; ".join(differing_settings(namesake, group))
-        lines += paragraph(
-            f"This is not the first protocol of that name above. It differs in {differing}."
-        )
+        lines += note("namesake", differing="; ".join(differing_settings(namesake, group)))
     if protocol["reduced"]:
-        lines += paragraph(
-            f"**These numbers are reduced** ({protocol['summary']}): they are not to be compared "
-            "with published ones."
-        )
+        lines += note("reduced", summary=protocol["summary"])
+    order = [
+        line
+        for one in orders(group, paper)
+        for line in [f"#### Density {one.density:.3g}", "", *one.table(), *one.words()]
+    ]
+    varied = tuning.varied_runs(group)
+    density, flops = figures.against_density(group), figures.against_flops(group)
     sections = {
-        "Test accuracy": _accuracy(group, paper, drawn),
-        "The methods' order beside the paper's": accuracy.order_tables(group, paper),
+        "Test accuracy": [
+            *accuracy.main_table(group, paper),
+            *accuracy.main_notes(group, paper),
+            *drawn.show("by-method", "accuracy by method", figures.by_method(group)),
+            *drawn.show("against-density", "accuracy against density", density),
+            *drawn.show("against-flops", "accuracy against FLOPs", flops),
+        ],
+        "The methods' order beside the paper's": order,
         "Paired differences": all_differences(group),
-        EQUAL_FLOPS: _equal_flops(group, drawn),
-        "Redistribution between layers": accuracy.redistribution(group, paper),
-        "Masks of other runs": accuracy.tickets(group, paper),
-        "Structured sparsity": _structured(group, paper, drawn, measured),
-        "Search of alpha and delta_t": _searches(group, paper, drawn),
-        "Learning rate": _learning_rates(group, drawn),
-        "Density of every layer": _layers(group, drawn),
-        "Masks over time": _masks_over_time(group, drawn),
+        "Structured sparsity": _structured(group, drawn, measured),
+        "Search of alpha and delta_t": _searches(group, drawn, varied[~varied.swept]),
+        "Learning rate": tuning.settings_table(group, varied[varied.swept]),
+        "Masks over time, and the density of every layer": _masks(group, drawn),
         "Cost and exploration": masks.cost_table(group),
         "Made with": masks.environment_lines(group),
     }
     return [*lines, *(line for item in sections.items() for line in section(*item))]
 
 
-def _accuracy(group: Group, paper: Paper | None, drawn: Figures) -> list[str]:
-    density, flops = figures.against_density(group), figures.against_flops(group)
-    return [
-        *accuracy.main_table(group, paper),
-        *accuracy.main_notes(group, paper),
-        *drawn.show("by-method", "accuracy by method", figures.by_method(group)),
-        *drawn.show("against-density", "accuracy against density", density),
-        *drawn.show("against-flops", "accuracy against FLOPs", flops),
-    ]
-
-
-def _equal_flops(group: Group, drawn: Figures) -> list[str]:
-    found = equal_flops(group)
-    methods = list(dict.fromkeys(one.method for one in found))
-    figure = figures.erk_against_uniform(group, methods) if methods else None
-    shown = drawn.show("equal-flops", EQUAL_FLOPS, figure)
-    return [*equal_flops_table(group, found), *shown]
-
-
-def _structured(
-    group: Group, paper: Paper | None, drawn: Figures, measured: Sequence[Record]
-) -> list[str]:
+def _structured(group: Group, drawn: Figures, measured: Sequence[Record]) -> list[str]:
     if not structured.rows_of(group):
         return []
-    machines = structured.times_of(group, measured)
-    first = machines[0] if machines else None
-    lines = structured.structured_table(group, paper, first)
-    lines += structured.notes(paper, first)
-    lines += structured.statements(group, first)
-    if first is not None:
-        figure = figures.against_time(group, first)
-        lines += drawn.show("against-time", "accuracy against measured time", figure)
-    lines += structured.structured_differences(group)
-    for times in machines:
-        lines += [f"#### Times on {times.machine}", ""]
-        lines += structured.inference_table(group, times)
-        lines += structured.training_table(group, times)
+    lines, paper = [], paper_of(group)
+    for number, times in enumerate(structured.times_of(group, measured) or [None]):
+        if number:
+            lines += [f"#### Times on {times.machine}", ""]
+        lines += structured.structured_table(group, paper, times)
+        lines += structured.notes(paper, times)
+        if times is not None and not number:
+            figure = figures.against_time(group, times)
+            lines += drawn.show("against-time", "accuracy against measured time", figure)
     return lines
 
 
-def _searches(group: Group, paper: Paper | None, drawn: Figures) -> list[str]:
-    found = tuning.searches(group)
-    if not found:
+def _searches(group: Group, drawn: Figures, runs: pd.DataFrame) -> list[str]:
+    if runs.empty:
         return []
-    # Optuna takes a second to import, and most reports have no search.
-    from benchmarks.cifar.report.search_figures import contour, importances
-
-    lines = tuning.optimum_table(group, found, paper)
-    lines += paragraph(
-        "The optimum is the trial with the highest mean validation accuracy. Its difference from "
-        "the reference, the protocol's own (alpha, delta_t), is of test accuracies, paired "
-        "by seed."
-    )
-    for search in found:
-        name, variant = search.variant.label, search.variant
+    lines = tuning.optimum_table(group, runs, paper_of(group)) + note("optimum")
+    for variant, trials in runs.groupby("plain"):
         file = f"{variant.method}-{variant.init}-{variant.density:.3g}"
-        over = f"validation accuracy over alpha and delta_t, {name}"
-        weight = f"importance of alpha and delta_t, {name}"
-        lines += [f"#### Trials of {name}", ""]
-        lines += drawn.show(f"search-{file}", over, contour(group, search))
-        lines += drawn.show(f"importance-{file}", weight, importances(group, search))
-        lines += tuning.trial_table(group, search)
+        caption = f"validation accuracy over alpha and delta_t, {variant.label}"
+        lines += [f"#### Trials of {variant.label}", ""]
+        lines += drawn.show(f"search-{file}", caption, figures.contour(group, variant, trials))
+        lines += tuning.settings_table(group, trials)
     return lines
 
 
-def _learning_rates(group: Group, drawn: Figures) -> list[str]:
-    found = tuning.sweeps(group)
-    figure = figures.learning_rates(group, found) if found else None
-    return [
-        *tuning.sweep_table(group, found),
-        *drawn.show("learning-rate", "accuracy against the learning rate", figure),
-        *tuning.sweep_differences(group, found),
-    ]
-
-
-def _layers(group: Group, drawn: Figures) -> list[str]:
-    lines = []
-    for density in masks.densities(group):
-        name, figure = f"{density:.3g}", figures.layer_densities(group, density)
-        lines += drawn.show(f"layers-{name}", f"density of every layer, {name} in all", figure)
-        lines += masks.layer_table(masks.allocations(group, density))
-    return [*lines, *masks.not_recorded(group, "layers")]
-
-
-def _masks_over_time(group: Group, drawn: Figures) -> list[str]:
+def _masks(group: Group, drawn: Figures) -> list[str]:
     lines = []
     for density in masks.densities(group):
         name, figure = f"{density:.3g}", figures.masks_over_time(group, density)
         lines += drawn.show(f"masks-{name}", f"masks over time, density {name}", figure)
-    return [*lines, *masks.not_recorded(group, "history")]
+        lines += masks.layer_table(group, density)
+    return [*lines, *masks.not_recorded(group)]

@@ -1,0 +1,94 @@
+"""The methods in the paper's order and in ours."""
+
+from __future__ import annotations
+
+import itertools
+
+import pandas as pd
+from scipy import stats
+
+from benchmarks.cifar.report.paper import Paper, Published
+from benchmarks.cifar.report.results import Group, Variant, table_of
+from benchmarks.cifar.report.stats import difference
+from benchmarks.cifar.report.texts import note
+from benchmarks.common.tables import MISSING
+
+
+class Order:
+    """The variants of one density in the paper's order and in ours.
+
+    Attributes:
+        rows: Those that were published and run, by one protocol and one set of authors, the best in
+            the paper first.
+        means: Ours, over the seeds that all have; empty where there is none, since others don't
+            compare.
+    """
+
+    def __init__(self, group: Group, paper: Paper, density: float) -> None:
+        self.group, self.paper, self.density = group, paper, density
+        found: list[tuple[Variant, Published]] = []
+        for variant in (one for one in group.variants if one.density == density):
+            published = [one for one in paper.of(variant) if one not in paper.original_authors]
+            found += [(variant, one) for one in published[:1]]
+        self.rows = sorted(found, key=lambda row: -row[1].accuracy)
+        shared = group.test.loc[[variant for variant, _ in self.rows]].dropna(axis="columns")
+        self.means = shared.mean(axis="columns") if len(shared.columns) else pd.Series(dtype=float)
+
+    def table(self) -> list[str]:
+        """Each method's place in the paper and here, and its distance from the dense network."""
+        theirs = next(row.accuracy for row in self.paper.main if row.variant.method == "dense")
+        published = pd.Series([-one.accuracy for _, one in self.rows], dtype=float)
+        place, places = published.rank(method="min"), self.means.rank(method="min", ascending=False)
+        dense, rows = self.group.dense(), []
+        for number, (variant, one) in enumerate(self.rows):
+            gap = None if dense is None else difference(self.group, variant, dense)
+            rows.append(
+                {
+                    "method": variant.cells["method"],
+                    "init": variant.cells["init"],
+                    "place in the paper": f"{place[number]:.0f}",
+                    "place here": f"{places[variant]:.0f}" if len(places) else MISSING,
+                    "points from Dense in the paper": f"{one.accuracy - theirs:+}",
+                    "points from Dense here": MISSING if gap is None else f"{100 * gap.mean:+.2f}",
+                }
+            )
+        return table_of(rows)
+
+    def words(self) -> list[str]:
+        """How many pairs that share a seed are in the paper's order, and which are not.
+
+        A pair counts where neither the paper's bands of one deviation overlap nor the difference
+        here is within its spread.
+        """
+        pairs = agreeing = 0
+        beaten: dict[str, list[str]] = {}
+        for (better, high), (worse, low) in itertools.combinations(self.rows, 2):
+            found = difference(self.group, better, worse)
+            pairs += found is not None
+            if found is None or high.std is None or low.std is None or not found.is_claimed:
+                continue
+            if high.accuracy - low.accuracy > high.std + low.std:
+                agreeing += found.mean > 0
+                if found.mean <= 0:
+                    beaten.setdefault(worse.title, []).append(better.title)
+        decided = agreeing + sum(map(len, beaten.values()))
+        (text, _) = note("pairs", pairs=pairs, decided=decided, agreeing=agreeing)
+        if beaten:
+            others = "; ".join(f"{ahead} above {', '.join(rest)}" for ahead, rest in beaten.items())
+            text += f" In the other order here: {others}."
+        if len(self.means):
+            text += " Places are by means over the seeds that all of them have."
+        if len(self.rows) > 2 and len(self.means):
+            theirs = [float(one.accuracy) for _, one in self.rows]
+            tau = float(stats.kendalltau(theirs, list(self.means)).statistic)
+            text += f" Kendall's tau of the two orders is {tau:.2f}."
+        return [text, ""]
+
+
+def orders(group: Group, paper: Paper | None) -> list[Order]:
+    """One order for each density at which two variants or more have been published and run."""
+    if paper is None:
+        return []
+    densities = sorted({one.density for one in group.variants if one.density is not None})
+    found = (Order(group, paper, density) for density in densities)
+    return [order for order in found if len(order.rows) > 1]
