@@ -5,36 +5,33 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+import matplotlib
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from benchmarks.cifar.batches import Split, make_splits
 from benchmarks.cifar.config import AugmentationConfig
 from benchmarks.cifar.data import DataError, load_dataset
+from benchmarks.common.figures import legend_beside, save
+from benchmarks.common.tables import paragraph, table
 from benchmarks.speed.models import IMAGE, WORKLOADS
-from benchmarks.speed.movement_report import report_lines
-from benchmarks.speed.naive_channels import NaiveChannels
-from benchmarks.speed.records import Record, add_model
-from sparseopt import (
-    ChannelGroup,
-    CompactedTraining,
-    Method,
-    RigLStruct,
-    SparseLayer,
-    SparseOptimizer,
-    find_channel_groups,
-)
+from benchmarks.speed.records import Record, add_model, made_with
+from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups
 
-__all__ = ["add_options", "measure", "report_lines"]
-
-METHODS = ("rigl-struct", "srigl", "naive")
+#: The method whose neurons hardly ever go out, so that weights show what moves.
+NEURONS = "srigl"
+CHANNELS = "rigl-struct"
+METHODS = (CHANNELS, NEURONS)
 AUGMENTATIONS = {
     "cifar10": AugmentationConfig(crop_padding=4, flip=True),
     "digits": AugmentationConfig(crop_padding=0, flip=False),
@@ -42,6 +39,13 @@ AUGMENTATIONS = {
 VALIDATION_FRACTION = 0.1
 #: Steps at the end whose mean loss is recorded, to show that something was learned.
 LAST = 20
+#: What the report says of each run, beside what was trained.
+COLUMNS = (
+    "channels ever live",
+    "layers in which more became live",
+    "live in the end",
+    "loss, first and last",
+)
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,10 @@ def watch(movement: Movement, images: Split) -> Record:
     """Train, and note after each update which channels have been live."""
     torch.manual_seed(movement.seed)
     model = WORKLOADS[movement.workload]()
-    groups = find_channel_groups(model, torch.randn(2, *IMAGE))
-    optimizer = _optimizer(movement, model, groups)
+    optimizer = _optimizer(movement, model)
     scheduler = OneCycleLR(optimizer, movement.lr, total_steps=movement.steps)
-    watcher = _Watcher(optimizer, groups, movement.method)
-    compacted = movement.method == "rigl-struct"
+    watcher = _Watcher(optimizer)
+    compacted = movement.method == CHANNELS
     losses = []
     with CompactedTraining(model, optimizer) if compacted else contextlib.nullcontext():
         for inputs, labels in itertools.islice(_batches(movement, images), movement.steps):
@@ -113,15 +116,14 @@ def watch(movement: Movement, images: Split) -> Record:
             loss = F.cross_entropy(model(inputs), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
-            silent = watcher.silent() if optimizer.is_update_step else None
+            updates = optimizer.is_update_step
             optimizer.step()
             scheduler.step()
-            if silent is not None:
-                watcher.note(silent)
+            if updates:
+                watcher.note()
     return {
         "movement": asdict(movement),
         "channels": watcher.channels,
-        "inner": sorted(watcher.inner),
         "updates": watcher.noted,
         "first_loss": losses[0],
         "last_loss": fmean(losses[-LAST:]),
@@ -129,20 +131,10 @@ def watch(movement: Movement, images: Split) -> Record:
 
 
 class _Watcher:
-    """Which channels each weight makes, has made, and could not learn anything about.
+    """Which channels each convolution makes and has made."""
 
-    A layer is *inner* if nothing is added to what it makes.
-    """
-
-    def __init__(
-        self, optimizer: SparseOptimizer, groups: Sequence[ChannelGroup], method: str
-    ) -> None:
+    def __init__(self, optimizer: SparseOptimizer) -> None:
         self._optimizer = optimizer
-        self._method = method
-        self._groups = {group.name: group for group in groups if group.blocked is None}
-        self.inner = {
-            name for name, group in self._groups.items() if len(group.slices_of("producer")) == 1
-        }
         # The outputs of the model are none of its channels.
         self._layers = {
             layer.name: layer
@@ -152,9 +144,9 @@ class _Watcher:
         self._ever = self._live()
         self.channels = {name: len(channels) for name, channels in self._ever.items()}
         self.noted: list[Record] = []
-        self.note({})
+        self.note()
 
-    def note(self, silent: dict[str, tuple[int, int]]) -> None:
+    def note(self) -> None:
         """Note what is live now."""
         live = self._live()
         self._ever = {name: ever | live[name] for name, ever in self._ever.items()}
@@ -165,53 +157,16 @@ class _Watcher:
                 "live": {name: int(flags.sum()) for name, flags in live.items()},
                 "ever": {name: int(flags.sum()) for name, flags in self._ever.items()},
                 "weights": weights,
-                "silent": silent,
             }
         )
 
-    def silent(self) -> dict[str, tuple[int, int]]:
-        """Return how many dropped channels have no gradient at all, of how many that are dropped.
-
-        What growth goes by is meant: for the naive form the gradient of filters, for
-        ``rigl-struct`` that of the columns that read the channel.
-        """
-        dropped = {name: ~live for name, live in self._live().items()}
-        signals = {"naive": self._of_filters, "rigl-struct": self._of_readers}
-        found = signals[self._method]() if self._method in signals else {}
-        return {
-            name: (int((dropped[name] & ~signal).sum()), int(dropped[name].sum()))
-            for name, signal in sorted(found.items())
-        }
-
-    def _of_filters(self) -> dict[str, Tensor]:
-        return {name: _by_channel(_gradient(layer)) for name, layer in self._layers.items()}
-
-    def _of_readers(self) -> dict[str, Tensor]:
-        gradients = {layer.name: _gradient(layer) for layer in self._optimizer.layers}
-        return {
-            name: torch.stack(
-                [
-                    _by_channel(gradients[part.name], part.dim)[part.index].any(1)
-                    for part in group.slices_of("consumer")
-                ]
-            ).any(0)
-            for name, group in self._groups.items()
-            if name in self._layers
-        }
-
     def _live(self) -> dict[str, Tensor]:
         masks = self._optimizer.masks
-        return {name: _by_channel(masks[name]) for name in self._layers}
+        return {name: masks[name].flatten(1).any(1) for name in self._layers}
 
 
-def _optimizer(
-    movement: Movement, model: nn.Module, groups: Sequence[ChannelGroup]
-) -> SparseOptimizer:
-    naive = movement.method == "naive"
-    methods: dict[str, Method] = {
-        "rigl-struct": RigLStruct(groups=groups),
-        "naive": NaiveChannels(),
-    }
+def _optimizer(movement: Movement, model: nn.Module) -> SparseOptimizer:
+    groups = find_channel_groups(model, torch.randn(2, *IMAGE))
     return SparseOptimizer(
         torch.optim.SGD(
             model.parameters(),
@@ -221,24 +176,14 @@ def _optimizer(
             nesterov=True,
         ),
         model,
-        method=methods.get(movement.method, movement.method),
-        # As many filters as rigl-struct keeps: a channel that it drops owns columns too.
-        density=movement.density**0.5 if naive else movement.density,
-        init=_convolutions_but_the_first if naive else "uniform",
+        method=RigLStruct(groups=groups) if movement.method == CHANNELS else movement.method,
+        density=movement.density,
+        init="uniform",
         total_steps=movement.steps,
         delta_t=movement.delta_t,
         alpha=movement.alpha,
         seed=movement.seed,
     )
-
-
-def _convolutions_but_the_first(
-    shapes: Mapping[str, tuple[int, ...]], density: float
-) -> Mapping[str, float]:
-    first, *_ = shapes
-    return {
-        name: density if len(shape) > 2 and name != first else 1.0 for name, shape in shapes.items()
-    }
 
 
 def _batches(movement: Movement, images: Split) -> Iterator[tuple[Tensor, Tensor]]:
@@ -247,11 +192,84 @@ def _batches(movement: Movement, images: Split) -> Iterator[tuple[Tensor, Tensor
         yield from images.shuffled(movement.batch_size, generator)
 
 
-def _gradient(layer: SparseLayer) -> Tensor:
-    assert layer.weight.grad is not None
-    return layer.weight.grad != 0
+def report_lines(records: Sequence[Record], folder: Path) -> list[str]:
+    """A subsection for each data set, network and density; the figures go into ``folder``."""
+    lines = ["## Masks that move", ""]
+    lines += paragraph(
+        "A short training, and after each update the channels of each layer that are live or have "
+        "ever been. A channel of `srigl` is a neuron, a filter with live weights; what moves there "
+        "is weights, and so their share is drawn."
+    )
+    for together in _comparable(records):
+        movement = together[0]["movement"]
+        name = "-".join(str(movement[key]) for key in ("data", "workload", "density"))
+        heading = f"{movement['workload']} on {movement['data']}, density {movement['density']}"
+        lines += [f"### Movement: {heading}", ""]
+        lines += paragraph(made_with(together[0]))
+        lines += paragraph(_described(movement))
+        rows = [[record["movement"]["method"], *cells(record)] for record in together]
+        lines += table(["method", *COLUMNS], rows)
+        _draw(together, heading, folder / f"movement-{name}")
+        lines += paragraph(f"![channels ever live in each layer, {heading}](movement-{name}.png)")
+    return lines
 
 
-def _by_channel(flags: Tensor, dim: int = 0) -> Tensor:
-    """Return for each index along ``dim`` whether any flag is set."""
-    return flags.movedim(dim, 0).flatten(1).any(1)
+def _comparable(records: Iterable[Record]) -> list[list[Record]]:
+    """Bring records together that differ in nothing but the method."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        others = {key: value for key, value in record["movement"].items() if key != "method"}
+        groups.setdefault(tuple(others.items()), []).append(record)
+    return list(groups.values())
+
+
+def _described(movement: Record) -> str:
+    return (
+        f"{movement['steps']} steps of {movement['batch_size']} images, an update every "
+        f"{movement['delta_t']} until three quarters, alpha {movement['alpha']}, SGD with momentum "
+        f"{movement['momentum']} and a one-cycle schedule up to {movement['lr']}, weight decay "
+        f"{movement['weight_decay']}, seed {movement['seed']}, uniform distribution."
+    )
+
+
+def cells(record: Record) -> list[str]:
+    """What one run says in ``COLUMNS``."""
+    channels = sum(record["channels"].values())
+    first, last = record["updates"][0], record["updates"][-1]
+    moving = "weights" if record["movement"]["method"] == NEURONS else "ever"
+    grew = [name for name in record["channels"] if last[moving][name] > first[moving][name]]
+    return [
+        " -> ".join(f"{sum(one['ever'].values()) / channels:.1%}" for one in (first, last)),
+        f"{len(grew)} of {len(record['channels'])}",
+        f"{sum(last['live'].values()) / channels:.1%}",
+        f"{record['first_loss']:.2f}, {record['last_loss']:.2f}",
+    ]
+
+
+def _draw(records: Sequence[Record], heading: str, path: Path) -> None:
+    """Write a panel for each method, with a line for each layer."""
+    figure = Figure(figsize=(3.2 * len(records) + 2.4, 4), layout="constrained")
+    figure.suptitle(f"Channels ever live ({heading})", fontsize=10, fontweight="bold")
+    panels = list(figure.subplots(1, len(records), sharey=True, squeeze=False).flat)
+    for axes, record in zip(panels, records, strict=True):
+        _panel(axes, record)
+    panels[0].set_ylabel("share that was ever live")
+    legend_beside(figure, panels)
+    save(figure, path)
+
+
+def _panel(axes: Axes, record: Record) -> None:
+    weights = record["movement"]["method"] == NEURONS
+    steps = [update["step"] for update in record["updates"]]
+    shades = matplotlib.colormaps["viridis"].resampled(len(record["channels"]))
+    for index, (name, channels) in enumerate(record["channels"].items()):
+        shares = [
+            update["weights"][name] if weights else update["ever"][name] / channels
+            for update in record["updates"]
+        ]
+        label = name.removesuffix(".weight")
+        axes.plot(steps, shares, color=shades(index), linewidth=1.1, label=label)
+    axes.set_title(record["movement"]["method"] + (" (weights)" if weights else ""), fontsize=9)
+    axes.set_xlabel("training step")
+    axes.set_ylim(0, 1.03)
+    axes.grid(alpha=0.3)

@@ -21,16 +21,10 @@ from benchmarks.speed.records import (
     fastest,
     in_words,
     layout_of,
-    made_with,
+    sections,
+    timed,
 )
-from sparseopt import (
-    CompactedTraining,
-    RigLStruct,
-    SparseOptimizer,
-    compact,
-    find_channel_groups,
-)
-from sparseopt.speedup.timing import time_in_turn
+from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact, find_channel_groups
 
 #: Mask updates are far apart, or every second step: an ordinary one, and the update.
 NEVER = 10**9
@@ -39,7 +33,6 @@ CLASSES = 10
 #: Steps from one mask update to the next, of the average that is reported.
 DELTA_T = 100
 MODELS = ("dense", "masked", "compacted", "by hand")
-MILLI = 1e3
 
 Call = Callable[[], None]
 
@@ -72,9 +65,7 @@ def measure_training(workload: str, density: float, batch: int, rounds: int) -> 
         calls = {
             f"{name}, {way}": call for way in WAYS for name, call in trainers.of(way, stack).items()
         }
-        times = time_in_turn(calls, rounds=rounds, device="cpu")
-    milliseconds = {name: MILLI * time.median for name, time in times.items()}
-    return {"batch": batch, "rounds": rounds, "milliseconds": milliseconds}
+        return timed(calls, batch, rounds)
 
 
 class _Trainers:
@@ -166,21 +157,19 @@ def average_steps(times: Mapping[str, float]) -> dict[str, float]:
 
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     """A subsection for each workload at each density."""
-    lines = ["## Training", ""]
-    lines += paragraph(
+    explanation = (
         "Whole training steps: forward and backward pass and SGD with momentum. *Masked* is "
         "`rigl-struct`; *compacted* is the same in `CompactedTraining`, which computes dropped "
         "channels in update steps alone; *by hand* is as above. A step on average is of "
         f"{DELTA_T - 1} ordinary steps and an update step, in which the compacted model becomes "
         "whole and small again; a dense model and one by hand have no update steps."
     )
-    for record in records:
-        lines += [f"### Training: {record['workload']}, density {record['density']}", ""]
-        lines += paragraph(made_with(record))
-        lines += _fastest_table(record)
-        lines += paragraph("Each way, milliseconds:")
-        lines += _all_ways(record)
-    return lines
+    return sections("Training", explanation, records, _tables)
+
+
+def _tables(record: Record) -> list[str]:
+    each_way = paragraph("Each way, milliseconds:")
+    return [*_fastest_table(record), *each_way, *_all_ways(record)]
 
 
 def _fastest_table(record: Record) -> list[str]:
