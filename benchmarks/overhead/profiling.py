@@ -11,9 +11,13 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile, record_function
 
-from benchmarks.overhead.contenders import Contender
+from benchmarks.overhead.case import Case
+from benchmarks.overhead.contenders import OURSELVES, PLAIN, Contender
+from benchmarks.overhead.rounds import measure_rounds
 from benchmarks.overhead.steps import StepTimer
 
+#: Cycles of steps, each with one update, that are profiled.
+CYCLES = 3
 #: Operators that are kept of a profile, those that take most.
 ROWS = 12
 #: What calls itself so is one of torch's operators, and all else is not.
@@ -23,19 +27,30 @@ OUTSIDE = "Python, NumPy, waiting"
 Row = dict[str, Any]
 
 
-def measure_profile(
-    contender: Contender, timer: StepTimer, rounds: int, device: torch.device
-) -> dict[str, dict[str, Any]]:
-    """Profile ``rounds`` steps, by phase: ``step`` and ``update``.
+def measure(case: Case) -> dict[str, Any]:
+    """Profile ourselves and the plain optimizer.
 
     Returns:
-        By phase, the averages of one call. ``calls``: how many were profiled. ``operators``: the
-        largest, with calls, milliseconds of their own and share of all time, which is that of all
-        threads on the CPU and that of the kernels on a GPU. ``outside``: Python, NumPy, and waiting
-        for other threads or the device.
+        By contender and phase, ``step`` and ``update``, the averages of one call. ``operators``:
+        the largest, with calls, milliseconds of their own and share of all time, which is that of
+        all threads on the CPU and that of the kernels on a GPU. ``outside``: Python, NumPy, and
+        waiting for other threads or the device.
     """
+    contenders, _ = case.line_up([OURSELVES], case.update_every)
+    timer = StepTimer(dict(case.build_model().named_parameters()), case.device)
+    measure_rounds(contenders, timer, case.update_every)
+    steps = CYCLES * case.update_every
+    profiles = {
+        name: _profile(contenders[name], timer, steps, case.device) for name in (PLAIN, OURSELVES)
+    }
+    return {"absent": {}, "operators": profiles}
+
+
+def _profile(
+    contender: Contender, timer: StepTimer, steps: int, device: torch.device
+) -> dict[str, Any]:
     events: dict[str, list[list[Row]]] = defaultdict(list)
-    for _ in range(rounds):
+    for _ in range(steps):
         phase = "update" if contender.updates_next else "step"
         timer.prepare(contender)
         events[phase].append(_events(contender, device))

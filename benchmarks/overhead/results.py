@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.files import write_atomic
-from benchmarks.overhead.inner import OPTIMIZERS
+from benchmarks.overhead.contenders import OPTIMIZERS
 from benchmarks.overhead.workloads import WORKLOADS
 
 Entry = dict[str, Any]

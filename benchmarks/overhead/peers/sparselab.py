@@ -9,13 +9,12 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
-import sparselab
 import torch
-from sparselab.ops import _transpose_cache
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from benchmarks.overhead.contenders import DROP_FRACTION, Contender
+from benchmarks.overhead.contenders import DROP_FRACTION
+from benchmarks.overhead.peers.base import Peer
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,23 @@ class PaddedRows:
     arrays: list[Any]
 
 
-class SparseLab(Contender):
+class SparseLab(Peer):
     """RigL by its ``RigL``, with every sparse linear layer replaced by a ``SparseLinear``."""
 
+    name = "SparseLab"
+    distribution = module = "sparselab"
+    does = (
+        "RigL at our densities in linear layers that store and multiply live weights only; so its "
+        "forward and backward passes differ too, and whole training steps are what compares"
+    )
+    cannot = (
+        "convolutions; GPUs; hand an optimizer's state over to other weights when masks move; save "
+        "which weights are live in a state dict"
+    )
+
     def prepare(self, optimizer: str) -> Optimizer:
+        import sparselab
+
         densities = self.sparsity.by_layer(self.model)
         if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
             raise ImportError("knows linear layers only")
@@ -47,6 +59,8 @@ class SparseLab(Contender):
         return super().prepare(optimizer)
 
     def _replace(self, name: str, density: float) -> Any:
+        import sparselab
+
         linear = self.model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         with warnings.catch_warnings():
@@ -87,6 +101,8 @@ class SparseLab(Contender):
         return {name: _mask_of(layer) for name, layer in self._layers.items()}
 
     def holders(self) -> tuple[Any, ...]:
+        from sparselab.ops import _transpose_cache
+
         # What its C++ objects hold is seen through views only.
         rows = [layer._csr for layer in self._layers.values()]
         names = ("col_indices", "row_start", "row_nnz", "row_capacity")
