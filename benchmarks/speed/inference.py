@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.common.tables import table
 from benchmarks.speed.models import IMAGE, WORKLOADS, built_by_hand, masked
 from benchmarks.speed.records import (
     WAYS,
     Record,
     add_amounts,
     add_model,
-    fastest,
-    in_words,
+    fastest_table,
     layout_of,
     sections,
     timed,
@@ -28,27 +25,6 @@ from benchmarks.speed.records import (
 from sparseopt import Compaction
 
 MODELS = ("dense", "compacted", "by hand")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One workload at one density, made once and timed at several batch sizes."""
-
-    dense: nn.Module
-    compacted: nn.Module
-    by_hand: nn.Module
-    flops_ratio: float
-
-    @staticmethod
-    def make(workload: str, density: float) -> Case:
-        """Build the three models."""
-        torch.manual_seed(0)
-        dense = WORKLOADS[workload]()
-        compaction = Compaction(dense, masked(dense, density), torch.randn(2, *IMAGE))
-        report = compaction.report
-        if report.remaining:
-            raise RuntimeError(f"not everything was removed:\n{report}")
-        return Case(dense, compaction.model, built_by_hand(compaction.model), report.flops_ratio)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,27 +35,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
     """Time every model at every batch size."""
-    case = Case.make(options.workload, options.density)
-    yield (
-        f"inference-{options.workload}-{options.density}",
-        {
-            "workload": options.workload,
-            "density": options.density,
-            "flops_ratio": case.flops_ratio,
-            "inference": [
-                # One sample takes little time, and varies the most.
-                measure_models(case, batch, options.rounds * (4 if batch == 1 else 1))
-                for batch in options.batches
-            ],
-        },
-    )
+    workload, density = options.workload, options.density
+    models, flops_ratio = build_models(workload, density)
+    times = [
+        # One sample takes little time, and varies the most.
+        measure_models(models, batch, options.rounds * (4 if batch == 1 else 1))
+        for batch in options.batches
+    ]
+    record = {"workload": workload, "density": density, "flops_ratio": flops_ratio}
+    yield f"inference-{workload}-{density}", {**record, "inference": times}
+
+
+def build_models(workload: str, density: float) -> tuple[dict[str, nn.Module], float]:
+    """Build the three models; return them by name, and the FLOPs of the compacted one."""
+    torch.manual_seed(0)
+    dense = WORKLOADS[workload]()
+    compaction = Compaction(dense, masked(dense, density), torch.randn(2, *IMAGE))
+    report = compaction.report
+    if report.remaining:
+        raise RuntimeError(f"not everything was removed:\n{report}")
+    models = dense, compaction.model, built_by_hand(compaction.model)
+    return dict(zip(MODELS, models, strict=True)), report.flops_ratio
 
 
 @torch.no_grad()
-def measure_models(case: Case, batch: int, rounds: int) -> Record:
+def measure_models(models: Mapping[str, nn.Module], batch: int, rounds: int) -> Record:
     """Return medians of a forward pass, of every model in every way, in milliseconds."""
     image = torch.randn(batch, *IMAGE)
-    models = dict(zip(MODELS, (case.dense, case.compacted, case.by_hand), strict=True))
     calls = {
         f"{name}, {way}": _forward(model, image, way)
         for name, model in models.items()
@@ -107,13 +89,13 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
 
 
 def _fastest_table(record: Record) -> list[str]:
-    header = ["batch", *(f"{name}, fastest" for name in MODELS)]
-    header += ["compacted / by hand", "FLOP ratio", "wall-time ratio", "floor (by hand / dense)"]
-    rows = []
-    for one in record["inference"]:
-        found = [fastest(one["milliseconds"], name) for name in MODELS]
-        (dense, _), (compacted, _), (by_hand, _) = found
-        ratios = f"{compacted / by_hand:.2f}", f"{record['flops_ratio']:.3f}"
-        shares = f"{compacted / dense:.3f}", f"{by_hand / dense:.3f}"
-        rows.append([str(one["batch"]), *map(in_words, found), *ratios, *shares])
-    return table(header, rows)
+    def ratios(dense: float, compacted: float, by_hand: float) -> dict[str, str]:
+        return {
+            "compacted / by hand": f"{compacted / by_hand:.2f}",
+            "FLOP ratio": f"{record['flops_ratio']:.3f}",
+            "wall-time ratio": f"{compacted / dense:.3f}",
+            "floor (by hand / dense)": f"{by_hand / dense:.3f}",
+        }
+
+    times = {one["batch"]: one["milliseconds"] for one in record["inference"]}
+    return fastest_table(times, MODELS, ratios)

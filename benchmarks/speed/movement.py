@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import matplotlib
 import torch
@@ -36,7 +36,8 @@ AUGMENTATIONS = {
     "cifar10": AugmentationConfig(crop_padding=4, flip=True),
     "digits": AugmentationConfig(crop_padding=0, flip=False),
 }
-VALIDATION_FRACTION = 0.1
+#: The share of the images that is left out of training.
+VALIDATION = 0.1
 #: Steps at the end whose mean loss is recorded, to show that something was learned.
 LAST = 20
 #: What the report says of each run, beside what was trained.
@@ -90,15 +91,9 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
 
 def training_images(data: str, data_dir: Path | None, cache: Path) -> Split:
     """Return the training images of a data set, in augmented batches."""
-    dataset = load_dataset(data, data_dir, cache)
-    train, _, _ = make_splits(
-        dataset,
-        VALIDATION_FRACTION,
-        AUGMENTATIONS[data],
-        torch.device("cpu"),
-        channels_last=False,
-    )
-    return train
+    dataset, cpu = load_dataset(data, data_dir, cache), torch.device("cpu")
+    splits = make_splits(dataset, VALIDATION, AUGMENTATIONS[data], cpu, channels_last=False)
+    return splits[0]
 
 
 def watch(movement: Movement, images: Split) -> Record:
@@ -107,7 +102,8 @@ def watch(movement: Movement, images: Split) -> Record:
     model = WORKLOADS[movement.workload]()
     optimizer = _optimizer(movement, model)
     scheduler = OneCycleLR(optimizer, movement.lr, total_steps=movement.steps)
-    watcher = _Watcher(optimizer)
+    ever: dict[str, Tensor] = {}
+    updates = [_note(optimizer, ever)]
     compacted = movement.method == CHANNELS
     losses = []
     with CompactedTraining(model, optimizer) if compacted else contextlib.nullcontext():
@@ -116,53 +112,32 @@ def watch(movement: Movement, images: Split) -> Record:
             loss = F.cross_entropy(model(inputs), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
-            updates = optimizer.is_update_step
+            is_update = optimizer.is_update_step
             optimizer.step()
             scheduler.step()
-            if updates:
-                watcher.note()
+            if is_update:
+                updates.append(_note(optimizer, ever))
     return {
         "movement": asdict(movement),
-        "channels": watcher.channels,
-        "updates": watcher.noted,
+        "channels": {name: len(flags) for name, flags in ever.items()},
+        "updates": updates,
         "first_loss": losses[0],
         "last_loss": fmean(losses[-LAST:]),
     }
 
 
-class _Watcher:
-    """Which channels each convolution makes and has made."""
-
-    def __init__(self, optimizer: SparseOptimizer) -> None:
-        self._optimizer = optimizer
-        # The outputs of the model are none of its channels.
-        self._layers = {
-            layer.name: layer
-            for layer in optimizer.layers
-            if layer.weight.dim() > 2 and not layer.is_dense
-        }
-        self._ever = self._live()
-        self.channels = {name: len(channels) for name, channels in self._ever.items()}
-        self.noted: list[Record] = []
-        self.note()
-
-    def note(self) -> None:
-        """Note what is live now."""
-        live = self._live()
-        self._ever = {name: ever | live[name] for name, ever in self._ever.items()}
-        weights = {name: layer.ever_live / layer.numel for name, layer in self._layers.items()}
-        self.noted.append(
-            {
-                "step": self._optimizer.steps,
-                "live": {name: int(flags.sum()) for name, flags in live.items()},
-                "ever": {name: int(flags.sum()) for name, flags in self._ever.items()},
-                "weights": weights,
-            }
-        )
-
-    def _live(self) -> dict[str, Tensor]:
-        masks = self._optimizer.masks
-        return {name: masks[name].flatten(1).any(1) for name in self._layers}
+def _note(optimizer: SparseOptimizer, ever: dict[str, Tensor]) -> Record:
+    """What is live now; channels that are, by layer, are added to those that were ``ever`` live."""
+    # The outputs of the model are none of its channels.
+    layers = [layer for layer in optimizer.layers if layer.weight.dim() > 2 and not layer.is_dense]
+    live = {layer.name: layer.mask.flatten(1).any(1) for layer in layers}
+    ever.update({name: flags | ever.get(name, flags) for name, flags in live.items()})
+    return {
+        "step": optimizer.steps,
+        "live": {name: int(flags.sum()) for name, flags in live.items()},
+        "ever": {name: int(flags.sum()) for name, flags in ever.items()},
+        "weights": {layer.name: layer.ever_live / layer.numel for layer in layers},
+    }
 
 
 def _optimizer(movement: Movement, model: nn.Module) -> SparseOptimizer:
@@ -216,10 +191,9 @@ def report_lines(records: Sequence[Record], folder: Path) -> list[str]:
 
 def _comparable(records: Iterable[Record]) -> list[list[Record]]:
     """Bring records together that differ in nothing but the method."""
-    groups: dict[tuple[Any, ...], list[Record]] = {}
+    groups: dict[Movement, list[Record]] = defaultdict(list)
     for record in records:
-        others = {key: value for key, value in record["movement"].items() if key != "method"}
-        groups.setdefault(tuple(others.items()), []).append(record)
+        groups[Movement(**{**record["movement"], "method": ""})].append(record)
     return list(groups.values())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.tables import paragraph
+from benchmarks.common.tables import paragraph, table_of
 from sparseopt.speedup.timing import time_in_turn
 
 Record = dict[str, Any]
@@ -66,9 +66,22 @@ def fastest(times: Mapping[str, float], name: str) -> tuple[float, str]:
     )
 
 
-def in_words(fastest: tuple[float, str]) -> str:
-    """A time in milliseconds, and in which way it was."""
-    time, way = fastest
+def fastest_table(
+    times: Mapping[int, Mapping[str, float]],
+    models: Sequence[str],
+    ratios: Callable[..., dict[str, str]],
+) -> list[str]:
+    """The fastest way of each model by batch size, and what ``ratios`` makes of their times."""
+    rows = []
+    for batch, of_ways in times.items():
+        found = {name: fastest(of_ways, name) for name in models}
+        words = {f"{name}, fastest": _in_words(*one) for name, one in found.items()}
+        shown = ratios(*(time for time, _ in found.values()))
+        rows.append({"batch": str(batch), **words, **shown})
+    return table_of(rows)
+
+
+def _in_words(time: float, way: str) -> str:
     return f"{time:.1f} ms, {way}" if time >= 100 else f"{time:.2f} ms, {way}"
 
 
