@@ -55,6 +55,10 @@ class Case:
         """The model's description."""
         return WORKLOADS[self.workload]
 
+    def repeated(self, rounds: int) -> int:
+        """Return a number of rounds, more of them for a model whose steps take no time."""
+        return rounds * self.about.repeats
+
     def build_model(self) -> nn.Module:
         """Make the model, with the same weights at each call."""
         torch.manual_seed(0)

@@ -31,6 +31,8 @@ measurement can be made in parts and repeated in parts. The report and the plot 
 alone. To try it: --models mlp.
 """
 RESULTS = "results.json"
+#: Options that are the same in all cases.
+SETTINGS = ("contenders", "rounds", "update_every", "training_rounds")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -101,26 +103,12 @@ def _measure(options: argparse.Namespace, results: Path) -> None:
     for name, peer in PEERS.items():
         if name in options.contenders and peer.version() is None:
             print(f"{name} is not installed and left out; {INSTALL}", file=sys.stderr)
-    device = options.device or torch.accelerator.current_accelerator(True) or torch.device("cpu")
-    cases = itertools.product(options.models, options.densities, options.optimizers)
-    run([_case(*one, device, options) for one in dict.fromkeys(cases)], options.figures, results)
-
-
-def _case(
-    model: str, density: float, optimizer: str, device: torch.device, options: argparse.Namespace
-) -> Case:
-    # Where steps take next to no time, there are more rounds.
-    repeats = WORKLOADS[model].repeats
-    return Case(
-        model,
-        density,
-        optimizer,
-        contenders=options.contenders,
-        update_every=options.update_every,
-        rounds=repeats * options.rounds,
-        training_rounds=repeats * options.training_rounds,
-        device=device,
+    settings = {key: getattr(options, key) for key in SETTINGS}
+    settings["device"] = (
+        options.device or torch.accelerator.current_accelerator(True) or torch.device("cpu")
     )
+    cases = itertools.product(options.models, options.densities, options.optimizers)
+    run([Case(*one, **settings) for one in dict.fromkeys(cases)], options.figures, results)
 
 
 def _device(text: str) -> torch.device:

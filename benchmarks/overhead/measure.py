@@ -54,9 +54,9 @@ def _about_peer(name: str) -> dict[str, str | None]:
 def _made_with(case: Case) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "rounds": case.rounds,
+        "rounds": case.repeated(case.rounds),
         "update_every": case.update_every,
-        "training_rounds": case.training_rounds,
+        "training_rounds": case.repeated(case.training_rounds),
         **describe_environment(case.device),
         "cores": os.cpu_count(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import pandas as pd
@@ -39,21 +40,16 @@ def measure(case: Case) -> dict[str, Any]:
     contenders, _ = case.line_up([OURSELVES], case.update_every)
     timer = StepTimer(dict(case.build_model().named_parameters()), case.device)
     measure_rounds(contenders, timer, case.update_every)
-    steps = CYCLES * case.update_every
-    profiles = {
-        name: _profile(contenders[name], timer, steps, case.device) for name in (PLAIN, OURSELVES)
-    }
+    profiles = {name: _profile(contenders[name], timer, case) for name in (PLAIN, OURSELVES)}
     return {"absent": {}, "operators": profiles}
 
 
-def _profile(
-    contender: Contender, timer: StepTimer, steps: int, device: torch.device
-) -> dict[str, Any]:
+def _profile(contender: Contender, timer: StepTimer, case: Case) -> dict[str, Any]:
     events: dict[str, list[list[Row]]] = defaultdict(list)
-    for _ in range(steps):
+    for _ in range(CYCLES * case.update_every):
         phase = "update" if contender.updates_next else "step"
         timer.prepare(contender)
-        events[phase].append(_events(contender, device))
+        events[phase].append(_events(contender, case.device))
     return {phase: _summarise(each) for phase, each in events.items()}
 
 
@@ -69,15 +65,15 @@ def _events(contender: Contender, device: torch.device) -> list[Row]:
             contender.step()
         if on_gpu:
             torch.cuda.synchronize(device)
+    microseconds = attrgetter("self_device_time_total" if on_gpu else "self_cpu_time_total")
     return [
         {
             "name": event.key if OPERATOR in event.key else OUTSIDE,
             "calls": event.count,
-            # Kernels have events of their own too, and would be counted twice.
-            "milliseconds": (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-            / 1e3,
+            "milliseconds": microseconds(event) / 1e3,
         }
         for event in profiler.key_averages()
+        # Kernels have events of their own too, and would be counted twice.
         if event.device_type == DeviceType.CPU
     ]
 

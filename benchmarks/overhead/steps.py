@@ -24,57 +24,58 @@ SHIFT = 64
 UPDATE_SAMPLES = 128
 
 
-class Gradients:
-    """Fixed random gradients, other ones each step, so that masks keep moving.
-
-    They are windows into one tensor of random numbers, so a thousand sets take hardly more memory
-    than the largest gradient, of ``largest`` numbers.
-    """
-
-    def __init__(self, largest: int, device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(0)
-        numbers = torch.randn(largest + GRADIENT_SETS * SHIFT, generator=generator)
-        self._numbers = (GRADIENT_SCALE * numbers).to(device)
-
-    def of_step(self, index: int, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return one gradient for each of ``weights``."""
-        numbers = self._numbers[index % GRADIENT_SETS * SHIFT :]
-        return [numbers[: weight.numel()].view(weight.shape) for weight in weights]
-
-
 class StepTimer:
     """Steps contenders with made-up gradients and times it.
 
     The phases of a sample are ``masking``, everything between the parameters and their gradients:
     weights as a forward pass sees them, the accumulation of gradients and its hooks; and then
     either ``step`` or, where masks moved, ``update``. Parameters are those of the plain model.
+
+    Gradients are fixed random numbers, other ones each step, so that masks keep moving. They are
+    windows into one tensor, so a thousand sets take hardly more memory than the largest gradient.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], device: torch.device) -> None:
         self._names = list(parameters)
-        self.gradients = Gradients(max(map(Tensor.numel, parameters.values())), device)
         self._device = device
         #: How many steps each contender has made.
         self.steps: Counter[Contender] = Counter()
+        largest = max(map(Tensor.numel, parameters.values()))
+        generator = torch.Generator().manual_seed(0)
+        numbers = torch.randn(largest + GRADIENT_SETS * SHIFT, generator=generator)
+        self._numbers = (GRADIENT_SCALE * numbers).to(device)
+
+    def gradients(self, step: int, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return one gradient for each of ``weights``."""
+        numbers = self._numbers[step % GRADIENT_SETS * SHIFT :]
+        return [numbers[: weight.numel()].view(weight.shape) for weight in weights]
 
     def __call__(self, contender: Contender) -> Sample:
         """Step ``contender`` once."""
         phase = "update" if contender.updates_next else "step"
         if phase == "update":
             contender.before_update(UPDATE_SAMPLES)
-        _clear_gradients(contender)
+        self._clear_gradients(contender)
         masking = seconds(lambda: self._accumulate(contender), device=self._device)
         return {"masking": masking, phase: seconds(contender.step, device=self._device)}
 
     def prepare(self, contender: Contender) -> None:
         """Do all that comes before a step, untimed."""
-        _clear_gradients(contender)
+        self._clear_gradients(contender)
         self._accumulate(contender)
+
+    @staticmethod
+    def _clear_gradients(contender: Contender) -> None:
+        # Gradients are accumulated into zeros, so that no allocation is timed.
+        for parameter in contender.model.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.zero_()
 
     def _accumulate(self, contender: Contender) -> None:
         """Do what a forward and a backward pass do to parameters, and nothing else of them."""
         weights = contender.weights(self._names)
-        gradients = self.gradients.of_step(self.steps[contender], weights)
+        gradients = self.gradients(self.steps[contender], weights)
         self.steps[contender] += 1
         torch.autograd.backward(weights, gradients)
 
@@ -95,7 +96,7 @@ def measure(case: Case) -> dict[str, Any]:
     # A whole cycle, so that the first update is warm too.
     measure_rounds(contenders, timer, case.update_every)
     masks = {name: contender.masks() for name, contender in contenders.items()}
-    rounds = measure_rounds(contenders, timer, case.rounds)
+    rounds = measure_rounds(contenders, timer, case.repeated(case.rounds))
     return {
         "parameters": sum(weight.numel() for weight in parameters.values()),
         "tensors": len(parameters),
@@ -137,11 +138,3 @@ def _what_masks_did(
     live = sum(int(masks[name].sum()) if name in masks else sizes[name] for name in sizes)
     moved = sum(int((masks[name] & ~before[name]).sum()) for name in sizes if name in masks)
     return {"density": live / sum(sizes.values()), "moved": moved / live}
-
-
-def _clear_gradients(contender: Contender) -> None:
-    # Gradients are accumulated into zeros, so that no allocation is timed.
-    for parameter in contender.model.parameters():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad.zero_()

@@ -27,7 +27,7 @@ def measure(case: Case) -> dict[str, Any]:
     contenders.pop(REFERENCE, None)
     train = partial(_train, batch=case.about.batch(case.device), device=case.device)
     measure_rounds(contenders, train, rounds=1)
-    rounds = measure_rounds(contenders, train, case.training_rounds)
+    rounds = measure_rounds(contenders, train, case.repeated(case.training_rounds))
     return {"absent": absent, "contenders": {name: _times(rounds, name) for name in contenders}}
 
 

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -40,6 +40,8 @@ AUGMENTATIONS = {
 VALIDATION = 0.1
 #: Steps at the end whose mean loss is recorded, to show that something was learned.
 LAST = 20
+#: How it was trained, for the report.
+SETTINGS = ("steps", "delta_t", "alpha", "batch_size", "lr", "momentum", "weight_decay", "seed")
 #: What the report says of each run, beside what was trained.
 COLUMNS = (
     "channels ever live",
@@ -173,37 +175,22 @@ def report_lines(records: Sequence[Record], folder: Path) -> list[str]:
     lines += paragraph(
         "A short training, and after each update the channels of each layer that are live or have "
         "ever been. A channel of `srigl` is a neuron, a filter with live weights; what moves there "
-        "is weights, and so their share is drawn."
+        "is weights, and so their share is drawn. Updates end after three quarters."
     )
-    for together in _comparable(records):
-        movement = together[0]["movement"]
-        name = "-".join(str(movement[key]) for key in ("data", "workload", "density"))
-        heading = f"{movement['workload']} on {movement['data']}, density {movement['density']}"
-        lines += [f"### Movement: {heading}", ""]
-        lines += paragraph(made_with(together[0]))
-        lines += paragraph(_described(movement))
-        rows = [[record["movement"]["method"], *cells(record)] for record in together]
-        lines += table(["method", *COLUMNS], rows)
-        _draw(together, heading, folder / f"movement-{name}")
-        lines += paragraph(f"![channels ever live in each layer, {heading}](movement-{name}.png)")
-    return lines
-
-
-def _comparable(records: Iterable[Record]) -> list[list[Record]]:
-    """Bring records together that differ in nothing but the method."""
     groups: dict[Movement, list[Record]] = defaultdict(list)
     for record in records:
         groups[Movement(**{**record["movement"], "method": ""})].append(record)
-    return list(groups.values())
-
-
-def _described(movement: Record) -> str:
-    return (
-        f"{movement['steps']} steps of {movement['batch_size']} images, an update every "
-        f"{movement['delta_t']} until three quarters, alpha {movement['alpha']}, SGD with momentum "
-        f"{movement['momentum']} and a one-cycle schedule up to {movement['lr']}, weight decay "
-        f"{movement['weight_decay']}, seed {movement['seed']}, uniform distribution."
-    )
+    for about, together in groups.items():
+        name = f"movement-{about.data}-{about.workload}-{about.density}"
+        heading = f"{about.workload} on {about.data}, density {about.density}"
+        settings = [f"{key} {value}" for key, value in asdict(about).items() if key in SETTINGS]
+        lines += [f"### Movement: {heading}", "", *paragraph(made_with(together[0]))]
+        lines += paragraph(f"SGD and a one-cycle schedule, uniform; {', '.join(settings)}.")
+        rows = [[record["movement"]["method"], *cells(record)] for record in together]
+        lines += table(["method", *COLUMNS], rows)
+        _draw(together, heading, folder / name)
+        lines += paragraph(f"![channels ever live in each layer, {heading}]({name}.png)")
+    return lines
 
 
 def cells(record: Record) -> list[str]:

@@ -82,7 +82,7 @@ def test_an_update_is_rigl_as_numpy_does_it(name: str) -> None:
     index, layer = 2 * UPDATE_EVERY - 1, "2"
     names = [f"{layer}.weight"]
     weight = contender.weights(names)[0].detach().numpy().copy().ravel()
-    gradient = timer.gradients.of_step(index, [torch.empty(40, 40)])[0].numpy().ravel()
+    gradient = timer.gradients(index, [torch.empty(40, 40)])[0].numpy().ravel()
     mask = contender.masks()[layer].numpy().ravel()
     if name == "sparsimony":
         # It lets the optimizer step before it looks at the weights.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -15,13 +14,6 @@ from torch.optim import Optimizer
 
 from benchmarks.overhead.contenders import DROP_FRACTION
 from benchmarks.overhead.peers.base import Peer
-
-
-@dataclass(frozen=True)
-class PaddedRows:
-    """What finds the live weights, of all layers."""
-
-    arrays: list[Any]
 
 
 class SparseLab(Peer):
@@ -46,9 +38,8 @@ class SparseLab(Peer):
             raise ImportError("knows linear layers only")
         if any(weight.device.type != "cpu" for weight in self.model.parameters()):
             raise ImportError("runs on the CPU only")
-        self._layers = {
-            name: self._replace(name, density) for name, density in densities.items() if density < 1
-        }
+        sparse = {name: density for name, density in densities.items() if density < 1}
+        self._layers = {name: self._replace(name, density) for name, density in sparse.items()}
         self._algorithm = sparselab.RigL(
             sparsity=1 - self.sparsity.density,
             drop_fraction=DROP_FRACTION,
@@ -65,22 +56,14 @@ class SparseLab(Peer):
         assert isinstance(linear, nn.Linear)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            layer = sparselab.SparseLinear(
-                linear.in_features,
-                linear.out_features,
-                bias=linear.bias is not None,
-                sparsity=1 - density,
-            )
+            size, bias = (linear.in_features, linear.out_features), linear.bias is not None
+            layer = sparselab.SparseLinear(*size, bias=bias, sparsity=1 - density)
         self.model.set_submodule(name, layer)
         return layer
 
     def weights(self, names: Sequence[str]) -> list[Tensor]:
-        return [
-            self._layers[layer]._values
-            if (layer := name.removesuffix(".weight")) in self._layers
-            else attrgetter(name)(self.model)
-            for name in names
-        ]
+        sparse = {f"{name}.weight": layer._values for name, layer in self._layers.items()}
+        return [sparse[name] if name in sparse else attrgetter(name)(self.model) for name in names]
 
     def step(self) -> None:
         self.optimizer.step()
@@ -112,7 +95,7 @@ class SparseLab(Peer):
         for _, _, other, permutation in transposed:
             arrays += [np.asarray(getattr(other, name)) for name in ("values", *names)]
             arrays.append(permutation)
-        return (*super().holders(), self._algorithm, PaddedRows(arrays))
+        return (*super().holders(), self._algorithm, arrays)
 
 
 def _mask_of(layer: Any) -> Tensor:
