@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
 
 from benchmarks.overhead.contenders import (
     AGAIN,
-    OURS,
+    OURSELVES,
     PLAIN,
     REFERENCE,
     Contender,
     Sparsity,
     Wrapped,
+    WrappedMasked,
 )
 from benchmarks.overhead.peers import PEERS
 from benchmarks.overhead.workloads import WORKLOADS, Workload
 
-#: Makes a contender of a model, the inner optimizer's name and the sparsity.
-Maker = Callable[[nn.Module, str, Sparsity], Contender]
 #: All that a user can choose from; the plain optimizer, twice, is always there.
-CHOICES: dict[str, Maker] = {
-    **{name: partial(Wrapped, state=state) for name, state in OURS.items()},
+CHOICES: dict[str, type[Contender]] = {
+    OURSELVES: Wrapped,
+    "sparseopt, masked": WrappedMasked,
     **PEERS,
-}
-_ALWAYS: dict[str, Maker] = {
-    PLAIN: Contender,
-    AGAIN: Contender,
-    REFERENCE: lambda model, _, sparsity: Contender(model, REFERENCE, sparsity),
 }
 
 
@@ -74,16 +68,16 @@ class Case:
         """
         # Those of the last case may be in cycles, and are large.
         gc.collect()
-        model, makers = self.build_model(), {**_ALWAYS, **CHOICES}
+        model, sparsity = self.build_model(), Sparsity(self.density, update_every)
         wanted = [PLAIN, AGAIN, *names]
         if self.optimizer != REFERENCE:
             wanted.append(REFERENCE)
         contenders, absent = {}, {}
         for name in wanted:
+            optimizer = REFERENCE if name == REFERENCE else self.optimizer
+            make = CHOICES.get(name, Contender)
             try:
-                contenders[name] = makers[name](
-                    copy.deepcopy(model), self.optimizer, Sparsity(self.density, update_every)
-                )
+                contenders[name] = make(copy.deepcopy(model), optimizer, sparsity)
             except ImportError as error:
                 absent[name] = str(error)
         return contenders, absent

@@ -35,10 +35,8 @@ USUAL = ("sgd-for-loop", "adamw-for-loop", "adamw-foreach", "adamw-fused")
 PLAIN = "plain"
 #: A second copy of the plain optimizer: its ratio to the first is the spread of the measurement.
 AGAIN = "plain, again"
-STATES = ("compact", "masked")
-OURS = {f"sparseopt, {state}": state for state in STATES}
 #: Who short tables are about.
-OURSELVES = next(iter(OURS))
+OURSELVES = "sparseopt, compact"
 
 #: The plain optimizer that mask updates are also compared with, whatever the inner optimizer is.
 REFERENCE = "adamw-for-loop"
@@ -121,9 +119,7 @@ class Contender:
 class Wrapped(Contender):
     """The optimizer wrapped in :class:`SparseOptimizer`, doing RigL."""
 
-    def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity, state: str) -> None:
-        self._state = state
-        super().__init__(model, optimizer, sparsity)
+    state = "compact"
 
     def prepare(self, optimizer: str) -> SparseOptimizer:
         return SparseOptimizer(
@@ -138,7 +134,7 @@ class Wrapped(Contender):
             t_end=2 * NEVER,
             delta_t=self.sparsity.update_every,
             seed=0,
-            state=self._state,
+            state=self.state,
         )
 
     @property
@@ -148,3 +144,9 @@ class Wrapped(Contender):
     def masks(self) -> dict[str, Tensor]:
         masks = self.optimizer.masks
         return {name.removesuffix(".weight"): mask.clone() for name, mask in masks.items()}
+
+
+class WrappedMasked(Wrapped):
+    """The same with state that is as large as a dense optimizer's."""
+
+    state = "masked"

@@ -11,24 +11,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
-import matplotlib
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from benchmarks.cifar.batches import Split, make_splits
 from benchmarks.cifar.config import AugmentationConfig
 from benchmarks.cifar.data import DataError, load_dataset
-from benchmarks.common.figures import legend_beside, save
 from benchmarks.common.tables import paragraph, table
 from benchmarks.speed.models import IMAGE, WORKLOADS
 from benchmarks.speed.records import Record, add_model, made_with
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups
 
-#: The method whose neurons hardly ever go out, so that weights show what moves.
+#: The method whose neurons hardly ever go out, so that weights say what moves.
 NEURONS = "srigl"
 CHANNELS = "rigl-struct"
 METHODS = (CHANNELS, NEURONS)
@@ -169,27 +165,24 @@ def _batches(movement: Movement, images: Split) -> Iterator[tuple[Tensor, Tensor
         yield from images.shuffled(movement.batch_size, generator)
 
 
-def report_lines(records: Sequence[Record], folder: Path) -> list[str]:
-    """A subsection for each data set, network and density; the figures go into ``folder``."""
+def report_lines(records: Sequence[Record], _: Path) -> list[str]:
+    """A subsection for each data set, network and density."""
     lines = ["## Masks that move", ""]
     lines += paragraph(
         "A short training, and after each update the channels of each layer that are live or have "
         "ever been. A channel of `srigl` is a neuron, a filter with live weights; what moves there "
-        "is weights, and so their share is drawn. Updates end after three quarters."
+        "is weights, and layers with more of them count. Updates end after three quarters."
     )
     groups: dict[Movement, list[Record]] = defaultdict(list)
     for record in records:
         groups[Movement(**{**record["movement"], "method": ""})].append(record)
     for about, together in groups.items():
-        name = f"movement-{about.data}-{about.workload}-{about.density}"
         heading = f"{about.workload} on {about.data}, density {about.density}"
         settings = [f"{key} {value}" for key, value in asdict(about).items() if key in SETTINGS]
         lines += [f"### Movement: {heading}", "", *paragraph(made_with(together[0]))]
         lines += paragraph(f"SGD and a one-cycle schedule, uniform; {', '.join(settings)}.")
         rows = [[record["movement"]["method"], *cells(record)] for record in together]
         lines += table(["method", *COLUMNS], rows)
-        _draw(together, heading, folder / name)
-        lines += paragraph(f"![channels ever live in each layer, {heading}]({name}.png)")
     return lines
 
 
@@ -205,32 +198,3 @@ def cells(record: Record) -> list[str]:
         f"{sum(last['live'].values()) / channels:.1%}",
         f"{record['first_loss']:.2f}, {record['last_loss']:.2f}",
     ]
-
-
-def _draw(records: Sequence[Record], heading: str, path: Path) -> None:
-    """Write a panel for each method, with a line for each layer."""
-    figure = Figure(figsize=(3.2 * len(records) + 2.4, 4), layout="constrained")
-    figure.suptitle(f"Channels ever live ({heading})", fontsize=10, fontweight="bold")
-    panels = list(figure.subplots(1, len(records), sharey=True, squeeze=False).flat)
-    for axes, record in zip(panels, records, strict=True):
-        _panel(axes, record)
-    panels[0].set_ylabel("share that was ever live")
-    legend_beside(figure, panels)
-    save(figure, path)
-
-
-def _panel(axes: Axes, record: Record) -> None:
-    weights = record["movement"]["method"] == NEURONS
-    steps = [update["step"] for update in record["updates"]]
-    shades = matplotlib.colormaps["viridis"].resampled(len(record["channels"]))
-    for index, (name, channels) in enumerate(record["channels"].items()):
-        shares = [
-            update["weights"][name] if weights else update["ever"][name] / channels
-            for update in record["updates"]
-        ]
-        label = name.removesuffix(".weight")
-        axes.plot(steps, shares, color=shades(index), linewidth=1.1, label=label)
-    axes.set_title(record["movement"]["method"] + (" (weights)" if weights else ""), fontsize=9)
-    axes.set_xlabel("training step")
-    axes.set_ylim(0, 1.03)
-    axes.grid(alpha=0.3)

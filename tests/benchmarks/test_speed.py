@@ -144,4 +144,3 @@ def test_channels_move_in_every_layer(tiny, digits, tmp_path):
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| rigl-struct | 31." in text
-    assert (tmp_path / "movement-digits-tiny-0.1.png").stat().st_size > 0
