@@ -15,8 +15,8 @@ from benchmarks.overhead.results import Entry, Results
 from benchmarks.overhead.tables import held_in_all, share_of_training
 from benchmarks.overhead.workloads import WORKLOADS
 from benchmarks.speed.linear import fastest_ways
-from benchmarks.speed.movement_report import COLUMNS as MOVEMENT_COLUMNS
-from benchmarks.speed.movement_report import cells
+from benchmarks.speed.movement import COLUMNS as MOVEMENT_COLUMNS
+from benchmarks.speed.movement import cells
 from benchmarks.speed.records import Record, fastest
 from benchmarks.speed.training import MODELS, average_steps
 
@@ -122,7 +122,7 @@ def training_table(records: list[Record]) -> list[str]:
 
 
 def movement_table(records: list[Record]) -> list[str]:
-    """Channels that have ever been live, and dropped ones that growth knows nothing of."""
+    """Channels that are live and that have ever been."""
     rows = []
     for record in records:
         if "movement" in record:

@@ -87,7 +87,7 @@ def speed_text() -> str:
             "\n".join(overview.channel_table(records)),
             "\n".join(overview.training_table(records)),
             overview.SPEED_COLUMNS,
-            f"Layer by layer, and which channels move: [report]({_report(overview.SPEED)}).",
+            f"Sparse linear layers, and which channels move: [report]({_report(overview.SPEED)}).",
         ]
     )
 

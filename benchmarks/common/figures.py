@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ def legend_beside(figure: Figure, panels: Sequence[Axes], title: str | None = No
     )
 
 
-def save(figure: Figure, path: Path) -> None:
+#: Without a salt and with a date, the same results would give another file each time.
+METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
+
+
+def save(figure: Figure, path: Path, formats: Iterable[str] = tuple(METADATA)) -> None:
     """Write ``path.png`` and ``path.svg``; the same figure gives the same bytes."""
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+    for suffix in formats:
         buffer = io.BytesIO()
-        # Without a salt and with a date, the same results would give another file each time.
         with matplotlib.rc_context({"svg.hashsalt": "sparseopt"}):
-            figure.savefig(buffer, format=suffix[1:], dpi=RESOLUTION, metadata=metadata)
-        write_atomic(path.with_name(path.name + suffix), buffer.getvalue())
+            figure.savefig(buffer, format=suffix, dpi=RESOLUTION, metadata=METADATA[suffix])
+        write_atomic(path.with_name(f"{path.name}.{suffix}"), buffer.getvalue())

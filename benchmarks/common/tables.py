@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 MISSING = "-"
 
@@ -13,6 +13,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         return []
     lines = [header, ["---"] * len(header), *rows]
     return [*("| " + " | ".join(line) + " |" for line in lines), ""]
+
+
+def table_of(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    """The same from rows that say which column each cell is in; the first row has them all."""
+    cells = list(rows)
+    return table(list(cells[0]), [list(row.values()) for row in cells]) if cells else []
 
 
 def section(heading: str, *parts: Sequence[str]) -> list[str]:

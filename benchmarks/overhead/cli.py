@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.overhead.building import CHOICES, Case
-from benchmarks.overhead.inner import OPTIMIZERS, USUAL
-from benchmarks.overhead.measure import Config, run
-from benchmarks.overhead.peers.registry import INSTALL, PEERS
+from benchmarks.overhead.case import CHOICES, Case
+from benchmarks.overhead.contenders import OPTIMIZERS, USUAL
+from benchmarks.overhead.measure import run
+from benchmarks.overhead.peers import INSTALL, PEERS
 from benchmarks.overhead.report import write_report
 from benchmarks.overhead.results import FIGURES
 from benchmarks.overhead.workloads import WORKLOADS
@@ -31,6 +31,8 @@ measurement can be made in parts and repeated in parts. The report and the plot 
 alone. To try it: --models mlp.
 """
 RESULTS = "results.json"
+#: Options that are the same in all cases.
+SETTINGS = ("contenders", "rounds", "update_every", "training_rounds")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,30 +42,18 @@ def build_parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_choices(parser)
-    _add_amounts(parser)
-    return parser
-
-
-def _add_choices(parser: argparse.ArgumentParser) -> None:
-    models = f"{', '.join(WORKLOADS)} (default: all)"
-    densities = "shares of live weights, above 0 and below 1 (default: 0.1 0.5)"
-    optimizers = f"{', '.join(OPTIMIZERS)} (default: {' '.join(USUAL)})"
-    contenders = f"who is measured beside plain: {', '.join(map(repr, CHOICES))} (default: all)"
+    contenders = f"who is measured beside plain: {', '.join(map(repr, CHOICES))}"
     figures = (
         "steps: the optimizer alone, and what it holds; training: whole training steps; profile: "
-        "where the time goes (default: all)"
+        "where the time goes"
     )
+    _add_choices(parser, "--models", WORKLOADS, ", ".join(WORKLOADS))
+    _add_choices(parser, "--optimizers", OPTIMIZERS, ", ".join(OPTIMIZERS), default=USUAL)
+    _add_choices(parser, "--contenders", CHOICES, contenders)
+    _add_choices(parser, "--figures", FIGURES, figures)
     add = parser.add_argument
-    add("--models", nargs="+", choices=WORKLOADS, default=[*WORKLOADS], metavar="M", help=models)
+    densities = "shares of live weights, above 0 and below 1 (default: 0.1 0.5)"
     add("--densities", nargs="+", type=_density, default=[0.1, 0.5], metavar="D", help=densities)
-    add("--optimizers", nargs="+", choices=OPTIMIZERS, default=USUAL, metavar="O", help=optimizers)
-    add("--contenders", nargs="+", choices=CHOICES, default=CHOICES, metavar="C", help=contenders)
-    add("--figures", nargs="+", choices=FIGURES, default=FIGURES, metavar="F", help=figures)
-
-
-def _add_amounts(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
     add("--rounds", type=_positive, default=32, metavar="N", help="of steps (default: 32)")
     add("--update-every", type=_positive, default=8, metavar="N", help="steps (default: 8)")
     add("--training-rounds", type=_positive, default=10, metavar="N", help="default: 10")
@@ -71,6 +61,26 @@ def _add_amounts(parser: argparse.ArgumentParser) -> None:
     add("--device", type=_device, help="cpu, cuda:1, ... (default: an accelerator, if any)")
     add("--out", type=Path, default=Path("results/overhead"), metavar="DIR", help="%(default)s")
     add("--report-only", action="store_true", help="make the report from DIR/results.json again")
+    return parser
+
+
+def _add_choices(
+    parser: argparse.ArgumentParser,
+    option: str,
+    choices: Iterable[str],
+    text: str,
+    default: Iterable[str] = (),
+) -> None:
+    """An option that takes several of the choices, all of them unless a default says less."""
+    shown = " ".join(default) or "all"
+    parser.add_argument(
+        option,
+        nargs="+",
+        choices=list(choices),
+        default=list(default or choices),
+        metavar="NAME",
+        help=f"{text} (default: {shown})",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,21 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(options: argparse.Namespace, results: Path) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    for peer in PEERS:
-        if peer.name in options.contenders and peer.version() is None:
-            print(f"{peer.name} is not installed and left out; {INSTALL}", file=sys.stderr)
-    cases = [
-        Case(*one)
-        for one in itertools.product(options.models, options.densities, options.optimizers)
-    ]
-    config = Config(
-        contenders=tuple(options.contenders),
-        rounds=options.rounds,
-        update_every=options.update_every,
-        training_rounds=options.training_rounds,
-        device=options.device or torch.accelerator.current_accelerator(True) or torch.device("cpu"),
+    for name, peer in PEERS.items():
+        if name in options.contenders and peer.version() is None:
+            print(f"{name} is not installed and left out; {INSTALL}", file=sys.stderr)
+    settings = {key: getattr(options, key) for key in SETTINGS}
+    settings["device"] = (
+        options.device or torch.accelerator.current_accelerator(True) or torch.device("cpu")
     )
-    run(list(dict.fromkeys(cases)), options.figures, config, results)
+    cases = itertools.product(options.models, options.densities, options.optimizers)
+    run([Case(*one, **settings) for one in dict.fromkeys(cases)], options.figures, results)
 
 
 def _device(text: str) -> torch.device:

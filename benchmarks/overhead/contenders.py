@@ -4,24 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from benchmarks.overhead.inner import make_inner
 from sparseopt import SparseOptimizer
 from sparseopt.distributions import erk
+
+_FAMILIES = {
+    "sgd": partial(SGD, lr=0.1, momentum=0.9),
+    "adamw": partial(AdamW, lr=1e-3, weight_decay=0.01),
+    "adam": partial(Adam, lr=1e-3),
+}
+# Torch chooses by the device if nothing is said.
+_IMPLEMENTATIONS = {
+    "for-loop": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True, "fused": False},
+    "fused": {"foreach": False, "fused": True},
+}
+#: The inner optimizers, by name.
+OPTIMIZERS = tuple(
+    f"{family}-{implementation}" for family in _FAMILIES for implementation in _IMPLEMENTATIONS
+)
+#: What is measured unless the user says otherwise: one implementation of SGD, all of AdamW.
+USUAL = ("sgd-for-loop", "adamw-for-loop", "adamw-foreach", "adamw-fused")
 
 PLAIN = "plain"
 #: A second copy of the plain optimizer: its ratio to the first is the spread of the measurement.
 AGAIN = "plain, again"
-STATES = ("compact", "masked")
-OURS = {f"sparseopt, {state}": state for state in STATES}
 #: Who short tables are about.
-OURSELVES = next(iter(OURS))
+OURSELVES = "sparseopt, compact"
 
 #: The plain optimizer that mask updates are also compared with, whatever the inner optimizer is.
 REFERENCE = "adamw-for-loop"
@@ -30,6 +45,12 @@ REFERENCE = "adamw-for-loop"
 NEVER = 10**8
 #: The share of live weights that every update moves: what RigL starts with, and here it stays.
 DROP_FRACTION = 0.3
+
+
+def make_inner(name: str, parameters: Sequence[Any]) -> Optimizer:
+    """Make one of :data:`OPTIMIZERS` for parameters or groups of them."""
+    family, _, implementation = name.partition("-")
+    return _FAMILIES[family](parameters, **_IMPLEMENTATIONS[implementation])
 
 
 def sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -60,7 +81,7 @@ class Contender:
     def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity) -> None:
         self.model = model
         self.sparsity = sparsity
-        self.optimizer = self.prepare(optimizer)
+        self.optimizer: Any = self.prepare(optimizer)
 
     def prepare(self, optimizer: str) -> Optimizer:
         """Make the optimizer that steps, and the model sparse."""
@@ -98,13 +119,11 @@ class Contender:
 class Wrapped(Contender):
     """The optimizer wrapped in :class:`SparseOptimizer`, doing RigL."""
 
-    def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity, state: str) -> None:
-        self._state = state
-        super().__init__(model, optimizer, sparsity)
+    state = "compact"
 
     def prepare(self, optimizer: str) -> SparseOptimizer:
         return SparseOptimizer(
-            make_inner(optimizer, list(self.model.parameters())),
+            super().prepare(optimizer),
             self.model,
             method="rigl",
             density=self.sparsity.density,
@@ -115,20 +134,19 @@ class Wrapped(Contender):
             t_end=2 * NEVER,
             delta_t=self.sparsity.update_every,
             seed=0,
-            state=self._state,
+            state=self.state,
         )
-
-    @cached_property
-    def wrapper(self) -> SparseOptimizer:
-        """The optimizer, under its own type."""
-        assert isinstance(self.optimizer, SparseOptimizer)
-        return self.optimizer
 
     @property
     def updates_next(self) -> bool:
-        return self.wrapper.is_update_step
+        return self.optimizer.is_update_step
 
     def masks(self) -> dict[str, Tensor]:
-        return {
-            name.removesuffix(".weight"): mask.clone() for name, mask in self.wrapper.masks.items()
-        }
+        masks = self.optimizer.masks
+        return {name.removesuffix(".weight"): mask.clone() for name, mask in masks.items()}
+
+
+class WrappedMasked(Wrapped):
+    """The same with state that is as large as a dense optimizer's."""
+
+    state = "masked"

@@ -14,9 +14,6 @@ from benchmarks.overhead.contenders import Contender
 
 Array = Tensor | np.ndarray[Any, Any]
 
-#: Through these, everything there is could be reached.
-_NOT_FOLLOWED = (type, ModuleType)
-
 
 def resident_bytes(contender: Contender) -> dict[str, int]:
     """Return the bytes of all tensors and arrays that a contender holds between steps.
@@ -25,25 +22,21 @@ def resident_bytes(contender: Contender) -> dict[str, int]:
 
     Returns:
         ``weights``: parameters and BatchNorm statistics. ``gradients``. ``state``: what is in
-        ``optimizer.state``. ``masks``: tensors of truth values or bytes, and those that are
-        ``masks()`` in any other type. ``index``: tensors of whole numbers. ``other``: the rest.
+        ``optimizer.state``. ``masks``: tensors of truth values or bytes, and those of another type
+        that have zeros and ones alone. ``index``: tensors of whole numbers. ``other``: the rest.
     """
     parameters = list(contender.model.parameters())
     gradients = [weight.grad for weight in parameters if weight.grad is not None]
-    counted: dict[int, int] = {}
+    counted: set[int] = set()
     sizes = {
         "weights": _take([*parameters, *_statistics(contender.model)], counted),
         "gradients": _take(gradients, counted),
-        # Its keys are the parameters, whose hooks lead to everything else.
-        "state": _take(
-            (found for found, _ in _walk(list(contender.optimizer.state.values()))), counted
-        ),
-        "masks": 0,
-        "index": 0,
-        "other": 0,
+        # The keys of the state are the parameters, whose hooks lead to everything else.
+        "state": _take(_walk(list(contender.optimizer.state.values())), counted),
+        **dict.fromkeys(("masks", "index", "other"), 0),
     }
-    for array, label in _walk(contender.holders()):
-        sizes[_kind(array, label)] += _take([array], counted)
+    for array in _walk(contender.holders()):
+        sizes[_kind(array)] += _take([array], counted)
     return sizes
 
 
@@ -53,24 +46,22 @@ def _statistics(model: nn.Module) -> Iterator[Tensor]:
             yield from module.buffers()
 
 
-def _kind(array: Array, label: str) -> str:
-    if label.rpartition(".")[2] == "mask" or label.endswith("_mask"):
-        return "masks"
+def _kind(array: Array) -> str:
     name = str(array.dtype).removeprefix("torch.")
     if name in ("bool", "uint8"):
         return "masks"
-    return "index" if "int" in name else "other"
+    if "int" in name:
+        return "index"
+    ones = array == 1
+    is_mask = array.ndim and ones.any() and (ones | (array == 0)).all()
+    return "masks" if is_mask else "other"
 
 
-def _take(arrays: Iterable[Array], counted: dict[int, int]) -> int:
+def _take(arrays: Iterable[Array], counted: set[int]) -> int:
     """Return the bytes of those storages that are not ``counted`` yet, and count them."""
-    new = 0
-    for array in arrays:
-        pointer, size = _storage(array)
-        if pointer not in counted:
-            counted[pointer] = size
-            new += size
-    return new
+    new = {pointer: size for pointer, size in map(_storage, arrays) if pointer not in counted}
+    counted.update(new)
+    return sum(new.values())
 
 
 def _storage(array: Array) -> tuple[int, int]:
@@ -82,47 +73,22 @@ def _storage(array: Array) -> tuple[int, int]:
     return array.__array_interface__["data"][0], array.nbytes
 
 
-def _walk(root: Any) -> Iterator[tuple[Array, str]]:
-    """Yield every tensor and array that ``root`` refers to, and the attribute that leads there."""
+def _walk(root: Any) -> Iterator[Array]:
+    """Yield every tensor and array that ``root`` refers to."""
     seen: set[int] = set()
-    open_ends = [(root, "")]
+    open_ends = [root]
     while open_ends:
-        item, label = open_ends.pop()
-        if id(item) in seen or isinstance(item, _NOT_FOLLOWED):
+        item = open_ends.pop()
+        # Through classes and modules, everything there is could be reached.
+        if id(item) in seen or isinstance(item, type | ModuleType):
             continue
         seen.add(id(item))
         if isinstance(item, Tensor | np.ndarray):
-            yield item, label
-            open_ends.extend((hooks, label) for hooks in _hooks(item))
+            yield item
+            hooks = ("_backward_hooks", "_post_accumulate_grad_hooks", "__dict__")
+            open_ends.extend(getattr(item, name, None) for name in hooks)
+        elif isinstance(item, FunctionType):
+            # Its globals are a whole module.
+            open_ends.extend((item.__closure__, item.__defaults__))
         else:
-            # Last in, first out: what has a name is met by its name.
-            open_ends.extend((other, label) for other in _referents(item))
-            open_ends.extend(_named(item))
-
-
-def _hooks(array: Array) -> list[Any]:
-    names = ("_backward_hooks", "_post_accumulate_grad_hooks", "__dict__")
-    return [getattr(array, name, None) for name in names]
-
-
-def _referents(item: Any) -> list[Any]:
-    if isinstance(item, FunctionType):
-        # Its globals are a whole module.
-        return [item.__closure__, item.__defaults__]
-    return gc.get_referents(item)
-
-
-def _named(item: Any) -> Iterator[tuple[Any, str]]:
-    owner = type(item).__name__
-    names = [name for cls in type(item).__mro__ for name in _slots(cls)]
-    names += list(getattr(item, "__dict__", {}))
-    for name in names:
-        value = getattr(item, "__dict__", {}).get(name)
-        yield (getattr(item, name, None) if value is None else value), f"{owner}.{name}"
-    if isinstance(item, nn.Module):
-        yield from ((buffer, f"{owner}.{name}") for name, buffer in item._buffers.items())
-
-
-def _slots(cls: type) -> tuple[str, ...]:
-    slots = cls.__dict__.get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+            open_ends.extend(gc.get_referents(item))

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
-
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common.files import write_atomic
 from benchmarks.overhead.contenders import PLAIN, REFERENCE
 from benchmarks.overhead.results import Entry, Results
 from benchmarks.overhead.tables import ordinary_step
@@ -18,20 +13,6 @@ from benchmarks.overhead.workloads import WORKLOADS
 #: What is drawn.
 LARGE, DENSITY = "gpt", 0.1
 COLORS = {"state": "tab:blue", "index": "tab:orange", "masks": "tab:green", "other": "tab:red"}
-UPDATE_COLOR, STEP_COLOR, MASKING_COLOR = "tab:gray", "tab:blue", "tab:cyan"
-
-
-def draw(results: Results, path: Path) -> bool:
-    """Write the figure, an SVG; returns whether there was anything to draw."""
-    figure = cost_figure(results)
-    if figure is None:
-        return False
-    buffer = io.BytesIO()
-    # Without a salt and with a date, the same results would give another file each time.
-    with matplotlib.rc_context({"svg.hashsalt": "sparseopt"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    write_atomic(path, buffer.getvalue())
-    return True
 
 
 def cost_figure(results: Results) -> Figure | None:
@@ -59,10 +40,10 @@ def _times(axes: Axes, entry: Entry, names: list[str]) -> None:
         if ordinary is not None:
             step = times["step"]["ratio"]
             low, high = step["median"] - step["q1"], step["q3"] - step["median"]
-            axes.barh(row, ordinary, color=MASKING_COLOR)
-            axes.barh(row, step["median"], xerr=[[low], [high]], color=STEP_COLOR, capsize=2)
+            axes.barh(row, ordinary, color="tab:cyan")
+            axes.barh(row, step["median"], xerr=[[low], [high]], color="tab:blue", capsize=2)
         if times["update"]["ratio"] is not None:
-            axes.plot(times["update"]["ratio"]["median"], row, "D", color=UPDATE_COLOR)
+            axes.plot(times["update"]["ratio"]["median"], row, "D", color="tab:gray")
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yticks(range(len(names)), names, fontsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import pandas as pd
@@ -11,9 +12,13 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile, record_function
 
-from benchmarks.overhead.contenders import Contender
+from benchmarks.overhead.case import Case
+from benchmarks.overhead.contenders import OURSELVES, PLAIN, Contender
+from benchmarks.overhead.rounds import measure_rounds
 from benchmarks.overhead.steps import StepTimer
 
+#: Cycles of steps, each with one update, that are profiled.
+CYCLES = 3
 #: Operators that are kept of a profile, those that take most.
 ROWS = 12
 #: What calls itself so is one of torch's operators, and all else is not.
@@ -23,22 +28,28 @@ OUTSIDE = "Python, NumPy, waiting"
 Row = dict[str, Any]
 
 
-def measure_profile(
-    contender: Contender, timer: StepTimer, rounds: int, device: torch.device
-) -> dict[str, dict[str, Any]]:
-    """Profile ``rounds`` steps, by phase: ``step`` and ``update``.
+def measure(case: Case) -> dict[str, Any]:
+    """Profile ourselves and the plain optimizer.
 
     Returns:
-        By phase, the averages of one call. ``calls``: how many were profiled. ``operators``: the
-        largest, with calls, milliseconds of their own and share of all time, which is that of all
-        threads on the CPU and that of the kernels on a GPU. ``outside``: Python, NumPy, and waiting
-        for other threads or the device.
+        By contender and phase, ``step`` and ``update``, the averages of one call. ``operators``:
+        the largest, with calls, milliseconds of their own and share of all time, which is that of
+        all threads on the CPU and that of the kernels on a GPU. ``outside``: Python, NumPy, and
+        waiting for other threads or the device.
     """
+    contenders, _ = case.line_up([OURSELVES], case.update_every)
+    timer = StepTimer(dict(case.build_model().named_parameters()), case.device)
+    measure_rounds(contenders, timer, case.update_every)
+    profiles = {name: _profile(contenders[name], timer, case) for name in (PLAIN, OURSELVES)}
+    return {"absent": {}, "operators": profiles}
+
+
+def _profile(contender: Contender, timer: StepTimer, case: Case) -> dict[str, Any]:
     events: dict[str, list[list[Row]]] = defaultdict(list)
-    for _ in range(rounds):
+    for _ in range(CYCLES * case.update_every):
         phase = "update" if contender.updates_next else "step"
         timer.prepare(contender)
-        events[phase].append(_events(contender, device))
+        events[phase].append(_events(contender, case.device))
     return {phase: _summarise(each) for phase, each in events.items()}
 
 
@@ -54,15 +65,15 @@ def _events(contender: Contender, device: torch.device) -> list[Row]:
             contender.step()
         if on_gpu:
             torch.cuda.synchronize(device)
+    microseconds = attrgetter("self_device_time_total" if on_gpu else "self_cpu_time_total")
     return [
         {
             "name": event.key if OPERATOR in event.key else OUTSIDE,
             "calls": event.count,
-            # Kernels have events of their own too, and would be counted twice.
-            "milliseconds": (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-            / 1e3,
+            "milliseconds": microseconds(event) / 1e3,
         }
         for event in profiler.key_averages()
+        # Kernels have events of their own too, and would be counted twice.
         if event.device_type == DeviceType.CPU
     ]
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common.environment import in_words
+from benchmarks.common.figures import save
 from benchmarks.common.files import write_atomic
-from benchmarks.common.tables import MISSING, paragraph, section, table
+from benchmarks.common.tables import MISSING, paragraph, section, table_of
 from benchmarks.overhead.contenders import REFERENCE
-from benchmarks.overhead.peers.registry import INSTALL, NOT_DRIVEN, PEERS
-from benchmarks.overhead.plots import draw
+from benchmarks.overhead.peers import INSTALL, NOT_DRIVEN, PEERS
+from benchmarks.overhead.plots import cost_figure
 from benchmarks.overhead.results import Entry, Results
 from benchmarks.overhead.tables import (
     USUAL_DELTA_T,
@@ -23,7 +24,7 @@ from benchmarks.overhead.tables import (
 from benchmarks.overhead.workloads import WORKLOADS
 
 REPORT = "report.md"
-PLOT = "cost.svg"
+PLOT = "cost"
 EXPLANATIONS = f"""\
 All contenders are stepped in turn in one process, in a new random order each round. A ratio is of \
 two times of the same round; shown are its median and [quartiles]. `plain` is the optimizer alone. \
@@ -54,34 +55,35 @@ operators that take most, without those that they call.
 def write_report(path: Path) -> list[Path]:
     """Write the report and the plot beside the results file ``path``; return what was written."""
     results = Results(path)
-    plot, report = path.with_name(PLOT), path.with_name(REPORT)
-    drawn = draw(results, plot)
-    write_atomic(report, ("\n".join(report_lines(results, drawn)).rstrip() + "\n").encode())
-    return [plot, report] if drawn else [report]
-
-
-def report_lines(results: Results, drawn: bool) -> list[str]:
-    """Everything that was measured, and the plot if one was drawn."""
-    lines = ["# Time and memory: all measurements", ""]
-    lines += [EXPLANATIONS]
-    lines += paragraph(f"![Time of a step and bytes held, by contender]({PLOT})") if drawn else []
+    lines, written = ["# Time and memory: all measurements", "", EXPLANATIONS], []
+    figure = cost_figure(results)
+    if figure is not None:
+        save(figure, path.with_name(PLOT), formats=["svg"])
+        written.append(path.with_name(f"{PLOT}.svg"))
+        lines += paragraph(f"![Time of a step and bytes held, by contender]({PLOT}.svg)")
     lines += ["## Who takes part", "", *_peer_table(results)]
     for workload, density in results.groups():
         lines += _group(results, workload, density)
-    return [*lines, "## Made with", "", *_made_with(results)]
+    lines += ["## Made with", "", *_made_with(results), ""]
+    report = path.with_name(REPORT)
+    write_atomic(report, "\n".join(lines).encode())
+    return [*written, report]
 
 
 def _peer_table(results: Results) -> list[str]:
     rows = []
-    for peer in PEERS:
-        known = results.peers.get(peer.name, {"version": None, "absent": "not asked for"})
-        version, absent = known["version"] or MISSING, known["absent"] or "here"
-        rows.append([peer.name, version, peer.does, peer.cannot, absent])
-    header = ["library", "version", "what it does here", "what it cannot do", "state"]
-    return [
-        *table(header, rows),
-        *paragraph(f"Others are installed with `{INSTALL}`. {NOT_DRIVEN}"),
-    ]
+    for name, peer in PEERS.items():
+        known = results.peers.get(name, {"version": None, "absent": "not asked for"})
+        rows.append(
+            {
+                "library": name,
+                "version": known["version"] or MISSING,
+                "what it does here": peer.does,
+                "what it cannot do": peer.cannot,
+                "state": known["absent"] or "here",
+            }
+        )
+    return [*table_of(rows), *paragraph(f"Others are installed with `{INSTALL}`. {NOT_DRIVEN}")]
 
 
 def _group(results: Results, workload: str, density: float) -> list[str]:
@@ -112,20 +114,13 @@ def _measured_on(entries: Sequence[Entry]) -> list[str]:
         names.setdefault(processor(entry), []).append(entry["optimizer"])
     if len(names) < 2:
         return [line for name in names for line in paragraph(f"On {name}.")]
-    each = (f"{', '.join(dict.fromkeys(those))} on {name}" for name, those in names.items())
+    each = (f"{', '.join(those)} on {name}" for name, those in names.items())
     return paragraph(f"Measured with {'; '.join(each)}.")
 
 
 def _absent(entries: Sequence[Entry]) -> list[str]:
-    known = {peer.name for peer in PEERS}
-    reasons = {
-        name: reason
-        for entry in entries
-        for name, reason in entry["absent"].items()
-        if name in known
-    }
-    lines = [f"- {name}: {reason}" for name, reason in reasons.items()]
-    return ["Not in these tables:", "", *lines, ""] if lines else []
+    reasons = [f"- {name}: {why}" for entry in entries for name, why in entry["absent"].items()]
+    return ["Not in these tables:", "", *dict.fromkeys(reasons), ""] if reasons else []
 
 
 def _made_with(results: Results) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.files import write_atomic
-from benchmarks.overhead.inner import OPTIMIZERS
+from benchmarks.overhead.contenders import OPTIMIZERS
 from benchmarks.overhead.workloads import WORKLOADS
 
 Entry = dict[str, Any]
@@ -17,11 +17,7 @@ FIGURES = ("steps", "training", "profile")
 
 
 class Results:
-    """All entries measured so far.
-
-    Args:
-        path: The JSON file; it need not exist.
-    """
+    """All entries measured so far, in the JSON file ``path``, which need not exist."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -45,11 +41,8 @@ class Results:
     def of(self, figures: str, workload: str, density: float) -> list[Entry]:
         """Return the entries of one table, in the order of the optimizers."""
         wanted = (figures, workload, density)
-        return [
-            entry
-            for entry in self.entries
-            if (entry["figures"], entry["workload"], entry["density"]) == wanted
-        ]
+        keys = ("figures", "workload", "density")
+        return [one for one in self.entries if tuple(one[key] for key in keys) == wanted]
 
     def find(self, figures: str, workload: str, density: float, optimizer: str) -> Entry | None:
         """Return one entry, or None if it was not measured."""

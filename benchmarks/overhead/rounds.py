@@ -12,8 +12,8 @@ from sparseopt.speedup.timing import in_turn
 
 #: Seconds by phase, of one contender in one round.
 Sample = dict[str, float]
-#: Count, median and quartiles.
-Quartiles = dict[str, float]
+#: Count, median and quartiles; None where nothing was measured.
+Quartiles = dict[str, float] | None
 
 Item = TypeVar("Item")
 
@@ -24,16 +24,11 @@ class Rounds:
     """Seconds in a table: a row for each round, a column for each phase of each contender."""
 
     def __init__(self, samples: list[dict[str, Sample]]) -> None:
-        flat = [
+        self.names = set(samples[0])
+        self._table = pd.DataFrame(
             {(name, phase): time for name, one in each.items() for phase, time in one.items()}
             for each in samples
-        ]
-        self._names = set(samples[0])
-        self._table = pd.DataFrame(flat)
-
-    def has(self, name: str) -> bool:
-        """Whether a contender takes part."""
-        return name in self._names
+        )
 
     def of(self, name: str, phase: str) -> pd.Series[float]:
         """Return the seconds of a phase by round; NaN in rounds without it."""
@@ -41,13 +36,13 @@ class Rounds:
             return self._table[(name, phase)]
         return pd.Series(float("nan"), index=self._table.index)
 
-    def milliseconds(self, times: pd.Series[float]) -> Quartiles | None:
-        """Summarise seconds, in milliseconds."""
-        return quartiles(MILLI * times)
-
-    def ratio(self, times: pd.Series[float], to: tuple[str, str]) -> Quartiles | None:
+    def ratio(self, times: pd.Series[float], to: tuple[str, str]) -> Quartiles:
         """Summarise times as multiples of another contender's phase in the same round."""
         return quartiles(times / self.of(*to))
+
+    def summary(self, times: pd.Series[float], to: tuple[str, str]) -> dict[str, Quartiles]:
+        """Summarise times, in milliseconds and as multiples of another's phase."""
+        return {"milliseconds": quartiles(MILLI * times), "ratio": self.ratio(times, to)}
 
 
 def measure_rounds(
@@ -58,8 +53,8 @@ def measure_rounds(
     return Rounds(in_turn(measures, rounds=rounds))
 
 
-def quartiles(values: pd.Series[float]) -> Quartiles | None:
-    """Return count, median and quartiles of the values there are; None if there are none.
+def quartiles(values: pd.Series[float]) -> Quartiles:
+    """Return count, median and quartiles of the values there are.
 
     Example:
         >>> quartiles(pd.Series([1.0, 2.0, None, 3.0, 4.0, 5.0]))

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.overhead.contenders import PLAIN, REFERENCE, Contender
+from benchmarks.overhead.case import Case
+from benchmarks.overhead.contenders import PLAIN, REFERENCE, Contender, sparse_layers
+from benchmarks.overhead.memory import resident_bytes
 from benchmarks.overhead.rounds import Rounds, Sample, measure_rounds
 from sparseopt.speedup.timing import seconds
 
@@ -22,100 +24,117 @@ SHIFT = 64
 UPDATE_SAMPLES = 128
 
 
-class Gradients:
-    """Fixed random gradients, other ones each step, so that masks keep moving.
-
-    They are windows into one tensor of random numbers, so a thousand sets take hardly more memory
-    than the largest gradient, of ``largest`` numbers.
-    """
-
-    def __init__(self, largest: int, device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(0)
-        numbers = torch.randn(largest + GRADIENT_SETS * SHIFT, generator=generator)
-        self._numbers = (GRADIENT_SCALE * numbers).to(device)
-
-    def of_step(self, index: int, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return one gradient for each of ``weights``."""
-        numbers = self._numbers[index % GRADIENT_SETS * SHIFT :]
-        return [numbers[: weight.numel()].view(weight.shape) for weight in weights]
-
-
 class StepTimer:
     """Steps contenders with made-up gradients and times it.
 
     The phases of a sample are ``masking``, everything between the parameters and their gradients:
     weights as a forward pass sees them, the accumulation of gradients and its hooks; and then
     either ``step`` or, where masks moved, ``update``. Parameters are those of the plain model.
+
+    Gradients are fixed random numbers, other ones each step, so that masks keep moving. They are
+    windows into one tensor, so a thousand sets take hardly more memory than the largest gradient.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], device: torch.device) -> None:
         self._names = list(parameters)
-        self.gradients = Gradients(max(map(Tensor.numel, parameters.values())), device)
         self._device = device
         #: How many steps each contender has made.
         self.steps: Counter[Contender] = Counter()
+        largest = max(map(Tensor.numel, parameters.values()))
+        generator = torch.Generator().manual_seed(0)
+        numbers = torch.randn(largest + GRADIENT_SETS * SHIFT, generator=generator)
+        self._numbers = (GRADIENT_SCALE * numbers).to(device)
+
+    def gradients(self, step: int, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return one gradient for each of ``weights``."""
+        numbers = self._numbers[step % GRADIENT_SETS * SHIFT :]
+        return [numbers[: weight.numel()].view(weight.shape) for weight in weights]
 
     def __call__(self, contender: Contender) -> Sample:
         """Step ``contender`` once."""
         phase = "update" if contender.updates_next else "step"
         if phase == "update":
             contender.before_update(UPDATE_SAMPLES)
-        _clear_gradients(contender)
+        self._clear_gradients(contender)
         masking = seconds(lambda: self._accumulate(contender), device=self._device)
         return {"masking": masking, phase: seconds(contender.step, device=self._device)}
 
     def prepare(self, contender: Contender) -> None:
         """Do all that comes before a step, untimed."""
-        _clear_gradients(contender)
+        self._clear_gradients(contender)
         self._accumulate(contender)
+
+    @staticmethod
+    def _clear_gradients(contender: Contender) -> None:
+        # Gradients are accumulated into zeros, so that no allocation is timed.
+        for parameter in contender.model.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.zero_()
 
     def _accumulate(self, contender: Contender) -> None:
         """Do what a forward and a backward pass do to parameters, and nothing else of them."""
         weights = contender.weights(self._names)
-        gradients = self.gradients.of_step(self.steps[contender], weights)
+        gradients = self.gradients(self.steps[contender], weights)
         self.steps[contender] += 1
         torch.autograd.backward(weights, gradients)
 
 
-def measure_steps(
-    contenders: Mapping[str, Contender], timer: StepTimer, rounds: int
-) -> dict[str, dict[str, Any]]:
-    """Step every contender once a round; return medians and quartiles by contender.
+def measure(case: Case) -> dict[str, Any]:
+    """Step every contender once a round; return medians and quartiles, density and bytes of each.
 
     ``step`` and ``update``: milliseconds, and ratio to the plain optimizer's step of the same
     round; ``update`` also as a ratio to the reference optimizer's step. ``masking``: what it takes
     beyond the plain optimizer's accumulation of gradients, in milliseconds and relative to the
     plain optimizer's step. None where a contender has no such phase.
     """
-    measured = measure_rounds(contenders, timer, rounds)
-    return {name: _summarise(measured, name) for name in contenders}
-
-
-def _summarise(rounds: Rounds, name: str) -> dict[str, Any]:
-    step, update, plain = rounds.of(name, "step"), rounds.of(name, "update"), (PLAIN, "step")
-    reference = REFERENCE if rounds.has(REFERENCE) else PLAIN
-    # Around ordinary steps alone: an update has its own.
-    masking = (rounds.of(name, "masking") - rounds.of(PLAIN, "masking"))[step.notna()]
+    contenders, absent = case.line_up(case.contenders, case.update_every)
+    model = case.build_model()
+    parameters = dict(model.named_parameters())
+    sizes = {name: layer.weight.numel() for name, layer in sparse_layers(model).items()}
+    timer = StepTimer(parameters, case.device)
+    # A whole cycle, so that the first update is warm too.
+    measure_rounds(contenders, timer, case.update_every)
+    masks = {name: contender.masks() for name, contender in contenders.items()}
+    rounds = measure_rounds(contenders, timer, case.repeated(case.rounds))
     return {
-        "step": {
-            "milliseconds": rounds.milliseconds(step),
-            "ratio": rounds.ratio(step, to=plain),
-        },
-        "update": {
-            "milliseconds": rounds.milliseconds(update),
-            "ratio": rounds.ratio(update, to=plain),
-            "ratio_to_reference": rounds.ratio(update, to=(reference, "step")),
-        },
-        "masking": {
-            "milliseconds": rounds.milliseconds(masking),
-            "ratio": rounds.ratio(masking, to=plain),
+        "parameters": sum(weight.numel() for weight in parameters.values()),
+        "tensors": len(parameters),
+        "sparse_weights": sum(sizes.values()),
+        "absent": absent,
+        "contenders": {
+            name: {
+                **_times(rounds, name),
+                **_what_masks_did(masks[name], contender.masks(), sizes),
+                "bytes": resident_bytes(contender),
+            }
+            for name, contender in contenders.items()
         },
     }
 
 
-def _clear_gradients(contender: Contender) -> None:
-    # Gradients are accumulated into zeros, so that no allocation is timed.
-    for parameter in contender.model.parameters():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad.zero_()
+def _times(rounds: Rounds, name: str) -> dict[str, Any]:
+    step, update, plain = rounds.of(name, "step"), rounds.of(name, "update"), (PLAIN, "step")
+    reference = REFERENCE if REFERENCE in rounds.names else PLAIN
+    # Around ordinary steps alone: an update has its own.
+    masking = (rounds.of(name, "masking") - rounds.of(PLAIN, "masking"))[step.notna()]
+    to_reference = rounds.ratio(update, to=(reference, "step"))
+    return {
+        "step": rounds.summary(step, to=plain),
+        "update": {**rounds.summary(update, to=plain), "ratio_to_reference": to_reference},
+        "masking": rounds.summary(masking, to=plain),
+    }
+
+
+def _what_masks_did(
+    before: dict[str, Tensor], masks: dict[str, Tensor], sizes: dict[str, int]
+) -> dict[str, Any]:
+    """Say which share of the weights of ``sizes`` is live, and which part of those was not.
+
+    A layer without a mask is live as a whole.
+    """
+    if not masks:
+        return {"density": None, "moved": None}
+    live = sum(int(masks[name].sum()) if name in masks else sizes[name] for name in sizes)
+    moved = sum(int((masks[name] & ~before[name]).sum()) for name in sizes if name in masks)
+    return {"density": live / sum(sizes.values()), "moved": moved / live}

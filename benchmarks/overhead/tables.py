@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.common.tables import MISSING, table
+from benchmarks.common.tables import MISSING, table_of
 from benchmarks.overhead.contenders import AGAIN, OURSELVES, PLAIN, REFERENCE
 from benchmarks.overhead.results import Entry
 
 #: The cadence for which the mean over ordinary and update steps is shown: the wrapper's default.
 USUAL_DELTA_T = 100
 KINDS = ("state", "index", "masks", "other")
+PHASES = {"whole": "whole", "passes": "forward and backward", "step": "step"}
 MEGA = 1e6
 #: Operators that are named in a profile.
 FEW = 6
@@ -19,73 +20,58 @@ FEW = 6
 
 def time_table(entries: Sequence[Entry]) -> list[str]:
     """Ordinary steps and updates of the optimizer alone."""
-    header = ["optimizer", "contender", "step, ms", "x plain", "masking, x plain"]
-    header += ["update, ms", "x plain", f"x plain {REFERENCE}", "mean, x plain"]
-    header += ["density", "moved"]
-    rows = [
-        [
-            optimizer,
-            name,
-            median(times["step"]["milliseconds"]),
-            with_quartiles(times["step"]["ratio"]),
-            MISSING if name == PLAIN else with_quartiles(times["masking"]["ratio"]),
-            _with_count(times["update"]["milliseconds"]),
-            with_quartiles(times["update"]["ratio"]),
-            with_quartiles(times["update"]["ratio_to_reference"]),
-            _mean_ratio(times),
-            MISSING if times["density"] is None else f"{times['density']:.4f}",
-            MISSING if times["moved"] is None else f"{times['moved']:.2f}",
-        ]
+    return table_of(
+        {
+            "optimizer": optimizer,
+            "contender": name,
+            **_both("step", times["step"]),
+            "masking, x plain": MISSING if name == PLAIN else _ratio(times["masking"]["ratio"]),
+            "update, ms": _with_count(times["update"]["milliseconds"]),
+            "update, x plain": _ratio(times["update"]["ratio"]),
+            f"update, x plain {REFERENCE}": _ratio(times["update"]["ratio_to_reference"]),
+            "mean, x plain": _mean_ratio(times),
+            "density": MISSING if times["density"] is None else f"{times['density']:.4f}",
+            "moved": MISSING if times["moved"] is None else f"{times['moved']:.2f}",
+        }
         for optimizer, name, times in _rows(entries)
-    ]
-    return table(header, rows)
+    )
 
 
 def byte_table(entries: Sequence[Entry]) -> list[str]:
-    """What is held between steps."""
-    header = ["optimizer", "contender", *(f"{kind}, MB" for kind in KINDS)]
-    header += ["state + index, x plain", "all four, x plain", "masks, bytes a weight"]
-    header += ["weights, MB"]
-    # Implementations of one optimizer mostly hold the same, and then share a row.
-    rows: dict[tuple[str, ...], list[str]] = {}
+    """What is held between steps; implementations that hold the same share a row."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
     for entry in entries:
-        plain = entry["contenders"][PLAIN]
+        state = entry["contenders"][PLAIN]["bytes"]["state"]
         for optimizer, name, figures in _rows([entry]):
-            held, state = figures["bytes"], plain["bytes"]["state"]
-            row = (
-                name,
-                *(f"{held[kind] / MEGA:.2f}" for kind in KINDS),
-                f"{(held['state'] + held['index']) / state:.3f}",
-                f"{held_in_all(figures) / state:.3f}",
-                f"{held['masks'] / entry['sparse_weights']:.3f}",
-                f"{held['weights'] / MEGA:.2f}",
-            )
+            held = figures["bytes"]
+            row = {
+                "contender": name,
+                **{f"{kind}, MB": f"{held[kind] / MEGA:.2f}" for kind in KINDS},
+                "state + index, x plain": f"{(held['state'] + held['index']) / state:.3f}",
+                "all four, x plain": f"{held_in_all(figures) / state:.3f}",
+                "masks, bytes a weight": f"{held['masks'] / entry['sparse_weights']:.3f}",
+                "weights, MB": f"{held['weights'] / MEGA:.2f}",
+            }
             if name != AGAIN:
-                rows.setdefault(row, []).append(optimizer)
-    return table(header, [[", ".join(names), *row] for row, names in rows.items()])
+                known = rows.setdefault(tuple(row.values()), {"optimizer": "", **row})
+                known["optimizer"] += f"{', ' * bool(known['optimizer'])}{optimizer}"
+    return table_of(rows.values())
 
 
 def training_table(entries: Sequence[Entry], steps: Mapping[str, Entry]) -> list[str]:
     """Whole training steps; the time of masking is from the figures of the optimizer alone."""
-    header = ["optimizer", "contender", "whole, ms", "x plain", "forward and backward, ms"]
-    header += ["x plain", "step, ms", "x plain", "`step()` beyond plain's, share of whole"]
-    header += ["with masking"]
     rows = []
     for entry in entries:
         for optimizer, name, times in _rows([entry]):
+            row = {"optimizer": optimizer, "contender": name}
+            for phase, title in PHASES.items():
+                row |= _both(title, times[phase])
+            beyond = MISSING if name == PLAIN else _ratio(times["beyond"], digits=4)
             share = share_of_training(entry, steps.get(optimizer), name)
-            measured = [
-                text
-                for phase in ("whole", "passes", "step")
-                for text in (
-                    median(times[phase]["milliseconds"]),
-                    with_quartiles(times[phase]["ratio"]),
-                )
-            ]
-            beyond = MISSING if name == PLAIN else with_quartiles(times["beyond"], digits=4)
-            with_masking = MISSING if share is None else f"{share:+.4f}"
-            rows.append([optimizer, name, *measured, beyond, with_masking])
-    return table(header, rows)
+            row["`step()` beyond plain's, share of whole"] = beyond
+            row["with masking"] = MISSING if share is None else f"{share:+.4f}"
+            rows.append(row)
+    return table_of(rows)
 
 
 def share_of_training(training: Entry, steps: Entry | None, name: str) -> float | None:
@@ -105,34 +91,24 @@ def share_of_training(training: Entry, steps: Entry | None, name: str) -> float 
 
 def profile_table(entries: Sequence[Entry]) -> list[str]:
     """Where the time of a step goes: the operators that take most of it themselves."""
-    header = ["optimizer", "contender", "phase", "share of the time"]
-    rows = [
-        [entry["optimizer"], name, phase, _largest(found)]
+    return table_of(
+        {
+            "optimizer": entry["optimizer"],
+            "contender": name,
+            "phase": phase,
+            "share of the time": _largest(found),
+        }
         for entry in entries
         for name, phases in entry["operators"].items()
         for phase, found in phases.items()
         if name == OURSELVES or phase == "step"
-    ]
-    return table(header, rows)
+    )
 
 
 def _largest(found: Mapping[str, Any]) -> str:
     rows = [*found["operators"], {**found["outside"], "name": "Python, NumPy, waiting"}]
     largest = sorted(rows, key=lambda row: -row["share"])[:FEW]
     return "; ".join(f"`{row['name']}` {row['share']:.2f}" for row in largest)
-
-
-def median(summary: Mapping[str, float] | None) -> str:
-    """The median, in three digits."""
-    return MISSING if summary is None else f"{summary['median']:.3g}"
-
-
-def with_quartiles(summary: Mapping[str, float] | None, digits: int = 3) -> str:
-    """The median and [the quartiles]."""
-    if summary is None:
-        return MISSING
-    middle, q1, q3 = (f"{summary[key]:.{digits}f}" for key in ("median", "q1", "q3"))
-    return f"{middle} [{q1}, {q3}]"
 
 
 def processor(entry: Entry) -> str:
@@ -159,8 +135,25 @@ def _rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, Any]]:
                 yield entry["optimizer"], name, figures
 
 
+def _both(title: str, times: Mapping[str, Any]) -> dict[str, str]:
+    milliseconds, ratio = _median(times["milliseconds"]), _ratio(times["ratio"])
+    return {f"{title}, ms": milliseconds, f"{title}, x plain": ratio}
+
+
+def _median(summary: Mapping[str, float] | None) -> str:
+    return MISSING if summary is None else f"{summary['median']:.3g}"
+
+
 def _with_count(summary: Mapping[str, float] | None) -> str:
-    return MISSING if summary is None else f"{median(summary)} (of {summary['count']})"
+    return MISSING if summary is None else f"{_median(summary)} (of {summary['count']})"
+
+
+def _ratio(summary: Mapping[str, float] | None, digits: int = 3) -> str:
+    """The median and [the quartiles]."""
+    if summary is None:
+        return MISSING
+    middle, q1, q3 = (f"{summary[key]:.{digits}f}" for key in ("median", "q1", "q3"))
+    return f"{middle} [{q1}, {q3}]"
 
 
 def _mean_ratio(times: Mapping[str, Any]) -> str:

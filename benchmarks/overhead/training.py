@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.overhead.contenders import PLAIN, Contender
+from benchmarks.overhead.case import Case
+from benchmarks.overhead.contenders import NEVER, PLAIN, REFERENCE, Contender
 from benchmarks.overhead.rounds import Rounds, Sample, measure_rounds
 from benchmarks.overhead.workloads import Batch, loss_of
 from sparseopt.speedup.timing import seconds
@@ -16,19 +16,19 @@ from sparseopt.speedup.timing import seconds
 PHASES = ("passes", "step", "whole")
 
 
-def measure_training(
-    contenders: Mapping[str, Contender], batch: Batch, rounds: int, device: torch.device
-) -> dict[str, dict[str, Any]]:
+def measure(case: Case) -> dict[str, Any]:
     """Train every contender for one step a round, on the same batch; return medians and quartiles.
 
     By contender and phase: milliseconds, and ratio to the plain optimizer. The phases are
     ``passes`` (forward and backward), ``step`` and ``whole``. ``beyond``: how much longer ``step``
     is than the plain optimizer's, as a share of the plain whole.
     """
-    train = partial(_train, batch=batch, device=device)
+    contenders, absent = case.line_up(case.contenders, NEVER)
+    contenders.pop(REFERENCE, None)
+    train = partial(_train, batch=case.about.batch(case.device), device=case.device)
     measure_rounds(contenders, train, rounds=1)
-    measured = measure_rounds(contenders, train, rounds)
-    return {name: _summarise(measured, name) for name in contenders}
+    rounds = measure_rounds(contenders, train, case.repeated(case.training_rounds))
+    return {"absent": absent, "contenders": {name: _times(rounds, name) for name in contenders}}
 
 
 def _train(contender: Contender, batch: Batch, device: torch.device) -> Sample:
@@ -41,16 +41,7 @@ def _train(contender: Contender, batch: Batch, device: torch.device) -> Sample:
     return {"passes": both, "step": step, "whole": both + step}
 
 
-def _summarise(rounds: Rounds, name: str) -> dict[str, Any]:
-    times = {phase: rounds.of(name, phase) for phase in PHASES}
-    beyond = times["step"] - rounds.of(PLAIN, "step")
-    return {
-        **{
-            phase: {
-                "milliseconds": rounds.milliseconds(time),
-                "ratio": rounds.ratio(time, to=(PLAIN, phase)),
-            }
-            for phase, time in times.items()
-        },
-        "beyond": rounds.ratio(beyond, to=(PLAIN, "whole")),
-    }
+def _times(rounds: Rounds, name: str) -> dict[str, Any]:
+    beyond = rounds.of(name, "step") - rounds.of(PLAIN, "step")
+    phases = {phase: rounds.summary(rounds.of(name, phase), to=(PLAIN, phase)) for phase in PHASES}
+    return {**phases, "beyond": rounds.ratio(beyond, to=(PLAIN, "whole"))}

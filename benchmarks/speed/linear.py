@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.common.tables import paragraph, table
+from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.records import Record, add_amounts, made_with
 from sparseopt import Condensation, SparseOptimizer
 
@@ -64,20 +64,24 @@ def fastest_ways(one: Record) -> list[tuple[float, str]]:
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     """A table of every layer at every density."""
     lines = ["## Linear layers of constant fan-in", ""]
-    header = ["in x out", "density", "rows", "fastest dense", "fastest sparse"]
     for record in records:
         lines += paragraph(made_with(record))
         lines += paragraph(
             "Microseconds of the fastest dense and of the fastest sparse way, and what `condense` "
             "makes of the layer."
         )
-        lines += table([*header, "speed-up", "chosen"], [_row(one) for one in record["linear"]])
+        lines += table_of(map(_row, record["linear"]))
     return lines
 
 
-def _row(one: Record) -> list[str]:
-    found = fastest_ways(one)
-    (dense, _), (sparse, _) = found
-    about = ["x".join(map(str, one["shape"])), str(one["density"]), str(one["rows"])]
-    times = [f"{1e6 * seconds:.0f}, {way}" for seconds, way in found]
-    return [*about, *times, f"{dense / sparse:.2f}", one["chosen"]]
+def _row(one: Record) -> dict[str, str]:
+    (dense, dense_way), (sparse, sparse_way) = fastest_ways(one)
+    return {
+        "in x out": "x".join(map(str, one["shape"])),
+        "density": str(one["density"]),
+        "rows": str(one["rows"]),
+        "fastest dense": f"{1e6 * dense:.0f}, {dense_way}",
+        "fastest sparse": f"{1e6 * sparse:.0f}, {sparse_way}",
+        "speed-up": f"{dense / sparse:.2f}",
+        "chosen": one["chosen"],
+    }

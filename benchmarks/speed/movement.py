@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,30 +19,32 @@ from torch.optim.lr_scheduler import OneCycleLR
 from benchmarks.cifar.batches import Split, make_splits
 from benchmarks.cifar.config import AugmentationConfig
 from benchmarks.cifar.data import DataError, load_dataset
+from benchmarks.common.tables import paragraph, table
 from benchmarks.speed.models import IMAGE, WORKLOADS
-from benchmarks.speed.movement_report import report_lines
-from benchmarks.speed.naive_channels import NaiveChannels
-from benchmarks.speed.records import Record, add_model
-from sparseopt import (
-    ChannelGroup,
-    CompactedTraining,
-    Method,
-    RigLStruct,
-    SparseLayer,
-    SparseOptimizer,
-    find_channel_groups,
-)
+from benchmarks.speed.records import Record, add_model, made_with
+from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups
 
-__all__ = ["add_options", "measure", "report_lines"]
-
-METHODS = ("rigl-struct", "srigl", "naive")
+#: The method whose neurons hardly ever go out, so that weights say what moves.
+NEURONS = "srigl"
+CHANNELS = "rigl-struct"
+METHODS = (CHANNELS, NEURONS)
 AUGMENTATIONS = {
     "cifar10": AugmentationConfig(crop_padding=4, flip=True),
     "digits": AugmentationConfig(crop_padding=0, flip=False),
 }
-VALIDATION_FRACTION = 0.1
+#: The share of the images that is left out of training.
+VALIDATION = 0.1
 #: Steps at the end whose mean loss is recorded, to show that something was learned.
 LAST = 20
+#: How it was trained, for the report.
+SETTINGS = ("steps", "delta_t", "alpha", "batch_size", "lr", "momentum", "weight_decay", "seed")
+#: What the report says of each run, beside what was trained.
+COLUMNS = (
+    "channels ever live",
+    "layers in which more became live",
+    "live in the end",
+    "loss, first and last",
+)
 
 
 @dataclass(frozen=True)
@@ -86,26 +89,20 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
 
 def training_images(data: str, data_dir: Path | None, cache: Path) -> Split:
     """Return the training images of a data set, in augmented batches."""
-    dataset = load_dataset(data, data_dir, cache)
-    train, _, _ = make_splits(
-        dataset,
-        VALIDATION_FRACTION,
-        AUGMENTATIONS[data],
-        torch.device("cpu"),
-        channels_last=False,
-    )
-    return train
+    dataset, cpu = load_dataset(data, data_dir, cache), torch.device("cpu")
+    splits = make_splits(dataset, VALIDATION, AUGMENTATIONS[data], cpu, channels_last=False)
+    return splits[0]
 
 
 def watch(movement: Movement, images: Split) -> Record:
     """Train, and note after each update which channels have been live."""
     torch.manual_seed(movement.seed)
     model = WORKLOADS[movement.workload]()
-    groups = find_channel_groups(model, torch.randn(2, *IMAGE))
-    optimizer = _optimizer(movement, model, groups)
+    optimizer = _optimizer(movement, model)
     scheduler = OneCycleLR(optimizer, movement.lr, total_steps=movement.steps)
-    watcher = _Watcher(optimizer, groups, movement.method)
-    compacted = movement.method == "rigl-struct"
+    ever: dict[str, Tensor] = {}
+    updates = [_note(optimizer, ever)]
+    compacted = movement.method == CHANNELS
     losses = []
     with CompactedTraining(model, optimizer) if compacted else contextlib.nullcontext():
         for inputs, labels in itertools.islice(_batches(movement, images), movement.steps):
@@ -113,105 +110,36 @@ def watch(movement: Movement, images: Split) -> Record:
             loss = F.cross_entropy(model(inputs), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
-            silent = watcher.silent() if optimizer.is_update_step else None
+            is_update = optimizer.is_update_step
             optimizer.step()
             scheduler.step()
-            if silent is not None:
-                watcher.note(silent)
+            if is_update:
+                updates.append(_note(optimizer, ever))
     return {
         "movement": asdict(movement),
-        "channels": watcher.channels,
-        "inner": sorted(watcher.inner),
-        "updates": watcher.noted,
+        "channels": {name: len(flags) for name, flags in ever.items()},
+        "updates": updates,
         "first_loss": losses[0],
         "last_loss": fmean(losses[-LAST:]),
     }
 
 
-class _Watcher:
-    """Which channels each weight makes, has made, and could not learn anything about.
-
-    A layer is *inner* if nothing is added to what it makes.
-    """
-
-    def __init__(
-        self, optimizer: SparseOptimizer, groups: Sequence[ChannelGroup], method: str
-    ) -> None:
-        self._optimizer = optimizer
-        self._method = method
-        self._groups = {group.name: group for group in groups if group.blocked is None}
-        self.inner = {
-            name for name, group in self._groups.items() if len(group.slices_of("producer")) == 1
-        }
-        # The outputs of the model are none of its channels.
-        self._layers = {
-            layer.name: layer
-            for layer in optimizer.layers
-            if layer.weight.dim() > 2 and not layer.is_dense
-        }
-        self._ever = self._live()
-        self.channels = {name: len(channels) for name, channels in self._ever.items()}
-        self.noted: list[Record] = []
-        self.note({})
-
-    def note(self, silent: dict[str, tuple[int, int]]) -> None:
-        """Note what is live now."""
-        live = self._live()
-        self._ever = {name: ever | live[name] for name, ever in self._ever.items()}
-        weights = {name: layer.ever_live / layer.numel for name, layer in self._layers.items()}
-        self.noted.append(
-            {
-                "step": self._optimizer.steps,
-                "live": {name: int(flags.sum()) for name, flags in live.items()},
-                "ever": {name: int(flags.sum()) for name, flags in self._ever.items()},
-                "weights": weights,
-                "silent": silent,
-            }
-        )
-
-    def silent(self) -> dict[str, tuple[int, int]]:
-        """Return how many dropped channels have no gradient at all, of how many that are dropped.
-
-        What growth goes by is meant: for the naive form the gradient of filters, for
-        ``rigl-struct`` that of the columns that read the channel.
-        """
-        dropped = {name: ~live for name, live in self._live().items()}
-        signals = {"naive": self._of_filters, "rigl-struct": self._of_readers}
-        found = signals[self._method]() if self._method in signals else {}
-        return {
-            name: (int((dropped[name] & ~signal).sum()), int(dropped[name].sum()))
-            for name, signal in sorted(found.items())
-        }
-
-    def _of_filters(self) -> dict[str, Tensor]:
-        return {name: _by_channel(_gradient(layer)) for name, layer in self._layers.items()}
-
-    def _of_readers(self) -> dict[str, Tensor]:
-        gradients = {layer.name: _gradient(layer) for layer in self._optimizer.layers}
-        return {
-            name: torch.stack(
-                [
-                    _by_channel(gradients[part.name], part.dim)[part.index].any(1)
-                    for part in group.slices_of("consumer")
-                ]
-            ).any(0)
-            for name, group in self._groups.items()
-            if name in self._layers
-        }
-
-    def _live(self) -> dict[str, Tensor]:
-        masks = self._optimizer.masks
-        return {name: _by_channel(masks[name]) for name in self._layers}
-
-
-def _optimizer(
-    movement: Movement, model: nn.Module, groups: Sequence[ChannelGroup]
-) -> SparseOptimizer:
-    naive = movement.method == "naive"
-    methods: dict[str, Method] = {
-        "rigl-struct": RigLStruct(groups=groups),
-        "naive": NaiveChannels(),
+def _note(optimizer: SparseOptimizer, ever: dict[str, Tensor]) -> Record:
+    """What is live now; channels that are, by layer, are added to those that were ``ever`` live."""
+    # The outputs of the model are none of its channels.
+    layers = [layer for layer in optimizer.layers if layer.weight.dim() > 2 and not layer.is_dense]
+    live = {layer.name: layer.mask.flatten(1).any(1) for layer in layers}
+    ever.update({name: flags | ever.get(name, flags) for name, flags in live.items()})
+    return {
+        "step": optimizer.steps,
+        "live": {name: int(flags.sum()) for name, flags in live.items()},
+        "ever": {name: int(flags.sum()) for name, flags in ever.items()},
+        "weights": {layer.name: layer.ever_live / layer.numel for layer in layers},
     }
+
+
+def _optimizer(movement: Movement, model: nn.Module) -> SparseOptimizer:
+    groups = find_channel_groups(model, torch.randn(2, *IMAGE))
     return SparseOptimizer(
         torch.optim.SGD(
             model.parameters(),
@@ -221,24 +149,14 @@ def _optimizer(
             nesterov=True,
         ),
         model,
-        method=methods.get(movement.method, movement.method),
-        # As many filters as rigl-struct keeps: a channel that it drops owns columns too.
-        density=movement.density**0.5 if naive else movement.density,
-        init=_convolutions_but_the_first if naive else "uniform",
+        method=RigLStruct(groups=groups) if movement.method == CHANNELS else movement.method,
+        density=movement.density,
+        init="uniform",
         total_steps=movement.steps,
         delta_t=movement.delta_t,
         alpha=movement.alpha,
         seed=movement.seed,
     )
-
-
-def _convolutions_but_the_first(
-    shapes: Mapping[str, tuple[int, ...]], density: float
-) -> Mapping[str, float]:
-    first, *_ = shapes
-    return {
-        name: density if len(shape) > 2 and name != first else 1.0 for name, shape in shapes.items()
-    }
 
 
 def _batches(movement: Movement, images: Split) -> Iterator[tuple[Tensor, Tensor]]:
@@ -247,11 +165,36 @@ def _batches(movement: Movement, images: Split) -> Iterator[tuple[Tensor, Tensor
         yield from images.shuffled(movement.batch_size, generator)
 
 
-def _gradient(layer: SparseLayer) -> Tensor:
-    assert layer.weight.grad is not None
-    return layer.weight.grad != 0
+def report_lines(records: Sequence[Record], _: Path) -> list[str]:
+    """A subsection for each data set, network and density."""
+    lines = ["## Masks that move", ""]
+    lines += paragraph(
+        "A short training, and after each update the channels of each layer that are live or have "
+        "ever been. A channel of `srigl` is a neuron, a filter with live weights; what moves there "
+        "is weights, and layers with more of them count. Updates end after three quarters."
+    )
+    groups: dict[Movement, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[Movement(**{**record["movement"], "method": ""})].append(record)
+    for about, together in groups.items():
+        heading = f"{about.workload} on {about.data}, density {about.density}"
+        settings = [f"{key} {value}" for key, value in asdict(about).items() if key in SETTINGS]
+        lines += [f"### Movement: {heading}", "", *paragraph(made_with(together[0]))]
+        lines += paragraph(f"SGD and a one-cycle schedule, uniform; {', '.join(settings)}.")
+        rows = [[record["movement"]["method"], *cells(record)] for record in together]
+        lines += table(["method", *COLUMNS], rows)
+    return lines
 
 
-def _by_channel(flags: Tensor, dim: int = 0) -> Tensor:
-    """Return for each index along ``dim`` whether any flag is set."""
-    return flags.movedim(dim, 0).flatten(1).any(1)
+def cells(record: Record) -> list[str]:
+    """What one run says in ``COLUMNS``."""
+    channels = sum(record["channels"].values())
+    first, last = record["updates"][0], record["updates"][-1]
+    moving = "weights" if record["movement"]["method"] == NEURONS else "ever"
+    grew = [name for name in record["channels"] if last[moving][name] > first[moving][name]]
+    return [
+        " -> ".join(f"{sum(one['ever'].values()) / channels:.1%}" for one in (first, last)),
+        f"{len(grew)} of {len(record['channels'])}",
+        f"{sum(last['live'].values()) / channels:.1%}",
+        f"{record['first_loss']:.2f}, {record['last_loss']:.2f}",
+    ]

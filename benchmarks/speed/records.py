@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.common.tables import paragraph, table_of
+from sparseopt.speedup.timing import time_in_turn
+
 Record = dict[str, Any]
 
+MILLI = 1e3
 #: How a model is stored and run; a speed-up is against the fastest of them.
 WAYS = ("float32", "float32 channels-last", "bfloat16 channels-last")
 
@@ -34,6 +40,24 @@ def machines(records: Iterable[Record]) -> str:
     )
 
 
+def timed(calls: Mapping[str, Callable[[], Any]], batch: int, rounds: int) -> Record:
+    """Return medians of calls in turn, in milliseconds."""
+    times = time_in_turn(calls, rounds=rounds, device="cpu")
+    milliseconds = {name: MILLI * time.median for name, time in times.items()}
+    return {"batch": batch, "rounds": rounds, "milliseconds": milliseconds}
+
+
+def sections(
+    title: str, text: str, records: Sequence[Record], body: Callable[[Record], list[str]]
+) -> list[str]:
+    """What ``text`` explains, in a subsection for each workload at each density."""
+    lines = [f"## {title}", "", *paragraph(text)]
+    for record in records:
+        lines += [f"### {title}: {record['workload']}, density {record['density']}", ""]
+        lines += [*paragraph(made_with(record)), *body(record)]
+    return lines
+
+
 def fastest(times: Mapping[str, float], name: str) -> tuple[float, str]:
     """Return the least of ``times``, by ``"model, way"``, that is of a model, and the way."""
     prefix = f"{name}, "
@@ -42,16 +66,27 @@ def fastest(times: Mapping[str, float], name: str) -> tuple[float, str]:
     )
 
 
-def in_words(fastest: tuple[float, str]) -> str:
-    """A time in milliseconds, and in which way it was."""
-    time, way = fastest
+def fastest_table(
+    times: Mapping[int, Mapping[str, float]],
+    models: Sequence[str],
+    ratios: Callable[..., dict[str, str]],
+) -> list[str]:
+    """The fastest way of each model by batch size, and what ``ratios`` makes of their times."""
+    rows = []
+    for batch, of_ways in times.items():
+        found = {name: fastest(of_ways, name) for name in models}
+        words = {f"{name}, fastest": _in_words(*one) for name, one in found.items()}
+        shown = ratios(*(time for time, _ in found.values()))
+        rows.append({"batch": str(batch), **words, **shown})
+    return table_of(rows)
+
+
+def _in_words(time: float, way: str) -> str:
     return f"{time:.1f} ms, {way}" if time >= 100 else f"{time:.2f} ms, {way}"
 
 
-def layout_of(way: str) -> Any:
+def layout_of(way: str) -> torch.memory_format:
     """Return the memory format of a way."""
-    import torch
-
     return torch.channels_last if "channels-last" in way else torch.contiguous_format
 
 

@@ -6,18 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-
-def main() -> int:
-    """Prepare the process, then hand over to the command line."""
+if __name__ == "__main__":
     # Read once, when torch is imported. Where another job shares the cores, threads that spin at
     # barriers cost every operation several milliseconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Run as a script, Python puts this folder first; the package is found from the root.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
-    from benchmarks.speed.cli import main as run
+    from benchmarks.speed.cli import main
 
-    return run()
-
-
-if __name__ == "__main__":
     sys.exit(main())

@@ -11,26 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.common.tables import paragraph, table
+from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.models import IMAGE, WORKLOADS, built_by_hand
 from benchmarks.speed.records import (
     WAYS,
     Record,
     add_amounts,
     add_model,
-    fastest,
-    in_words,
+    fastest_table,
     layout_of,
-    made_with,
+    sections,
+    timed,
 )
-from sparseopt import (
-    CompactedTraining,
-    RigLStruct,
-    SparseOptimizer,
-    compact,
-    find_channel_groups,
-)
-from sparseopt.speedup.timing import time_in_turn
+from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact, find_channel_groups
 
 #: Mask updates are far apart, or every second step: an ordinary one, and the update.
 NEVER = 10**9
@@ -38,8 +31,8 @@ EVERY_SECOND = 2
 CLASSES = 10
 #: Steps from one mask update to the next, of the average that is reported.
 DELTA_T = 100
-MODELS = ("dense", "masked", "compacted", "by hand")
-MILLI = 1e3
+SPARSE = ("masked", "compacted")
+MODELS = ("dense", *SPARSE, "by hand")
 
 Call = Callable[[], None]
 
@@ -72,9 +65,7 @@ def measure_training(workload: str, density: float, batch: int, rounds: int) -> 
         calls = {
             f"{name}, {way}": call for way in WAYS for name, call in trainers.of(way, stack).items()
         }
-        times = time_in_turn(calls, rounds=rounds, device="cpu")
-    milliseconds = {name: MILLI * time.median for name, time in times.items()}
-    return {"batch": batch, "rounds": rounds, "milliseconds": milliseconds}
+        return timed(calls, batch, rounds)
 
 
 class _Trainers:
@@ -166,47 +157,37 @@ def average_steps(times: Mapping[str, float]) -> dict[str, float]:
 
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     """A subsection for each workload at each density."""
-    lines = ["## Training", ""]
-    lines += paragraph(
+    explanation = (
         "Whole training steps: forward and backward pass and SGD with momentum. *Masked* is "
         "`rigl-struct`; *compacted* is the same in `CompactedTraining`, which computes dropped "
         "channels in update steps alone; *by hand* is as above. A step on average is of "
         f"{DELTA_T - 1} ordinary steps and an update step, in which the compacted model becomes "
         "whole and small again; a dense model and one by hand have no update steps."
     )
-    for record in records:
-        lines += [f"### Training: {record['workload']}, density {record['density']}", ""]
-        lines += paragraph(made_with(record))
-        lines += _fastest_table(record)
-        lines += paragraph("Each way, milliseconds:")
-        lines += _all_ways(record)
-    return lines
+    return sections("Training", explanation, records, _tables)
 
 
-def _fastest_table(record: Record) -> list[str]:
-    header = ["batch", *(f"{name}, fastest" for name in MODELS)]
-    header += ["compacted / masked", "compacted / dense", "floor (by hand / dense)"]
-    rows = []
-    for one in record["training"]:
-        found = [fastest(average_steps(one["milliseconds"]), name) for name in MODELS]
-        dense, masked, compacted, by_hand = (time for time, _ in found)
-        ratios = compacted / masked, compacted / dense, by_hand / dense
-        shown = (f"{ratio:.3f}" for ratio in ratios)
-        rows.append([str(one["batch"]), *map(in_words, found), *shown])
-    return table(header, rows)
+def _tables(record: Record) -> list[str]:
+    def ratios(dense: float, masked: float, compacted: float, by_hand: float) -> dict[str, str]:
+        return {
+            "compacted / masked": f"{compacted / masked:.3f}",
+            "compacted / dense": f"{compacted / dense:.3f}",
+            "floor (by hand / dense)": f"{by_hand / dense:.3f}",
+        }
+
+    times = {one["batch"]: one["milliseconds"] for one in record["training"]}
+    averages = {batch: average_steps(of_ways) for batch, of_ways in times.items()}
+    every = [_row(batch, way, of_ways) for batch, of_ways in times.items() for way in WAYS]
+    each_way = paragraph("Each way, milliseconds:")
+    return [*fastest_table(averages, MODELS, ratios), *each_way, *table_of(every)]
 
 
-def _all_ways(record: Record) -> list[str]:
-    header = ["batch", "way", *MODELS, "masked update", "compacted update"]
-    header += [f"masked, average over {DELTA_T}", f"compacted, average over {DELTA_T}"]
-    rows = []
-    for one in record["training"]:
-        times = one["milliseconds"]
-        average = average_steps(times)
-        for way in WAYS:
-            sparse = [f"{model}{{}}, {way}" for model in ("masked", "compacted")]
-            values = [times[f"{model}, {way}"] for model in MODELS]
-            values += [times[key.format(" pair")] - times[key.format("")] for key in sparse]
-            values += [average[key.format("")] for key in sparse]
-            rows.append([str(one["batch"]), way, *(f"{value:.1f}" for value in values)])
-    return table(header, rows)
+def _row(batch: int, way: str, times: Mapping[str, float]) -> dict[str, str]:
+    values = {model: times[f"{model}, {way}"] for model in MODELS}
+    average = average_steps(times)
+    for model in SPARSE:
+        values[f"{model} update"] = times[f"{model} pair, {way}"] - values[model]
+    for model in SPARSE:
+        values[f"{model}, average over {DELTA_T}"] = average[f"{model}, {way}"]
+    shown = {title: f"{value:.1f}" for title, value in values.items()}
+    return {"batch": str(batch), "way": way, **shown}

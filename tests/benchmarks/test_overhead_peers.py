@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.overhead.building import CHOICES, maker
+from benchmarks.overhead.case import CHOICES
 from benchmarks.overhead.contenders import DROP_FRACTION, Contender, Sparsity
-from benchmarks.overhead.peers.registry import INSTALL, Peer
+from benchmarks.overhead.peers import INSTALL, Peer
 from benchmarks.overhead.steps import StepTimer
 
 # What other people's code warns of is not ours to mend.
@@ -28,7 +28,7 @@ def make(name: str, optimizer: str = "adamw-for-loop") -> tuple[Contender, StepT
     model = nn.Sequential(*(nn.Linear(40, 40, bias=False) for _ in range(4)))
     timer = StepTimer(dict(model.named_parameters()), CPU)
     try:
-        return maker(name)(model, optimizer, SPARSITY), timer
+        return CHOICES[name](model, optimizer, SPARSITY), timer
     except ImportError as error:
         pytest.skip(f"{name}: {error}")
 
@@ -82,7 +82,7 @@ def test_an_update_is_rigl_as_numpy_does_it(name: str) -> None:
     index, layer = 2 * UPDATE_EVERY - 1, "2"
     names = [f"{layer}.weight"]
     weight = contender.weights(names)[0].detach().numpy().copy().ravel()
-    gradient = timer.gradients.of_step(index, [torch.empty(40, 40)])[0].numpy().ravel()
+    gradient = timer.gradients(index, [torch.empty(40, 40)])[0].numpy().ravel()
     mask = contender.masks()[layer].numpy().ravel()
     if name == "sparsimony":
         # It lets the optimizer step before it looks at the weights.
@@ -115,18 +115,23 @@ def test_torchao_keeps_the_largest_of_its_dense_copy() -> None:
 def test_a_library_of_linear_layers_refuses_convolutions_by_name() -> None:
     make("SparseLab")
     with pytest.raises(ImportError, match="knows linear layers only"):
-        maker("SparseLab")(nn.Sequential(nn.Conv2d(3, 8, 3)), "sgd-for-loop", SPARSITY)
+        CHOICES["SparseLab"](nn.Sequential(nn.Conv2d(3, 8, 3)), "sgd-for-loop", SPARSITY)
 
 
 def test_a_library_that_is_not_installed_says_how_to_get_it() -> None:
-    absent = Peer("nothing", "no-such-distribution-of-nothing", "nothing:Nothing", "", "")
-    assert absent.version() is None
+    class Absent(Peer):
+        distribution = "no-such-distribution-of-nothing"
+
+    assert Absent.version() is None
     with pytest.raises(ImportError, match="not installed: ") as raised:
-        absent.load()
+        Absent(nn.Linear(2, 2), "sgd-for-loop", SPARSITY)
     assert INSTALL in str(raised.value)
 
 
 def test_a_library_that_breaks_while_it_is_imported_says_how() -> None:
-    broken = Peer("broken", "torch", "no_such_adapter:Nothing", "", "")
+    class Broken(Peer):
+        distribution = "torch"
+        module = "no_such_module_at_all"
+
     with pytest.raises(ImportError, match="does not import: ModuleNotFoundError"):
-        broken.load()
+        Broken(nn.Linear(2, 2), "sgd-for-loop", SPARSITY)

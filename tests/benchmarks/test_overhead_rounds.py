@@ -22,11 +22,11 @@ def test_a_ratio_is_of_two_times_of_the_same_round() -> None:
 
 
 def test_milliseconds_are_those_of_the_rounds_that_had_the_phase() -> None:
-    found = ROUNDS.milliseconds(ROUNDS.of("ours", "step"))
-    assert found == {"count": 3, "q1": 3000.0, "median": 4000.0, "q3": 4000.0}
+    found = ROUNDS.summary(ROUNDS.of("ours", "step"), to=("plain", "step"))
+    assert found["milliseconds"] == {"count": 3, "q1": 3000.0, "median": 4000.0, "q3": 4000.0}
+    assert found["ratio"] == {"count": 3, "q1": 1.5, "median": 2.0, "q3": 3.0}
 
 
 def test_a_phase_that_nobody_had_has_no_summary() -> None:
-    assert ROUNDS.milliseconds(ROUNDS.of("plain", "update")) is None
-    assert ROUNDS.has("ours")
-    assert not ROUNDS.has("adamw-for-loop")
+    nothing = ROUNDS.summary(ROUNDS.of("plain", "update"), to=("plain", "step"))
+    assert nothing == {"milliseconds": None, "ratio": None}

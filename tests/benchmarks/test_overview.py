@@ -165,12 +165,12 @@ def test_training_steps_are_averages_over_a_period_with_one_update():
 
 def test_channels_that_were_ever_live_are_counted_over_all_layers():
     updates = [
-        {"ever": {"a": 2, "b": 2}, "live": {"a": 2, "b": 2}, "silent": {}},
-        {"ever": {"a": 2, "b": 6}, "live": {"a": 2, "b": 2}, "silent": {"a": (6, 6), "b": (1, 8)}},
+        {"ever": {"a": 2, "b": 2}, "live": {"a": 2, "b": 2}},
+        {"ever": {"a": 2, "b": 6}, "live": {"a": 2, "b": 2}},
     ]
-    record = {"updates": updates, "channels": {"a": 8, "b": 12}, "inner": ["a"]}
+    record = {"updates": updates, "channels": {"a": 8, "b": 12}}
     record |= {"first_loss": 2.3, "last_loss": 1.5}
     record["movement"] = {"method": "m", "workload": "net", "data": "images", "density": 0.1}
     row = cells(overview.movement_table([record]))["m"]
     assert row[1:5] == ["net", "images", "0.1", "20.0% -> 40.0%"]
-    assert row[5:] == ["1 of 2", "20.0%", "100.0%", "12.5%", "2.30, 1.50"]
+    assert row[5:] == ["1 of 2", "20.0%", "2.30, 1.50"]

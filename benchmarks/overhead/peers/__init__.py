@@ -1,1 +1,19 @@
 """Other libraries that train sparse, each driven as its own documentation says."""
+
+from benchmarks.overhead.peers.base import INSTALL, Peer
+from benchmarks.overhead.peers.masks import Torchao, TorchaoFrozen, TorchPrune
+from benchmarks.overhead.peers.rigl import RiglTorch, Sparsimony
+from benchmarks.overhead.peers.sparselab import SparseLab
+
+__all__ = ["INSTALL", "NOT_DRIVEN", "PEERS", "Peer"]
+
+#: By name, in the order of the report.
+PEERS: dict[str, type[Peer]] = {
+    peer.name: peer
+    for peer in (RiglTorch, Sparsimony, Torchao, TorchaoFrozen, TorchPrune, SparseLab)
+}
+#: One that can't be driven in one process with us.
+NOT_DRIVEN = (
+    "`cerebras-pytorch` is missing: version 2.10.0 is compiled for torch 2.4.0 alone, and we need "
+    "2.8."
+)

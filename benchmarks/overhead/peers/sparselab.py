@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
-import sparselab
 import torch
-from sparselab.ops import _transpose_cache
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from benchmarks.overhead.contenders import DROP_FRACTION, Contender
+from benchmarks.overhead.contenders import DROP_FRACTION
+from benchmarks.overhead.peers.base import Peer
 
 
-@dataclass(frozen=True)
-class PaddedRows:
-    """What finds the live weights, of all layers."""
-
-    arrays: list[Any]
-
-
-class SparseLab(Contender):
+class SparseLab(Peer):
     """RigL by its ``RigL``, with every sparse linear layer replaced by a ``SparseLinear``."""
 
+    name = "SparseLab"
+    distribution = module = "sparselab"
+    does = (
+        "RigL at our densities in linear layers that store and multiply live weights only; so its "
+        "forward and backward passes differ too, and whole training steps are what compares"
+    )
+    cannot = (
+        "convolutions; GPUs; hand an optimizer's state over to other weights when masks move; save "
+        "which weights are live in a state dict"
+    )
+
     def prepare(self, optimizer: str) -> Optimizer:
+        import sparselab
+
         densities = self.sparsity.by_layer(self.model)
         if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
             raise ImportError("knows linear layers only")
         if any(weight.device.type != "cpu" for weight in self.model.parameters()):
             raise ImportError("runs on the CPU only")
-        self._layers = {
-            name: self._replace(name, density) for name, density in densities.items() if density < 1
-        }
+        sparse = {name: density for name, density in densities.items() if density < 1}
+        self._layers = {name: self._replace(name, density) for name, density in sparse.items()}
         self._algorithm = sparselab.RigL(
             sparsity=1 - self.sparsity.density,
             drop_fraction=DROP_FRACTION,
@@ -47,26 +50,20 @@ class SparseLab(Contender):
         return super().prepare(optimizer)
 
     def _replace(self, name: str, density: float) -> Any:
+        import sparselab
+
         linear = self.model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            layer = sparselab.SparseLinear(
-                linear.in_features,
-                linear.out_features,
-                bias=linear.bias is not None,
-                sparsity=1 - density,
-            )
+            size, bias = (linear.in_features, linear.out_features), linear.bias is not None
+            layer = sparselab.SparseLinear(*size, bias=bias, sparsity=1 - density)
         self.model.set_submodule(name, layer)
         return layer
 
     def weights(self, names: Sequence[str]) -> list[Tensor]:
-        return [
-            self._layers[layer]._values
-            if (layer := name.removesuffix(".weight")) in self._layers
-            else attrgetter(name)(self.model)
-            for name in names
-        ]
+        sparse = {f"{name}.weight": layer._values for name, layer in self._layers.items()}
+        return [sparse[name] if name in sparse else attrgetter(name)(self.model) for name in names]
 
     def step(self) -> None:
         self.optimizer.step()
@@ -87,6 +84,8 @@ class SparseLab(Contender):
         return {name: _mask_of(layer) for name, layer in self._layers.items()}
 
     def holders(self) -> tuple[Any, ...]:
+        from sparselab.ops import _transpose_cache
+
         # What its C++ objects hold is seen through views only.
         rows = [layer._csr for layer in self._layers.values()]
         names = ("col_indices", "row_start", "row_nnz", "row_capacity")
@@ -96,7 +95,7 @@ class SparseLab(Contender):
         for _, _, other, permutation in transposed:
             arrays += [np.asarray(getattr(other, name)) for name in ("values", *names)]
             arrays.append(permutation)
-        return (*super().holders(), self._algorithm, PaddedRows(arrays))
+        return (*super().holders(), self._algorithm, arrays)
 
 
 def _mask_of(layer: Any) -> Tensor:

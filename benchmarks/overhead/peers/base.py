@@ -1,0 +1,55 @@
+"""What all other libraries have in common: which package they are of, and why one is absent."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import ClassVar
+
+from torch import nn
+
+from benchmarks.overhead.contenders import Contender, Sparsity
+
+INSTALL = 'pip install -e ".[bench,peers]"'
+
+
+class Peer(Contender):
+    """Another library, or one way of using it; what it imports, it imports when it is made.
+
+    Attributes:
+        name: What reports call it.
+        distribution: Its package on PyPI.
+        module: What is imported of it.
+        does: What it does in this benchmark, for the report.
+        cannot: What it cannot do.
+    """
+
+    name: ClassVar[str]
+    distribution: ClassVar[str]
+    module: ClassVar[str]
+    does: ClassVar[str]
+    cannot: ClassVar[str]
+
+    def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity) -> None:
+        self.require()
+        super().__init__(model, optimizer, sparsity)
+
+    @classmethod
+    def version(cls) -> str | None:
+        """The installed version; None if it is not installed."""
+        try:
+            return importlib.metadata.version(cls.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    @classmethod
+    def require(cls) -> None:
+        """Raise ImportError that says why the library can't be driven, if it can't."""
+        if cls.version() is None:
+            raise ImportError(f"not installed: {INSTALL}")
+        try:
+            importlib.import_module(cls.module)
+        # Other people's modules fail in any way when imported.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ImportError(f"does not import: {reason.splitlines()[0]}") from error
