@@ -20,6 +20,7 @@ extensions = [
     "completeness",
     "drawings",
     "fresh_galleries",
+    "kernel_results",
     "myst_parser",
     "overviews",
     "sphinx.ext.autodoc",

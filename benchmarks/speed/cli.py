@@ -19,7 +19,7 @@ import torch
 from benchmarks.common.environment import describe_environment
 from benchmarks.common.files import write_atomic
 from benchmarks.common.tables import paragraph
-from benchmarks.speed import inference, linear, movement, training
+from benchmarks.speed import inference, kernels, linear, movement, training
 from benchmarks.speed.records import Record, read_records
 
 #: In the order of the report.
@@ -28,6 +28,7 @@ FIGURES: dict[str, ModuleType] = {
     "training": training,
     "linear": linear,
     "movement": movement,
+    "kernels": kernels,
 }
 REPORT = "report.md"
 DESCRIPTION = """\
@@ -45,9 +46,19 @@ INTRODUCTION = (
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options, each with its help."""
     parser = argparse.ArgumentParser(prog="benchmarks/speed/run.py", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
+    for name, module in FIGURES.items():
+        summary = (module.__doc__ or "").partition("\n")[0]
+        module.add_options(commands.add_parser(name, parents=[_common()], help=summary))
+    commands.add_parser("report", parents=[_common()], help="The report, from what was measured.")
+    return parser
+
+
+def _common() -> argparse.ArgumentParser:
+    """The options of every command; each has its own, because a figure may change a default."""
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
-    add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
+    add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
     add(
         "--out",
         type=Path,
@@ -55,12 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder to write (default: %(default)s)",
     )
-    commands = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
-    for name, module in FIGURES.items():
-        summary = (module.__doc__ or "").partition("\n")[0]
-        module.add_options(commands.add_parser(name, parents=[common], help=summary))
-    commands.add_parser("report", parents=[common], help="The report, from what was measured.")
-    return parser
+    return common
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

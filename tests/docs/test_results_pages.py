@@ -74,3 +74,16 @@ def test_a_figure_is_drawn_in_the_colours_of_the_theme():
     assert "#1f77b4" in drawing
     assert not {"#000000", "#ffffff"} & set(drawing.replace(";", " ").replace('"', " ").split())
     assert "\n\n" not in drawing, "an empty line ends HTML within Markdown"
+
+
+def test_every_part_of_the_page_on_kernels_has_something_to_say():
+    from kernel_results import PARTS
+
+    from benchmarks import overview
+    from benchmarks.speed.records import read_records
+
+    records = [one for one in read_records(overview.SPEED) if one["figure"] == "kernels"]
+    page = (ROOT / "docs" / "results" / "kernels.md").read_text(encoding="utf-8")
+    for part, make in PARTS.items():
+        assert f"```{{kernel-results}} {part}\n" in page
+        assert "".join(make(records))

@@ -1,0 +1,143 @@
+"""The command: which layers are measured, what has been measured before, and on what machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.common.environment import REPOSITORY
+from benchmarks.speed.kernels.layers import WORKLOADS, Layer, Workload
+from benchmarks.speed.kernels.limits import measure_limits
+from benchmarks.speed.kernels.machine import about_machine, file_suffix, keep_freed_memory
+from benchmarks.speed.kernels.measuring import measure_layer
+from benchmarks.speed.records import Record
+from sparseopt.speedup import kernels
+
+FIGURE = "kernels"
+DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
+#: Under three minutes on one quiet core.
+QUICK = ("wrn-22-2-128", "imagenet-resnet50-1", "gpt2-1", "gpt2-512")
+QUICK_DENSITIES = (0.05, 0.1, 0.3)
+#: What makes dense code and ours do with AVX2, each by its own variable.
+AVX2 = {
+    "SPARSEOPT_KERNELS": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to measure.
+
+    Attributes:
+        densities: Densities of our kernels.
+        rounds: Rounds that count.
+        again: Whether layers that were measured before are measured again.
+    """
+
+    densities: tuple[float, ...]
+    rounds: int
+    again: bool
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What a user can choose."""
+    add = parser.add_argument
+    parser.set_defaults(threads=1)
+    add("--preset", choices=("quick", "full"), default="full", help="quick: some minutes")
+    add("--workloads", nargs="+", choices=tuple(WORKLOADS), help="networks at a batch size")
+    add("--densities", nargs="+", type=float, help="densities of the kernels")
+    add("--rounds", type=int, default=7, help="rounds that count (default: %(default)s)")
+    add("--again", action="store_true", help="measure again what this machine has measured")
+    add(
+        "--isa",
+        choices=("native", "avx2"),
+        default="native",
+        help="avx2: dense code and kernels restricted to AVX2 (default: %(default)s)",
+    )
+
+
+def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
+    """Time layer after layer; yields a workload's record anew after each of its layers."""
+    if options.isa == "avx2" and any(os.environ.get(key) != AVX2[key] for key in AVX2):
+        _run_with_avx2()
+        return
+    if not kernels.available():
+        raise SystemExit(f"no kernels to measure: {kernels.why_not()}")
+    keep_freed_memory()
+    # A library that brings an OpenMP runtime of its own reads it there when it is imported.
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    quick = options.preset == "quick"
+    workloads = options.workloads or (QUICK if quick else tuple(WORKLOADS))
+    densities = options.densities or (QUICK_DENSITIES if quick else DENSITIES)
+    choice = Choice(tuple(densities), options.rounds, options.again)
+    about = about_machine(options.threads)
+    suffix = file_suffix(about)
+    if options.threads == 1:
+        yield f"{FIGURE}-limits{suffix}", {**about, "limits": measure_limits(about["variant"])}
+    for name in workloads:
+        file = f"{FIGURE}-{name}{suffix}"
+        for record in measure_workload(
+            WORKLOADS[name], choice, about, options.out / f"{file}.json"
+        ):
+            yield file, record
+
+
+def measure_workload(
+    workload: Workload, choice: Choice, about: Record, path: Path
+) -> Iterator[Record]:
+    """Time the layers of a network that the results file lacks, one after the other."""
+    known = {} if choice.again else measured_before(path, about, choice.densities)
+    done: dict[Layer, Record] = {}
+    for layer, count in workload.layers().items():
+        if layer in known:
+            done[layer] = known[layer]
+            continue
+        print(f"{workload.name}: {layer.words}", flush=True)
+        torch.manual_seed(0)
+        clock = about["clock"]
+        done[layer] = {
+            "count": count,
+            **measure_layer(layer, choice.densities, workload.training, choice.rounds, clock),
+        }
+        # Whatever comes later in the file has been measured too, and is not lost.
+        rest = {key: one for key, one in known.items() if key not in done}
+        yield {
+            **about,
+            "network": workload.network,
+            "batch": workload.batch,
+            "workload": workload.name,
+            "shapes": len(workload.layers()),
+            "layers": [*done.values(), *rest.values()],
+        }
+
+
+def measured_before(path: Path, about: Record, densities: Sequence[float]) -> dict[Layer, Record]:
+    """The layers in a results file that the same kernels on the same machine were timed with."""
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text())
+    if any(record[key] != value for key, value in about.items()):
+        return {}
+    return {
+        Layer(**{name: one[name] for name in Layer.__dataclass_fields__}): one
+        for one in record["layers"]
+        if set(densities) <= {row.get("density") for row in one["times"]}
+    }
+
+
+def _run_with_avx2() -> None:
+    """Run the same command in a process that never sees a wider instruction set."""
+    program = REPOSITORY / "benchmarks" / "speed" / "run.py"
+    environment = {**os.environ, **AVX2}
+    subprocess.run([sys.executable, program, *sys.argv[1:]], env=environment, check=True)

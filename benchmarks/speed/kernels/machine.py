@@ -1,0 +1,85 @@
+"""What a run depends on beside the layer: processor, instructions, threads, versions, memory."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.common.environment import processor_name
+from benchmarks.speed.records import Record
+from sparseopt.speedup import kernels
+from sparseopt.speedup.kernels import build
+
+#: Libraries that take part where they are installed.
+PEER_PACKAGES = ("sparselab", "sparseprop")
+FLAGS = {"avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16"}
+
+
+def about_machine(threads: int) -> Record:
+    """What results depend on beside the layer: results of another machine are never continued."""
+    return {
+        "kernels": build.source_hash(),
+        "variant": kernels.variant(),
+        "clock": "thread" if threads == 1 else "wall",
+        "threads": threads,
+        "machine": {
+            "processor": processor_name(),
+            "cores": os.cpu_count(),
+            "flags": _flags(),
+            "isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "native"),
+        },
+        "versions": {"torch": torch.__version__, **_peer_versions(), **_built_with()},
+    }
+
+
+def file_suffix(about: Record) -> str:
+    """What tells results apart that are not of one thread with all instructions."""
+    isa = about["machine"]["isa"]
+    parts = [] if isa == "native" else [isa.lower()]
+    if about["threads"] > 1:
+        parts.append(f"{about['threads']}-threads")
+    return "".join(f"-{part}" for part in parts)
+
+
+def _flags() -> list[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return sorted(FLAGS & set(next(lines, "").split()))
+
+
+def _peer_versions() -> dict[str, str]:
+    found = {}
+    for package in PEER_PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _built_with() -> dict[str, str]:
+    """The versions of the libraries behind torch's dense code."""
+    lines = [line.strip(" -") for line in torch.__config__.show().splitlines()]
+    names = {"oneDNN": "Intel(R) MKL-DNN", "MKL": "Intel(R) oneAPI Math Kernel Library"}
+    return {
+        name: next((line for line in lines if line.startswith(start)), "none")
+        for name, start in names.items()
+    }
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed, for dense code and ours alike.
+
+    Otherwise every large result is mapped anew, and page faults hide what a layer costs.
+    """
+    if sys.platform == "linux":
+        trim_threshold, mmap_max = -1, -4
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)

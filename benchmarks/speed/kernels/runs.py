@@ -1,0 +1,39 @@
+"""Which records there are: workloads, their order, their names, and those that are ordinary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from benchmarks.speed.kernels.layers import WORKLOADS
+from benchmarks.speed.kernels.ratios import is_complete
+from benchmarks.speed.records import Record
+
+
+def of_workloads(records: Iterable[Record]) -> list[Record]:
+    """The records that have layers, in the order of the networks; one thread first."""
+    order = list(WORKLOADS)
+    found = [record for record in records if record.get("layers")]
+    return sorted(found, key=lambda one: (_special(one), order.index(one["workload"])))
+
+
+def _special(record: Record) -> tuple[bool, bool]:
+    return record["threads"] > 1, record["machine"]["isa"] != "native"
+
+
+def ordinary(records: Iterable[Record]) -> list[Record]:
+    """Complete workloads on one thread with all instructions that the processor has."""
+    return [one for one in of_workloads(records) if is_complete(one) and _special(one) == (0, 0)]
+
+
+def not_measured(records: Iterable[Record]) -> list[str]:
+    """The workloads without a complete record on one thread, by name and batch."""
+    found = {record["workload"] for record in ordinary(records)}
+    return [f"{one.network} {one.batch}" for one in WORKLOADS.values() if one.name not in found]
+
+
+def title(record: Record) -> str:
+    """The network, its batch, and what is unusual about how it was run."""
+    notes = [f"{record['threads']} threads"] if record["threads"] > 1 else []
+    isa = record["machine"]["isa"]
+    notes += [] if isa == "native" else [f"{isa} only"]
+    return f"{record['network']}, {record['batch']}" + "".join(f", {note}" for note in notes)

@@ -1,0 +1,90 @@
+"""Where sparse wins and where it loses, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.speed.kernels.measuring import HEADLINE
+from benchmarks.speed.kernels.ratios import (
+    BF16,
+    COMPARISONS,
+    FP32,
+    SHORT,
+    break_even,
+    layer_of,
+    losers,
+    passes_of,
+    speedups,
+)
+from benchmarks.speed.kernels.runs import ordinary, title
+from benchmarks.speed.kernels.ways import INFERENCE, TRAINING
+from benchmarks.speed.records import Record
+
+
+def summary(records: Sequence[Record]) -> list[str]:
+    """Where sparse wins and where it loses, in sentences."""
+    found = ordinary(records)
+    trained = [record for record in found if TRAINING in passes_of(record)]
+    sentences = []
+    for name, is_linear in (("a network's convolutions", False), ("a transformer's layers", True)):
+        of_kind = [one for one in trained if layer_of(one["layers"][0]).is_linear == is_linear]
+        if of_kind:
+            sentences += _training_sentences(name, of_kind)
+    lost = {
+        layer.words: None
+        for record in trained
+        for compared in (FP32, BF16)
+        for layer in losers(record["layers"], TRAINING, compared)
+    }
+    shapes = len({layer_of(one).words for record in trained for one in record["layers"]})
+    if lost:
+        sentences.append(
+            f"Of {shapes} shapes, dense code is faster at {HEADLINE:g} already in {len(lost)}: "
+            f"{'; '.join(lost)}."
+        )
+    elif trained:
+        sentences.append(f"At {HEADLINE:g} dense code is faster in none of {shapes} shapes.")
+    return sentences + _inference_sentences(found)
+
+
+def _training_sentences(name: str, records: Sequence[Record]) -> list[str]:
+    fp32, bf16, mixed = (
+        [speedups(one["layers"], TRAINING, compared) for one in records] for compared in COMPARISONS
+    )
+    return [
+        f"In training at density {HEADLINE:g}, {name} are {_span(one[HEADLINE] for one in fp32)} "
+        f"times as fast with the kernels as in the fastest dense way in float32, and "
+        f"{_span(one[HEADLINE] for one in bf16)} times in bfloat16.",
+        f"Dense code wins above a density of {_words(map(break_even, fp32))} in float32, of "
+        f"{_words(map(break_even, bf16))} in bfloat16, and of {_words(map(break_even, mixed))} "
+        "where dense code has bfloat16 and the kernels float32.",
+    ]
+
+
+def _inference_sentences(records: Sequence[Record]) -> list[str]:
+    """Whole networks that dense code does faster at the headline's density."""
+    lost = []
+    for record in records:
+        slower = [
+            SHORT[compared.ours]
+            for compared in (FP32, BF16)
+            if speedups(record["layers"], INFERENCE, compared).get(HEADLINE, 1.0) < 1
+        ]
+        if slower:
+            lost.append(f"{title(record)} ({' and '.join(slower)})")
+    if not lost:
+        return []
+    return [f"In inference dense code wins at {HEADLINE:g} in these networks: {'; '.join(lost)}."]
+
+
+def _span(values: Iterable[float]) -> str:
+    words = sorted(f"{value:.1f}" for value in values)
+    return words[0] if words[0] == words[-1] else f"{words[0]} to {words[-1]}"
+
+
+def _words(values: Iterable[str]) -> str:
+    """The range of break-even densities; those beyond what was measured only if all are."""
+    found = set(values)
+    inside = {word for word in found if word[0].isdigit()} or found
+    words = sorted(inside, key=lambda word: float(word.strip("<> ")))
+    return words[0] if len(words) == 1 else f"{words[0]} to {words[-1]}"

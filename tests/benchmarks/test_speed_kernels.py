@@ -1,0 +1,243 @@
+"""The benchmark of kernels: which layers it has, what it resumes, and what its report says."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from torchvision.models import ResNet50_Weights
+
+from benchmarks.cifar.models import WideResNet
+from benchmarks.speed.kernels import report, runs, summary
+from benchmarks.speed.kernels.figure import Choice, measure_workload
+from benchmarks.speed.kernels.layers import WORKLOADS, Layer, Workload
+from benchmarks.speed.kernels.machine import file_suffix
+from benchmarks.speed.kernels.measuring import measure_layer, time_contenders
+from benchmarks.speed.kernels.ratios import BF16, FP32, MIXED, break_even, losers, speedups
+from benchmarks.speed.kernels.ways import INFERENCE, OURS, PARTS, TRAINING, Contender, passes
+from sparseopt.speedup import kernels
+
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
+MACHINE = {"processor": "P", "cores": 2, "flags": ["f"], "isa": "native"}
+ABOUT = {
+    "figure": "kernels",
+    "kernels": "H",
+    "variant": "avx2",
+    "clock": "thread",
+    "threads": 1,
+    "machine": MACHINE,
+    "versions": {"torch": "T"},
+}
+
+
+def row(what, precision, way, milliseconds, density=None, speedup=None):
+    made = {"what": what, "precision": precision, "way": way, "milliseconds": [milliseconds] * 3}
+    if density is not None:
+        made["density"] = density
+        made["speedup"] = [speedup or 1.0] * 3
+    return made
+
+
+def measured(layer, count, times):
+    return {
+        **layer.as_record(),
+        "count": count,
+        "rounds": 3,
+        "load": [1.0, 2.0],
+        "missing": {},
+        "times": times,
+    }
+
+
+@pytest.fixture
+def record():
+    """A small layer that loses, and a large one that wins and occurs three times."""
+    small, large = Layer(16, 32, 128, size=32), Layer(64, 64, 128, size=16, kernel=3)
+    layers = []
+    for layer, count, dense, ours in ((small, 1, 4.0, 5.0), (large, 3, 32.0, 8.0)):
+        times = [
+            row(TRAINING, "float32", "contiguous", dense * 2),
+            row(TRAINING, "float32", "channels-last", dense),
+            row(TRAINING, "bfloat16", "channels-last", dense / 2),
+            row(TRAINING, "float32", OURS, ours, 0.1, dense / ours),
+            row(TRAINING, "bfloat16", OURS, ours / 2, 0.1, dense / ours),
+            row(TRAINING, "float32", OURS, ours * 5, 0.5, dense / ours / 5),
+            row(TRAINING, "bfloat16", OURS, ours * 5, 0.5, dense / ours / 10),
+            row(TRAINING, "float32", "SparseProp", dense * 2, 0.1, 0.5),
+            *(row(part, "float32", OURS, 1.0, 0.1) for part in PARTS),
+        ]
+        layers.append(measured(layer, count, times))
+    return {
+        **ABOUT,
+        "network": "wrn-22-2",
+        "batch": 128,
+        "workload": "wrn-22-2-128",
+        "shapes": 2,
+        "layers": layers,
+    }
+
+
+def test_the_layers_are_the_convolutions_of_the_network_without_the_first():
+    layers = WORKLOADS["wrn-22-2-128"].layers()
+    model = WideResNet(22, 2)
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 4)
+    assert sum(layer.weights * count for layer, count in layers.items()) == (
+        weights - model.stem.weight.numel()
+    )
+    assert layers[Layer(64, 64, 128, size=16, kernel=3)] == 5
+    assert {layer.padding for layer in layers if layer.kernel == 3} == {1}
+
+
+def test_the_multiplications_of_resnet50_are_those_that_torchvision_publishes():
+    layers = WORKLOADS["imagenet-resnet50-1"].layers()
+    inner = sum(layer.weights * layer.uses * count for layer, count in layers.items())
+    stem, head = 64 * 3 * 7**2 * 112**2, 2048 * 1000
+    published = ResNet50_Weights.IMAGENET1K_V2.meta["_ops"]
+    assert (inner + stem + head) / 1e9 == pytest.approx(published, abs=0.005)
+
+
+def test_gpt2_has_its_85_million_weights_in_linear_layers():
+    layers = WORKLOADS["gpt2-512"].layers()
+    assert sum(layer.weights * count for layer, count in layers.items()) == 12 * 12 * 768**2
+    assert {layer.input_shape for layer in layers} == {(512, 768), (512, 3072)}
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ({0.1: 2.0, 0.4: 0.5}, "0.20"),
+        ({0.1: 3.0, 0.2: 1.0, 0.4: 0.5}, "0.20"),
+        ({0.5: 1.2, 0.1: 4.0}, "> 0.5"),
+        ({0.05: 0.9, 0.1: 0.5}, "< 0.05"),
+    ],
+)
+def test_break_even_lies_where_the_ratio_crosses_one(ratios, expected):
+    assert break_even(ratios) == expected
+
+
+def test_a_networks_ratio_is_of_sums_over_its_layers_each_as_often_as_it_occurs(record):
+    layers = record["layers"]
+    assert speedups(layers, TRAINING, FP32) == {
+        0.1: pytest.approx((4 + 3 * 32) / (5 + 3 * 8)),
+        0.5: pytest.approx((4 + 3 * 32) / (25 + 3 * 40)),
+    }
+    assert speedups(layers, TRAINING, MIXED)[0.1] == pytest.approx((2 + 3 * 16) / (5 + 3 * 8))
+    assert losers(layers, TRAINING, BF16) == [Layer(16, 32, 128, size=32)]
+
+
+def test_the_report_says_where_sparse_wins_and_where_it_loses(record, tmp_path):
+    limits = {**ABOUT, "limits": {"multiply-adds from registers": 100.0}}
+    text = "\n".join(report.report_lines([limits, record], tmp_path))
+    assert "are 3.4 times as fast with the kernels as in the fastest dense way in float32" in text
+    assert "Dense code wins above a density of 0.34 in float32" in text
+    assert "Of 2 shapes, dense code is faster at 0.1 already in 1: 16 -> 32, 1x1, 32x32." in text
+    assert "| wrn-22-2, 128 | training | fp32 / fp32 | 100 | 3.45 | 0.69 | 0.34 |" in text
+    assert "| 64 -> 64, 3x3, 16x16 | 3 | 32, channels-last | 16, channels-last | 4.00" in text
+    assert "| wrn-22-2, 128 | training | - | 0.50 | - | 3.45 |" in text
+    assert "| avx2 | multiply-adds from registers | 100 |" in text
+
+
+def test_the_report_names_networks_that_lose_in_inference(record):
+    for one in record["layers"]:
+        one["times"] += [
+            row(INFERENCE, "float32", "channels-last", 2.0),
+            row(INFERENCE, "bfloat16", "channels-last", 1.0),
+            row(INFERENCE, "float32", OURS, 1.0, 0.1, 2.0),
+            row(INFERENCE, "bfloat16", OURS, 1.5, 0.1, 0.7),
+        ]
+    *_, last = summary.summary([record])
+    assert last.endswith("dense code wins at 0.1 in these networks: wrn-22-2, 128 (bf16).")
+
+
+def test_useful_operations_are_those_with_live_weights(record):
+    (line,) = [one for one in report.rates_table([record]) if "float32" in one]
+    small = 2 * round(0.1 * 16 * 32) * 128 * 32**2
+    large = 2 * round(0.1 * 64 * 64 * 9) * 128 * 16**2
+    rate = f"{(small + 3 * large) / 4e-3 / 1e9:.0f}"
+    alone = f"{100 / (3 * 4):.2f}"
+    assert line == f"| wrn-22-2, 128 | float32 | {rate} | {rate} | {rate} | {alone} |"
+
+
+def test_a_network_that_is_not_complete_has_no_sum(record, tmp_path):
+    record["shapes"] = 9
+    text = "\n".join(report.report_lines([record], tmp_path))
+    assert "2 of 9 shapes have been measured." in text
+    assert "Not measured, or not in full: wrn-22-2 128, cifar-resnet50 128" in text
+    assert "Kernels: sums over networks\n\nNumbers are" in text
+    assert "| wrn-22-2, 128 | training |" not in text
+
+
+def test_runs_with_other_instructions_or_threads_stay_apart(record):
+    other = {**record, "threads": 2, "machine": {**MACHINE, "isa": "AVX2"}}
+    assert file_suffix(other) == "-avx2-2-threads"
+    assert runs.title(other) == "wrn-22-2, 128, 2 threads, AVX2 only"
+    assert summary.summary([record]) == summary.summary([record, other])
+
+
+def test_a_ratio_is_to_the_fastest_dense_way_and_the_hopeless_are_timed_once(monkeypatch):
+    # Whatever a call returns is what it takes: the last three of each are the rounds.
+    monkeypatch.setattr("benchmarks.speed.kernels.measuring.seconds", lambda call, **_: call())
+    takes = {
+        ("slow", None): iter([9.0, 8.0]),
+        ("fast", None): iter([5.0, 4.0, 4.0, 6.0, 8.0]),
+        (OURS, 0.1): iter([9.0, 9.0, 1.0, 3.0, 2.0]),
+        ("peer", 0.1): iter([7.0, 6.5]),
+    }
+    contenders = [
+        Contender(INFERENCE, "float32", way, density, lambda times=times: next(times))
+        for (way, density), times in takes.items()
+    ]
+    rows = {one["way"]: one for one in time_contenders(contenders, 3, "thread")}
+    assert rows["slow"]["milliseconds"] == [8000.0] * 3
+    assert rows["slow"]["once"]
+    assert "once" not in rows["fast"]
+    assert rows["fast"]["milliseconds"] == [6000.0, 5000.0, 7000.0]
+    assert rows[OURS]["milliseconds"] == [2000.0, 1500.0, 2500.0]
+    # Round by round the ratios are 4, 2 and 4.
+    assert rows[OURS]["speedup"] == [4.0, 3.0, 4.0]
+    assert rows["peer"]["once"]
+    assert rows["peer"]["speedup"][0] == pytest.approx(6.0 / 6.5, abs=1e-3)
+
+
+def test_a_training_pass_has_both_gradients():
+    x, weight = torch.randn(3, 4), torch.randn(2, 4)
+    found = passes(torch.nn.functional.linear, x, weight, training=True)
+    assert [one.shape for one in found[TRAINING]()] == [(3, 4), (2, 4)]
+    assert found[INFERENCE]().equal(x @ weight.T)
+
+
+@needs_kernels
+def test_a_layer_is_timed_in_every_way():
+    one = measure_layer(Layer(8, 16, 4, size=6, kernel=3), (0.1, 0.5), True, 1, "thread")
+    ours = {(r["what"], r["precision"], r["density"]) for r in one["times"] if r["way"] == OURS}
+    precisions = ("float32", "bfloat16")
+    assert ours == {
+        *((what, p, d) for what in (TRAINING, INFERENCE) for p in precisions for d in (0.1, 0.5)),
+        *((part, p, 0.1) for part in PARTS for p in precisions),
+    }
+    ways = {r["way"] for r in one["times"] if "density" not in r}
+    assert ways == {"channels-last", "contiguous"}
+
+
+@needs_kernels
+def test_what_has_been_measured_is_not_measured_again(tmp_path):
+    shapes = [Layer(8, 8, 2), Layer(8, 4, 2)]
+    workload = Workload("tiny", 2, False, lambda: Counter(dict.fromkeys(shapes, 12)))
+    choice = Choice((0.1, 0.5), 1, again=False)
+    path = tmp_path / "kernels-tiny-2.json"
+    about = {key: value for key, value in ABOUT.items() if key != "figure"}
+    after_each = []
+    for record in measure_workload(workload, choice, about, path):
+        path.write_text(json.dumps(record))
+        after_each.append(len(record["layers"]))
+    assert after_each == [1, 2]
+    assert list(measure_workload(workload, choice, about, path)) == []
+    half = json.loads(path.read_text())
+    del half["layers"][0]
+    path.write_text(json.dumps(half))
+    (completed,) = measure_workload(workload, choice, about, path)
+    assert [one["outputs"] for one in completed["layers"]] == [8, 4]
+    more = Choice((0.1, 0.2), 1, again=False)
+    assert len(list(measure_workload(workload, more, about, path))) == 2
+    other_kernels = {**about, "kernels": "other"}
+    assert len(list(measure_workload(workload, choice, other_kernels, path))) == 2
