@@ -11,7 +11,8 @@ from benchmarks.cifar.grid import Choices, Count, Share
 from benchmarks.cifar.settings import Section, later
 
 DATASET_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn digits"}
-RESNET_DEPTHS = (14, 26, 50, 101)
+#: Bottlenecks in each group of a ResNet, by its depth.
+BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 PUBLISHED_WIDTH = 64
 # What may be changed without another result.
 WORDING = frozenset({"name", "summary", "reduced", "choices", "also", "full_steps"})
@@ -40,8 +41,8 @@ class ModelConfig(Section):
     def _has_a_depth_that_there_is(self) -> ModelConfig:
         if self.kind == "wrn" and (self.depth < 10 or self.depth % 6 != 4):
             raise ValueError(f"depth of a WRN is 10, 16, 22, ..., got {self.depth}")
-        if self.kind == "resnet" and self.depth not in RESNET_DEPTHS:
-            depths = ", ".join(map(str, RESNET_DEPTHS))
+        if self.kind == "resnet" and self.depth not in BLOCKS:
+            depths = ", ".join(map(str, BLOCKS))
             raise ValueError(f"depth of a ResNet is one of {depths}, got {self.depth}")
         return self
 
