@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.cifar.config import BLOCKS, Protocol
-from benchmarks.cifar.grid import RunSpec
+from benchmarks.cifar.grid import DENSE_RUN, RunSpec
 from benchmarks.cifar.methods import SMALL_DENSE
 
 STEM_WIDTH = 16
@@ -22,26 +22,24 @@ INPUT_CHANNELS = 3
 EXPANSION = 4
 
 
-def build_model(protocol: Protocol, spec: RunSpec, num_classes: int) -> nn.Module:
+def build_model(protocol: Protocol, spec: RunSpec) -> nn.Module:
     """The run's network, with initial weights that depend on the global random state only."""
-    scale = 1.0
-    if spec.method == SMALL_DENSE:
-        assert spec.density is not None
-        scale = small_dense_scale(spec.density)
+    # The factor on every width that leaves about ``density`` of the weights.
+    scale = math.sqrt(spec.density or 1.0) if spec.method == SMALL_DENSE else 1.0
     config = protocol.model
     model: nn.Module
     if config.kind == "wrn":
-        model = WideResNet(config.depth, config.width, config.dropout, num_classes, scale)
+        model = WideResNet(config.depth, config.width, config.dropout, protocol.classes, scale)
     else:
-        model = ResNet(config.depth, config.width, num_classes, scale)
+        model = ResNet(config.depth, config.width, protocol.classes, scale)
     channels_last = protocol.training.channels_last
     return model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def full_model(protocol: Protocol, num_classes: int) -> nn.Module:
+def full_model(protocol: Protocol) -> nn.Module:
     """The dense network of a protocol; the global random state is left as it is."""
     with torch.random.fork_rng(devices=[]):
-        return build_model(protocol, RunSpec("dense", None, None, 0), num_classes)
+        return build_model(protocol, DENSE_RUN)
 
 
 class WideBlock(nn.Module):
@@ -79,9 +77,6 @@ class WideResNet(nn.Module):
         num_classes: Number of classes.
         width_scale: Factor on *every* width, the stem's included. ``sqrt(density)`` gives the
             small-dense model, which has about ``density`` times the weights of the full one.
-
-    Raises:
-        ValueError: If ``depth`` is not 6 n + 4.
 
     Example:
         >>> model = WideResNet(depth=22, width=2)
@@ -155,7 +150,7 @@ class ResNet(nn.Module):
         depth: Number of layers, 14, 26, 50 or 101.
         width: Channels of the stem; 64 is the published network.
         num_classes: Number of classes.
-        width_scale: Factor on *every* width, the stem's included, as in ``WideResNet``.
+        width_scale: As in ``WideResNet``.
 
     Example:
         >>> model = ResNet(depth=50, num_classes=100)
@@ -190,28 +185,15 @@ class ResNet(nn.Module):
         return logits
 
 
-def small_dense_scale(density: float) -> float:
-    """The factor on every width that leaves about ``density`` of a network's weights.
-
-    Example:
-        >>> small_dense_scale(0.25)
-        0.5
-    """
-    return math.sqrt(density)
-
-
 def scaled_width(width: int, scale: float) -> int:
     """``width`` times ``scale``, rounded to the nearest integer and at least 1."""
     return max(1, round(width * scale))
 
 
 def strided(x: Tensor, stride: int) -> Tensor:
-    """Every stride-th pixel, of which a strided 1x1 convolution is one without a stride.
-
-    Written as a stride, oneDNN (torch 2.14) corrupts the heap in its weight gradient, in
-    channels-last, for channels in no multiple of 16 and a batch that the threads cannot share
-    evenly.
-    """
+    """Every stride-th pixel, of which a strided 1x1 convolution is one without a stride."""
+    # Written as a stride, oneDNN (torch 2.14) corrupts the heap in its weight gradient, in
+    # channels-last, for channels in no multiple of 16 and a batch that threads share unevenly.
     return x[:, :, ::stride, ::stride]
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cifar.models import WideResNet, small_dense_scale
+from benchmarks.cifar.models import WideResNet
 
 
 def parameters(model):
@@ -36,7 +36,7 @@ def test_wrn_22_2_has_the_layers_that_erk_can_make_dense():
 @pytest.mark.parametrize("density", [0.1, 0.2, 0.5])
 def test_small_dense_scales_every_width_and_about_keeps_the_density(density):
     full = WideResNet(22, 2)
-    small = WideResNet(22, 2, width_scale=small_dense_scale(density))
+    small = WideResNet(22, 2, width_scale=math.sqrt(density))
     for wide, narrow in zip(full.modules(), small.modules(), strict=True):
         if isinstance(wide, torch.nn.Conv2d):
             if wide is not full.stem:
@@ -83,8 +83,8 @@ def two_threads():
 def test_gradients_of_odd_widths_and_batches_are_right_in_channels_last():
     # A 1x1 convolution with a stride would write past its memory here, and mostly crash.
     torch.manual_seed(0)
-    model = WideResNet(10, 2, width_scale=small_dense_scale(0.1))
-    exact = WideResNet(10, 2, width_scale=small_dense_scale(0.1)).double()
+    model = WideResNet(10, 2, width_scale=math.sqrt(0.1))
+    exact = WideResNet(10, 2, width_scale=math.sqrt(0.1)).double()
     exact.load_state_dict(model.state_dict())
     model = model.to(memory_format=torch.channels_last)
     images = torch.randn(15, 3, 32, 32)

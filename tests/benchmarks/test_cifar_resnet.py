@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cifar.accounting import dense_flops, matched_density
-from benchmarks.cifar.models import ResNet, small_dense_scale
-from benchmarks.cifar.preset_files import load_preset
+from benchmarks.cifar.config import load_preset
+from benchmarks.cifar.models import ResNet
 from sparseopt import SparseOptimizer
 
 IMAGE = torch.zeros(1, 3, 32, 32)
@@ -57,7 +57,7 @@ def test_uniform_can_be_as_expensive_as_erk():
 
 
 def test_small_dense_scales_every_width(model):
-    small = ResNet(50, 64, 100, width_scale=small_dense_scale(0.1))
+    small = ResNet(50, 64, 100, width_scale=math.sqrt(0.1))
     for wide, narrow in zip(model.modules(), small.modules(), strict=True):
         if isinstance(wide, torch.nn.Conv2d):
             assert narrow.out_channels == round(wide.out_channels * math.sqrt(0.1))
