@@ -3,14 +3,11 @@
 A map, in which nothing is used before you have met it:
 
 - What is run: ``settings`` (sections of TOML files), ``methods``, ``grid`` (one run, and products
-  of runs), ``config`` (a protocol), ``preset_files``. The presets themselves are in ``presets/``.
-- Images and networks: ``data``, ``augmentation``, ``batches``, ``models/``.
-- One run: ``optimizers``, ``accounting`` (FLOPs and channels), ``stopping``, ``train``,
+  of runs), ``config`` (a protocol and its file in ``presets/``).
+- One run: ``data``, ``batches``, ``models``, ``accounting`` (FLOPs and channels), ``train``,
   ``records`` (the folder and its results file), ``structure`` (what masks leave on disk).
-- Many runs: ``jobs`` (what is left, and what waits for what), ``worker`` (does one), ``pools``
-  (three ways to do them all), ``session``, ``search``, ``plan`` (time and bytes).
-- Wall time of what runs left: ``forms`` (in which a network is timed), ``timing``.
+- Many runs: ``plan`` (what is left, and what waits for what), ``worker`` (does one), ``pools``
+  (three ways to do them all), ``search``, ``timing`` (wall time of what runs left).
 - The command: ``options``, ``cli``, ``run``.
-- ``report/``, from results alone: ``results``, ``stats``, ``paper`` (what ``paper.toml`` says),
-  then tables, ``figures`` and ``writing``. ``overview`` is it in short.
+- ``report/``, from results alone; ``overview`` is it in short.
 """

@@ -28,9 +28,8 @@ def count(run: Run) -> dict[str, Any]:
     """What the results file says about a run's costs, in plain numbers.
 
     Returns:
-        ``parameters`` (total and live), ``flops`` (per image; those of the full dense network
-        beside the run's own), and None for the dense methods: ``updates`` (in all), ``layers``
-        (what is and what ever was live in each) and ``history`` (one entry an update).
+        ``parameters`` (total and live), ``flops`` per image beside those of the full dense network,
+        and ``updates``, ``layers`` and ``history``, which are None for the dense methods.
     """
     image = next(iter(run.splits.test.in_order(1)))[0]
     total = sum(parameter.numel() for parameter in run.model.parameters())
@@ -44,7 +43,7 @@ def count(run: Run) -> dict[str, Any]:
         report = dense_flops(run.model, image)
     full = report
     if run.spec.method == SMALL_DENSE:
-        full = dense_flops(full_model(run.protocol, run.splits.num_classes).to(image.device), image)
+        full = dense_flops(full_model(run.protocol).to(image.device), image)
     return {
         "parameters": {"total": total, "live": total - dropped},
         "flops": {
@@ -61,9 +60,8 @@ def count(run: Run) -> dict[str, Any]:
 def dense_flops(model: nn.Module, image: Tensor) -> FlopsReport:
     """The FLOPs of a model without masks."""
     # Nothing is dropped at density 1: the wrapper only counts, and is taken off again.
-    counter = SparseOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.0), model, method="static", density=1.0
-    )
+    inner = torch.optim.SGD(model.parameters(), lr=0.0)
+    counter = SparseOptimizer(inner, model, method="static", density=1.0)
     try:
         return counter.flops(model, image)
     finally:
@@ -71,36 +69,33 @@ def dense_flops(model: nn.Module, image: Tensor) -> FlopsReport:
 
 
 @functools.cache
-def channels_of(protocol: Protocol, num_classes: int) -> tuple[ChannelGroup, ...]:
+def channels_of(protocol: Protocol) -> tuple[ChannelGroup, ...]:
     """The channel groups of the full network, which methods that drop whole ones have to know."""
     # BatchNorm wants more than one image.
     images = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE)
-    return tuple(find_channel_groups(full_model(protocol, num_classes), images))
+    return tuple(find_channel_groups(full_model(protocol), images))
 
 
 @functools.cache
-def matched_density(
-    protocol: Protocol, other: str, classes: int, init: str, density: float
-) -> float:
+def matched_density(protocol: Protocol, other: str, init: str, density: float) -> float:
     """The density at which ``init`` costs as many inference FLOPs as ``other`` does at ``density``.
 
-    Rounded to four digits, as it is part of a run's name. The last layer depends on the number of
-    classes.
+    Rounded to four digits, as it is part of a run's name.
     """
-    wanted = _flops_at(protocol, classes, other, density)
+    wanted = _flops_at(protocol, other, density)
     low, high = 0.0, 1.0
     # FLOPs rise with the density, but not evenly: ERK makes layers full one after the other.
     while high - low > 1e-6:
         middle = (low + high) / 2
-        if _flops_at(protocol, classes, init, middle) < wanted:
+        if _flops_at(protocol, init, middle) < wanted:
             low = middle
         else:
             high = middle
     return round(high, 4)
 
 
-def _flops_at(protocol: Protocol, classes: int, init: str, density: float) -> float:
-    layers = _dense_layers(protocol, classes)
+def _flops_at(protocol: Protocol, init: str, density: float) -> float:
+    layers = _dense_layers(protocol)
     shapes = {name: shape for name, shape, _ in layers}
     distribution = INITS[init]
     if isinstance(distribution, str):
@@ -110,11 +105,9 @@ def _flops_at(protocol: Protocol, classes: int, init: str, density: float) -> fl
 
 
 @functools.cache
-def _dense_layers(
-    protocol: Protocol, classes: int
-) -> tuple[tuple[str, tuple[int, ...], float], ...]:
+def _dense_layers(protocol: Protocol) -> tuple[tuple[str, tuple[int, ...], float], ...]:
     """Name, shape and dense FLOPs of each weight that can be sparse."""
-    model = full_model(protocol, classes)
+    model = full_model(protocol)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     report = dense_flops(model, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
     return tuple((layer.name, shapes[layer.name], layer.dense) for layer in report.layers)

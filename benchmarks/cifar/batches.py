@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cifar.augmentation import Augmenter
 from benchmarks.cifar.config import AugmentationConfig, Protocol
 from benchmarks.cifar.data import Dataset
 from benchmarks.cifar.settings import ProtocolError
+
+# As in torchvision: a crop is drawn until it lies within the image, but not more often than this.
+TRIES = 10
+LOG_RATIO = math.log(4 / 3)
 
 
 class Split:
@@ -21,10 +27,7 @@ class Split:
     Args:
         images: ``uint8``, shape ``(N, H, W, 3)``.
         labels: ``int64``, shape ``(N,)``.
-        mean: Mean of each channel, in [0, 1], shape ``(3,)``.
-        std: Standard deviation of each channel, shape ``(3,)``.
-        device: Where the batches are needed.
-        channels_last: Give batches in channels-last memory format.
+        mean: Of each channel, in [0, 1], shape ``(3,)``; ``std`` likewise.
         augmentation: Random crops and mirroring; None gives the images as they are.
     """
 
@@ -41,7 +44,12 @@ class Split:
     ) -> None:
         self.augmentation = augmentation
         self.labels = labels.to(device)
-        self._augmenter = Augmenter(images.to(device), augmentation)
+        self._crop: PaddedCrop | ResizedCrop
+        if augmentation is not None and augmentation.min_scale is not None:
+            self._crop = ResizedCrop(images.to(device), augmentation.min_scale)
+        else:
+            padding = 0 if augmentation is None else augmentation.crop_padding
+            self._crop = PaddedCrop(images.to(device), padding)
         # One multiplication and one addition instead of a division and two of each.
         self._scale = (1.0 / (255.0 * std)).view(1, 3, 1, 1).to(device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(device)
@@ -51,37 +59,40 @@ class Split:
         return len(self.labels)
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator, *, skip: int = 0
+        self, batch_size: int, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in random order, augmented; the last batch may be smaller."""
         order = torch.randperm(len(self), generator=generator)
-        for number, indices in enumerate(order.split(batch_size)):
-            draw = self._augmenter.draw(len(indices), generator)
-            if number < skip:
-                continue
+        flip = self.augmentation is not None and self.augmentation.flip
+        for indices in order.split(batch_size):
+            crops = self._crop.draw(len(indices), generator)
+            mirrored = torch.rand(len(indices), generator=generator) < 0.5 if flip else None
             own = indices.to(self.labels.device)
-            yield self._normalised(self._augmenter.take(own, draw)), self.labels[own]
+            pixels = self._crop.take(own, crops)
+            if mirrored is not None:
+                chosen = mirrored.to(own.device).view(-1, 1, 1, 1)
+                pixels = torch.where(chosen, pixels.flip(-1), pixels)
+            yield self._normalised(pixels), self.labels[own]
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images once, in their order, not augmented."""
         if self.augmentation is not None:
             raise ValueError("an augmented split has no plain batches; make one without")
         for indices in torch.arange(len(self), device=self.labels.device).split(batch_size):
-            yield self._normalised(self._augmenter.plain(indices)), self.labels[indices]
+            zeros = torch.zeros_like(indices)
+            yield self._normalised(self._crop.take(indices, (zeros, zeros))), self.labels[indices]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         images = pixels.float().mul_(self._scale).add_(self._shift)
         return images.contiguous(memory_format=self._format)
 
 
-@dataclass(frozen=True)
-class Splits:
+class Splits(NamedTuple):
     """The data of all runs of a protocol, on the training device."""
 
     train: Split
     validation: Split
     test: Split
-    num_classes: int
 
     @property
     def device(self) -> torch.device:
@@ -91,14 +102,8 @@ class Splits:
 
 def splits_for(protocol: Protocol, dataset: Dataset, device: torch.device) -> Splits:
     """The splits that a protocol makes of a data set."""
-    parts = make_splits(
-        dataset,
-        protocol.training.validation_fraction,
-        protocol.augmentation,
-        device,
-        channels_last=protocol.training.channels_last,
-    )
-    return Splits(*parts, dataset.num_classes)
+    fraction, is_last = protocol.training.validation_fraction, protocol.training.channels_last
+    return make_splits(dataset, fraction, protocol.augmentation, device, channels_last=is_last)
 
 
 def make_splits(
@@ -108,43 +113,21 @@ def make_splits(
     device: torch.device,
     *,
     channels_last: bool,
-) -> tuple[Split, Split, Split]:
+) -> Splits:
     """Training, validation and test split; validation is the last part of the training data.
 
     Mean and standard deviation come from the training part alone.
     """
-    count = len(dataset.train_labels)
-    cut = count - held_out(count, validation_fraction)
-    images = torch.from_numpy(np.array(dataset.train_images))
+    images, labels, test, test_labels = (torch.from_numpy(np.array(array)) for array in dataset)
+    cut = len(images) - held_out(len(images), validation_fraction)
     mean, std = channel_statistics(images[:cut])
-
-    test = torch.from_numpy(np.array(dataset.test_images))
-    parts = (
-        (images[:cut], dataset.train_labels[:cut], augmentation),
-        (images[cut:], dataset.train_labels[cut:], None),
-        (test, dataset.test_labels, None),
-    )
-    train, validation, testing = (
-        Split(
-            part,
-            torch.from_numpy(np.array(labels)),
-            mean,
-            std,
-            device,
-            channels_last=channels_last,
-            augmentation=augment,
-        )
-        for part, labels, augment in parts
-    )
-    return train, validation, testing
+    split = functools.partial(Split, mean=mean, std=std, device=device, channels_last=channels_last)
+    train = split(images[:cut], labels[:cut], augmentation=augmentation)
+    return Splits(train, split(images[cut:], labels[cut:]), split(test, test_labels))
 
 
 def held_out(images: int, validation_fraction: float) -> int:
-    """How many of the training images are for validation.
-
-    Raises:
-        ProtocolError: If that leaves none for one of the two.
-    """
+    """How many of the training images are for validation."""
     count = int(images * validation_fraction)
     if not 0 < count < images:
         raise ProtocolError(
@@ -163,3 +146,87 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     variance = (shares * (values - mean[:, None]) ** 2).sum(1)
     # A channel that never varies would otherwise be divided by zero.
     return mean.float(), variance.sqrt().float().clamp_min(1e-6)
+
+
+class PaddedCrop:
+    """Crops of the image's own size, out of the image padded by reflection.
+
+    Args:
+        images: ``uint8``, shape ``(N, H, W, C)``, on the training device.
+        padding: Pixels on each side; 0 gives the images as they are.
+    """
+
+    def __init__(self, images: Tensor, padding: int) -> None:
+        self._offsets = 2 * padding + 1
+        height, width = images.shape[1:3]
+        if padding:
+            # torch pads the last two dimensions, and reflects floats only; numpy does both.
+            pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+            padded = np.pad(images.cpu().numpy(), pad, mode="reflect")
+            images = torch.from_numpy(padded).to(images.device)
+        # A view of all crops that costs no memory, of shape (N, offsets, offsets, C, H, W).
+        self._windows = images.unfold(1, height, 1).unfold(2, width, 1)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Row and column of each crop."""
+        rows = torch.randint(self._offsets, (count,), generator=generator)
+        columns = torch.randint(self._offsets, (count,), generator=generator)
+        return rows, columns
+
+    def take(self, indices: Tensor, crops: tuple[Tensor, ...]) -> Tensor:
+        """The crops, ``uint8`` of shape ``(n, C, H, W)``."""
+        rows, columns = (values.to(indices.device) for values in crops)
+        return self._windows[indices, rows, columns]
+
+
+class ResizedCrop:
+    """Crops of random area and shape, resized to the whole by linear interpolation.
+
+    The same distribution as ``torchvision.transforms.RandomResizedCrop`` (Szegedy et al. 2015),
+    with sides in the ratio of 3:4 to 4:3.
+
+    Args:
+        images: ``uint8``, shape ``(N, H, W, C)``, on the training device.
+        min_scale: Smallest share of the image's area.
+    """
+
+    def __init__(self, images: Tensor, min_scale: float) -> None:
+        self._images = images.permute(0, 3, 1, 2)
+        self._min_scale = min_scale
+        self._height, self._width = images.shape[1:3]
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Row, column, height and width of each crop."""
+        area = torch.rand(TRIES, count, generator=generator)
+        area = (self._min_scale + (1.0 - self._min_scale) * area) * (self._height * self._width)
+        ratio = torch.exp(LOG_RATIO * (2.0 * torch.rand(TRIES, count, generator=generator) - 1.0))
+        places = torch.rand(2, count, generator=generator)
+        widths = torch.sqrt(area * ratio).round().long()
+        heights = torch.sqrt(area / ratio).round().long()
+        fits = (widths > 0) & (widths <= self._width) & (heights > 0) & (heights <= self._height)
+        first = fits.to(torch.uint8).argmax(0, keepdim=True)
+        found = fits.any(0)
+        height = torch.where(found, heights.gather(0, first)[0], self._height)
+        width = torch.where(found, widths.gather(0, first)[0], self._width)
+        rows = (places[0] * (self._height - height + 1)).long()
+        columns = (places[1] * (self._width - width + 1)).long()
+        return rows, columns, height, width
+
+    def take(self, indices: Tensor, crops: tuple[Tensor, ...]) -> Tensor:
+        """The resized crops, floats in [0, 255] of shape ``(n, C, H, W)``."""
+        rows, columns, heights, widths = (values.to(indices.device) for values in crops)
+        y = _samples(rows, heights, self._height)
+        x = _samples(columns, widths, self._width)
+        shape = (len(indices), self._height, self._width)
+        grid = torch.stack((x[:, None, :].expand(shape), y[:, :, None].expand(shape)), dim=-1)
+        images = self._images[indices].float()
+        return F.grid_sample(images, grid, mode="bilinear", align_corners=True)
+
+
+def _samples(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
+    """Where each of ``size`` output pixels lies along one side, in [-1, 1] of the whole image."""
+    centers = (torch.arange(size, device=starts.device) + 0.5) / size
+    inside = centers[None, :] * lengths[:, None] - 0.5
+    # Pixels beside the crop are not part of it: at its edge its last pixel counts alone.
+    inside = torch.minimum(inside.clamp_min(0.0), lengths[:, None] - 1.0)
+    return (starts[:, None] + inside) * (2.0 / (size - 1)) - 1.0

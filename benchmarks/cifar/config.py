@@ -1,18 +1,31 @@
-"""The protocol that all runs of a preset share."""
+"""The protocol that all runs of a preset share, its file, and changes on the command line."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from benchmarks.cifar.grid import Choices, Count, Share
-from benchmarks.cifar.settings import Section, later
+from benchmarks.cifar.settings import (
+    ProtocolError,
+    Section,
+    build,
+    later,
+    meant,
+    parse_value,
+    read_toml,
+)
 
 DATASET_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn digits"}
-RESNET_DEPTHS = (14, 26, 50, 101)
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
+#: Bottlenecks in each group of a ResNet, by its depth.
+BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 PUBLISHED_WIDTH = 64
+PRESET_DIR = Path(__file__).with_name("presets")
+PRESETS = ("smoke", "cpu", "paper", "resnet-50")
 # What may be changed without another result.
 WORDING = frozenset({"name", "summary", "reduced", "choices", "also", "full_steps"})
 
@@ -24,11 +37,7 @@ BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 class ModelConfig(Section):
     """The network.
 
-    Args:
-        depth: Number of layers.
-        width: Widening factor of a WRN; channels of a ResNet's stem.
-        dropout: Probability inside the blocks of a WRN.
-        kind: Which network.
+    ``width`` is the widening factor of a WRN, or the channels of a ResNet's stem.
     """
 
     depth: int
@@ -40,8 +49,8 @@ class ModelConfig(Section):
     def _has_a_depth_that_there_is(self) -> ModelConfig:
         if self.kind == "wrn" and (self.depth < 10 or self.depth % 6 != 4):
             raise ValueError(f"depth of a WRN is 10, 16, 22, ..., got {self.depth}")
-        if self.kind == "resnet" and self.depth not in RESNET_DEPTHS:
-            depths = ", ".join(map(str, RESNET_DEPTHS))
+        if self.kind == "resnet" and self.depth not in BLOCKS:
+            depths = ", ".join(map(str, BLOCKS))
             raise ValueError(f"depth of a ResNet is one of {depths}, got {self.depth}")
         return self
 
@@ -136,13 +145,6 @@ class Protocol(Section):
         name: What results and reports call it.
         summary: In what it differs from the published one.
         reduced: Whether it does.
-        dataset: Which images.
-        model: The network.
-        training: Lengths and sizes.
-        augmentation: What is done to training images.
-        optimizer: SGD's settings.
-        schedule: The learning rate's.
-        sparsity: The masks'.
         choices: What ``--all`` runs.
         also: Preset files of further protocols that belong to the preset.
         full_steps: Steps of a run of the protocol that this one is short for, with the same network
@@ -186,10 +188,81 @@ class Protocol(Section):
         """How every report, plot and progress header names the protocol."""
         return f"REDUCED protocol '{self.name}'" if self.reduced else f"{self.name} protocol"
 
+    @property
+    def classes(self) -> int:
+        """Number of classes of the data set."""
+        return CLASSES[self.dataset]
+
     def settings(self) -> dict[str, Any]:
         """What decides a run's numbers: without the wording and without the list of choices."""
         return self.model_dump(exclude=set(WORDING))
 
-    def steps(self, images: int, length: int = 1) -> int:
-        """Training steps of a run on so many images, so many times as long as the others."""
-        return self.training.epochs * length * math.ceil(images / self.training.batch_size)
+
+def load_preset(name: str, changes: Sequence[str] = ()) -> Protocol:
+    """The protocol in the shipped file called ``name``, or in a ``.toml`` file of the user's.
+
+    Changes are settings by their paths, such as ``training.epochs=5``; a study goes by its name, as
+    in ``choices.studies.longer.seeds=[2]``.
+    """
+    return load_protocols(name, changes)[0]
+
+
+def load_protocols(name: str, changes: Sequence[str] = ()) -> tuple[Protocol, ...]:
+    """All protocols of a preset: the file's own, and those that it names in ``also``."""
+    path = _find(name, [])
+    first = _load(path, changes)
+    # A user's file may name others that lie beside it.
+    others = [_find(other, [path.parent]) for other in first.also]
+    return (first, *(_load(other, changes) for other in others))
+
+
+def _find(name: str, folders: Sequence[Path]) -> Path:
+    places = [folder / f"{name}.toml" for folder in (*folders, PRESET_DIR)]
+    for path in (*places, Path(name)):
+        if path.is_file():
+            return path
+    raise ProtocolError(
+        f"--preset {name}: there is no such file; {meant(name, list(PRESETS))}, "
+        "or a .toml file in their form"
+    )
+
+
+def _load(path: Path, changes: Sequence[str]) -> Protocol:
+    table = {"name": path.stem} | read_toml(path)
+    words = []
+    try:
+        for change in changes:
+            name, equals, text = change.partition("=")
+            if not (equals and name):
+                raise ProtocolError(
+                    f"it takes SETTING=VALUE, as in training.epochs=5, got {change!r}"
+                )
+            value = parse_value(text)
+            _assign(table, name.split("."), value)
+            if name.split(".")[0] not in WORDING:
+                words.append(f"{name}={value}")
+        if words:
+            # Results of a changed protocol must never pass for those of the preset.
+            table["name"] = f"{table['name']} with {', '.join(words)}"
+            table["summary"] = f"{table.get('summary', '')}; changed: {', '.join(words)}"
+            table["reduced"] = True
+        return build(Protocol, table)
+    except ProtocolError as error:
+        raise ProtocolError(f"{path}{' by --set' if changes else ''}: {error}") from None
+
+
+def _assign(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    name, *rest = path
+    if not rest:
+        table[name] = value
+        return
+    inner = table.setdefault(name, {})
+    if isinstance(inner, list) and all(isinstance(item, dict) for item in inner):
+        # Several tables in the same place, such as the studies, go by their names.
+        by_name = {str(item.get("name")): item for item in inner}
+        if rest[0] not in by_name:
+            raise ProtocolError(f"{rest[0]!r} is none of {', '.join(by_name)}")
+        inner, rest = by_name[rest[0]], rest[1:] or rest
+    if not isinstance(inner, dict):
+        raise ProtocolError(f"{name!r} is a value and has no settings in it")
+    _assign(inner, rest, value)

@@ -7,26 +7,24 @@ split independent of where the data came from.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from benchmarks.cifar.config import CLASSES
 from benchmarks.common.files import vanishing_folder
 
 DIGITS = "digits"
 DIGITS_TEST_FRACTION = 0.2
 IMAGE_SIZE = 32
 SPLITS = ("train", "test")
-# Training images, test images and classes.
-SIZES = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100)}
+TRAINING_IMAGES = 50_000  # of either CIFAR
 
 Bytes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -36,27 +34,22 @@ class DataError(Exception):
     """The data is missing or not what it should be; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Cifar:
+class Cifar(NamedTuple):
     """A data set that torchvision knows: its names there, and classes to know it by."""
 
     title: str
     torchvision: str
     folder: str
-    classes: int
-    some_classes: frozenset[str]
+    some_classes: set[str]
 
 
 CIFARS = {
-    "cifar10": Cifar("CIFAR-10", "CIFAR10", "cifar-10-batches-py", 10, frozenset(["cat", "ship"])),
-    "cifar100": Cifar(
-        "CIFAR-100", "CIFAR100", "cifar-100-python", 100, frozenset(["aquarium_fish", "worm"])
-    ),
+    "cifar10": Cifar("CIFAR-10", "CIFAR10", "cifar-10-batches-py", {"cat", "ship"}),
+    "cifar100": Cifar("CIFAR-100", "CIFAR100", "cifar-100-python", {"aquarium_fish", "worm"}),
 }
 
 
-@dataclass(frozen=True)
-class Dataset:
+class Dataset(NamedTuple):
     """Decoded images, ``uint8`` of shape ``(N, 32, 32, 3)``, with ``int64`` labels ``(N,)``."""
 
     train_images: Bytes
@@ -64,29 +57,16 @@ class Dataset:
     test_images: Bytes
     test_labels: Labels
 
-    @property
-    def num_classes(self) -> int:
-        """One more than the largest label."""
-        return int(self.train_labels.max()) + 1
-
     def fingerprint(self) -> str:
         """A short hash of all pixels and labels, which says whether two runs saw one data set."""
         digest = hashlib.sha256()
-        for array in self.arrays().values():
+        for array in self:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:12]
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The four arrays by name, in the order in which they are hashed."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
 
 def load_dataset(name: str, data_dir: Path | None, cache_dir: Path) -> Dataset:
-    """Return the data set, from the cache if it was decoded before.
-
-    Raises:
-        DataError: If the data is missing or malformed. Nothing has been written then.
-    """
+    """Return the data set, from the cache if it was decoded before."""
     if name == DIGITS:
         if data_dir is not None:
             raise DataError(
@@ -95,18 +75,13 @@ def load_dataset(name: str, data_dir: Path | None, cache_dir: Path) -> Dataset:
             )
         return load_digits()
     root = None if data_dir is None else _find(name, data_dir)
-    is_tree = root is not None and root.name != CIFARS[name].folder
-    digest = _listing_digest(root) if root is not None and is_tree else "torchvision"
-    cached = cache_dir / f"{name}-{digest}"
+    tree = None if root is None or root.name == CIFARS[name].folder else root
+    cached = cache_dir / f"{name}-{'torchvision' if tree is None else _listing_digest(tree)}"
     if not cached.is_dir():
-        if root is not None and is_tree:
-            splits = _decode_class_folders(root)
-        else:
-            splits = _decode_torchvision(name, root, cache_dir)
+        splits = _read_torchvision(name, root, cache_dir) if tree is None else _read_tree(tree)
         (train, test) = (_canonical_order(*split) for split in splits)
         _write_cache(Dataset(*train, *test), cached)
-    arrays = (np.load(cached / f"{field.name}.npy", mmap_mode="r") for field in fields(Dataset))
-    return Dataset(*arrays)
+    return Dataset(*(np.load(cached / f"{name}.npy", mmap_mode="r") for name in Dataset._fields))
 
 
 def noise(count: int, classes: int) -> Dataset:
@@ -131,11 +106,7 @@ def load_digits() -> Dataset:
 
 
 def _find(name: str, data_dir: Path) -> Path:
-    """The folder of class folders, or torchvision's own, that holds the data set.
-
-    Raises:
-        DataError: If ``data_dir`` does not hold it.
-    """
+    """The folder of class folders, or torchvision's own, that holds the data set."""
     cifar = CIFARS[name]
     if not data_dir.is_dir():
         raise DataError(f"--data-dir {data_dir}: there is no such folder. {_expectation(name)}")
@@ -149,7 +120,7 @@ def _find(name: str, data_dir: Path) -> Path:
             f"and no {cifar.folder!r} either. {_expectation(name)}"
         )
     classes = {path.name for path in (root / "train").iterdir() if path.is_dir()}
-    if len(classes) != cifar.classes or not cifar.some_classes <= classes:
+    if len(classes) != CLASSES[name] or not cifar.some_classes <= classes:
         raise DataError(
             f"--data-dir {data_dir}: its class folders are not those of {cifar.title}. "
             f"{_expectation(name)}"
@@ -169,17 +140,12 @@ def _expectation(name: str) -> str:
 
 def _listing_digest(root: Path) -> str:
     """Changes when the files do."""
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        for folder, _, names in sorted(os.walk(root / split)):
-            for name in sorted(names):
-                path = Path(folder, name)
-                place = path.relative_to(root).as_posix()
-                digest.update(f"{place}:{path.stat().st_size}\n".encode())
-    return digest.hexdigest()[:12]
+    paths = sorted(path for split in SPLITS for path in (root / split).rglob("*.*"))
+    lines = [f"{path.relative_to(root).as_posix()}:{path.stat().st_size}" for path in paths]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
-def _decode_class_folders(root: Path) -> list[tuple[Bytes, Labels]]:
+def _read_tree(root: Path) -> list[tuple[Bytes, Labels]]:
     from torchvision.datasets import ImageFolder
 
     try:
@@ -213,27 +179,23 @@ def _decode_file(path: Path) -> Bytes:
     return image
 
 
-def _decode_torchvision(name: str, root: Path | None, cache_dir: Path) -> list[Any]:
-    if root is not None:
-        return _read_torchvision(name, root.parent, download=False)
-    with vanishing_folder(cache_dir) as folder:
-        return _read_torchvision(name, folder, download=True)
-
-
-def _read_torchvision(name: str, root: Path, *, download: bool) -> list[Any]:
+def _read_torchvision(name: str, root: Path | None, cache_dir: Path) -> list[tuple[Bytes, Labels]]:
+    """What torchvision reads in its own folder ``root``, or downloads where there is none."""
     import torchvision
 
     cifar = CIFARS[name]
     reader: Any = getattr(torchvision.datasets, cifar.torchvision)
-    try:
-        parts = [reader(str(root), train=split == "train", download=download) for split in SPLITS]
-    except OSError as error:
-        raise DataError(
-            f"could not download {cifar.title}: {error}. {_expectation(name)}"
-        ) from error
-    except RuntimeError as error:
-        where = "the download" if download else root / cifar.folder
-        raise DataError(f"{where} is damaged or incomplete. {_expectation(name)}") from error
+    download = root is None
+    with vanishing_folder(cache_dir) if root is None else nullcontext(root.parent) as folder:
+        try:
+            parts = [reader(str(folder), split == "train", download=download) for split in SPLITS]
+        except OSError as error:
+            raise DataError(
+                f"could not download {cifar.title}: {error}. {_expectation(name)}"
+            ) from error
+        except RuntimeError as error:
+            where = root or "the download"
+            raise DataError(f"{where} is damaged or incomplete. {_expectation(name)}") from error
     return [(part.data, np.array(part.targets, dtype=np.int64)) for part in parts]
 
 
@@ -247,8 +209,8 @@ def _canonical_order(images: Bytes, labels: Labels) -> tuple[Bytes, Labels]:
 def _write_cache(dataset: Dataset, target: Path) -> None:
     """Write all arrays or none: the folder gets its name when it is complete."""
     with vanishing_folder(target.parent) as folder:
-        for name, array in dataset.arrays().items():
+        for name, array in dataset._asdict().items():
             np.save(folder / f"{name}.npy", array)
         # Another process may have written the same arrays meanwhile; either copy will do.
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             folder.rename(target)

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from benchmarks.cifar.methods import DENSE, SMALL_DENSE, check_init, method_with, recipe_of
+from benchmarks.cifar.methods import (
+    DENSE,
+    SMALL_DENSE,
+    check_init,
+    check_method,
+    method_with,
+    recipe_of,
+)
 from benchmarks.cifar.settings import Section
 
 if TYPE_CHECKING:
@@ -29,8 +36,6 @@ class RunSpec:
     ``settings`` of the method's defaults.
 
     Example:
-        >>> RunSpec("rigl", "erk", 0.1, 0).label
-        'rigl-erk-0.1-seed0'
         >>> RunSpec("rigl", "erk", 0.1, 0, alpha=0.4, delta_t=200).label
         'rigl-erk-0.1-alpha0.4-dt200-seed0'
     """
@@ -43,11 +48,6 @@ class RunSpec:
     delta_t: int | None = None
     lr: float | None = None
     settings: tuple[tuple[str, Any], ...] = ()
-
-    @classmethod
-    def from_dict(cls, run: dict[str, Any]) -> RunSpec:
-        """From what ``as_dict`` returned."""
-        return cls(**{**run, "settings": tuple(sorted(run.get("settings", {}).items()))})
 
     @property
     def variant(self) -> str:
@@ -73,19 +73,13 @@ class RunSpec:
         return None if masks_from is None else dataclasses.replace(self, method=masks_from)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as the results file has them, without overrides that are not given.
-
-        Left out, they leave results without them their names.
-        """
+        """The fields as the results file has them; what is not given changes no name."""
         fields = {**dataclasses.asdict(self), "settings": dict(self.settings)}
         own = ("method", "init", "density", "seed")
         return {name: value for name, value in fields.items() if name in own or value}
 
     def without_defaults(self, protocol: Protocol) -> RunSpec:
-        """The same run where ``alpha``, ``delta_t`` or ``lr`` only repeats what the protocol says.
-
-        So a point of a search that is the protocol's own is not run twice.
-        """
+        """The same run, named alike where a setting only repeats what the protocol says."""
         own = {
             "alpha": protocol.sparsity.alpha,
             "delta_t": protocol.sparsity.delta_t,
@@ -95,27 +89,20 @@ class RunSpec:
         return dataclasses.replace(self, **repeated)
 
     def key(self, protocol: Protocol, data: str) -> str:
-        """A name that changes with every setting and with the data, so that no result is mistaken.
-
-        Args:
-            protocol: What all runs share.
-            data: The fingerprint of the data set.
-        """
+        """A name that changes with every setting and with the data's fingerprint."""
         settings = {"protocol": protocol.settings(), "run": self.as_dict(), "data": data}
         text = json.dumps(settings, sort_keys=True)
         return f"{self.label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _known_method(method: str) -> str:
-    recipe_of(method)
-    return method
+DENSE_RUN = RunSpec(DENSE, None, None, 0)
 
 
 def _pairs(table: Any) -> Any:
     return tuple(sorted(table.items())) if isinstance(table, dict) else table
 
 
-Method = Annotated[str, AfterValidator(_known_method)]
+Method = Annotated[str, AfterValidator(check_method)]
 Init = Annotated[str, AfterValidator(check_init)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -134,11 +121,7 @@ class MaskSetting(Section):
 class Product(Section):
     """Every combination of what is listed.
 
-    Args:
-        methods: Names of ``RECIPES``, or of methods that are registered.
-        inits: Names of ``INITS``.
-        densities: Shares of live weights.
-        seeds: One run of each combination for every seed.
+    Methods are names of ``RECIPES`` or registered ones, inits are names of ``INITS``.
     """
 
     methods: tuple[Method, ...]
@@ -166,13 +149,9 @@ class Study(Product):
     flops_of: Init | None = None
 
     @model_validator(mode="after")
-    def _has_a_name_of_its_own(self) -> Study:
+    def _has_a_name_and_settings_that_there_can_be(self) -> Study:
         if self.name in (MAIN, SEARCH, TIMING):
             raise ValueError(f"the name {self.name!r} is taken by a part of every preset")
-        return self
-
-    @model_validator(mode="after")
-    def _has_settings_of_its_methods(self) -> Study:
         for method, settings in itertools.product(self.methods, self.settings):
             method_with(method, dict(settings))
         return self
@@ -181,10 +160,10 @@ class Study(Product):
 class Search(Section):
     """A search for the ``alpha`` and ``delta_t`` with the best validation accuracy.
 
+    There is one for each init and density.
+
     Args:
         method: The method whose masks are tuned.
-        inits: One search for each of these...
-        densities: ... at each of these.
         seeds: A trial is the mean over these.
         trials: Trials of one search.
         alpha: Smallest and largest.
@@ -210,18 +189,14 @@ class Search(Section):
 
     @property
     def random_trials(self) -> int:
-        """How many of the trials come first, at random: two thirds, as of the report's fifteen."""
+        """So many trials come first, at random: two thirds, as of the report's fifteen."""
         return max(1, round(2 * self.trials / 3))
 
 
 class Timing(Section):
     """Times of the networks of a study, measured when everything else is done.
 
-    Args:
-        study: The study's name; those of its runs that are finished are timed.
-        batches: Batch sizes of inference.
-        rounds: Measurements of inference.
-        training_rounds: Measurements of training steps, which take longer.
+    ``batches`` and ``rounds`` are of inference; training steps take longer, and fewer rounds.
     """
 
     study: str
@@ -256,11 +231,10 @@ def expand(product: Product) -> list[RunSpec]:
     """Every run of the product, seed by seed, so that comparisons are complete early."""
     changes: list[dict[str, Any]] = [{}]
     if isinstance(product, Study):
-        masks = [{"alpha": one.alpha, "delta_t": one.delta_t} for one in product.masks]
-        settings = [{"settings": one} for one in product.settings]
-        lrs = [{"lr": lr} for lr in product.lrs]
-        together = itertools.product(masks or [{}], settings or [{}], lrs or [{}])
-        changes = [{**mask, **setting, **lr} for mask, setting, lr in together]
+        masks = [mask.model_dump() for mask in product.masks] or [{}]
+        settings = [{"settings": one} for one in product.settings] or [{}]
+        lrs = [{"lr": lr} for lr in product.lrs] or [{}]
+        changes = [a | b | c for a, b, c in itertools.product(masks, settings, lrs)]
     every = itertools.product(
         product.seeds, product.densities, product.inits, product.methods, changes
     )

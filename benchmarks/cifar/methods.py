@@ -65,11 +65,7 @@ INITS: dict[str, str | Distribution] = {name: name for name in DISTRIBUTIONS}
 
 
 def recipe_of(method: str) -> Recipe:
-    """How a method trains; one that has no recipe is the method of that name.
-
-    Raises:
-        ProtocolError: If there is no such method.
-    """
+    """How a method trains; one that has no recipe is the method of that name."""
     if method in RECIPES:
         return RECIPES[method]
     if method not in available_methods():
@@ -78,28 +74,21 @@ def recipe_of(method: str) -> Recipe:
     return Recipe(method)
 
 
-def check_init(init: str) -> str:
-    """The init, if there is one of that name.
+def check_method(method: str) -> str:
+    """The name, if there is such a method."""
+    recipe_of(method)
+    return method
 
-    Raises:
-        ProtocolError: If there is none.
-    """
+
+def check_init(init: str) -> str:
+    """The name, if there is such an init."""
     if init not in INITS:
         raise ProtocolError(f"{init!r} is no init; {meant(init, INITS)}")
     return init
 
 
-def is_mask_source(method: str) -> bool:
-    """Whether another method starts with this one's final masks."""
-    return any(recipe.masks_from == method for recipe in RECIPES.values())
-
-
 def method_with(method: str, settings: Mapping[str, Any]) -> str | Method:
-    """What ``method=`` of ``SparseOptimizer`` is for a sparse method with settings of its own.
-
-    Raises:
-        ProtocolError: If it has no such setting, or not of that value.
-    """
+    """What ``method=`` of ``SparseOptimizer`` is for a sparse method with settings of its own."""
     name = recipe_of(method).optimizer
     if name is None:
         raise ProtocolError(f"{method!r} trains without a sparse method and takes no settings")

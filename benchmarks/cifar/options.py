@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar.config import Protocol
-from benchmarks.cifar.grid import MAIN, SEARCH, Choices, Study
+from benchmarks.cifar.config import PRESETS, Protocol, load_protocols
+from benchmarks.cifar.grid import MAIN, Choices
 from benchmarks.cifar.methods import INITS, RECIPES
-from benchmarks.cifar.preset_files import PRESETS, Change, load_protocols
 from benchmarks.cifar.settings import ProtocolError, build, meant
 
 DESCRIPTION = """\
@@ -19,96 +17,34 @@ Train networks sparsely on small images by every method of the report, and compa
 Every finished run is appended to DIR/results.jsonl at once. Start the same command again after an
 interruption: finished runs are skipped, and the interrupted ones go on where they were saved.
 """
+ALL = (
+    "everything that the preset lists, its studies and its search included, as far as --methods, "
+    "--inits, --densities and --seeds let it; without --preset, 'paper' on a GPU, else 'cpu'"
+)
+PRESET = (
+    f"one of {', '.join(PRESETS)}, or a .toml file in their form: smoke (digits, minutes, no "
+    "download), cpu (real CIFAR-10, reduced, hours), paper (in full, both data sets), resnet-50 (a "
+    "few steps of the network for CIFAR-100, no download)"
+)
+SET = (
+    "change a setting of the preset, such as training.epochs=5; results then carry the change in "
+    "their names; also=[] leaves out the preset's other protocols"
+)
+STUDIES = (
+    "only these parts of the preset: main, search, timing (of networks that other parts have "
+    "left), and its studies, by name"
+)
+IMPORT = "modules of yours that register methods, or add to benchmarks.cifar.methods.INITS"
+DATA_DIR = (
+    "the images: torchvision's own files of CIFAR-10 or CIFAR-100, or class folders of them under "
+    "train/ and test/; without it, torchvision downloads"
+)
+OUT = "everything that is written goes here (default: %(default)s)"
+WORKERS = "processes that train a run each, sharing the CPU threads (default: %(default)s)"
+CLUSTER = "run on a Ray cluster, of which --threads CPUs a run; 'local' is this machine"
+THREADS = "CPU threads of all workers together, or of one run of a cluster (default: torch's)"
+DRY_RUN = "print runs, steps, and time by a short calibration, and run nothing; needs no data"
 NARROWING = ("methods", "inits", "densities", "seeds")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-#: By group: each option, what it takes, and its help.
-OPTIONS: dict[str, dict[str, tuple[dict[str, Any], str]]] = {
-    "what to run": {
-        "--all": (
-            {"action": "store_true"},
-            "everything that the preset lists, its studies and its search included, as far as "
-            "--methods, --inits, --densities and --seeds let it; without --preset, 'paper' on a "
-            "GPU, else 'cpu'",
-        ),
-        "--preset": (
-            {"metavar": "NAME"},
-            f"one of {', '.join(PRESETS)}, or a .toml file in their form: smoke (digits, minutes, "
-            "no download), cpu (real CIFAR-10, reduced, hours), paper (in full, both data sets), "
-            "resnet-50 (a few steps of the network for CIFAR-100, no download)",
-        ),
-        "--set": (
-            {"nargs": "+", "action": "extend", "default": [], "metavar": "SETTING=VALUE"},
-            "change a setting of the preset, such as training.epochs=5, or of one of its "
-            "protocols, such as paper-cifar100:optimizer.lr=0.05; results then carry the change in "
-            "their names",
-        ),
-        "--protocols": (
-            {"nargs": "+", "metavar": "P"},
-            "only these of the preset's protocols, by name",
-        ),
-        "--studies": (
-            {"nargs": "+", "metavar": "S"},
-            "only these parts of the preset: main, search, timing (of networks that other parts "
-            "have left), and its studies, by name",
-        ),
-        "--methods": (
-            {"nargs": "+", "metavar": "M"},
-            f"only these of {', '.join(RECIPES)}, or of your own",
-        ),
-        "--inits": (
-            {"nargs": "+", "metavar": "I"},
-            f"only these of {', '.join(INITS)}, or of your own",
-        ),
-        "--densities": (
-            {"nargs": "+", "type": float, "metavar": "D"},
-            "shares of live weights, above 0 and at most 1",
-        ),
-        "--seeds": ({"nargs": "+", "type": int, "metavar": "S"}, "integers from 0 on"),
-        "--import": (
-            {"nargs": "+", "metavar": "MODULE", "default": [], "dest": "imports"},
-            "modules of yours that register methods, or add to benchmarks.cifar.methods.INITS",
-        ),
-    },
-    "data and files": {
-        "--data-dir": (
-            {"type": Path, "metavar": "DIR"},
-            "the images: torchvision's own files of CIFAR-10 or CIFAR-100, or class folders of "
-            "them under train/ and test/; without it, torchvision downloads",
-        ),
-        "--out": (
-            {"type": Path, "metavar": "DIR", "default": Path("results", "cifar")},
-            "everything that is written goes here (default: %(default)s)",
-        ),
-    },
-    "how to run it": {
-        "--workers": (
-            {"type": _positive, "default": 1, "metavar": "N"},
-            "processes that train a run each, sharing the CPU threads (default: %(default)s)",
-        ),
-        "--cluster": (
-            {"metavar": "ADDRESS"},
-            "run on a Ray cluster instead, of which --threads CPUs a run; 'local' is this machine",
-        ),
-        "--threads": (
-            {"type": _positive, "metavar": "N"},
-            "CPU threads of all workers together, or of one run of a cluster (default: torch's "
-            "choice)",
-        ),
-        "--dry-run --plan": (
-            {"action": "store_true"},
-            "print runs, steps, time by a short calibration, and bytes, and run nothing; needs no "
-            "data",
-        ),
-        "--report-only": ({"action": "store_true"}, "rebuild the report from DIR/results.jsonl"),
-    },
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -118,10 +54,28 @@ def build_parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for heading, options in OPTIONS.items():
-        group = parser.add_argument_group(heading)
-        for flag, (named, words) in options.items():
-            group.add_argument(*flag.split(), help=words, **named)
+    several: dict[str, Any] = {"nargs": "+"}
+    what = parser.add_argument_group("what to run").add_argument
+    what("--all", action="store_true", help=ALL)
+    what("--preset", metavar="NAME", help=PRESET)
+    what("--set", metavar="SETTING=VALUE", action="extend", default=[], **several, help=SET)
+    what("--studies", metavar="S", **several, help=STUDIES)
+    what("--methods", metavar="M", **several, help=f"of {', '.join(RECIPES)}, or your own")
+    what("--inits", metavar="I", **several, help=f"of {', '.join(INITS)}, or your own")
+    what("--densities", metavar="D", type=float, **several, help="above 0 and at most 1")
+    what("--seeds", metavar="S", type=int, **several, help="integers from 0 on")
+    what("--import", metavar="MODULE", dest="imports", default=[], **several, help=IMPORT)
+    files = parser.add_argument_group("data and files").add_argument
+    files("--data-dir", metavar="DIR", type=Path, help=DATA_DIR)
+    files("--out", metavar="DIR", type=Path, default=Path("results", "cifar"), help=OUT)
+    group = parser.add_argument_group("how to run it")
+    where = group.add_mutually_exclusive_group().add_argument
+    where("--workers", metavar="N", type=_positive, default=1, help=WORKERS)
+    where("--cluster", metavar="ADDRESS", help=CLUSTER)
+    how = group.add_argument
+    how("--threads", metavar="N", type=_positive, help=THREADS)
+    how("--dry-run", action="store_true", help=DRY_RUN)
+    how("--report-only", action="store_true", help="rebuild the report from DIR/results.jsonl")
     return parser
 
 
@@ -130,73 +84,42 @@ def is_narrowed(options: argparse.Namespace) -> bool:
     return any(getattr(options, name) for name in NARROWING)
 
 
-def choose_protocols(preset: str, options: argparse.Namespace) -> list[Protocol]:
-    """The protocols to run, with all changes that the command line makes.
-
-    Raises:
-        ProtocolError: If one or a setting is not known.
-    """
-    changes = [Change.parse(text) for text in options.set]
-    protocols = load_protocols(preset, changes)
-    # A changed protocol is still called by its file's name.
-    by_name = {protocol.name.split(" with ")[0]: protocol for protocol in protocols}
-    for name in options.protocols or ():
-        if name not in by_name:
-            raise ProtocolError(f"--protocols {name}: {preset} has none; {meant(name, by_name)}")
-    chosen = dict.fromkeys(options.protocols or by_name)
-    return [_narrowed(by_name[name], options) for name in chosen]
-
-
-def parts_of(protocols: Sequence[Protocol], options: argparse.Namespace) -> list[tuple[str, ...]]:
-    """Which parts of each protocol are to be done.
-
-    A search is left out if it is of a method that is not among those given.
-
-    Raises:
-        ProtocolError: If no protocol has a part that was asked for, or if nothing is left to do.
-    """
-    if options.studies is None:
-        everything = options.all or not is_narrowed(options)
-        asked = [p.choices.parts if everything else (MAIN,) for p in protocols]
-    else:
-        known = list(dict.fromkeys(part for p in protocols for part in p.choices.parts))
-        for name in options.studies:
-            if name not in known:
-                raise ProtocolError(f"--studies {name}: there is none; {meant(name, known)}")
-        asked = [tuple(p for p in q.choices.parts if p in options.studies) for q in protocols]
-    parts = []
-    for protocol, names in zip(protocols, asked, strict=True):
-        search = protocol.choices.search
-        others = search is not None and options.methods and search.method not in options.methods
-        parts.append(tuple(name for name in names if not (others and name == SEARCH)))
-    if any(asked) and not any(parts):
-        methods = " ".join(options.methods)
-        raise ProtocolError(
-            f"--studies {SEARCH} is a search for a method that is not among --methods {methods}"
-        )
-    return parts
+def choose(preset: str, options: argparse.Namespace) -> list[tuple[Protocol, tuple[str, ...]]]:
+    """The protocols as the command line changes them, and which parts of each are to be done."""
+    protocols = [_narrowed(one, options) for one in load_protocols(preset, options.set)]
+    known = list(dict.fromkeys(part for one in protocols for part in one.choices.parts))
+    for name in options.studies or ():
+        if name not in known:
+            raise ProtocolError(f"--studies {name}: there is none; {meant(name, known)}")
+    everything = options.all or not is_narrowed(options)
+    asked = options.studies or (known if everything else [MAIN])
+    return [(one, tuple(part for part in one.choices.parts if part in asked)) for one in protocols]
 
 
 def _narrowed(protocol: Protocol, options: argparse.Namespace) -> Protocol:
+    """A protocol that runs only the methods, inits, densities and seeds that are given."""
     given = {
         name: list(dict.fromkeys(getattr(options, name)))
         for name in NARROWING
         if getattr(options, name)
     }
-    table = protocol.choices.model_dump() | given
-    for study, plain in zip(table["studies"], protocol.choices.studies, strict=True):
-        study.update(given, methods=_methods_of(plain, options))
-    if table["search"] is not None:
-        table["search"] |= {name: given[name] for name in given if name != "methods"}
+    choices = protocol.choices.model_dump() | given
+    methods = given.pop("methods", None)
+    for study in choices["studies"]:
+        # A study is not to grow by methods that have nothing to do with it.
+        own = [method for method in methods or study["methods"] if method in study["methods"]]
+        study.update(given, methods=own)
+    search = choices["search"]
+    if search is not None:
+        is_left = methods is None or search["method"] in methods
+        choices["search"] = search | given if is_left else None
     try:
-        return protocol.model_copy(update={"choices": build(Choices, table)})
+        return protocol.model_copy(update={"choices": build(Choices, choices)})
     except ProtocolError as error:
         raise ProtocolError(f"--{error}") from None
 
 
-def _methods_of(study: Study, options: argparse.Namespace) -> list[str]:
-    given = list(dict.fromkeys(options.methods or study.methods))
-    if options.studies is not None:
-        return given
-    # With --all, a study is not to grow by methods that have nothing to do with it.
-    return [method for method in given if method in study.methods]
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)

@@ -1,34 +1,130 @@
-"""What is going to be run, about how long that takes here, and how much it writes."""
+"""What there is to do, in what order it can be done, and about how long it takes here."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import itertools
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
 
 import pandas as pd
 import torch
 
 from benchmarks.cifar.accounting import matched_density
-from benchmarks.cifar.batches import held_out, splits_for
+from benchmarks.cifar.batches import held_out
 from benchmarks.cifar.config import Protocol
-from benchmarks.cifar.data import noise
 from benchmarks.cifar.grid import MAIN, SEARCH, TIMING, RunSpec, Study, expand
-from benchmarks.cifar.jobs import Agenda, Job
-from benchmarks.cifar.methods import recipe_of
-from benchmarks.cifar.records import Folder
-from benchmarks.cifar.train import Run
-from benchmarks.common.words import format_bytes, format_duration
+from benchmarks.cifar.methods import RECIPES, recipe_of
+from benchmarks.cifar.records import FinishedRuns, Folder
+from benchmarks.cifar.train import run_on_noise
+from benchmarks.common.environment import describe_environment, in_words
+from benchmarks.common.words import format_duration
+from sparseopt.speedup import timing
 
-# In seconds. A slower step is measured once, and one beyond the other limit on a few images and in
-# proportion, which a large network's fixed costs make too long.
-SLOW_STEP, LONGEST_STEP = 1.0, 60.0
+SEARCHES = "searches for alpha and delta_t"
+STATIC = RunSpec("static", "erk", 0.1, 0)
+# A step that takes longer, in seconds, is measured on a few images and in proportion.
+SLOW_STEP = 1.0
 FEW_IMAGES, MEASURED_STEPS = 16, 4
-# A line of the results file, in bytes: for each epoch, and for the rest.
-EPOCH_BYTES, RECORD_BYTES = 150, 10_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one protocol on one data set."""
+
+    protocol: Protocol
+    spec: RunSpec
+    data: str
+
+    @cached_property
+    def key(self) -> str:
+        """The run's name in the results file: any other setting or data gives another one."""
+        return self.spec.key(self.protocol, self.data)
+
+    @property
+    def title(self) -> str:
+        return f"{self.spec.label} ({self.protocol.label})"
+
+    @property
+    def source(self) -> Job | None:
+        """The job whose masks this one starts with."""
+        spec = self.spec.source
+        return None if spec is None else Job(self.protocol, spec, self.data)
+
+    @property
+    def dependents(self) -> list[Job]:
+        """All jobs that could start with this one's masks."""
+        methods = [name for name, one in RECIPES.items() if one.masks_from == self.spec.method]
+        specs = [dataclasses.replace(self.spec, method=method) for method in methods]
+        return [Job(self.protocol, spec, self.data) for spec in specs]
+
+    def is_done(self, finished: FinishedRuns, folder: Folder, dependents: Iterable[Job]) -> bool:
+        """Whether the result is there, and the masks too if none of the dependents is finished."""
+        if not finished.has(self.key):
+            return False
+        waiting = [not finished.has(job.key) for job in dependents]
+        return not waiting or not all(waiting) or folder.masks(self.key).exists()
+
+
+def with_sources(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs, without repetition, each behind the one that it builds on."""
+    ordered: dict[str, Job] = {}
+    for job in jobs:
+        for one in (job.source, job):
+            if one is not None:
+                ordered.setdefault(one.key, one)
+    return list(ordered.values())
+
+
+class Agenda:
+    """What is left to do of a list of jobs.
+
+    A job is ready when the masks that it starts with are there. A finished run whose masks are
+    needed but gone is done again for them; its result is not written twice.
+    """
+
+    def __init__(self, jobs: Sequence[Job], folder: Folder) -> None:
+        self.folder = folder
+        self.jobs = with_sources(jobs)
+        self.failed: list[Job] = []
+        self._finished = FinishedRuns(folder.results)
+        self._keys = {job.key for job in self.jobs}
+        self.left = [job for job in self.jobs if not self._is_done(job)]
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed have left of jobs that are done."""
+        for job in self.jobs:
+            if job not in self.left:
+                self._clean(job)
+
+    def ready(self, *, without: Collection[str] = ()) -> list[Job]:
+        """What can be begun now, in order."""
+        for job in [job for job in self.left if self._is_done(job)]:
+            self.left.remove(job)
+            self._clean(job)
+        return [job for job in self.left if job.key not in without and self._has_masks(job)]
+
+    def fail(self, job: Job) -> None:
+        """Give a job up, and those that build on it."""
+        for other in [job, *(other for other in self.left if other.source == job)]:
+            self.failed.append(other)
+            if other in self.left:
+                self.left.remove(other)
+
+    def _is_done(self, job: Job) -> bool:
+        planned = [other for other in job.dependents if other.key in self._keys]
+        return job.is_done(self._finished, self.folder, planned)
+
+    def _clean(self, job: Job) -> None:
+        self.folder.clear(job.key)
+        if job.source is not None:
+            self.folder.masks(job.source.key).unlink(missing_ok=True)
+
+    def _has_masks(self, job: Job) -> bool:
+        return job.source is None or self.folder.masks(job.source.key).exists()
 
 
 @dataclass(frozen=True)
@@ -40,16 +136,12 @@ class Part:
         parts: Names of the parts, as in ``Choices.parts``.
         data: The data set's fingerprint; empty where there is no data yet.
         images: Training images, those for validation included.
-        test: Test images.
-        classes: Number of classes.
     """
 
     protocol: Protocol
     parts: tuple[str, ...]
     data: str
     images: int
-    test: int
-    classes: int
 
     def jobs(self) -> list[Job]:
         """All runs but those of the search."""
@@ -60,184 +152,110 @@ class Part:
 
     def timing_jobs(self) -> list[Job]:
         """The runs whose networks are to be timed."""
-        timing = self.protocol.choices.timing
-        if TIMING not in self.parts or timing is None:
+        timed = self.protocol.choices.timing
+        if TIMING not in self.parts or timed is None:
             return []
-        (study,) = (one for one in self.protocol.choices.studies if one.name == timing.study)
+        (study,) = (one for one in self.protocol.choices.studies if one.name == timed.study)
         return self._jobs_of(study)
 
     def job(self, spec: RunSpec) -> Job:
         return Job(self.protocol, spec.without_defaults(self.protocol), self.data)
 
+    def steps(self, spec: RunSpec) -> int:
+        """Training steps of a run."""
+        training = self.protocol.training
+        images = self.images - held_out(self.images, training.validation_fraction)
+        epochs = training.epochs * recipe_of(spec.method).length
+        return epochs * math.ceil(images / training.batch_size)
+
     def _jobs_of(self, study: Study) -> list[Job]:
         specs = expand(study)
         if study.flops_of is not None:
-            match = (self.protocol, study.flops_of, self.classes)
-            masked = (spec for spec in specs if spec.init and spec.density)
+            match = functools.partial(matched_density, self.protocol, study.flops_of)
             specs = [
-                dataclasses.replace(spec, density=matched_density(*match, spec.init, spec.density))
-                for spec in masked
+                dataclasses.replace(spec, density=match(spec.init, spec.density))
+                for spec in specs
+                if spec.init and spec.density
             ]
         return [self.job(spec) for spec in specs]
 
 
-class Estimate(NamedTuple):
-    """What a job takes: training steps, seconds alone on this machine, and bytes.
-
-    Its checkpoint goes when it is finished; its result is a line of the results file.
-    """
-
-    steps: int
-    seconds: float
-    checkpoint: int
-    result: int
-
-
-class Estimator:
-    """Measures a few steps of each kind of run, on noise, and extrapolates.
-
-    Runs that train a network of the same size in the same way are measured once.
-    """
-
-    def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
-        self._parts = {part.protocol: part for part in parts}
-        self._device = device
-        self._measured: dict[tuple[Protocol, str, float | None], tuple[float, int]] = {}
-
-    def estimate(self, job: Job) -> Estimate:
-        """What a job takes."""
-        protocol, part = job.protocol, self._parts[job.protocol]
-        seconds, checkpoint = self._cost(protocol, job.spec)
-        validation = held_out(part.images, protocol.training.validation_fraction)
-        length = recipe_of(job.spec.method).length
-        steps = protocol.steps(part.images - validation, length)
-        epochs = protocol.training.epochs * length
-        # A forward pass is about a third of a training step.
-        evaluated = (epochs * validation + part.test) / protocol.training.batch_size / 3
-        result = RECORD_BYTES + epochs * EPOCH_BYTES
-        return Estimate(steps, (steps + evaluated) * seconds, checkpoint, result)
-
-    def _cost(self, protocol: Protocol, spec: RunSpec) -> tuple[float, int]:
-        """Seconds of a step and bytes of a checkpoint."""
-        is_sparse = recipe_of(spec.method).optimizer is not None
-        kind = (protocol, "sparse", None) if is_sparse else (protocol, spec.method, spec.density)
-        if kind not in self._measured:
-            plain = RunSpec("rigl", spec.init, spec.density, 0) if is_sparse else spec
-            with torch.random.fork_rng(), warnings.catch_warnings():
-                # That so few steps have no mask update in them is no news here.
-                warnings.simplefilter("ignore", UserWarning)
-                self._measured[kind] = self._measure(protocol, plain)
-        return self._measured[kind]
-
-    def _measure(self, protocol: Protocol, spec: RunSpec) -> tuple[float, int]:
-        batch = protocol.training.batch_size
-        # More than enough for all steps below, whatever is kept for validation.
-        share = 1.0 - protocol.training.validation_fraction
-        images = noise(int(10 * batch / share) + 1, self._parts[protocol].classes)
-        run = Run(protocol, spec, splits_for(protocol, images, self._device))
-        run.model.train()
-        few = min(FEW_IMAGES, batch)
-        self._time(run, few, 1)
-        seconds = self._time(run, few, 1) * batch / few
-        if few < batch and seconds < LONGEST_STEP:
-            seconds = self._time(run, batch, 1)
-        if seconds < SLOW_STEP:
-            seconds = self._time(run, batch, MEASURED_STEPS)
-        return seconds, len(run.checkpoint())
-
-    def _time(self, run: Run, batch_size: int, steps: int) -> float:
-        batches = run.splits.train.shuffled(batch_size, run.data_generator)
-        start = self._now()
-        for _, batch in zip(range(steps), batches, strict=False):
-            run.train_step(*batch)
-        return (self._now() - start) / steps
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-
 class Plan:
-    """What is to be done by so many workers at a time, and about how long it takes."""
+    """What is to be done, and about how long it takes."""
 
-    def __init__(self, parts: Sequence[Part], folder: Folder, workers: int = 1) -> None:
+    def __init__(self, parts: Sequence[Part], folder: Folder) -> None:
         self.parts = parts
         self.folder = folder
-        self.workers = workers
         self.agenda = Agenda([job for part in parts for job in part.jobs()], folder)
         self.timing_jobs = [job for part in parts for job in part.timing_jobs()]
-        self.estimates: dict[str, Estimate] = {}
-        searching = (part for part in parts if SEARCH in part.parts)
-        self.searches = [one for part in searching for one in _searches_left(part, folder)]
 
-    def show(self, say: Callable[[str], None]) -> None:
+    def show(self) -> None:
         """Print what there is to do."""
         for part in self.parts:
-            say(f"{part.protocol.label}: {part.protocol.describe()}")
+            print(f"{part.protocol.label}: {part.protocol.describe()}")
         jobs, left = len(self.agenda.jobs), len(self.agenda.left)
-        say(f"{jobs} runs, {jobs - left} of them finished, {left} to do")
+        print(f"{jobs} runs, {jobs - left} of them finished, {left} to do")
         if self.timing_jobs:
-            say(f"then the times of {len(self.timing_jobs)} networks, as far as they are not known")
-
-    def measure(self, estimator: Estimator, say: Callable[[str], None]) -> None:
-        """Estimate what is left; print what the runs of every variant take, and all together."""
-        self.estimates = {job.key: estimator.estimate(job) for job in self.agenda.left}
-        runs = pd.DataFrame([self._row(job) for job in self.agenda.left])
-        seconds = steps = written = 0
-        if len(runs):
-            for name, jobs in runs.groupby("name", sort=False):
-                begun = f", {jobs.begun.sum()} begun, will resume" if jobs.begun.any() else ""
-                say(
-                    f"  {name:<40} {len(jobs):>3} x {jobs.steps.iloc[0]:>8,} steps, "
-                    f"about {format_duration(jobs.seconds.sum())}{begun}"
-                )
-            steps, seconds = runs.steps.sum(), runs.seconds.sum() / min(self.workers, len(runs))
-            written = runs.result.sum() + runs.checkpoint.nlargest(self.workers).sum()
-        trials = pd.DataFrame([self._search_row(estimator, *one) for one in self.searches])
-        if len(trials):
-            say(
-                f"  searches for alpha and delta_t: at most {trials.runs.sum():,} runs, "
-                f"{trials.steps.sum():,} steps, about {format_duration(trials.seconds.sum())}"
+            print(
+                f"then the times of {len(self.timing_jobs)} networks, as far as they are not known"
             )
-            steps, seconds = steps + trials.steps.sum(), seconds + trials.seconds.sum()
-            written += trials.written.sum()
-        count = len(runs) + (trials.runs.sum() if len(trials) else 0)
-        workers = f" by {self.workers} workers" if self.workers > 1 else ""
-        say(
-            f"together {count:,} runs, {steps:,} steps, about {format_duration(seconds)}{workers}, "
-            f"writing about {format_bytes(written)}"
-        )
 
-    def _row(self, job: Job) -> dict[str, Any]:
-        several = f"{job.protocol.name}: " if len(self.parts) > 1 else ""
-        begun = self.folder.checkpoint(job.key).exists()
-        estimate = self.estimates[job.key]._asdict()
-        return {"name": several + job.spec.variant, "begun": begun, **estimate}
+    def measure(self, device: torch.device) -> None:
+        """Print about how long the runs of every variant take, and all one after the other."""
+        print(f"measuring a few steps with {in_words(describe_environment(device))}")
+        seconds_a_step = functools.cache(functools.partial(_seconds_a_step, device=device))
+        rows = []
+        for part in self.parts:
+            several = f"{part.protocol.name}: " if len(self.parts) > 1 else ""
+            left = [job.spec for job in self.agenda.left if job.protocol == part.protocol]
+            named = [(several + spec.variant, spec) for spec in left]
+            named += [(SEARCHES, spec) for spec in _trials(part)]
+            for name, spec in named:
+                steps = part.steps(spec)
+                rows.append(
+                    (name, steps, steps * seconds_a_step(part.protocol, _standing_for(spec)))
+                )
+        runs = pd.DataFrame(rows, columns=["name", "steps", "seconds"])
+        for name, own in runs[runs.name != SEARCHES].groupby("name", sort=False):
+            duration = format_duration(own.seconds.sum())
+            print(f"  {name:<40} {len(own):>3} x {own.steps.iloc[0]:>8,} steps, about {duration}")
+        trials = runs[runs.name == SEARCHES]
+        if len(trials):
+            print(f"  {SEARCHES}: at most {_sum(trials)}")
+        print(f"together {_sum(runs)}, one after the other")
 
-    def _search_row(
-        self, estimator: Estimator, example: Job, runs: int, at_random: int, seeds: int
-    ) -> dict[str, Any]:
-        one = estimator.estimate(example)
-        # Of the trials that are not drawn at random, each waits for the results of the last one.
-        rounds = at_random / max(1, min(self.workers, at_random))
-        rounds += (runs - at_random) / min(self.workers, seeds)
-        seconds, written = rounds * one.seconds, runs * one.result
-        return {"runs": runs, "steps": runs * one.steps, "seconds": seconds, "written": written}
+
+def _sum(runs: pd.DataFrame) -> str:
+    duration = format_duration(runs.seconds.sum())
+    return f"{len(runs):,} runs, {runs.steps.sum():,} steps, about {duration}"
 
 
-def _searches_left(part: Part, folder: Folder) -> Iterator[tuple[Job, int, int, int]]:
-    """Of each search: a run, how many at most, how many of them at random, and those of a trial."""
+def _trials(part: Part) -> list[RunSpec]:
+    """A run for each that a search makes at most; those of a trial differ in what it tries."""
     search = part.protocol.choices.search
-    if search is None:
-        return
-    # Optuna takes a second to import, and most plans have no search.
-    from benchmarks.cifar.search import tunings
+    if search is None or SEARCH not in part.parts:
+        return []
+    places = itertools.product(search.inits, search.densities, search.seeds)
+    return [RunSpec(search.method, *place) for place in places] * search.trials
 
-    seeds = len(search.seeds)
-    for tuning in tunings(part.protocol, part.data):
-        left = tuning.left(folder)
-        if left:
-            example = part.job(tuning.specs(sum(search.alpha) / 2, sum(search.delta_t[:2]) // 2)[0])
-            at_random = max(0, search.random_trials - (search.trials - left))
-            yield example, left * seeds, at_random * seeds, seeds
+
+def _standing_for(spec: RunSpec) -> RunSpec:
+    """One run for all whose steps take as long: sparse methods train the same network."""
+    is_sparse = recipe_of(spec.method).optimizer is not None
+    return STATIC if is_sparse else RunSpec(spec.method, None, spec.density, 0)
+
+
+def _seconds_a_step(protocol: Protocol, spec: RunSpec, device: torch.device) -> float:
+    batch_size = protocol.training.batch_size
+    run = run_on_noise(protocol, spec, device)
+
+    def measure(size: int) -> float:
+        batch = next(run.splits.train.shuffled(size, run.data_generator))
+        return timing.seconds(lambda: run.train_step(*batch), device=device)
+
+    few = min(FEW_IMAGES, batch_size)
+    measure(few)
+    seconds = measure(few) * batch_size / few
+    if seconds > SLOW_STEP:
+        return seconds
+    return min(measure(batch_size) for _ in range(MEASURED_STEPS))

@@ -1,7 +1,9 @@
 """Three ways to do jobs: here one after the other, in processes of this machine, on a cluster.
 
 All of them call ``worker.do``, which claims a job in the shared folder first, so that no job is
-done twice, however many sessions share the folder.
+done twice, however many sessions share the folder. A pool has a ``width``, so many jobs at a time;
+``submit`` gives a future of what ``do`` returns; ``close`` ends jobs, which go on from their last
+checkpoints another time.
 """
 
 from __future__ import annotations
@@ -10,80 +12,48 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+import time
+import traceback
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing.connection import wait
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from benchmarks.cifar.jobs import Job
-from benchmarks.cifar.records import Record
+from benchmarks.cifar.plan import Agenda, Job
+from benchmarks.cifar.records import Folder, Record
 from benchmarks.cifar.settings import ProtocolError
-from benchmarks.cifar.stopping import Stop
-from benchmarks.cifar.worker import Setup, Watch, do
+from benchmarks.cifar.worker import Setup, do
+from benchmarks.common.words import format_duration
 
-LOCAL = "local"
 TRIES = 3
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_LOOKS = 1.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Pool(Protocol):
-    """What jobs are given to, as many at a time as its width says."""
-
-    @property
-    def width(self) -> int: ...
-
-    def submit(self, job: Job) -> Future[Record | None]:
-        """Do a job; the future has what ``worker.do`` returns or raises."""
-
-    def stop(self) -> None:
-        """Have all jobs save their state and end."""
-
-
-@contextmanager
-def open_pool(
-    setup: Setup, workers: int, cluster: str | None, stop: Stop, watch: Watch
-) -> Iterator[Pool]:
-    """The pool that a session asked for.
-
-    Raises:
-        ProtocolError: If Ray is missing, or its cluster.
-    """
-    if cluster is None and workers == 1:
-        yield Serial(setup, stop, watch)
-        return
-    pool = Processes(setup, workers) if cluster is None else Cluster(setup, cluster)
-    try:
-        yield pool
-    finally:
-        pool.close()
-
-
 class Serial:
-    """This process, one job after the other."""
+    """This process, one job after the other, with a progress bar."""
 
     width = 1
 
-    def __init__(self, setup: Setup, stop: Stop, watch: Watch) -> None:
+    def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._stop = stop
-        self._watch = watch
 
     def submit(self, job: Job) -> Future[Record | None]:
         future: Future[Record | None] = Future()
         try:
-            future.set_result(do(self._setup, job, self._stop, self._watch))
+            future.set_result(do(self._setup, job, show=True))
         except Exception as error:
             future.set_exception(error)
         return future
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Nothing is being done."""
 
 
@@ -95,73 +65,48 @@ class Processes:
         self._setup = setup
         # Forked processes would share the threads of torch, which do not survive it.
         self._context = multiprocessing.get_context("spawn")
-        self._stop = self._context.Event()
+        # Its other end closes with the session, however that ends.
+        self._told, self._end = self._context.Pipe(duplex=False)
         self._executor = self._start()
 
     def submit(self, job: Job) -> Future[Record | None]:
         try:
-            return self._executor.submit(_do_here, job)
+            return self._executor.submit(do, self._setup, job)
         except BrokenProcessPool:
             self._executor.shutdown(wait=False)
             self._executor = self._start()
-            return self._executor.submit(_do_here, job)
-
-    def stop(self) -> None:
-        self._stop.set()
+            return self.submit(job)
 
     def close(self) -> None:
-        self._stop.set()
+        # An executor would wait for what its processes are at, which may take hours.
+        self._end.close()
         self._executor.shutdown(cancel_futures=True)
+        self._told.close()
 
     def _start(self) -> ProcessPoolExecutor:
-        gpus = torch.cuda.device_count()
-        devices: Any = self._context.Queue()
+        numbers: Any = self._context.Queue()
         for number in range(self.width):
-            devices.put(f"cuda:{number % gpus}" if gpus else self._setup.device)
-        given = (self._setup, devices, self._stop)
-        return ProcessPoolExecutor(self.width, self._context, _begin, given)
+            numbers.put(number)
+        return ProcessPoolExecutor(self.width, self._context, _begin, (numbers, self._told))
 
 
-class _Here:
-    """What a process of a pool knows of itself."""
-
-    setup: Setup
-    stop: Stop
-    busy = threading.Lock()
-
-
-def _begin(setup: Setup, devices: Any, asked: Any) -> None:
-    """Begin a process of a pool; it ends in good order with its session or at a ``SIGTERM``."""
-    _Here.setup = dataclasses.replace(setup, device=devices.get())
-    _Here.stop = Stop(asked)
-    ended = threading.Event()
-    # Ctrl-C reaches all processes of a terminal; the session passes it on.
+def _begin(numbers: Any, told: Connection) -> None:
+    """Begin a process of a pool, which ends with its session."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(numbers.get() % torch.cuda.device_count())
+    # Ctrl-C reaches all processes of a terminal; the session ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
-    session = multiprocessing.parent_process()
-    assert session is not None
 
-    def watch() -> None:
-        while not ended.is_set() and not wait([session.sentinel], SECONDS_BETWEEN_LOOKS):
-            pass
-        _Here.stop.request()
-        # Waits for the job that is being saved. An executor has no way to end a process.
-        with _Here.busy:
-            os._exit(1)
+    def end_with_session() -> None:
+        with suppress(EOFError, OSError):
+            told.recv()
+        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _do_here(job: Job) -> Record | None:
-    with _Here.busy:
-        return do(_Here.setup, job, _Here.stop)
+    threading.Thread(target=end_with_session, daemon=True).start()
 
 
 class Cluster:
-    """A Ray cluster, whose machines see the folder and the images under the same paths.
-
-    The job of a worker or a machine that is lost is done again by another, from its checkpoint.
-    """
+    """A Ray cluster; the job of a worker that is lost goes on from its checkpoint in another."""
 
     def __init__(self, setup: Setup, address: str) -> None:
         try:
@@ -174,7 +119,7 @@ class Cluster:
         variables = {"PYTHONPATH": path, "OMP_WAIT_POLICY": "passive"}
         try:
             ray.init(
-                address=None if address == LOCAL else address,
+                address=None if address == "local" else address,
                 runtime_env={"env_vars": variables},
                 include_dashboard=False,
                 log_to_driver=False,
@@ -184,11 +129,10 @@ class Cluster:
                 f"--cluster {address}: {error}; it takes the address of a Ray cluster that is "
                 "running, 'auto' to find it, or 'local'"
             ) from error
-        folder, data = setup.folder.root.resolve(), setup.data_dir and setup.data_dir.resolve()
-        root = dataclasses.replace(setup.folder, root=folder)
-        self._setup = dataclasses.replace(setup, folder=root, data_dir=data)
+        folder = Folder(setup.folder.root.resolve())
+        data = setup.data_dir and setup.data_dir.resolve()
+        self._setup = dataclasses.replace(setup, folder=folder, data_dir=data)
         self._ray = ray
-        self._tasks: list[Any] = []
         gpus = 1 if torch.cuda.is_available() else 0
         options = ray.remote(num_cpus=setup.threads or 1, num_gpus=gpus, max_retries=TRIES)
         self._do: Any = options(do)
@@ -200,15 +144,81 @@ class Cluster:
         return max(1, cpus // (self._setup.threads or 1))
 
     def submit(self, job: Job) -> Future[Record | None]:
-        task = self._do.remote(self._setup, job)
-        self._tasks.append(task)
-        future: Future[Record | None] = task.future()
+        future: Future[Record | None] = self._do.remote(self._setup, job).future()
         return future
-
-    def stop(self) -> None:
-        """Jobs go on from their last checkpoints then."""
-        for task in self._tasks:
-            self._ray.cancel(task, force=True)
 
     def close(self) -> None:
         self._ray.shutdown()
+
+
+Pool = Serial | Processes | Cluster
+
+
+def open_pool(setup: Setup, workers: int, cluster: str | None) -> Pool:
+    """The pool that was asked for, to be closed at the end."""
+    if cluster is not None:
+        return Cluster(setup, cluster)
+    return Serial(setup) if workers == 1 else Processes(setup, workers)
+
+
+class Session:
+    """Does agendas by a pool; a job that raises an error doesn't take those after it along."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.failed: list[Job] = []
+        self._doing: dict[Future[Record | None], Job] = {}
+        # What another session has in hand, as far as is known.
+        self._elsewhere: set[str] = set()
+        self._deaths: Counter[str] = Counter()
+
+    def run(self, agenda: Agenda) -> None:
+        """Do everything on an agenda, and note what failed."""
+        agenda.tidy()
+        while agenda.left or self._doing:
+            for job in self._next(agenda):
+                self._doing[self.pool.submit(job)] = job
+            if not self._doing:
+                # What is left is in the hands of another session, or waits for what is.
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            done = wait(self._doing, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done
+            self._elsewhere.clear()
+            for future in done:
+                self._collect(future, agenda)
+        self.failed += agenda.failed
+
+    def _next(self, agenda: Agenda) -> list[Job]:
+        doing = {job.key for job in self._doing.values()}
+        ready = agenda.ready(without=doing | self._elsewhere)
+        # Which job took a process along is not known of several: those that were being done then
+        # are done alone.
+        suspects = [job for job in ready if self._deaths[job.key]]
+        alone = bool(suspects) or any(self._deaths[key] for key in doing)
+        room = (1 if alone else self.pool.width) - len(doing)
+        return (suspects or ready)[: max(0, room)]
+
+    def _collect(self, future: Future[Record | None], agenda: Agenda) -> None:
+        job = self._doing.pop(future)
+        try:
+            record = future.result()
+        except BrokenProcessPool as error:
+            self._deaths[job.key] += 1
+            if self._deaths[job.key] < TRIES:
+                print(f"{job.title}: a process died, trying again")
+            else:
+                # Without memory for it, say, a job must not go on for ever.
+                self._fail(job, error, agenda)
+        except Exception as error:
+            self._fail(job, error, agenda)
+        else:
+            self._deaths.pop(job.key, None)
+            if record is None:
+                self._elsewhere.add(job.key)
+            else:
+                accuracy, duration = record["accuracy"]["test"], format_duration(record["seconds"])
+                print(f"{job.title}: test accuracy {accuracy:.2%} after {duration}")
+
+    def _fail(self, job: Job, error: Exception, agenda: Agenda) -> None:
+        print("".join(traceback.format_exception(error)), file=sys.stderr)
+        print(f"{job.title}: failed, see the error above")
+        agenda.fail(job)

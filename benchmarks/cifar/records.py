@@ -30,22 +30,17 @@ def append_result(path: Path, record: Record) -> None:
     line = json.dumps(record, allow_nan=False, sort_keys=True) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the lock, what another process has written half of would pass for a crash's rest.
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        _cut_unfinished_line(path)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with FileLock(path.with_name(f".{path.name}.lock")), path.open("ab+") as file:
+        file.seek(0)
+        # What a crash has left of a line goes.
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_results(path: Path) -> list[Record]:
-    """All finished runs, oldest first; a last line that a crash cut short is left out.
-
-    Raises:
-        ResultsError: If any other line is not a JSON object.
-    """
+    """All finished runs, oldest first; a last line that a crash cut short is left out."""
     if not path.exists():
         return []
     text = path.read_bytes()
@@ -65,11 +60,7 @@ class FinishedRuns:
         self._size = 0
 
     def has(self, key: str) -> bool:
-        """Whether a run is in the file now.
-
-        Raises:
-            ResultsError: If a line is not a JSON object.
-        """
+        """Whether a run is in the file now."""
         size = self._path.stat().st_size if self._path.exists() else 0
         if key not in self._keys and size != self._size:
             with warnings.catch_warnings():
@@ -88,16 +79,6 @@ def _parse(path: Path, number: int, line: bytes) -> Record:
     if not isinstance(record, dict):
         raise ResultsError(f"{path}, line {number}, is not a JSON object")
     return record
-
-
-def _cut_unfinished_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            file.truncate(end)
 
 
 @dataclass(frozen=True)
@@ -129,19 +110,15 @@ class Folder:
         return self.root / "checkpoints" / f"{key}.pt"
 
     def masks(self, key: str) -> Path:
-        """The final masks of a finished run, kept until the run that builds on them is finished."""
-        return self.root / "masks" / f"{key}.pt"
+        """The final masks of a finished run, until the run that builds on them is finished."""
+        return self.root / "masks" / f"{key}.npz"
 
     def structure(self, key: str) -> Path:
         """What a finished run of a structured method left, from which its times are measured."""
-        return self.root / "structures" / f"{key}.pt"
+        return self.root / "structures" / f"{key}.npz"
 
     def clear(self, key: str) -> None:
-        """Remove what a finished run has no more use for.
-
-        That is its checkpoint, also one that a process left that was killed after it wrote the
-        result, and whatever killed processes left half written.
-        """
+        """Remove what a finished run has no more use for, and what killed processes left of it."""
         checkpoint = self.checkpoint(key)
         checkpoint.unlink(missing_ok=True)
         remove_unfinished(checkpoint)
@@ -156,8 +133,8 @@ class Folder:
         """
         path = self._lock(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with claimed(path) as mine:
-            yield mine
+        with claimed(path) as is_mine:
+            yield is_mine
 
     def _lock(self, key: str) -> Path:
         return self.root / "checkpoints" / f"{key}.lock"

@@ -16,6 +16,9 @@ def main() -> int:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     from benchmarks.cifar.cli import main as run
 
+    # A line of a log file is there when it is printed.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
     return run()
 
 

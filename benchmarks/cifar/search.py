@@ -7,9 +7,9 @@ import hashlib
 import itertools
 import json
 import statistics
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -21,7 +21,6 @@ from optuna.trial import TrialState
 from benchmarks.cifar.config import Protocol
 from benchmarks.cifar.grid import RunSpec, Search
 from benchmarks.cifar.records import Folder, Record
-from benchmarks.cifar.stopping import Stop, StoppedError
 from benchmarks.common.files import claimed, plain_name
 
 # Runs what isn't finished yet of the runs that it gets, and returns the results of those that are.
@@ -40,12 +39,7 @@ class SearchError(Exception):
 class Tuning:
     """The search for one method at one init and density.
 
-    Args:
-        protocol: What all runs share.
-        search: Ranges, seeds and number of trials.
-        init: The distribution.
-        density: Share of live weights.
-        data: The data set's fingerprint.
+    ``data`` is the data set's fingerprint.
     """
 
     protocol: Protocol
@@ -55,18 +49,16 @@ class Tuning:
     data: str
 
     @property
+    def method(self) -> str:
+        return f"{self.search.method}-{self.init}-{self.density:g}"
+
+    @property
     def name(self) -> str:
         """The study's name, which changes with everything but the number of trials."""
         search = {**self.search.model_dump(), "trials": 1}
         settings = {"protocol": self.protocol.settings(), "search": search, "data": self.data}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        method = f"{self.search.method}-{self.init}-{self.density:g}"
-        return f"{self.protocol.name}-{method}-{digest}"
-
-    @property
-    def title(self) -> str:
-        method = f"{self.search.method}-{self.init}-{self.density:g}"
-        return f"search of {method} ({self.protocol.label})"
+        return f"{self.protocol.name}-{self.method}-{digest}"
 
     def specs(self, alpha: float, delta_t: int) -> list[RunSpec]:
         """The runs of one trial."""
@@ -76,7 +68,7 @@ class Tuning:
             for seed in self.search.seeds
         ]
 
-    def run(self, folder: Folder, train: Train, say: Callable[[str], object] = print) -> None:
+    def run(self, folder: Folder, train: Train) -> None:
         """Go on with the study until it has its trials.
 
         Those at random are done together, because none of them waits for another's result.
@@ -84,40 +76,36 @@ class Tuning:
         Raises:
             SearchError: If a run failed. The search does the same trial again the next time.
         """
-        with _quiet():
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = self._open(folder)
             while positions := self._ready(study):
-                trials = [self._ask(study, position, say) for position in positions]
+                trials = [self._ask(study, position) for position in positions]
                 specs = [self.specs(**trial.params) for trial in trials]
                 records = train(list(itertools.chain.from_iterable(specs)))
-                errors = []
+                failed = []
                 for trial, own in zip(trials, specs, strict=True):
-                    try:
-                        study.tell(trial, _value(own, records))
-                    except SearchError as error:
+                    found = [records[spec] for spec in own if spec in records]
+                    if len(found) < len(own):
                         study.tell(trial, state=TrialState.FAIL)
-                        errors.append(error)
-                if errors:
-                    raise errors[0]
+                        names = ", ".join(spec.label for spec in own)
+                        failed.append(
+                            f"only {len(found)} of the runs of a trial succeeded: {names}"
+                        )
+                        continue
+                    accuracies = [record["accuracy"]["validation"] for record in found]
+                    study.tell(trial, statistics.fmean(accuracies))
+                if failed:
+                    raise SearchError(failed[0])
         best = study.best_trial
-        say(f"{self.title}: best validation {best.value:.2%} with {_words(best.params)}")
-
-    def left(self, folder: Folder) -> int:
-        """How many trials are still to do."""
-        if not folder.search.exists():
-            return self.search.trials
-        with _quiet():
-            try:
-                study = optuna.load_study(study_name=self.name, storage=_storage(folder))
-            except KeyError:
-                return self.search.trials
-            return max(0, self.search.trials - len(_positions(study)))
+        self._say(f"best validation {best.value:.2%} with {_words(best.params)}")
 
     def _open(self, folder: Folder) -> optuna.Study:
         folder.search.parent.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
             study_name=self.name,
-            storage=_storage(folder),
+            storage=JournalStorage(JournalFileBackend(str(folder.search))),
             direction="maximize",
             load_if_exists=True,
         )
@@ -128,14 +116,14 @@ class Tuning:
         return study
 
     def _ready(self, study: optuna.Study) -> list[int]:
-        done = _positions(study)
+        """The positions of the trials that can be done now."""
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        done = {trial.user_attrs[POSITION] for trial in complete}
         left = [position for position in range(self.search.trials) if position not in done]
         at_random = [position for position in left if position < self.search.random_trials]
         return at_random or left[:1]
 
-    def _ask(
-        self, study: optuna.Study, position: int, say: Callable[[str], object]
-    ) -> optuna.Trial:
+    def _ask(self, study: optuna.Study, position: int) -> optuna.Trial:
         # Seeded by its position, a trial that was interrupted is proposed again, and finds what it
         # had trained: the search takes the same way as an undisturbed one.
         digest = hashlib.sha256(f"{self.name} {position}".encode()).digest()
@@ -150,9 +138,11 @@ class Tuning:
         trial.suggest_float("alpha", *self.search.alpha)
         first, last, step = self.search.delta_t
         trial.suggest_int("delta_t", first, last, step=step)
-        words = _words(trial.params)
-        say(f"{self.title}: trial {position + 1} of {self.search.trials}, {words}")
+        self._say(f"trial {position + 1} of {self.search.trials}, {_words(trial.params)}")
         return trial
+
+    def _say(self, text: str) -> None:
+        print(f"search of {self.method} ({self.protocol.label}): {text}")
 
 
 def tunings(protocol: Protocol, data: str) -> list[Tuning]:
@@ -164,72 +154,30 @@ def tunings(protocol: Protocol, data: str) -> list[Tuning]:
     return [Tuning(protocol, search, init, density, data) for init, density in places]
 
 
-def tune(
-    searches: Sequence[Tuning],
-    folder: Folder,
-    train: Train,
-    stop: Stop,
-    say: Callable[[str], object] = print,
-) -> list[SearchError]:
+def tune(searches: Sequence[Tuning], folder: Folder, train: Train) -> list[SearchError]:
     """Do all searches, those first that no other process is at.
 
     Returns:
         The errors that ended a search; the other searches are done all the same.
-
-    Raises:
-        StoppedError: If a stop was requested.
     """
+    folder.search.parent.mkdir(parents=True, exist_ok=True)
     left, errors = list(searches), []
     while left:
         busy = []
         for tuning in left:
-            if stop.requested:
-                raise StoppedError
-            folder.search.parent.mkdir(parents=True, exist_ok=True)
-            lock = folder.search.with_name(f"{plain_name(tuning.name)}.lock")
-            with claimed(lock) as is_ours:
+            with claimed(folder.search.with_name(f"{plain_name(tuning.name)}.lock")) as is_ours:
                 if not is_ours:
                     busy.append(tuning)
                     continue
                 try:
-                    tuning.run(folder, train, say)
+                    tuning.run(folder, train)
                 except SearchError as error:
                     errors.append(error)
-        if len(busy) == len(left) and stop.wait(SECONDS_BETWEEN_LOOKS):
-            raise StoppedError
+        if len(busy) == len(left):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         left = busy
     return errors
 
 
-def _value(specs: Sequence[RunSpec], records: Mapping[RunSpec, Record]) -> float:
-    finished = [records[spec] for spec in specs if spec in records]
-    if len(finished) < len(specs):
-        names = ", ".join(spec.label for spec in specs)
-        raise SearchError(f"only {len(finished)} of the runs of a trial succeeded: {names}")
-    return statistics.fmean(record["accuracy"]["validation"] for record in finished)
-
-
-def _storage(folder: Folder) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(folder.search)))
-
-
-def _positions(study: optuna.Study) -> set[int]:
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return {trial.user_attrs[POSITION] for trial in trials}
-
-
 def _words(params: dict[str, float]) -> str:
     return f"alpha {params['alpha']:.3f}, delta_t {params['delta_t']}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Optuna's own log, and without its warnings that something may change one day."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)

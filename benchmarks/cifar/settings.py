@@ -31,19 +31,12 @@ Model = TypeVar("Model", bound=Section)
 
 
 def later(default: Any) -> Any:
-    """A setting that came after the first results.
-
-    It is left out of a run's name at its default, so that those results keep their names.
-    """
+    """A setting that came after the first results, and at its default changes no run's name."""
     return Field(default, exclude_if=lambda value: value == default)
 
 
 def build(section: type[Model], table: Mapping[str, Any]) -> Model:
-    """A section from what a TOML file has for it.
-
-    Raises:
-        ProtocolError: If a setting is unknown, missing or makes no sense.
-    """
+    """A section from what a TOML file has for it."""
     try:
         # In JSON a list may stand for a tuple and nothing else for anything.
         return section.model_validate_json(json.dumps(table, default=str))
@@ -54,11 +47,7 @@ def build(section: type[Model], table: Mapping[str, Any]) -> Model:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file.
-
-    Raises:
-        ProtocolError: If it is not TOML.
-    """
+    """The table in a TOML file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -90,7 +79,9 @@ def _words(section: type[Section], error: Any) -> str:
     place = [part for part in error["loc"] if isinstance(part, str)]
     name = ".".join(place)
     if error["type"] == "extra_forbidden":
-        known = list(_section_at(section, place[:-1]).model_fields)
+        for part in place[:-1]:
+            section = _section_in(section.model_fields[part].annotation)
+        known = list(section.model_fields)
         return f"unknown setting {name!r}; {meant(place[-1], known)}"
     if error["type"] == "missing":
         return f"setting {name!r} is missing"
@@ -100,15 +91,8 @@ def _words(section: type[Section], error: Any) -> str:
     return f"{name} {message}, got {error['input']!r}"
 
 
-def _section_at(section: type[Section], place: list[str]) -> type[Section]:
-    for name in place:
-        section = _section_in(section.model_fields[name].annotation)
-    return section
-
-
 def _section_in(annotation: Any) -> Any:
     """The section in ``Section``, ``Section | None`` or ``tuple[Section, ...]``."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    found = (_section_in(inner) for inner in get_args(annotation))
-    return next((one for one in found if one is not None), None)
+    return next(filter(None, map(_section_in, get_args(annotation))), None)

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import hashlib
 import json
-import math
-import os
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cifar.batches import splits_for
 from benchmarks.cifar.config import Protocol
-from benchmarks.cifar.data import IMAGE_SIZE, noise
-from benchmarks.cifar.forms import Form, form_of
-from benchmarks.cifar.grid import RunSpec, Timing
-from benchmarks.cifar.jobs import Job
-from benchmarks.cifar.methods import recipe_of
-from benchmarks.cifar.records import FinishedRuns, Folder, Record, append_result, read_results
-from benchmarks.cifar.stopping import Stop, StoppedError
-from benchmarks.cifar.train import Run
+from benchmarks.cifar.data import IMAGE_SIZE
+from benchmarks.cifar.grid import DENSE_RUN, RunSpec, Timing
+from benchmarks.cifar.methods import INITS, recipe_of
+from benchmarks.cifar.models import build_model
+from benchmarks.cifar.plan import Job
+from benchmarks.cifar.records import FinishedRuns, Record, append_result, read_results
+from benchmarks.cifar.structure import Structure
+from benchmarks.cifar.train import run_on_noise
 from benchmarks.cifar.worker import Setup
 from benchmarks.common.environment import describe_environment
+from sparseopt import Compaction, SparseOptimizer
 from sparseopt.speedup import timing
 
+DENSE, ZEROS, COMPACTED = "dense", "dense tensors with zeros", "compacted"
 #: What of the environment times depend on: elsewhere, they are measured again.
 MACHINE = ("processor", "device", "threads", "system", "torch", "sparseopt")
 #: How a network is stored; each of the two counts in the way that is fastest for it.
@@ -41,94 +43,128 @@ MORE_ROUNDS_OF_ONE = 4
 STEPS = 4
 #: Of the run that is timed, so little is done that the drop fraction is still what it begins with.
 STRETCH = 20
-STAT = Path("/proc/stat")
-# Of its first line's columns: user, nice, system, both kinds of interrupts, stolen time.
-WORK = (1, 2, 3, 6, 7, 8)
 
 
-def time_jobs(
-    jobs: Sequence[Job],
-    setup: Setup,
-    classes: Mapping[Protocol, int],
-    threads: int,
-    say: Callable[[str], None],
-    stop: Stop,
-) -> None:
-    """Measure the times of finished runs that have none from this machine, and append them.
-
-    Raises:
-        StoppedError: If a stop was requested.
-    """
+def time_jobs(jobs: Sequence[Job], setup: Setup, threads: int) -> None:
+    """Measure the times of finished runs that have none from this machine, and append them."""
     if not jobs:
         return
     torch.set_num_threads(threads)
-    folder, device = setup.folder, setup.chosen_device()
+    folder, device = setup.folder, setup.device
     environment = describe_environment(device)
     results = {record["key"]: record for record in read_results(folder.results)}
     known = FinishedRuns(folder.timings)
     for job in jobs:
-        record, key = results.get(job.key), _key(job, environment)
+        timed = job.protocol.choices.timing
+        assert timed is not None
+        config = timed.model_dump(mode="json", exclude={"study"})
+        config |= {"formats": list(FORMATS), "steps_a_round": STEPS}
+        text = json.dumps([config, {name: environment[name] for name in MACHINE}], sort_keys=True)
+        key = f"{job.key}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        record, structure = results.get(job.key), folder.structure(job.key)
         if record is None or known.has(key):
             continue
-        structure = folder.structure(job.key)
         if recipe_of(job.spec.method).leaves_structure and not structure.exists():
-            say(f"{job.title}: not timed, {structure.name} is not here")
+            print(f"{job.title}: not timed, {structure.name} is not here")
             continue
-        say(f"{job.title}: measuring its times")
-        work, begun = _work_of_others(), time.perf_counter()
-        measured = _measure(job, record, folder, classes[job.protocol], device)
+        print(f"{job.title}: measuring its times")
+        process = psutil.Process()
+        # From now on: the whole machine's work and this process's, in per cent.
+        psutil.cpu_percent()
+        process.cpu_percent()
+        measured = _measure(job, timed, record, structure, device)
+        others = psutil.cpu_percent() * psutil.cpu_count() - process.cpu_percent()
         measured |= {
             "key": key,
             "run_key": job.key,
             "label": job.spec.label,
             "protocol": job.protocol.label,
-            "config": _config(job),
+            "config": config,
             "environment": environment,
-            "busy_with_others": busy_with_others(work, time.perf_counter() - begun),
+            "busy_with_others": round(max(0.0, others / 100), 2),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         append_result(folder.timings, measured)
-        if stop.requested:
-            raise StoppedError
 
 
 def _measure(
-    job: Job, record: Record, folder: Folder, classes: int, device: torch.device
+    job: Job, timed: Timing, record: Record, structure: Path, device: torch.device
 ) -> Record:
-    protocol, config = job.protocol, _timing(job)
-    own = form_of(protocol, job.spec, classes, device, folder.structure(job.key))
-    dense = form_of(protocol, RunSpec("dense", None, None, 0), classes, device)
-    inference = [measure_inference(own, dense, batch, config.rounds) for batch in config.batches]
+    protocol = job.protocol
+    own = form_of(protocol, job.spec, device, structure)
+    dense = form_of(protocol, DENSE_RUN, device)
     updates = record["updates"]
     rate = 0.0 if updates is None else updates["count"] / record["steps"]
-    rounds = config.training_rounds
-    training = measure_training(protocol, job.spec, classes, device, rounds, rate)
-    form = {"kind": own.kind, **own.about, "dense_parameters": dense.about["parameters"]}
-    return {"form": form, "inference": inference, "training": training}
+    return {
+        "form": {"kind": own.kind, **own.about, "dense_parameters": dense.about["parameters"]},
+        "inference": [measure_inference(own, dense, one, timed.rounds) for one in timed.batches],
+        "training": measure_training(protocol, job.spec, device, timed.training_rounds, rate),
+    }
+
+
+class Form(NamedTuple):
+    """A network for inference: what was done to it, it, and what is worth knowing, in numbers."""
+
+    kind: str
+    model: nn.Module
+    about: dict[str, Any]
+
+
+def form_of(
+    protocol: Protocol, spec: RunSpec, device: torch.device, structure: Path | None = None
+) -> Form:
+    """The network that a run left, in the form in which it is fastest and computes the same.
+
+    Its weights are drawn anew, as time does not depend on their values. Masks that cannot be made
+    use of are drawn anew too: all that remains of them is zeros.
+    """
+    torch.manual_seed(spec.seed)
+    model = build_model(protocol, spec).to(device).eval()
+    recipe, kind, about = recipe_of(spec.method), DENSE, {}
+    if recipe.leaves_structure:
+        assert structure is not None
+        optimizer = Structure.load(structure).put_into(model)
+        # Enough images for BatchNorm.
+        images = torch.zeros(4, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
+        compaction = Compaction(model, optimizer, images)
+        optimizer.detach()
+        model, kind = compaction.model.eval(), COMPACTED
+        about = {"share_reached": compaction.report.share_reached}
+    elif recipe.optimizer is not None:
+        assert spec.init is not None
+        assert spec.density is not None
+        inner = torch.optim.SGD(model.parameters(), lr=0.0)
+        init, seed = INITS[spec.init], spec.seed
+        SparseOptimizer(
+            inner, model, method="static", init=init, density=spec.density, seed=seed
+        ).detach()
+        kind = ZEROS
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Form(kind, model, {"parameters": parameters, **about})
 
 
 def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[str, Any]:
     """Median times of a forward pass, and their ratio in the same round.
 
     Returns:
-        ``batch``; ``own`` and ``dense``, each with the fastest ``way`` and quartiles of its
-        ``milliseconds``; quartiles of their ``ratio``; and the medians in all ``ways``. These
-        are the number formats, each with one thread and with as many as torch has now: a small
-        network may wait for threads longer than it computes.
+        ``batch``; what ``compare`` finds; and the medians in all ``ways``. These are the number
+        formats, each with one thread and with as many as torch has now: a small network may wait
+        for threads longer than it computes.
     """
     device = next(dense.model.parameters()).device
     images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE).to(device)
-    placed = {
-        f"{side}, {name}": _placed(form.model, images, name)
-        for side, form in (("own", own), ("dense", dense))
-        for name in FORMATS
-    }
     threads = torch.get_num_threads()
-    ways = {
-        f"{name}, {count} {'thread' if count == 1 else 'threads'}": _pass(*given, count)
-        for name, given in placed.items()
-        for count in ({1, threads} if device.type == "cpu" else {threads})
-    }
+    ways = {}
+    for side, form in (("own", own), ("dense", dense)):
+        for name in FORMATS:
+            dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
+            layout = torch.channels_last if "channels-last" in name else torch.contiguous_format
+            model = copy.deepcopy(form.model).to(dtype=dtype, memory_format=layout)
+            batch_of_images = images.to(dtype=dtype, memory_format=layout)
+            for count in {1, threads} if device.type == "cpu" else {threads}:
+                words = f"{count} {'thread' if count == 1 else 'threads'}"
+                way = functools.partial(_seconds, model, batch_of_images, count)
+                ways[f"{side}, {name}, {words}"] = way
     with torch.inference_mode():
         for way in ways.values():
             way()
@@ -136,6 +172,11 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
         measured = timing.in_turn(ways, rounds=times)
     torch.set_num_threads(threads)
     return {"batch": batch, **compare(measured)}
+
+
+def _seconds(model: nn.Module, images: Tensor, threads: int) -> float:
+    torch.set_num_threads(threads)
+    return timing.seconds(lambda: model(images), device=images.device)
 
 
 def compare(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -161,12 +202,7 @@ def compare(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def measure_training(
-    protocol: Protocol,
-    spec: RunSpec,
-    classes: int,
-    device: torch.device,
-    rounds: int,
-    updates_a_step: float,
+    protocol: Protocol, spec: RunSpec, device: torch.device, rounds: int, updates_a_step: float
 ) -> dict[str, Any]:
     """Times of training steps, as runs make them, and their ratio to dense ones of the same round.
 
@@ -176,11 +212,8 @@ def measure_training(
         ``batch``; quartiles of ``own`` and ``dense`` milliseconds of ordinary steps, of the
         ``update`` if there is one, and of the ``ratio``; and ``updates_a_step``.
     """
-    dense = RunSpec("dense", None, None, spec.seed)
-    cycles = {
-        name: _cycle(protocol, one, classes, device, rounds)
-        for name, one in (("own", spec), ("dense", dense))
-    }
+    runs = (("own", spec), ("dense", DENSE_RUN))
+    cycles = {name: _cycle(protocol, one, device, rounds) for name, one in runs}
     for cycle in cycles.values():
         cycle()
     measured = timing.in_turn(cycles, rounds=rounds)
@@ -219,57 +252,19 @@ def step_ratio(
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
     """Count, median and quartiles of ``values``."""
-    found = timing.Timing(tuple(values))
-    rounded = {name: round(getattr(found, name), 6) for name in ("q1", "median", "q3")}
-    return {"count": len(values), **rounded}
-
-
-def busy_with_others(before: float | None, seconds: float) -> float | None:
-    """How many processors other processes kept busy, on average, since ``_work_of_others``."""
-    now = _work_of_others()
-    if before is None or now is None:
-        return None
-    return round(max(0.0, now - before) / seconds, 2)
-
-
-def _work_of_others() -> float | None:
-    """Seconds that all processors together worked for others; None where the system tells none."""
-    if not STAT.exists():
-        return None
-    columns = STAT.read_text().splitlines()[0].split()
-    worked = sum(int(columns[index]) for index in WORK) / os.sysconf("SC_CLK_TCK")
-    return worked - time.process_time()
-
-
-def _placed(model: nn.Module, images: Tensor, name: str) -> tuple[nn.Module, Tensor]:
-    dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
-    layout = torch.channels_last if "channels-last" in name else torch.contiguous_format
-    own = copy.deepcopy(model).to(dtype=dtype, memory_format=layout)
-    return own, images.to(dtype=dtype, memory_format=layout)
-
-
-def _pass(model: nn.Module, images: Tensor, threads: int) -> Callable[[], float]:
-    def measure() -> float:
-        torch.set_num_threads(threads)
-        return timing.seconds(lambda: model(images), device=images.device)
-
-    return measure
+    q1, median, q3 = np.quantile(values, (0.25, 0.5, 0.75)).round(6).tolist()
+    return {"count": len(values), "q1": q1, "median": median, "q3": q3}
 
 
 def _cycle(
-    protocol: Protocol, spec: RunSpec, classes: int, device: torch.device, rounds: int
+    protocol: Protocol, spec: RunSpec, device: torch.device, rounds: int
 ) -> Callable[[], dict[str, float]]:
     """Measures an ordinary step, the median of several, and a mask update after them."""
     training = protocol.training
-    # Enough for a batch and for an image to validate on, whatever the fraction.
-    share = min(training.validation_fraction, 1.0 - training.validation_fraction)
-    images = noise(math.ceil((training.batch_size + 1) / share), classes)
-    splits = splits_for(protocol, images, device)
     longer = training.model_copy(update={"epochs": STRETCH * STEPS * (rounds + 1)})
-    moving = RunSpec(**{**spec.__dict__, "delta_t": STEPS})
-    run = Run(protocol.model_copy(update={"training": longer}), moving, splits)
-    batch = next(splits.train.shuffled(training.batch_size, run.data_generator))
-    run.model.train()
+    longer_protocol = protocol.model_copy(update={"training": longer})
+    run = run_on_noise(longer_protocol, dataclasses.replace(spec, delta_t=STEPS), device)
+    batch = next(run.splits.train.shuffled(training.batch_size, run.data_generator))
 
     def measure() -> dict[str, float]:
         taken: dict[bool, list[float]] = {True: [], False: []}
@@ -280,20 +275,3 @@ def _cycle(
         return {"ordinary": statistics.median(taken[False]), **update}
 
     return measure
-
-
-def _key(job: Job, environment: dict[str, Any]) -> str:
-    machine = {name: environment[name] for name in MACHINE}
-    text = json.dumps([_config(job), machine], sort_keys=True)
-    return f"{job.key}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def _config(job: Job) -> dict[str, Any]:
-    config = _timing(job).model_dump(mode="json", exclude={"study"})
-    return {**config, "formats": list(FORMATS), "steps_a_round": STEPS}
-
-
-def _timing(job: Job) -> Timing:
-    config = job.protocol.choices.timing
-    assert config is not None
-    return config

@@ -1,41 +1,35 @@
-"""One run, from its seed to its result, resumable after every step."""
+"""One run, from its seed to its result, resumable after every epoch."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import math
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from tqdm import tqdm
 
 from benchmarks.cifar.accounting import channels_of
-from benchmarks.cifar.batches import Split, Splits
+from benchmarks.cifar.batches import Split, Splits, splits_for
 from benchmarks.cifar.config import Protocol
+from benchmarks.cifar.data import noise
 from benchmarks.cifar.grid import RunSpec
-from benchmarks.cifar.methods import recipe_of
+from benchmarks.cifar.methods import INITS, method_with, recipe_of
 from benchmarks.cifar.models import build_model
-from benchmarks.cifar.optimizers import build_optimizer, build_scheduler, by_channel
-from benchmarks.cifar.stopping import Stop, StoppedError
 from benchmarks.common.files import write_atomic
+from sparseopt import RigLStruct, SparseOptimizer
 
-# An epoch of a large network can take hours: so much of it at most is lost to a crash.
-SECONDS_BETWEEN_CHECKPOINTS = 600.0
-STEPS_BETWEEN_DENSITIES = 20
-
-
-class Progress(NamedTuple):
-    """What a progress bar may show while a run goes on."""
-
-    epoch: int
-    step: int
-    density: float
-    validation_accuracy: float | None
+# A log file is not a terminal: there a line every half minute is enough.
+LOG_INTERVAL = 30.0
 
 
 class Run:
@@ -59,91 +53,68 @@ class Run:
         self.steps_per_epoch = math.ceil(len(splits.train) / protocol.training.batch_size)
         self.total_steps = self.steps_per_epoch * self.epochs
         torch.manual_seed(spec.seed)
-        self.model = build_model(protocol, spec, splits.num_classes).to(splits.device)
-        groups = channels_of(protocol, splits.num_classes) if by_channel(spec) else ()
-        self.optimizer = build_optimizer(
-            self.model, protocol, spec, self.total_steps, masks, groups
-        )
+        self.model = build_model(protocol, spec).to(splits.device)
+        self.optimizer = build_optimizer(self.model, protocol, spec, self.total_steps, masks)
         self.scheduler = build_scheduler(self.optimizer, protocol, spec, self.total_steps)
         self.data_generator = torch.Generator().manual_seed(spec.seed)
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
-        # Within an epoch: where its random order began, batches seen, and their summed loss.
-        self._epoch_start = self.data_generator.get_state()
-        self._batches = 0
-        self._loss = torch.zeros((), device=splits.device)
-        self._clock = time.perf_counter()
-
-    @property
-    def epoch(self) -> int:
-        """Number of finished epochs."""
-        return len(self.curve)
 
     @property
     def step(self) -> int:
-        """Number of steps made."""
-        return self.epoch * self.steps_per_epoch + self._batches
+        """Number of steps in finished epochs."""
+        return len(self.curve) * self.steps_per_epoch
 
     @property
     def density(self) -> float:
         """Live share of the prunable weights; 1 for the dense methods."""
         return float(getattr(self.optimizer, "density", 1.0))
 
-    def finish(
-        self,
-        checkpoint: Path,
-        show: Callable[[Progress], object] = lambda progress: None,
-        stop: Stop | None = None,
-    ) -> None:
-        """Train the remaining epochs, saving after each and from time to time in between.
+    def finish(self, checkpoint: Path, title: str | None = None) -> None:
+        """Train the remaining epochs, saving after each.
 
-        Raises:
-            StoppedError: If a stop was requested. The state is saved then.
+        Args:
+            checkpoint: Where the state is saved.
+            title: Heads a progress bar; None shows none.
         """
-        self._clock = saved = time.perf_counter()
+        with tqdm(
+            desc=title,
+            total=self.total_steps,
+            initial=self.step,
+            leave=False,
+            disable=title is None,
+            mininterval=0.5 if sys.stderr.isatty() else LOG_INTERVAL,
+            unit="step",
+            dynamic_ncols=True,
+        ) as bar:
+            while len(self.curve) < self.epochs:
+                self.train_epoch(bar)
+                write_atomic(checkpoint, self.checkpoint())
+                accuracy = self.curve[-1]["validation_accuracy"]
+                bar.set_postfix_str(f"val {accuracy:.2%}, live {self.density:.3f}", refresh=False)
 
-        def step_done(progress: Progress) -> None:
-            nonlocal saved
-            show(progress)
-            if stop is not None and stop.requested:
-                self.save(checkpoint)
-                raise StoppedError
-            if time.perf_counter() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                self.save(checkpoint)
-                saved = time.perf_counter()
-
-        while self.epoch < self.epochs:
-            self.train_epoch(step_done)
-            self.save(checkpoint)
-            saved = time.perf_counter()
-
-    def train_epoch(self, show: Callable[[Progress], object]) -> None:
-        """Train on the images that are left of this epoch, then measure the validation accuracy."""
+    def train_epoch(self, bar: tqdm[Any] | None = None) -> None:
+        """Train on all images once, then measure the validation accuracy."""
+        begun = time.perf_counter()
         self.model.train()
-        accuracy = self.curve[-1]["validation_accuracy"] if self.epoch else None
-        density = self.density
+        total = torch.zeros((), device=self.splits.device)
         batch_size = self.protocol.training.batch_size
-        batches = self.splits.train.shuffled(batch_size, self.data_generator, skip=self._batches)
-        for images, labels in batches:
+        for images, labels in self.splits.train.shuffled(batch_size, self.data_generator):
             # Summed on the device: reading a number each step would make a GPU wait for Python.
-            self._loss += self.train_step(images, labels) * len(labels)
-            self._batches += 1
-            if self._batches % STEPS_BETWEEN_DENSITIES == 0:
-                density = self.density
-            show(Progress(self.epoch + 1, self.step, density, accuracy))
-        mean_loss = float(self._loss) / len(self.splits.train)
+            total += self.train_step(images, labels) * len(labels)
+            if bar is not None:
+                bar.update()
+        mean_loss = float(total) / len(self.splits.train)
         self.curve.append(
             {
-                "epoch": self.epoch + 1,
+                "epoch": len(self.curve) + 1,
                 "train_loss": mean_loss if math.isfinite(mean_loss) else None,
                 "validation_accuracy": self.accuracy(self.splits.validation),
                 "density": self.density,
                 "lr": float(self.scheduler.get_last_lr()[0]),
             }
         )
-        self._batches = 0
-        self._loss.zero_()
-        self._epoch_start = self.data_generator.get_state()
+        self.seconds += time.perf_counter() - begun
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step of training; returns the mean loss, detached."""
@@ -158,7 +129,7 @@ class Run:
 
     @torch.no_grad()
     def accuracy(self, split: Split) -> float:
-        """Share of the split's images that the model classifies correctly."""
+        """The share of images that are classified rightly."""
         self.model.eval()
         correct = torch.zeros((), dtype=torch.int64, device=self.splits.device)
         for images, labels in split.in_order(self.protocol.training.eval_batch_size):
@@ -166,26 +137,15 @@ class Run:
                 correct += (self.model(images).argmax(1) == labels).sum()
         return int(correct) / len(split)
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint from which ``resume`` continues."""
-        write_atomic(path, self.checkpoint())
-
     def checkpoint(self) -> bytes:
-        """Everything that the next step depends on."""
-        now = time.perf_counter()
-        self.seconds += now - self._clock
-        self._clock = now
+        """Everything that the next epoch depends on."""
         buffer = io.BytesIO()
         state = {
             **{name: part.state_dict() for name, part in self._parts().items()},
-            **random_state(),
-            "data_generator": self._epoch_start,
-            "progress": {
-                "curve": self.curve,
-                "seconds": self.seconds,
-                "batches": self._batches,
-                "loss": float(self._loss),
-            },
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "data_generator": self.data_generator.get_state(),
+            "progress": {"curve": self.curve, "seconds": self.seconds},
         }
         torch.save(state, buffer)
         return buffer.getvalue()
@@ -200,12 +160,8 @@ class Run:
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
-        self._epoch_start = state["data_generator"]
-        self.data_generator.set_state(self._epoch_start)
-        progress = state["progress"]
-        self.curve, self.seconds = progress["curve"], progress["seconds"]
-        self._batches = progress["batches"]
-        self._loss.fill_(progress["loss"])
+        self.data_generator.set_state(state["data_generator"])
+        self.curve, self.seconds = state["progress"]["curve"], state["progress"]["seconds"]
         return True
 
     def _parts(self) -> dict[str, Any]:
@@ -217,12 +173,14 @@ class Run:
         )
 
 
-def random_state() -> dict[str, Any]:
-    """The state of torch's global generators."""
-    return {
-        "torch_rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+def run_on_noise(protocol: Protocol, spec: RunSpec, device: torch.device) -> Run:
+    """A run with a batch of noise to train on, to measure how long its steps take."""
+    # Enough for a batch and for an image to validate on, whatever the fraction.
+    fraction = protocol.training.validation_fraction
+    images = math.ceil((protocol.training.batch_size + 1) / min(fraction, 1.0 - fraction))
+    run = Run(protocol, spec, splits_for(protocol, noise(images, protocol.classes), device))
+    run.model.train()
+    return run
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -232,3 +190,74 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def build_optimizer(
+    model: nn.Module,
+    protocol: Protocol,
+    spec: RunSpec,
+    total_steps: int,
+    masks: Mapping[str, Tensor] | None = None,
+) -> Optimizer:
+    """SGD, wrapped by ``SparseOptimizer`` if the run's method is a sparse one."""
+    config, sparsity = protocol.optimizer, protocol.sparsity
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    inner = torch.optim.SGD(
+        [
+            {"params": weights, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=spec.lr or config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+    )
+    name, settings = recipe_of(spec.method).optimizer, dict(spec.settings)
+    if name is None:
+        return inner
+    assert spec.density is not None
+    assert spec.init is not None
+    method = method_with(spec.method, settings)
+    if name == RigLStruct.name:
+        method = RigLStruct(groups=channels_of(protocol), **settings)
+    return SparseOptimizer(
+        inner,
+        model,
+        method=method,
+        density=spec.density,
+        init=INITS[spec.init],
+        mask="random" if masks is None else masks,
+        total_steps=total_steps,
+        t_end=int(sparsity.t_end_fraction * total_steps),
+        delta_t=sparsity.delta_t if spec.delta_t is None else spec.delta_t,
+        alpha=sparsity.alpha if spec.alpha is None else spec.alpha,
+        seed=spec.seed,
+    )
+
+
+def build_scheduler(
+    optimizer: Optimizer, protocol: Protocol, spec: RunSpec, total_steps: int
+) -> LRScheduler:
+    """The learning-rate schedule, to be stepped once after every training step."""
+    config = protocol.schedule
+    if config.kind == "one-cycle":
+        assert config.warmup_fraction is not None
+        return OneCycleLR(
+            optimizer,
+            max_lr=spec.lr or protocol.optimizer.lr,
+            total_steps=total_steps,
+            pct_start=config.warmup_fraction,
+            cycle_momentum=False,
+        )
+    assert config.step_size is not None
+    assert config.gamma is not None
+    step_size, gamma = config.step_size * recipe_of(spec.method).length, config.gamma
+    warmup = config.warmup_steps
+    if spec.method == "pruning":
+        warmup = max(warmup, config.pruning_warmup_steps)
+
+    def factor(step: int) -> float:
+        """A linear rise, then times ``gamma`` after every interval from its end on."""
+        return (step + 1) / warmup if step < warmup else gamma ** ((step - warmup) // step_size)
+
+    return LambdaLR(optimizer, factor)

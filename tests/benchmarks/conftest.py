@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 
 from benchmarks.cifar.batches import Splits, splits_for
-from benchmarks.cifar.config import Protocol
+from benchmarks.cifar.config import Protocol, load_preset
 from benchmarks.cifar.data import load_digits
-from benchmarks.cifar.preset_files import load_preset
 
 # The command line sets this before it imports torch; in tests torch is there already.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -122,3 +121,18 @@ def quick_preset(tmp_path: Path) -> Path:
 def cifar_tree(tmp_path: Path) -> Path:
     """Class folders as CIFAR-10 has them, with 6 and 2 random images of each class."""
     return write_tree(tmp_path / "cifar", CIFAR10_NAMES, 6, 2)
+
+
+def end_after(steps, run, checkpoint, monkeypatch):
+    """Train so many steps, and end as at Ctrl-C."""
+    step, made = run.train_step, []
+
+    def train_step(images, labels):
+        if len(made) == steps:
+            raise KeyboardInterrupt
+        made.append(len(images))
+        return step(images, labels)
+
+    monkeypatch.setattr(run, "train_step", train_step)
+    with pytest.raises(KeyboardInterrupt):
+        run.finish(checkpoint)

@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import RandomResizedCrop
 
-from benchmarks.cifar.augmentation import ResizedCrop
-from benchmarks.cifar.batches import Split, channel_statistics, make_splits
+from benchmarks.cifar.batches import ResizedCrop, Split, channel_statistics, make_splits
 from benchmarks.cifar.config import AugmentationConfig
 from benchmarks.cifar.data import Dataset
 
@@ -76,26 +75,6 @@ def test_generator_decides_order_and_crops(images):
     assert first[1] == second[1]
     np.testing.assert_array_equal(first[0], second[0])
     assert other[1] != first[1]
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        AugmentationConfig(crop_padding=4, flip=True),
-        AugmentationConfig(crop_padding=0, flip=True, min_scale=0.08),
-    ],
-)
-def test_epoch_can_be_taken_up_in_its_middle(images, config):
-    split = identity_split(images, config)
-    generator = torch.Generator().manual_seed(0)
-    whole = list(split.shuffled(8, generator))
-    after = generator.get_state()
-    generator.manual_seed(0)
-    rest = list(split.shuffled(8, generator, skip=3))
-    assert len(rest) == len(whole) - 3
-    for batch, expected in zip(rest, whole[3:], strict=True):
-        assert all(map(torch.equal, batch, expected))
-    assert torch.equal(generator.get_state(), after)
 
 
 def test_resized_crops_are_what_interpolating_the_crop_gives(images):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks.cifar import cli, options
+from benchmarks.cifar.config import PRESETS
 from benchmarks.cifar.data import DataError
 from benchmarks.cifar.methods import INITS, RECIPES
-from benchmarks.cifar.preset_files import PRESETS
 
 
 def results(out):
@@ -49,6 +49,7 @@ def test_finished_runs_are_skipped_and_the_rest_is_run(quick_preset, cifar_tree,
         (["--seeds", "a"], ["--seeds", "'a'"]),
         (["--all", "--threads", "0"], ["--threads", "'0'", "at least 1"]),
         (["--all", "--workers", "0"], ["--workers", "'0'", "at least 1"]),
+        (["--all", "--workers", "2", "--cluster", "local"], ["--cluster", "not allowed with"]),
         ([], ["--all", "--methods"]),
     ],
 )
@@ -98,7 +99,7 @@ def test_help_documents_every_option(capsys):
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     options = ["all", "preset", "methods", "inits", "densities", "seeds", "data-dir", "out"]
-    options += ["protocols", "studies", "set", "import", "workers", "cluster", "threads"]
+    options += ["studies", "set", "import", "workers", "cluster", "threads"]
     options += ["dry-run", "report-only"]
     for option in options:
         assert re.search(rf"^  --{option}\b", text, re.MULTILINE)

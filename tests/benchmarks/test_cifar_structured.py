@@ -7,13 +7,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cifar.accounting import count
+from benchmarks.cifar.config import load_preset
 from benchmarks.cifar.grid import TIMING, RunSpec, expand
 from benchmarks.cifar.models import build_model, full_model
-from benchmarks.cifar.preset_files import load_preset
-from benchmarks.cifar.stopping import Stop, StoppedError
 from benchmarks.cifar.structure import Structure
 from benchmarks.cifar.train import Run, weights_hash
 from sparseopt import Compaction
+from tests.benchmarks.conftest import end_after
 
 METHODS = ("rigl-struct", "srigl")
 PUBLISHED = ("small-dense", "rigl", "rigl-struct")
@@ -24,26 +24,14 @@ def run_of(protocol, splits, method, density=0.2):
     return Run(protocol, RunSpec(method, "erk", density, 0), splits)
 
 
-def stopped_after(steps):
-    stop = Stop()
-
-    def show(progress):
-        if progress.step == steps:
-            stop.request()
-
-    return stop, show
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_stopped_run_goes_on_to_the_weights_and_masks_of_one_that_was_not(
-    method, protocol, splits, tmp_path
+    method, protocol, splits, tmp_path, monkeypatch
 ):
     through = run_of(protocol, splits, method)
     through.finish(tmp_path / "through.pt")
     assert any(record.dropped for record in through.optimizer.history)
-    stop, show = stopped_after(4)
-    with pytest.raises(StoppedError):
-        run_of(protocol, splits, method).finish(tmp_path / "cut.pt", show, stop)
+    end_after(4, run_of(protocol, splits, method), tmp_path / "cut.pt", monkeypatch)
     again = run_of(protocol, splits, method)
     assert again.resume(tmp_path / "cut.pt")
     again.finish(tmp_path / "cut.pt")
@@ -61,7 +49,7 @@ def test_what_a_run_leaves_on_disk_compacts_as_its_trained_model_does(
     Structure.of(run.model, run.optimizer).save(path)
     trained = Compaction(run.model, run.optimizer, IMAGES)
     torch.manual_seed(7)
-    other = build_model(protocol, run.spec, 10)
+    other = build_model(protocol, run.spec)
     remade = Compaction(other, Structure.load(path).put_into(other), IMAGES)
     assert shapes(remade.model) == shapes(trained.model)
     assert {n: int(m.sum()) for n, m in remade.masks.items()} == {
@@ -76,7 +64,7 @@ def test_structure_of_another_network_is_refused_by_the_names_that_differ(
 ):
     structure = Structure.of(*_parts(run_of(protocol, splits, "srigl")))
     deeper = protocol.model.model_copy(update={"depth": 16})
-    model = full_model(protocol.model_copy(update={"model": deeper}), 10)
+    model = full_model(protocol.model_copy(update={"model": deeper}))
     with pytest.raises(RuntimeError, match=r"another network: .*groups"):
         structure.put_into(model)
 

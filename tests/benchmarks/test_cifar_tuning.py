@@ -8,11 +8,10 @@ from pathlib import Path
 import optuna
 import pytest
 
+from benchmarks.cifar.config import load_preset
 from benchmarks.cifar.grid import Search
-from benchmarks.cifar.preset_files import load_preset
 from benchmarks.cifar.records import Folder
 from benchmarks.cifar.search import SearchError, Tuning, tune, tunings
-from benchmarks.cifar.stopping import Stop, StoppedError
 from benchmarks.common.files import claimed
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +34,7 @@ def changed(**update):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from benchmarks.cifar.preset_files import load_preset
+from benchmarks.cifar.config import load_preset
 from benchmarks.cifar.records import Folder
 from benchmarks.cifar.search import Tuning
 from tests.benchmarks.test_cifar_tuning import SEARCH, Runs
@@ -179,11 +178,11 @@ def test_trial_whose_run_failed_is_named_and_the_other_searches_go_on(tiny_prese
         records = runs(specs)
         return {spec: records[spec] for spec in specs if (spec.init, spec.seed) != ("erk", 1)}
 
-    (error,) = tune(searches, Folder(tmp_path), train, Stop())
+    (error,) = tune(searches, Folder(tmp_path), train)
     assert isinstance(error, SearchError)
     assert "only 1 of the runs of a trial succeeded: rigl-erk-0.1-alpha" in str(error)
     assert sum("rigl-uniform" in label for label in runs.trained) == 4
-    assert tune(searches, Folder(tmp_path), runs, Stop()) == []
+    assert tune(searches, Folder(tmp_path), runs) == []
     assert len(runs.trained) == 8
 
 
@@ -229,19 +228,19 @@ def test_other_protocol_data_or_range_is_another_search(tuning):
     assert len({tuning.name, *(other.name for other in others)}) == 5
 
 
-def test_waiting_for_a_search_of_another_process_ends_at_a_stop(tuning, tmp_path):
-    folder, stop, runs = Folder(tmp_path), Stop(), Runs(tmp_path / "log")
+def test_search_of_another_process_is_waited_for(tuning, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.cifar.search.SECONDS_BETWEEN_LOOKS", 0.1)
     lock = tmp_path / "search" / f"{tuning.name}.lock"
     lock.parent.mkdir()
+    runs = Runs(tmp_path / "log")
     with claimed(lock) as is_ours:
         assert is_ours
-        timer = threading.Timer(0.5, stop.request)
-        timer.start()
-        with pytest.raises(StoppedError):
-            tune([tuning], folder, runs, stop)
-        timer.join()
-    assert runs.trained == []
-    assert tune([tuning], folder, runs, Stop()) == []
+        thread = threading.Thread(target=tune, args=([tuning], Folder(tmp_path), runs))
+        thread.start()
+        thread.join(0.5)
+        assert runs.trained == []
+    thread.join()
+    assert len(runs.trained) == len(SEARCH.seeds) * SEARCH.trials
 
 
 def test_trials_of_the_committed_search_are_still_proposed():

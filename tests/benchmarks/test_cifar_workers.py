@@ -15,14 +15,12 @@ import pytest
 import torch
 
 from benchmarks.cifar import cli, worker
+from benchmarks.cifar.config import load_preset
 from benchmarks.cifar.data import load_dataset
 from benchmarks.cifar.grid import RunSpec
-from benchmarks.cifar.jobs import Agenda, Job
-from benchmarks.cifar.pools import Serial
-from benchmarks.cifar.preset_files import load_preset
+from benchmarks.cifar.plan import Agenda, Job
+from benchmarks.cifar.pools import Serial, Session
 from benchmarks.cifar.records import FinishedRuns, Folder, append_result, read_results
-from benchmarks.cifar.session import Display, Session
-from benchmarks.cifar.stopping import Stop, StoppedError
 from benchmarks.cifar.worker import Setup, do
 
 ROOT = Path(__file__).parents[2]
@@ -99,17 +97,16 @@ def test_interrupted_session_saves_says_so_and_goes_on(
         return True
 
     # A shell that starts a test in the background has it ignored.
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupter = when_there_is_a_checkpoint(out, interrupt)
     assert cli.main([*arguments, "--set", "training.epochs=40"]) == 130
     interrupter.join()
     assert "stopped; the same command goes on from what is saved" in capsys.readouterr().err
     saved = list(out.glob("checkpoints/*.pt"))
-    assert len(saved) == int(workers)
+    assert 1 <= len(saved) <= int(workers)
     for path in saved:
-        progress = torch.load(path, weights_only=True)["progress"]
-        assert progress["curve"] or progress["batches"]
-    assert signal.getsignal(signal.SIGINT) is before
+        assert torch.load(path, weights_only=True)["progress"]["curve"]
+    signal.signal(signal.SIGINT, before)
     assert children() == []
 
 
@@ -121,9 +118,8 @@ def one_job(quick_preset, cifar_tree, tmp_path):
     return setup, Job(load_preset(str(quick_preset)), RunSpec("rigl", "erk", 0.2, 0), data)
 
 
-def run(setup, agenda, stop=None):
-    stop, display = stop or Stop(), Display({})
-    Session(Serial(setup, stop, display.watch), display, stop).run(agenda)
+def run(setup, agenda):
+    Session(Serial(setup)).run(agenda)
 
 
 def test_job_that_another_session_has_in_hand_is_left_to_it(one_job, tmp_path):
@@ -201,15 +197,6 @@ def test_masks_are_kept_until_they_are_used_and_made_again_if_they_are_gone(one_
     assert Agenda([lottery, pruning], folder).left == []
 
 
-def test_stop_before_a_job_begins_begins_none(one_job):
-    setup, job = one_job
-    stop = Stop()
-    stop.request()
-    with pytest.raises(StoppedError):
-        run(setup, Agenda([job], setup.folder), stop)
-    assert not setup.folder.checkpoint(job.key).exists()
-
-
 def descendants(pid, prefix):
     """Processes that come from ``pid``, directly or not, whose command begins so."""
     parents, found = {}, []
@@ -263,7 +250,7 @@ def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, tmp_pat
 
 def trained(output):
     """The runs that a session has trained itself."""
-    return re.findall(r"\] (\S+) \(REDUCED.*: test accuracy", output)
+    return re.findall(r"(\S+) \(REDUCED.*: test accuracy", output)
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def arguments(tmp_path):
     return [
         *("--preset", str(tmp_path / "tiny.toml"), "--data-dir", str(images)),
         *("--methods", *METHODS, "--inits", "erk", "--seeds", "0"),
-        *("--protocols", "tiny", "--studies", "main"),
+        *("--set", "also=[]", "--studies", "main"),
     ]
 
 
