@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -28,12 +28,23 @@ from sparseopt.utils.compile import disable_dynamo, outside_of_tracing
 from sparseopt.utils.hooks import WeakHook
 from sparseopt.utils.recorded_inputs import InputRecorder
 
-__all__ = ["ModelHooks", "detach_previous_wrapper"]
+__all__ = ["Holder", "ModelHooks", "detach_previous_wrapper"]
 
 #: For every inner optimizer that is wrapped, the hooks of its wrapper.
 _hooks_of: weakref.WeakKeyDictionary[Optimizer, weakref.ref[ModelHooks]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+class Holder(Protocol):
+    """What has exchanged something of a model for a while; it must not refer to the optimizer."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    def remove(self) -> None:
+        """Put back what was exchanged."""
 
 
 class ModelHooks:
@@ -48,6 +59,7 @@ class ModelHooks:
 
     Attributes:
         flag: whether the hooks leave gradients dense now.
+        holder: what has exchanged something of the model, and ends when the hooks are removed.
     """
 
     def __init__(
@@ -58,7 +70,8 @@ class ModelHooks:
         recorder: InputRecorder | None,
     ) -> None:
         self.flag = GradientFlag()
-        self._handles: list[RemovableHandle] = []
+        self.holder: Holder | None = None
+        self._handles: list[RemovableHandle | Holder] = []
         self._hooked: list[tuple[SparseLayer, int]] = []
         self._slots = ParameterSlots(updater.layers, inner.param_groups)
         self._finalizer = weakref.finalize(optimizer, _remove_all, self._handles, updater, recorder)
@@ -98,6 +111,26 @@ class ModelHooks:
             self._handles.append(before_first_forward(model, first_forward))
         if training_forward is not None:
             self._handles.append(model.register_forward_pre_hook(_Preparing(training_forward)))
+
+    def hold(self, holder: Holder) -> None:
+        """Have ``holder`` end when the hooks are removed.
+
+        Raises:
+            ValueError: if there is another.
+        """
+        if self.holder is not None:
+            raise ValueError(
+                f"the optimizer's model is in use by {self.holder.name} already, so {holder.name} "
+                "can't exchange anything of it: end that first."
+            )
+        self.holder = holder
+        self._handles.append(holder)
+
+    def release(self, holder: Holder) -> None:
+        """Forget ``holder``, which has ended."""
+        if self.holder is holder:
+            self.holder = None
+            self._handles[:] = [handle for handle in self._handles if handle is not holder]
 
     def note_slots(self, layers: Sequence[SparseLayer], inner: Optimizer) -> None:
         """Note where in the param groups the weights of ``layers`` are now."""
@@ -168,7 +201,9 @@ def detach_previous_wrapper(inner: Optimizer) -> None:
 
 
 def _remove_all(
-    handles: list[RemovableHandle], updater: MaskUpdater, recorder: InputRecorder | None
+    handles: list[RemovableHandle | Holder],
+    updater: MaskUpdater,
+    recorder: InputRecorder | None,
 ) -> None:
     _remove(handles)
     if recorder is not None:
@@ -178,7 +213,8 @@ def _remove_all(
         updater.backend.to_dense()
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
+def _remove(handles: list[RemovableHandle | Holder]) -> None:
+    # A holder forgets itself, and so leaves the list.
+    for handle in list(handles):
         handle.remove()
     handles.clear()
