@@ -8,7 +8,6 @@ those that the optimizer masks.
 
 from __future__ import annotations
 
-import copyreg
 from typing import Any, ClassVar, Final
 
 import torch
@@ -44,7 +43,7 @@ class Exchanged:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = {name: value for name, value in vars(self).items() if name != STATE}
-        return copyreg.__newobj__, (self.plain,), state  # type: ignore[attr-defined]
+        return object.__new__, (self.plain,), state
 
 
 class LiveConv2d(Exchanged, nn.Conv2d):
