@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.optimizer.gradients import GradientFlag
 from sparseopt.speedup.kernels import LiveLists
+from sparseopt.speedup.kernels.calls import out_size
 from sparseopt.speedup.kernels.ops import live_values, plain_call, scatter_values
 from sparseopt.speedup.live_training.plan import DENSE, Choices, Implementation, nearest
 
 __all__ = ["LayerState", "convolution_padding", "has_kernels"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_BY_KERNELS = {"live", "full"}
 _BITS = {4: np.int32, 2: np.int16}
 
 
@@ -65,6 +67,9 @@ class LayerState:
         self._lists = _lists_for(module)
         self._masked: tuple[int, int] | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """Be left out of a copy, whose weights are not those that the optimizer masks."""
+
     @property
     def is_sparse(self) -> bool:
         """Whether some weights are not live now."""
@@ -74,11 +79,8 @@ class LayerState:
         """Return what computes ``module(x)`` now."""
         if not self.choices or not self._can_be_exchanged(x, module):
             return DENSE
-        if len(self.choices) == 1:
-            return next(iter(self.choices.values()))
-        shape = tuple(x.shape)
-        found = self.choices.get(shape)
-        return nearest(self.choices, shape) if found is None else found
+        chosen = self._choice(x)
+        return DENSE if chosen in _BY_KERNELS and not self._takes(x) else chosen
 
     def refresh(self) -> LiveLists:
         """Return the lists of live weights, made anew if the mask has changed."""
@@ -117,6 +119,13 @@ class LayerState:
         noted, self._masked = self._masked, None
         return noted == (gradient.data_ptr(), gradient._version)
 
+    def _choice(self, x: Tensor) -> Implementation:
+        if len(self.choices) == 1:
+            return next(iter(self.choices.values()))
+        shape = tuple(x.shape)
+        found = self.choices.get(shape)
+        return nearest(self.choices, shape) if found is None else found
+
     def _can_be_exchanged(self, x: Any, module: nn.Module) -> bool:
         if torch.compiler.is_compiling():
             # Weights of an average, swapped in to be evaluated, are not masked.
@@ -128,6 +137,13 @@ class LayerState:
             return False
         weight = module._parameters.get("weight")
         return weight is not None and weight is self.weight and _fits(x, weight)
+
+    def _takes(self, x: Tensor) -> bool:
+        """Whether the kernels take this shape; if they don't, the error is to be torch's."""
+        layout = self._lists.layout
+        if self.weight.dim() == 2:
+            return x.dim() > 0 and x.shape[-1] == layout[1]
+        return x.dim() == 4 and x.shape[1] == layout[1] and min(out_size(x.shape[2:], layout)) > 0
 
 
 class _LiveValues(torch.autograd.Function):

@@ -31,7 +31,7 @@ from sparseopt.speedup.live_training.plan import DENSE, Implementation, Plan
 from sparseopt.speedup.live_training.possible import candidates, exchangeable_layers
 from sparseopt.speedup.timing import Timing, time_in_turn
 
-__all__ = ["TimedLayer", "Measured", "fastest", "measure"]
+__all__ = ["Measured", "TimedLayer", "fastest", "measure"]
 
 _LAYER_ROUNDS: Final = 3
 _MODEL_ROUNDS: Final = 5

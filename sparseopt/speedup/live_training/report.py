@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparseopt.speedup.live_training.measurement import TimedLayer, Measured
+from sparseopt.speedup.live_training.measurement import Measured, TimedLayer
 from sparseopt.speedup.live_training.plan import DENSE, Plan
 
 __all__ = ["report_text"]
