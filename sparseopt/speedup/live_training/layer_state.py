@@ -65,7 +65,7 @@ class LayerState:
         self.flag = flag
         self.choices: Choices = {}
         self._lists = _lists_for(module)
-        self._masked: tuple[int, int] | None = None
+        self._masked: tuple[int, int, int | None] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Be left out of a copy, whose weights are not those that the optimizer masks."""
@@ -81,6 +81,11 @@ class LayerState:
             return DENSE
         chosen = self._choice(x)
         return DENSE if chosen in _BY_KERNELS and not self._takes(x) else chosen
+
+    @property
+    def version(self) -> int | None:
+        """The version of the mask that the lists are of."""
+        return self._lists.version
 
     def refresh(self) -> LiveLists:
         """Return the lists of live weights, made anew if the mask has changed."""
@@ -110,14 +115,20 @@ class LayerState:
             return None
         return values, lists
 
-    def note_masked(self, gradient: Tensor) -> None:
-        """Note a gradient that has zeros at all dropped places, before autograd adds others."""
-        self._masked = gradient.data_ptr(), gradient._version
+    def note_masked(self, gradient: Tensor, version: int | None) -> None:
+        """Note a gradient that is masked, before autograd adds others.
+
+        Args:
+            gradient: it has zeros at all places that were dropped.
+            version: of the mask at the time of the forward pass.
+        """
+        self._masked = gradient.data_ptr(), gradient._version, version
 
     def is_masked(self, gradient: Tensor) -> bool:
         """Whether ``gradient`` is the one that was noted last, unchanged; asked once for each."""
         noted, self._masked = self._masked, None
-        return noted == (gradient.data_ptr(), gradient._version)
+        now = self.layer.mask_version if self.is_sparse and self.layer is not None else -1
+        return noted == (gradient.data_ptr(), gradient._version, now)
 
     def _choice(self, x: Tensor) -> Implementation:
         if len(self.choices) == 1:
@@ -156,7 +167,7 @@ class _LiveValues(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, lists: Tensor, layout: list[int], state: Any) -> Tensor:
         ctx.save_for_backward(lists)
-        ctx.layout, ctx.state = layout, state
+        ctx.layout, ctx.state, ctx.version = layout, state, state.version
         ctx.shape, ctx.dtype = weight.shape, weight.dtype
         ctx.channels_last = (
             weight.dim() == 4
@@ -169,7 +180,7 @@ class _LiveValues(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (lists,) = ctx.saved_tensors
         dense = scatter_values(grad, lists, ctx.layout, ctx.shape, ctx.dtype, ctx.channels_last)
-        ctx.state.note_masked(dense)
+        ctx.state.note_masked(dense, ctx.version)
         return dense, None, None, None
 
 

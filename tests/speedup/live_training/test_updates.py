@@ -109,6 +109,18 @@ def test_another_gradient_of_the_same_weight_is_masked(masked):
     assert weight.grad[layer.mask].any()
 
 
+def test_gradient_of_a_pass_before_the_masks_moved_is_masked():
+    model, optimizer = sped_up(Tokens, method="set", init="uniform", delta_t=1)
+    loss = loss_of(model)
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    assert optimizer.history[0].grown > 0
+    optimizer.zero_grad()
+    loss.backward()
+    for layer in optimizer.layers:
+        assert not layer.weight.grad[~layer.mask].any()
+
+
 def test_accumulated_gradients_are_those_of_a_dense_model():
     model, optimizer = sped_up(method="rigl")
     dense = copy.deepcopy(model)
