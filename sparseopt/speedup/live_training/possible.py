@@ -13,8 +13,8 @@ from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["candidates", "exchangeable_layers", "possible_implementations"]
 
-#: With more input channels a dense convolution is faster by any other implementation.
-FULL_UP_TO = 8
+#: With more weights for each output a dense convolution is faster by any other implementation.
+FULL_UP_TO = 72
 
 
 def exchangeable_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -45,7 +45,7 @@ def candidates(module: nn.Conv2d | nn.Linear, layer: SparseLayer | None) -> set[
     possible = possible_implementations(module)
     if layer is None or layer.is_full:
         possible.discard("live")
-    if "live" in possible or module.weight.shape[1] > FULL_UP_TO:
+    if "live" in possible or module.weight[0].numel() > FULL_UP_TO:
         possible.discard("full")
     if "product" in possible:
         possible.discard("converted")
