@@ -38,6 +38,8 @@ logger = logging.getLogger("sparseopt")
 
 #: Of how many shapes of the model's inputs the choice is measured; others go by the nearest.
 _MOST_SHAPES: Final = 4
+#: The factor by which the number of live weights changes until the choice is measured again.
+_MUCH: Final = 1.5
 #: How many shapes are counted before the count begins anew.
 _MOST_COUNTED: Final = 256
 
@@ -54,8 +56,9 @@ def speed_up(
 
     At the first training pass of ``model``, and again for up to three other shapes of its inputs,
     passes of a copy are timed: as it is, and otherwise. What is not faster beyond the spread of
-    the measurement stays as it is. On a GPU and on machines without kernels everything does, and
-    one line of the log says so.
+    the measurement stays as it is. It is measured again when the number of live weights has
+    changed by half, as it does where training begins with all of them. On a GPU, and on machines
+    without kernels, everything stays as it is, and one line of the log says so.
 
     On steps whose gradients of dropped weights the method reads, everything runs as it is. So does
     a layer while weights that are not live are other than zero.
@@ -115,6 +118,12 @@ class SpeedUp:
 
     It is a context manager; the speed-up ends with the ``with`` block.
 
+    Args:
+        model: the model, without what wraps it.
+        optimizer: its sparse optimizer.
+        layers: by name of the module, which of its weights are live.
+        plan: what computes each layer; ``None`` to measure.
+
     Example:
         >>> import torch
         >>> from sparseopt import SparseOptimizer, speed_up
@@ -129,8 +138,6 @@ class SpeedUp:
         False
     """
 
-    name = "speed_up"
-
     def __init__(
         self,
         model: nn.Module,
@@ -138,6 +145,7 @@ class SpeedUp:
         layers: Mapping[str, SparseLayer],
         plan: Plan | None,
     ) -> None:
+        self.name = "speed_up"
         self._model = model
         # An optimizer whose speed-up held it would never be collected.
         self._optimizer = weakref.ref(optimizer)
@@ -148,6 +156,7 @@ class SpeedUp:
         self._plan: Plan = {} if plan is None else plan
         self._measured: dict[Any, Measured] = {}
         self._failed: set[Any] = set()
+        self._live = 0
         self._counts: Counter[Any] = Counter()
         self._states: dict[SparseLayer, Any] = {}
         self._handles: list[RemovableHandle] = []
@@ -244,6 +253,7 @@ class SpeedUp:
         """Measure, if these inputs ask for it, before the model's pass."""
         if self._flag.dense_gradients or not plain_call((*args, *kwargs.values())):
             return
+        self._forget_other_densities()
         key = _shapes((args, kwargs))
         if key in self._measured or key in self._failed:
             return
@@ -256,6 +266,15 @@ class SpeedUp:
         if self._measured and self._counts[key] < 2:
             return
         self._measure(key, args, kwargs)
+
+    def _forget_other_densities(self) -> None:
+        """Measure again once live counts have changed by much: pruning begins with all weights."""
+        live = sum(layer.live for layer in self._layers.values())
+        if self._measured and not self._live / _MUCH < live < self._live * _MUCH:
+            self._measured, self._failed, self._plan = {}, set(), {}
+            self._counts.clear()
+        if not self._measured:
+            self._live = live
 
     def _measure(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._exchange.end()

@@ -229,6 +229,21 @@ def test_other_shapes_are_measured_when_they_come_again_and_at_most_four(clock):
     assert len(handle.plan["stem"]) == 4
 
 
+def test_another_density_is_measured_again(clock):
+    timer = clock(live=0.5, both=0.5)
+    model = make()
+    optimizer = wrap(model, method="pruning", density=0.1, total_steps=100, delta_t=5)
+    handle = speed_up(model, optimizer)
+    assert optimizer.density == 1
+    train(model, optimizer, 1)
+    assert "live" not in str(handle.plan)
+    train(model, optimizer, 85)
+    assert optimizer.density == pytest.approx(0.1, abs=1e-3)
+    assert handle.plan["block.conv1"] == {"6x8x9x9": "live"}
+    # Down to a tenth by factors of two thirds and less.
+    assert 2 <= timer.calls.count("both") <= 6
+
+
 def test_update_step_is_not_measured(clock):
     timer = clock()
     model = make()
