@@ -144,7 +144,8 @@ class LayerState:
                 return False
         elif not plain_call((x,)):
             return False
-        if self.flag.dense_gradients and torch.is_grad_enabled():
+        # A checkpointed pass without gradients has to draw what its repetition with them draws.
+        if self.flag.dense_gradients and (module.training or torch.is_grad_enabled()):
             return False
         weight = module._parameters.get("weight")
         return weight is not None and weight is self.weight and _fits(x, weight)

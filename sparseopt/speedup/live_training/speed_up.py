@@ -330,6 +330,9 @@ class _BeforeForward(OwnHook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling() or not module.training or not torch.is_grad_enabled():
             return
+        # A pass that backward() repeats has to be computed as it was the first time.
+        if torch._C._current_graph_task_id() != -1:
+            return
         handle = None if self._handle is None else self._handle()
         if handle is not None:
             handle._before_forward(args, kwargs)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sparseopt import speed_up
 from sparseopt.speedup.live_training import measurement
@@ -250,6 +251,16 @@ def test_update_step_is_not_measured(clock):
     optimizer = wrap(model, method="rigl", delta_t=1)
     speed_up(model, optimizer)
     train(model, optimizer, 2)
+    assert timer.calls == []
+
+
+def test_pass_that_backward_repeats_is_not_measured(clock):
+    timer = clock()
+    model = make(p=0.5)
+    optimizer = wrap(model)
+    speed_up(model, optimizer)
+    out = checkpoint(model, images().requires_grad_(), use_reentrant=True)
+    out.square().sum().backward()
     assert timer.calls == []
 
 

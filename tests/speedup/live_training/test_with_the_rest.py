@@ -221,17 +221,21 @@ def test_gradient_checkpointing_goes_the_same_way(reentrant):
     assert_same_way(loop, method="rigl")
 
 
-def test_checkpointing_draws_dropout_again():
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("steps", [2, 4], ids=["ordinary", "update"])
+def test_checkpointing_draws_dropout_again(reentrant, steps):
     model = make(p=0.5)
-    optimizer = wrap(model)
+    optimizer = wrap(model, method="rigl")
     speed_up(model, optimizer, plan=full_plan(model, optimizer))
+    train(model, optimizer, steps)
+    assert optimizer.is_update_step == (steps == 4)
     gradients = []
     forward = model.block.forward
     for with_checkpoint in (False, True):
         torch.manual_seed(5)
         model.zero_grad()
         if with_checkpoint:
-            model.block.forward = lambda x: checkpoint(forward, x, use_reentrant=False)
+            model.block.forward = lambda x: checkpoint(forward, x, use_reentrant=reentrant)
         loss_of(model).backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     for first, second in zip(*gradients, strict=True):
