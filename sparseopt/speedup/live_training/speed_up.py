@@ -71,8 +71,9 @@ def speed_up(
             chosen. By default it is measured.
 
     Returns:
-        A handle that says what was chosen, and ends the speed-up. There is no need to keep it: the
-        speed-up lasts until its :meth:`SpeedUp.undo`, or until ``optimizer`` is detached or
+        A handle that says what was chosen, and can end the speed-up. It need not be kept.
+
+        The speed-up lasts until ``undo()`` of the handle, or until ``optimizer`` is detached or
         garbage-collected.
 
     Raises:
@@ -184,7 +185,7 @@ class SpeedUp:
 
     @property
     def plan(self) -> Plan:
-        """What computes each layer, by its name and the shape of its input: plain data, for JSON.
+        """What computes each layer, by its name and the shape of its input; plain data, for JSON.
 
         Layers that are not in it stay as they are. ``"live"`` means live weights only; ``"full"``,
         ``"product"`` and ``"converted"`` are ways of a dense convolution between others.
@@ -193,7 +194,7 @@ class SpeedUp:
 
     @property
     def report(self) -> str:
-        """What was timed, what was chosen, and why: the whole model, and a table by layer."""
+        """What was timed, what was chosen, and why, of the whole model and in a table by layer."""
         return report_text(self._status, self._plan, list(self._measured.values()))
 
     def undo(self) -> None:

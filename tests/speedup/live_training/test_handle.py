@@ -265,3 +265,16 @@ def test_flops_are_those_of_the_plain_model():
     found = optimizer.flops(model, images())
     assert found.inference_sparse == expected.inference_sparse
     assert loss_of(model).requires_grad
+
+
+@needs_kernels
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_training_stays_dense_and_one_line_says_so(caplog):
+    model = make().cuda()
+    optimizer = wrap(model)
+    with caplog.at_level(logging.WARNING, "sparseopt"):
+        speed_up(model, optimizer)
+    assert [record.message for record in caplog.records] == [
+        "speed_up: training stays dense: there are sparse kernels for CPUs only"
+    ]
+    model(images().cuda()).sum().backward()
