@@ -27,8 +27,16 @@ def drop_entries(x: Tensor, p: float, *, inplace: bool = False) -> Tensor:
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device="cpu")
     # Without the lower bound the sign would never be drawn.
     drawn = words.random_(-(2**63), None).view(torch.int16)[: x.numel()]
-    factors = (drawn >= dropped - _VALUES // 2).to(x.dtype)
-    factors.mul_(_VALUES / (_VALUES - dropped))
+    factors = _factors(drawn.ge_(dropped - _VALUES // 2), _VALUES / (_VALUES - dropped), x.dtype)
     batch, channels, height, width = x.shape
     factors = factors.view(channels, height, width, batch).permute(3, 0, 1, 2)
     return x.mul_(factors) if inplace else x * factors
+
+
+def _factors(kept: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Return ``scale`` where ``kept``, int16 and overwritten, is 1, and 0 where it is 0."""
+    if dtype.itemsize != kept.element_size():
+        return kept.to(dtype).mul_(scale)
+    # The bits of the number as an integer, because torch converts to bfloat16 slowly.
+    bits = torch.tensor(scale, dtype=dtype, device="cpu").view(torch.int16).item()
+    return kept.mul_(bits).view(dtype)
