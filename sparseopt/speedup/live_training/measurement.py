@@ -42,7 +42,7 @@ Timer = Callable[[Mapping[str, Callable[[], Any]], int], dict[str, Timing]]
 
 @dataclass(frozen=True)
 class TimedLayer:
-    """One layer's times.
+    """One layer's times; none, of a layer that only torch can compute.
 
     Attributes:
         name: the layer.
@@ -83,7 +83,13 @@ class _Seen:
     requires_grad: bool
     channels_last: bool
 
+    @property
+    def text(self) -> str:
+        """The shape as plans write it."""
+        return "x".join(map(str, self.shape))
+
     def tensor(self) -> Tensor:
+        """Return a tensor like the input."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         x = torch.randn(self.shape, dtype=self.dtype).contiguous(memory_format=layout)
         return x.requires_grad_(self.requires_grad)
@@ -200,15 +206,16 @@ def _time_layers(
     for name, module in exchangeable_layers(exchanged.model).items():
         layer = layers.get(name)
         possible = candidates(module, layer)
-        if isinstance(module, nn.Linear) and "live" not in possible:
-            continue
         density = 1.0 if layer is None else layer.density
         for one in seen.get(name, []):
+            if possible == {DENSE}:
+                found.times.append(TimedLayer(name, one.text, density, {}))
+                continue
             key = module.extra_repr(), one, round(density, 2)
             if key not in known:
                 known[key] = _time_layer(exchanged, name, module, possible, one, timer)
             times = known[key]
-            shape = "x".join(map(str, one.shape))
+            shape = one.text
             seconds = {implementation: time.median for implementation, time in times.items()}
             found.times.append(TimedLayer(name, shape, density, seconds))
             if isinstance(module, nn.Linear):
@@ -234,7 +241,6 @@ def _time_layer(
     seen: _Seen,
     timer: Timer,
 ) -> dict[str, Timing]:
-    shape = "x".join(map(str, seen.shape))
     calls: dict[str, Callable[[], Any]] = {}
     x = seen.tensor()
     for implementation in sorted(possible):
@@ -242,7 +248,7 @@ def _time_layer(
         if implementation != DENSE and x.dim() == 4 and isinstance(module, nn.Conv2d):
             given = kernel_layout(x.detach()).requires_grad_(seen.requires_grad)
         calls[implementation] = _layer_pass(
-            exchanged, {name: {shape: implementation}}, module, given
+            exchanged, {name: {seen.text: implementation}}, module, given
         )
     try:
         return timer(calls, _LAYER_ROUNDS)

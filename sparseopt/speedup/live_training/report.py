@@ -52,7 +52,7 @@ def _row(times: TimedLayer, plan: Plan, why: str) -> tuple[str, ...]:
         times.name or "(the model)",
         times.shape,
         f"{times.density:.3g}",
-        f"{1e3 * times.seconds[DENSE]:.3g}",
+        f"{1e3 * times.seconds[DENSE]:.3g}" if times.seconds else "",
         "" if best is None else f"{1e3 * best:.3g}",
         plan.get(times.name, {}).get(times.shape, DENSE),
         why,
@@ -61,6 +61,8 @@ def _row(times: TimedLayer, plan: Plan, why: str) -> tuple[str, ...]:
 
 def _reason(times: TimedLayer, plan: Plan, measured: Measured) -> str:
     chosen = plan.get(times.name, {}).get(times.shape, DENSE)
+    if not times.seconds:
+        return "every weight is live"
     if chosen == DENSE and not measured.model:
         return "no layer is faster"
     if chosen == DENSE:

@@ -89,7 +89,7 @@ def speed_up(
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
         >>> optimizer = SparseOptimizer(
-        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, total_steps=100)
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, total_steps=1000)
         >>> with speed_up(model, optimizer) as handle:
         ...     for _ in range(3):
         ...         optimizer.zero_grad()
@@ -130,7 +130,7 @@ class SpeedUp:
         >>> from sparseopt import SparseOptimizer, speed_up
         >>> model = torch.nn.Linear(64, 64)
         >>> optimizer = SparseOptimizer(
-        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, total_steps=100)
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, total_steps=1000)
         >>> handle = speed_up(model, optimizer)
         >>> handle.plan
         {}

@@ -286,6 +286,6 @@ def test_real_measurement_reports_every_layer():
     optimizer = wrap(model)
     handle = speed_up(model, optimizer)
     train(model, optimizer, 2)
-    for name in ("stem", "block.conv1", "grouped", "hidden"):
-        assert name in handle.report
+    for layer in optimizer.layers:
+        assert layer.name.removesuffix(".weight") in handle.report
     assert "forward and backward pass of the whole model" in handle.report
