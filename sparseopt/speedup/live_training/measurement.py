@@ -29,7 +29,7 @@ from sparseopt.speedup.live_training.detached_copy import (
 from sparseopt.speedup.live_training.exchange import ModelExchange
 from sparseopt.speedup.live_training.plan import DENSE, Implementation, Plan
 from sparseopt.speedup.live_training.possible import candidates, exchangeable_layers
-from sparseopt.speedup.timing import Timing, time_in_turn
+from sparseopt.speedup.timing import Clock, Timing, time_in_turn
 
 __all__ = ["Measured", "TimedLayer", "fastest", "measure"]
 
@@ -166,7 +166,9 @@ def fastest(times: Mapping[str, Timing]) -> str:
 
 
 def _timed_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
-    return time_in_turn(calls, rounds=rounds, device="cpu", warmup=1)
+    # What other processes take from the core is no reason to choose; threads must be waited for.
+    clock: Clock = "thread" if torch.get_num_threads() == 1 else "wall"
+    return time_in_turn(calls, rounds=rounds, device="cpu", warmup=1, clock=clock)
 
 
 def _inputs_of_layers(
