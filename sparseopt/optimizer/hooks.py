@@ -174,6 +174,7 @@ class ModelHooks:
         """Remove the hooks and give the inner optimizer dense state; once."""
         self._hooked.clear()
         self._finalizer()
+        self.holder = None
 
 
 class _Preparing(WeakHook):

@@ -19,6 +19,8 @@ from sparseopt.speedup.live_training.plan import DENSE, Choices, Implementation,
 __all__ = ["LayerState", "convolution_padding", "has_kernels"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_MOST_CHANNELS = 1 << 20
+_MOST_TAPS = 1 << 12
 _BY_KERNELS = {"live", "full"}
 _BITS = {4: np.int32, 2: np.int16}
 
@@ -35,12 +37,15 @@ def convolution_padding(module: nn.Conv2d) -> tuple[int, int] | None:
 
 def has_kernels(module: nn.Module) -> bool:
     """Whether the kernels know layers like ``module``."""
+    weight = module._parameters.get("weight")
+    if weight is None or max(weight.shape[:2]) > _MOST_CHANNELS:
+        return False
     if isinstance(module, nn.Conv2d):
         return (
             module.groups == 1
             and module.padding_mode == "zeros"
             and convolution_padding(module) is not None
-            and math.prod(module.kernel_size) <= 4096
+            and math.prod(module.kernel_size) <= _MOST_TAPS
         )
     return isinstance(module, nn.Linear)
 
@@ -186,8 +191,10 @@ class _LiveValues(torch.autograd.Function):
 
 
 def _lists_for(module: nn.Conv2d | nn.Linear) -> LiveLists:
-    if isinstance(module, nn.Linear) or not has_kernels(module):
-        # Of a convolution without kernels the lists are never asked for.
+    if not has_kernels(module):
+        # Then the lists are never asked for, and the shape may be none that there are lists for.
+        return LiveLists((1, 1))
+    if isinstance(module, nn.Linear):
         return LiveLists(module.weight.shape)
     padding = convolution_padding(module)
     assert padding is not None

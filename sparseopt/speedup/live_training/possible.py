@@ -31,7 +31,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
 def possible_implementations(module: nn.Module) -> set[Implementation]:
     """Return what can compute a layer, whatever its mask."""
     if isinstance(module, nn.Linear):
-        return {"dense", "live"}
+        return {"dense", "live"} if has_kernels(module) else {"dense"}
     possible: set[Implementation] = {"dense", "converted"}
     if has_kernels(module):
         possible |= {"live", "full"}

@@ -110,7 +110,11 @@ def speed_up(
     checked = None if plan is None else check_plan(plan, possible)
     handle = SpeedUp(inside, optimizer, layers, checked)
     optimizer.hold(handle)
-    handle._start(optimizer)
+    try:
+        handle._start(optimizer)
+    except BaseException:
+        handle.undo()
+        raise
     return handle
 
 
@@ -292,7 +296,8 @@ class SpeedUp:
             for name, choices in _with_dense(measured).items():
                 self._plan.setdefault(name, {}).update(choices)
             self._status = "as measured on this machine"
-        self._apply()
+        finally:
+            self._apply()
 
     def _apply(self) -> None:
         self._exchange.apply(self._plan)

@@ -12,6 +12,8 @@ from torch import nn
 
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, find_channel_groups, speed_up
 from sparseopt.speedup import kernels
+from sparseopt.speedup.live_training import measurement
+from sparseopt.speedup.live_training.layer_state import LayerState
 from tests.speedup.kernels.dense import needs_kernels
 from tests.speedup.live_training.nets import (
     ConvNet,
@@ -194,10 +196,47 @@ def test_plan_that_does_not_fit_is_refused_by_name(plan, message):
     assert type(model.stem) is nn.Conv2d
 
 
+@needs_kernels
+def test_nothing_is_half_done_if_it_is_interrupted(monkeypatch):
+    model = make()
+    optimizer = wrap(model)
+    plan = full_plan(model, optimizer)
+    classes = classes_of(model)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LayerState, "refresh", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        speed_up(model, optimizer, plan=plan)
+    assert classes_of(model) == classes
+    assert optimizer.holder is None
+
+
+@needs_kernels
+def test_interrupted_measurement_leaves_a_model_that_trains(monkeypatch):
+    model = make()
+    optimizer = wrap(model)
+    classes = classes_of(model)
+    speed_up(model, optimizer)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(measurement, "_timed_in_turn", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(model, optimizer, 1)
+    assert classes_of(model) == classes
+    train(model, optimizer, 1)
+
+
 def test_detached_optimizer_is_refused():
     model = make()
     optimizer = wrap(model)
+    speed_up(model, optimizer)
     optimizer.detach()
+    assert optimizer.holder is None
     with pytest.raises(RuntimeError, match="detached"):
         speed_up(model, optimizer)
 
