@@ -49,8 +49,10 @@ from sparseopt.speedup import (
     LayerSizes,
     LayerTimes,
     Remaining,
+    SpeedUp,
     compact,
     condense,
+    speed_up,
 )
 from sparseopt.structured import (
     ChannelGroup,
@@ -107,6 +109,7 @@ __all__ = [
     "Smoothed",
     "SparseLayer",
     "SparseOptimizer",
+    "SpeedUp",
     "Static",
     "TrainingCost",
     "UntraceableModelError",
@@ -123,6 +126,7 @@ __all__ = [
     "register_method",
     "shuffle_masks",
     "snip",
+    "speed_up",
     "synflow",
 ]
 

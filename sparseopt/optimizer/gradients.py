@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,9 +32,21 @@ OWNER: Final = "sparseopt_owner"
 
 @dataclass
 class GradientFlag:
-    """Whether ``backward()`` leaves gradients dense; one for all hooks of an optimizer."""
+    """Whether ``backward()`` leaves gradients dense; one for all hooks of an optimizer.
+
+    Attributes:
+        dense_gradients: whether it does now.
+        knows_masked: tells, of a layer and its gradient, whether zeros are there already; held
+            weakly, because hooks that weights hold refer to this object.
+    """
 
     dense_gradients: bool = False
+    knows_masked: weakref.WeakMethod[Callable[[SparseLayer, Tensor], bool]] | None = None
+
+    def is_masked(self, layer: SparseLayer, gradient: Tensor) -> bool:
+        """Whether ``gradient`` is known to be masked, because nothing else was computed."""
+        known = None if self.knows_masked is None else self.knows_masked()
+        return known is not None and known(layer, gradient)
 
 
 class _MaskGradient:
@@ -57,7 +69,7 @@ class _MaskGradient:
                 f"the gradient of {layer.name!r} has layout {gradient.layout}: a layer with sparse "
                 "gradients (Embedding(sparse=True)) can only be kept dense, with density=False."
             )
-        if self._flag.dense_gradients:
+        if self._flag.dense_gradients or self._flag.is_masked(layer, gradient):
             return
         layer.follow_weight()
         layer.mask_(gradient)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -27,12 +27,23 @@ from sparseopt.utils.compile import disable_dynamo, outside_of_tracing
 from sparseopt.utils.hooks import Handle, WeakHook, call_before_forward
 from sparseopt.utils.recorded_inputs import InputRecorder
 
-__all__ = ["ModelHooks", "detach_previous_wrapper"]
+__all__ = ["Holder", "ModelHooks", "detach_previous_wrapper"]
 
 #: For every inner optimizer that is wrapped, the hooks of its wrapper.
 _hooks_of: weakref.WeakKeyDictionary[Optimizer, weakref.ref[ModelHooks]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+class Holder(Protocol):
+    """What has exchanged something of a model for a while; it must not refer to the optimizer."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    def remove(self) -> None:
+        """Put back what was exchanged."""
 
 
 class ModelHooks:
@@ -48,6 +59,7 @@ class ModelHooks:
     Attributes:
         flag: whether the hooks leave gradients dense now.
         taken_over: the name of a weight that another optimizer has taken over.
+        holder: what has exchanged something of the model, and ends when the hooks are removed.
     """
 
     def __init__(
@@ -59,6 +71,7 @@ class ModelHooks:
     ) -> None:
         self.flag = GradientFlag()
         self.taken_over: str | None = None
+        self.holder: Holder | None = None
         self._handles: list[Handle] = []
         self._hooked: list[tuple[SparseLayer, int]] = []
         self._slots = ParameterSlots(updater.layers, inner.param_groups)
@@ -104,6 +117,26 @@ class ModelHooks:
         """Follow ``layers`` no more: their weights left the model."""
         self._hooked = [(layer, tensor) for layer, tensor in self._hooked if layer not in layers]
 
+    def hold(self, holder: Holder) -> None:
+        """Have ``holder`` end when the hooks are removed.
+
+        Raises:
+            ValueError: if there is another.
+        """
+        if self.holder is not None:
+            raise ValueError(
+                f"the optimizer's model is in use by {self.holder.name} already, so {holder.name} "
+                "can't exchange anything of it: end that first."
+            )
+        self.holder = holder
+        self._handles.append(holder)
+
+    def release(self, holder: Holder) -> None:
+        """Forget ``holder``, which has ended."""
+        if self.holder is holder:
+            self.holder = None
+            self._handles[:] = [handle for handle in self._handles if handle is not holder]
+
     def note_slots(self, layers: Sequence[SparseLayer], inner: Optimizer) -> None:
         """Note where in the param groups the weights of ``layers`` are now."""
         self._slots = ParameterSlots(layers, inner.param_groups)
@@ -135,9 +168,9 @@ class ModelHooks:
         for layer in layers:
             for other in owners_of(layer.weight):
                 if other is not self:
-                    other.release(layer.name)
+                    other.hand_over(layer.name)
 
-    def release(self, name: str) -> None:
+    def hand_over(self, name: str) -> None:
         """Remove the hooks: another optimizer masks the weight ``name`` from now on."""
         self.taken_over = name
         self.remove()
@@ -168,6 +201,7 @@ class ModelHooks:
         """Remove the hooks and give the inner optimizer dense state; once."""
         self._hooked.clear()
         self._finalizer()
+        self.holder = None
 
 
 class _Preparing(WeakHook):
@@ -208,6 +242,7 @@ def _remove_all(
 
 
 def _remove(handles: list[Handle]) -> None:
-    for handle in handles:
+    # A holder forgets itself, and so leaves the list.
+    for handle in list(handles):
         handle.remove()
     handles.clear()

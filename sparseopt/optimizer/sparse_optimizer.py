@@ -35,7 +35,8 @@ from sparseopt.optimizer.departed import (
     forget_layers,
 )
 from sparseopt.optimizer.find_weights import refuse_flat_parameters
-from sparseopt.optimizer.hooks import ModelHooks, detach_previous_wrapper
+from sparseopt.optimizer.gradients import GradientFlag
+from sparseopt.optimizer.hooks import Holder, ModelHooks, detach_previous_wrapper
 from sparseopt.optimizer.mask_updates import MaskUpdater
 from sparseopt.optimizer.progress import Progress, UpdateRecord, summary_table
 from sparseopt.optimizer.replaced_parameters import rebind
@@ -532,6 +533,30 @@ class SparseOptimizer(WrappedOptimizer):
     def materialize(self) -> None:
         """Restore full-size parameters and state if the backend has swapped them out."""
         self.backend.materialize()
+
+    @property
+    def gradient_flag(self) -> GradientFlag:
+        """Whether ``backward()`` leaves gradients dense now; the object that all hooks share."""
+        return self._hooks.flag
+
+    @property
+    def holder(self) -> Holder | None:
+        """What has exchanged something of the model for a while, if anything has."""
+        return self._hooks.holder
+
+    def hold(self, holder: Holder) -> None:
+        """Have ``holder`` end when this object is detached, collected, or given other weights.
+
+        Raises:
+            RuntimeError: after :meth:`detach`.
+            ValueError: if there is another one.
+        """
+        self._require_attached(f"no {holder.name} can be used with")
+        self._hooks.hold(holder)
+
+    def release(self, holder: Holder) -> None:
+        """Forget ``holder``, which has ended."""
+        self._hooks.release(holder)
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Return positional and keyword inputs like those of the first training step.

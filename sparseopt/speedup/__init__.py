@@ -1,4 +1,4 @@
-"""Turning sparsity into time: compact models, condensed layers, compacted training."""
+"""Turning sparsity into time: compact models, condensed layers, faster training."""
 
 from sparseopt.speedup.compacted_training import CompactedTraining
 from sparseopt.speedup.compaction import (
@@ -9,6 +9,7 @@ from sparseopt.speedup.compaction import (
     compact,
 )
 from sparseopt.speedup.condensation import Condensation, LayerTimes, condense
+from sparseopt.speedup.live_training import SpeedUp, speed_up
 from sparseopt.speedup.sparse_linear import CondensedLinear, CSRLinear
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "LayerSizes",
     "LayerTimes",
     "Remaining",
+    "SpeedUp",
     "compact",
     "condense",
+    "speed_up",
 ]

@@ -56,7 +56,8 @@ class CompactedTraining:
         TypeError: if the method drops anything but whole channels.
         ValueError: if the optimizer's state is not compact, the model is not the one that it
             trains, it does not have a trainable parameter that would become smaller, there are
-            several processes, or the model is in DistributedDataParallel.
+            several processes, the model is in DistributedDataParallel, or it is sped up or in
+            another CompactedTraining.
         CompactionError: if the smaller model does not run or does not compute the same.
 
     Example:
@@ -92,6 +93,8 @@ class CompactedTraining:
         self._inputs = (inputs, keywords) if inputs or keywords else None
         self._tensors = ParameterSwap(self._model)
         self._is_checked = False
+        self._mark = _InUse()
+        optimizer.hold(self._mark)
         self._handles = [
             optimizer.register_step_post_hook(lambda *_: self._prepare_next_step()),
             *_before_state_dicts(self._model, _MakesWhole(self.whole)),
@@ -134,6 +137,7 @@ class CompactedTraining:
             for handle in self._handles:
                 handle.remove()
             self._handles.clear()
+            self._optimizer.release(self._mark)
 
     def _prepare_next_step(self) -> None:
         """Have the next step find the model that it needs."""
@@ -256,6 +260,15 @@ def _kept(
         name: {dim: flags.nonzero()[:, 0] for dim, flags in dims.items()}
         for name, dims in stays.items()
     }
+
+
+class _InUse:
+    """Tells the optimizer that its model is in use; detaching makes it whole without more."""
+
+    name = "CompactedTraining"
+
+    def remove(self) -> None:
+        pass
 
 
 class _MakesWhole(WeakHook):

@@ -1,0 +1,42 @@
+"""Dropout with cheap random numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["drop_entries"]
+
+_VALUES = 1 << 16  # of a random number of 16 bits
+
+
+def drop_entries(x: Tensor, p: float, *, inplace: bool = False) -> Tensor:
+    """Set entries of a map in the kernels' layout to zero, and scale the others up.
+
+    Each entry is dropped with the probability ``p``, to 1 in 131,072, and independently. What stays
+    is divided by the exact probability to stay. Four entries share a random number of 64 bits, so
+    that the draws are not those of :func:`torch.nn.functional.dropout`; they are of the same
+    generator, torch's for the CPU.
+
+    Args:
+        x: (N, C, H, W), in the kernels' layout.
+        p: the probability, above 0 and below 1.
+        inplace: whether to change ``x`` itself.
+    """
+    dropped = min(round(p * _VALUES), _VALUES - 1)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device="cpu")
+    # Without the lower bound the sign would never be drawn.
+    drawn = words.random_(-(2**63), None).view(torch.int16)[: x.numel()]
+    factors = _factors(drawn.ge_(dropped - _VALUES // 2), _VALUES / (_VALUES - dropped), x.dtype)
+    batch, channels, height, width = x.shape
+    factors = factors.view(channels, height, width, batch).permute(3, 0, 1, 2)
+    return x.mul_(factors) if inplace else x * factors
+
+
+def _factors(kept: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Return ``scale`` where ``kept``, int16 and overwritten, is 1, and 0 where it is 0."""
+    if dtype.itemsize != kept.element_size():
+        return kept.to(dtype).mul_(scale)
+    # The bits of the number as an integer, because torch converts to bfloat16 slowly.
+    bits = torch.tensor(scale, dtype=dtype, device="cpu").view(torch.int16).item()
+    return kept.mul_(bits).view(dtype)

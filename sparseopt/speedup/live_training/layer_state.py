@@ -1,0 +1,223 @@
+"""What an exchanged layer knows: which of its weights are live, and what computes it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.optimizer.gradients import GradientFlag
+from sparseopt.speedup.kernels import LiveLists
+from sparseopt.speedup.kernels.calls import out_size
+from sparseopt.speedup.kernels.ops import live_values, plain_call, scatter_values
+from sparseopt.speedup.live_training.plan import DENSE, Choices, Implementation, nearest
+
+__all__ = ["LayerState", "convolution_padding", "has_kernels"]
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_MOST_CHANNELS = 1 << 20
+_MOST_TAPS = 1 << 12
+_BY_KERNELS = {"live", "full"}
+_BITS = {4: np.int32, 2: np.int16}
+
+
+def convolution_padding(module: nn.Conv2d) -> tuple[int, int] | None:
+    """Return the zeros on both sides of the map; ``None`` where the sides differ."""
+    if not isinstance(module.padding, str):
+        return module.padding[0], module.padding[1]
+    if module.padding == "valid":
+        return 0, 0
+    around = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return None if any(one % 2 for one in around) else (around[0] // 2, around[1] // 2)
+
+
+def has_kernels(module: nn.Module) -> bool:
+    """Whether the kernels know layers like ``module``."""
+    weight = module._parameters.get("weight")
+    if weight is None or max(weight.shape[:2]) > _MOST_CHANNELS:
+        return False
+    if isinstance(module, nn.Conv2d):
+        return (
+            module.groups == 1
+            and module.padding_mode == "zeros"
+            and convolution_padding(module) is not None
+            and math.prod(module.kernel_size) <= _MOST_TAPS
+        )
+    return isinstance(module, nn.Linear)
+
+
+class LayerState:
+    """The state of one exchanged convolution or linear layer.
+
+    Args:
+        module: the layer.
+        layer: which of its weights are live; ``None`` if it has no mask.
+        flag: whether ``backward()`` is to leave gradients dense now.
+
+    Attributes:
+        choices: by shape of the input what computes the layer; empty for "dense" always.
+    """
+
+    def __init__(
+        self, module: nn.Conv2d | nn.Linear, layer: SparseLayer | None, flag: GradientFlag
+    ) -> None:
+        self.weight = module.weight
+        self.layer = layer
+        self.flag = flag
+        self.choices: Choices = {}
+        self._lists = _lists_for(module)
+        self._masked: tuple[int, int, int | None] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """Be left out of a copy, whose weights are not those that the optimizer masks."""
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether some weights are not live now."""
+        return self.layer is not None and not self.layer.is_full
+
+    def implementation(self, x: Any, module: nn.Module) -> Implementation:
+        """Return what computes ``module(x)`` now."""
+        if not self.choices or not self._can_be_exchanged(x, module):
+            return DENSE
+        chosen = self._choice(x)
+        return DENSE if chosen in _BY_KERNELS and not self._takes(x) else chosen
+
+    @property
+    def version(self) -> int | None:
+        """The version of the mask that the lists are of."""
+        return self._lists.version
+
+    def refresh(self) -> LiveLists:
+        """Return the lists of live weights, made anew if the mask has changed."""
+        layer = self.layer
+        if layer is None or layer.is_full:
+            if self._lists.version != -1:
+                self._lists.update(torch.arange(self.weight.numel(), device="cpu"), -1)
+        elif self._lists.version != layer.mask_version:
+            self._lists.update(layer.positions(), layer.mask_version)
+        return self._lists
+
+    def values(self, weight: Tensor) -> tuple[Tensor, LiveLists] | None:
+        """Return the live weights and their lists; ``None`` if others are not zero.
+
+        A compiler can't look: there the weights count as masked, which the optimizer sees to.
+        """
+        if torch.compiler.is_compiling():
+            lists = self._lists
+            return live_values(weight, lists.tensor, lists.layout), lists
+        lists = self.refresh()
+        if torch.is_grad_enabled() and weight.requires_grad:
+            function: Any = _LiveValues
+            values: Tensor = function.apply(weight, lists.tensor, lists.layout, self)
+        else:
+            values = live_values(weight, lists.tensor, lists.layout)
+        if self.is_sparse and _nonzero(weight) != _nonzero(values):
+            return None
+        return values, lists
+
+    def note_masked(self, gradient: Tensor, version: int | None) -> None:
+        """Note a gradient that is masked, before autograd adds others.
+
+        Args:
+            gradient: it has zeros at all places that were dropped.
+            version: of the mask at the time of the forward pass.
+        """
+        self._masked = gradient.data_ptr(), gradient._version, version
+
+    def is_masked(self, gradient: Tensor) -> bool:
+        """Whether ``gradient`` is the one that was noted last, unchanged; asked once for each."""
+        noted, self._masked = self._masked, None
+        now = self.layer.mask_version if self.is_sparse and self.layer is not None else -1
+        return noted == (gradient.data_ptr(), gradient._version, now)
+
+    def _choice(self, x: Tensor) -> Implementation:
+        if len(self.choices) == 1:
+            return next(iter(self.choices.values()))
+        shape = tuple(x.shape)
+        found = self.choices.get(shape)
+        return nearest(self.choices, shape) if found is None else found
+
+    def _can_be_exchanged(self, x: Any, module: nn.Module) -> bool:
+        if torch.compiler.is_compiling():
+            # Weights of an average, swapped in to be evaluated, are not masked.
+            if torch.compiler.is_exporting() or not module.training:
+                return False
+        elif not plain_call((x,)):
+            return False
+        # A checkpointed pass without gradients has to draw what its repetition with them draws.
+        if self.flag.dense_gradients and (module.training or torch.is_grad_enabled()):
+            return False
+        weight = module._parameters.get("weight")
+        return weight is not None and weight is self.weight and _fits(x, weight)
+
+    def _takes(self, x: Tensor) -> bool:
+        """Whether the kernels take this shape; if they don't, the error is to be torch's."""
+        layout = self._lists.layout
+        if self.weight.dim() == 2:
+            return x.dim() > 0 and x.shape[-1] == layout[1]
+        return x.dim() == 4 and x.shape[1] == layout[1] and min(out_size(x.shape[2:], layout)) > 0
+
+
+class _LiveValues(torch.autograd.Function):
+    """Gathers live weights; notes that the gradient it makes has zeros everywhere else.
+
+    Autograd hands a gradient that is the only one on to the parameter as it is. If it adds
+    another, it does so in a new tensor, or in this one, which raises the version.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, lists: Tensor, layout: list[int], state: Any) -> Tensor:
+        ctx.save_for_backward(lists)
+        ctx.layout, ctx.state, ctx.version = layout, state, state.version
+        ctx.shape, ctx.dtype = weight.shape, weight.dtype
+        ctx.channels_last = (
+            weight.dim() == 4
+            and weight.is_contiguous(memory_format=torch.channels_last)
+            and not weight.is_contiguous()
+        )
+        return live_values(weight, lists, layout)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (lists,) = ctx.saved_tensors
+        dense = scatter_values(grad, lists, ctx.layout, ctx.shape, ctx.dtype, ctx.channels_last)
+        ctx.state.note_masked(dense, ctx.version)
+        return dense, None, None, None
+
+
+def _lists_for(module: nn.Conv2d | nn.Linear) -> LiveLists:
+    if not has_kernels(module):
+        # Then the lists are never asked for, and the shape may be none that there are lists for.
+        return LiveLists((1, 1))
+    if isinstance(module, nn.Linear):
+        return LiveLists(module.weight.shape)
+    padding = convolution_padding(module)
+    assert padding is not None
+    return LiveLists(
+        module.weight.shape, stride=module.stride, padding=padding, dilation=module.dilation
+    )
+
+
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels know this device and these number formats."""
+    if x.device.type != "cpu" or weight.device.type != "cpu":
+        return False
+    if x.dtype not in _DTYPES or weight.dtype not in _DTYPES:
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.dtype == weight.dtype
+
+
+def _nonzero(tensor: Tensor) -> int:
+    """Count entries whose bits are not all zero: three times as fast as torch's count."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.int16)
+    array = tensor.numpy()
+    return int(np.count_nonzero(array.view(_BITS[array.itemsize]) != 0))

@@ -1,0 +1,107 @@
+"""The kernels' layout of maps: logical (N, C, H, W) whose memory is (C, H, W, N).
+
+Element-wise operations keep the strides, so that a map passes through a user's own code as it is.
+What does not run at full speed on these strides sees the same memory as another shape: (1, C, HW,
+N) for normalisation by channel, (C, N, H, W) in channels-last format for pooling, and (C, HWN) for
+a product with a matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparseopt.speedup.kernels.calls import kernel_layout, standard_layout
+from sparseopt.speedup.kernels.ops import plain_call
+
+__all__ = [
+    "by_channel",
+    "from_channels",
+    "in_kernel_layout",
+    "to_channels_last",
+    "to_kernel_layout",
+]
+
+
+def in_kernel_layout(x: Tensor) -> bool:
+    """Whether ``x`` is a map in the kernels' layout; a batch of one lies alike in both layouts."""
+    return x.dim() == 4 and x.shape[0] > 1 and x.permute(1, 2, 3, 0).is_contiguous()
+
+
+def by_channel(x: Tensor) -> Tensor:
+    """View a map in the kernels' layout as (1, C, HW, N), contiguous."""
+    batch, channels, height, width = x.shape
+    return x.permute(1, 2, 3, 0).reshape(1, channels, height * width, batch)
+
+
+def from_channels(values: Tensor, batch: int, height: int, width: int) -> Tensor:
+    """Return values of a contiguous (..., C, HW, N) or (C, HWN) as a map that is no view.
+
+    It shares memory with ``values``, which must be new, and which no backward pass may need.
+    """
+    if torch.compiler.is_compiling() or not plain_call((values,)):
+        return values.view(-1, height, width, batch).permute(3, 0, 1, 2)
+    function: Any = _FromChannels
+    result: Tensor = function.apply(values, batch, height, width)
+    return result
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """Bring a map into channels-last format, and its gradient back into the kernels' layout."""
+    return _moved(x, into_kernel_layout=False)
+
+
+def to_kernel_layout(x: Tensor) -> Tensor:
+    """Bring a map into the kernels' layout, and its gradient into channels-last format."""
+    return _moved(x, into_kernel_layout=True)
+
+
+class _FromChannels(torch.autograd.Function):
+    """Autograd treats changes of a view in place by copies; ``data`` makes a tensor of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, batch: int, height: int, width: int) -> Tensor:
+        ctx.shape = values.shape
+        return values.view(-1, height, width, batch).permute(3, 0, 1, 2).data
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return kernel_layout(grad).permute(1, 2, 3, 0).reshape(ctx.shape), None, None, None
+
+
+class _Moved(torch.autograd.Function):
+    """Without it a dense convolution would get the gradient in strides that it is slow on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, into_kernel_layout: bool) -> Tensor:
+        ctx.back = not into_kernel_layout
+        return _copied(x, into_kernel_layout).data
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _moved(grad, into_kernel_layout=ctx.back), None
+
+
+def _moved(x: Tensor, *, into_kernel_layout: bool) -> Tensor:
+    if _lies_in(x, into_kernel_layout):
+        return x
+    if torch.compiler.is_compiling() or not plain_call((x,)):
+        return _copied(x, into_kernel_layout)
+    function: Any = _Moved
+    result: Tensor = function.apply(x, into_kernel_layout)
+    return result
+
+
+def _copied(x: Tensor, into_kernel_layout: bool) -> Tensor:
+    if into_kernel_layout:
+        return kernel_layout(x)
+    # In two steps, each of which torch is fast at.
+    return standard_layout(x).contiguous(memory_format=torch.channels_last)
+
+
+def _lies_in(x: Tensor, kernel_layout: bool) -> bool:
+    if kernel_layout:
+        return x.permute(1, 2, 3, 0).is_contiguous()
+    return x.is_contiguous(memory_format=torch.channels_last)

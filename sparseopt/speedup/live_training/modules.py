@@ -1,0 +1,195 @@
+"""The classes that modules have while a speed-up lasts.
+
+A module is exchanged by its class: it stays the same object, with the same parameters, buffers and
+hooks, and finds what the new class needs in itself. So there is nothing in it that refers to
+another module. A copy or a pickle of it is of its own class again, because its weights are not
+those that the optimizer masks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt.speedup.kernels import ops
+from sparseopt.speedup.kernels.calls import kernel_layout
+from sparseopt.speedup.kernels.ops import plain_call
+from sparseopt.speedup.live_training.dropout import drop_entries
+from sparseopt.speedup.live_training.layer_state import LayerState
+from sparseopt.speedup.live_training.layout import (
+    by_channel,
+    from_channels,
+    in_kernel_layout,
+    to_channels_last,
+    to_kernel_layout,
+)
+
+__all__ = ["LIVE_CLASSES", "STATE", "Exchanged", "exchange", "put_back"]
+
+#: Under this name a layer has its :class:`LayerState`.
+STATE: Final = "_sparseopt_live"
+
+
+class Exchanged:
+    """A module whose class was exchanged.
+
+    Attributes:
+        plain: the class that it had.
+    """
+
+    plain: ClassVar[type[nn.Module]]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = {name: value for name, value in vars(self).items() if name != STATE}
+        return object.__new__, (self.plain,), state
+
+
+class LiveConv2d(Exchanged, nn.Conv2d):
+    """A convolution; what it returns is in the kernels' layout, unless it runs as plain torch."""
+
+    plain = nn.Conv2d
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        state: LayerState | None = self.__dict__.get(STATE)
+        implementation = "dense" if state is None else state.implementation(input, self)
+        if state is None or implementation == "dense" or input.dim() != 4:
+            return super().forward(input)
+        if implementation in {"live", "full"}:
+            found = state.values(self.weight)
+            if found is not None:
+                values, lists = found
+                x = kernel_layout(_autocast(input))
+                return ops.conv2d(x, values, self.bias, lists.tensor, lists.layout)
+        elif implementation == "product":
+            return _product(input, self)
+        return to_kernel_layout(super().forward(to_channels_last(input)))
+
+
+class LiveLinear(Exchanged, nn.Linear):
+    """A linear layer."""
+
+    plain = nn.Linear
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        state: LayerState | None = self.__dict__.get(STATE)
+        found = None
+        if state is not None and state.implementation(input, self) == "live":
+            found = state.values(self.weight)
+        if found is None:
+            return super().forward(input)
+        values, lists = found
+        return ops.linear(_autocast(input), values, self.bias, lists.tensor, lists.layout)
+
+
+class ByChannelBatchNorm2d(Exchanged, nn.BatchNorm2d):
+    """Batch normalisation that sees a map in the kernels' layout as (1, C, HW, N)."""
+
+    plain = nn.BatchNorm2d
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if not in_kernel_layout(input):
+            return super().forward(input)
+        batch, _, height, width = input.shape
+        normalised = super().forward(by_channel(input))
+        return from_channels(normalised, batch, height, width)
+
+
+class _ByChannelPool(Exchanged):
+    """Pooling that sees a map in the kernels' layout as (C, N, H, W) in channels-last format."""
+
+    def forward(self, input: Tensor) -> Any:  # noqa: A002
+        plain: Any = super()
+        if not in_kernel_layout(input):
+            return plain.forward(input)
+        pooled = plain.forward(input.permute(1, 0, 2, 3))
+        if isinstance(pooled, tuple):  # with the places of the maxima
+            return tuple(one.permute(1, 0, 2, 3) for one in pooled)
+        return pooled.permute(1, 0, 2, 3)
+
+
+class ByChannelMaxPool2d(_ByChannelPool, nn.MaxPool2d):
+    """Max pooling."""
+
+    plain = nn.MaxPool2d
+
+
+class ByChannelAvgPool2d(_ByChannelPool, nn.AvgPool2d):
+    """Average pooling."""
+
+    plain = nn.AvgPool2d
+
+
+class ByChannelAdaptiveAvgPool2d(_ByChannelPool, nn.AdaptiveAvgPool2d):
+    """Average pooling to a size."""
+
+    plain = nn.AdaptiveAvgPool2d
+
+
+class FastDropout(Exchanged, nn.Dropout):
+    """Dropout that draws cheaper random numbers for maps in the kernels' layout."""
+
+    plain = nn.Dropout
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        is_fast = (
+            self.training
+            and 0 < self.p < 1
+            and not torch.compiler.is_compiling()
+            and plain_call((input,))
+            and in_kernel_layout(input)
+        )
+        if not is_fast:
+            return super().forward(input)
+        return drop_entries(input, self.p, inplace=self.inplace)
+
+
+#: By its own class the class that a module is given. Subclasses may compute something else.
+LIVE_CLASSES: Final[dict[type[nn.Module], type[nn.Module]]] = {
+    live.plain: live
+    for live in (
+        LiveConv2d,
+        LiveLinear,
+        ByChannelBatchNorm2d,
+        ByChannelMaxPool2d,
+        ByChannelAvgPool2d,
+        ByChannelAdaptiveAvgPool2d,
+        FastDropout,
+    )
+}
+
+
+def exchange(module: nn.Module, state: LayerState | None) -> None:
+    """Give a module the class that :data:`LIVE_CLASSES` has for its own."""
+    if state is not None:
+        vars(module)[STATE] = state
+    module.__class__ = LIVE_CLASSES[type(module)]
+
+
+def put_back(module: nn.Module) -> None:
+    """Give a module its own class back, if it was exchanged."""
+    vars(module).pop(STATE, None)
+    # A class that was made of the exchanged one, by a parametrization, keeps what it added.
+    if isinstance(module, Exchanged) and type(module) in LIVE_CLASSES.values():
+        plain: type = module.plain
+        module.__class__ = plain
+
+
+def _autocast(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else x
+
+
+def _product(x: Tensor, module: nn.Conv2d) -> Tensor:
+    """A convolution by kernels of one pixel, as a product of matrices."""
+    if module.stride != (1, 1):
+        x = x[:, :, :: module.stride[0], :: module.stride[1]]
+    x = kernel_layout(x)
+    batch, channels, height, width = x.shape
+    columns = x.permute(1, 2, 3, 0).reshape(channels, -1)
+    matrix = module.weight.view(-1, channels)
+    if module.bias is None:
+        rows = torch.mm(matrix, columns)
+    else:
+        rows = torch.addmm(module.bias[:, None], matrix, columns)
+    return from_channels(rows, batch, height, width)

@@ -1,0 +1,61 @@
+"""Which layers of a model can be exchanged, and what can compute each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.speedup.live_training.layer_state import convolution_padding, has_kernels
+from sparseopt.speedup.live_training.plan import Implementation
+from sparseopt.utils.wrappers import canonical_name
+
+__all__ = ["candidates", "exchangeable_layers", "possible_implementations"]
+
+#: With more weights for each output a dense convolution is faster by any other implementation.
+FULL_UP_TO = 72
+
+
+def exchangeable_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return convolutions and linear layers of exactly these classes, by canonical name."""
+    return dict(_layers(model))
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
+    for name, module in model.named_modules():
+        if type(module) in {nn.Conv2d, nn.Linear} and module._parameters.get("weight") is not None:
+            yield canonical_name(name), module
+
+
+def possible_implementations(module: nn.Module) -> set[Implementation]:
+    """Return what can compute a layer, whatever its mask."""
+    if isinstance(module, nn.Linear):
+        return {"dense", "live"} if has_kernels(module) else {"dense"}
+    possible: set[Implementation] = {"dense", "converted"}
+    if has_kernels(module):
+        possible |= {"live", "full"}
+    if _is_product(module):
+        possible.add("product")
+    return possible
+
+
+def candidates(module: nn.Conv2d | nn.Linear, layer: SparseLayer | None) -> set[Implementation]:
+    """Return what might be the fastest for a layer as its mask is now, "dense" included."""
+    possible = possible_implementations(module)
+    if layer is None or layer.is_full:
+        possible.discard("live")
+    if "live" in possible or module.weight[0].numel() > FULL_UP_TO:
+        possible.discard("full")
+    if "product" in possible:
+        possible.discard("converted")
+    return possible
+
+
+def _is_product(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.groups == 1
+        and convolution_padding(module) == (0, 0)
+    )

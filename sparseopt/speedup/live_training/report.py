@@ -1,0 +1,81 @@
+"""What a speed-up tells the user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparseopt.speedup.live_training.measurement import Measured, TimedLayer
+from sparseopt.speedup.live_training.plan import DENSE, Plan
+
+__all__ = ["report_text"]
+
+_HEADER = ("layer", "input", "density", "dense ms", "other ms", "chosen", "why")
+
+
+def report_text(status: str, plan: Plan, measured: Sequence[Measured]) -> str:
+    """Return a text: what holds now, the times of whole passes, and a table by layer.
+
+    Args:
+        status: one sentence.
+        plan: what holds.
+        measured: what led to it; nothing, where the user passed the plan.
+    """
+    parts = [status]
+    parts += [_about_model(one) for one in measured if one.model]
+    rows = [
+        _row(times, plan, _reason(times, plan, one)) for one in measured for times in one.layers
+    ]
+    if not measured:
+        rows = [
+            (name, shape, "", "", "", chosen, "the plan that was passed")
+            for name, choices in plan.items()
+            for shape, chosen in choices.items()
+        ]
+    if rows:
+        parts.append(_table(rows))
+    return "\n".join(parts)
+
+
+def _about_model(measured: Measured) -> str:
+    times = ", ".join(
+        f"{name} {1e3 * time.median:.4g} ({1e3 * time.q1:.4g} to {1e3 * time.q3:.4g})"
+        for name, time in measured.model.items()
+    )
+    verdict = "nothing is faster" if measured.chosen == DENSE else f"chosen: {measured.chosen}"
+    return f"forward and backward pass of the whole model, ms (quartiles): {times}; {verdict}"
+
+
+def _row(times: TimedLayer, plan: Plan, why: str) -> tuple[str, ...]:
+    others = {name: time for name, time in times.seconds.items() if name != DENSE}
+    best = min(others.values()) if others else None
+    return (
+        times.name or "(the model)",
+        times.shape,
+        f"{times.density:.3g}",
+        f"{1e3 * times.seconds[DENSE]:.3g}" if times.seconds else "",
+        "" if best is None else f"{1e3 * best:.3g}",
+        plan.get(times.name, {}).get(times.shape, DENSE),
+        why,
+    )
+
+
+def _reason(times: TimedLayer, plan: Plan, measured: Measured) -> str:
+    chosen = plan.get(times.name, {}).get(times.shape, DENSE)
+    if not times.seconds:
+        return "every weight is live"
+    if chosen == DENSE and not measured.model:
+        return "no layer is faster"
+    if chosen == DENSE:
+        return "not faster here, or not as part of the model"
+    if chosen == "live":
+        return "live weights only"
+    return "the fastest for all weights in the kernels' layout"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [_HEADER, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADER))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,412 @@
+"""``speed_up``: the training loop as it is, on live weights only."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from sparseopt.distributed.dtensor import placement
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.optimizer.gradients import GradientFlag
+from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
+from sparseopt.speedup import kernels
+from sparseopt.speedup.kernels.ops import plain_call
+from sparseopt.speedup.live_training.exchange import ModelExchange
+from sparseopt.speedup.live_training.measurement import Measured, measure
+from sparseopt.speedup.live_training.modules import Exchanged
+from sparseopt.speedup.live_training.plan import Plan, check_plan
+from sparseopt.speedup.live_training.possible import (
+    exchangeable_layers,
+    possible_implementations,
+)
+from sparseopt.speedup.live_training.report import report_text
+from sparseopt.utils.hooks import OwnHook
+from sparseopt.utils.wrappers import canonical_name, unwrapped
+
+__all__ = ["SpeedUp", "speed_up"]
+
+logger = logging.getLogger("sparseopt")
+
+#: Of how many shapes of the model's inputs the choice is measured; others go by the nearest.
+_MOST_SHAPES: Final = 4
+#: The factor by which the number of live weights changes until the choice is measured again.
+_MUCH: Final = 1.5
+#: How many shapes are counted before the count begins anew.
+_MOST_COUNTED: Final = 256
+
+
+def speed_up(
+    model: nn.Module, optimizer: SparseOptimizer, plan: Mapping[str, Any] | None = None
+) -> SpeedUp:
+    """Run forward and backward passes on live weights only, wherever that is faster here.
+
+    The training loop, the parameters, state dicts, hooks and checkpoints stay what they are, and
+    so does what is learned, to rounding (dropout draws other numbers). Convolutions, linear layers
+    and what lies between them are computed otherwise: by kernels for CPUs that leave dropped
+    weights out, in a memory layout of their own.
+
+    At the first training pass of ``model``, and again for up to three other shapes of its inputs,
+    passes of a copy are timed: as it is, and otherwise. What is not faster beyond the spread of
+    the measurement stays as it is. It is measured again when the number of live weights has
+    changed by half, as it does where training begins with all of them. On a GPU, and on machines
+    without kernels, everything stays as it is, and one line of the log says so.
+
+    On steps whose gradients of dropped weights the method reads, everything runs as it is. So does
+    a layer while weights that are not live are other than zero.
+
+    Args:
+        model: the model that ``optimizer`` trains; DistributedDataParallel or ``torch.compile``
+            may have wrapped it.
+        optimizer: its sparse optimizer.
+        plan: what :attr:`SpeedUp.plan` was in an earlier run: nothing is measured, and the same is
+            chosen. By default it is measured.
+
+    Returns:
+        A handle that says what was chosen, and can end the speed-up. It need not be kept.
+
+        The speed-up lasts until ``undo()`` of the handle, or until ``optimizer`` is detached or
+        garbage-collected.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if the model is not the one that ``optimizer`` trains, is spread over processes
+            (FSDP2, tensor parallel), or is sped up or in :class:`CompactedTraining` already; or if
+            the plan does not fit it.
+        RuntimeError: if ``optimizer`` was detached.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer, speed_up
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, total_steps=1000)
+        >>> with speed_up(model, optimizer) as handle:
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         model(torch.randn(32, 64)).square().mean().backward()
+        ...         optimizer.step()
+        ...     plan = handle.plan  # for the next run
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} must be the torch.nn.Module that the optimizer trains.")
+    if not isinstance(optimizer, SparseOptimizer):
+        raise TypeError(f"optimizer={optimizer!r} must be a SparseOptimizer.")
+    inside = unwrapped(model)
+    layers = _layers_of(inside, optimizer)
+    possible = {
+        name: possible_implementations(module)
+        for name, module in exchangeable_layers(inside).items()
+    }
+    checked = None if plan is None else check_plan(plan, possible)
+    handle = SpeedUp(inside, optimizer, layers, checked)
+    optimizer.hold(handle)
+    try:
+        handle._start(optimizer)
+    except BaseException:
+        handle.undo()
+        raise
+    return handle
+
+
+class SpeedUp:
+    """What :func:`speed_up` returns: what was chosen and why, and how to end it.
+
+    It is a context manager; the speed-up ends with the ``with`` block.
+
+    Args:
+        model: the model, without what wraps it.
+        optimizer: its sparse optimizer.
+        layers: by name of the module, which of its weights are live.
+        plan: what computes each layer; ``None`` to measure.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer, speed_up
+        >>> model = torch.nn.Linear(64, 64)
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, total_steps=1000)
+        >>> handle = speed_up(model, optimizer)
+        >>> handle.plan
+        {}
+        >>> handle.undo()
+        >>> handle.is_active
+        False
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: SparseOptimizer,
+        layers: Mapping[str, SparseLayer],
+        plan: Plan | None,
+    ) -> None:
+        self.name = "speed_up"
+        self._model = model
+        # An optimizer whose speed-up held it would never be collected.
+        self._optimizer = weakref.ref(optimizer)
+        self._layers = layers
+        self._flag = optimizer.gradient_flag
+        self._exchange = ModelExchange(model, layers, self._flag)
+        self._is_given = plan is not None
+        self._plan: Plan = {} if plan is None else plan
+        self._measured: dict[Any, Measured] = {}
+        self._failed: set[Any] = set()
+        self._live = 0
+        self._counts: Counter[Any] = Counter()
+        self._states: dict[SparseLayer, Any] = {}
+        self._handles: list[RemovableHandle] = []
+        self._status = "nothing was measured yet: the model made no training pass"
+        self._is_active = False
+
+    def __enter__(self) -> SpeedUp:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        return f"<SpeedUp: {self._status}>"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has not ended."""
+        return self._is_active
+
+    @property
+    def plan(self) -> Plan:
+        """What computes each layer, by its name and the shape of its input; plain data, for JSON.
+
+        Layers that are not in it stay as they are. ``"live"`` means live weights only; ``"full"``,
+        ``"product"`` and ``"converted"`` are ways of a dense convolution between others.
+        """
+        return {name: dict(choices) for name, choices in self._plan.items()}
+
+    @property
+    def report(self) -> str:
+        """What was timed, what was chosen, and why, of the whole model and in a table by layer."""
+        return report_text(self._status, self._plan, list(self._measured.values()))
+
+    def undo(self) -> None:
+        """Leave the model as it was; nothing happens if it has ended."""
+        self.remove()
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            optimizer.release(self)
+
+    def remove(self) -> None:
+        """End, as the optimizer has it do when it is detached; :meth:`undo` is for users."""
+        if not self._is_active:
+            return
+        self._is_active = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._exchange.end()
+        self._states = {}
+        self._flag.knows_masked = None
+        self._status = "ended: the model is as it was"
+
+    def _start(self, optimizer: SparseOptimizer) -> None:
+        self._is_active = True
+        reason = kernels.why_not()
+        if reason is not None:
+            self._stay_dense(f"training stays dense, without the sparse kernels: {reason}")
+            return
+        if any(parameter.device.type != "cpu" for parameter in self._model.parameters()):
+            self._stay_dense("training stays dense: there are sparse kernels for CPUs only")
+            return
+        refresh = _Weakly(self._refresh)
+        self._handles = [
+            optimizer.register_step_post_hook(refresh),
+            optimizer.register_load_state_dict_post_hook(refresh),
+        ]
+        self._flag.knows_masked = weakref.WeakMethod(self._knows_masked)
+        if self._is_given:
+            self._apply()
+            self._status = "as the plan says that was passed"
+            return
+        if _reads_dense_gradients_always(optimizer, self._flag):
+            self._status = (
+                f"training stays dense as long as method={optimizer.method.name!r} reads the "
+                "gradients of all weights at every step"
+            )
+        before_forward = _BeforeForward(self)
+        self._handles.append(
+            self._model.register_forward_pre_hook(before_forward, with_kwargs=True)
+        )
+
+    def _stay_dense(self, status: str) -> None:
+        self._status = status
+        logger.warning("speed_up: %s", status)
+
+    def _before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Measure, if these inputs ask for it, before the model's pass."""
+        if self._flag.dense_gradients or not plain_call((*args, *kwargs.values())):
+            return
+        self._forget_other_densities()
+        key = _shapes((args, kwargs))
+        if key in self._measured or key in self._failed:
+            return
+        if len(self._measured) + len(self._failed) >= _MOST_SHAPES:
+            return
+        if len(self._counts) >= _MOST_COUNTED:
+            self._counts.clear()
+        self._counts[key] += 1
+        # The last batch of an epoch is smaller, and a single pass is no reason to measure.
+        if self._measured and self._counts[key] < 2:
+            return
+        self._measure(key, args, kwargs)
+
+    def _forget_other_densities(self) -> None:
+        """Measure again once live counts have changed by much: pruning begins with all weights."""
+        live = sum(layer.live for layer in self._layers.values())
+        if self._measured and not self._live / _MUCH < live < self._live * _MUCH:
+            self._measured, self._failed, self._plan = {}, set(), {}
+            self._counts.clear()
+        if not self._measured:
+            self._live = live
+
+    def _measure(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._exchange.end()
+        try:
+            with torch.enable_grad():
+                measured = measure(self._model, self._layers, args, kwargs)
+        except Exception as error:
+            # Whatever a model does that a copy of it can't: training must go on.
+            self._failed.add(key)
+            if not self._measured:
+                self._stay_dense(f"training stays dense: measuring failed ({error})")
+        else:
+            self._measured[key] = measured
+            for name, choices in _with_dense(measured).items():
+                self._plan.setdefault(name, {}).update(choices)
+            self._status = "as measured on this machine"
+        finally:
+            self._apply()
+
+    def _apply(self) -> None:
+        self._exchange.apply(self._plan)
+        self._states = self._exchange.states()
+        self._exchange.refresh()
+
+    def _refresh(self) -> None:
+        self._exchange.refresh()
+
+    def _knows_masked(self, layer: SparseLayer, gradient: Tensor) -> bool:
+        state = self._states.get(layer)
+        return state is not None and state.is_masked(gradient)
+
+
+class _Weakly(OwnHook):
+    """Calls a method of a speed-up that it does not keep alive."""
+
+    def __init__(self, act: Any) -> None:
+        self._act: weakref.WeakMethod[Any] | None = weakref.WeakMethod(act)
+
+    def __call__(self, *_: Any) -> None:
+        act = None if self._act is None else self._act()
+        if act is not None:
+            act()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_act": None}
+
+
+class _BeforeForward(OwnHook):
+    """Asks before each training pass whether to measure; in a copy of the model it does nothing."""
+
+    def __init__(self, handle: SpeedUp) -> None:
+        self._handle: weakref.ref[SpeedUp] | None = weakref.ref(handle)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling() or not module.training or not torch.is_grad_enabled():
+            return
+        # A pass that backward() repeats has to be computed as it was the first time.
+        if torch._C._current_graph_task_id() != -1:
+            return
+        handle = None if self._handle is None else self._handle()
+        if handle is not None:
+            handle._before_forward(args, kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_handle": None}
+
+
+def _layers_of(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, SparseLayer]:
+    """Return the optimizer's layers by name of the module that has the weight.
+
+    Raises:
+        ValueError: if the model can't be sped up with this optimizer.
+    """
+    kind = type(model).__name__
+    # What has a smaller weight in place of one would make this another model.
+    if optimizer.holder is not None:
+        raise ValueError(
+            f"the optimizer's model is in use by {optimizer.holder.name} already: end that before "
+            "you call speed_up()."
+        )
+    if any(isinstance(module, Exchanged) for module in model.modules()):
+        raise ValueError(
+            f"model={kind}(...) is sped up already, with another optimizer: end that first."
+        )
+    if any(placement(parameter) is not None for parameter in model.parameters()):
+        raise ValueError(
+            f"model={kind}(...) has weights that are spread over processes (FSDP2 or tensor "
+            "parallel), and the kernels need whole ones: use DistributedDataParallel."
+        )
+    parameters = {canonical_name(name): one for name, one in model.named_parameters()}
+    owned = set(map(id, parameters.values()))
+    for layer in optimizer.layers:
+        if id(layer.weight) not in owned:
+            raise ValueError(
+                f"model={kind}(...) is not the model that the optimizer trains: it does not have "
+                f"the weight {layer.name!r}."
+            )
+    layer_of = {id(layer.weight): layer for layer in optimizer.layers}
+    return {
+        name: layer_of[id(module.weight)]
+        for name, module in exchangeable_layers(model).items()
+        if id(module.weight) in layer_of
+    }
+
+
+def _reads_dense_gradients_always(optimizer: SparseOptimizer, flag: GradientFlag) -> bool:
+    rule = optimizer.method.memory
+    return flag.dense_gradients and rule is not None and rule.dense and rule.steps is None
+
+
+def _with_dense(measured: Measured) -> Plan:
+    """Return the plan, with "dense" for every layer that was timed and is not in it.
+
+    Without it, these shapes would go by the choice for others.
+    """
+    plan: Plan = {}
+    for times in measured.layers:
+        plan.setdefault(times.name, {})[times.shape] = "dense"
+    for name, choices in measured.plan.items():
+        plan[name].update(choices)
+    return plan
+
+
+def _shapes(inputs: Any) -> tuple[Any, ...]:
+    """Return what of a model's inputs its time depends on, as far as can be seen."""
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return (
+        tuple((tuple(one.shape), one.dtype) for one in tensors),
+        torch.is_autocast_enabled("cpu"),
+    )

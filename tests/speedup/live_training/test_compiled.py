@@ -1,0 +1,92 @@
+"""``torch.compile`` of a model that is sped up: no graph breaks, and no new graph for new masks."""
+
+import copy
+
+import pytest
+import torch
+
+from sparseopt import speed_up
+from tests.speedup.kernels.dense import needs_kernels
+from tests.speedup.live_training.nets import ConvNet, Tokens, full_plan, images, make, train, wrap
+
+pytestmark = [needs_kernels, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", [ConvNet, Tokens])
+def test_compiled_training_goes_the_same_way_in_whole_graphs(kind):
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    runs = []
+    for fast in (False, True):
+        model = make(kind)
+        optimizer = wrap(model, method="rigl")
+        if fast:
+            speed_up(model, optimizer, plan=full_plan(model, optimizer))
+            compiled = torch.compile(model, backend=counting, fullgraph=True)
+        else:
+            compiled = model
+        runs.append((train(compiled, optimizer, 17), optimizer.masks))
+    (losses, masks), (fast_losses, fast_masks) = runs
+    assert fast_losses[:5] == pytest.approx(losses[:5], rel=1e-3)
+    for name, mask in masks.items():
+        assert torch.equal(mask, fast_masks[name])
+    # One for ordinary steps and one for update steps, whatever the masks.
+    assert len(graphs) == 2
+    has_kernels = [any("sparseopt" in target for target in targets) for targets in graphs]
+    assert sorted(has_kernels) == [False, True]
+
+
+def test_speed_up_before_and_after_compiling_trains_with_inductor():
+    model = make()
+    optimizer = wrap(model, method="rigl")
+    plan = full_plan(model, optimizer)
+    compiled = torch.compile(model)
+    handle = speed_up(compiled, optimizer, plan=plan)
+    plain = copy.deepcopy(model)
+    torch.testing.assert_close(compiled(images()), plain(images()), rtol=1e-3, atol=1e-4)
+    losses = train(compiled, optimizer, 12)
+    assert losses[-1] < 2.5
+    assert handle.is_active
+
+
+def test_compiled_evaluation_takes_weights_as_they_are():
+    """An average swapped in is not masked, and a graph can't look."""
+    model = make()
+    optimizer = wrap(model, method="static")
+    speed_up(model, optimizer, plan=full_plan(model, optimizer))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for layer in optimizer.layers:
+        layer.weight.data.add_(0.01)
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled.eval()(images()), plain.eval()(images()))
+
+
+def test_measurement_is_left_out_of_a_compiled_model():
+    model = make()
+    optimizer = wrap(model, method="rigl")
+    handle = speed_up(model, optimizer)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    train(compiled, optimizer, 3)
+    assert handle.plan == {}
+
+
+def test_exported_graph_is_that_of_the_plain_model():
+    model = make()
+    optimizer = wrap(model)
+    speed_up(model, optimizer, plan=full_plan(model, optimizer))
+    plain = copy.deepcopy(model).eval()
+    exported = torch.export.export(model.eval(), (images(),))
+    assert "sparseopt" not in str(exported.graph)
+    torch.testing.assert_close(exported.module()(images()), plain(images()))

@@ -1,0 +1,205 @@
+"""Dense gradients on the steps that read them, none of a dropped weight on the others."""
+
+import copy
+
+import pytest
+import torch
+
+from sparseopt import speed_up
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.speedup.live_training import layer_state
+from tests.speedup.kernels.dense import needs_kernels
+from tests.speedup.live_training.nets import (
+    ConvNet,
+    Tokens,
+    full_plan,
+    loss_of,
+    make,
+    train,
+    wrap,
+)
+
+pytestmark = needs_kernels
+
+
+def sped_up(kind=ConvNet, **changes):
+    model = make(kind)
+    optimizer = wrap(model, **changes)
+    speed_up(model, optimizer, plan=full_plan(model, optimizer))
+    return model, optimizer
+
+
+@pytest.fixture
+def gathered(monkeypatch):
+    """How many times live weights were gathered, which every pass on live weights does."""
+    calls = []
+    original = layer_state.live_values
+    monkeypatch.setattr(
+        layer_state, "live_values", lambda *args: calls.append(1) or original(*args)
+    )
+    return calls
+
+
+@pytest.mark.parametrize("kind", [ConvNet, Tokens])
+def test_update_steps_leave_the_gradient_of_torch_bit_by_bit(kind, gathered):
+    model, optimizer = sped_up(kind, method="rigl")
+    train(model, optimizer, 4)
+    assert optimizer.is_update_step
+    dense = copy.deepcopy(model)
+    gathered.clear()
+    optimizer.zero_grad()
+    loss_of(model).backward()
+    loss_of(dense).backward()
+    assert gathered == []
+    expected = dict(dense.named_parameters())
+    for layer in optimizer.layers:
+        assert layer.weight.grad[~layer.mask].any()
+        assert torch.equal(layer.weight.grad, expected[layer.name].grad)
+
+
+def test_accumulated_update_gradients_are_dense_and_whole():
+    model, optimizer = sped_up(method="rigl")
+    train(model, optimizer, 4)
+    dense = copy.deepcopy(model)
+    optimizer.zero_grad()
+    for index in (1, 2):
+        loss_of(model, index).backward()
+        loss_of(dense, index).backward()
+    for (_, mine), (_, theirs) in zip(
+        model.named_parameters(), dense.named_parameters(), strict=True
+    ):
+        assert torch.equal(mine.grad, theirs.grad)
+
+
+@pytest.fixture
+def masked(monkeypatch):
+    """Names of layers whose gradients the hook has masked."""
+    names = []
+    original = SparseLayer.mask_
+
+    def mask_(self, tensor, fill=0.0):
+        if tensor is self.weight.grad:
+            names.append(self.name)
+        original(self, tensor, fill)
+
+    monkeypatch.setattr(SparseLayer, "mask_", mask_)
+    return names
+
+
+def test_ordinary_gradients_are_zero_at_dropped_weights_and_not_masked_again(masked):
+    model, optimizer = sped_up(method="rigl", init="uniform")
+    train(model, optimizer, 2)
+    live = [layer for layer in optimizer.layers if not layer.is_full]
+    assert len(live) >= 5
+    # The kernels don't know grouped convolutions, which are masked as ever.
+    assert set(masked) == {"grouped.weight"}
+    for layer in live:
+        assert not layer.weight.grad[~layer.mask].any()
+        assert layer.weight.grad[layer.mask].any()
+
+
+def test_another_gradient_of_the_same_weight_is_masked(masked):
+    model, optimizer = sped_up(method="rigl", init="uniform")
+    optimizer.zero_grad()
+    weight = model.block.conv1.weight
+    (loss_of(model) + (weight - 1).square().sum()).backward()
+    assert "block.conv1.weight" in masked
+    layer = next(layer for layer in optimizer.layers if layer.weight is weight)
+    assert not weight.grad[~layer.mask].any()
+    assert weight.grad[layer.mask].any()
+
+
+def test_gradient_of_a_pass_before_the_masks_moved_is_masked():
+    model, optimizer = sped_up(Tokens, method="set", init="uniform", delta_t=1)
+    loss = loss_of(model)
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    assert optimizer.history[0].grown > 0
+    optimizer.zero_grad()
+    loss.backward()
+    for layer in optimizer.layers:
+        assert not layer.weight.grad[~layer.mask].any()
+
+
+def test_accumulated_gradients_are_those_of_a_dense_model():
+    model, optimizer = sped_up(method="rigl")
+    dense = copy.deepcopy(model)
+    for index in (1, 2, 3):
+        loss_of(model, index).backward()
+        loss_of(dense, index).backward()
+    expected = dict(dense.named_parameters())
+    for layer in optimizer.layers:
+        grad = expected[layer.name].grad.masked_fill(~layer.mask, 0)
+        torch.testing.assert_close(layer.weight.grad, grad, rtol=1e-3, atol=1e-5)
+
+
+def test_masks_that_moved_are_followed(gathered):
+    model, optimizer = sped_up(method="set")
+    before = optimizer.masks
+    train(model, optimizer, 5)
+    assert optimizer.history[0].grown > 0
+    assert any(not torch.equal(mask, optimizer.masks[name]) for name, mask in before.items())
+    dense = copy.deepcopy(model)
+    gathered.clear()
+    torch.testing.assert_close(loss_of(model), loss_of(dense))
+    assert len(gathered) >= 5
+
+
+def test_snfs_stays_dense_while_its_masks_move(gathered):
+    model, optimizer = sped_up(method="snfs")
+    train(model, optimizer, 29)
+    assert gathered == []
+    train(model, optimizer, 3, start=29)
+    assert gathered
+
+
+def changed_in_place(weight):
+    with torch.no_grad():
+        weight.add_(0.01)
+
+
+def changed_through_data(weight):
+    weight.data.add_(0.01)
+
+
+def changed_by_another_tensor(weight):
+    weight.data = weight.data + 0.01
+
+
+@pytest.mark.parametrize(
+    "change", [changed_in_place, changed_through_data, changed_by_another_tensor]
+)
+@pytest.mark.parametrize("kind", [ConvNet, Tokens])
+def test_weights_outside_of_the_mask_count(kind, change):
+    """As an average swapped in for evaluation, or the perturbation of SAM."""
+    model, optimizer = sped_up(kind, method="static", init="uniform")
+    for weight in [layer.weight for layer in optimizer.layers]:
+        change(weight)
+    dense = copy.deepcopy(model)
+    for training in (True, False):
+        model.train(training)
+        dense.train(training)
+        torch.testing.assert_close(loss_of(model), loss_of(dense))
+    # Masked again, they run on live weights again.
+    optimizer.apply_masks(model)
+    optimizer.apply_masks(dense)
+    torch.testing.assert_close(loss_of(model), loss_of(dense))
+
+
+def test_layer_runs_on_live_weights_again_once_others_are_zero(gathered):
+    model, optimizer = sped_up(Tokens, method="static", init="uniform")
+    changed_in_place(model.down.weight)
+    loss_of(model).backward()
+    assert not model.down.weight.grad[~optimizer.masks["down.weight"]].any()
+    optimizer.apply_masks(model)
+    gathered.clear()
+    loss_of(model)
+    assert len(gathered) == 2
+
+
+def test_state_dict_of_a_dense_model_is_computed_as_it_is():
+    model, optimizer = sped_up(method="static")
+    dense = make(seed=7)
+    model.load_state_dict(dense.state_dict())
+    torch.testing.assert_close(loss_of(model), loss_of(dense))
+    assert optimizer.layers
