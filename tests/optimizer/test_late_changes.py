@@ -384,7 +384,9 @@ def test_layers_that_come_later_were_dense_before():
     assert after.train_measured == pytest.approx(before - saved)
 
 
-@pytest.mark.filterwarnings("ignore:the model was sparse before")
+@pytest.mark.filterwarnings(
+    "ignore:the model was sparse before", "ignore:the checkpoint's density is used"
+)
 def test_gradients_are_masked_after_a_checkpoint_gave_dense_layers_masks():
     model = make()
     optimizer = wrap(model, method="static")

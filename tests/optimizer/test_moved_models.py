@@ -13,6 +13,7 @@ from tests.support.training import train
 from tests.support.wrapping import wrap
 
 
+@pytest.mark.filterwarnings("ignore:the model was sparse before")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_weights_survive_a_move_between_wrapping_and_loading(dtype, device, state):
     """Masks of the construction made zero what is live in the checkpoint."""
