@@ -145,11 +145,11 @@ def test_data_parallel_training_of_one_process_is_refused(compiled):
 
 @pytest.mark.usefixtures("one_process")
 def test_the_model_inside_data_parallel_training_is_refused_too():
-    model, optimizer = wrapped()
+    model = make(ChannelNet)
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = SparseOptimizer(
-        build("SGD", parallel.parameters()), parallel, method=optimizer.method, density=0.25,
-        init={}, total_steps=40, delta_t=4,
+        build("SGD", parallel.parameters()), parallel, method=RigLStruct(groups=groups()),
+        density=0.25, init={}, total_steps=40, delta_t=4,
     )  # fmt: skip
     with pytest.raises(ValueError, match="DistributedDataParallel"):
         CompactedTraining(model, optimizer)
