@@ -89,10 +89,26 @@ def _bag(quick: bool) -> nn.Module:
     return nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(20 if quick else 1000))
 
 
+def _mlp(quick: bool) -> nn.Module:
+    width = 8 if quick else 64
+    return nn.Sequential(
+        nn.Linear(17, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 6)
+    )
+
+
+def _mlp_batch(quick: bool, generator: Generator) -> Batch:
+    count = 4 if quick else 64
+    return torch.randn(count, 17, generator=generator), torch.randint(
+        6, (count,), generator=generator
+    )
+
+
 WORKLOADS = {
     "wrn-22-2": Workload("WRN-22-2", _wrn, "128 images of 32x32", _wrn_batch),
     # At the usual 224x224 a step takes twelve times as long and the optimizer's share is smaller.
     "resnet-50": Workload("ResNet-50", _resnet, "16 images of 64x64", _resnet_batch),
     "gpt": Workload("GPT-like transformer", _gpt, "2 sequences of 128 tokens", _gpt_batch),
+    # What reinforcement learning trains: calls of torch take longer than their work.
+    "mlp": Workload("Two hidden layers of 64", _mlp, "64 rows of 17", _mlp_batch),
     "bag": Workload("1,000 linear layers of 32x32", _bag),
 }

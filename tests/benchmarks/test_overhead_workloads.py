@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
         # Twelve times the width squared in each of eight blocks, and a little around them.
         ("gpt", 12 * 8 * 512**2 + (256 + 128 + 256) * 512 + 17 * 2 * 512, 3 + 8 * 8 + 2),
         ("wrn-22-2", 1_079_642, 62),
+        ("mlp", 5_702, 6),
     ],
 )
 def test_models_are_as_large_as_they_are_said_to_be(name: str, weights: int, tensors: int) -> None:
