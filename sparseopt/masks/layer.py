@@ -280,10 +280,10 @@ class SparseLayer:
 
         These are zero already, and not written, unless somebody else wrote to the weight.
         """
-        if self.is_full:
-            self.scatter_(self.weight, values)
-        elif self.is_sharded:
+        if self.is_sharded:
             local(self.weight).copy_(local(self.expand(values)))
+        elif self.is_full:
+            self.scatter_(self.weight, values)
         else:
             self._write_(values)
 
