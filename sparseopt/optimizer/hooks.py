@@ -150,7 +150,7 @@ class _Preparing(WeakHook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         # A graph that is exported or traced is of the model as it is.
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             return
         if module.training and torch.is_grad_enabled():
             self._prepare()
