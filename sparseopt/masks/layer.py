@@ -32,9 +32,8 @@ class SparseLayer:
 
     Up to a density of a quarter it keeps the positions of live weights, four bytes each; above, a
     mask of one byte a weight, and positions while compact state needs them. Beside either is one
-    bit a weight for "was ever live". A layer of at most 4096 weights keeps the inverse of its mask
-    besides, one byte a weight: its gradient is masked by one call then, which is most of what a
-    small network would pay.
+    bit a weight for "was ever live", and up to 4096 weights the inverse of the mask, one byte each:
+    with it one call masks a gradient.
 
     A weight may be sharded (a DTensor). Then a mask is kept, sharded alike; everything that is
     counted or indexed is of the whole weight; and to gather, to have positions, to rebind and to
@@ -220,7 +219,9 @@ class SparseLayer:
         if self.is_full:
             return
         if self.numel <= SMALL and not self.is_sharded and tensor.grad_fn is None:
-            tensor.detach().masked_fill_(self._dropped_mask(), fill)
+            if self._dropped is None:
+                self._dropped = ~self.mask
+            tensor.detach().masked_fill_(self._dropped, fill)
         elif self._mask is None and tensor.grad_fn is None:
             tensor = tensor.detach()
             flat = self._layout.flat(tensor)
@@ -280,10 +281,10 @@ class SparseLayer:
 
         These are zero already, and not written, unless somebody else wrote to the weight.
         """
-        if self.is_full:
-            self.scatter_(self.weight, values)
-        elif self.is_sharded:
+        if self.is_sharded:
             local(self.weight).copy_(local(self.expand(values)))
+        elif self.is_full:
+            self.scatter_(self.weight, values)
         else:
             self._write_(values)
 
@@ -335,12 +336,10 @@ class SparseLayer:
             self._set_positions(positions)
         if self.weight.grad_fn is not None:
             self.retain_(self.weight, kept)
+        elif start is None:
+            self.replace_(where(kept, self.gather(self.weight), 0.0))
         else:
-            values = self.gather(self.weight)
-            fresh = None if start is None else self.gather(start)
-            self.replace_(
-                where(kept, values, 0.0) if fresh is None else torch.where(kept, values, fresh)
-            )
+            self.replace_(torch.where(kept, self.gather(self.weight), self.gather(start)))
         self._ever |= self._pack(self.mask)
         self.last_dropped = dropped
         self.last_grown = grown
@@ -372,11 +371,6 @@ class SparseLayer:
             # KeyboardInterrupt is raised between two calls, and must not find the layer empty.
             flat.scatter_(0, offsets, values)
         self._layout.put_back_(tensor, flat)
-
-    def _dropped_mask(self) -> Tensor:
-        if self._dropped is None:
-            self._dropped = ~self.mask
-        return self._dropped
 
     def _write_(self, values: Tensor) -> None:
         weight, offsets = self.weight.detach(), self._offsets()
