@@ -20,7 +20,7 @@ from benchmarks.overhead.steps import StepTimer
 #: Cycles of steps, each with one update, that are profiled.
 CYCLES = 3
 #: Operators that are kept of a profile, those that take most.
-ROWS = 12
+ROWS = 20
 #: What calls itself so is one of torch's operators, and all else is not.
 OPERATOR = "::"
 OUTSIDE = "Python, NumPy, waiting"

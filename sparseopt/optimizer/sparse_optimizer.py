@@ -212,10 +212,11 @@ class SparseOptimizer(WrappedOptimizer):
         if not self.inner.state and checkpoint.only_makes_state(self.inner, self._gradients):
             self._backup.put_back()
             return self.backend.step(closure)
-        if not self._is_ready:
-            self._check_ready()
+        # First: ranks with masks of their own would be warned of weights that others have.
         if self._made_alone and is_distributed():
             self._require_equal_masks()
+        if not self._is_ready:
+            self._check_ready()
         updater, step = self._updater, self._progress.steps + 1
         if updater.is_due:
             loss = _evaluate(closure)

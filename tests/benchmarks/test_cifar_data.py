@@ -74,13 +74,13 @@ def test_second_load_reads_the_cache_and_changed_files_do_not(cifar_tree, tmp_pa
     cache = tmp_path / "cache"
     first = load_dataset("cifar10", cifar_tree, cache)
     decodings = []
-    original = data._decode_class_folders
+    original = data._read_tree
 
     def decode(root):
         decodings.append(root)
         return original(root)
 
-    monkeypatch.setattr(data, "_decode_class_folders", decode)
+    monkeypatch.setattr(data, "_read_tree", decode)
     assert load_dataset("cifar10", cifar_tree, cache).fingerprint() == first.fingerprint()
     assert decodings == []
     shutil.copy(cifar_tree / "train/cat/0.png", cifar_tree / "train/dog/extra.png")

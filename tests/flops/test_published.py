@@ -92,6 +92,7 @@ def test_sparse_resnet50_costs_what_the_paper_says(resnet50, init, density, dens
         assert full == dense_layers
 
 
+@pytest.mark.filterwarnings("ignore:the model was sparse before:UserWarning")
 @pytest.mark.slow
 def test_resnet50_on_imagenet_costs_what_was_computed_by_hand():
     """Evci et al. 2020 print .23, .10 (without the dense first layer), .42 and .24."""

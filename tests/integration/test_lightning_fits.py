@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.integration.processes import finish, start
+from tests.support.processes import finish, start
 
 pytest.importorskip("lightning")
 

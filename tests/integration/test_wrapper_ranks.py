@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from tests.integration.ranks import needs_gloo, two_ranks
 from tests.integration.wrapper_ranks import (
     first_fsdp,
     post_local_sgd,
     zero_redundancy,
     zero_without_consolidation,
 )
+from tests.support.ranks import needs_gloo, two_ranks
 
 pytestmark = needs_gloo
 

@@ -12,7 +12,7 @@ from torch.distributed.optim import PostLocalSGDOptimizer, ZeroRedundancyOptimiz
 from torch.nn.parallel import DistributedDataParallel
 
 from sparseopt import SparseOptimizer
-from tests.integration.ddp_worker import masks_of, weights_of
+from tests.distributed.ddp_worker import masks_of, weights_of
 from tests.support.nets import loss_of, make
 
 SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 4, "seed": 3, "state": "masked"}

@@ -137,6 +137,7 @@ def rounded_by_torch(name, model):
     return name in {"ASGD", "NAdam"} and next(model.parameters()).dtype != torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:the model was sparse before:UserWarning")
 @pytest.mark.parametrize("method", METHODS)
 @given(
     model=networks(),

@@ -77,6 +77,7 @@ def time_contenders(contenders: Sequence[Contender], rounds: int, clock: Clock) 
         str(index): partial(
             seconds,
             contenders[index].call,
+            device="cpu",
             repeats=max(1, int(SHORTEST / max(trials[index], RESOLUTION))),
             clock=clock,
         )
@@ -92,7 +93,7 @@ def time_contenders(contenders: Sequence[Contender], rounds: int, clock: Clock) 
 
 def _trial(contender: Contender, clock: Clock) -> float:
     contender.call()
-    return seconds(contender.call, clock=clock)
+    return seconds(contender.call, device="cpu", clock=clock)
 
 
 def _fastest_dense(

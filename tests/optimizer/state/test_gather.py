@@ -107,6 +107,7 @@ def test_each_step_is_that_of_the_plain_optimizer_on_masked_weights(name, dtype,
                 torch.testing.assert_close(mine, theirs, rtol=0.05, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:a sparse model was loaded after:UserWarning")
 def test_weights_that_somebody_wrote_where_none_is_live_are_zero_after_the_step():
     model = Zoo()
     optimizer = wrap(model, "SGD", method="static")
@@ -151,6 +152,7 @@ def steps(model, optimizer, first, last):
 SCHEDULE = {"method": "rigl", "delta_t": 3, "total_steps": 40, "alpha": 0.5}
 
 
+@pytest.mark.filterwarnings("ignore:the model was sparse before:UserWarning")
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 def test_a_run_that_is_resumed_is_the_run_that_was_not_interrupted(name):
     straight, interrupted = Zoo(), Zoo()
