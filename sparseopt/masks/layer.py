@@ -334,12 +334,18 @@ class SparseLayer:
             self._set_mask(shard_like(flat, self.weight))
         else:
             self._set_positions(positions)
-        if self.weight.grad_fn is not None:
-            self.retain_(self.weight, kept)
-        elif start is None:
-            self.replace_(where(kept, self.gather(self.weight), 0.0))
+        values = self.gather(self.weight)
+        if start is None:
+            values = where(kept, values, 0.0)
         else:
-            self.replace_(torch.where(kept, self.gather(self.weight), self.gather(start)))
+            values = torch.where(kept, values, self.gather(start))
+        if self.weight.grad_fn is None:
+            self.replace_(values)
+        else:
+            # One operation of the step's graph; what weights begin with is none of it.
+            self.retain_(self.weight, kept)
+            if start is not None:
+                self.scatter_(self.weight, values)
         self._ever |= self._pack(self.mask)
         self.last_dropped = dropped
         self.last_grown = grown
