@@ -7,6 +7,7 @@ order: 1-D, float32, rounded to bfloat16 where the input is bfloat16. Sums are f
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,17 +135,8 @@ def conv2d(
     y = empty_map(x, layout[0], size)
     values, bias = _values(values, x, lists, layout), _bias(bias, layout[0])
     if y.numel():
-        failed = library().sparseopt_conv2d(
-            *_lists(lists, layout),
-            _sizes(x.shape, size),
-            x.data_ptr(),
-            values.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            y.data_ptr(),
-            x.dtype is torch.bfloat16,
-            threads(count_live(lists, layout) * (y.numel() // layout[0])),
-        )
-        raise_if(failed)
+        pixels = y.numel() // layout[0]
+        _run("conv2d", lists, layout, _sizes(x.shape, size), (x, values, bias, y), pixels)
     return y
 
 
@@ -157,16 +149,9 @@ def conv2d_input(
     result = empty_map(grad, layout[1], size)
     values = _values(values, grad, lists, layout)
     if result.numel():
-        failed = library().sparseopt_conv2d_input(
-            *_lists(lists, layout),
-            _sizes((*grad.shape[:2], *size), grad.shape[2:]),
-            grad.data_ptr(),
-            values.data_ptr(),
-            result.data_ptr(),
-            grad.dtype is torch.bfloat16,
-            threads(count_live(lists, layout) * (grad.numel() // layout[0])),
-        )
-        raise_if(failed)
+        sizes = _sizes((*grad.shape[:2], *size), grad.shape[2:])
+        pixels = grad.numel() // layout[0]
+        _run("conv2d_input", lists, layout, sizes, (grad, values, result), pixels)
     return result
 
 
@@ -177,16 +162,9 @@ def conv2d_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
     x, grad = kernel_layout(x), kernel_layout(grad.to(x.dtype))
     result = x.new_zeros(count_live(lists, layout), dtype=torch.float32)
     if grad.numel():
-        failed = library().sparseopt_conv2d_values(
-            *_lists(lists, layout),
-            _sizes(x.shape, grad.shape[2:]),
-            x.data_ptr(),
-            grad.data_ptr(),
-            result.data_ptr(),
-            x.dtype is torch.bfloat16,
-            threads(count_live(lists, layout) * (grad.numel() // layout[0])),
-        )
-        raise_if(failed)
+        sizes = _sizes(x.shape, grad.shape[2:])
+        pixels = grad.numel() // layout[0]
+        _run("conv2d_values", lists, layout, sizes, (x, grad, result), pixels)
     return result
 
 
@@ -199,17 +177,8 @@ def linear(
     y = x.new_empty((*x.shape[:-1], layout[0]))
     values = _values(values, x, lists, layout)
     if y.numel():
-        failed = library().sparseopt_linear(
-            *_lists(lists, layout),
-            x.numel() // layout[1],
-            x.data_ptr(),
-            values.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            y.data_ptr(),
-            x.dtype is torch.bfloat16,
-            threads(count_live(lists, layout) * (x.numel() // layout[1])),
-        )
-        raise_if(failed)
+        tokens = x.numel() // layout[1]
+        _run("linear", lists, layout, tokens, (x, values, bias, y), tokens)
     return y
 
 
@@ -220,16 +189,8 @@ def linear_input(grad: Tensor, values: Tensor, lists: Tensor, layout: Sequence[i
     result = grad.new_empty((*grad.shape[:-1], layout[1]))
     values = _values(values, grad, lists, layout)
     if result.numel():
-        failed = library().sparseopt_linear_input(
-            *_lists(lists, layout),
-            grad.numel() // layout[0],
-            grad.data_ptr(),
-            values.data_ptr(),
-            result.data_ptr(),
-            grad.dtype is torch.bfloat16,
-            threads(count_live(lists, layout) * (grad.numel() // layout[0])),
-        )
-        raise_if(failed)
+        tokens = grad.numel() // layout[0]
+        _run("linear_input", lists, layout, tokens, (grad, values, result), tokens)
     return result
 
 
@@ -240,17 +201,38 @@ def linear_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
     x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
     result = x.new_zeros(count_live(lists, layout), dtype=torch.float32)
     if x.numel():
-        failed = library().sparseopt_linear_values(
-            *_lists(lists, layout),
-            x.numel() // layout[1],
-            x.data_ptr(),
-            grad.data_ptr(),
-            result.data_ptr(),
-            x.dtype is torch.bfloat16,
-            threads(count_live(lists, layout) * (x.numel() // layout[1])),
-        )
-        raise_if(failed)
+        tokens = x.numel() // layout[1]
+        _run("linear_values", lists, layout, tokens, (x, grad, result), tokens)
     return result
+
+
+def _run(
+    name: str,
+    lists: Tensor,
+    layout: Sequence[int],
+    sizes: Any,
+    tensors: Sequence[Tensor | None],
+    columns: int,
+) -> None:
+    """Call a function of the library.
+
+    Args:
+        name: Its name there, without the prefix.
+        lists: The live weights.
+        layout: What they are laid out for.
+        sizes: The sizes that it takes: of maps, or a number of tokens.
+        tensors: What it reads and, last, what it writes; the first has the number format.
+        columns: How often each live weight is multiplied, which decides how many threads pay.
+    """
+    first = tensors[0]
+    failed = getattr(library(), f"sparseopt_{name}")(
+        *_lists(lists, layout),
+        sizes,
+        *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
+        first is not None and first.dtype is torch.bfloat16,
+        threads(count_live(lists, layout) * columns),
+    )
+    raise_if(failed)
 
 
 def _check(tensor: Tensor, name: str) -> None:
