@@ -25,7 +25,7 @@ CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 PUBLISHED_WIDTH = 64
 PRESET_DIR = Path(__file__).with_name("presets")
-PRESETS = ("smoke", "cpu", "paper", "resnet-50")
+PRESETS = ("smoke", "cpu", "tenth", "paper", "resnet-50")
 # What may be changed without another result.
 WORDING = frozenset({"name", "summary", "reduced", "choices", "also", "full_steps"})
 
@@ -64,7 +64,10 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Lengths, sizes and number formats of the training."""
+    """Lengths, sizes and number formats of the training.
+
+    ``speed_up`` trains sparse methods on live weights only, wherever that is faster.
+    """
 
     epochs: Count
     batch_size: Count
@@ -73,6 +76,7 @@ class TrainingConfig(Section):
     bf16: bool
     channels_last: bool
     label_smoothing: BelowOne = later(0.0)
+    speed_up: bool = later(False)
 
 
 class AugmentationConfig(Section):
@@ -181,7 +185,8 @@ class Protocol(Section):
             f"delta_t {self.sparsity.delta_t}",
             f"alpha {self.sparsity.alpha:g}",
         ]
-        return ", ".join([*parts, "bf16 autocast"] if training.bf16 else parts)
+        formats = {"bf16 autocast": training.bf16, "speed_up": training.speed_up}
+        return ", ".join([*parts, *(name for name, is_on in formats.items() if is_on)])
 
     @property
     def label(self) -> str:

@@ -23,8 +23,9 @@ ALL = (
 )
 PRESET = (
     f"one of {', '.join(PRESETS)}, or a .toml file in their form: smoke (digits, minutes, no "
-    "download), cpu (real CIFAR-10, reduced, hours), paper (in full, both data sets), resnet-50 (a "
-    "few steps of the network for CIFAR-100, no download)"
+    "download), cpu (real CIFAR-10, reduced, hours), tenth (the report's network for a tenth of "
+    "its training, days), paper (in full, both data sets), resnet-50 (a few steps of the network "
+    "for CIFAR-100, no download)"
 )
 SET = (
     "change a setting of the preset, such as training.epochs=5; results then carry the change in "

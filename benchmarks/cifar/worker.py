@@ -134,6 +134,10 @@ def _record(setup: Setup, job: Job, run: Run) -> Record:
         "accuracy": {"validation": validation, "test": run.accuracy(run.splits.test)},
         "curve": run.curve,
         "seconds": round(run.seconds, 3),
+        "cpu": {
+            "seconds": round(sum(run.cpu_seconds), 3),
+            "quiet_ms_a_step": round(1e3 * min(run.cpu_seconds) / run.steps_per_epoch, 3),
+        },
         "steps": run.total_steps,
         "density": run.density,
         **count(run),
@@ -141,6 +145,8 @@ def _record(setup: Setup, job: Job, run: Run) -> Record:
         "environment": describe_environment(setup.device),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+    if run.speed_up is not None:
+        record["plan"] = run.speed_up.plan
     if job.source is not None:
         record["source"] = {"key": job.source.key, "label": job.source.spec.label}
     return record

@@ -10,6 +10,8 @@ from benchmarks.cifar.accounting import count
 from benchmarks.cifar.grid import RunSpec
 from benchmarks.cifar.structure import load_tensors, save_tensors
 from benchmarks.cifar.train import Run, weights_hash
+from sparseopt import speed_up
+from sparseopt.speedup import kernels
 from tests.benchmarks.conftest import end_after
 
 RIGL = RunSpec("rigl", "erk", 0.2, 0)
@@ -152,6 +154,41 @@ def test_run_that_is_stopped_within_an_epoch_ends_with_the_same_bits(
     assert weights_hash(resumed.model) == weights_hash(whole.model)
     assert resumed.curve == whole.curve
     assert resumed.accuracy(splits.test) == whole.accuracy(splits.test)
+
+
+FAST = ("groups.0.0.conv2", "groups.1.0.conv2", "groups.2.0.conv2")
+
+
+def test_run_on_live_weights_only_is_resumed_with_its_plan(protocol, splits, tmp_path, monkeypatch):
+    if not kernels.available():
+        pytest.skip(f"no kernels: {kernels.why_not()}")
+    chosen = {name: {"200x16x32x32": "live"} for name in FAST}
+    given = []
+
+    def measured(model, optimizer, *, plan):
+        given.append(plan)
+        return speed_up(model, optimizer, plan=chosen if plan is None else plan)
+
+    monkeypatch.setattr("benchmarks.cifar.train.speed_up", measured)
+    training = protocol.training.model_copy(update={"speed_up": True})
+    fast = protocol.model_copy(update={"training": training})
+    whole = finished(fast, splits, tmp_path / "whole")
+    checkpoint = tmp_path / "broken.pt"
+    end_after(3, Run(fast, RIGL, splits), checkpoint, monkeypatch)
+    resumed = Run(fast, RIGL, splits)
+    assert resumed.resume(checkpoint)
+    resumed.finish(checkpoint)
+    assert weights_hash(resumed.model) == weights_hash(whole.model)
+    dense = finished(protocol, splits, tmp_path / "dense")
+    assert weights_hash(dense.model) != weights_hash(whole.model)
+    assert given == [None, None, None, chosen]
+
+
+def test_dense_runs_have_nothing_to_speed_up(protocol, splits):
+    training = protocol.training.model_copy(update={"speed_up": True})
+    fast = protocol.model_copy(update={"training": training})
+    assert Run(fast, RunSpec("dense", None, None, 0), splits).speed_up is None
+    assert Run(fast, RIGL, splits).speed_up.is_active
 
 
 def test_longer_runs_have_as_many_more_steps(protocol, splits):
