@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Final
 
-from sparseopt.utils.validation import check_density, unknown_name
+from sparseopt.utils.validation import check_density, is_pattern, unknown_name
 from sparseopt.utils.wrappers import canonical_name
 
-__all__ = ["Distribution", "Shapes", "er", "erk", "live_counts", "uniform"]
+__all__ = ["Distribution", "Init", "Shapes", "er", "erk", "live_counts", "uniform"]
 
 #: The weight's shape of each layer, by name, in the model's order.
 Shapes = Mapping[str, Sequence[int]]
 #: From the shapes and a density for all of them together to a density for each.
 Distribution = Callable[[Shapes, float], Mapping[str, float]]
+#: What a mapping has for a layer, or for all that a pattern matches.
+Choice = float | str | Distribution
+#: How much of each layer is live: see :func:`live_counts`.
+Init = str | Distribution | Mapping[str, Choice]
 
 
 def uniform(shapes: Shapes, density: float) -> dict[str, float]:
@@ -108,45 +113,52 @@ DISTRIBUTIONS: Final[Mapping[str, Distribution]] = {"uniform": uniform, "er": er
 def live_counts(
     shapes: Shapes,
     density: float,
-    init: str | Mapping[str, float] | Distribution = "erk",
+    init: Init = "erk",
     overrides: Mapping[str, float] | None = None,
+    stacks: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Return the exact number of live weights of each layer: ``round(density_l * numel_l)``.
 
     Args:
         shapes: the weight's shape of each layer, in the model's order.
         density: the density of all layers together, in (0, 1].
-        init: ``"erk"``, ``"er"``, ``"uniform"``, a mapping from layer name to density (layers that
-            it doesn't name take ``density``), or a function from shapes and a density to such a
-            mapping of all layers.
+        init: ``"erk"``, ``"er"``, ``"uniform"``, a function from shapes and a density to a mapping
+            from each layer to its density, or a mapping from layer names, module names or patterns
+            (``"encoder.*"``) to a density or to one of these. What is named comes before what a
+            pattern matches, and of patterns the first counts. Layers that share a distribution
+            have ``density`` together; those that nothing names take ``density`` each.
         overrides: layers with a density of their own. Those that share one are distributed among
-            themselves by ``init``; a mapping in ``init`` goes before.
+            themselves by ``init``; a density in a mapping goes before.
+        stacks: of how many matrices a weight is made, where it is a stack of them along its first
+            dimension, as the gates of an LSTM are. ERK and ER take each for a layer.
 
     Returns:
         A live count for each layer, at least 1.
 
     Raises:
         TypeError: if a density is not a number or ``init`` is of no usable type.
-        ValueError: if a density is outside (0, 1], a name is not known, or a function leaves a
-            layer out.
+        ValueError: if a density is outside (0, 1], a name is not known, a pattern matches nothing,
+            or a function leaves a layer out.
 
     Example:
         >>> live_counts({"a": (4, 5), "b": (10, 10)}, 0.5, {"a": 0.25})
         {'a': 5, 'b': 50}
+        >>> live_counts({"a": (8, 8), "b": (8, 8), "head": (2, 8)}, 0.25, {"head": 1.0, "*": "erk"})
+        {'a': 16, 'b': 16, 'head': 16}
     """
     check_density("density", density)
-    overrides = dict(overrides or {})
-    densities: dict[str, float]
-    if isinstance(init, Mapping):
-        named = _resolve(init, shapes)
-        densities = {name: named.get(name, overrides.get(name, density)) for name in shapes}
-    elif (distribution := _as_distribution(init)) is uniform:
-        # A layer with a density of its own is neither "the first, so dense" nor moves that rule on.
-        densities = {**uniform(shapes, density), **overrides}
+    overrides, stacks = dict(overrides or {}), dict(stacks or {})
+    if not isinstance(init, Mapping):
+        densities = _spread(_as_distribution(init), shapes, density, overrides, stacks)
     else:
-        densities = {}
-        for share, members in _by_density(shapes, density, overrides).items():
-            densities.update(_distribute(distribution, members, share))
+        densities = {name: overrides.get(name, density) for name in shapes}
+        for choice, names in _resolve(init, shapes):
+            if isinstance(choice, float):
+                densities.update(dict.fromkeys(names, choice))
+            else:
+                members = {name: shapes[name] for name in names}
+                own = {name: overrides[name] for name in names if name in overrides}
+                densities.update(_spread(choice, members, density, own, stacks))
     return {
         name: max(1, round(check_density(f"init[{name!r}]", densities[name]) * math.prod(shape)))
         for name, shape in shapes.items()
@@ -186,16 +198,39 @@ def _as_distribution(init: object) -> Distribution:
     )
 
 
-def _by_density(
-    shapes: Shapes, density: float, overrides: Mapping[str, float]
-) -> dict[float, dict[str, Sequence[int]]]:
-    members: dict[float, dict[str, Sequence[int]]] = {}
+def _spread(
+    distribution: Distribution,
+    shapes: Shapes,
+    density: float,
+    overrides: Mapping[str, float],
+    stacks: Mapping[str, int],
+) -> dict[str, float]:
+    """Return the density of each of ``shapes``; those of one density share it out."""
+    if distribution is uniform:
+        # A layer with a density of its own is neither "the first, so dense" nor moves that rule on.
+        return {**uniform(shapes, density), **overrides}
+    by_density: dict[float, dict[str, Sequence[int]]] = {}
     for name, shape in shapes.items():
-        members.setdefault(overrides.get(name, density), {})[name] = shape
-    return members
+        by_density.setdefault(overrides.get(name, density), {})[name] = shape
+    densities: dict[str, float] = {}
+    for share, members in by_density.items():
+        densities.update(_distribute(distribution, members, share, stacks))
+    return densities
 
 
-def _distribute(distribution: Distribution, shapes: Shapes, density: float) -> Mapping[str, float]:
+def _distribute(
+    distribution: Distribution, shapes: Shapes, density: float, stacks: Mapping[str, int]
+) -> Mapping[str, float]:
+    if distribution in (er, erk):
+        # The matrices of a stack are alike, and so are their densities: the first stands for all.
+        first = {name: f"{name}[0]" if name in stacks else name for name in shapes}
+        matrices = {
+            (f"{name}[{number}]" if name in stacks else name): _matrix(shape, stacks.get(name))
+            for name, shape in shapes.items()
+            for number in range(stacks.get(name, 1))
+        }
+        found = distribution(matrices, density)
+        return {name: found[first[name]] for name in shapes}
     densities = distribution(shapes, density)
     missing = [name for name in shapes if name not in densities]
     if missing:
@@ -206,12 +241,54 @@ def _distribute(distribution: Distribution, shapes: Shapes, density: float) -> M
     return {name: densities[name] for name in shapes}
 
 
-def _resolve(named: Mapping[str, float], shapes: Shapes) -> dict[str, float]:
-    resolved = {}
-    for key, value in named.items():
-        name = match_name("init", key, shapes)
-        resolved[name] = check_density(f"init[{key!r}]", value)
-    return resolved
+def _matrix(shape: Sequence[int], count: int | None) -> Sequence[int]:
+    """Return the shape of each of the ``count`` matrices of which a stack is made.
+
+    Example:
+        >>> _matrix((64, 16), 4), _matrix((8, 32, 16), 8)
+        ((16, 16), (32, 16))
+    """
+    if count is None:
+        return shape
+    rows, *rest = shape
+    return tuple(rest) if rows == count else (rows // count, *rest)
+
+
+def _resolve(
+    init: Mapping[str, Choice], shapes: Shapes
+) -> list[tuple[float | Distribution, list[str]]]:
+    """Return what each entry of a mapping gives, and to which layers; no layer is in two."""
+    found, taken = [], set[str]()
+    # What is named comes before what a pattern matches.
+    for key in sorted(init, key=is_pattern):
+        names = layers_named(key, shapes)
+        if not names:
+            raise unknown_name("the layer name in init", key, shapes)
+        found.append((_checked_choice(key, init[key]), [one for one in names if one not in taken]))
+        taken.update(names)
+    return found
+
+
+def _checked_choice(key: str, choice: object) -> float | Distribution:
+    if isinstance(choice, str) or callable(choice):
+        return _as_distribution(choice)
+    return check_density(f"init[{key!r}]", choice)
+
+
+def layers_named(key: str, names: Collection[str]) -> list[str]:
+    """Return all layers that ``key`` means: one by its name, a module's, or those of a pattern.
+
+    Example:
+        >>> layers_named("lstm", ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight"])
+        ['lstm.weight_ih_l0', 'lstm.weight_hh_l0']
+    """
+    plain = canonical_name(key)
+    if is_pattern(plain):
+        return [name for name in names if fnmatchcase(name, plain)]
+    one = layer_named(key, names)
+    if one is not None:
+        return [one]
+    return [name for name in names if name.startswith(f"{plain}.")]
 
 
 def layer_named(key: str, names: Collection[str]) -> str | None:

@@ -14,7 +14,7 @@ from sparseopt.masks.indices import count_true
 from sparseopt.utils.random import uniform
 from sparseopt.utils.validation import unknown_name
 
-__all__ = ["MASKS", "initial_masks"]
+__all__ = ["MASKS", "check_mask", "initial_masks"]
 
 MASKS: Final = ("random", "magnitude", "nonzero")
 
@@ -56,11 +56,11 @@ def initial_masks(
     masks = {}
     for name, weight in weights.items():
         if name in given:
-            chosen = _checked(name, given[name], weight, select)
+            chosen = check_mask(name, given[name], weight, select)
         elif mask == "nonzero":
             nonzero = whole(weight.detach()) != 0
             _refuse_all_zero(name, nonzero)
-            chosen = _checked(name, nonzero, weight, select)
+            chosen = check_mask(name, nonzero, weight, select)
         elif live[name] == weight.numel():
             chosen = torch.ones(weight.shape, dtype=torch.bool, device="cpu")
         elif mask == "magnitude":
@@ -81,9 +81,16 @@ def _refuse_all_zero(name: str, nonzero: Tensor) -> None:
         )
 
 
-def _checked(
+def check_mask(
     name: str, mask: object, weight: Tensor, select: Callable[[Tensor, int], Tensor]
 ) -> Tensor:
+    """Return ``mask``, which was given for the layer ``name``.
+
+    Raises:
+        TypeError: if it is not a bool tensor.
+        ValueError: if it has another shape than ``weight``, no live weight, or not the structure
+            that ``select`` makes.
+    """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask[{name!r}] is {kind}, but must be a bool tensor.")

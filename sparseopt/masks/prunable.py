@@ -75,7 +75,7 @@ def model_weights(model: nn.Module, also: Collection[nn.Parameter] = ()) -> dict
 
     Args:
         model: the model.
-        also: parameters of other modules that are to be sparse too.
+        also: parameters of other modules, embeddings included, that are to be sparse too.
 
     Raises:
         ValueError: if a module is lazy and has not seen an input yet, or two weights have one name
@@ -93,7 +93,7 @@ def model_weights(model: nn.Module, also: Collection[nn.Parameter] = ()) -> dict
                     f"module {path!r} is lazy and has no shape yet: run one input through the "
                     "model before the optimizer is made."
                 )
-            if parameter not in embeddings and parameter.numel():
+            if (parameter in wanted or parameter not in embeddings) and parameter.numel():
                 found.setdefault(parameter, canonical_name(names[parameter]))
     _refuse_same_names(found)
     return found

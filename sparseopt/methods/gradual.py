@@ -20,9 +20,6 @@ __all__ = ["Gradual", "split_by_magnitude"]
 class Gradual(Method):
     """Starts denser than its target, and is exactly there at ``t_end``, which is an update step.
 
-    Attributes:
-        start_share: share of the training steps before the first update.
-
     Example:
         >>> from sparseopt import Pruning, UpdateSchedule
         >>> schedule = UpdateSchedule(t_end=750)
@@ -37,7 +34,11 @@ class Gradual(Method):
     settles: ClassVar[bool] = True
     # A layer that happens to be unused at the last update would else keep what it has too much.
     needs_gradient: ClassVar[bool] = False
-    start_share: ClassVar[float] = 0.0
+
+    @property
+    def start_share(self) -> float:
+        """The share of the training steps before the first update."""
+        return 0.0
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
         """Whether ``step`` is on the cadence between start and end, or is the end."""

@@ -10,7 +10,7 @@ from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Move, TrainingCost, Update
 from sparseopt.methods.gradual import Gradual, split_by_magnitude
 from sparseopt.methods.registry import register_method
-from sparseopt.utils.validation import check_choice
+from sparseopt.utils.validation import check_choice, check_density, check_fraction
 
 __all__ = ["Pruning"]
 
@@ -28,9 +28,12 @@ class Pruning(Gradual):
     Args:
         scope: ``"global"`` compares magnitudes across layers, which meet ``init``'s total together;
             ``"layer"`` within each.
+        start: share of the training steps before the first pruning, in [0, 1].
+        initial: the density at the start, distributed by ``init``, in (0, 1].
 
     Raises:
-        ValueError: if ``scope`` is neither.
+        TypeError: if a number is none.
+        ValueError: if ``scope`` is neither, or a number is out of range.
 
     Example:
         >>> import torch
@@ -46,17 +49,25 @@ class Pruning(Gradual):
     """
 
     name: ClassVar[str] = "pruning"
-    start_share: ClassVar[float] = START_SHARE
 
     scope: Literal["global", "layer"] = "global"
+    start: float = START_SHARE
+    initial: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("scope", self.scope, ("global", "layer"))
+        check_fraction("start", self.start)
+        check_density("initial", self.initial)
+
+    @property
+    def start_share(self) -> float:
+        """The share of the training steps before the first pruning."""
+        return self.start
 
     def initial_density(self, density: float) -> float:
-        """1: every layer starts full."""
-        return 1.0
+        """Return ``initial``, or the target if that is larger; by default every layer is full."""
+        return max(self.initial, density)
 
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
         """Drop down to the cubic's density; grow nothing."""

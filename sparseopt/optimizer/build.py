@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseopt.distributed.ranks import agree_on_masks, is_distributed
-from sparseopt.distributions import Distribution, layer_named, live_counts
+from sparseopt.distributions import Init, layer_named, layers_named, live_counts
 from sparseopt.masks.already_sparse import warn_of_lost_weights
 from sparseopt.masks.indices import count_true
 from sparseopt.masks.initial import initial_masks
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.selection import Selection, check_selection, stacked_matrices
 from sparseopt.methods.base import Method
 from sparseopt.methods.nm import NM
 from sparseopt.methods.rigl_struct import RigLStruct
@@ -54,16 +55,18 @@ class MaskConfig:
     """What the user asked for: how much of each layer is live, and which weights."""
 
     density: float
-    init: str | Mapping[str, float] | Distribution
+    init: Init
     mask: str | Mapping[str, Tensor]
+    sparse: Selection | None = None
 
     def among(self, names: Mapping[str, object]) -> MaskConfig:
         """Return this configuration without what mappings say of other layers than ``names``."""
-        return MaskConfig(self.density, _among(self.init, names), _among(self.mask, names))
+        init, mask = _among(self.init, names), _among(self.mask, names)
+        return MaskConfig(self.density, init, mask, self.sparse)
 
 
-def check_wrappable(optimizer: object, model: object) -> None:
-    """Raise :class:`TypeError` unless ``optimizer`` can be wrapped, and ``model`` is a module."""
+def check_wrappable(optimizer: object, model: object, sparse: object) -> None:
+    """Raise :class:`TypeError` unless these are what ``SparseOptimizer`` takes by these names."""
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(
             f"model={model!r} must be the torch.nn.Module whose parameters the optimizer trains, "
@@ -81,6 +84,7 @@ def check_wrappable(optimizer: object, model: object) -> None:
     if hasattr(optimizer, "inner") and hasattr(optimizer, "masks"):
         raise TypeError("optimizer is a SparseOptimizer already: wrap the plain optimizer once.")
     refuse_flat_parameters(optimizer, model)
+    check_selection(sparse, model)
 
 
 def has_names(optimizer: Optimizer, model: nn.Module | None) -> bool:
@@ -102,14 +106,14 @@ def build_layers(
         TypeError: if a weight is of a kind that can't be masked.
         ValueError: if a density or a name is wrong.
     """
-    weights, overrides = weights_for(method, groups, model)
+    weights, overrides = weights_for(method, groups, model, config.sparse)
     if not weights:
         raise NoSparseLayerError(why_nothing(model))
     if isinstance(method, RigLStruct):
         return _structured_layers(groups, model, config, method, generator)
     note_what_stays_dense(groups, model, list(weights.values()))
     if model is not None:
-        note_computed(model)
+        note_computed(model, weights)
     else:
         logger.warning(
             "no model was given, so every trainable parameter of two or more dimensions (of more "
@@ -117,7 +121,7 @@ def build_layers(
             "dense.",
             ", ".join(weights),
         )
-    return make_layers(weights, overrides, config, method, generator)
+    return make_layers(weights, overrides, config, method, generator, model)
 
 
 def check_keeps_zeros(
@@ -162,11 +166,14 @@ def check_ranks_step_together(optimizer: Optimizer, method: Method) -> None:
 
 
 def weights_for(
-    method: Method, groups: list[dict[str, Any]], model: nn.Module | None
+    method: Method,
+    groups: list[dict[str, Any]],
+    model: nn.Module | None,
+    sparse: Selection | None,
 ) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
     """Find the weights that ``method`` can make sparse; see :func:`find_weights`."""
     # Of other modules the channels are not known.
-    return find_weights(groups, model, only_known=isinstance(method, RigLStruct))
+    return find_weights(groups, model, sparse, only_known=isinstance(method, RigLStruct))
 
 
 def _structured_layers(
@@ -179,7 +186,7 @@ def _structured_layers(
     """Return the layers of a method that drops whole channels."""
     if model is None:
         raise TypeError(f"method={method.name!r} needs the model: pass it as the second argument.")
-    weights, overrides = weights_for(method, groups, model)
+    weights, overrides = weights_for(method, groups, model, config.sparse)
     free = {p for group in groups if group.get("density") is not False for p in group["params"]}
     trained = {
         canonical_name(name): parameter
@@ -204,6 +211,7 @@ def make_layers(
     config: MaskConfig,
     method: Method,
     generator: torch.Generator,
+    model: nn.Module | None,
 ) -> list[SparseLayer]:
     """Return layers of ``weights`` with their first masks, which are not applied yet.
 
@@ -213,17 +221,18 @@ def make_layers(
         config: what the user asked for.
         method: the method.
         generator: the source of random masks.
+        model: the model, if there is one, which knows the weights that are stacks of matrices.
     """
     for density in overrides.values():
         if density != 1.0:
             # A method that can have one density only says so.
             method.initial_density(density)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    targets = {
-        name: method.live_count(shapes[name], live)
-        for name, live in live_counts(shapes, config.density, config.init, overrides).items()
-    }
-    live = _live_at_start(shapes, targets, overrides, config, method)
+    of = {} if model is None else stacked_matrices(model)
+    stacks = {name: of[weight] for name, weight in weights.items() if weight in of}
+    counts = live_counts(shapes, config.density, config.init, overrides, stacks)
+    targets = {name: method.live_count(shapes[name], live) for name, live in counts.items()}
+    live = _live_at_start(shapes, targets, overrides, stacks, config, method)
     if isinstance(method, NM):
         _note_dense(method, shapes, targets)
     masks = initial_masks(weights, live, config.mask, generator, method.initial_mask)
@@ -253,6 +262,7 @@ def _live_at_start(
     shapes: Mapping[str, tuple[int, ...]],
     targets: Mapping[str, int],
     overrides: Mapping[str, float],
+    stacks: Mapping[str, int],
     config: MaskConfig,
     method: Method,
 ) -> Mapping[str, int]:
@@ -266,15 +276,17 @@ def _live_at_start(
         return targets
     if density == 1.0:
         return {name: math.prod(shape) for name, shape in shapes.items()}
-    init: Any = {} if isinstance(config.init, Mapping) else config.init
-    start = live_counts(shapes, density, init, dict.fromkeys(overrides, density))
+    init = config.init
+    if isinstance(init, Mapping):
+        init = {key: choice for key, choice in init.items() if isinstance(choice, str | Callable)}
+    start = live_counts(shapes, density, init, dict.fromkeys(overrides, density), stacks)
     return {name: max(start[name], target) for name, target in targets.items()}
 
 
 def _among(wish: T, names: Mapping[str, object]) -> T | dict[str, Any]:
     if not isinstance(wish, Mapping):
         return wish
-    return {key: value for key, value in wish.items() if layer_named(key, names) is not None}
+    return {key: value for key, value in wish.items() if layers_named(key, names)}
 
 
 def _target(mask: Tensor, live: int, target: int) -> int:

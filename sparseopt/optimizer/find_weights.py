@@ -18,6 +18,7 @@ from sparseopt.masks.prunable import (
     optimizer_weights,
     refuse_unusable,
 )
+from sparseopt.masks.selection import Selection, select, written_name
 from sparseopt.utils.validation import check_density
 from sparseopt.utils.wrappers import canonical_name
 
@@ -42,33 +43,44 @@ MOST_NAMES: Final = 5
 
 
 def find_weights(
-    groups: list[dict[str, Any]], model: nn.Module | None, *, only_known: bool = False
+    groups: list[dict[str, Any]],
+    model: nn.Module | None,
+    sparse: Selection | None = None,
+    *,
+    only_known: bool = False,
 ) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
     """Return the weights that can be sparse, by name, and the densities that groups ask for.
 
-    With a model these are the weights of modules that are known, and every other matrix of a group
-    that asks for a density.
+    With a model these are the weights of modules that are known, every other matrix of a group
+    that asks for a density, and what the user selects.
 
     Args:
         groups: the param groups.
         model: the model, if there is one.
-        only_known: whether matrices of other modules stay dense even then.
+        sparse: what the user selects, to be sparse or to be dense.
+        only_known: whether matrices of other modules stay dense in any case.
 
     Raises:
         TypeError: if a weight is of a kind that can't be masked.
-        ValueError: if a group asks for a density and has nothing that can have one, or a density
-            or a name is wrong.
+        ValueError: if a group asks for a density and has nothing that can have one, a density, a
+            name or a selector is wrong, or what is selected cannot be sparse here.
     """
+    selected: dict[nn.Parameter, bool] = {}
     if model is None:
         candidates = optimizer_weights(groups)
     else:
-        candidates = model_weights(model, () if only_known else _asked_for(groups, model))
+        selected = {} if sparse is None else select(model, sparse)
+        also = () if only_known else _asked_for(groups, model)
+        candidates = model_weights(model, [*also, *(p for p, yes in selected.items() if yes)])
+        _refuse_unfit_selection(groups, model, selected, only_known=only_known)
     group_of = {parameter: group for group in groups for parameter in group["params"]}
     weights: dict[str, nn.Parameter] = {}
     overrides: dict[str, float] = {}
     for parameter, name in candidates.items():
         group = group_of.get(parameter)
         if group is None or not parameter.requires_grad or group.get("density") is False:
+            continue
+        if not selected.get(parameter, True):
             continue
         refuse_unusable(name, parameter)
         weights[name] = parameter
@@ -125,9 +137,11 @@ def note_what_stays_dense(
     names = _names_in(model)
     embeddings = embedding_weights(model)
     asked_for = [p for group in groups if _asks(group) for p in group["params"] if p in names]
-    if dense := [names[p] for p in asked_for if p in embeddings and p.requires_grad]:
+    left_dense = (p for p in asked_for if p in embeddings and p not in sparse)
+    if dense := [names[p] for p in left_dense if p.requires_grad]:
         logger.warning(
-            "%s dense, although a param group asks for a density: embeddings can't be sparse.",
+            "%s dense, although a param group asks for a density: embeddings are sparse only where "
+            "sparse= selects them.",
             _listed(dense, "stays", "stay"),
         )
     if asked := [names[p] for p in asked_for if p in sparse and p not in known]:
@@ -137,12 +151,19 @@ def note_what_stays_dense(
             "density=False.",
             _listed(asked, "is", "are"),
         )
-    _note_unknown(groups, model, sparse, names)
+    _note_little_covered(groups, model, sparse)
 
 
-def note_computed(model: nn.Module) -> None:
-    """Log which linear maps of ``model`` stay dense because their weight is computed."""
-    if computed := computed_weights(model):
+def note_computed(model: nn.Module, sparse: Collection[str]) -> None:
+    """Log which linear maps of ``model`` stay dense because their weight is computed.
+
+    Args:
+        model: the model.
+        sparse: names of the parameters that are sparse.
+    """
+    masked = {written_name(name) for name in sparse}
+    computed = {name: how for name, how in computed_weights(model).items() if name not in masked}
+    if computed:
         logger.warning("some weights stay dense: %s", _about_computed(computed))
 
 
@@ -183,6 +204,30 @@ def weights_in_copy(
     return pairs
 
 
+def _refuse_unfit_selection(
+    groups: list[dict[str, Any]],
+    model: nn.Module,
+    selected: Mapping[nn.Parameter, bool],
+    *,
+    only_known: bool,
+) -> None:
+    """Raise :class:`ValueError` where something else forbids what is selected to be sparse."""
+    names = _names_in(model)
+    known = set(model_weights(model))
+    dense = {p for group in groups if group.get("density") is False for p in group["params"]}
+    for parameter, wanted in selected.items():
+        if wanted and parameter in dense:
+            raise ValueError(
+                f"sparse selects {names[parameter]!r}, whose param group has density=False: take "
+                "one of the two out."
+            )
+        if wanted and only_known and parameter not in known:
+            raise ValueError(
+                f"sparse selects {names[parameter]!r}, but the method drops whole channels, which "
+                "are known of convolutions and linear layers only."
+            )
+
+
 def _asks(group: Mapping[str, Any]) -> bool:
     density = group.get("density")
     return density is not None and density is not False
@@ -217,34 +262,36 @@ def _refuse_densities_without_weights(
         )
 
 
-def _note_unknown(
-    groups: list[dict[str, Any]],
-    model: nn.Module,
-    sparse: Collection[nn.Parameter],
-    names: Mapping[nn.Parameter, str],
+def _note_little_covered(
+    groups: list[dict[str, Any]], model: nn.Module, sparse: Collection[nn.Parameter]
 ) -> None:
-    """Log if matrices of modules that are not known are more than half of what is trained."""
-    left_to_us = [
+    """Log if less than half of what is trained is covered, and which modules hold the rest.
+
+    What the user makes dense, group by group, is not counted.
+    """
+    trained = {
         parameter
         for group in groups
-        if group.get("density") is None
+        if group.get("density") is not False
         for parameter in group["params"]
         if parameter.requires_grad
-    ]
-    known = {*embedding_weights(model), *model_weights(model), *sparse}
-    unknown = [p for p in left_to_us if is_matrix(p) and p not in known and p in names]
-    total = sum(p.numel() for group in groups for p in group["params"] if p.requires_grad)
-    if 2 * sum(parameter.numel() for parameter in unknown) <= total:
+    }
+    total = sum(parameter.numel() for parameter in trained)
+    covered = sum(parameter.numel() for parameter in sparse)
+    if 2 * covered >= total:
         return
-    share = sum(parameter.numel() for parameter in sparse) / total
-    largest = sorted(unknown, key=lambda parameter: -parameter.numel())
-    shapes = [f"{names[p]} ({'x'.join(map(str, p.shape))})" for p in largest]
+    held = []
+    for path, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if p in trained and p not in sparse]
+        if size := sum(parameter.numel() for parameter in own):
+            held.append((size, f"{canonical_name(path) or 'the model'} ({type(module).__name__})"))
+    largest = [f"{name} {size:,}" for size, name in sorted(held, key=lambda one: -one[0])]
     logger.warning(
-        "%.0f %% of the %s trained parameters can be sparse. Dense, because their modules are not "
-        "known: %s. Give their param group density= to make them sparse.",
-        100 * share,
+        "%.0f %% of the %s trained parameters can be sparse. The rest is in %s. sparse= makes more "
+        "of them sparse, by name or by the class of their module.",
+        100 * covered / total,
         f"{total:,}",
-        _shortened(shapes),
+        _shortened(largest),
     )
 
 
@@ -262,9 +309,8 @@ def _about_computed(computed: Mapping[str, str]) -> str:
         )
     if len(pruned) < len(by_kind):
         advice.append(
-            "A mask on what a weight is computed from keeps zeros only if the parametrization does "
-            "(weight_norm and spectral_norm do): give the param group of these parameters density= "
-            "to have one."
+            "Select them by sparse= to mask what they are computed from, where zeros of that are "
+            "zeros of the weight: under weight_norm and spectral_norm."
         )
     return f"{', '.join(parts)} from other parameters. {' '.join(advice)}"
 

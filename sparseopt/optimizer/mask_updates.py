@@ -17,8 +17,18 @@ from sparseopt.optimizer.gradients import are_finite, finite_norms, zero_everywh
 from sparseopt.optimizer.progress import Progress, UpdateRecord
 from sparseopt.optimizer.state.base import StateBackend
 
-__all__ = ["MaskUpdater", "able_to_move", "skipped_update", "update_masks"]
+__all__ = [
+    "MaskUpdater",
+    "Planned",
+    "able_to_move",
+    "make_transitions",
+    "record_of",
+    "skipped_update",
+    "update_masks",
+]
 
+#: A layer, and what becomes of its mask.
+Planned = tuple[SparseLayer, Transition]
 #: The largest share of steps that may be updates without a warning.
 MOST_UPDATES: Final = 1 / 3
 
@@ -280,12 +290,34 @@ def update_masks(
     """
     taking_part = able_to_move(layers, method, backend, zero=zero)
     transitions = _transitions(taking_part, method, update) if taking_part else []
+    new = make_transitions(layers, transitions, backend, mask_gradients_of=taking_part)
+    return _record(layers, update, new=new)
+
+
+def make_transitions(
+    layers: Sequence[SparseLayer],
+    transitions: Sequence[Planned],
+    backend: StateBackend,
+    *,
+    mask_gradients_of: Sequence[SparseLayer],
+) -> int:
+    """Move masks as was decided, weights and optimizer state with them.
+
+    Args:
+        layers: all layers.
+        transitions: what was decided.
+        backend: keeps the state.
+        mask_gradients_of: the layers whose gradients may be dense.
+
+    Returns:
+        How many weights are live now that were not before.
+    """
     new = _newly_live(transitions)
     for layer in layers:
         layer.last_dropped = layer.last_grown = 0
     for layer, transition in transitions:
         backend.apply_transition(layer, transition)
-    for layer in taking_part:
+    for layer in mask_gradients_of:
         if layer.weight.grad is not None:
             layer.mask_(layer.weight.grad)
     if not backend.gathers:
@@ -293,7 +325,7 @@ def update_masks(
             layer.forget_positions()
     if transitions:
         backend.forget_curvature()
-    return _record(layers, update, new=new)
+    return new
 
 
 def able_to_move(
@@ -333,11 +365,7 @@ def skipped_update(layers: Sequence[SparseLayer], update: Update) -> UpdateRecor
     return _record(layers, update, new=0, skipped=True)
 
 
-#: A layer, and what becomes of its mask.
-_Planned = tuple[SparseLayer, Transition]
-
-
-def _transitions(layers: Sequence[SparseLayer], method: Method, update: Update) -> list[_Planned]:
+def _transitions(layers: Sequence[SparseLayer], method: Method, update: Update) -> list[Planned]:
     """Decide for every layer in which something moves."""
     return [
         (layer, _transition(layer, move, method, update))
@@ -368,7 +396,7 @@ def _transition(layer: SparseLayer, move: Move, method: Method, update: Update) 
     )
 
 
-def _newly_live(transitions: Sequence[_Planned]) -> int:
+def _newly_live(transitions: Sequence[Planned]) -> int:
     """Count weights that are live after the transitions and not before; waits once."""
     grown = [transition for _, transition in transitions if transition.grown]
     if not grown:
@@ -381,11 +409,18 @@ def _newly_live(transitions: Sequence[_Planned]) -> int:
 def _record(
     layers: Sequence[SparseLayer], update: Update, *, new: int, skipped: bool = False
 ) -> UpdateRecord:
+    return record_of(layers, update.step, update.fraction, new=new, skipped=skipped)
+
+
+def record_of(
+    layers: Sequence[SparseLayer], step: int, fraction: float, *, new: int, skipped: bool = False
+) -> UpdateRecord:
+    """Return what the history says of the last change of masks."""
     live = sum(layer.live for layer in layers)
     numel = sum(layer.numel for layer in layers)
     return UpdateRecord(
-        step=update.step,
-        fraction=update.fraction,
+        step=step,
+        fraction=fraction,
         dropped=sum(layer.last_dropped for layer in layers),
         grown=sum(layer.last_grown for layer in layers),
         new=new / live,

@@ -95,7 +95,7 @@ def _layers_of_last(
         known: names of the layers that there are already.
     """
     method = updater.method
-    everything, overrides = weights_for(method, groups, model)
+    everything, overrides = weights_for(method, groups, model, config.sparse)
     added = set(groups[-1]["params"])
     weights = {name: weight for name, weight in everything.items() if weight in added}
     if not weights:
@@ -116,7 +116,7 @@ def _layers_of_last(
     note_what_stays_dense(groups[-1:], model, list(weights.values()))
     densities = {name: overrides.get(name, config.density) for name in weights}
     generator = updater.progress.generator
-    return make_layers(weights, densities, config.among(weights), method, generator)
+    return make_layers(weights, densities, config.among(weights), method, generator, model)
 
 
 def _add_in_order(

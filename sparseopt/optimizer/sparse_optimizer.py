@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseopt.distributed.ranks import agree_on_seed, is_distributed
-from sparseopt.distributions import Distribution
+from sparseopt.distributions import Init
 from sparseopt.flops import Accountant, FlopsReport
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.selection import Selection
 from sparseopt.masks.transition import Regrow
 from sparseopt.methods import Method, get_method
 from sparseopt.optimizer import checkpoint
@@ -27,6 +29,7 @@ from sparseopt.optimizer.build import (
 )
 from sparseopt.optimizer.departed import warn_of_departed
 from sparseopt.optimizer.find_weights import refuse_flat_parameters, weights_in_copy
+from sparseopt.optimizer.given_masks import set_masks
 from sparseopt.optimizer.gradients import GradientFlag
 from sparseopt.optimizer.hooks import Holder, ModelHooks, detach_previous_wrapper
 from sparseopt.optimizer.mask_updates import MaskUpdater
@@ -71,12 +74,17 @@ class SparseOptimizer(WrappedOptimizer):
         method: a registered name (see :func:`sparseopt.available_methods`) or a
             :class:`sparseopt.Method`.
         density: share of the weights that is live, in (0, 1].
-        init: how much of each layer is live: ``"erk"``, ``"er"``, ``"uniform"``, a mapping from
-            layer name to density (others take ``density``), or a function from shapes and a density
-            to such a mapping.
+        init: how much of each layer is live: ``"erk"``, ``"er"``, ``"uniform"``, a function from
+            shapes and a density to densities by layer, or a mapping from layer names or patterns to
+            a density or one of these, as in ``{"head": 1.0, "*": "erk"}`` (others take
+            ``density``).
         mask: which weights are live at first: ``"random"``, ``"magnitude"``, ``"nonzero"`` (those
             that are not zero now, whatever ``density``), or a mapping from layer name to bool
             tensor.
+        sparse: which weights are made sparse beside those that are by default (``True``), or dense
+            (``False``): a mapping from names, patterns, classes of modules, modules or parameters,
+            later ones before earlier ones, as in ``{nn.LSTM: True, "encoder.*": False}``; or a
+            function of (name, parameter, module), which returns ``None`` for the default.
         total_steps: how many times :meth:`step` will be called. Updates stop at three quarters.
         t_end: the step from which on masks stay, if not at three quarters.
         delta_t: steps between updates.
@@ -131,8 +139,9 @@ class SparseOptimizer(WrappedOptimizer):
         *,
         method: str | Method = "rigl",
         density: float = 0.1,
-        init: str | Mapping[str, float] | Distribution = "erk",
+        init: Init = "erk",
         mask: str | Mapping[str, Tensor] = "random",
+        sparse: Selection | None = None,
         total_steps: int | None = None,
         t_end: int | None = None,
         delta_t: int = 100,
@@ -142,10 +151,10 @@ class SparseOptimizer(WrappedOptimizer):
         state: StateMode = "auto",
         regrow: Regrow | None = None,
     ) -> None:
-        check_wrappable(optimizer, model)
+        check_wrappable(optimizer, model, sparse)
         super().__init__(optimizer)
         self.method = get_method(method, regrow=regrow)
-        self._mask_config = MaskConfig(check_density("density", density), init, mask)
+        self._mask_config = MaskConfig(check_density("density", density), init, mask, sparse)
         schedule = make_schedule(
             total_steps=total_steps, t_end=t_end, delta_t=delta_t, alpha=alpha, decay=decay
         )
@@ -315,6 +324,8 @@ class SparseOptimizer(WrappedOptimizer):
         # The model, which the accountant has, is its owner's to pickle.
         here = ("_accountant", "_hooks")
         kept = {name: value for name, value in super().__getstate__().items() if name not in here}
+        # What selects weights is of use with the model only, and seldom can be pickled.
+        kept["_mask_config"] = dataclasses.replace(self._mask_config, sparse=None)
         return {**kept, DETACHED: self._hooks.are_removed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -330,7 +341,8 @@ class SparseOptimizer(WrappedOptimizer):
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseOptimizer:
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
-        state = {**self.__getstate__(), "_accountant": self._accountant}
+        whole = {"_accountant": self._accountant, "_mask_config": self._mask_config}
+        state = {**self.__getstate__(), **whole}
         clone.__setstate__(copy.deepcopy(state, memo))
         return clone
 
@@ -420,6 +432,43 @@ class SparseOptimizer(WrappedOptimizer):
         self._progress.set_horizon(total_steps)
         self._plan_next_step()
         self._updater.check_horizon()
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Change which weights are live now, between two steps, as an update does.
+
+        What drops becomes zero and loses its optimizer state; what grows starts at zero, afresh.
+        A layer keeps its new number of live weights from then on; under methods whose density
+        falls it falls on from there. Layers that are not named stay as they are. The history has a
+        record of it. With several ranks this is a collective call, and rank 0's masks count.
+
+        Args:
+            masks: bool tensors of the weights' shapes, true where live, by layer name.
+
+        Raises:
+            RuntimeError: after :meth:`detach`.
+            TypeError: if a mask is not a bool tensor.
+            ValueError: if a name is not known, a shape is wrong, a mask has no live weight or not
+                the structure of the method's masks, or the method is ``rigl-struct``. Then nothing
+                changes.
+
+        Example:
+            >>> import torch
+            >>> from sparseopt import SparseOptimizer
+            >>> model = torch.nn.Linear(32, 16)
+            >>> optimizer = SparseOptimizer(
+            ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
+            ...     density=0.25)
+            >>> mask = torch.zeros(16, 32, dtype=torch.bool)
+            >>> mask[:8] = True
+            >>> optimizer.set_masks({"weight": mask})
+            >>> optimizer.density, int(model.weight[8:].count_nonzero())
+            (0.5, 0)
+        """
+        self._hooks.require_attached("set masks of")
+        self.materialize()
+        self._follow_weights()
+        set_masks(self._updater, masks)
+        self._plan_next_step()
 
     def apply_masks(self, model: nn.Module) -> None:
         """Make the same weights of another model zero: an averaged or a target copy.

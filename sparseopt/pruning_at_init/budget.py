@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparseopt.distributions import Distribution, live_counts
+from sparseopt.distributions import Init, live_counts
 from sparseopt.masks.topk import largest
 from sparseopt.utils.validation import check_density
 
@@ -78,7 +78,7 @@ class Budget:
 def make_budget(
     weights: Mapping[str, Tensor],
     density: float,
-    init: str | Mapping[str, float] | Distribution | None,
+    init: Init | None,
 ) -> Budget:
     """Return ``round(density * numel)`` live weights in all, or by ``init`` for each layer.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sparseopt.distributions import Distribution
+from sparseopt.distributions import Init
 from sparseopt.pruning_at_init.budget import make_budget
 from sparseopt.pruning_at_init.saliency import (
     Losses,
@@ -36,7 +36,7 @@ def grasp(
     *,
     density: float = 0.1,
     temperature: float | None = None,
-    init: str | Mapping[str, float] | Distribution | None = None,
+    init: Init | None = None,
     dense: str | Iterable[str] = (),
 ) -> dict[str, Tensor]:
     r"""Return masks that keep the most gradient flow, for ``mask=``.

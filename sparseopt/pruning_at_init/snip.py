@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseopt.distributions import Distribution
+from sparseopt.distributions import Init
 from sparseopt.pruning_at_init.budget import make_budget
 from sparseopt.pruning_at_init.saliency import (
     all_live,
@@ -29,7 +29,7 @@ def snip(
     batches: Iterable[tuple[Any, Any]] | None = None,
     *,
     density: float = 0.1,
-    init: str | Mapping[str, float] | Distribution | None = None,
+    init: Init | None = None,
     dense: str | Iterable[str] = (),
 ) -> dict[str, Tensor]:
     r"""Return masks of the weights of largest sensitivity, for ``mask=``.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sparseopt.distributions import Distribution
+from sparseopt.distributions import Init
 from sparseopt.pruning_at_init.budget import make_budget
 from sparseopt.pruning_at_init.saliency import all_live, check_finite, sparse_weights
 from sparseopt.utils.probe import preserve_model_state
@@ -23,7 +23,7 @@ def synflow(
     *,
     density: float = 0.1,
     rounds: int = 100,
-    init: str | Mapping[str, float] | Distribution | None = None,
+    init: Init | None = None,
     dense: str | Iterable[str] = (),
 ) -> dict[str, Tensor]:
     r"""Return masks of the weights that carry the most flow, for ``mask=``.

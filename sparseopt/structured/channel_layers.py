@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt.distributed.ranks import agree_on_masks
-from sparseopt.distributions import Distribution, live_counts, match_name
+from sparseopt.distributions import Init, live_counts, match_name
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import largest
 from sparseopt.structured.channel_counts import channel_counts, share_count
@@ -42,7 +42,7 @@ def channel_layers(
     overrides: Mapping[str, float],
     *,
     density: float,
-    init: str | Mapping[str, float] | Distribution,
+    init: Init,
     mask: str | Mapping[str, Tensor],
     generator: torch.Generator,
 ) -> list[SparseLayer]:
