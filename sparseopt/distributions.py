@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Final
 
-from sparseopt.utils.validation import check_density, is_pattern, unknown_name
+from sparseopt.utils.names import is_pattern, means
+from sparseopt.utils.validation import check_density, unknown_name
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["Distribution", "Init", "Shapes", "er", "erk", "live_counts", "uniform"]
@@ -125,8 +125,8 @@ def live_counts(
         init: ``"erk"``, ``"er"``, ``"uniform"``, a function from shapes and a density to a mapping
             from each layer to its density, or a mapping from layer names, module names or patterns
             (``"encoder.*"``) to a density or to one of these. What is named comes before what a
-            pattern matches, and of patterns the first counts. Layers that share a distribution
-            have ``density`` together; those that nothing names take ``density`` each.
+            pattern matches, and of patterns the last counts. Layers that share a distribution have
+            ``density`` together; those that nothing names take ``density`` each.
         overrides: layers with a density of their own. Those that share one are distributed among
             themselves by ``init``; a density in a mapping goes before.
         stacks: of how many matrices a weight is made, where it is a stack of them along its first
@@ -259,8 +259,8 @@ def _resolve(
 ) -> list[tuple[float | Distribution, list[str]]]:
     """Return what each entry of a mapping gives, and to which layers; no layer is in two."""
     found, taken = [], set[str]()
-    # What is named comes before what a pattern matches.
-    for key in sorted(init, key=is_pattern):
+    # What is named comes before what a pattern matches, and of patterns the last.
+    for key in sorted(reversed(list(init)), key=is_pattern):
         names = layers_named(key, shapes)
         if not names:
             raise unknown_name("the layer name in init", key, shapes)
@@ -282,13 +282,8 @@ def layers_named(key: str, names: Collection[str]) -> list[str]:
         >>> layers_named("lstm", ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight"])
         ['lstm.weight_ih_l0', 'lstm.weight_hh_l0']
     """
-    plain = canonical_name(key)
-    if is_pattern(plain):
-        return [name for name in names if fnmatchcase(name, plain)]
     one = layer_named(key, names)
-    if one is not None:
-        return [one]
-    return [name for name in names if name.startswith(f"{plain}.")]
+    return [name for name in names if means(key, name)] if one is None else [one]
 
 
 def layer_named(key: str, names: Collection[str]) -> str | None:

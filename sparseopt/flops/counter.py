@@ -10,10 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseopt.flops.operands import WeightMemory
+from sparseopt.masks.prunable import COMPUTED_FROM
 from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.wrappers import canonical_name
 
@@ -29,7 +31,8 @@ class Operations:
         dense: for each parameter, FLOPs with every weight live, without the bias.
         sparse: for each parameter, FLOPs with its mask, without the bias.
         bias: for each parameter, additions of the bias that goes with it.
-        unnamed: FLOPs by weights that are no parameters but computed from some, biases included.
+        unnamed: FLOPs by weights that are no parameters but computed from some that have no mask,
+            biases included.
     """
 
     def __init__(self) -> None:
@@ -72,7 +75,7 @@ def count_operations(
     eagerly = torch.compiler.set_stance("force_eager")
     with preserve_model_state(model), no_fused_kernels(model), torch.no_grad(), eagerly:
         model.eval()
-        with counter, _LinearCalls(counter):
+        with _computed_weights(model, counter), counter, _LinearCalls(counter):
             model(*args, **kwargs)
     return counter.operations
 
@@ -110,6 +113,11 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._product(args[0], args[1].unsqueeze(-1), biased=False)
         return out
 
+    def note_computed(self, parameter: nn.Parameter, weight: Tensor) -> None:
+        """Take ``weight``, computed from a parameter that has a mask, to be zero where that is."""
+        if self._weights.has_mask(parameter):
+            self._weights.note_copy(parameter, weight)
+
     @contextmanager
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[None]:
         """Count a linear map as one, and not the products that it is made of."""
@@ -145,6 +153,28 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         name, live = found
         self.operations.add(name, dense=2.0 * uses * numel, sparse=2.0 * uses * live, bias=bias)
+
+
+@contextmanager
+def _computed_weights(model: nn.Module, counter: _Counter) -> Iterator[None]:
+    """Tell ``counter`` of the weights that modules compute while the model runs in this block."""
+
+    def parametrized(module: nn.Module, _: Any, weight: Tensor) -> None:
+        for parameter in module.parameters(recurse=False):
+            counter.note_computed(parameter, weight)
+
+    def hooked(module: nn.Module, _: Any) -> None:
+        for name in COMPUTED_FROM:
+            if (parameter := module._parameters.get(name)) is not None:
+                counter.note_computed(parameter, module.weight)
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, ParametrizationList):
+                stack.callback(module.register_forward_hook(parametrized).remove)
+            elif not module._parameters.keys().isdisjoint(COMPUTED_FROM):
+                stack.callback(module.register_forward_pre_hook(hooked).remove)
+        yield
 
 
 class _LinearCalls(TorchFunctionMode):

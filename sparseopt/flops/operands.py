@@ -81,6 +81,11 @@ class WeightMemory:
         part = mask.as_strided(operand.shape, operand.stride(), offset)
         return name, float(part.sum())
 
+    def has_mask(self, operand: Tensor) -> bool:
+        """Whether ``operand`` is a view of a weight that has a mask."""
+        owner = self._owner(operand)
+        return owner is not None and owner[0] in self._masks
+
     def note_copy(self, source: Tensor, out: Tensor) -> None:
         """Remember that ``out`` is a copy of ``source``, perhaps in another dtype."""
         if (

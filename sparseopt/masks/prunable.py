@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = [
+    "COMPUTED_FROM",
     "computed_weights",
     "embedding_weights",
     "is_matrix",
@@ -38,6 +39,8 @@ ATTENTION_PROJECTIONS: Final = (
     "k_proj_weight",
     "v_proj_weight",
 )
+#: What older functions of :mod:`torch.nn.utils` call the tensor that a weight is computed from.
+COMPUTED_FROM: Final = ("weight_v", "weight_orig")
 #: Classes of :mod:`torch.nn.utils.parametrizations` by the functions that register them.
 KNOWN_PARAMETRIZATIONS: Final = {
     "SpectralNorm": "spectral_norm",

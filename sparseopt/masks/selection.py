@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import Final
 
 from torch import nn
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 
-from sparseopt.masks.prunable import is_matrix
-from sparseopt.utils.validation import is_pattern, unknown_name
+from sparseopt.masks.prunable import COMPUTED_FROM, is_matrix
+from sparseopt.utils.names import is_pattern, means
+from sparseopt.utils.validation import unknown_name
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["Selection", "check_selection", "select", "stacked_matrices", "written_name"]
@@ -19,15 +19,14 @@ __all__ = ["Selection", "check_selection", "select", "stacked_matrices", "writte
 #: What selects weights in a mapping: the name of a parameter or a module, or a pattern of such
 #: names (``"encoder.*"``); a class of modules; a module; a parameter.
 Selector = str | type[nn.Module] | nn.Module | nn.Parameter
-#: From selectors to whether what they select is to be sparse, later ones before earlier ones; or a
-#: function of a parameter's name, the parameter and its module, which returns None for the default.
+#: From selectors to whether what they select is to be sparse. Names, modules and parameters come
+#: before patterns and classes; of equals the last counts. Or a function of a parameter's name, the
+#: parameter and its module, which returns None for the default.
 Selection = Mapping[Selector, bool] | Callable[[str, nn.Parameter, nn.Module], bool | None]
 
 #: Parametrizations that leave the weight zero wherever what they compute it from is zero.
 KEEPS_ZEROS: Final = (_WeightNorm, _SpectralNorm)
 PARAMETRIZATIONS: Final = ".parametrizations."
-#: What older functions of :mod:`torch.nn.utils` call the tensor that a weight is computed from.
-COMPUTED_FROM: Final = ("weight_v", "weight_orig")
 
 
 def check_selection(sparse: object, model: nn.Module | None) -> None:
@@ -65,9 +64,17 @@ def select(model: nn.Module, sparse: Selection) -> dict[nn.Parameter, bool]:
     if callable(sparse):
         return _by_function(model, sparse)
     chosen: dict[nn.Parameter, bool] = {}
-    for selector, wanted in sparse.items():
+    for selector in sorted(sparse, key=_names_one):
+        wanted = sparse[selector]
         chosen.update(dict.fromkeys(_selected(model, selector, wanted), wanted))
     return chosen
+
+
+def _names_one(selector: object) -> bool:
+    """Whether a selector names what it means, so that it comes before patterns and classes."""
+    return not isinstance(selector, type) and not (
+        isinstance(selector, str) and is_pattern(selector)
+    )
 
 
 def _by_function(
@@ -134,11 +141,7 @@ def _means(model: nn.Module, selector: object, entry: _Owned) -> bool:
             f"sparse has the key {selector!r}; it takes a name, a pattern, a class of modules, a "
             "module or a parameter."
         )
-    key = canonical_name(selector)
-    names = (name, written_name(name))
-    if is_pattern(key):
-        return any(fnmatchcase(one, key) for one in names)
-    return any(one == key or one.startswith(f"{key}.") for one in names)
+    return means(selector, name) or means(selector, written_name(name))
 
 
 def written_name(name: str) -> str:

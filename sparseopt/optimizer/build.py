@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -278,7 +278,10 @@ def _live_at_start(
         return {name: math.prod(shape) for name, shape in shapes.items()}
     init = config.init
     if isinstance(init, Mapping):
-        init = {key: choice for key, choice in init.items() if isinstance(choice, str | Callable)}
+        init = {
+            key: max(choice, density) if isinstance(choice, int | float) else choice
+            for key, choice in init.items()
+        }
     start = live_counts(shapes, density, init, dict.fromkeys(overrides, density), stacks)
     return {name: max(start[name], target) for name, target in targets.items()}
 

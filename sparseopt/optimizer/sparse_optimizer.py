@@ -83,8 +83,9 @@ class SparseOptimizer(WrappedOptimizer):
             tensor.
         sparse: which weights are made sparse beside those that are by default (``True``), or dense
             (``False``): a mapping from names, patterns, classes of modules, modules or parameters,
-            later ones before earlier ones, as in ``{nn.LSTM: True, "encoder.*": False}``; or a
-            function of (name, parameter, module), which returns ``None`` for the default.
+            as in ``{nn.LSTM: True, "encoder.*": False}``, the last of patterns and classes before
+            the others; or a function of (name, parameter, module), which returns ``None`` for the
+            default.
         total_steps: how many times :meth:`step` will be called. Updates stop at three quarters.
         t_end: the step from which on masks stay, if not at three quarters.
         delta_t: steps between updates.

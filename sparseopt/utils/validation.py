@@ -15,11 +15,6 @@ def unknown_name(argument: str, value: object, known: Iterable[str]) -> ValueErr
     return ValueError(f"{argument}={value!r} is not known{hint} Known: {', '.join(names)}.")
 
 
-def is_pattern(name: str) -> bool:
-    """Whether ``name`` stands for all names that it matches, as file names do in a shell."""
-    return any(sign in name for sign in "*?[")
-
-
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     choices = tuple(choices)

@@ -1,0 +1,357 @@
+"""Which weights are made sparse, and how dense each: `sparse=` and patterns in `init=`."""
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from sparseopt import SparseOptimizer
+from tests.oracle.distributions import erk_densities
+from tests.support.wrapping import wrap
+
+LSTM_LAYERS = ["embed.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight"]
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, cell=nn.LSTM):
+        super().__init__()
+        self.embed = nn.Embedding(40, 12)
+        self.lstm = cell(12, 20, batch_first=True)
+        self.head = nn.Linear(20, 40)
+
+    def forward(self, tokens):
+        return self.head(self.lstm(self.embed(tokens))[0])
+
+
+class Experts(nn.Module):
+    """Three experts, each a matrix of a parameter of three dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(3, 8, 24) / 5)
+        self.down = nn.Parameter(torch.randn(3, 24, 8) / 5)
+        self.gate = nn.Linear(8, 3)
+
+    def forward(self, x):
+        shares = self.gate(x).softmax(-1)
+        each = torch.relu(x @ self.up.view(3, 1, 8, 24).squeeze(1)) @ self.down
+        return torch.einsum("enf,ne->nf", each, shares)
+
+
+class OwnLinear(nn.Module):
+    """A linear map as graph libraries write their own."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        return x @ self.kernel + self.bias
+
+
+def lm_loss(model):
+    tokens = torch.randint(0, 40, (4, 9))
+    return nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+
+
+def train(optimizer, loss, steps=7):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+
+def names(optimizer):
+    return [layer.name for layer in optimizer.layers]
+
+
+def densities(optimizer):
+    return {layer.name: layer.density for layer in optimizer.layers}
+
+
+@pytest.mark.parametrize(
+    ("sparse", "expected"),
+    [
+        (None, ["head.weight"]),
+        ({nn.LSTM: True}, LSTM_LAYERS[1:]),
+        ({"lstm": True, "embed": True}, LSTM_LAYERS),
+        ({"*weight_hh*": True}, LSTM_LAYERS[2:]),
+        ({"lstm.weight_ih_l0": True, "head": False}, LSTM_LAYERS[1:2]),
+        # The last of patterns counts, and a name before any pattern.
+        ({"*": True, "embed*": False}, LSTM_LAYERS[1:]),
+        ({"embed*": False, "*": True}, LSTM_LAYERS),
+        ({"embed": False, "*": True}, LSTM_LAYERS[1:]),
+        ({nn.Module: True, nn.Linear: False}, LSTM_LAYERS[:3]),
+        (lambda name, parameter, module: isinstance(module, nn.Embedding) or None,
+         ["embed.weight", "head.weight"]),
+    ],
+)  # fmt: skip
+def test_selection_adds_to_the_default_or_takes_from_it(sparse, expected):
+    assert names(wrap(LanguageModel(), sparse=sparse)) == expected
+
+
+def test_selection_by_module_and_by_parameter():
+    model = LanguageModel()
+    optimizer = wrap(model, sparse={model.lstm: True, model.head.weight: False})
+    assert names(optimizer) == LSTM_LAYERS[1:3]
+
+
+@pytest.mark.parametrize(("cell", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_erk_takes_every_gate_for_a_layer(cell, gates):
+    optimizer = wrap(LanguageModel(cell), sparse={cell: True, "embed": True}, density=0.3)
+    shapes = [(40, 12), *[(20, 12)] * gates, *[(20, 20)] * gates, (40, 20)]
+    by_matrix = erk_densities(shapes, 0.3)
+    expected = [by_matrix[0], by_matrix[1], by_matrix[1 + gates], by_matrix[-1]]
+    numel = [480, 240 * gates, 400 * gates, 800]
+    for layer, density, size in zip(optimizer.layers, expected, numel, strict=True):
+        assert (layer.live, layer.numel) == (round(density * size), size), layer.name
+
+
+def test_erk_takes_every_expert_for_a_layer():
+    model = Experts()
+    optimizer = wrap(model, sparse={Experts: True}, density=0.4)
+    by_matrix = erk_densities([(8, 24)] * 3 + [(24, 8)] * 3 + [(3, 8)], 0.4)
+    assert [layer.live for layer in optimizer.layers] == [
+        round(by_matrix[0] * 576), round(by_matrix[3] * 576), round(by_matrix[6] * 24)
+    ]  # fmt: skip
+    train(optimizer, lambda: model(torch.randn(16, 8)).square().mean())
+    for layer in optimizer.layers:
+        assert int((layer.weight != 0).sum()) <= layer.live
+        assert not layer.weight[~layer.mask].any()
+
+
+@pytest.mark.slow
+def test_experts_of_a_mixture_become_sparse():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    model = transformers.MixtralForCausalLM(config)
+    optimizer = wrap(model, "AdamW", sparse={"*.experts": True, "lm_head": False}, density=0.2)
+    covered = sum(layer.numel for layer in optimizer.layers)
+    assert covered > 0.8 * sum(p.numel() for p in model.parameters())
+    tokens = torch.randint(0, 32, (2, 7))
+    train(optimizer, lambda: model(input_ids=tokens, labels=tokens).loss)
+    assert optimizer.history[0].grown
+    for layer in optimizer.layers:
+        assert not layer.weight[~layer.mask].any(), layer.name
+
+
+def test_language_model_trains_as_one_that_is_masked_by_hand():
+    torch.manual_seed(0)
+    model = LanguageModel()
+    byhand = copy.deepcopy(model)
+    optimizer = wrap(model, "Adam", sparse={"*": True}, method="static")
+    plain = torch.optim.Adam(byhand.parameters(), **optimizer.inner.defaults)
+    masks = optimizer.masks
+    twins = dict(byhand.named_parameters())
+
+    def mask():
+        for name, value in masks.items():
+            twins[name].data[~value] = 0
+
+    mask()
+    for step in range(5):
+        for trained, stepped in ((model, optimizer), (byhand, plain)):
+            torch.manual_seed(step)
+            stepped.zero_grad()
+            lm_loss(trained).backward()
+            if stepped is plain:
+                for name, value in masks.items():
+                    twins[name].grad[~value] = 0
+            stepped.step()
+        mask()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, twins[name], rtol=0, atol=0)
+
+
+def test_checkpoint_fits_by_name_whatever_the_order_of_selection():
+    torch.manual_seed(0)
+    first, second = LanguageModel(), LanguageModel()
+    optimizer = wrap(first, "Adam", sparse={"lstm": True, "embed": True})
+    train(optimizer, lambda: lm_loss(first))
+    second.load_state_dict(first.state_dict())
+    other = wrap(second, "Adam", sparse={"embed": True, nn.LSTM: True}, mask="magnitude")
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert all(torch.equal(optimizer.masks[name], mask) for name, mask in other.masks.items())
+    for model, stepped in ((first, optimizer), (second, other)):
+        torch.manual_seed(1)
+        train(stepped, lambda model=model: lm_loss(model))
+    for mine, its in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_weight_that_is_computed_is_as_sparse_as_what_it_is_computed_from(norm):
+    make = getattr(parametrizations, norm)
+    model = nn.Sequential(make(nn.Conv1d(4, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6, 2))
+    optimizer = wrap(model, sparse={"0.weight": True}, density=0.3)
+    assert names(optimizer)[0].startswith("0.parametrizations.weight.original")
+    train(optimizer, lambda: model(torch.randn(5, 4, 8)).square().mean())
+    live = optimizer.layers[0].live
+    assert optimizer.history[0].grown
+    assert int((model[0].weight != 0).sum()) <= live < 96
+    # 6 positions, 2 FLOPs for each live weight, and the dense layer counts as usual.
+    report = optimizer.flops(model, torch.randn(1, 4, 8))
+    assert report.computed == 0.0
+    assert {layer.name: layer.sparse for layer in report.layers}[names(optimizer)[0]] == (
+        pytest.approx(2 * 6 * live, rel=0.05)
+    )
+
+
+def test_temporal_convolutions_under_the_older_weight_norm_become_sparse():
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        convolution = torch.nn.utils.weight_norm(nn.Conv1d(4, 8, 3, padding=2, dilation=2))
+    model = nn.Sequential(convolution, nn.ReLU(), nn.Conv1d(8, 2, 1))
+    optimizer = wrap(model, sparse={"0": True}, density=0.3)
+    assert names(optimizer) == ["0.weight_v", "2.weight"]
+    train(optimizer, lambda: model(torch.randn(5, 4, 8)).square().mean())
+    assert int((model[0].weight != 0).sum()) <= optimizer.layers[0].live
+    report = optimizer.flops(model, torch.randn(1, 4, 8))
+    assert report.computed == 0.0
+
+
+def test_masks_of_torch_prune_can_be_gone_on_with():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 2))
+    prune.l1_unstructured(model[0], "weight", amount=0.75)
+    optimizer = wrap(model, sparse={"0": True}, mask={"0.weight_orig": model[0].weight_mask.bool()},
+                     method="static")  # fmt: skip
+    train(optimizer, lambda: model(torch.randn(5, 8)).square().mean())
+    assert torch.equal(model[0].weight != 0, optimizer.masks["0.weight_orig"])
+
+
+def test_graph_libraries_own_linear_layers_become_sparse():
+    model = nn.Sequential(OwnLinear(8, 16), nn.ReLU(), OwnLinear(16, 2))
+    optimizer = wrap(model, sparse={OwnLinear: True})
+    assert names(optimizer) == ["0.kernel", "2.kernel"]
+    train(optimizer, lambda: model(torch.randn(5, 8)).square().mean())
+    assert not model[0].kernel[~optimizer.masks["0.kernel"]].any()
+
+
+@pytest.mark.parametrize(
+    ("sparse", "error", "message"),
+    [
+        ({"lstmm": True}, ValueError, r"'lstmm' is not known; did you mean 'lstm'\?"),
+        ({"encoder.*": True}, ValueError, r"'encoder.\*' is not known"),
+        ({nn.GRU: True}, ValueError, r"GRU.*selects nothing"),
+        ({"lstm.bias_ih_l0": True}, ValueError, "can't be sparse"),
+        ({"lstm": 0.5}, TypeError, "must be True or False; how dense a layer is goes into init="),
+        ({3: True}, TypeError, "has the key 3"),
+        (["lstm"], TypeError, "must be a mapping"),
+        (lambda *_: "yes", TypeError, "returned 'yes' for 'embed.weight'"),
+    ],
+)
+def test_selection_that_means_nothing_is_refused(sparse, error, message):
+    model = LanguageModel()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(error, match=message):
+        wrap(model, sparse=sparse)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_selection_needs_the_model():
+    model = LanguageModel()
+    with pytest.raises(TypeError, match="so it needs the model"):
+        SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), sparse={"lstm": True})
+
+
+def test_selection_against_a_dense_param_group_is_refused():
+    model = LanguageModel()
+    groups = [
+        {"params": model.lstm.parameters(), "density": False},
+        {"params": model.head.parameters()},
+    ]
+    with pytest.raises(ValueError, match=r"'lstm.weight_ih_l0', whose param group has density=Fal"):
+        SparseOptimizer(torch.optim.SGD(groups, lr=0.1), model, sparse={"lstm": True})
+
+
+def test_selection_of_what_a_parametrization_spreads_is_refused():
+    model = nn.Sequential(parametrizations.orthogonal(nn.Linear(8, 8)), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"_Orthogonal computes the weight '0.weight'"):
+        wrap(model, sparse={"0": True})
+
+
+def test_selection_of_an_embedding_with_sparse_gradients_is_refused():
+    model = nn.Sequential(nn.Embedding(8, 4, sparse=True), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="embedding with sparse=True"):
+        wrap(model, sparse={"0": True})
+
+
+def test_selection_of_other_modules_is_refused_where_channels_are_dropped():
+    from sparseopt import RigLStruct, find_channel_groups
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(),
+        OwnLinear(8 * 4 * 4, 2),
+    )  # fmt: skip
+    method = RigLStruct(groups=find_channel_groups(model, torch.randn(2, 3, 8, 8)))
+    with pytest.raises(ValueError, match=r"'5.kernel', but the method drops whole channels"):
+        wrap(model, method=method, sparse={OwnLinear: True})
+
+
+def test_selection_holds_for_param_groups_that_come_later():
+    model = LanguageModel()
+    inner = torch.optim.SGD(model.head.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(inner, model, sparse={nn.LSTM: True}, total_steps=1000)
+    optimizer.add_param_group({"params": list(model.lstm.parameters())})
+    assert names(optimizer) == LSTM_LAYERS[1:]
+    twin = copy.deepcopy(optimizer)
+    assert names(twin) == LSTM_LAYERS[1:]
+    assert names(pickle.loads(pickle.dumps(optimizer))) == LSTM_LAYERS[1:]
+
+
+def test_init_takes_patterns_the_named_ones_first():
+    optimizer = wrap(
+        LanguageModel(), sparse={"*": True}, density=0.2,
+        init={"*": "erk", "head": 1.0, "lstm.*": 0.5},
+    )  # fmt: skip
+    assert densities(optimizer) == pytest.approx(
+        {"embed.weight": 0.2, "lstm.weight_ih_l0": 0.5, "lstm.weight_hh_l0": 0.5, "head.weight": 1},
+        abs=1e-3,
+    )
+
+
+def test_init_with_a_dense_head_spreads_the_rest_by_erk():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.Linear(32, 10))
+    optimizer = wrap(model, init={"3": 1.0, "*": "erk"}, density=0.1)
+    rest = erk_densities([(64, 64), (32, 64)], 0.1)
+    assert [layer.live for layer in optimizer.layers] == [
+        round(rest[0] * 4096), round(rest[1] * 2048), 320
+    ]  # fmt: skip
+
+
+def test_init_keeps_its_distribution_where_training_starts_denser():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.Linear(32, 10))
+    optimizer = wrap(model, method="granet", init={"3": 1.0, "*": "erk"}, density=0.1)
+    rest = erk_densities([(64, 64), (32, 64)], 0.5)
+    assert [layer.live for layer in optimizer.layers][:2] == [
+        round(rest[0] * 4096), round(rest[1] * 2048)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["heads", "heads.*", "?"])
+def test_init_with_a_name_or_pattern_that_matches_nothing_is_refused(key):
+    with pytest.raises(ValueError, match="is not known"):
+        wrap(LanguageModel(), init={key: 0.5})
+
+
+def test_model_that_is_mostly_left_dense_is_said_to_be(caplog):
+    with caplog.at_level(logging.WARNING, "sparseopt"):
+        wrap(LanguageModel())
+    (line,) = [r.getMessage() for r in caplog.records if "parameters can be sparse" in r.message]
+    # 800 of 480 + 2,720 + 840 weights, biases included.
+    assert line.startswith("20 % of the 4,040 trained parameters can be sparse.")
+    assert "lstm (LSTM) 2,720, embed (Embedding) 480, head (Linear) 40" in line
+
+
+def test_model_that_is_covered_is_not_talked_about(caplog):
+    with caplog.at_level(logging.WARNING, "sparseopt"):
+        wrap(LanguageModel(), sparse={nn.LSTM: True})
+    assert not [r for r in caplog.records if "parameters can be sparse" in r.getMessage()]
