@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +19,6 @@ from sparseopt.masks.already_sparse import warn_of_lost_weights
 from sparseopt.masks.indices import count_true
 from sparseopt.masks.initial import initial_masks
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.prunable import model_weights
 from sparseopt.methods.base import Method
 from sparseopt.methods.nm import NM
 from sparseopt.methods.rigl_struct import RigLStruct
@@ -36,13 +35,13 @@ from sparseopt.utils.wrappers import canonical_name
 
 __all__ = [
     "MaskConfig",
-    "add_in_order",
     "build_layers",
     "check_keeps_zeros",
     "check_ranks_step_together",
     "check_wrappable",
     "has_names",
-    "layers_of_new_group",
+    "make_layers",
+    "weights_for",
 ]
 
 logger = logging.getLogger("sparseopt")
@@ -103,7 +102,7 @@ def build_layers(
         TypeError: if a weight is of a kind that can't be masked.
         ValueError: if a density or a name is wrong.
     """
-    weights, overrides = _weights_for(method, groups, model)
+    weights, overrides = weights_for(method, groups, model)
     if not weights:
         raise NoSparseLayerError(why_nothing(model))
     if isinstance(method, RigLStruct):
@@ -118,61 +117,21 @@ def build_layers(
             "dense.",
             ", ".join(weights),
         )
-    return _make_layers(weights, overrides, config, method, generator)
+    return make_layers(weights, overrides, config, method, generator)
 
 
-def layers_of_new_group(
-    groups: list[dict[str, Any]],
-    model: nn.Module | None,
-    config: MaskConfig,
-    method: Method,
-    generator: torch.Generator,
-    *,
-    known: Collection[str],
-) -> list[SparseLayer]:
-    """Return the layers of the last of ``groups``, which is new: by the same rules, perhaps none.
-
-    The group's layers share the density among themselves; none is "the first, so dense".
-
-    Args:
-        groups: all param groups.
-        model: the model, if the optimizer was made with one.
-        config: what the user asked for at construction.
-        method: the method.
-        generator: the source of random masks.
-        known: names of the layers that there are already.
-
-    Raises:
-        ValueError: if a weight has the name of another that is sparse already, or the method can
-            have no more layers.
-    """
-    everything, overrides = _weights_for(method, groups, model)
-    added = set(groups[-1]["params"])
-    weights = {name: weight for name, weight in everything.items() if weight in added}
-    if not weights:
-        return []
-    if isinstance(method, RigLStruct):
-        raise ValueError(
-            f"method={method.name!r} knows the model's channels from construction, and can't take "
-            f"{next(iter(weights))!r} of the new param group: give the group density=False, or "
-            "make the SparseOptimizer when all groups are there."
-        )
-    for name in weights:
-        if name in known:
-            raise ValueError(
-                f"parameter {name!r} of the new param group has the name of a sparse layer that "
-                "this optimizer has already: a weight that takes another's place in the model "
-                "needs a new SparseOptimizer."
-            )
-    note_what_stays_dense(groups[-1:], model, list(weights.values()))
-    densities = {name: overrides.get(name, config.density) for name in weights}
-    return _make_layers(weights, densities, config.among(weights), method, generator)
-
-
-def check_keeps_zeros(layers: Sequence[SparseLayer], config: MaskConfig, method: Method) -> None:
+def check_keeps_zeros(
+    layers: Sequence[SparseLayer], config: MaskConfig, method: Method, *, stacklevel: int = 3
+) -> None:
     """Warn, before masks are applied, if they would destroy a model that is sparse already.
 
     Masks that the user chose weight by weight are taken to be meant.
+
+    Args:
+        layers: the layers.
+        config: what the user asked for.
+        method: the method.
+        stacklevel: of the warning, as seen from here.
     """
     mask = config.mask
     if mask == "nonzero":
@@ -182,7 +141,7 @@ def check_keeps_zeros(layers: Sequence[SparseLayer], config: MaskConfig, method:
         [layer for layer in layers if not any(layer_named(key, [layer.name]) for key in given)],
         keep_zeros="mask='magnitude'" if isinstance(method, RigLStruct) else "mask='nonzero'",
         only_fewer=mask == "magnitude",
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
 
 
@@ -202,20 +161,10 @@ def check_ranks_step_together(optimizer: Optimizer, method: Method) -> None:
         )
 
 
-def add_in_order(
-    layers: list[SparseLayer], more: Sequence[SparseLayer], model: nn.Module | None
-) -> None:
-    """Extend ``layers``, which are in the order of the model if there is one, and stay so."""
-    layers.extend(more)
-    if model is not None:
-        weights = [layer.weight for layer in layers]
-        order = {name: place for place, name in enumerate(model_weights(model, weights).values())}
-        layers.sort(key=lambda layer: order.get(layer.name, len(order)))
-
-
-def _weights_for(
+def weights_for(
     method: Method, groups: list[dict[str, Any]], model: nn.Module | None
 ) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
+    """Find the weights that ``method`` can make sparse; see :func:`find_weights`."""
     # Of other modules the channels are not known.
     return find_weights(groups, model, only_known=isinstance(method, RigLStruct))
 
@@ -230,7 +179,7 @@ def _structured_layers(
     """Return the layers of a method that drops whole channels."""
     if model is None:
         raise TypeError(f"method={method.name!r} needs the model: pass it as the second argument.")
-    weights, overrides = _weights_for(method, groups, model)
+    weights, overrides = weights_for(method, groups, model)
     free = {p for group in groups if group.get("density") is not False for p in group["params"]}
     trained = {
         canonical_name(name): parameter
@@ -249,13 +198,22 @@ def _structured_layers(
     )
 
 
-def _make_layers(
+def make_layers(
     weights: Mapping[str, nn.Parameter],
     overrides: Mapping[str, float],
     config: MaskConfig,
     method: Method,
     generator: torch.Generator,
 ) -> list[SparseLayer]:
+    """Return layers of ``weights`` with their first masks, which are not applied yet.
+
+    Args:
+        weights: the weights by name.
+        overrides: densities of some of them.
+        config: what the user asked for.
+        method: the method.
+        generator: the source of random masks.
+    """
     for density in overrides.values():
         if density != 1.0:
             # A method that can have one density only says so.

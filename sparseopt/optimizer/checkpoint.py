@@ -18,9 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.base import Method
-from sparseopt.methods.gradient_memory import RememberedGradients
-from sparseopt.optimizer.progress import Progress
+from sparseopt.optimizer.mask_updates import MaskUpdater
 from sparseopt.optimizer.state import StateBackend
 from sparseopt.utils.errors import CheckpointError
 from sparseopt.utils.wrappers import canonical_name
@@ -29,12 +27,9 @@ __all__ = [
     "SavedLayer",
     "SavedState",
     "attach",
-    "check_kind",
     "extract",
-    "match_layers",
     "only_makes_state",
-    "restore_layers",
-    "warn_of_another_density",
+    "restore",
     "without_masks",
 ]
 
@@ -66,35 +61,33 @@ class SavedLayer:
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state dict taken apart: what the inner optimizer loads, and what is ours."""
+    """A state dict taken apart: what the inner optimizer loads, and what is ours.
+
+    ``layers`` has each layer that there is, with what the checkpoint has of it.
+    """
 
     inner: dict[str, Any]
-    layers: list[SavedLayer]
-    named: bool
+    layers: list[tuple[SparseLayer, SavedLayer]]
     progress: dict[str, Any]
 
 
-def attach(
-    inner: Optimizer,
-    layers: Sequence[SparseLayer],
-    *,
-    named: bool,
-    method: Method,
-    compact: bool,
-    fresh: Mapping[tuple[str, str], float],
-    memory: RememberedGradients | None,
-    progress: Progress,
-) -> dict[str, Any]:
+def attach(updater: MaskUpdater, *, named: bool, compact: bool) -> dict[str, Any]:
     """Return the inner optimizer's state dict with masks and progress added.
+
+    Args:
+        updater: has the layers, their state, the method and the progress.
+        named: whether the layers have names of their own.
+        compact: whether state is one value a live weight now.
 
     Raises:
         RuntimeError: if a layer's weight is in no param group any more.
     """
-    indices = _parameter_indices(inner, layers)
+    inner, memory = updater.backend.inner, updater.memory
+    indices = _parameter_indices(inner, updater.layers)
     state_dict = inner.state_dict()
     state = dict(state_dict["state"])
     entries = []
-    for layer in layers:
+    for layer in updater.layers:
         index = indices[layer.weight]
         entries.append(
             {
@@ -117,40 +110,46 @@ def attach(
             state[index] = {**state.get(index, {}), MEMORY_KEY: memory.saved(layer)}
     groups = [dict(group) for group in state_dict["param_groups"]]
     groups[0][PROGRESS_KEY] = {
-        "method": method.name,
+        "method": updater.method.name,
         "optimizer": type(inner).__name__,
         "compact": compact,
-        **progress.as_dict(),
+        **updater.progress.as_dict(),
         "named": named,
-        "fresh": tuple((*key, value) for key, value in fresh.items()),
+        "fresh": tuple((*key, value) for key, value in updater.backend.noted.items()),
         "layers": tuple(entries),
     }
     return {**state_dict, "state": state, "param_groups": groups}
 
 
-def without_masks(
-    inner: Optimizer, layers: Sequence[SparseLayer], backend: StateBackend
-) -> dict[str, Any]:
+def without_masks(backend: StateBackend) -> dict[str, Any]:
     """Return a state dict that a plain optimizer loads; nothing changes.
 
     Raises:
         RuntimeError: if a layer's weight is in no param group any more.
     """
-    indices = _parameter_indices(inner, layers)
+    inner = backend.inner
+    indices = _parameter_indices(inner, backend.layers)
     state_dict = inner.state_dict()
     dense = {
         indices[layer.weight]: backend.dense_entry(layer)
-        for layer in layers
+        for layer in backend.layers
         if layer.weight in inner.state
     }
     return {**state_dict, "state": {**state_dict["state"], **dense}}
 
 
-def extract(state_dict: Mapping[str, Any]) -> SavedState:
-    """Take a state dict apart, without changing it.
+def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool) -> SavedState:
+    """Take a state dict apart, if it is one of an optimizer like this; nothing changes.
+
+    Args:
+        state_dict: the state dict.
+        updater: has the layers to restore, the method and the inner optimizer.
+        named: whether the layers have names of their own.
 
     Raises:
-        CheckpointError: if it holds no masks.
+        CheckpointError: if it holds no masks, is of another method or of an inner optimizer that
+            it does not suit, the layers or their shapes are not the same, or a parameter has
+            another place in the param groups.
     """
     groups = [dict(group) for group in state_dict["param_groups"]]
     progress = groups[0].pop(PROGRESS_KEY, None) if groups else None
@@ -180,26 +179,65 @@ def extract(state_dict: Mapping[str, Any]) -> SavedState:
                 memory=memory,
             )
         )
-    inner = {**state_dict, "state": state, "param_groups": groups}
-    return SavedState(inner, layers, progress["named"], progress)
+    _check_kind(progress, groups[0], updater)
+    pairs = _match_layers(layers, updater, named=named and progress["named"])
+    return SavedState({**state_dict, "state": state, "param_groups": groups}, pairs, progress)
 
 
-def check_kind(saved: SavedState, inner: Optimizer, method: Method) -> None:
+def restore(saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str, Tensor]) -> None:
+    """Give layers and progress what the checkpoint has; the inner optimizer has loaded its state.
+
+    Args:
+        saved: what :func:`extract` returned.
+        updater: what it was given.
+        mask: the mask that the optimizer was made with.
+    """
+    _warn_of_another_density(saved.layers, mask)
+    backend, memory = updater.backend, updater.memory
+    names = {was.name: layer.name for layer, was in saved.layers}
+    # Checkpoints of the first version have no such key.
+    fresh = saved.progress.get("fresh", ())
+    backend.noted.update({(names[layer], state): value for layer, state, value in fresh})
+    for layer, was in saved.layers:
+        layer.restore(was.mask, was.ever_live_bits, was.target)
+        layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
+        layer.clear_dropped_()
+        backend.load_layer(layer, compact=saved.progress["compact"])
+        if memory is not None:
+            memory.restore(layer, was.memory)
+    updater.progress.restore(saved.progress)
+
+
+def only_makes_state(inner: Optimizer, gradients: Callable[[], Sequence[Tensor]]) -> bool:
+    """Whether a step is only to make state: what distributed checkpointing does before loading.
+
+    It sets every learning rate and gradient to zero and steps an optimizer without state.
+
+    Args:
+        inner: the optimizer.
+        gradients: returns all gradients of its parameters.
+    """
+    if inner.state or any(group.get("lr") != 0.0 for group in inner.param_groups):
+        return False
+    return not any(bool(gradient.any()) for gradient in gradients())
+
+
+def _check_kind(
+    progress: Mapping[str, Any], group: Mapping[str, Any], updater: MaskUpdater
+) -> None:
     """Check that a checkpoint is of this method and of an inner optimizer like this one.
 
     One of another class is let through if its param groups have the same settings, as those of
     Adam and AdamW.
-
-    Raises:
-        CheckpointError: if it is not.
     """
-    if saved.progress["method"] != method.name:
+    method, inner = updater.method, updater.backend.inner
+    if progress["method"] != method.name:
         raise CheckpointError(
-            f"the checkpoint is of method {saved.progress['method']!r}, but this optimizer has "
+            f"the checkpoint is of method {progress['method']!r}, but this optimizer has "
             f"method={method.name!r}."
         )
-    theirs, mine = saved.progress["optimizer"], type(inner).__name__
-    settings = set(inner.param_groups[0]) - set(saved.inner["param_groups"][0])
+    theirs, mine = progress["optimizer"], type(inner).__name__
+    settings = set(inner.param_groups[0]) - set(group)
     if theirs != mine and settings:
         raise CheckpointError(
             f"the checkpoint is of inner optimizer {theirs}, but this one is {mine}, whose "
@@ -207,30 +245,32 @@ def check_kind(saved: SavedState, inner: Optimizer, method: Method) -> None:
         )
 
 
-def match_layers(
-    saved: SavedState, inner: Optimizer, layers: Sequence[SparseLayer], *, named: bool
+def _match_layers(
+    saved: Sequence[SavedLayer], updater: MaskUpdater, *, named: bool
 ) -> list[tuple[SparseLayer, SavedLayer]]:
     """Pair each layer with what the checkpoint has of it.
 
     They are matched by name where both sides have names, wrappers' prefixes apart, else by
     position.
 
-    Raises:
-        CheckpointError: if the layers or their shapes are not the same, or a parameter has another
-            place in the param groups.
+    Args:
+        saved: the layers of the checkpoint.
+        updater: has the layers that there are.
+        named: whether both sides have names.
     """
-    if saved.named and named:
-        by_name = {canonical_name(layer.name): layer for layer in saved.layers}
+    layers = updater.layers
+    if named:
+        by_name = {canonical_name(layer.name): layer for layer in saved}
         _check_same_layers([layer.name for layer in layers], list(by_name))
         pairs = [(layer, by_name[layer.name]) for layer in layers]
     else:
-        if len(saved.layers) != len(layers):
+        if len(saved) != len(layers):
             raise CheckpointError(
-                f"the checkpoint has {len(saved.layers)} sparse layers, this optimizer "
-                f"{len(layers)} ({_first_difference(saved.layers, layers)})."
+                f"the checkpoint has {len(saved)} sparse layers, this optimizer "
+                f"{len(layers)} ({_first_difference(saved, layers)})."
             )
-        pairs = list(zip(layers, saved.layers, strict=True))
-    indices = _parameter_indices(inner, layers)
+        pairs = list(zip(layers, saved, strict=True))
+    indices = _parameter_indices(updater.backend.inner, layers)
     for layer, was in pairs:
         if was.shape != tuple(layer.weight.shape):
             raise CheckpointError(
@@ -246,15 +286,12 @@ def match_layers(
     return pairs
 
 
-def warn_of_another_density(
+def _warn_of_another_density(
     pairs: Sequence[tuple[SparseLayer, SavedLayer]], mask: str | Mapping[str, Tensor]
 ) -> None:
     """Warn if the optimizer was made with another density than the checkpoint has.
 
-    Args:
-        pairs: what :func:`match_layers` returned.
-        mask: the mask that was given at construction; one that brings its own live counts says
-            nothing of a density.
+    A mask that brings its own live counts says nothing of a density.
     """
     if mask == "nonzero" or not isinstance(mask, str):
         return
@@ -267,43 +304,8 @@ def warn_of_another_density(
             f"the checkpoint's density is used: {there / total:.3g}. The one given at construction "
             f"is not: {here / total:.3g}.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-
-
-def restore_layers(
-    saved: SavedState,
-    pairs: Sequence[tuple[SparseLayer, SavedLayer]],
-    *,
-    backend: StateBackend,
-    memory: RememberedGradients | None,
-) -> None:
-    """Give layers what the checkpoint has of them; the inner optimizer has loaded its state."""
-    names = {was.name: layer.name for layer, was in pairs}
-    # Checkpoints of the first version have no such key.
-    fresh = saved.progress.get("fresh", ())
-    backend.noted.update({(names[layer], state): value for layer, state, value in fresh})
-    for layer, was in pairs:
-        layer.restore(was.mask, was.ever_live_bits, was.target)
-        layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
-        layer.clear_dropped_()
-        backend.load_layer(layer, compact=saved.progress["compact"])
-        if memory is not None:
-            memory.restore(layer, was.memory)
-
-
-def only_makes_state(inner: Optimizer, gradients: Callable[[], Sequence[Tensor]]) -> bool:
-    """Whether a step is only to make state: what distributed checkpointing does before loading.
-
-    It sets every learning rate and gradient to zero and steps an optimizer without state.
-
-    Args:
-        inner: the optimizer.
-        gradients: returns all gradients of its parameters.
-    """
-    if inner.state or any(group.get("lr") != 0.0 for group in inner.param_groups):
-        return False
-    return not any(bool(gradient.any()) for gradient in gradients())
 
 
 def _check_same_layers(here: list[str], there: list[str]) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.prunable import optimizer_weights
-from sparseopt.optimizer.hooks import ModelHooks
 from sparseopt.optimizer.mask_updates import MaskUpdater
+from sparseopt.optimizer.state import CompactState, MaskedState
 
-__all__ = ["about_weights_outside", "departed_layers", "forget_layers"]
+__all__ = ["departed_layers", "forget_layers", "warn_of_departed"]
 
 
 def departed_layers(
@@ -31,10 +31,7 @@ def departed_layers(
 
 
 def forget_layers(
-    departed: Collection[SparseLayer],
-    updater: MaskUpdater,
-    hooks: ModelHooks,
-    model: nn.Module | None,
+    departed: Collection[SparseLayer], updater: MaskUpdater, model: nn.Module | None
 ) -> None:
     """Take ``departed`` out of the updater's list of layers, with all that is kept for them.
 
@@ -44,7 +41,6 @@ def forget_layers(
     if not departed:
         return
     updater.layers[:] = [layer for layer in updater.layers if layer not in departed]
-    hooks.forget(departed)
     for layer in departed:
         if updater.memory is not None:
             updater.memory.restore(layer, None)
@@ -57,22 +53,28 @@ def forget_layers(
         del state[key]
 
 
-def about_weights_outside(layers: Sequence[SparseLayer], model: nn.Module) -> str | None:
-    """Return a warning if ``model`` has no longer the weights of ``layers``.
+def warn_of_departed(updater: MaskUpdater, model: nn.Module | None, *, stacklevel: int) -> None:
+    """Warn once if ``model`` has no longer the weights of the updater's layers.
 
     Args:
-        layers: the layers.
-        model: the model that they were made for, not swapped for a smaller one.
+        updater: has the layers.
+        model: the model that they were made for, if it is known.
+        stacklevel: of the warning, as seen from here; 1 is this function.
     """
-    outside = _outside(layers, model)
+    # Another backend may have swapped the weights for smaller ones.
+    if model is None or not isinstance(updater.backend, (CompactState, MaskedState)):
+        return
+    outside = _outside(updater.layers, model)
     if not outside:
-        return None
+        return
     others = len(outside) - 1
     more = f" (and of {others} more layer{'s' if others > 1 else ''})" if others else ""
-    return (
+    updater.warn_once(
+        "departed",
         f"the weight of {outside[0].name!r}{more} is no longer a parameter of the model: what took "
         "its place has no mask, and is not trained unless a param group has it. Masks, density and "
-        "summary() are of the old weight. Make a new optimizer and a new SparseOptimizer."
+        "summary() are of the old weight. Make a new optimizer and a new SparseOptimizer.",
+        stacklevel=stacklevel + 1,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from torch import nn
 from torch.optim import Optimizer
 
+from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.prunable import (
     computed_weights,
     embedding_weights,
@@ -25,6 +26,7 @@ __all__ = [
     "note_computed",
     "note_what_stays_dense",
     "refuse_flat_parameters",
+    "weights_in_copy",
     "why_nothing",
 ]
 
@@ -158,6 +160,27 @@ def refuse_flat_parameters(optimizer: Optimizer, model: nn.Module | None) -> Non
             "pieces of flat tensors, so that no rank knows a layer's shape. Use fully_shard "
             "(FSDP2; fsdp_version=2 in Accelerate) or DistributedDataParallel."
         )
+
+
+def weights_in_copy(
+    layers: Sequence[SparseLayer], model: nn.Module
+) -> list[tuple[SparseLayer, nn.Parameter]]:
+    """Return each layer with the parameter of its name in another model.
+
+    Raises:
+        ValueError: if there is none of its name and shape.
+    """
+    parameters = {canonical_name(name): value for name, value in model.named_parameters()}
+    pairs = []
+    for layer in layers:
+        parameter = parameters.get(layer.name)
+        if parameter is None or parameter.shape != layer.weight.shape:
+            raise ValueError(
+                f"model={type(model).__name__}(...) has no parameter {layer.name!r} of shape "
+                f"{tuple(layer.weight.shape)}."
+            )
+        pairs.append((layer, parameter))
+    return pairs
 
 
 def _asks(group: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -51,9 +51,8 @@ class ModelHooks:
 
     Args:
         optimizer: the sparse optimizer; the hooks hold it weakly.
-        inner: the optimizer that it wraps.
-        updater: its preparation of a forward pass is undone on removal, and its backend gives the
-            inner optimizer dense state.
+        updater: prepares forward passes, if its method asks for it. On removal that is undone, and
+            its backend gives the inner optimizer dense state.
         recorder: its hook is removed too, if there is one.
 
     Attributes:
@@ -63,21 +62,19 @@ class ModelHooks:
     """
 
     def __init__(
-        self,
-        optimizer: object,
-        inner: Optimizer,
-        updater: MaskUpdater,
-        recorder: InputRecorder | None,
+        self, optimizer: object, updater: MaskUpdater, recorder: InputRecorder | None
     ) -> None:
         self.flag = GradientFlag()
         self.taken_over: str | None = None
         self.holder: Holder | None = None
+        self._updater = updater
+        self._inner = updater.backend.inner
         self._handles: list[Handle] = []
         self._hooked: list[tuple[SparseLayer, int]] = []
-        self._slots = ParameterSlots(updater.layers, inner.param_groups)
+        self._slots = ParameterSlots(updater.layers, self._inner.param_groups)
         self._finalizer = weakref.finalize(optimizer, _remove_all, self._handles, updater, recorder)
         self._finalizer.atexit = False
-        _hooks_of[inner] = weakref.ref(self)
+        _hooks_of[self._inner] = weakref.ref(self)
 
     @property
     def are_removed(self) -> bool:
@@ -93,36 +90,28 @@ class ModelHooks:
                 self._handles.append(mask_gradient_of(layer, self.flag, self))
                 self._hooked.append((layer, layer.weight._cdata))
 
-    def add_to_model(
-        self,
-        model: nn.Module,
-        *,
-        first_forward: Callable[[], Any],
-        training_forward: Callable[[], Any] | None,
-    ) -> None:
+    def add_to_model(self, model: nn.Module, first_forward: Callable[[], Any]) -> None:
         """Put the hooks on the model that have to run before it does.
 
         Args:
             model: the model.
             first_forward: a method, held weakly, to call once before the next training forward
                 pass, if the model may be sharded until then.
-            training_forward: a method, held weakly, to call before each training forward pass.
         """
         if may_be_sharded_later():
             self._handles.append(before_first_forward(model, first_forward))
-        if training_forward is not None:
-            self._handles.append(call_before_forward(model, _Preparing(training_forward)))
-
-    def forget(self, layers: Collection[SparseLayer]) -> None:
-        """Follow ``layers`` no more: their weights left the model."""
-        self._hooked = [(layer, tensor) for layer, tensor in self._hooked if layer not in layers]
+        if self._updater.method.prepares_forward:
+            preparing = _Preparing(self._updater.prepare_forward)
+            self._handles.append(call_before_forward(model, preparing))
 
     def hold(self, holder: Holder) -> None:
         """Have ``holder`` end when the hooks are removed.
 
         Raises:
-            ValueError: if there is another.
+            RuntimeError: if the hooks were removed.
+            ValueError: if there is another holder.
         """
+        self.require_attached(f"no {holder.name} can be used with")
         if self.holder is not None:
             raise ValueError(
                 f"the optimizer's model is in use by {self.holder.name} already, so {holder.name} "
@@ -137,13 +126,13 @@ class ModelHooks:
             self.holder = None
             self._handles[:] = [handle for handle in self._handles if handle is not holder]
 
-    def note_slots(self, layers: Sequence[SparseLayer], inner: Optimizer) -> None:
-        """Note where in the param groups the weights of ``layers`` are now."""
-        self._slots = ParameterSlots(layers, inner.param_groups)
+    def note_layers(self) -> None:
+        """Note that the updater has other layers, and where their weights are now."""
+        layers = self._updater.layers
+        self._hooked = [(layer, tensor) for layer, tensor in self._hooked if layer in layers]
+        self._slots = ParameterSlots(layers, self._inner.param_groups)
 
-    def follow_weights(
-        self, layers: Sequence[SparseLayer], inner: Optimizer
-    ) -> list[tuple[SparseLayer, nn.Parameter]]:
+    def follow_weights(self) -> list[tuple[SparseLayer, nn.Parameter]]:
         """Follow weights that were moved, and find those that a framework has replaced.
 
         ``model.to(...)`` puts another tensor into a DTensor's parameter, and into any parameter
@@ -152,12 +141,12 @@ class ModelHooks:
         Returns:
             Layers whose weight was replaced, each with the parameter that took its place.
         """
-        follow_weights(layers)
+        follow_weights(self._updater.layers)
         for index, (layer, tensor) in enumerate(self._hooked):
             if layer.weight._cdata != tensor:
                 reregister_hooks(layer.weight)
                 self._hooked[index] = layer, layer.weight._cdata
-        return self._slots.replaced(inner.param_groups)
+        return self._slots.replaced(self._inner.param_groups)
 
     def take_over(self, layers: Sequence[SparseLayer]) -> None:
         """Have every other optimizer that masks a weight of ``layers`` let go of all its weights.
@@ -205,7 +194,7 @@ class ModelHooks:
 
 
 class _Preparing(WeakHook):
-    """Calls a method before each training forward pass.
+    """Calls a method with the model before each training forward pass.
 
     A pass without gradients, in evaluation mode or for an export does not count.
     """
@@ -215,11 +204,11 @@ class _Preparing(WeakHook):
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             return
         if module.training and torch.is_grad_enabled():
-            self._prepare()
+            self._prepare(module)
 
     @disable_dynamo
-    def _prepare(self) -> None:
-        self.act()
+    def _prepare(self, module: nn.Module) -> None:
+        self.act(module)
 
 
 def detach_previous_wrapper(inner: Optimizer) -> None:

@@ -10,50 +10,37 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparseopt.distributed.dtensor import whole
-from sparseopt.distributed.ranks import agree_on_seed, is_distributed, require_agreement
+from sparseopt.distributed.ranks import agree_on_seed, is_distributed
 from sparseopt.distributions import Distribution
 from sparseopt.flops import Accountant, FlopsReport
-from sparseopt.masks.already_sparse import warn_of_weights_outside
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Regrow
 from sparseopt.methods import Method, get_method
 from sparseopt.optimizer import checkpoint
 from sparseopt.optimizer.build import (
     MaskConfig,
-    add_in_order,
     build_layers,
     check_keeps_zeros,
     check_ranks_step_together,
     check_wrappable,
     has_names,
-    layers_of_new_group,
 )
-from sparseopt.optimizer.departed import (
-    about_weights_outside,
-    departed_layers,
-    forget_layers,
-)
-from sparseopt.optimizer.find_weights import refuse_flat_parameters
+from sparseopt.optimizer.departed import warn_of_departed
+from sparseopt.optimizer.find_weights import refuse_flat_parameters, weights_in_copy
 from sparseopt.optimizer.gradients import GradientFlag
 from sparseopt.optimizer.hooks import Holder, ModelHooks, detach_previous_wrapper
 from sparseopt.optimizer.mask_updates import MaskUpdater
+from sparseopt.optimizer.new_group import add_group
 from sparseopt.optimizer.progress import Progress, UpdateRecord, summary_table
+from sparseopt.optimizer.readiness import Readiness
 from sparseopt.optimizer.replaced_parameters import rebind
-from sparseopt.optimizer.state import (
-    CompactState,
-    MaskedState,
-    StateBackend,
-    StateMode,
-    make_backend,
-)
+from sparseopt.optimizer.state import CompactState, StateBackend, StateMode, make_backend
 from sparseopt.optimizer.weight_backup import WeightBackup
-from sparseopt.optimizer.wrapper import WrappedOptimizer, share_local_state
+from sparseopt.optimizer.wrapper import WrappedOptimizer, evaluate, share_local_state
 from sparseopt.schedules import Decay, make_schedule
 from sparseopt.utils.compile import disable_dynamo
 from sparseopt.utils.random import mask_generator
 from sparseopt.utils.validation import check_density, check_seed
-from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["SparseOptimizer"]
 
@@ -80,7 +67,7 @@ class SparseOptimizer(WrappedOptimizer):
             own, or ``False`` to leave it dense.
         model: the model. With it, the weights of convolutions, linear layers and attention
             projections are made sparse; without it, every trainable parameter of two or more
-            dimensions.
+            dimensions. DTensors (FSDP2, tensor parallel) are weights like any other.
         method: a registered name (see :func:`sparseopt.available_methods`) or a
             :class:`sparseopt.Method`.
         density: share of the weights that is live, in (0, 1].
@@ -110,8 +97,8 @@ class SparseOptimizer(WrappedOptimizer):
     Raises:
         TypeError: if an argument has the wrong type, the optimizer cannot be wrapped (SparseAdam,
             or a SparseOptimizer already), or a weight that would be made sparse is complex or has
-            a layout other than ``torch.strided``. ``density=False`` in its param group keeps such
-            a weight dense. DTensors (FSDP2, tensor parallel) are weights like any other.
+            a layout other than ``torch.strided`` (``density=False`` in its param group keeps it
+            dense).
         ValueError: if an argument is out of range, a name is not known, or ``state="compact"`` is
             asked for where state has to be dense (DTensors, an optimizer that is not
             element-wise).
@@ -121,8 +108,7 @@ class SparseOptimizer(WrappedOptimizer):
         >>> import torch
         >>> from sparseopt import SparseOptimizer
         >>> model = torch.nn.Sequential(
-        ...     torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
-        ... )
+        ...     torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
         >>> optimizer = SparseOptimizer(
         ...     torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model,
         ...     method="rigl", density=0.1, init="erk", total_steps=1000, delta_t=10)
@@ -163,21 +149,16 @@ class SparseOptimizer(WrappedOptimizer):
         schedule = make_schedule(
             total_steps=total_steps, t_end=t_end, delta_t=delta_t, alpha=alpha, decay=decay
         )
-        self._made_alone = not is_distributed()
         seed = agree_on_seed(torch.initial_seed() if seed is None else check_seed("seed", seed))
         self._progress = Progress(schedule, total_steps, mask_generator(seed))
-        self._model = model
         self._named = has_names(optimizer, model)
         self._layers = build_layers(
             optimizer.param_groups, model, self._mask_config, self.method, self._progress.generator
         )
         self._state_mode = state
-        self._updater = MaskUpdater(
-            self.method,
-            self._layers,
-            make_backend(state, optimizer, self._layers),
-            self._progress,
-        )
+        backend = make_backend(state, optimizer, self._layers)
+        self._updater = MaskUpdater(self.method, self._layers, backend, self._progress)
+        self._readiness = Readiness(self._updater, by_size=mask == "magnitude")
         self._accountant = Accountant(model)
         check_keeps_zeros(self._layers, self._mask_config, self.method)
         check_ranks_step_together(optimizer, self.method)
@@ -205,7 +186,7 @@ class SparseOptimizer(WrappedOptimizer):
                 and their masks differ.
             ValueError: if the method needs a horizon and has none.
         """
-        self._require_attached("step")
+        self._hooks.require_attached("step")
         # A scheduler made on the inner optimizer looks here for "step() came before me".
         self.inner._opt_called = True  # type: ignore[attr-defined]
         self._follow_weights()
@@ -213,15 +194,16 @@ class SparseOptimizer(WrappedOptimizer):
             self._backup.put_back()
             return self.backend.step(closure)
         # First: ranks with masks of their own would be warned of weights that others have.
-        if self._made_alone and is_distributed():
-            self._require_equal_masks()
-        if not self._is_ready:
-            self._check_ready()
+        if self._readiness.made_alone and is_distributed():
+            self._readiness.require_equal_masks()
+        if not self._readiness.is_checked:
+            self._readiness.check(self.model)
+            self._backup.discard()
         updater, step = self._updater, self._progress.steps + 1
         if updater.is_due:
-            loss = _evaluate(closure)
+            loss = evaluate(closure)
             updater.update(step, self._gradients())
-            self._warn_of_departed(stacklevel=7)
+            warn_of_departed(updater, self.model, stacklevel=6)
         else:
             if updater.memory is not None:
                 closure = updater.remembering(closure, self._gradients)
@@ -236,9 +218,7 @@ class SparseOptimizer(WrappedOptimizer):
         """Add a param group; weights in it that can be sparse get masks by the same rules.
 
         Layers whose weight is in no param group and not in the model any more are forgotten: a
-        head that was replaced.
-
-        If a weight in it cannot be masked, nothing is added.
+        head that was replaced. If a weight in the group cannot be masked, nothing is added.
 
         Raises:
             RuntimeError: after :meth:`detach`; or after unpickling, if the optimizer was made with
@@ -247,34 +227,12 @@ class SparseOptimizer(WrappedOptimizer):
             ValueError: if a density is wrong, a weight has the name of a layer that there is, or
                 the method is ``rigl-struct``, which takes no more layers.
         """
-        self._require_attached("add the group to")
-        if self._model is None and self._named and not has_names(self.inner, None):
-            raise RuntimeError(
-                "this SparseOptimizer was unpickled without its model, which says what can be "
-                "sparse: make a new one with the model, and load the state dict."
-            )
+        self._hooks.require_attached("add the group to")
         self.materialize()
-        self.inner.add_param_group(param_group)
-        try:
-            departed = departed_layers(self._layers, self.inner.param_groups, self._model)
-            layers = layers_of_new_group(
-                self.inner.param_groups,
-                self._model,
-                self._mask_config,
-                self.method,
-                self._progress.generator,
-                known={layer.name for layer in self._layers if layer not in departed},
-            )
-            check_keeps_zeros(layers, self._mask_config, self.method)
-        except Exception:
-            self.inner.param_groups.pop()
-            raise
-        forget_layers(departed, self._updater, self._hooks, self._model)
-        progress = self._progress
-        usage = progress.usage.advanced(progress.steps, self._layers)
-        progress.usage = usage.joined_by(layers)
-        add_in_order(self._layers, layers, self._model)
-        self._hooks.note_slots(self._layers, self.inner)
+        layers = add_group(
+            param_group, self.model, self._mask_config, self._updater, named=self._named
+        )
+        self._hooks.note_layers()
         self._backup.add(layers)
         self._start_masking(layers)
 
@@ -290,16 +248,8 @@ class SparseOptimizer(WrappedOptimizer):
         self._follow_weights()
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        state_dict = checkpoint.attach(
-            self.inner,
-            self._layers,
-            named=self._named,
-            method=self.method,
-            compact=isinstance(self.backend, CompactState) and not self._hooks.are_removed,
-            fresh=self.backend.noted,
-            memory=self._updater.memory,
-            progress=self._progress,
-        )
+        compact = isinstance(self.backend, CompactState) and not self._hooks.are_removed
+        state_dict = checkpoint.attach(self._updater, named=self._named, compact=compact)
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             state_dict = post_hook(self, state_dict) or state_dict
         return state_dict
@@ -328,7 +278,7 @@ class SparseOptimizer(WrappedOptimizer):
         """
         self.materialize()
         self._follow_weights()
-        return checkpoint.without_masks(self.inner, self._layers, self.backend)
+        return checkpoint.without_masks(self.backend)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Bring masks, optimizer state, schedule, history and random state back.
@@ -343,63 +293,45 @@ class SparseOptimizer(WrappedOptimizer):
                 param groups.
             ValueError: if the inner optimizer refuses it.
         """
-        self._require_attached("load into")
+        self._hooks.require_attached("load into")
         self.materialize()
         self._follow_weights()
         state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        saved = checkpoint.extract(state_dict)
-        checkpoint.check_kind(saved, self.inner, self.method)
-        pairs = checkpoint.match_layers(saved, self.inner, self._layers, named=self._named)
+        saved = checkpoint.extract(state_dict, self._updater, named=self._named)
         self.inner.load_state_dict(saved.inner)
         share_local_state(self.inner)
         self._backup.put_back()
         self._updater.forget_preparation()
-        checkpoint.warn_of_another_density(pairs, self._mask_config.mask)
-        checkpoint.restore_layers(saved, pairs, backend=self.backend, memory=self._updater.memory)
-        self._progress.restore(saved.progress)
-        self._is_ready = False
+        checkpoint.restore(saved, self._updater, mask=self._mask_config.mask)
+        self._readiness.is_checked = False
         self._plan_next_step()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         self.materialize()
-        # Hooks belong to this object and this process; the model is its owner's to pickle.
-        here = ("_model", "_accountant", "_hooks", "step")
-        kept = {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in here and not name.startswith("_optimizer_")
-        }
+        # The model, which the accountant has, is its owner's to pickle.
+        here = ("_accountant", "_hooks")
+        kept = {name: value for name, value in super().__getstate__().items() if name not in here}
         return {**kept, DETACHED: self._hooks.are_removed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
+        state = {"_accountant": Accountant(None), **state}
         was_detached = state.pop(DETACHED, False)
-        self.__dict__.update(state)
-        self._model = None
-        self._accountant = Accountant(None)
-        self._become_an_optimizer()
+        super().__setstate__(state)
         self._attach()
         self._hooks.mask_gradients(self._layers)
         self._plan_next_step()
         if was_detached:
             self._hooks.remove()
 
-    def __copy__(self) -> SparseOptimizer:
-        raise TypeError(
-            "copy.copy() of a SparseOptimizer would share its masks and the inner optimizer's "
-            "state with it: use copy.deepcopy(), of the optimizer and the model together."
-        )
-
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseOptimizer:
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
-        clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        clone._model, clone._accountant = copy.deepcopy((self._model, self._accountant), memo)
-        clone._add_model_hooks()
+        state = {**self.__getstate__(), "_accountant": self._accountant}
+        clone.__setstate__(copy.deepcopy(state, memo))
         return clone
 
     # What can be looked at; nothing here changes anything.
@@ -439,7 +371,7 @@ class SparseOptimizer(WrappedOptimizer):
     @property
     def model(self) -> nn.Module | None:
         """The model given at construction; ``None`` without one, and after unpickling."""
-        return self._model
+        return self._accountant.model
 
     def summary(self) -> str:
         """Return a table by layer: shape, densities, live weights, and what the last update moved.
@@ -447,7 +379,7 @@ class SparseOptimizer(WrappedOptimizer):
         The target is the density that training ends with, or, where methods share out what grows
         among layers, starts with.
         """
-        self._warn_of_departed(stacklevel=4)
+        warn_of_departed(self._updater, self.model, stacklevel=3)
         return summary_table(self._layers)
 
     def flops(self, model: nn.Module | None = None, *inputs: Any) -> FlopsReport:
@@ -462,7 +394,7 @@ class SparseOptimizer(WrappedOptimizer):
             ValueError: if there is no model, or no input is known.
         """
         self.materialize()
-        self._warn_of_departed(stacklevel=4)
+        warn_of_departed(self._updater, self.model, stacklevel=3)
         return self._accountant.report(
             model, inputs, layers=self._layers, method=self.method, progress=self._progress
         )
@@ -498,17 +430,8 @@ class SparseOptimizer(WrappedOptimizer):
         Raises:
             ValueError: if ``model`` has no parameter of a layer's name and shape.
         """
-        parameters = {canonical_name(name): value for name, value in model.named_parameters()}
-        for layer in self._layers:
-            parameter = parameters.get(layer.name)
-            if parameter is None or parameter.shape != layer.weight.shape:
-                raise ValueError(
-                    f"model={type(model).__name__}(...) has no parameter {layer.name!r} of shape "
-                    f"{tuple(layer.weight.shape)}."
-                )
         with torch.no_grad():
-            for layer in self._layers:
-                parameter = parameters[layer.name]
+            for layer, parameter in weights_in_copy(self._layers, model):
                 parameter.masked_fill_(~layer.mask.to(parameter.device), 0)
 
     def detach(self) -> None:
@@ -552,7 +475,6 @@ class SparseOptimizer(WrappedOptimizer):
             RuntimeError: after :meth:`detach`.
             ValueError: if there is another one.
         """
-        self._require_attached(f"no {holder.name} can be used with")
         self._hooks.hold(holder)
 
     def release(self, holder: Holder) -> None:
@@ -560,40 +482,28 @@ class SparseOptimizer(WrappedOptimizer):
         self._hooks.release(holder)
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Return positional and keyword inputs like those of the first training step.
+        """Return zeros in the shapes of the first training step's inputs, ``(args, kwargs)``.
 
-        Returns:
-            Zeros in the shapes that were seen; ``None`` if no input is known yet.
+        ``None`` if no input is known yet.
         """
         return self._accountant.example_inputs()
 
     # Where the wrapper hangs.
 
     def _attach(self) -> None:
-        """Prepare for hooks on the model, and for their removal when this object is collected."""
-        self._is_ready = False
-        self._hooks = ModelHooks(self, self.inner, self._updater, self._accountant.recorder)
-        self._add_model_hooks()
-
-    def _add_model_hooks(self) -> None:
-        if self._model is not None and not self._hooks.are_removed:
-            self._hooks.add_to_model(
-                self._model,
-                first_forward=self._before_first_forward,
-                training_forward=self._prepare_forward if self.method.prepares_forward else None,
-            )
+        """Put hooks on the model, and have all hooks removed when this object is collected."""
+        self._readiness.is_checked = False
+        self._hooks = ModelHooks(self, self._updater, self._accountant.recorder)
+        if self.model is not None:
+            self._hooks.add_to_model(self.model, self._before_first_forward)
 
     def _before_first_forward(self) -> None:
-        refuse_flat_parameters(self.inner, self._model)
+        refuse_flat_parameters(self.inner, self.model)
         self._follow_weights()
-
-    def _prepare_forward(self) -> None:
-        assert self._model is not None
-        self._updater.prepare_forward(self._model)
 
     def _follow_weights(self) -> None:
         """Follow weights to where they are now, and to the parameters that replaced them."""
-        replaced = self._hooks.follow_weights(self._layers, self.inner)
+        replaced = self._hooks.follow_weights()
         if not replaced:
             return
         self._hooks.remove_for_replacement()
@@ -617,36 +527,3 @@ class SparseOptimizer(WrappedOptimizer):
     def _plan_next_step(self) -> None:
         self._updater.plan_next_step()
         self._hooks.flag.dense_gradients = self._updater.needs_dense_gradients
-
-    def _check_ready(self) -> None:
-        """Check what has to hold before training goes on, until something changes it."""
-        self._warn_of_departed(stacklevel=8)
-        if not self._updater.is_prepared:
-            by_size = self._mask_config.mask == "magnitude" and not self._progress.steps
-            warn_of_weights_outside(self._layers, chosen_by_size=by_size, stacklevel=6)
-        self._backup.discard()
-        self._updater.require_horizon()
-        self._is_ready = True
-
-    def _require_equal_masks(self) -> None:
-        """Check, once there are several ranks, that masks made by each of them are the same."""
-        masks = {layer.name: whole(layer.mask) for layer in self._layers}
-        require_agreement(masks, self._progress.generator)
-        self._made_alone = False
-
-    def _require_attached(self, what: str) -> None:
-        self._hooks.require_attached(what)
-
-    def _warn_of_departed(self, *, stacklevel: int) -> None:
-        # Another backend may have swapped the weights for smaller ones.
-        if self._model is not None and isinstance(self.backend, (CompactState, MaskedState)):
-            message = about_weights_outside(self._layers, self._model)
-            if message is not None:
-                self._updater.warn_once("departed", message, stacklevel=stacklevel)
-
-
-def _evaluate(closure: Callable[[], Any] | None) -> Any:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()

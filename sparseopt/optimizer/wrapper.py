@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sparseopt.utils.compile import disable_dynamo
 
-__all__ = ["WrappedOptimizer", "share_local_state"]
+__all__ = ["WrappedOptimizer", "evaluate", "share_local_state"]
+
+
+def evaluate(closure: Callable[[], Any] | None) -> Any:
+    """Return what ``closure`` returns, evaluated as torch's optimizers do; ``None`` without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def share_local_state(optimizer: Optimizer) -> None:
@@ -85,6 +95,25 @@ class WrappedOptimizer(Optimizer):
                 "step(closure)."
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks, and a step() that a scheduler has put here, belong to this object and this process.
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name != "step" and not name.startswith("_optimizer_")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._become_an_optimizer()
+
+    def __copy__(self) -> WrappedOptimizer:
+        raise TypeError(
+            f"copy.copy() of a {type(self).__name__} would share the inner optimizer, and all that "
+            "is kept about its weights: use copy.deepcopy(), of the optimizer and the model "
+            "together."
+        )
 
     @disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:

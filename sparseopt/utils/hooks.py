@@ -30,14 +30,14 @@ class WeakHook(OwnHook):
         act: the method.
     """
 
-    def __init__(self, act: Callable[[], Any]) -> None:
-        self._act: weakref.WeakMethod[Callable[[], Any]] | None = weakref.WeakMethod(act)
+    def __init__(self, act: Callable[..., Any]) -> None:
+        self._act: weakref.WeakMethod[Callable[..., Any]] | None = weakref.WeakMethod(act)
 
-    def act(self) -> None:
+    def act(self, *args: Any) -> None:
         """Call the method if its object is still there."""
         act = None if self._act is None else self._act()
         if act is not None:
-            act()
+            act(*args)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_act": None}

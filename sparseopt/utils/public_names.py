@@ -14,7 +14,8 @@ def adopt_public_names(package: str, namespace: Mapping[str, Any], names: Iterab
     """Make ``package`` the module of public objects, so that their pickles outlive a moved file.
 
     A pickle names a class by its module and name. The annotations of a class are looked up in its
-    module too, so they are resolved first, where their names are known.
+    module too, so they are resolved first, where their names are known. So is its source, and
+    :func:`inspect.getsource` finds it no more; it finds that of methods and of functions.
 
     Args:
         package: the name that users import from.

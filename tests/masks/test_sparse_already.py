@@ -183,6 +183,9 @@ def test_a_group_that_is_added_later_is_looked_at_too():
         optimizer.add_param_group({"params": head})
     assert torch.equal(model.fc2.weight, before)
     assert len(inner.param_groups) == 1
+    with pytest.warns(UserWarning, match=r"'fc2\.weight' are outside") as said:
+        optimizer.add_param_group({"params": head})
+    assert said[0].filename == __file__
 
 
 def test_dead_channels_are_kept_by_magnitude_under_rigl_struct():

@@ -70,6 +70,14 @@ def test_the_checkpoints_schedule_wins_and_a_different_one_warns():
     assert [record.step for record in other.history] == [3, 6, 9, 12, 15]
 
 
+def test_the_warning_of_another_schedule_is_of_the_line_that_loads():
+    saved = wrap(make(), delta_t=3).state_dict()
+    optimizer = wrap(make(), delta_t=5)
+    with pytest.warns(UserWarning, match="schedule is used") as caught:
+        optimizer.load_state_dict(saved)
+    assert caught[0].filename == __file__
+
+
 def test_the_same_schedule_does_not_warn():
     model = make()
     optimizer = wrap(model)

@@ -55,6 +55,14 @@ def test_detach_before_the_first_forward():
     assert_no_hook(model, masks)
 
 
+def test_detach_of_a_copy_before_the_first_forward():
+    original = make()
+    model, optimizer = copy.deepcopy((original, wrap(original)))
+    masks = dict(optimizer.masks)
+    optimizer.detach()
+    assert_no_hook(model, masks)
+
+
 @pytest.mark.parametrize("steps", [0, 7])
 def test_a_collected_optimizer_leaves_the_model_unmasked(steps, state):
     model = make()

@@ -1,0 +1,130 @@
+"""A param group that is added later: the layers that come with it, and those that it replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from torch import nn
+
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.prunable import model_weights
+from sparseopt.methods.rigl_struct import RigLStruct
+from sparseopt.optimizer.build import (
+    MaskConfig,
+    check_keeps_zeros,
+    has_names,
+    make_layers,
+    weights_for,
+)
+from sparseopt.optimizer.departed import departed_layers, forget_layers
+from sparseopt.optimizer.find_weights import note_what_stays_dense
+from sparseopt.optimizer.mask_updates import MaskUpdater
+
+__all__ = ["add_group"]
+
+
+def add_group(
+    param_group: dict[str, Any],
+    model: nn.Module | None,
+    config: MaskConfig,
+    updater: MaskUpdater,
+    *,
+    named: bool,
+) -> list[SparseLayer]:
+    """Add a param group to the inner optimizer, and its layers to the updater's list.
+
+    The updater's layers whose weight is in no param group and not in the model any more are
+    forgotten. If a weight of the new group cannot be masked, nothing is added.
+
+    Args:
+        param_group: the group.
+        model: the model, if the optimizer was made with one.
+        config: what the user asked for at construction.
+        updater: its backend has full-size parameters and state.
+        named: whether the layers that there are have names.
+
+    Returns:
+        The group's layers, whose weights the masks have not been applied to yet; perhaps none.
+
+    Raises:
+        RuntimeError: if the model is needed and gone, because the optimizer was unpickled.
+        TypeError: if a weight is of a kind that can't be masked.
+        ValueError: if a density is wrong, a weight has the name of another that is sparse already,
+            or the method can have no more layers.
+    """
+    inner = updater.backend.inner
+    if model is None and named and not has_names(inner, None):
+        raise RuntimeError(
+            "this SparseOptimizer was unpickled without its model, which says what can be sparse: "
+            "make a new one with the model, and load the state dict."
+        )
+    inner.add_param_group(param_group)
+    try:
+        departed = departed_layers(updater.layers, inner.param_groups, model)
+        known = {layer.name for layer in updater.layers if layer not in departed}
+        layers = _layers_of_last(inner.param_groups, model, config, updater, known)
+        check_keeps_zeros(layers, config, updater.method, stacklevel=4)
+    except Exception:
+        inner.param_groups.pop()
+        raise
+    forget_layers(departed, updater, model)
+    progress = updater.progress
+    usage = progress.usage.advanced(progress.steps, updater.layers)
+    progress.usage = usage.joined_by(layers)
+    _add_in_order(updater.layers, layers, model)
+    return layers
+
+
+def _layers_of_last(
+    groups: list[dict[str, Any]],
+    model: nn.Module | None,
+    config: MaskConfig,
+    updater: MaskUpdater,
+    known: Collection[str],
+) -> list[SparseLayer]:
+    """Return the layers of the last of ``groups``, made by the same rules as all others.
+
+    They share the density among themselves; none is "the first, so dense".
+
+    Args:
+        groups: all param groups.
+        model: the model, if the optimizer was made with one.
+        config: what the user asked for at construction.
+        updater: has the method, and the source of random masks.
+        known: names of the layers that there are already.
+    """
+    method = updater.method
+    everything, overrides = weights_for(method, groups, model)
+    added = set(groups[-1]["params"])
+    weights = {name: weight for name, weight in everything.items() if weight in added}
+    if not weights:
+        return []
+    if isinstance(method, RigLStruct):
+        raise ValueError(
+            f"method={method.name!r} knows the model's channels from construction, and can't take "
+            f"{next(iter(weights))!r} of the new param group: give the group density=False, or "
+            "make the SparseOptimizer when all groups are there."
+        )
+    for name in weights:
+        if name in known:
+            raise ValueError(
+                f"parameter {name!r} of the new param group has the name of a sparse layer that "
+                "this optimizer has already: a weight that takes another's place in the model "
+                "needs a new SparseOptimizer."
+            )
+    note_what_stays_dense(groups[-1:], model, list(weights.values()))
+    densities = {name: overrides.get(name, config.density) for name in weights}
+    generator = updater.progress.generator
+    return make_layers(weights, densities, config.among(weights), method, generator)
+
+
+def _add_in_order(
+    layers: list[SparseLayer], more: Sequence[SparseLayer], model: nn.Module | None
+) -> None:
+    """Extend ``layers``, which are in the order of the model if there is one, and stay so."""
+    layers.extend(more)
+    if model is not None:
+        weights = [layer.weight for layer in layers]
+        order = {name: place for place, name in enumerate(model_weights(model, weights).values())}
+        layers.sort(key=lambda layer: order.get(layer.name, len(order)))
