@@ -28,7 +28,9 @@ def run(cases: Sequence[Case], figures: Iterable[str], path: Path) -> None:
     """Measure all figures of all cases and write ``path``, the results file, after every entry."""
     results = Results(path)
     asked = {name for case in cases for name in case.contenders}
-    results.peers.update({name: _about_peer(name) for name in PEERS if name in asked})
+    for name, peer in PEERS.items():
+        if name in asked:
+            results.peers[name] = {"version": peer.version(), "absent": peer.absent()}
     todo = [
         (case, kind)
         for case, kind in itertools.product(cases, figures)
@@ -40,15 +42,6 @@ def run(cases: Sequence[Case], figures: Iterable[str], path: Path) -> None:
             bar.set_description(" ".join(map(str, (*place.values(), kind))))
             figure = _MEASURES[kind](case)
             results.put({"figures": kind, **place, **figure, "made_with": _made_with(case)})
-
-
-def _about_peer(name: str) -> dict[str, str | None]:
-    absent = None
-    try:
-        PEERS[name].require()
-    except ImportError as error:
-        absent = str(error)
-    return {"version": PEERS[name].version(), "absent": absent}
 
 
 def _made_with(case: Case) -> dict[str, Any]:
