@@ -12,6 +12,8 @@ from benchmarks.cifar.settings import read_toml
 
 #: What the file has; as floats, 0.20 would come back as 0.2.
 PAPER = read_toml(Path(__file__).with_suffix(".toml"), Decimal)
+#: What the letters of the sources stand for.
+SOURCES: dict[str, str] = PAPER["sources"]
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,6 @@ def paper_of(group: Group) -> Paper | None:
 def published_datasets() -> list[str]:
     """The data sets that ``Paper`` can be asked for."""
     return [name for name, table in PAPER.items() if "results" in table]
-
-
-def sources() -> dict[str, str]:
-    """What the letters of the sources stand for."""
-    return dict(PAPER["sources"])
 
 
 def _published(row: dict[str, Any]) -> Published:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks.cifar.records import Folder, Record, ResultsError, read_results
 from benchmarks.cifar.report import accuracy, figures, masks, structured, tuning
 from benchmarks.cifar.report.order import orders
-from benchmarks.cifar.report.paper import paper_of, sources
+from benchmarks.cifar.report.paper import SOURCES, paper_of
 from benchmarks.cifar.report.results import Group, group_by_protocol
 from benchmarks.cifar.report.stats import all_differences
 from benchmarks.cifar.report.texts import note
@@ -40,7 +40,7 @@ def write_report(results: Path, folder: Path) -> Path:
         lines += group_lines(group, Figures(group, folder, used), measured)
     if any(paper_of(group) for group in groups):
         lines += ["## Sources of the published numbers", ""]
-        lines += [f"- [{letter}] {name}." for letter, name in sources().items()]
+        lines += [f"- [{letter}] {name}." for letter, name in SOURCES.items()]
     report = folder / "report.md"
     write_atomic(report, ("\n".join(lines).rstrip() + "\n").encode())
     return report
