@@ -104,7 +104,7 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
         "is weights, and layers with more of them count. Updates end after three quarters."
     )
     lines = ["## Masks that move", "", *paragraph(explanation), *made_with(records, *SHOWN)]
-    protocols = dict.fromkeys(f"Trained by {record['protocol']}, uniform." for record in records)
+    protocols = dict.fromkeys(f"Training: {record['protocol']}, uniform." for record in records)
     return [*lines, *paragraph(" ".join(protocols)), *table_of(rows(records))]
 
 
