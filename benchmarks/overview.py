@@ -20,7 +20,7 @@ from benchmarks.speed.records import Record, read_records
 HERE = Path(__file__).parent
 OVERHEAD = HERE / "overhead" / "results" / "results.json"
 SPEED = HERE / "speed" / "results"
-#: The density of the README's table of costs, and of the first one in the docs.
+#: The density of the README's table of costs.
 DENSITY = 0.1
 
 #: What the columns of the table of costs are.
@@ -44,12 +44,6 @@ SPEED_WORDS = (
     "by hand* is dense code of the same shapes. [What is compared, and how]"
     "(docs/results/structured.md#time-of-compacted-models)."
 )
-
-
-def densities(results: Results) -> list[float]:
-    """Of which there is a table of costs, the README's first."""
-    found = {entry["density"] for entry in results.entries if entry["figures"] == "steps"}
-    return sorted(found, key=lambda density: (density != DENSITY, density))
 
 
 def cost_table(results: Results, density: float = DENSITY) -> list[str]:

@@ -166,7 +166,7 @@ class OverheadOverview(Overview):
     def parts(self) -> Iterator[str]:
         self.read(overview.OVERHEAD)
         results = Results(overview.OVERHEAD)
-        for density in overview.densities(results):
+        for density in sorted({density for _, density in results.groups()}):
             yield f"At density {density:g}, on {overview.cost_machines(results, density)}:"
             yield "\n".join(overview.cost_table(results, density))
         yield f"{overview.COST_COLUMNS} All of it: {self.link(overview.OVERHEAD.parent)}."
