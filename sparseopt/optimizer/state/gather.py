@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch._utils import _flatten_dense_tensors
 from torch.nn import Parameter
 
 from sparseopt.masks.indices import concat_positions, index_dtype
@@ -134,9 +134,13 @@ class GatherMany(Part):
 
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__(members)
+        # Views, made once: to make them takes a small network longer than to copy what is in them.
+        self._dense = [member.weight.detach().view(-1) for member in members]
+        self._addresses = [dense.data_ptr() for dense in self._dense]
+        self._numels = [member.numel for member in members]
         # Kept on the device, so that nothing waits for them to come there.
         device = members[0].weight.device
-        numels = torch.tensor([member.numel for member in members], device="cpu")
+        numels = torch.tensor(self._numels, device="cpu")
         self._starts = (numels.cumsum(0) - numels).to(device, torch.int32)
         self._counts = torch.tensor([member.live for member in members], device="cpu").to(device)
         self._versions: list[int] = []
@@ -144,11 +148,12 @@ class GatherMany(Part):
 
     def fits(self) -> bool:
         """Whether all weights are contiguous, and where they were; see :meth:`Part.fits`."""
-        device = self._starts.device
-        weights = [member.weight for member in self.members]
-        return all(weight.is_contiguous() and weight.device == device for weight in weights)
+        for member, address in zip(self.members, self._addresses, strict=True):
+            weight = member.weight
+            if weight.data_ptr() != address or not weight.is_contiguous():
+                return False
+        return True
 
-    @torch.no_grad()
     def gather(self, weights: Tensor, gradients: Tensor) -> None:
         """Read all members; see :meth:`Part.gather`."""
         versions = [member.mask_version for member in self.members]
@@ -156,17 +161,14 @@ class GatherMany(Part):
             each = [member.positions() for member in self.members]
             self._positions = concat_positions(each, self._starts, self._counts)
             self._versions = versions
-        dense = _flatten_dense_tensors([member.weight for member in self.members])
-        torch.index_select(dense, 0, self._positions, out=weights)
-        dense = _flatten_dense_tensors([gradient_of(member) for member in self.members])
+        torch.index_select(torch.cat(self._dense), 0, self._positions, out=weights)
+        dense = _flatten_dense_tensors([gradient_of(member).detach() for member in self.members])
         torch.index_select(dense, 0, self._positions, out=gradients)
 
-    @torch.no_grad()
     def put_back(self, weights: Tensor) -> None:
         """Write to all members; see :meth:`Part.put_back`."""
         final = weights.new_zeros(self.numel).scatter_(0, self._positions, weights)
-        dense = [member.weight for member in self.members]
-        torch._foreach_copy_(dense, _unflatten_dense_tensors(final, dense))
+        torch._foreach_copy_(self._dense, final.split_with_sizes(self._numels))
 
 
 def parts_of(members: Sequence[Member]) -> list[Part]:
