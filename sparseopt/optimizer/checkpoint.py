@@ -21,7 +21,7 @@ from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method
 from sparseopt.methods.gradient_memory import RememberedGradients
 from sparseopt.optimizer.progress import Progress
-from sparseopt.optimizer.state import StateBackend
+from sparseopt.optimizer.state import StateBackend, with_own_memory
 from sparseopt.utils.errors import CheckpointError
 from sparseopt.utils.wrappers import canonical_name
 
@@ -143,7 +143,14 @@ def without_masks(
         for layer in layers
         if layer.weight in inner.state
     }
-    return {**state_dict, "state": {**state_dict["state"], **dense}}
+    # Saved, a part of a larger tensor would bring all of that along.
+    state = {
+        index: {name: with_own_memory(value) for name, value in entry.items()}
+        if isinstance(entry, dict)
+        else entry
+        for index, entry in {**state_dict["state"], **dense}.items()
+    }
+    return {**state_dict, "state": state}
 
 
 def extract(state_dict: Mapping[str, Any]) -> SavedState:

@@ -16,7 +16,12 @@ from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state.base import Closure, StateBackend, unhooked_step
 from sparseopt.optimizer.state.fresh import tensors_in
 from sparseopt.optimizer.state.gather import Member, WholeParameter, gradient_of
-from sparseopt.optimizer.state.pools import Pool, is_small_and_dense, make_pools
+from sparseopt.optimizer.state.pools import (
+    Pool,
+    is_small_and_dense,
+    make_pools,
+    with_own_memory,
+)
 
 __all__ = ["CompactState", "StepPlan"]
 
@@ -146,9 +151,8 @@ class CompactState(StateBackend):
         stay = set(pooled)
         for parameter in self._sharing:
             entry = self.inner.state.get(parameter, {})
-            for name, value in entry.items() if parameter not in stay else ():
-                if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
-                    entry[name] = value.clone()
+            if parameter not in stay:
+                entry.update({name: with_own_memory(value) for name, value in entry.items()})
         self._sharing = pooled
 
 

@@ -20,7 +20,7 @@ from sparseopt.optimizer.state.gather import (
     shares,
 )
 
-__all__ = ["Pool", "is_small_and_dense", "make_pools"]
+__all__ = ["Pool", "is_small_and_dense", "make_pools", "with_own_memory"]
 
 #: Live weights of a pool on a CPU where torch has one thread: few enough for the dense weights that
 #: they are gathered from to stay in the cache until they are written back, enough to make what a
@@ -206,6 +206,13 @@ def make_pools(inner: Optimizer, group: dict[str, Any], members: Iterable[Member
         for together in _within_limit(same)
         if len(together) > 1 or isinstance(together[0], SparseLayer)
     ]
+
+
+def with_own_memory(value: Any) -> Any:
+    """Return a copy of a tensor that is a part of a larger one; anything else as it is."""
+    if type(value) is not Tensor or value.untyped_storage().nbytes() <= value.nbytes:
+        return value
+    return value.clone()
 
 
 def _address(value: Any) -> int | None:

@@ -166,7 +166,23 @@ def test_after_detach_each_has_state_of_its_own():
             assert value.untyped_storage().nbytes() == value.nbytes
 
 
-def test_one_that_leaves_the_optimizer_takes_its_state_along():
+def test_a_dense_state_dict_brings_no_state_along_that_it_does_not_have():
+    """A saved view would."""
+    net = Net()
+    optimizer = wrapped(net, build("Adam", net.parameters()))
+    net.set_gradients(1)
+    optimizer.step()
+    plain = build("Adam", net.parameters())
+    plain.load_state_dict(optimizer.dense_state_dict())
+    for p in net.parameters():
+        for key, value in plain.state[p].items():
+            assert value.untyped_storage().nbytes() == value.nbytes, key
+    assert torch.equal(
+        plain.state[net.first.bias]["exp_avg"], optimizer.state[net.first.bias]["exp_avg"]
+    )
+
+
+def test_one_that_misses_a_step_takes_its_state_along():
     net = Net()
     inner = build("Adam", net.parameters())
     optimizer = wrapped(net, inner)
