@@ -162,8 +162,9 @@ class GatherMany(Part):
             self._positions = concat_positions(each, self._starts, self._counts)
             self._versions = versions
         torch.index_select(torch.cat(self._dense), 0, self._positions, out=weights)
-        dense = _flatten_dense_tensors([gradient_of(member).detach() for member in self.members])
-        torch.index_select(dense, 0, self._positions, out=gradients)
+        dense = [gradient_of(member).detach() for member in self.members]
+        together = _flatten_dense_tensors(dense)  # type: ignore[no-untyped-call]
+        torch.index_select(together, 0, self._positions, out=gradients)
 
     def put_back(self, weights: Tensor) -> None:
         """Write to all members; see :meth:`Part.put_back`."""
