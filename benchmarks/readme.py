@@ -12,15 +12,11 @@ WIDTH = 100
 BLOCK = "<!-- results:{name} -->{text}<!-- end of results:{name} -->"
 
 
-class MissingBlockError(Exception):
-    """A README without the comments between which a table belongs."""
-
-
 def rewritten(readme: str) -> str:
     """The README with its tables as the committed results have them.
 
     Raises:
-        MissingBlockError: If the comments around one of the tables are missing.
+        ValueError: If the comments around one of the tables are missing.
     """
     texts = {"cifar": cifar_text(), "overhead": overhead_text(), "speed": speed_text()}
     for name, text in texts.items():
@@ -28,7 +24,7 @@ def rewritten(readme: str) -> str:
         pattern = BLOCK.format(name=name, text=".*?")
         readme, count = re.subn(pattern, lambda _, block=block: block, readme, flags=re.DOTALL)
         if count != 1:
-            raise MissingBlockError(
+            raise ValueError(
                 f"README.md has the comment <!-- results:{name} --> and its end {count} times "
                 "instead of once"
             )
@@ -42,15 +38,10 @@ def cifar_text() -> str:
     paragraphs = []
     for group in cifar.headline():
         variants = cifar.main_variants(group)
-        sentences = [
-            sentence
-            for reference in ("static", "rigl")
-            for sentence in cifar.order_sentences(group, variants, reference)
-        ]
         paragraphs += [
-            f"{cifar.protocol(group)} Made on {cifar.machines(group)}.",
+            cifar.protocol(group),
             "\n".join(cifar.accuracy_table(group, variants)),
-            " ".join([cifar.COLUMNS, *sentences]),
+            " ".join([cifar.COLUMNS, *cifar.order_sentences(group, variants)]),
         ]
     reports = (f"[{folder.name}]({_report(folder)})" for folder in cifar.folders())
     paragraphs.append(f"Everything else, all densities and every seed: {', '.join(reports)}.")
@@ -77,16 +68,18 @@ def overhead_text() -> str:
 def speed_text() -> str:
     """Time of models without their dropped channels, in inference and in training."""
     from benchmarks import overview
-    from benchmarks.speed.records import machines, read_records
+    from benchmarks.common.environment import machines
 
-    records = read_records(overview.SPEED)
-    timed = [record for record in records if record["figure"] in ("inference", "training")]
+    timed = {figure: overview.speed_records(figure) for figure in ("inference", "training")}
+    made = machines(one["environment"] for records in timed.values() for one in records)
     return _joined(
         [
-            f"Time and FLOPs as multiples of the dense model's, on {machines(timed)}.",
-            "\n".join(overview.channel_table(records)),
-            "\n".join(overview.training_table(records)),
-            overview.SPEED_COLUMNS,
+            f"Time and FLOPs as multiples of the dense model's, on {made}.",
+            *(
+                "\n".join(overview.speed_table(figure, records))
+                for figure, records in timed.items()
+            ),
+            overview.SPEED_WORDS,
             f"Sparse linear layers, and which channels move: [report]({_report(overview.SPEED)}).",
         ]
     )

@@ -101,28 +101,16 @@ class Splits(NamedTuple):
 
 
 def splits_for(protocol: Protocol, dataset: Dataset, device: torch.device) -> Splits:
-    """The splits that a protocol makes of a data set."""
-    fraction, is_last = protocol.training.validation_fraction, protocol.training.channels_last
-    return make_splits(dataset, fraction, protocol.augmentation, device, channels_last=is_last)
-
-
-def make_splits(
-    dataset: Dataset,
-    validation_fraction: float,
-    augmentation: AugmentationConfig,
-    device: torch.device,
-    *,
-    channels_last: bool,
-) -> Splits:
-    """Training, validation and test split; validation is the last part of the training data.
+    """The splits that a protocol makes of a data set: validation is the last of the training data.
 
     Mean and standard deviation come from the training part alone.
     """
     images, labels, test, test_labels = (torch.from_numpy(np.array(array)) for array in dataset)
-    cut = len(images) - held_out(len(images), validation_fraction)
+    cut = len(images) - held_out(len(images), protocol.training.validation_fraction)
     mean, std = channel_statistics(images[:cut])
-    split = functools.partial(Split, mean=mean, std=std, device=device, channels_last=channels_last)
-    train = split(images[:cut], labels[:cut], augmentation=augmentation)
+    is_last = protocol.training.channels_last
+    split = functools.partial(Split, mean=mean, std=std, device=device, channels_last=is_last)
+    train = split(images[:cut], labels[:cut], augmentation=protocol.augmentation)
     return Splits(train, split(images[cut:], labels[cut:]), split(test, test_labels))
 
 

@@ -11,14 +11,14 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from benchmarks.cifar.config import CLASSES
-from benchmarks.common.files import vanishing_folder
+from benchmarks.cifar.config import CLASSES, DATASET_TITLES
 
 DIGITS = "digits"
 DIGITS_TEST_FRACTION = 0.2
@@ -37,15 +37,14 @@ class DataError(Exception):
 class Cifar(NamedTuple):
     """A data set that torchvision knows: its names there, and classes to know it by."""
 
-    title: str
     torchvision: str
     folder: str
     some_classes: set[str]
 
 
 CIFARS = {
-    "cifar10": Cifar("CIFAR-10", "CIFAR10", "cifar-10-batches-py", {"cat", "ship"}),
-    "cifar100": Cifar("CIFAR-100", "CIFAR100", "cifar-100-python", {"aquarium_fish", "worm"}),
+    "cifar10": Cifar("CIFAR10", "cifar-10-batches-py", {"cat", "ship"}),
+    "cifar100": Cifar("CIFAR100", "cifar-100-python", {"aquarium_fish", "worm"}),
 }
 
 
@@ -78,7 +77,7 @@ def load_dataset(name: str, data_dir: Path | None, cache_dir: Path) -> Dataset:
     tree = None if root is None or root.name == CIFARS[name].folder else root
     cached = cache_dir / f"{name}-{'torchvision' if tree is None else _listing_digest(tree)}"
     if not cached.is_dir():
-        splits = _read_torchvision(name, root, cache_dir) if tree is None else _read_tree(tree)
+        splits = _read_torchvision(name, root) if tree is None else _read_tree(tree)
         (train, test) = (_canonical_order(*split) for split in splits)
         _write_cache(Dataset(*train, *test), cached)
     return Dataset(*(np.load(cached / f"{name}.npy", mmap_mode="r") for name in Dataset._fields))
@@ -122,19 +121,18 @@ def _find(name: str, data_dir: Path) -> Path:
     classes = {path.name for path in (root / "train").iterdir() if path.is_dir()}
     if len(classes) != CLASSES[name] or not cifar.some_classes <= classes:
         raise DataError(
-            f"--data-dir {data_dir}: its class folders are not those of {cifar.title}. "
+            f"--data-dir {data_dir}: its class folders are not those of {DATASET_TITLES[name]}. "
             f"{_expectation(name)}"
         )
     return root
 
 
 def _expectation(name: str) -> str:
-    cifar = CIFARS[name]
     return (
-        f"For {cifar.title}, give a folder that holds either class folders, as in train/cat/1.png "
-        f"and test/cat/2.png (32x32 images), in it or in {name!r} in it, or torchvision's own "
-        f"{cifar.folder}; without --data-dir, torchvision downloads it. The preset 'smoke' needs "
-        "no data at all."
+        f"For {DATASET_TITLES[name]}, give a folder that holds either class folders, as in "
+        f"train/cat/1.png and test/cat/2.png (32x32 images), in it or in {name!r} in it, or "
+        f"torchvision's own {CIFARS[name].folder}; without --data-dir, torchvision downloads it. "
+        "The preset 'smoke' needs no data at all."
     )
 
 
@@ -179,19 +177,19 @@ def _decode_file(path: Path) -> Bytes:
     return image
 
 
-def _read_torchvision(name: str, root: Path | None, cache_dir: Path) -> list[tuple[Bytes, Labels]]:
+def _read_torchvision(name: str, root: Path | None) -> list[tuple[Bytes, Labels]]:
     """What torchvision reads in its own folder ``root``, or downloads where there is none."""
     import torchvision
 
     cifar = CIFARS[name]
     reader: Any = getattr(torchvision.datasets, cifar.torchvision)
     download = root is None
-    with vanishing_folder(cache_dir) if root is None else nullcontext(root.parent) as folder:
+    with TemporaryDirectory() if root is None else nullcontext(root.parent) as folder:
         try:
             parts = [reader(str(folder), split == "train", download=download) for split in SPLITS]
         except OSError as error:
             raise DataError(
-                f"could not download {cifar.title}: {error}. {_expectation(name)}"
+                f"could not download {DATASET_TITLES[name]}: {error}. {_expectation(name)}"
             ) from error
         except RuntimeError as error:
             where = root or "the download"
@@ -208,9 +206,12 @@ def _canonical_order(images: Bytes, labels: Labels) -> tuple[Bytes, Labels]:
 
 def _write_cache(dataset: Dataset, target: Path) -> None:
     """Write all arrays or none: the folder gets its name when it is complete."""
-    with vanishing_folder(target.parent) as folder:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent) as folder:
+        arrays = Path(folder, "arrays")
+        arrays.mkdir()
         for name, array in dataset._asdict().items():
-            np.save(folder / f"{name}.npy", array)
+            np.save(arrays / f"{name}.npy", array)
         # Another process may have written the same arrays meanwhile; either copy will do.
         with suppress(OSError):
-            folder.rename(target)
+            arrays.rename(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,15 +10,16 @@ from pathlib import Path
 from benchmarks.cifar.records import read_results
 from benchmarks.cifar.report.accuracy import joined
 from benchmarks.cifar.report.paper import paper_of
-from benchmarks.cifar.report.results import Group, Variant, group_by_protocol, table_of
+from benchmarks.cifar.report.results import Group, Variant, group_by_protocol
 from benchmarks.cifar.report.stats import Difference, difference
 from benchmarks.cifar.report.texts import title
-from benchmarks.common.tables import MISSING
+from benchmarks.common.environment import machines
+from benchmarks.common.tables import MISSING, table_of
 
 RESULTS = Path(__file__).parent / "results"
 FILE = "results.jsonl"
-#: What differences in the short table are from: the mask that never moves.
-REFERENCE = "static"
+#: With what others are compared, the mask that never moves first: the short table is about that.
+REFERENCES = ("static", "rigl")
 ORDERS = {"ahead": "Ahead of", "behind": "Behind", "open": "Not told apart from"}
 #: What the columns of the table are.
 COLUMNS = (
@@ -54,18 +56,9 @@ def protocol(group: Group) -> str:
     if about["reduced"]:
         kind = f"A **reduced protocol** ({about['summary']})"
         warning = " Not to be compared with published numbers."
-    return f"{kind}, called `{about['name']}`: {about['description']}; {runs} runs.{warning}"
-
-
-def machines(group: Group) -> str:
-    """What the runs were made on, in a phrase."""
-    about = [record["environment"] for record in group.records]
-    found = (
-        f"{one['processor']}, {one['threads']} thread{'s' * (one['threads'] != 1)} a run, on "
-        f"{one['device']}, torch {one['torch']}"
-        for one in about
-    )
-    return "; ".join(dict.fromkeys(found))
+    made = machines(record["environment"] for record in group.records)
+    name = f"called `{about['name']}`: {about['description']}"
+    return f"{kind}, {name}; {runs} runs.{warning} Made on {made}."
 
 
 def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> list[str]:
@@ -77,7 +70,7 @@ def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> l
     shown = list(group.variants) if variants is None else variants
     best_first = sorted(shown, key=lambda one: -group.mean(one, "accuracy.test"))
     for variant in sorted(best_first, key=lambda one: one.density or -1.0):
-        found, train = _from(group, variant, REFERENCE, shown), group.training_flops(variant)
+        found, train = _from(group, variant, REFERENCES[0], shown), group.training_flops(variant)
         bold = "**" if found is not None and found.is_claimed else ""
         row = variant.cells | {"seeds": str(len(group.of(variant)))}
         row["test accuracy, %"] = group.percent(variant)
@@ -99,19 +92,16 @@ def main_variants(group: Group) -> list[Variant]:
     return [v for v in group.variants if v.density in (None, density) and v.init in (None, init)]
 
 
-def order_sentences(
-    group: Group, variants: Sequence[Variant], reference: str = REFERENCE
-) -> Iterator[str]:
-    """Who is ahead of a method and who is behind it, as far as the spread lets that be said."""
-    name = title(reference)
+def order_sentences(group: Group, variants: Sequence[Variant]) -> Iterator[str]:
+    """Who is ahead of each reference and who behind, as far as the spread lets that be said."""
     if group.deviation is None:
-        yield f"A single seed does not tell the methods from {name}."
+        yield "A single seed does not tell the methods apart."
         return
-    found = [one for variant in variants if (one := _from(group, variant, reference, variants))]
-    for order, words in ORDERS.items():
-        chosen = [title(one.variant.method) for one in found if one.order == order]
+    for reference, (order, words) in itertools.product(REFERENCES, ORDERS.items()):
+        found = (_from(group, variant, reference, variants) for variant in variants)
+        chosen = [title(one.variant.method) for one in found if one and one.order == order]
         if chosen:
-            yield f"{words} {name}: {', '.join(chosen)}."
+            yield f"{words} {title(reference)}: {', '.join(chosen)}."
 
 
 def _from(

@@ -86,18 +86,15 @@ class Tuning:
                 records = train(list(itertools.chain.from_iterable(specs)))
                 failed = []
                 for trial, own in zip(trials, specs, strict=True):
-                    found = [records[spec] for spec in own if spec in records]
-                    if len(found) < len(own):
+                    lacking = [spec.label for spec in own if spec not in records]
+                    if lacking:
                         study.tell(trial, state=TrialState.FAIL)
-                        names = ", ".join(spec.label for spec in own)
-                        failed.append(
-                            f"only {len(found)} of the runs of a trial succeeded: {names}"
-                        )
-                        continue
-                    accuracies = [record["accuracy"]["validation"] for record in found]
-                    study.tell(trial, statistics.fmean(accuracies))
+                        failed += lacking
+                    else:
+                        accuracies = (records[spec]["accuracy"]["validation"] for spec in own)
+                        study.tell(trial, statistics.fmean(accuracies))
                 if failed:
-                    raise SearchError(failed[0])
+                    raise SearchError(f"a trial lacks the results of {', '.join(failed)}")
         best = study.best_trial
         self._say(f"best validation {best.value:.2%} with {_words(best.params)}")
 

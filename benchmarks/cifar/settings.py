@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -46,10 +46,10 @@ def build(section: type[Model], table: Mapping[str, Any]) -> Model:
         raise ProtocolError(_words(section, errors[0])) from None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, parse_float: Callable[[str], Any] = float) -> dict[str, Any]:
     """The table in a TOML file."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=parse_float)
     except tomllib.TOMLDecodeError as error:
         raise ProtocolError(f"{path}: {error}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import pandas as pd
 import psutil
 import torch
 from torch import Tensor, nn
@@ -29,14 +28,14 @@ from benchmarks.cifar.structure import Structure
 from benchmarks.cifar.train import run_on_noise
 from benchmarks.cifar.worker import Setup
 from benchmarks.common.environment import describe_environment
+from benchmarks.common.formats import FORMATS, placed
+from benchmarks.common.rounds import MILLI, Quartiles, Rounds, quartiles
 from sparseopt import Compaction, SparseOptimizer
 from sparseopt.speedup import timing
 
 DENSE, ZEROS, COMPACTED = "dense", "dense tensors with zeros", "compacted"
 #: What of the environment times depend on: elsewhere, they are measured again.
 MACHINE = ("processor", "device", "threads", "system", "torch", "sparseopt")
-#: How a network is stored; each of the two counts in the way that is fastest for it.
-FORMATS = ("float32", "float32 channels-last", "bfloat16 channels-last")
 #: A single image takes little time, and varies the most.
 MORE_ROUNDS_OF_ONE = 4
 #: Steps of a round; the last one of a method that moves masks is a mask update.
@@ -157,13 +156,10 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
     ways = {}
     for side, form in (("own", own), ("dense", dense)):
         for name in FORMATS:
-            dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
-            layout = torch.channels_last if "channels-last" in name else torch.contiguous_format
-            model = copy.deepcopy(form.model).to(dtype=dtype, memory_format=layout)
-            batch_of_images = images.to(dtype=dtype, memory_format=layout)
+            model, inputs = placed(form.model, images, name)
             for count in {1, threads} if device.type == "cpu" else {threads}:
                 words = f"{count} {'thread' if count == 1 else 'threads'}"
-                way = functools.partial(_seconds, model, batch_of_images, count)
+                way = functools.partial(_seconds, model, inputs, count)
                 ways[f"{side}, {name}, {words}"] = way
     with torch.inference_mode():
         for way in ways.values():
@@ -179,7 +175,7 @@ def _seconds(model: nn.Module, images: Tensor, threads: int) -> float:
     return timing.seconds(lambda: model(images), device=images.device)
 
 
-def compare(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def compare(seconds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The fastest way of either network, and the ratio of the two in the same round.
 
     Example:
@@ -187,18 +183,16 @@ def compare(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         >>> found["dense"]["way"], found["ratio"]["median"]
         ('b', 0.5)
     """
-    times = {name: quartiles([1e3 * one[name] for one in rounds]) for name in rounds[0]}
-    medians = {name: found["median"] for name, found in times.items()}
-    fastest = {
-        side: min((name for name in times if name.startswith(f"{side}, ")), key=medians.__getitem__)
-        for side in ("own", "dense")
-    }
-    sides = {
-        side: {"way": name.partition(", ")[2], "milliseconds": times[name]}
-        for side, name in fastest.items()
-    }
-    ratio = quartiles([one[fastest["own"]] / one[fastest["dense"]] for one in rounds])
-    return {**sides, "ratio": ratio, "ways": medians}
+    rounds = pd.DataFrame(seconds)
+    medians = (MILLI * rounds.median()).round(6)
+    sides, times = {}, []
+    for side in ("own", "dense"):
+        name = medians[[way for way in medians.index if way.startswith(f"{side}, ")]].idxmin()
+        times.append(rounds[name])
+        milliseconds = quartiles(MILLI * rounds[name])
+        sides[side] = {"way": name.partition(", ")[2], "milliseconds": milliseconds}
+    own, dense = times
+    return {**sides, "ratio": quartiles(own / dense), "ways": medians.to_dict()}
 
 
 def measure_training(
@@ -216,44 +210,33 @@ def measure_training(
     cycles = {name: _cycle(protocol, one, device, rounds) for name, one in runs}
     for cycle in cycles.values():
         cycle()
-    measured = timing.in_turn(cycles, rounds=rounds)
-    updates = [1e3 * one["own"]["update"] for one in measured if "update" in one["own"]]
+    measured = Rounds(timing.in_turn(cycles, rounds=rounds))
     return {
         "batch": protocol.training.batch_size,
-        "own": quartiles([1e3 * one["own"]["ordinary"] for one in measured]),
-        "update": quartiles(updates) if updates else None,
-        "dense": quartiles([1e3 * one["dense"]["ordinary"] for one in measured]),
+        "own": quartiles(MILLI * measured.of("own", "ordinary")),
+        "update": quartiles(MILLI * measured.of("own", "update")),
+        "dense": quartiles(MILLI * measured.of("dense", "ordinary")),
         "updates_a_step": updates_a_step,
         "ratio": step_ratio(measured, updates_a_step),
     }
 
 
-def step_ratio(
-    rounds: Sequence[Mapping[str, Mapping[str, float]]], updates_a_step: float
-) -> dict[str, float]:
+def step_ratio(rounds: Rounds, updates_a_step: float) -> Quartiles:
     """Quartiles of the mean time of a method's step over a dense one's, by round.
 
     A round without a mask update, as there are before gradual pruning begins, has ordinary steps
     only.
 
     Example:
-        >>> rounds = [{"own": {"ordinary": 2.0, "update": 6.0}, "dense": {"ordinary": 1.0}}]
+        >>> own = {"ordinary": 2.0, "update": 6.0}
+        >>> rounds = Rounds([{"own": own, "dense": {"ordinary": 1.0}}])
         >>> step_ratio(rounds, updates_a_step=0.25)["median"]
         3.0
     """
-    ratios = []
-    for one in rounds:
-        ordinary = one["own"]["ordinary"]
-        update = one["own"].get("update", ordinary)
-        mean = (1 - updates_a_step) * ordinary + updates_a_step * update
-        ratios.append(mean / one["dense"]["ordinary"])
-    return quartiles(ratios)
-
-
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Count, median and quartiles of ``values``."""
-    q1, median, q3 = np.quantile(values, (0.25, 0.5, 0.75)).round(6).tolist()
-    return {"count": len(values), "q1": q1, "median": median, "q3": q3}
+    ordinary = rounds.of("own", "ordinary")
+    update = rounds.of("own", "update").fillna(ordinary)
+    mean = (1 - updates_a_step) * ordinary + updates_a_step * update
+    return rounds.ratio(mean, to=("dense", "ordinary"))
 
 
 def _cycle(

@@ -5,24 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import sparseopt
+from benchmarks.common.tables import paragraph
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def describe_environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """Versions, processor, device, threads and git commit; no names of folders or hosts.
-
-    Args:
-        device: What is trained on.
-        processes: How many train one network together.
-    """
-    environment = {
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, processor, threads, git commit and device; no names of folders or hosts."""
+    return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": importlib.metadata.version("numpy"),
@@ -33,7 +30,6 @@ def describe_environment(device: torch.device, processes: int = 1) -> dict[str, 
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
     }
-    return environment if processes == 1 else {**environment, "processes": processes}
 
 
 def in_words(environment: dict[str, Any]) -> str:
@@ -42,11 +38,35 @@ def in_words(environment: dict[str, Any]) -> str:
         f"{name} {environment[name]}" for name in ("sparseopt", "torch", "numpy", "python")
     )
     commit = environment["git_commit"] or "unknown"
-    processes = environment.get("processes", 1)
-    each = "" if processes == 1 else f" in each of {processes} processes"
+    return f"{versions}; commit {commit}; {_hardware(environment)}"
+
+
+def machines(environments: Iterable[dict[str, Any]]) -> str:
+    """On what figures were measured, in a phrase."""
+    found = (f"{_hardware(one)}, torch {one['torch']}" for one in environments)
+    return "; ".join(dict.fromkeys(found))
+
+
+def measured_on(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """A paragraph on the places where things were measured, and where there are several, which.
+
+    Args:
+        pairs: A thing and its place.
+    """
+    things: dict[str, list[str]] = {}
+    for thing, place in pairs:
+        things.setdefault(place, []).append(thing)
+    if len(things) == 1:
+        return paragraph(f"On {next(iter(things))}.")
+    each = (f"{', '.join(those)} on {place}" for place, those in things.items())
+    return paragraph(f"Measured with {'; '.join(each)}.") if things else []
+
+
+def _hardware(environment: dict[str, Any]) -> str:
+    threads = environment["threads"]
     return (
-        f"{versions}; commit {commit}; {environment['processor']}, {environment['threads']} threads"
-        f"{each}, on {environment['device']}"
+        f"{environment['processor']}, {threads} thread{'s' * (threads != 1)}, on "
+        f"{environment['device']}"
     )
 
 

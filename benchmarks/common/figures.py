@@ -16,7 +16,7 @@ from benchmarks.common.files import write_atomic
 RESOLUTION = 150
 
 
-def legend_beside(figure: Figure, panels: Sequence[Axes], title: str | None = None) -> None:
+def legend_beside(figure: Figure, panels: Sequence[Axes]) -> None:
     """One legend for all panels, right of the whole figure."""
     entries: dict[str, Any] = {}
     for axes in panels:
@@ -25,7 +25,6 @@ def legend_beside(figure: Figure, panels: Sequence[Axes], title: str | None = No
     figure.legend(
         entries.values(),
         entries.keys(),
-        title=title,
         loc="outside right center",
         fontsize=8,
         frameon=False,

@@ -5,16 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-
-UNFINISHED = ".unfinished-"
-SECONDS_UNTIL_ABANDONED = 24 * 3600.0
 
 
 def plain_name(text: str) -> str:
@@ -64,26 +58,3 @@ def remove_unfinished(path: Path) -> None:
     """
     for leftover in path.parent.glob(f".{path.name}.*"):
         leftover.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def vanishing_folder(parent: Path) -> Iterator[Path]:
-    """A temporary folder in ``parent``, gone at the end with any parents made for it."""
-    _remove_abandoned(parent)
-    made = [path for path in (parent, *parent.parents) if not path.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Remove temporary folders that their process had no time to remove: those of yesterday."""
-    for folder in parent.glob(f"{UNFINISHED}*"):
-        if time.time() - folder.stat().st_mtime > SECONDS_UNTIL_ABANDONED:
-            shutil.rmtree(folder, ignore_errors=True)

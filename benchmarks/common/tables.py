@@ -15,10 +15,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*("| " + " | ".join(line) + " |" for line in lines), ""]
 
 
-def table_of(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    """The same from rows that say which column each cell is in; the first row has them all."""
+def table_of(rows: Iterable[Mapping[str, str]], columns: Sequence[str] = ()) -> list[str]:
+    """The same from rows that say which column each cell is in, of all columns or of those."""
     cells = list(rows)
-    return table(list(cells[0]), [list(row.values()) for row in cells]) if cells else []
+    header = columns or (list(cells[0]) if cells else ())
+    return table(header, [[row[name] for name in header] for row in cells])
 
 
 def section(heading: str, *parts: Sequence[str]) -> list[str]:

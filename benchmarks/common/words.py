@@ -19,17 +19,3 @@ def format_duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes:02d} min"
     return f"{hours // 24} days {hours % 24} h"
-
-
-def format_bytes(count: float) -> str:
-    """Bytes as people say them.
-
-    Example:
-        >>> format_bytes(900), format_bytes(2_500_000)
-        ('900 B', '2.5 MB')
-    """
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

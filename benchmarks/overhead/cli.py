@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
+from benchmarks.common.environment import describe_environment
+from benchmarks.overhead import profiling, steps, training
 from benchmarks.overhead.case import CHOICES, Case
 from benchmarks.overhead.contenders import OPTIMIZERS, USUAL
-from benchmarks.overhead.measure import run
 from benchmarks.overhead.peers import INSTALL, PEERS
 from benchmarks.overhead.report import write_report
-from benchmarks.overhead.results import FIGURES
+from benchmarks.overhead.results import FIGURES, Results
 from benchmarks.overhead.workloads import WORKLOADS
 
 DESCRIPTION = f"""\
@@ -31,6 +36,11 @@ measurement can be made in parts and repeated in parts. The report and the plot 
 alone. To try it: --models mlp.
 """
 RESULTS = "results.json"
+MEASURES: dict[str, Callable[[Case], dict[str, Any]]] = {
+    "steps": steps.measure,
+    "training": training.measure,
+    "profile": profiling.measure,
+}
 #: Options that are the same in all cases.
 SETTINGS = ("contenders", "rounds", "update_every", "training_rounds")
 
@@ -97,18 +107,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(options: argparse.Namespace, results: Path) -> None:
+def _measure(options: argparse.Namespace, path: Path) -> None:
+    """Measure all figures of all cases and write ``path``, the results file, after every entry."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    results = Results(path)
     for name, peer in PEERS.items():
-        if name in options.contenders and peer.version() is None:
-            print(f"{name} is not installed and left out; {INSTALL}", file=sys.stderr)
+        if name in options.contenders:
+            absent = peer.absent()
+            results.peers[name] = {"version": peer.version(), "absent": absent}
+            if absent is not None:
+                print(f"{name} is left out: {absent}", file=sys.stderr)
     settings = {key: getattr(options, key) for key in SETTINGS}
     settings["device"] = (
         options.device or torch.accelerator.current_accelerator(True) or torch.device("cpu")
     )
-    cases = itertools.product(options.models, options.densities, options.optimizers)
-    run([Case(*one, **settings) for one in dict.fromkeys(cases)], options.figures, results)
+    chosen = (options.models, options.densities, options.optimizers, options.figures)
+    places = dict.fromkeys(itertools.product(*chosen))
+    todo = [(Case(*place, **settings), figures) for *place, figures in places]
+    with tqdm(todo, unit="entry") as bar:
+        for case, figures in bar:
+            if figures == "training" and case.about.make_batch is None:
+                continue
+            place = {key: getattr(case, key) for key in ("workload", "density", "optimizer")}
+            bar.set_description(" ".join(map(str, (*place.values(), figures))))
+            found = MEASURES[figures](case)
+            results.put({"figures": figures, **place, **found, "made_with": _made_with(case)})
+
+
+def _made_with(case: Case) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "rounds": case.repeated(case.rounds),
+        "update_every": case.update_every,
+        "training_rounds": case.repeated(case.training_rounds),
+        **describe_environment(case.device),
+        "cores": os.cpu_count(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+    }
 
 
 def _device(text: str) -> torch.device:

@@ -12,9 +12,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile, record_function
 
+from benchmarks.common.rounds import measure_rounds
 from benchmarks.overhead.case import Case
 from benchmarks.overhead.contenders import OURSELVES, PLAIN, Contender
-from benchmarks.overhead.rounds import measure_rounds
 from benchmarks.overhead.steps import StepTimer
 
 #: Cycles of steps, each with one update, that are profiled.
@@ -24,8 +24,6 @@ ROWS = 20
 #: What calls itself so is one of torch's operators, and all else is not.
 OPERATOR = "::"
 OUTSIDE = "Python, NumPy, waiting"
-
-Row = dict[str, Any]
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -45,15 +43,15 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def _profile(contender: Contender, timer: StepTimer, case: Case) -> dict[str, Any]:
-    events: dict[str, list[list[Row]]] = defaultdict(list)
+    steps: dict[str, list[pd.DataFrame]] = defaultdict(list)
     for _ in range(CYCLES * case.update_every):
         phase = "update" if contender.updates_next else "step"
         timer.prepare(contender)
-        events[phase].append(_events(contender, case.device))
-    return {phase: _summarise(each) for phase, each in events.items()}
+        steps[phase].append(_operators(contender, case.device))
+    return {phase: _average(each) for phase, each in steps.items()}
 
 
-def _events(contender: Contender, device: torch.device) -> list[Row]:
+def _operators(contender: Contender, device: torch.device) -> pd.DataFrame:
     """Profile one step: the time that each operator takes itself, without those that it calls."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -66,23 +64,19 @@ def _events(contender: Contender, device: torch.device) -> list[Row]:
         if on_gpu:
             torch.cuda.synchronize(device)
     microseconds = attrgetter("self_device_time_total" if on_gpu else "self_cpu_time_total")
-    return [
-        {
-            "name": event.key if OPERATOR in event.key else OUTSIDE,
-            "calls": event.count,
-            "milliseconds": microseconds(event) / 1e3,
-        }
+    rows = [
+        (event.key if OPERATOR in event.key else OUTSIDE, event.count, microseconds(event) / 1e3)
         for event in profiler.key_averages()
         # Kernels have events of their own too, and would be counted twice.
         if event.device_type == DeviceType.CPU
     ]
+    return pd.DataFrame(rows, columns=["name", "calls", "milliseconds"])
 
 
-def _summarise(steps: Sequence[Sequence[Row]]) -> dict[str, Any]:
-    events = pd.DataFrame([event for step in steps for event in step])
-    totals = events.groupby("name").sum() / len(steps)
+def _average(steps: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    totals = pd.concat(steps).groupby("name").sum() / len(steps)
     totals["share"] = totals["milliseconds"] / totals["milliseconds"].sum()
     rows = totals.sort_values("share", ascending=False).round(4).reset_index().to_dict("records")
-    (outside,) = (row for row in rows if row["name"] == OUTSIDE)
     operators = [row for row in rows if row["name"] != OUTSIDE]
+    (outside,) = (row for row in rows if row["name"] == OUTSIDE)
     return {"calls": len(steps), "operators": operators[:ROWS], "outside": outside}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common.environment import in_words
+from benchmarks.common.environment import in_words, measured_on
 from benchmarks.common.figures import save
 from benchmarks.common.files import write_atomic
 from benchmarks.common.tables import MISSING, paragraph, section, table_of
@@ -108,14 +108,7 @@ def _group(results: Results, workload: str, density: float) -> list[str]:
 
 
 def _measured_on(entries: Sequence[Entry]) -> list[str]:
-    """What figures were measured on; on several processors, which on which."""
-    names: dict[str, list[str]] = {}
-    for entry in entries:
-        names.setdefault(processor(entry), []).append(entry["optimizer"])
-    if len(names) < 2:
-        return [line for name in names for line in paragraph(f"On {name}.")]
-    each = (f"{', '.join(those)} on {name}" for name, those in names.items())
-    return paragraph(f"Measured with {'; '.join(each)}.")
+    return measured_on((entry["optimizer"], processor(entry)) for entry in entries)
 
 
 def _absent(entries: Sequence[Entry]) -> list[str]:

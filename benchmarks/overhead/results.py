@@ -44,11 +44,6 @@ class Results:
         keys = ("figures", "workload", "density")
         return [one for one in self.entries if tuple(one[key] for key in keys) == wanted]
 
-    def find(self, figures: str, workload: str, density: float, optimizer: str) -> Entry | None:
-        """Return one entry, or None if it was not measured."""
-        found = self.of(figures, workload, density)
-        return next((entry for entry in found if entry["optimizer"] == optimizer), None)
-
     def groups(self) -> Sequence[tuple[str, float]]:
         """Return every model and density there is anything of."""
         return list(dict.fromkeys((entry["workload"], entry["density"]) for entry in self.entries))

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.common.rounds import Rounds, Sample, measure_rounds
 from benchmarks.overhead.case import Case
 from benchmarks.overhead.contenders import PLAIN, REFERENCE, Contender, sparse_layers
 from benchmarks.overhead.memory import resident_bytes
-from benchmarks.overhead.rounds import Rounds, Sample, measure_rounds
 from sparseopt.speedup.timing import seconds
 
 #: As small as gradients are, and large enough to keep optimizers out of denormal numbers.

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.rounds import Rounds, Sample, measure_rounds
 from benchmarks.overhead.case import Case
 from benchmarks.overhead.contenders import NEVER, PLAIN, REFERENCE, Contender
-from benchmarks.overhead.rounds import Rounds, Sample, measure_rounds
 from benchmarks.overhead.workloads import Batch, loss_of
 from sparseopt.speedup.timing import seconds
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.speed.models import IMAGE, WORKLOADS, built_by_hand, masked
-from benchmarks.speed.records import (
-    WAYS,
-    Record,
-    add_amounts,
-    add_model,
-    fastest_table,
-    layout_of,
-    sections,
-    timed,
-)
+from benchmarks.cifar.structure import masked_by
+from benchmarks.common.formats import FORMATS, placed
+from benchmarks.common.tables import paragraph, table_of
+from benchmarks.speed.models import IMAGE, WORKLOADS, built_by_hand, channel_masks
+from benchmarks.speed.records import Record, add_amounts, fastest_row, made_with, timed
 from sparseopt import Compaction
 
 MODELS = ("dense", "compacted", "by hand")
+RATIOS = (("compacted", "by hand"), ("compacted", "dense"), ("by hand", "dense"))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What a user can choose."""
-    add_model(parser, WORKLOADS)
-    add_amounts(parser, batches=(1, 64, 128), rounds=15)
+    add_amounts(parser, batches=(1, 64, 128), rounds=15, models=WORKLOADS)
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
@@ -50,7 +43,8 @@ def build_models(workload: str, density: float) -> tuple[dict[str, nn.Module], f
     """Build the three models; return them by name, and the FLOPs of the compacted one."""
     torch.manual_seed(0)
     dense = WORKLOADS[workload]()
-    compaction = Compaction(dense, masked(dense, density), torch.randn(2, *IMAGE))
+    optimizer = masked_by(dense, channel_masks(dense, density))
+    compaction = Compaction(dense, optimizer, torch.randn(2, *IMAGE))
     report = compaction.report
     if report.remaining:
         raise RuntimeError(f"not everything was removed:\n{report}")
@@ -65,37 +59,33 @@ def measure_models(models: Mapping[str, nn.Module], batch: int, rounds: int) -> 
     calls = {
         f"{name}, {way}": _forward(model, image, way)
         for name, model in models.items()
-        for way in WAYS
+        for way in FORMATS
     }
     return timed(calls, batch, rounds)
 
 
 def _forward(model: nn.Module, inputs: torch.Tensor, way: str) -> Callable[[], Any]:
-    dtype = torch.bfloat16 if "bfloat16" in way else torch.float32
-    placed = copy.deepcopy(model).to(dtype=dtype, memory_format=layout_of(way)).eval()
-    given = inputs.to(dtype=dtype, memory_format=layout_of(way))
-    return lambda: placed(given)
+    copied, images = placed(model.eval(), inputs, way)
+    return lambda: copied(images)
 
 
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
-    """A subsection for each workload at each density."""
+    """A row for each workload, density and batch size."""
     explanation = (
         "Channels are dropped at random, the square root of the density staying in each group, and "
         "taken out by `compact`. *By hand* is the same model with every layer made by its "
         "constructor in that shape: what dense code of this size takes, and so the floor. Narrow "
         "layers do fewer multiplications a second, which is why time does not follow FLOPs."
     )
-    return sections("Inference", explanation, records, _fastest_table)
+    lines = ["## Inference", "", *paragraph(explanation)]
+    return [*lines, *made_with(records, "workload", "density"), *table_of(rows(records))]
 
 
-def _fastest_table(record: Record) -> list[str]:
-    def ratios(dense: float, compacted: float, by_hand: float) -> dict[str, str]:
-        return {
-            "compacted / by hand": f"{compacted / by_hand:.2f}",
-            "FLOP ratio": f"{record['flops_ratio']:.3f}",
-            "wall-time ratio": f"{compacted / dense:.3f}",
-            "floor (by hand / dense)": f"{by_hand / dense:.3f}",
-        }
-
-    times = {one["batch"]: one["milliseconds"] for one in record["inference"]}
-    return fastest_table(times, MODELS, ratios)
+def rows(records: Sequence[Record]) -> list[dict[str, str]]:
+    """The cells of each row by their column."""
+    return [
+        fastest_row(record, one["batch"], one["milliseconds"], RATIOS)
+        | {"FLOPs / dense": f"{record['flops_ratio']:.3f}"}
+        for record in records
+        for one in record["inference"]
+    ]

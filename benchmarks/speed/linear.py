@@ -55,29 +55,28 @@ def measure_layer(shape: tuple[int, int], density: float, rows: int, rounds: int
     }
 
 
-def fastest_ways(one: Record) -> list[tuple[float, str]]:
-    """Return the seconds and the name of the fastest dense way, and of the fastest sparse way."""
-    kinds = (one[kind].items() for kind in ("dense", "sparse"))
-    return [min((seconds, way) for way, seconds in ways) for ways in kinds]
-
-
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
-    """A table of every layer at every density."""
-    lines = ["## Linear layers of constant fan-in", ""]
-    for record in records:
-        lines += paragraph(made_with(record))
-        lines += paragraph(
-            "Microseconds of the fastest dense and of the fastest sparse way, and what `condense` "
-            "makes of the layer."
-        )
-        lines += table_of(map(_row, record["linear"]))
-    return lines
+    """A row for each layer at each density."""
+    lines = ["## Linear layers of constant fan-in", "", *made_with(records)]
+    lines += paragraph(
+        "Microseconds of the fastest dense and of the fastest sparse way, and what `condense` "
+        "makes of the layer."
+    )
+    return [*lines, *table_of(rows(records))]
+
+
+def rows(records: Sequence[Record]) -> list[dict[str, str]]:
+    """The cells of each row by their column."""
+    return [_row(one) for record in records for one in record["linear"]]
 
 
 def _row(one: Record) -> dict[str, str]:
-    (dense, dense_way), (sparse, sparse_way) = fastest_ways(one)
+    kinds = (one[kind].items() for kind in ("dense", "sparse"))
+    (dense, dense_way), (sparse, sparse_way) = (
+        min((seconds, way) for way, seconds in ways) for ways in kinds
+    )
     return {
-        "in x out": "x".join(map(str, one["shape"])),
+        "in x out": " x ".join(map(str, one["shape"])),
         "density": str(one["density"]),
         "rows": str(one["rows"]),
         "fastest dense": f"{1e6 * dense:.0f}, {dense_way}",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 from benchmarks.cifar.models import WideResNet
-from sparseopt import SparseOptimizer, find_channel_groups
+from sparseopt import find_channel_groups
 
 IMAGE = (3, 32, 32)
 
@@ -45,15 +45,6 @@ def channel_masks(model: nn.Module, density: float) -> dict[str, Tensor]:
         for part in group.slices_of("producer", "grouped", "consumer"):
             masks[part.name].index_fill_(part.dim, part.index[dropped].flatten(), False)
     return {name: mask for name, mask in masks.items() if mask.dim() > 1}
-
-
-def masked(model: nn.Module, density: float) -> SparseOptimizer:
-    """Return an optimizer whose masks dropped whole channels of ``model``."""
-    masks = channel_masks(model, density)
-    inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    return SparseOptimizer(
-        inner, model, method="static", init=dict.fromkeys(masks, 1.0), mask=masks
-    )
 
 
 def built_by_hand(model: nn.Module) -> nn.Module:

@@ -11,18 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.common.formats import FORMATS, layout_of
 from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.models import IMAGE, WORKLOADS, built_by_hand
-from benchmarks.speed.records import (
-    WAYS,
-    Record,
-    add_amounts,
-    add_model,
-    fastest_table,
-    layout_of,
-    sections,
-    timed,
-)
+from benchmarks.speed.records import Record, add_amounts, fastest_row, made_with, model_cells, timed
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact, find_channel_groups
 
 #: Mask updates are far apart, or every second step: an ordinary one, and the update.
@@ -33,14 +25,19 @@ CLASSES = 10
 DELTA_T = 100
 SPARSE = ("masked", "compacted")
 MODELS = ("dense", *SPARSE, "by hand")
+RATIOS = (
+    ("compacted", "masked"),
+    ("masked", "dense"),
+    ("compacted", "dense"),
+    ("by hand", "dense"),
+)
 
 Call = Callable[[], None]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What a user can choose."""
-    add_model(parser, WORKLOADS)
-    add_amounts(parser, batches=(128,), rounds=5)
+    add_amounts(parser, batches=(128,), rounds=5, models=WORKLOADS)
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
@@ -63,7 +60,9 @@ def measure_training(workload: str, density: float, batch: int, rounds: int) -> 
     trainers = _Trainers(workload, density, batch)
     with contextlib.ExitStack() as stack:
         calls = {
-            f"{name}, {way}": call for way in WAYS for name, call in trainers.of(way, stack).items()
+            f"{name}, {way}": call
+            for way in FORMATS
+            for name, call in trainers.of(way, stack).items()
         }
         return timed(calls, batch, rounds)
 
@@ -76,7 +75,7 @@ class _Trainers:
         self._density = density
         self._images = torch.randn(batch, *IMAGE)
         self._labels = torch.randint(0, CLASSES, (batch,))
-        model = self._dense(WAYS[0])
+        model = self._dense(FORMATS[0])
         self._groups = find_channel_groups(model, self._images[:2])
         self._smaller = compact(model, self._rigl_struct(model, NEVER), self._images[:2])
 
@@ -156,7 +155,7 @@ def average_steps(times: Mapping[str, float]) -> dict[str, float]:
 
 
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
-    """A subsection for each workload at each density."""
+    """A row for each workload, density and batch size, and one for each way of those."""
     explanation = (
         "Whole training steps: forward and backward pass and SGD with momentum. *Masked* is "
         "`rigl-struct`; *compacted* is the same in `CompactedTraining`, which computes dropped "
@@ -164,30 +163,35 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
         f"{DELTA_T - 1} ordinary steps and an update step, in which the compacted model becomes "
         "whole and small again; a dense model and one by hand have no update steps."
     )
-    return sections("Training", explanation, records, _tables)
+    every = [
+        _row(record, one["batch"], way, one["milliseconds"])
+        for record in records
+        for one in record["training"]
+        for way in FORMATS
+    ]
+    lines = ["## Training", "", *paragraph(explanation), *made_with(records, "workload", "density")]
+    return [
+        *lines,
+        *table_of(rows(records)),
+        *paragraph("Each way, milliseconds:"),
+        *table_of(every),
+    ]
 
 
-def _tables(record: Record) -> list[str]:
-    def ratios(dense: float, masked: float, compacted: float, by_hand: float) -> dict[str, str]:
-        return {
-            "compacted / masked": f"{compacted / masked:.3f}",
-            "compacted / dense": f"{compacted / dense:.3f}",
-            "floor (by hand / dense)": f"{by_hand / dense:.3f}",
-        }
-
-    times = {one["batch"]: one["milliseconds"] for one in record["training"]}
-    averages = {batch: average_steps(of_ways) for batch, of_ways in times.items()}
-    every = [_row(batch, way, of_ways) for batch, of_ways in times.items() for way in WAYS]
-    each_way = paragraph("Each way, milliseconds:")
-    return [*fastest_table(averages, MODELS, ratios), *each_way, *table_of(every)]
+def rows(records: Sequence[Record]) -> list[dict[str, str]]:
+    """The cells of each row of steps on average by their column."""
+    return [
+        fastest_row(record, one["batch"], average_steps(one["milliseconds"]), RATIOS)
+        for record in records
+        for one in record["training"]
+    ]
 
 
-def _row(batch: int, way: str, times: Mapping[str, float]) -> dict[str, str]:
+def _row(record: Record, batch: int, way: str, times: Mapping[str, float]) -> dict[str, str]:
     values = {model: times[f"{model}, {way}"] for model in MODELS}
     average = average_steps(times)
     for model in SPARSE:
         values[f"{model} update"] = times[f"{model} pair, {way}"] - values[model]
-    for model in SPARSE:
         values[f"{model}, average over {DELTA_T}"] = average[f"{model}, {way}"]
     shown = {title: f"{value:.1f}" for title, value in values.items()}
-    return {"batch": str(batch), "way": way, **shown}
+    return {**model_cells(record, batch), "way": way, **shown}

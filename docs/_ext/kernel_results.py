@@ -10,7 +10,7 @@ from benchmarks.common.tables import paragraph
 from benchmarks.speed.kernels import report
 from benchmarks.speed.kernels.runs import of_workloads
 from benchmarks.speed.kernels.summary import summary
-from benchmarks.speed.records import Record, read_records
+from benchmarks.speed.records import Record
 
 PARTS: dict[str, Callable[[list[Record]], list[str]]] = {
     "summary": lambda records: [" ".join(summary(records))],
@@ -33,7 +33,7 @@ class KernelResults(Overview):
         for file in overview.SPEED.glob("kernels-*.json"):
             self.read(file)
         (part,) = self.arguments
-        records = [one for one in read_records(overview.SPEED) if one["figure"] == "kernels"]
+        records = overview.speed_records("kernels")
         yield "\n".join(PARTS[part](records))
         if part == "sums":
             yield f"Every layer, with the spread of the rounds: {self.link(overview.SPEED)}."

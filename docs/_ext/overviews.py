@@ -23,9 +23,9 @@ from benchmarks.cifar.report.order import orders
 from benchmarks.cifar.report.paper import paper_of
 from benchmarks.cifar.report.results import Group
 from benchmarks.cifar.report.texts import title
+from benchmarks.common.environment import machines
 from benchmarks.overhead.plots import cost_figure
 from benchmarks.overhead.results import Results
-from benchmarks.speed.records import machines, read_records
 
 SPREAD = re.compile(r"(?<=[\d.]) (±|to) (?=[\d.])")
 
@@ -74,16 +74,11 @@ class CifarOverview(Overview):
         network = ", ".join(about.split(", ")[:2])
         origin = "" if folder.name == group.protocol["name"] else f", in `{folder.name}`"
         yield f"## {network}: {label}{origin}"
-        yield f"{cifar.protocol(group)} Made on {cifar.machines(group)}."
+        yield cifar.protocol(group)
         yield "\n".join(cifar.accuracy_table(group))
         yield columns
-        variants = cifar.main_variants(group)
-        sentences = [
-            sentence
-            for reference in ("static", "rigl")
-            for sentence in cifar.order_sentences(group, variants, reference)
-        ]
-        yield "\n".join(f"- {sentence}" for sentence in dict.fromkeys(sentences))
+        sentences = cifar.order_sentences(group, cifar.main_variants(group))
+        yield "\n".join(f"- {sentence}" for sentence in sentences)
         if len(group.variants) > FEW:
             yield themed(lambda: figures.by_method(group), f"{label}: accuracy by method")
         yield from self.beside_the_paper(group)
@@ -171,7 +166,7 @@ class OverheadOverview(Overview):
     def parts(self) -> Iterator[str]:
         self.read(overview.OVERHEAD)
         results = Results(overview.OVERHEAD)
-        for density in overview.densities(results):
+        for density in sorted({density for _, density in results.groups()}):
             yield f"At density {density:g}, on {overview.cost_machines(results, density)}:"
             yield "\n".join(overview.cost_table(results, density))
         yield f"{overview.COST_COLUMNS} All of it: {self.link(overview.OVERHEAD.parent)}."
@@ -195,14 +190,6 @@ class OverheadFigure(Overview):
         return figure
 
 
-SPEED_TABLES = {
-    "inference": overview.channel_table,
-    "training": overview.training_table,
-    "linear": overview.linear_table,
-    "movement": overview.movement_table,
-}
-
-
 class SpeedOverview(Overview):
     """The table of one figure of the benchmark of speed, which is the argument."""
 
@@ -212,9 +199,10 @@ class SpeedOverview(Overview):
         for file in overview.SPEED.glob("*.json"):
             self.read(file)
         (figure,) = self.arguments
-        records = [one for one in read_records(overview.SPEED) if one["figure"] == figure]
-        yield "\n".join(SPEED_TABLES[figure](records))
-        yield f"Made on {machines(records)}. All of it: {self.link(overview.SPEED)}."
+        records = overview.speed_records(figure)
+        yield "\n".join(overview.speed_table(figure, records))
+        made = machines(record["environment"] for record in records)
+        yield f"Made on {made}. All of it: {self.link(overview.SPEED)}."
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

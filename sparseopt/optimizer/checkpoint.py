@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.optimizer.mask_updates import MaskUpdater
-from sparseopt.optimizer.state import StateBackend
+from sparseopt.optimizer.state import StateBackend, with_own_memory
 from sparseopt.utils.errors import CheckpointError
 from sparseopt.utils.wrappers import canonical_name
 
@@ -135,7 +135,14 @@ def without_masks(backend: StateBackend) -> dict[str, Any]:
         for layer in backend.layers
         if layer.weight in inner.state
     }
-    return {**state_dict, "state": {**state_dict["state"], **dense}}
+    # Saved, a part of a larger tensor would bring all of that along.
+    state = {
+        index: {name: with_own_memory(value) for name, value in entry.items()}
+        if isinstance(entry, dict)
+        else entry
+        for index, entry in {**state_dict["state"], **dense}.items()
+    }
+    return {**state_dict, "state": state}
 
 
 def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool) -> SavedState:

@@ -75,7 +75,7 @@ def snip(
         >>> optimizer.density
         0.25
 
-    Reference: Lee et al. 2019, "SNIP: GatherOne-shot Network Pruning based on Connection
+    Reference: Lee et al. 2019, "SNIP: Single-shot Network Pruning based on Connection
     Sensitivity", algorithm 1.
     """
     weights = sparse_weights(model, dense)

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import RandomResizedCrop
 
-from benchmarks.cifar.batches import ResizedCrop, Split, channel_statistics, make_splits
-from benchmarks.cifar.config import AugmentationConfig
+from benchmarks.cifar.batches import ResizedCrop, Split, channel_statistics, splits_for
+from benchmarks.cifar.config import AugmentationConfig, load_preset
 from benchmarks.cifar.data import Dataset
 
 COUNT = 50
@@ -118,10 +118,8 @@ def test_images_in_order_are_the_images(images):
 def test_validation_and_test_images_are_never_augmented(images):
     labels = np.arange(COUNT)
     dataset = Dataset(images, labels, images[:7], labels[:7])
-    augmentation = AugmentationConfig(crop_padding=4, flip=True)
-    train, validation, test = make_splits(
-        dataset, 0.1, augmentation, torch.device("cpu"), channels_last=False
-    )
+    protocol = load_preset("cpu", ["training.channels_last=false"])
+    train, validation, test = splits_for(protocol, dataset, torch.device("cpu"))
     assert (len(train), len(validation), len(test)) == (45, 5, 7)
     assert validation.labels.tolist() == [45, 46, 47, 48, 49]
     with pytest.raises(ValueError, match="augmented split has no plain batches"):
@@ -144,13 +142,8 @@ def test_statistics_are_those_of_the_pixels(images):
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_batches_have_the_memory_format_asked_for(images, channels_last):
     dataset = Dataset(images, np.arange(COUNT), images, np.arange(COUNT))
-    splits = make_splits(
-        dataset,
-        0.1,
-        AugmentationConfig(crop_padding=4, flip=True),
-        torch.device("cpu"),
-        channels_last=channels_last,
-    )
+    protocol = load_preset("cpu", [f"training.channels_last={str(channels_last).lower()}"])
+    splits = splits_for(protocol, dataset, torch.device("cpu"))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     images = next(splits[0].shuffled(8, torch.Generator()))[0]
     assert images.shape == (8, 3, 32, 32)
@@ -159,11 +152,6 @@ def test_batches_have_the_memory_format_asked_for(images, channels_last):
 
 def test_fraction_that_leaves_no_validation_is_refused(images):
     dataset = Dataset(images, np.arange(COUNT), images, np.arange(COUNT))
+    protocol = load_preset("cpu", ["training.validation_fraction=0.01"])
     with pytest.raises(ValueError, match=r"validation_fraction 0.01 of 50 images leaves 0"):
-        make_splits(
-            dataset,
-            0.01,
-            AugmentationConfig(crop_padding=0, flip=False),
-            torch.device("cpu"),
-            channels_last=True,
-        )
+        splits_for(protocol, dataset, torch.device("cpu"))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cifar.report.paper import PAPER_FILE, Paper, published_datasets, sources
+from benchmarks.cifar.report.paper import PAPER, SOURCES, Paper, published_datasets
 from benchmarks.cifar.report.results import Variant
-from benchmarks.cifar.report.texts import read_toml
 
 SHARED = Path(__file__).parents[3] / "shared"
 NOTES = SHARED / "reference" / "paper.md"
@@ -95,7 +94,7 @@ def test_dense_flops_are_those_of_the_notes():
 @notes
 def test_flops_on_imagenet_are_those_of_the_notes():
     printed = re.search(r"\[E\] prints ([^(]*)\(", NOTES.read_text())[1]
-    table = read_toml(PAPER_FILE)["imagenet"]
+    table = PAPER["imagenet"]
     order = [("uniform", ".2"), ("uniform", ".1"), ("erk", ".2"), ("erk", ".1")]
     rows = {(row["init"], row["density"]): row for row in table["inference_flops"]}
     for (init, density), value in zip(order, printed.split(","), strict=True):
@@ -216,4 +215,4 @@ def test_every_row_names_a_source_that_is_described():
     for dataset in published_datasets():
         paper = Paper(dataset)
         for rows in (paper.main, paper.original_authors, paper.redistribution, paper.structured):
-            assert {row.source for row in rows} <= sources().keys()
+            assert {row.source for row in rows} <= SOURCES.keys()

@@ -23,6 +23,7 @@ from benchmarks.cifar.timing import (
     time_jobs,
 )
 from benchmarks.cifar.worker import Setup
+from benchmarks.common.rounds import Rounds
 
 CPU = torch.device("cpu")
 SMALL = ("small-dense", None, 0.2, 0)
@@ -50,7 +51,7 @@ def test_ratio_of_steps_counts_mask_updates_as_often_as_the_run_makes_them():
     ]
     # 1 step in 100 is an update: 99 * 2 + 10 = 208, 99 * 3 + 12 = 309, 99 * 4 + 14 = 410.
     expected = np.quantile([208 / 100, 309 / 200, 410 / 200], [0.25, 0.5, 0.75])
-    found = step_ratio(rounds, updates_a_step=0.01)
+    found = step_ratio(Rounds(rounds), updates_a_step=0.01)
     assert [found["q1"], found["median"], found["q3"]] == pytest.approx(expected, abs=1e-6)
     assert found["count"] == 3
 

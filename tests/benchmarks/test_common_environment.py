@@ -40,10 +40,17 @@ def test_environment_names_versions_and_hardware():
     assert about["processor"]
 
 
-def test_environment_is_a_line_that_names_the_processes_of_torchrun_too():
-    about = environment.describe_environment(torch.device("cpu"))
+def test_environment_is_a_line_and_the_machines_of_several_are_named_once():
+    about = environment.describe_environment(torch.device("cpu")) | {"processor": "P", "threads": 2}
     line = environment.in_words(about)
     assert line.startswith(f"sparseopt {sparseopt.__version__}, torch {torch.__version__}, numpy ")
-    assert line.endswith(f"; {about['processor']}, {about['threads']} threads, on cpu")
-    of_two = environment.in_words(environment.describe_environment(torch.device("cpu"), 2))
-    assert of_two == line.replace(" threads, on", " threads in each of 2 processes, on")
+    assert line.endswith("; P, 2 threads, on cpu")
+    found = environment.machines([about, about, about | {"threads": 1, "torch": "T"}])
+    assert found == f"P, 2 threads, on cpu, torch {torch.__version__}; P, 1 thread, on cpu, torch T"
+
+
+def test_it_is_said_what_was_measured_where_only_if_that_differs():
+    assert environment.measured_on([]) == []
+    assert environment.measured_on([("a", "P"), ("b", "P")]) == ["On P.", ""]
+    (text, _) = environment.measured_on([("a", "P"), ("b", "Q"), ("c", "P")])
+    assert text == "Measured with a, c on P; b on Q."

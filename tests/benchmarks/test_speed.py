@@ -7,17 +7,19 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.cifar.config import load_preset
+from benchmarks.cifar.grid import RunSpec
 from benchmarks.cifar.models import WideResNet
+from benchmarks.common.formats import FORMATS
 from benchmarks.speed import models
 from benchmarks.speed.cli import main, report_lines, write_report
 from benchmarks.speed.inference import build_models, measure_models
 from benchmarks.speed.linear import measure_layer
-from benchmarks.speed.movement import METHODS, Movement, training_images, watch
-from benchmarks.speed.records import WAYS
+from benchmarks.speed.movement import METHODS, watch
 from benchmarks.speed.training import DELTA_T, average_steps, measure_training
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "speed" / "results"
-ENVIRONMENT = {"processor": "P", "threads": 2, "torch": "T", "git_commit": "C"}
+ENVIRONMENT = {"processor": "P", "threads": 2, "device": "cpu", "torch": "T", "git_commit": "C"}
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def test_a_command_measures_writes_and_reports(monkeypatch, tmp_path):
     assert record["environment"]["threads"] == 1
     assert {one["density"] for one in record["linear"]} == {0.2, 0.1, 0.05, 0.01}
     written = (tmp_path / "report.md").read_text()
-    assert "| 64x16 | 0.01 | 3 |" in written
+    assert "| 64 x 16 | 0.01 | 3 |" in written
     (tmp_path / "report.md").unlink()
     assert main(["report", "--threads", "1", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "report.md").read_text() == written
@@ -85,13 +87,15 @@ def test_the_report_has_a_row_for_every_measurement(built, tmp_path):
         "inference": [measure_models(models, 2, 1)],
     }
     times = record["inference"][0]["milliseconds"]
-    assert len(times) == 3 * len(WAYS)
-    for way in WAYS:
+    assert len(times) == 3 * len(FORMATS)
+    for way in FORMATS:
         times.update({f"dense, {way}": 8.0, f"compacted, {way}": 3.0, f"by hand, {way}": 4.0})
     times["dense, bfloat16 channels-last"] = 6.0
     text = "\n".join(report_lines([record], tmp_path))
-    assert "| 2 | 6.00 ms, bfloat16 channels-last | 3.00 ms, bfloat16 channels-last |" in text
-    assert f"| 0.75 | {flops_ratio:.3f} | 0.500 | 0.667 |" in text
+    fastest = "6 ms, bfloat16 channels-last | 3 ms, bfloat16 channels-last"
+    assert f"| tiny | 0.1 | 2 | {fastest} | 4 ms, bfloat16 channels-last |" in text
+    assert f"| 0.750 | 0.500 | 0.667 | {flops_ratio:.3f} |" in text
+    assert "On P, 2 threads, on cpu, torch T, commit `C`." in text
 
 
 def test_the_report_names_the_fastest_way_of_a_linear_layer(tmp_path):
@@ -100,14 +104,14 @@ def test_the_report_names_the_fastest_way_of_a_linear_layer(tmp_path):
     one.update(dense={"A": 4e-6, "B": 2e-6}, sparse={"CSR": 1e-6}, chosen="CSR")
     record = {"figure": "linear", "environment": ENVIRONMENT, "linear": [one]}
     text = "\n".join(report_lines([record], tmp_path))
-    assert "| 32x16 | 0.25 | 3 | 2, B | 1, CSR | 2.00 | CSR |" in text
+    assert "| 32 x 16 | 0.25 | 3 | 2, B | 1, CSR | 2.00 | CSR |" in text
 
 
 def test_a_training_step_is_an_average_over_a_period_with_one_update(tiny, tmp_path):
     measured = measure_training(tiny, 0.1, 4, 1)
     times = measured["milliseconds"]
-    assert len(times) == 6 * len(WAYS)
-    for way in WAYS:
+    assert len(times) == 6 * len(FORMATS)
+    for way in FORMATS:
         times.update({f"dense, {way}": 8.0, f"masked, {way}": 10.0, f"masked pair, {way}": 30.0})
         times.update({f"compacted, {way}": 2.0, f"compacted pair, {way}": 32.0})
         times[f"by hand, {way}"] = 1.5
@@ -116,22 +120,18 @@ def test_a_training_step_is_an_average_over_a_period_with_one_update(tiny, tmp_p
     assert DELTA_T * average["compacted, float32"] == pytest.approx(99 * 2.0 + 30.0)
     record = {"figure": "training", "environment": ENVIRONMENT, "training": [measured]}
     text = "\n".join(report_lines([{**record, "workload": tiny, "density": 0.1}], tmp_path))
-    assert "| 4 | 8.00 ms, bfloat16 channels-last | 10.10 ms, bfloat16 channels-last | 2.28" in text
-    assert "| 0.226 | 0.285 | 0.188 |" in text
-    assert "| 4 | float32 | 8.0 | 10.0 | 2.0 | 1.5 | 20.0 | 30.0 | 10.1 | 2.3 |" in text
+    fastest = {"dense": "8", "by hand": "1.5", "masked": "10.1", "compacted": "2.28"}
+    cells = (f"{time} ms, bfloat16 channels-last" for time in fastest.values())
+    assert f"| 4 | {' | '.join(cells)} |" in text
+    assert "| 0.226 | 1.262 | 0.285 | 0.188 |" in text
+    assert "| 4 | float32 | 8.0 | 10.0 | 2.0 | 1.5 | 20.0 | 10.1 | 30.0 | 2.3 |" in text
 
 
-@pytest.fixture
-def digits():
-    """Forty real images that are told apart easily, in batches of eight."""
-    return training_images("digits", None, None)
-
-
-def test_channels_move_in_every_layer(tiny, digits, tmp_path):
-    records = {}
+def test_channels_move_in_every_layer(splits, tmp_path):
+    changes = ("training.batch_size=16", "training.epochs=1", "sparsity.delta_t=2")
+    protocol, records = load_preset("smoke", changes), {}
     for method in METHODS:
-        movement = Movement(method, "digits", tiny, steps=16, delta_t=2, batch_size=8)
-        records[method] = watch(movement, digits)
+        records[method] = watch(protocol, RunSpec(method, "uniform", 0.1, 0), splits)
         content = {"figure": "movement", "environment": ENVIRONMENT, **records[method]}
         (tmp_path / f"{method}.json").write_text(json.dumps(content))
     for method, record in records.items():
@@ -143,4 +143,4 @@ def test_channels_move_in_every_layer(tiny, digits, tmp_path):
         assert moved == record["channels"].keys()
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "| rigl-struct | 31." in text
+    assert "| rigl-struct | WRN-10-1 | digits | 0.1 | 31." in text

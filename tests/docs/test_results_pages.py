@@ -80,9 +80,8 @@ def test_every_part_of_the_page_on_kernels_has_something_to_say():
     from kernel_results import PARTS
 
     from benchmarks import overview
-    from benchmarks.speed.records import read_records
 
-    records = [one for one in read_records(overview.SPEED) if one["figure"] == "kernels"]
+    records = overview.speed_records("kernels")
     page = (ROOT / "docs" / "results" / "kernels.md").read_text(encoding="utf-8")
     for part, make in PARTS.items():
         assert f"```{{kernel-results}} {part}\n" in page

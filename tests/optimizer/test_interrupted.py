@@ -29,14 +29,22 @@ class Interrupting:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("number", [1, 5, 10, 20, 30, 40, 50, 60])
+@pytest.mark.parametrize("number", [1, 5, 10, 15, 20, 25, 30, 35, 40, 50, 60])
 def test_no_layer_is_left_empty(number, channels_last, state):
     model = make(channels_last=channels_last)
     optimizer = wrap(model, "AdamW", state=state, init="uniform", **SETTINGS)
     train(model, optimizer, 3)
     backward(model, 4)
-    with pytest.raises(KeyboardInterrupt), AfterEveryOperation(Interrupting(number)):
-        optimizer.step()
+    interrupting = Interrupting(number)
+    try:
+        with AfterEveryOperation(interrupting):
+            optimizer.step()
+    except KeyboardInterrupt:
+        pass
+    # With compact state that lies in a row, a step of this model has fewer operations than 50.
+    if interrupting.number > 0:
+        assert (state, channels_last) == ("compact", False)
+        assert number >= 50
     for layer in optimizer.layers:
         assert int(layer.weight.count_nonzero()) == layer.live
     train(model, optimizer, 3, start=4)

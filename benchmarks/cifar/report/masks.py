@@ -7,10 +7,10 @@ from statistics import fmean
 
 import pandas as pd
 
-from benchmarks.cifar.report.results import Group, Variant, multiple, table_of
+from benchmarks.cifar.report.results import Group, Variant, multiple
 from benchmarks.cifar.report.texts import note, title
 from benchmarks.common.environment import in_words
-from benchmarks.common.tables import MISSING, paragraph
+from benchmarks.common.tables import MISSING, paragraph, table_of
 from benchmarks.common.words import format_duration
 
 

@@ -8,10 +8,10 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.cifar.report.paper import Paper, Published
-from benchmarks.cifar.report.results import Group, Variant, table_of
+from benchmarks.cifar.report.results import Group, Variant
 from benchmarks.cifar.report.stats import difference
 from benchmarks.cifar.report.texts import note
-from benchmarks.common.tables import MISSING
+from benchmarks.common.tables import MISSING, table_of
 
 
 class Order:

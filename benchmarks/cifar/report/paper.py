@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cifar.report.results import Group, Variant
-from benchmarks.cifar.report.texts import read_toml
+from benchmarks.cifar.settings import read_toml
 
-PAPER_FILE = "paper.toml"
+#: What the file has; as floats, 0.20 would come back as 0.2.
+PAPER = read_toml(Path(__file__).with_suffix(".toml"), Decimal)
+#: What the letters of the sources stand for.
+SOURCES: dict[str, str] = PAPER["sources"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Paper:
     """
 
     def __init__(self, dataset: str) -> None:
-        table = read_toml(PAPER_FILE)[dataset]
+        table = PAPER[dataset]
         self.protocol: str = table["protocol"]
         self.dense_inference_flops: Decimal = table["dense_inference_flops"]
         self.dense_train_flops: Decimal = table["dense_train_flops"]
@@ -75,11 +79,6 @@ class Paper:
             and row.variant.init in (None, variant.init)
         ]
 
-    def not_run(self, group: Group) -> list[Variant]:
-        """Published variants that no result stands for."""
-        ran = {row.variant for variant in group.variants for row in self.of(variant)}
-        return list(dict.fromkeys(row.variant for row in self.main if row.variant not in ran))
-
 
 def paper_of(group: Group) -> Paper | None:
     """What has been published for the group's data, if anything has."""
@@ -88,12 +87,7 @@ def paper_of(group: Group) -> Paper | None:
 
 def published_datasets() -> list[str]:
     """The data sets that ``Paper`` can be asked for."""
-    return [name for name, table in read_toml(PAPER_FILE).items() if "results" in table]
-
-
-def sources() -> dict[str, str]:
-    """What the letters of the sources stand for."""
-    return dict(read_toml(PAPER_FILE)["sources"])
+    return [name for name, table in PAPER.items() if "results" in table]
 
 
 def _published(row: dict[str, Any]) -> Published:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 from benchmarks.cifar.methods import DENSE, RECIPES
 from benchmarks.cifar.records import Record
 from benchmarks.cifar.report.texts import title
-from benchmarks.common.tables import MISSING, table
+from benchmarks.common.tables import MISSING
 
 #: What a search or a sweep puts in place of the protocol's own.
 SEARCHED = ("alpha", "delta_t", "lr")
@@ -188,21 +188,3 @@ def group_by_protocol(records: Sequence[Record]) -> list[Group]:
         identity = [protocol["name"], protocol["settings"], record["data"]]
         groups.setdefault(json.dumps(identity, sort_keys=True), []).append(record)
     return [Group(members) for members in groups.values()]
-
-
-def differing_settings(first: Group, other: Group) -> list[str]:
-    """In what two protocols of one name differ, such as ``training.epochs (10, not 30)``."""
-    theirs, ours = (pd.json_normalize(group.settings).iloc[0].to_dict() for group in (first, other))
-    found = [
-        f"`{name}` ({ours.get(name)}, not {theirs.get(name)})"
-        for name in dict.fromkeys([*theirs, *ours])
-        if theirs.get(name) != ours.get(name)
-    ]
-    if first.records[0]["data"] != other.records[0]["data"]:
-        found.append("the images")
-    return found
-
-
-def table_of(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """A table of rows that have the same columns; nothing where there are no rows."""
-    return table(list(rows[0]), [list(row.values()) for row in rows]) if rows else []

@@ -15,9 +15,9 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.cifar.methods import DENSE, RECIPES, SMALL_DENSE, Recipe
-from benchmarks.cifar.report.results import Group, Variant, percent, table_of
+from benchmarks.cifar.report.results import Group, Variant, percent
 from benchmarks.cifar.report.texts import note
-from benchmarks.common.tables import MISSING
+from benchmarks.common.tables import MISSING, table_of
 
 CONFIDENCE = 0.95
 # Densities that were chosen for equal FLOPs meet them to within the rounding of live counts.

@@ -10,9 +10,9 @@ from benchmarks.cifar.methods import RECIPES, SMALL_DENSE
 from benchmarks.cifar.records import Record
 from benchmarks.cifar.report.accuracy import joined, paper_column
 from benchmarks.cifar.report.paper import Paper
-from benchmarks.cifar.report.results import Group, Variant, multiple, table_of
+from benchmarks.cifar.report.results import Group, Variant, multiple
 from benchmarks.cifar.report.texts import note
-from benchmarks.common.tables import MISSING
+from benchmarks.common.tables import MISSING, table_of
 
 STRUCTURED = tuple(name for name, recipe in RECIPES.items() if recipe.leaves_structure)
 # Processors that others may keep busy before it is worth a word.

@@ -7,9 +7,9 @@ import dataclasses
 import pandas as pd
 
 from benchmarks.cifar.report.paper import Paper
-from benchmarks.cifar.report.results import SEARCHED, Group, Variant, table_of
+from benchmarks.cifar.report.results import SEARCHED, Group, Variant
 from benchmarks.cifar.report.stats import difference, difference_cells
-from benchmarks.common.tables import MISSING
+from benchmarks.common.tables import MISSING, table_of
 
 
 def varied_runs(group: Group) -> pd.DataFrame:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from benchmarks.cifar.records import Folder, Record, ResultsError, read_results
 from benchmarks.cifar.report import accuracy, figures, masks, structured, tuning
 from benchmarks.cifar.report.order import orders
-from benchmarks.cifar.report.paper import paper_of, sources
-from benchmarks.cifar.report.results import Group, differing_settings, group_by_protocol
+from benchmarks.cifar.report.paper import SOURCES, paper_of
+from benchmarks.cifar.report.results import Group, group_by_protocol
 from benchmarks.cifar.report.stats import all_differences
 from benchmarks.cifar.report.texts import note
 from benchmarks.common.figures import save
@@ -34,16 +34,13 @@ def write_report(results: Path, folder: Path) -> Path:
         raise ResultsError(f"{results} holds no finished run yet; start one with --all")
     lines = ["# Sparse training on small images", ""]
     used: set[str] = set()
-    first: dict[str, Group] = {}
     measured = read_results(Folder(results.parent).timings)
     groups = group_by_protocol(records)
     for group in groups:
-        name = str(group.protocol["name"])
-        lines += group_lines(group, Figures(group, folder, used), first.get(name), measured)
-        first.setdefault(name, group)
+        lines += group_lines(group, Figures(group, folder, used), measured)
     if any(paper_of(group) for group in groups):
         lines += ["## Sources of the published numbers", ""]
-        lines += [f"- [{letter}] {name}." for letter, name in sources().items()]
+        lines += [f"- [{letter}] {name}." for letter, name in SOURCES.items()]
     report = folder / "report.md"
     write_atomic(report, ("\n".join(lines).rstrip() + "\n").encode())
     return report
@@ -69,15 +66,11 @@ class Figures:
         return paragraph(f"![{self.label}: {caption}]({path.as_posix()}.png)")
 
 
-def group_lines(
-    group: Group, drawn: Figures, namesake: Group | None = None, measured: Sequence[Record] = ()
-) -> list[str]:
-    """Everything about one protocol, which may be another one of the name of ``namesake``."""
+def group_lines(group: Group, drawn: Figures, measured: Sequence[Record] = ()) -> list[str]:
+    """Everything about one protocol."""
     protocol, paper = group.protocol, paper_of(group)
     lines = [f"## {protocol['label']}", ""]
     lines += paragraph(f"Protocol: {protocol['description']}. {len(group.records)} runs.")
-    if namesake is not None:
-        lines += note("namesake", differing="; ".join(differing_settings(namesake, group)))
     if protocol["reduced"]:
         lines += note("reduced", summary=protocol["summary"])
     order = [

@@ -31,7 +31,9 @@ class Peer(Contender):
     cannot: ClassVar[str]
 
     def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity) -> None:
-        self.require()
+        reason = self.absent()
+        if reason is not None:
+            raise ImportError(reason)
         super().__init__(model, optimizer, sparsity)
 
     @classmethod
@@ -43,13 +45,13 @@ class Peer(Contender):
             return None
 
     @classmethod
-    def require(cls) -> None:
-        """Raise ImportError that says why the library can't be driven, if it can't."""
+    def absent(cls) -> str | None:
+        """Why the library can't be driven; None if it can."""
         if cls.version() is None:
-            raise ImportError(f"not installed: {INSTALL}")
+            return f"not installed: {INSTALL}"
         try:
             importlib.import_module(cls.module)
         # Other people's modules fail in any way when imported.
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ImportError(f"does not import: {reason.splitlines()[0]}") from error
+            return f"does not import: {type(error).__name__}: {error}".splitlines()[0]
+        return None

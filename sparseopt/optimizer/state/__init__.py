@@ -4,6 +4,7 @@ from sparseopt.optimizer.state.base import StateBackend, unhooked_step
 from sparseopt.optimizer.state.choice import StateMode, make_backend
 from sparseopt.optimizer.state.compact import CompactState
 from sparseopt.optimizer.state.masked import MaskedState
+from sparseopt.optimizer.state.pools import with_own_memory
 
 __all__ = [
     "CompactState",
@@ -12,4 +13,5 @@ __all__ = [
     "StateMode",
     "make_backend",
     "unhooked_step",
+    "with_own_memory",
 ]

@@ -15,8 +15,13 @@ from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state.base import Closure, StateBackend, unhooked_step
 from sparseopt.optimizer.state.fresh import tensors_in
-from sparseopt.optimizer.state.gather import gradient_of
-from sparseopt.optimizer.state.pools import Pool, make_pools, only_parameters
+from sparseopt.optimizer.state.gather import Member, WholeParameter, gradient_of
+from sparseopt.optimizer.state.pools import (
+    Pool,
+    is_small_and_dense,
+    make_pools,
+    with_own_memory,
+)
 
 __all__ = ["CompactState", "StepPlan"]
 
@@ -31,7 +36,8 @@ class CompactState(StateBackend):
     afterwards they are scattered back. So an element-wise optimizer makes state for live weights
     only: it takes ``density`` of the memory and the step ``density`` of the work, a dropped weight
     has none that could bring it back, and a grown weight starts with a fresh parameter's. The state
-    stays keyed by the user's own parameters. A layer that is full is stepped as it is.
+    stays keyed by the user's own parameters. What is dense, layers that are full included, is
+    stepped as it is; where it is small, together with live weights.
 
     Args:
         inner: the optimizer.
@@ -46,6 +52,8 @@ class CompactState(StateBackend):
         super().__init__(inner, layers)
         self.pooled = pooled
         self._plan: StepPlan | None = None
+        #: Parameters whose state is views of a pool's.
+        self._sharing: list[Tensor] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy's would be of the original's parameters; the first step makes a new one.
@@ -63,22 +71,23 @@ class CompactState(StateBackend):
                 loss = closure()
         inner_step = unhooked_step(self.inner)
         plan = self._plan_step()
-        with self.record_initial_state():
-            for turn in plan.turns:
-                self._take_turn(turn, inner_step)
+        if self.knows_fresh_state:
+            self._take_turns(plan, inner_step)
+        else:
+            with self.record_initial_state():
+                self._take_turns(plan, inner_step)
         return loss
 
-    def _take_turn(self, turn: Turn, inner_step: Callable[[], Any]) -> None:
+    def _take_turns(self, plan: StepPlan, inner_step: Callable[[], Any]) -> None:
+        everything = [(group, group["params"]) for group in self.inner.param_groups]
         try:
-            for pool in turn.pools:
-                pool.stand_in()
-            with only_parameters(self.inner, turn.parameters), _lent(turn.lent):
-                inner_step()
-            for pool in turn.pools:
-                pool.write_back()
+            for turn in plan.turns:
+                for group, _ in everything:
+                    group["params"] = turn.parameters.get(id(group), [])
+                _take_turn(turn, inner_step)
         finally:
-            for pool in turn.pools:
-                pool.stand_down()
+            for group, parameters in everything:
+                group["params"] = parameters
 
     def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
         """Gather dense state; see :meth:`StateBackend.load_layer`."""
@@ -109,6 +118,7 @@ class CompactState(StateBackend):
     def to_dense(self) -> None:
         """Scatter all state into dense tensors; see :meth:`StateBackend.to_dense`."""
         self._plan = None
+        self._separate([])
         for layer in self.layers:
             if layer.is_full or not self.trains(layer):
                 continue
@@ -129,18 +139,37 @@ class CompactState(StateBackend):
         if plan is None or not plan.holds(self.inner, self.layers):
             plan = StepPlan(self.inner, self.layers, pooled=self.pooled)
             self._plan = plan
-            if self.pooled:
-                self._separate(plan)
+            self._separate([member.weight for pool in plan.pools for member in pool.members])
         return plan
 
-    def _separate(self, plan: StepPlan) -> None:
-        """Give layers that left a pool state of their own: a view would keep all of the pool's."""
-        pooled = {layer for pool in plan.pools for layer in pool.layers}
-        for layer in self.layers:
-            entry = self.inner.state.get(layer.weight, {})
-            for name, value in entry.items() if layer not in pooled else ():
-                if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
-                    entry[name] = value.clone()
+    def _separate(self, pooled: list[Tensor]) -> None:
+        """Give what left a pool state of its own: a view would keep all of the pool's.
+
+        Args:
+            pooled: the parameters that are in pools now.
+        """
+        stay = set(pooled)
+        for parameter in self._sharing:
+            entry = self.inner.state.get(parameter, {})
+            if parameter not in stay:
+                entry.update({name: with_own_memory(value) for name, value in entry.items()})
+        self._sharing = pooled
+
+
+def _take_turn(turn: Turn, inner_step: Callable[[], Any]) -> None:
+    try:
+        for pool in turn.pools:
+            pool.stand_in()
+        if turn.lent:
+            with _lent(turn.lent):
+                inner_step()
+        else:
+            inner_step()
+        for pool in turn.pools:
+            pool.write_back()
+    finally:
+        for pool in turn.pools:
+            pool.stand_down()
 
 
 @contextmanager
@@ -172,7 +201,7 @@ class Turn:
     """One call of the inner optimizer's step.
 
     Attributes:
-        pools: layers whose live weights are stepped as one parameter.
+        pools: each stepped as one parameter.
         lent: layers whose parameters hold live weights only.
         parameters: what the inner optimizer is left with, by the id of the param group.
     """
@@ -192,18 +221,22 @@ class StepPlan:
     Args:
         inner: the optimizer.
         layers: its sparse layers.
-        pooled: whether many layers may be one 1-D parameter.
+        pooled: whether many layers, and small dense parameters, may be one 1-D parameter.
 
     Attributes:
-        pools: layers whose live weights are stepped together.
+        pools: what is stepped together.
         turns: the calls of the inner optimizer's step.
     """
 
     def __init__(self, inner: Optimizer, layers: Sequence[SparseLayer], *, pooled: bool) -> None:
         self._basis = _basis(inner, layers)
         lending = {layer.weight: layer for layer in _lending(layers)}
-        self.pools = list(_pools(inner, lending)) if pooled else []
-        in_pools = {layer.weight for pool in self.pools for layer in pool.layers}
+        self.pools: list[Pool] = []
+        #: What would be in a pool if it had a gradient.
+        self._waiting: list[Tensor] = []
+        if pooled and lending:
+            self._make_pools(inner, lending)
+        in_pools = {member.weight for pool in self.pools for member in pool.members}
         lent = [layer for weight, layer in lending.items() if weight not in in_pools]
         others = {
             id(group): [weight for weight in group["params"] if weight not in in_pools]
@@ -218,14 +251,25 @@ class StepPlan:
             self.turns = [*alone, Turn([], lent, others)]
 
     def holds(self, inner: Optimizer, layers: Sequence[SparseLayer]) -> bool:
-        """Whether the same layers have gradients and nobody replaced their state."""
-        return self._basis == _basis(inner, layers) and all(pool.fits() for pool in self.pools)
+        """Whether the same parameters have gradients and nobody replaced their state."""
+        if self._basis != _basis(inner, layers):
+            return False
+        if any(weight.grad is not None for weight in self._waiting):
+            return False
+        return all(pool.fits() for pool in self.pools)
 
-
-def _pools(inner: Optimizer, lending: Mapping[Any, SparseLayer]) -> Iterator[Pool]:
-    for group in inner.param_groups:
-        members = [lending[weight] for weight in group["params"] if weight in lending]
-        yield from make_pools(inner, group, members)
+    def _make_pools(self, inner: Optimizer, lending: Mapping[Any, SparseLayer]) -> None:
+        for group in inner.param_groups:
+            members: list[Member] = []
+            for weight in group["params"]:
+                if weight in lending:
+                    members.append(lending[weight])
+                elif is_small_and_dense(weight, group):
+                    if weight.grad is None:
+                        self._waiting.append(weight)
+                    else:
+                        members.append(WholeParameter(weight))
+            self.pools += make_pools(inner, group, members)
 
 
 def _lending(layers: Sequence[SparseLayer]) -> list[SparseLayer]:

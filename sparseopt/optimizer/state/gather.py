@@ -15,15 +15,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
+from torch.nn import Parameter
 
-from sparseopt.masks.indices import concat_positions
+from sparseopt.masks.indices import concat_positions, index_dtype
 from sparseopt.masks.layer import SparseLayer
 
-__all__ = ["GatherMany", "GatherOne", "Part", "for_each", "gradient_of", "parts_of", "shares"]
+__all__ = [
+    "GatherMany",
+    "GatherOne",
+    "Member",
+    "Part",
+    "WholeParameter",
+    "for_each",
+    "gradient_of",
+    "parts_of",
+    "shares",
+]
 
 #: Weights of a layer up to which copying all of it costs less than the calls that this saves.
 CPU_SMALL: Final = 1 << 12
@@ -37,33 +49,60 @@ ACCELERATOR_BUNDLE: Final = 1 << 22
 WORTH_A_BUNDLE: Final = 2
 
 
-class Part(ABC):
-    """Layers of a pool, none of them full, whose live weights lie in a row in the pool's tensors.
+class WholeParameter:
+    """A small dense parameter, such as a bias, as a member of a pool: all of its entries are live.
 
     Args:
-        layers: the layers, all of one dtype and on one device.
+        weight: the parameter, contiguous, of one dimension at least.
+
+    Attributes:
+        live: number of entries.
+        numel: the same.
+        mask_version: always 0, for there is no mask.
+    """
+
+    mask_version: Final = 0
+
+    def __init__(self, weight: Parameter) -> None:
+        self.weight = weight
+        self.live = self.numel = weight.numel()
+
+    def positions(self) -> Tensor:
+        """Return the positions of all entries, as :meth:`SparseLayer.positions` does."""
+        return torch.arange(self.numel, dtype=index_dtype(self.numel), device=self.weight.device)
+
+
+#: What can be stepped in a pool.
+Member: TypeAlias = SparseLayer | WholeParameter
+
+
+class Part(ABC):
+    """Members of a pool whose live weights lie in a row in the pool's tensors.
+
+    Args:
+        members: layers that are not full and whole parameters, all of one dtype and on one device.
 
     Attributes:
         live: number of live weights.
         numel: number of weights.
     """
 
-    def __init__(self, layers: Sequence[SparseLayer]) -> None:
-        self.layers = list(layers)
-        self.live = sum(layer.live for layer in layers)
-        self.numel = sum(layer.numel for layer in layers)
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = list(members)
+        self.live = sum(member.live for member in members)
+        self.numel = sum(member.numel for member in members)
 
     def fits(self) -> bool:
-        """Whether the layers' weights still are where, and as, this needs them."""
+        """Whether the members' weights still are where, and as, this needs them."""
         return True
 
     @abstractmethod
     def gather(self, weights: Tensor, gradients: Tensor) -> None:
-        """Write live weights and their gradients, which all layers have, to two ``(live,)``."""
+        """Write live weights and their gradients, which all members have, to two ``(live,)``."""
 
     @abstractmethod
     def put_back(self, weights: Tensor) -> None:
-        """Make ``weights``, ``(live,)``, the live weights of the layers, and all others zero.
+        """Make ``weights``, ``(live,)``, the live weights of the members, and all others zero.
 
         Each entry is written once at most, with its final value; see :class:`SparseLayer`.
         """
@@ -87,75 +126,80 @@ class GatherOne(Part):
 
 
 class GatherMany(Part):
-    """Small layers that lie in memory in logical order; see :class:`Part`.
+    """Small members that lie in memory in logical order; see :class:`Part`.
 
     The positions of live weights in all of them together are kept, four bytes each: to put them
     together at every step takes a small network as long as to gather by them.
     """
 
-    def __init__(self, layers: Sequence[SparseLayer]) -> None:
-        super().__init__(layers)
+    def __init__(self, members: Sequence[Member]) -> None:
+        super().__init__(members)
+        # Views, made once: to make them takes a small network longer than to copy what is in them.
+        self._dense = [member.weight.detach().view(-1) for member in members]
+        self._addresses = [dense.data_ptr() for dense in self._dense]
+        self._numels = [member.numel for member in members]
         # Kept on the device, so that nothing waits for them to come there.
-        device = layers[0].weight.device
-        self._numels = [layer.numel for layer in layers]
+        device = members[0].weight.device
         numels = torch.tensor(self._numels, device="cpu")
         self._starts = (numels.cumsum(0) - numels).to(device, torch.int32)
-        self._counts = torch.tensor([layer.live for layer in layers], device="cpu").to(device)
+        self._counts = torch.tensor([member.live for member in members], device="cpu").to(device)
         self._versions: list[int] = []
         self._positions: Tensor
 
     def fits(self) -> bool:
         """Whether all weights are contiguous, and where they were; see :meth:`Part.fits`."""
-        device = self._starts.device
-        weights = [layer.weight for layer in self.layers]
-        return all(weight.is_contiguous() and weight.device == device for weight in weights)
+        for member, address in zip(self.members, self._addresses, strict=True):
+            weight = member.weight
+            if weight.data_ptr() != address or not weight.is_contiguous():
+                return False
+        return True
 
-    @torch.no_grad()
     def gather(self, weights: Tensor, gradients: Tensor) -> None:
-        """Read all layers; see :meth:`Part.gather`."""
-        versions = [layer.mask_version for layer in self.layers]
+        """Read all members; see :meth:`Part.gather`."""
+        versions = [member.mask_version for member in self.members]
         if versions != self._versions:
-            each = [layer.positions() for layer in self.layers]
+            each = [member.positions() for member in self.members]
             self._positions = concat_positions(each, self._starts, self._counts)
             self._versions = versions
-        dense = torch.cat([layer.weight.view(-1) for layer in self.layers])
-        torch.index_select(dense, 0, self._positions, out=weights)
-        dense = torch.cat([gradient_of(layer).reshape(-1) for layer in self.layers])
-        torch.index_select(dense, 0, self._positions, out=gradients)
+        torch.index_select(torch.cat(self._dense), 0, self._positions, out=weights)
+        dense = [gradient_of(member).detach() for member in self.members]
+        together = _flatten_dense_tensors(dense)  # type: ignore[no-untyped-call]
+        torch.index_select(together, 0, self._positions, out=gradients)
 
-    @torch.no_grad()
     def put_back(self, weights: Tensor) -> None:
-        """Write to all layers; see :meth:`Part.put_back`."""
+        """Write to all members; see :meth:`Part.put_back`."""
         final = weights.new_zeros(self.numel).scatter_(0, self._positions, weights)
-        dense = [layer.weight.view(-1) for layer in self.layers]
-        torch._foreach_copy_(dense, torch.split(final, self._numels))
+        torch._foreach_copy_(self._dense, final.split_with_sizes(self._numels))
 
 
-def parts_of(layers: Sequence[SparseLayer]) -> list[Part]:
-    """Return parts that have each of ``layers`` once: small ones in bundles, all others alone.
+def parts_of(members: Sequence[Member]) -> list[Part]:
+    """Return parts that have each of ``members`` once: small ones in bundles, all others alone.
 
     Args:
-        layers: none of them full, all of one dtype and on one device.
+        members: layers that are not full and whole parameters, all of one dtype and on one device.
     """
-    on_cpu = layers[0].weight.device.type == "cpu"
+    on_cpu = members[0].weight.device.type == "cpu"
     small, limit = (CPU_SMALL, CPU_BUNDLE) if on_cpu else (ACCELERATOR_SMALL, ACCELERATOR_BUNDLE)
     alone: list[SparseLayer] = []
-    together: list[list[SparseLayer]] = [[]]
-    for layer in layers:
-        if layer.numel > small or not layer.weight.is_contiguous():
-            alone.append(layer)
+    together: list[list[Member]] = [[]]
+    for member in members:
+        large = member.numel > small or not member.weight.is_contiguous()
+        if large and isinstance(member, SparseLayer):
+            alone.append(member)
             continue
-        if sum(member.numel for member in together[-1]) + layer.numel > limit:
+        if sum(other.numel for other in together[-1]) + member.numel > limit:
             together.append([])
-        together[-1].append(layer)
-    if len(together[-1]) < WORTH_A_BUNDLE:
-        alone += together.pop()
+        together[-1].append(member)
+    layers = [member for member in together[-1] if isinstance(member, SparseLayer)]
+    if len(layers) == len(together[-1]) < WORTH_A_BUNDLE:
+        alone += layers
+        together.pop()
     return [*map(GatherOne, alone), *map(GatherMany, together)]
 
 
-def gradient_of(layer: SparseLayer) -> Tensor:
-    """Return the gradient of a layer's weight, which it has."""
-    gradient = layer.weight.grad
+def gradient_of(member: Member) -> Tensor:
+    """Return the gradient of a member's weight, which it has."""
+    gradient = member.weight.grad
     assert gradient is not None
     return gradient
 

@@ -1,9 +1,8 @@
-"""Many layers stepped by the inner optimizer as one parameter."""
+"""Many layers and small dense parameters stepped by the inner optimizer as one parameter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -12,29 +11,45 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.optimizer.state.gather import for_each, gradient_of, parts_of, shares
+from sparseopt.optimizer.state.gather import (
+    CPU_SMALL,
+    Member,
+    for_each,
+    gradient_of,
+    parts_of,
+    shares,
+)
 
-__all__ = ["Pool", "make_pools", "only_parameters"]
+__all__ = ["Pool", "is_small_and_dense", "make_pools", "with_own_memory"]
 
-#: Live weights of a pool on a CPU: few enough for an optimizer's temporary tensors to stay in the
-#: cache, enough to make what a call costs disappear.
-CPU_POOL: Final = 1 << 20
+#: Live weights of a pool on a CPU where torch has one thread: few enough for the dense weights that
+#: they are gathered from to stay in the cache until they are written back, enough to make what a
+#: call costs disappear.
+CPU_POOL: Final = 1 << 17
+#: Where it has several, a pool has to have several large layers for them to share.
+CPU_POOL_OF_THREADS: Final = 1 << 20
 #: On an accelerator a call costs a launch; this bounds what a step needs for a moment.
 ACCELERATOR_POOL: Final = 1 << 24
 
 
-class Pool:
-    """Layers of one param group whose live weights the inner optimizer steps as one 1-D parameter.
+#: In these, what an optimizer makes of an entry doesn't depend on where in a tensor it lies.
+SAME_EVERYWHERE: Final = frozenset({torch.float32, torch.float64})
 
-    Right for optimizers that treat every entry of a parameter alike and alone, and for layers that
+
+class Pool:
+    """Members of one param group whose live weights the inner optimizer steps as one 1-D parameter.
+
+    Members are layers that are not full, and small dense parameters.
+
+    Right for optimizers that treat every entry of a parameter alike and alone, and for members that
     have had the same steps: then what the optimizer holds once a parameter, such as the number of
-    steps, is the same for all. The state stays in the entries of the layers' own parameters, as
+    steps, is the same for all. The state stays in the entries of the members' own parameters, as
     views of what the optimizer works on.
 
     Args:
         inner: the optimizer.
         group: the param group.
-        layers: none of them full, all of one dtype and on one device, with state to be pooled.
+        members: all of one dtype and on one device, with state to be pooled.
 
     Attributes:
         live: number of live weights.
@@ -42,48 +57,48 @@ class Pool:
             :meth:`stand_down`; without entries otherwise.
     """
 
-    def __init__(
-        self, inner: Optimizer, group: dict[str, Any], layers: Sequence[SparseLayer]
-    ) -> None:
+    def __init__(self, inner: Optimizer, group: dict[str, Any], members: Sequence[Member]) -> None:
         self.inner = inner
         self.group = group
-        self._parts = parts_of(layers)
-        self.layers = [layer for part in self._parts for layer in part.layers]
-        self.sizes = [layer.live for layer in self.layers]
-        self._shares = shares(self._parts, layers[0].weight.device)
+        self._parts = parts_of(members)
+        self.members = [member for part in self._parts for member in part.members]
+        self.sizes = [member.live for member in self.members]
+        self._shares = shares(self._parts, members[0].weight.device)
         self.live = sum(self.sizes)
         self._part_sizes = [part.live for part in self._parts]
-        self._nothing = layers[0].weight.detach().new_empty(0)
+        self._nothing = members[0].weight.detach().new_empty(0)
         self.flat_parameter = Parameter(self._nothing)
         self._state: dict[str, Any] = {}
+        #: What :attr:`_state` had last, to see what is new; of numbers, the other members'.
         self._memory: dict[str, Tensor] = {}
         self._views: dict[str, list[Any]] = {}
         self._addresses: dict[str, list[int | None]] = {}
-        self._join([inner.state.get(layer.weight, {}) for layer in self.layers])
+        self._join([inner.state.get(member.weight, {}) for member in self.members])
 
     def fits(self) -> bool:
-        """Whether the layers' state is still what this pool made of it, and of the same size."""
-        if [layer.live for layer in self.layers] != self.sizes:
-            return False
-        # One of them may have been brought into another precision since.
-        if any(layer.weight.dtype != self.flat_parameter.dtype for layer in self.layers):
-            return False
-        entries = [self.inner.state.get(layer.weight, {}) for layer in self.layers]
-        if any(len(entry) != len(self._views) for entry in entries):
-            return False
+        """Whether the members' state is still what this pool made of it, and of the same size."""
+        dtype, state, count = self.flat_parameter.dtype, self.inner.state, len(self._views)
+        entries = []
+        for member, size in zip(self.members, self.sizes, strict=True):
+            weight = member.weight
+            # One of them may have been brought into another precision since.
+            if member.live != size or weight.dtype != dtype or weight.grad is None:
+                return False
+            entry = state.get(weight, {})
+            if len(entry) != count:
+                return False
+            entries.append(entry)
         for name, views in self._views.items():
-            pairs = zip(entries, views, strict=True)
-            if not all(entry.get(name) is view for entry, view in pairs):
-                return False
-            # They are the same objects still when somebody assigned to their .data.
-            if [_address(view) for view in views] != self._addresses[name]:
-                return False
+            for entry, view, address in zip(entries, views, self._addresses[name], strict=True):
+                # It is the same object still when somebody assigned to its .data.
+                if entry.get(name) is not view or _address(view) != address:
+                    return False
         return all(part.fits() for part in self._parts)
 
     def stand_in(self) -> None:
-        """Gather all layers, every one of which has a gradient, into :attr:`flat_parameter`."""
-        weights = self.layers[0].weight.detach().new_empty(self.live)
-        gradients = gradient_of(self.layers[0]).new_empty(self.live)
+        """Gather all members, every one of which has a gradient, into :attr:`flat_parameter`."""
+        weights = self.members[0].weight.detach().new_empty(self.live)
+        gradients = gradient_of(self.members[0]).new_empty(self.live)
         live, live_gradient = self._by_part(weights), self._by_part(gradients)
 
         def gather(index: int) -> None:
@@ -95,7 +110,7 @@ class Pool:
         self.inner.state[self.flat_parameter] = self._state
 
     def write_back(self) -> None:
-        """Give the layers what the inner optimizer made of :attr:`flat_parameter`."""
+        """Give the members what the inner optimizer made of :attr:`flat_parameter`."""
         live = self._by_part(self.flat_parameter.detach())
 
         def put_back(index: int) -> None:
@@ -119,82 +134,106 @@ class Pool:
             if not isinstance(value, Tensor) or value.dim() == 0:
                 self._state[name] = value
             else:
-                self._state[name] = torch.cat([entry[name] for entry in entries])
+                self._state[name] = torch.cat([entry[name].reshape(-1) for entry in entries])
         self._share()
 
     def _share(self) -> None:
-        """Bring the layers' entries up to what the optimizer made of the pool's state."""
+        """Bring the members' entries up to what the optimizer made of the pool's state."""
         for name, value in self._state.items():
             held = self._memory.get(name)
             if not isinstance(value, Tensor):
-                views = [value] * len(self.layers)
+                views = [value] * len(self.members)
                 if self._views.get(name) == views:
                     continue
             elif value.dim() == 0:
                 if held is not None and value is self._views[name][0]:
-                    held[1:] = value
+                    held.copy_(value)
                     continue
-                # One element each: a common one would be stepped once a parameter after release().
-                self._memory[name] = value.repeat(len(self.layers))
-                views = list(self._memory[name].unbind())
+                # One element each: a common one would be stepped once a parameter after detach().
+                each = value.repeat(len(self.members))
+                self._memory[name] = each[1:]
+                views = list(each.unbind())
                 self._state[name] = views[0]
             else:
                 if held is value:
                     continue
                 self._memory[name] = value
-                views = list(torch.split(value, self.sizes))
+                views = [
+                    part if isinstance(member, SparseLayer) else part.view(member.weight.shape)
+                    for member, part in zip(
+                        self.members, torch.split(value, self.sizes), strict=True
+                    )
+                ]
             self._views[name] = views
             self._addresses[name] = [_address(view) for view in views]
-            for layer, view in zip(self.layers, views, strict=True):
-                self.inner.state[layer.weight][name] = view
+            for member, view in zip(self.members, views, strict=True):
+                self.inner.state[member.weight][name] = view
 
 
-def make_pools(
-    inner: Optimizer, group: dict[str, Any], layers: Iterable[SparseLayer]
-) -> list[Pool]:
-    """Return pools of those of a group's ``layers`` that can be stepped together.
+def is_small_and_dense(weight: Any, group: Mapping[str, Any]) -> bool:
+    """Whether a parameter without a mask is small enough to be stepped with others.
 
-    A layer whose state is neither one value a live weight nor one a parameter is in none of them.
+    Not on an accelerator, whose optimizers step all parameters with a few launches, nor where its
+    entries would come out otherwise in the last bit than if it were stepped alone.
     """
-    alike: dict[Any, list[SparseLayer]] = {}
-    for layer in layers:
-        history = _history(inner.state.get(layer.weight, {}), layer)
+    return (
+        type(weight) is Parameter
+        and weight.is_cpu
+        and weight.dim() > 0
+        and 0 < weight.numel() <= CPU_SMALL
+        and weight.dtype in SAME_EVERYWHERE
+        and not group.get("fused")
+        and weight.is_contiguous()
+        and (weight.grad is None or _is_plain(weight.grad))
+    )
+
+
+def make_pools(inner: Optimizer, group: dict[str, Any], members: Iterable[Member]) -> list[Pool]:
+    """Return pools of those of a group's ``members`` that can be stepped together.
+
+    One whose state is neither one value a live weight nor one a parameter is in none of them, nor
+    is a dense parameter that would be alone.
+    """
+    alike: dict[Any, list[Member]] = {}
+    for member in members:
+        history = _history(inner.state.get(member.weight, {}), member)
         if history is not None:
-            key = layer.weight.dtype, gradient_of(layer).dtype, layer.weight.device, history
-            alike.setdefault(key, []).append(layer)
+            key = member.weight.dtype, gradient_of(member).dtype, member.weight.device, history
+            alike.setdefault(key, []).append(member)
     return [
         Pool(inner, group, together)
-        for members in alike.values()
-        for together in _within_limit(members)
+        for same in alike.values()
+        for together in _within_limit(same)
+        if len(together) > 1 or isinstance(together[0], SparseLayer)
     ]
 
 
-@contextmanager
-def only_parameters(inner: Optimizer, parameters: Mapping[int, list[Any]]) -> Iterator[None]:
-    """Leave only some parameters in the groups of ``inner``, given by the groups' ids."""
-    everything = [(group, group["params"]) for group in inner.param_groups]
-    for group, _ in everything:
-        group["params"] = parameters.get(id(group), [])
-    try:
-        yield
-    finally:
-        for group, whole in everything:
-            group["params"] = whole
+def with_own_memory(value: Any) -> Any:
+    """Return a copy of a tensor that is a part of a larger one; anything else as it is."""
+    if type(value) is not Tensor or value.untyped_storage().nbytes() <= value.nbytes:
+        return value
+    return value.clone()
 
 
 def _address(value: Any) -> int | None:
     return value.data_ptr() if isinstance(value, Tensor) else None
 
 
-def _history(entry: Mapping[str, Any], layer: SparseLayer) -> tuple[Any, ...] | None:
-    """Return what has to be the same for layers to share state; None if it can't be shared."""
+def _is_plain(gradient: Tensor) -> bool:
+    return type(gradient) is Tensor and gradient.layout == torch.strided
+
+
+def _history(entry: Mapping[str, Any], member: Member) -> tuple[Any, ...] | None:
+    """Return what has to be the same for members to share state; None if it can't be shared."""
+    is_layer = isinstance(member, SparseLayer)
+    shape = torch.Size([member.live]) if is_layer else member.weight.shape
     facts: list[Any] = []
     for name, value in entry.items():
         if not isinstance(value, Tensor):
             facts.append((name, value))
         elif value.dim() == 0:
             facts.append((name, value.dtype, value.device, value.item()))
-        elif value.shape == (layer.live,):
+        elif value.shape == shape:
             facts.append((name, value.dtype, value.device))
         else:
             return None
@@ -205,14 +244,17 @@ def _history(entry: Mapping[str, Any], layer: SparseLayer) -> tuple[Any, ...] | 
     return tuple(facts)
 
 
-def _within_limit(layers: Sequence[SparseLayer]) -> Iterator[list[SparseLayer]]:
-    limit = CPU_POOL if layers[0].weight.device.type == "cpu" else ACCELERATOR_POOL
-    together: list[SparseLayer] = []
+def _within_limit(members: Sequence[Member]) -> Iterator[list[Member]]:
+    if members[0].weight.device.type != "cpu":
+        limit = ACCELERATOR_POOL
+    else:
+        limit = CPU_POOL if torch.get_num_threads() == 1 else CPU_POOL_OF_THREADS
+    together: list[Member] = []
     live = 0
-    for layer in layers:
-        if together and live + layer.live > limit:
+    for member in members:
+        if together and live + member.live > limit:
             yield together
             together, live = [], 0
-        together.append(layer)
-        live += layer.live
+        together.append(member)
+        live += member.live
     yield together

@@ -133,7 +133,8 @@ class Masking:
 
 @pytest.mark.parametrize("limit", [1, 150, 10**6])
 def test_the_size_of_a_pool_changes_nothing(limit, monkeypatch):
-    monkeypatch.setattr(pools, "CPU_POOL", limit)
+    for name in ("CPU_POOL", "CPU_POOL_OF_THREADS"):
+        monkeypatch.setattr(pools, name, limit)
     model, plain_model = make(), make()
     inner = torch.optim.AdamW(model.parameters(), lr=0.01)
     optimizer = SparseOptimizer(inner, model, **SETTINGS)

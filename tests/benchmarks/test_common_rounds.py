@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.overhead.rounds import Rounds
+from benchmarks.common.rounds import Rounds
 
 ROUNDS = Rounds(
     [

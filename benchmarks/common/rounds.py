@@ -1,8 +1,8 @@
-"""What was measured in rounds: seconds of every contender's phases, compared within a round."""
+"""What was measured in rounds: seconds of several contenders' phases, compared within a round."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ MILLI = 1e3
 class Rounds:
     """Seconds in a table: a row for each round, a column for each phase of each contender."""
 
-    def __init__(self, samples: list[dict[str, Sample]]) -> None:
+    def __init__(self, samples: Sequence[Mapping[str, Sample]]) -> None:
         self.names = set(samples[0])
         self._table = pd.DataFrame(
             {(name, phase): time for name, one in each.items() for phase, time in one.items()}
