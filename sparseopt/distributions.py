@@ -258,9 +258,10 @@ def _resolve(
     init: Mapping[str, Choice], shapes: Shapes
 ) -> list[tuple[float | Distribution, list[str]]]:
     """Return what each entry of a mapping gives, and to which layers; no layer is in two."""
-    found, taken = [], set[str]()
+    found, taken, keys = [], set[str](), list(reversed(init))
     # What is named comes before what a pattern matches, and of patterns the last.
-    for key in sorted(reversed(list(init)), key=is_pattern):
+    keys.sort(key=is_pattern)
+    for key in keys:
         names = layers_named(key, shapes)
         if not names:
             raise unknown_name("the layer name in init", key, shapes)
