@@ -25,6 +25,7 @@ __all__ = [
     "linear_input",
     "linear_values",
     "live_values",
+    "live_values_if_masked",
     "out_size",
     "scatter_values",
     "standard_layout",
@@ -78,12 +79,7 @@ def out_size(size: Sequence[int], layout: Sequence[int]) -> tuple[int, int]:
 
 def live_values(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
     """The live weights of a dense weight of any strides: float32, in row-major order."""
-    _check(weight, "weight")
-    out, channels, height, width = layout[:4]
-    shape = (out, channels, height, width) if weight.dim() == 4 else (out, channels)
-    if tuple(weight.shape) != shape:
-        raise ValueError(f"weight must have the shape {shape}, not {tuple(weight.shape)}")
-    live = count_live(lists, layout)
+    live = _check_weight(weight, lists, layout)
     values = weight.new_empty(live, dtype=torch.float32)
     failed = library().sparseopt_gather(
         *_lists(lists, layout),
@@ -97,6 +93,45 @@ def live_values(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
     return values
 
 
+def live_values_if_masked(
+    weight: Tensor, lists: Tensor, layout: Sequence[int]
+) -> tuple[Tensor, bool]:
+    """The same, and whether all weights that are not live are zero, by their bits."""
+    live = _check_weight(weight, lists, layout)
+    if not _is_dense(weight):
+        weight = weight.contiguous()
+    values = weight.new_empty(live, dtype=torch.float32)
+    others = ctypes.c_int64()
+    failed = library().sparseopt_gather_and_count(
+        *_lists(lists, layout),
+        weight.data_ptr(),
+        _strides(weight),
+        weight.dtype is torch.bfloat16,
+        values.data_ptr(),
+        ctypes.addressof(others),
+        threads(live * _ACCESS + weight.numel()),
+    )
+    raise_if(failed)
+    return values, others.value == 0
+
+
+def _check_weight(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> int:
+    """The number of live weights of a weight that fits the lists."""
+    _check(weight, "weight")
+    out, channels, height, width = layout[:4]
+    shape = (out, channels, height, width) if weight.dim() == 4 else (out, channels)
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"weight must have the shape {shape}, not {tuple(weight.shape)}")
+    return count_live(lists, layout)
+
+
+def _is_dense(weight: Tensor) -> bool:
+    """Whether the weights of each output lie in one piece."""
+    return weight.is_contiguous() or (
+        weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
 def scatter_values(
     values: Tensor,
     lists: Tensor,
@@ -107,7 +142,7 @@ def scatter_values(
 ) -> Tensor:
     """A dense tensor that has the values at the live places and zeros elsewhere."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    dense = torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format).zero_()
+    dense = torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format)
     values = values.float().contiguous()
     failed = library().sparseopt_scatter(
         *_lists(lists, layout),

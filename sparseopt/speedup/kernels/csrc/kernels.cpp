@@ -3,6 +3,8 @@
 // weights in row-major order, in the format of the tensors; gradients of them are float.
 // Functions return 0, 1 where there is no memory, and 2 where positions are not ascending places.
 #include <new>
+#include "batch_norm.h"
+#include "dense_weights.h"
 #include "linear.h"
 
 #define API extern "C" __attribute__((visibility("default")))
@@ -45,12 +47,19 @@ API int sparseopt_gather(LISTS, const void* weight, const int64_t* strides, int 
   });
 }
 
+API int sparseopt_gather_and_count(LISTS, const void* weight, const int64_t* strides, int half,
+                                   float* values, int64_t* others, int threads) {
+  return run(half, [&](auto e) {
+    *others = gather_and_count({data, live, *layer}, *layer, strides, threads,
+                               (const decltype(e)*)weight, values);
+  });
+}
+
 API int sparseopt_scatter(LISTS, const float* values, const int64_t* strides, int half,
                           void* weight, int threads) {
   return run(half, [&](auto e) {
-    const auto to = (decltype(e)*)weight;
-    for_live({data, live, *layer}, *layer, strides, threads,
-             [=](int64_t k, int64_t at) { move(to[at], values[k]); });
+    scatter_with_zeros({data, live, *layer}, *layer, strides, threads, values,
+                       (decltype(e)*)weight);
   });
 }
 
@@ -114,5 +123,26 @@ API int sparseopt_linear_values(LISTS, int64_t tokens, const void* x, const void
     using E = decltype(e);
     linear_weight_gradient({data, live, *layer}, (const E*)x, (const E*)dy, tokens, layer->in,
                            layer->out, grad, threads);
+  });
+}
+
+API int sparseopt_batch_norm(const void* x, const float* weight, const float* bias, float eps,
+                             void* y, float* mean, float* inverse, float* variance, int channels,
+                             int64_t count, int half, int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    normalise<E>((const E*)x, weight, bias, eps, (E*)y, mean, inverse, variance, channels, count,
+                 threads);
+  });
+}
+
+API int sparseopt_batch_norm_backward(const void* x, const void* dy, const float* weight,
+                                      const float* mean, const float* inverse, void* dx,
+                                      float* dweight, float* dbias, int channels, int64_t count,
+                                      int half, int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    normalise_backward<E>((const E*)x, (const E*)dy, weight, mean, inverse, (E*)dx, dweight, dbias,
+                          channels, count, threads);
   });
 }
