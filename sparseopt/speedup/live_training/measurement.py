@@ -157,9 +157,18 @@ def measure(
         chosen = fastest(times)
         if chosen == DENSE:
             return Measured({}, found.times, times, DENSE)
-        operations = seconds_by_operation(calls[chosen])
-        slow = slow_calls(lambda: copied(*args, **kwargs))
-    return Measured(plans[chosen], found.times, times, chosen, operations, slow)
+        exchanged.apply(plans[chosen])
+        rest = _what_remains(calls[chosen], lambda: copied(*args, **kwargs))
+    return Measured(plans[chosen], found.times, times, chosen, *rest)
+
+
+def _what_remains(
+    call: Callable[[], Any], forward: Callable[[], Any]
+) -> tuple[dict[str, float], list[SlowCall]]:
+    try:
+        return seconds_by_operation(call), slow_calls(forward)
+    except Exception:  # a model that can't be watched is no slower for it
+        return {}, []
 
 
 def fastest(times: Mapping[str, Timing]) -> str:
