@@ -28,8 +28,8 @@ from sparseopt import SparseOptimizer, speed_up
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
 labels = torch.tensor(digits.target)
-train_images, test_images = images[:-360], images[-360:]
-train_labels, test_labels = labels[:-360], labels[-360:]
+train_images, test_images = images[:1408], images[-360:]
+train_labels, test_labels = labels[:1408], labels[-360:]
 
 
 def layer(channels: int, out: int) -> list[nn.Module]:
@@ -47,7 +47,7 @@ def network() -> nn.Module:
 
 
 EPOCHS, BATCH = 4, 64
-STEPS = EPOCHS * -(-len(train_images) // BATCH)
+STEPS = EPOCHS * len(train_images) // BATCH
 
 
 def sparse(model: nn.Module) -> SparseOptimizer:

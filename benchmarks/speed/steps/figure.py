@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from torch.optim import Optimizer
 from benchmarks.speed.kernels.machine import about_machine, file_suffix, keep_freed_memory
 from benchmarks.speed.kernels.measuring import MILLI, quartiles
 from benchmarks.speed.records import Record
-from benchmarks.speed.steps.workloads import WORKLOADS, Workload
+from benchmarks.speed.steps.workloads import WORKLOADS, Workload, layers_of
 from sparseopt import SparseOptimizer, SpeedUp, speed_up
 from sparseopt.speedup import kernels
 from sparseopt.speedup.timing import time_in_turn
@@ -27,6 +25,8 @@ FIGURE = "steps"
 NEVER = 10**9
 FP32, BF16 = "float32", "bfloat16"
 PEERS = ("SparseProp", "SparseLab")
+#: The share of zeros from which on SparseProp's own functions try a layer.
+SPARSEPROP_FROM = 0.8
 Step = Callable[[], None]
 
 
@@ -142,6 +142,11 @@ def measure_case(
     }
 
 
+def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, new)
+
+
 class _Trainer:
     """Makes training steps of one network on one batch."""
 
@@ -171,15 +176,26 @@ class _Trainer:
         return None if model is None else self._step(model, self._workload.optimizer(model), FP32)
 
     def _by_sparseprop(self) -> nn.Module:
-        from sparseprop.utils import swap_modules_with_sparse
+        from sparseprop.modules import sparsify_if_faster
 
         model, optimizer = self._sparse()
+        sparse = {layer.name.removesuffix(".weight") for layer in optimizer.layers}
         optimizer.detach()
-        shape = tuple(self._inputs.shape)
-        # It tries each layer dense and sparse, and prints what it does.
-        with contextlib.redirect_stdout(io.StringIO()):
-            found: nn.Module = swap_modules_with_sparse(model, shape, inplace=True)
-        return found
+        shapes: dict[str, torch.Size] = {}
+        layers = {name: layer for name, layer in layers_of(model) if name in sparse}
+        handles = [
+            layer.register_forward_pre_hook(
+                lambda _, args, name=name: shapes.update({name: args[0].shape})
+            )
+            for name, layer in layers.items()
+        ]
+        model(self._inputs)
+        for handle in handles:
+            handle.remove()
+        for name, layer in layers.items():
+            if (layer.weight == 0).float().mean() > SPARSEPROP_FROM:
+                _replace(model, name, sparsify_if_faster(layer, tuple(shapes[name])))
+        return model
 
     def _by_sparselab(self) -> nn.Module | None:
         if not self._workload.linear_only:
@@ -187,12 +203,10 @@ class _Trainer:
         import sparselab
 
         model = self._model()
-        layers = [(n, one) for n, one in model.named_modules() if isinstance(one, nn.Linear)]
+        layers = [(n, one) for n, one in layers_of(model) if isinstance(one, nn.Linear)]
         for name, layer in layers[:-1]:
             shape = layer.in_features, layer.out_features
-            new = sparselab.SparseLinear(*shape, sparsity=1 - self._case.density)
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, new)
+            _replace(model, name, sparselab.SparseLinear(*shape, sparsity=1 - self._case.density))
         return model
 
     def _model(self) -> nn.Module:

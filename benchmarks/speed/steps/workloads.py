@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -42,8 +42,19 @@ class Workload:
         """How the density is spread: by the distribution ``name``, or over linear layers alone."""
         if not self.linear_only:
             return name
-        layers = [name for name, one in model.named_modules() if isinstance(one, nn.Linear)]
-        return dict.fromkeys(layers[:-1], density)
+        layers = dict(layers_of(model))
+        last = list(layers)[-1]
+        return {
+            name: density if isinstance(one, nn.Linear) and name != last else 1.0
+            for name, one in layers.items()
+        }
+
+
+def layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Convolutions and linear layers, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            yield name, module
 
 
 class Block(nn.Module):

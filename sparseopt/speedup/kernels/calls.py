@@ -29,6 +29,7 @@ __all__ = [
     "out_size",
     "scatter_values",
     "standard_layout",
+    "sum_tokens",
 ]
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -239,6 +240,24 @@ def linear_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
         tokens = x.numel() // layout[1]
         _run("linear_values", lists, layout, tokens, (x, grad, result), tokens)
     return result
+
+
+def sum_tokens(grad: Tensor) -> Tensor:
+    """The sums of a (..., out) over all but its last dimension: float32, (out,)."""
+    _check(grad, "grad")
+    grad = grad.contiguous()
+    out = grad.shape[-1]
+    sums = grad.new_empty(out, dtype=torch.float32)
+    failed = library().sparseopt_sum_tokens(
+        grad.data_ptr(),
+        grad.numel() // max(1, out),
+        out,
+        sums.data_ptr(),
+        grad.dtype is torch.bfloat16,
+        threads(grad.numel()),
+    )
+    raise_if(failed)
+    return sums
 
 
 def _run(

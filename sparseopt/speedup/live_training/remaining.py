@@ -69,13 +69,15 @@ def seconds_by_operation(call: Callable[[], Any]) -> dict[str, float]:
 
     Nothing is returned where a profiler is running already: there can be one only.
     """
-    if torch.autograd._profiler_enabled():
+    if torch.autograd.profiler._is_profiler_enabled:
         return {}
     # The newer implementation writes lines of its own to the standard error stream.
-    with torch.autograd.profiler.profile(use_cpu=True, use_kineto=False) as profile:
+    from torch.autograd.profiler_legacy import profile
+
+    with profile() as profiled:  # type: ignore[no-untyped-call]
         call()
     found: dict[str, float] = {}
-    for event in profile.key_averages():
+    for event in profiled.key_averages():
         name = event.key.removeprefix(_EVALUATES)
         found[name] = found.get(name, 0.0) + 1e-6 * event.self_cpu_time_total
     return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -101,7 +101,8 @@ def test_a_model_can_be_measured_before_its_first_pass(clock):
 def test_a_plan_that_was_passed_is_not_measured(clock):
     timer = clock()
     model = make()
-    handle = speed_up(model, wrap(model), plan={})
+    optimizer = wrap(model)
+    handle = speed_up(model, optimizer, plan={})
     handle.measure(images())
     assert not timer.calls
 

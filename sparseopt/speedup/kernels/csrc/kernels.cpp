@@ -6,6 +6,7 @@
 #include "batch_norm.h"
 #include "dense_weights.h"
 #include "linear.h"
+#include "sums.h"
 
 #define API extern "C" __attribute__((visibility("default")))
 #define LISTS int32_t *data, int64_t live, const Layer *layer
@@ -144,5 +145,12 @@ API int sparseopt_batch_norm_backward(const void* x, const void* dy, const float
     using E = decltype(e);
     normalise_backward<E>((const E*)x, (const E*)dy, weight, mean, inverse, (E*)dx, dweight, dbias,
                           channels, count, threads);
+  });
+}
+
+API int sparseopt_sum_tokens(const void* x, int64_t tokens, int64_t columns, float* sums, int half,
+                             int threads) {
+  return run(half, [&](auto e) {
+    sum_tokens((const decltype(e)*)x, tokens, columns, sums, threads);
   });
 }
