@@ -16,11 +16,13 @@ from sparseopt.speedup.kernels.formats import count_live, layer_struct
 from sparseopt.speedup.kernels.library import library, raise_if, threads
 
 __all__ = [
+    "channels_last_layout",
     "conv2d",
     "conv2d_input",
     "conv2d_values",
     "empty_map",
     "kernel_layout",
+    "kernel_layout_of_channels_last",
     "linear",
     "linear_input",
     "linear_values",
@@ -57,6 +59,35 @@ def standard_layout(x: Tensor) -> Tensor:
     if x.shape[0] < _TRANSPOSED_FROM:
         return x.contiguous()
     return x.permute(1, 2, 3, 0).reshape(-1, x.shape[0]).t().contiguous().view(x.shape)
+
+
+def kernel_layout_of_channels_last(x: Tensor) -> Tensor:
+    """A map in channels-last format in the kernels' layout; it is no view."""
+    result = empty_map(x, x.shape[1], x.shape[2:])
+    _change_layout(x, result, into=True)
+    return result
+
+
+def channels_last_layout(x: Tensor) -> Tensor:
+    """A map in the kernels' layout in channels-last format."""
+    result = torch.empty_like(x, memory_format=torch.channels_last)
+    _change_layout(x, result, into=False)
+    return result
+
+
+def _change_layout(x: Tensor, result: Tensor, *, into: bool) -> None:
+    batch, channels, height, width = x.shape
+    failed = library().sparseopt_change_layout(
+        x.data_ptr(),
+        result.data_ptr(),
+        batch,
+        channels,
+        height * width,
+        into,
+        x.dtype is torch.bfloat16,
+        threads(x.numel() * _ACCESS),
+    )
+    raise_if(failed)
 
 
 def empty_map(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:

@@ -47,9 +47,10 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "sparseopt_linear": (_int, *_LISTS, _long, *[_pointer] * 4, _int, _int),
     "sparseopt_linear_input": (_int, *_LISTS, _long, *[_pointer] * 3, _int, _int),
     "sparseopt_linear_values": (_int, *_LISTS, _long, *[_pointer] * 3, _int, _int),
+    "sparseopt_change_layout": (_int, _pointer, _pointer, *[_long] * 3, *[_int] * 3),
     "sparseopt_sum_tokens": (_int, _pointer, _long, _long, _pointer, _int, _int),
-    "sparseopt_batch_norm": (_int, *[_pointer] * 3, _float, *[_pointer] * 4, *_MAP),
-    "sparseopt_batch_norm_backward": (_int, *[_pointer] * 8, *_MAP),
+    "sparseopt_batch_norm": (_int, *[_pointer] * 3, _float, *[_pointer] * 2, *_MAP),
+    "sparseopt_batch_norm_backward": (_int, *[_pointer] * 3, _int, *[_pointer] * 3, *_MAP),
 }
 
 

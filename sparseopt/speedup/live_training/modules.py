@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparseopt.speedup.kernels import ops
 from sparseopt.speedup.kernels.batch_norm import batch_norm, knows_batch_norm
+from sparseopt.speedup.kernels.batch_norm import relu as relu_of_normalised
 from sparseopt.speedup.kernels.calls import kernel_layout
 from sparseopt.speedup.kernels.ops import plain_call
 from sparseopt.speedup.live_training.dropout import drop_entries
@@ -118,6 +119,18 @@ class ByChannelBatchNorm2d(Exchanged, nn.BatchNorm2d):
         return y
 
 
+class ReluOfNormalised(Exchanged, nn.ReLU):
+    """ReLU; of a map that was normalised by the kernel, one backward pass is for both."""
+
+    plain = nn.ReLU
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        found = None
+        if not torch.compiler.is_compiling():
+            found = relu_of_normalised(input, inplace=self.inplace)
+        return super().forward(input) if found is None else found
+
+
 class _ByChannelPool(Exchanged):
     """Pooling that sees a map in the kernels' layout as (C, N, H, W) in channels-last format."""
 
@@ -174,6 +187,7 @@ LIVE_CLASSES: Final[dict[type[nn.Module], type[nn.Module]]] = {
         LiveConv2d,
         LiveLinear,
         ByChannelBatchNorm2d,
+        ReluOfNormalised,
         ByChannelMaxPool2d,
         ByChannelAvgPool2d,
         ByChannelAdaptiveAvgPool2d,

@@ -19,6 +19,8 @@ _OWN = {
     "_linearBackward": "linear layers by kernels, backward",
     "_BatchNorm": "normalisation by a kernel, forward",
     "_BatchNormBackward": "normalisation by a kernel, backward",
+    "_ReluOfNormalised": "ReLU of normalised maps, forward",
+    "_ReluOfNormalisedBackward": "ReLU and normalisation by a kernel, backward",
     "_LiveValues": "gathering live weights",
     "_LiveValuesBackward": "scattering their gradients",
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparseopt.speedup.kernels.batch_norm import batch_norm, knows_batch_norm
+from sparseopt.speedup.kernels.batch_norm import batch_norm, knows_batch_norm, relu
 from sparseopt.speedup.kernels.calls import kernel_layout
 from tests.speedup.kernels.dense import needs_kernels
 
@@ -123,3 +123,63 @@ def test_what_the_kernel_does_not_know_is_left_to_torch():
     assert not knows_batch_norm(torch.ones(1, 3, 1, 1))
     with torch.device("meta"):
         assert not knows_batch_norm(torch.ones(4, 3, 2, 2))
+
+
+def both(x, weight, bias, inplace, relu=relu):
+    y, *_ = batch_norm(x, weight, bias, EPS)
+    return relu(y, inplace=inplace)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_relu_after_it_has_the_gradients_of_both(shape, dtype, inplace):
+    torch.manual_seed(0)
+    x, grad = map_of(shape, dtype), map_of(shape, dtype).detach()
+    weight, bias = of_channels(shape)
+    y = both(x, weight, bias, inplace)
+    plain = both(x, weight, bias, inplace, F.relu)
+    assert torch.equal(y, plain)
+    found = torch.autograd.grad(y, (x, weight, bias), grad)
+    expected = torch.autograd.grad(plain, (x, weight, bias), grad)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_what_is_normalised_is_there_for_whoever_looks():
+    x, (weight, bias) = map_of((6, 3, 4, 2)), of_channels((6, 3))
+    y, *_ = batch_norm(x, weight, bias, EPS)
+    z = relu(y, inplace=False)
+    y.retain_grad()
+    (2 * z + y).sum().backward()
+    assert torch.equal(y.grad, 2.0 * (y > 0) + 1)
+    y, *_ = batch_norm(x, weight, bias, EPS)
+    (found,) = torch.autograd.grad(relu(y, inplace=False).sum(), y)
+    assert torch.equal(found, (y > 0).float())
+
+
+def test_relu_of_what_has_hooks_or_was_changed_is_left_to_torch():
+    x, (weight, bias) = map_of((6, 3, 4, 2)), of_channels((6, 3))
+    y, *_ = batch_norm(x, weight, bias, EPS)
+    y.register_hook(lambda grad: grad)
+    assert relu(y, inplace=False) is None
+    y, *_ = batch_norm(x, weight, bias, EPS)
+    assert relu(y.add_(1), inplace=False) is None
+    assert relu(map_of((6, 3, 4, 2)), inplace=False) is None
+    with torch.no_grad():
+        y, *_ = batch_norm(x, weight, bias, EPS)
+        assert relu(y, inplace=False) is None
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_derivatives_of_second_order_through_relu_are_those_of_torch(inplace):
+    torch.manual_seed(0)
+    x, (weight, bias) = map_of((6, 3, 4, 2)), of_channels((6, 3))
+    found = []
+    for one in (relu, F.relu):
+        y = both(x, weight, bias, inplace, one)
+        first = torch.autograd.grad(y.pow(3).sum(), (x, weight), create_graph=True)
+        loss = sum(one.square().sum() for one in first)
+        found.append(torch.autograd.grad(loss, (x, weight, bias)))
+    for ours, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-3, atol=1e-3)

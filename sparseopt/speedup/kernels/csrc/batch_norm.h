@@ -46,12 +46,18 @@ static void sum_up(int64_t count, double (&total)[SUMS], OfLine of_line, OfOne o
   for (; i < count; i++) of_one(i, total);
 }
 
-// mean and 1 / deviation of each channel, and the map without them, scaled and shifted. `variance`
-// is divided by count - 1, for the running one.
+// Of each channel. y = (x - mean) * factor + shift; `variance` is divided by count - 1, for the
+// running one.
+struct Statistics {
+  float *mean, *inverse, *variance, *factor, *shift;  // inverse: 1 / deviation
+  Statistics(float* all, int64_t channels)
+      : mean(all), inverse(all + channels), variance(all + 2 * channels),
+        factor(all + 3 * channels), shift(all + 4 * channels) {}
+};
+
 template <class E>
 static void normalise(const E* x, const float* weight, const float* bias, float eps, E* y,
-                      float* mean, float* inverse, float* variance, int channels, int64_t count,
-                      int threads) {
+                      Statistics of, int channels, int64_t count, int threads) {
   using L = Line<E>;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int c = 0; c < channels; c++) {
@@ -66,7 +72,7 @@ static void normalise(const E* x, const float* weight, const float* bias, float 
           UNROLL for (int part = 0; part < L::sums; part++) sums[part][0] += v[part];
         },
         [&](int64_t i, double (&total)[1]) { total[0] += take_one(from + i); });
-    const float middle = mean[c] = (float)(sum[0] / count);
+    const float middle = of.mean[c] = (float)(sum[0] / count);
     const Floats middles = broadcast(middle);
     // The differences themselves add up to what rounding took from the mean, and it is given back.
     sum_up<E>(
@@ -84,10 +90,11 @@ static void normalise(const E* x, const float* weight, const float* bias, float 
           total[0] += d, total[1] += d * d;
         });
     const double all = std::max(0.0, squares[1] - squares[0] * squares[0] / count);
-    const float scale = inverse[c] = (float)(1 / std::sqrt(all / count + eps));
-    variance[c] = (float)(all / (count - 1));
-    const float factor = weight ? scale * weight[c] : scale;
-    const float shift = (bias ? bias[c] : 0) - (float)(squares[0] / count) * factor;
+    const float scale = of.inverse[c] = (float)(1 / std::sqrt(all / count + eps));
+    of.variance[c] = (float)(all / (count - 1));
+    const float factor = of.factor[c] = weight ? scale * weight[c] : scale;
+    const float rest = (float)(squares[0] / count);
+    const float shift = of.shift[c] = (bias ? bias[c] : 0) - rest * factor;
     const Floats factors = broadcast(factor), shifts = broadcast(shift);
     int64_t i = 0;
     for (; i + L::elements <= count; i += L::elements) {
@@ -101,50 +108,63 @@ static void normalise(const E* x, const float* weight, const float* bias, float 
   }
 }
 
-// Gradients of the map, and of weight and bias.
-template <class E>
-static void normalise_backward(const E* x, const E* dy, const float* weight, const float* mean,
-                               const float* inverse, E* dx, float* dweight, float* dbias,
-                               int channels, int64_t count, int threads) {
+// Gradients of the map, and of weight and bias. With RELU `dy` is the gradient of the positive part
+// of y, and what is positive is computed again, as it was: nothing more is read from memory.
+template <class E, bool RELU>
+static void normalise_backward(const E* x, const E* dy, const Statistics of, E* dx, float* dweight,
+                               float* dbias, int channels, int64_t count, int threads) {
   using L = Line<E>;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int c = 0; c < channels; c++) {
     const E *from = x + c * count, *gradient = dy + c * count;
     E* to = dx + c * count;
-    const float middle = mean[c];
+    const float middle = of.mean[c], inverse = of.inverse[c];
+    const float factor = of.factor[c], shift = of.shift[c];
     const Floats middles = broadcast(middle);
+    const Floats factors = broadcast(factor), shifts = broadcast(shift);
+    // Differences from the mean, and the gradient; of NaN it passes, as in torch.
+    auto take_both = [&](int64_t i, Floats (&d)[L::sums], Floats (&g)[L::sums])
+        __attribute__((always_inline)) {
+      take(from + i, d), take(gradient + i, g);
+      UNROLL for (int part = 0; part < L::sums; part++) {
+        d[part] -= middles;
+        if (RELU) g[part] = (Floats)((Words)g[part] & ~(Words)(d[part] * factors + shifts <= 0));
+      }
+    };
+    auto gradient_of = [&](int64_t i, float d) {
+      return RELU && d * factor + shift <= 0 ? 0 : take_one(gradient + i);
+    };
     double sums[2];
     sum_up<E>(
         count, sums,
         [&](int64_t i, Floats (&sums)[L::sums][2]) __attribute__((always_inline)) {
-          Floats v[L::sums], g[L::sums];
-          take(from + i, v), take(gradient + i, g);
+          Floats d[L::sums], g[L::sums];
+          take_both(i, d, g);
           UNROLL for (int part = 0; part < L::sums; part++) {
-            sums[part][0] += g[part], sums[part][1] += g[part] * (v[part] - middles);
+            sums[part][0] += g[part], sums[part][1] += g[part] * d[part];
           }
         },
         [&](int64_t i, double (&total)[2]) {
-          const double g = take_one(gradient + i);
-          total[0] += g, total[1] += g * (take_one(from + i) - middle);
+          const float d = take_one(from + i) - middle;
+          const double g = gradient_of(i, d);
+          total[0] += g, total[1] += g * d;
         });
     dbias[c] = (float)sums[0];
-    dweight[c] = (float)(sums[1] * inverse[c]);
-    const float scale = weight ? inverse[c] * weight[c] : inverse[c];
+    dweight[c] = (float)(sums[1] * inverse);
     const float average = (float)(sums[0] / count);
-    const float slope = (float)(sums[1] * inverse[c] * inverse[c] / count);
-    const Floats scales = broadcast(scale), averages = broadcast(average);
-    const Floats slopes = broadcast(slope);
+    const float slope = (float)(sums[1] * inverse * inverse / count);
+    const Floats averages = broadcast(average), slopes = broadcast(slope);
     int64_t i = 0;
     for (; i + L::elements <= count; i += L::elements) {
-      Floats v[L::sums], g[L::sums];
-      take(from + i, v), take(gradient + i, g);
+      Floats d[L::sums], g[L::sums];
+      take_both(i, d, g);
       UNROLL for (int part = 0; part < L::sums; part++)
-        g[part] = (g[part] - averages - (v[part] - middles) * slopes) * scales;
+        g[part] = (g[part] - averages - d[part] * slopes) * factors;
       store(to + i, L::rounded(g));
     }
     for (; i < count; i++) {
       const float d = take_one(from + i) - middle;
-      put_one(to + i, (take_one(gradient + i) - average - d * slope) * scale);
+      put_one(to + i, (gradient_of(i, d) - average - d * slope) * factor);
     }
   }
 }

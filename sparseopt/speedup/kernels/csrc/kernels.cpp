@@ -5,6 +5,7 @@
 #include <new>
 #include "batch_norm.h"
 #include "dense_weights.h"
+#include "layouts.h"
 #include "linear.h"
 #include "sums.h"
 
@@ -128,23 +129,23 @@ API int sparseopt_linear_values(LISTS, int64_t tokens, const void* x, const void
 }
 
 API int sparseopt_batch_norm(const void* x, const float* weight, const float* bias, float eps,
-                             void* y, float* mean, float* inverse, float* variance, int channels,
-                             int64_t count, int half, int threads) {
+                             void* y, float* statistics, int channels, int64_t count, int half,
+                             int threads) {
   return run(half, [&](auto e) {
     using E = decltype(e);
-    normalise<E>((const E*)x, weight, bias, eps, (E*)y, mean, inverse, variance, channels, count,
+    normalise<E>((const E*)x, weight, bias, eps, (E*)y, {statistics, channels}, channels, count,
                  threads);
   });
 }
 
-API int sparseopt_batch_norm_backward(const void* x, const void* dy, const float* weight,
-                                      const float* mean, const float* inverse, void* dx,
-                                      float* dweight, float* dbias, int channels, int64_t count,
-                                      int half, int threads) {
+API int sparseopt_batch_norm_backward(const void* x, const void* dy, float* statistics, int relu,
+                                      void* dx, float* dweight, float* dbias, int channels,
+                                      int64_t count, int half, int threads) {
   return run(half, [&](auto e) {
     using E = decltype(e);
-    normalise_backward<E>((const E*)x, (const E*)dy, weight, mean, inverse, (E*)dx, dweight, dbias,
-                          channels, count, threads);
+    const auto backward = relu ? normalise_backward<E, true> : normalise_backward<E, false>;
+    backward((const E*)x, (const E*)dy, {statistics, channels}, (E*)dx, dweight, dbias, channels,
+             count, threads);
   });
 }
 
@@ -152,5 +153,14 @@ API int sparseopt_sum_tokens(const void* x, int64_t tokens, int64_t columns, flo
                              int threads) {
   return run(half, [&](auto e) {
     sum_tokens((const decltype(e)*)x, tokens, columns, sums, threads);
+  });
+}
+
+API int sparseopt_change_layout(const void* from, void* to, int64_t batch, int64_t channels,
+                                int64_t pixels, int into, int half, int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    const auto change = into ? change_layout<true, E> : change_layout<false, E>;
+    change((const E*)from, (E*)to, batch, channels, pixels, threads);
   });
 }

@@ -5,7 +5,7 @@
 #include "batch_norm.h"
 
 constexpr int64_t COLUMNS_AT_A_TIME = 2048;  // their sums stay in the first-level cache
-constexpr int64_t TOKENS_AT_A_TIME = 256;    // then sums are added to others, for precision
+constexpr int64_t TOKENS_AT_A_TIME = 32;     // their sums are float, sums of those double
 
 // sums[j] = the sum over tokens of x[token][j].
 template <class E>
@@ -16,7 +16,7 @@ static void sum_tokens(const E* x, int64_t tokens, int64_t columns, float* sums,
     const int64_t count = std::min(columns - first, COLUMNS_AT_A_TIME);
     const int64_t lines = count / L::elements;
     std::vector<float> some(count);
-    std::fill(sums + first, sums + first + count, 0.f);
+    std::vector<double> all(count, 0.0);
     for (int64_t token = 0; token < tokens; token += TOKENS_AT_A_TIME) {
       std::fill(some.begin(), some.end(), 0.f);
       // Of a line of bfloat16 the even elements have one vector of sums and the odd ones the next.
@@ -33,9 +33,10 @@ static void sum_tokens(const E* x, int64_t tokens, int64_t columns, float* sums,
       }
       for (int64_t line = 0; line < lines; line++)
         for (int j = 0; j < L::elements; j++)
-          sums[first + line * L::elements + j] +=
+          all[line * L::elements + j] +=
               some[line * L::elements + j % L::sums * LANES + j / L::sums];
-      for (int64_t j = lines * L::elements; j < count; j++) sums[first + j] += some[j];
+      for (int64_t j = lines * L::elements; j < count; j++) all[j] += some[j];
     }
+    std::copy(all.begin(), all.end(), sums + first);
   }
 }
