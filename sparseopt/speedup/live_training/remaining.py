@@ -24,7 +24,7 @@ __all__ = ["SlowCall", "seconds_by_operation", "slow_calls"]
 #: Shorter calls are not timed again.
 _WORTH_NAMING: Final = 1e-3
 #: A call that takes so many times as long as on other maps is slow.
-_SLOW: Final = 1.5
+_SLOW: Final = 2.0
 _EVALUATES: Final = "autograd::engine::evaluate_function: "
 
 
