@@ -85,7 +85,8 @@ def steps_text() -> str:
     from benchmarks.speed.records import read_records
     from benchmarks.speed.steps import report
 
-    records = [one for one in read_records(overview.SPEED) if one["figure"] == "steps"]
+    found = (one for one in read_records(overview.SPEED) if one["figure"] == "steps")
+    records = [record for record in found if record["threads"] == 1]
     return _joined(
         [
             report.machine_words(records),

@@ -53,8 +53,9 @@ def machine_words(records: Sequence[Record]) -> str:
     return (
         f"Made on {machines}; medians of {rounds[0]} to {rounds[-1]} rounds, while the load of the "
         f"machine was {min(loads):.0f} to {max(loads):.0f}. On one thread the time is the CPU time "
-        "of the thread, on more it is that of the clock on the wall. malloc keeps freed memory, "
-        "for dense code and ours alike."
+        "of the thread, on more it is that of the clock on the wall. Cores share a cache and the "
+        "memory, so that a busy neighbour slows all of it, and sparse steps more than dense ones. "
+        "malloc keeps freed memory, for dense code and ours alike."
     )
 
 
