@@ -18,7 +18,12 @@ def rewritten(readme: str) -> str:
     Raises:
         ValueError: If the comments around one of the tables are missing.
     """
-    texts = {"cifar": cifar_text(), "overhead": overhead_text(), "speed": speed_text()}
+    texts = {
+        "cifar": cifar_text(),
+        "overhead": overhead_text(),
+        "steps": steps_text(),
+        "speed": speed_text(),
+    }
     for name, text in texts.items():
         block = BLOCK.format(name=name, text=f"\n{text}\n")
         pattern = BLOCK.format(name=name, text=".*?")
@@ -61,6 +66,23 @@ def overhead_text() -> str:
             "\n".join(overview.cost_table(results)),
             overview.COST_COLUMNS,
             f"All figures, beside other libraries: [report]({_report(overview.OVERHEAD.parent)}).",
+        ]
+    )
+
+
+def steps_text() -> str:
+    """Time of whole training steps on live weights only."""
+    from benchmarks import overview
+    from benchmarks.speed.records import read_records
+    from benchmarks.speed.steps import report
+
+    found = (one for one in read_records(overview.SPEED) if one["figure"] == "steps")
+    records = [record for record in found if record["threads"] == 1]
+    return _joined(
+        [
+            report.machine_words(records),
+            "\n".join(report.steps_table(records)),
+            f"{report.INTRODUCTION} [More of it](docs/results/live-training.md).",
         ]
     )
 

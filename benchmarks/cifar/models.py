@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.cifar.config import BLOCKS, Protocol
@@ -55,14 +54,15 @@ class WideBlock(nn.Module):
         self.shortcut: nn.Conv2d | None = None
         if in_channels != out_channels or stride != 1:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.stride = stride
+        self.sample = sampling(stride)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = F.relu(self.norm1(x), inplace=True)
+        activated = self.relu(self.norm1(x))
         # A shortcut convolution shares the first normalisation; an identity shortcut skips it.
-        residual = x if self.shortcut is None else self.shortcut(strided(activated, self.stride))
+        residual = x if self.shortcut is None else self.shortcut(self.sample(activated))
         out = self.conv1(activated)
-        out = self.dropout(F.relu(self.norm2(out), inplace=True))
+        out = self.dropout(self.relu(self.norm2(out)))
         summed: Tensor = residual + self.conv2(out)
         return summed
 
@@ -106,13 +106,15 @@ class WideResNet(nn.Module):
             channels = inner
         self.groups = nn.Sequential(*groups)
         self.norm = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(channels, num_classes)
         init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, shape ``(N, num_classes)``, of images ``(N, 3, 32, 32)``."""
-        x = F.relu(self.norm(self.groups(self.stem(x))), inplace=True)
-        logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        x = self.relu(self.norm(self.groups(self.stem(x))))
+        logits: Tensor = self.head(torch.flatten(self.pool(x), 1))
         return logits
 
 
@@ -131,16 +133,18 @@ class Bottleneck(nn.Module):
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
             self.shortcut_norm = nn.BatchNorm2d(out_channels)
-        self.stride = stride
+        self.sample = sampling(stride)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        out = F.relu(self.norm2(self.conv2(out)), inplace=True)
+        out = self.relu(self.norm1(self.conv1(x)))
+        out = self.relu(self.norm2(self.conv2(out)))
         out = self.norm3(self.conv3(out))
         if self.shortcut is not None:
-            x = self.shortcut_norm(self.shortcut(strided(x, self.stride)))
+            x = self.shortcut_norm(self.shortcut(self.sample(x)))
         summed: Tensor = out + x
-        return F.relu(summed, inplace=True)
+        activated: Tensor = self.relu(summed)
+        return activated
 
 
 class ResNet(nn.Module):
@@ -175,13 +179,15 @@ class ResNet(nn.Module):
             groups.append(nn.Sequential(*group))
             channels = out_channels
         self.groups = nn.Sequential(*groups)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(channels, num_classes)
         init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, shape ``(N, num_classes)``, of images ``(N, 3, 32, 32)``."""
-        x = self.groups(F.relu(self.norm(self.stem(x)), inplace=True))
-        logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        x = self.groups(self.relu(self.norm(self.stem(x))))
+        logits: Tensor = self.head(torch.flatten(self.pool(x), 1))
         return logits
 
 
@@ -190,11 +196,12 @@ def scaled_width(width: int, scale: float) -> int:
     return max(1, round(width * scale))
 
 
-def strided(x: Tensor, stride: int) -> Tensor:
+def sampling(stride: int) -> nn.Module:
     """Every stride-th pixel, of which a strided 1x1 convolution is one without a stride."""
     # Written as a stride, oneDNN (torch 2.14) corrupts the heap in its weight gradient, in
     # channels-last, for channels in no multiple of 16 and a batch that threads share unevenly.
-    return x[:, :, ::stride, ::stride]
+    # Written as a slice, the gradient is in another memory format than others, and slow to add.
+    return nn.Identity() if stride == 1 else nn.AvgPool2d(1, stride)
 
 
 def init_weights(model: nn.Module) -> None:

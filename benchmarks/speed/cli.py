@@ -19,7 +19,7 @@ import torch
 from benchmarks.common.environment import describe_environment
 from benchmarks.common.files import write_atomic
 from benchmarks.common.tables import paragraph
-from benchmarks.speed import inference, kernels, linear, movement, training
+from benchmarks.speed import inference, kernels, linear, movement, steps, training
 from benchmarks.speed.records import Record, read_records
 
 #: In the order of the report.
@@ -28,6 +28,7 @@ FIGURES: dict[str, ModuleType] = {
     "training": training,
     "linear": linear,
     "movement": movement,
+    "steps": steps,
     "kernels": kernels,
 }
 REPORT = "report.md"

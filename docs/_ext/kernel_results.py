@@ -1,4 +1,4 @@
-"""The directive that shows what was measured of the kernels: its argument is a part of it."""
+"""The directives that show what was measured of the kernels: the argument is a part of it."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,6 +11,7 @@ from benchmarks.speed.kernels import report
 from benchmarks.speed.kernels.runs import of_workloads
 from benchmarks.speed.kernels.summary import summary
 from benchmarks.speed.records import Record
+from benchmarks.speed.steps import report as steps
 
 PARTS: dict[str, Callable[[list[Record]], list[str]]] = {
     "summary": lambda records: [" ".join(summary(records))],
@@ -24,21 +25,45 @@ PARTS: dict[str, Callable[[list[Record]], list[str]]] = {
 }
 
 
+STEP_PARTS: dict[str, Callable[[list[Record]], list[str]]] = {
+    "table": lambda records: [
+        *paragraph(f"{steps.INTRODUCTION} {steps.machine_words(records)}"),
+        *steps.steps_table(records),
+    ],
+    "peers": steps.peers_table,
+}
+
+
 class KernelResults(Overview):
     """A part of the kernels' results."""
 
     required_arguments = 1
+    figure = "kernels"
+    shown = PARTS
+    #: The part after which there is a link to the report, and its words.
+    link_after = "sums"
+    link_words = "Every layer, with the spread of the rounds"
 
     def parts(self) -> Iterator[str]:
-        for file in overview.SPEED.glob("kernels-*.json"):
+        for file in overview.SPEED.glob(f"{self.figure}-*.json"):
             self.read(file)
         (part,) = self.arguments
-        records = overview.speed_records("kernels")
-        yield "\n".join(PARTS[part](records))
-        if part == "sums":
-            yield f"Every layer, with the spread of the rounds: {self.link(overview.SPEED)}."
+        records = overview.speed_records(self.figure)
+        yield "\n".join(self.shown[part](records))
+        if part == self.link_after:
+            yield f"{self.link_words}: {self.link(overview.SPEED)}."
+
+
+class StepResults(KernelResults):
+    """A part of the results of whole training steps."""
+
+    figure = "steps"
+    shown = STEP_PARTS
+    link_after = "table"
+    link_words = "What was measured and chosen layer by layer"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("kernel-results", KernelResults)
+    app.add_directive("step-results", StepResults)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -86,3 +86,16 @@ def test_every_part_of_the_page_on_kernels_has_something_to_say():
     for part, make in PARTS.items():
         assert f"```{{kernel-results}} {part}\n" in page
         assert "".join(make(records))
+
+
+def test_every_part_of_the_page_on_whole_steps_has_something_to_say():
+    from kernel_results import STEP_PARTS
+
+    from benchmarks import overview
+    from benchmarks.speed.records import read_records
+
+    records = [one for one in read_records(overview.SPEED) if one["figure"] == "steps"]
+    page = (ROOT / "docs" / "results" / "live-training.md").read_text(encoding="utf-8")
+    for part, make in STEP_PARTS.items():
+        assert f"```{{step-results}} {part}\n" in page
+        assert "".join(make(records))

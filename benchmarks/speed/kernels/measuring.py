@@ -121,7 +121,7 @@ def _row(
 ) -> Row:
     one, timing = contenders[index], timings[index]
     row: Row = {"what": one.what, "precision": one.precision, "way": one.way}
-    row["milliseconds"] = _quartiles(timing, MILLI)
+    row["milliseconds"] = quartiles(timing, MILLI)
     if not in_turn:
         row["once"] = True
     if one.density is None:
@@ -129,9 +129,10 @@ def _row(
     row["density"] = one.density
     rival = _rival(one, contenders, [timing.median for timing in timings])
     if rival is not None:
-        row["speedup"] = _quartiles(timings[rival].over(timing), 1)
+        row["speedup"] = quartiles(timings[rival].over(timing), 1)
     return row
 
 
-def _quartiles(timing: Timing, unit: float) -> list[float]:
+def quartiles(timing: Timing, unit: float) -> list[float]:
+    """Return the median and both quartiles, in ``1 / unit`` of seconds, with four digits."""
     return [float(f"{unit * value:.4g}") for value in (timing.median, timing.q1, timing.q3)]

@@ -64,10 +64,9 @@ def machine_words(records: Sequence[Record]) -> str:
     """The machine, its instructions, the versions, the rounds and the load, in sentences."""
     workloads = of_workloads(records)
     sentences = []
-    for words in dict.fromkeys(_machine(record) for record in workloads):
-        layers = [
-            layer for record in workloads if _machine(record) == words for layer in record["layers"]
-        ]
+    for words in dict.fromkeys(machine_of(record) for record in workloads):
+        same = [record for record in workloads if machine_of(record) == words]
+        layers = [layer for record in same for layer in record["layers"]]
         rounds = sorted({layer["rounds"] for layer in layers})
         loads = [load for layer in layers for load in layer["load"]]
         counts = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
@@ -81,7 +80,8 @@ def machine_words(records: Sequence[Record]) -> str:
     return " ".join(sentences)
 
 
-def _machine(record: Record) -> str:
+def machine_of(record: Record) -> str:
+    """The processor, its instructions, the versions of torch and of the kernels."""
     machine, versions = record["machine"], record["versions"]
     return (
         f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['flags'])}), torch "

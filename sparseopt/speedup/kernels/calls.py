@@ -16,18 +16,22 @@ from sparseopt.speedup.kernels.formats import count_live, layer_struct
 from sparseopt.speedup.kernels.library import library, raise_if, threads
 
 __all__ = [
+    "channels_last_layout",
     "conv2d",
     "conv2d_input",
     "conv2d_values",
     "empty_map",
     "kernel_layout",
+    "kernel_layout_of_channels_last",
     "linear",
     "linear_input",
     "linear_values",
     "live_values",
+    "live_values_if_masked",
     "out_size",
     "scatter_values",
     "standard_layout",
+    "sum_tokens",
 ]
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -57,6 +61,35 @@ def standard_layout(x: Tensor) -> Tensor:
     return x.permute(1, 2, 3, 0).reshape(-1, x.shape[0]).t().contiguous().view(x.shape)
 
 
+def kernel_layout_of_channels_last(x: Tensor) -> Tensor:
+    """A map in channels-last format in the kernels' layout; it is no view."""
+    result = empty_map(x, x.shape[1], x.shape[2:])
+    _change_layout(x, result, into=True)
+    return result
+
+
+def channels_last_layout(x: Tensor) -> Tensor:
+    """A map in the kernels' layout in channels-last format."""
+    result = torch.empty_like(x, memory_format=torch.channels_last)
+    _change_layout(x, result, into=False)
+    return result
+
+
+def _change_layout(x: Tensor, result: Tensor, *, into: bool) -> None:
+    batch, channels, height, width = x.shape
+    failed = library().sparseopt_change_layout(
+        x.data_ptr(),
+        result.data_ptr(),
+        batch,
+        channels,
+        height * width,
+        into,
+        x.dtype is torch.bfloat16,
+        threads(x.numel() * _ACCESS),
+    )
+    raise_if(failed)
+
+
 def empty_map(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
     """An uninitialised tensor in the kernels' layout, with the batch and dtype of another.
 
@@ -78,12 +111,7 @@ def out_size(size: Sequence[int], layout: Sequence[int]) -> tuple[int, int]:
 
 def live_values(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
     """The live weights of a dense weight of any strides: float32, in row-major order."""
-    _check(weight, "weight")
-    out, channels, height, width = layout[:4]
-    shape = (out, channels, height, width) if weight.dim() == 4 else (out, channels)
-    if tuple(weight.shape) != shape:
-        raise ValueError(f"weight must have the shape {shape}, not {tuple(weight.shape)}")
-    live = count_live(lists, layout)
+    live = _check_weight(weight, lists, layout)
     values = weight.new_empty(live, dtype=torch.float32)
     failed = library().sparseopt_gather(
         *_lists(lists, layout),
@@ -97,6 +125,45 @@ def live_values(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
     return values
 
 
+def live_values_if_masked(
+    weight: Tensor, lists: Tensor, layout: Sequence[int]
+) -> tuple[Tensor, bool]:
+    """The same, and whether all weights that are not live are zero, by their bits."""
+    live = _check_weight(weight, lists, layout)
+    if not _is_dense(weight):
+        weight = weight.contiguous()
+    values = weight.new_empty(live, dtype=torch.float32)
+    others = ctypes.c_int64()
+    failed = library().sparseopt_gather_and_count(
+        *_lists(lists, layout),
+        weight.data_ptr(),
+        _strides(weight),
+        weight.dtype is torch.bfloat16,
+        values.data_ptr(),
+        ctypes.addressof(others),
+        threads(live * _ACCESS + weight.numel()),
+    )
+    raise_if(failed)
+    return values, others.value == 0
+
+
+def _check_weight(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> int:
+    """The number of live weights of a weight that fits the lists."""
+    _check(weight, "weight")
+    out, channels, height, width = layout[:4]
+    shape = (out, channels, height, width) if weight.dim() == 4 else (out, channels)
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"weight must have the shape {shape}, not {tuple(weight.shape)}")
+    return count_live(lists, layout)
+
+
+def _is_dense(weight: Tensor) -> bool:
+    """Whether the weights of each output lie in one piece."""
+    return weight.is_contiguous() or (
+        weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
 def scatter_values(
     values: Tensor,
     lists: Tensor,
@@ -107,7 +174,7 @@ def scatter_values(
 ) -> Tensor:
     """A dense tensor that has the values at the live places and zeros elsewhere."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    dense = torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format).zero_()
+    dense = torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format)
     values = values.float().contiguous()
     failed = library().sparseopt_scatter(
         *_lists(lists, layout),
@@ -204,6 +271,24 @@ def linear_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
         tokens = x.numel() // layout[1]
         _run("linear_values", lists, layout, tokens, (x, grad, result), tokens)
     return result
+
+
+def sum_tokens(grad: Tensor) -> Tensor:
+    """The sums of a (..., out) over all but its last dimension: float32, (out,)."""
+    _check(grad, "grad")
+    grad = grad.contiguous()
+    out = grad.shape[-1]
+    sums = grad.new_empty(out, dtype=torch.float32)
+    failed = library().sparseopt_sum_tokens(
+        grad.data_ptr(),
+        grad.numel() // max(1, out),
+        out,
+        sums.data_ptr(),
+        grad.dtype is torch.bfloat16,
+        threads(grad.numel()),
+    )
+    raise_if(failed)
+    return sums
 
 
 def _run(

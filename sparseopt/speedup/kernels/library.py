@@ -23,11 +23,23 @@ _INTERFACE = 1
 _OFF = {"0", "off", "false", "no"}
 
 _pointer, _int, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_float = ctypes.c_float
 _LISTS = (_pointer, _long, _pointer)
+_MAP = (_int, _long, _int, _int)
 # One line for each function of kernels.cpp: the type of its result, then of its arguments.
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "sparseopt_build": (_int, _pointer, *_LISTS),
     "sparseopt_gather": (_int, *_LISTS, _pointer, _pointer, _int, _pointer, _int),
+    "sparseopt_gather_and_count": (
+        _int,
+        *_LISTS,
+        _pointer,
+        _pointer,
+        _int,
+        _pointer,
+        _pointer,
+        _int,
+    ),
     "sparseopt_scatter": (_int, *_LISTS, _pointer, _pointer, _int, _pointer, _int),
     "sparseopt_conv2d": (_int, *_LISTS, *[_pointer] * 5, _int, _int),
     "sparseopt_conv2d_input": (_int, *_LISTS, *[_pointer] * 4, _int, _int),
@@ -35,6 +47,10 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "sparseopt_linear": (_int, *_LISTS, _long, *[_pointer] * 4, _int, _int),
     "sparseopt_linear_input": (_int, *_LISTS, _long, *[_pointer] * 3, _int, _int),
     "sparseopt_linear_values": (_int, *_LISTS, _long, *[_pointer] * 3, _int, _int),
+    "sparseopt_change_layout": (_int, _pointer, _pointer, *[_long] * 3, *[_int] * 3),
+    "sparseopt_sum_tokens": (_int, _pointer, _long, _long, _pointer, _int, _int),
+    "sparseopt_batch_norm": (_int, *[_pointer] * 3, _float, *[_pointer] * 2, *_MAP),
+    "sparseopt_batch_norm_backward": (_int, *[_pointer] * 3, _int, *[_pointer] * 3, *_MAP),
 }
 
 

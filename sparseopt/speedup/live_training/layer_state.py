@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.optimizer.gradients import GradientFlag
 from sparseopt.speedup.kernels import LiveLists
-from sparseopt.speedup.kernels.calls import out_size
+from sparseopt.speedup.kernels.calls import live_values_if_masked, out_size
 from sparseopt.speedup.kernels.ops import live_values, plain_call, scatter_values
 from sparseopt.speedup.live_training.plan import DENSE, Choices, Implementation, nearest
 
@@ -22,7 +21,6 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _MOST_CHANNELS = 1 << 20
 _MOST_TAPS = 1 << 12
 _BY_KERNELS = {"live", "full"}
-_BITS = {4: np.int32, 2: np.int16}
 
 
 def convolution_padding(module: nn.Conv2d) -> tuple[int, int] | None:
@@ -113,12 +111,16 @@ class LayerState:
         lists = self.refresh()
         if torch.is_grad_enabled() and weight.requires_grad:
             function: Any = _LiveValues
-            values: Tensor = function.apply(weight, lists.tensor, lists.layout, self)
+            values, is_masked = function.apply(weight, lists.tensor, lists.layout, self)
         else:
-            values = live_values(weight, lists.tensor, lists.layout)
-        if self.is_sparse and _nonzero(weight) != _nonzero(values):
-            return None
-        return values, lists
+            values, is_masked = self.read(weight, lists.tensor, lists.layout)
+        return (values, lists) if is_masked else None
+
+    def read(self, weight: Tensor, lists: Tensor, layout: list[int]) -> tuple[Tensor, bool]:
+        """Return the live weights, and whether all others are zero."""
+        if self.is_sparse:
+            return live_values_if_masked(weight.detach(), lists, layout)
+        return live_values(weight, lists, layout), True
 
     def note_masked(self, gradient: Tensor, version: int | None) -> None:
         """Note a gradient that is masked, before autograd adds others.
@@ -171,7 +173,9 @@ class _LiveValues(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, lists: Tensor, layout: list[int], state: Any) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, lists: Tensor, layout: list[int], state: LayerState
+    ) -> tuple[Tensor, bool]:
         ctx.save_for_backward(lists)
         ctx.layout, ctx.state, ctx.version = layout, state, state.version
         ctx.shape, ctx.dtype = weight.shape, weight.dtype
@@ -180,10 +184,10 @@ class _LiveValues(torch.autograd.Function):
             and weight.is_contiguous(memory_format=torch.channels_last)
             and not weight.is_contiguous()
         )
-        return live_values(weight, lists, layout)
+        return state.read(weight, lists, layout)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         (lists,) = ctx.saved_tensors
         dense = scatter_values(grad, lists, ctx.layout, ctx.shape, ctx.dtype, ctx.channels_last)
         ctx.state.note_masked(dense, ctx.version)
@@ -212,12 +216,3 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu"):
         return torch.get_autocast_dtype("cpu") == torch.bfloat16
     return x.dtype == weight.dtype
-
-
-def _nonzero(tensor: Tensor) -> int:
-    """Count entries whose bits are not all zero: three times as fast as torch's count."""
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.int16)
-    array = tensor.numpy()
-    return int(np.count_nonzero(array.view(_BITS[array.itemsize]) != 0))

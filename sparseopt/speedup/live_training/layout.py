@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparseopt.speedup import kernels
+from sparseopt.speedup.kernels import calls
 from sparseopt.speedup.kernels.calls import kernel_layout, standard_layout
 from sparseopt.speedup.kernels.ops import plain_call
 
@@ -77,6 +79,11 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, into_kernel_layout: bool) -> Tensor:
         ctx.back = not into_kernel_layout
+        if x.dtype in calls.DTYPES and x.device.type == "cpu" and kernels.available():
+            if into_kernel_layout and _lies_in(x, kernel_layout=False):
+                return calls.kernel_layout_of_channels_last(x)
+            if not into_kernel_layout and _lies_in(x, kernel_layout=True):
+                return calls.channels_last_layout(x)
         return _copied(x, into_kernel_layout).data
 
     @staticmethod

@@ -29,6 +29,11 @@ from sparseopt.speedup.live_training.detached_copy import (
 from sparseopt.speedup.live_training.exchange import ModelExchange
 from sparseopt.speedup.live_training.plan import DENSE, Implementation, Plan
 from sparseopt.speedup.live_training.possible import candidates, exchangeable_layers
+from sparseopt.speedup.live_training.remaining import (
+    SlowCall,
+    seconds_by_operation,
+    slow_calls,
+)
 from sparseopt.speedup.timing import Clock, Timing, time_in_turn
 
 __all__ = ["Measured", "TimedLayer", "fastest", "measure"]
@@ -66,12 +71,16 @@ class Measured:
         layers: each layer's times.
         model: the whole model's times: "dense", and what else was tried.
         chosen: which of these.
+        operations: the seconds of each operation in a pass that is computed so.
+        slow_calls: functions that user code calls in it, slow on maps in the kernels' layout.
     """
 
     plan: Plan
     layers: list[TimedLayer]
     model: dict[str, Timing]
     chosen: str
+    operations: dict[str, float] = field(default_factory=dict)
+    slow_calls: list[SlowCall] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -145,8 +154,21 @@ def measure(
             name: _pass_by(plan, exchanged, copied, args, kwargs) for name, plan in plans.items()
         }
         times = timer(calls, _MODEL_ROUNDS)
-    chosen = fastest(times)
-    return Measured(plans[chosen], found.times, times, chosen)
+        chosen = fastest(times)
+        if chosen == DENSE:
+            return Measured({}, found.times, times, DENSE)
+        exchanged.apply(plans[chosen])
+        rest = _what_remains(calls[chosen], lambda: copied(*args, **kwargs))
+    return Measured(plans[chosen], found.times, times, chosen, *rest)
+
+
+def _what_remains(
+    call: Callable[[], Any], forward: Callable[[], Any]
+) -> tuple[dict[str, float], list[SlowCall]]:
+    try:
+        return seconds_by_operation(call), slow_calls(forward)
+    except Exception:  # a model that can't be watched is no slower for it
+        return {}, []
 
 
 def fastest(times: Mapping[str, Timing]) -> str:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt.speedup.kernels import ops
+from sparseopt.speedup.kernels.batch_norm import batch_norm, knows_batch_norm
+from sparseopt.speedup.kernels.batch_norm import relu as relu_of_normalised
 from sparseopt.speedup.kernels.calls import kernel_layout
 from sparseopt.speedup.kernels.ops import plain_call
 from sparseopt.speedup.live_training.dropout import drop_entries
@@ -84,16 +86,49 @@ class LiveLinear(Exchanged, nn.Linear):
 
 
 class ByChannelBatchNorm2d(Exchanged, nn.BatchNorm2d):
-    """Batch normalisation that sees a map in the kernels' layout as (1, C, HW, N)."""
+    """Batch normalisation of maps in the kernels' layout: in training by a kernel of its own.
+
+    Whatever that does not know, torch computes on a view of the map as (1, C, HW, N).
+    """
 
     plain = nn.BatchNorm2d
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if not in_kernel_layout(input):
             return super().forward(input)
-        batch, _, height, width = input.shape
+        batch, channels, height, width = input.shape
+        of_channels = (self.weight, self.bias, self.running_mean, self.running_var)
+        fits = self.training and channels == self.num_features
+        if fits and knows_batch_norm(input, *of_channels):
+            return self._by_kernel(input)
         normalised = super().forward(by_channel(input))
         return from_channels(normalised, batch, height, width)
+
+    def _by_kernel(self, x: Tensor) -> Tensor:
+        y, mean, variance = batch_norm(x, self.weight, self.bias, self.eps)
+        if not self.track_running_stats or self.running_mean is None or self.running_var is None:
+            return y
+        share = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if share is None:  # then it is the average over all batches
+                share = 1 / float(self.num_batches_tracked)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, share or 0.0)
+            self.running_var.lerp_(variance, share or 0.0)
+        return y
+
+
+class ReluOfNormalised(Exchanged, nn.ReLU):
+    """ReLU; of a map that was normalised by the kernel, one backward pass is for both."""
+
+    plain = nn.ReLU
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        found = None
+        if not torch.compiler.is_compiling():
+            found = relu_of_normalised(input, inplace=self.inplace)
+        return super().forward(input) if found is None else found
 
 
 class _ByChannelPool(Exchanged):
@@ -152,6 +187,7 @@ LIVE_CLASSES: Final[dict[type[nn.Module], type[nn.Module]]] = {
         LiveConv2d,
         LiveLinear,
         ByChannelBatchNorm2d,
+        ReluOfNormalised,
         ByChannelMaxPool2d,
         ByChannelAvgPool2d,
         ByChannelAdaptiveAvgPool2d,

@@ -9,11 +9,26 @@ from sparseopt.speedup.live_training.plan import DENSE, Plan
 
 __all__ = ["report_text"]
 
+#: How many operations are named, the largest first.
+_MOST_OPERATIONS = 12
+#: What the kernels' own operations are called.
+_OWN = {
+    "_conv2d": "convolutions by kernels, forward",
+    "_conv2dBackward": "convolutions by kernels, backward",
+    "_linear": "linear layers by kernels, forward",
+    "_linearBackward": "linear layers by kernels, backward",
+    "_BatchNorm": "normalisation by a kernel, forward",
+    "_BatchNormBackward": "normalisation by a kernel, backward",
+    "_ReluOfNormalised": "ReLU of normalised maps, forward",
+    "_ReluOfNormalisedBackward": "ReLU and normalisation by a kernel, backward",
+    "_LiveValues": "gathering live weights",
+    "_LiveValuesBackward": "scattering their gradients",
+}
 _HEADER = ("layer", "input", "density", "dense ms", "other ms", "chosen", "why")
 
 
 def report_text(status: str, plan: Plan, measured: Sequence[Measured]) -> str:
-    """Return a text: what holds now, the times of whole passes, and a table by layer.
+    """Return a text: what holds now, the times of whole passes, a table by layer, and the rest.
 
     Args:
         status: one sentence.
@@ -33,6 +48,8 @@ def report_text(status: str, plan: Plan, measured: Sequence[Measured]) -> str:
         ]
     if rows:
         parts.append(_table(rows))
+    for one in measured:
+        parts += _about_rest(one)
     return "\n".join(parts)
 
 
@@ -43,6 +60,20 @@ def _about_model(measured: Measured) -> str:
     )
     verdict = "nothing is faster" if measured.chosen == DENSE else f"chosen: {measured.chosen}"
     return f"forward and backward pass of the whole model, ms (quartiles): {times}; {verdict}"
+
+
+def _about_rest(measured: Measured) -> list[str]:
+    """What the time of a pass goes to, and which calls are slow because of the layout."""
+    total = sum(measured.operations.values())
+    largest = list(measured.operations.items())[:_MOST_OPERATIONS]
+    if not largest:
+        return []
+    named = ", ".join(
+        f"{_OWN.get(name, name)} {1e3 * seconds:.3g} ({100 * seconds / total:.0f} %)"
+        for name, seconds in largest
+    )
+    lines = [f"operations of such a pass, ms: {named}"]
+    return lines + [f"slow: {call}" for call in measured.slow_calls]
 
 
 def _row(times: TimedLayer, plan: Plan, why: str) -> tuple[str, ...]:

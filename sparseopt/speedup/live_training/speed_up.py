@@ -201,6 +201,39 @@ class SpeedUp:
         """What was timed, what was chosen, and why, of the whole model and in a table by layer."""
         return report_text(self._status, self._plan, list(self._measured.values()))
 
+    def measure(self, *args: Any, **kwargs: Any) -> None:
+        """Measure now, as at the first training pass of the model.
+
+        For models under ``torch.compile``, whose passes are not measured, and to choose the moment.
+        Call it in the autocast mode that training has. Nothing happens where training stays dense,
+        where a plan was passed, and for inputs whose shapes were measured already.
+
+        Args:
+            *args: inputs of the model, as in training.
+            **kwargs: more of them, by name.
+
+        Raises:
+            RuntimeError: if the speed-up has ended.
+
+        Example:
+            >>> import torch
+            >>> from sparseopt import SparseOptimizer, speed_up
+            >>> model = torch.nn.Linear(64, 64)
+            >>> optimizer = SparseOptimizer(
+            ...     torch.optim.SGD(model.parameters(), lr=0.1), model, total_steps=1000)
+            >>> with speed_up(model, optimizer) as handle:
+            ...     handle.measure(torch.randn(32, 64))
+            ...     compiled = torch.compile(model)
+        """
+        if not self._is_active:
+            raise RuntimeError("the speed-up has ended: call speed_up() again to measure.")
+        if not self._handles or self._is_given or self._flag.dense_gradients:
+            return
+        self._forget_other_densities()
+        key = _shapes((args, kwargs))
+        if key not in self._measured and key not in self._failed:
+            self._measure(key, args, kwargs)
+
     def undo(self) -> None:
         """Leave the model as it was; nothing happens if it has ended."""
         self.remove()

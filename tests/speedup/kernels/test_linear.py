@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseopt.speedup import kernels
+from sparseopt.speedup.kernels import calls
 from tests.speedup.kernels.dense import check, lists_of, needs_kernels, rounded
 
 pytestmark = needs_kernels
@@ -111,3 +112,14 @@ def test_bfloat16_weights_have_bfloat16_gradients():
 def test_what_does_not_fit_is_named(x, weight, words):
     with pytest.raises(ValueError, match=words):
         kernels.linear(x, weight, None, lists_of(torch.ones(4, 3) > 0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 300, 33), (700, 64), (5, 2100)], ids=str)
+def test_sums_over_tokens_are_those_of_float64(shape, dtype):
+    torch.manual_seed(0)
+    grad = torch.randn(shape).to(dtype)
+    expected = grad.double().reshape(-1, shape[-1]).sum(0)
+    found = calls.sum_tokens(grad)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 1e-5 * expected.norm()

@@ -121,3 +121,29 @@ def test_positions_of_another_kind_are_refused(positions, error, words):
 def test_settings_that_the_kernels_do_not_know_are_refused(shape, settings, words):
     with pytest.raises(ValueError, match=words):
         kernels.LiveLists(shape, **settings)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", ["contiguous", "channels-last", "strided"])
+def test_weights_outside_the_mask_are_seen_while_live_ones_are_gathered(place, dtype):
+    mask = torch.rand(5, 7, 3, 2) < 0.3
+    lists = lists_of(mask)
+    weight = torch.where(mask, torch.randn(mask.shape), 0.0).to(dtype)
+    expected = weight[mask].float()
+    if place == "channels-last":
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    elif place == "strided":
+        weight = weight.repeat(1, 1, 1, 2)[..., :2]
+    values, is_masked = calls.live_values_if_masked(weight, lists.tensor, lists.layout)
+    assert is_masked
+    assert torch.equal(values, expected)
+    outside = (~mask).nonzero()[11]
+    weight[tuple(outside)] = -1e-30
+    values, is_masked = calls.live_values_if_masked(weight, lists.tensor, lists.layout)
+    assert not is_masked
+    assert torch.equal(values, expected)
+    weight[tuple(outside)] = 0
+    live = mask.nonzero()[3]
+    weight[tuple(live)] = 0
+    assert calls.live_values_if_masked(weight, lists.tensor, lists.layout)[1]

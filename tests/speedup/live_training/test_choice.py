@@ -70,6 +70,43 @@ def test_convolutions_are_exchanged_if_the_whole_model_is_faster(clock):
     assert "block.conv1" in handle.report
 
 
+def test_the_report_says_what_a_pass_is_made_of(clock):
+    clock(live=0.5, convolutions=0.5)
+    model = make()
+    optimizer = wrap(model, init="uniform")
+    handle = speed_up(model, optimizer)
+    train(model, optimizer, 1)
+    assert "operations of such a pass, ms: " in handle.report
+    assert "convolutions by kernels, backward" in handle.report
+
+
+def test_a_model_can_be_measured_before_its_first_pass(clock):
+    timer = clock(live=0.5, convolutions=0.5)
+    model = make()
+    optimizer = wrap(model, init="uniform")
+    handle = speed_up(model, optimizer)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    handle.measure(images())
+    assert handle.plan["block.conv1"] == {"6x8x9x9": "live"}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    measured = len(timer.calls)
+    handle.measure(images())
+    train(model, optimizer, 1)
+    assert len(timer.calls) == measured
+    handle.undo()
+    with pytest.raises(RuntimeError, match="has ended"):
+        handle.measure(images())
+
+
+def test_a_plan_that_was_passed_is_not_measured(clock):
+    timer = clock()
+    model = make()
+    optimizer = wrap(model)
+    handle = speed_up(model, optimizer, plan={})
+    handle.measure(images())
+    assert not timer.calls
+
+
 def test_convolutions_stay_if_they_are_faster_and_the_whole_model_is_not(clock):
     """ERK at a density of .2 was slower than dense by a rule for single layers."""
     clock(live=0.5, linear_layers=2.0, both=2.0)

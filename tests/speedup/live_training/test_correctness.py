@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from sparseopt import SparseOptimizer, SpeedUp, speed_up
@@ -14,6 +15,7 @@ from tests.speedup.live_training.nets import (
     Tokens,
     full_plan,
     images,
+    labels,
     loss_of,
     make,
     train,
@@ -164,3 +166,42 @@ def test_batches_and_maps_of_other_sizes_are_right(size):
     assert type(model.stem) is not nn.Conv2d
     x = images(size=size, side=11)
     torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+class WithReluModules(nn.Module):
+    def __init__(self, inplace=True):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+        self.conv2, self.norm2 = nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=inplace)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.relu(self.norm1(self.conv1(x)))
+        x = self.relu(self.norm2(self.conv2(x)))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_gradients_through_modules_of_relu_are_those_of_torch(inplace):
+    run = sped_up(WithReluModules, inplace=inplace)
+    found, torchs = gradients_of(run.model), gradients_of(run.dense)
+    for layer in run.optimizer.layers:
+        torchs[layer.name][~layer.mask] = 0
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, torchs[name], rtol=1e-3, atol=1e-5)
+    checkpointed = torch.utils.checkpoint.checkpoint(run.model, images(), use_reentrant=False)
+    run.model.zero_grad()
+    nn.functional.cross_entropy(checkpointed, labels()).backward()
+    for name, parameter in run.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, found[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_hook_on_a_normalisation_before_relu_sees_the_gradient_of_torch():
+    run = sped_up(WithReluModules, inplace=False)
+    kept = []
+    for model in (run.model, run.dense):
+        model.norm1.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        loss = loss_of(model)
+        kept[-1] = torch.autograd.grad(loss, kept[-1])[0]
+    torch.testing.assert_close(*kept, rtol=1e-3, atol=1e-6)

@@ -26,6 +26,18 @@ def test_values_stay_and_gradients_come_back_as_torch_likes_them(batch, memory_f
     assert gradient.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 70, 3, 5), (16, 64, 9, 9), (130, 5, 2, 3)], ids=str)
+def test_maps_of_all_sizes_come_into_the_layout_and_out_again(shape, dtype):
+    x = torch.randn(shape).to(dtype)
+    inside = to_kernel_layout(x.contiguous(memory_format=torch.channels_last))
+    assert in_kernel_layout(inside)
+    assert torch.equal(inside, x)
+    outside = to_channels_last(inside)
+    assert outside.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(outside, x)
+
+
 @pytest.mark.parametrize("batch", [2, 40])
 def test_gradients_of_dense_convolutions_come_back_in_the_kernels_layout(batch):
     x = to_kernel_layout(torch.randn(batch, 3, 4, 5)).detach().requires_grad_()

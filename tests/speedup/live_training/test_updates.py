@@ -33,10 +33,12 @@ def sped_up(kind=ConvNet, **changes):
 def gathered(monkeypatch):
     """How many times live weights were gathered, which every pass on live weights does."""
     calls = []
-    original = layer_state.live_values
-    monkeypatch.setattr(
-        layer_state, "live_values", lambda *args: calls.append(1) or original(*args)
-    )
+
+    def counting(original):
+        return lambda *args: calls.append(1) or original(*args)
+
+    for name in ("live_values", "live_values_if_masked"):
+        monkeypatch.setattr(layer_state, name, counting(getattr(layer_state, name)))
     return calls
 
 

@@ -3,7 +3,11 @@
 // weights in row-major order, in the format of the tensors; gradients of them are float.
 // Functions return 0, 1 where there is no memory, and 2 where positions are not ascending places.
 #include <new>
+#include "batch_norm.h"
+#include "dense_weights.h"
+#include "layouts.h"
 #include "linear.h"
+#include "sums.h"
 
 #define API extern "C" __attribute__((visibility("default")))
 #define LISTS int32_t *data, int64_t live, const Layer *layer
@@ -45,12 +49,19 @@ API int sparseopt_gather(LISTS, const void* weight, const int64_t* strides, int 
   });
 }
 
+API int sparseopt_gather_and_count(LISTS, const void* weight, const int64_t* strides, int half,
+                                   float* values, int64_t* others, int threads) {
+  return run(half, [&](auto e) {
+    *others = gather_and_count({data, live, *layer}, *layer, strides, threads,
+                               (const decltype(e)*)weight, values);
+  });
+}
+
 API int sparseopt_scatter(LISTS, const float* values, const int64_t* strides, int half,
                           void* weight, int threads) {
   return run(half, [&](auto e) {
-    const auto to = (decltype(e)*)weight;
-    for_live({data, live, *layer}, *layer, strides, threads,
-             [=](int64_t k, int64_t at) { move(to[at], values[k]); });
+    scatter_with_zeros({data, live, *layer}, *layer, strides, threads, values,
+                       (decltype(e)*)weight);
   });
 }
 
@@ -114,5 +125,42 @@ API int sparseopt_linear_values(LISTS, int64_t tokens, const void* x, const void
     using E = decltype(e);
     linear_weight_gradient({data, live, *layer}, (const E*)x, (const E*)dy, tokens, layer->in,
                            layer->out, grad, threads);
+  });
+}
+
+API int sparseopt_batch_norm(const void* x, const float* weight, const float* bias, float eps,
+                             void* y, float* statistics, int channels, int64_t count, int half,
+                             int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    normalise<E>((const E*)x, weight, bias, eps, (E*)y, {statistics, channels}, channels, count,
+                 threads);
+  });
+}
+
+API int sparseopt_batch_norm_backward(const void* x, const void* dy, float* statistics, int relu,
+                                      void* dx, float* dweight, float* dbias, int channels,
+                                      int64_t count, int half, int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    const auto backward = relu ? normalise_backward<E, true> : normalise_backward<E, false>;
+    backward((const E*)x, (const E*)dy, {statistics, channels}, (E*)dx, dweight, dbias, channels,
+             count, threads);
+  });
+}
+
+API int sparseopt_sum_tokens(const void* x, int64_t tokens, int64_t columns, float* sums, int half,
+                             int threads) {
+  return run(half, [&](auto e) {
+    sum_tokens((const decltype(e)*)x, tokens, columns, sums, threads);
+  });
+}
+
+API int sparseopt_change_layout(const void* from, void* to, int64_t batch, int64_t channels,
+                                int64_t pixels, int into, int half, int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    const auto change = into ? change_layout<true, E> : change_layout<false, E>;
+    change((const E*)from, (E*)to, batch, channels, pixels, threads);
   });
 }

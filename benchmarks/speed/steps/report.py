@@ -1,0 +1,123 @@
+"""The section of the report on whole steps, and the tables that the docs share with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common.tables import MISSING, paragraph, section, table
+from benchmarks.speed.kernels.report import machine_of
+from benchmarks.speed.records import Record
+from benchmarks.speed.steps.figure import BF16, FP32
+from benchmarks.speed.steps.workloads import WORKLOADS
+
+INTRODUCTION = (
+    "Whole training steps: forward and backward pass and optimizer. Dense models are channels-last "
+    "and have the plain optimizer; sparse ones are the same models with `SparseOptimizer` (RigL) "
+    "and `speed_up`, whose choice is in the results files. They take turns in one process. Steps "
+    "that update masks, one in a hundred or fewer, take as long as dense ones, and are not timed. "
+    "*bf16* is autocast. In brackets, between which quartiles the ratio lay over the rounds."
+)
+OWN = "speed_up, "
+
+
+def report_lines(records: Sequence[Record], _: Path) -> list[str]:
+    """The table of all cases, other libraries, and what was chosen for each."""
+    return [
+        *["## Whole training steps on live weights", ""],
+        *paragraph(f"{INTRODUCTION} {machine_words(records)}"),
+        *steps_table(records),
+        *section("Whole training steps: other libraries", peers_table(records)),
+        *(line for record in in_order(records) for line in _choice(record)),
+    ]
+
+
+def in_order(records: Sequence[Record]) -> list[Record]:
+    """The records by number of threads, network, distribution and density."""
+    order = list(WORKLOADS)
+    found = [record for record in records if "plan" in record]
+
+    def place(record: Record) -> tuple[int, int, bool, float]:
+        workload = order.index(record["workload"])
+        return record["threads"], workload, record["init"] == "erk", record["density"]
+
+    return sorted(found, key=place)
+
+
+def machine_words(records: Sequence[Record]) -> str:
+    """On what, and with what, records were made, in a sentence."""
+    found = in_order(records)
+    machines = "; ".join(dict.fromkeys(map(machine_of, found)))
+    rounds = sorted({record["rounds"] for record in found})
+    loads = [record["load"] for record in found]
+    return (
+        f"Made on {machines}; medians of {rounds[0]} to {rounds[-1]} rounds, while the load of the "
+        f"machine was {min(loads):.0f} to {max(loads):.0f}. On one thread the time is the CPU time "
+        "of the thread, on more it is that of the clock on the wall. Cores share a cache and the "
+        "memory, so that a busy neighbour slows all of it, and sparse steps more than dense ones. "
+        "malloc keeps freed memory, for dense code and ours alike."
+    )
+
+
+def steps_table(records: Sequence[Record]) -> list[str]:
+    """A row for each case and precision of ours."""
+    header = ["network, batch", "density", "threads", "dense fp32, ms", "dense bf16, ms"]
+    header += ["ours", "ms", "faster than dense fp32", "faster than dense bf16"]
+    rows = []
+    for record in in_order(records):
+        times = record["milliseconds"]
+        for name, ratios in record["speedup"].items():
+            if name.startswith(OWN):
+                ours = "bf16" if name.endswith(BF16) else "fp32"
+                rows.append(
+                    [
+                        f"{record['title']}, {record['batch']}",
+                        f"{record['init']} {record['density']:g}",
+                        str(record["threads"]),
+                        *(_ms(times[f"dense, {precision}"]) for precision in (FP32, BF16)),
+                        ours,
+                        _ms(times[name]),
+                        *(_ratio(ratios[precision]) for precision in (FP32, BF16)),
+                    ]
+                )
+    return table(header, rows)
+
+
+def peers_table(records: Sequence[Record]) -> list[str]:
+    """Other libraries and ours, beside dense float32."""
+    rows = []
+    for record in in_order(records):
+        ratios = record["speedup"]
+        peers = [name for name in ratios if not name.startswith(OWN)]
+        for name in [*peers, *record["missing"]]:
+            found = _ratio(ratios[name][FP32]) if name in ratios else record["missing"][name]
+            own = ratios.get(f"{OWN}{FP32}", {}).get(FP32)
+            rows.append(
+                [
+                    f"{record['title']}, {record['batch']}",
+                    f"{record['init']} {record['density']:g}",
+                    f"{name} {record['versions'][name.lower()]}",
+                    found,
+                    MISSING if own is None else _ratio(own),
+                    _ratio(ratios[f"{OWN}{BF16}"][FP32]),
+                ]
+            )
+    header = ["network, batch", "density", "library", "faster than dense fp32"]
+    return table([*header, "ours, fp32", "ours, bf16"], rows)
+
+
+def _choice(record: Record) -> list[str]:
+    """What `speed_up` said, as it is printed."""
+    title = f"{record['title']}, {record['init']} {record['density']:g}"
+    threads = "" if record["threads"] == 1 else f", {record['threads']} threads"
+    said = record["report"][f"{OWN}{BF16}"]
+    return section(f"Choice: {title}{threads}", ["```text", *said, "```", ""])
+
+
+def _ms(quartiles: Sequence[float]) -> str:
+    return f"{quartiles[0]:,.0f}"
+
+
+def _ratio(quartiles: Sequence[float]) -> str:
+    median, low, high = quartiles
+    return f"{median:.2f} ({low:.2f} to {high:.2f})"

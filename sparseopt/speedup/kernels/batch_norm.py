@@ -1,0 +1,207 @@
+"""Batch normalisation in training, of maps in the kernels' layout."""
+
+import weakref
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sparseopt.speedup.kernels.calls import DTYPES, empty_map, kernel_layout
+from sparseopt.speedup.kernels.library import library, raise_if, threads
+from sparseopt.speedup.kernels.ops import plain_call
+
+__all__ = ["batch_norm", "knows_batch_norm", "relu"]
+
+_STATISTICS = 5  # of each channel: struct Statistics of batch_norm.h
+#: Under this name a normalised map has what it was made of.
+_NORMALISED: Final = "_sparseopt_normalised"
+_WORK = 8  # multiply-adds in the time of one element: it is memory that is waited for
+
+
+def knows_batch_norm(x: Tensor, *of_channels: Tensor | None) -> bool:
+    """Whether :func:`batch_norm` takes a map in the kernels' layout.
+
+    Args:
+        x: (N, C, H, W).
+        of_channels: weight, bias and running statistics, each (C,) or ``None``.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and plain_call((x, *of_channels))
+        and x.device.type == "cpu"
+        and x.dtype in DTYPES
+        # Of a single value torch says that it has no variance.
+        and x.numel() > x.shape[1]
+        and all(
+            one is None
+            or (one.dtype == torch.float32 and one.device.type == "cpu" and one.is_contiguous())
+            for one in of_channels
+        )
+    )
+
+
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise by the statistics of the batch, as a layer in training does.
+
+    Args:
+        x: (N, C, H, W) in the kernels' layout, float32 or bfloat16.
+        weight: (C,), float32, or ``None``.
+        bias: (C,), float32, or ``None``.
+        eps: what is added to the variance.
+
+    Returns:
+        The map, in the layout and the dtype of ``x``; the mean of each channel, and its variance
+        with the divisor ``n - 1``, (C,), float32, without gradients.
+
+    References:
+        Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
+    """
+    function: Any = _BatchNorm
+    y, statistics = function.apply(x, weight, bias, eps)
+    if y.requires_grad:
+        # For the nonlinearity that may follow. It takes this from the tensor.
+        setattr(y, _NORMALISED, (x, weight, bias, statistics))
+    mean, _, variance, *_ = statistics.unbind()
+    return y, mean, variance
+
+
+def relu(y: Tensor, *, inplace: bool) -> Tensor | None:
+    """Return the positive part of what :func:`batch_norm` returned; one backward pass is for both.
+
+    The gradient of ``y`` is still made where somebody may see it: where the tensor ``y`` still
+    exists when the backward pass comes here, or had hooks before.
+
+    Args:
+        y: a map.
+        inplace: whether to change ``y`` itself.
+
+    Returns:
+        ``None`` if ``y`` was not made by :func:`batch_norm`, or was changed since.
+    """
+    made_of = vars(y).pop(_NORMALISED, None)
+    if made_of is None or y._version or y._backward_hooks or y.retains_grad:
+        return None
+    if not (torch.is_grad_enabled() and plain_call((y,))):
+        return None
+    function: Any = _ReluOfNormalised
+    result: Tensor = function.apply(y, *made_of, inplace)
+    return result
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        y = empty_map(x, x.shape[1], x.shape[2:])
+        statistics = x.new_empty((_STATISTICS, x.shape[1]), dtype=torch.float32)
+        failed = library().sparseopt_batch_norm(
+            x.data_ptr(),
+            _address(weight),
+            _address(bias),
+            eps,
+            y.data_ptr(),
+            statistics.data_ptr(),
+            *_size(x),
+        )
+        raise_if(failed)
+        ctx.save_for_backward(x, weight, statistics)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
+        return y, statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:  # the nonlinearity has made the gradients
+            return None, None, None, None
+        x, weight, statistics = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        # Derivatives of higher order are torch's.
+        if torch.is_grad_enabled() or not plain_call((grad, x)):
+            return (*_by_torch(grad, x, weight, statistics, ctx.eps, wanted), None)
+        return (*_gradients(grad, x, statistics, wanted, relu=False), None)
+
+
+class _ReluOfNormalised(torch.autograd.Function):
+    """The positive part of a normalised map, with the gradients of what was normalised."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        statistics: Tensor,
+        inplace: bool,
+    ) -> Tensor:
+        if inplace:
+            ctx.mark_dirty(y)
+            result = y.relu_()
+        else:
+            result = y.relu()
+        # There is a tensor as long as anybody, Python or a graph, has it.
+        ctx.y = None if inplace else weakref.ref(y)
+        ctx.save_for_backward(x, statistics, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, statistics, result = ctx.saved_tensors
+        is_seen = ctx.y is not None and ctx.y() is not None
+        if is_seen or torch.is_grad_enabled() or not plain_call((grad, x)):
+            masked = torch.ops.aten.threshold_backward(grad, result, 0)
+            return masked, None, None, None, None, None
+        wanted = ctx.needs_input_grad[1:4]
+        return (None, *_gradients(grad, x, statistics, wanted, relu=True), None, None)
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, statistics: Tensor, wanted: tuple[bool, ...], *, relu: bool
+) -> tuple[Tensor | None, ...]:
+    """The gradients of map, weight and bias, those that are wanted."""
+    grad = kernel_layout(grad.to(x.dtype))
+    dx = empty_map(x, x.shape[1], x.shape[2:])
+    dweight, dbias = x.new_empty((2, x.shape[1]), dtype=torch.float32).unbind()
+    failed = library().sparseopt_batch_norm_backward(
+        x.data_ptr(),
+        grad.data_ptr(),
+        statistics.data_ptr(),
+        relu,
+        dx.data_ptr(),
+        dweight.data_ptr(),
+        dbias.data_ptr(),
+        *_size(x),
+    )
+    raise_if(failed)
+    made = zip((dx, dweight, dbias), wanted, strict=True)
+    return tuple(one if is_wanted else None for one, is_wanted in made)
+
+
+def _by_torch(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    eps: float,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    mean, inverse, *_ = statistics.unbind()
+    found: tuple[Tensor | None, ...] = torch.ops.aten.native_batch_norm_backward(
+        grad, x, weight, None, None, mean, inverse, True, eps, list(wanted)
+    )
+    return tuple(one if is_wanted else None for one, is_wanted in zip(found, wanted, strict=True))
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _size(x: Tensor) -> tuple[int, int, bool, int]:
+    """Channels, elements of each, whether they are bfloat16, and threads."""
+    channels = x.shape[1]
+    count = x.numel() // channels
+    return channels, count, x.dtype is torch.bfloat16, threads(x.numel() * _WORK)
