@@ -10,7 +10,7 @@ far training is, and what grows is a tuple, which it saves as one value.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method
 from sparseopt.methods.gradient_memory import RememberedGradients
+from sparseopt.methods.state import MethodState
 from sparseopt.optimizer.progress import Progress
 from sparseopt.optimizer.state import StateBackend
 from sparseopt.utils.errors import CheckpointError
@@ -30,6 +31,7 @@ __all__ = [
     "SavedState",
     "attach",
     "check_kind",
+    "check_method_state",
     "extract",
     "match_layers",
     "only_makes_state",
@@ -42,6 +44,8 @@ PROGRESS_KEY: Final = "sparseopt"
 MASK_KEY: Final = "sparse_mask"
 EVER_LIVE_KEY: Final = "sparse_ever_live"
 MEMORY_KEY: Final = "sparse_memory"
+#: What a method keeps goes by this and its own name.
+STATE_PREFIX: Final = "sparse_state."
 #: Up to this difference, relative, two densities are the same.
 SAME_DENSITY: Final = 0.01
 
@@ -51,6 +55,7 @@ class SavedLayer:
     """A layer as a checkpoint has it.
 
     ``mask`` is ``None`` if every weight was live, ``memory`` if the method remembered no gradients.
+    ``state`` is what the method kept, by name.
     """
 
     name: str
@@ -62,6 +67,7 @@ class SavedLayer:
     mask: Tensor | None
     ever_live_bits: Tensor | None
     memory: Tensor | None
+    state: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ def attach(
     compact: bool,
     fresh: Mapping[tuple[str, str], float],
     memory: RememberedGradients | None,
+    method_state: MethodState,
     progress: Progress,
 ) -> dict[str, Any]:
     """Return the inner optimizer's state dict with masks and progress added.
@@ -115,6 +122,10 @@ def attach(
             }
         if memory is not None and not layer.is_dense:
             state[index] = {**state.get(index, {}), MEMORY_KEY: memory.saved(layer)}
+        kept = {} if layer.is_dense else method_state.saved(layer)
+        if kept:
+            named_kept = {STATE_PREFIX + name: tensor for name, tensor in kept.items()}
+            state[index] = {**state.get(index, {}), **named_kept}
     groups = [dict(group) for group in state_dict["param_groups"]]
     groups[0][PROGRESS_KEY] = {
         "method": method.name,
@@ -123,6 +134,7 @@ def attach(
         **progress.as_dict(),
         "named": named,
         "fresh": tuple((*key, value) for key, value in fresh.items()),
+        "run_state": tuple(method_state.run.items()),
         "layers": tuple(entries),
     }
     return {**state_dict, "state": state, "param_groups": groups}
@@ -170,6 +182,8 @@ def extract(state_dict: Mapping[str, Any]) -> SavedState:
         entry = state.get(key, {})
         mask, ever_live_bits = entry.pop(MASK_KEY, None), entry.pop(EVER_LIVE_KEY, None)
         memory = entry.pop(MEMORY_KEY, None)
+        ours = [name for name in entry if str(name).startswith(STATE_PREFIX)]
+        kept = {name.removeprefix(STATE_PREFIX): entry.pop(name) for name in ours}
         if not entry:
             state.pop(key, None)
         layers.append(
@@ -178,6 +192,7 @@ def extract(state_dict: Mapping[str, Any]) -> SavedState:
                 mask=mask,
                 ever_live_bits=ever_live_bits,
                 memory=memory,
+                state=kept,
             )
         )
     inner = {**state_dict, "state": state, "param_groups": groups}
@@ -204,6 +219,36 @@ def check_kind(saved: SavedState, inner: Optimizer, method: Method) -> None:
         raise CheckpointError(
             f"the checkpoint is of inner optimizer {theirs}, but this one is {mine}, whose "
             f"{sorted(settings)[0]!r} the checkpoint does not have."
+        )
+
+
+def check_method_state(
+    saved: SavedState,
+    pairs: Sequence[tuple[SparseLayer, SavedLayer]],
+    method_state: MethodState,
+) -> None:
+    """Check that a checkpoint has just what the method keeps: the same names and shapes.
+
+    Raises:
+        CheckpointError: if it has not.
+    """
+    for layer, was in pairs:
+        if was.target == layer.numel:
+            continue
+        here = {name: tuple(one.shape) for name, one in method_state.initial(layer).items()}
+        there = {name: tuple(one.shape) for name, one in was.state.items()}
+        if here != there:
+            raise CheckpointError(
+                f"the method keeps {_described(here)} for layer {layer.name!r}, but the checkpoint "
+                f"has {_described(there)}: it is of another version of the method, or of other "
+                "settings."
+            )
+    run_here, run_there = set(method_state.run), {name for name, _ in _run_state(saved)}
+    if run_here != run_there:
+        raise CheckpointError(
+            f"the method keeps {_described(run_here)} for the run, but the checkpoint has "
+            f"{_described(run_there)}: it is of another version of the method, or of other "
+            "settings."
         )
 
 
@@ -277,6 +322,7 @@ def restore_layers(
     *,
     backend: StateBackend,
     memory: RememberedGradients | None,
+    method_state: MethodState,
 ) -> None:
     """Give layers what the checkpoint has of them; the inner optimizer has loaded its state."""
     names = {was.name: layer.name for layer, was in pairs}
@@ -290,6 +336,8 @@ def restore_layers(
         backend.load_layer(layer, compact=saved.progress["compact"])
         if memory is not None:
             memory.restore(layer, was.memory)
+        method_state.restore(layer, was.state)
+    method_state.restore_run(_run_state(saved))
 
 
 def only_makes_state(inner: Optimizer, gradients: Callable[[], Sequence[Tensor]]) -> bool:
@@ -319,6 +367,18 @@ def _check_same_layers(here: list[str], there: list[str]) -> None:
             f"the checkpoint has a sparse layer {surplus[0]!r} that this optimizer has not "
             f"({len(surplus)} such): it belongs to another model or layer set."
         )
+
+
+def _run_state(saved: SavedState) -> Sequence[tuple[str, Any]]:
+    # Checkpoints of the first version have no such key.
+    items: Sequence[tuple[str, Any]] = saved.progress.get("run_state", ())
+    return items
+
+
+def _described(kept: Collection[str] | Mapping[str, tuple[int, ...]]) -> str:
+    if isinstance(kept, Mapping):
+        return ", ".join(f"{name!r} of shape {shape}" for name, shape in kept.items()) or "nothing"
+    return ", ".join(map(repr, sorted(kept))) or "nothing"
 
 
 def _first_difference(saved: Sequence[SavedLayer], layers: Sequence[SparseLayer]) -> str:

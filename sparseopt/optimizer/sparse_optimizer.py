@@ -223,7 +223,7 @@ class SparseOptimizer(WrappedOptimizer):
             updater.update(step, self._gradients())
             self._warn_of_departed(stacklevel=7)
         else:
-            if updater.memory is not None:
+            if updater.sees_every_step:
                 closure = updater.remembering(closure, self._gradients)
             loss = self.backend.step(closure)
             if updater.is_prepared:
@@ -298,6 +298,7 @@ class SparseOptimizer(WrappedOptimizer):
             compact=isinstance(self.backend, CompactState) and not self._hooks.are_removed,
             fresh=self.backend.noted,
             memory=self._updater.memory,
+            method_state=self._updater.state,
             progress=self._progress,
         )
         for post_hook in self._optimizer_state_dict_post_hooks.values():
@@ -352,12 +353,16 @@ class SparseOptimizer(WrappedOptimizer):
         saved = checkpoint.extract(state_dict)
         checkpoint.check_kind(saved, self.inner, self.method)
         pairs = checkpoint.match_layers(saved, self.inner, self._layers, named=self._named)
+        updater = self._updater
+        checkpoint.check_method_state(saved, pairs, updater.state)
         self.inner.load_state_dict(saved.inner)
         share_local_state(self.inner)
         self._backup.put_back()
-        self._updater.forget_preparation()
+        updater.forget_preparation()
         checkpoint.warn_of_another_density(pairs, self._mask_config.mask)
-        checkpoint.restore_layers(saved, pairs, backend=self.backend, memory=self._updater.memory)
+        checkpoint.restore_layers(
+            saved, pairs, backend=self.backend, memory=updater.memory, method_state=updater.state
+        )
         self._progress.restore(saved.progress)
         self._is_ready = False
         self._plan_next_step()
@@ -611,6 +616,7 @@ class SparseOptimizer(WrappedOptimizer):
         for layer in layers:
             layer.clear_dropped_()
             self.backend.load_layer(layer)
+        self._updater.state.begin(layers)
         self._hooks.mask_gradients(layers)
         self._plan_next_step()
 
@@ -631,7 +637,8 @@ class SparseOptimizer(WrappedOptimizer):
     def _require_equal_masks(self) -> None:
         """Check, once there are several ranks, that masks made by each of them are the same."""
         masks = {layer.name: whole(layer.mask) for layer in self._layers}
-        require_agreement(masks, self._progress.generator)
+        kept = self._updater.state.everything(self._layers)
+        require_agreement(masks, self._progress.generator, kept)
         self._made_alone = False
 
     def _require_attached(self, what: str) -> None:
