@@ -8,7 +8,7 @@ import torch
 from benchmarks.cifar import cli, options
 from benchmarks.cifar.config import PRESETS
 from benchmarks.cifar.data import DataError
-from benchmarks.cifar.methods import INITS, RECIPES
+from benchmarks.cifar.methods import RECIPES
 
 
 def results(out):
@@ -68,7 +68,7 @@ def test_options_without_a_meaning_are_refused(arguments, named, capsys):
         (["--all", "--preset", "smok"], ["smok", "did you mean 'smoke'", *PRESETS]),
         (["--all", "--preset", "missing.toml"], ["missing.toml: there is no such file"]),
         (["--methods", "rigle"], ["--methods", "did you mean 'rigl'", *RECIPES]),
-        (["--inits", "random"], ["--inits", "'random'", *INITS]),
+        (["--inits", "random"], ["--inits", "'random'", "uniform", "er", "erk"]),
         (["--densities", "1.5"], ["--densities", "equal to 1, got 1.5"]),
         (["--seeds", "-1"], ["--seeds", "got -1"]),
         (["--all", "--set", "epochs"], ["--set", "SETTING=VALUE", "'epochs'"]),
@@ -123,15 +123,17 @@ def test_data_folder_that_the_digits_do_not_need_is_not_ignored(tiny_preset, tmp
 
 
 OWN = """
-from sparseopt import SET, register_method
-from sparseopt.distributions import uniform
-from benchmarks.cifar.methods import INITS
+from dataclasses import dataclass
+from sparseopt import SET, register_distribution, register_method
 
 @register_method
+@dataclass(frozen=True)
 class Mine(SET):
     name = "mine"
 
-INITS["halved"] = lambda shapes, density: {name: density / 2 for name in shapes}
+@register_distribution("halved")
+def halved(shapes, density):
+    return {name: density / 2 for name in shapes}
 """
 
 
