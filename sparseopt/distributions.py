@@ -17,12 +17,10 @@ from sparseopt.utils.wrappers import canonical_name
 __all__ = [
     "Distribution",
     "Shapes",
-    "available_distributions",
     "er",
     "erk",
     "get_distribution",
     "live_counts",
-    "register_distribution",
     "uniform",
 ]
 

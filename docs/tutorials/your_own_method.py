@@ -198,8 +198,8 @@ class SmoothedSalience(DropGrow):
 # - ``observe`` is called once a step and layer, with the gradient that the step will use: summed
 #   over micro-batches, averaged over ranks, unscaled. It is 0 where a weight is not live, and so
 #   costs nothing extra.
-# - ``follows_mask`` says that a weight which drops or grows begins again, as its momentum does. Leave
-#   the name out and the tensor stays as ``observe`` has made it.
+# - ``follows_mask`` says that a weight which drops or grows begins again, as its momentum does.
+#   Leave the name out and the tensor stays as ``observe`` has made it.
 # - One number for the whole run, instead of a tensor for each layer, goes into
 #   ``initial_run_state()`` and ``update.run_state``.
 #

@@ -205,8 +205,8 @@ def _check_scores(
     if tuple(scores.shape) == shape:
         return
     right = (
-        f"one score for each live weight, {shape}, which layer.gather(scores) makes of scores of "
-        "the weight's shape"
+        "one score for each live weight, which layer.gather(scores) makes of scores of the "
+        "weight's shape"
         if function == "drop_scores"
         else "one score for each weight, live or not"
     )

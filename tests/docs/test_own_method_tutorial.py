@@ -1,4 +1,4 @@
-"""The tutorial's method that remembers, killed half-way: a fresh process ends with the same bits."""
+"""The tutorial's method that remembers is killed half-way, and ends with the same bits."""
 
 import os
 import signal
