@@ -111,18 +111,18 @@ def _about_fields(cls: type[Method]) -> Iterator[str]:
 
 
 def _about_signatures(cls: type[Method]) -> Iterator[str]:
-    for base in cls.__mro__:
-        if base.__module__ == Method.__module__:
+    *bases, _ = cls.__mro__
+    for name in {name: None for base in bases for name in vars(base) if name[0] != "_"}:
+        defined = [vars(base)[name] for base in bases if inspect.isfunction(vars(base).get(name))]
+        if len(defined) < 2:
             continue
-        for name, function in vars(base).items():
-            expected = getattr(Method, name, None)
-            if not inspect.isfunction(function) or not inspect.isfunction(expected):
-                continue
-            wanted = [*inspect.signature(expected).parameters]
-            try:
-                inspect.signature(function).bind(*wanted)
-            except TypeError:
-                yield (
-                    f"{name}{inspect.signature(function)} must take ({', '.join(wanted)}), for "
-                    "that is how it is called."
-                )
+        # What calls a function knows the class that had it first.
+        used, first = defined[0], defined[-1]
+        wanted = [*inspect.signature(first).parameters]
+        try:
+            inspect.signature(used).bind(*wanted)
+        except TypeError:
+            yield (
+                f"{name}{inspect.signature(used)} must take ({', '.join(wanted)}), for that is how "
+                "it is called."
+            )
