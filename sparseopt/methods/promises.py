@@ -118,11 +118,13 @@ def _about_signatures(cls: type[Method]) -> Iterator[str]:
             continue
         # What calls a function knows the class that had it first.
         used, first = defined[0], defined[-1]
-        wanted = [*inspect.signature(first).parameters]
+        wanted = inspect.signature(first).parameters.values()
+        by_name = {one.name: None for one in wanted if one.kind is one.KEYWORD_ONLY}
+        by_place = [one.name for one in wanted if one.kind is one.POSITIONAL_OR_KEYWORD]
         try:
-            inspect.signature(used).bind(*wanted)
+            inspect.signature(used).bind(*by_place, **by_name)
         except TypeError:
             yield (
-                f"{name}{inspect.signature(used)} must take ({', '.join(wanted)}), for that is how "
-                "it is called."
+                f"{name}{inspect.signature(used)} must take ({', '.join([*by_place, *by_name])}), "
+                "for that is how it is called."
             )
