@@ -153,7 +153,7 @@ class MethodState:
 
     def begin(self, layers: Sequence[SparseLayer]) -> None:
         """Begin the state of layers that are new, as rank 0 does. Collective, if there is any."""
-        if not any(self._method.initial_layer_state(layer) for layer in layers[:1]):
+        if not any(self.initial(layer) for layer in layers[:1]):
             return
         begun = {layer: self.initial(layer) for layer in layers if not layer.is_dense}
         plain = [whole(tensor) for state in begun.values() for tensor in state.values()]
@@ -248,8 +248,15 @@ class MethodState:
         tensors = [whole(tensor) for layer in sparse for tensor in self.of(layer).values()]
         return [*tensors, *self.run.values()]
 
+    def saved_run(self) -> tuple[tuple[str, Any], ...]:
+        """Return what a checkpoint keeps for the run: pairs of name and value."""
+        return tuple(
+            (name, value.clone() if isinstance(value, Tensor) else value)
+            for name, value in self.run.items()
+        )
+
     def restore_run(self, saved: Iterable[tuple[str, Any]]) -> None:
-        """Take over the items of :attr:`run` that a checkpoint has."""
+        """Take over what :meth:`saved_run` returned."""
         for name, value in saved:
             self.run[name] = value
 

@@ -134,7 +134,7 @@ def attach(
         **progress.as_dict(),
         "named": named,
         "fresh": tuple((*key, value) for key, value in fresh.items()),
-        "run_state": tuple(method_state.run.items()),
+        "run_state": method_state.saved_run(),
         "layers": tuple(entries),
     }
     return {**state_dict, "state": state, "param_groups": groups}

@@ -75,7 +75,10 @@ def require_gradients_asked_for(
     movable = (
         layer
         for layer in layers
-        if layer.numel - layer.live > 1 and layer.weight.grad is not None and not layer.is_sharded
+        if not (layer.is_dense or layer.is_sharded)
+        and layer.numel - layer.live > 1
+        and layer.weight.is_leaf
+        and layer.weight.grad is not None
     )
     layer = next(movable, None)
     if layer is None or type(method).grow_scores is Method.grow_scores:
@@ -103,10 +106,9 @@ def _tried(layer: SparseLayer, method: Method, update: Update, gradient: Tensor)
     Random numbers and the method's state are as before.
     """
     weight, state, numbers = layer.weight, update.state, update.generator.get_state()
-    before, kept, run = weight.grad, {}, {}
-    if state is not None:
-        kept = {name: tensor.clone() for name, tensor in state.saved(layer).items()}
-        run = dict(state.run)
+    before = weight.grad
+    kept = {} if state is None else {name: one.clone() for name, one in state.of(layer).items()}
+    run = () if state is None else state.saved_run()
     scores: object = None
     devices = [] if weight.device.type == "cpu" else [weight.device]
     # A method may refuse NaN, or have to be asked for moves() first: then it is not tried.
@@ -122,7 +124,7 @@ def _tried(layer: SparseLayer, method: Method, update: Update, gradient: Tensor)
             update.generator.set_state(numbers)
             if state is not None:
                 state.restore(layer, kept)
-                state.restore_run(run.items())
+                state.restore_run(run)
     if not isinstance(scores, Tensor) or scores.shape != weight.shape:
         return None
     return scores.reshape(-1)
