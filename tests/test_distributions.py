@@ -228,5 +228,5 @@ def test_what_is_no_distribution_is_not_registered(name, function, error, words)
 
 
 def test_what_a_distribution_returns_is_checked():
-    with pytest.raises(TypeError, match="returned 0.1: it must return a mapping"):
+    with pytest.raises(TypeError, match="returned 0.2: it must return a mapping"):
         wrap(make(), init=lambda shapes, density: density)

@@ -197,8 +197,8 @@ class MethodState:
             for name, tensor in declared.items()
         ):
             raise TypeError(
-                f"initial_layer_state() of {owner} returned {declared!r}: it must be a dictionary "
-                "from names to tensors."
+                f"initial_layer_state() of {owner} returned {type(declared).__name__}: it must be "
+                "a dictionary from names to tensors."
             )
         for name in method.follows_mask:
             shape = tuple(declared[name].shape) if name in declared else None
@@ -265,7 +265,8 @@ class MethodState:
         declared: object = self._method.initial_run_state()
         if not isinstance(declared, Mapping):
             raise TypeError(
-                f"initial_run_state() of {owner} returned {declared!r}: it must be a dictionary."
+                f"initial_run_state() of {owner} returned {type(declared).__name__}: it must be a "
+                "dictionary."
             )
         checked = RunState(owner, declared)
         if not checked:

@@ -153,6 +153,50 @@ def test_own_method_and_init_are_trained_and_reported(
     assert "| mine | halved | 0.2 |" in (tmp_path / "out" / "report.md").read_text()
 
 
+SWEPT = """
+from dataclasses import dataclass
+import torch
+from sparseopt import DropGrow, register_method
+
+@register_method
+@dataclass(frozen=True)
+class Swept(DropGrow):
+    name = "swept"
+    decay: float = 0.9
+
+    def initial_layer_state(self, layer):
+        return {"size": torch.zeros_like(layer.weight)}
+
+    def observe(self, layer, gradient, update):
+        update.layer_state(layer)["size"].lerp_(gradient.abs(), 1 - self.decay)
+
+    def drop_scores(self, layer, update):
+        return layer.gather(update.layer_state(layer)["size"])
+
+    def grow_scores(self, layer, update):
+        return update.random_scores(layer)
+"""
+
+
+def test_a_sweep_over_settings_of_an_own_method_takes_its_one_file(
+    quick_preset, cifar_tree, tmp_path, monkeypatch
+):
+    (tmp_path / "swept_method.py").write_text(SWEPT)
+    monkeypatch.chdir(tmp_path)
+    study = (
+        'choices.studies=[{name="decays", methods=["swept"], inits=["erk"], densities=[0.2], '
+        "seeds=[0], settings=[{decay=0.0}, {decay=0.5}]}]"
+    )
+    options = ["--preset", str(quick_preset), "--data-dir", str(cifar_tree), "--out", "out"]
+    options += ["--import", "swept_method", "--studies", "decays", "--threads", "1"]
+    assert cli.main([*options, "--set", study]) == 0
+    found = results(tmp_path / "out")
+    assert found.keys() == {f"swept-erk-0.2-decay{decay:g}-seed0" for decay in (0.0, 0.5)}
+    assert found["swept-erk-0.2-decay0-seed0"]["run"]["settings"] == {"decay": 0.0}
+    hashes = {record["weights_sha256"] for record in found.values()}
+    assert len(hashes) == 2
+
+
 @pytest.mark.parametrize(("gpu", "preset"), [(True, "paper"), (False, "cpu")])
 def test_all_takes_the_preset_that_the_machine_can_run(gpu, preset, monkeypatch, tmp_path):
     taken = []

@@ -126,7 +126,7 @@ def test_whatever_the_settings(decay, density, delta_t, seed):
 
 def test_state_is_kept_for_layers_that_can_move_until_masks_stop():
     model = make()
-    optimizer = wrap(model, method="smoothed-salience")
+    optimizer = wrap(model, method="smoothed-salience", init="uniform")
     train(model, optimizer, 36)
     moving = {layer.name for layer in optimizer.layers if not layer.is_dense}
     seen = held(optimizer, "seen")
@@ -232,6 +232,21 @@ def test_state_follows_the_model_to_another_device_and_memory_format(device):
     assert {int(count) for count in held(optimizer, "seen").values()} == {12}
 
 
+def test_layers_that_are_added_begin_and_layers_that_leave_are_forgotten():
+    model = make()
+    head = model.fc2
+    optimizer = wrap(model, method="smoothed-salience")
+    train(model, optimizer, 3)
+    optimizer.param_groups[0]["params"] = [
+        p for p in optimizer.param_groups[0]["params"] if all(p is not q for q in head.parameters())
+    ]
+    model.fc2 = torch.nn.Linear(16, 5)
+    optimizer.add_param_group({"params": list(model.fc2.parameters())})
+    train(model, optimizer, 4, start=3)
+    seen = {name: int(count) for name, count in held(optimizer, "seen").items()}
+    assert seen == {"conv1.weight": 7, "conv2.weight": 7, "fc1.weight": 7, "fc2.weight": 4}
+
+
 @pytest.mark.parametrize(
     ("declared", "run", "words"),
     [
@@ -281,12 +296,12 @@ def with_state(**functions):
         (
             {"initial_layer_state": lambda self, layer: layer.weight},
             TypeError,
-            r"initial_layer_state\(\) of method 'own' for layer 'conv1.weight' returned .*dict",
+            r"initial_layer_state\(\) of method 'own' for layer 'conv1.weight' returned Param",
         ),
         (
             {"initial_layer_state": lambda self, layer: {"salience": torch.zeros(3)}},
             ValueError,
-            r"follows_mask of method 'own'.*'salience'.*shape \(8, 8, 3, 3\).*shape \(3,\)",
+            r"follows_mask of method 'own'.*'salience'.*shape \(8, 3, 3, 3\).*shape \(3,\)",
         ),
         (
             {"follows_mask": ("age",)},
@@ -301,7 +316,7 @@ def with_state(**functions):
         (
             {"initial_run_state": lambda self: None},
             TypeError,
-            r"initial_run_state\(\) of method 'own' returned None",
+            r"initial_run_state\(\) of method 'own' returned NoneType",
         ),
     ],
 )
