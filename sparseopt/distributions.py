@@ -138,7 +138,8 @@ def register_distribution(name: str) -> Callable[[D], D]:
         >>> live_counts({"a": (4, 5), "b": (10, 10)}, 0.5, "half-of-the-largest")
         {'a': 10, 'b': 25}
     """
-    if not isinstance(name, str) or not name:
+    given: object = name
+    if not isinstance(given, str) or not given:
         raise TypeError(
             f"register_distribution({name!r}): it takes a name, as in "
             '@register_distribution("my-own").'

@@ -1,5 +1,6 @@
 """One rank of a data-parallel run whose method keeps state: with its own seed and its own data."""
 
+import copy
 from typing import Any
 
 import torch
@@ -56,7 +57,9 @@ def train(method: str, *, optimizer_first: bool) -> dict[str, Any]:
     _, parallel, optimizer = begin(method, optimizer_first=optimizer_first)
     at_first = {"masks": masks_of(optimizer), **kept(optimizer)}
     seen = [at_first, *steps(parallel, optimizer, 1, STOP)]
-    saved = [{"model": parallel.module.state_dict(), "optimizer": optimizer.state_dict()}]
+    # A copy, for training goes on in the tensors themselves.
+    state = {"model": parallel.module.state_dict(), "optimizer": optimizer.state_dict()}
+    saved = [copy.deepcopy(state)]
     dist.broadcast_object_list(saved, src=0)
     seen += steps(parallel, optimizer, STOP + 1, STEPS)
 

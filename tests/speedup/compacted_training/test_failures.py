@@ -176,6 +176,6 @@ def test_a_method_that_observes_every_step_is_refused():
 
     model = make(ChannelNet)
     inner = build("SGD", model.parameters())
-    optimizer = SparseOptimizer(inner, model, method=Watching(groups=groups()), total_steps=40)
+    optimizer = SparseOptimizer(inner, model, method=Watching(groups=groups()), total_steps=1000)
     with pytest.raises(TypeError, match="'rigl-struct' sees the gradients of all weights"):
         CompactedTraining(model, optimizer)
