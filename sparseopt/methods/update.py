@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparseopt.distributed.dtensor import shard_like
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.gradient_memory import RememberedGradients
 from sparseopt.methods.state import LayerState, MethodState, RunState
@@ -86,10 +87,10 @@ class Update:
         """Draw one uniform number for each weight of ``layer``: the weight's shape and device.
 
         Numbers are drawn on the CPU in logical order, so they are the same on every device, in
-        every memory format and on every rank.
+        every memory format and on every rank. They are sharded as the weight is.
         """
         scores = uniform(layer.weight.shape, self.generator)
-        return scores.to(layer.weight.device)
+        return shard_like(scores.to(layer.weight.device), layer.weight)
 
     @property
     def _state(self) -> MethodState:
