@@ -53,10 +53,11 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(abc|collections|numpy|torch|typing)\..*"),
     ("py:class", r"sparseopt\.methods\.gradient_memory\.RememberedGradients"),
+    ("py:class", r"sparseopt\.methods\.state\.(LayerState|MethodState|RunState)"),
     ("py:class", r"sparseopt\.optimizer\.(gradients\.GradientFlag|hooks\.Holder)"),
     ("py:class", r"sparseopt\.optimizer\.state\.base\.StateBackend"),
     ("py:class", r"sparseopt\.pruning_at_init\.lottery\._Masked"),
-    ("py:class", r"Regrow|Schedule|Score|sparseopt\.methods\.registry\.M"),
+    ("py:class", r"Regrow|Schedule|Score|sparseopt\.(methods\.registry\.M|distributions\.D)"),
 ]
 
 # Building must not need the network, so links into the documentation of Python, PyTorch and NumPy

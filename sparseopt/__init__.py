@@ -1,5 +1,6 @@
 """Sparse training from the first step to the last: wrap an optimizer, keep the training loop."""
 
+from sparseopt.distributions import available_distributions, register_distribution
 from sparseopt.flops import FlopsReport, LayerFlops
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods import (
@@ -116,6 +117,7 @@ __all__ = [
     "Update",
     "UpdateRecord",
     "UpdateSchedule",
+    "available_distributions",
     "available_methods",
     "balanced_batch",
     "compact",
@@ -123,6 +125,7 @@ __all__ = [
     "final_masks",
     "find_channel_groups",
     "grasp",
+    "register_distribution",
     "register_method",
     "shuffle_masks",
     "snip",

@@ -6,15 +6,25 @@ Only shapes are known here. A shape is that of the weight: ``(out, in, *kernel)`
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from sparseopt.utils.names import is_pattern, means
 from sparseopt.utils.validation import check_density, unknown_name
 from sparseopt.utils.wrappers import canonical_name
 
-__all__ = ["Distribution", "Init", "Shapes", "er", "erk", "live_counts", "uniform"]
+__all__ = [
+    "Distribution",
+    "Init",
+    "Shapes",
+    "er",
+    "erk",
+    "get_distribution",
+    "live_counts",
+    "uniform",
+]
 
 #: The weight's shape of each layer, by name, in the model's order.
 Shapes = Mapping[str, Sequence[int]]
@@ -24,6 +34,8 @@ Distribution = Callable[[Shapes, float], Mapping[str, float]]
 Choice = float | str | Distribution
 #: How much of each layer is live: see :func:`live_counts`.
 Init = str | Distribution | Mapping[str, Choice]
+
+D = TypeVar("D", bound=Distribution)
 
 
 def uniform(shapes: Shapes, density: float) -> dict[str, float]:
@@ -107,7 +119,76 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
     return _erdos_renyi(shapes, density, lambda shape: sum(shape) / math.prod(shape))
 
 
-DISTRIBUTIONS: Final[Mapping[str, Distribution]] = {"uniform": uniform, "er": er, "erk": erk}
+_DISTRIBUTIONS: Final[dict[str, Distribution]] = {"uniform": uniform, "er": er, "erk": erk}
+
+
+def register_distribution(name: str) -> Callable[[D], D]:
+    """Make a distribution reachable as ``init=name``; use it as a decorator of a function.
+
+    Args:
+        name: a name that no other distribution has.
+
+    Returns:
+        A decorator, which returns the function itself. The function takes the shapes by layer name
+        and a density, and returns a density in (0, 1] for every one of these names.
+
+    Raises:
+        TypeError: if the name is no string, or what is decorated does not take two arguments.
+        ValueError: if the name is taken by another function.
+
+    Example:
+        >>> @register_distribution("half-of-the-largest")
+        ... def half_of_the_largest(shapes, density):
+        ...     largest = max(shapes, key=lambda name: math.prod(shapes[name]))
+        ...     return {name: density / 2 if name == largest else density for name in shapes}
+        >>> live_counts({"a": (4, 5), "b": (10, 10)}, 0.5, "half-of-the-largest")
+        {'a': 10, 'b': 25}
+    """
+    given: object = name
+    if not isinstance(given, str) or not given:
+        raise TypeError(
+            f"register_distribution({name!r}): it takes a name, as in "
+            '@register_distribution("my-own").'
+        )
+
+    def register(distribution: D) -> D:
+        what = f"the distribution {name!r}, {distribution!r},"
+        try:
+            inspect.signature(distribution).bind({}, 0.1)
+        except TypeError as error:
+            raise TypeError(f"{what} must be a function of (shapes, density): {error}.") from None
+        taken = _DISTRIBUTIONS.get(name)
+        if taken is not None and _origin(taken) != _origin(distribution):
+            raise ValueError(f"the name of {what} is taken by {taken!r}.")
+        _DISTRIBUTIONS[name] = distribution
+        return distribution
+
+    return register
+
+
+def available_distributions() -> tuple[str, ...]:
+    """Return the names that ``init=`` takes, those that come with the library first.
+
+    Example:
+        >>> available_distributions()[:3]
+        ('uniform', 'er', 'erk')
+    """
+    return tuple(_DISTRIBUTIONS)
+
+
+def get_distribution(init: str) -> Distribution:
+    """Return the distribution of a name.
+
+    Raises:
+        ValueError: if the name is not known.
+
+    Example:
+        >>> get_distribution("erk") is erk
+        True
+    """
+    if init not in _DISTRIBUTIONS:
+        raise unknown_name("init", init, _DISTRIBUTIONS)
+    return _DISTRIBUTIONS[init]
 
 
 def live_counts(
@@ -122,11 +203,12 @@ def live_counts(
     Args:
         shapes: the weight's shape of each layer, in the model's order.
         density: the density of all layers together, in (0, 1].
-        init: ``"erk"``, ``"er"``, ``"uniform"``, a function from shapes and a density to a mapping
-            from each layer to its density, or a mapping from layer names, module names or patterns
-            (``"encoder.*"``) to a density or to one of these. What is named comes before what a
-            pattern matches, and of patterns the last counts. Layers that share a distribution have
-            ``density`` together; those that nothing names take ``density`` each.
+        init: ``"erk"``, ``"er"``, ``"uniform"`` or another registered name, a function from shapes
+            and a density to a mapping from each layer to its density, or a mapping from layer
+            names, module names or patterns (``"encoder.*"``) to a density or to one of these. What
+            is named comes before what a pattern matches, and of patterns the last counts. Layers
+            that share a distribution have ``density`` together; those that nothing names take
+            ``density`` each.
         overrides: layers with a density of their own. Those that share one are distributed among
             themselves by ``init``; a density in a mapping goes before.
         stacks: of how many matrices a weight is made, where it is a stack of them along its first
@@ -185,15 +267,19 @@ def _erdos_renyi(
         dense |= full
 
 
+def _origin(function: Distribution) -> tuple[str, str]:
+    """Return what stays the same where a module is loaded again."""
+    name = getattr(function, "__qualname__", repr(function))
+    return getattr(function, "__module__", ""), name
+
+
 def _as_distribution(init: object) -> Distribution:
     if isinstance(init, str):
-        if init not in DISTRIBUTIONS:
-            raise unknown_name("init", init, DISTRIBUTIONS)
-        return DISTRIBUTIONS[init]
+        return get_distribution(init)
     if callable(init):
         return init
     raise TypeError(
-        f"init={init!r} must be one of {sorted(DISTRIBUTIONS)}, a mapping from layer name to "
+        f"init={init!r} must be one of {sorted(_DISTRIBUTIONS)}, a mapping from layer name to "
         "density, or a function of (shapes, density)."
     )
 
@@ -231,7 +317,12 @@ def _distribute(
         }
         found = distribution(matrices, density)
         return {name: found[first[name]] for name in shapes}
-    densities = distribution(shapes, density)
+    densities: object = distribution(shapes, density)
+    if not isinstance(densities, Mapping):
+        raise TypeError(
+            f"init={distribution!r} returned {densities!r}: it must return a mapping from every "
+            "layer name to a density."
+        )
     missing = [name for name in shapes if name not in densities]
     if missing:
         raise ValueError(
@@ -258,7 +349,7 @@ def _resolve(
     init: Mapping[str, Choice], shapes: Shapes
 ) -> list[tuple[float | Distribution, list[str]]]:
     """Return what each entry of a mapping gives, and to which layers; no layer is in two."""
-    found, taken, keys = [], set[str](), list(reversed(init))
+    found, taken, keys = [], set[str](), list(init)[::-1]
     # What is named comes before what a pattern matches, and of patterns the last.
     keys.sort(key=is_pattern)
     for key in keys:

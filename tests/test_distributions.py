@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparseopt import available_distributions, distributions, register_distribution
 from sparseopt.distributions import er, erk, uniform
 from tests import oracle
 from tests.support import wrapping
@@ -187,3 +188,45 @@ def test_the_oracle_solves_for_the_density():
     ]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
     assert len(SPARSE_NAMES) == 4
+
+
+@pytest.fixture
+def _distributions_as_they_were(monkeypatch):
+    monkeypatch.setattr(distributions, "_DISTRIBUTIONS", dict(distributions._DISTRIBUTIONS))
+
+
+@pytest.mark.usefixtures("_distributions_as_they_were")
+def test_a_registered_distribution_is_reached_by_its_name():
+    @register_distribution("by-rows")
+    def by_rows(shapes, density):
+        return {name: min(1.0, density * shape[0] / 8) for name, shape in shapes.items()}
+
+    model = make()
+    optimizer = wrap(model, init="by-rows", density=0.1)
+    expected = [min(1.0, 0.1 * p.shape[0] / 8) for p in weights_of(model).values()]
+    assert_counts(optimizer, expected)
+    assert available_distributions() == ("uniform", "er", "erk", "by-rows")
+    with pytest.raises(ValueError, match=r"init='by-row' is not known; did you mean 'by-rows'\?"):
+        wrap(make(), init="by-row")
+
+
+@pytest.mark.usefixtures("_distributions_as_they_were")
+@pytest.mark.parametrize(
+    ("name", "function", "error", "words"),
+    [
+        ("erk", lambda shapes, density: {}, ValueError, "'erk', .* is taken by <function erk"),
+        ("mine", lambda shapes: {}, TypeError, r"'mine', .* must be a function of \(shapes, densi"),
+        ("mine", 0.3, TypeError, r"'mine', 0.3, must be a function"),
+        (erk, erk, TypeError, r'register_distribution\(<function erk.*"my-own"'),
+        ("", erk, TypeError, r"register_distribution\(''\)"),
+    ],
+)
+def test_what_is_no_distribution_is_not_registered(name, function, error, words):
+    with pytest.raises(error, match=words):
+        register_distribution(name)(function)
+    assert available_distributions() == ("uniform", "er", "erk")
+
+
+def test_what_a_distribution_returns_is_checked():
+    with pytest.raises(TypeError, match="returned 0.2: it must return a mapping"):
+        wrap(make(), init=lambda shapes, density: density)

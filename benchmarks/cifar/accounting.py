@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from benchmarks.cifar.config import Protocol
 from benchmarks.cifar.data import IMAGE_SIZE
-from benchmarks.cifar.methods import INITS, SMALL_DENSE
+from benchmarks.cifar.methods import SMALL_DENSE
 from benchmarks.cifar.models import full_model
 from sparseopt import ChannelGroup, FlopsReport, SparseLayer, SparseOptimizer, find_channel_groups
-from sparseopt.distributions import DISTRIBUTIONS
+from sparseopt.distributions import get_distribution
 
 if TYPE_CHECKING:
     from benchmarks.cifar.train import Run
@@ -97,10 +97,7 @@ def matched_density(protocol: Protocol, other: str, init: str, density: float) -
 def _flops_at(protocol: Protocol, init: str, density: float) -> float:
     layers = _dense_layers(protocol)
     shapes = {name: shape for name, shape, _ in layers}
-    distribution = INITS[init]
-    if isinstance(distribution, str):
-        distribution = DISTRIBUTIONS[distribution]
-    densities = distribution(shapes, density)
+    densities = get_distribution(init)(shapes, density)
     return sum(densities[name] * flops for name, _, flops in layers)
 
 

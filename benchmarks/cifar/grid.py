@@ -121,7 +121,7 @@ class MaskSetting(Section):
 class Product(Section):
     """Every combination of what is listed.
 
-    Methods are names of ``RECIPES`` or registered ones, inits are names of ``INITS``.
+    Methods are names of ``RECIPES`` or registered ones, inits are registered distributions.
     """
 
     methods: tuple[Method, ...]

@@ -1,7 +1,7 @@
 """What the harness calls methods and inits, and what each is made of.
 
 A method or an init of your own is trained beside the others when a module that ``--import`` names
-registers it: a method with ``sparseopt.register_method``, and an init as an entry of ``INITS``.
+registers it, with ``sparseopt.register_method`` or ``sparseopt.register_distribution``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.cifar.settings import ProtocolError, meant
-from sparseopt import Method, available_methods
-from sparseopt.distributions import DISTRIBUTIONS, Distribution
+from sparseopt import Method, available_distributions, available_methods
 from sparseopt.methods import get_method
 
 DENSE, SMALL_DENSE = "dense", "small-dense"
@@ -60,9 +59,6 @@ RECIPES = {
     "srigl": Recipe("srigl", leaves_structure=True),
 }
 
-#: What ``init=`` of ``SparseOptimizer`` is for each name.
-INITS: dict[str, str | Distribution] = {name: name for name in DISTRIBUTIONS}
-
 
 def recipe_of(method: str) -> Recipe:
     """How a method trains; one that has no recipe is the method of that name."""
@@ -82,8 +78,8 @@ def check_method(method: str) -> str:
 
 def check_init(init: str) -> str:
     """The name, if there is such an init."""
-    if init not in INITS:
-        raise ProtocolError(f"{init!r} is no init; {meant(init, INITS)}")
+    if init not in available_distributions():
+        raise ProtocolError(f"{init!r} is no init; {meant(init, available_distributions())}")
     return init
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from benchmarks.cifar.config import PRESETS, Protocol, load_protocols
 from benchmarks.cifar.grid import MAIN, Choices
-from benchmarks.cifar.methods import INITS, RECIPES
+from benchmarks.cifar.methods import RECIPES
 from benchmarks.cifar.settings import ProtocolError, build, meant
+from sparseopt import available_distributions
 
 DESCRIPTION = """\
 Train networks sparsely on small images by every method of the report, and compare.
@@ -35,7 +36,7 @@ STUDIES = (
     "only these parts of the preset: main, search, timing (of networks that other parts have "
     "left), and its studies, by name"
 )
-IMPORT = "modules of yours that register methods, or add to benchmarks.cifar.methods.INITS"
+IMPORT = "modules of yours that register methods or distributions"
 DATA_DIR = (
     "the images: torchvision's own files of CIFAR-10 or CIFAR-100, or class folders of them under "
     "train/ and test/; without it, torchvision downloads"
@@ -62,7 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     what("--set", metavar="SETTING=VALUE", action="extend", default=[], **several, help=SET)
     what("--studies", metavar="S", **several, help=STUDIES)
     what("--methods", metavar="M", **several, help=f"of {', '.join(RECIPES)}, or your own")
-    what("--inits", metavar="I", **several, help=f"of {', '.join(INITS)}, or your own")
+    inits = ", ".join(available_distributions())
+    what("--inits", metavar="I", **several, help=f"of {inits}, or your own")
     what("--densities", metavar="D", type=float, **several, help="above 0 and at most 1")
     what("--seeds", metavar="S", type=int, **several, help="integers from 0 on")
     what("--import", metavar="MODULE", dest="imports", default=[], **several, help=IMPORT)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.cifar.config import Protocol
 from benchmarks.cifar.data import IMAGE_SIZE
 from benchmarks.cifar.grid import DENSE_RUN, RunSpec, Timing
-from benchmarks.cifar.methods import INITS, recipe_of
+from benchmarks.cifar.methods import recipe_of
 from benchmarks.cifar.models import build_model
 from benchmarks.cifar.plan import Job
 from benchmarks.cifar.records import FinishedRuns, Record, append_result, read_results
@@ -133,7 +133,7 @@ def form_of(
         assert spec.init is not None
         assert spec.density is not None
         inner = torch.optim.SGD(model.parameters(), lr=0.0)
-        init, seed = INITS[spec.init], spec.seed
+        init, seed = spec.init, spec.seed
         SparseOptimizer(
             inner, model, method="static", init=init, density=spec.density, seed=seed
         ).detach()

@@ -23,7 +23,7 @@ from benchmarks.cifar.batches import Split, Splits, splits_for
 from benchmarks.cifar.config import Protocol
 from benchmarks.cifar.data import noise
 from benchmarks.cifar.grid import RunSpec
-from benchmarks.cifar.methods import INITS, method_with, recipe_of
+from benchmarks.cifar.methods import method_with, recipe_of
 from benchmarks.cifar.models import build_model
 from benchmarks.common.files import write_atomic
 from sparseopt import RigLStruct, SparseOptimizer, SpeedUp, speed_up
@@ -245,7 +245,7 @@ def build_optimizer(
         model,
         method=method,
         density=spec.density,
-        init=INITS[spec.init],
+        init=spec.init,
         mask="random" if masks is None else masks,
         total_steps=total_steps,
         t_end=int(sparsity.t_end_fraction * total_steps),

@@ -2,13 +2,16 @@
 Your own method in 30 lines
 ===========================
 
-At the end of this page there is a new method, registered under a name of its own: RigL that grows
-weights *at random, in proportion to a power of their gradient*, instead of always the largest. It
-has been checked against RigL and compared with others over several seeds. Checkpoints and many
-processes are not its concern.
+At the end of this page there are two new methods, registered under names of their own. One is RigL
+that grows weights *at random, in proportion to a power of their gradient*, instead of always the
+largest. It has been checked against RigL and compared with others over several seeds. The other one
+*remembers* something of every step, and a run of it has been stopped and resumed to the last bit.
+Checkpoints and many processes are not the concern of either.
 """
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -16,7 +19,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from sparseopt import DropGrow, SparseLayer, SparseOptimizer, Update, register_method
+from sparseopt import Compose, DropGrow, SparseLayer, SparseOptimizer, Update, register_method
 
 # %%
 # The idea
@@ -89,8 +92,8 @@ EPOCHS, BATCH = 8, 48
 STEPS = EPOCHS * -(-len(train_images) // BATCH)
 
 
-def run(method, seed: int = 0) -> tuple[SparseOptimizer, float]:
-    """Train; return the optimizer, and the accuracy on the test images in percent."""
+def begin(method, seed: int = 0) -> tuple[nn.Module, SparseOptimizer]:
+    """A network, and the optimizer around it."""
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
@@ -99,11 +102,23 @@ def run(method, seed: int = 0) -> tuple[SparseOptimizer, float]:
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model,
         method=method, density=0.05, total_steps=STEPS, delta_t=10, seed=seed,
     )  # fmt: skip
-    for _ in range(EPOCHS):
-        for batch in torch.randperm(len(train_images)).split(BATCH):
+    return model, optimizer
+
+
+def train(model: nn.Module, optimizer: SparseOptimizer, epochs: range) -> None:
+    """Train for some of the epochs; each has an order of the images of its own."""
+    for epoch in epochs:
+        order = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(epoch))
+        for batch in order.split(BATCH):
             optimizer.zero_grad()
             F.cross_entropy(model(train_images[batch]), train_labels[batch]).backward()
             optimizer.step()
+
+
+def run(method, seed: int = 0) -> tuple[SparseOptimizer, float]:
+    """Train; return the optimizer, and the accuracy on the test images in percent."""
+    model, optimizer = begin(method, seed)
+    train(model, optimizer, range(EPOCHS))
     with torch.no_grad():
         right = model(test_images).argmax(1) == test_labels
     return optimizer, 100 * right.float().mean().item()
@@ -133,6 +148,103 @@ for method in ("static", "rigl", SampledRigL(temperature=1.0), "set"):
 for method in ("static", "rigl", "sampled-rigl", "set"):
     found = [run(method, seed)[1] for seed in range(4)]
     print(f"{method:14} {sum(found) / len(found):5.1f} % ({min(found):.1f} to {max(found):.1f})")
+
+# %%
+# A method that remembers
+# -----------------------
+#
+# How much the loss depends on a weight is about :math:`|w\,g|`, its salience. That of one batch is
+# noisy, so the next method averages it over *every* step and drops where the average is smallest:
+#
+# .. math:: m \leftarrow \beta\, m + (1 - \beta)\, |w\, g|
+#
+# A method itself never changes: one instance can serve many optimizers. It says what there is to
+# keep and with what that begins, and the optimizer keeps it.
+
+
+@register_method
+@dataclass(frozen=True)
+class SmoothedSalience(DropGrow):
+    """Drops the smallest \\|w g\\|, smoothed over every step; grows the largest \\|g\\|.
+
+    Args:
+        decay: how much of the average stays at each step, in [0, 1).
+    """
+
+    name: ClassVar[str] = "smoothed-salience"
+    needs_dense_gradient: ClassVar[bool] = True
+    follows_mask: ClassVar[tuple[str, ...]] = ("salience",)
+
+    decay: float = 0.9
+
+    def initial_layer_state(self, layer: SparseLayer) -> dict[str, torch.Tensor]:
+        return {"salience": torch.zeros_like(layer.weight)}
+
+    def observe(self, layer: SparseLayer, gradient: torch.Tensor, update: Update) -> None:
+        salience = (layer.weight * gradient).abs()
+        update.layer_state(layer)["salience"].lerp_(salience, 1 - self.decay)
+
+    def drop_scores(self, layer: SparseLayer, update: Update) -> torch.Tensor:
+        return layer.gather(update.layer_state(layer)["salience"])
+
+    def grow_scores(self, layer: SparseLayer, update: Update) -> torch.Tensor:
+        return layer.weight.grad.abs()
+
+    def train_flops(self, cost) -> float:
+        return cost.with_dense_gradients(steps=1)
+
+
+# %%
+# - ``observe`` is called once a step and layer, with the gradient that the step will use: summed
+#   over micro-batches, averaged over ranks, unscaled. It is 0 where a weight is not live, and so
+#   costs nothing extra.
+# - ``follows_mask`` says that a weight which drops or grows begins again, as its momentum does.
+#   Leave the name out and the tensor stays as ``observe`` has made it.
+# - One number for the whole run, instead of a tensor for each layer, goes into
+#   ``initial_run_state()`` and ``update.run_state``.
+#
+# With a decay of 0 only the last step counts, and that method is known. It is
+# :doc:`composed </methods/compose>` from scores that have names:
+
+forgetful, _ = run(SmoothedSalience(decay=0.0))
+composed, _ = run(Compose(drop="salience", grow="gradient"))
+assert all(torch.equal(mask, composed.masks[name]) for name, mask in forgetful.masks.items())
+smooth, _ = run(SmoothedSalience(decay=0.9))
+assert not all(torch.equal(mask, composed.masks[name]) for name, mask in smooth.masks.items())
+print(f"decay 0: the masks of the composed method after {len(forgetful.history)} updates")
+
+# %%
+# Stop and resume
+# ---------------
+#
+# What is kept is part of ``optimizer.state_dict()``. Here is a run that nobody stops,
+
+model, optimizer = begin("smoothed-salience")
+train(model, optimizer, range(EPOCHS))
+
+# %%
+# the first half of another one,
+
+half, half_optimizer = begin("smoothed-salience")
+train(half, half_optimizer, range(EPOCHS // 2))
+checkpoint = Path(tempfile.mkdtemp()) / "checkpoint.pt"
+torch.save({"model": half.state_dict(), "optimizer": half_optimizer.state_dict()}, checkpoint)
+
+# %%
+# and its second half, from the file and with objects that know nothing of the first. They begin
+# with other weights and other masks:
+
+resumed, resumed_optimizer = begin("smoothed-salience", seed=1)
+saved = torch.load(checkpoint)
+resumed.load_state_dict(saved["model"])
+resumed_optimizer.load_state_dict(saved["optimizer"])
+train(resumed, resumed_optimizer, range(EPOCHS // 2, EPOCHS))
+
+for mine, theirs in zip(model.parameters(), resumed.parameters(), strict=True):
+    assert torch.equal(mine, theirs)
+assert optimizer.history == resumed_optimizer.history
+print("the same bits")
+print({key: tuple(tensor.shape) for key, tensor in saved["optimizer"]["state"][0].items()})
 
 # %%
 # For more than that there is :doc:`the benchmark </how-to/benchmarks>`. What else a method can

@@ -6,7 +6,7 @@ With one process, or without :mod:`torch.distributed`, everything here returns i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,13 @@ from torch import Tensor
 
 from sparseopt.utils.bits import pack, unpack
 
-__all__ = ["agree_on_masks", "agree_on_seed", "is_distributed", "require_agreement"]
+__all__ = [
+    "agree_on_masks",
+    "agree_on_seed",
+    "agree_on_values",
+    "is_distributed",
+    "require_agreement",
+]
 
 
 def agree_on_seed(seed: int) -> int:
@@ -34,23 +40,44 @@ def agree_on_masks(masks: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def require_agreement(masks: Mapping[str, Tensor], generator: torch.Generator) -> None:
+def agree_on_values(values: Sequence[Any]) -> list[Any]:
+    """Return rank 0's tensors and plain values. Collective: every rank has to call it.
+
+    They are sent only if they differ. A rank that has others, of another shape or number, as where
+    each rank has layers of its own, keeps them.
+    """
+    if not is_distributed():
+        return list(values)
+    kinds = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in values]
+    mine = kinds, _digest(values)
+    everyones = _from_all_ranks(mine)
+    alike = [other for other in everyones if other[0] == everyones[0][0]]
+    if all(other == alike[0] for other in alike):
+        return list(values)
+    sent = _from_rank_zero([one.cpu() if isinstance(one, Tensor) else one for one in values])
+    return sent if kinds == everyones[0][0] else list(values)
+
+
+def require_agreement(
+    masks: Mapping[str, Tensor], generator: torch.Generator, kept: Sequence[Any] = ()
+) -> None:
     """Raise unless all ranks that have the same layers have the same masks. Collective.
+
+    Args:
+        masks: the masks by layer.
+        generator: the source of random masks.
+        kept: tensors and plain values that the method keeps.
 
     Raises:
         RuntimeError: if they do not, or would choose differently from now on.
     """
     layers = [(name, tuple(mask.shape)) for name, mask in masks.items()]
-    state = hashlib.sha256(generator.get_state().numpy().tobytes())
-    for mask in masks.values():
-        state.update(pack(mask.reshape(-1)).cpu().numpy().tobytes())
-    mine = layers, state.hexdigest()
-    theirs: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(theirs, mine)
-    if any(other[0] == layers and other != mine for other in theirs):
+    packed = [pack(mask.reshape(-1)) for mask in masks.values()]
+    mine = layers, _digest([generator.get_state(), *packed, *kept])
+    if any(other[0] == layers and other != mine for other in _from_all_ranks(mine)):
         raise RuntimeError(
-            "the ranks have different masks: the SparseOptimizer was made before "
-            "torch.distributed was initialised, so each rank chose its own. Call "
+            "the ranks have different masks, or the method another state: the SparseOptimizer was "
+            "made before torch.distributed was initialised, so each rank chose its own. Call "
             "init_process_group() (make the Accelerator, start the launcher) first, or pass the "
             "same seed= on every rank."
         )
@@ -59,6 +86,23 @@ def require_agreement(masks: Mapping[str, Tensor], generator: torch.Generator) -
 def is_distributed() -> bool:
     """Whether there is more than one process in the process group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _digest(values: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        if isinstance(value, Tensor):
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
+
+
+def _from_all_ranks(mine: Any) -> list[Any]:
+    theirs: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(theirs, mine)
+    return theirs
 
 
 def _from_rank_zero(objects: list[object]) -> list:  # type: ignore[type-arg]

@@ -165,8 +165,9 @@ def _computed_weights(model: nn.Module, counter: _Counter) -> Iterator[None]:
 
     def hooked(module: nn.Module, _: Any) -> None:
         for name in COMPUTED_FROM:
-            if (parameter := module._parameters.get(name)) is not None:
-                counter.note_computed(parameter, module.weight)
+            parameter, weight = module._parameters.get(name), module.weight
+            if parameter is not None and isinstance(weight, Tensor):
+                counter.note_computed(parameter, weight)
 
     with ExitStack() as stack:
         for module in model.modules():

@@ -1,6 +1,6 @@
 """The methods: a file each."""
 
-from sparseopt.methods.base import DropGrow, Method, Move, Rewiring, TrainingCost, Update
+from sparseopt.methods.base import DropGrow, Method, TrainingCost
 from sparseopt.methods.compose import Compose, Schedule, Score
 from sparseopt.methods.gradual import Gradual
 from sparseopt.methods.granet import GraNet
@@ -16,6 +16,7 @@ from sparseopt.methods.set import SET
 from sparseopt.methods.snfs import SNFS
 from sparseopt.methods.srigl import SRigL
 from sparseopt.methods.static import Static
+from sparseopt.methods.update import Move, Rewiring, Update
 
 __all__ = [
     "MEST",

@@ -1,119 +1,23 @@
-"""What a method is: scores, and how much moves. It never touches the optimizer."""
+"""What a method is: scores, how much moves, and what it keeps. It never touches the optimizer."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import largest
 from sparseopt.masks.transition import Regrow
-from sparseopt.methods.gradient_memory import GradientMemory, RememberedGradients
+from sparseopt.methods.gradient_memory import GradientMemory
+from sparseopt.methods.update import Move, Update
 from sparseopt.schedules import UpdateSchedule
-from sparseopt.utils.random import uniform
 from sparseopt.utils.validation import check_choice
 
-__all__ = ["DropGrow", "Method", "Move", "Rewiring", "TrainingCost", "Update"]
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a method is told about the update that it scores.
-
-    Attributes:
-        step: the call of ``step()`` that is the update, counted from 1.
-        fraction: the drop fraction now, in [0, 1].
-        schedule: the optimizer's schedule.
-        total_steps: the horizon, if it is known.
-        generator: the optimizer's random source, on the CPU and the same on every rank.
-        memory: what the optimizer remembers for :attr:`Method.memory`, this step included.
-        layers: all layers in the model's order, those that sit the update out included.
-
-    Example:
-        >>> import torch
-        >>> from sparseopt import Compose, SparseOptimizer
-        >>> def at_random_then_by_gradient(layer, update):
-        ...     if update.fraction > 0.15:
-        ...         return update.random_scores(layer)
-        ...     return layer.weight.grad.abs()
-        >>> model = torch.nn.Linear(32, 16)
-        >>> optimizer = SparseOptimizer(
-        ...     torch.optim.SGD(model.parameters(), lr=0.1), model,
-        ...     method=Compose(grow=at_random_then_by_gradient), density=0.25, total_steps=1000)
-    """
-
-    step: int
-    fraction: float
-    schedule: UpdateSchedule
-    total_steps: int | None
-    generator: torch.Generator
-    memory: RememberedGradients | None = None
-    layers: Sequence[SparseLayer] = ()
-
-    def remembered(self, layer: SparseLayer) -> Tensor:
-        """Return what :attr:`Method.memory` made of the gradients of ``layer`` so far.
-
-        Of the weight's shape, in at least single precision, and dense; 0 where nothing was fed.
-        """
-        if self.memory is None:
-            raise TypeError("the method remembers nothing: its memory is None.")
-        return self.memory.of(layer)
-
-    def random_scores(self, layer: SparseLayer) -> Tensor:
-        """Draw one uniform number for each weight of ``layer``: the weight's shape and device.
-
-        Numbers are drawn on the CPU in logical order, so they are the same on every device, in
-        every memory format and on every rank.
-        """
-        scores = uniform(layer.weight.shape, self.generator)
-        return scores.to(layer.weight.device)
-
-
-@dataclass(frozen=True)
-class Move:
-    """How many weights of a layer to drop and to grow in one update.
-
-    Attributes:
-        drop: live weights to drop, those of lowest score.
-        grow: weights to grow, of those that did not survive, by highest score.
-
-    Example:
-        >>> from sparseopt import Move
-        >>> Move(drop=3, grow=3)
-        Move(drop=3, grow=3)
-    """
-
-    drop: int
-    grow: int
-
-
-@dataclass(frozen=True)
-class Rewiring(Move):
-    """Which weights of a layer to drop and to grow: for methods whose masks have a structure.
-
-    Attributes:
-        survivors: which live weights don't drop, bool, ``(numel,)`` in logical order.
-        mask: which weights are live afterwards, the survivors among them, bool, ``(numel,)``.
-        values: what a weight that is new starts with, of the weight's shape; 0 by default.
-
-    Example:
-        >>> import torch
-        >>> from sparseopt import Rewiring
-        >>> before = torch.tensor([True, True, False])
-        >>> after = torch.tensor([True, False, True])
-        >>> rewiring = Rewiring(drop=1, grow=1, survivors=before & after, mask=after)
-        >>> rewiring.survivors.tolist()
-        [True, False, False]
-    """
-
-    survivors: Tensor
-    mask: Tensor
-    values: Tensor | None = None
+__all__ = ["DropGrow", "Method", "TrainingCost"]
 
 
 @dataclass(frozen=True)
@@ -157,8 +61,10 @@ class TrainingCost:
 class Method(ABC):
     """Decides when masks move, how much moves in each layer, and which weights.
 
-    A method is a frozen dataclass without state, so one instance can serve several optimizers.
-    Subclass :class:`DropGrow` for the usual kind, which drops a fraction and grows as many.
+    A method is a frozen dataclass, so one instance can serve several optimizers: what it keeps from
+    step to step is the optimizer's, and begins as :meth:`initial_layer_state` and
+    :meth:`initial_run_state` say. Subclass :class:`DropGrow` for the usual kind, which drops a
+    fraction and grows as many.
 
     Attributes:
         name: what ``method=`` takes.
@@ -172,6 +78,10 @@ class Method(ABC):
         settles: whether live counts come down to their targets at ``t_end``, and at the first step
             after it at which they have not: an update in which the drop fraction is 0.
         prepares_forward: whether :meth:`prepare_forward` is to be called.
+        observes_dense_gradient: whether :meth:`observe` needs the gradient of weights that are not
+            live. If so, ``weight.grad`` is left dense on the steps that it observes.
+        follows_mask: names of layer state, of the weight's shape, in which a weight that drops or
+            grows begins again with its initial value, as in its optimizer state.
         dense_passes: how many of the three passes of a step that reads the dense gradient cost as
             much as with every weight live.
 
@@ -214,6 +124,8 @@ class Method(ABC):
     settles: ClassVar[bool] = False
     prepares_forward: ClassVar[bool] = False
     dense_passes: ClassVar[int] = 1
+    observes_dense_gradient: ClassVar[bool] = False
+    follows_mask: ClassVar[tuple[str, ...]] = ()
 
     # By keyword, so that what a method itself is about comes first: NM(2, 4).
     regrow: Regrow = field(default="keep", kw_only=True)
@@ -229,16 +141,57 @@ class Method(ABC):
         """
         return None
 
+    def initial_layer_state(self, layer: SparseLayer) -> Mapping[str, Tensor]:
+        """Return what to keep for ``layer``, as it begins: tensors by name; by default nothing.
+
+        Tensors of the weight's shape are sharded as the weight is. What is begun at random begins
+        as on rank 0. Called when the optimizer is made, and again for weights that begin again
+        (see :attr:`follows_mask`): it returns new tensors each time.
+        """
+        return {}
+
+    def initial_run_state(self) -> Mapping[str, Any]:
+        """Return what to keep for the whole run, as it begins; by default nothing.
+
+        By name: numbers, strings, ``None``, or tensors.
+        """
+        return {}
+
+    def observe(  # noqa: B027
+        self, layer: SparseLayer, gradient: Tensor, update: Update
+    ) -> None:
+        """Look at a weight and its gradient before a step, to bring the method's state forward.
+
+        Called once a step for every layer that has a gradient and is not dense for ever, when
+        ``step()`` is called (the gradient is accumulated, averaged over ranks, unscaled and clipped
+        then), and before masks move. Not called on a step whose gradients are not all finite.
+
+        Args:
+            layer: whose weight. What it keeps is ``update.layer_state(layer)``.
+            gradient: of the weight's shape; 0 where the weight is not live, unless
+                :attr:`observes_dense_gradient`.
+            update: as for an update, of this step.
+        """
+
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
         """Whether ``step``, counted from 1, is an update step."""
         return schedule.is_update(step)
+
+    def observes(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
+        """Whether :meth:`observe` is called on ``step``: by default until masks stop."""
+        return self.has_observer and not self._is_over(step, schedule)
+
+    @property
+    def has_observer(self) -> bool:
+        """Whether there is an :meth:`observe` to call."""
+        return type(self).observe is not Method.observe
 
     def remembers(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
         """Whether the gradients of ``step`` are remembered for an update."""
         rule = self.memory
         if rule is None:
             return False
-        if schedule.t_end is not None and step > schedule.t_end and not self.has_own_schedule:
+        if self._is_over(step, schedule):
             return False
         if rule.steps is None:
             return True
@@ -248,11 +201,22 @@ class Method(ABC):
     def reads_dense_gradient(
         self, step: int, schedule: UpdateSchedule, total_steps: int | None
     ) -> bool:
-        """Whether ``step`` needs gradients of dropped weights: to update, or to remember."""
-        rule = self.memory
-        if rule is not None and rule.dense and self.remembers(step, schedule, total_steps):
+        """Whether ``step`` needs gradients of dropped weights: to update, remember or observe."""
+        coming, rule = (step, schedule, total_steps), self.memory
+        if rule is not None and rule.dense and self.remembers(*coming):
             return True
-        return self.needs_dense_gradient and self.is_update(step, schedule, total_steps)
+        if self.observes_dense_gradient and self.observes(*coming):
+            return True
+        return self.needs_dense_gradient and self.is_update(*coming)
+
+    @property
+    def always_reads_dense_gradient(self) -> bool:
+        """Whether every step needs gradients of dropped weights, until masks stop."""
+        rule = self.memory
+        if rule is not None and rule.dense and rule.steps is None:
+            return True
+        chosen = type(self).observes is not Method.observes
+        return self.observes_dense_gradient and self.has_observer and not chosen
 
     def fraction(self, step: int, schedule: UpdateSchedule) -> float:
         """Return the drop fraction at ``step``, in [0, 1]."""
@@ -312,6 +276,11 @@ class Method(ABC):
         and two backward.
         """
         return 3.0 * cost.sparse
+
+    def _is_over(self, step: int, schedule: UpdateSchedule) -> bool:
+        """Whether no update can come after ``step``, by the optimizer's schedule."""
+        end = schedule.t_end
+        return end is not None and step > end and not self.has_own_schedule
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.base import DropGrow, TrainingCost, Update
+from sparseopt.methods.base import DropGrow, TrainingCost
 from sparseopt.methods.gradient_memory import GradientMemory
+from sparseopt.methods.update import Update
 from sparseopt.schedules import UpdateSchedule
 from sparseopt.utils.validation import check_choice
 

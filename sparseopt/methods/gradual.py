@@ -10,7 +10,8 @@ import torch
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import smallest
-from sparseopt.methods.base import Method, Update
+from sparseopt.methods.base import Method
+from sparseopt.methods.update import Update
 from sparseopt.schedules import UPDATE_SHARE, CubicDensity, UpdateSchedule
 
 __all__ = ["Gradual", "split_by_magnitude"]

@@ -9,9 +9,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.base import Move, TrainingCost, Update
+from sparseopt.methods.base import TrainingCost
 from sparseopt.methods.gradual import Gradual, split_by_magnitude
 from sparseopt.methods.registry import register_method
+from sparseopt.methods.update import Move, Update
 from sparseopt.utils.validation import check_density
 
 __all__ = ["GraNet"]

@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.base import DropGrow, Move, TrainingCost, Update
+from sparseopt.methods.base import DropGrow, TrainingCost
 from sparseopt.methods.registry import register_method
+from sparseopt.methods.update import Move, Update
 from sparseopt.schedules import UpdateSchedule
 from sparseopt.utils.validation import check_choice, check_not_negative
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from sparseopt.distributed.dtensor import whole
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import smallest
-from sparseopt.methods.base import Update
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
+from sparseopt.methods.update import Update
 from sparseopt.utils.validation import check_count
 
 __all__ = ["NM"]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.base import Move, TrainingCost, Update
+from sparseopt.methods.base import TrainingCost
 from sparseopt.methods.gradual import Gradual, split_by_magnitude
 from sparseopt.methods.registry import register_method
+from sparseopt.methods.update import Move, Update
 from sparseopt.utils.validation import check_choice, check_density, check_fraction
 
 __all__ = ["Pruning"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.base import DropGrow, Move, Update
+from sparseopt.methods.base import DropGrow
+from sparseopt.methods.update import Move, Update
 
 __all__ = ["Redistributing", "share_out"]
 

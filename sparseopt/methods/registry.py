@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from typing import TypeVar
 
 from sparseopt.masks.transition import Regrow
 from sparseopt.methods.base import Method
+from sparseopt.methods.promises import check_promises
 from sparseopt.utils.validation import unknown_name
 
 __all__ = ["available_methods", "get_method", "register_method"]
@@ -22,13 +22,14 @@ def register_method(cls: M) -> M:
 
     Args:
         cls: a concrete subclass of :class:`Method`, a frozen dataclass whose fields all have
-            defaults, with a ``name`` that no other method has.
+            defaults that don't change, with a ``name`` that no other method has. Its flags have
+            their types, and the functions that it overrides take the same arguments.
 
     Returns:
         ``cls`` itself.
 
     Raises:
-        TypeError: if it is not such a class.
+        TypeError: if it is not such a class; the message says what is wrong with it.
         ValueError: if the name is taken.
 
     Example:
@@ -43,13 +44,8 @@ def register_method(cls: M) -> M:
         >>> "grow-lightest" in available_methods()
         True
     """
-    candidate: object = cls
-    concrete = isinstance(candidate, type) and not inspect.isabstract(candidate)
-    if not (concrete and issubclass(cls, Method)):
-        raise TypeError(f"register_method got {cls!r}, which is not a concrete Method subclass.")
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"{cls.__name__}.name={name!r} must be a non-empty string.")
+    check_promises(cls)
+    name = cls.name
     taken = _METHODS.get(name)
     if taken is not None and taken.__qualname__ != cls.__qualname__:
         raise ValueError(f"the method name {name!r} is taken by {taken!r}.")

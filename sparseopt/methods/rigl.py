@@ -8,9 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.base import DropGrow, TrainingCost, Update
+from sparseopt.methods.base import DropGrow, TrainingCost
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
+from sparseopt.methods.update import Update
 
 __all__ = ["RigL"]
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.base import Update
 from sparseopt.methods.gradient_memory import GradientMemory, Smoothed
 from sparseopt.methods.redistribution import Redistributing
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
+from sparseopt.methods.update import Update
 
 __all__ = ["RigLSG", "RigLSM"]
 

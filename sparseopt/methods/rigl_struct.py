@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import largest, smallest
-from sparseopt.methods.base import Method, Move, Rewiring, TrainingCost, Update
+from sparseopt.methods.base import Method, TrainingCost
 from sparseopt.methods.registry import register_method
+from sparseopt.methods.update import Move, Rewiring, Update
 from sparseopt.structured import ChannelGroup
 from sparseopt.structured.channel_masks import (
     MAKERS,

@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.base import DropGrow, Update
+from sparseopt.methods.base import DropGrow
 from sparseopt.methods.registry import register_method
+from sparseopt.methods.update import Update
 
 __all__ = ["SET"]
 

@@ -8,10 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.base import TrainingCost, Update
+from sparseopt.methods.base import TrainingCost
 from sparseopt.methods.gradient_memory import GradientMemory, Smoothed
 from sparseopt.methods.redistribution import Redistributing
 from sparseopt.methods.registry import register_method
+from sparseopt.methods.update import Update
 from sparseopt.utils.validation import check_decay
 
 __all__ = ["SNFS"]

@@ -13,10 +13,10 @@ from torch import Tensor
 from sparseopt.distributed.dtensor import whole
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import largest, largest_in_rows, smallest
-from sparseopt.methods.base import Move, Rewiring, Update
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
+from sparseopt.methods.update import Move, Rewiring, Update
 from sparseopt.utils.validation import check_fraction
 
 __all__ = ["SRigL"]

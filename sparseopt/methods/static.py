@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.base import Method, Move, Update
+from sparseopt.methods.base import Method
 from sparseopt.methods.registry import register_method
+from sparseopt.methods.update import Move, Update
 from sparseopt.schedules import UpdateSchedule
 
 __all__ = ["Static"]

@@ -10,7 +10,7 @@ far training is, and what grows is a tuple, which it saves as one value.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.methods.state import MethodState
 from sparseopt.optimizer.mask_updates import MaskUpdater
 from sparseopt.optimizer.state import StateBackend, with_own_memory
 from sparseopt.utils.errors import CheckpointError
@@ -37,6 +38,8 @@ PROGRESS_KEY: Final = "sparseopt"
 MASK_KEY: Final = "sparse_mask"
 EVER_LIVE_KEY: Final = "sparse_ever_live"
 MEMORY_KEY: Final = "sparse_memory"
+#: What a method keeps goes by this and its own name.
+STATE_PREFIX: Final = "sparse_state."
 #: Up to this difference, relative, two densities are the same.
 SAME_DENSITY: Final = 0.01
 
@@ -46,6 +49,7 @@ class SavedLayer:
     """A layer as a checkpoint has it.
 
     ``mask`` is ``None`` if every weight was live, ``memory`` if the method remembered no gradients.
+    ``state`` is what the method kept, by name.
     """
 
     name: str
@@ -57,6 +61,7 @@ class SavedLayer:
     mask: Tensor | None
     ever_live_bits: Tensor | None
     memory: Tensor | None
+    state: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,10 @@ def attach(updater: MaskUpdater, *, named: bool, compact: bool) -> dict[str, Any
             }
         if memory is not None and not layer.is_dense:
             state[index] = {**state.get(index, {}), MEMORY_KEY: memory.saved(layer)}
+        kept = {} if layer.is_dense else updater.state.saved(layer)
+        if kept:
+            named_kept = {STATE_PREFIX + name: tensor for name, tensor in kept.items()}
+            state[index] = {**state.get(index, {}), **named_kept}
     groups = [dict(group) for group in state_dict["param_groups"]]
     groups[0][PROGRESS_KEY] = {
         "method": updater.method.name,
@@ -116,6 +125,7 @@ def attach(updater: MaskUpdater, *, named: bool, compact: bool) -> dict[str, Any
         **updater.progress.as_dict(),
         "named": named,
         "fresh": tuple((*key, value) for key, value in updater.backend.noted.items()),
+        "run_state": updater.state.saved_run(),
         "layers": tuple(entries),
     }
     return {**state_dict, "state": state, "param_groups": groups}
@@ -176,6 +186,8 @@ def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool)
         entry = state.get(key, {})
         mask, ever_live_bits = entry.pop(MASK_KEY, None), entry.pop(EVER_LIVE_KEY, None)
         memory = entry.pop(MEMORY_KEY, None)
+        ours = [name for name in entry if str(name).startswith(STATE_PREFIX)]
+        kept = {name.removeprefix(STATE_PREFIX): entry.pop(name) for name in ours}
         if not entry:
             state.pop(key, None)
         layers.append(
@@ -184,10 +196,12 @@ def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool)
                 mask=mask,
                 ever_live_bits=ever_live_bits,
                 memory=memory,
+                state=kept,
             )
         )
     _check_kind(progress, groups[0], updater)
     pairs = _match_layers(layers, updater, named=named and progress["named"])
+    _check_method_state(pairs, progress, updater.state)
     return SavedState({**state_dict, "state": state, "param_groups": groups}, pairs, progress)
 
 
@@ -212,6 +226,8 @@ def restore(saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str,
         backend.load_layer(layer, compact=saved.progress["compact"])
         if memory is not None:
             memory.restore(layer, was.memory)
+        updater.state.restore(layer, was.state)
+    updater.state.restore_run(_run_state(saved.progress))
     updater.progress.restore(saved.progress)
 
 
@@ -249,6 +265,36 @@ def _check_kind(
         raise CheckpointError(
             f"the checkpoint is of inner optimizer {theirs}, but this one is {mine}, whose "
             f"{sorted(settings)[0]!r} the checkpoint does not have."
+        )
+
+
+def _check_method_state(
+    pairs: Sequence[tuple[SparseLayer, SavedLayer]],
+    progress: Mapping[str, Any],
+    method_state: MethodState,
+) -> None:
+    """Check that a checkpoint has just what the method keeps: the same names and shapes.
+
+    Raises:
+        CheckpointError: if it has not.
+    """
+    for layer, was in pairs:
+        if was.target == layer.numel:
+            continue
+        here = {name: tuple(one.shape) for name, one in method_state.initial(layer).items()}
+        there = {name: tuple(one.shape) for name, one in was.state.items()}
+        if here != there:
+            raise CheckpointError(
+                f"the method keeps {_described(here)} for layer {layer.name!r}, but the checkpoint "
+                f"has {_described(there)}: it is of another version of the method, or of other "
+                "settings."
+            )
+    run_here, run_there = set(method_state.run), {name for name, _ in _run_state(progress)}
+    if run_here != run_there:
+        raise CheckpointError(
+            f"the method keeps {_described(run_here)} for the run, but the checkpoint has "
+            f"{_described(run_there)}: it is of another version of the method, or of other "
+            "settings."
         )
 
 
@@ -328,6 +374,18 @@ def _check_same_layers(here: list[str], there: list[str]) -> None:
             f"the checkpoint has a sparse layer {surplus[0]!r} that this optimizer has not "
             f"({len(surplus)} such): it belongs to another model or layer set."
         )
+
+
+def _run_state(progress: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
+    # Checkpoints of the first version have no such key.
+    items: Sequence[tuple[str, Any]] = progress.get("run_state", ())
+    return items
+
+
+def _described(kept: Collection[str] | Mapping[str, tuple[int, ...]]) -> str:
+    if isinstance(kept, Mapping):
+        return ", ".join(f"{name!r} of shape {shape}" for name, shape in kept.items()) or "nothing"
+    return ", ".join(map(repr, sorted(kept))) or "nothing"
 
 
 def _first_difference(saved: Sequence[SavedLayer], layers: Sequence[SparseLayer]) -> str:

@@ -44,6 +44,7 @@ def forget_layers(
     for layer in departed:
         if updater.memory is not None:
             updater.memory.restore(layer, None)
+        updater.state.forget(layer)
     inner = updater.backend.inner
     kept = {parameter for group in inner.param_groups for parameter in group["params"]}
     kept.update(() if model is None else model.parameters())

@@ -49,7 +49,9 @@ def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor]) -> None:
     progress.usage = progress.usage.advanced(progress.steps, updater.layers)
     moving = [(layer, change) for layer, change in planned if change.dropped or change.grown]
     everything = updater.layers
-    new = make_transitions(everything, moving, updater.backend, mask_gradients_of=everything)
+    new = make_transitions(
+        everything, moving, updater.backend, updater.state, mask_gradients_of=everything
+    )
     for name, goal in goals.items():
         layers[name].target = goal
     progress.history.append(record_of(everything, progress.steps, 0.0, new=new))

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.transition import Transition, plan_mask, plan_update
-from sparseopt.methods.base import Method, Move, Rewiring, Update
+from sparseopt.methods.base import Method
 from sparseopt.methods.gradient_memory import RememberedGradients
+from sparseopt.methods.state import MethodState
+from sparseopt.methods.update import Update
 from sparseopt.optimizer.gradients import are_finite, finite_norms, zero_everywhere
+from sparseopt.optimizer.planned_moves import Planned, plan_transitions, require_gradients_asked_for
 from sparseopt.optimizer.progress import Progress, UpdateRecord
 from sparseopt.optimizer.state.base import StateBackend
 
 __all__ = [
     "MaskUpdater",
-    "Planned",
     "able_to_move",
     "make_transitions",
     "record_of",
@@ -27,8 +28,6 @@ __all__ = [
     "update_masks",
 ]
 
-#: A layer, and what becomes of its mask.
-Planned = tuple[SparseLayer, Transition]
 #: The largest share of steps that may be updates without a warning.
 MOST_UPDATES: Final = 1 / 3
 
@@ -44,6 +43,9 @@ class MaskUpdater:
         progress: the schedule, the history, and how far training is; brought forward by updates.
 
     Attributes:
+        memory: the gradients that the method remembers, if it does.
+        state: what the method keeps.
+        sees_every_step: whether the method may want to see steps that are no updates.
         needs_dense_gradients: whether the next step reads gradients of dropped weights: to update,
             or to accumulate them.
         is_prepared: whether the method has prepared a forward pass for the next step.
@@ -58,10 +60,13 @@ class MaskUpdater:
         self.progress = progress
         rule = method.memory
         self.memory = None if rule is None else RememberedGradients(rule)
+        self.state = MethodState(method)
+        self.sees_every_step = rule is not None or method.has_observer
         self.needs_dense_gradients = False
         self._is_scheduled = False
         self._may_be_overdue = False
         self.is_prepared = False
+        self._is_checked = False
         self._warned: set[str] = set()
 
     @property
@@ -84,23 +89,22 @@ class MaskUpdater:
     def remembering(
         self, closure: Callable[[], Any] | None, gradients: Callable[[], Sequence[Tensor]]
     ) -> Callable[[], Any] | None:
-        """Feed the method's memory on a step that is no update step.
+        """Let the method see a step that is no update step, if it wants to.
 
         Args:
             closure: what the step is given.
             gradients: returns all gradients of the optimizer's parameters.
 
         Returns:
-            What to give the step instead: the closure, which feeds the memory when it is first
-            evaluated.
+            What to give the step instead: the closure, which shows the step to the method when it
+            is first evaluated.
         """
-        if self.memory is None:
-            return closure
-        if not self._is_remembered():
+        if self.memory is not None and not self._is_remembered():
             self.memory.forget()
+        if not (self._is_remembered() or self._is_observed()):
             return closure
         if closure is None:
-            self._remember(gradients())
+            self._see(gradients())
             return None
         evaluated = False
 
@@ -108,7 +112,7 @@ class MaskUpdater:
             nonlocal evaluated
             loss = closure()
             if not evaluated:
-                self._remember(gradients())
+                self._see(gradients())
                 evaluated = True
             return loss
 
@@ -140,9 +144,11 @@ class MaskUpdater:
                 f"method={self.method.name!r} does not know what to grow, and skipped it.",
             )
         elif (norms := finite_norms(gradients)) is not None:
-            if self.memory is not None:
-                self.memory.feed(self.layers)
+            self._accumulate(update)
             zero = zero_everywhere(gradients, norms)
+            if not (self._is_checked or self.needs_dense_gradients):
+                require_gradients_asked_for(self.layers, self.method, update)
+                self._is_checked = True
             record = update_masks(self.layers, self.method, update, self.backend, zero=zero)
         else:
             record = skipped_update(self.layers, update)
@@ -234,24 +240,48 @@ class MaskUpdater:
             generator=progress.generator,
             memory=self.memory,
             layers=self.layers,
+            state=self.state,
         )
 
-    def _remember(self, gradients: Sequence[Tensor]) -> None:
-        """Feed the memory, unless a gradient is not finite, and mask what was left dense."""
-        assert self.memory is not None
+    def _see(self, gradients: Sequence[Tensor]) -> None:
+        """Accumulate, unless a gradient is not finite, and mask what was left dense."""
         if are_finite(gradients):
-            self.memory.feed(self.layers)
-        if not self.memory.rule.dense:
+            self._accumulate(self._about(self.progress.steps + 1))
+        if not self.needs_dense_gradients:
             return
         self.progress.usage = self.progress.usage.with_dense_gradient(self.layers)
         for layer in self.layers:
             if layer.weight.grad is not None and not layer.is_full:
                 layer.mask_(layer.weight.grad)
 
+    @torch.no_grad()
+    def _accumulate(self, update: Update) -> None:
+        """Feed the memory, and let the method observe."""
+        if self.memory is not None and (self.is_due or self._is_remembered()):
+            self.memory.feed(self.layers)
+        if not self._is_observed():
+            return
+        method = self.method
+        for layer in self.layers:
+            gradient = layer.weight.grad
+            if layer.is_dense or gradient is None:
+                continue
+            if self.needs_dense_gradients and not method.observes_dense_gradient:
+                gradient = gradient.clone()
+                layer.mask_(gradient)
+            method.observe(layer, gradient, update)
+
     def _is_remembered(self) -> bool:
         """Whether the next step's gradients will count for an update."""
         progress = self.progress
         return self._can_move() and self.method.remembers(
+            progress.steps + 1, progress.schedule, progress.total_steps
+        )
+
+    def _is_observed(self) -> bool:
+        """Whether the method observes the next step."""
+        progress = self.progress
+        return self._can_move() and self.method.observes(
             progress.steps + 1, progress.schedule, progress.total_steps
         )
 
@@ -289,8 +319,10 @@ def update_masks(
         zero: the ids of gradients that are zero in every entry.
     """
     taking_part = able_to_move(layers, method, backend, zero=zero)
-    transitions = _transitions(taking_part, method, update) if taking_part else []
-    new = make_transitions(layers, transitions, backend, mask_gradients_of=taking_part)
+    transitions = plan_transitions(taking_part, method, update) if taking_part else []
+    new = make_transitions(
+        layers, transitions, backend, update.state, mask_gradients_of=taking_part
+    )
     return _record(layers, update, new=new)
 
 
@@ -298,15 +330,17 @@ def make_transitions(
     layers: Sequence[SparseLayer],
     transitions: Sequence[Planned],
     backend: StateBackend,
+    state: MethodState | None,
     *,
     mask_gradients_of: Sequence[SparseLayer],
 ) -> int:
-    """Move masks as was decided, weights and optimizer state with them.
+    """Move masks as was decided, and with them weights and all state.
 
     Args:
         layers: all layers.
         transitions: what was decided.
-        backend: keeps the state.
+        backend: keeps the optimizer state.
+        state: what the method keeps.
         mask_gradients_of: the layers whose gradients may be dense.
 
     Returns:
@@ -317,6 +351,8 @@ def make_transitions(
         layer.last_dropped = layer.last_grown = 0
     for layer, transition in transitions:
         backend.apply_transition(layer, transition)
+        if state is not None:
+            state.follow_mask(layer, transition)
     for layer in mask_gradients_of:
         if layer.weight.grad is not None:
             layer.mask_(layer.weight.grad)
@@ -363,37 +399,6 @@ def skipped_update(layers: Sequence[SparseLayer], update: Update) -> UpdateRecor
     for layer in layers:
         layer.last_dropped = layer.last_grown = 0
     return _record(layers, update, new=0, skipped=True)
-
-
-def _transitions(layers: Sequence[SparseLayer], method: Method, update: Update) -> list[Planned]:
-    """Decide for every layer in which something moves."""
-    return [
-        (layer, _transition(layer, move, method, update))
-        for layer, move in zip(layers, method.moves(layers, update), strict=True)
-        if move.drop or move.grow
-    ]
-
-
-@torch.no_grad()
-def _transition(layer: SparseLayer, move: Move, method: Method, update: Update) -> Transition:
-    if isinstance(move, Rewiring):
-        return plan_mask(
-            layer,
-            drop=move.drop,
-            grow=move.grow,
-            survivors=move.survivors,
-            mask=move.mask,
-            start=move.values,
-            regrow=method.regrow,
-        )
-    return plan_update(
-        layer,
-        drop=move.drop,
-        grow=move.grow,
-        drop_scores=method.drop_scores(layer, update) if move.drop else None,
-        grow_scores=method.grow_scores(layer, update) if move.grow else None,
-        regrow=method.regrow,
-    )
 
 
 def _newly_live(transitions: Sequence[Planned]) -> int:

@@ -58,6 +58,8 @@ class Readiness:
         Raises:
             RuntimeError: if they are not.
         """
-        masks = {layer.name: whole(layer.mask) for layer in self._updater.layers}
-        require_agreement(masks, self._updater.progress.generator)
+        updater = self._updater
+        masks = {layer.name: whole(layer.mask) for layer in updater.layers}
+        kept = updater.state.everything(updater.layers)
+        require_agreement(masks, updater.progress.generator, kept)
         self.made_alone = False

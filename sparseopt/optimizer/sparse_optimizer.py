@@ -215,7 +215,7 @@ class SparseOptimizer(WrappedOptimizer):
             updater.update(step, self._gradients())
             warn_of_departed(updater, self.model, stacklevel=6)
         else:
-            if updater.memory is not None:
+            if updater.sees_every_step:
                 closure = updater.remembering(closure, self._gradients)
             loss = self.backend.step(closure)
             if updater.is_prepared:
@@ -571,6 +571,7 @@ class SparseOptimizer(WrappedOptimizer):
         for layer in layers:
             layer.clear_dropped_()
             self.backend.load_layer(layer)
+        self._updater.state.begin(layers)
         self._hooks.mask_gradients(layers)
         self._plan_next_step()
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks.cifar import cli, options
 from benchmarks.cifar.config import PRESETS
 from benchmarks.cifar.data import DataError
-from benchmarks.cifar.methods import INITS, RECIPES
+from benchmarks.cifar.methods import RECIPES
 
 
 def results(out):
@@ -68,7 +68,7 @@ def test_options_without_a_meaning_are_refused(arguments, named, capsys):
         (["--all", "--preset", "smok"], ["smok", "did you mean 'smoke'", *PRESETS]),
         (["--all", "--preset", "missing.toml"], ["missing.toml: there is no such file"]),
         (["--methods", "rigle"], ["--methods", "did you mean 'rigl'", *RECIPES]),
-        (["--inits", "random"], ["--inits", "'random'", *INITS]),
+        (["--inits", "random"], ["--inits", "'random'", "uniform", "er", "erk"]),
         (["--densities", "1.5"], ["--densities", "equal to 1, got 1.5"]),
         (["--seeds", "-1"], ["--seeds", "got -1"]),
         (["--all", "--set", "epochs"], ["--set", "SETTING=VALUE", "'epochs'"]),
@@ -123,15 +123,17 @@ def test_data_folder_that_the_digits_do_not_need_is_not_ignored(tiny_preset, tmp
 
 
 OWN = """
-from sparseopt import SET, register_method
-from sparseopt.distributions import uniform
-from benchmarks.cifar.methods import INITS
+from dataclasses import dataclass
+from sparseopt import SET, register_distribution, register_method
 
 @register_method
+@dataclass(frozen=True)
 class Mine(SET):
     name = "mine"
 
-INITS["halved"] = lambda shapes, density: {name: density / 2 for name in shapes}
+@register_distribution("halved")
+def halved(shapes, density):
+    return {name: density / 2 for name in shapes}
 """
 
 
@@ -149,6 +151,50 @@ def test_own_method_and_init_are_trained_and_reported(
     }
     assert found["mine-halved-0.2-seed0"]["density"] == pytest.approx(0.1, abs=1e-3)
     assert "| mine | halved | 0.2 |" in (tmp_path / "out" / "report.md").read_text()
+
+
+SWEPT = """
+from dataclasses import dataclass
+import torch
+from sparseopt import DropGrow, register_method
+
+@register_method
+@dataclass(frozen=True)
+class Swept(DropGrow):
+    name = "swept"
+    decay: float = 0.9
+
+    def initial_layer_state(self, layer):
+        return {"size": torch.zeros_like(layer.weight)}
+
+    def observe(self, layer, gradient, update):
+        update.layer_state(layer)["size"].lerp_(gradient.abs(), 1 - self.decay)
+
+    def drop_scores(self, layer, update):
+        return layer.gather(update.layer_state(layer)["size"])
+
+    def grow_scores(self, layer, update):
+        return update.random_scores(layer)
+"""
+
+
+def test_a_sweep_over_settings_of_an_own_method_takes_its_one_file(
+    quick_preset, cifar_tree, tmp_path, monkeypatch
+):
+    (tmp_path / "swept_method.py").write_text(SWEPT)
+    monkeypatch.chdir(tmp_path)
+    study = (
+        'choices.studies=[{name="decays", methods=["swept"], inits=["erk"], densities=[0.2], '
+        "seeds=[0], settings=[{decay=0.0}, {decay=0.5}]}]"
+    )
+    options = ["--preset", str(quick_preset), "--data-dir", str(cifar_tree), "--out", "out"]
+    options += ["--import", "swept_method", "--studies", "decays", "--threads", "1"]
+    assert cli.main([*options, "--set", study]) == 0
+    found = results(tmp_path / "out")
+    assert found.keys() == {f"swept-erk-0.2-decay{decay:g}-seed0" for decay in (0.0, 0.5)}
+    assert found["swept-erk-0.2-decay0-seed0"]["run"]["settings"] == {"decay": 0.0}
+    hashes = {record["weights_sha256"] for record in found.values()}
+    assert len(hashes) == 2
 
 
 @pytest.mark.parametrize(("gpu", "preset"), [(True, "paper"), (False, "cpu")])

@@ -13,6 +13,7 @@ from benchmarks.cifar.train import Run, weights_hash
 from sparseopt import speed_up
 from sparseopt.speedup import kernels
 from tests.benchmarks.conftest import end_after
+from tests.support.own_methods import FrequentGradient, SmoothedSalience
 
 RIGL = RunSpec("rigl", "erk", 0.2, 0)
 BIASES = 10
@@ -154,6 +155,27 @@ def test_run_that_is_stopped_within_an_epoch_ends_with_the_same_bits(
     assert weights_hash(resumed.model) == weights_hash(whole.model)
     assert resumed.curve == whole.curve
     assert resumed.accuracy(splits.test) == whole.accuracy(splits.test)
+
+
+@pytest.mark.parametrize("method", [SmoothedSalience.name, FrequentGradient.name])
+def test_run_of_a_method_that_keeps_state_is_resumed_with_it(
+    protocol, splits, tmp_path, method, monkeypatch
+):
+    # Six steps: an update at the third, from what was observed in both epochs.
+    spec = dataclasses.replace(RIGL, method=method)
+    whole = finished(protocol, splits, tmp_path / "whole", spec)
+    checkpoint = tmp_path / "broken.pt"
+    end_after(3, Run(protocol, spec, splits), checkpoint, monkeypatch)
+    torch.manual_seed(99)
+    resumed = Run(protocol, spec, splits)
+    assert resumed.resume(checkpoint)
+    assert resumed.step == 2
+    resumed.finish(checkpoint)
+    assert weights_hash(resumed.model) == weights_hash(whole.model)
+    assert resumed.curve == whole.curve
+    assert resumed.optimizer.history == whole.optimizer.history != []
+    masks = whole.optimizer.masks
+    assert all(torch.equal(masks[name], mask) for name, mask in resumed.optimizer.masks.items())
 
 
 FAST = ("groups.0.0.conv2", "groups.1.0.conv2", "groups.2.0.conv2")

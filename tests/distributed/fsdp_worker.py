@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_map
 from sparseopt import SparseOptimizer
 from tests.support.catalogue import build
 from tests.support.nets import batch, make
+from tests.support.own_methods import SmoothedSalience
 
 STEPS, STOP = 16, 6
 SETTINGS = {"density": 0.2, "total_steps": STEPS, "delta_t": 4}
@@ -47,8 +48,15 @@ RUNS = [
     ("granet", "SGD"),
     ("mest", "SGD"),
     ("srigl", "AdamW"),
+    (SmoothedSalience.name, "AdamW"),
 ]
-CHECKPOINTED = [("set", "SGD"), ("rigl", "AdamW"), ("pruning", "AdamW"), ("snfs", "AdamW")]
+CHECKPOINTED = [
+    ("set", "SGD"),
+    ("rigl", "AdamW"),
+    ("pruning", "AdamW"),
+    ("snfs", "AdamW"),
+    (SmoothedSalience.name, "SGD"),
+]
 #: Divides evenly by 1, 2, 3 and 4 ranks.
 SIZE = 12
 

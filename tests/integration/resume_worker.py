@@ -9,6 +9,7 @@ import torch
 
 from tests.support.catalogue import model_for
 from tests.support.looking import per_weight_state
+from tests.support.own_methods import FrequentGradient, SmoothedSalience
 from tests.support.training import train
 from tests.support.wrapping import settings_with, wrap
 
@@ -31,6 +32,10 @@ RUNS = [
             ("LBFGS", "auto", "auto"),
         ],
     )
+] + [
+    (method.name, name, out_of, into)
+    for method in (SmoothedSalience, FrequentGradient)
+    for name, out_of, into in [("AdamW", "compact", "compact"), ("SGD", "masked", "compact")]
 ]
 
 

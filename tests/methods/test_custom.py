@@ -1,6 +1,6 @@
 """A user's own method: a subclass and a decorator."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -163,3 +163,103 @@ def test_all_methods_are_reached_by_name():
     }
     assert names <= set(available_methods())
     assert all(registry.get_method(name).name == name for name in names)
+
+
+class Plain(DropGrow):
+    """What a registered class is made from: what is right, but for what a test changes."""
+
+    name = "plain"
+
+    def grow_scores(self, layer, update):
+        return update.random_scores(layer)
+
+
+def plain(*, fields=(), **attributes):
+    annotations = dict(fields)
+    body = {"__annotations__": annotations, "__module__": __name__, **attributes}
+    return dataclass(frozen=True)(type("Own", (Plain,), body))
+
+
+def not_decorated():
+    return type("Own", (Plain,), {})
+
+
+def without_growth():
+    return dataclass(frozen=True)(type("Own", (DropGrow,), {"name": "own"}))
+
+
+def refusing(self):
+    raise ValueError("strength must be given")
+
+
+@pytest.mark.parametrize(
+    ("make_class", "words"),
+    [
+        (not_decorated, r"Own: it is no dataclass\. Write @register_method above @dataclass"),
+        (without_growth, r"Own: .* lacks grow_scores\(\)"),
+        (lambda: plain(name=""), "name='' must be a non-empty string"),
+        (lambda: plain(name=3), "name=3 must be of type str"),
+        (lambda: plain(name="own", fields={"name": str}), "name is a field of the dataclass"),
+        (lambda: plain(needs_dense_gradient=1), "needs_dense_gradient=1 must be of type bool"),
+        (
+            lambda: plain(fields={"needs_dense_gradient": bool}, needs_dense_gradient=True),
+            "needs_dense_gradient is a field of the dataclass",
+        ),
+        (
+            lambda: plain(needs_dense_gradients=True),
+            "needs_dense_gradients is no flag; did you mean 'needs_dense_gradient'",
+        ),
+        (lambda: plain(follows_mask="age"), "follows_mask='age' must be of type tuple"),
+        (
+            lambda: plain(follows_mask=("age",)),
+            r"follows_mask=\('age',\) means nothing without initial_layer_state\(\)",
+        ),
+        (
+            lambda: plain(observes_dense_gradient=True),
+            r"observes_dense_gradient=True means nothing without observe\(\)",
+        ),
+        (
+            lambda: plain(prepare_forward=lambda self, model, update: None),
+            "never called without prepares_forward = True",
+        ),
+        (
+            lambda: plain(grow_scores=lambda self, layer: layer.weight),
+            r"grow_scores\(self, layer\) must take \(self, layer, update\)",
+        ),
+        (
+            lambda: plain(observe=lambda self, weight, gradient: None),
+            r"observe\(.*\) must take \(self, layer, gradient, update\)",
+        ),
+        (
+            lambda: plain(fields={"memories": dict}, memories=field(default_factory=dict)),
+            "its field 'memories' is a dict, which may change: .* initial_layer_state",
+        ),
+        (lambda: plain(__post_init__=refusing), r"Own\(\) with its defaults fails: strength must"),
+    ],
+)
+def test_what_a_registered_class_does_not_keep_of_its_promises_is_said(make_class, words):
+    with pytest.raises(TypeError, match=words):
+        register_method(make_class())
+    assert "plain" not in available_methods()
+
+
+def test_a_field_without_a_default_is_refused():
+    @dataclass(frozen=True)
+    class Own(Plain):
+        strength: float
+
+    with pytest.raises(TypeError, match="its field 'strength' has no default"):
+        register_method(Own)
+
+
+def test_a_method_with_settings_and_arguments_of_its_own_is_registered():
+    @register_method
+    @dataclass(frozen=True)
+    class Own(Plain):
+        name = "own"
+        strength: float = 1.0
+
+        def grow_scores(self, layer, update, *, power=1.0):
+            return update.random_scores(layer) ** power
+
+    assert registry.get_method("own") == Own(strength=1.0)

@@ -53,7 +53,7 @@ class CompactedTraining:
         keywords: its keyword inputs.
 
     Raises:
-        TypeError: if the method drops anything but whole channels.
+        TypeError: if the method drops anything but whole channels, or observes every step.
         ValueError: if the optimizer's state is not compact, the model is not the one that it
             trains, it does not have a trainable parameter that would become smaller, there are
             several processes, the model is in DistributedDataParallel, or it is sped up or in
@@ -205,6 +205,11 @@ def _groups_of(model: nn.Module, optimizer: SparseOptimizer) -> Sequence[Channel
         raise TypeError(
             f"method={method.name!r} does not drop whole channels between steps, so no smaller "
             "model could be trained: use method=RigLStruct(groups=find_channel_groups(...))."
+        )
+    if method.has_observer or method.memory is not None:
+        raise TypeError(
+            f"method={method.name!r} sees the gradients of all weights between updates, and the "
+            "smaller model does not have them: train without CompactedTraining."
         )
     if not isinstance(optimizer.backend, CompactState):
         raise ValueError(

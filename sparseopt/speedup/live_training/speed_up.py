@@ -16,7 +16,6 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseopt.distributed.dtensor import placement
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.optimizer.gradients import GradientFlag
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels.ops import plain_call
@@ -273,7 +272,7 @@ class SpeedUp:
             self._apply()
             self._status = "as the plan says that was passed"
             return
-        if _reads_dense_gradients_always(optimizer, self._flag):
+        if self._flag.dense_gradients and optimizer.method.always_reads_dense_gradient:
             self._status = (
                 f"training stays dense as long as method={optimizer.method.name!r} reads the "
                 "gradients of all weights at every step"
@@ -416,11 +415,6 @@ def _layers_of(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Sparse
         for name, module in exchangeable_layers(model).items()
         if id(module.weight) in layer_of
     }
-
-
-def _reads_dense_gradients_always(optimizer: SparseOptimizer, flag: GradientFlag) -> bool:
-    rule = optimizer.method.memory
-    return flag.dense_gradients and rule is not None and rule.dense and rule.steps is None
 
 
 def _with_dense(measured: Measured) -> Plan:

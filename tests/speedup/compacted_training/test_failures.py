@@ -1,5 +1,6 @@
 """What fails on the way leaves the whole model and optimizer, and they train on."""
 
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
@@ -165,3 +166,16 @@ def test_a_model_that_was_moved_meanwhile_becomes_whole_as_it_is_now():
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     columns = optimizer.masks["wide.weight"].flatten(2).any(2).any(0)
     assert torch.equal(model.wide.weight[live][:, columns], values)
+
+
+def test_a_method_that_observes_every_step_is_refused():
+    @dataclass(frozen=True)
+    class Watching(RigLStruct):
+        def observe(self, layer, gradient, update):
+            pass
+
+    model = make(ChannelNet)
+    inner = build("SGD", model.parameters())
+    optimizer = SparseOptimizer(inner, model, method=Watching(groups=groups()), total_steps=1000)
+    with pytest.raises(TypeError, match="'rigl-struct' sees the gradients of all weights"):
+        CompactedTraining(model, optimizer)

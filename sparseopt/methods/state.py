@@ -1,0 +1,288 @@
+"""What a method keeps from step to step, by layer and for the whole run, and where that is kept.
+
+A method is frozen and says only with what its state *begins*. The state itself is the optimizer's:
+it goes into checkpoints, copies and pickles, is on the device of the weight, is sharded as the
+weight is, and begins alike on all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from sparseopt.distributed.dtensor import is_sharded, local, shard_like, whole
+from sparseopt.distributed.ranks import agree_on_values
+from sparseopt.masks.indices import mark
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.transition import Transition
+
+__all__ = ["LayerState", "MethodState", "RunState"]
+
+#: What a checkpoint can hold of a run, beside tensors, that is read without running code.
+PLAIN: Final = (bool, int, float, str, type(None))
+
+
+class KeepsState(Protocol):
+    """What a method says of its state; see :class:`sparseopt.Method`."""
+
+    name: ClassVar[str]
+    follows_mask: ClassVar[tuple[str, ...]]
+
+    def initial_layer_state(self, layer: SparseLayer) -> Mapping[str, Tensor]:
+        """Return what is kept for a layer, as it begins."""
+
+    def initial_run_state(self) -> Mapping[str, Any]:
+        """Return what is kept for the run, as it begins."""
+
+
+class LayerState(Mapping[str, Tensor]):
+    """The tensors that a method keeps for one layer, by name.
+
+    They are changed in place, or by assignment, which copies a tensor of the same shape into the
+    one that is held.
+
+    Args:
+        owner: the method and the layer, for messages.
+        tensors: the tensors.
+
+    Raises:
+        KeyError: if a name is read or assigned that the method did not declare.
+        ValueError: if a tensor of another shape is assigned.
+    """
+
+    def __init__(self, owner: str, tensors: Mapping[str, Tensor]) -> None:
+        self._owner = owner
+        self._tensors = dict(tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise _undeclared("initial_layer_state(layer)", name, self._owner, self._tensors)
+        return self._tensors[name]
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        held, given = self[name], cast(object, value)
+        if not isinstance(given, Tensor) or given.shape != held.shape:
+            got = tuple(given.shape) if isinstance(given, Tensor) else repr(given)
+            raise ValueError(
+                f"layer_state[{name!r}] of {self._owner} is a tensor of shape "
+                f"{tuple(held.shape)}, but was assigned {got}."
+            )
+        with torch.no_grad():
+            value = value.detach()
+            value = shard_like(value, held) if is_sharded(held) else whole(value)
+            local(held).copy_(local(value))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        return f"LayerState({self._tensors!r})"
+
+    def follow(self, weight: Tensor) -> None:
+        """Bring the tensors to where ``weight`` is now: to its device, and sharded as it is."""
+        for name, tensor in self._tensors.items():
+            self._tensors[name] = _placed(tensor, weight)
+
+
+class RunState(Mapping[str, Any]):
+    """The plain values and tensors that a method keeps for the whole run, by name.
+
+    Args:
+        owner: the method, for messages.
+        values: what it begins with.
+
+    Raises:
+        KeyError: if a name is read or assigned that the method did not declare.
+        TypeError: if a value is no number, string, None or tensor, so that a checkpoint can't hold
+            it.
+    """
+
+    def __init__(self, owner: str, values: Mapping[str, Any]) -> None:
+        self._owner = owner
+        self._values: dict[str, Any] = dict(values)
+        for name, value in self._values.items():
+            self._check(name, value)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._values:
+            raise _undeclared("initial_run_state()", name, self._owner, self._values)
+        return self._values[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self[name]
+        self._check(name, value)
+        self._values[name] = value.detach() if isinstance(value, Tensor) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"RunState({self._values!r})"
+
+    def _check(self, name: str, value: Any) -> None:
+        if not isinstance(value, (*PLAIN, Tensor)):
+            raise TypeError(
+                f"run_state[{name!r}] of {self._owner} can't be {type(value).__name__} "
+                f"({value!r}): a checkpoint holds numbers, strings, None and tensors."
+            )
+
+
+class MethodState:
+    """All that a method keeps in one optimizer.
+
+    Args:
+        method: says what there is to keep.
+
+    Attributes:
+        run: what is kept for the whole run.
+    """
+
+    def __init__(self, method: KeepsState) -> None:
+        self._method = method
+        self._layers: dict[str, LayerState] = {}
+        self.run = self._agreed_run_state()
+
+    def begin(self, layers: Sequence[SparseLayer]) -> None:
+        """Begin the state of layers that are new, as rank 0 does. Collective, if there is any."""
+        if not any(self.initial(layer) for layer in layers[:1]):
+            return
+        begun = {layer: self.initial(layer) for layer in layers if not layer.is_dense}
+        plain = [whole(tensor) for state in begun.values() for tensor in state.values()]
+        agreed = iter(agree_on_values(plain))
+        for layer, state in begun.items():
+            self._layers[layer.name] = LayerState(
+                self._owner(layer),
+                {name: _placed(next(agreed), layer.weight) for name in state},
+            )
+
+    def of(self, layer: SparseLayer) -> LayerState:
+        """Return what is kept for a layer, on the device of its weight.
+
+        Raises:
+            ValueError: if the layer is dense for ever, so that nothing is kept for it.
+        """
+        held = self._layers.get(layer.name)
+        if held is None:
+            if layer.is_dense:
+                raise ValueError(
+                    f"{self._owner(layer)} has no state: the layer is dense for ever, and no "
+                    "update moves it. Leave layers out whose is_dense is true."
+                )
+            held = LayerState(self._owner(layer), self.initial(layer))
+            self._layers[layer.name] = held
+        held.follow(layer.weight)
+        return held
+
+    @torch.no_grad()
+    def initial(self, layer: SparseLayer) -> dict[str, Tensor]:
+        """Return what the method says that a layer begins with, checked and in tensors of its own.
+
+        Raises:
+            TypeError: if it is no mapping from names to tensors.
+            ValueError: if what is to follow the mask is not there, or not of the weight's shape.
+        """
+        method, owner = self._method, self._owner(layer)
+        declared: object = method.initial_layer_state(layer)
+        if not isinstance(declared, Mapping) or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor)
+            for name, tensor in declared.items()
+        ):
+            raise TypeError(
+                f"initial_layer_state() of {owner} returned {type(declared).__name__}: it must be "
+                "a dictionary from names to tensors."
+            )
+        for name in method.follows_mask:
+            shape = tuple(declared[name].shape) if name in declared else None
+            if shape != tuple(layer.weight.shape):
+                raise ValueError(
+                    f"follows_mask of {owner} names {name!r}, which must be a tensor of the "
+                    f"weight's shape {tuple(layer.weight.shape)} in initial_layer_state(), but "
+                    + ("is not in it." if shape is None else f"has shape {shape}.")
+                )
+        return {
+            name: _placed(tensor.detach(), layer.weight).clone()
+            for name, tensor in declared.items()
+        }
+
+    @torch.no_grad()
+    def follow_mask(self, layer: SparseLayer, transition: Transition) -> None:
+        """Have weights begin again that a transition, made by now, did not keep."""
+        if not self._method.follows_mask:
+            return
+        begun, state = self.initial(layer), self.of(layer)
+        kept = mark(transition.positions[transition.kept], layer.numel).view(layer.weight.shape)
+        kept = local(shard_like(kept, layer.weight))
+        for name in self._method.follows_mask:
+            held = local(state[name])
+            held.copy_(torch.where(kept, held, local(begun[name])))
+
+    def saved(self, layer: SparseLayer) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps for a layer."""
+        return dict(self.of(layer))
+
+    def restore(self, layer: SparseLayer, saved: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`saved` returned; nothing, for a layer that is dense for ever."""
+        if layer.is_dense:
+            self.forget(layer)
+            return
+        state = self.of(layer)
+        for name, tensor in saved.items():
+            state[name] = tensor
+
+    def forget(self, layer: SparseLayer) -> None:
+        """Free what is kept for a layer."""
+        self._layers.pop(layer.name, None)
+
+    def everything(self, layers: Iterable[SparseLayer]) -> list[Any]:
+        """Return all that is kept, to be compared. Collective where weights are sharded."""
+        sparse = [layer for layer in layers if not layer.is_dense]
+        tensors = [whole(tensor) for layer in sparse for tensor in self.of(layer).values()]
+        return [*tensors, *self.run.values()]
+
+    def saved_run(self) -> tuple[tuple[str, Any], ...]:
+        """Return what a checkpoint keeps for the run: pairs of name and value."""
+        return tuple(
+            (name, value.clone() if isinstance(value, Tensor) else value)
+            for name, value in self.run.items()
+        )
+
+    def restore_run(self, saved: Iterable[tuple[str, Any]]) -> None:
+        """Take over what :meth:`saved_run` returned."""
+        for name, value in saved:
+            self.run[name] = value
+
+    def _agreed_run_state(self) -> RunState:
+        owner = f"method {self._method.name!r}"
+        declared: object = self._method.initial_run_state()
+        if not isinstance(declared, Mapping):
+            raise TypeError(
+                f"initial_run_state() of {owner} returned {type(declared).__name__}: it must be a "
+                "dictionary."
+            )
+        checked = RunState(owner, declared)
+        if not checked:
+            return checked
+        agreed = agree_on_values(list(checked.values()))
+        return RunState(owner, dict(zip(checked, agreed, strict=True)))
+
+    def _owner(self, layer: SparseLayer) -> str:
+        return f"method {self._method.name!r} for layer {layer.name!r}"
+
+
+def _placed(tensor: Tensor, weight: Tensor) -> Tensor:
+    tensor = tensor.to(weight.device)
+    return shard_like(tensor, weight) if tensor.shape == weight.shape else whole(tensor)
+
+
+def _undeclared(function: str, name: str, owner: str, declared: Mapping[str, object]) -> KeyError:
+    there = ", ".join(map(repr, declared)) or "nothing"
+    return KeyError(f"{owner} keeps no {name!r}: {function} declares {there}.")

@@ -1,0 +1,274 @@
+"""From what a method answers to transitions of masks, with every answer checked before any is made.
+
+A method of a user's own may answer anything. Whatever does not fit raises, with method, layer, what
+came and what would be right; no mask, weight or state has changed then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from sparseopt.distributed.dtensor import whole
+from sparseopt.masks.indices import count_true
+from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.transition import Transition, plan_mask, plan_update
+from sparseopt.methods.base import Method
+from sparseopt.methods.update import Move, Rewiring, Update
+
+__all__ = ["Planned", "plan_transitions", "require_gradients_asked_for"]
+
+#: A layer, and what becomes of its mask.
+Planned = tuple[SparseLayer, Transition]
+
+
+@dataclass(frozen=True)
+class _Doubt:
+    """An error to raise if a tensor without dimensions, on whatever device, is not zero."""
+
+    count: Tensor
+    message: str
+
+
+@torch.no_grad()
+def plan_transitions(
+    layers: Sequence[SparseLayer], method: Method, update: Update
+) -> list[Planned]:
+    """Decide for every layer in which something moves; change nothing.
+
+    Waits for the device once, to check scores; on a CPU nothing waits.
+
+    Raises:
+        TypeError: if the method answers with what is no move, or scores that are no tensor.
+        ValueError: if counts, shapes or scores are not what the layer can take.
+    """
+    moves = _checked_moves(layers, method, update)
+    doubts: list[_Doubt] = []
+    planned = [
+        (layer, _transition(layer, move, method, update, doubts))
+        for layer, move in zip(layers, moves, strict=True)
+        if move.drop or move.grow
+    ]
+    _settle(doubts)
+    return planned
+
+
+@torch.no_grad()
+def require_gradients_asked_for(
+    layers: Sequence[SparseLayer], method: Method, update: Update
+) -> None:
+    """Raise if growth scores come from dense gradients that the method did not ask for.
+
+    Those are zero wherever a weight could grow. Half of them are made NaN: if the scores of just
+    these weights become NaN, and before had numbers, they come from them. A sum over gradients,
+    which live weights have too, would spread to all. Nothing changes; it is to be called where
+    gradients are masked.
+
+    Raises:
+        ValueError: if they do.
+    """
+    movable = (
+        layer
+        for layer in layers
+        if not (layer.is_dense or layer.is_sharded)
+        and layer.numel - layer.live > 1
+        and layer.weight.is_leaf
+        and layer.weight.grad is not None
+    )
+    layer = next(movable, None)
+    if layer is None or type(method).grow_scores is Method.grow_scores:
+        return
+    gradient = layer.weight.grad
+    assert gradient is not None
+    dropped = (~layer.mask).reshape(-1).nonzero().reshape(-1)
+    poisoned = gradient.clone(memory_format=torch.contiguous_format)
+    poisoned.view(-1)[dropped[::2]] = torch.nan
+    plain = _tried(layer, method, update, gradient)
+    found = _tried(layer, method, update, poisoned)
+    if plain is None or found is None or plain[dropped].isnan().any():
+        return
+    if found[dropped[::2]].isnan().all() and not found[dropped[1::2]].isnan().any():
+        raise ValueError(
+            f"grow_scores() of method {method.name!r} reads the gradient of weights that are not "
+            f"live, as those of layer {layer.name!r}, and it is 0 for all of them: set "
+            "needs_dense_gradient = True in the class, so that update steps have dense gradients."
+        )
+
+
+def _tried(layer: SparseLayer, method: Method, update: Update, gradient: Tensor) -> Tensor | None:
+    """Return growth scores with another gradient in place, as a flat tensor, if there are any.
+
+    Random numbers and the method's state are as before.
+    """
+    weight, state, numbers = layer.weight, update.state, update.generator.get_state()
+    before = weight.grad
+    kept = {} if state is None else {name: one.clone() for name, one in state.of(layer).items()}
+    run = () if state is None else state.saved_run()
+    scores: object = None
+    devices = [] if weight.device.type == "cpu" else [weight.device]
+    # A method may refuse NaN, or have to be asked for moves() first: then it is not tried.
+    with (
+        contextlib.suppress(Exception),
+        torch.random.fork_rng(devices, device_type=weight.device.type),
+    ):
+        try:
+            weight.grad = gradient
+            scores = method.grow_scores(layer, update)
+        finally:
+            weight.grad = before
+            update.generator.set_state(numbers)
+            if state is not None:
+                state.restore(layer, kept)
+                state.restore_run(run)
+    if not isinstance(scores, Tensor) or scores.shape != weight.shape:
+        return None
+    return scores.reshape(-1)
+
+
+def _checked_moves(layers: Sequence[SparseLayer], method: Method, update: Update) -> Sequence[Move]:
+    """Return what the method's ``moves`` answers, of which every layer can take its part."""
+    moves: object = method.moves(layers, update)
+    what = f"moves() of method {method.name!r}"
+    if not isinstance(moves, Sequence) or len(moves) != len(layers):
+        got = f"{len(moves)} of them" if isinstance(moves, Sequence) else repr(moves)
+        raise ValueError(
+            f"{what} returned {got}: it must return a list of one Move for each of the "
+            f"{len(layers)} layers that it was given, in their order."
+        )
+    for layer, move in zip(layers, moves, strict=True):
+        if not isinstance(move, Move):
+            raise TypeError(f"{what} returned {move!r} for layer {layer.name!r}: no Move.")
+        counts: dict[str, object] = {"drop": move.drop, "grow": move.grow}
+        for name, count in counts.items():
+            if isinstance(count, bool) or not isinstance(count, Integral):
+                raise TypeError(
+                    f"{what} returned {name}={count!r} for layer {layer.name!r}: it must be a "
+                    "whole number, as int(...) makes one."
+                )
+        spared = layer.live if method.regrow == "never" else layer.live - move.drop
+        if not (
+            0 <= move.drop <= layer.live
+            and 0 <= move.grow <= layer.numel - spared
+            and layer.live - move.drop + move.grow >= 1
+        ):
+            raise ValueError(
+                f"{what} returned drop={move.drop}, grow={move.grow} for layer {layer.name!r}, "
+                f"which has {layer.live} of {layer.numel} weights live: drop must be at most "
+                f"{layer.live}, grow at most {layer.numel - spared}, and one weight must stay."
+            )
+    return moves
+
+
+def _transition(
+    layer: SparseLayer, move: Move, method: Method, update: Update, doubts: list[_Doubt]
+) -> Transition:
+    if isinstance(move, Rewiring):
+        _check_rewiring(layer, move, method, doubts)
+        return plan_mask(
+            layer,
+            drop=move.drop,
+            grow=move.grow,
+            survivors=move.survivors,
+            mask=move.mask,
+            start=move.values,
+            regrow=method.regrow,
+        )
+    drop_scores = grow_scores = None
+    if move.drop:
+        drop_scores = method.drop_scores(layer, update)
+        _check_scores("drop_scores", drop_scores, (layer.live,), layer, method)
+        _doubt_nan("drop_scores", drop_scores, layer, method, doubts)
+    if move.grow:
+        grow_scores = method.grow_scores(layer, update)
+        _check_scores("grow_scores", grow_scores, tuple(layer.weight.shape), layer, method)
+        _doubt_nan("grow_scores", whole(grow_scores), layer, method, doubts)
+    return plan_update(
+        layer,
+        drop=move.drop,
+        grow=move.grow,
+        drop_scores=drop_scores,
+        grow_scores=grow_scores,
+        regrow=method.regrow,
+    )
+
+
+def _check_scores(
+    function: str, scores: object, shape: tuple[int, ...], layer: SparseLayer, method: Method
+) -> None:
+    what = f"{function}() of method {method.name!r} for layer {layer.name!r}"
+    if not isinstance(scores, Tensor) or scores.is_complex():
+        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise TypeError(f"{what} returned {got}: it must return a tensor of real numbers.")
+    if tuple(scores.shape) == shape:
+        return
+    right = (
+        "one score for each live weight, which layer.gather(scores) makes of scores of the "
+        "weight's shape"
+        if function == "drop_scores"
+        else "one score for each weight, live or not"
+    )
+    raise ValueError(
+        f"{what} returned shape {tuple(scores.shape)}: the weight has shape "
+        f"{tuple(layer.weight.shape)} and {layer.live} live entries, and it must return {shape}, "
+        f"{right}."
+    )
+
+
+def _doubt_nan(
+    function: str, scores: Tensor, layer: SparseLayer, method: Method, doubts: list[_Doubt]
+) -> None:
+    unknown, whose = scores.isnan().reshape(-1), "live weights"
+    if unknown.device.type == "cpu" and not count_true(unknown):
+        return
+    if function == "grow_scores":
+        # Of weights that survive, scores may be anything.
+        unknown.scatter_(0, layer.positions().long(), False)
+        whose = "weights that are not live"
+    doubts.append(
+        _Doubt(
+            unknown.sum(),
+            f"{function}() of method {method.name!r} for layer {layer.name!r} returned NaN for "
+            f"{{}} {whose}, of {unknown.numel()} scores: each must be a number, -inf and inf "
+            "included, for NaN has no place in an order.",
+        )
+    )
+
+
+def _check_rewiring(
+    layer: SparseLayer, move: Rewiring, method: Method, doubts: list[_Doubt]
+) -> None:
+    what = f"moves() of method {method.name!r} for layer {layer.name!r}"
+    for name, flags in (("survivors", move.survivors), ("mask", move.mask)):
+        if flags.shape != (layer.numel,) or flags.dtype != torch.bool:
+            raise ValueError(
+                f"{what} returned a Rewiring whose {name} is {flags.dtype} of shape "
+                f"{tuple(flags.shape)}: it must be torch.bool of shape ({layer.numel},)."
+            )
+    if move.values is not None and move.values.shape != layer.weight.shape:
+        raise ValueError(
+            f"{what} returned a Rewiring whose values have shape {tuple(move.values.shape)}: the "
+            f"weight has {tuple(layer.weight.shape)}."
+        )
+    live = layer.live - move.drop + move.grow
+    doubts.append(
+        _Doubt(
+            move.mask.sum() - live,
+            f"{what} returned a Rewiring whose mask has {{:+}} weights more than its "
+            f"drop={move.drop}, grow={move.grow} leave of {layer.live}, {live}.",
+        )
+    )
+
+
+def _settle(doubts: Sequence[_Doubt]) -> None:
+    if not doubts:
+        return
+    device = doubts[0].count.device
+    counts = torch.stack([doubt.count.to(device) for doubt in doubts]).tolist()
+    for doubt, count in zip(doubts, counts, strict=True):
+        if count:
+            raise ValueError(doubt.message.format(count))
