@@ -179,6 +179,9 @@ def available_distributions() -> tuple[str, ...]:
 def get_distribution(init: str) -> Distribution:
     """Return the distribution of a name.
 
+    Args:
+        init: the name.
+
     Raises:
         ValueError: if the name is not known.
 

@@ -61,7 +61,9 @@ class SampledRigL(DropGrow):
             raise ValueError(f"temperature={self.temperature!r} must not be negative.")
 
     def grow_scores(self, layer: SparseLayer, update: Update) -> torch.Tensor:
-        gumbel = -(-update.random_scores(layer).log()).log()
+        # Never 0, whose noise is infinite: times a temperature of 0 that would be no number.
+        uniform = update.random_scores(layer).clamp(min=1e-9)
+        gumbel = -(-uniform.log()).log()
         return layer.weight.grad.abs().log() + self.temperature * gumbel
 
     def train_flops(self, cost) -> float:

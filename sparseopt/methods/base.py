@@ -146,7 +146,7 @@ class Method(ABC):
 
         Tensors of the weight's shape are sharded as the weight is. What is begun at random begins
         as on rank 0. Called when the optimizer is made, and again for weights that begin again
-        (see :attr:`follows_mask`): it returns new tensors each time.
+        (see ``follows_mask``): it returns new tensors each time.
         """
         return {}
 
@@ -169,7 +169,7 @@ class Method(ABC):
         Args:
             layer: whose weight. What it keeps is ``update.layer_state(layer)``.
             gradient: of the weight's shape; 0 where the weight is not live, unless
-                :attr:`observes_dense_gradient`.
+                ``observes_dense_gradient`` is set.
             update: as for an update, of this step.
         """
 

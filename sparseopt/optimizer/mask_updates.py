@@ -146,9 +146,7 @@ class MaskUpdater:
         elif (norms := finite_norms(gradients)) is not None:
             self._accumulate(update)
             zero = zero_everywhere(gradients, norms)
-            if not (self._is_checked or self.needs_dense_gradients):
-                require_gradients_asked_for(self.layers, self.method, update)
-                self._is_checked = True
+            self._check_gradients_asked_for(update)
             record = update_masks(self.layers, self.method, update, self.backend, zero=zero)
         else:
             record = skipped_update(self.layers, update)
@@ -242,6 +240,12 @@ class MaskUpdater:
             layers=self.layers,
             state=self.state,
         )
+
+    def _check_gradients_asked_for(self, update: Update) -> None:
+        """Check once, at the first update, that growth asks for the dense gradients it reads."""
+        if not (self._is_checked or self.needs_dense_gradients or self.method.needs_dense_gradient):
+            require_gradients_asked_for(self.layers, self.method, update)
+        self._is_checked = True
 
     def _see(self, gradients: Sequence[Tensor]) -> None:
         """Accumulate, unless a gradient is not finite, and mask what was left dense."""
