@@ -2,7 +2,7 @@
 // and groups of the outputs. The parts depend on the shape alone and are added in order, so that
 // the sums are the same for every number of threads; only the groups follow the threads.
 #pragma once
-#include "convolution.h"
+#include "product.h"
 
 constexpr int MAX_PARTS = 8;
 constexpr int64_t MAX_PARTIAL_SUMS = 4 << 20;  // of all parts together: 16 MB
@@ -38,40 +38,59 @@ static void in_parts(const int32_t* rows, int out, int64_t items, float* grad, i
 // The output's gradient goes to a scratch of its own, on the grid of the packed input. It is zero
 // in the columns that lie in the right-hand padding, so that they add nothing.
 template <class E>
-static void convolution_weight_gradient(const Grid& g, const Lists& lists, const E* input,
-                                        const E* gradient, float* grad, int threads) {
-  constexpr int elements = Line<E>::elements;
-  const int64_t items = (int64_t)g.blocks() * g.bands();
-  const int64_t out_plane = (int64_t)g.out_height * g.out_width * g.batch;
-  const int64_t band = (int64_t)g.band * g.packed_columns;
-  const int64_t longest = (band * g.block + elements - 1) / elements * elements;
-  Grid h = g;
-  h.channels = 1, h.height = g.out_height, h.width = g.out_width, h.pad_h = h.pad_w = 0;
-  h.step_h = h.step_w = h.phases_h = h.phases_w = 1, h.packed_rows = g.band;
-  Scratch<E> inputs(g.packed(g.block) + g.slack(g.block), threads);
-  Scratch<E> gradients(g.out * longest, threads);
-  in_parts(lists.rows, g.out, items, grad, threads,
-           [&](int part, int parts, int o0, int o1, float* sums) {
+static void add_dots(const Grid& g, const int32_t* rows, const uint32_t* codes, const E* input,
+                     const E* gradient, float* grad, int threads) {
+  const int64_t bands = g.bands(), items = g.blocks() * bands;
+  const int64_t from_output = g.linear ? 1 : g.out_plane();
+  const int64_t* tap_offset = g.tap_offset.data();
+  Grid h = g;  // of as many outputs as are transposed at a time
+  h.channels = g.linear ? g.line : 1, h.row_channels = g.out;
+  h.height = g.out_height, h.width = g.out_width, h.packed_rows = g.band;
+  h.pad_h = h.pad_w = 0, h.step_h = h.step_w = h.phases_h = h.phases_w = 1;
+  Scratch<E> inputs(g.channels * g.plane(g.block) + g.slack(g.block), threads);
+  Scratch<E> gradients(h.channels * h.plane(g.block) + g.line, threads);
+  in_parts(rows, g.out, items, grad, threads,
+           [&, h](int part, int parts, int o0, int o1, float* sums) mutable {
     E *x = inputs.of_this_thread(), *dy = gradients.of_this_thread();
-    for (int64_t item = items * part / parts; item < items * (part + 1) / parts; item++) {
-      const int sample0 = item / g.bands() * g.block, row0 = item % g.bands() * g.band;
-      const int samples = std::min(g.block, g.batch - sample0);
-      pack(input, x, g, sample0, samples, row0);
-      memset(x + g.packed(samples), 0, sizeof(E) * g.slack(samples));
-      const int64_t used = band * samples, lines = (used + elements - 1) / elements;
-      for (int o = o0; o < o1; o++) {
-        E* row = dy + o * lines * elements;
-        pack(gradient + o * out_plane, row, h, sample0, samples, row0);
-        memset(row + used, 0, sizeof(E) * (lines * elements - used));
-      }
+    const int together = g.linear ? g.line : 1;
+    for (int64_t i = items * part / parts; i < items * (part + 1) / parts; i++) {
+      Item item = {};
+      item.sample0 = i / bands * g.block, item.row0 = i % bands * g.band;
+      item.samples = std::min(g.block, g.batch - item.sample0);
+      const int64_t samples = item.samples, plane = g.plane(samples);
+      const int64_t used = (int64_t)g.band * g.packed_columns * samples;
+      const int64_t lines = (used + g.line - 1) / g.line;
       auto at = [&](int64_t k) __attribute__((always_inline)) {
-        const uint32_t code = lists.codes[k];
-        return ((code >> TAP_BITS) * g.plane() + g.tap_offset[code & TAP_MASK]) * samples;
+        return (codes[k] >> TAP_BITS) * plane + tap_offset[codes[k] & TAP_MASK] * samples;
       };
-      for (int64_t q = 0; q < lines; q += CHUNK)
-        for (int o = o0; o < o1; o++)
-          dots_of_row<E>(x + q * elements, dy + (o * lines + q) * elements,
-                         std::min(CHUNK, lines - q), at, sums, lists.rows[o], lists.rows[o + 1]);
+      pack(input, x, g, item);
+      memset(x + g.channels * plane, 0, sizeof(E) * g.slack(samples));
+      for (int o = o0; o < o1; o++) {
+        const int waiting = (o - o0) % together;
+        h.channels = std::min(together, o1 - o);
+        if (waiting == 0) pack(gradient + o * from_output, dy, h, item);
+        E* row = dy + waiting * h.plane(samples);
+        if (!g.linear) clear(row + used, lines * g.line - used);
+        for (int64_t q = 0; q < lines; q += CHUNK)
+          dots_of_row<E>(x + q * g.line, row + q * g.line, std::min(CHUNK, lines - q), at, sums,
+                         rows[o], rows[o + 1]);
+      }
     }
   });
+}
+
+// Without taps, input and gradient play the same part in a dot product: the narrower one goes to
+// the scratch, which then holds more samples.
+template <class E>
+static void weight_gradient(const Layer& l, const Sizes& s, const Lists& lists, const E* input,
+                            const E* gradient, float* grad, int threads) {
+  if (!is_pointwise(l) || l.in <= l.out)
+    return add_dots(grid_of_outputs<E>(l, s), lists.rows, lists.codes, input, gradient, grad,
+                    threads);
+  Scratch<float> transposed(lists.live, 1);
+  float* sums = transposed.of_this_thread();
+  add_dots(grid_of_inputs<E>(l, s), lists.columns, lists.transposed_codes, gradient, input, sums,
+           threads);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t j = 0; j < lists.live; j++) grad[lists.order[j]] = sums[j];
 }
