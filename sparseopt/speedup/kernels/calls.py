@@ -7,7 +7,6 @@ order: 1-D, float32, rounded to bfloat16 where the input is bfloat16. Sums are f
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor

@@ -1,8 +1,9 @@
 // The geometry of one pass over a layer.
 //
 // Tensors of a convolution are [channel][row][column][sample]. A pass copies a block of samples and
-// a band of rows of its source, padding included, to a scratch [channel][phase][row][column][sample]
-// that fits the second-level cache. There every live weight is one offset, and
+// a band of rows of its source, padding included, to a scratch
+// [channel][phase][row][column][sample] that fits the second-level cache. There every live weight
+// is one offset, and
 //
 //   destination[o][q] = sum over the live weights k of row o:  w[k] * scratch[offset(k) + q]
 //
@@ -28,7 +29,7 @@ struct Grid {
   int line;                              // elements of one
   int64_t batch, block;                  // samples of the tensors, and at a time
   int channels, height = 1, width = 1;   // the source
-  int row_channels;                      // of a source [sample][channel], from one row to the next
+  int row_channels;                      // in memory from one sample to the next, if linear
   int step_h = 1, step_w = 1, phases_h = 1, phases_w = 1, pad_h = 0, pad_w = 0;
   int packed_rows = 1, packed_columns = 1, extra_rows = 0;  // of one phase of the scratch
   int out, out_height = 1, out_width = 1;  // the destination

@@ -138,7 +138,8 @@ template <class E> static void best_tiles(const Pass<E>& pass, const Item& item,
   using L = Line<E>;
   const Grid& g = pass.grid;
   auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b * b; };
-  const int64_t flat = up(item.rows * g.packed_columns * item.samples, g.line) / g.line;
+  const int64_t pixels = (item.rows - 1) * g.packed_columns + g.columns;
+  const int64_t flat = up(pixels * item.samples, g.line) / g.line;
   if (flat <= 1) return tiles<E, 1, 1>(pass, item, scratch);
   if (flat <= 2) return tiles<E, 2, 1>(pass, item, scratch);
   if (flat <= 4) return tiles<E, 4, 1>(pass, item, scratch);
@@ -165,9 +166,9 @@ template <class E> static void multiply(const Pass<E>& pass, const E* source, in
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < items * parts; i++) {
     Item item;
-    const int64_t part = i % parts, block = i / parts / bands;
+    const int64_t part = i % parts, block = i / parts % g.blocks(), band = i / parts / g.blocks();
     item.sample0 = block * g.block, item.samples = std::min(g.block, g.batch - item.sample0);
-    item.row0 = i / parts % bands * g.band, item.rows = std::min(g.band, g.rows - item.row0);
+    item.row0 = band * g.band, item.rows = std::min(g.band, g.rows - item.row0);
     item.out0 = g.out * part / parts, item.out1 = g.out * (part + 1) / parts;
     item.past_caches = aligned && bytes >= LARGE_BYTES;
     E* scratch = scratches.of_this_thread();

@@ -54,8 +54,8 @@ static void turn_square(const E* from, int64_t from_row, int64_t rows, int64_t c
                              to_row);
 }
 
-// `channels` channels of `samples` samples, whose rows are `row` elements, to lines of samples, whose
-// rows are `plane` elements.
+// `channels` channels of `samples` samples, each in a row of `row` elements, to lines of samples:
+// each channel in a row of `plane` elements.
 template <class E>
 static void to_lines(const E* from, int64_t row, int64_t samples, int channels, E* to,
                      int64_t plane) {

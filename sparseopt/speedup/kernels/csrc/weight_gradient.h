@@ -6,7 +6,7 @@
 
 constexpr int MAX_PARTS = 8;
 constexpr int64_t MAX_PARTIAL_SUMS = 4 << 20;  // of all parts together: 16 MB
-constexpr int64_t CHUNK = 48;                  // lines of a dot product before its lanes are added
+constexpr int64_t CHUNK = 128;                 // lines of a dot product before its lanes are added
 
 // work(part, parts, first output, last output, sums of all live weights)
 template <class Work>
@@ -35,62 +35,80 @@ static void in_parts(const int32_t* rows, int out, int64_t items, float* grad, i
   }
 }
 
-// The output's gradient goes to a scratch of its own, on the grid of the packed input. It is zero
-// in the columns that lie in the right-hand padding, so that they add nothing.
+// A scratch holds `together` channels of the input: the fewer they are, the more lines a product
+// has. The output's gradient goes to a scratch of its own, on the grid of the packed input. It is
+// zero in the columns that lie in the right-hand padding, so that they add nothing.
 template <class E>
-static void add_dots(const Grid& g, const int32_t* rows, const uint32_t* codes, const E* input,
-                     const E* gradient, float* grad, int threads) {
-  const int64_t bands = g.bands(), items = g.blocks() * bands;
-  const int64_t from_output = g.linear ? 1 : g.out_plane();
+static void add_dots(const Grid& whole, int together, const int32_t* rows, const uint32_t* codes,
+                     const E* input, const E* gradient, float* grad, int threads) {
+  Grid g = whole;
+  g.channels = together;
+  const bool linear = g.linear;
+  const int64_t blocks = g.blocks(), bands = g.bands();
+  const int64_t items = (whole.channels + together - 1) / together * bands * blocks;
+  const int64_t in_plane = (int64_t)g.height * g.width * g.batch;
+  const int64_t out_plane = linear ? 1 : g.out_plane();
   const int64_t* tap_offset = g.tap_offset.data();
   Grid h = g;  // of as many outputs as are transposed at a time
-  h.channels = g.linear ? g.line : 1, h.row_channels = g.out;
+  h.channels = linear ? g.line : 1, h.row_channels = g.out;
   h.height = g.out_height, h.width = g.out_width, h.packed_rows = g.band;
   h.pad_h = h.pad_w = 0, h.step_h = h.step_w = h.phases_h = h.phases_w = 1;
   Scratch<E> inputs(g.channels * g.plane(g.block) + g.slack(g.block), threads);
   Scratch<E> gradients(h.channels * h.plane(g.block) + g.line, threads);
   in_parts(rows, g.out, items, grad, threads,
-           [&, h](int part, int parts, int o0, int o1, float* sums) mutable {
+           [&, g, h](int part, int parts, int o0, int o1, float* sums) mutable {
     E *x = inputs.of_this_thread(), *dy = gradients.of_this_thread();
-    const int together = g.linear ? g.line : 1;
     for (int64_t i = items * part / parts; i < items * (part + 1) / parts; i++) {
       Item item = {};
-      item.sample0 = i / bands * g.block, item.row0 = i % bands * g.band;
+      item.sample0 = i % blocks * g.block, item.row0 = i / blocks % bands * g.band;
       item.samples = std::min(g.block, g.batch - item.sample0);
+      const int channel0 = i / blocks / bands * together;
+      g.channels = std::min(together, whole.channels - channel0);
       const int64_t samples = item.samples, plane = g.plane(samples);
       const int64_t used = (int64_t)g.band * g.packed_columns * samples;
       const int64_t lines = (used + g.line - 1) / g.line;
       auto at = [&](int64_t k) __attribute__((always_inline)) {
-        return (codes[k] >> TAP_BITS) * plane + tap_offset[codes[k] & TAP_MASK] * samples;
+        const uint32_t code = codes[k];
+        return ((code >> TAP_BITS) - channel0) * plane + tap_offset[code & TAP_MASK] * samples;
       };
-      pack(input, x, g, item);
+      auto first_of = [&](int o, int64_t channel) {
+        return std::lower_bound(codes + rows[o], codes + rows[o + 1], channel << TAP_BITS) - codes;
+      };
+      pack(input + channel0 * in_plane, x, g, item);
       memset(x + g.channels * plane, 0, sizeof(E) * g.slack(samples));
       for (int o = o0; o < o1; o++) {
-        const int waiting = (o - o0) % together;
-        h.channels = std::min(together, o1 - o);
-        if (waiting == 0) pack(gradient + o * from_output, dy, h, item);
+        const int waiting = linear ? (o - o0) % g.line : 0;
         E* row = dy + waiting * h.plane(samples);
-        if (!g.linear) clear(row + used, lines * g.line - used);
+        if (linear) h.channels = std::min(g.line, o1 - o);
+        if (waiting == 0) pack(gradient + o * out_plane, dy, h, item);
+        if (!linear) clear(dy + used, lines * g.line - used);
+        const int64_t k = first_of(o, channel0), end = first_of(o, channel0 + g.channels);
         for (int64_t q = 0; q < lines; q += CHUNK)
-          dots_of_row<E>(x + q * g.line, row + q * g.line, std::min(CHUNK, lines - q), at, sums,
-                         rows[o], rows[o + 1]);
+          dots_of_row<E>(x + q * g.line, row + q * g.line, std::min(CHUNK, lines - q), at, sums, k,
+                         end);
       }
     }
   });
 }
 
 // Without taps, input and gradient play the same part in a dot product: the narrower one goes to
-// the scratch, which then holds more samples.
+// the scratch.
 template <class E>
 static void weight_gradient(const Layer& l, const Sizes& s, const Lists& lists, const E* input,
                             const E* gradient, float* grad, int threads) {
-  if (!is_pointwise(l) || l.in <= l.out)
-    return add_dots(grid_of_outputs<E>(l, s), lists.rows, lists.codes, input, gradient, grad,
-                    threads);
+  Layer part = l;  // as much of the source as goes to the scratch at a time
+  if (!s.linear) part.in = part.out = std::max(64, 256 / l.taps());
+  part.in = std::min(part.in, l.in), part.out = std::min(part.out, l.out);
+  if (!is_pointwise(l) || l.in <= l.out) {
+    Grid g = grid_of_outputs<E>(part, s);
+    g.channels = g.row_channels = l.in, g.out = l.out;
+    return add_dots(g, part.in, lists.rows, lists.codes, input, gradient, grad, threads);
+  }
+  Grid g = grid_of_inputs<E>(part, s);
+  g.channels = g.row_channels = l.out, g.out = l.in;
   Scratch<float> transposed(lists.live, 1);
   float* sums = transposed.of_this_thread();
-  add_dots(grid_of_inputs<E>(l, s), lists.columns, lists.transposed_codes, gradient, input, sums,
-           threads);
+  add_dots(g, part.out, lists.columns, lists.transposed_codes, gradient, input, sums, threads);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t j = 0; j < lists.live; j++) grad[lists.order[j]] = sums[j];
 }
