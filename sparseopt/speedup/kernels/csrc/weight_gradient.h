@@ -45,7 +45,15 @@ static void add_dots(const Grid& whole, int together, const int32_t* rows, const
   g.channels = together;
   const bool linear = g.linear;
   const int64_t blocks = g.blocks(), bands = g.bands();
-  const int64_t items = (whole.channels + together - 1) / together * bands * blocks;
+  const int groups = (whole.channels + together - 1) / together;  // of input channels
+  const int64_t items = groups * bands * blocks;
+  std::vector<int32_t> starts;  // of all groups in row 0, and its end; then of row 1
+  for (int o = 0; o < g.out; o++) {
+    int32_t k = rows[o];
+    for (int group = 0; group < groups; group++, starts.push_back(k))
+      while (k < rows[o + 1] && (int)(codes[k] >> TAP_BITS) < group * together) k++;
+    starts.push_back(rows[o + 1]);
+  }
   const int64_t in_plane = (int64_t)g.height * g.width * g.batch;
   const int64_t out_plane = linear ? 1 : g.out_plane();
   const int64_t* tap_offset = g.tap_offset.data();
@@ -62,7 +70,7 @@ static void add_dots(const Grid& whole, int together, const int32_t* rows, const
       Item item = {};
       item.sample0 = i % blocks * g.block, item.row0 = i / blocks % bands * g.band;
       item.samples = std::min(g.block, g.batch - item.sample0);
-      const int channel0 = i / blocks / bands * together;
+      const int group = i / blocks / bands, channel0 = group * together;
       g.channels = std::min(together, whole.channels - channel0);
       const int64_t samples = item.samples, plane = g.plane(samples);
       const int64_t used = (int64_t)g.band * g.packed_columns * samples;
@@ -70,9 +78,6 @@ static void add_dots(const Grid& whole, int together, const int32_t* rows, const
       auto at = [&](int64_t k) __attribute__((always_inline)) {
         const uint32_t code = codes[k];
         return ((code >> TAP_BITS) - channel0) * plane + tap_offset[code & TAP_MASK] * samples;
-      };
-      auto first_of = [&](int o, int64_t channel) {
-        return std::lower_bound(codes + rows[o], codes + rows[o + 1], channel << TAP_BITS) - codes;
       };
       pack(input + channel0 * in_plane, x, g, item);
       memset(x + g.channels * plane, 0, sizeof(E) * g.slack(samples));
@@ -82,10 +87,10 @@ static void add_dots(const Grid& whole, int together, const int32_t* rows, const
         if (linear) h.channels = std::min(g.line, o1 - o);
         if (waiting == 0) pack(gradient + o * out_plane, dy, h, item);
         if (!linear) clear(dy + used, lines * g.line - used);
-        const int64_t k = first_of(o, channel0), end = first_of(o, channel0 + g.channels);
+        const int32_t* k = starts.data() + (int64_t)o * (groups + 1) + group;
         for (int64_t q = 0; q < lines; q += CHUNK)
-          dots_of_row<E>(x + q * g.line, row + q * g.line, std::min(CHUNK, lines - q), at, sums, k,
-                         end);
+          dots_of_row<E>(x + q * g.line, row + q * g.line, std::min(CHUNK, lines - q), at, sums,
+                         k[0], k[1]);
       }
     }
   });
