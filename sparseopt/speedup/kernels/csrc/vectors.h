@@ -78,7 +78,10 @@ template <int N> INLINE void add_sums_of_lanes(Floats (&x)[N], float* out, int64
   float lanes[LANES];
   store(lanes, x[0]);
   UNROLL for (int i = N; i < LANES; i++) lanes[i % N] += lanes[i];
-  for (int64_t j = 0; j < count; j++) out[j] += lanes[j];
+  if (count == N)
+    UNROLL for (int j = 0; j < N; j++) out[j] += lanes[j];
+  else
+    for (int64_t j = 0; j < count; j++) out[j] += lanes[j];
 }
 
 // Rounds to nearest, ties to even. The bfloat16 is the high half of a lane; a NaN stays a NaN.

@@ -54,7 +54,7 @@ static void add_dots(const Grid& whole, int together, const int32_t* rows, const
       while (k < rows[o + 1] && (int)(codes[k] >> TAP_BITS) < group * together) k++;
     starts.push_back(rows[o + 1]);
   }
-  const int64_t in_plane = (int64_t)g.height * g.width * g.batch;
+  const int64_t in_plane = linear ? 1 : g.height * g.width * g.batch;
   const int64_t out_plane = linear ? 1 : g.out_plane();
   const int64_t* tap_offset = g.tap_offset.data();
   Grid h = g;  // of as many outputs as are transposed at a time
@@ -102,8 +102,8 @@ template <class E>
 static void weight_gradient(const Layer& l, const Sizes& s, const Lists& lists, const E* input,
                             const E* gradient, float* grad, int threads) {
   Layer part = l;  // as much of the source as goes to the scratch at a time
-  if (!s.linear) part.in = part.out = std::max(64, 256 / l.taps());
-  part.in = std::min(part.in, l.in), part.out = std::min(part.out, l.out);
+  const int most = std::max(64, 256 / l.taps());
+  part.in = std::min(most, l.in), part.out = std::min(most, l.out);
   if (!is_pointwise(l) || l.in <= l.out) {
     Grid g = grid_of_outputs<E>(part, s);
     g.channels = g.row_channels = l.in, g.out = l.out;
