@@ -29,6 +29,7 @@ def about_machine(threads: int) -> Record:
         "threads": threads,
         "machine": {
             "processor": processor_name(),
+            "generation": _generation(),
             "cores": os.cpu_count(),
             "flags": _flags(),
             "isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "native"),
@@ -46,11 +47,24 @@ def file_suffix(about: Record) -> str:
     return "".join(f"-{part}" for part in parts)
 
 
-def _flags() -> list[str]:
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
-    return sorted(FLAGS & set(next(lines, "").split()))
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _generation() -> str:
+    """Family and model; a virtual machine may call processors of all generations by one name."""
+    found = _cpuinfo()
+    numbers = (found.get("cpu family", ""), found.get("model", ""))
+    return "family {}, model {}".format(*numbers) if all(numbers) else ""
+
+
+def _flags() -> list[str]:
+    found = _cpuinfo()
+    return sorted(FLAGS & set((found.get("flags") or found.get("Features", "")).split()))
 
 
 def _peer_versions() -> dict[str, str]:

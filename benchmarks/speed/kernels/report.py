@@ -83,8 +83,9 @@ def machine_words(records: Sequence[Record]) -> str:
 def machine_of(record: Record) -> str:
     """The processor, its instructions, the versions of torch and of the kernels."""
     machine, versions = record["machine"], record["versions"]
+    words = ", ".join(filter(None, (machine["processor"], machine.get("generation"))))
     return (
-        f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['flags'])}), torch "
+        f"{words}, {machine['cores']} cores ({', '.join(machine['flags'])}), torch "
         f"{versions['torch']}, kernels `{record['kernels']}`"
     )
 

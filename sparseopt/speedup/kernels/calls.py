@@ -7,7 +7,6 @@ order: 1-D, float32, rounded to bfloat16 where the input is bfloat16. Sums are f
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -203,7 +202,7 @@ def conv2d(
     values, bias = _values(values, x, lists, layout), _bias(bias, layout[0])
     if y.numel():
         pixels = y.numel() // layout[0]
-        _run("conv2d", lists, layout, _sizes(x.shape, size), (x, values, bias, y), pixels)
+        _run("output", lists, layout, _sizes(x.shape, size), (x, values, bias, y), pixels)
     return y
 
 
@@ -218,7 +217,7 @@ def conv2d_input(
     if result.numel():
         sizes = _sizes((*grad.shape[:2], *size), grad.shape[2:])
         pixels = grad.numel() // layout[0]
-        _run("conv2d_input", lists, layout, sizes, (grad, values, result), pixels)
+        _run("input", lists, layout, sizes, (grad, values, result), pixels)
     return result
 
 
@@ -231,7 +230,7 @@ def conv2d_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
     if grad.numel():
         sizes = _sizes(x.shape, grad.shape[2:])
         pixels = grad.numel() // layout[0]
-        _run("conv2d_values", lists, layout, sizes, (x, grad, result), pixels)
+        _run("values", lists, layout, sizes, (x, grad, result), pixels)
     return result
 
 
@@ -245,7 +244,7 @@ def linear(
     values = _values(values, x, lists, layout)
     if y.numel():
         tokens = x.numel() // layout[1]
-        _run("linear", lists, layout, tokens, (x, values, bias, y), tokens)
+        _run("output", lists, layout, _sizes_of_linear(tokens), (x, values, bias, y), tokens)
     return y
 
 
@@ -257,7 +256,7 @@ def linear_input(grad: Tensor, values: Tensor, lists: Tensor, layout: Sequence[i
     values = _values(values, grad, lists, layout)
     if result.numel():
         tokens = grad.numel() // layout[0]
-        _run("linear_input", lists, layout, tokens, (grad, values, result), tokens)
+        _run("input", lists, layout, _sizes_of_linear(tokens), (grad, values, result), tokens)
     return result
 
 
@@ -269,7 +268,7 @@ def linear_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
     result = x.new_zeros(count_live(lists, layout), dtype=torch.float32)
     if x.numel():
         tokens = x.numel() // layout[1]
-        _run("linear_values", lists, layout, tokens, (x, grad, result), tokens)
+        _run("values", lists, layout, _sizes_of_linear(tokens), (x, grad, result), tokens)
     return result
 
 
@@ -295,7 +294,7 @@ def _run(
     name: str,
     lists: Tensor,
     layout: Sequence[int],
-    sizes: Any,
+    sizes: ctypes.Array[ctypes.c_int64],
     tensors: Sequence[Tensor | None],
     columns: int,
 ) -> None:
@@ -305,7 +304,7 @@ def _run(
         name: Its name there, without the prefix.
         lists: The live weights.
         layout: What they are laid out for.
-        sizes: The sizes that it takes: of maps, or a number of tokens.
+        sizes: Of the tensors.
         tensors: What it reads and, last, what it writes; the first has the number format.
         columns: How often each live weight is multiplied, which decides how many threads pay.
     """
@@ -359,8 +358,13 @@ def _lists(lists: Tensor, layout: Sequence[int]) -> tuple[int, int, ctypes.Array
     return lists.data_ptr(), count_live(lists, layout), layer_struct(layout)
 
 
-def _sizes(x: Sequence[int], out: Sequence[int]) -> ctypes.Array[ctypes.c_int]:
-    return (ctypes.c_int * 5)(x[0], x[2], x[3], *out)
+def _sizes(x: Sequence[int], out: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    """The ``Sizes`` of grid.h for an input (N, C, H, W) and an output (H', W')."""
+    return (ctypes.c_int64 * 6)(x[0], x[2], x[3], *out, False)
+
+
+def _sizes_of_linear(tokens: int) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * 6)(tokens, 1, 1, 1, 1, True)
 
 
 def _strides(weight: Tensor) -> ctypes.Array[ctypes.c_int64]:

@@ -70,6 +70,14 @@ def test_without_kernels_calls_say_why(fresh):
 @pytest.mark.slow
 @needs_processor
 @needs_compiler
+@pytest.mark.skipif(os.environ.get("SPARSEOPT_KERNELS") == "0", reason="kernels are turned off")
+@needs_processor
+def test_there_are_kernels_where_there_is_a_compiler():
+    # Without this, an error in the source would skip every test of them.
+    assert kernels.why_not() is None
+
+
+@needs_compiler
 def test_the_environment_chooses_an_instruction_set():
     assert ask(SPARSEOPT_KERNELS=(least := cpu.supported_variants(build.VARIANTS)[-1]))[:2] == (
         True,

@@ -80,6 +80,15 @@ def test_many_channels_make_many_bands(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("out", "channels"), [(20, 600), (600, 20), (300, 600)])
+@pytest.mark.parametrize("batch", [3, 32])
+def test_many_channels_of_single_pixels(batch, out, channels, dtype):
+    mask = torch.rand(out, channels, 1, 1) < 0.1
+    mask[::3] = False  # rows with none
+    compare(batch, channels, (9, 8), out, (1, 1), (1, 1), (0, 0), (1, 1), mask, dtype, "kernels")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_results_of_many_megabytes(dtype):
     mask = torch.rand(80, 4, 1, 1) < 0.5
     compare(32, 4, (32, 32), 80, (1, 1), (1, 1), (0, 0), (1, 1), mask, dtype, "kernels")

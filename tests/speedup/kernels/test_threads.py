@@ -112,6 +112,7 @@ class Features(torch.utils.data.Dataset):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")
 def test_workers_of_a_data_loader_compute(set_threads):
     set_threads(2)
     conv2d_products(64, torch.float32)

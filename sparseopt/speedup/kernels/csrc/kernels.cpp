@@ -1,13 +1,14 @@
 // The C interface: plain pointers and integers, called through ctypes. `layer` is struct Layer,
 // `sizes` struct Sizes; `half` says whether tensors are bfloat16 or float. `values` are the live
-// weights in row-major order, in the format of the tensors; gradients of them are float.
+// weights in row-major order, in the format of the tensors; gradients of them are float. A linear
+// layer is a convolution of maps of one pixel, in tensors [sample][channel].
 // Functions return 0, 1 where there is no memory, and 2 where positions are not ascending places.
 #include <new>
 #include "batch_norm.h"
 #include "dense_weights.h"
 #include "layouts.h"
-#include "linear.h"
 #include "sums.h"
+#include "weight_gradient.h"
 
 #define API extern "C" __attribute__((visibility("default")))
 #define LISTS int32_t *data, int64_t live, const Layer *layer
@@ -31,7 +32,7 @@ template <class E> static Scratch<E> transposed(const Lists& lists, const E* val
   return result;
 }
 
-API int sparseopt_version() { return 1; }
+API int sparseopt_version() { return 2; }
 
 API int sparseopt_build(const int64_t* positions, LISTS) {
   bool valid = true;
@@ -65,66 +66,33 @@ API int sparseopt_scatter(LISTS, const float* values, const int64_t* strides, in
   });
 }
 
-API int sparseopt_conv2d(LISTS, const Sizes* sizes, const void* x, const void* values,
+API int sparseopt_output(LISTS, const Sizes* sizes, const void* x, const void* values,
                          const float* bias, void* y, int half, int threads) {
   return run(half, [&](auto e) {
     using E = decltype(e);
     const Lists lists(data, live, *layer);
-    const Grid grid = grid_of_outputs<E>(*layer, *sizes, false);
-    convolve<E>({grid, lists.rows, lists.codes, (const E*)values, bias, (E*)y}, (const E*)x,
-                threads);
+    multiply<E>({grid_of_outputs<E>(*layer, *sizes), lists.rows, lists.codes, (const E*)values,
+                 bias, (E*)y}, (const E*)x, threads);
   });
 }
 
-API int sparseopt_conv2d_input(LISTS, const Sizes* sizes, const void* dy, const void* values,
-                               void* dx, int half, int threads) {
-  return run(half, [&](auto e) {
-    using E = decltype(e);
-    const Lists lists(data, live, *layer);
-    const Grid grid = grid_of_inputs<E>(*layer, *sizes);
-    const auto w = transposed(lists, (const E*)values, threads);
-    convolve<E>({grid, lists.columns, lists.transposed_codes, w.of_this_thread(), nullptr, (E*)dx},
-                (const E*)dy, threads);
-  });
-}
-
-API int sparseopt_conv2d_values(LISTS, const Sizes* sizes, const void* x, const void* dy,
-                                float* grad, int half, int threads) {
-  return run(half, [&](auto e) {
-    using E = decltype(e);
-    const Grid grid = grid_of_outputs<E>(*layer, *sizes, true);
-    convolution_weight_gradient(grid, {data, live, *layer}, (const E*)x, (const E*)dy, grad,
-                                threads);
-  });
-}
-
-API int sparseopt_linear(LISTS, int64_t tokens, const void* x, const void* values,
-                         const float* bias, void* y, int half, int threads) {
-  return run(half, [&](auto e) {
-    using E = decltype(e);
-    const Lists lists(data, live, *layer);
-    linear<E>({{}, lists.rows, lists.codes, (const E*)values, bias, (E*)y}, (const E*)x, tokens,
-              layer->in, layer->out, threads);
-  });
-}
-
-API int sparseopt_linear_input(LISTS, int64_t tokens, const void* dy, const void* values, void* dx,
-                               int half, int threads) {
+API int sparseopt_input(LISTS, const Sizes* sizes, const void* dy, const void* values, void* dx,
+                        int half, int threads) {
   return run(half, [&](auto e) {
     using E = decltype(e);
     const Lists lists(data, live, *layer);
     const auto w = transposed(lists, (const E*)values, threads);
-    linear<E>({{}, lists.columns, lists.transposed_codes, w.of_this_thread(), nullptr, (E*)dx},
-              (const E*)dy, tokens, layer->out, layer->in, threads);
+    multiply<E>({grid_of_inputs<E>(*layer, *sizes), lists.columns, lists.transposed_codes,
+                 w.of_this_thread(), nullptr, (E*)dx}, (const E*)dy, threads);
   });
 }
 
-API int sparseopt_linear_values(LISTS, int64_t tokens, const void* x, const void* dy, float* grad,
-                                int half, int threads) {
+API int sparseopt_values(LISTS, const Sizes* sizes, const void* x, const void* dy, float* grad,
+                         int half, int threads) {
   return run(half, [&](auto e) {
     using E = decltype(e);
-    linear_weight_gradient({data, live, *layer}, (const E*)x, (const E*)dy, tokens, layer->in,
-                           layer->out, grad, threads);
+    weight_gradient(*layer, *sizes, {data, live, *layer}, (const E*)x, (const E*)dy, grad,
+                    threads);
   });
 }
 

@@ -2,6 +2,7 @@
 // vector of floats, or one of pairs of bfloat16. Sums are always float: a line of bfloat16 needs
 // two vectors of sums, one for the even and one for the odd elements.
 #pragma once
+#include <algorithm>
 #include "vectors.h"
 
 template <class E> struct Line;
@@ -32,6 +33,12 @@ template <> struct Line<bf16> {
   INLINE Floats dot(Floats sum, Floats a, const bf16* p) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)_mm512_loadu_si512(p));
   }
+  INLINE Floats rounded(const Floats* sum) {
+    const Words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const __m512i order = (__m512i)(lane | (lane + 16) << 16);  // even elements come first
+    const auto halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)sum[1], (__m512)sum[0]);
+    return (Floats)_mm512_permutexvar_epi16(order, halves);
+  }
 #else
   struct Weight { Floats w; };
   INLINE Floats even(Floats x) { return (Floats)((Words)x << 16); }
@@ -46,10 +53,10 @@ template <> struct Line<bf16> {
     Floats x = load(p);
     return sum + even(a) * even(x) + odd(a) * odd(x);
   }
-#endif
   INLINE Floats rounded(const Floats* sum) {
     return (Floats)((round_to_bf16(sum[0]) >> 16) | (round_to_bf16(sum[1]) & 0xffff0000));
   }
+#endif
 };
 
 // sum[t] += w[k] * line t at the place of k, for all live weights k of one row of a list.
@@ -82,27 +89,27 @@ INLINE void accumulate(Floats (&sum)[LINES][Line<E>::sums], const E* block, int6
 }
 
 // grad[k + j] += the dot product of `lines` lines of the output's gradient with those of the input
-// at the place of weight k + j. STREAMS products share every line of the gradient.
+// at the place of weight k + j, for `count` weights. STREAMS products share every line of the
+// gradient; those too many repeat the last one.
 template <class E, int STREAMS, class At>
-INLINE void dots(const E* block, const E* gradient, int64_t lines, At at, float* grad, int64_t k) {
+INLINE void dots(const E* block, const E* gradient, int64_t lines, At at, float* grad, int64_t k,
+                 int64_t count) {
   using L = Line<E>;
   const E* p[STREAMS];
   Floats sum[STREAMS] = {};
-  UNROLL for (int j = 0; j < STREAMS; j++) p[j] = block + at(k + j);
+  UNROLL for (int j = 0; j < STREAMS; j++) p[j] = block + at(k + std::min<int64_t>(j, count - 1));
   for (int64_t t = 0; t < lines * L::elements; t += L::elements) {
     Floats g = load(gradient + t);
     UNROLL for (int j = 0; j < STREAMS; j++) sum[j] = L::dot(sum[j], g, p[j] + t);
   }
-  if constexpr (STREAMS >= 4)
-    UNROLL for (int j = 0; j < STREAMS; j += 4) add_sums_of_lanes(sum + j, grad + k + j);
-  else
-    grad[k] += sum_of_lanes(sum[0]);
+  add_sums_of_lanes(sum, grad + k, count);
 }
 
 template <class E, class At>
 static void dots_of_row(const E* block, const E* gradient, int64_t lines, At at, float* grad,
                         int64_t k, int64_t end) {
-  for (; k + 8 <= end; k += 8) dots<E, 8>(block, gradient, lines, at, grad, k);
-  for (; k + 4 <= end; k += 4) dots<E, 4>(block, gradient, lines, at, grad, k);
-  for (; k < end; k++) dots<E, 1>(block, gradient, lines, at, grad, k);
+  constexpr int streams = LANES < 8 ? 4 : 8;
+  for (; k + 4 < end; k += streams)
+    dots<E, streams>(block, gradient, lines, at, grad, k, std::min<int64_t>(streams, end - k));
+  if (k < end) dots<E, 4>(block, gradient, lines, at, grad, k, end - k);
 }

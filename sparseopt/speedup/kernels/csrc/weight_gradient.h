@@ -2,11 +2,11 @@
 // and groups of the outputs. The parts depend on the shape alone and are added in order, so that
 // the sums are the same for every number of threads; only the groups follow the threads.
 #pragma once
-#include "convolution.h"
+#include "product.h"
 
 constexpr int MAX_PARTS = 8;
 constexpr int64_t MAX_PARTIAL_SUMS = 4 << 20;  // of all parts together: 16 MB
-constexpr int64_t CHUNK = 48;                  // lines of a dot product before its lanes are added
+constexpr int64_t CHUNK = 128;                 // lines of a dot product before its lanes are added
 
 // work(part, parts, first output, last output, sums of all live weights)
 template <class Work>
@@ -35,43 +35,85 @@ static void in_parts(const int32_t* rows, int out, int64_t items, float* grad, i
   }
 }
 
-// The output's gradient goes to a scratch of its own, on the grid of the packed input. It is zero
-// in the columns that lie in the right-hand padding, so that they add nothing.
+// A scratch holds `together` channels of the input: the fewer they are, the more lines a product
+// has. The output's gradient goes to a scratch of its own, on the grid of the packed input. It is
+// zero in the columns that lie in the right-hand padding, so that they add nothing.
 template <class E>
-static void convolution_weight_gradient(const Grid& g, const Lists& lists, const E* input,
-                                        const E* gradient, float* grad, int threads) {
-  constexpr int elements = Line<E>::elements;
-  const int64_t items = (int64_t)g.blocks() * g.bands();
-  const int64_t out_plane = (int64_t)g.out_height * g.out_width * g.batch;
-  const int64_t band = (int64_t)g.band * g.packed_columns;
-  const int64_t longest = (band * g.block + elements - 1) / elements * elements;
-  Grid h = g;
-  h.channels = 1, h.height = g.out_height, h.width = g.out_width, h.pad_h = h.pad_w = 0;
-  h.step_h = h.step_w = h.phases_h = h.phases_w = 1, h.packed_rows = g.band;
-  Scratch<E> inputs(g.packed(g.block) + g.slack(g.block), threads);
-  Scratch<E> gradients(g.out * longest, threads);
-  in_parts(lists.rows, g.out, items, grad, threads,
-           [&](int part, int parts, int o0, int o1, float* sums) {
+static void add_dots(const Grid& whole, int together, const int32_t* rows, const uint32_t* codes,
+                     const E* input, const E* gradient, float* grad, int threads) {
+  Grid g = whole;
+  g.channels = together;
+  const bool linear = g.linear;
+  const int64_t blocks = g.blocks(), bands = g.bands();
+  const int groups = (whole.channels + together - 1) / together;  // of input channels
+  const int64_t items = groups * bands * blocks;
+  std::vector<int32_t> starts;  // of all groups in row 0, and its end; then of row 1
+  for (int o = 0; o < g.out; o++) {
+    int32_t k = rows[o];
+    for (int group = 0; group < groups; group++, starts.push_back(k))
+      while (k < rows[o + 1] && (int)(codes[k] >> TAP_BITS) < group * together) k++;
+    starts.push_back(rows[o + 1]);
+  }
+  const int64_t in_plane = linear ? 1 : g.height * g.width * g.batch;
+  const int64_t out_plane = linear ? 1 : g.out_plane();
+  const int64_t* tap_offset = g.tap_offset.data();
+  Grid h = g;  // of as many outputs as are transposed at a time
+  h.channels = linear ? g.line : 1, h.row_channels = g.out;
+  h.height = g.out_height, h.width = g.out_width, h.packed_rows = g.band;
+  h.pad_h = h.pad_w = 0, h.step_h = h.step_w = h.phases_h = h.phases_w = 1;
+  Scratch<E> inputs(g.channels * g.plane(g.block) + g.slack(g.block), threads);
+  Scratch<E> gradients(h.channels * h.plane(g.block) + g.line, threads);
+  in_parts(rows, g.out, items, grad, threads,
+           [&, g, h](int part, int parts, int o0, int o1, float* sums) mutable {
     E *x = inputs.of_this_thread(), *dy = gradients.of_this_thread();
-    for (int64_t item = items * part / parts; item < items * (part + 1) / parts; item++) {
-      const int sample0 = item / g.bands() * g.block, row0 = item % g.bands() * g.band;
-      const int samples = std::min(g.block, g.batch - sample0);
-      pack(input, x, g, sample0, samples, row0);
-      memset(x + g.packed(samples), 0, sizeof(E) * g.slack(samples));
-      const int64_t used = band * samples, lines = (used + elements - 1) / elements;
-      for (int o = o0; o < o1; o++) {
-        E* row = dy + o * lines * elements;
-        pack(gradient + o * out_plane, row, h, sample0, samples, row0);
-        memset(row + used, 0, sizeof(E) * (lines * elements - used));
-      }
+    for (int64_t i = items * part / parts; i < items * (part + 1) / parts; i++) {
+      Item item = {};
+      item.sample0 = i % blocks * g.block, item.row0 = i / blocks % bands * g.band;
+      item.samples = std::min(g.block, g.batch - item.sample0);
+      const int group = i / blocks / bands, channel0 = group * together;
+      g.channels = std::min(together, whole.channels - channel0);
+      const int64_t samples = item.samples, plane = g.plane(samples);
+      const int64_t used = (int64_t)g.band * g.packed_columns * samples;
+      const int64_t lines = (used + g.line - 1) / g.line;
       auto at = [&](int64_t k) __attribute__((always_inline)) {
-        const uint32_t code = lists.codes[k];
-        return ((code >> TAP_BITS) * g.plane() + g.tap_offset[code & TAP_MASK]) * samples;
+        const uint32_t code = codes[k];
+        return ((code >> TAP_BITS) - channel0) * plane + tap_offset[code & TAP_MASK] * samples;
       };
-      for (int64_t q = 0; q < lines; q += CHUNK)
-        for (int o = o0; o < o1; o++)
-          dots_of_row<E>(x + q * elements, dy + (o * lines + q) * elements,
-                         std::min(CHUNK, lines - q), at, sums, lists.rows[o], lists.rows[o + 1]);
+      pack(input + channel0 * in_plane, x, g, item);
+      memset(x + g.channels * plane, 0, sizeof(E) * g.slack(samples));
+      for (int o = o0; o < o1; o++) {
+        const int waiting = linear ? (o - o0) % g.line : 0;
+        E* row = dy + waiting * h.plane(samples);
+        if (linear) h.channels = std::min(g.line, o1 - o);
+        if (waiting == 0) pack(gradient + o * out_plane, dy, h, item);
+        if (!linear) clear(dy + used, lines * g.line - used);
+        const int32_t* k = starts.data() + (int64_t)o * (groups + 1) + group;
+        for (int64_t q = 0; q < lines; q += CHUNK)
+          dots_of_row<E>(x + q * g.line, row + q * g.line, std::min(CHUNK, lines - q), at, sums,
+                         k[0], k[1]);
+      }
     }
   });
+}
+
+// Without taps, input and gradient play the same part in a dot product: the narrower one goes to
+// the scratch.
+template <class E>
+static void weight_gradient(const Layer& l, const Sizes& s, const Lists& lists, const E* input,
+                            const E* gradient, float* grad, int threads) {
+  Layer part = l;  // as much of the source as goes to the scratch at a time
+  const int most = std::max(64, 256 / l.taps());
+  part.in = std::min(most, l.in), part.out = std::min(most, l.out);
+  if (!is_pointwise(l) || l.in <= l.out) {
+    Grid g = grid_of_outputs<E>(part, s);
+    g.channels = g.row_channels = l.in, g.out = l.out;
+    return add_dots(g, part.in, lists.rows, lists.codes, input, gradient, grad, threads);
+  }
+  Grid g = grid_of_inputs<E>(part, s);
+  g.channels = g.row_channels = l.out, g.out = l.in;
+  Scratch<float> transposed(lists.live, 1);
+  float* sums = transposed.of_this_thread();
+  add_dots(g, part.out, lists.columns, lists.transposed_codes, gradient, input, sums, threads);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t j = 0; j < lists.live; j++) grad[lists.order[j]] = sums[j];
 }

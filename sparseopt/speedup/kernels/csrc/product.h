@@ -1,5 +1,4 @@
-// Convolution: forward, gradient of the input (the same with the transposed lists), gradient of the
-// live weights.
+// Forward, and the gradient of the input, which is the same with the transposed lists.
 #pragma once
 #include <omp.h>
 #include <memory>
@@ -19,7 +18,7 @@ template <class E> struct Scratch {
 };
 
 template <class E> struct Pass {
-  const Grid grid;        // empty in linear layers
+  const Grid grid;
   const int32_t* rows;    // of the lists of this pass, phase after phase of the destination
   const uint32_t* codes;
   const E* weights;       // in the order of `codes`
@@ -46,16 +45,10 @@ INLINE int64_t destination(const Grid& g, int row, int column, int phase) {
   return ((int64_t)y * g.out_width + x) * g.batch;
 }
 
-struct Item {
-  int sample0, samples, row0, rows, phase, out0, out1;
-  bool past_caches;
-};
-
 template <class E, int LINES, int ROWS>
 static void aim(Target<E, LINES>& target, const Grid& g, const Item& item, int row, int64_t start) {
   constexpr int columns = LINES / ROWS, elements = Line<E>::elements;
-  const int samples = item.samples;
-  const int64_t row_size = (int64_t)g.packed_columns * samples;
+  const int64_t samples = item.samples, row_size = g.packed_columns * samples;
   auto place = [&](int64_t row, int64_t element) {
     if (row >= item.rows) return int64_t(-1);
     const int64_t to = destination(g, item.row0 + row, element / samples, item.phase);
@@ -70,7 +63,6 @@ static void aim(Target<E, LINES>& target, const Grid& g, const Item& item, int r
     return;
   }
   // Flat tiles only. A piece ends with the pixel, or with the row where pixels lie side by side.
-  target.count = 0;
   const bool joined = samples == g.batch && g.out_step_w == 1;
   for (int64_t q = start, end = start + target.size; q < end;) {
     const int64_t y = q / row_size, element = q % row_size, sample = element % samples;
@@ -87,10 +79,10 @@ static void aim(Target<E, LINES>& target, const Grid& g, const Item& item, int r
 template <class E, int LINES, int ROWS>
 static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int row, int64_t start) {
   using L = Line<E>;
+  constexpr int side = L::elements, size = LINES * side;
   const Grid& g = pass.grid;
   const int64_t samples = item.samples, row_size = g.packed_columns * samples;
-  const int64_t plane = g.plane() * samples;
-  const int64_t out_plane = (int64_t)g.out_height * g.out_width * g.batch;
+  const int64_t plane = g.plane(samples), out_plane = g.out_plane();
   const int64_t* tap_offset = g.tap_offset.data();
   const int32_t* rows = pass.rows + (int64_t)item.phase * g.out;
   auto at = [&](int64_t k) __attribute__((always_inline)) {
@@ -98,8 +90,8 @@ static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int ro
     return (code >> TAP_BITS) * plane + tap_offset[code & TAP_MASK] * samples;
   };
   Target<E, LINES> target;
-  aim<E, LINES, ROWS>(target, g, item, row, start);
-  alignas(64) E buffer[target.size];
+  if (!g.linear) aim<E, LINES, ROWS>(target, g, item, row, start);
+  alignas(64) E buffer[side * size];  // of as many outputs as are transposed at a time
   for (int o = item.out0; o < item.out1; o++) {
     Floats sum[LINES][L::sums];
     const Floats bias = broadcast(pass.bias ? pass.bias[o] : 0.f);
@@ -108,19 +100,24 @@ static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int ro
     accumulate<E, LINES, ROWS>(sum, scratch + row * row_size + start, row_size, at, pass.weights,
                                rows[o], rows[o + 1]);
     E* out = pass.out + o * out_plane;
-    if (item.samples % L::elements == 0) {
+    if (!g.linear && samples % side == 0) {
       UNROLL for (int t = 0; t < LINES; t++) {
         if (target.line[t] < 0) continue;
         if (item.past_caches) store_past_caches(out + target.line[t], L::rounded(sum[t]));
         else store(out + target.line[t], L::rounded(sum[t]));
       }
-    } else {
-      UNROLL for (int t = 0; t < LINES; t++)
-        store(buffer + t * L::elements, L::rounded(sum[t]));
+      continue;
+    }
+    const int waiting = g.linear ? (o - item.out0) % side : 0;
+    UNROLL for (int t = 0; t < LINES; t++)
+      store(buffer + waiting * size + t * side, L::rounded(sum[t]));
+    if (!g.linear)
       for (int i = 0; i < target.count; i++)
         memcpy(out + target.pieces[i].to, buffer + target.pieces[i].from,
                sizeof(E) * target.pieces[i].count);
-    }
+    else if (waiting == side - 1 || o == item.out1 - 1)
+      from_lines(buffer, size, std::min<int64_t>(size, samples - start), waiting + 1,
+                 pass.out + (item.sample0 + start) * g.out + o - waiting, g.out);
   }
 }
 
@@ -128,8 +125,8 @@ static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int ro
 template <class E, int LINES, int ROWS>
 static void tiles(const Pass<E>& pass, const Item& item, const E* scratch) {
   const Grid& g = pass.grid;
-  const int64_t width = (int64_t)g.columns * item.samples;
-  const int64_t above = (int64_t)(item.rows - 1) * g.packed_columns * item.samples;
+  const int64_t width = g.columns * item.samples;
+  const int64_t above = (item.rows - 1) * g.packed_columns * item.samples;
   const int64_t length = ROWS > 1 ? width : above + width;
   for (int row = 0; row < (ROWS > 1 ? item.rows : 1); row += ROWS)
     for (int64_t q = 0; q < length; q += LINES / ROWS * Line<E>::elements)
@@ -141,11 +138,13 @@ template <class E> static void best_tiles(const Pass<E>& pass, const Item& item,
   using L = Line<E>;
   const Grid& g = pass.grid;
   auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b * b; };
-  const int64_t flat = (int64_t)item.rows * g.packed_columns * item.samples / L::elements;
+  const int64_t pixels = (item.rows - 1) * g.packed_columns + g.columns;
+  const int64_t flat = up(pixels * item.samples, g.line) / g.line;
+  if (flat <= 1) return tiles<E, 1, 1>(pass, item, scratch);
   if (flat <= 2) return tiles<E, 2, 1>(pass, item, scratch);
   if (flat <= 4) return tiles<E, 4, 1>(pass, item, scratch);
-  if (item.samples % L::elements == 0) {
-    const int64_t width = (int64_t)g.columns * item.samples / L::elements;
+  if (item.samples % g.line == 0 && !g.linear) {
+    const int64_t width = g.columns * item.samples / g.line;
     const int64_t two = up(item.rows, 2) * up(width, L::tile / 2);
     const int64_t four = up(item.rows, 4) * up(width, L::tile / 4);
     if (.9 * four < flat && four <= two) return tiles<E, L::tile, 4>(pass, item, scratch);
@@ -155,24 +154,25 @@ template <class E> static void best_tiles(const Pass<E>& pass, const Item& item,
 }
 
 // Threads take (samples, band, part of the outputs); what one computes depends on no other.
-template <class E> static void convolve(const Pass<E>& pass, const E* source, int threads) {
+template <class E> static void multiply(const Pass<E>& pass, const E* source, int threads) {
   const Grid& g = pass.grid;
-  const int bands = g.bands(), items = g.blocks() * bands;
-  const int wanted = threads == 1 ? 1 : (2 * threads + items - 1) / items;
-  const int parts = std::max(1, std::min(g.out, wanted)), phases = g.out_step_h * g.out_step_w;
-  const int64_t bytes = (int64_t)g.out * g.out_height * g.out_width * g.batch * sizeof(E);
-  const bool aligned = g.batch % Line<E>::elements == 0 && (uintptr_t)pass.out % 64 == 0;
-  Scratch<E> scratches(g.packed(g.block) + g.slack(g.block), threads);
+  const int64_t bands = g.bands(), items = g.blocks() * bands;
+  const int64_t wanted = threads == 1 ? 1 : (2 * threads + items - 1) / items;
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(g.out, wanted));
+  const int phases = g.out_step_h * g.out_step_w;
+  const int64_t bytes = g.out * g.out_plane() * sizeof(E);
+  const bool aligned = g.batch % g.line == 0 && (uintptr_t)pass.out % 64 == 0;
+  Scratch<E> scratches(g.channels * g.plane(g.block) + g.slack(g.block), threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < (int64_t)items * parts; i++) {
+  for (int64_t i = 0; i < items * parts; i++) {
     Item item;
-    const int64_t part = i % parts, block = i / parts / bands;
+    const int64_t part = i % parts, block = i / parts % g.blocks(), band = i / parts / g.blocks();
     item.sample0 = block * g.block, item.samples = std::min(g.block, g.batch - item.sample0);
-    item.row0 = i / parts % bands * g.band, item.rows = std::min(g.band, g.rows - item.row0);
+    item.row0 = band * g.band, item.rows = std::min(g.band, g.rows - item.row0);
     item.out0 = g.out * part / parts, item.out1 = g.out * (part + 1) / parts;
     item.past_caches = aligned && bytes >= LARGE_BYTES;
     E* scratch = scratches.of_this_thread();
-    pack(source, scratch, g, item.sample0, item.samples, item.row0);
+    pack(source, scratch, g, item);
     for (item.phase = 0; item.phase < phases; item.phase++) best_tiles(pass, item, scratch);
   }
 }

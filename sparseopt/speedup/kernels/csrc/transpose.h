@@ -1,0 +1,75 @@
+// From [sample][channel], as a linear layer's tensors are, to lines of samples and back: squares of
+// elements, transposed in registers.
+#pragma once
+#include "lines.h"
+
+INLINE Floats load_some(const void* p, int bytes) {
+  Floats x = {};
+  memcpy(&x, p, bytes);
+  return x;
+}
+INLINE void exchange_halves(Floats& a, Floats& b) {  // of 16 bits: (a0 a1, b0 b1) -> (a0 b0, a1 b1)
+  const Words x = (Words)a, y = (Words)b;
+  a = (Floats)((x & 0xffff) | (y << 16)), b = (Floats)((x >> 16) | (y & 0xffff0000));
+}
+
+// Transposes a square of as many elements as a line has. Rows and columns that do not exist are
+// zero on the way to lines, and not written on the way back. Lines themselves are always whole.
+// A line of bfloat16 holds token i in the low half of lane i and token LANES + i in the high half:
+// two transpositions of 32-bit lanes and one exchange of halves, in this order or back.
+template <class E, bool TO_LINES, bool WHOLE>
+INLINE void turn(const E* from, int64_t from_row, int rows, int columns, E* to, int64_t to_row) {
+  constexpr int side = Line<E>::elements, pieces = Line<E>::sums;
+  Floats x[pieces][LANES];
+  UNROLL for (int i = 0; i < pieces; i++)
+    UNROLL for (int a = 0; a < LANES; a++) {
+      const int row = TO_LINES ? i * LANES + a : a * pieces + i;
+      if (WHOLE) x[i][a] = load(from + row * from_row);
+      else if (row >= rows) x[i][a] = Floats{};
+      else if (TO_LINES) x[i][a] = load_some(from + row * from_row, columns * sizeof(E));
+      else x[i][a] = load(from + row * from_row);
+    }
+  if constexpr (pieces == 2 && !TO_LINES)
+    UNROLL for (int a = 0; a < LANES; a++) exchange_halves(x[0][a], x[1][a]);
+  UNROLL for (int i = 0; i < pieces; i++) transpose(x[i]);
+  if constexpr (pieces == 2 && TO_LINES)
+    UNROLL for (int a = 0; a < LANES; a++) exchange_halves(x[0][a], x[1][a]);
+  UNROLL for (int i = 0; i < pieces; i++)
+    UNROLL for (int a = 0; a < LANES; a++) {
+      const int row = TO_LINES ? a * pieces + i : i * LANES + a;
+      if (WHOLE) store(to + row * to_row, x[i][a]);
+      else if (row < columns)
+        memcpy(to + row * to_row, &x[i][a], sizeof(E) * (TO_LINES ? side : rows));
+    }
+}
+
+template <class E, bool TO_LINES>
+static void turn_square(const E* from, int64_t from_row, int64_t rows, int64_t columns, E* to,
+                        int64_t to_row) {
+  constexpr int64_t side = Line<E>::elements;
+  if (rows >= side && columns >= side)
+    turn<E, TO_LINES, true>(from, from_row, side, side, to, to_row);
+  else
+    turn<E, TO_LINES, false>(from, from_row, std::min(rows, side), std::min(columns, side), to,
+                             to_row);
+}
+
+// `channels` channels of `samples` samples, each in a row of `row` elements, to lines of samples:
+// each channel in a row of `plane` elements.
+template <class E>
+static void to_lines(const E* from, int64_t row, int64_t samples, int channels, E* to,
+                     int64_t plane) {
+  constexpr int side = Line<E>::elements;
+  for (int c = 0; c < channels; c += side)
+    for (int64_t s = 0; s < samples; s += side)
+      turn_square<E, true>(from + s * row + c, row, samples - s, channels - c, to + c * plane + s,
+                           plane);
+}
+
+// The other way, for as many channels as a line has elements at most.
+template <class E>
+static void from_lines(const E* from, int64_t plane, int64_t samples, int channels, E* to,
+                       int64_t row) {
+  for (int64_t s = 0; s < samples; s += Line<E>::elements)
+    turn_square<E, false>(from + s, plane, channels, samples - s, to + s * row, row);
+}
