@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from sparseopt import SparseOptimizer
+from sparseopt import SparseOptimizer, speed_up
 from tests.oracle.distributions import erk_densities
+from tests.speedup.kernels.dense import needs_kernels
 from tests.support.wrapping import wrap
 
 LSTM_LAYERS = ["embed.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight"]
@@ -304,6 +305,16 @@ def test_selection_holds_for_param_groups_that_come_later():
     twin = copy.deepcopy(optimizer)
     assert names(twin) == LSTM_LAYERS[1:]
     assert names(pickle.loads(pickle.dumps(optimizer))) == LSTM_LAYERS[1:]
+
+
+@needs_kernels
+def test_speed_up_names_the_sparse_weights_that_no_kernel_is_for():
+    model = LanguageModel()
+    optimizer = wrap(model, sparse={"*": True})
+    with speed_up(model, optimizer) as handle:
+        train(optimizer, lambda: lm_loss(model), steps=1)
+        assert "run dense: embed.weight, lstm.weight_ih_l0, lstm.weight_hh_l0" in handle.report
+        assert "head.weight" not in handle.report
 
 
 def test_init_takes_patterns_the_named_ones_first():

@@ -27,15 +27,23 @@ _OWN = {
 _HEADER = ("layer", "input", "density", "dense ms", "other ms", "chosen", "why")
 
 
-def report_text(status: str, plan: Plan, measured: Sequence[Measured]) -> str:
+def report_text(
+    status: str, plan: Plan, measured: Sequence[Measured], unknown: Sequence[str] = ()
+) -> str:
     """Return a text: what holds now, the times of whole passes, a table by layer, and the rest.
 
     Args:
         status: one sentence.
         plan: what holds.
         measured: what led to it; nothing, where the user passed the plan.
+        unknown: names of sparse weights that no kernel computes with, whatever is chosen.
     """
     parts = [status]
+    if unknown:
+        parts.append(
+            f"no kernel is for the modules of these sparse weights, which run dense: "
+            f"{', '.join(unknown)}"
+        )
     parts += [_about_model(one) for one in measured if one.model]
     rows = [
         _row(times, plan, _reason(times, plan, one)) for one in measured for times in one.layers

@@ -198,7 +198,14 @@ class SpeedUp:
     @property
     def report(self) -> str:
         """What was timed, what was chosen, and why, of the whole model and in a table by layer."""
-        return report_text(self._status, self._plan, list(self._measured.values()))
+        optimizer = self._optimizer()
+        known = set(self._layers.values())
+        unknown = [
+            layer.name
+            for layer in (() if optimizer is None else optimizer.layers)
+            if layer not in known and not layer.is_dense
+        ]
+        return report_text(self._status, self._plan, list(self._measured.values()), unknown)
 
     def measure(self, *args: Any, **kwargs: Any) -> None:
         """Measure now, as at the first training pass of the model.
