@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.cifar.records import ResultsError, append_result
 from benchmarks.cifar.report import write_report
+from benchmarks.cifar.report.figures import against_flops
 from benchmarks.cifar.report.results import group_by_protocol
 from benchmarks.cifar.report.writing import Figures, group_lines
 from tests.benchmarks.report_records import record, with_masks
@@ -100,6 +101,21 @@ def test_a_short_protocol_says_how_long_a_full_run_would_take():
     # 88,000 steps of 90 s / 60 are 132,000 s.
     assert "88,000 steps of a full run on this machine: Dense 36 h 40 min, " in text
     assert "Projected" not in text_of(lines_of_accuracies())
+
+
+def test_training_time_is_told_where_runs_recorded_their_cpu_time():
+    lines = lines_of_accuracies()
+    for line in lines:
+        is_dense = line["run"]["method"] == "dense"
+        line["cpu"] = {"seconds": 1.0, "quiet_ms_a_step": 500.0 if is_dense else 200.0}
+    text = text_of(lines)
+    assert rows(text, "Cost and exploration")["RigL"]["CPU ms a step, quiet"] == "200"
+    (group,) = group_by_protocol(lines)
+    rigl = next(one for one in group.variants if one.method == "rigl")
+    assert group.training_time(rigl) == pytest.approx(0.4)
+    axes = [axes.get_xlabel() for axes in against_flops(group).axes]
+    assert "measured training time, multiple of dense" in axes
+    assert "quiet" not in text_of(lines_of_accuracies())
 
 
 def test_longer_training_and_the_run_that_masks_came_from_count_as_training_flops():

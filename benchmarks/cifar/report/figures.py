@@ -81,12 +81,16 @@ def against_density(group: Group) -> Figure:
 
 
 def against_flops(group: Group) -> Figure:
-    """A row for each init; left over FLOPs of the training, right over those of an inference."""
+    """A row for each init; over FLOPs of the training, of an inference, and over training time."""
     places: dict[str, Place] = {
         "training FLOPs, multiple of dense": group.training_flops,
         "inference FLOPs, multiple of dense": group.inference_flops,
     }
-    return _against(group, "Test accuracy against FLOPs", places, group.variants)
+    heading = "Test accuracy against FLOPs"
+    if all(group.training_time(variant) for variant in group.variants):
+        heading += " and time"
+        places["measured training time, multiple of dense"] = group.training_time
+    return _against(group, heading, places, group.variants)
 
 
 def against_time(group: Group, times: Times) -> Figure | None:

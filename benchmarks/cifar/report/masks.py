@@ -75,6 +75,7 @@ def densities(group: Group) -> list[float]:
 def cost_table(group: Group) -> list[str]:
     """Sizes, validation accuracy, measured training FLOPs, mask updates and time."""
     rows = []
+    quiet = {variant: group.quiet_step(variant) for variant in group.variants}
     for variant in group.variants:
         record = group.of(variant)[0]
         sizes, updates = record["parameters"], record["updates"]
@@ -93,7 +94,12 @@ def cost_table(group: Group) -> list[str]:
                 "seconds a step": f"{_seconds_a_step(group, variant):.3g}",
             }
         )
-    return [*table_of(rows), *note("wall"), *projection(group)]
+        if any(quiet.values()):
+            rows[-1]["CPU ms a step, quiet"] = (
+                f"{quiet[variant]:.0f}" if quiet[variant] else MISSING
+            )
+    quietest = note("quiet") if any(quiet.values()) else []
+    return [*table_of(rows), *note("wall"), *quietest, *projection(group)]
 
 
 def projection(group: Group) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -155,14 +155,38 @@ class Group:
         """
         ratio = self.mean(variant, f"flops.{kind}") / self.mean(variant, "flops.dense_train")
         recipe = RECIPES.get(variant.method)
-        if recipe is None:
-            return ratio
-        ratio *= recipe.length
-        if recipe.masks_from is None:
-            return ratio
-        source = Variant(recipe.masks_from, variant.init, variant.density, variant.settings)
-        before = self.training_flops(source, kind) if source in self else None
+        if recipe is not None:
+            ratio *= recipe.length
+        before = self._before(variant, lambda source: self.training_flops(source, kind))
         return None if before is None else ratio + before
+
+    def quiet_step(self, variant: Variant) -> float | None:
+        """CPU milliseconds of a training step in a run's quietest epoch, mean over the seeds.
+
+        None where a run did not record them, as the first ones did not.
+        """
+        times = [run.get("cpu", {}).get("quiet_ms_a_step") for run in self.of(variant)]
+        return None if None in times or not times else fmean(times)
+
+    def training_time(self, variant: Variant) -> float | None:
+        """CPU time of the whole training as a multiple of the dense network's; None if unknown.
+
+        As with FLOPs, that of a run that masks came from is part of it.
+        """
+        dense = self.dense()
+        step, full = self.quiet_step(variant), None if dense is None else self.quiet_step(dense)
+        before = self._before(variant, self.training_time)
+        if dense is None or step is None or full is None or before is None:
+            return None
+        return before + step * self.mean(variant, "steps") / (full * self.mean(dense, "steps"))
+
+    def _before(self, variant: Variant, cost: Callable[[Variant], float | None]) -> float | None:
+        """The cost of the run that masks came from: 0 without one, None where it isn't here."""
+        recipe = RECIPES.get(variant.method)
+        if recipe is None or recipe.masks_from is None:
+            return 0.0
+        source = Variant(recipe.masks_from, variant.init, variant.density, variant.settings)
+        return cost(source) if source in self else None
 
     def dense(self) -> Variant | None:
         """The dense network, if it was trained."""
