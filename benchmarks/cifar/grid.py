@@ -99,7 +99,10 @@ DENSE_RUN = RunSpec(DENSE, None, None, 0)
 
 
 def _pairs(table: Any) -> Any:
-    return tuple(sorted(table.items())) if isinstance(table, dict) else table
+    if isinstance(table, dict):
+        return tuple(sorted(table.items()))
+    # Choices that the command line narrows have been read before, and are pairs by now.
+    return tuple(map(tuple, table)) if isinstance(table, list) else table
 
 
 Method = Annotated[str, AfterValidator(check_method)]
