@@ -76,18 +76,34 @@ INLINE float sum_of_lanes(Floats x) {
   return sum;
 }
 
+#if LANES == 16
+// out[j] += the sum of the lanes of x[j], for four vectors.
+INLINE void add_four_sums(const Floats* x, float* out) {
+  __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  __m512 c = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  __m256 d = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(c), 1));
+  __m256 e = _mm256_add_ps(_mm512_castps512_ps256(c), d);
+  __m128 sums = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), sums));
+}
+#endif
+
 // out[j] += the sum of the lanes of x[j], for the first `count` of N vectors; N is a power of two.
 // Halves of the vectors are zipped and added until lane i belongs to vector i % N.
 template <int N> INLINE void add_sums_of_lanes(Floats (&x)[N], float* out, int64_t count) {
+#if LANES == 16
+  if (count == N) {
+    UNROLL for (int j = 0; j < N; j += 4) add_four_sums(x + j, out + j);
+    return;
+  }
+#endif
   UNROLL for (int n = N / 2; n > 0; n /= 2)
     UNROLL for (int j = 0; j < n; j++) x[j] = zip_first(x[j], x[j + n]) + zip_last(x[j], x[j + n]);
   float lanes[LANES];
   store(lanes, x[0]);
   UNROLL for (int i = N; i < LANES; i++) lanes[i % N] += lanes[i];
-  if (count == N)
-    UNROLL for (int j = 0; j < N; j++) out[j] += lanes[j];
-  else
-    for (int64_t j = 0; j < count; j++) out[j] += lanes[j];
+  for (int64_t j = 0; j < count; j++) out[j] += lanes[j];
 }
 
 // Rounds to nearest, ties to even. The bfloat16 is the high half of a lane; a NaN stays a NaN.

@@ -102,7 +102,8 @@ template <class E>
 static void weight_gradient(const Layer& l, const Sizes& s, const Lists& lists, const E* input,
                             const E* gradient, float* grad, int threads) {
   Layer part = l;  // as much of the source as goes to the scratch at a time
-  const int most = std::max(64, 256 / l.taps());
+  // Transposing an output's gradient again for every part would take as long as it gains.
+  const int most = s.linear ? std::max(l.in, l.out) : std::max(64, 256 / l.taps());
   part.in = std::min(most, l.in), part.out = std::min(most, l.out);
   if (!is_pointwise(l) || l.in <= l.out) {
     Grid g = grid_of_outputs<E>(part, s);
