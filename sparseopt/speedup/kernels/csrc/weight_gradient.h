@@ -57,14 +57,16 @@ static void add_dots(const Grid& whole, int together, const int32_t* rows, const
   const int64_t in_plane = linear ? 1 : g.height * g.width * g.batch;
   const int64_t out_plane = linear ? 1 : g.out_plane();
   const int64_t* tap_offset = g.tap_offset.data();
-  Grid h = g;  // of as many outputs as are transposed at a time
-  h.channels = linear ? g.line : 1, h.row_channels = g.out;
-  h.height = g.out_height, h.width = g.out_width, h.packed_rows = g.band;
-  h.pad_h = h.pad_w = 0, h.step_h = h.step_w = h.phases_h = h.phases_w = 1;
+  Grid of_gradient = g;  // of as many outputs as are transposed at a time
+  of_gradient.channels = linear ? g.line : 1, of_gradient.row_channels = g.out;
+  of_gradient.height = g.out_height, of_gradient.width = g.out_width;
+  of_gradient.packed_rows = g.band, of_gradient.pad_h = of_gradient.pad_w = 0;
+  of_gradient.step_h = of_gradient.step_w = of_gradient.phases_h = of_gradient.phases_w = 1;
   Scratch<E> inputs(g.channels * g.plane(g.block) + g.slack(g.block), threads);
-  Scratch<E> gradients(h.channels * h.plane(g.block) + g.line, threads);
+  Scratch<E> gradients(of_gradient.channels * of_gradient.plane(g.block) + g.line, threads);
   in_parts(rows, g.out, items, grad, threads,
-           [&, g, h](int part, int parts, int o0, int o1, float* sums) mutable {
+           [&](int part, int parts, int o0, int o1, float* sums) {
+    Grid g = whole, h = of_gradient;  // this thread's: their channels change
     E *x = inputs.of_this_thread(), *dy = gradients.of_this_thread();
     for (int64_t i = items * part / parts; i < items * (part + 1) / parts; i++) {
       Item item = {};
