@@ -137,6 +137,9 @@ def register_distribution(name: str) -> Callable[[D], D]:
         ValueError: if the name is taken by another function.
 
     Example:
+        >>> import math
+        >>> from sparseopt import register_distribution
+        >>> from sparseopt.distributions import live_counts
         >>> @register_distribution("half-of-the-largest")
         ... def half_of_the_largest(shapes, density):
         ...     largest = max(shapes, key=lambda name: math.prod(shapes[name]))
@@ -189,9 +192,7 @@ def get_distribution(init: str) -> Distribution:
         >>> get_distribution("erk") is erk
         True
     """
-    if init not in _DISTRIBUTIONS:
-        raise unknown_name("init", init, _DISTRIBUTIONS)
-    return _DISTRIBUTIONS[init]
+    return _as_distribution(init)
 
 
 def live_counts(
@@ -276,9 +277,11 @@ def _origin(function: Distribution) -> tuple[str, str]:
     return getattr(function, "__module__", ""), name
 
 
-def _as_distribution(init: object) -> Distribution:
+def _as_distribution(init: object, argument: str = "init") -> Distribution:
     if isinstance(init, str):
-        return get_distribution(init)
+        if init not in _DISTRIBUTIONS:
+            raise unknown_name(argument, init, _DISTRIBUTIONS)
+        return _DISTRIBUTIONS[init]
     if callable(init):
         return init
     raise TypeError(
@@ -367,7 +370,7 @@ def _resolve(
 
 def _checked_choice(key: str, choice: object) -> float | Distribution:
     if isinstance(choice, str) or callable(choice):
-        return _as_distribution(choice)
+        return _as_distribution(choice, f"init[{key!r}]")
     return check_density(f"init[{key!r}]", choice)
 
 
