@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, TypeVar
 
-from sparseopt.utils.names import is_pattern, means
+from sparseopt.utils.names import is_pattern, means, written_names
 from sparseopt.utils.validation import check_density, unknown_name
 from sparseopt.utils.wrappers import canonical_name
 
@@ -210,9 +210,9 @@ def live_counts(
         init: ``"erk"``, ``"er"``, ``"uniform"`` or another registered name, a function from shapes
             and a density to a mapping from each layer to its density, or a mapping from layer
             names, module names or patterns (``"encoder.*"``) to a density or to one of these. What
-            is named comes before what a pattern matches, and of patterns the last counts. Layers
-            that share a distribution have ``density`` together; those that nothing names take
-            ``density`` each.
+            is named comes before what a pattern matches, a module inside another before that, and
+            of patterns the last counts. Layers that share a distribution have ``density``
+            together; those that nothing names take ``density`` each.
         overrides: layers with a density of their own. Those that share one are distributed among
             themselves by ``init``; a density in a mapping goes before.
         stacks: of how many matrices a weight is made, where it is a stack of them along its first
@@ -356,8 +356,9 @@ def _resolve(
 ) -> list[tuple[float | Distribution, list[str]]]:
     """Return what each entry of a mapping gives, and to which layers; no layer is in two."""
     found, taken, keys = [], set[str](), list(init)[::-1]
-    # What is named comes before what a pattern matches, and of patterns the last.
-    keys.sort(key=is_pattern)
+    # What is named comes before what a pattern matches, a module inside another before that, and of
+    # patterns the last.
+    keys.sort(key=lambda key: (1, 0) if is_pattern(key) else (0, -canonical_name(key).count(".")))
     for key in keys:
         names = layers_named(key, shapes)
         if not names:
@@ -381,22 +382,30 @@ def layers_named(key: str, names: Collection[str]) -> list[str]:
         ['lstm.weight_ih_l0', 'lstm.weight_hh_l0']
     """
     one = layer_named(key, names)
-    return [name for name in names if means(key, name)] if one is None else [one]
+    if one is not None:
+        return [one]
+    written = written_names(names)
+    return [name for name in names if means(key, name) or means(key, written[name])]
 
 
 def layer_named(key: str, names: Collection[str]) -> str | None:
     """Return the layer that ``key`` names, by its parameter's name or by its module's, if any.
 
-    Prefixes that wrappers put into names, such as ``module.``, may be there or not.
+    Prefixes that wrappers put into names, such as ``module.``, may be there or not. A parameter
+    that a weight is computed from also has that weight's name.
 
     Example:
         >>> layer_named("module.fc", ["fc.weight"])
         'fc.weight'
+        >>> layer_named("conv", ["conv.parametrizations.weight.original1"])
+        'conv.parametrizations.weight.original1'
     """
     plain = canonical_name(key)
-    return next(
-        (name for name in (key, f"{key}.weight", plain, f"{plain}.weight") if name in names), None
-    )
+    called = (key, f"{key}.weight", plain, f"{plain}.weight")
+    exact = next((name for name in called if name in names), None)
+    if exact is not None:
+        return exact
+    return next((name for name, written in written_names(names).items() if written in called), None)
 
 
 def match_name(argument: str, key: str, names: Mapping[str, object]) -> str:

@@ -230,3 +230,18 @@ def test_what_is_no_distribution_is_not_registered(name, function, error, words)
 def test_what_a_distribution_returns_is_checked():
     with pytest.raises(TypeError, match="returned 0.2: it must return a mapping"):
         wrap(make(), init=lambda shapes, density: density)
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        {"0": 0.5, "0.0": 1.0},
+        {"0.0": 1.0, "0": 0.5},
+        {"0.0.weight": 1.0, "module.0": 0.5},
+        {"0.0": 1.0, "0.0.*": 0.25, "*": 0.5},
+    ],
+)
+def test_inner_name_comes_before_that_of_the_module_around_it(init):
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 4))
+    optimizer = wrap(model, init=init, density=0.5)
+    assert [layer.density for layer in optimizer.layers] == [1.0, 0.5, 0.5]

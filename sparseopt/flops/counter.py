@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseopt.flops.operands import WeightMemory
-from sparseopt.masks.prunable import COMPUTED_FROM
+from sparseopt.masks.prunable import computed_from
+from sparseopt.masks.selection import breaks_zeros
 from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.wrappers import canonical_name
 
@@ -164,16 +165,17 @@ def _computed_weights(model: nn.Module, counter: _Counter) -> Iterator[None]:
             counter.note_computed(parameter, weight)
 
     def hooked(module: nn.Module, _: Any) -> None:
-        for name in COMPUTED_FROM:
-            parameter, weight = module._parameters.get(name), module.weight
-            if parameter is not None and isinstance(weight, Tensor):
-                counter.note_computed(parameter, weight)
+        name, weight = computed_from(module), getattr(module, "weight", None)
+        if name is not None and isinstance(weight, Tensor):
+            counter.note_computed(module.get_parameter(name), weight)
 
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, ParametrizationList):
+                if breaks_zeros(module):
+                    continue
                 stack.callback(module.register_forward_hook(parametrized).remove)
-            elif not module._parameters.keys().isdisjoint(COMPUTED_FROM):
+            elif computed_from(module) is not None:
                 stack.callback(module.register_forward_pre_hook(hooked).remove)
         yield
 

@@ -12,9 +12,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = [
-    "COMPUTED_FROM",
+    "computed_from",
     "computed_weights",
     "embedding_weights",
+    "has_shape",
     "is_matrix",
     "model_weights",
     "optimizer_weights",
@@ -39,14 +40,17 @@ ATTENTION_PROJECTIONS: Final = (
     "k_proj_weight",
     "v_proj_weight",
 )
-#: What older functions of :mod:`torch.nn.utils` call the tensor that a weight is computed from.
-COMPUTED_FROM: Final = ("weight_v", "weight_orig")
 #: Classes of :mod:`torch.nn.utils.parametrizations` by the functions that register them.
 KNOWN_PARAMETRIZATIONS: Final = {
     "SpectralNorm": "spectral_norm",
     "WeightNorm": "weight_norm",
     "Orthogonal": "orthogonal",
 }
+
+
+def has_shape(parameter: torch.Tensor) -> bool:
+    """Whether a parameter is not that of a lazy module which has not seen an input yet."""
+    return not nn.parameter.is_lazy(parameter)
 
 
 def is_matrix(parameter: torch.Tensor) -> bool:
@@ -91,7 +95,7 @@ def model_weights(model: nn.Module, also: Collection[nn.Parameter] = ()) -> dict
     for path, module in model.named_modules():
         others = (own for own in module.parameters(recurse=False) if own in wanted)
         for parameter in (*_matrices(module), *others):
-            if nn.parameter.is_lazy(parameter):
+            if not has_shape(parameter):
                 raise ValueError(
                     f"module {path!r} is lazy and has no shape yet: run one input through the "
                     "model before the optimizer is made."
@@ -164,6 +168,26 @@ def computed_weights(model: nn.Module) -> dict[str, str]:
         if how is not None:
             found[canonical_name(f"{path}.weight" if path else "weight")] = how
     return found
+
+
+def computed_from(module: nn.Module) -> str | None:
+    """Return which parameter an older function of :mod:`torch.nn.utils` computes ``weight`` from.
+
+    A module may also have a parameter ``weight_v`` or ``weight_orig`` of its own; then it has
+    neither a magnitude, a mask nor a singular vector beside it.
+
+    Example:
+        >>> computed_from(torch.nn.utils.spectral_norm(nn.Linear(4, 4)))
+        'weight_orig'
+    """
+    names, buffers = module._parameters, module._buffers
+    if names.get("weight") is not None:
+        return None
+    if names.get("weight_v") is not None and "weight_g" in names:
+        return "weight_v"
+    if names.get("weight_orig") is not None and ("weight_mask" in buffers or "weight_u" in buffers):
+        return "weight_orig"
+    return None
 
 
 def _computed_by(module: nn.Module) -> str | None:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, cast
 
 from torch import nn
+from torch.nn.modules.batchnorm import _LazyNormBase
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from sparseopt.masks.prunable import COMPUTED_FROM, is_matrix
-from sparseopt.utils.names import is_pattern, means
+from sparseopt.masks.prunable import computed_from, has_shape, is_matrix
+from sparseopt.utils.names import is_pattern, means, written_name
 from sparseopt.utils.validation import unknown_name
 from sparseopt.utils.wrappers import canonical_name
 
-__all__ = ["Selection", "check_selection", "select", "stacked_matrices", "written_name"]
+__all__ = [
+    "Selection",
+    "Use",
+    "breaks_zeros",
+    "check_selection",
+    "refuse_unmaskable",
+    "select",
+    "stacked_matrices",
+    "uses_of_parameters",
+]
 
 #: What selects weights in a mapping: the name of a parameter or a module, or a pattern of such
 #: names (``"encoder.*"``); a class of modules; a module; a parameter.
@@ -26,7 +37,6 @@ Selection = Mapping[Selector, bool] | Callable[[str, nn.Parameter, nn.Module], b
 
 #: Parametrizations that leave the weight zero wherever what they compute it from is zero.
 KEEPS_ZEROS: Final = (_WeightNorm, _SpectralNorm)
-PARAMETRIZATIONS: Final = ".parametrizations."
 
 
 def check_selection(sparse: object, model: nn.Module | None) -> None:
@@ -37,6 +47,12 @@ def check_selection(sparse: object, model: nn.Module | None) -> None:
         raise TypeError(
             "sparse= selects weights by their names and modules, so it needs the model: pass it as "
             "the second argument."
+        )
+    if isinstance(sparse, type | nn.Module):
+        shown = sparse.__name__ if isinstance(sparse, type) else f"{type(sparse).__name__}(...)"
+        raise TypeError(
+            f"sparse={shown} is one class or module, which would be called as a function: write "
+            "it as a mapping, as in {nn.LSTM: True} or {model.encoder: True}."
         )
     if callable(sparse):
         return
@@ -54,19 +70,66 @@ def check_selection(sparse: object, model: nn.Module | None) -> None:
             )
 
 
-def select(model: nn.Module, sparse: Selection) -> dict[nn.Parameter, bool]:
+@dataclass(frozen=True)
+class Use:
+    """A module that has a parameter.
+
+    Attributes:
+        name: the parameter's name there.
+        written: the name of the weight that is computed from it, or the same name.
+        module: the module.
+    """
+
+    name: str
+    written: str
+    module: nn.Module
+
+
+def uses_of_parameters(model: nn.Module) -> dict[nn.Parameter, list[Use]]:
+    """Return all uses of each parameter of ``model``; the first has the parameter's own name."""
+    found: dict[nn.Parameter, list[Use]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        older = computed_from(module)
+        for own, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name = canonical_name(f"{path}.{own}" if path else own)
+            computed = isinstance(module, ParametrizationList) or own == older
+            use = Use(name, written_name(name) if computed else name, module)
+            found.setdefault(parameter, []).append(use)
+    return found
+
+
+def select(
+    model: nn.Module, sparse: Selection, *, must_match: bool = True
+) -> dict[nn.Parameter, bool]:
     """Return the parameters of ``model`` that ``sparse`` selects, and whether as sparse or dense.
+
+    A parameter that several modules share is selected by the name or the class of any of them. A
+    function is asked for each, until it returns a bool.
+
+    Args:
+        model: the model.
+        sparse: what the user selects.
+        must_match: whether a selector that matches nothing is an error. Later, when modules may
+            have been replaced, it is none.
 
     Raises:
         TypeError: if a selector is of no usable type, or a function returns no bool.
-        ValueError: if a selector matches nothing, or only what cannot be sparse.
+        ValueError: if a selector matches nothing, or only what cannot be sparse, or a parameter
+            is to be sparse that cannot be.
     """
+    uses = uses_of_parameters(model)
     if callable(sparse):
-        return _by_function(model, sparse)
-    chosen: dict[nn.Parameter, bool] = {}
-    for selector in sorted(sparse, key=_names_one):
-        wanted = sparse[selector]
-        chosen.update(dict.fromkeys(_selected(model, selector, wanted), wanted))
+        chosen = _by_function(uses, sparse)
+    else:
+        chosen = {}
+        for selector in sorted(sparse, key=_names_one):
+            selected = _selected(model, uses, selector, must_match=must_match)
+            chosen.update(dict.fromkeys(selected, sparse[selector]))
+    for parameter, wanted in chosen.items():
+        if wanted:
+            refuse_unmaskable(parameter, uses[parameter], "sparse selects")
     return chosen
 
 
@@ -78,112 +141,123 @@ def _names_one(selector: object) -> bool:
 
 
 def _by_function(
-    model: nn.Module, sparse: Callable[[str, nn.Parameter, nn.Module], bool | None]
+    uses: Mapping[nn.Parameter, Sequence[Use]],
+    sparse: Callable[[str, nn.Parameter, nn.Module], bool | None],
 ) -> dict[nn.Parameter, bool]:
     chosen = {}
-    for name, parameter, module in _owned(model):
-        wanted = sparse(name, parameter, module)
-        if wanted is None:
-            continue
-        if not isinstance(wanted, bool):
-            raise TypeError(
-                f"sparse={sparse!r} returned {wanted!r} for {name!r}; it must return True, False, "
-                "or None for the default."
-            )
-        if wanted:
-            _refuse_unmaskable(name, parameter, module)
-        chosen[parameter] = wanted
+    for parameter, its_uses in uses.items():
+        for use in its_uses:
+            wanted = sparse(use.name, parameter, use.module)
+            if wanted is None:
+                continue
+            if not isinstance(wanted, bool):
+                raise TypeError(
+                    f"sparse={sparse!r} returned {wanted!r} for {use.name!r}; it must return True, "
+                    "False, or None for the default."
+                )
+            chosen[parameter] = wanted
+            break
     return chosen
 
 
-def _selected(model: nn.Module, selector: object, wanted: bool) -> list[nn.Parameter]:
+def _selected(
+    model: nn.Module,
+    uses: Mapping[nn.Parameter, Sequence[Use]],
+    selector: object,
+    *,
+    must_match: bool,
+) -> list[nn.Parameter]:
     """Return the matrices that one selector means."""
-    found = [entry for entry in _owned(model) if _means(model, selector, entry)]
-    if not found:
-        raise _matches_nothing(model, selector)
-    matrices = [(name, p, module) for name, p, module in found if is_matrix(p)]
-    if not matrices:
+    found = _meant(model, uses, selector)
+    matrices = [parameter for parameter in found if _may_be_matrix(parameter, uses[parameter])]
+    if must_match and not found:
+        raise _matches_nothing(model, uses, selector)
+    if must_match and not matrices:
         raise ValueError(
-            f"sparse[{_shown(selector)}] selects {', '.join(repr(name) for name, *_ in found)}, "
-            "which can't be sparse: only parameters can of which two or more dimensions have more "
-            "than one entry."
+            f"sparse[{_shown(selector)}] selects {', '.join(repr(uses[p][0].name) for p in found)}"
+            ", which can't be sparse: only parameters can of which two or more dimensions have "
+            "more than one entry."
         )
-    if wanted:
-        for name, parameter, module in matrices:
-            _refuse_unmaskable(name, parameter, module)
-    return [parameter for _, parameter, _ in matrices]
+    return matrices
 
 
-#: A parameter's name, the parameter, and the module that has it.
-_Owned = tuple[str, nn.Parameter, nn.Module]
+def _may_be_matrix(parameter: nn.Parameter, uses: Sequence[Use]) -> bool:
+    if not has_shape(parameter):
+        # Whatever shape it gets, that of a normalization is one number a channel.
+        return not any(isinstance(use.module, _LazyNormBase) for use in uses)
+    return is_matrix(parameter)
 
 
-def _owned(model: nn.Module) -> Iterator[_Owned]:
-    """Yield every parameter of ``model`` with its name and module, once."""
-    names = {parameter: canonical_name(name) for name, parameter in model.named_parameters()}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if (name := names.pop(parameter, None)) is not None:
-                yield name, parameter, module
-
-
-def _means(model: nn.Module, selector: object, entry: _Owned) -> bool:
-    name, parameter, _ = entry
+def _meant(
+    model: nn.Module, uses: Mapping[nn.Parameter, Sequence[Use]], selector: object
+) -> list[nn.Parameter]:
+    """Return the parameters that one selector means, in the model's order."""
+    if isinstance(selector, str):
+        return [
+            parameter
+            for parameter, its_uses in uses.items()
+            if any(means(selector, use.name) or means(selector, use.written) for use in its_uses)
+        ]
     if isinstance(selector, nn.Parameter):
-        return parameter is selector
-    if isinstance(selector, nn.Module):
-        return any(parameter is own for own in selector.parameters())
-    if isinstance(selector, type) and issubclass(selector, nn.Module):
+        own = {selector}
+    elif isinstance(selector, nn.Module):
+        own = set(selector.parameters())
+    elif isinstance(selector, type) and issubclass(selector, nn.Module):
         owners = (module for module in model.modules() if isinstance(module, selector))
-        return any(parameter is own for module in owners for own in module.parameters())
-    if not isinstance(selector, str):
+        own = {parameter for module in owners for parameter in module.parameters()}
+    else:
         raise TypeError(
             f"sparse has the key {selector!r}; it takes a name, a pattern, a class of modules, a "
             "module or a parameter."
         )
-    return means(selector, name) or means(selector, written_name(name))
+    return [parameter for parameter in uses if parameter in own]
 
 
-def written_name(name: str) -> str:
-    """Return the name of the weight that is computed from the parameter ``name``, if one is.
+def refuse_unmaskable(parameter: nn.Parameter, uses: Sequence[Use], wish: str) -> None:
+    """Raise :class:`ValueError` if ``parameter`` can't be masked, or its zeros would not count.
 
-    Example:
-        >>> written_name("conv.parametrizations.weight.original1")
-        'conv.weight'
+    Args:
+        parameter: the parameter; a lazy one, which has no shape yet, may be of any.
+        uses: the modules that have it.
+        wish: how the user asked for it to be sparse: the start of the message.
     """
-    path, inside, rest = name.partition(PARAMETRIZATIONS)
-    if inside:
-        return f"{path}.{rest.rpartition('.')[0]}"
-    path, _, own = name.rpartition(".")
-    return f"{path}.weight" if own in COMPUTED_FROM else name
-
-
-def _refuse_unmaskable(name: str, parameter: nn.Parameter, module: nn.Module) -> None:
-    """Raise :class:`ValueError` if zeros of ``parameter`` are no zeros of what is computed."""
-    if not is_matrix(parameter):
+    name = uses[0].name
+    if has_shape(parameter) and not is_matrix(parameter):
         raise ValueError(
-            f"sparse selects {name!r} of shape {tuple(parameter.shape)}, which can't be sparse: "
+            f"{wish} {name!r} of shape {tuple(parameter.shape)}, which can't be sparse: "
             "only parameters can of which two or more dimensions have more than one entry."
         )
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-        raise ValueError(
-            f"sparse selects {name!r}, an embedding with sparse=True, whose gradient has a sparse "
-            "layout; masks need dense gradients: make the embedding with sparse=False."
-        )
-    if isinstance(module, ParametrizationList):
-        others = [type(one).__name__ for one in module if not isinstance(one, KEEPS_ZEROS)]
-        if others:
+    for use in uses:
+        if isinstance(use.module, nn.Embedding | nn.EmbeddingBag) and use.module.sparse:
             raise ValueError(
-                f"sparse selects {name!r}, from which {', '.join(others)} computes the weight "
-                f"{written_name(name)!r}: zeros of the one are no "
-                "zeros of the other. They are under weight_norm and spectral_norm."
+                f"{wish} {name!r}, of an embedding with sparse=True, whose gradient has a sparse "
+                "layout; masks need dense gradients: make the embedding with sparse=False."
+            )
+        if isinstance(use.module, ParametrizationList) and (others := breaks_zeros(use.module)):
+            raise ValueError(
+                f"{wish} {name!r}, from which {', '.join(others)} computes the weight "
+                f"{use.written!r}: zeros of the one are no zeros of the other. They are under "
+                f"weight_norm and spectral_norm. sparse={{{use.written!r}: False}} leaves it dense."
             )
 
 
-def _matches_nothing(model: nn.Module, selector: object) -> ValueError:
+def breaks_zeros(chain: ParametrizationList) -> list[str]:
+    """Return which parametrizations of ``chain`` compute other values than zero from zeros.
+
+    Example:
+        >>> linear = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
+        >>> breaks_zeros(linear.parametrizations.weight)
+        ['_Orthogonal']
+    """
+    return [type(one).__name__ for one in chain if not isinstance(one, KEEPS_ZEROS)]
+
+
+def _matches_nothing(
+    model: nn.Module, uses: Mapping[nn.Parameter, Sequence[Use]], selector: object
+) -> ValueError:
     if isinstance(selector, str):
         modules = (canonical_name(name) for name, _ in model.named_modules() if name)
-        names = {written_name(name) for name, *_ in _owned(model)}
+        names = (use.written for its_uses in uses.values() for use in its_uses)
         return unknown_name("the name in sparse", selector, {*modules, *names})
     return ValueError(
         f"sparse[{_shown(selector)}] selects nothing: model={type(model).__name__}(...) has no "
@@ -209,13 +283,30 @@ def stacked_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
         4
     """
     found: dict[nn.Parameter, int] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, nn.RNNBase | nn.RNNCellBase) and name.startswith("weight_"):
-                # A projection (weight_hr) is one matrix.
-                rows = module.hidden_size
-                if parameter.shape[0] % rows == 0 and not name.startswith("weight_hr"):
-                    found[parameter] = parameter.shape[0] // rows
-            elif parameter.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd):
-                found[parameter] = parameter.shape[0]
+    for module, name, parameter in _weights_as_written(model):
+        if not has_shape(parameter):
+            continue
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase) and name.startswith("weight_"):
+            # A projection (weight_hr) is one matrix.
+            rows = module.hidden_size
+            if parameter.shape[0] % rows == 0 and not name.startswith("weight_hr"):
+                found[parameter] = parameter.shape[0] // rows
+        elif parameter.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd):
+            found[parameter] = parameter.shape[0]
     return {parameter: count for parameter, count in found.items() if count > 1}
+
+
+def _weights_as_written(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Yield each parameter with its name in the module that computes with it.
+
+    What a parametrization has belongs to the module whose weight it computes.
+    """
+    for module in model.modules():
+        if isinstance(module, ParametrizationList):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            yield module, name, parameter
+        chains = module.parametrizations if is_parametrized(module) else nn.ModuleDict()
+        for name, chain in cast(nn.ModuleDict, chains).items():
+            for parameter in chain.parameters(recurse=False):
+                yield module, name, parameter

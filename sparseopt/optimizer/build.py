@@ -19,13 +19,14 @@ from sparseopt.masks.already_sparse import warn_of_lost_weights
 from sparseopt.masks.indices import count_true
 from sparseopt.masks.initial import initial_masks
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.selection import Selection, check_selection, stacked_matrices
+from sparseopt.masks.selection import Selection, check_selection, select, stacked_matrices
 from sparseopt.methods.base import Method
 from sparseopt.methods.nm import NM
 from sparseopt.methods.rigl_struct import RigLStruct
 from sparseopt.optimizer.find_weights import (
     find_weights,
     note_computed,
+    note_selected_elsewhere,
     note_what_stays_dense,
     refuse_flat_parameters,
     why_nothing,
@@ -42,6 +43,7 @@ __all__ = [
     "check_wrappable",
     "has_names",
     "make_layers",
+    "selected_by",
     "weights_for",
 ]
 
@@ -111,8 +113,10 @@ def build_layers(
         raise NoSparseLayerError(why_nothing(model))
     if isinstance(method, RigLStruct):
         return _structured_layers(groups, model, config, method, generator)
-    note_what_stays_dense(groups, model, list(weights.values()))
+    selected = selected_by(config.sparse, model)
+    note_what_stays_dense(groups, model, list(weights.values()), selected)
     if model is not None:
+        note_selected_elsewhere(groups, model, selected)
         note_computed(model, weights)
     else:
         logger.warning(
@@ -170,10 +174,18 @@ def weights_for(
     groups: list[dict[str, Any]],
     model: nn.Module | None,
     sparse: Selection | None,
+    *,
+    must_match: bool = True,
 ) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
     """Find the weights that ``method`` can make sparse; see :func:`find_weights`."""
     # Of other modules the channels are not known.
-    return find_weights(groups, model, sparse, only_known=isinstance(method, RigLStruct))
+    only_known = isinstance(method, RigLStruct)
+    return find_weights(groups, model, sparse, only_known=only_known, must_match=must_match)
+
+
+def selected_by(sparse: Selection | None, model: nn.Module | None) -> dict[nn.Parameter, bool]:
+    """Return what ``sparse`` selects of ``model`` as it is now, which may be nothing."""
+    return {} if sparse is None or model is None else select(model, sparse, must_match=False)
 
 
 def _structured_layers(
@@ -279,7 +291,7 @@ def _live_at_start(
     init = config.init
     if isinstance(init, Mapping):
         init = {
-            key: max(choice, density) if isinstance(choice, int | float) else choice
+            key: choice if isinstance(choice, str) or callable(choice) else max(choice, density)
             for key, choice in init.items()
         }
     start = live_counts(shapes, density, init, dict.fromkeys(overrides, density), stacks)

@@ -13,18 +13,26 @@ from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.prunable import (
     computed_weights,
     embedding_weights,
+    has_shape,
     is_matrix,
     model_weights,
     optimizer_weights,
     refuse_unusable,
 )
-from sparseopt.masks.selection import Selection, select, written_name
+from sparseopt.masks.selection import (
+    Selection,
+    refuse_unmaskable,
+    select,
+    uses_of_parameters,
+)
+from sparseopt.utils.names import written_name
 from sparseopt.utils.validation import check_density
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = [
     "find_weights",
     "note_computed",
+    "note_selected_elsewhere",
     "note_what_stays_dense",
     "refuse_flat_parameters",
     "weights_in_copy",
@@ -48,6 +56,7 @@ def find_weights(
     sparse: Selection | None = None,
     *,
     only_known: bool = False,
+    must_match: bool = True,
 ) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
     """Return the weights that can be sparse, by name, and the densities that groups ask for.
 
@@ -59,18 +68,21 @@ def find_weights(
         model: the model, if there is one.
         sparse: what the user selects, to be sparse or to be dense.
         only_known: whether matrices of other modules stay dense in any case.
+        must_match: whether a selector that matches nothing is an error.
 
     Raises:
         TypeError: if a weight is of a kind that can't be masked.
         ValueError: if a group asks for a density and has nothing that can have one, a density, a
-            name or a selector is wrong, or what is selected cannot be sparse here.
+            name or a selector is wrong, or what is selected, or is in such a group, cannot be
+            sparse.
     """
     selected: dict[nn.Parameter, bool] = {}
+    also: list[nn.Parameter] = []
     if model is None:
         candidates = optimizer_weights(groups)
     else:
-        selected = {} if sparse is None else select(model, sparse)
-        also = () if only_known else _asked_for(groups, model)
+        selected = {} if sparse is None else select(model, sparse, must_match=must_match)
+        also = [] if only_known else _asked_for(groups, model)
         candidates = model_weights(model, [*also, *(p for p, yes in selected.items() if yes)])
         _refuse_unfit_selection(groups, model, selected, only_known=only_known)
     group_of = {parameter: group for group in groups for parameter in group["params"]}
@@ -86,6 +98,8 @@ def find_weights(
         weights[name] = parameter
         if _asks(group):
             overrides[name] = check_density("density of a param group", group["density"])
+    if model is not None:
+        _refuse_unmaskable_of_groups(model, set(also) & set(weights.values()))
     _refuse_densities_without_weights(groups, set(weights.values()), model)
     return weights, overrides
 
@@ -108,7 +122,10 @@ def why_nothing(model: nn.Module | None) -> str:
 
 
 def note_what_stays_dense(
-    groups: list[dict[str, Any]], model: nn.Module | None, sparse: Collection[nn.Parameter]
+    groups: list[dict[str, Any]],
+    model: nn.Module | None,
+    sparse: Collection[nn.Parameter],
+    selected: Mapping[nn.Parameter, bool],
 ) -> None:
     """Log which weights stay dense although one could take them to be sparse, and what to do.
 
@@ -116,15 +133,18 @@ def note_what_stays_dense(
         groups: the param groups that are looked at.
         model: the model, if there is one.
         sparse: the weights that are sparse.
+        selected: what the user selects, to be sparse or to be dense.
     """
     sparse = set(sparse)
     known = optimizer_weights(groups) if model is None else model_weights(model)
+    wanted = [parameter for parameter, yes in selected.items() if yes]
+    names = known if model is None else model_weights(model, wanted)
     frozen = [
-        known[parameter]
+        names[parameter]
         for group in groups
         if group.get("density") is not False
         for parameter in group["params"]
-        if parameter in known and not parameter.requires_grad
+        if parameter in names and not parameter.requires_grad and selected.get(parameter, True)
     ]
     if frozen:
         logger.warning(
@@ -152,6 +172,20 @@ def note_what_stays_dense(
             _listed(asked, "is", "are"),
         )
     _note_little_covered(groups, model, sparse)
+
+
+def note_selected_elsewhere(
+    groups: list[dict[str, Any]], model: nn.Module, selected: Mapping[nn.Parameter, bool]
+) -> None:
+    """Log which weights that are to be sparse are in no param group."""
+    trained = {parameter for group in groups for parameter in group["params"]}
+    names = _names_in(model)
+    if elsewhere := [names[p] for p, yes in selected.items() if yes and p not in trained]:
+        logger.warning(
+            "sparse= selects weights that are in no param group: %s dense, unless "
+            "add_param_group() adds them.",
+            _listed(elsewhere, "stays", "stay"),
+        )
 
 
 def note_computed(model: nn.Module, sparse: Collection[str]) -> None:
@@ -228,6 +262,13 @@ def _refuse_unfit_selection(
             )
 
 
+def _refuse_unmaskable_of_groups(model: nn.Module, asked: Collection[nn.Parameter]) -> None:
+    """Raise :class:`ValueError` if a group asks for a density of what can't have one."""
+    uses = uses_of_parameters(model) if asked else {}
+    for parameter in asked:
+        refuse_unmaskable(parameter, uses[parameter], "a param group asks for a density of")
+
+
 def _asks(group: Mapping[str, Any]) -> bool:
     density = group.get("density")
     return density is not None and density is not False
@@ -241,7 +282,7 @@ def _asked_for(groups: Iterable[Mapping[str, Any]], model: nn.Module) -> list[nn
         for group in groups
         if _asks(group)
         for parameter in group["params"]
-        if is_matrix(parameter) and parameter not in embeddings
+        if has_shape(parameter) and is_matrix(parameter) and parameter not in embeddings
     ]
 
 
@@ -274,7 +315,7 @@ def _note_little_covered(
         for group in groups
         if group.get("density") is not False
         for parameter in group["params"]
-        if parameter.requires_grad
+        if parameter.requires_grad and has_shape(parameter)
     }
     total = sum(parameter.numel() for parameter in trained)
     covered = sum(parameter.numel() for parameter in sparse)

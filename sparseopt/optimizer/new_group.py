@@ -15,6 +15,7 @@ from sparseopt.optimizer.build import (
     check_keeps_zeros,
     has_names,
     make_layers,
+    selected_by,
     weights_for,
 )
 from sparseopt.optimizer.departed import departed_layers, forget_layers
@@ -95,7 +96,8 @@ def _layers_of_last(
         known: names of the layers that there are already.
     """
     method = updater.method
-    everything, overrides = weights_for(method, groups, model, config.sparse)
+    # What a selector of construction named may have left the model since.
+    everything, overrides = weights_for(method, groups, model, config.sparse, must_match=False)
     added = set(groups[-1]["params"])
     weights = {name: weight for name, weight in everything.items() if weight in added}
     if not weights:
@@ -113,7 +115,8 @@ def _layers_of_last(
                 "this optimizer has already: a weight that takes another's place in the model "
                 "needs a new SparseOptimizer."
             )
-    note_what_stays_dense(groups[-1:], model, list(weights.values()))
+    selected = selected_by(config.sparse, model)
+    note_what_stays_dense(groups[-1:], model, list(weights.values()), selected)
     densities = {name: overrides.get(name, config.density) for name in weights}
     generator = updater.progress.generator
     return make_layers(weights, densities, config.among(weights), method, generator, model)

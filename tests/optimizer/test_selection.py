@@ -3,13 +3,17 @@
 import copy
 import logging
 import pickle
+from collections import OrderedDict
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from sparseopt import SparseOptimizer, speed_up
+from sparseopt import Pruning, SparseOptimizer, speed_up
+from sparseopt.masks.selection import select
 from tests.oracle.distributions import erk_densities
 from tests.speedup.kernels.dense import needs_kernels
 from tests.support.wrapping import wrap
@@ -94,6 +98,22 @@ def densities(optimizer):
 )  # fmt: skip
 def test_selection_adds_to_the_default_or_takes_from_it(sparse, expected):
     assert names(wrap(LanguageModel(), sparse=sparse)) == expected
+
+
+def test_selection_by_class_looks_through_the_model_once_for_all_parameters():
+    class Counted(nn.Sequential):
+        times = 0
+
+        def modules(self):
+            self.times += 1
+            return super().modules()
+
+    looks = []
+    for size in (4, 40):
+        model = Counted(*(nn.Linear(4, 4) for _ in range(size)))
+        select(model, {nn.Linear: True, nn.Module: True, "*": True})
+        looks.append(model.times)
+    assert looks[0] == looks[1]
 
 
 def test_selection_by_module_and_by_parameter():
@@ -192,7 +212,8 @@ def test_checkpoint_fits_by_name_whatever_the_order_of_selection():
 def test_weight_that_is_computed_is_as_sparse_as_what_it_is_computed_from(norm):
     make = getattr(parametrizations, norm)
     model = nn.Sequential(make(nn.Conv1d(4, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6, 2))
-    optimizer = wrap(model, sparse={"0.weight": True}, density=0.3)
+    # Of a filter that has no live weight, weight norm divides by zero.
+    optimizer = wrap(model, sparse={"0.weight": True}, density=0.4, init={})
     assert names(optimizer)[0].startswith("0.parametrizations.weight.original")
     train(optimizer, lambda: model(torch.randn(5, 4, 8)).square().mean())
     live = optimizer.layers[0].live
@@ -204,6 +225,28 @@ def test_weight_that_is_computed_is_as_sparse_as_what_it_is_computed_from(norm):
     assert {layer.name: layer.sparse for layer in report.layers}[names(optimizer)[0]] == (
         pytest.approx(2 * 6 * live, rel=0.2)
     )
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_erk_takes_a_convolution_for_one_layer_whatever_computes_its_weight(norm):
+    make = getattr(parametrizations, norm)
+    model = nn.Sequential(make(nn.Conv1d(32, 64, 3)), nn.Conv1d(64, 64, 3))
+    optimizer = wrap(model, sparse={"0": True}, density=0.25)
+    plain = wrap(nn.Sequential(nn.Conv1d(32, 64, 3), nn.Conv1d(64, 64, 3)), density=0.25)
+    assert [layer.live for layer in optimizer.layers] == [layer.live for layer in plain.layers]
+
+
+def test_erk_takes_every_gate_for_a_layer_under_weight_norm():
+    def normed(inputs, outputs):
+        return parametrizations.weight_norm(nn.LSTMCell(inputs, outputs), "weight_hh")
+
+    optimizer = wrap(nn.Sequential(normed(12, 20)), sparse={nn.LSTMCell: True}, density=0.3)
+    by_matrix = erk_densities([(20, 12)] * 4 + [(20, 20)] * 4, 0.3)
+    live = {layer.name: layer.live for layer in optimizer.layers}
+    assert live == {
+        "0.weight_ih": round(by_matrix[0] * 960),
+        "0.parametrizations.weight_hh.original1": round(by_matrix[4] * 1600),
+    }
 
 
 def test_temporal_convolutions_under_the_older_weight_norm_become_sparse():
@@ -227,6 +270,51 @@ def test_masks_of_torch_prune_can_be_gone_on_with():
     assert torch.equal(model[0].weight != 0, optimizer.masks["0.weight_orig"])
 
 
+class Attention(nn.Module):
+    """Weights of its own, of which one is called as what the older weight norm makes."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("weight_q", "weight_k", "weight_v"):
+            setattr(self, name, nn.Parameter(torch.randn(8, 8) / 3))
+
+    def forward(self, x):
+        attended = (x @ self.weight_q) @ (x @ self.weight_k).T
+        return attended.softmax(-1) @ (x @ self.weight_v)
+
+
+def test_parameter_that_is_only_called_as_one_of_weight_norm_is_a_weight_of_its_own():
+    model = nn.Sequential(Attention(), nn.Linear(8, 2))
+    optimizer = wrap(model, sparse={"0": True}, init={"0": 0.5}, density=0.25)
+    weights = ["0.weight_q", "0.weight_k", "0.weight_v"]
+    assert densities(optimizer) == {**dict.fromkeys(weights, 0.5), "1.weight": 0.25}
+    report = optimizer.flops(model, torch.randn(5, 8))
+    sparse = {layer.name: layer.sparse for layer in report.layers}
+    # 2 FLOPs for each live weight, and an addition for each of two biases.
+    assert sparse == dict.fromkeys(weights, 64.0) | {"1.weight": 10.0}
+    with pytest.raises(ValueError, match=r"'0.weight' is not known"):
+        wrap(nn.Sequential(Attention()), sparse={"0.weight": True})
+    with pytest.raises(ValueError, match=r"'0' is not known"):
+        optimizer.set_masks({"0": torch.eye(8).bool()})
+
+
+@pytest.mark.parametrize("key", ["0", "0.weight", "0.weigh?"])
+def test_written_name_of_a_computed_weight_is_known_everywhere(key):
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 2))
+    optimizer = wrap(model, sparse={key: True}, init={key: 0.5}, density=0.25)
+    name = "0.parametrizations.weight.original1"
+    assert densities(optimizer) == {name: 0.5, "1.weight": 0.25}
+    if "?" not in key:
+        optimizer.set_masks({key: torch.eye(8).bool()})
+        assert torch.equal(optimizer.masks[name], torch.eye(8).bool())
+
+
+def test_written_name_of_a_model_that_is_one_module():
+    model = parametrizations.weight_norm(nn.Linear(8, 8))
+    optimizer = wrap(model, sparse={"weight": True}, init={"weight": 0.5})
+    assert densities(optimizer) == {"parametrizations.weight.original1": 0.5}
+
+
 def test_graph_libraries_own_linear_layers_become_sparse():
     model = nn.Sequential(OwnLinear(8, 16), nn.ReLU(), OwnLinear(16, 2))
     optimizer = wrap(model, sparse={OwnLinear: True})
@@ -245,6 +333,8 @@ def test_graph_libraries_own_linear_layers_become_sparse():
         ({"lstm": 0.5}, TypeError, "must be True or False; how dense a layer is goes into init="),
         ({3: True}, TypeError, "has the key 3"),
         (["lstm"], TypeError, "must be a mapping"),
+        (nn.LSTM, TypeError, "sparse=LSTM is one class or module"),
+        (nn.LSTM(2, 2), TypeError, r"sparse=LSTM\(...\) is one class or module"),
         (lambda *_: "yes", TypeError, "returned 'yes' for 'embed.weight'"),
     ],
 )
@@ -278,6 +368,77 @@ def test_selection_of_what_a_parametrization_spreads_is_refused():
         wrap(model, sparse={"0": True})
 
 
+def test_density_of_a_param_group_for_what_a_parametrization_spreads_is_refused():
+    model = nn.Sequential(parametrizations.orthogonal(nn.Linear(8, 8)), nn.Linear(8, 2))
+    groups = [{"params": model.parameters(), "density": 0.25}]
+    inner = torch.optim.SGD(groups, lr=0.1)
+    with pytest.raises(ValueError, match=r"asks for a density of '0.parametrizations.*_Orthogonal"):
+        SparseOptimizer(inner, model)
+    optimizer = SparseOptimizer(inner, model, sparse={"0.weight": False}, total_steps=1000)
+    assert names(optimizer) == ["1.weight"]
+
+
+def test_flops_count_what_a_parametrization_spreads_as_dense():
+    model = nn.Sequential(parametrizations.orthogonal(nn.Linear(8, 8, bias=False)))
+    nn.init.normal_(model[0].parametrizations.weight.original)
+    # Without the model, nobody knows what the parameter is for.
+    inner = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    optimizer = SparseOptimizer(inner, density=0.25, method="static")
+    assert optimizer.layers[0].live == 16
+    assert model[0].weight.count_nonzero() == 64
+    assert optimizer.flops(model, torch.randn(1, 8)).inference_sparse >= 2 * 64
+
+
+@pytest.mark.parametrize(
+    "sparse", [{"*": True, "0": False}, {nn.Module: True, "0": False}, {"*": True, "0*": False}]
+)
+def test_selection_refuses_only_what_remains_selected(sparse):
+    model = nn.Sequential(nn.Embedding(8, 4, sparse=True), nn.Linear(4, 2))
+    assert names(wrap(model, sparse=sparse)) == ["1.weight"]
+    model = nn.Sequential(parametrizations.orthogonal(nn.Linear(8, 8)), nn.Linear(8, 2))
+    assert names(wrap(model, sparse=sparse)) == ["1.weight"]
+
+
+class Tied(nn.Module):
+    """A head whose weight is the embedding's."""
+
+    def __init__(self, sparse=False):
+        super().__init__()
+        self.embed = nn.Embedding(8, 4, sparse=sparse)
+        self.body = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 8)
+        self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize(
+    "sparse",
+    [
+        {"head": True},
+        {"head.weight": True},
+        {"head*": True, "body": True},
+        {nn.Linear: True},
+        lambda name, parameter, module: name.startswith("head.w") or None,
+        lambda name, parameter, module: (parameter.dim() == 2 and name != "body.weight") or None,
+    ],
+)
+def test_tied_weight_is_selected_by_any_of_its_names(sparse):
+    assert names(wrap(Tied(), sparse=sparse)) == ["embed.weight", "body.weight"]
+
+
+def test_tied_weight_is_checked_in_all_its_modules():
+    class HeadFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 8)
+            self.embed = nn.Embedding(8, 4, sparse=True)
+            self.embed.weight = self.head.weight
+            self.body = nn.Linear(4, 4)
+
+    for model in (Tied(sparse=True), HeadFirst()):
+        with pytest.raises(ValueError, match="embedding with sparse=True"):
+            wrap(model, sparse={"head": True})
+
+
 def test_selection_of_an_embedding_with_sparse_gradients_is_refused():
     model = nn.Sequential(nn.Embedding(8, 4, sparse=True), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="embedding with sparse=True"):
@@ -305,6 +466,62 @@ def test_selection_holds_for_param_groups_that_come_later():
     twin = copy.deepcopy(optimizer)
     assert names(twin) == LSTM_LAYERS[1:]
     assert names(pickle.loads(pickle.dumps(optimizer))) == LSTM_LAYERS[1:]
+
+
+@pytest.mark.parametrize("by", ["module", "parameter", "name"])
+def test_param_groups_come_although_what_was_selected_has_left_the_model(by):
+    model = nn.Sequential(OrderedDict(body=nn.Linear(8, 8), old=nn.Linear(8, 2)))
+    selector = {"module": model.old, "parameter": model.old.weight, "name": "old"}[by]
+    optimizer = wrap(model, sparse={selector: True})
+    del model.old
+    model.add_module("new", nn.Linear(8, 3))
+    optimizer.add_param_group({"params": list(model.new.parameters())})
+    assert "new.weight" in names(optimizer)
+
+
+def messages(caplog, text):
+    return [r.getMessage() for r in caplog.records if text in r.getMessage()]
+
+
+def test_selected_weights_that_stay_dense_are_named(caplog):
+    model = LanguageModel()
+    model.lstm.requires_grad_(False)
+    with caplog.at_level(logging.WARNING, "sparseopt"):
+        wrap(model, sparse={nn.LSTM: True})
+    (line,) = messages(caplog, "frozen now")
+    assert line.startswith("'lstm.weight_ih_l0', 'lstm.weight_hh_l0' are frozen now")
+    caplog.clear()
+    model = LanguageModel()
+    inner = torch.optim.SGD(model.head.parameters(), lr=0.1)
+    with caplog.at_level(logging.WARNING, "sparseopt"):
+        SparseOptimizer(inner, model, sparse={nn.LSTM: True, "embed": False}, total_steps=1000)
+    (line,) = messages(caplog, "in no param group")
+    assert "'lstm.weight_ih_l0', 'lstm.weight_hh_l0' stay dense" in line
+
+
+def test_frozen_weight_that_the_user_leaves_dense_is_not_talked_about(caplog):
+    model = LanguageModel()
+    model.head.requires_grad_(False)
+    with caplog.at_level(logging.WARNING, "sparseopt"):
+        wrap(model, sparse={"head": False, "lstm": True})
+    assert messages(caplog, "frozen now") == []
+
+
+@pytest.mark.parametrize("sparse", [None, {"*": True}, {nn.Module: True}])
+@pytest.mark.parametrize("density", [None, 0.25])
+def test_lazy_normalization_is_no_obstacle(sparse, density):
+    model = nn.Sequential(nn.Linear(8, 8), nn.LazyBatchNorm1d(), nn.Linear(8, 2))
+    groups = [{"params": model.parameters()} | ({} if density is None else {"density": density})]
+    inner = torch.optim.SGD(groups, lr=0.1)
+    optimizer = SparseOptimizer(inner, model, sparse=sparse, total_steps=1000)
+    assert names(optimizer) == ["0.weight", "2.weight"]
+
+
+@pytest.mark.parametrize("sparse", [None, {"*": True}, {"1": True}, lambda *_: True])
+def test_lazy_linear_layer_is_refused_in_words(sparse):
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.LazyLinear(4))
+    with pytest.raises(ValueError, match="is lazy and has no shape yet"):
+        wrap(model, sparse=sparse)
 
 
 @needs_kernels
@@ -345,6 +562,14 @@ def test_init_keeps_its_distribution_where_training_starts_denser():
     assert [layer.live for layer in optimizer.layers][:2] == [
         round(rest[0] * 4096), round(rest[1] * 2048)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", [np.float32(0.25), Fraction(1, 4)])
+def test_init_of_any_number_starts_as_dense_as_the_method_does(choice):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    optimizer = wrap(model, method=Pruning(initial=0.5), init={"0": choice}, density=0.25)
+    assert densities(optimizer) == {"0.weight": 0.5, "1.weight": 0.5}
+    assert [layer.target for layer in optimizer.layers] == [16, 16]
 
 
 @pytest.mark.parametrize("key", ["heads", "heads.*", "?"])
