@@ -6,8 +6,9 @@ With one process, or without :mod:`torch.distributed`, everything here returns i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,9 +20,13 @@ __all__ = [
     "agree_on_masks",
     "agree_on_seed",
     "agree_on_values",
+    "from_all_ranks",
     "is_distributed",
+    "masks_of_rank_zero",
     "require_agreement",
 ]
+
+T = TypeVar("T")
 
 
 def agree_on_seed(seed: int) -> int:
@@ -30,14 +35,48 @@ def agree_on_seed(seed: int) -> int:
 
 
 def agree_on_masks(masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return rank 0's masks, bool tensors of any shape. Collective: every rank has to call it."""
+    """Return rank 0's masks, bool tensors of any shape. Collective: every rank has to call it.
+
+    Raises:
+        ValueError: if this rank's masks have other names or shapes.
+    """
     if not is_distributed():
         return masks
-    packed = _from_rank_zero([pack(mask.reshape(-1)).cpu() for mask in masks.values()])
-    return {
-        name: unpack(bits, mask.numel()).view(mask.shape)
-        for (name, mask), bits in zip(masks.items(), packed, strict=True)
-    }
+    (sent,) = _from_rank_zero([_packed(masks)])
+    theirs = {name: shape for name, (shape, _) in sent.items()}
+    mine = {name: tuple(mask.shape) for name, mask in masks.items()}
+    if theirs != mine:
+        raise ValueError(f"rank 0 has masks of {theirs}, but this rank of {mine}.")
+    return {name: _unpacked(sent[name]) for name in masks}
+
+
+def masks_of_rank_zero(choose: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the masks that ``choose`` returns on rank 0, where alone it is called. Collective.
+
+    Raises:
+        Exception: what ``choose`` raises, on all ranks: elsewhere than on rank 0 a ``TypeError``, a
+            ``ValueError`` or a ``RuntimeError`` of the same words.
+    """
+    if not is_distributed():
+        return choose()
+    sent: list[Any] = [None, None]
+    error: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            sent[0] = _packed(choose())
+        except Exception as raised:
+            # Others wait for an answer, whatever happened. Not every exception can be pickled.
+            error = raised
+            kinds = (TypeError, ValueError)
+            kind = next((one for one in kinds if isinstance(raised, one)), RuntimeError)
+            sent[1] = kind, str(raised)
+    packed, failure = _from_rank_zero(sent)
+    if error is not None:
+        raise error
+    if failure is not None:
+        kind, words = failure
+        raise kind(words)
+    return {name: _unpacked(one) for name, one in packed.items()}
 
 
 def agree_on_values(values: Sequence[Any]) -> list[Any]:
@@ -50,7 +89,7 @@ def agree_on_values(values: Sequence[Any]) -> list[Any]:
         return list(values)
     kinds = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in values]
     mine = kinds, _digest(values)
-    everyones = _from_all_ranks(mine)
+    everyones = from_all_ranks(mine)
     alike = [other for other in everyones if other[0] == everyones[0][0]]
     if all(other == alike[0] for other in alike):
         return list(values)
@@ -74,7 +113,7 @@ def require_agreement(
     layers = [(name, tuple(mask.shape)) for name, mask in masks.items()]
     packed = [pack(mask.reshape(-1)) for mask in masks.values()]
     mine = layers, _digest([generator.get_state(), *packed, *kept])
-    if any(other[0] == layers and other != mine for other in _from_all_ranks(mine)):
+    if any(other[0] == layers and other != mine for other in from_all_ranks(mine)):
         raise RuntimeError(
             "the ranks have different masks, or the method another state: the SparseOptimizer was "
             "made before torch.distributed was initialised, so each rank chose its own. Call "
@@ -88,6 +127,24 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def from_all_ranks(mine: T) -> list[T]:
+    """Return what each rank has, in their order. Collective: every rank has to call it."""
+    if not is_distributed():
+        return [mine]
+    theirs: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(theirs, mine)
+    return theirs
+
+
+def _packed(masks: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], Tensor]]:
+    return {name: (tuple(mask.shape), pack(mask.reshape(-1)).cpu()) for name, mask in masks.items()}
+
+
+def _unpacked(packed: tuple[tuple[int, ...], Tensor]) -> Tensor:
+    shape, bits = packed
+    return unpack(bits, math.prod(shape)).view(shape)
+
+
 def _digest(values: Sequence[Any]) -> str:
     digest = hashlib.sha256()
     for value in values:
@@ -97,12 +154,6 @@ def _digest(values: Sequence[Any]) -> str:
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()
-
-
-def _from_all_ranks(mine: Any) -> list[Any]:
-    theirs: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(theirs, mine)
-    return theirs
 
 
 def _from_rank_zero(objects: list[object]) -> list:  # type: ignore[type-arg]

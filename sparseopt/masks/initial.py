@@ -84,7 +84,9 @@ def _refuse_all_zero(name: str, nonzero: Tensor) -> None:
 def check_mask(
     name: str, mask: object, weight: Tensor, select: Callable[[Tensor, int], Tensor]
 ) -> Tensor:
-    """Return ``mask``, which was given for the layer ``name``.
+    """Return the whole of ``mask``, which was given for the layer ``name``.
+
+    Collective if it is sharded.
 
     Raises:
         TypeError: if it is not a bool tensor.
@@ -98,6 +100,7 @@ def check_mask(
         raise ValueError(
             f"mask[{name!r}] has shape {tuple(mask.shape)}, but the weight {tuple(weight.shape)}."
         )
+    mask = whole(mask)
     if not mask.any():
         raise ValueError(f"mask[{name!r}] has no live weight, but every layer needs at least one.")
     live = count_true(mask)

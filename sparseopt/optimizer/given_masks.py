@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparseopt.distributed.ranks import agree_on_masks
-from sparseopt.distributions import match_name
+from sparseopt.distributed.dtensor import is_sharded, whole
+from sparseopt.distributed.ranks import from_all_ranks, masks_of_rank_zero
+from sparseopt.distributions import layer_named, match_name
 from sparseopt.masks.indices import count_true, take
 from sparseopt.masks.initial import check_mask
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.transition import Transition, plan_mask
+from sparseopt.methods.base import Method
 from sparseopt.methods.rigl_struct import RigLStruct
-from sparseopt.optimizer.mask_updates import MaskUpdater, make_transitions, record_of
+from sparseopt.optimizer.mask_updates import MaskUpdater, make_transitions, movable, record_of
+from sparseopt.optimizer.weight_backup import WeightBackup
 
 __all__ = ["set_masks"]
 
 
 @torch.no_grad()
-def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor]) -> None:
+def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor], backup: WeightBackup) -> None:
     """Give layers of ``updater`` the masks that the user wants, as an update between two steps.
+
+    Collective: rank 0's masks count, and its errors are raised on all ranks.
+
+    Args:
+        updater: has the layers.
+        masks: the masks by layer.
+        backup: keeps what becomes zero before training starts.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
-        ValueError: if a name is not known, a shape is wrong, a mask has no live weight or not the
-            structure of the method's masks, or the method drops whole channels.
+        ValueError: if a name is not known or there twice, a shape is wrong, a mask has no live
+            weight or not the structure of the method's masks, a dense layer would become sparse or
+            a sparse one dense, a sharded mask is not given on all ranks, or the method drops whole
+            channels.
     """
     method, layers = updater.method, {layer.name: layer for layer in updater.layers}
     if isinstance(method, RigLStruct):
@@ -34,27 +47,105 @@ def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor]) -> None:
             f"method={method.name!r} drops whole channels, whose masks belong together: masks "
             "can't be set one by one. Pass mask= at construction."
         )
-    given = {match_name("masks", key, layers): mask for key, mask in masks.items()}
-    checked = {
-        name: check_mask(name, mask, layers[name].weight, method.initial_mask)
-        for name, mask in given.items()
-    }
+    masks = _brought_together(masks, layers)
+    agreed = masks_of_rank_zero(lambda: _checked(masks, layers, method))
+    _require_layers(agreed, layers)
     planned = [
-        (layers[name], _transition(layers[name], mask, updater))
-        for name, mask in agree_on_masks(checked).items()
+        (layers[name], _transition(layers[name], mask, updater)) for name, mask in agreed.items()
     ]
-    goals = {layer.name: _goal(layer, change) for layer, change in planned}
+    moving = [(layer, change) for layer, change in planned if change.dropped or change.grown]
     updater.undo_preparation()
     progress = updater.progress
     progress.usage = progress.usage.advanced(progress.steps, updater.layers)
-    moving = [(layer, change) for layer, change in planned if change.dropped or change.grown]
+    backup.before_change([layer for layer, _ in moving])
+    before = {layer: layer.live for layer, _ in moving}
     everything = updater.layers
     new = make_transitions(
-        everything, moving, updater.backend, updater.state, mask_gradients_of=everything
+        everything,
+        moving,
+        updater.backend,
+        updater.state,
+        # What the next step reads of dropped weights may be there already.
+        mask_gradients_of=() if updater.needs_dense_gradients else everything,
     )
-    for name, goal in goals.items():
-        layers[name].target = goal
+    _adapt_targets(updater, before)
     progress.history.append(record_of(everything, progress.steps, 0.0, new=new))
+
+
+def _brought_together(masks: Any, layers: Mapping[str, SparseLayer]) -> Any:
+    """Return ``masks`` with the whole of each that is sharded on rank 0.
+
+    They may be anything: nothing that one rank alone may find wrong is checked here, for the others
+    would wait.
+    """
+    items = masks.items() if isinstance(masks, Mapping) else ()
+    sharded = [key for key, mask in items if isinstance(key, str) and is_sharded(mask)]
+    keys = {layer_named(key, layers): key for key in sharded}
+    mine = [
+        (name, tuple(masks[keys[name]].shape), str(masks[keys[name]].placements))
+        for name in layers
+        if name in keys
+    ]
+    everyones = from_all_ranks(mine)
+    wanted = everyones[0]
+    for one in wanted:
+        if not all(one in theirs for theirs in everyones):
+            raise ValueError(
+                f"masks[{one[0]!r}] is sharded on rank 0, but not given or sharded otherwise on "
+                "another rank, which has a part of it: give the same sharded masks on all ranks, "
+                "or the whole mask on rank 0."
+            )
+    together = {keys[name]: whole(masks[keys[name]]) for name, _, _ in wanted}
+    return {**masks, **together} if together else masks
+
+
+def _checked(
+    masks: Mapping[str, Tensor], layers: Mapping[str, SparseLayer], method: Method
+) -> dict[str, Tensor]:
+    """Return ``masks`` by layer, in the order of the layers."""
+    given: dict[str, Tensor] = {}
+    for key, mask in masks.items():
+        name = match_name("masks", key, layers)
+        if name in given:
+            raise ValueError(f"masks has two masks of layer {name!r}: {key!r} is the same layer.")
+        given[name] = mask
+    checked = {
+        name: check_mask(name, given[name], layer.weight, method.initial_mask)
+        for name, layer in layers.items()
+        if name in given
+    }
+    for name, mask in checked.items():
+        _require_same_kind(layers[name], mask)
+    return checked
+
+
+def _require_same_kind(layer: SparseLayer, mask: Tensor) -> None:
+    """Raise if a layer would become dense for ever, or would be so no longer.
+
+    What a checkpoint has of a layer depends on that, and must not depend on how far training is.
+    """
+    drops = count_true(mask) < layer.numel
+    if drops and layer.is_dense:
+        raise ValueError(
+            f"mask[{layer.name!r}] drops weights of a layer that is dense for ever: make it sparse "
+            f"at construction, init={{{layer.name!r}: density}} with a density below 1."
+        )
+    if not drops and not layer.is_full:
+        raise ValueError(
+            f"mask[{layer.name!r}] has every weight live, but the layer is sparse: pass a mask "
+            "with at least one dropped weight, or make the layer dense at construction, "
+            f"init={{{layer.name!r}: 1.0}}."
+        )
+
+
+def _require_layers(masks: Mapping[str, Tensor], layers: Mapping[str, SparseLayer]) -> None:
+    """Raise if this rank has other layers than rank 0."""
+    for name, mask in masks.items():
+        if name not in layers or layers[name].weight.shape != mask.shape:
+            raise ValueError(
+                f"rank 0 has a mask of shape {tuple(mask.shape)} for layer {name!r}, but this rank "
+                "has no such layer: masks can only be set where all ranks have the same layers."
+            )
 
 
 def _transition(layer: SparseLayer, mask: Tensor, updater: MaskUpdater) -> Transition:
@@ -71,7 +162,40 @@ def _transition(layer: SparseLayer, mask: Tensor, updater: MaskUpdater) -> Trans
     )
 
 
-def _goal(layer: SparseLayer, change: Transition) -> int:
-    """Return the live count that training is to end with: that of the mask, or what it falls to."""
-    live = change.positions.numel()
-    return live if layer.live == layer.target else min(live, layer.target)
+def _adapt_targets(updater: MaskUpdater, before: Mapping[SparseLayer, int]) -> None:
+    """Have training end with the live counts that masks have now, or with what they fall to.
+
+    Methods may share out one number of live weights among layers, so that the counts of single
+    layers are not near their targets, and only the sums tell whether anything is left to fall.
+
+    Args:
+        updater: has the layers, as they are now.
+        before: the live counts that layers whose masks changed had before.
+    """
+    changed = [layer for layer, live in before.items() if layer.live != live]
+    if not changed:
+        return
+    pool = movable(updater.layers, updater.backend)
+    has_fallen = sum(before.get(one, one.live) for one in pool) <= sum(one.target for one in pool)
+    for layer in changed:
+        if has_fallen:
+            layer.target = layer.live
+        else:
+            layer.target -= max(0, min(before[layer], layer.target) - layer.live)
+    excess = sum(layer.live - layer.target for layer in pool)
+    if (has_fallen and excess > 0) or (updater.method.settles and excess < 0):
+        _settle(pool)
+
+
+def _settle(layers: Sequence[SparseLayer]) -> None:
+    """Make targets of the live counts, alike in their sum.
+
+    A target of all weights would make a layer dense for ever, so that others have what it lacks.
+    """
+    for layer in layers:
+        layer.target = min(layer.live, layer.numel - 1)
+    lacking = sum(layer.live - layer.target for layer in layers)
+    for layer in layers:
+        more = min(lacking, layer.numel - 1 - layer.target)
+        layer.target += more
+        lacking -= more

@@ -23,6 +23,7 @@ __all__ = [
     "MaskUpdater",
     "able_to_move",
     "make_transitions",
+    "movable",
     "record_of",
     "skipped_update",
     "update_masks",
@@ -382,15 +383,18 @@ def able_to_move(
     ``zero`` counts as missing: ``zero_grad(set_to_none=False)`` keeps a zero gradient for a layer
     that was not used, and every candidate would tie by it.
     """
-    groups = backend.inner.param_groups
-    trained = {id(parameter) for group in groups for parameter in group["params"]}
     return [
         layer
-        for layer in layers
-        if not layer.is_dense
-        and not (method.needs_gradient and _has_none(layer, method, zero))
-        and id(layer.weight) in trained
+        for layer in movable(layers, backend)
+        if not (method.needs_gradient and _has_none(layer, method, zero))
     ]
+
+
+def movable(layers: Sequence[SparseLayer], backend: StateBackend) -> list[SparseLayer]:
+    """Return the layers that are not dense for ever and whose weight is in a param group."""
+    groups = backend.inner.param_groups
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    return [layer for layer in layers if not layer.is_dense and id(layer.weight) in trained]
 
 
 def _has_none(layer: SparseLayer, method: Method, zero: Collection[int]) -> bool:

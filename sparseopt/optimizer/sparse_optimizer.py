@@ -439,8 +439,12 @@ class SparseOptimizer(WrappedOptimizer):
 
         What drops becomes zero and loses its optimizer state; what grows starts at zero, afresh.
         A layer keeps its new number of live weights from then on; under methods whose density
-        falls it falls on from there. Layers that are not named stay as they are. The history has a
-        record of it. With several ranks this is a collective call, and rank 0's masks count.
+        falls it falls on from there. A sparse layer stays sparse, and one that was dense from the
+        start stays dense: ``init=`` at construction says which is which. Layers that are not named
+        stay as they are. The history has a record of it.
+
+        With several ranks this is a collective call, and rank 0's masks count: what others pass is
+        not read, but for parts of sharded masks (DTensors), which every rank has to pass.
 
         Args:
             masks: bool tensors of the weights' shapes, true where live, by layer name.
@@ -448,9 +452,10 @@ class SparseOptimizer(WrappedOptimizer):
         Raises:
             RuntimeError: after :meth:`detach`.
             TypeError: if a mask is not a bool tensor.
-            ValueError: if a name is not known, a shape is wrong, a mask has no live weight or not
-                the structure of the method's masks, or the method is ``rigl-struct``. Then nothing
-                changes.
+            ValueError: if a name is not known or there twice, a shape is wrong, a mask has no live
+                weight or not the structure of the method's masks, it would make a dense layer
+                sparse or a sparse one dense, a sharded mask is not given on all ranks, or the
+                method is ``rigl-struct``. Then nothing changes.
 
         Example:
             >>> import torch
@@ -468,7 +473,7 @@ class SparseOptimizer(WrappedOptimizer):
         self._hooks.require_attached("set masks of")
         self.materialize()
         self._follow_weights()
-        set_masks(self._updater, masks)
+        set_masks(self._updater, masks, self._backup)
         self._plan_next_step()
 
     def apply_masks(self, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Weights as they were before construction made some of them zero, until training starts.
+"""Weights as they were before masks made some of them zero, until training starts.
 
 Trainers differ in their order: some restore the model, make the optimizer, and then restore the
 optimizer. The masks of the construction are then the wrong ones, and what they made zero has to
@@ -8,6 +8,7 @@ come back before the checkpoint's masks are applied.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,35 @@ from sparseopt.distributed.dtensor import local, shard_like
 from sparseopt.masks.layer import SparseLayer
 
 __all__ = ["WeightBackup"]
+
+
+@dataclass
+class _Copy:
+    """A weight before its masks were applied.
+
+    ``unscathed`` is what none of the layer's earlier masks dropped, bool, of the weight's shape;
+    ``None`` if there was none.
+    """
+
+    layer: SparseLayer
+    values: Tensor
+    unscathed: Tensor | None = None
+
+    def placed(self) -> Tensor:
+        """Return the copy as the weight is now."""
+        # The model may have been moved, or brought into another precision, since.
+        weight = self.layer.weight
+        return shard_like(self.values.to(weight.device, weight.dtype), weight)
+
+    def is_good(self) -> bool:
+        """Whether the weight is still what its masks, and nobody else, made of it."""
+        weight = self.layer.weight
+        masked = self.placed().clone()
+        self.layer.mask_(masked)
+        part = local(masked)
+        if self.unscathed is not None:
+            part.masked_fill_(~local(shard_like(self.unscathed.to(weight.device), weight)), 0)
+        return torch.equal(part, local(weight.detach()))
 
 
 class WeightBackup:
@@ -27,15 +57,35 @@ class WeightBackup:
 
     def __init__(self, layers: Sequence[SparseLayer]) -> None:
         self._is_discarded = False
-        self._copies: list[tuple[SparseLayer, Tensor]] = []
+        self._copies: list[_Copy] = []
         self.add(layers)
 
     def add(self, layers: Sequence[SparseLayer]) -> None:
         """Copy more weights, before their masks are applied, unless training began."""
         if not self._is_discarded:
-            self._copies += [
-                (layer, layer.weight.detach().clone()) for layer in layers if not layer.is_full
-            ]
+            self._copies += [_copy(layer) for layer in layers if not layer.is_full]
+
+    @torch.no_grad()
+    def before_change(self, layers: Sequence[SparseLayer]) -> None:
+        """Get ready for other masks of ``layers``, which are applied next, unless training began.
+
+        A weight that somebody wrote to since is copied as it is now.
+        """
+        if self._is_discarded:
+            return
+        held = {copy.layer: copy for copy in self._copies if copy.is_good()}
+        for layer in layers:
+            copy = held.get(layer)
+            if copy is None:
+                copy = held[layer] = _copy(layer)
+            mask = layer.mask
+            copy.unscathed = (
+                mask.clone()
+                if copy.unscathed is None
+                else mask & shard_like(copy.unscathed.to(mask.device), layer.weight)
+            )
+        others = [copy for copy in self._copies if copy.layer not in held]
+        self._copies = [*held.values(), *others]
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -43,16 +93,16 @@ class WeightBackup:
 
         What the weights are then, restored or loaded meanwhile, is what is put back next time.
         """
-        for layer, copy in self._copies:
-            # The model may have been moved, or brought into another precision, since.
-            copy = copy.to(layer.weight.device, layer.weight.dtype)
-            masked = shard_like(copy, layer.weight).clone()
-            layer.mask_(masked)
-            if torch.equal(local(masked), local(layer.weight.detach())):
-                layer.weight.copy_(shard_like(copy, layer.weight))
-        self._copies = [(layer, layer.weight.detach().clone()) for layer, _ in self._copies]
+        for copy in self._copies:
+            if copy.is_good():
+                copy.layer.weight.copy_(copy.placed())
+        self._copies = [_copy(copy.layer) for copy in self._copies]
 
     def discard(self) -> None:
         """Free the copies: training starts."""
         self._is_discarded = True
         self._copies.clear()
+
+
+def _copy(layer: SparseLayer) -> _Copy:
+    return _Copy(layer, layer.weight.detach().clone())
