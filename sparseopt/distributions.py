@@ -32,7 +32,7 @@ Shapes = Mapping[str, Sequence[int]]
 Distribution = Callable[[Shapes, float], Mapping[str, float]]
 #: What a mapping has for a layer, or for all that a pattern matches.
 Choice = float | str | Distribution
-#: How much of each layer is live: see :func:`live_counts`.
+#: What ``init=`` takes, as :func:`sparseopt.distributions.live_counts` explains it.
 Init = str | Distribution | Mapping[str, Choice]
 
 D = TypeVar("D", bound=Distribution)
