@@ -62,17 +62,23 @@ class Split:
         self, batch_size: int, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in random order, augmented; the last batch may be smaller."""
-        order = torch.randperm(len(self), generator=generator)
         flip = self.augmentation is not None and self.augmentation.flip
+        order = torch.randperm(len(self), generator=generator)
+        drawn = []
         for indices in order.split(batch_size):
             crops = self._crop.draw(len(indices), generator)
             mirrored = torch.rand(len(indices), generator=generator) < 0.5 if flip else None
-            own = indices.to(self.labels.device)
-            pixels = self._crop.take(own, crops)
+            drawn.append((*crops, mirrored) if mirrored is not None else crops)
+        # All at once: each copy of a batch's own numbers would make a GPU and Python wait for each
+        # other.
+        columns = (torch.cat(column).to(self.labels.device) for column in zip(*drawn, strict=True))
+        batches = (column.split(batch_size) for column in (order.to(self.labels.device), *columns))
+        for indices, *crops_and_flips in zip(*batches, strict=True):
+            mirrored = crops_and_flips.pop() if flip else None
+            pixels = self._crop.take(indices, tuple(crops_and_flips))
             if mirrored is not None:
-                chosen = mirrored.to(own.device).view(-1, 1, 1, 1)
-                pixels = torch.where(chosen, pixels.flip(-1), pixels)
-            yield self._normalised(pixels), self.labels[own]
+                pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+            yield self._normalised(pixels), self.labels[indices]
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images once, in their order, not augmented."""
