@@ -45,7 +45,11 @@ def _run(options: argparse.Namespace) -> int:
     together = options.threads or torch.get_num_threads()
     threads = max(1, together // options.workers) if options.workers > 1 else options.threads
     torch.set_num_threads(threads or together)
-    setup = Setup(folder, options.data_dir, threads, imports=tuple(options.imports))
+    setup = Setup(
+        folder, options.data_dir, threads, tuple(options.imports), cuda_graphs=options.cuda_graphs
+    )
+    if options.cuda_graphs and setup.device.type != "cuda":
+        raise ProtocolError("--cuda-graphs needs an NVIDIA GPU, and there is none here")
     preset = options.preset or ("paper" if setup.device.type == "cuda" else "cpu")
     plan = Plan([_part(*chosen, options, folder) for chosen in choose(preset, options)], folder)
     plan.show()

@@ -25,7 +25,7 @@ CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 PUBLISHED_WIDTH = 64
 PRESET_DIR = Path(__file__).with_name("presets")
-PRESETS = ("smoke", "cpu", "tenth", "paper", "resnet-50")
+PRESETS = ("smoke", "cpu", "tenth", "full", "paper", "resnet-50")
 # What may be changed without another result.
 WORDING = frozenset({"name", "summary", "reduced", "choices", "also", "full_steps"})
 

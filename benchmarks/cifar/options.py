@@ -25,8 +25,8 @@ ALL = (
 PRESET = (
     f"one of {', '.join(PRESETS)}, or a .toml file in their form: smoke (digits, minutes, no "
     "download), cpu (real CIFAR-10, reduced, hours), tenth (the report's network for a tenth of "
-    "its training, days), paper (in full, both data sets), resnet-50 (a few steps of the network "
-    "for CIFAR-100, no download)"
+    "its training, days), full (one RigL run of the whole training in bf16), paper (in full, both "
+    "data sets), resnet-50 (a few steps of the network for CIFAR-100, no download)"
 )
 SET = (
     "change a setting of the preset, such as training.epochs=5; results then carry the change in "
@@ -46,6 +46,10 @@ WORKERS = "processes that train a run each, sharing the CPU threads (default: %(
 CLUSTER = "run on a Ray cluster, of which --threads CPUs a run; 'local' is this machine"
 THREADS = "CPU threads of all workers together, or of one run of a cluster (default: torch's)"
 DRY_RUN = "print runs, steps, and time by a short calibration, and run nothing; needs no data"
+CUDA_GRAPHS = (
+    "replay forward and backward passes as a CUDA graph, several times faster where a GPU waits "
+    "for Python; not for methods that act in the forward pass"
+)
 NARROWING = ("methods", "inits", "densities", "seeds")
 
 
@@ -77,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     where("--cluster", metavar="ADDRESS", help=CLUSTER)
     how = group.add_argument
     how("--threads", metavar="N", type=_positive, help=THREADS)
+    how("--cuda-graphs", action="store_true", help=CUDA_GRAPHS)
     how("--dry-run", action="store_true", help=DRY_RUN)
     how("--report-only", action="store_true", help="rebuild the report from DIR/results.jsonl")
     return parser

@@ -22,6 +22,7 @@ from benchmarks.cifar.accounting import channels_of
 from benchmarks.cifar.batches import Split, Splits, splits_for
 from benchmarks.cifar.config import Protocol
 from benchmarks.cifar.data import noise
+from benchmarks.cifar.graphs import CapturedPasses
 from benchmarks.cifar.grid import RunSpec
 from benchmarks.cifar.methods import method_with, recipe_of
 from benchmarks.cifar.models import build_model
@@ -37,6 +38,13 @@ class Run:
 
     Everything random follows from the seed: the initial weights and the order of the images are
     the same for all methods, which makes differences between methods paired.
+
+    Args:
+        protocol: What all runs share.
+        spec: What this one is.
+        splits: The data, on the training device.
+        masks: The masks to start with; None draws them.
+        cuda_graphs: Replay the passes of full batches as a CUDA graph.
     """
 
     def __init__(
@@ -45,6 +53,8 @@ class Run:
         spec: RunSpec,
         splits: Splits,
         masks: Mapping[str, Tensor] | None = None,
+        *,
+        cuda_graphs: bool = False,
     ) -> None:
         self.protocol = protocol
         self.spec = spec
@@ -59,6 +69,8 @@ class Run:
         self.data_generator = torch.Generator().manual_seed(spec.seed)
         self.speed_up: SpeedUp | None = None
         self._start_speed_up(None)
+        self._cuda_graphs = cuda_graphs
+        self._captured: CapturedPasses | None = None
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
         # Of each epoch: what else the machine does lengthens CPU time less, and not every epoch.
@@ -123,11 +135,7 @@ class Run:
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step of training; returns the mean loss, detached."""
-        smoothing = self.protocol.training.label_smoothing
-        with self._autocast():
-            loss = F.cross_entropy(self.model(images), labels, label_smoothing=smoothing)
-        self.optimizer.zero_grad()
-        loss.backward()
+        loss = self._passes(images, labels)
         self.optimizer.step()
         self.scheduler.step()
         return loss.detach()
@@ -177,6 +185,24 @@ class Run:
         for name, value in state["progress"].items():
             setattr(self, name, value)
         return True
+
+    def _passes(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Forward and backward pass: the loss, with the gradients set."""
+        if self._cuda_graphs and len(images) == self.protocol.training.batch_size:
+            if self._captured is None:
+                self._captured = CapturedPasses(
+                    self.model, self.optimizer, self._loss, images, labels
+                )
+            return self._captured(images, labels)
+        loss = self._loss(images, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        return loss
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self.protocol.training.label_smoothing
+        with self._autocast():
+            return F.cross_entropy(self.model(images), labels, label_smoothing=smoothing)
 
     def _start_speed_up(self, plan: Mapping[str, Any] | None) -> None:
         if self.speed_up is not None:

@@ -29,12 +29,21 @@ from sparseopt import SparseOptimizer, final_masks
 
 @dataclass(frozen=True)
 class Setup:
-    """What every process of a session has to know; ``threads`` None leaves torch's choice."""
+    """What every process of a session has to know.
+
+    Args:
+        folder: Where everything is written.
+        data_dir: The images; None has torchvision download them.
+        threads: CPU threads of a process; None leaves torch's choice.
+        imports: Modules to import.
+        cuda_graphs: Replay the passes of training as CUDA graphs.
+    """
 
     folder: Folder
     data_dir: Path | None = None
     threads: int | None = None
     imports: tuple[str, ...] = ()
+    cuda_graphs: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +89,7 @@ def new_run(setup: Setup, job: Job) -> Run:
             f"{job.title} was planned for the images {job.data}, but here are {fingerprint}"
         )
     masks = None if job.source is None else load_tensors(setup.folder.masks(job.source.key))
-    return Run(job.protocol, job.spec, splits, masks)
+    return Run(job.protocol, job.spec, splits, masks, cuda_graphs=setup.cuda_graphs)
 
 
 def import_modules(names: Iterable[str]) -> None:

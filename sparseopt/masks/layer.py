@@ -209,6 +209,24 @@ class SparseLayer:
         offsets = self._offsets()
         return offsets if self._layout.is_logical else self._layout.positions(offsets)
 
+    def offsets(self) -> Tensor:
+        """Return where live weights lie in :meth:`flat`, in the order of :meth:`positions`.
+
+        Like these, they are not to be written to. Not for a sharded or full layer.
+        """
+        return self._offsets()
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """Return the entries of a tensor like the weight in the weight's memory order, 1-D.
+
+        It is a view where the tensor lies in memory as the weight does.
+        """
+        return self._layout.flat(tensor)
+
+    def lies_without_gaps(self) -> bool:
+        """Whether :meth:`flat` of the weight is a view, in this layer's memory order."""
+        return not self.is_sharded and self._layout.has(self.weight)
+
     def forget_positions(self) -> None:
         """Free positions that are kept beside a mask, until they are asked for again."""
         if self._mask is not None:

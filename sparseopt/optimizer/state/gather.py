@@ -67,9 +67,17 @@ class WholeParameter:
         self.weight = weight
         self.live = self.numel = weight.numel()
 
-    def positions(self) -> Tensor:
-        """Return the positions of all entries, as :meth:`SparseLayer.positions` does."""
+    def offsets(self) -> Tensor:
+        """Return the places of all entries, as :meth:`SparseLayer.offsets` does."""
         return torch.arange(self.numel, dtype=index_dtype(self.numel), device=self.weight.device)
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """Return the entries of a tensor of the weight's shape, 1-D."""
+        return tensor.reshape(-1)
+
+    def lies_without_gaps(self) -> bool:
+        """Whether :meth:`flat` of the weight is a view."""
+        return self.weight.is_contiguous()
 
 
 #: What can be stepped in a pool.
@@ -126,7 +134,7 @@ class GatherOne(Part):
 
 
 class GatherMany(Part):
-    """Small members that lie in memory in logical order; see :class:`Part`.
+    """Small members that lie in memory without gaps; see :class:`Part`.
 
     The positions of live weights in all of them together are kept, four bytes each: to put them
     together at every step takes a small network as long as to gather by them.
@@ -135,7 +143,8 @@ class GatherMany(Part):
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__(members)
         # Views, made once: to make them takes a small network longer than to copy what is in them.
-        self._dense = [member.weight.detach().view(-1) for member in members]
+        self._dense = [member.flat(member.weight.detach()) for member in members]
+        self._are_logical = all(member.weight.is_contiguous() for member in members)
         self._addresses = [dense.data_ptr() for dense in self._dense]
         self._numels = [member.numel for member in members]
         # Kept on the device, so that nothing waits for them to come there.
@@ -147,10 +156,9 @@ class GatherMany(Part):
         self._positions: Tensor
 
     def fits(self) -> bool:
-        """Whether all weights are contiguous, and where they were; see :meth:`Part.fits`."""
+        """Whether all weights have no gaps, and are where they were; see :meth:`Part.fits`."""
         for member, address in zip(self.members, self._addresses, strict=True):
-            weight = member.weight
-            if weight.data_ptr() != address or not weight.is_contiguous():
+            if member.weight.data_ptr() != address or not member.lies_without_gaps():
                 return False
         return True
 
@@ -158,18 +166,26 @@ class GatherMany(Part):
         """Read all members; see :meth:`Part.gather`."""
         versions = [member.mask_version for member in self.members]
         if versions != self._versions:
-            each = [member.positions() for member in self.members]
+            each = [member.offsets() for member in self.members]
             self._positions = concat_positions(each, self._starts, self._counts)
             self._versions = versions
         torch.index_select(torch.cat(self._dense), 0, self._positions, out=weights)
-        dense = [gradient_of(member).detach() for member in self.members]
-        together = _flatten_dense_tensors(dense)  # type: ignore[no-untyped-call]
-        torch.index_select(together, 0, self._positions, out=gradients)
+        torch.index_select(self._dense_gradients(), 0, self._positions, out=gradients)
 
     def put_back(self, weights: Tensor) -> None:
         """Write to all members; see :meth:`Part.put_back`."""
         final = weights.new_zeros(self.numel).scatter_(0, self._positions, weights)
         torch._foreach_copy_(self._dense, final.split_with_sizes(self._numels))
+
+    def _dense_gradients(self) -> Tensor:
+        gradients = [gradient_of(member).detach() for member in self.members]
+        if self._are_logical:
+            # One call makes what the loop below makes, and a small network waits for Python.
+            together: Tensor = _flatten_dense_tensors(gradients)  # type: ignore[no-untyped-call]
+            return together
+        return torch.cat(
+            [member.flat(own) for member, own in zip(self.members, gradients, strict=True)]
+        )
 
 
 def parts_of(members: Sequence[Member]) -> list[Part]:
@@ -183,7 +199,7 @@ def parts_of(members: Sequence[Member]) -> list[Part]:
     alone: list[SparseLayer] = []
     together: list[list[Member]] = [[]]
     for member in members:
-        large = member.numel > small or not member.weight.is_contiguous()
+        large = member.numel > small or not member.lies_without_gaps()
         if large and isinstance(member, SparseLayer):
             alone.append(member)
             continue

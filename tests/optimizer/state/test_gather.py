@@ -143,6 +143,13 @@ def test_steps_and_updates_are_those_of_a_plain_optimizer_masked_by_hand(
     assert len(optimizer.history) >= 4
 
 
+def test_small_layers_are_put_together_whatever_their_memory_order():
+    optimizer = wrap(Zoo(), "SGD")
+    alone = [part.members[0].name for part in gather.parts_of(optimizer.layers)[:-1]]
+    # The large one, and the one with gaps: channels-last and transposed ones are with the others.
+    assert alone == ["0.7", "0.9"]
+
+
 def steps(model, optimizer, first, last):
     for step in range(first, last + 1):
         model.set_gradients(step)

@@ -1,0 +1,72 @@
+"""Forward and backward passes replayed as one CUDA graph, for a GPU that waits for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparseopt import SparseOptimizer
+
+# As torch asks for, so that what libraries set up at their first call is not captured.
+WARM_UP = 3
+
+
+class CapturedPasses:
+    """The loss of batches of one shape, and the gradients of the parameters.
+
+    Gradients lie in the same tensors after every replay, and are dense: hooks don't run in a
+    replay, so nothing masks them, nor has to, because ``step()`` reads the live entries alone.
+
+    Args:
+        model: In training mode; its passes run nothing in Python that a replay would lack.
+        optimizer: What will step.
+        loss_of: Maps images and labels to the mean loss.
+        images: A batch of the shape of all others; its values do not matter. ``labels`` likewise.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_of: Callable[[Tensor, Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+    ) -> None:
+        self._images, self._labels = images.clone(), labels.clone()
+        self._graph = torch.cuda.CUDAGraph()
+        flag = optimizer.gradient_flag if isinstance(optimizer, SparseOptimizer) else None
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        masks_now = flag is not None and not flag.dense_gradients
+        if flag is not None:
+            flag.dense_gradients = True
+        try:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    optimizer.zero_grad()
+                    loss_of(self._images, self._labels).backward()
+            torch.cuda.current_stream().wait_stream(stream)
+            optimizer.zero_grad()
+            with torch.cuda.graph(self._graph):
+                self._loss = loss_of(self._images, self._labels)
+                self._loss.backward()
+        finally:
+            if flag is not None:
+                flag.dense_gradients = not masks_now
+        # What warming up has added to running statistics is not of the training.
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+        self._gradients = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Set all gradients to those of a batch; return its loss, to be read before the next."""
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._graph.replay()
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        return self._loss
