@@ -81,7 +81,7 @@ def tables(out):
     """The report without what it says of time and of the checkout."""
     text = (out / "report.md").read_text()
     parts = re.split(r"^(?=#{2,3} )", text, flags=re.MULTILINE)
-    changing = ("### Structured sparsity", "### Made with")
+    changing = ("### Measured times, and structured sparsity", "### Made with")
     text = "".join(part for part in parts if not part.startswith(changing))
     # Minutes, seconds a step and milliseconds of a step.
     times = r"\| \d+\.\d \| [\d.e-]+ \| \d+ \|$"

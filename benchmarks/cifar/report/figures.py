@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from benchmarks.cifar.methods import RECIPES
 from benchmarks.cifar.report.masks import history
 from benchmarks.cifar.report.results import Group, Variant
-from benchmarks.cifar.report.structured import Ratio, Times, rows_of
+from benchmarks.cifar.report.structured import Ratio, Times
 from benchmarks.cifar.report.texts import title
 from benchmarks.cifar.report.tuning import best, complete
 from benchmarks.common.figures import legend_beside
@@ -95,7 +95,7 @@ def against_flops(group: Group) -> Figure:
 
 def against_time(group: Group, times: Times) -> Figure | None:
     """A row for each init; left the largest batch of inference, right training; None untimed."""
-    timed = [variant for variant in rows_of(group) if times.of(group, variant)]
+    timed = [variant for variant in group.variants if times.of(group, variant)]
     if not timed:
         return None
     batch, below = times.batches[-1], f"time, multiple of dense\n{times.machine}"

@@ -163,9 +163,11 @@ class Group:
     def quiet_step(self, variant: Variant) -> float | None:
         """CPU milliseconds of a training step in a run's quietest epoch, mean over the seeds.
 
-        None where a run did not record them, as the first ones did not.
+        Of the runs that trained on a CPU: beside a GPU, a processor only says what is to be done.
+        None where there are none, or one did not record them, as the first ones did not.
         """
-        times = [run.get("cpu", {}).get("quiet_ms_a_step") for run in self.of(variant)]
+        on_cpus = [run for run in self.of(variant) if run["environment"]["device"] == "cpu"]
+        times = [run.get("cpu", {}).get("quiet_ms_a_step") for run in on_cpus]
         return None if None in times or not times else fmean(times)
 
     def training_time(self, variant: Variant) -> float | None:

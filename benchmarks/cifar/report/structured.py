@@ -46,7 +46,10 @@ class Times:
         return [self.records[key] for key in keys if key in self.records]
 
     def ratio(self, group: Group, variant: Variant, batch: int | None = None) -> Ratio | None:
-        """Of an inference, or of a training step with its share of mask updates; None untimed."""
+        """Of an inference, or of a whole training with its mask updates; None untimed.
+
+        A training that is as many times longer takes as many times as long.
+        """
         ratios = [
             one["ratio"]
             for record in self.of(group, variant)
@@ -55,8 +58,10 @@ class Times:
         ]
         if not ratios:
             return None
-        lows, highs = ([one[name] for one in ratios] for name in ("q1", "q3"))
-        return Ratio(fmean(one["median"] for one in ratios), min(lows), max(highs))
+        recipe = RECIPES.get(variant.method)
+        length = 1 if recipe is None or batch is not None else recipe.length
+        lows, highs = ([length * one[name] for one in ratios] for name in ("q1", "q3"))
+        return Ratio(length * fmean(one["median"] for one in ratios), min(lows), max(highs))
 
     def form(self, group: Group, variant: Variant) -> str:
         """What is timed in inference, and how much of what could be taken out has been."""
@@ -84,13 +89,18 @@ def times_of(group: Group, records: Sequence[Record]) -> list[Times]:
     return sorted(found, key=lambda times: -len(times.records))
 
 
-def rows_of(group: Group) -> list[Variant]:
-    """Structured variants with Small-Dense and RigL beside; none where none was run."""
+def rows_of(group: Group, times: Times | None = None) -> list[Variant]:
+    """Structured variants with Small-Dense and RigL beside, and all that are timed."""
     own = [variant for variant in group.variants if variant.method in STRUCTURED]
     places = {(variant.init, variant.density) for variant in own}
     places |= {(None, density) for _, density in places}
     compared = (*STRUCTURED, SMALL_DENSE, "rigl")
-    return [v for v in group.variants if v.method in compared and (v.init, v.density) in places]
+    return [
+        variant
+        for variant in group.variants
+        if (variant.method in compared and (variant.init, variant.density) in places)
+        or (times is not None and times.of(group, variant))
+    ]
 
 
 def structured_table(group: Group, paper: Paper | None, times: Times | None) -> list[str]:
@@ -99,7 +109,7 @@ def structured_table(group: Group, paper: Paper | None, times: Times | None) -> 
     if times is not None:
         columns = {f"inference time, batch {batch}": batch for batch in times.batches}
     rows = []
-    for variant in rows_of(group):
+    for variant in rows_of(group, times):
         published = [] if paper is None else paper.of(variant, of_table="structured")
         row = variant.cells
         row |= {"seeds": str(len(group.of(variant))), "test %": group.percent(variant)}

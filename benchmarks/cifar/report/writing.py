@@ -90,7 +90,7 @@ def group_lines(group: Group, drawn: Figures, measured: Sequence[Record] = ()) -
         ],
         "The methods' order beside the paper's": order,
         "Paired differences": all_differences(group),
-        "Structured sparsity": _structured(group, drawn, measured),
+        "Measured times, and structured sparsity": _structured(group, drawn, measured),
         "Search of alpha and delta_t": _searches(group, drawn, varied[~varied.swept]),
         "Learning rate": tuning.settings_table(group, varied[varied.swept]),
         "Masks over time, and the density of every layer": _masks(group, drawn),
@@ -101,10 +101,11 @@ def group_lines(group: Group, drawn: Figures, measured: Sequence[Record] = ()) -
 
 
 def _structured(group: Group, drawn: Figures, measured: Sequence[Record]) -> list[str]:
-    if not structured.rows_of(group):
+    timed = structured.times_of(group, measured)
+    if not timed and not structured.rows_of(group):
         return []
     lines, paper = [], paper_of(group)
-    for number, times in enumerate(structured.times_of(group, measured) or [None]):
+    for number, times in enumerate(timed or [None]):
         if number:
             lines += [f"#### Times on {times.machine}", ""]
         lines += structured.structured_table(group, paper, times)
