@@ -145,7 +145,7 @@ class GatherMany(Part):
         # Views, made once: to make them takes a small network longer than to copy what is in them.
         self._dense = [member.flat(member.weight.detach()) for member in members]
         self._are_logical = all(member.weight.is_contiguous() for member in members)
-        self._addresses = [dense.data_ptr() for dense in self._dense]
+        self._places = [_place(member.weight) for member in members]
         self._numels = [member.numel for member in members]
         # Kept on the device, so that nothing waits for them to come there.
         device = members[0].weight.device
@@ -157,10 +157,10 @@ class GatherMany(Part):
 
     def fits(self) -> bool:
         """Whether all weights have no gaps, and are where they were; see :meth:`Part.fits`."""
-        for member, address in zip(self.members, self._addresses, strict=True):
-            if member.weight.data_ptr() != address or not member.lies_without_gaps():
-                return False
-        return True
+        return all(
+            _place(member.weight) == place
+            for member, place in zip(self.members, self._places, strict=True)
+        )
 
     def gather(self, weights: Tensor, gradients: Tensor) -> None:
         """Read all members; see :meth:`Part.gather`."""
@@ -211,6 +211,10 @@ def parts_of(members: Sequence[Member]) -> list[Part]:
         alone += layers
         together.pop()
     return [*map(GatherOne, alone), *map(GatherMany, together)]
+
+
+def _place(weight: Tensor) -> tuple[int, tuple[int, ...]]:
+    return weight.data_ptr(), weight.stride()
 
 
 def gradient_of(member: Member) -> Tensor:
