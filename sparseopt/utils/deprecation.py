@@ -1,0 +1,72 @@
+"""Spellings of an earlier version, which still work and warn."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+__all__ = ["renamed_arguments", "warn_old_spelling"]
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def warn_old_spelling(old: str, new: str, *, stacklevel: int = 2) -> None:
+    """Warn that the caller's code uses a spelling that a later version will refuse.
+
+    Args:
+        old: the spelling in the caller's code.
+        new: the spelling to write instead.
+        stacklevel: 1 is the function that calls this one, 2 is its caller, and so on. The warning
+            names the file and line of that frame.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_old_spelling("f(a, b)", "f((a, b))")
+        >>> print(caught[0].message)
+        f(a, b) is an old spelling, which a later version will refuse: write f((a, b)).
+    """
+    warnings.warn(
+        f"{old} is an old spelling, which a later version will refuse: write {new}.",
+        DeprecationWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def renamed_arguments(**new_names: str) -> Callable[[C], C]:
+    """Let a function take keyword arguments by their old names too, with a warning.
+
+    For a class, decorate its ``__init__``. The signature shows the new names only.
+
+    Args:
+        new_names: the new name of each argument, by its old name.
+
+    Raises:
+        TypeError: on the call, if an argument is given by both names.
+
+    Example:
+        >>> @renamed_arguments(decay="beta")
+        ... def smooth(beta):
+        ...     return beta
+        >>> smooth(beta=0.9)
+        0.9
+    """
+
+    def decorate(function: C) -> C:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old, new in new_names.items():
+                if old not in kwargs:
+                    continue
+                if new in kwargs:
+                    raise TypeError(f"{old}= is the old name of {new}=: give {new}= alone.")
+                warn_old_spelling(f"{old}=", f"{new}=")
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return cast(C, call)
+
+    return decorate
