@@ -43,8 +43,8 @@ exclude_patterns = [
     "tutorials/GALLERY_HEADER.rst",
 ]
 
-# What has to be in the reference, and on the page that lists all of it.
-completeness_modules = ["sparseopt", "sparseopt.distributions"]
+# What has to be in the reference, and on its front page.
+completeness_modules = ["sparseopt", "sparseopt.distributions", "sparseopt.typing"]
 completeness_overview = "reference/index"
 
 # A reference that leads nowhere is an error, unless it leads to another project or to a type

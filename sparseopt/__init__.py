@@ -1,7 +1,7 @@
 """Sparse training from the first step to the last: wrap an optimizer, keep the training loop."""
 
 from sparseopt.distributions import available_distributions, register_distribution
-from sparseopt.flops import FlopsReport, LayerFlops
+from sparseopt.flops import FlopsReport, LayerFlops, count_flops
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods import (
     MEST,
@@ -64,6 +64,7 @@ from sparseopt.utils.errors import (
     CheckpointError,
     CompactionError,
     NoSparseLayerError,
+    SparseOptError,
     UntraceableModelError,
 )
 from sparseopt.utils.public_names import adopt_public_names
@@ -109,6 +110,7 @@ __all__ = [
     "SRigL",
     "Smoothed",
     "SparseLayer",
+    "SparseOptError",
     "SparseOptimizer",
     "SpeedUp",
     "Static",
@@ -122,6 +124,7 @@ __all__ = [
     "balanced_batch",
     "compact",
     "condense",
+    "count_flops",
     "final_masks",
     "find_channel_groups",
     "grasp",

@@ -12,6 +12,7 @@ import sparseopt
 PACKAGE = Path(sparseopt.__file__).parent
 #: From top to bottom: a room may import what stands after it.
 ROOMS = [
+    "typing",
     "speedup",
     "optimizer",
     "flops",

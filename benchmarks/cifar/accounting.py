@@ -11,13 +11,18 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.cifar.config import Protocol
 from benchmarks.cifar.data import IMAGE_SIZE
 from benchmarks.cifar.methods import SMALL_DENSE
 from benchmarks.cifar.models import full_model
-from sparseopt import ChannelGroup, FlopsReport, SparseLayer, SparseOptimizer, find_channel_groups
+from sparseopt import (
+    ChannelGroup,
+    SparseLayer,
+    SparseOptimizer,
+    count_flops,
+    find_channel_groups,
+)
 from sparseopt.distributions import get_distribution
 
 if TYPE_CHECKING:
@@ -40,10 +45,10 @@ def count(run: Run) -> dict[str, Any]:
         dropped = sum(layer.numel - layer.live for layer in run.optimizer.layers)
         masks = _masks(run.optimizer)
     else:
-        report = dense_flops(run.model, image)
+        report = count_flops(run.model, image)
     full = report
     if run.spec.method == SMALL_DENSE:
-        full = dense_flops(full_model(run.protocol).to(image.device), image)
+        full = count_flops(full_model(run.protocol).to(image.device), image)
     return {
         "parameters": {"total": total, "live": total - dropped},
         "flops": {
@@ -55,17 +60,6 @@ def count(run: Run) -> dict[str, Any]:
         },
         **masks,
     }
-
-
-def dense_flops(model: nn.Module, image: Tensor) -> FlopsReport:
-    """The FLOPs of a model without masks."""
-    # Nothing is dropped at density 1: the wrapper only counts, and is taken off again.
-    inner = torch.optim.SGD(model.parameters(), lr=0.0)
-    counter = SparseOptimizer(inner, model, method="static", density=1.0)
-    try:
-        return counter.flops(model, image)
-    finally:
-        counter.detach()
 
 
 @functools.cache
@@ -106,7 +100,7 @@ def _dense_layers(protocol: Protocol) -> tuple[tuple[str, tuple[int, ...], float
     """Name, shape and dense FLOPs of each weight that can be sparse."""
     model = full_model(protocol)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    report = dense_flops(model, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
+    report = count_flops(model, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
     return tuple((layer.name, shapes[layer.name], layer.dense) for layer in report.layers)
 
 

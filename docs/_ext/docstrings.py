@@ -42,8 +42,10 @@ def _docstring(value: object) -> str:
 
 
 def _parameters(value: type) -> list[str]:
-    """Return the parameters to describe: not those of errors, nor such as are properties too."""
-    if inspect.isclass(value) and issubclass(value, BaseException):
+    """Return the parameters to describe: none of errors and protocols, and no properties."""
+    if inspect.isclass(value) and (
+        issubclass(value, BaseException) or getattr(value, "_is_protocol", False)
+    ):
         return []
     return [
         name

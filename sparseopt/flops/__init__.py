@@ -1,6 +1,6 @@
-"""The accountant: what inference and training cost, dense and sparse."""
+"""What inference and training cost, dense and sparse, in FLOPs."""
 
-from sparseopt.flops.accountant import Accountant
+from sparseopt.flops.accountant import Accountant, count_flops
 from sparseopt.flops.report import FlopsReport, LayerFlops
 
-__all__ = ["Accountant", "FlopsReport", "LayerFlops"]
+__all__ = ["Accountant", "FlopsReport", "LayerFlops", "count_flops"]

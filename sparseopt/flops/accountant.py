@@ -1,30 +1,77 @@
-"""What ``flops()`` asks: the model, an input, and how training went."""
+"""The FLOPs of a model: with masks that are given, or with those of a training run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from sparseopt.distributions import match_name
 from sparseopt.flops.counter import count_operations
 from sparseopt.flops.operands import layers_in
-from sparseopt.flops.report import FlopsReport, make_report, sample_count
+from sparseopt.flops.report import FlopsReport, inference_report, make_report, sample_count
 from sparseopt.flops.training_cost import TrainingProgress
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.masked_weights import layer_of
 from sparseopt.methods.base import Method
+from sparseopt.utils.example_inputs import call_arguments
 from sparseopt.utils.recorded_inputs import InputRecorder
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
-__all__ = ["Accountant"]
+__all__ = ["Accountant", "count_flops"]
+
+
+def count_flops(
+    model: nn.Module, example_inputs: Any, *, masks: Mapping[str, Tensor] | None = None
+) -> FlopsReport:
+    """Return what inference and training cost under masks that never move, in FLOPs per sample.
+
+    No optimizer is needed. Of a training run, :meth:`sparseopt.SparseOptimizer.flops` knows more:
+    what the method's updates cost, and what the steps so far did cost.
+
+    Args:
+        model: the model. Wrappers of data parallel training and of ``torch.compile`` are taken off.
+            It runs once, in eval mode, and is left as it was.
+        example_inputs: an input of the model, the batch first: one value, a tuple of positional
+            inputs, a mapping of keyword inputs, or a pair of both.
+        masks: bool tensors of the weights' shapes, true where live, by the name of the parameter or
+            of its module. Weights without a mask count as dense.
+
+    Raises:
+        TypeError: if a mask is not a bool tensor.
+        ValueError: if a name is not known or there twice, a mask has another shape than its weight,
+            or the model uses no weight.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import count_flops
+        >>> model = torch.nn.Linear(32, 16, bias=False)
+        >>> mask = torch.zeros(16, 32, dtype=torch.bool)
+        >>> mask[:4] = True
+        >>> report = count_flops(model, torch.zeros(1, 32), masks={"weight": mask})
+        >>> report.inference_dense, report.inference_sparse, report.density
+        (1024.0, 256.0, 0.25)
+    """
+    model = unwrapped(model)
+    args, kwargs = call_arguments(example_inputs)
+    checked = _checked_masks(model, masks or {})
+    numel = sum(mask.numel() for mask in checked.values())
+    live = sum(int(mask.sum()) for mask in checked.values())
+    return inference_report(
+        count_operations(model, checked, args, kwargs),
+        samples=sample_count((args, kwargs)),
+        density=live / numel if numel else 1.0,
+    )
 
 
 class Accountant:
-    """Prices a model under its masks, and the training that made them.
+    """Counts the FLOPs of a model under its masks, and of the training that moved them.
 
     Args:
-        model: the model that training uses, if it is known; its first input is remembered.
+        model: the model in training, if the optimizer knows it. The shapes of its first input are
+            recorded.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
@@ -34,7 +81,7 @@ class Accountant:
     def report(
         self,
         model: nn.Module | None,
-        inputs: tuple[Any, ...],
+        example_inputs: Any,
         *,
         layers: list[SparseLayer],
         method: Method,
@@ -44,15 +91,17 @@ class Accountant:
         model = self.model if model is None else model
         if model is None:
             raise ValueError(
-                "flops() needs the model: pass it here, flops(model, *inputs), or to "
+                "flops() needs the model: pass it here, flops(model, example_inputs), or to "
                 "SparseOptimizer(optimizer, model, ...)."
             )
         model = unwrapped(model)
-        args, kwargs = (inputs, {}) if inputs else self._recorded_inputs()
+        args, kwargs = (
+            self._recorded_inputs() if example_inputs is None else call_arguments(example_inputs)
+        )
         found = layers_in(model, layers)
         masks = {
             **{name: layer.mask for name, layer in found.items()},
-            **_masks_of_others(model, found),
+            **_masks_of_other_optimizers(model, found),
         }
         return make_report(
             count_operations(model, masks, args, kwargs),
@@ -73,13 +122,35 @@ class Accountant:
         inputs = self.example_inputs()
         if inputs is None:
             raise ValueError(
-                "flops() knows no input yet: pass some, flops(model, *inputs), or call it after "
-                "the first training step of an optimizer that was given the model."
+                "flops() has no recorded input yet: pass example_inputs=, or call it after the "
+                "first training step of an optimizer that was given the model."
             )
         return inputs
 
 
-def _masks_of_others(model: nn.Module, found: Mapping[str, SparseLayer]) -> dict[str, Tensor]:
+def _checked_masks(model: nn.Module, masks: Mapping[str, object]) -> dict[str, Tensor]:
+    """Return ``masks`` by the canonical name of the parameter; see :func:`count_flops`."""
+    parameters = {canonical_name(name): value for name, value in model.named_parameters()}
+    checked: dict[str, Tensor] = {}
+    for key, mask in masks.items():
+        name = match_name("masks", key, parameters)
+        if name in checked:
+            raise ValueError(f"masks has two masks of {name!r}: {key!r} is the same weight.")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"masks[{key!r}] is {kind}, but must be a bool tensor.")
+        if mask.shape != parameters[name].shape:
+            raise ValueError(
+                f"masks[{key!r}] has shape {tuple(mask.shape)}, but the weight "
+                f"{tuple(parameters[name].shape)}."
+            )
+        checked[name] = mask
+    return checked
+
+
+def _masks_of_other_optimizers(
+    model: nn.Module, found: Mapping[str, SparseLayer]
+) -> dict[str, Tensor]:
     """Return the masks of weights that other optimizers mask, by the parameter's name."""
     masks = {}
     for full_name, parameter in model.named_parameters():

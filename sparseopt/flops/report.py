@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from sparseopt.flops.training_cost import Prices, TrainingProgress, cost_ahead
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method, TrainingCost
 
-__all__ = ["FlopsReport", "LayerFlops", "make_report", "sample_count"]
+__all__ = ["FlopsReport", "LayerFlops", "inference_report", "make_report", "sample_count"]
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,45 @@ def sample_count(inputs: Any) -> int:
     )
 
 
+def inference_report(operations: Operations, *, samples: int, density: float) -> FlopsReport:
+    """Make the report of a model whose masks never move, from one forward pass.
+
+    Args:
+        operations: the operations, by the parameter's name in the model.
+        samples: the batch size of the forward pass.
+        density: live weights over all weights, of the weights that have masks.
+
+    Raises:
+        ValueError: if there was no operation.
+    """
+    layers = tuple(
+        LayerFlops(
+            name=name,
+            dense=(dense + operations.bias[name]) / samples,
+            sparse=(operations.sparse[name] + operations.bias[name]) / samples,
+        )
+        for name, dense in operations.dense.items()
+    )
+    computed = operations.unnamed / samples
+    dense = computed + sum(layer.dense for layer in layers)
+    sparse = computed + sum(layer.sparse for layer in layers)
+    if not dense:
+        raise ValueError(
+            "the FLOPs are 0, because the forward pass used no convolution and no linear map: does "
+            "the model use its weights in eval mode and with these inputs?"
+        )
+    return FlopsReport(
+        inference_dense=dense,
+        inference_sparse=sparse,
+        train_dense=3.0 * dense,
+        train_sparse=3.0 * sparse,
+        train_measured=3.0 * sparse,
+        layers=layers,
+        density=density,
+        computed=computed,
+    )
+
+
 def make_report(
     operations: Operations,
     *,
@@ -193,11 +232,11 @@ def make_report(
     method: Method,
     progress: TrainingProgress,
 ) -> FlopsReport:
-    """Put a report together from the operations of one forward pass over ``samples`` samples.
+    """Make the report of a training run from the operations of one forward pass.
 
     Args:
         operations: the operations, by the parameter's name in the model.
-        samples: the batch size.
+        samples: the batch size of the forward pass.
         found: the layers that the model has, by the parameter's name in it.
         layers: all layers by their own names.
         method: the optimizer's method.
@@ -206,22 +245,8 @@ def make_report(
     Raises:
         ValueError: if there was no operation.
     """
-    by_layer = tuple(
-        LayerFlops(
-            name=name,
-            dense=(dense + operations.bias[name]) / samples,
-            sparse=(operations.sparse[name] + operations.bias[name]) / samples,
-        )
-        for name, dense in operations.dense.items()
-    )
-    computed = operations.unnamed / samples
-    dense = computed + sum(layer.dense for layer in by_layer)
-    sparse = computed + sum(layer.sparse for layer in by_layer)
-    if not dense:
-        raise ValueError(
-            "flops() saw no convolution and no linear map: does the model's forward pass, in eval "
-            "mode and with these inputs, use its weights?"
-        )
+    inference = inference_report(operations, samples=samples, density=_density(found))
+    dense, sparse = inference.inference_dense, inference.inference_sparse
     usage = progress.usage.advanced(progress.steps, list(layers.values()))
     prices = _prices(operations, samples, found, dense=dense, sparse=sparse)
     so_far = prices.training(usage)
@@ -232,15 +257,10 @@ def make_report(
     )
     formula = method.train_flops(TrainingCost(dense, sparse, mean, progress.schedule.delta_t))
     ahead = cost_ahead(prices, layers, method, progress)
-    return FlopsReport(
-        inference_dense=dense,
-        inference_sparse=sparse,
-        train_dense=3.0 * dense,
+    return replace(
+        inference,
         train_sparse=formula,
         train_measured=so_far / usage.counted if usage.counted else formula,
-        layers=by_layer,
-        density=_density(found),
-        computed=computed,
         steps=progress.steps,
         total_steps=progress.total_steps,
         train_so_far=so_far,

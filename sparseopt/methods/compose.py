@@ -23,7 +23,18 @@ Score = Callable[[SparseLayer, Update], Tensor]
 
 
 class Schedule(Protocol):
-    """When masks move and how much; :class:`UpdateSchedule` is one."""
+    """When masks move and how much; :class:`sparseopt.UpdateSchedule` is one.
+
+    Example:
+        >>> class EveryTenth:
+        ...     def is_update(self, step):
+        ...         return step % 10 == 0
+        ...     def fraction(self, step):
+        ...         return 0.3
+        >>> from sparseopt import Compose
+        >>> Compose(schedule=EveryTenth()).schedule.is_update(20)
+        True
+    """
 
     def is_update(self, step: int) -> bool:
         """Whether the ``step``-th call of ``step()``, counted from 1, is an update step."""

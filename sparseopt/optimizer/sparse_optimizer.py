@@ -42,6 +42,7 @@ from sparseopt.optimizer.weight_backup import WeightBackup
 from sparseopt.optimizer.wrapper import WrappedOptimizer, evaluate, share_local_state
 from sparseopt.schedules import Decay, make_schedule
 from sparseopt.utils.compile import disable_dynamo
+from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.random import mask_generator
 from sparseopt.utils.validation import check_density, check_seed
 
@@ -395,21 +396,35 @@ class SparseOptimizer(WrappedOptimizer):
         warn_of_departed(self._updater, self.model, stacklevel=3)
         return summary_table(self._layers)
 
-    def flops(self, model: nn.Module | None = None, *inputs: Any) -> FlopsReport:
+    def flops(
+        self, model: nn.Module | None = None, example_inputs: Any = None, *more_inputs: Any
+    ) -> FlopsReport:
         """Return what inference and training cost, in FLOPs per sample.
 
         Args:
             model: the model to count; the one given at construction by default.
-            inputs: its positional inputs, the batch first. By default the shapes of the first
-                training input are replayed.
+            example_inputs: an input of the model, the batch first: one value, a tuple of positional
+                inputs, a mapping of keyword inputs, or a pair of both. By default the shapes of the
+                first training input are replayed.
+            more_inputs: deprecated. Further positional inputs belong into the tuple
+                ``example_inputs``.
 
         Raises:
             ValueError: if there is no model, or no input is known.
         """
+        if more_inputs:
+            warn_old_spelling(
+                "flops(model, input, input)", "flops(model, example_inputs=(input, input))"
+            )
+            example_inputs = (example_inputs, *more_inputs)
         self.materialize()
         warn_of_departed(self._updater, self.model, stacklevel=3)
         return self._accountant.report(
-            model, inputs, layers=self._layers, method=self.method, progress=self._progress
+            model,
+            example_inputs,
+            layers=self._layers,
+            method=self.method,
+            progress=self._progress,
         )
 
     def __repr__(self) -> str:

@@ -1,14 +1,36 @@
 """The exceptions that only this library raises.
 
 Bad arguments raise the built-in :class:`ValueError` or :class:`TypeError`. The classes here are for
-the situations that a program may want to tell apart.
+the situations that a program may want to tell apart. Each one has a built-in base beside
+:class:`SparseOptError`, so that code that catches the built-in exception works too.
 """
 
-__all__ = ["CheckpointError", "CompactionError", "NoSparseLayerError", "UntraceableModelError"]
+__all__ = [
+    "CheckpointError",
+    "CompactionError",
+    "NoSparseLayerError",
+    "SparseOptError",
+    "UntraceableModelError",
+]
 
 
-class NoSparseLayerError(ValueError):
-    """Nothing in the optimizer can be made sparse.
+class SparseOptError(Exception):
+    """The base of all exceptions that only this library raises.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptError, SparseOptimizer
+        >>> model = torch.nn.LayerNorm(8)
+        >>> try:
+        ...     SparseOptimizer(torch.optim.SGD(model.parameters()), model)
+        ... except SparseOptError as error:
+        ...     print(type(error).__name__)
+        NoSparseLayerError
+    """
+
+
+class NoSparseLayerError(SparseOptError, ValueError):
+    """No weight in the optimizer can be made sparse.
 
     Example:
         >>> import torch
@@ -22,8 +44,8 @@ class NoSparseLayerError(ValueError):
     """
 
 
-class CheckpointError(ValueError):
-    """A state dict does not belong to this optimizer: other layers, another method, or no masks.
+class CheckpointError(SparseOptError, ValueError):
+    """A state dict does not fit this optimizer: other layers, another method, or no masks.
 
     Example:
         >>> import torch
@@ -40,8 +62,8 @@ class CheckpointError(ValueError):
     """
 
 
-class CompactionError(RuntimeError):
-    """A smaller model could be made, but does not run or does not compute the same.
+class CompactionError(SparseOptError, RuntimeError):
+    """The smaller model does not run, or does not compute the same as the full model.
 
     Example:
         >>> import torch
@@ -64,8 +86,8 @@ class CompactionError(RuntimeError):
     """
 
 
-class UntraceableModelError(ValueError):
-    """The graph of a model cannot be had: ``torch.export`` refuses it.
+class UntraceableModelError(SparseOptError, ValueError):
+    """``torch.export`` cannot trace the model, so that its graph is not known.
 
     Example:
         >>> import torch
@@ -76,6 +98,6 @@ class UntraceableModelError(ValueError):
         >>> try:
         ...     find_channel_groups(ThroughNumPy(2, 2), torch.ones(1, 2))
         ... except UntraceableModelError:
-        ...     print("no graph has what NumPy does")
-        no graph has what NumPy does
+        ...     print("torch.export does not see what NumPy does")
+        torch.export does not see what NumPy does
     """

@@ -18,7 +18,7 @@ wrap = partial(wrapping.wrap, density=1.0, method="static", total_steps=None, se
 
 
 def report_of(model, *inputs, **settings):
-    return wrap(model, **settings).flops(model, *inputs)
+    return wrap(model, **settings).flops(model, inputs)
 
 
 def by_name(report):
@@ -120,7 +120,7 @@ def test_sparse_attention_costs_what_each_projection_has_live():
     packed = torch.zeros(24, 8, dtype=torch.bool)
     packed[:8, :1], packed[8:16, :2], packed[16:, :3] = True, True, True
     optimizer = wrap(model, mask={"attention.in_proj_weight": packed})
-    report = optimizer.flops(model, torch.zeros(1, 3, 8), torch.zeros(1, 5, 8))
+    report = optimizer.flops(model, (torch.zeros(1, 3, 8), torch.zeros(1, 5, 8)))
     projections = 2 * 8 * (3 * 1 + 5 * 2 + 5 * 3) + 8 * (3 + 5 + 5)
     output = 3 * (2 * 8 * 8 + 8)
     assert report.inference_sparse == projections + output

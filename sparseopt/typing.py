@@ -1,0 +1,26 @@
+"""The types of the arguments that the public functions take, for annotations in your own code.
+
+Example:
+    >>> from sparseopt.typing import Init
+    >>> settings: dict[str, Init] = {"early layers dense": {"conv1": 1.0}, "all alike": "uniform"}
+"""
+
+from sparseopt.distributions import Distribution, Init, Shapes
+from sparseopt.masks.selection import Selection, Selector
+from sparseopt.masks.transition import Regrow
+from sparseopt.methods.compose import Schedule, Score
+from sparseopt.optimizer.state import StateMode
+from sparseopt.schedules import Decay
+
+__all__ = [
+    "Decay",
+    "Distribution",
+    "Init",
+    "Regrow",
+    "Schedule",
+    "Score",
+    "Selection",
+    "Selector",
+    "Shapes",
+    "StateMode",
+]

@@ -1,0 +1,110 @@
+"""FLOPs of a model with given masks, and the forms that example inputs have."""
+
+import pytest
+import torch
+from torch import nn
+
+from sparseopt import count_flops
+from tests.support.nets import make
+from tests.support.wrapping import wrap
+
+X = torch.zeros(2, 3, 6, 6)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 5), nn.Linear(6, 5)
+
+    def forward(self, left, right=None):
+        out = self.left(left)
+        return out if right is None else out + self.right(right)
+
+
+LEFT, RIGHT = torch.zeros(1, 4), torch.zeros(1, 6)
+#: Two FLOPs for each weight, and one addition for each bias.
+LEFT_FLOPS, RIGHT_FLOPS = 2 * 4 * 5 + 5, 2 * 6 * 5 + 5
+
+
+def test_count_flops_with_masks_of_an_optimizer_equals_its_own_figures():
+    model = make()
+    optimizer = wrap(model, method="static")
+    expected = optimizer.flops(model, X)
+    found = count_flops(model, X, masks=optimizer.masks)
+    assert found.layers == expected.layers
+    assert found.inference_sparse == expected.inference_sparse
+    assert found.train_sparse == expected.train_sparse
+    assert found.density == pytest.approx(expected.density)
+
+
+def test_count_flops_without_masks_is_dense():
+    report = count_flops(TwoInputs(), LEFT)
+    assert report.inference_sparse == report.inference_dense == LEFT_FLOPS
+    assert report.train_sparse == report.train_dense == 3 * LEFT_FLOPS
+    assert report.density == 1.0
+
+
+def test_count_flops_takes_names_of_modules_and_of_wrapped_parameters():
+    model = TwoInputs()
+    mask = torch.zeros(5, 4, dtype=torch.bool)
+    mask[0] = True
+    reports = [
+        count_flops(model, LEFT, masks={name: mask})
+        for name in ("left", "left.weight", "module.left.weight")
+    ]
+    assert all(report.inference_sparse == 2 * 4 + 5 for report in reports)
+    assert all(report.density == 0.2 for report in reports)
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "message"),
+    [
+        ({"left.wieght": torch.ones(5, 4, dtype=torch.bool)}, ValueError, "mean 'left.weight'"),
+        ({"left": torch.ones(5, 4)}, TypeError, "must be a bool tensor"),
+        ({"left": torch.ones(4, 5, dtype=torch.bool)}, ValueError, r"has shape \(4, 5\)"),
+        (
+            dict.fromkeys(("left", "left.weight"), torch.ones(5, 4, dtype=torch.bool)),
+            ValueError,
+            "two masks of 'left.weight'",
+        ),
+    ],
+)
+def test_count_flops_refuses_masks_that_do_not_fit(masks, error, message):
+    with pytest.raises(error, match=message):
+        count_flops(TwoInputs(), LEFT, masks=masks)
+
+
+EXAMPLES = [
+    (LEFT, LEFT_FLOPS),
+    ((LEFT,), LEFT_FLOPS),
+    ((LEFT, RIGHT), LEFT_FLOPS + RIGHT_FLOPS),
+    ({"left": LEFT, "right": RIGHT}, LEFT_FLOPS + RIGHT_FLOPS),
+    (((LEFT,), {"right": RIGHT}), LEFT_FLOPS + RIGHT_FLOPS),
+]
+
+
+@pytest.mark.parametrize(("example_inputs", "flops"), EXAMPLES)
+def test_example_inputs_have_the_same_forms_with_and_without_optimizer(example_inputs, flops):
+    model = TwoInputs()
+    assert count_flops(model, example_inputs).inference_dense == flops
+    optimizer = wrap(model)
+    assert optimizer.flops(model, example_inputs).inference_dense == flops
+    assert optimizer.flops(example_inputs=example_inputs).inference_dense == flops
+
+
+def test_example_inputs_of_the_optimizer_can_be_given_again():
+    model = TwoInputs()
+    optimizer = wrap(model)
+    model(LEFT, right=RIGHT).square().sum().backward()
+    optimizer.step()
+    recorded = optimizer.example_inputs()
+    assert count_flops(model, recorded).inference_dense == LEFT_FLOPS + RIGHT_FLOPS
+
+
+def test_flops_with_several_positional_inputs_warns_and_counts_all():
+    model = TwoInputs()
+    optimizer = wrap(model)
+    with pytest.warns(DeprecationWarning, match="example_inputs=") as caught:
+        report = optimizer.flops(model, LEFT, RIGHT)
+    assert report.inference_dense == LEFT_FLOPS + RIGHT_FLOPS
+    assert caught[0].filename == __file__
