@@ -1,7 +1,7 @@
 """How much of each layer is live: densities by layer, and exact live counts.
 
-Only shapes are known here. A shape is that of the weight: ``(out, in, *kernel)`` for a convolution,
-``(out, in)`` for a linear layer.
+This module knows only the shapes of weights: ``(out, in, *kernel)`` of a convolution,
+``(out, in)`` of a linear layer.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ __all__ = [
 
 #: The weight's shape of each layer, by name, in the model's order.
 Shapes = Mapping[str, Sequence[int]]
-#: From the shapes and a density for all of them together to a density for each.
+#: A function from the shapes and the density of all layers together to the density of each layer.
 Distribution = Callable[[Shapes, float], Mapping[str, float]]
-#: What a mapping has for a layer, or for all that a pattern matches.
+#: The value of one key in a mapping: a density, or how the layers of the key share one.
 Choice = float | str | Distribution
-#: What ``init=`` takes, as :func:`sparseopt.distributions.live_counts` explains it.
+#: What ``init=`` takes; :func:`sparseopt.distributions.live_counts` explains it.
 Init = str | Distribution | Mapping[str, Choice]
 
 D = TypeVar("D", bound=Distribution)
 
 
 def uniform(shapes: Shapes, density: float) -> dict[str, float]:
-    """Give every layer the same density, except that the first stays dense.
+    """Give every layer the same density, except the first layer, which stays dense.
 
-    The report calls this "Random". What the first layer has too much is not taken from the others
-    (Evci et al. 2020, section 3, "Uniform").
+    The report calls this "Random". The other layers do not pay for the dense first layer, so the
+    density of the network is above ``density`` (Evci et al. 2020, section 3, "Uniform").
 
     Args:
         shapes: the weight's shape of each layer, in the model's order.
-        density: that of all layers but the first, in (0, 1].
+        density: the density of every layer but the first, in (0, 1].
 
     Returns:
         The density of each layer, in (0, 1].
@@ -69,9 +69,9 @@ def er(shapes: Shapes, density: float) -> dict[str, float]:
 
     .. math:: d_l = \epsilon\, \frac{n_\mathrm{in} + n_\mathrm{out}}{n_\mathrm{in}\, n_\mathrm{out}}
 
-    The kernel's extent plays no part (Mocanu et al. 2018; Evci et al. 2020, section 3). Layers
-    that would exceed density 1 are made dense and the rest is solved again, so that the total is
-    met.
+    The size of a convolution's kernel plays no part (Mocanu et al. 2018; Evci et al. 2020, section
+    3). Layers that would exceed density 1 become dense, and :math:`\epsilon` is solved again for
+    the others until no layer exceeds 1. So all layers together have ``density``.
 
     Args:
         shapes: the weight's shape of each layer, in the model's order.
@@ -97,8 +97,9 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
 
     .. math:: d_l = \epsilon\, \frac{\sum_i \mathrm{shape}_{l,i}}{\prod_i \mathrm{shape}_{l,i}}
 
-    Layers that would exceed density 1 are made dense and :math:`\epsilon` is solved again until
-    none does, so that the total is met (Evci et al. 2020, section 3).
+    Layers that would exceed density 1 become dense, and :math:`\epsilon` is solved again for the
+    others until no layer exceeds 1. So all layers together have ``density`` (Evci et al. 2020,
+    section 3).
 
     Args:
         shapes: the weight's shape of each layer, in the model's order.
@@ -133,7 +134,7 @@ def register_distribution(name: str) -> Callable[[D], D]:
         and a density, and returns a density in (0, 1] for every one of these names.
 
     Raises:
-        TypeError: if the name is no string, or what is decorated does not take two arguments.
+        TypeError: if the name is no string, or the function does not take two arguments.
         ValueError: if the name is taken by another function.
 
     Example:
@@ -150,19 +151,23 @@ def register_distribution(name: str) -> Callable[[D], D]:
     given: object = name
     if not isinstance(given, str) or not given:
         raise TypeError(
-            f"register_distribution({name!r}): it takes a name, as in "
+            f"name={name!r} must be a string that is not empty, as in "
             '@register_distribution("my-own").'
         )
 
     def register(distribution: D) -> D:
-        what = f"the distribution {name!r}, {distribution!r},"
         try:
             inspect.signature(distribution).bind({}, 0.1)
         except TypeError as error:
-            raise TypeError(f"{what} must be a function of (shapes, density): {error}.") from None
+            raise TypeError(
+                f"the distribution {name!r}, {distribution!r}, must be a function of "
+                f"(shapes, density): {error}."
+            ) from None
         taken = _DISTRIBUTIONS.get(name)
         if taken is not None and _origin(taken) != _origin(distribution):
-            raise ValueError(f"the name of {what} is taken by {taken!r}.")
+            raise ValueError(
+                f"name={name!r} is taken by {taken!r}: register {distribution!r} by another name."
+            )
         _DISTRIBUTIONS[name] = distribution
         return distribution
 
@@ -207,23 +212,23 @@ def live_counts(
     Args:
         shapes: the weight's shape of each layer, in the model's order.
         density: the density of all layers together, in (0, 1].
-        init: ``"erk"``, ``"er"``, ``"uniform"`` or another registered name, a function from shapes
-            and a density to a mapping from each layer to its density, or a mapping from layer
-            names, module names or patterns (``"encoder.*"``) to a density or to one of these. What
-            is named comes before what a pattern matches, a module inside another before that, and
-            of patterns the last counts. Layers that share a distribution have ``density``
-            together; those that nothing names take ``density`` each.
-        overrides: layers with a density of their own. Those that share one are distributed among
-            themselves by ``init``; a density in a mapping goes before.
-        stacks: of how many matrices a weight is made, where it is a stack of them along its first
-            dimension, as the gates of an LSTM are. ERK and ER take each for a layer.
+        init: a registered name (``"erk"``, ``"er"``, ``"uniform"``), a function from shapes and a
+            density to the density of each layer, or a mapping from keys to a density, a name or a
+            function. A key is a layer's name, a module's name or a pattern (``"encoder.*"``). If
+            several keys fit a layer, names win over patterns, an inner module wins over an outer
+            one, and the last pattern wins over earlier ones. Layers that share a distribution have
+            ``density`` together. Layers that no key fits have ``density`` each.
+        overrides: layers with a density of their own. ``init`` distributes each such density among
+            the layers that share it. A density in a mapping wins over it.
+        stacks: the number of matrices in each weight that is a stack of them along its first
+            dimension, as the gates of an LSTM are. ERK and ER treat each matrix as a layer.
 
     Returns:
         A live count for each layer, at least 1.
 
     Raises:
-        TypeError: if a density is not a number or ``init`` is of no usable type.
-        ValueError: if a density is outside (0, 1], a name is not known, a pattern matches nothing,
+        TypeError: if a density is not a number or ``init`` has the wrong type.
+        ValueError: if a density is outside (0, 1], a name is not known, a pattern matches no layer,
             or a function leaves a layer out.
 
     Example:
@@ -254,6 +259,11 @@ def live_counts(
 def _erdos_renyi(
     shapes: Shapes, density: float, raw: Callable[[Sequence[int]], float]
 ) -> dict[str, float]:
+    """Return the densities ``epsilon * raw(shape)``, with layers above 1 made dense.
+
+    Each round makes at least one more layer dense, so the loop ends. Invariant: the dense layers
+    and the others at ``epsilon`` have ``budget`` live weights together.
+    """
     check_density("density", density)
     numel = {name: math.prod(shape) for name, shape in shapes.items()}
     weight = {name: raw(shape) for name, shape in shapes.items()}
@@ -272,7 +282,7 @@ def _erdos_renyi(
 
 
 def _origin(function: Distribution) -> tuple[str, str]:
-    """Return what stays the same where a module is loaded again."""
+    """Return module and name of a function, which stay the same when its module is reloaded."""
     name = getattr(function, "__qualname__", repr(function))
     return getattr(function, "__module__", ""), name
 
@@ -297,9 +307,9 @@ def _spread(
     overrides: Mapping[str, float],
     stacks: Mapping[str, int],
 ) -> dict[str, float]:
-    """Return the density of each of ``shapes``; those of one density share it out."""
+    """Return the density of each layer; layers with the same density are distributed together."""
     if distribution is uniform:
-        # A layer with a density of its own is neither "the first, so dense" nor moves that rule on.
+        # If the first layer has a density of its own, it is not dense, and no other layer is.
         return {**uniform(shapes, density), **overrides}
     by_density: dict[float, dict[str, Sequence[int]]] = {}
     for name, shape in shapes.items():
@@ -313,8 +323,9 @@ def _spread(
 def _distribute(
     distribution: Distribution, shapes: Shapes, density: float, stacks: Mapping[str, int]
 ) -> Mapping[str, float]:
+    """Return what ``distribution`` gives for each layer, after a check of its result."""
     if distribution in (er, erk):
-        # The matrices of a stack are alike, and so are their densities: the first stands for all.
+        # The matrices of a stack have equal shapes and so equal densities; the first is read.
         first = {name: f"{name}[0]" if name in stacks else name for name in shapes}
         matrices = {
             (f"{name}[{number}]" if name in stacks else name): _matrix(shape, stacks.get(name))
@@ -326,20 +337,20 @@ def _distribute(
     densities: object = distribution(shapes, density)
     if not isinstance(densities, Mapping):
         raise TypeError(
-            f"init={distribution!r} returned {densities!r}: it must return a mapping from every "
+            f"init={distribution!r} returned {densities!r}, but must return a mapping from every "
             "layer name to a density."
         )
     missing = [name for name in shapes if name not in densities]
     if missing:
         raise ValueError(
-            f"init={distribution!r} gave no density for layer {missing[0]!r}; it must return one "
-            "for every name in shapes."
+            f"init={distribution!r} returned no density for layer {missing[0]!r}, but must return "
+            "one for every name in shapes."
         )
     return {name: densities[name] for name in shapes}
 
 
 def _matrix(shape: Sequence[int], count: int | None) -> Sequence[int]:
-    """Return the shape of each of the ``count`` matrices of which a stack is made.
+    """Return the shape of one matrix in a stack of ``count`` matrices.
 
     Example:
         >>> _matrix((64, 16), 4), _matrix((8, 32, 16), 8)
@@ -354,10 +365,9 @@ def _matrix(shape: Sequence[int], count: int | None) -> Sequence[int]:
 def _resolve(
     init: Mapping[str, Choice], shapes: Shapes
 ) -> list[tuple[float | Distribution, list[str]]]:
-    """Return what each entry of a mapping gives, and to which layers; no layer is in two."""
+    """Return the value of each key with its layers; a layer belongs to its strongest key only."""
     found, taken, keys = [], set[str](), list(init)[::-1]
-    # What is named comes before what a pattern matches, a module inside another before that, and of
-    # patterns the last.
+    # Names come before patterns, inner modules before outer ones, later patterns before earlier.
     keys.sort(key=lambda key: (1, 0) if is_pattern(key) else (0, -canonical_name(key).count(".")))
     for key in keys:
         names = layers_named(key, shapes)
@@ -375,7 +385,7 @@ def _checked_choice(key: str, choice: object) -> float | Distribution:
 
 
 def layers_named(key: str, names: Collection[str]) -> list[str]:
-    """Return all layers that ``key`` means: one by its name, a module's, or those of a pattern.
+    """Return all layers that ``key`` selects: one layer, a module's layers, or a pattern's.
 
     Example:
         >>> layers_named("lstm", ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight"])
@@ -389,10 +399,10 @@ def layers_named(key: str, names: Collection[str]) -> list[str]:
 
 
 def layer_named(key: str, names: Collection[str]) -> str | None:
-    """Return the layer that ``key`` names, by its parameter's name or by its module's, if any.
+    """Return the layer that ``key`` names, by the name of its parameter or of its module, if any.
 
-    Prefixes that wrappers put into names, such as ``module.``, may be there or not. A parameter
-    that a weight is computed from also has that weight's name.
+    Prefixes of wrappers in the key, such as ``module.``, are ignored. A parameter from which a
+    weight is computed is found by the weight's name too.
 
     Example:
         >>> layer_named("module.fc", ["fc.weight"])
@@ -412,7 +422,7 @@ def match_name(argument: str, key: str, names: Mapping[str, object]) -> str:
     """Return the layer that ``key`` names; see :func:`layer_named`.
 
     Raises:
-        ValueError: if it names none.
+        ValueError: if ``key`` names no layer.
     """
     name = layer_named(key, names)
     if name is None:

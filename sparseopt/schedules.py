@@ -1,6 +1,6 @@
-"""When masks move, and what share of the live weights moves then.
+"""When masks move, and what share of the live weights is dropped then.
 
-Everything here is a pure function of step numbers. Calls of ``step()`` are counted from 1.
+All functions here depend on step numbers only. Calls of ``step()`` are counted from 1.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class UpdateSchedule:
 
     for ``decay="cosine"``, :math:`\alpha (1 - t / T_\mathrm{end})` for ``"linear"`` and
     :math:`\alpha` for ``"constant"`` (Evci et al. 2020, section 3, and Dettmers & Zettlemoyer
-    2019). Without ``t_end`` updates never stop and the fraction stays at ``alpha``.
+    2019). Without ``t_end`` the updates never stop, and the fraction stays at ``alpha``.
 
     Args:
         delta_t: steps between updates, at least 1.
         alpha: the drop fraction at step 0, in [0, 1].
-        t_end: the step from which on masks stay, or ``None``.
+        t_end: the step from which on masks no longer move, or ``None``.
         decay: ``"cosine"``, ``"linear"`` or ``"constant"``.
 
     Raises:
@@ -65,11 +65,11 @@ class UpdateSchedule:
 
     @property
     def has_updates(self) -> bool:
-        """Whether any step at all is an update step."""
+        """Whether any step is an update step."""
         return self.t_end is None or self.delta_t < self.t_end
 
     def is_update(self, step: int) -> bool:
-        """Whether the ``step``-th call of ``step()`` is an update step."""
+        """Whether call number ``step`` of ``step()`` is an update step."""
         return step % self.delta_t == 0 and (self.t_end is None or step < self.t_end)
 
     def fraction(self, step: int) -> float:
@@ -106,7 +106,7 @@ class CubicDensity:
     end: int
 
     def density(self, step: int, final: float, initial: float = 1.0) -> float:
-        """Return the density at ``step`` on the way from ``initial`` to ``final``."""
+        """Return the density at ``step``, between ``initial`` and ``final``."""
         if step >= self.end:
             return final
         if step <= self.start:

@@ -1,4 +1,4 @@
-"""The FLOPs of a model: with masks that are given, or with those of a training run."""
+"""The FLOPs of a model: with given masks, or with the masks of a training run."""
 
 from __future__ import annotations
 

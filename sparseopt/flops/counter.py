@@ -31,9 +31,8 @@ class Operations:
     Attributes:
         dense: for each parameter, FLOPs with every weight live, without the bias.
         sparse: for each parameter, FLOPs with its mask, without the bias.
-        bias: for each parameter, additions of the bias that goes with it.
-        unnamed: FLOPs by weights that are no parameters but computed from some that have no mask,
-            biases included.
+        bias: for each parameter, the additions of its layer's bias.
+        unnamed: FLOPs of weights that are computed from parameters without a mask, biases included.
     """
 
     def __init__(self) -> None:
@@ -57,18 +56,19 @@ def count_operations(
 ) -> Operations:
     """Run ``model`` once, in eval mode, and count convolutions and linear maps.
 
-    Counted is every convolution, every call of :func:`torch.nn.functional.linear`, and every
-    matrix product with one operand that is a weight of the model: the same memory, or a view or a
-    cast of it. So modules used twice, parts of a packed projection and functional calls on a
-    parameter count right, and products of two activations don't count. A convolution takes
-    ``2 * positions * live`` FLOPs, a linear map ``2 * rows * live`` and one addition per row and
-    output feature for its bias.
+    The count has every convolution, every call of :func:`torch.nn.functional.linear`, and every
+    matrix product whose one operand is a weight of the model. An operand is a weight if it is the
+    same memory, or a view or a cast of it. So modules used twice, parts of a packed projection and
+    functional calls on a parameter count right, and products of two activations do not count. A
+    convolution takes ``2 * positions * live`` FLOPs. A linear map takes ``2 * rows * live``, and
+    one addition per row and output feature for its bias.
 
     The model is left as it was: training modes, buffers and random state are restored.
 
     Args:
         model: the model.
-        masks: bool masks of the weights' shapes, by the parameter's name; others are all live.
+        masks: bool masks of the weights' shapes, by the parameter's name. Weights without a mask
+            count as dense.
         args: positional inputs.
         kwargs: keyword inputs.
     """
@@ -82,7 +82,11 @@ def count_operations(
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator."""
+    """Counts the operators that multiply by a weight.
+
+    Invariant: each multiplication is counted once. While :meth:`linear` is active, the matrix
+    products inside that linear map are not counted again.
+    """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -92,7 +96,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._biased = {
             weight
             for name, _ in model.named_parameters()
-            for weight in _weights_that_go_with(canonical_name(name))
+            for weight in _weights_of_bias(canonical_name(name))
         }
 
     def __torch_dispatch__(
@@ -115,13 +119,13 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def note_computed(self, parameter: nn.Parameter, weight: Tensor) -> None:
-        """Take ``weight``, computed from a parameter that has a mask, to be zero where that is."""
+        """Give ``weight``, which is computed from ``parameter``, the parameter's mask."""
         if self._weights.has_mask(parameter):
             self._weights.note_copy(parameter, weight)
 
     @contextmanager
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[None]:
-        """Count a linear map as one, and not the products that it is made of."""
+        """Count one linear map, and do not count the matrix products inside it."""
         rows = math.prod(x.shape[:-1])
         additions = 0.0 if bias is None else float(rows * weight.shape[0])
         self._add(weight, rows, weight.numel(), additions)
@@ -136,6 +140,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._add(weight, positions, weight.numel(), 0.0)
 
     def _product(self, left: Tensor, right: Tensor, *, biased: bool) -> None:
+        """Count a matrix product if one operand is a weight; the right operand is tried first."""
         for weight, other, axis in ((right, left, -2), (left, right, -1)):
             found = self._weights.find(weight)
             if found is None:
@@ -147,7 +152,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
 
     def _add(self, weight: Tensor, uses: int, numel: int, bias: float) -> None:
-        """Add an operation that multiplies by each entry of ``weight`` as often as ``uses``."""
+        """Add an operation that multiplies ``uses`` times by each entry of ``weight``."""
         found = self._weights.find(weight)
         if found is None:
             self.operations.unnamed += 2.0 * uses * numel + bias
@@ -158,7 +163,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _computed_weights(model: nn.Module, counter: _Counter) -> Iterator[None]:
-    """Tell ``counter`` of the weights that modules compute while the model runs in this block."""
+    """Pass the weights that modules compute in this block to ``counter``."""
 
     def parametrized(module: nn.Module, _: Any, weight: Tensor) -> None:
         for parameter in module.parameters(recurse=False):
@@ -181,10 +186,10 @@ def _computed_weights(model: nn.Module, counter: _Counter) -> Iterator[None]:
 
 
 class _LinearCalls(TorchFunctionMode):
-    """Sees calls of ``F.linear`` themselves, which operators show only in parts.
+    """Counts calls of ``F.linear``, which reach the operator level as several operators.
 
-    What remains for operators to show are linear maps inside of other functions, such as
-    attention, and matrix products that the model writes out.
+    ``_Counter`` counts the rest: linear maps inside other functions, such as attention, and matrix
+    products that the model's code writes out.
     """
 
     def __init__(self, counter: _Counter) -> None:
@@ -208,11 +213,11 @@ def _linear_operands(
     return input, weight, bias
 
 
-def _weights_that_go_with(bias: str) -> list[str]:
-    """Return the names of the weights that a bias of this name is for.
+def _weights_of_bias(bias: str) -> list[str]:
+    """Return the names that the weight of a bias may have.
 
     Example:
-        >>> _weights_that_go_with("lstm.bias_ih_l0")
+        >>> _weights_of_bias("lstm.bias_ih_l0")
         ['lstm.weight_ih_l0']
     """
     path, dot, name = bias.rpartition(".")

@@ -1,4 +1,4 @@
-"""Knowing a weight again: by the memory it lies in, in an operator, and by name, in a copy."""
+"""Which weight an operand is: found by its memory in an operator, and by its name in a copy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["WeightMemory", "layers_in"]
 
 
 def layers_in(model: nn.Module, layers: Sequence[SparseLayer]) -> dict[str, SparseLayer]:
-    """Return the layers whose weights ``model`` has, by the parameter's name in it.
+    """Return the layers whose weights ``model`` has, by the parameter's name in ``model``.
 
-    A weight is the same if it is the same object. In a copy of the model it is the one of the same
-    name and shape.
+    A parameter is a layer's weight if it is the same object, or, in a copy of the model, if it has
+    the same name and shape.
 
     Raises:
-        ValueError: if it has none of them.
+        ValueError: if ``model`` has no weight of ``layers``.
     """
     by_weight = {layer.weight: layer for layer in layers}
     by_name = {layer.name: layer for layer in layers}
@@ -36,27 +36,31 @@ def layers_in(model: nn.Module, layers: Sequence[SparseLayer]) -> dict[str, Spar
             found[name] = layer
     if layers and not found:
         raise ValueError(
-            f"model={type(model).__name__}(...) has none of the weights that this optimizer "
-            f"trains, neither as objects nor by name: {', '.join(by_name)}."
+            f"model={type(model).__name__}(...) has no weight that this optimizer trains, neither "
+            f"the same object nor the same name: {', '.join(by_name)}. Pass the model of the "
+            "optimizer, or a copy of it."
         )
     return found
 
 
 class WeightMemory:
-    """Tells which weight of a model an operand is: the same memory, a view of it, or a cast.
+    """Finds the weight that an operand is: the same memory, a view of it, or a cast.
 
-    Where weights are spread over ranks (FSDP2), making this is a collective call.
+    Invariant: a storage address stands for one tensor. Weights keep their memory as long as the
+    model lives, and casts are kept alive here, so that no new tensor reuses an address.
+
+    Where weights are sharded over ranks (FSDP2), construction is a collective call.
 
     Args:
         model: the model.
-        masks: bool masks by the parameter's name in the model; other weights are all live.
+        masks: bool masks by the parameter's name in the model. Weights without a mask are dense.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         self._weights: dict[int, list[tuple[str, Tensor]]] = {}
         self._sharded = _sharded_places(model)
         self._masks: dict[str, Tensor] = {}
-        # Casts of weights, kept alive so that no other tensor takes their address.
+        # By address, each cast of a weight and its source.
         self._casts: dict[int, tuple[Tensor, Tensor]] = {}
         for full_name, parameter in model.named_parameters():
             name = canonical_name(full_name)
@@ -67,9 +71,9 @@ class WeightMemory:
                 self._weights.setdefault(address, []).append((name, parameter))
 
     def find(self, operand: Tensor) -> tuple[str, float] | None:
-        """Return the name of the weight that ``operand`` is a view of, and its live entries.
+        """Return the name of the weight behind ``operand``, and how many of its entries are live.
 
-        An entry that an expanded view has several times counts as often.
+        An entry that an expanded view repeats counts each time.
         """
         owner = self._owner(operand)
         if owner is None:
@@ -87,7 +91,7 @@ class WeightMemory:
         return owner is not None and owner[0] in self._masks
 
     def note_copy(self, source: Tensor, out: Tensor) -> None:
-        """Remember that ``out`` is a copy of ``source``, perhaps in another dtype."""
+        """Record that ``out`` is a copy of ``source``, perhaps in another dtype."""
         if (
             self._owner(source) is not None
             and source.shape == out.shape
@@ -96,6 +100,11 @@ class WeightMemory:
             self._casts[out.untyped_storage().data_ptr()] = (out, source)
 
     def _owner(self, operand: Tensor) -> tuple[str, Tensor, int] | None:
+        """Return name, tensor and offset in memory of the weight that ``operand`` is a view of.
+
+        Casts lead back to their source. Several weights may share one storage (a flat parameter):
+        the operand's offset decides between them.
+        """
         if is_sharded(operand):
             return next(((n, w, 0) for n, w in self._sharded_now() if w is operand), None)
         address = operand.untyped_storage().data_ptr()
@@ -113,7 +122,7 @@ class WeightMemory:
         return None
 
     def _sharded_now(self) -> Iterator[tuple[str, Tensor]]:
-        """Return what is now in the places of sharded parameters: them, or the gathered whole."""
+        """Yield the tensors that sharded parameters are now: shards, or gathered full weights."""
         for name, module, attribute in self._sharded:
             parameter = module._parameters.get(attribute)
             if parameter is not None:
@@ -126,7 +135,10 @@ class WeightMemory:
 
 
 def _sharded_places(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """Return name, module and attribute of each sharded matrix: FSDP2 swaps what is there."""
+    """Return name, module and attribute of each sharded matrix.
+
+    FSDP2 replaces the parameter there when it gathers and when it shards.
+    """
     return [
         (canonical_name(f"{path}.{attribute}" if path else attribute), module, attribute)
         for path, module in model.named_modules()
@@ -144,6 +156,6 @@ def _laid_out(mask: Tensor, weight: Tensor) -> Tensor:
 
 
 def _extent(weight: Tensor) -> int:
-    """Return how many places of memory lie between the first entry and the last, inclusive."""
+    """Return the distance in memory from the first entry to the last, both included."""
     last = sum((size - 1) * step for size, step in zip(weight.shape, weight.stride(), strict=True))
     return last + 1 if math.prod(weight.shape) else 0

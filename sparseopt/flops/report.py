@@ -1,4 +1,4 @@
-"""From counted operations to the figures and tables of ``flops()``."""
+"""The figures and tables of ``flops()``, made from counted operations."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class LayerFlops:
 class FlopsReport:
     r"""FLOPs per sample, additions and multiplications together.
 
-    Counted are convolutions and linear maps, as in the Micronet Challenge and Evci et al. 2020;
-    normalisation, activations, pooling and residual additions are not. A training step is one pass
-    forward and two backward. Support for unstructured sparsity is assumed: these are the
-    operations that masks leave, not wall-clock time.
+    Convolutions and linear maps count, as in the Micronet Challenge and Evci et al. 2020.
+    Normalisation, activations, pooling and residual additions do not. A training step is one
+    forward pass and two backward passes. The figures are the operations that masks leave, not
+    wall-clock time: hardware without support for unstructured sparsity does more.
 
     ``print(report)`` shows the table by layer and the comparison.
 
@@ -57,19 +57,19 @@ class FlopsReport:
         inference_sparse: one forward pass with the masks as they are, :math:`f_s`.
         train_dense: one dense training step, :math:`3 f_d`.
         train_sparse: one training step by the method's formula.
-        train_measured: one training step on average, over the masks and update steps that really
-            were; before the first step, the formula's.
-        layers: the same for each weight that was used.
+        train_measured: one training step on average, over the masks and update steps of the run.
+            Before the first step it equals ``train_sparse``.
+        layers: inference FLOPs of each weight that the model used.
         density: live weights over all weights, of the layers in the model.
-        computed: the part of ``inference_dense`` that weights take which are computed from
-            parameters (weight norm, for example), and which masks don't reach.
+        computed: the part of ``inference_dense`` that belongs to weights without a mask that are
+            computed from parameters (weight norm, for example).
         steps: training steps so far.
         total_steps: training steps in all, if the horizon is known.
         train_so_far: training so far, ``steps * train_measured``. Multiply by the samples in the
             batch of a step for the FLOPs of the run.
-        train_expected: training to the horizon, ``train_so_far`` included: what is left is priced
-            at the live counts that the method plans. ``None`` if the horizon is not known, or the
-            method changes live counts and does not say how.
+        train_expected: training to the horizon, ``train_so_far`` included. The steps that are left
+            are priced at the live counts that the method plans. ``None`` if the horizon is not
+            known, or if the method changes live counts without a plan.
 
     Example:
         >>> import torch
@@ -115,7 +115,7 @@ class FlopsReport:
 
     @property
     def train_expected_ratio(self) -> float | None:
-        """``train_expected`` over that of as many dense steps; ``None`` where that is."""
+        """``train_expected`` over the FLOPs of as many dense steps; ``None`` with it."""
         if self.train_expected is None or self.total_steps is None:
             return None
         return self.train_expected / (max(self.steps, self.total_steps) * self.train_dense)
@@ -124,8 +124,9 @@ class FlopsReport:
     def small_dense_ratio(self) -> float:
         r"""About what a dense network of as many weights costs, in inference and in training.
 
-        It is the density: with every width times :math:`\sqrt{d}`, a layer has :math:`d` times the
-        weights and the FLOPs. First and last layers, thinner on one side only, have more.
+        It is the density :math:`d`: with every width multiplied by :math:`\sqrt{d}`, a layer has
+        :math:`d` times the weights and FLOPs. The first and the last layer have more, because only
+        one side of them becomes narrower.
         """
         return self.density
 
@@ -140,11 +141,11 @@ class FlopsReport:
     def as_dict(self, *, layers: bool = True) -> dict[str, Any]:
         """Return all figures and ratios as plain numbers, ready for any tracker or JSON.
 
-        What is not known is left out.
+        Figures that are not known are left out.
 
         Args:
-            layers: whether to add ``"layers"``, a list with a dictionary for each. Without, every
-                value is a number.
+            layers: whether to add ``"layers"``, a list with a dictionary for each layer. Without
+                it, every value is a number.
 
         Example:
             >>> report = FlopsReport(8.0, 2.0, 24.0, 6.0, 6.0, (), density=0.25)
@@ -168,7 +169,7 @@ def sample_count(inputs: Any) -> int:
     """Return the batch size: the length of the first tensor among ``inputs``.
 
     Raises:
-        ValueError: if there is none of at least one dimension, or it is empty.
+        ValueError: if no tensor has a dimension, or the first one that has is empty.
     """
     for leaf in tree_leaves(inputs):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
@@ -276,7 +277,7 @@ def _prices(
     dense: float,
     sparse: float,
 ) -> Prices:
-    """Take a layer's cost to be proportional to its live weights."""
+    """Return the prices of live weights: a layer's cost is proportional to its live weights."""
     masked = {name: layer for name, layer in found.items() if name in operations.sparse}
     return Prices(
         dense=dense,
@@ -297,7 +298,7 @@ HEADER: Final = ("layer", "dense", "sparse", "ratio", "share")
 
 
 def layer_table(report: FlopsReport) -> str:
-    """Return inference FLOPs by layer, dense and sparse, and each layer's share of the sparse."""
+    """Return a table of inference FLOPs by layer, with each layer's share of the sparse total."""
     rows = [(layer.name, layer.dense, layer.sparse) for layer in report.layers]
     if report.computed:
         rows.append(("(computed weights)", report.computed, report.computed))
@@ -328,7 +329,7 @@ def layer_table(report: FlopsReport) -> str:
 
 
 def comparison_line(report: FlopsReport) -> str:
-    """Return one line: this run as a multiple of dense, and small-dense beside it."""
+    """Return one line: the cost of this run and of a small dense network, as multiples of dense."""
     parts = [f"inference {report.inference_ratio:.3f}x"]
     if report.steps:
         parts.append(f"training {report.train_measured_ratio:.3f}x in {report.steps:,} steps")

@@ -1,4 +1,4 @@
-"""What training costs: integrated over the steps that were, and ahead to the horizon."""
+"""The cost of training: of the steps so far, and of the steps left until the horizon."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["PlansDensity", "Prices", "TrainingProgress", "cost_ahead"]
 
 
 class TrainingProgress(Protocol):
-    """How far training is, and on which schedule: what the accountant reads of the optimizer.
+    """How far training is: the part of the optimizer that the accountant reads.
 
     Attributes:
         schedule: when masks move.
         total_steps: the horizon, if known.
         steps: steps so far.
-        usage: what the measured cost is made from.
+        usage: live weights summed over the steps so far.
     """
 
     schedule: UpdateSchedule
@@ -32,7 +32,7 @@ class TrainingProgress(Protocol):
 
 @runtime_checkable
 class PlansDensity(Protocol):
-    """A method whose density changes on a plan that is known ahead, such as a cubic."""
+    """A method that plans its density ahead, for example along a cubic."""
 
     def planned_density(
         self, step: int, *, final: float, schedule: UpdateSchedule, total_steps: int | None
@@ -43,12 +43,12 @@ class PlansDensity(Protocol):
 
 @dataclass(frozen=True)
 class Prices:
-    """What inference costs, in FLOPs per sample, as a function of live counts.
+    """The cost of inference, in FLOPs per sample, as a function of live counts.
 
     Attributes:
-        dense: with every weight live, :math:`f_d`.
-        fixed: the part that no mask changes.
-        per_live: for each layer, by its name, the cost of one live weight.
+        dense: the cost with every weight live, :math:`f_d`.
+        fixed: the part of the cost that no mask changes.
+        per_live: the cost of one live weight, by layer name.
     """
 
     dense: float
@@ -56,7 +56,7 @@ class Prices:
     per_live: Mapping[str, float]
 
     def inference(self, live: Mapping[str, float], steps: float = 1) -> float:
-        """Return the cost of inference at each of ``steps`` steps, summed over them.
+        """Return the cost of one inference at each step, summed over ``steps`` steps.
 
         Args:
             live: live weights by layer, summed over the same steps.
@@ -68,8 +68,8 @@ class Prices:
     def training(self, usage: CostCounters) -> float:
         """Return the cost of the steps in ``usage``, summed.
 
-        A step is one pass forward and two backward. Where gradients were dense, the pass to the
-        weights was.
+        A step is one forward pass and two backward passes. Where gradients were dense, the backward
+        pass to the weights was dense.
         """
         sparse = self.inference(usage.live_steps, usage.counted)
         sparse_there = self.inference(usage.live_dense_steps, usage.dense_gradients)
@@ -79,10 +79,11 @@ class Prices:
 def cost_ahead(
     prices: Prices, layers: Mapping[str, SparseLayer], method: Method, progress: TrainingProgress
 ) -> float | None:
-    """Return what the steps from now to the horizon will cost, summed.
+    """Return the cost of the steps from now to the horizon, summed.
 
-    Exact where live counts stay as they are. Where the method plans the density, every layer is
-    taken to go to its target in proportion.
+    The cost between two special steps (a mask update, or dense gradients) is constant, so the sum
+    goes from one special step to the next. It is exact where live counts stay as they are. Where
+    the method plans the density, all layers approach their targets in proportion.
 
     Args:
         prices: what inference costs.
@@ -91,8 +92,8 @@ def cost_ahead(
         progress: how far training is.
 
     Returns:
-        FLOPs per sample; ``None`` without a horizon, or if live counts will change in a way that
-        the method doesn't plan.
+        FLOPs per sample; ``None`` without a horizon, or if live counts will change and the method
+        does not plan how.
     """
     total = progress.total_steps
     if total is None:
@@ -115,7 +116,7 @@ def cost_ahead(
 def _special_steps_ahead(
     layers: Mapping[str, SparseLayer], method: Method, progress: TrainingProgress, total: int
 ) -> Iterator[int]:
-    """Yield the steps that move masks or have dense gradients."""
+    """Yield the steps left until the horizon that move masks or read dense gradients."""
     if not method.moves_masks or all(layer.is_dense for layer in layers.values()):
         return
     for step in range(progress.steps + 1, total + 1):
@@ -128,7 +129,11 @@ def _special_steps_ahead(
 def _live_at(
     step: int, layers: Mapping[str, SparseLayer], method: Method, progress: TrainingProgress
 ) -> dict[str, float]:
-    """Return live counts after ``step``: between what they are now and the targets."""
+    """Return live counts after ``step``, by layer.
+
+    Each layer's excess over its target shrinks by the same share, so that all layers together have
+    the density that the method plans.
+    """
     now = {name: float(layer.live) for name, layer in layers.items()}
     moving = [layer for layer in layers.values() if not layer.is_dense]
     excess = sum(layer.live - layer.target for layer in moving)

@@ -1,4 +1,4 @@
-"""How many live weights training has used so far: what measured training cost is made from."""
+"""Live weights summed over the steps so far, from which the measured training cost is computed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["CostCounters"]
 class CostCounters:
     """Live weights summed over steps, by layer, and the number of steps with dense gradients.
 
-    It is brought up to date only when masks are about to move, so ordinary steps cost nothing.
+    The counters advance only when masks are about to move, so ordinary steps cost nothing.
 
     Attributes:
         counted: steps that are in the sums.
-        live_steps: for each layer, by name, its live weights summed over those steps.
-        dense_gradients: steps among them whose gradients were dense.
-        live_dense_steps: as ``live_steps``, over the steps whose gradients were dense.
+        live_steps: live weights summed over these steps, by layer name.
+        dense_gradients: how many of these steps had dense gradients.
+        live_dense_steps: live weights summed over the steps with dense gradients, by layer name.
     """
 
     counted: int = 0
@@ -32,12 +32,12 @@ class CostCounters:
     def advanced(
         self, step: int, layers: Sequence[SparseLayer], dense_gradients: int = 0
     ) -> CostCounters:
-        """Return the sums up to ``step``, the masks since the last count being what they are now.
+        """Return the sums up to ``step``. The masks must not have moved since the last count.
 
         Args:
             step: the last step to count.
-            layers: the layers, their masks as they were in those steps.
-            dense_gradients: steps among those with dense gradients.
+            layers: the layers, with the masks of the steps to count.
+            dense_gradients: how many of these steps had dense gradients.
         """
         return CostCounters(
             step,
@@ -47,7 +47,7 @@ class CostCounters:
         )
 
     def with_dense_gradient(self, layers: Sequence[SparseLayer]) -> CostCounters:
-        """Return the same with one more step whose gradients were dense."""
+        """Return the counters with one more step that had dense gradients."""
         return replace(
             self,
             dense_gradients=self.dense_gradients + 1,
@@ -55,7 +55,7 @@ class CostCounters:
         )
 
     def joined_by(self, layers: Sequence[SparseLayer]) -> CostCounters:
-        """Return the same with more layers, which were dense in all those steps."""
+        """Return the counters with more layers, which were dense in all counted steps."""
 
         def joined(sums: Mapping[str, int], steps: int) -> dict[str, int]:
             return {**sums, **{layer.name: steps * layer.numel for layer in layers}}
@@ -67,7 +67,7 @@ class CostCounters:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values under keys that are always the same, for a checkpoint."""
+        """Return plain values for a checkpoint; the keys are always the same."""
         return {
             "counted": self.counted,
             "live_steps": tuple(self.live_steps.items()),

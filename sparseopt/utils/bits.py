@@ -1,4 +1,4 @@
-"""One bit a weight: packed bool tensors."""
+"""Bool tensors packed into one bit a weight."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def unpack(bits: Tensor, count: int) -> Tensor:
 
 
 def popcounts(packed: Sequence[Tensor]) -> list[int]:
-    """Count the set bits of each of some uint8 tensors, waiting for their device once.
+    """Count the set bits of each uint8 tensor; one synchronisation with the device for all.
 
     Example:
         >>> popcounts([torch.tensor([160, 1], dtype=torch.uint8)])
@@ -49,7 +49,10 @@ def popcounts(packed: Sequence[Tensor]) -> list[int]:
 
 
 def _bits_set(octets: Tensor) -> Tensor:
-    """Count the set bits of each byte: in pairs, in fours, then in all; nothing waits."""
+    """Count the set bits of each byte: of pairs of bits, of fours, then of all eight.
+
+    These are operators on the device, without synchronisation.
+    """
     pairs = octets - ((octets >> 1) & 0x55)
     fours = (pairs & 0x33) + ((pairs >> 2) & 0x33)
     return (fours + (fours >> 4)) & 0x0F
@@ -57,5 +60,5 @@ def _bits_set(octets: Tensor) -> Tensor:
 
 def _pack_on_device(mask: Tensor) -> Tensor:
     octets = pad(mask, (0, -mask.numel() % 8)).view(-1, 8).to(torch.uint8)
-    places = torch.arange(7, -1, -1, device=mask.device, dtype=torch.uint8)
-    return (octets << places).sum(1, dtype=torch.uint8)
+    shifts = torch.arange(7, -1, -1, device=mask.device, dtype=torch.uint8)
+    return (octets << shifts).sum(1, dtype=torch.uint8)

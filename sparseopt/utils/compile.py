@@ -1,8 +1,8 @@
-"""Keeping ``torch.compile`` out of code that decides by the values of tensors.
+"""Excludes code that branches on the values of tensors from ``torch.compile``.
 
-What moves masks can't be a graph: it would break into dozens, and be compiled anew at every update.
-Dynamo calls it instead, at the cost of one graph break a call, as it does with what
-:class:`torch.optim.Optimizer` marks in the same way.
+A mask update as a graph would break into dozens of graphs, and be compiled again at every update.
+So Dynamo calls it as ordinary Python, at the cost of one graph break a call.
+:class:`torch.optim.Optimizer` marks its own functions in the same way.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ R = TypeVar("R")
 
 
 def disable_dynamo(function: Callable[P, R]) -> Callable[P, R]:
-    """Have Dynamo call ``function``, and all that it calls, as it is.
+    """Mark ``function`` so that Dynamo runs it, and all that it calls, without compiling it.
 
-    :func:`torch.compiler.disable` would do so too, but imports Dynamo at once, which takes seconds;
-    this waits for the first call, as :mod:`torch.optim` does.
+    :func:`torch.compiler.disable` does the same, but imports Dynamo at once, which takes seconds.
+    This decorator imports Dynamo on the first call, as :mod:`torch.optim` does.
     """
     return _disable_dynamo(function)
 
 
 @contextmanager
 def outside_of_tracing() -> Iterator[None]:
-    """Have operations be done, and not traced, where garbage is collected while a graph is made."""
+    """Run the operations in this block for real, even while a graph is being traced.
+
+    The garbage collector may run during tracing, and what it calls must not enter the graph.
+    """
     before_dispatch: int = _len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
     if _len_torch_dispatch_stack() + before_dispatch == 0:
         yield
         return
-    # torch.export watches functions of torch too, such as those that switch gradients off.
+    # torch.export also traces functions of torch, such as the switches of gradients.
     with DisableTorchFunction(), _disable_current_modes():
         yield

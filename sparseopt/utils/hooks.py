@@ -1,4 +1,4 @@
-"""Hooks that an optimizer hangs onto a user's model, and copies of the model without them."""
+"""Hooks that an optimizer registers on a user's model, and copies of the model without them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class OwnHook:
 
 
 class WeakHook(OwnHook):
-    """Calls a method, and does not keep its object alive.
+    """Calls a method through a weak reference, and does not keep the method's object alive.
 
-    In a copy of the model, or in a pickle, it does nothing: the optimizer is another model's.
+    In a copy of the model, or in a pickle, it does nothing, because the optimizer belongs to the
+    original model.
 
     Args:
         act: the method.
@@ -64,19 +65,19 @@ def copy_without_hooks(model: nn.Module) -> nn.Module:
 
 
 class Handle(Protocol):
-    """What takes a hook off again."""
+    """Removes a hook."""
 
     def remove(self) -> None:
-        """Take the hook off."""
+        """Remove the hook."""
 
 
 def call_before_forward(
     model: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False
 ) -> Handle:
-    """Register a hook of this library on ``model``, which can be scripted all the same.
+    """Register a hook of this library on ``model``, and keep the model scriptable.
 
-    ``torch.jit.script`` compiles the hooks of a module, and can't compile this. So the model has
-    it script a shallow copy without, for as long as there are such hooks.
+    ``torch.jit.script`` compiles the hooks of a module, and it cannot compile this hook. As long as
+    the model has such hooks, ``torch.jit.script`` gets a shallow copy without them.
     """
     handle = model.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
     if not hasattr(model, PREPARE):
@@ -85,7 +86,7 @@ def call_before_forward(
 
 
 class _OfModel:
-    """Refers to a model weakly; in a copy or pickle of the model, to that."""
+    """Holds a weak reference to a model; a copy or pickle of the model refers to the copy."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
@@ -126,6 +127,6 @@ class _CopyToScript(_OfModel):
 
 
 def _is_own(hook: Any) -> bool:
-    # torch wraps hooks of load_state_dict(), and a bound method has its object.
+    # torch wraps hooks of load_state_dict(); the object of a bound method is its __self__.
     hook = getattr(hook, "hook", hook)
     return isinstance(getattr(hook, "__self__", hook), OwnHook)

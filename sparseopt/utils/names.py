@@ -1,4 +1,4 @@
-"""Names of parameters and modules as users write them: whole, or as patterns."""
+"""Names of parameters and modules as users write them: full names, or patterns."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["COMPUTED_FROM", "is_pattern", "means", "written_name", "written_names"]
 
-#: What older functions of :mod:`torch.nn.utils` call the tensor that a weight is computed from.
+#: The names of tensors from which older functions of :mod:`torch.nn.utils` compute a weight.
 COMPUTED_FROM: Final = ("weight_v", "weight_orig")
 PARAMETRIZATIONS: Final = ".parametrizations."
 
 
 def is_pattern(name: str) -> bool:
-    """Whether ``name`` stands for all names that it matches, as file names do in a shell."""
+    """Whether ``name`` is a pattern, with the wildcards of file names in a shell."""
     return any(sign in name for sign in "*?[")
 
 
 def means(key: str, name: str) -> bool:
-    """Whether ``key`` is the name of a parameter or of a module around it, or a pattern of one.
+    """Whether ``key`` selects the parameter ``name``.
 
-    What wrappers put into names, such as ``module.``, may be there or not.
+    A key is the parameter's name, the name of a module around it, or a pattern of such a name.
+    Prefixes of wrappers in the key, such as ``module.``, are ignored.
 
     Example:
         >>> means("encoder", "encoder.fc.weight"), means("*.fc", "encoder.fc.weight")
@@ -37,9 +38,10 @@ def means(key: str, name: str) -> bool:
 
 
 def written_name(name: str) -> str:
-    """Return the name of the weight that is computed from the parameter ``name``, if one is.
+    """Return the name of the weight that is computed from the parameter ``name``.
 
-    Whether a ``weight_v`` or ``weight_orig`` is such a parameter, its module knows.
+    Without such a weight, return ``name``. A parameter called ``weight_v`` or ``weight_orig`` is
+    taken for the source of a weight; only its module can tell for sure.
 
     Example:
         >>> written_name("conv.parametrizations.weight.original1")
@@ -53,9 +55,9 @@ def written_name(name: str) -> str:
 
 
 def written_names(names: Collection[str]) -> dict[str, str]:
-    """Return the written name of each of ``names``, where the names themselves tell it.
+    """Return :func:`written_name` of each of ``names``, as far as the names alone tell it.
 
-    A ``weight_v`` beside other weights of its module, as in attention, is a weight of its own.
+    A ``weight_v`` beside other weights of its module, as in attention, is an ordinary weight.
 
     Example:
         >>> list(written_names(["conv.weight_v", "heads.weight_k", "heads.weight_v"]).values())

@@ -1,4 +1,4 @@
-"""Running a model to learn something about it, without leaving a trace in it."""
+"""Runs a model to learn something about it, and restores the model afterwards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["preserve_model_state"]
 
 @contextmanager
 def preserve_model_state(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass in this block changes: modes, buffers, random state, sharding.
+    """Restore what a forward pass in this block changes: modes, buffers, random state, sharding.
 
-    Gradients are not its concern.
+    Gradients are not restored.
     """
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
@@ -40,7 +40,7 @@ def _same_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _same_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore buffers that forward wrote to, and those that it replaced."""
+    """Restore buffers that the forward pass wrote to or replaced."""
     places = [(module, dict(module._buffers)) for module in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -56,16 +56,16 @@ def _same_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def _same_values(left: Tensor, right: Tensor) -> bool:
-    # Writing without need would raise the version that autograd checks.
+    # Each write increases the version counter that autograd checks, so write only what differs.
     return left.shape == right.shape and torch.equal(left, right)
 
 
 @contextmanager
 def _same_sharding(model: nn.Module) -> Iterator[None]:
-    """Spread weights over the ranks again that FSDP2 gathered.
+    """Shard the weights again that FSDP2 gathered in this block.
 
-    It leaves those of the root gathered for a backward pass, and would use them after the next
-    step, when they are old.
+    FSDP2 keeps the root's weights gathered for a backward pass. Without one, it would use the
+    gathered weights after the next step too, when they are outdated.
     """
     if not dist.is_available():
         yield
@@ -82,7 +82,10 @@ def _same_sharding(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _no_cached_casts() -> Iterator[None]:
-    """Keep autocast from reusing casts: one made here could have no gradient, or a freed one."""
+    """Switch autocast's cache of casts off in this block.
+
+    A cast made here without gradients would otherwise be reused where gradients are needed.
+    """
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""Giving public classes and functions the package's own name as their module."""
+"""Gives public classes and functions the package's own name as their module."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["adopt_public_names"]
 def adopt_public_names(package: str, namespace: Mapping[str, Any], names: Iterable[str]) -> None:
     """Make ``package`` the module of public objects, so that their pickles outlive a moved file.
 
-    A pickle names a class by its module and name. The annotations of a class are looked up in its
-    module too, so they are resolved first, where their names are known. So is its source, and
-    :func:`inspect.getsource` finds it no more; it finds that of methods and of functions.
+    A pickle names a class by its module and name. Python also looks up the annotations of a class
+    in its module, so they are resolved before the module changes. :func:`inspect.getsource` no
+    longer finds the source of such a class; it still finds the source of methods and functions.
 
     Args:
         package: the name that users import from.
         namespace: the package's names.
-        names: which of them are public.
+        names: the public names among them.
     """
     public = [namespace[name] for name in names]
     for item in public:

@@ -1,4 +1,4 @@
-"""The stream of random numbers that masks are drawn from, the same on every device."""
+"""The random numbers that masks are drawn from, the same on every device."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["mask_generator", "normal", "uniform"]
 
 
 def mask_generator(seed: int) -> torch.Generator:
-    """Return a CPU generator whose numbers are independent of torch's own after ``seed``.
+    """Return a CPU generator whose numbers are independent of torch's own numbers for ``seed``.
 
-    The weights of a model were mostly drawn after ``torch.manual_seed(seed)`` with the same seed.
-    From the same stream, the largest weights would be live instead of random ones.
+    The weights of a model are mostly drawn after ``torch.manual_seed(seed)`` with the same seed. A
+    mask from the same numbers would keep the largest weights instead of random ones.
 
     Args:
-        seed: any that torch takes.
+        seed: any seed that torch takes.
 
     Example:
         >>> torch.rand(2, generator=mask_generator(0)).equal(
@@ -26,18 +26,18 @@ def mask_generator(seed: int) -> torch.Generator:
         False
     """
     digest = hashlib.sha256(f"sparseopt masks {seed}".encode()).digest()
-    # A CPU generator takes no more than the lowest 32 bits of a seed into account.
+    # A CPU generator reads only the lowest 32 bits of a seed.
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
 def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return numbers from [0, 1), on the CPU and in float32, whatever torch's defaults are.
+    """Return numbers from [0, 1), on the CPU and in float32, independent of torch's defaults.
 
-    In bfloat16 few are different, and ties would go to the lowest positions.
+    In bfloat16 many numbers would be equal, and ties go to the lowest positions.
     """
     return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return numbers of mean 0 and deviation 1, on the CPU and in float32."""
+    """Return numbers of mean 0 and standard deviation 1, on the CPU and in float32."""
     return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")

@@ -1,4 +1,4 @@
-"""Remembering what one real training input looks like, so that it can be replayed."""
+"""Records the shapes of one real training input, so that it can be replayed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class _TensorSpec:
 
 
 class InputRecorder(OwnHook):
-    """A one-shot hook on a model: it notes the shapes of the first training input, and goes.
+    """A one-shot hook on a model, which records the shapes of the first training input.
 
-    No data is kept. Arguments that are not tensors are kept as they are.
+    Of tensors, only shape, type and device are kept. Other arguments are kept as they are.
 
-    Where the model is compiled the hook becomes part of the graph's surroundings. There it notes
-    the shapes of every input and stays until :meth:`remove`: to ask "is one known yet?", or to go,
-    would compile the model a second time.
+    In a compiled model, the hook is part of the compiled code. There it records every input and
+    stays until :meth:`remove`, because a hook that removes itself, or that asks whether an input is
+    recorded already, would make torch compile the model a second time.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,17 +37,17 @@ class InputRecorder(OwnHook):
 
     @property
     def has_inputs(self) -> bool:
-        """Whether an input was seen."""
+        """Whether an input is recorded."""
         return self._recorded is not None
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return zeros in the shapes that were seen, as positional and keyword arguments."""
+        """Return zeros in the recorded shapes, as positional and keyword arguments."""
         assert self._recorded is not None
         args, kwargs = tree_map(_materialise, self._recorded)
         return args, kwargs
 
     def remove(self) -> None:
-        """Take the hook off the model."""
+        """Remove the hook from the model."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None

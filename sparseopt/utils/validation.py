@@ -1,4 +1,4 @@
-"""Checks of arguments, shared by every public entry point."""
+"""Checks of arguments, shared by all public functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numbers import Integral, Real
 
 
 def unknown_name(argument: str, value: object, known: Iterable[str]) -> ValueError:
-    """Build the error for a name that is not known, with the nearest known one as a suggestion."""
+    """Return the error for an unknown name, with the most similar known name as a suggestion."""
     names = sorted(known)
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
@@ -29,8 +29,8 @@ def check_density(argument: str, value: object) -> float:
     density = float(value)
     if not 0.0 < density <= 1.0:
         raise ValueError(
-            f"{argument}={value!r} must be in (0, 1]: the share of weights that stay live, "
-            "not the share that is dropped."
+            f"{argument}={value!r} must be in (0, 1]: it is the share of live weights, not the "
+            "share of dropped weights."
         )
     return density
 
@@ -46,10 +46,10 @@ def check_fraction(argument: str, value: object) -> float:
 
 
 def check_decay(argument: str, value: object) -> float:
-    """Return ``value`` as a float in [0, 1): the weight of the past in a moving average."""
+    """Return ``value``, the weight of the past in a moving average, as a float in [0, 1)."""
     decay = check_fraction(argument, value)
     if decay == 1.0:
-        raise ValueError(f"{argument}={value!r} must be less than 1, or nothing new counts.")
+        raise ValueError(f"{argument}={value!r} must be less than 1: at 1 no new value counts.")
     return decay
 
 

@@ -1,4 +1,4 @@
-"""Modules and parameter names inside what distributed training and compilation wrap around them."""
+"""Modules and parameter names without the wrappers of distributed training and compilation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import nn
 
 __all__ = ["canonical_name", "unwrapped"]
 
-#: What torch.compile and FSDP put into names, at whatever module they wrap.
+#: What torch.compile and FSDP insert into names, at each module that they wrap.
 WRAPPED_MODULES: Final = ("_orig_mod", "_fsdp_wrapped_module")
-#: What DistributedDataParallel and AveragedModel put before names, and Opacus's GradSampleModule.
+#: What DistributedDataParallel, AveragedModel and Opacus's GradSampleModule put before names.
 WRAPPED_ROOTS: Final = ("module", "_module")
 
 
 def canonical_name(name: str) -> str:
-    """Strip what wrappers put into a parameter's name.
+    """Return a parameter's name without the parts that wrappers add.
 
     Example:
         >>> canonical_name("module._orig_mod.conv1.weight")
@@ -30,7 +30,8 @@ def canonical_name(name: str) -> str:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside DistributedDataParallel and torch.compile.
 
-    The one would wait for the other ranks, the other hide the operations.
+    A forward pass of DistributedDataParallel would wait for the other ranks, and a compiled model
+    hides its operations.
     """
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
