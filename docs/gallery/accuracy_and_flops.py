@@ -56,6 +56,6 @@ axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 plt.show()
 
 # %%
-# These are FLOPs that masks leave, and not time. ``small-dense`` is a dense network with about as
-# many weights. What reduced means, every figure with its hardware, and how the published numbers
-# compare: :doc:`/results/reproduction`.
+# These are the FLOPs that masks leave, not time. ``small-dense`` is a dense network with about as
+# many weights. :doc:`/results/reproduction` says what reduced means, has every figure with its
+# hardware, and compares with the published numbers.

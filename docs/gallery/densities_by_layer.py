@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 from sparseopt.distributions import er, erk, uniform
 
 # %%
-# The weights of a WRN-22-2 for images of ten classes, by their shapes. A distribution knows nothing
-# else of a network.
+# The shapes of the weights of a WRN-22-2 for images of ten classes. A distribution needs only the
+# shapes.
 
 shapes = {"conv1": (16, 3, 3, 3)}
 channels = 16
@@ -33,9 +33,9 @@ numel = {name: math.prod(shape) for name, shape in shapes.items()}
 # Density of each layer
 # ---------------------
 #
-# At a tenth of all weights. The smaller a layer, the more of it ERK gives, and the large 3x3
-# convolutions of the last group pay for that. ER disregards the kernel: a shortcut of 1x1 gets no
-# more than a convolution of as many channels.
+# A tenth of all weights is live. ERK gives smaller layers a higher density, so the large 3x3
+# convolutions of the last group get less. ER ignores the size of the kernel: a 1x1 shortcut gets
+# the same density as a 3x3 convolution of as many channels.
 
 DENSITY = 0.1
 COLOURS = {"uniform": "tab:gray", "er": "tab:orange", "erk": "tab:blue"}
@@ -57,10 +57,11 @@ axes.legend(loc="lower left", ncols=3)
 plt.show()
 
 # %%
-# What is live in each layer
+# Live weights of each layer
 # --------------------------
 #
-# The same in weights. ERK divides them more evenly among layers than uniform densities do.
+# The same in numbers of weights. ERK divides live weights more evenly among layers than uniform
+# densities do.
 
 figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
 for place, (name, by_layer) in enumerate(densities.items()):
@@ -73,4 +74,4 @@ axes.legend()
 plt.show()
 
 # %%
-# What that means for FLOPs, and when to choose which: :doc:`/how-to/init`.
+# :doc:`/how-to/init` says what this means for FLOPs, and when to choose which.

@@ -41,8 +41,8 @@ def train(method: str) -> tuple[SparseOptimizer, list[torch.Tensor]]:
 runs = {method: train(method) for method in ("rigl", "set")}
 
 # %%
-# Where the layer looks
-# ---------------------
+# Which inputs the layer uses
+# ---------------------------
 #
 # For each pixel, how many of the 128 neurons have a live weight on it. At the left and the right
 # edge most images are empty. There is hardly a gradient there, and so RigL grows other weights.
@@ -84,5 +84,5 @@ left.legend()
 plt.show()
 
 # %%
-# The dotted line is ``t_end``: from there on masks stay, and a fixed network is trained.
+# The dotted line is ``t_end``. From there on masks do not move, and a fixed network is trained.
 # :doc:`What each update does to a layer <one_update>`.

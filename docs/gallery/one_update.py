@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 from sparseopt import SparseOptimizer
 
 # %%
-# Train for a while, and stop with the gradient of the update step at hand. It is dense, so it says
-# for weights that are not live too what they could do.
+# Train for a while, and stop before the update step, when its gradient is there. The gradient is
+# dense, so it includes the weights that are not live.
 
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(24, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
@@ -44,8 +44,8 @@ optimizer.step()
 after, new_mask = weight.detach().clone(), optimizer.masks["0.weight"].clone()
 
 # %%
-# Left to right: the weights, the size of the gradient, and what became of each weight. One that
-# drops, and has one of the largest gradients, comes straight back, and counts as kept here.
+# Left to right: the weights, the size of the gradient, and the change of each weight. A weight that
+# drops and has one of the largest gradients grows again at once, and counts as kept here.
 
 kept, dropped, grown = mask & new_mask, mask & ~new_mask, ~mask & new_mask
 fate = torch.zeros(mask.shape)
@@ -79,8 +79,8 @@ left.set_ylabel("neurons")
 plt.show()
 
 # %%
-# As many grew as dropped. What grew starts at zero, and what was kept has not moved: the update
-# took the place of a gradient step.
+# As many weights grew as dropped. Grown weights start at zero. Kept weights have not moved, because
+# the update replaced a gradient step.
 
 assert dropped.sum() == grown.sum()
 assert torch.equal(before[kept], after[kept])
@@ -88,7 +88,7 @@ assert not after[grown].any()
 print(f"{kept.sum()} kept, {dropped.sum()} dropped, {grown.sum()} grown")
 
 # %%
-# The same as two distributions: what dropped was small, and what grew had a large gradient.
+# The same as two distributions: dropped weights were small, and grown weights had a large gradient.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
 left.hist(
@@ -106,4 +106,4 @@ right.legend()
 plt.show()
 
 # %%
-# Ties, rounding and everything else, exactly: :doc:`/explanation/semantics`.
+# :doc:`/explanation/semantics` has the exact rules, with ties and rounding.

@@ -16,7 +16,7 @@ from sparseopt import SparseOptimizer, UpdateSchedule
 # --------------------
 #
 # ``alpha`` is the share of the live weights that would move at step 0. It falls until ``t_end``, at
-# three quarters of the training, from where the masks stay. A mark is an update, one every
+# three quarters of the training. From there on masks do not move. A mark is an update, one every
 # ``delta_t`` steps.
 
 TOTAL = 2000
@@ -36,9 +36,9 @@ plt.show()
 # The density
 # -----------
 #
-# Of a network while it is trained, read off the history that an optimizer keeps. Methods with a
-# constant density stay at their target to the weight. ``mest`` is a little above it until the end,
-# ``granet`` falls from a half and ``pruning`` from 1, both along a cubic.
+# The density of a network during training, from the optimizer's history. Methods with a constant
+# density have exactly their target. ``mest`` is a little above it until the end. ``granet`` falls
+# from a half and ``pruning`` from 1, both along a cubic.
 
 
 def density_over_time(method: str) -> tuple[list[int], list[float]]:

@@ -27,12 +27,11 @@ train_images, test_images = images[:-360], images[-360:]
 train_labels, test_labels = labels[:-360], labels[-360:]
 
 # %%
-# Train with whole channels
-# -------------------------
+# Train with full channels
+# ------------------------
 #
 # Other methods leave zeros scattered over a model of the same shape. ``RigLStruct`` drops and grows
-# channels, with all that belongs to them, so it has to know which there are: an example input is
-# enough to find out.
+# full channels, with all their parts. An example input is enough to find the channels.
 
 torch.manual_seed(0)
 model = nn.Sequential(
@@ -68,17 +67,19 @@ with torch.no_grad():
 print(f"accuracy with masks: {accuracy(expected)}")
 
 # %%
-# Take the channels out
-# ---------------------
+# Remove the channels
+# -------------------
 #
-# The report says what became of each layer, and whether anything that was dropped is still there.
+# The report has the old and the new size of each layer, and names dropped channels that could not
+# be removed.
 
 compaction = Compaction(model, optimizer, test_images[:2])
 smaller = compaction.model
 print(compaction.report)
 
 # %%
-# It is a model of the same class with smaller layers, computes the same, and has no masks:
+# The result is a model of the same class with smaller layers. It computes the same and has no
+# masks:
 
 print(smaller[3])
 with torch.no_grad():
@@ -105,7 +106,7 @@ torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 # ONNX
 # ----
 #
-# The exporter of torch takes it as it is, and another runtime computes the same.
+# torch's exporter takes the smaller model, and another runtime computes the same.
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 with warnings.catch_warnings():
@@ -122,5 +123,5 @@ torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e
 print(f"accuracy in ONNX Runtime: {accuracy(torch.from_numpy(found))}")
 
 # %%
-# Which channels can go and which can't, what it gives in time, and what to do for linear layers
-# whose zeros are scattered: :doc:`/how-to/smaller-models`.
+# :doc:`/how-to/smaller-models` says which channels can be removed, how much time this saves, and
+# what to do for linear layers whose zeros are scattered.

@@ -22,8 +22,8 @@ from sparseopt import SparseOptimizer, speed_up
 # The network and the data
 # ------------------------
 #
-# Handwritten digits that come with scikit-learn, and convolutions that are wide enough for sparsity
-# to be worth something.
+# Handwritten digits that come with scikit-learn, and convolutions that are wide enough to gain from
+# sparsity.
 
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
@@ -62,7 +62,7 @@ def sparse(model: nn.Module) -> SparseOptimizer:
 # The loop
 # --------
 #
-# It is an ordinary one. Under ``torch.autocast("cpu", torch.bfloat16)`` it would stay one, too.
+# The loop is ordinary. It also works under ``torch.autocast("cpu", torch.bfloat16)``.
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> float:
@@ -91,7 +91,7 @@ def accuracy(model: nn.Module) -> float:
 # One more line
 # -------------
 #
-# The first epochs of both runs take the same batches. What differs is the line with ``speed_up``.
+# The first epochs of both runs take the same batches. Only the line with ``speed_up`` differs.
 
 plain = network()
 plain_optimizer = sparse(plain)
@@ -107,19 +107,20 @@ print(f"seconds of an epoch: {before:.2f} without, {after:.2f} with")
 # What was chosen
 # ---------------
 #
-# Before its first step the model was measured: every layer by itself, then the whole, on a copy.
-# What is not faster on this machine stays as it is; so does everything where there are no kernels.
-# The last lines say where the time of a pass goes now, and so what could still become faster.
+# Before the first step a copy of the model was measured: every layer alone, then the full model. A
+# layer that is not faster on this machine does not change. Without kernels nothing changes. The
+# last lines say where the time of a pass goes now, and so what could still become faster.
 
 print(handle.report)
 
 # %%
-# Stop, and go on
+# Stop and resume
 # ---------------
 #
-# A checkpoint is what it is without ``speed_up``. The choice is not in it, because another machine
-# may choose otherwise. It is plain data: with ``plan=`` nothing is measured, and the same is
-# chosen, so that a run that is continued on the same machine computes the same bits.
+# A checkpoint does not change with ``speed_up``. It does not contain the choice of implementations,
+# because another machine may choose others. The choice is plain data, the plan. With ``plan=``
+# nothing is measured and the same implementations run. So a run that is resumed on the same machine
+# computes the same bits.
 
 file = Path(tempfile.mkdtemp()) / "checkpoint.pt"
 torch.save(
@@ -144,8 +145,8 @@ print(f"accuracy: {accuracy(resumed):.1f} %")
 # At the end
 # ----------
 #
-# ``undo()`` leaves an ordinary model, and so does ``optimizer.detach()``. Weights, masks and state
-# were those of an ordinary model all the time.
+# ``undo()`` returns to an ordinary model, and so does ``optimizer.detach()``. ``speed_up`` never
+# changes the form of weights, masks and state.
 
 resumed_handle.undo()
 assert type(resumed[0]) is nn.Conv2d

@@ -59,8 +59,8 @@ checkpoint = model.state_dict()
 report("dense", model)
 
 # %%
-# In all that follows the weights are loaded *before* the optimizer is wrapped, because wrapping
-# makes dropped weights zero.
+# In all examples below the weights are loaded *before* the optimizer is wrapped, because wrapping
+# sets dropped weights to zero.
 
 
 def loaded() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -74,7 +74,7 @@ def loaded() -> tuple[nn.Module, torch.optim.Optimizer]:
 # ------------------------
 #
 # ``mask="magnitude"`` keeps the largest weights of each layer, as many as its density allows.
-# ``method="static"`` leaves it at that.
+# ``method="static"`` never moves this mask.
 
 EPOCHS = 6
 model, inner = loaded()
@@ -87,8 +87,8 @@ report("pruned and fine-tuned", model)
 # Prune once and let the masks move
 # ---------------------------------
 #
-# The largest weights of a dense network need not be the best ones of a sparse network. RigL begins
-# with them and goes on from there.
+# The largest weights of a dense network need not be the best weights of a sparse network. RigL
+# starts with them, and then moves the masks.
 
 model, inner = loaded()
 optimizer = SparseOptimizer(
@@ -102,8 +102,8 @@ report("pruned, then RigL", model)
 # Prune gradually
 # ---------------
 #
-# ``method="pruning"`` starts with every weight and takes the smallest away bit by bit, from all
-# layers together.
+# ``method="pruning"`` starts with all weights and drops the smallest step by step, from all layers
+# together.
 
 model, inner = loaded()
 optimizer = SparseOptimizer(
@@ -114,17 +114,17 @@ report("pruned gradually", model)
 print([f"{record.density:.2f}" for record in optimizer.history])
 
 # %%
-# Of the three it is the one that computes with many weights for a good while. Its measured cost:
+# Of the three, gradual pruning computes with many weights for the longest time. Its measured cost:
 
 print(f"{optimizer.flops().train_measured_ratio:.2f} of dense training")
 
 # %%
-# Zeros that came from elsewhere
-# ------------------------------
+# Zeros from another tool
+# -----------------------
 #
-# Another tool has pruned the model, here ``torch.nn.utils.prune``. ``mask="nonzero"`` takes the
-# zeros as they are, whatever their share in each layer, and ``"static"`` keeps them zero during
-# fine-tuning, which an ordinary optimizer wouldn't.
+# Another tool has pruned the model, here ``torch.nn.utils.prune``. With ``mask="nonzero"`` the
+# nonzero weights of each layer are live, and ``"static"`` keeps the zeros during fine-tuning. An
+# ordinary optimizer would change them.
 
 model, inner = loaded()
 linear = [(module, "weight") for module in model if isinstance(module, nn.Linear)]
@@ -139,5 +139,5 @@ train(model, optimizer, EPOCHS)
 report("and fine-tuned", model)
 
 # %%
-# One run on small data says little about which of them is best. What is known about that, and what
-# each costs: :doc:`/methods/index` and :doc:`/methods/warm-start`.
+# One run on small data says little about which way is best. :doc:`/methods/index` and
+# :doc:`/methods/warm-start` say what is known about that, and what each costs.

@@ -36,9 +36,9 @@ def torchrun(script: str) -> None:
 # DistributedDataParallel
 # -----------------------
 #
-# On purpose, each rank has a random state of its own. DDP gives all of them the weights of rank 0;
-# the wrapper gives them its masks, and from there on they move alike, because by then gradients are
-# means over the ranks. The last lines of the script check that they did.
+# On purpose, each rank has a random state of its own. DDP gives all ranks the weights of rank 0,
+# and the wrapper gives them the masks of rank 0. Gradients are averaged over the ranks before masks
+# move, so all ranks make the same updates. The last lines of the script check this.
 #
 # .. literalinclude:: /tutorials/workers/data_parallel.py
 
@@ -48,16 +48,16 @@ torchrun("data_parallel.py")
 # FSDP2
 # -----
 #
-# Shard first, then make the optimizer, then wrap. A layer is one layer, whoever holds parts of it:
-# drop and grow choose among all its weights.
+# Shard first, then make the optimizer, then wrap. A sharded weight is still one layer: drop and
+# grow choose among all its entries.
 #
 # .. literalinclude:: /tutorials/workers/sharded.py
 
 torchrun("sharded.py")
 
 # %%
-# The live weights of a layer need not be spread evenly over the ranks, and there are exactly as
-# many as in one process. Each rank keeps its part of the mask, one byte a weight.
+# The live weights of a layer need not be spread evenly over the ranks. Their number is exactly the
+# same as in one process. Each rank keeps its part of the mask, one byte a weight.
 #
-# Next: what each costs in communication, and checkpoints that another number of ranks goes on with,
-# in :doc:`/how-to/distributed`.
+# Next: :doc:`/how-to/distributed` says how much communication each of them needs, and how another
+# number of ranks can load a checkpoint.

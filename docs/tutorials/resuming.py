@@ -18,15 +18,15 @@ import torch
 # The script
 # ----------
 #
-# An ordinary one, which saves after every epoch, and begins with what is saved if there is
-# anything. Masks, the step counter, the schedule and the method's random state are all in
-# ``optimizer.state_dict()``. What remains is what any run has to save to go on to the bit: the
-# scheduler, and torch's own random state, which dropout and the order of the images come from.
+# It is an ordinary script that saves after every epoch, and starts from the saved file if there is
+# one. Masks, the step counter, the schedule and the method's random state are all in
+# ``optimizer.state_dict()``. To continue bit for bit, any run also has to save the scheduler, and
+# torch's random state, from which dropout and the order of the images are drawn.
 #
 # .. literalinclude:: /tutorials/workers/resumable.py
 #
 # This page starts that file. If you download the page's script, put ``resumable.py`` into a folder
-# ``workers`` beside it; in a clone of the repository it is there.
+# ``workers`` beside it. A clone of the repository has it there.
 
 SCRIPT = Path(sys.argv[0]).parent / "workers" / "resumable.py"
 
@@ -38,8 +38,8 @@ def run(*arguments: object) -> None:
 
 
 # %%
-# A run that nobody stops
-# -----------------------
+# An uninterrupted run
+# --------------------
 
 folder = Path(tempfile.mkdtemp())
 (folder / "whole").mkdir()
@@ -63,14 +63,14 @@ run(folder / "parts")
 # The same bits
 # -------------
 #
-# Both files hold the whole state of training. It is compared bit by bit.
+# Both files hold the full state of training. The two states are compared bit by bit.
 
 whole, parts = (torch.load(folder / name / "checkpoint.pt") for name in ("whole", "parts"))
 assert all(torch.equal(tensor, parts["model"][name]) for name, tensor in whole["model"].items())
 print(f"{len(whole['model'])} tensors of the model are the same")
 
 # %%
-# A mask is next to the inner optimizer's own state of the weight:
+# A mask is beside the inner optimizer's state of the weight:
 
 for index, state in whole["optimizer"]["state"].items():
     for key, tensor in state.items():
@@ -78,13 +78,12 @@ for index, state in whole["optimizer"]["state"].items():
 print({key: tuple(tensor.shape) for key, tensor in whole["optimizer"]["state"][0].items()})
 
 # %%
-# And everything else about masks is in one dictionary, the history too:
+# Everything else about masks is in one dictionary, also the history:
 
 ours, theirs = (one["optimizer"]["param_groups"][0]["sparseopt"] for one in (whole, parts))
 assert ours["history"] == theirs["history"]
 print(sorted(ours))
 
 # %%
-# What may change between the two processes, and what a run that may be *killed* has to do:
-# :doc:`/how-to/checkpoints`. What every entry of the file means:
-# :doc:`/reference/checkpoint-format`.
+# :doc:`/how-to/checkpoints` says what may change between the two processes, and what a run that may
+# be *killed* has to do. :doc:`/reference/checkpoint-format` explains every entry of the file.

@@ -20,7 +20,7 @@ from sparseopt import SparseOptimizer
 # The text
 # --------
 #
-# Python brings its own manual along; its first 200,000 characters will do. The model reads
+# The text is the manual that comes with Python, its first 200,000 characters. The model reads
 # characters.
 
 text = "\n".join(topics.values())[:200_000]
@@ -83,8 +83,8 @@ class Writer(nn.Module):
 # The optimizer
 # -------------
 #
-# As is usual for transformers: AdamW, with weight decay for matrices only, and a learning rate that
-# rises first. The wrapper comes last and needs to be told nothing about embeddings.
+# As usual for transformers: AdamW, with weight decay for matrices only, and a learning rate that
+# rises first. The wrapper comes last. Embeddings need no setting.
 
 STEPS = 240
 torch.manual_seed(0)
@@ -100,9 +100,9 @@ optimizer = SparseOptimizer(
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=STEPS)
 
 # %%
-# What is sparse: the projections of attention and the linear layers of the blocks. The embedding is
-# missing, and ``output.weight`` with it, since it is the same tensor. So are positions, biases and
-# LayerNorm. The rules are in :doc:`/explanation/semantics`.
+# The projections of attention and the linear layers of the blocks are sparse. The embedding is
+# dense, and so is ``output.weight``, because it is the same tensor. Positions, biases and LayerNorm
+# are dense too. The rules are in :doc:`/explanation/semantics`.
 
 print(optimizer.summary())
 assert not any("embedding" in name or "output" in name for name in optimizer.masks)
@@ -135,7 +135,7 @@ for step in range(STEPS):
 print(f"step {STEPS}: {bits_per_character(held_out):.2f} bits per character")
 
 # %%
-# Clipping sees gradients that are masked already. On the steps that move masks it sees all of them,
+# Clipping sees masked gradients. On the steps that move masks it sees the gradients of all weights,
 # because RigL grows weights by their gradients.
 
 for record in optimizer.history:
@@ -145,8 +145,8 @@ for record in optimizer.history:
 # Memory
 # ------
 #
-# AdamW keeps two numbers for every weight. Here it keeps them for live weights only; for the
-# embedding, which is dense, they have the embedding's shape.
+# AdamW keeps two numbers for every weight. Here it keeps them for live weights only. The embedding
+# is dense, so its two tensors have the embedding's shape.
 
 up = model.blocks[0].up.weight
 print("weights of the layer      ", up.numel())
@@ -154,14 +154,13 @@ print("first moments kept for it ", optimizer.state[up]["exp_avg"].numel())
 print("first moments of embedding", tuple(optimizer.state[model.embedding.weight]["exp_avg"].shape))
 
 # %%
-# In a model as small as this one the embedding is a good part of all parameters; a density of 0.2
-# is that of the weights that can be sparse, and not of the whole model:
+# In a small model like this one the embedding has a large share of all parameters. The density of
+# 0.2 counts only the weights that can be sparse, not the full model:
 
 every = sum(p.numel() for p in model.parameters())
 dropped = sum(layer.numel - layer.live for layer in optimizer.layers)
 print(f"density {optimizer.density:.3f}; of all {every:,} parameters {1 - dropped / every:.3f}")
 
 # %%
-# To make the embedding's neighbour, say ``blocks.0``, dense as well, put its weights into a param
-# group with ``density=False``, as at the end of :doc:`your_own_cnn`. For models of
-# ``transformers`` go to :doc:`with_hugging_face`.
+# To make ``blocks.0`` dense too, put its weights into a param group with ``density=False``, as at
+# the end of :doc:`your_own_cnn`. For models of ``transformers`` see :doc:`with_hugging_face`.

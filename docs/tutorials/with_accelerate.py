@@ -25,12 +25,12 @@ labels = torch.tensor(digits.target)
 loader = DataLoader(TensorDataset(images[:-360], labels[:-360]), batch_size=BATCH, shuffle=True)
 
 # %%
-# Everything in its order
-# -----------------------
+# The order
+# ---------
 #
-# First the ``Accelerator``, because it starts the process group that ranks agree on masks by; then
-# the optimizer, the wrapper, the scheduler; then ``prepare()``. A step is a step of the optimizer:
-# with two micro-batches to a step there are half as many.
+# First the ``Accelerator``, because it starts the process group through which ranks agree on masks.
+# Then the optimizer, the wrapper and the scheduler. Then ``prepare()``. Steps are steps of the
+# optimizer: with two micro-batches to a step there are half as many steps as batches.
 
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
 steps = EPOCHS * -(-len(loader) // ACCUMULATE)
@@ -55,7 +55,7 @@ def prepared() -> tuple:
 # The loop
 # --------
 #
-# It is Accelerate's own, from its documentation.
+# The loop comes from Accelerate's documentation.
 
 model, optimizer, scheduler, batches = prepared()
 for epoch in range(EPOCHS):
@@ -75,7 +75,7 @@ for epoch in range(EPOCHS):
 # Looking inside
 # --------------
 #
-# ``prepare()`` has wrapped the wrapper. Ours is its ``.optimizer``.
+# ``prepare()`` has wrapped our wrapper. The ``.optimizer`` of the result is ours.
 
 sparse = optimizer.optimizer
 assert sparse.steps == steps
@@ -89,8 +89,8 @@ print(f"accuracy {100 * right.float().mean():.1f} %, {sparse.steps} steps, masks
 # Saving and loading
 # ------------------
 #
-# ``save_state`` and ``load_state`` take the masks along. Here the second half plays the new
-# process: it makes everything anew, with random masks of its own, and loads.
+# ``save_state`` and ``load_state`` include the masks. Here the second half stands for a new
+# process: it makes everything again, with other random masks, and loads.
 
 folder = tempfile.mkdtemp()
 accelerator.save_state(folder)

@@ -116,7 +116,7 @@ trainer.train()
 print(f"accuracy {100 * trainer.evaluate()['eval_accuracy']:.1f} %")
 
 # %%
-# What is sparse are the linear layers and the convolution that reads the patches:
+# The linear layers and the convolution that reads the patches are sparse:
 
 print(optimizer.summary())
 
@@ -124,8 +124,8 @@ print(optimizer.summary())
 # Or wrap what the Trainer makes
 # ------------------------------
 #
-# The optimizer that its arguments ask for, with its param groups: no weight decay for biases and
-# LayerNorm. One method is replaced; the scheduler is the ``Trainer``'s own.
+# The ``Trainer`` makes the optimizer from its arguments, with its param groups: no weight decay for
+# biases and LayerNorm. One method is overridden. The scheduler is the ``Trainer``'s.
 
 
 class SparseTrainer(Trainer):
@@ -149,14 +149,14 @@ trainer.remove_callback(PrinterCallback)
 trainer.train()
 
 # %%
-# During training the ``Trainer`` puts the optimizer into Accelerate's; ours is its ``.optimizer``.
+# During training the ``Trainer`` wraps the optimizer in Accelerate's. Its ``.optimizer`` is ours.
 
 sparse = trainer.optimizer.optimizer
 print([f"weight decay {group['weight_decay']}" for group in sparse.param_groups])
 print(f"density {sparse.density:.3f}, masks moved at {[record.step for record in sparse.history]}")
 
 # %%
-# The Trainer saves such a model as any other, and reads it again without this library:
+# The Trainer saves the model like any other, and loads it without this library:
 
 folder = tempfile.mkdtemp()
 trainer.save_model(folder)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from sparseopt import SparseOptimizer
 
 # %%
-# To keep this page short, Lightning says nothing about devices, and the small data set is read
+# To keep this page short, Lightning prints nothing about devices, and the small data set is read
 # without worker processes.
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -37,8 +37,8 @@ test_loader = DataLoader(TensorDataset(images[-360:], labels[-360:]), batch_size
 # The module
 # ----------
 #
-# The wrapper belongs into ``configure_optimizers``. Lightning knows how many steps there will be,
-# epochs and accumulation taken into account, and the scheduler is made from the wrapper.
+# Make the wrapper in ``configure_optimizers``, and the scheduler from the wrapper. Lightning
+# computes the number of steps from epochs and accumulation.
 
 
 class Digits(L.LightningModule):
@@ -117,8 +117,8 @@ print(first.optimizers[0].flops())
 # Resuming
 # --------
 #
-# A new module and a new ``Trainer`` go on from the end of the sixth epoch. Masks, the number of
-# steps and the history come out of the checkpoint.
+# A new module and a new ``Trainer`` continue from the end of the sixth epoch. Masks, the number of
+# steps and the history come from the checkpoint.
 
 resumed, second = Digits(), trainer()
 with warnings.catch_warnings():

@@ -31,7 +31,7 @@ train_labels, test_labels = labels[:-360], labels[-360:]
 # The network
 # -----------
 #
-# Nothing in it knows of sparsity, and nothing has to.
+# It is an ordinary network. It needs no change for sparse training.
 
 
 class Residual(nn.Module):
@@ -64,7 +64,7 @@ def network() -> nn.Module:
 # The loop
 # --------
 #
-# It takes any optimizer. Read it for what is not there: masks, a callback, a second loss.
+# It takes any optimizer. It needs no masks, no callback and no second loss.
 
 EPOCHS, BATCH = 8, 48
 STEPS = EPOCHS * -(-len(train_images) // BATCH)
@@ -113,14 +113,14 @@ print(f"a tenth of the weights: {accuracy:.1f} % of the test images")
 # What is live
 # ------------
 #
-# One row for each weight that can be sparse. The shares differ because ``init="erk"``, the default,
-# gives small layers more: :doc:`a picture of that </generated/gallery/densities_by_layer>`.
-# BatchNorm and biases are not in the table, as they are always dense.
+# One row for each weight that can be sparse. The densities differ because ``init="erk"``, the
+# default, gives small layers more: see :doc:`the picture </generated/gallery/densities_by_layer>`.
+# BatchNorm and biases are not in the table, because they are always dense.
 
 print(optimizer.summary())
 
 # %%
-# Zeros are zeros in the model itself, so whatever you do with the model later sees them too:
+# The model's weights contain the zeros, so everything that reads the model later sees them too:
 
 weight = model[3].conv1.weight
 print(f"{(weight != 0).sum()} of {weight.numel()} weights of the first block's first convolution")
@@ -138,8 +138,9 @@ print(optimizer.flops())
 # A layer that you want dense
 # ---------------------------
 #
-# ERK has left the first layer dense by itself. Say so where you want to be sure: a param group may
-# have a density of its own, or ``False``. :doc:`Which layers should </how-to/dense-layers>`?
+# ERK has made the first layer dense. To be sure that a layer is dense, put it into a param group
+# with ``density=False``; a group may also have a density of its own. :doc:`Which layers should be
+# dense </how-to/dense-layers>`?
 
 model = network()
 first, *rest = model.parameters()
@@ -151,11 +152,11 @@ print([layer.name for layer in optimizer.layers])
 # When training is over
 # ---------------------
 #
-# Let go of the model, and save it as ever. What is in the file is an ordinary model.
+# Detach the optimizer from the model, and save the model as usual. The file has an ordinary model.
 
 optimizer.detach()
 print(sorted(model.state_dict())[:3])
 
 # %%
 # Next: :doc:`which settings to choose </how-to/choosing>`, or
-# :doc:`what to do with a model that you have trained dense already <from_a_dense_model>`.
+# :doc:`how to start from a dense model <from_a_dense_model>`.

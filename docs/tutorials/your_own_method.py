@@ -25,20 +25,19 @@ from sparseopt import Compose, DropGrow, SparseLayer, SparseOptimizer, Update, r
 # The idea
 # --------
 #
-# RigL grows the weights with the largest :math:`|g|`, SET any. Between the two, draw candidates
-# without replacement with probabilities in proportion to :math:`|g|^{1/T}`: at temperature
-# :math:`T = 0` that is RigL, at :math:`T \to \infty` it is SET. Such a draw needs no loop. Add
-# Gumbel noise to the logarithms and take the largest
-# (`Kool et al. 2019 <https://arxiv.org/abs/1903.06059>`_), so a *score* is all that there is to
-# write:
+# RigL grows the weights with the largest :math:`|g|`, and SET grows random weights. A method
+# between the two draws candidates without replacement, with probabilities proportional to
+# :math:`|g|^{1/T}`. At temperature :math:`T = 0` this is RigL, at :math:`T \to \infty` it is SET.
+# The draw needs no loop: add Gumbel noise to the logarithms and take the largest (`Kool et al. 2019
+# <https://arxiv.org/abs/1903.06059>`_). So the method is only a *score*:
 #
 # .. math:: s = \log |g| - T \log(-\log u), \quad u \sim U(0, 1)
 #
 # The method
 # ----------
 #
-# ``DropGrow`` does the rest: it drops the share of each layer that the schedule says, the smallest
-# weights first, and grows as many by the score.
+# ``DropGrow`` does the rest. In each layer it drops the share that the schedule returns, the
+# smallest weights first, and grows as many weights by the score.
 
 
 @register_method
@@ -74,16 +73,16 @@ class SampledRigL(DropGrow):
 # Three things to notice:
 #
 # - Random numbers come from ``update``, not from ``torch.rand``. So they are the same on all ranks
-#   and devices, and go on where they were after a checkpoint.
-# - Nothing is said about live weights, ties, exact counts or optimizer state. Scores of weights
-#   that survive the drop don't matter.
-# - ``train_flops`` is the formula of one dense gradient each ``delta_t`` steps. Leave it out and
-#   ``flops()`` takes all steps for sparse ones.
+#   and devices, and a resumed run draws the same numbers.
+# - The method does not handle live weights, ties, exact counts or optimizer state. Scores of
+#   weights that survive the drop are ignored.
+# - ``train_flops`` is the formula of one dense gradient every ``delta_t`` steps. Without it, the
+#   formula of ``flops()`` counts all steps as sparse.
 #
 # Does it do what it says?
 # ------------------------
 #
-# A method is best checked against one that is known. At temperature 0 every mask has to be RigL's.
+# Check a new method against a known one. At temperature 0 every mask has to equal RigL's.
 
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 16
@@ -132,8 +131,8 @@ assert all(torch.equal(mask, rigl.masks[name]) for name, mask in cold.masks.item
 print(f"temperature 0: the masks of RigL after {len(cold.history)} updates")
 
 # %%
-# And at temperature 1 it should explore more than RigL, and less than SET. ``explored`` is the
-# share of all weights that were ever live:
+# At temperature 1 it should explore more than RigL and less than SET. ``explored`` is the share of
+# all weights that were ever live:
 
 for method in ("static", "rigl", SampledRigL(temperature=1.0), "set"):
     optimizer, _ = run(method)
@@ -141,11 +140,11 @@ for method in ("static", "rigl", SampledRigL(temperature=1.0), "set"):
     print(f"{optimizer.method.name:14} {explored:.3f}")
 
 # %%
-# Is it any good?
+# Is it accurate?
 # ---------------
 #
-# One seed tells nothing. Four of them, on this small task at a density of 0.05, tell a little: the
-# mean, and between which values all four lie.
+# One seed says nothing. Four seeds, on this small task at a density of 0.05, say a little: their
+# mean, and the lowest and the highest value.
 
 for method in ("static", "rigl", "sampled-rigl", "set"):
     found = [run(method, seed)[1] for seed in range(4)]
@@ -155,13 +154,14 @@ for method in ("static", "rigl", "sampled-rigl", "set"):
 # A method that remembers
 # -----------------------
 #
-# How much the loss depends on a weight is about :math:`|w\,g|`, its salience. That of one batch is
-# noisy, so the next method averages it over *every* step and drops where the average is smallest:
+# The salience :math:`|w\,g|` of a weight says how much the loss depends on it. The salience of one
+# batch is noisy, so the next method averages it over *every* step, and drops the weights with the
+# smallest average:
 #
 # .. math:: m \leftarrow \beta\, m + (1 - \beta)\, |w\, g|
 #
-# A method itself never changes: one instance can serve many optimizers. It says what there is to
-# keep and with what that begins, and the optimizer keeps it.
+# A method never changes, so one instance can serve many optimizers. It declares the names and the
+# initial values of its state, and the optimizer keeps the state.
 
 
 @register_method
@@ -200,13 +200,13 @@ class SmoothedSalience(DropGrow):
 # - ``observe`` is called once a step and layer, with the gradient that the step will use: summed
 #   over micro-batches, averaged over ranks, unscaled. It is 0 where a weight is not live, and so
 #   costs nothing extra.
-# - ``follows_mask`` says that a weight which drops or grows begins again, as its momentum does.
-#   Leave the name out and the tensor stays as ``observe`` has made it.
+# - ``follows_mask`` names tensors whose entries are reset when their weight drops or grows, like
+#   the weight's momentum. If the name is left out, only ``observe`` changes the tensor.
 # - One number for the whole run, instead of a tensor for each layer, goes into
 #   ``initial_run_state()`` and ``update.run_state``.
 #
-# With a decay of 0 only the last step counts, and that method is known. It is
-# :doc:`composed </methods/compose>` from scores that have names:
+# With a decay of 0 only the last step counts. :doc:`Compose </methods/compose>` can build the same
+# method from named scores:
 
 forgetful, _ = run(SmoothedSalience(decay=0.0))
 composed, _ = run(Compose(drop="salience", grow="gradient"))
@@ -219,7 +219,7 @@ print(f"decay 0: the masks of the composed method after {len(forgetful.history)}
 # Stop and resume
 # ---------------
 #
-# What is kept is part of ``optimizer.state_dict()``. Here is a run that nobody stops,
+# The state is part of ``optimizer.state_dict()``. Here is an uninterrupted run,
 
 model, optimizer = begin("smoothed-salience")
 train(model, optimizer, range(EPOCHS))
@@ -233,8 +233,8 @@ checkpoint = Path(tempfile.mkdtemp()) / "checkpoint.pt"
 torch.save({"model": half.state_dict(), "optimizer": half_optimizer.state_dict()}, checkpoint)
 
 # %%
-# and its second half, from the file and with objects that know nothing of the first. They begin
-# with other weights and other masks:
+# and its second half, from the file, with new objects. They start with other weights and other
+# masks:
 
 resumed, resumed_optimizer = begin("smoothed-salience", seed=1)
 saved = torch.load(checkpoint)
@@ -249,5 +249,5 @@ print("the same bits")
 print({key: tuple(tensor.shape) for key, tensor in saved["optimizer"]["state"][0].items()})
 
 # %%
-# For more than that there is :doc:`the benchmark </how-to/benchmarks>`. What else a method can
-# decide, and what it can rely on: :doc:`/methods/your-own`.
+# For longer comparisons use :doc:`the benchmark </how-to/benchmarks>`. :doc:`/methods/your-own`
+# says what else a method can decide, and what it can rely on.
