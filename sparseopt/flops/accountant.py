@@ -16,7 +16,7 @@ from sparseopt.flops.training_cost import TrainingProgress
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.masked_weights import layer_of
 from sparseopt.methods.base import Method
-from sparseopt.utils.example_inputs import call_arguments
+from sparseopt.utils.example_inputs import as_arguments
 from sparseopt.utils.recorded_inputs import InputRecorder
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
@@ -55,7 +55,7 @@ def count_flops(
         (1024.0, 256.0, 0.25)
     """
     model = unwrapped(model)
-    args, kwargs = call_arguments(example_inputs)
+    args, kwargs = as_arguments(example_inputs)
     checked = _checked_masks(model, masks or {})
     numel = sum(mask.numel() for mask in checked.values())
     live = sum(int(mask.sum()) for mask in checked.values())
@@ -96,7 +96,7 @@ class Accountant:
             )
         model = unwrapped(model)
         args, kwargs = (
-            self._recorded_inputs() if example_inputs is None else call_arguments(example_inputs)
+            self._recorded_inputs() if example_inputs is None else as_arguments(example_inputs)
         )
         found = layers_in(model, layers)
         masks = {

@@ -78,6 +78,7 @@ EXAMPLES = [
     (LEFT, LEFT_FLOPS),
     ((LEFT,), LEFT_FLOPS),
     ((LEFT, RIGHT), LEFT_FLOPS + RIGHT_FLOPS),
+    ([LEFT, RIGHT], LEFT_FLOPS + RIGHT_FLOPS),
     ({"left": LEFT, "right": RIGHT}, LEFT_FLOPS + RIGHT_FLOPS),
     (((LEFT,), {"right": RIGHT}), LEFT_FLOPS + RIGHT_FLOPS),
 ]
