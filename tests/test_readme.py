@@ -10,7 +10,7 @@ from benchmarks.readme import rewritten
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-REMEDY = "write it anew with: python benchmarks/readme.py"
+REMEDY = "write it again with: python benchmarks/readme.py"
 
 
 def test_the_readme_shows_the_committed_results():

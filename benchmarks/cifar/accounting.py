@@ -33,8 +33,8 @@ def count(run: Run) -> dict[str, Any]:
     """What the results file says about a run's costs, in plain numbers.
 
     Returns:
-        ``parameters`` (total and live), ``flops`` per image beside those of the full dense network,
-        and ``updates``, ``layers`` and ``history``, which are None for the dense methods.
+        ``parameters`` (total and live), ``flops`` per image of the run and of the full dense
+        network, and ``updates``, ``layers`` and ``history``, which are None for dense methods.
     """
     image = next(iter(run.splits.test.in_order(1)))[0]
     total = sum(parameter.numel() for parameter in run.model.parameters())

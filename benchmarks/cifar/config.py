@@ -26,7 +26,7 @@ BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 PUBLISHED_WIDTH = 64
 PRESET_DIR = Path(__file__).with_name("presets")
 PRESETS = ("smoke", "cpu", "tenth", "full", "paper", "resnet-50")
-# What may be changed without another result.
+# Settings that do not change a result.
 WORDING = frozenset({"name", "summary", "reduced", "choices", "also", "full_steps"})
 
 NonNegative = Annotated[int, Field(ge=0)]
@@ -83,10 +83,10 @@ class AugmentationConfig(Section):
     """Random crops, and mirroring.
 
     Args:
-        crop_padding: Crops of the image's own size out of the image padded by reflection.
+        crop_padding: Pad the image by reflection, and crop the image's own size out of it.
         flip: Mirror half of the images.
-        min_scale: Crops of this share of the image's area up to all of it, resized to the whole,
-            in place of padded ones.
+        min_scale: Instead, crop between this share and all of the image's area, and resize the
+            crop to the image's size.
     """
 
     crop_padding: NonNegative
@@ -146,13 +146,13 @@ class Protocol(Section):
     """Everything that the runs of one preset share.
 
     Args:
-        name: What results and reports call it.
-        summary: In what it differs from the published one.
-        reduced: Whether it does.
-        choices: What ``--all`` runs.
+        name: The protocol's name in results and reports.
+        summary: How the protocol differs from the published protocol.
+        reduced: Whether it differs.
+        choices: The runs of ``--all``.
         also: Preset files of further protocols that belong to the preset.
-        full_steps: Steps of a run of the protocol that this one is short for, with the same network
-            and batch size. The report then projects how long such a run takes.
+        full_steps: Steps of a full run, if this protocol is a short version of a longer protocol
+            with the same network and batch size. The report then projects the time of a full run.
     """
 
     name: str
@@ -199,7 +199,7 @@ class Protocol(Section):
         return CLASSES[self.dataset]
 
     def settings(self) -> dict[str, Any]:
-        """What decides a run's numbers: without the wording and without the list of choices."""
+        """The settings that decide a run's numbers: no wording, and no list of choices."""
         return self.model_dump(exclude=set(WORDING))
 
 
@@ -247,7 +247,7 @@ def _load(path: Path, changes: Sequence[str]) -> Protocol:
             if name.split(".")[0] not in WORDING:
                 words.append(f"{name}={value}")
         if words:
-            # Results of a changed protocol must never pass for those of the preset.
+            # Results of a changed protocol must not be confused with results of the preset.
             table["name"] = f"{table['name']} with {', '.join(words)}"
             table["summary"] = f"{table.get('summary', '')}; changed: {', '.join(words)}"
             table["reduced"] = True

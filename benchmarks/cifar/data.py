@@ -212,6 +212,6 @@ def _write_cache(dataset: Dataset, target: Path) -> None:
         arrays.mkdir()
         for name, array in dataset._asdict().items():
             np.save(arrays / f"{name}.npy", array)
-        # Another process may have written the same arrays meanwhile; either copy will do.
+        # Another process may have written the same arrays in the meantime; both copies are equal.
         with suppress(OSError):
             arrays.rename(target)

@@ -31,9 +31,9 @@ MAIN, SEARCH, TIMING = "main", "search", "timing"
 class RunSpec:
     """One run of a protocol: which method, at which density, from which seed.
 
-    ``dense`` has neither ``init`` nor ``density``; ``small-dense`` has no ``init``. ``alpha``,
-    ``delta_t`` and ``lr`` take the place of the protocol's own where they are given, and
-    ``settings`` of the method's defaults.
+    ``dense`` has neither ``init`` nor ``density``; ``small-dense`` has no ``init``. If given,
+    ``alpha``, ``delta_t`` and ``lr`` replace the protocol's values, and ``settings`` the method's
+    defaults.
 
     Example:
         >>> RunSpec("rigl", "erk", 0.1, 0, alpha=0.4, delta_t=200).label
@@ -73,13 +73,13 @@ class RunSpec:
         return None if masks_from is None else dataclasses.replace(self, method=masks_from)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as the results file has them; what is not given changes no name."""
+        """The fields in the results file; values that are not given are left out."""
         fields = {**dataclasses.asdict(self), "settings": dict(self.settings)}
         own = ("method", "init", "density", "seed")
         return {name: value for name, value in fields.items() if name in own or value}
 
     def without_defaults(self, protocol: Protocol) -> RunSpec:
-        """The same run, named alike where a setting only repeats what the protocol says."""
+        """The same run without settings that only repeat the protocol, so that names are equal."""
         own = {
             "alpha": protocol.sparsity.alpha,
             "delta_t": protocol.sparsity.delta_t,
@@ -101,7 +101,7 @@ DENSE_RUN = RunSpec(DENSE, None, None, 0)
 def _pairs(table: Any) -> Any:
     if isinstance(table, dict):
         return tuple(sorted(table.items()))
-    # Choices that the command line narrows have been read before, and are pairs by now.
+    # Choices that the command line narrows were parsed before, so they are pairs already.
     return tuple(map(tuple, table)) if isinstance(table, list) else table
 
 
@@ -115,7 +115,7 @@ Settings = Annotated[tuple[tuple[str, bool | int | float | str], ...], BeforeVal
 
 
 class MaskSetting(Section):
-    """A pair that takes the place of the protocol's own."""
+    """A pair that replaces the protocol's pair."""
 
     alpha: Share
     delta_t: Count
@@ -137,12 +137,13 @@ class Study(Product):
     """A product beyond the preset's main runs.
 
     Args:
-        name: What ``--studies`` and reports call it.
-        lrs: Learning rates in place of the protocol's; none leaves that.
-        masks: Pairs of ``alpha`` and ``delta_t`` in place of the protocol's; none leaves those.
-        settings: Tables of arguments of the methods; none leaves their defaults.
-        flops_of: A distribution. The runs then have the densities at which they cost as many
-            FLOPs as that distribution does at those listed.
+        name: The study's name for ``--studies`` and reports.
+        lrs: Learning rates that replace the protocol's; empty for the protocol's.
+        masks: Pairs of ``alpha`` and ``delta_t`` that replace the protocol's; empty for the
+            protocol's.
+        settings: Tables of arguments of the methods; empty for the defaults.
+        flops_of: A distribution. Each run then has the density at which it costs as many FLOPs as
+            this distribution costs at the listed density.
     """
 
     name: str
@@ -167,7 +168,7 @@ class Search(Section):
 
     Args:
         method: The method whose masks are tuned.
-        seeds: A trial is the mean over these.
+        seeds: A trial is the mean over these seeds.
         trials: Trials of one search.
         alpha: Smallest and largest.
         delta_t: Smallest, largest and the step between.
@@ -192,14 +193,15 @@ class Search(Section):
 
     @property
     def random_trials(self) -> int:
-        """So many trials come first, at random: two thirds, as of the report's fifteen."""
+        """The number of random trials at the beginning: two thirds, as in the report."""
         return max(1, round(2 * self.trials / 3))
 
 
 class Timing(Section):
-    """Times of the networks of a study, measured when everything else is done.
+    """Times of the networks of a study, measured after everything else.
 
-    ``batches`` and ``rounds`` are of inference; training steps take longer, and fewer rounds.
+    ``batches`` and ``rounds`` are for inference. Training steps take longer, so they have fewer
+    rounds.
     """
 
     study: str

@@ -38,7 +38,7 @@ class Recipe:
     leaves_structure: bool = False
 
 
-# The order is that of tables and legends, and of colours: a new one goes to the end.
+# Tables, legends and colours have this order: a new method goes to the end.
 RECIPES = {
     DENSE: Recipe(),
     SMALL_DENSE: Recipe(),

@@ -132,7 +132,7 @@ class Part:
     """A protocol, the parts of it that are to be done, and what is known of its data.
 
     Args:
-        protocol: Its ``choices`` are those of this session.
+        protocol: The protocol, with the ``choices`` of this session.
         parts: Names of the parts, as in ``Choices.parts``.
         data: The data set's fingerprint; empty where there is no data yet.
         images: Training images, those for validation included.
@@ -144,7 +144,7 @@ class Part:
     images: int
 
     def jobs(self) -> list[Job]:
-        """All runs but those of the search."""
+        """All runs except the runs of the search."""
         choices = self.protocol.choices
         main = [self.job(spec) for spec in expand(choices)] if MAIN in self.parts else []
         chosen = (study for study in choices.studies if study.name in self.parts)
@@ -231,7 +231,7 @@ def _sum(runs: pd.DataFrame) -> str:
 
 
 def _trials(part: Part) -> list[RunSpec]:
-    """A run for each that a search makes at most; those of a trial differ in what it tries."""
+    """As many runs as a search makes at most; each stands for a run with a trial's settings."""
     search = part.protocol.choices.search
     if search is None or SEARCH not in part.parts:
         return []

@@ -114,8 +114,8 @@ def form_of(
 ) -> Form:
     """The network that a run left, in the form in which it is fastest and computes the same.
 
-    Its weights are drawn anew, as time does not depend on their values. Masks that cannot be made
-    use of are drawn anew too: all that remains of them is zeros.
+    The weights are new random numbers, because the time does not depend on their values. Masks that
+    the form cannot use are random too, because only the number of zeros matters.
     """
     torch.manual_seed(spec.seed)
     model = build_model(protocol, spec).to(device).eval()

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or not there, whatever ends the process that writes them."""
+"""Files and folders that are complete or absent, even if the process dies while it writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plain_name(text: str) -> str:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """Whether this process has the lock file ``path`` to itself meanwhile; does not wait for it."""
+    """Try to lock the file ``path`` in this block, without waiting; yield whether it is locked."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

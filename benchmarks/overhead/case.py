@@ -66,7 +66,7 @@ class Case:
         Returns:
             The contenders by name, each with a copy of the model, and why others are absent.
         """
-        # Those of the last case may be in cycles, and are large.
+        # The contenders of the last case are large, and may be in reference cycles.
         gc.collect()
         model, sparsity = self.build_model(), Sparsity(self.density, update_every)
         wanted = [PLAIN, AGAIN, *names]

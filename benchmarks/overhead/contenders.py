@@ -38,7 +38,7 @@ AGAIN = "plain, again"
 #: Who short tables are about.
 OURSELVES = "sparseopt, compact"
 
-#: The plain optimizer that mask updates are also compared with, whatever the inner optimizer is.
+#: The plain optimizer that mask updates are also compared with, for every inner optimizer.
 REFERENCE = "adamw-for-loop"
 
 #: More steps than any measurement has.
@@ -96,7 +96,7 @@ class Contender:
         return [attrgetter(name)(self.model) for name in names]
 
     def step(self) -> None:
-        """Make one training step's worth of optimizing: whatever belongs after ``backward()``."""
+        """Make one optimizer step: all that follows ``backward()`` in a training step."""
         self.optimizer.step()
 
     @property

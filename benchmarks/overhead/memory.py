@@ -18,12 +18,12 @@ Array = Tensor | np.ndarray[Any, Any]
 def resident_bytes(contender: Contender) -> dict[str, int]:
     """Return the bytes of all tensors and arrays that a contender holds between steps.
 
-    They are found by following references, so nothing that a library keeps for itself is left out.
+    They are found by following references, so the private tensors of a library count too.
 
     Returns:
-        ``weights``: parameters and BatchNorm statistics. ``gradients``. ``state``: what is in
-        ``optimizer.state``. ``masks``: tensors of truth values or bytes, and those of another type
-        that have zeros and ones alone. ``index``: tensors of whole numbers. ``other``: the rest.
+        ``weights``: parameters and BatchNorm statistics. ``gradients``. ``state``: the tensors in
+        ``optimizer.state``. ``masks``: tensors of bools or bytes, and tensors of another type that
+        have only zeros and ones. ``index``: tensors of integers. ``other``: the rest.
     """
     parameters = list(contender.model.parameters())
     gradients = [weight.grad for weight in parameters if weight.grad is not None]

@@ -31,9 +31,9 @@ def measure(case: Case) -> dict[str, Any]:
 
     Returns:
         By contender and phase, ``step`` and ``update``, the averages of one call. ``operators``:
-        the largest, with calls, milliseconds of their own and share of all time, which is that of
-        all threads on the CPU and that of the kernels on a GPU. ``outside``: Python, NumPy, and
-        waiting for other threads or the device.
+        the operators that take most time, with calls, self time in milliseconds and share of the
+        total time (of all threads on the CPU, of the kernels on a GPU). ``outside``: Python, NumPy,
+        and waiting for other threads or the device.
     """
     contenders, _ = case.line_up([OURSELVES], case.update_every)
     timer = StepTimer(dict(case.build_model().named_parameters()), case.device)

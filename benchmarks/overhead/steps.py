@@ -29,7 +29,7 @@ class StepTimer:
 
     The phases of a sample are ``masking``, everything between the parameters and their gradients:
     weights as a forward pass sees them, the accumulation of gradients and its hooks; and then
-    either ``step`` or, where masks moved, ``update``. Parameters are those of the plain model.
+    either ``step`` or, where masks moved, ``update``. ``parameters`` counts the plain model.
 
     Gradients are fixed random numbers, other ones each step, so that masks keep moving. They are
     windows into one tensor, so a thousand sets take hardly more memory than the largest gradient.

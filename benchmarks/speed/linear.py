@@ -13,7 +13,7 @@ from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.records import Record, add_amounts, made_with
 from sparseopt import Condensation, SparseOptimizer
 
-#: Inputs and outputs of the layers: those of a transformer's feed-forward block.
+#: Inputs and outputs of the layers, as in a transformer's feed-forward block.
 SHAPES = ((768, 3072), (3072, 768))
 DENSITIES = (0.2, 0.1, 0.05, 0.01)
 

@@ -24,7 +24,7 @@ from sparseopt import CompactedTraining, SparseOptimizer
 NEURONS = "srigl"
 CHANNELS = "rigl-struct"
 METHODS = (CHANNELS, NEURONS)
-#: How the training differs from that of a preset of the CIFAR benchmark.
+#: How the training differs from a preset of the CIFAR benchmark.
 CHANGES = ("model.depth=22", "model.width=2", "training.epochs=1", "sparsity.delta_t=20")
 #: Steps at the end whose mean loss is recorded, to show that something was learned.
 LAST = 20

@@ -56,7 +56,7 @@ class OneUpdate:
 
 
 def drawing() -> str:
-    """The figure as HTML; its colours are those of the theme, and a narrow page stacks it."""
+    """The figure as HTML, in the colours of the theme; a narrow page stacks its parts."""
     update = OneUpdate()
     dropped, grown = update.before & ~update.after, update.after & ~update.before
     panels = (

@@ -129,7 +129,7 @@ def test_job_that_another_session_has_in_hand_is_left_to_it(one_job, tmp_path):
         assert do(setup, job) is None
     assert not setup.folder.results.exists()
     assert do(setup, job)["key"] == job.key
-    # Finished meanwhile: done once.
+    # Another worker finished it in the meantime: it is trained once.
     assert do(setup, job) is None
 
 

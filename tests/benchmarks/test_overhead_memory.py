@@ -1,4 +1,4 @@
-"""What is counted as memory: whatever is held, once, and however it is held."""
+"""All tensors that a contender holds count as memory, once each, however it holds them."""
 
 import numpy as np
 import pytest

@@ -175,7 +175,7 @@ def test_runs_with_other_instructions_or_threads_stay_apart(record):
 
 
 def test_a_ratio_is_to_the_fastest_dense_way_and_the_hopeless_are_timed_once(monkeypatch):
-    # Whatever a call returns is what it takes: the last three of each are the rounds.
+    # The fake clock makes a call take as long as its return value; the last three are the rounds.
     monkeypatch.setattr("benchmarks.speed.kernels.measuring.seconds", lambda call, **_: call())
     takes = {
         ("slow", None): iter([9.0, 8.0]),

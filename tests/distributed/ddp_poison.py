@@ -24,7 +24,7 @@ class Run:
     Attributes:
         method: The method.
         steps: Steps at which a gradient of `LAYER` is infinite.
-        where: Whether it is that of a live weight or of a dropped one.
+        where: Whether the gradient of a live or of a dropped weight is infinite.
         scaled: Whether a GradScaler is used, which leaves out steps with infinite gradients.
     """
 

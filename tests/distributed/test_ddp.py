@@ -102,7 +102,7 @@ def test_the_extra_layer_is_used_by_both_ranks_by_one_and_by_none():
 
 
 def test_rank_zeros_seed_decides_where_none_is_given():
-    """The initial masks are those of rank 0's torch seed, on both ranks."""
+    """Both ranks have the initial masks of rank 0's torch seed."""
     expected = oracle_for("static", make(), seed=100, **SETTINGS).masks
     for seen in seen_by_both("static"):
         for name, mask in expected.items():

@@ -192,7 +192,7 @@ def test_one_bad_shard_skips_the_update_on_all(two):
 
 
 def test_parameters_that_are_replaced_after_wrapping_are_followed(two):
-    """Gradients are masked from the first step on, and training is that of the usual order."""
+    """Gradients are masked from the first step on, and training equals the usual order."""
     seen, model = two["replaced"], dense()
     inner = torch.optim.AdamW(model.parameters(), lr=0.01)
     optimizer = SparseOptimizer(inner, model, method="rigl", seed=3, **SETTINGS)

@@ -267,7 +267,7 @@ def test_a_model_of_any_dtype_costs_the_same(dtype):
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_under_autocast_it_costs_the_same(warm):
-    """Autocast keeps casts of weights: those of a forward pass before don't hide anything."""
+    """Autocast caches casts of weights; casts from an earlier forward pass hide nothing."""
     model = make()
     optimizer = wrap(model, density=0.2)
     expected = optimizer.flops(model, X)

@@ -60,7 +60,7 @@ class Training:
         self.order: list[int] = []
 
     def step(self) -> None:
-        """One step on the next batch of an order that is drawn anew when it is used up."""
+        """One step on the next batch; when all batches are used, their order is drawn again."""
         if not self.order:
             self.order = torch.randperm(BATCHES, generator=self.shuffling).tolist()
         x, y = batch(self.order.pop(), size=BATCH_SIZE)

@@ -129,7 +129,7 @@ def net_for(optimizer: Packaged) -> nn.Module:
 
 
 class ByHand(HandMasked):
-    """Masks and starts anew only what was shown to be a value a weight."""
+    """Masks and resets only state that was shown to have one value a weight."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, oracle: Any, packaged: Packaged):
         self.per_weight = {

@@ -105,7 +105,7 @@ def test_magnitude_keeps_the_largest_weights(dtype, channels_last):
 
 
 def test_nonzero_takes_the_sparsity_that_is_there():
-    """A model that is already sparse keeps its zeros, whatever density was asked for."""
+    """A model that is already sparse keeps its zeros for any density that is passed."""
     model = make()
     pattern = {name: torch.rand(p.shape) < 0.3 for name, p in model.named_parameters()}
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""After every update, masks, weights and optimizer state are those of the NumPy oracle.
+"""After every update, masks, weights and optimizer state equal the NumPy oracle's.
 
-In every run the oracle sees the weights and dense gradients from just before each update. The
-dense gradients come from a copy of the model that nothing hooks into.
+In every run the oracle gets the weights and dense gradients from just before each update. The dense
+gradients come from a copy of the model without hooks.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Methods that come down to their density get there, whatever happens on the way."""
+"""Methods whose density falls reach their target in spite of skipped updates and new layers."""
 
 from functools import partial
 

@@ -196,7 +196,7 @@ class Counting(Answering):
 
 
 def test_looking_for_such_gradients_changes_no_run(monkeypatch):
-    """Sums over gradients are those of live weights; random numbers and state are as before."""
+    """Sums over gradients count live weights only; random numbers and state do not change."""
 
     def run(grow_scores):
         model = make()

@@ -1,7 +1,7 @@
 """`torch.compile` of the model, and of the whole training step.
 
-Graphs are really captured, and run by torch's own kernels, so that the numbers are those of an
-eager run. Everything is compiled once: mask updates are called, not traced.
+Graphs are captured for real and run by torch's kernels, so that the numbers equal an eager run.
+Everything is compiled once: mask updates are called, not traced.
 """
 
 import copy

@@ -107,7 +107,7 @@ def test_accumulated_micro_batches_are_masked_or_dense_as_a_whole(method):
 
 
 def test_growth_follows_the_accumulated_gradient():
-    """The weights that grow are those of the mean gradient, not of the last micro-batch."""
+    """Weights grow by the mean gradient, not by the gradient of the last micro-batch."""
     model = make()
     optimizer = wrap(model, alpha=0.5)
     before_update(model, optimizer)

@@ -178,7 +178,7 @@ def test_unfreezing_a_layer_that_was_frozen_in_mid_training_goes_on_under_its_ma
 
 
 def test_a_layer_that_was_frozen_when_wrapped_trains_dense_once_it_is_unfrozen(state):
-    """It was in a group all the time, so nobody says anew how dense it is to be."""
+    """It was in a group all the time, so its density is not chosen again."""
     model, own_model = make(), make()
     for net in (model, own_model):
         net.fc1.weight.requires_grad_(False)

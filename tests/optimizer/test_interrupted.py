@@ -14,7 +14,7 @@ SETTINGS = settings_with(delta_t=20)
 
 
 class Interrupting:
-    """Interrupts whatever runs at the operation of the given number.
+    """Interrupts the run at the operation of the given number.
 
     A signal cannot be timed to that moment; Python raises it between two calls, as this does.
     """

@@ -1,4 +1,4 @@
-"""An inner optimizer that is wrapped anew, and copies at odd moments."""
+"""An inner optimizer that is wrapped again, and copies at unusual moments."""
 
 import copy
 import pickle

@@ -77,7 +77,7 @@ def operators(program):
 def test_the_exported_program_is_that_of_a_model_nobody_wrapped(
     trained, tmp_path, strict, detached
 ):
-    """`torch.export` with the optimizer still at work, and after it let go."""
+    """`torch.export` with the optimizer attached, and after it is detached."""
     model, optimizer = trained
     masks = {name: mask.clone() for name, mask in optimizer.masks.items()}
     if detached:

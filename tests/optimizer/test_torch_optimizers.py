@@ -165,7 +165,7 @@ OTHER_VARIANTS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", OTHER_VARIANTS, ids=variant_id)
 def test_optimizers_that_are_not_elementwise_go_where_the_run_by_hand_goes(variant, dtype):
-    """Those of torch's next release are among them, until somebody finds that they are."""
+    """New optimizers of torch's next release are included until they are known as element-wise."""
     name, options = variant
     model, own_model = model_for(name, dtype=dtype), model_for(name, dtype=dtype)
     names = tuple(n for n, p in model.named_parameters() if p.ndim > 1)

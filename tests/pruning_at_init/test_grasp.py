@@ -23,7 +23,7 @@ NUMEL = 6 * 9 + 9 * 4
 
 
 def oracle(net, batches, density, temperature):
-    """Drop the largest -w * Hg, gradient and Hessian being those of all batches together."""
+    """Drop the largest -w * Hg, with gradient and Hessian summed over all batches."""
     weights = weights_of(net)
     by_batch = [gradient(weights, *data, temperature) for data in batches]
     total = [sum(parts) for parts in zip(*by_batch, strict=True)]
@@ -81,7 +81,7 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature):
 
 
 def test_dropout_drops_the_same_in_both_derivatives():
-    """Else the Hessian would be that of another network than the gradient."""
+    """Otherwise gradient and Hessian would belong to different networks."""
     net = nn.Sequential(nn.Linear(6, 20), nn.Dropout(0.5), nn.Tanh(), nn.Linear(20, 4))
     seen = []
     net[1].register_forward_hook(lambda module, args, out: seen.append(out == 0))

@@ -49,7 +49,7 @@ def settle(model, image, shifts=(-0.3, 0.1)):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.uniform_(norm.bias, *shifts)
         norm.reset_running_stats()
-        # The statistics become those of this one batch.
+        # The running statistics become the statistics of this one batch.
         norm.momentum = 1.0
     with torch.no_grad():
         model.train()(image)

@@ -46,9 +46,9 @@ class HandMasked:
         self.apply()
 
     def apply(self, max_norm: float | None = None) -> torch.Tensor | None:
-        """One call of `step()` with the gradients that are there, clipped if `max_norm` is given.
+        """One call of `step()` with the present gradients, clipped if `max_norm` is given.
 
-        Returns their norm before clipping: on ordinary steps that of what is live.
+        Returns the norm before clipping, which counts only live weights on ordinary steps.
         """
         self.t += 1
         updating = self.oracle.is_update(self.t)

@@ -46,7 +46,7 @@ def make(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> nn.Module:
-    """The same model for the same seed, whatever random numbers were drawn before."""
+    """The same model for the same seed, independent of random numbers that were drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind()

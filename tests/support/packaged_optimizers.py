@@ -136,7 +136,7 @@ def _build_of_pytorch_optimizer(name: str, params: Any) -> Optimizer:
 def _of_timm() -> list[str]:
     from timm.optim import list_optimizers
 
-    # Those of apex and, in timm's hands, of bitsandbytes want a GPU.
+    # The optimizers of apex, and timm's wrappers of bitsandbytes, need a GPU.
     return [name for name in list_optimizers() if not name.startswith(("fused", "bnb"))]
 
 

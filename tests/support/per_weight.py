@@ -49,12 +49,12 @@ def tensors_by_path(value: Any, path: str = "") -> dict[str, list[torch.Tensor]]
 def names_per_weight(build: Build, shape: tuple[int, ...]) -> dict[str, bool]:
     """Return, by path, whether state that has the shape of a parameter is one value a weight.
 
-    Weights are set anew before every step, and each step is short, so that an update that looks at
-    the whole matrix, as Muon's does, leaves no trace in what is compared.
+    Weights are set to new values before every step, and each step is short. So an update that
+    depends on the full matrix, as Muon's does, does not change what is compared.
 
     Args:
         build: makes the optimizer of a list of parameters.
-        shape: that of the parameter.
+        shape: the shape of the parameter.
     """
     generator = torch.Generator().manual_seed(0)
     course = [

@@ -63,9 +63,9 @@ def not_recorded(group: Group) -> list[str]:
 
 
 def densities(group: Group) -> list[float]:
-    """The densities at which masks can be compared: those of several variants with masks, or all.
+    """The densities at which masks can be compared: where several variants have masks, or all.
 
-    A study of one method at densities of its own would fill the report with figures of one line.
+    A study of one method at other densities would fill the report with figures of one line.
     """
     counts = Counter(v.density for v in group.variants if v.density and v.init is not None)
     several = sorted(density for density, count in counts.items() if count > 1)

@@ -173,7 +173,7 @@ class Group:
     def training_time(self, variant: Variant) -> float | None:
         """CPU time of the whole training as a multiple of the dense network's; None if unknown.
 
-        As with FLOPs, that of a run that masks came from is part of it.
+        As with FLOPs, it includes the time of the run that the masks came from.
         """
         dense = self.dense()
         step, full = self.quiet_step(variant), None if dense is None else self.quiet_step(dense)

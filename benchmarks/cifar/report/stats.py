@@ -28,7 +28,7 @@ Reference = Callable[[Group, Variant], Variant]
 
 @dataclass(frozen=True)
 class Difference:
-    """Test accuracy of one variant minus that of another.
+    """Test accuracy of one variant minus the test accuracy of another.
 
     Attributes:
         spread: How far from zero the mean has to be before it is called an order: the half width of

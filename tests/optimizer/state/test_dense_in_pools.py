@@ -145,7 +145,7 @@ def test_where_the_last_bit_depends_on_the_place_they_are_stepped_alone(dtype, h
     for step in range(1, 7):
         step_both(step, net, optimizer, twin, plain, masks)
     for (name, mine), theirs in zip(net.named_parameters(), twin.parameters(), strict=True):
-        # Torch's fused kernels read entries between those of a tensor with gaps.
+        # Torch's fused kernels read the entries in the gaps of a tensor with gaps.
         if name not in ("first.weight", "second.weight", "gaps"):
             assert torch.equal(mine, theirs), name
 

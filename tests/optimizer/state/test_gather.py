@@ -184,7 +184,7 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not_interrupted(name):
 
 
 def test_what_is_loaded_into_an_optimizer_in_use_is_what_its_next_step_starts_from():
-    """Whatever its small layers were gathered by before."""
+    """The result does not depend on how its small layers were gathered before."""
     model, other = Zoo(), Zoo()
     optimizer, source = wrap(model, "SGD", **SCHEDULE), wrap(other, "SGD", **SCHEDULE)
     steps(model, optimizer, 1, 2)

@@ -6,7 +6,7 @@ from tests.support.looking import per_weight_state
 
 
 def assert_same_training(model, optimizer, expected_model, expected):
-    """The same masks, weights, optimizer state and statistics, but for those of no use."""
+    """The same masks, weights, optimizer state and statistics, except where they have no effect."""
     assert optimizer.history == expected.history
     theirs = dict(expected_model.named_parameters())
     masks = expected.masks

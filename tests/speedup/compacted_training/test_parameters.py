@@ -60,7 +60,7 @@ def assert_learns_the_same(name, **settings):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 def test_normalisations_without_masks_learn_the_same(name, decay):
-    """Those of dropped channels too, which weight decay and momentum move."""
+    """Normalisations of dropped channels train too: weight decay and momentum move them."""
     assert_learns_the_same(name, weight_decay=decay)
 
 
