@@ -1,4 +1,4 @@
-"""Batches out of uint8 images: augmented and normalised, a batch at a time."""
+"""Batches of uint8 images, augmented and normalised one batch at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG_RATIO = math.log(4 / 3)
 
 
 class Split:
-    """Images and labels on the training device, handed out in normalised batches.
+    """Images and labels on the training device, in normalised batches.
 
     Args:
         images: ``uint8``, shape ``(N, H, W, 3)``.
@@ -102,12 +102,12 @@ class Splits(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the images are, and so where the training happens."""
+        """The device of the images, which is the training device."""
         return self.train.labels.device
 
 
 def splits_for(protocol: Protocol, dataset: Dataset, device: torch.device) -> Splits:
-    """The splits that a protocol makes of a data set: validation is the last of the training data.
+    """The splits of a data set; the last training images are for validation.
 
     Mean and standard deviation come from the training part alone.
     """
@@ -221,6 +221,6 @@ def _samples(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
     """Where each of ``size`` output pixels lies along one side, in [-1, 1] of the whole image."""
     centers = (torch.arange(size, device=starts.device) + 0.5) / size
     inside = centers[None, :] * lengths[:, None] - 0.5
-    # Pixels beside the crop are not part of it: at its edge its last pixel counts alone.
+    # Pixels outside the crop do not count: at its edge only its last pixel counts.
     inside = torch.minimum(inside.clamp_min(0.0), lengths[:, None] - 1.0)
     return (starts[:, None] + inside) * (2.0 / (size - 1)) - 1.0

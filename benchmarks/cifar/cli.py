@@ -78,7 +78,7 @@ def _carry_out(plan: Plan, setup: Setup, options: argparse.Namespace, threads: i
 
 
 def _search(part: Part, session: Session, folder: Folder) -> Sequence[Exception]:
-    # Optuna takes seconds to import, which a plan or --help need not wait for.
+    # Optuna takes seconds to import, and a plan or --help does not need it.
     from benchmarks.cifar.search import tune, tunings
 
     def train(specs: Sequence[RunSpec]) -> Mapping[RunSpec, Record]:
@@ -93,7 +93,7 @@ def _search(part: Part, session: Session, folder: Folder) -> Sequence[Exception]
 def _part(
     protocol: Protocol, names: tuple[str, ...], options: argparse.Namespace, folder: Folder
 ) -> Part:
-    """The protocol with what is known of its data, without which a dry run can do."""
+    """The protocol with what is known of its data, which a dry run does not need."""
     if options.dry_run and options.data_dir is None and protocol.dataset in CIFARS:
         print(f"{protocol.name}: without --data-dir, nothing is known of finished runs")
         return Part(protocol, names, "", TRAINING_IMAGES)

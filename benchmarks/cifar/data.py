@@ -31,11 +31,11 @@ Labels = npt.NDArray[np.int64]
 
 
 class DataError(Exception):
-    """The data is missing or not what it should be; the message says what to do."""
+    """The data is missing or wrong; the message says what to do."""
 
 
 class Cifar(NamedTuple):
-    """A data set that torchvision knows: its names there, and classes to know it by."""
+    """A data set of torchvision: its names there, and some classes that identify it."""
 
     torchvision: str
     folder: str
@@ -57,7 +57,7 @@ class Dataset(NamedTuple):
     test_labels: Labels
 
     def fingerprint(self) -> str:
-        """A short hash of all pixels and labels, which says whether two runs saw one data set."""
+        """A short hash of all pixels and labels, equal if two runs used the same data."""
         digest = hashlib.sha256()
         for array in self:
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -84,7 +84,7 @@ def load_dataset(name: str, data_dir: Path | None, cache_dir: Path) -> Dataset:
 
 
 def noise(count: int, classes: int) -> Dataset:
-    """So many images of noise, to measure how long a step takes where no data is at hand."""
+    """Images of noise, to measure the time of a step without data."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     labels = np.arange(count, dtype=np.int64) % classes
@@ -105,7 +105,7 @@ def load_digits() -> Dataset:
 
 
 def _find(name: str, data_dir: Path) -> Path:
-    """The folder of class folders, or torchvision's own, that holds the data set."""
+    """The folder of the data set: of class folders, or torchvision's."""
     cifar = CIFARS[name]
     if not data_dir.is_dir():
         raise DataError(f"--data-dir {data_dir}: there is no such folder. {_expectation(name)}")
@@ -121,7 +121,8 @@ def _find(name: str, data_dir: Path) -> Path:
     classes = {path.name for path in (root / "train").iterdir() if path.is_dir()}
     if len(classes) != CLASSES[name] or not cifar.some_classes <= classes:
         raise DataError(
-            f"--data-dir {data_dir}: its class folders are not those of {DATASET_TITLES[name]}. "
+            f"--data-dir {data_dir}: its class folders are not the classes of "
+            f"{DATASET_TITLES[name]}. "
             f"{_expectation(name)}"
         )
     return root
@@ -137,7 +138,7 @@ def _expectation(name: str) -> str:
 
 
 def _listing_digest(root: Path) -> str:
-    """Changes when the files do."""
+    """A digest that changes with the files."""
     paths = sorted(path for split in SPLITS for path in (root / split).rglob("*.*"))
     lines = [f"{path.relative_to(root).as_posix()}:{path.stat().st_size}" for path in paths]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
@@ -178,7 +179,7 @@ def _decode_file(path: Path) -> Bytes:
 
 
 def _read_torchvision(name: str, root: Path | None) -> list[tuple[Bytes, Labels]]:
-    """What torchvision reads in its own folder ``root``, or downloads where there is none."""
+    """The images that torchvision reads from its folder ``root``, or downloads."""
     import torchvision
 
     cifar = CIFARS[name]
@@ -205,7 +206,7 @@ def _canonical_order(images: Bytes, labels: Labels) -> tuple[Bytes, Labels]:
 
 
 def _write_cache(dataset: Dataset, target: Path) -> None:
-    """Write all arrays or none: the folder gets its name when it is complete."""
+    """Write all arrays or none: the folder gets its name after all are written."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent) as folder:
         arrays = Path(folder, "arrays")

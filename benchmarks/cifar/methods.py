@@ -1,4 +1,4 @@
-"""What the harness calls methods and inits, and what each is made of.
+"""The names of methods and inits in this benchmark, and what they stand for.
 
 A method or an init of your own is trained beside the others when a module that ``--import`` names
 registers it, with ``sparseopt.register_method`` or ``sparseopt.register_distribution``.
@@ -61,7 +61,7 @@ RECIPES = {
 
 
 def recipe_of(method: str) -> Recipe:
-    """How a method trains; one that has no recipe is the method of that name."""
+    """The recipe of a method; without one, the registered method of this name trains."""
     if method in RECIPES:
         return RECIPES[method]
     if method not in available_methods():
@@ -71,20 +71,20 @@ def recipe_of(method: str) -> Recipe:
 
 
 def check_method(method: str) -> str:
-    """The name, if there is such a method."""
+    """Return the name if there is such a method, else raise."""
     recipe_of(method)
     return method
 
 
 def check_init(init: str) -> str:
-    """The name, if there is such an init."""
+    """Return the name if there is such an init, else raise."""
     if init not in available_distributions():
         raise ProtocolError(f"{init!r} is no init; {meant(init, available_distributions())}")
     return init
 
 
 def method_with(method: str, settings: Mapping[str, Any]) -> str | Method:
-    """What ``method=`` of ``SparseOptimizer`` is for a sparse method with settings of its own."""
+    """The value of ``method=`` of ``SparseOptimizer`` for a sparse method with settings."""
     name = recipe_of(method).optimizer
     if name is None:
         raise ProtocolError(f"{method!r} trains without a sparse method and takes no settings")

@@ -1,4 +1,4 @@
-"""The networks that are trained: wide and plain residual networks for images of 32x32 pixels.
+"""The networks of the benchmark: wide and plain residual networks for 32x32 images.
 
 References: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, section 2; He et al.,
 "Deep Residual Learning for Image Recognition", CVPR 2016, in the variant of table 1 of the report's
@@ -23,7 +23,7 @@ EXPANSION = 4
 
 def build_model(protocol: Protocol, spec: RunSpec) -> nn.Module:
     """The run's network, with initial weights that depend on the global random state only."""
-    # The factor on every width that leaves about ``density`` of the weights.
+    # This factor on every width leaves about ``density`` of the weights.
     scale = math.sqrt(spec.density or 1.0) if spec.method == SMALL_DENSE else 1.0
     config = protocol.model
     model: nn.Module
@@ -36,7 +36,7 @@ def build_model(protocol: Protocol, spec: RunSpec) -> nn.Module:
 
 
 def full_model(protocol: Protocol) -> nn.Module:
-    """The dense network of a protocol; the global random state is left as it is."""
+    """The dense network of a protocol; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         return build_model(protocol, DENSE_RUN)
 
@@ -197,7 +197,7 @@ def scaled_width(width: int, scale: float) -> int:
 
 
 def sampling(stride: int) -> nn.Module:
-    """Every stride-th pixel, of which a strided 1x1 convolution is one without a stride."""
+    """Every stride-th pixel: with them a strided 1x1 convolution needs no stride."""
     # Written as a stride, oneDNN (torch 2.14) corrupts the heap in its weight gradient, in
     # channels-last, for channels in no multiple of 16 and a batch that threads share unevenly.
     # Written as a slice, the gradient is in another memory format than others, and slow to add.
@@ -205,7 +205,7 @@ def sampling(stride: int) -> nn.Module:
 
 
 def init_weights(model: nn.Module) -> None:
-    """Draw all convolutions anew, as suits a ReLU after each (He et al. 2015); no bias is left."""
+    """Draw all convolutions for a ReLU after each (He et al. 2015), and set biases to 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

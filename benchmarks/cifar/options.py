@@ -1,4 +1,4 @@
-"""The command line's options, each with its help, and the protocols that they choose."""
+"""The options of the command line with their help, and the protocols that they choose."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def is_narrowed(options: argparse.Namespace) -> bool:
 
 
 def choose(preset: str, options: argparse.Namespace) -> list[tuple[Protocol, tuple[str, ...]]]:
-    """The protocols as the command line changes them, and which parts of each are to be done."""
+    """The protocols after the changes of the command line, and the parts of each to run."""
     protocols = [_narrowed(one, options) for one in load_protocols(preset, options.set)]
     known = list(dict.fromkeys(part for one in protocols for part in one.choices.parts))
     for name in options.studies or ():
@@ -105,7 +105,7 @@ def choose(preset: str, options: argparse.Namespace) -> list[tuple[Protocol, tup
 
 
 def _narrowed(protocol: Protocol, options: argparse.Namespace) -> Protocol:
-    """A protocol that runs only the methods, inits, densities and seeds that are given."""
+    """A protocol with only the given methods, inits, densities and seeds."""
     given = {
         name: list(dict.fromkeys(getattr(options, name)))
         for name in NARROWING
@@ -114,7 +114,7 @@ def _narrowed(protocol: Protocol, options: argparse.Namespace) -> Protocol:
     choices = protocol.choices.model_dump() | given
     methods = given.pop("methods", None)
     for study in choices["studies"]:
-        # A study is not to grow by methods that have nothing to do with it.
+        # A study must not get methods that are not its own.
         own = [method for method in methods or study["methods"] if method in study["methods"]]
         study.update(given, methods=own)
     search = choices["search"]

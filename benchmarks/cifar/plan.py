@@ -1,4 +1,4 @@
-"""What there is to do, in what order it can be done, and about how long it takes here."""
+"""The jobs of a session, their order, and an estimate of their time on this machine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """The run's name in the results file: any other setting or data gives another one."""
+        """The run's name in the results file; it changes with every setting and with the data."""
         return self.spec.key(self.protocol, self.data)
 
     @property
@@ -50,19 +50,19 @@ class Job:
 
     @property
     def source(self) -> Job | None:
-        """The job whose masks this one starts with."""
+        """The job whose final masks are this job's first masks."""
         spec = self.spec.source
         return None if spec is None else Job(self.protocol, spec, self.data)
 
     @property
     def dependents(self) -> list[Job]:
-        """All jobs that could start with this one's masks."""
+        """All jobs that could start with the masks of this job."""
         methods = [name for name, one in RECIPES.items() if one.masks_from == self.spec.method]
         specs = [dataclasses.replace(self.spec, method=method) for method in methods]
         return [Job(self.protocol, spec, self.data) for spec in specs]
 
     def is_done(self, finished: FinishedRuns, folder: Folder, dependents: Iterable[Job]) -> bool:
-        """Whether the result is there, and the masks too if none of the dependents is finished."""
+        """Whether the result exists, and the masks too, unless a dependent job is finished."""
         if not finished.has(self.key):
             return False
         waiting = [not finished.has(job.key) for job in dependents]
@@ -70,7 +70,7 @@ class Job:
 
 
 def with_sources(jobs: Iterable[Job]) -> list[Job]:
-    """The jobs, without repetition, each behind the one that it builds on."""
+    """The jobs, without repetition, each after the job that it depends on."""
     ordered: dict[str, Job] = {}
     for job in jobs:
         for one in (job.source, job):
@@ -80,7 +80,7 @@ def with_sources(jobs: Iterable[Job]) -> list[Job]:
 
 
 class Agenda:
-    """What is left to do of a list of jobs.
+    """The unfinished jobs of a list.
 
     A job is ready when the masks that it starts with are there. A finished run whose masks are
     needed but gone is done again for them; its result is not written twice.
@@ -95,20 +95,20 @@ class Agenda:
         self.left = [job for job in self.jobs if not self._is_done(job)]
 
     def tidy(self) -> None:
-        """Remove what processes that were killed have left of jobs that are done."""
+        """Remove the files that killed processes left for finished jobs."""
         for job in self.jobs:
             if job not in self.left:
                 self._clean(job)
 
     def ready(self, *, without: Collection[str] = ()) -> list[Job]:
-        """What can be begun now, in order."""
+        """The jobs that can start now, in order."""
         for job in [job for job in self.left if self._is_done(job)]:
             self.left.remove(job)
             self._clean(job)
         return [job for job in self.left if job.key not in without and self._has_masks(job)]
 
     def fail(self, job: Job) -> None:
-        """Give a job up, and those that build on it."""
+        """Give up a job and the jobs that depend on it."""
         for other in [job, *(other for other in self.left if other.source == job)]:
             self.failed.append(other)
             if other in self.left:
@@ -129,7 +129,7 @@ class Agenda:
 
 @dataclass(frozen=True)
 class Part:
-    """A protocol, the parts of it that are to be done, and what is known of its data.
+    """A protocol, its parts to run, and what is known of its data.
 
     Args:
         protocol: The protocol, with the ``choices`` of this session.
@@ -151,7 +151,7 @@ class Part:
         return [*main, *(job for study in chosen for job in self._jobs_of(study))]
 
     def timing_jobs(self) -> list[Job]:
-        """The runs whose networks are to be timed."""
+        """The runs whose networks will be timed."""
         timed = self.protocol.choices.timing
         if TIMING not in self.parts or timed is None:
             return []
@@ -181,7 +181,7 @@ class Part:
 
 
 class Plan:
-    """What is to be done, and about how long it takes."""
+    """The jobs of a session, and an estimate of their time."""
 
     def __init__(self, parts: Sequence[Part], folder: Folder) -> None:
         self.parts = parts
@@ -190,7 +190,7 @@ class Plan:
         self.timing_jobs = [job for part in parts for job in part.timing_jobs()]
 
     def show(self) -> None:
-        """Print what there is to do."""
+        """Print the jobs."""
         for part in self.parts:
             print(f"{part.protocol.label}: {part.protocol.describe()}")
         jobs, left = len(self.agenda.jobs), len(self.agenda.left)
@@ -201,7 +201,7 @@ class Plan:
             )
 
     def measure(self, device: torch.device) -> None:
-        """Print about how long the runs of every variant take, and all one after the other."""
+        """Print the estimated time of every variant's runs, and of all runs one after the other."""
         print(f"measuring a few steps with {in_words(describe_environment(device))}")
         seconds_a_step = functools.cache(functools.partial(_seconds_a_step, device=device))
         rows = []
@@ -240,7 +240,7 @@ def _trials(part: Part) -> list[RunSpec]:
 
 
 def _standing_for(spec: RunSpec) -> RunSpec:
-    """One run for all whose steps take as long: sparse methods train the same network."""
+    """One run for all runs whose steps take the same time: sparse methods train one network."""
     is_sparse = recipe_of(spec.method).optimizer is not None
     return STATIC if is_sparse else RunSpec(spec.method, None, spec.density, 0)
 

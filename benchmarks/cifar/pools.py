@@ -54,7 +54,7 @@ class Serial:
         return future
 
     def close(self) -> None:
-        """Nothing is being done."""
+        """No job is running."""
 
 
 class Processes:
@@ -65,7 +65,7 @@ class Processes:
         self._setup = setup
         # Forked processes would share the threads of torch, which do not survive it.
         self._context = multiprocessing.get_context("spawn")
-        # Its other end closes with the session, however that ends.
+        # The other end closes when the session ends, also if it crashes.
         self._told, self._end = self._context.Pipe(duplex=False)
         self._executor = self._start()
 
@@ -78,7 +78,7 @@ class Processes:
             return self.submit(job)
 
     def close(self) -> None:
-        # An executor would wait for what its processes are at, which may take hours.
+        # An executor would wait for the running jobs, which may take hours.
         self._end.close()
         self._executor.shutdown(cancel_futures=True)
         self._told.close()
@@ -91,7 +91,7 @@ class Processes:
 
 
 def _begin(numbers: Any, told: Connection) -> None:
-    """Begin a process of a pool, which ends with its session."""
+    """Start a process of a pool; it ends with its session."""
     if torch.cuda.is_available():
         torch.cuda.set_device(numbers.get() % torch.cuda.device_count())
     # Ctrl-C reaches all processes of a terminal; the session ends the others.
@@ -106,14 +106,14 @@ def _begin(numbers: Any, told: Connection) -> None:
 
 
 class Cluster:
-    """A Ray cluster; the job of a worker that is lost goes on from its checkpoint in another."""
+    """A Ray cluster; if a worker is lost, another continues its job from the checkpoint."""
 
     def __init__(self, setup: Setup, address: str) -> None:
         try:
             import ray
         except ImportError:
             raise ProtocolError("--cluster needs Ray: pip install 'sparseopt[cluster]'") from None
-        # Nothing is sent to anybody that the user has not asked for.
+        # Ray sends usage statistics only if the user asks for it.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         path = os.pathsep.join([str(ROOT), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
         variables = {"PYTHONPATH": path, "OMP_WAIT_POLICY": "passive"}
@@ -139,7 +139,7 @@ class Cluster:
 
     @property
     def width(self) -> int:
-        """How many runs the machines that have joined by now have CPUs for."""
+        """How many runs the CPUs of the machines in the cluster can train at once."""
         cpus = int(self._ray.cluster_resources().get("CPU", 1))
         return max(1, cpus // (self._setup.threads or 1))
 
@@ -155,31 +155,31 @@ Pool = Serial | Processes | Cluster
 
 
 def open_pool(setup: Setup, workers: int, cluster: str | None) -> Pool:
-    """The pool that was asked for, to be closed at the end."""
+    """The requested pool; the caller closes it."""
     if cluster is not None:
         return Cluster(setup, cluster)
     return Serial(setup) if workers == 1 else Processes(setup, workers)
 
 
 class Session:
-    """Does agendas by a pool; a job that raises an error doesn't take those after it along."""
+    """Runs agendas on a pool; if a job raises an error, later jobs still run."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.failed: list[Job] = []
         self._doing: dict[Future[Record | None], Job] = {}
-        # What another session has in hand, as far as is known.
+        # The jobs that are known to run in another session.
         self._elsewhere: set[str] = set()
         self._deaths: Counter[str] = Counter()
 
     def run(self, agenda: Agenda) -> None:
-        """Do everything on an agenda, and note what failed."""
+        """Run all jobs of an agenda, and record the failed ones."""
         agenda.tidy()
         while agenda.left or self._doing:
             for job in self._next(agenda):
                 self._doing[self.pool.submit(job)] = job
             if not self._doing:
-                # What is left is in the hands of another session, or waits for what is.
+                # The other jobs run in another session, or depend on such jobs.
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             done = wait(self._doing, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done
             self._elsewhere.clear()
@@ -206,7 +206,7 @@ class Session:
             if self._deaths[job.key] < TRIES:
                 print(f"{job.title}: a process died, trying again")
             else:
-                # Without memory for it, say, a job must not go on for ever.
+                # A job that dies again and again, for lack of memory, must not be tried forever.
                 self._fail(job, error, agenda)
         except Exception as error:
             self._fail(job, error, agenda)

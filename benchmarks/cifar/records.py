@@ -1,4 +1,4 @@
-"""The one folder that everything is written to.
+"""The folder that everything is written to.
 
 Its results file has one JSON object a line, appended when a run ends and never rewritten.
 """
@@ -26,13 +26,13 @@ class ResultsError(Exception):
 
 
 def append_result(path: Path, record: Record) -> None:
-    """Append one finished run, on disk when this returns; other processes may do so too."""
+    """Append one finished run and flush it to disk; several processes may append."""
     line = json.dumps(record, allow_nan=False, sort_keys=True) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the lock, what another process has written half of would pass for a crash's rest.
+    # Without the lock, a line that another process is writing would look like the rest of a crash.
     with FileLock(path.with_name(f".{path.name}.lock")), path.open("ab+") as file:
         file.seek(0)
-        # What a crash has left of a line goes.
+        # Remove the incomplete line of a crash.
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(line.encode())
         file.flush()
@@ -52,7 +52,7 @@ def read_results(path: Path) -> list[Record]:
 
 
 class FinishedRuns:
-    """The keys in a results file that grows meanwhile, and need not exist yet."""
+    """The keys in a results file, which may grow and need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -64,7 +64,7 @@ class FinishedRuns:
         size = self._path.stat().st_size if self._path.exists() else 0
         if key not in self._keys and size != self._size:
             with warnings.catch_warnings():
-                # Maybe another process is writing the last line just now.
+                # Another process may be writing the last line.
                 warnings.simplefilter("ignore", UserWarning)
                 self._keys = {record["key"] for record in read_results(self._path)}
             self._size = size
@@ -106,19 +106,19 @@ class Folder:
         return self.root / "search" / "journal.log"
 
     def checkpoint(self, key: str) -> Path:
-        """What an unfinished run resumes from."""
+        """The checkpoint from which an unfinished run resumes."""
         return self.root / "checkpoints" / f"{key}.pt"
 
     def masks(self, key: str) -> Path:
-        """The final masks of a finished run, until the run that builds on them is finished."""
+        """The final masks of a finished run, until the run that depends on them is finished."""
         return self.root / "masks" / f"{key}.npz"
 
     def structure(self, key: str) -> Path:
-        """What a finished run of a structured method left, from which its times are measured."""
+        """The structure of a finished run of a structured method, for measuring times."""
         return self.root / "structures" / f"{key}.npz"
 
     def clear(self, key: str) -> None:
-        """Remove what a finished run has no more use for, and what killed processes left of it."""
+        """Remove files that a finished run no longer needs, also files of killed processes."""
         checkpoint = self.checkpoint(key)
         checkpoint.unlink(missing_ok=True)
         remove_unfinished(checkpoint)
@@ -126,7 +126,7 @@ class Folder:
 
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:
-        """Whether this process may train a run now; true for one process at a time.
+        """Whether this process may train a run now: one process at a time may.
 
         The claim ends with the process, however that ends. Processes on several machines need a
         file system with locks between them.

@@ -1,4 +1,4 @@
-"""The search for ``alpha`` and ``delta_t``: which trial is next, and what it is worth."""
+"""The search for ``alpha`` and ``delta_t``: the next trial, and the value of a trial."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Tuning:
 
     @property
     def name(self) -> str:
-        """The study's name, which changes with everything but the number of trials."""
+        """The study's name, which changes with every setting except the number of trials."""
         search = {**self.search.model_dump(), "trials": 1}
         settings = {"protocol": self.protocol.settings(), "search": search, "data": self.data}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
@@ -69,7 +69,7 @@ class Tuning:
         ]
 
     def run(self, folder: Folder, train: Train) -> None:
-        """Go on with the study until it has its trials.
+        """Continue the study until it has its number of trials.
 
         Those at random are done together, because none of them waits for another's result.
 
@@ -113,7 +113,7 @@ class Tuning:
         return study
 
     def _ready(self, study: optuna.Study) -> list[int]:
-        """The positions of the trials that can be done now."""
+        """The positions of the trials that can start now."""
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         done = {trial.user_attrs[POSITION] for trial in complete}
         left = [position for position in range(self.search.trials) if position not in done]
@@ -152,7 +152,7 @@ def tunings(protocol: Protocol, data: str) -> list[Tuning]:
 
 
 def tune(searches: Sequence[Tuning], folder: Folder, train: Train) -> list[SearchError]:
-    """Do all searches, those first that no other process is at.
+    """Run all searches; first the searches on which no other process works.
 
     Returns:
         The errors that ended a search; the other searches are done all the same.

@@ -1,4 +1,4 @@
-"""Sections of a preset file: what they have in common, and how mistakes in them are named."""
+"""The base of all sections of a preset file, and the messages for mistakes in them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ else:
 
 
 class ProtocolError(ValueError):
-    """A preset or an option that does not say what a run needs; the message says what would."""
+    """A wrong preset or option; the message says what would be right."""
 
 
 class Section(BaseModel):
-    """A table of a preset file: nothing in it is unknown, and a number is not a text."""
+    """A table of a preset file: unknown keys and values of a wrong type raise an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -31,14 +31,14 @@ Model = TypeVar("Model", bound=Section)
 
 
 def later(default: Any) -> Any:
-    """A setting that came after the first results, and at its default changes no run's name."""
+    """A setting that is newer than the first results; its default changes no run's name."""
     return Field(default, exclude_if=lambda value: value == default)
 
 
 def build(section: type[Model], table: Mapping[str, Any]) -> Model:
-    """A section from what a TOML file has for it."""
+    """A section from a table of a TOML file."""
     try:
-        # In JSON a list may stand for a tuple and nothing else for anything.
+        # In JSON mode a list may be a tuple, and no other type is converted.
         return section.model_validate_json(json.dumps(table, default=str))
     except ValidationError as error:
         # A typo makes a setting unknown, and another one missing.
@@ -55,7 +55,7 @@ def read_toml(path: Path, parse_float: Callable[[str], Any] = float) -> dict[str
 
 
 def parse_value(text: str) -> Any:
-    """What ``text`` means in a TOML file; bare words are text.
+    """The value of ``text`` in a TOML file; bare words are strings.
 
     Example:
         >>> parse_value("5"), parse_value("5e-4"), parse_value("true"), parse_value("digits")
@@ -68,14 +68,14 @@ def parse_value(text: str) -> Any:
 
 
 def meant(name: str, known: Mapping[str, Any] | list[str]) -> str:
-    """What a mistyped name may stand for, in words."""
+    """A hint for a mistyped name: the most similar known name, and all known names."""
     close = difflib.get_close_matches(name, list(known), 1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}It is one of {', '.join(known)}"
 
 
 def _words(section: type[Section], error: Any) -> str:
-    """One mistake: where it is, what would be right, and what is there."""
+    """The message for one mistake: the setting, what would be right, and the value."""
     place = [part for part in error["loc"] if isinstance(part, str)]
     name = ".".join(place)
     if error["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""What masks leave of a network, on disk: the masks, and what the smaller network is made from.
+"""The structure of a trained network on disk: its masks, and what the smaller network needs.
 
 What can be taken out follows from the masks, from the vectors (BatchNorm's scales, shifts and
 statistics, biases) that make constants of dropped channels, and from nothing else. So a file has no
@@ -22,20 +22,20 @@ from sparseopt import SparseOptimizer, final_masks
 
 @dataclass(frozen=True)
 class Structure:
-    """What a run left."""
+    """The masks and vectors of a finished run."""
 
     masks: dict[str, Tensor]
     vectors: dict[str, Tensor]
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: SparseOptimizer) -> Structure:
-        """Of a model at the end of its training."""
+        """The structure of a model at the end of its training."""
         masks = {name: mask for name, mask in final_masks(optimizer).items() if mask.dim() > 1}
         return cls(masks, _vectors(model))
 
     @classmethod
     def load(cls, path: Path) -> Structure:
-        """From the file that ``save`` wrote."""
+        """Load the file that ``save`` wrote."""
         tensors = load_tensors(path)
         # A mask has two dimensions at least, and a vector one at most.
         masks = {name: value for name, value in tensors.items() if value.dim() > 1}
@@ -46,7 +46,7 @@ class Structure:
         save_tensors(path, self.masks | self.vectors)
 
     def put_into(self, model: nn.Module) -> SparseOptimizer:
-        """Give a model this structure; returns an optimizer that has its masks."""
+        """Give a model this structure; returns an optimizer with its masks."""
         wanted = _vectors(model).keys()
         if wanted != self.vectors.keys():
             differing = sorted(wanted ^ self.vectors.keys())
@@ -56,7 +56,7 @@ class Structure:
 
 
 def masked_by(model: nn.Module, masks: dict[str, Tensor]) -> SparseOptimizer:
-    """An optimizer that has these masks and never moves them; the model's other weights are 0."""
+    """An optimizer with these masks, which never move; all dropped weights become 0."""
     inner = torch.optim.SGD(model.parameters(), lr=0.0)
     everywhere = dict.fromkeys(masks, 1.0)
     return SparseOptimizer(inner, model, method="static", init=everywhere, mask=masks)
@@ -71,7 +71,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """What ``save_tensors`` wrote, on the CPU."""
+    """Load what ``save_tensors`` wrote, onto the CPU."""
     with np.load(path) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 

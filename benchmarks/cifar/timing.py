@@ -1,4 +1,4 @@
-"""Wall time of trained networks, dense ones in turn with them, written down one by one."""
+"""Wall times of trained networks, measured in turn with dense networks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ STRETCH = 20
 
 
 def time_jobs(jobs: Sequence[Job], setup: Setup, threads: int) -> None:
-    """Measure the times of finished runs that have none from this machine, and append them."""
+    """Measure finished runs that have no times from this machine, and append the times."""
     if not jobs:
         return
     torch.set_num_threads(threads)
@@ -102,7 +102,7 @@ def _measure(
 
 
 class Form(NamedTuple):
-    """A network for inference: what was done to it, it, and what is worth knowing, in numbers."""
+    """A network for inference, what was done to it, and some numbers about it."""
 
     kind: str
     model: nn.Module
@@ -112,7 +112,7 @@ class Form(NamedTuple):
 def form_of(
     protocol: Protocol, spec: RunSpec, device: torch.device, structure: Path | None = None
 ) -> Form:
-    """The network that a run left, in the form in which it is fastest and computes the same.
+    """The network of a run, in the fastest form that computes the same.
 
     The weights are new random numbers, because the time does not depend on their values. Masks that
     the form cannot use are random too, because only the number of zeros matters.
@@ -176,7 +176,7 @@ def _seconds(model: nn.Module, images: Tensor, threads: int) -> float:
 
 
 def compare(seconds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The fastest way of either network, and the ratio of the two in the same round.
+    """The fastest form of each of two networks, and the ratio of their times in the same round.
 
     Example:
         >>> found = compare([{"own, a": 1.0, "dense, a": 4.0, "dense, b": 2.0}])
@@ -198,7 +198,7 @@ def compare(seconds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def measure_training(
     protocol: Protocol, spec: RunSpec, device: torch.device, rounds: int, updates_a_step: float
 ) -> dict[str, Any]:
-    """Times of training steps, as runs make them, and their ratio to dense ones of the same round.
+    """Times of training steps, and their ratio to dense steps of the same round.
 
     Both train on one batch of noise: reading images is not in it.
 
@@ -222,7 +222,7 @@ def measure_training(
 
 
 def step_ratio(rounds: Rounds, updates_a_step: float) -> Quartiles:
-    """Quartiles of the mean time of a method's step over a dense one's, by round.
+    """Quartiles, over rounds, of the mean time of a method's step over a dense step.
 
     A round without a mask update, as there are before gradual pruning begins, has ordinary steps
     only.

@@ -73,7 +73,7 @@ class Run:
         self._captured: CapturedPasses | None = None
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
-        # Of each epoch: what else the machine does lengthens CPU time less, and not every epoch.
+        # For each epoch: other work on the machine lengthens the CPU time of some epochs only.
         self.cpu_seconds: list[float] = []
 
     @property
@@ -116,7 +116,7 @@ class Run:
         total = torch.zeros((), device=self.splits.device)
         batch_size = self.protocol.training.batch_size
         for images, labels in self.splits.train.shuffled(batch_size, self.data_generator):
-            # Summed on the device: reading a number each step would make a GPU wait for Python.
+            # The sum stays on the device: reading a number in each step would synchronise a GPU.
             total += self.train_step(images, labels) * len(labels)
             if bar is not None:
                 bar.update()
@@ -142,7 +142,7 @@ class Run:
 
     @torch.no_grad()
     def accuracy(self, split: Split) -> float:
-        """The share of images that are classified rightly."""
+        """The share of images that are classified correctly."""
         self.model.eval()
         correct = torch.zeros((), dtype=torch.int64, device=self.splits.device)
         for images, labels in split.in_order(self.protocol.training.eval_batch_size):
@@ -151,7 +151,7 @@ class Run:
         return int(correct) / len(split)
 
     def checkpoint(self) -> bytes:
-        """Everything that the next epoch depends on."""
+        """The state that the next epoch depends on."""
         buffer = io.BytesIO()
         state = {
             **{name: part.state_dict() for name, part in self._parts().items()},
@@ -220,8 +220,8 @@ class Run:
 
 
 def run_on_noise(protocol: Protocol, spec: RunSpec, device: torch.device) -> Run:
-    """A run with a batch of noise to train on, to measure how long its steps take."""
-    # Enough for a batch and for an image to validate on, whatever the fraction.
+    """A run on a batch of noise, to measure the time of its steps."""
+    # Enough for a batch and one validation image, for any validation fraction.
     fraction = protocol.training.validation_fraction
     images = math.ceil((protocol.training.batch_size + 1) / min(fraction, 1.0 - fraction))
     run = Run(protocol, spec, splits_for(protocol, noise(images, protocol.classes), device))
@@ -245,7 +245,7 @@ def build_optimizer(
     total_steps: int,
     masks: Mapping[str, Tensor] | None = None,
 ) -> Optimizer:
-    """SGD, wrapped by ``SparseOptimizer`` if the run's method is a sparse one."""
+    """SGD, wrapped by ``SparseOptimizer`` if the run's method is sparse."""
     config, sparsity = protocol.optimizer, protocol.sparsity
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -284,7 +284,7 @@ def build_optimizer(
 def build_scheduler(
     optimizer: Optimizer, protocol: Protocol, spec: RunSpec, total_steps: int
 ) -> LRScheduler:
-    """The learning-rate schedule, to be stepped once after every training step."""
+    """The learning-rate schedule; step it once after every training step."""
     config = protocol.schedule
     if config.kind == "one-cycle":
         assert config.warmup_fraction is not None
@@ -303,7 +303,7 @@ def build_scheduler(
         warmup = max(warmup, config.pruning_warmup_steps)
 
     def factor(step: int) -> float:
-        """A linear rise, then times ``gamma`` after every interval from its end on."""
+        """A linear rise, then a factor ``gamma`` after every interval."""
         return (step + 1) / warmup if step < warmup else gamma ** ((step - warmup) // step_size)
 
     return LambdaLR(optimizer, factor)

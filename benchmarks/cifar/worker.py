@@ -1,4 +1,4 @@
-"""What does a job, in whatever process it is called."""
+"""Runs a job, in any kind of process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sparseopt import SparseOptimizer, final_masks
 
 @dataclass(frozen=True)
 class Setup:
-    """What every process of a session has to know.
+    """The settings of every process of a session.
 
     Args:
         folder: Where everything is written.
@@ -47,7 +47,7 @@ class Setup:
 
     @property
     def device(self) -> torch.device:
-        """The process's GPU where there is one."""
+        """The GPU of this process, or the CPU if there is no GPU."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -82,7 +82,7 @@ def do(setup: Setup, job: Job, *, show: bool = False) -> Record | None:
 
 
 def new_run(setup: Setup, job: Job) -> Run:
-    """The run of a job, at its beginning."""
+    """The run of a job, before its first step."""
     splits, fingerprint = _splits(job.protocol, setup)
     if fingerprint != job.data:
         raise DataError(
@@ -93,7 +93,7 @@ def new_run(setup: Setup, job: Job) -> Run:
 
 
 def import_modules(names: Iterable[str]) -> None:
-    """Import what ``--import`` names, from where the command is given too."""
+    """Import the modules of ``--import``, also from the current folder."""
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     for name in names:
@@ -111,7 +111,7 @@ def _prepare(setup: Setup) -> None:
     import_modules(setup.imports)
     if setup.threads is not None:
         torch.set_num_threads(setup.threads)
-    # Resumed runs are to be bit-identical, on a GPU too.
+    # Resumed runs have to be bit-identical, on a GPU too.
     torch.backends.cudnn.deterministic = True
 
 

@@ -98,7 +98,7 @@ def test_second_load_reads_the_cache_and_changed_files_do_not(cifar_tree, tmp_pa
             "no folder 'train' and no folder 'test' in it.*class folders",
         ),
         (lambda tree: shutil.rmtree(tree / "test/dog"), r"differ in the classes \['dog'\]"),
-        (lambda tree: shutil.rmtree(tree / "train/dog"), "not those of CIFAR-10"),
+        (lambda tree: shutil.rmtree(tree / "train/dog"), "not the classes of CIFAR-10"),
         (
             lambda tree: (tree / "test/dog/0.png").write_text("no image"),
             "dog/0.png is not an image",
