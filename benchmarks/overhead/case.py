@@ -1,4 +1,4 @@
-"""One measurement: from its model and inner optimizer to the contenders that take part."""
+"""One measurement: its model, its inner optimizer and its contenders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHOICES: dict[str, type[Contender]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """Model and inner optimizer by name, beside whom they are measured, and how often."""
+    """Model, inner optimizer, contenders and number of rounds of one measurement."""
 
     workload: str
     density: float
@@ -50,7 +50,7 @@ class Case:
         return WORKLOADS[self.workload]
 
     def repeated(self, rounds: int) -> int:
-        """Return a number of rounds, more of them for a model whose steps take no time."""
+        """Return a number of rounds; models with short steps get more rounds."""
         return rounds * self.about.repeats
 
     def build_model(self) -> nn.Module:
@@ -61,7 +61,7 @@ class Case:
     def line_up(
         self, names: Sequence[str], update_every: int
     ) -> tuple[dict[str, Contender], dict[str, str]]:
-        """Make the plain contenders, and of ``names`` those that can take part.
+        """Make the plain contenders, and the contenders in ``names`` that can take part.
 
         Returns:
             The contenders by name, each with a copy of the model, and why others are absent.

@@ -1,4 +1,4 @@
-"""What is compared: an optimizer with a copy of the model of its own, plain or made sparse."""
+"""The contenders of the comparison: an optimizer with its own copy of the model each."""
 
 from __future__ import annotations
 
@@ -54,26 +54,26 @@ def make_inner(name: str, parameters: Sequence[Any]) -> Optimizer:
 
 
 def sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers that are made sparse, convolutions and linear ones, by name."""
+    """Return the layers to make sparse, convolutions and linear layers, by name."""
     modules = model.named_modules()
     return {name: layer for name, layer in modules if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """The density over all sparse layers together, and the steps between mask updates."""
+    """The density of all sparse layers together, and the steps between mask updates."""
 
     density: float
     update_every: int
 
     def by_layer(self, model: nn.Module) -> dict[str, float]:
-        """The density of each convolution and linear layer, by module name, of ERK."""
+        """The density that ERK gives each convolution and linear layer, by module name."""
         layers = sparse_layers(model).items()
         return erk({name: tuple(layer.weight.shape) for name, layer in layers}, self.density)
 
 
 class Contender:
-    """One optimizer with a copy of the model of its own.
+    """One optimizer with its own copy of the model.
 
     Subclasses override what differs. The inner optimizer is given by name.
     """
@@ -84,11 +84,11 @@ class Contender:
         self.optimizer: Any = self.prepare(optimizer)
 
     def prepare(self, optimizer: str) -> Optimizer:
-        """Make the optimizer that steps, and the model sparse."""
+        """Make the optimizer, and make the model sparse."""
         return make_inner(optimizer, list(self.model.parameters()))
 
     def weights(self, names: Sequence[str]) -> list[Tensor]:
-        """Return the parameters called so in the plain model, as a forward pass sees them.
+        """Return the parameters with these names in the plain model, as a forward pass uses them.
 
         Where masks are applied in the forward pass, they are applied now, and a backward pass from
         here masks the gradients.
@@ -108,7 +108,7 @@ class Contender:
         """Provide what an update needs beside gradients, as ``samples`` samples would."""
 
     def masks(self) -> dict[str, Tensor]:
-        """Return the masks by module name, one bool a weight, not shared with the contender."""
+        """Return copies of the masks by module name, one bool a weight."""
         return {}
 
     def holders(self) -> tuple[Any, ...]:
@@ -117,7 +117,7 @@ class Contender:
 
 
 class Wrapped(Contender):
-    """The optimizer wrapped in :class:`SparseOptimizer`, doing RigL."""
+    """The optimizer wrapped in :class:`SparseOptimizer` with RigL."""
 
     state = "compact"
 
@@ -147,6 +147,6 @@ class Wrapped(Contender):
 
 
 class WrappedMasked(Wrapped):
-    """The same with state that is as large as a dense optimizer's."""
+    """As :class:`Wrapped`, with dense optimizer state."""
 
     state = "masked"

@@ -58,7 +58,7 @@ def _kind(array: Array) -> str:
 
 
 def _take(arrays: Iterable[Array], counted: set[int]) -> int:
-    """Return the bytes of those storages that are not ``counted`` yet, and count them."""
+    """Return the bytes of the storages that are not in ``counted`` yet, and add them to it."""
     new = {pointer: size for pointer, size in map(_storage, arrays) if pointer not in counted}
     counted.update(new)
     return sum(new.values())

@@ -1,4 +1,4 @@
-"""The figure of the report: time of an ordinary step, and what is held between steps."""
+"""The figure of the report: time of an ordinary step, and memory between steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by operator of torch."""
+"""The time of a step by operator of torch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _profile(contender: Contender, timer: StepTimer, case: Case) -> dict[str, An
 
 
 def _operators(contender: Contender, device: torch.device) -> pd.DataFrame:
-    """Profile one step: the time that each operator takes itself, without those that it calls."""
+    """Profile one step: the self time of each operator, without the operators that it calls."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     # Layers are brought together in threads that were there before the profiler.

@@ -117,7 +117,7 @@ def _absent(entries: Sequence[Entry]) -> list[str]:
 
 
 def _made_with(results: Results) -> list[str]:
-    """One line for every different way in which figures were made."""
+    """One line for each environment in which figures were measured."""
     lines = []
     for about in (entry["made_with"] for entry in results.entries):
         day = about["date"].partition("T")[0]

@@ -45,7 +45,7 @@ class Results:
         return [one for one in self.entries if tuple(one[key] for key in keys) == wanted]
 
     def groups(self) -> Sequence[tuple[str, float]]:
-        """Return every model and density there is anything of."""
+        """Return every model and density that has an entry."""
         return list(dict.fromkeys((entry["workload"], entry["density"]) for entry in self.entries))
 
 

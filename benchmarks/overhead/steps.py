@@ -60,7 +60,7 @@ class StepTimer:
         return {"masking": masking, phase: seconds(contender.step, device=self._device)}
 
     def prepare(self, contender: Contender) -> None:
-        """Do all that comes before a step, untimed."""
+        """Prepare a step, untimed."""
         self._clear_gradients(contender)
         self._accumulate(contender)
 
@@ -73,7 +73,7 @@ class StepTimer:
             parameter.grad.zero_()
 
     def _accumulate(self, contender: Contender) -> None:
-        """Do what a forward and a backward pass do to parameters, and nothing else of them."""
+        """Accumulate made-up gradients, with the hooks that a forward and a backward pass run."""
         weights = contender.weights(self._names)
         gradients = self.gradients(self.steps[contender], weights)
         self.steps[contender] += 1
@@ -129,9 +129,9 @@ def _times(rounds: Rounds, name: str) -> dict[str, Any]:
 def _what_masks_did(
     before: dict[str, Tensor], masks: dict[str, Tensor], sizes: dict[str, int]
 ) -> dict[str, Any]:
-    """Say which share of the weights of ``sizes`` is live, and which part of those was not.
+    """Return the live share of the weights in ``sizes``, and the share of these that is newly live.
 
-    A layer without a mask is live as a whole.
+    All weights of a layer without a mask are live.
     """
     if not masks:
         return {"density": None, "moved": None}

@@ -38,7 +38,7 @@ def time_table(entries: Sequence[Entry]) -> list[str]:
 
 
 def byte_table(entries: Sequence[Entry]) -> list[str]:
-    """What is held between steps; implementations that hold the same share a row."""
+    """Memory between steps; implementations with equal figures share a row."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for entry in entries:
         state = entry["contenders"][PLAIN]["bytes"]["state"]
@@ -59,7 +59,7 @@ def byte_table(entries: Sequence[Entry]) -> list[str]:
 
 
 def training_table(entries: Sequence[Entry], steps: Mapping[str, Entry]) -> list[str]:
-    """Whole training steps; the time of masking is from the figures of the optimizer alone."""
+    """Full training steps; the time of masking comes from the figures of the optimizer alone."""
     rows = []
     for entry in entries:
         for optimizer, name, times in _rows([entry]):
@@ -90,7 +90,7 @@ def share_of_training(training: Entry, steps: Entry | None, name: str) -> float 
 
 
 def profile_table(entries: Sequence[Entry]) -> list[str]:
-    """Where the time of a step goes: the operators that take most of it themselves."""
+    """The operators with the largest self time in a step."""
     return table_of(
         {
             "optimizer": entry["optimizer"],
@@ -112,7 +112,7 @@ def _largest(found: Mapping[str, Any]) -> str:
 
 
 def processor(entry: Entry) -> str:
-    """What an entry was measured on."""
+    """The machine of an entry."""
     return str(entry["made_with"]["processor"])
 
 
@@ -124,7 +124,7 @@ def ordinary_step(times: Mapping[str, Any]) -> float | None:
 
 
 def held_in_all(figures: Mapping[str, Any]) -> int:
-    """Return the bytes held between steps, weights and gradients apart."""
+    """Return the bytes between steps, without weights and gradients."""
     return sum(figures["bytes"][kind] for kind in KINDS)
 
 

@@ -1,4 +1,4 @@
-"""The whole training step: forward, backward with everything that masks, and the optimizer."""
+"""The full training step: forward pass, backward pass with its masking, and optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models whose steps are measured, and what they are trained on."""
+"""The models whose steps are measured, and their data."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class GPT(nn.Module):
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, and what a whole training step of it needs, in words and as a function.
+    """A model, with its description, inputs and loss for a full training step.
 
     A model that is only weights has no batch. ``repeats`` is a factor on the number of rounds, for
     models whose steps take next to no time.
@@ -89,7 +89,7 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _random(count: int, shape: tuple[int, ...], classes: int) -> Callable[[Generator], Batch]:
-    """Return what makes ``count`` random inputs of that shape, with labels."""
+    """Return a function that makes ``count`` random inputs of this shape, with labels."""
 
     def make(generator: Generator) -> Batch:
         inputs = torch.randn(count, *shape, generator=generator)

@@ -17,7 +17,7 @@ def main_table(group: Group, paper: Paper | None) -> list[str]:
 
 
 def main_notes(group: Group, paper: Paper | None) -> list[str]:
-    """What the columns mean."""
+    """The paragraph that explains the columns."""
     dense = f"{group.records[0]['flops']['dense_inference']:,.0f} FLOPs"
     if paper is not None and not group.protocol["reduced"]:
         dense += f" (paper: {paper.dense_inference_flops})"

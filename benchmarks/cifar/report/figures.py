@@ -43,14 +43,14 @@ Place = Callable[[Variant], float | Ratio | None]
 
 
 def _color(method: str) -> tuple[float, ...]:
-    """The same in every figure, for one's own methods too."""
+    """The colour of a method, the same in every figure; a user's methods have one too."""
     names = list(RECIPES)
     number = names.index(method) if method in names else zlib.crc32(method.encode())
     return COLORS[number % len(COLORS)]
 
 
 def _style(init: str | None) -> tuple[str, str]:
-    """The mark and the line, the same in every figure, for one's own inits too."""
+    """The mark and line of an init, the same in every figure; a user's inits have them too."""
     other = OTHER_STYLES[zlib.crc32(str(init).encode()) % len(OTHER_STYLES)]
     return STYLES.get(init, other)
 
@@ -127,7 +127,7 @@ def masks_over_time(group: Group, density: float) -> Figure | None:
 
 
 def contour(group: Group, variant: Variant, trials: pd.DataFrame) -> Figure | None:
-    """Validation accuracy over alpha and delta_t; None of too few trials.
+    """Validation accuracy over alpha and delta_t; None if there are too few trials.
 
     As in the report, a circle marks the protocol's own setting and a triangle the optimum.
     """
@@ -149,7 +149,7 @@ def contour(group: Group, variant: Variant, trials: pd.DataFrame) -> Figure | No
 
 
 def _new(group: Group, heading: str, size: tuple[float, float]) -> Figure:
-    """An empty figure of so many inches, with the protocol's name in its title."""
+    """An empty figure of this size in inches, with the protocol's name in its title."""
     figure, width = Figure(figsize=size, layout="constrained"), size[0]
     named = f"{heading} ({group.protocol['label']})"
     named = textwrap.fill(named, int(11 * width), break_on_hyphens=False)

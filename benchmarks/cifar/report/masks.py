@@ -1,4 +1,4 @@
-"""What runs recorded of their masks and of their costs."""
+"""Tables of the masks and costs that runs recorded."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def history(group: Group, variant: Variant) -> pd.DataFrame | None:
 
 
 def not_recorded(group: Group) -> list[str]:
-    """A sentence that names the variants none of whose runs has recorded its masks, if any."""
+    """A sentence that names the variants whose runs have not recorded masks, if any."""
     # A result with None in this place had nothing to record; an old one has no such place.
     lacking = [
         variant.label
@@ -103,7 +103,7 @@ def cost_table(group: Group) -> list[str]:
 
 
 def projection(group: Group) -> list[str]:
-    """How long full runs take at the measured pace, where the protocol is short for them."""
+    """The projected time of full runs, if the protocol is a short version of a longer one."""
     steps = group.protocol.get("full_steps")
     if steps is None:
         return []

@@ -55,7 +55,7 @@ class Order:
         return table_of(rows)
 
     def words(self) -> list[str]:
-        """How many pairs that share a seed are in the paper's order, and which are not.
+        """Of pairs with a common seed, how many are in the paper's order, and which are not.
 
         A pair counts where neither the paper's bands of one deviation overlap nor the difference
         here is within its spread.

@@ -45,7 +45,7 @@ class Published:
 
 
 class Paper:
-    """What has been published for one data set, which is one of ``published_datasets()``.
+    """The published numbers of one data set of ``published_datasets()``.
 
     Example:
         >>> [str(row) for row in Paper("cifar10").of(Variant("rigl", "erk", 0.1))]
@@ -81,12 +81,12 @@ class Paper:
 
 
 def paper_of(group: Group) -> Paper | None:
-    """What has been published for the group's data, if anything has."""
+    """The published numbers for the group's data, if there are any."""
     return Paper(group.dataset) if group.dataset in published_datasets() else None
 
 
 def published_datasets() -> list[str]:
-    """The data sets that ``Paper`` can be asked for."""
+    """The data sets that ``Paper`` has numbers for."""
     return [name for name, table in PAPER.items() if "results" in table]
 
 

@@ -1,4 +1,4 @@
-"""From the lines of a results file to the numbers of a report."""
+"""The numbers of a report, from the lines of a results file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Variant:
 
     @classmethod
     def of(cls, run: dict[str, Any]) -> Variant:
-        """Which one a run belongs to."""
+        """The variant of a run."""
         own = ("method", "init", "density", "seed", "settings")
         changed = {name: value for name, value in run.items() if name not in own}
         changed |= run.get("settings", {})
@@ -42,7 +42,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The method with what was changed, such as ``GraNet, initial 0.8``."""
+        """The method with its changed settings, such as ``GraNet, initial 0.8``."""
         changed = (
             f", {name} {value:.3g}" if isinstance(value, float) else f", {name} {value}"
             for name, value in self.settings
@@ -67,7 +67,7 @@ class Variant:
 
     @property
     def cells(self) -> dict[str, str]:
-        """What says in a table which variant a row is about."""
+        """The cells that name the variant of a table's row."""
         density = MISSING if self.density is None else f"{self.density:.3g}"
         init = MISSING if self.init is None else title(self.init)
         return {"method": self.name, "init": init, "density": density}
@@ -125,11 +125,11 @@ class Group:
         return variant in self._records
 
     def of(self, variant: Variant) -> list[Record]:
-        """Records, a seed each; empty where there is none yet."""
+        """The records of a variant, one for each seed."""
         return list(self._records.get(variant, []))
 
     def mean(self, variant: Variant, number: str) -> float:
-        """The mean over the seeds of a number by its place in the record, as `flops.train`."""
+        """The mean over the seeds of a number in the record, by its path such as `flops.train`."""
         return float(self._numbers.at[variant, (number, "mean")])
 
     def std(self, variant: Variant, number: str = "accuracy.test") -> float | None:
@@ -183,7 +183,7 @@ class Group:
         return before + step * self.mean(variant, "steps") / (full * self.mean(dense, "steps"))
 
     def _before(self, variant: Variant, cost: Callable[[Variant], float | None]) -> float | None:
-        """The cost of the run that masks came from: 0 without one, None where it isn't here."""
+        """The cost of the run that masks came from: 0 without such a run, None if it is unknown."""
         recipe = RECIPES.get(variant.method)
         if recipe is None or recipe.masks_from is None:
             return 0.0

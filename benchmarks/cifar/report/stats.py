@@ -46,7 +46,7 @@ class Difference:
 
     @property
     def is_claimed(self) -> bool:
-        """Whether the difference is one of several seeds and beyond the spread."""
+        """Whether the difference comes from several seeds and is beyond the spread."""
         several = len(self.by_seed) > 1
         return several and self.spread is not None and abs(self.mean) > self.spread
 
@@ -78,7 +78,7 @@ def difference(group: Group, variant: Variant, reference: Variant) -> Difference
 
 
 def difference_cells(found: Difference | None) -> dict[str, str]:
-    """The cells of a table that are about a difference, if there is one."""
+    """The table cells of a difference, if there is one."""
     names = ("difference, points", "spread", "order", "each (seed)")
     if found is None:
         return dict.fromkeys(names, MISSING)
@@ -107,7 +107,7 @@ def all_differences(group: Group) -> list[str]:
 
 
 def _minus(method: str, *, init: bool = True) -> Reference:
-    """The one of a method at the same init, unless that has none, and the same density."""
+    """The variant of a method at the same density, and at the same init if the method has one."""
     return lambda _, variant: Variant(method, variant.init if init else None, variant.density)
 
 

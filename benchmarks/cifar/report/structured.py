@@ -1,4 +1,4 @@
-"""Whole channels and neurons beside single weights: accuracy, measured times, and FLOPs."""
+"""Methods for full channels and neurons: accuracy, measured times, and FLOPs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Times:
         self.batches = sorted(set(every))
 
     def of(self, group: Group, variant: Variant) -> list[Record]:
-        """Of each run of a variant that has been timed."""
+        """The times of each timed run of a variant."""
         keys = (record["key"] for record in group.of(variant))
         return [self.records[key] for key in keys if key in self.records]
 
@@ -64,7 +64,7 @@ class Times:
         return Ratio(length * fmean(one["median"] for one in ratios), min(lows), max(highs))
 
     def form(self, group: Group, variant: Variant) -> str:
-        """What is timed in inference, and how much of what could be taken out has been."""
+        """What is timed in inference, and which share of the removable channels was removed."""
         forms = [record["form"] for record in self.of(group, variant)]
         kinds = ", ".join(dict.fromkeys(form["kind"] for form in forms))
         reached = [form["share_reached"] for form in forms if "share_reached" in form]
@@ -129,7 +129,7 @@ def structured_table(group: Group, paper: Paper | None, times: Times | None) -> 
 
 
 def notes(paper: Paper | None, times: Times | None) -> list[str]:
-    """What the columns are."""
+    """The paragraph that explains the columns."""
     lines = [*note("times"), *([] if paper is None else note("wall_time"))]
     if times is None:
         return [*lines, *note("no_times")]

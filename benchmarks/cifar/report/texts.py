@@ -1,4 +1,4 @@
-"""What the report calls things and says of them, from the file that holds its texts."""
+"""The names and texts of the report, from the file that holds them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ TEXTS = read_toml(Path(__file__).with_suffix(".toml"))
 
 
 def title(name: str) -> str:
-    """A method or an init as the report writes it."""
+    """The title of a method or an init in the report."""
     return str(TEXTS["titles"].get(name, name))
 
 
 def note(name: str, **values: Any) -> list[str]:
-    """A paragraph of that name with values in the place of its braces."""
+    """The paragraph of this name, with values in place of its braces."""
     return paragraph(TEXTS["notes"][name].format(**values))

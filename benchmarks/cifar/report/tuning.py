@@ -13,7 +13,7 @@ from benchmarks.common.tables import MISSING, table_of
 
 
 def varied_runs(group: Group) -> pd.DataFrame:
-    """A row for each variant of a search or a sweep: what was in force, and how well it did.
+    """A row for each variant of a search or a sweep: its settings and its accuracy.
 
     Those that were ``swept`` were trained at another learning rate than the protocol's, or with the
     alpha and delta_t of one that was, the protocol's own among them.
@@ -32,7 +32,7 @@ def varied_runs(group: Group) -> pd.DataFrame:
 
 
 def complete(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials that have the most seeds; means over fewer vary more."""
+    """The trials with the most seeds; means over fewer seeds vary more."""
     return trials[trials.seeds == trials.seeds.max()]
 
 

@@ -21,7 +21,7 @@ from benchmarks.common.tables import paragraph, section
 
 
 def write_report(results: Path, folder: Path) -> Path:
-    """Write ``report.md`` and ``figures/`` into ``folder``, and return the path of the former.
+    """Write ``report.md`` and ``figures/`` into ``folder``; return the path of ``report.md``.
 
     Runs that haven't ended are not in the results yet, and so not in the report: it can be made at
     any time.
@@ -57,7 +57,7 @@ class Figures:
         used.add(self.prefix)
 
     def show(self, name: str, caption: str, figure: Figure | None) -> list[str]:
-        """Write a figure as PNG and SVG; the lines that show it, or none of None."""
+        """Write a figure as PNG and SVG; return the lines that show it, none for None."""
         if figure is None:
             return []
         path = Path("figures", f"{self.prefix}-{name}")
@@ -67,7 +67,7 @@ class Figures:
 
 
 def group_lines(group: Group, drawn: Figures, measured: Sequence[Record] = ()) -> list[str]:
-    """Everything about one protocol."""
+    """All sections of one protocol."""
     protocol, paper = group.protocol, paper_of(group)
     lines = [f"## {protocol['label']}", ""]
     lines += paragraph(f"Protocol: {protocol['description']}. {len(group.records)} runs.")

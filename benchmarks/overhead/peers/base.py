@@ -1,4 +1,4 @@
-"""What all other libraries have in common: which package they are of, and why one is absent."""
+"""The base of all other libraries: its package, and the reason if it is absent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INSTALL = 'pip install -e ".[bench,peers]"'
 
 
 class Peer(Contender):
-    """Another library, or one way of using it; what it imports, it imports when it is made.
+    """Another library, or one way to use it; it imports the library when it is made.
 
     Attributes:
         name: What reports call it.
@@ -46,7 +46,7 @@ class Peer(Contender):
 
     @classmethod
     def absent(cls) -> str | None:
-        """Why the library can't be driven; None if it can."""
+        """The reason why the library cannot be used; None if it can."""
         if cls.version() is None:
             return f"not installed: {INSTALL}"
         try:
