@@ -1,4 +1,4 @@
-"""When masks move, and what share of them: seen through the history of real runs."""
+"""When masks move, and how much, seen in the history of real runs."""
 
 import math
 import warnings

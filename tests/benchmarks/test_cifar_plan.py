@@ -1,4 +1,4 @@
-"""What is going to be run, said before it is, and with or without data."""
+"""The plan of a session: printed before runs start, with and without data."""
 
 import re
 

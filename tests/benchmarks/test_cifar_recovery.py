@@ -1,4 +1,4 @@
-"""Sessions that are killed and started again end as if nothing had happened."""
+"""Sessions that are killed and started again end like uninterrupted sessions."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The data file of published numbers, against the notes that it was made from, where they are."""
+"""The data file of published numbers equals the notes that it was made from, if they are there."""
 
 import re
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""Runs that drop whole channels and neurons, and what they leave for timing."""
+"""Runs that drop full channels and neurons, and the structures that they save for timing."""
 
 import dataclasses
 

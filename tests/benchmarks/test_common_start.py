@@ -1,4 +1,4 @@
-"""The programs start where a package is missing, as far as saying which."""
+"""The programs start without an optional package, and name the missing package."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every library in the benchmark really does what it is credited with.
+"""Every library in the benchmark masks and updates as the benchmark says.
 
 Those that are not installed are skipped: they are in the extra ``peers``.
 """

@@ -1,4 +1,4 @@
-"""The short tables of the README and the docs say what the results files say, and no more."""
+"""The short tables of the README and the docs contain the numbers of the results files."""
 
 import json
 

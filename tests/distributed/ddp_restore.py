@@ -1,4 +1,4 @@
-"""Runs that go from two ranks to one process, and from one process to two ranks."""
+"""Runs that continue on one process after two ranks, and on two ranks after one process."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""DistributedDataParallel over two real processes, with other seeds and other data on each."""
+"""DistributedDataParallel over two real processes, with different seeds and data on each."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""Two ranks train as one process does on the batches of both, but for the order of sums.
+"""Two ranks train as one process on the batches of both, except for the order of sums.
 
 In another order of summation a score differs in its last bits, so of two weights whose scores
 differ by less, the other may be dropped or grown. Such differences are counted, and each must

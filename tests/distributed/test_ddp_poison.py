@@ -1,4 +1,4 @@
-"""A gradient that is infinite on one rank only: all ranks do the same about it."""
+"""A gradient that is infinite on one rank only: all ranks skip the same update."""
 
 import pytest
 import torch

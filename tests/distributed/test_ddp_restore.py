@@ -1,4 +1,4 @@
-"""What two ranks save, one process loads without DistributedDataParallel; and the other way."""
+"""Two ranks save, one process loads without DistributedDataParallel, and the reverse."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""FSDP2 over real processes: a layer is one layer, however many ranks hold parts of it."""
+"""FSDP2 over real processes: a sharded weight is one layer, on any number of ranks."""
 
 import copy
 import re

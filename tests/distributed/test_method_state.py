@@ -1,4 +1,4 @@
-"""Masks that follow from a method's own state, over two real processes: alike on both."""
+"""Masks that depend on a method's own state are equal on two real processes."""
 
 import pytest
 import torch

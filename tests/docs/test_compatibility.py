@@ -1,4 +1,4 @@
-"""The compatibility page names tests that exist, and one for everything that it claims."""
+"""The compatibility page names existing test files, and one for each of its claims."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tutorials and pictures are run whenever the documentation is built, and can't rot unseen."""
+"""Every build of the documentation runs the tutorials and pictures."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""FLOPs of well-known networks against two counters that others wrote.
+"""FLOPs of well-known networks equal two other counters.
 
 They count more and other things. What is left of them to compare: operations by weights, that is
 convolutions and linear maps. PyTorch's counter counts two FLOPs for a multiplication with its

@@ -1,4 +1,4 @@
-"""``flops()`` of one optimizer is of the model as it is, whoever masks the other layers."""
+"""``flops()`` of one optimizer counts the masks of all optimizers over the model."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What a run has cost, what it will cost, and how that is told."""
+"""The cost of a run so far and until its horizon, and its report."""
 
 import json
 import math

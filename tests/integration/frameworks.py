@@ -1,4 +1,4 @@
-"""What the tests of frameworks share: data, what a run was like, and the run without a framework.
+"""Shared by the tests of frameworks: data, records of a run, and the run without a framework.
 
 A framework's run is recorded by torch's own step hooks. It is compared, to the last bit, with a
 plain loop around a plain optimizer that is masked by hand with the oracle's masks: a loop in which

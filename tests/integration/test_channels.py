@@ -1,4 +1,4 @@
-"""Whole channels across processes, and in compiled models."""
+"""Full channels across processes, and in compiled models."""
 
 import copy
 import warnings

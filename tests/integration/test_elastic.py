@@ -1,4 +1,4 @@
-"""Under torchrun a rank is killed in mid-run; all restart, and end as if nothing had happened."""
+"""Under torchrun a rank is killed in mid-run; all restart, and end like an uninterrupted run."""
 
 import pytest
 import torch

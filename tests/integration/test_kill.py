@@ -1,4 +1,4 @@
-"""A run that SIGKILL hits at random moments ends as if nothing had happened."""
+"""A run that SIGKILL ends at random moments ends like an uninterrupted run."""
 
 import itertools
 import random

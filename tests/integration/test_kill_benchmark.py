@@ -1,4 +1,4 @@
-"""The CIFAR-10 benchmark, hit by SIGKILL at random moments, loses no result and goes on."""
+"""The CIFAR-10 benchmark, ended by SIGKILL at random moments, loses no result and resumes."""
 
 import json
 import random

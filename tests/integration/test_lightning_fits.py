@@ -1,4 +1,4 @@
-"""A second `fit()` takes the weights over from the first one's optimizer, which Lightning keeps."""
+"""A second `fit()` masks the weights of the first optimizer, which Lightning keeps."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every optimizer of torch and of five packages is, wrapped, what masking by hand makes of it.
+"""Every wrapped optimizer of torch and of five packages equals masking by hand.
 
 By hand: a plain optimizer on a dense model. After every step its weights and all state that has a
 value for each weight are masked by index, and before it the gradients are. What is per weight is

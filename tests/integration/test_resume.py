@@ -1,4 +1,4 @@
-"""A run that is resumed in a fresh process is the uninterrupted one, to the last bit."""
+"""A run that is resumed in a fresh process equals the uninterrupted run, to the last bit."""
 
 import operator
 

@@ -1,4 +1,4 @@
-"""What a weight holds once its mask has changed: values that are kept, starts, and zeros."""
+"""The values of a weight after its mask has changed: kept values, starts, and zeros."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A model that is sparse already is not destroyed by new masks without a word."""
+"""A warning comes before new masks destroy a model that is sparse already."""
 
 import copy
 import logging

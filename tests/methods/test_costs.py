@@ -1,4 +1,4 @@
-"""What each method's training formula says, against published figures and sums by hand."""
+"""The training formula of each method, compared with published figures and sums by hand."""
 
 import pytest
 import torch

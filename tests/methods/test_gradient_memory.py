@@ -1,4 +1,4 @@
-"""What methods remember of gradients: fed once a step, whole, and only with what really counted."""
+"""Gradient memories are fed once a step, with the full gradient of steps that count."""
 
 import copy
 import pickle

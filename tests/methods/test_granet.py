@@ -1,4 +1,4 @@
-"""GraNet: from half dense to the target, regenerating on the way."""
+"""GraNet: from half dense to the target, with growth on the way."""
 
 import pytest
 import torch

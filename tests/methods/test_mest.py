@@ -1,4 +1,4 @@
-"""MEST: weights on trial."""
+"""MEST: a hard bound, or a soft bound that grown weights exceed."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a method of one's own keeps: fed once a step, moved with the masks, saved and restored."""
+"""State of a user's own method: fed once a step, moved with the masks, saved and restored."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""SRigL: one fan-in for all neurons of a layer, but for those that are ablated."""
+"""SRigL: one fan-in for all neurons of a layer that are not ablated."""
 
 import pytest
 import torch

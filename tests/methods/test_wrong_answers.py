@@ -1,4 +1,4 @@
-"""Answers of a method that do not fit: an error that says all, before anything has moved."""
+"""Scores and moves that do not fit raise an error that names everything, before anything moves."""
 
 import warnings
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Mixed precision: torch's own GradScaler, with steps that really overflow."""
+"""Mixed precision: torch's GradScaler, with steps that overflow."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Bad input is refused at once, by name, with the value and what would be right."""
+"""Bad input raises an error at once, with the argument, its value, and what would be right."""
 
 import pytest
 import torch

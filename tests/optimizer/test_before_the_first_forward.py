@@ -1,4 +1,4 @@
-"""A wrapped model that saw no input yet can be scripted, saved whole, copied and exported."""
+"""A wrapped model can be scripted, pickled, copied and exported before its first input."""
 
 import copy
 import io

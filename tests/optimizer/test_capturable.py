@@ -1,4 +1,4 @@
-"""`capturable=True` on the devices for which torch has it; refused elsewhere, as torch does."""
+"""`capturable=True` on devices for which torch has it; an error elsewhere, as in torch."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Saving and loading: everything comes back, into fresh objects, in either form.
+"""Saving and loading restore everything, into fresh objects and both forms of state.
 
 That it also comes back in a fresh process is in tests/integration/test_resume.py.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints of something else are refused by name, and nothing changes."""
+"""A checkpoint that does not fit raises an error that names what differs, and changes nothing."""
 
 import pytest
 from torch import nn

@@ -1,4 +1,4 @@
-"""A state dict for somebody who has no sparseopt: a plain optimizer loads it, and goes on."""
+"""`dense_state_dict()`: a plain optimizer loads it and continues training."""
 
 import copy
 

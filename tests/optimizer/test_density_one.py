@@ -1,4 +1,4 @@
-"""At density 1 the wrapper changes nothing, to the last bit, whatever it wraps."""
+"""At density 1 the wrapper equals every inner optimizer, to the last bit."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is asked for explicitly is followed, refused, or said to be otherwise; never ignored."""
+"""Explicit settings are followed, or raise an error or a warning; none is ignored."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""Gradients that say nothing: zero in every entry."""
+"""Gradients that are zero in every entry."""
 
 import pytest
 import torch

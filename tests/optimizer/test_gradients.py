@@ -1,4 +1,4 @@
-"""What the gradient looks like between `backward()` and `step()`."""
+"""The gradient between `backward()` and `step()`."""
 
 import numpy as np
 import pytest

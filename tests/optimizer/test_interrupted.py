@@ -1,4 +1,4 @@
-"""What Ctrl-C, or an error in the middle of a step, leaves behind: a model that can be saved."""
+"""Ctrl-C, or an error in the middle of a step, leaves a model that can be saved."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What comes late: groups, precisions, entries of state, and calls after detach() or a pickle."""
+"""Late changes: groups, precisions, entries of state, and calls after detach() or a pickle."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Detaching, deleting and garbage collection give the model back."""
+"""Detaching, deleting and garbage collection remove all hooks from the model."""
 
 import copy
 import gc

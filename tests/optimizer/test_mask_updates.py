@@ -1,4 +1,4 @@
-"""Updates at the edges: nothing to move."""
+"""Updates in edge cases: nothing to move."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Models that are moved, or brought into another precision, after they were wrapped."""
+"""Models that are moved, or converted to another precision, after they were wrapped."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Gradients that are not finite, not there, or not what `backward()` made."""
+"""Gradients that are not finite, missing, or not written by `backward()`."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""An optimizer like any other: what torch and its users expect of one."""
+"""What torch and its users expect of an optimizer."""
 
 import copy
 

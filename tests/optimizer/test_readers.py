@@ -1,4 +1,4 @@
-"""Another thread or process that reads the model during a step finds no layer cleared."""
+"""Another thread or process that reads the model during a step never finds a cleared layer."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Saving and exporting the model: what is written is an ordinary model's, without a trace."""
+"""The saved and exported model is an ordinary model, without a trace of the optimizer."""
 
 import pytest
 import torch

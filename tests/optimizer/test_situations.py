@@ -1,4 +1,4 @@
-"""Situations that people reported of other libraries: see `docs/results/situations.md`."""
+"""Situations from the issues of other libraries: see `docs/results/situations.md`."""
 
 import pytest
 import torch

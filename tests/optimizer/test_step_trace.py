@@ -1,4 +1,4 @@
-"""A step can be read in one sitting: through how few files it runs, and how seldom it changes file.
+"""A step runs through few files, and its trace seldom crosses a file border.
 
 ``python -m tests.support.step_trace`` prints the same, call by call.
 """

@@ -1,4 +1,4 @@
-"""What counts as a step, and what else the wrapper leaves behind."""
+"""Which calls count as a step, and what the wrapper leaves in the model."""
 
 import warnings
 

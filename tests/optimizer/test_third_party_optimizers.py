@@ -1,4 +1,4 @@
-"""Every optimizer of the package `pytorch_optimizer` that steps like one, unregistered.
+"""Every optimizer of the package `pytorch_optimizer` works without registration.
 
 All of them take the masked path. They go where a dense run goes whose masks are put on by hand.
 """

@@ -1,4 +1,4 @@
-"""An optimizer that a user wrote: nobody registered it, and nothing about it is known."""
+"""A user's own optimizer works without registration."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Optimizers that wrap others: inside of ours, and around it."""
+"""Optimizers that wrap others: inside a `SparseOptimizer`, and around it."""
 
 import copy
 from functools import partial

@@ -1,4 +1,4 @@
-"""What sparse training must do, written a second time in NumPy from the design's semantics.
+"""Sparse training as the semantics define it, implemented a second time in NumPy.
 
 Nothing here imports `sparseopt`: the tests compare the package with this, never with itself. Every
 array is one-dimensional, in the logical (row-major) order of the weight, whatever its memory

@@ -1,4 +1,4 @@
-"""MEST (Yuan et al., 2021): score |w| + lambda |g|; a hard bound, or one that newcomers exceed."""
+"""MEST (Yuan et al., 2021): score |w| + lambda |g|; a hard bound, or one that growth exceeds."""
 
 from collections.abc import Mapping
 

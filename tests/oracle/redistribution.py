@@ -1,4 +1,4 @@
-"""Methods whose layers share what grows: SNFS, RigL-SG, RigL-SM; and growth by many gradients."""
+"""Live weights that move between layers (SNFS, RigL-SG, RigL-SM); growth by many gradients."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction

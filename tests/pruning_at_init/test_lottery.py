@@ -1,4 +1,4 @@
-"""Runs that begin where another ended: lottery tickets, re-initialisation, warm starts."""
+"""Runs that start where another ended: lottery tickets, re-initialisation, warm starts."""
 
 import copy
 from functools import partial

@@ -1,4 +1,4 @@
-"""What the masks of all three functions have in common."""
+"""Properties that the masks of all three functions share."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Taking channels out of a model by nothing but what its channel groups say, as an oracle."""
+"""Removing channels from a model by its channel groups alone, as an oracle."""
 
 import copy
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Fresh filters in dropped channels: they give an update step its gradients, and change nothing."""
+"""Fresh filters in dropped channels give an update step its gradients, and change no output."""
 
 import copy
 

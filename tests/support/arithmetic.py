@@ -1,4 +1,4 @@
-"""How exactly two runs can agree at all, by torch's own arithmetic.
+"""How closely two runs can agree, given torch's arithmetic.
 
 Torch works through a tensor in vectors and does what is left over one by one. In some kernels (the
 fused ones, and bf16 additions with a factor) the two round differently, so that a weight's new

@@ -1,4 +1,4 @@
-"""Every optimizer that this torch has, and the options that each of them takes.
+"""Every optimizer of this torch version, and the options that each of them takes.
 
 Read from torch itself, so that an optimizer of the next release is tested the day it comes.
 """

@@ -1,4 +1,4 @@
-"""Looking at weights, masks and optimizer state in one common form."""
+"""Weights, masks and optimizer state in one common form."""
 
 from collections.abc import Mapping
 from typing import Any

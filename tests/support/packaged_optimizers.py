@@ -1,4 +1,4 @@
-"""Every optimizer of the packages that people train with, and how each of them is made."""
+"""Every optimizer of widely used packages, and how to make each of them."""
 
 from __future__ import annotations
 

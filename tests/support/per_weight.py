@@ -1,4 +1,4 @@
-"""Which of an optimizer's state is one value a weight: shown by a permutation, not by its name.
+"""Finds state with one value a weight by a permutation, not by its name.
 
 Along every axis the indices of weights and gradients are dealt out anew. State that has a value for
 each weight is dealt out alike; moments in another basis, codes of a block and factors are not.

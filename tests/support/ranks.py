@@ -1,4 +1,4 @@
-"""Two real processes in one process group (gloo), started once and asked as often as need be.
+"""Two real processes in one process group (gloo), started once and used by many tests.
 
 They are forked from a server that has imported torch already, which takes seconds.
 """

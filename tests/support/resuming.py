@@ -1,4 +1,4 @@
-"""Saving a run and going on with it in fresh objects."""
+"""Saving a run and resuming it in fresh objects."""
 
 import copy
 from functools import partial

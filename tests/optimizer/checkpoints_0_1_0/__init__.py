@@ -1,1 +1,1 @@
-"""Checkpoints that sparseopt 0.1.0 wrote, and how its training went on after them."""
+"""Checkpoints that sparseopt 0.1.0 wrote, and how its training continued after them."""

@@ -1,4 +1,4 @@
-"""Small dense parameters are stepped together with live weights, and come out as if alone."""
+"""Small dense parameters are stepped together with live weights, as if stepped alone."""
 
 import copy
 

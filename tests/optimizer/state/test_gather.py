@@ -1,4 +1,4 @@
-"""Small layers are gathered and put back together, and nobody can tell."""
+"""Small layers are gathered and scattered together, with the same result as one by one."""
 
 import copy
 import gc

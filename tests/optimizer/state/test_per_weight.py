@@ -1,4 +1,4 @@
-"""State that is one number a weight is found without its name, and all other state left alone."""
+"""State with one number a weight is found without its name; other state does not change."""
 
 import random
 

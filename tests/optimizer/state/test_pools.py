@@ -1,4 +1,4 @@
-"""Many layers are stepped as one parameter, and nobody can tell."""
+"""Many layers are stepped as one parameter, with the same result as one by one."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""What channels were trained to be dropped leaves a model that knows nothing of it, at any step."""
+"""A model of `rigl-struct` can be compacted at any step, and the result is an ordinary model."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""What ``compact`` takes out, what it leaves behind, and what it refuses by name."""
+"""What ``compact`` removes, what it keeps, and which models raise an error."""
 
 import copy
 

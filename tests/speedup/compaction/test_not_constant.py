@@ -1,4 +1,4 @@
-"""What looks like a constant for the input or the weights at hand, and is none."""
+"""Values that are constant only for some inputs or weights do not count as constants."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Models that multiply matrices themselves: what goes, and how much is multiplied."""
+"""Models with matrix products of their own: which channels go, and how much is multiplied."""
 
 import copy
 

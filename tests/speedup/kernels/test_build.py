@@ -1,4 +1,4 @@
-"""Building and finding the binary: once for all processes, and a sentence where it can not be."""
+"""Building and finding the binary: once for all processes, or one sentence why it is impossible."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Lists of live weights: what they hold, when they are stale, and what they refuse."""
+"""Lists of live weights: their content, when they are outdated, and their errors."""
 
 import copy
 import pickle

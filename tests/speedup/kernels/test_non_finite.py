@@ -1,4 +1,4 @@
-"""NaN and infinity: a dropped weight spreads none, and no gradient hides one."""
+"""NaN and infinity: a dropped weight spreads none, and no gradient hides them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Who owns a speed-up, how it ends, and what it refuses."""
+"""The owner of a speed-up, the end of a speed-up, and its errors."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""What remains of a pass: its time by operation, and calls that the kernels' layout makes slow."""
+"""Where the time of a pass goes: by operation, and which calls the kernels' layout slows down."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""With a speed-up, everything that works without it goes the same way."""
+"""With a speed-up, all other features work as without it."""
 
 import copy
 import io
