@@ -32,7 +32,7 @@ class Setup:
     """The settings of every process of a session.
 
     Args:
-        folder: Where everything is written.
+        folder: The folder that everything is written to.
         data_dir: The images; None has torchvision download them.
         threads: CPU threads of a process; None leaves torch's choice.
         imports: Modules to import.
@@ -55,7 +55,7 @@ def do(setup: Setup, job: Job, *, show: bool = False) -> Record | None:
     """Train or resume a job, with a progress bar if ``show``, and append its result.
 
     Returns:
-        The result; None where another process has the job in hand or has finished it by now.
+        The result; None if another process works on the job or has finished it.
     """
     _prepare(setup)
     folder = setup.folder

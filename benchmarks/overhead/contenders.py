@@ -19,7 +19,7 @@ _FAMILIES = {
     "adamw": partial(AdamW, lr=1e-3, weight_decay=0.01),
     "adam": partial(Adam, lr=1e-3),
 }
-# Torch chooses by the device if nothing is said.
+# By default torch chooses by the device.
 _IMPLEMENTATIONS = {
     "for-loop": {"foreach": False, "fused": False},
     "foreach": {"foreach": True, "fused": False},
@@ -35,7 +35,7 @@ USUAL = ("sgd-for-loop", "adamw-for-loop", "adamw-foreach", "adamw-fused")
 PLAIN = "plain"
 #: A second copy of the plain optimizer: its ratio to the first is the spread of the measurement.
 AGAIN = "plain, again"
-#: Who short tables are about.
+#: The contenders in short tables.
 OURSELVES = "sparseopt, compact"
 
 #: The plain optimizer that mask updates are also compared with, for every inner optimizer.
@@ -43,7 +43,7 @@ REFERENCE = "adamw-for-loop"
 
 #: More steps than any measurement has.
 NEVER = 10**8
-#: The share of live weights that every update moves: what RigL starts with, and here it stays.
+#: The share of live weights that every update moves: RigL's first share, here without decay.
 DROP_FRACTION = 0.3
 
 

@@ -1,4 +1,4 @@
-"""Trains with the tutorial's method that remembers, and may be killed: started again, it goes on.
+"""Trains with the tutorial's second method; if it is killed and started again, it resumes.
 
 ``python -m tests.docs.own_method_worker FOLDER [KILLED_AT_STEP]``
 """

@@ -1,4 +1,4 @@
-"""The tutorial's method that remembers is killed half-way, and ends with the same bits."""
+"""A run with the tutorial's second method is killed half-way, and ends with the same bits."""
 
 import os
 import signal

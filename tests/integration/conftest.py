@@ -1,3 +1,3 @@
-"""What pytest must not import in search of doctests: frameworks take seconds, and may be absent."""
+"""Files that pytest must not import for doctests: frameworks take seconds, or are absent."""
 
 collect_ignore = ["accelerate_worker.py", "huggingface_worker.py", "lightning_worker.py"]

@@ -1,6 +1,6 @@
 """Every optimizer of the package `pytorch_optimizer` works without registration.
 
-All of them take the masked path. They go where a dense run goes whose masks are put on by hand.
+All of them have dense state. They equal a dense run that is masked by hand.
 """
 
 import random
@@ -86,7 +86,7 @@ def fresh_of(name: str, optimizer: Optimizer) -> dict[str, float]:
 
 
 class HandMaskedWithCurvature(HandMasked):
-    """Its gradients have a graph, and the mask is a part of it: curvature is of live weights."""
+    """Its gradients have a graph with the mask in it, so curvature counts live weights only."""
 
     def step(self, index: int | None = None) -> None:
         self.optimizer.zero_grad()
@@ -162,7 +162,7 @@ def test_it_works_without_registration(name):
 
 @pytest.mark.parametrize("name", ["lion", "aggmo", "soap", "prodigy", "vsgd", "schedulefreeadamw"])
 def test_it_resumes_where_it_was(name, tmp_path):
-    """State in containers, in lists of matrices and with a beginning of its own comes back too."""
+    """State in containers, in lists of matrices and with its own initial value is restored too."""
     model, other_model = model_for(name), model_for(name, seed=9)
     optimizer = SparseOptimizer(build(name, model), model, **SETTINGS)
     for t in range(1, 8):

@@ -1,7 +1,7 @@
 """Finds state with one value a weight by a permutation, not by its name.
 
-Along every axis the indices of weights and gradients are dealt out anew. State that has a value for
-each weight is dealt out alike; moments in another basis, codes of a block and factors are not.
+The indices of weights and gradients are permuted along every axis. State with one value for each
+weight is permuted in the same way. Moments in another basis, codes of a block and factors are not.
 """
 
 from collections import deque
@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 STEPS = 5
-#: Times its learning rate is what an optimizer steps with.
+#: The optimizer steps with its learning rate times this factor.
 LITTLE = 1e-5
 
 Build = Callable[[list[torch.nn.Parameter]], Optimizer]
@@ -85,10 +85,10 @@ def has_shape(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def _is_dealt(one: torch.Tensor, other: torch.Tensor, dealt: Deal) -> bool:
-    # Codes and wrapped low-bit tensors mean nothing without the scale of their block.
+    # Codes and wrapped low-bit tensors have no meaning without the scale of their block.
     if type(one) is not torch.Tensor or not one.is_floating_point():
         return False
-    # Norms are sums, which are rounded by the order of what is summed up.
+    # Norms are sums, and their rounding depends on the order of the terms.
     one, other = dealt(one.detach()), other.detach()
     return torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
 

@@ -1,4 +1,4 @@
-"""Training without dropped channels: the same as with them, and whole whenever it is looked at."""
+"""Training without dropped channels equals training with them, and state dicts are full."""
 
 import copy
 
@@ -228,7 +228,7 @@ def test_a_compiled_model_and_a_scaler_train_on():
 
 
 class Written(ChannelNet):
-    """A number of channels that is written out."""
+    """Its code contains the number of channels."""
 
     def forward(self, x):
         x = self.bn3(self.wide(self.bn0(self.stem(x))))
