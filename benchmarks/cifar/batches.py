@@ -174,7 +174,7 @@ class PaddedCrop:
 
 
 class ResizedCrop:
-    """Crops of random area and shape, resized to the whole by linear interpolation.
+    """Crops of random area and shape, resized to the image's size by linear interpolation.
 
     The same distribution as ``torchvision.transforms.RandomResizedCrop`` (Szegedy et al. 2015),
     with sides in the ratio of 3:4 to 4:3.
@@ -218,7 +218,7 @@ class ResizedCrop:
 
 
 def _samples(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
-    """Where each of ``size`` output pixels lies along one side, in [-1, 1] of the whole image."""
+    """The position of each of ``size`` output pixels along one side: [-1, 1] is the full image."""
     centers = (torch.arange(size, device=starts.device) + 0.5) / size
     inside = centers[None, :] * lengths[:, None] - 0.5
     # Pixels outside the crop do not count: at its edge only its last pixel counts.

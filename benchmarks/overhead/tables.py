@@ -75,7 +75,7 @@ def training_table(entries: Sequence[Entry], steps: Mapping[str, Entry]) -> list
 
 
 def share_of_training(training: Entry, steps: Entry | None, name: str) -> float | None:
-    """Return the time of masking and of ``step()`` beyond plain's, as a share of the plain whole.
+    """Return the extra time of masking and of ``step()``, as a share of a plain training step.
 
     ``step()`` is taken from within training steps. Masking, which hides in the backward pass there,
     is taken from where nothing else is timed with it, if that was on the same processor.

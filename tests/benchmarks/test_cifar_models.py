@@ -13,7 +13,7 @@ def parameters(model):
 
 
 def flops(model):
-    """Counted by torch, which knows nothing of this project."""
+    """torch's own counter is independent of this project."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model.eval()(torch.zeros(1, 3, 32, 32))

@@ -32,7 +32,7 @@ def wrap(module: nn.Module, method: str, name: str, named_by: str) -> SparseOpti
 
 
 def steady(name: str) -> dict[str, float]:
-    """With its usual epsilon Adam makes a whole step of a sum that is zero but for rounding."""
+    """With its usual epsilon Adam makes a full step from a sum that is zero except for rounding."""
     return {"eps": 1e-3} if name == "AdamW" else {}
 
 
@@ -70,7 +70,7 @@ def outcome(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Any]:
 
 
 def save_on_ranks(method: str, name: str, named_by: str, path: str) -> dict[str, Any]:
-    """Train on ranks, save half-way as users do, go on; return both outcomes."""
+    """Train on ranks, save half-way as users do, continue; return both results."""
     torch.manual_seed(dist.get_rank())
     model = make(seed=dist.get_rank())
     parallel = DistributedDataParallel(model)
@@ -85,7 +85,7 @@ def save_on_ranks(method: str, name: str, named_by: str, path: str) -> dict[str,
 
 
 def load_on_ranks(method: str, name: str, named_by: str, path: str) -> dict[str, Any]:
-    """Load on ranks what one process saved, and go on."""
+    """Load on ranks what one process saved, and continue."""
     torch.manual_seed(10 + dist.get_rank())
     model = make(seed=10 + dist.get_rank())
     parallel = DistributedDataParallel(model)

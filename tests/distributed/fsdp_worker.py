@@ -197,7 +197,7 @@ def one_bad_shard(folder: Path) -> dict:
 
 
 def save(folder: Path) -> dict:
-    """Save in the middle, and go on to the end."""
+    """Save in the middle, and train to the end."""
     seen = {}
     for method, name in CHECKPOINTED:
         model = shard(dense())
@@ -215,7 +215,7 @@ def save(folder: Path) -> dict:
 
 
 def resume(folder: Path) -> dict:
-    """Load what `save` saved, on however many ranks this is, and go on to the end."""
+    """Load what `save` saved, on this number of ranks, and train to the end."""
     seen = {}
     for method, name in CHECKPOINTED:
         model = shard(dense(seed=1))
@@ -232,7 +232,7 @@ def resume(folder: Path) -> dict:
 
 
 def costs(folder: Path) -> dict:
-    """What the accountant says in the middle of training, and that training then goes on."""
+    """FLOPs in the middle of training, after which training continues."""
     model = shard(dense())
     optimizer = begin(model, "rigl", "SGD")
     train(model, optimizer, 0, STOP)
@@ -242,7 +242,7 @@ def costs(folder: Path) -> dict:
 
 
 def refused(folder: Path) -> str:
-    """What is said to somebody who asks for compact state."""
+    """The error for compact state."""
     try:
         begin(shard(dense()), "rigl", "SGD", state="compact")
     except ValueError as error:

@@ -53,7 +53,7 @@ def kept(optimizer: SparseOptimizer) -> dict[str, Any]:
 
 
 def train(method: str, *, optimizer_first: bool) -> dict[str, Any]:
-    """A whole run, and one that goes on in fresh objects from what rank 0 had half-way."""
+    """A full run, and a run that resumes in fresh objects from rank 0's checkpoint half-way."""
     _, parallel, optimizer = begin(method, optimizer_first=optimizer_first)
     at_first = {"masks": masks_of(optimizer), **kept(optimizer)}
     seen = [at_first, *steps(parallel, optimizer, 1, STOP)]

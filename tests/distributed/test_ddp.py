@@ -40,7 +40,7 @@ def test_masks_and_weights_are_the_same_on_both_ranks_at_all_times(name):
 
 
 def reads_dense_gradients(run, t, updating):
-    """SNFS until masks stop, to remember; RigL and SRigL to update."""
+    """SNFS reads dense gradients until masks stop; RigL and SRigL on update steps."""
     if run.method == "snfs":
         return t <= int(0.75 * STEPS)
     return updating and run.method in {"rigl", "srigl"}
@@ -90,7 +90,7 @@ def test_the_data_of_the_ranks_really_differ():
 
 
 def test_the_extra_layer_is_used_by_both_ranks_by_one_and_by_none():
-    """Guards the tests above: nobody's gradient, and one rank's, meet update steps too."""
+    """Guards the tests above: gradients of no rank, or of one rank only, meet update steps too."""
     first, second = seen_by_both("unused parameters")
     used = [
         sum("extra.weight" in local for local in both)

@@ -124,7 +124,7 @@ def test_it_trains_as_one_process_on_the_joined_batch(two, run):
 
 @pytest.mark.parametrize("run", BY_ORACLE, ids=ORACLE_IDS)
 def test_drop_and_grow_are_over_all_shards_of_a_layer(two, run):
-    """The oracle sees whole weights and whole gradients, and makes the same masks."""
+    """The oracle gets full weights and full gradients, and makes the same masks."""
     seen, (method, _) = two["runs"][run], run
     oracle = oracle_for(method, dense(), seed=3, **SETTINGS)
     for t in range(1, STEPS + 1):

@@ -412,7 +412,7 @@ def test_sharded_weights_cost_the_same_and_stay_sharded(one_rank):
 
 
 def test_the_weights_of_a_step_after_the_probe_are_used(one_rank):
-    """FSDP2 would go on with those that it gathered for the probe."""
+    """Otherwise FSDP2 would keep using the weights that it gathered for the forward pass."""
     model, other = fully_sharded(), fully_sharded()
     optimizer, plain = (wrap(m, density=0.2, seed=1) for m in (model, other))
     x = torch.randn(4, 3, 6, 6)

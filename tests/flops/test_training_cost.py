@@ -83,7 +83,7 @@ def test_the_cost_to_the_horizon_is_foreseen(method, after):
 
 @pytest.mark.parametrize("after", [0, 13, 30])
 def test_the_cost_of_a_planned_density_is_foreseen(after):
-    """In every layer by itself, the plan is all there is to know."""
+    """Where every layer follows the plan alone, the plan gives its live counts."""
     model = make()
     optimizer = wrap(model, method=Pruning(scope="layer"))
     train(model, optimizer, after)

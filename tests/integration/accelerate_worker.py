@@ -91,7 +91,7 @@ class Training:
         return self._train(folder)
 
     def resume(self, folder: Path) -> dict[str, Any]:
-        """Go on from what was saved."""
+        """Resume from the checkpoint."""
         self.accelerator.load_state(folder)
         return self._train(done=SAVED_AT + len(self.run.overflows))
 

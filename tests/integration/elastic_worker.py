@@ -92,7 +92,7 @@ class Training:
 
 
 def train(folder: Path, *, seed: int, dies: bool) -> None:
-    """Go on from the checkpoint in the folder, if there is one, to the last step.
+    """Resume from the checkpoint in the folder, if there is one, and train to the last step.
 
     Args:
         folder: Where the checkpoint is, and what each rank saw.
@@ -121,7 +121,7 @@ def train(folder: Path, *, seed: int, dies: bool) -> None:
 
 
 def kill_once(flag: Path) -> None:
-    """Die as from lack of memory, unless somebody did already."""
+    """Die as from lack of memory, unless a rank died already."""
     if not flag.exists():
         flag.touch()
         os.kill(os.getpid(), signal.SIGKILL)

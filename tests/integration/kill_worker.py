@@ -20,7 +20,7 @@ SETTINGS = settings_with(total_steps=STEPS, delta_t=4)
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Replace the file at ``path``; whoever dies here leaves the old file or the new one."""
+    """Replace the file at ``path``; a process that dies here leaves the old or the new file."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         torch.save(checkpoint, file)
@@ -107,7 +107,7 @@ class Training:
 
 
 def train(folder: Path, method: str, name: str) -> None:
-    """Go on from the checkpoint in the folder, if there is one, to the last step."""
+    """Resume from the checkpoint in the folder, if there is one, and train to the last step."""
     torch.set_num_threads(1)
     journal, path = Journal(folder / "journal"), folder / "checkpoint.pt"
     training = Training(method, name)

@@ -160,7 +160,7 @@ warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not emp
 
 
 def fit(module: L.LightningModule, run: Run, folder: Path, checkpoint: Path | None) -> list:
-    """Train, saving after every epoch, or go on from a checkpoint; what was seen of each net."""
+    """Train and save after every epoch, or resume; return what was recorded of each net."""
     nets = module.nets if isinstance(module, Pair) else [module]
     observer = Observer(nets)
     precision: dict[str, Any] = {"precision": run.precision}

@@ -46,7 +46,7 @@ def begin(method: str, name: str, state: str):
 
 
 def outcome(model, optimizer) -> dict:
-    """Everything that has to come back, in a form that `torch.save` takes."""
+    """Everything that a checkpoint has to restore, in a form that `torch.save` takes."""
     return {
         "weights": {name: p.detach() for name, p in model.named_parameters()},
         "masks": dict(optimizer.masks),

@@ -63,7 +63,7 @@ def launch(command, folder, ranks):
 
 
 class Results:
-    """What the processes of one world saw; started when somebody wants to know."""
+    """The records of the processes of one world, which start on first use."""
 
     def __init__(self, folder, ranks):
         self.folder, self.ranks, self.launched = folder, ranks, set()
@@ -145,7 +145,7 @@ def test_clip_grad_norm_clips_the_norm_of_live_gradients(worlds, name):
 
 @pytest.mark.parametrize("name", ranks_only)
 def test_both_ranks_have_the_same_masks_weights_and_gradients_at_all_times(worlds, name):
-    """Though each has a seed of its own, and data of its own."""
+    """Each rank has another seed and other data."""
     first, second = (worlds[name].of(name, rank=rank) for rank in range(2))
     assert_same_run(first, second)
     assert first["history"] == second["history"]

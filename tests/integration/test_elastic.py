@@ -17,7 +17,7 @@ pytestmark = [needs_gloo, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What both ranks of both runs saw: the whole one, and the one of which a rank was killed."""
+    """The records of both ranks of both runs: uninterrupted, and with a killed rank."""
     folder = tmp_path_factory.mktemp("elastic")
     torchrun = ["--standalone", "--nproc-per-node", str(RANKS), "--max-restarts", "2"]
     worker = ["-m", "tests.integration.elastic_worker", str(folder)]

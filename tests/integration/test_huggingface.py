@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resumed(folder):
-    """The same folder, after a second process went on from every run's checkpoint."""
+    """The same folder, after a second process resumed every run's checkpoint."""
     finish([start("tests.integration.huggingface_worker", "resume", str(folder))])
     return folder
 

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resumed(folder):
-    """The same folder, after a second process went on from every run's first checkpoint."""
+    """The same folder, after a second process resumed every run's first checkpoint."""
     finish([start("tests.integration.lightning_worker", "resume", str(folder))])
     return folder
 
@@ -85,7 +85,7 @@ def test_manual_optimization_with_two_optimizers_is_two_plain_loops(folder):
 
 
 def test_an_optimizer_that_evaluates_the_closure_many_times_trains_as_without_lightning(folder):
-    """L-BFGS, whose steps nobody masks by hand: against the wrapper in a plain loop."""
+    """L-BFGS cannot be masked by hand, so it is compared with the wrapper in a plain loop."""
     (seen,) = torch.load(folder / "closures-start.pt")
     model = make()
     optimizer = SparseOptimizer(build("LBFGS", model.parameters()), model, **SETTINGS)

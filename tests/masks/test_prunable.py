@@ -112,7 +112,7 @@ def test_frozen_weights_are_neither_masked_nor_listed():
 
 
 def test_weights_that_the_optimizer_does_not_have_stay_dense():
-    """A backbone with an optimizer of its own is not this optimizer's to mask."""
+    """A backbone with another optimizer is not masked by this one."""
     model = make()
     before = model.conv1.weight.detach().clone()
     inner = torch.optim.SGD([*model.fc1.parameters(), *model.fc2.parameters()], lr=0.1)

@@ -95,7 +95,7 @@ def test_granet_counts_layers_that_are_unused_at_the_last_update(total_steps):
 
 
 def test_a_layer_without_a_gradient_does_not_hold_up_training():
-    """Elastic methods drop by gradient, so a frozen layer stays as it is; the others go on."""
+    """MEST drops by gradient, so a frozen layer does not move; the other layers do."""
     model = make()
     optimizer = wrap(model, method=MEST(gradient_weight=0.5))
     train(model, optimizer, 25)

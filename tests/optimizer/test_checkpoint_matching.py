@@ -20,7 +20,7 @@ from tests.support.training import train
 @pytest.mark.parametrize("method", ["set", "rigl"])
 @pytest.mark.parametrize(("out_of", "into"), [(True, False), (False, True)])
 def test_channels_last_and_contiguous_load_into_each_other(out_of, into, method, state, tmp_path):
-    """The run goes on as a run in the new memory format would, from the same point."""
+    """The run continues like a run in the new memory format from the same point."""
     model = make(channels_last=out_of)
     optimizer = wrap(model, method=method, state=state)
     train(model, optimizer, 12)

@@ -46,7 +46,7 @@ def backend():
 
 
 def step_of(net, optimizer):
-    """A whole training step, as a user writes it."""
+    """A full training step, as a user writes it."""
 
     def train_one(x, y):
         optimizer.zero_grad()

@@ -64,7 +64,7 @@ def skip_unless_torch_differentiates(name, steps, rate):
 @pytest.mark.parametrize("steps", [1, 3, 5])
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_gradients_reach_the_initial_weights_through_steps_and_mask_updates(name, steps):
-    """Against finite differences of the whole training, in double precision."""
+    """Compared with finite differences of the full training, in double precision."""
     skip_unless_torch_differentiates(name, steps, rate=False)
     weight, bias, _ = meta_parameters()
 

@@ -262,7 +262,7 @@ def test_layers_that_are_frozen_one_by_one_keep_no_more_state_than_theirs(tmp_pa
 
 
 class Scaled(torch.optim.Optimizer):
-    """Treats every entry alike and by itself, and divides by state that starts at one."""
+    """Treats every entry alike and independently, and divides by state that starts at one."""
 
     def __init__(self, params, lr=0.01):
         super().__init__(params, {"lr": lr})

@@ -54,7 +54,7 @@ def test_masks_can_be_looked_at_as_soon_as_the_model_was_moved(device, state):
 
 
 def test_gradients_are_masked_after_torch_swapped_the_tensors(state):
-    """So it moves DTensors, and all parameters where it is told to."""
+    """torch moves DTensors in this way, and all parameters if this option is set."""
     model = make()
     optimizer = wrap(model, state=state)
     train(model, optimizer, 2)

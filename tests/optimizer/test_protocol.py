@@ -112,7 +112,7 @@ def test_global_step_hooks_fire_once_a_step():
 
 
 def test_step_hooks_of_the_inner_optimizer_fire_once_a_step_too():
-    """Registered before wrapping, by whoever made the inner optimizer."""
+    """Hooks that were registered on the inner optimizer before wrapping."""
     model = make()
     inner = build("SGD", model.parameters())
     calls = []

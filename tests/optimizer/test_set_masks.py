@@ -325,7 +325,7 @@ def test_masks_without_the_methods_structure_are_refused():
 
 
 def masks_set_on_ranks():
-    """Each rank asks for masks of its own."""
+    """Each rank passes different masks."""
     rank = dist.get_rank()
     optimizer = wrap(net(), method="static")
     mask = torch.zeros(16, 12, dtype=torch.bool)

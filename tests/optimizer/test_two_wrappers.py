@@ -67,7 +67,7 @@ def test_the_first_ones_inner_optimizer_has_dense_state_as_after_detach():
 
 
 def test_one_weight_in_common_is_enough(state):
-    """No half of an optimizer goes on: the other half would train without masks."""
+    """`step()` raises if one weight is gone: half an optimizer must not train without masks."""
     model = make()
     first = wrap(model, state=state)
     train(model, first, 2)

@@ -17,7 +17,7 @@ SETTINGS = settings_with(total_steps=STEPS)
 
 
 class SignWithMemory(torch.optim.Optimizer):
-    """A user's own optimizer, with state under a name that nobody could have listed."""
+    """A user's own optimizer, with state under an arbitrary name."""
 
     def __init__(self, params, lr=0.01):
         super().__init__(params, {"lr": lr})
@@ -172,7 +172,7 @@ def every_third(p):
 
 
 class Flagging(torch.optim.SGD):
-    """Keeps a flag for every weight: a mask of its own."""
+    """Keeps a flag for every weight as state."""
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -224,7 +224,7 @@ def test_names_have_the_prefix_of_opacus_or_not():
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_module."])
 @pytest.mark.parametrize("parallel", [False, True])
 def test_masks_by_name_may_have_a_wrappers_prefix(prefix, parallel):
-    """Masks in a file of their own, saved from a model in a wrapper, or loaded into one."""
+    """Masks in a separate file, saved from a wrapped model or loaded into one."""
     masks = {"0.weight": torch.rand(40, 20) < 0.3, "2.weight": torch.rand(4, 40) < 0.3}
     model = nn.DataParallel(linear_net()) if parallel else linear_net()
     optimizer = SparseOptimizer(

@@ -89,7 +89,7 @@ def test_median_and_quartiles_are_those_of_numbers_known_by_hand():
 
 
 def test_an_accelerator_is_waited_for_before_the_clock_is_read(clock, monkeypatch):
-    """The call only gives it work, which is done when somebody waits."""
+    """The call only queues work, which runs until the next synchronisation."""
     device = torch.device("cuda", 0)
     queue = [7.0]
     waited = []

@@ -56,7 +56,7 @@ _WEIGHT_DECAY = 0.05
 
 
 def torch_optimizers() -> list[str]:
-    """Names of all optimizer classes in `torch.optim` but those refused for a reason."""
+    """Names of all optimizer classes in `torch.optim` except those that raise an error."""
     return [
         name
         for name, value in sorted(vars(torch.optim).items())

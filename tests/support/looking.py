@@ -83,7 +83,7 @@ def is_dense(optimizer: SparseOptimizer, name: str) -> bool:
 
 
 def snapshot(optimizer: SparseOptimizer, model: nn.Module) -> dict[str, Any]:
-    """Everything that must not change when something is refused."""
+    """Everything that must not change when a call raises an error."""
     return {
         "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
         "masks": {name: mask.clone() for name, mask in optimizer.masks.items()},

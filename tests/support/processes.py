@@ -40,7 +40,7 @@ def finish(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def free_port() -> str:
-    """A TCP port of this machine that nobody uses now."""
+    """A TCP port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

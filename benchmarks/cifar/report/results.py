@@ -133,7 +133,7 @@ class Group:
         return float(self._numbers.at[variant, (number, "mean")])
 
     def std(self, variant: Variant, number: str = "accuracy.test") -> float | None:
-        """Sample standard deviation, None of a single value."""
+        """Sample standard deviation; None for a single value."""
         found = self._numbers.at[variant, (number, "std")]
         return None if pd.isna(found) else float(found)
 

@@ -59,7 +59,7 @@ class Zoo(nn.Module):
 
 
 def wrap(model, name, **settings):
-    """Every layer sparse, each at a density of its own."""
+    """Every layer is sparse, each at another density."""
     densities = {f"0.{place}": 0.1 + 0.07 * (place % 6) for place in range(len(model.weights))}
     inner = build(name, model.parameters())
     return SparseOptimizer(inner, **{**SETTINGS, "init": densities, "mask": "random", **settings})

@@ -335,7 +335,7 @@ def test_the_report_can_be_read():
 
 
 class Region(nn.Module):
-    """A part of forward() is a region of its own in the graph."""
+    """A part of forward() is a separate region of the graph."""
 
     def __init__(self):
         super().__init__()

@@ -199,7 +199,7 @@ def test_a_live_weight_that_is_zero_at_the_moment_counts_where_it_is_transposed(
 
 
 def test_an_analysis_that_holds_for_one_input_only_is_noticed(monkeypatch):
-    """Whatever the analysis may get wrong: here it is told that all channels are constants."""
+    """The last check finds any error of the analysis: here all channels count as constants."""
     model = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 3))
 
     def wrong(labelling, tensors, live, inputs):

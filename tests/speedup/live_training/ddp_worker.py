@@ -50,7 +50,7 @@ def refused():
 
 
 def sharded_later():
-    """Whether a speed-up ends, and training goes on, once a framework has replaced the weights."""
+    """Whether a speed-up ends, and training continues, after a framework replaced the weights."""
     model = make()
     optimizer = wrap(model, method="set")
     handle = speed_up(model, optimizer, plan=full_plan(model, optimizer))
