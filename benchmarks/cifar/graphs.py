@@ -63,7 +63,7 @@ class CapturedPasses:
         self._gradients = [(p, p.grad) for p in model.parameters() if p.grad is not None]
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Set all gradients to those of a batch; return its loss, to be read before the next."""
+        """Set all gradients to a batch's gradients; return its loss, valid until the next call."""
         self._images.copy_(images)
         self._labels.copy_(labels)
         self._graph.replay()

@@ -67,7 +67,7 @@ def warn_of_weights_outside(
 
     Args:
         layers: all layers.
-        chosen_by_size: whether the masks are those of the largest weights that there were.
+        chosen_by_size: whether the masks keep the largest weights that the layers had.
         stacklevel: of the warning, as seen from here.
     """
     nonzero = _nonzero(layers)

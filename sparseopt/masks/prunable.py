@@ -49,7 +49,7 @@ KNOWN_PARAMETRIZATIONS: Final = {
 
 
 def has_shape(parameter: torch.Tensor) -> bool:
-    """Whether a parameter is not that of a lazy module which has not seen an input yet."""
+    """Whether a parameter has a shape: a lazy module has none before its first input."""
     return not nn.parameter.is_lazy(parameter)
 
 
@@ -75,10 +75,10 @@ def embedding_weights(model: nn.Module) -> set[nn.Parameter]:
 def model_weights(model: nn.Module, also: Collection[nn.Parameter] = ()) -> dict[nn.Parameter, str]:
     """Return the weights of ``model`` that can be sparse, with their names, in its order.
 
-    These are the weights of convolutions, transposed convolutions and linear layers (that of
-    transformers' GPT-2, ``Conv1D``, among them), and the projections of
-    :class:`torch.nn.MultiheadAttention`. A weight that an embedding shares is left
-    out, and one without entries; one that several modules share has the name of the first.
+    These are the weights of convolutions, transposed convolutions and linear layers (also of
+    ``Conv1D``, the linear layer of transformers' GPT-2), and the projections of
+    :class:`torch.nn.MultiheadAttention`. A weight that an embedding shares is left out, and so is a
+    weight without entries. A weight that several modules share has the name of the first.
 
     Args:
         model: the model.

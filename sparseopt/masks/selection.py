@@ -183,7 +183,7 @@ def _selected(
 
 def _may_be_matrix(parameter: nn.Parameter, uses: Sequence[Use]) -> bool:
     if not has_shape(parameter):
-        # Whatever shape it gets, that of a normalization is one number a channel.
+        # Its shape is not known yet, but a normalisation has one number a channel.
         return not any(isinstance(use.module, _LazyNormBase) for use in uses)
     return is_matrix(parameter)
 

@@ -272,8 +272,8 @@ class Method(ABC):
     def train_flops(self, cost: TrainingCost) -> float:
         """Return the FLOPs of a training step per sample, by the method's formula.
 
-        The default, :math:`3 f_s`, is that of methods without dense gradients: one pass forward
-        and two backward.
+        The default, :math:`3 f_s`, fits methods without dense gradients: one forward pass and two
+        backward passes.
         """
         return 3.0 * cost.sparse
 

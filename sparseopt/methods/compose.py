@@ -164,7 +164,7 @@ class Compose(DropGrow):
         return self._scores("grow", self.grow, layer, update)
 
     def train_flops(self, cost: TrainingCost) -> float:
-        """Return RigL's cost, or that of steps without any dense gradient."""
+        """Return RigL's cost, or the cost of steps without dense gradients."""
         if isinstance(self.schedule, UpdateSchedule):
             cost = replace(cost, delta_t=self.schedule.delta_t)
         steps: int | None = int(self.needs_dense_gradient)

@@ -57,9 +57,9 @@ class GradientMemory(ABC):
 
     @abstractmethod
     def add_(self, held: Tensor, gradient: Tensor) -> None:
-        """Bring ``held``, which starts at zero, forward by the gradient of one step, in place.
+        """Add the gradient of one step to ``held``, which starts at zero, in place.
 
-        Both have the weight's shape; of a sharded weight, that of this rank's part.
+        Both have the weight's shape; if the weight is sharded, the shape of this rank's part.
         """
 
 

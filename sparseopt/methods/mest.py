@@ -28,8 +28,8 @@ class MEST(DropGrow):
     With the hard bound counts stay.
 
     Args:
-        gradient_weight: weight of the gradient beside the weight's own magnitude, not negative; 0,
-            the default, is that of the original code.
+        gradient_weight: factor of the gradient's magnitude in the score, not negative. The original
+            code has the default, 0.
         grow: ``"random"``, or ``"gradient"`` for the largest dense gradients.
         bound: ``"soft"`` (EM&S), with newcomers on top of the target until the next update has
             judged them, or ``"hard"`` (EM), with counts that stay.

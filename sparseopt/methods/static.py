@@ -1,4 +1,4 @@
-"""Static sparse training: the mask of the first step is that of the last."""
+"""Static sparse training: the initial mask never moves."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Move:
     """How many weights of a layer to drop and to grow in one update.
 
     Attributes:
-        drop: live weights to drop, those of lowest score.
+        drop: how many live weights to drop, by lowest score.
         grow: weights to grow, of those that did not survive, by highest score.
 
     Example:

@@ -250,8 +250,8 @@ def _check_kind(
 ) -> None:
     """Check that a checkpoint is of this method and of an inner optimizer like this one.
 
-    One of another class is let through if its param groups have the same settings, as those of
-    Adam and AdamW.
+    A checkpoint of another class passes if its param groups have the same settings: Adam's and
+    AdamW's do.
     """
     method, inner = updater.method, updater.backend.inner
     if progress["method"] != method.name:

@@ -1,4 +1,4 @@
-"""How many weights a one-shot mask keeps, and keeping those of the highest scores."""
+"""How many weights a one-shot mask keeps, and the choice of the highest scores."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def make_budget(
 
 
 def _best_made_infinite(scores: Tensor, among: Tensor) -> Tensor:
-    """Return the scores with that of the best candidate infinite, so that it is kept."""
+    """Return the scores, with the highest candidate's score infinite, so that it is kept."""
     scores = scores.masked_fill(~among, -torch.inf)
     scores[scores.argmax()] = torch.inf
     return scores

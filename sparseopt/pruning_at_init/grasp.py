@@ -47,8 +47,8 @@ def grasp(
         H = \frac{\partial^2 L}{\partial w^2}
 
     are dropped: without them :math:`g^T g` would grow, or fall the least. Loss and gradient are
-    those of all batches together. The model runs in the mode it is in, and is left as it was:
-    weights, gradients, buffers, modes and random state.
+    summed over all batches. The model runs in its current mode, and is left as it was: weights,
+    gradients, buffers, modes and random state.
 
     Args:
         model: the model, with the weights that training will start from; not wrapped in

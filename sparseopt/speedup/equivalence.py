@@ -75,9 +75,9 @@ def compare(expected: Any, found: Any, mode: str) -> None:
     """Compare the outputs of two models.
 
     Args:
-        expected: those of the larger model.
-        found: those of the smaller one.
-        mode: what both were in, for the message.
+        expected: the outputs of the larger model.
+        found: the outputs of the smaller model.
+        mode: the mode of both models, for the message.
 
     Raises:
         CompactionError: if they have other shapes, are infinite or NaN in other places, or are not
@@ -141,15 +141,15 @@ def _is_of_numbers(value: Any) -> bool:
 
 
 def disagreement(expected: Any, found: Any) -> str | None:
-    """Return how the outputs of one model differ from those of another, or ``None``.
+    """Return how the outputs of two models differ, or ``None``.
 
-    Floating-point tensors are compared, in whatever they are nested. Infinite and NaN entries have
-    to be the same; the finite ones to about the square root of the precision of their type, in
-    proportion to the largest of them.
+    All floating-point tensors in the outputs are compared. Infinite and NaN entries have to be
+    equal. The finite entries have to agree to about the square root of the precision of their type,
+    relative to the largest of them.
 
     Args:
-        expected: outputs of the one model.
-        found: those of the other.
+        expected: the outputs of one model.
+        found: the outputs of the other model.
 
     Returns:
         What follows "the output" in a sentence, for example ``"is 0.5 off, of values up to 2"``.

@@ -34,8 +34,8 @@ logger = logging.getLogger("sparseopt")
 class MaskedState(StateBackend):
     """Lets the inner optimizer step on dense tensors, and undoes what it did to dropped weights.
 
-    After each step, dropped weights are zero and their per-weight state is that of a fresh
-    parameter, whatever the optimizer did to them (Muon, for one, mixes all entries of a matrix).
+    After each step, dropped weights are zero and have the per-weight state of a fresh parameter,
+    also if the optimizer changed them (Muon, for example, mixes all entries of a matrix).
     State that is not known, or shown, to be per weight is left alone: Adafactor's factors, moments
     in another basis. If it has the weight's shape and is no factor, it describes the old live
     weights, and an update that moves the layer has the optimizer make all of its state again.

@@ -177,8 +177,8 @@ def _copy_on(
 ) -> tuple[Optimizer, Parameter]:
     """Return a copy of ``inner``, and its only parameter.
 
-    That is in the place of ``weight``, wherever the optimizer refers to it. There is no state, or
-    state like that of ``weight`` with one value in every entry: some make it when they are made.
+    In the copy, this parameter replaces ``weight``. It has no state, or the initial state that some
+    optimizers create at construction: like the state of ``weight``, with one value in every entry.
     """
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     parameter = Parameter(values.to(weight.device, wide, copy=True))

@@ -189,10 +189,10 @@ def is_small_and_dense(weight: Any, group: Mapping[str, Any]) -> bool:
 
 
 def make_pools(inner: Optimizer, group: dict[str, Any], members: Iterable[Member]) -> list[Pool]:
-    """Return pools of those of a group's ``members`` that can be stepped together.
+    """Return pools of the ``members`` of a group that can be stepped together.
 
-    One whose state is neither one value a live weight nor one a parameter is in none of them, nor
-    is a dense parameter that would be alone.
+    Two kinds of members are in no pool: a member whose state is neither one value a live weight nor
+    one value a parameter, and a dense parameter that would be alone in its pool.
     """
     alike: dict[Any, list[Member]] = {}
     for member in members:

@@ -69,7 +69,7 @@ def uses_of(
     live: Mapping[str, Tensor],
     model: nn.Module,
 ) -> list[Use]:
-    """Return every use of channels, those of training and evaluation mode paired by weight.
+    """Return every use of channels; uses in training and in evaluation mode are paired by weight.
 
     Args:
         structure: the model's channels.

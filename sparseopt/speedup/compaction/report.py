@@ -46,7 +46,7 @@ class Remaining:
 
     Attributes:
         name: the weight's name.
-        dim: the dimension that they lie along: that of filters and neurons, or of input columns.
+        dim: the dimension of the weight that they lie along: filters and neurons, or input columns.
         positions: which ones, in the weight as it was.
         reason: why they cannot go.
 
@@ -104,7 +104,7 @@ class CompactionReport:
 
     @property
     def flops_ratio(self) -> float:
-        """Multiplications of the smaller model over those of the dense one."""
+        """Multiplications of the smaller model over multiplications of the dense model."""
         return _total(self.layers, "compacted") / _total(self.layers, "shape")
 
     @property

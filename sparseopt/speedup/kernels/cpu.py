@@ -8,7 +8,7 @@ __all__ = ["supported_variants"]
 
 CPUINFO = Path("/proc/cpuinfo")
 
-# The names are those of the Linux kernel.
+# These are the names of the Linux kernel.
 _NEEDED: dict[str, frozenset[str]] = {
     "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),

@@ -12,8 +12,8 @@ __all__ = ["conv2d", "linear"]
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, lists: LiveLists) -> Tensor:
     """A 2-dimensional convolution that computes with the live weights only.
 
-    Stride, padding and dilation are those of ``lists``. Under CPU autocast the input becomes
-    bfloat16. Sums are float32.
+    ``lists`` has stride, padding and dilation. Under CPU autocast the input becomes bfloat16. Sums
+    are float32.
 
     Args:
         x: (N, C, H, W), float32 or bfloat16, any strides. Strides (1, HWN, WN, N) need no copy.

@@ -13,10 +13,10 @@ _VALUES = 1 << 16  # of a random number of 16 bits
 def drop_entries(x: Tensor, p: float, *, inplace: bool = False) -> Tensor:
     """Set entries of a map in the kernels' layout to zero, and scale the others up.
 
-    Each entry is dropped with the probability ``p``, to 1 in 131,072, and independently. What stays
-    is divided by the exact probability to stay. Four entries share a random number of 64 bits, so
-    that the draws are not those of :func:`torch.nn.functional.dropout`; they are of the same
-    generator, torch's for the CPU.
+    Each entry is dropped independently with the probability ``p``, rounded to 1 in 131,072. Other
+    entries are divided by the exact probability to stay. Random numbers come from torch's generator
+    for the CPU. Four entries share one number of 64 bits, so the draws differ from
+    :func:`torch.nn.functional.dropout`.
 
     Args:
         x: (N, C, H, W), in the kernels' layout.

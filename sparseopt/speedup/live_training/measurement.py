@@ -224,7 +224,7 @@ def _time_layers(
     layers: Mapping[str, SparseLayer],
     timer: Timer,
 ) -> _Found:
-    """Time every layer; those of equal geometry and nearly equal density once."""
+    """Time every layer; layers of equal geometry and nearly equal density are timed once."""
     found = _Found()
     known: dict[Any, dict[str, Timing]] = {}
     for name, module in exchangeable_layers(exchanged.model).items():
