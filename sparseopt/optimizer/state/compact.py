@@ -79,6 +79,11 @@ class CompactState(StateBackend):
         return loss
 
     def _take_turns(self, plan: StepPlan, inner_step: Callable[[], Any]) -> None:
+        """Let the inner optimizer step one turn after the other.
+
+        In each turn the param groups have only the parameters of the turn. Invariant: after the
+        last turn, or after an error, the groups have their own lists again.
+        """
         everything = [(group, group["params"]) for group in self.inner.param_groups]
         try:
             for turn in plan.turns:
@@ -157,6 +162,12 @@ class CompactState(StateBackend):
 
 
 def _take_turn(turn: Turn, inner_step: Callable[[], Any]) -> None:
+    """Step the parameters of one turn: gather live weights, step, scatter them back.
+
+    Flat parameters of pools replace their members, and live weights replace single layers.
+    Invariant: afterwards, also after an error, every parameter holds its dense weight and gradient
+    again.
+    """
     try:
         for pool in turn.pools:
             pool.stand_in()

@@ -245,6 +245,10 @@ def _history(entry: Mapping[str, Any], member: Member) -> tuple[Any, ...] | None
 
 
 def _within_limit(members: Sequence[Member]) -> Iterator[list[Member]]:
+    """Yield runs of members with at most ``limit`` live weights together, in order.
+
+    The limit bounds the memory of the gathered copies; one member alone may exceed it.
+    """
     if members[0].weight.device.type != "cpu":
         limit = ACCELERATOR_POOL
     else:

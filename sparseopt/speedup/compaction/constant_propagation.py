@@ -70,6 +70,17 @@ def find_constants(
 
 
 class _ConstantPropagation:
+    """Abstract interpretation of one graph, from the inputs to the outputs.
+
+    Each tensor has a value from a run on one input, and a bool tensor ``open``: whether another
+    input could change the entry. Inputs are open and parameters are closed, except a parameter with
+    a single entry: training may move such a gate away from zero.
+
+    Invariant: an entry that is not open has its value for every input. Rules may open more entries
+    than necessary, and never fewer. ``_made_of_parameters`` has, for tensors computed from
+    parameters alone, which entries training could make nonzero.
+    """
+
     def __init__(
         self,
         labelling: Labelling,
@@ -99,6 +110,11 @@ class _ConstantPropagation:
         return constants
 
     def _constants_of(self, node: Node, dim: int) -> Constants:
+        """Return what is known of the channels along ``dim`` of ``node``.
+
+        A channel is known if no entry of it is open, if all its entries are equal, and if training
+        cannot change it.
+        """
         value = self._values[node]
         known = ~any_along(value.open, dim) & is_uniform(value.tensor, dim)
         if node in self._made_of_parameters:
@@ -106,6 +122,12 @@ class _ConstantPropagation:
         return Constants(known, first_along(value.tensor, dim))
 
     def _placeholder(self, node: Node) -> Any:
+        """Return the value of a parameter, a buffer, a constant of the code, or an input.
+
+        Masked entries of a parameter are zero for ever. Its other entries have a gradient, so
+        training can make them nonzero even if they are zero now. A parameter with one entry is open
+        where it is live.
+        """
         trace = self._labelling.trace
         if node in trace.tensors:
             name = trace.tensors[node]
@@ -125,6 +147,13 @@ class _ConstantPropagation:
         return opened(given) if isinstance(given, Tensor) else given
 
     def _call(self, node: Node) -> Any:
+        """Run one operator, and decide which entries of its result are open.
+
+        First the rules compute ``open`` from the arguments, because the operator may write into
+        them. Then the operator runs; sums run with zero in open entries, so that the known part of
+        a sum is exact. At last a channel with one open entry, or with different entries, becomes
+        open as a whole.
+        """
         if node.target is operator.getitem:
             source, index = node.args
             for known in (self._values, self._made_of_parameters):

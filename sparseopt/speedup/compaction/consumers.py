@@ -100,6 +100,12 @@ def _use(
     *,
     once: bool,
 ) -> Use:
+    """Return one use of channels, from its contraction in training and in evaluation mode.
+
+    A channel is known only if it is known in both modes, and it agrees if both modes have the same
+    value. ``once`` says whether the weight is summed over once in each mode: only then can its bias
+    take constants.
+    """
     labelling, contraction, _ = found[0]
     node, dim = contraction.weight
     weight = labelling.trace.tensors.get(node)

@@ -109,6 +109,7 @@ class _Reporter:
         )
 
     def _remaining(self) -> list[Remaining]:
+        """Return dropped channels that stay in the model, with one reason for each of them."""
         found: dict[tuple[str, int, str], list[int]] = defaultdict(list)
         for (name, dim), alive in self._live.items():
             if alive is None:
@@ -132,6 +133,7 @@ class _Reporter:
         return "what it belongs to is needed to keep a layer from being empty"
 
     def _reason_at(self, use: Use, position: int, root: int) -> str:
+        """Return why one use keeps a channel: it is not constant, or its constant has no place."""
         if not use.known[position]:
             makers = self._makers.get(root)
             if makers:

@@ -71,6 +71,12 @@ def _blocked(structure: Structure) -> Flags:
 
 
 def _largest(blocked: Flags, pinned: set[int], uses: Sequence[Use]) -> Flags:
+    """Return the largest set of classes that can be removed together.
+
+    Start with nothing removed. In each round a class can go if it is neither blocked nor pinned,
+    and if every use of it is harmless, given the classes that are removed so far. Each round makes
+    more uses harmless, so the set only grows, and the loop ends.
+    """
     removed: Flags = np.zeros_like(blocked)
     while True:
         can_go = ~blocked

@@ -139,5 +139,5 @@ def resize(module: nn.Module) -> None:
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif type(module).__name__ == "Conv1D":
-        # The class of transformers: a linear layer with its weight transposed.
+        # That of transformers: a linear layer with its weight transposed.
         module.nx, module.nf = module.weight.shape  # type: ignore[misc, assignment]

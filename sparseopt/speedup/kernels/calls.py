@@ -75,6 +75,7 @@ def channels_last_layout(x: Tensor) -> Tensor:
 
 
 def _change_layout(x: Tensor, result: Tensor, *, into: bool) -> None:
+    """Copy a map into the kernels' layout (``into``), or from it to channels-last format."""
     batch, channels, height, width = x.shape
     failed = library().sparseopt_change_layout(
         x.data_ptr(),

@@ -145,6 +145,12 @@ class LayerState:
         return nearest(self.choices, shape) if found is None else found
 
     def _can_be_exchanged(self, x: Any, module: nn.Module) -> bool:
+        """Whether this call can run on live weights.
+
+        It cannot while gradients are dense, for an average of the weights, inside a transformation
+        of torch such as ``vmap``, or if the kernels do not know the types. Each of these would give
+        other results.
+        """
         if torch.compiler.is_compiling():
             # Weights of an average, swapped in to be evaluated, are not masked.
             if torch.compiler.is_exporting() or not module.training:

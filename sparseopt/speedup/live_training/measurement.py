@@ -265,6 +265,11 @@ def _time_layer(
     seen: _Seen,
     timer: Timer,
 ) -> dict[str, Timing]:
+    """Time forward and backward pass of one layer by each possible implementation, in turn.
+
+    Each implementation gets its input in the layout that it takes in the model, so that no
+    conversion is timed. The layer is dense again afterwards.
+    """
     calls: dict[str, Callable[[], Any]] = {}
     x = seen.tensor()
     for implementation in sorted(possible):
@@ -283,6 +288,10 @@ def _time_layer(
 def _layer_pass(
     exchanged: ModelExchange, plan: Plan, module: nn.Module, x: Tensor
 ) -> Callable[[], None]:
+    """Return a function that runs forward and backward pass of one layer under ``plan``.
+
+    It applies the plan in each call, because the calls of several plans take turns.
+    """
     exchanged.apply(plan)
     gradient = torch.ones_like(module(x))
 
@@ -304,6 +313,8 @@ def _pass_by(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Callable[[], None]:
+    """Return a function that runs forward and backward pass of the model under ``plan``."""
+
     def call() -> None:
         exchanged.apply(plan)
         training_pass(model, args, kwargs)

@@ -105,6 +105,7 @@ class ByChannelBatchNorm2d(Exchanged, nn.BatchNorm2d):
         return from_channels(normalised, batch, height, width)
 
     def _by_kernel(self, x: Tensor) -> Tensor:
+        """Normalise by the kernel, and update running statistics as torch does."""
         y, mean, variance = batch_norm(x, self.weight, self.bias, self.eps)
         if not self.track_running_stats or self.running_mean is None or self.running_var is None:
             return y

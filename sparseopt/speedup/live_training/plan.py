@@ -51,6 +51,7 @@ def check_plan(plan: object, possible: Mapping[str, Collection[str]]) -> Plan:
 
 
 def _checked(name: str, shape: object, chosen: Any, possible: Collection[str]) -> Implementation:
+    """Return a choice of a plan that a user passed; raise if its shape or its name is wrong."""
     if not isinstance(shape, str) or not all(part.isdecimal() for part in shape.split("x")):
         raise ValueError(f"plan[{name!r}] has the shape {shape!r}; write it as '128x16x32x32'.")
     if chosen not in get_args(Implementation) or chosen not in possible:

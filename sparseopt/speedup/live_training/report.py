@@ -99,6 +99,7 @@ def _row(times: TimedLayer, plan: Plan, why: str) -> tuple[str, ...]:
 
 
 def _reason(times: TimedLayer, plan: Plan, measured: Measured) -> str:
+    """Return in words why an implementation was chosen for a layer."""
     chosen = plan.get(times.name, {}).get(times.shape, DENSE)
     if not times.seconds:
         return "every weight is live"

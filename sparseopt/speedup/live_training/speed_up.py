@@ -261,6 +261,10 @@ class SpeedUp:
         self._status = "ended: the model is as it was"
 
     def _start(self, optimizer: SparseOptimizer) -> None:
+        """Register hooks on optimizer and model, and apply the plan if one was passed.
+
+        Where no kernel can run, training stays dense, and a warning says why once.
+        """
         self._is_active = True
         reason = kernels.why_not()
         if reason is not None:
@@ -321,6 +325,11 @@ class SpeedUp:
             self._live = live
 
     def _measure(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Measure the model for inputs of these shapes, and apply what is fastest.
+
+        The model is dense while a copy of it is measured. If measuring fails, training goes on
+        dense for these shapes: an error of the copy must not end the training.
+        """
         self._exchange.end()
         try:
             with torch.enable_grad():
