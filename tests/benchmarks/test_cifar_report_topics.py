@@ -46,7 +46,7 @@ def test_optimum_stands_beside_the_protocols_own_setting_and_the_papers(search_f
 def test_runs_of_the_sweep_over_learning_rates_are_no_trials(tmp_path):
     lines = search_lines()
     for rate in (0.4, 0.2):
-        # At the protocol's own rate nothing but the masks' settings is changed.
+        # At the protocol's own rate only the settings of the masks differ.
         changed = {"alpha": 0.25, "delta_t": 20} | ({} if rate == 0.4 else {"lr": rate})
         lines += [record("rigl", "erk", 0.1, seed, 0.99, changed=changed) for seed in (0, 1)]
     report_of(tmp_path, lines)

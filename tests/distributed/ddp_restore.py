@@ -55,7 +55,7 @@ def train_ranks(model: nn.Module, optimizer: SparseOptimizer, start: int, stop: 
 
 
 def outcome(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Any]:
-    """Everything that has to arrive on the other side."""
+    """Everything that a checkpoint has to restore."""
     return {
         "weights": weights_of(model),
         "masks": masks_of(optimizer),

@@ -75,7 +75,7 @@ def test_what_torch_refuses_to_capture_is_refused_in_its_words_and_changes_nothi
     with pytest.raises(type(error), match=re.escape(str(error))):
         optimizer.step()
     after = snapshot(optimizer, model)
-    # What state torch makes before it looks at the device is its own affair.
+    # torch may create state before it checks the device.
     after["state"] = before["state"]
     assert_unchanged(before, after)
     assert [p.shape for p in model.parameters()] == [p.shape for p in model_for(name).parameters()]

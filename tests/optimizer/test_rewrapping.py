@@ -26,7 +26,7 @@ wrap = partial(wrapping.wrap, name="AdamW")
 @pytest.mark.filterwarnings("ignore:the model was sparse before")
 @pytest.mark.parametrize("name", ["AdamW", "Adafactor"])
 def test_wrapping_anew_takes_the_place_of_the_wrapper_before(name, state):
-    """A notebook's cell that is run twice, with another density."""
+    """A notebook's cell runs twice, with another density."""
     if (name, state) == ("Adafactor", "compact"):
         state = "auto"
     model = make()

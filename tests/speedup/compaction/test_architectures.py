@@ -71,7 +71,7 @@ def without_dropout(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_gradients_are_those_of_the_masked_model(name):
     torch.manual_seed(0)
-    # In double precision, so that whatever differs by more than rounding shows.
+    # In double precision, so that differences beyond rounding show.
     model = without_dropout(MODELS[name]()).double()
     optimizer = optimizer_without_half(model)
     image = torch.randn(2, 3, 32, 32, dtype=torch.double)

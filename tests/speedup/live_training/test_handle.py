@@ -55,7 +55,7 @@ def test_ending_leaves_the_model_as_it_was(end):
     model = make()
     look_unwrapped = look_of(model)
     optimizer = wrap(model)
-    # A detached optimizer takes what it put on the model itself along.
+    # A detached optimizer also removes its own hooks from the model.
     look = look_unwrapped if end is detach else look_of(model)
     classes, text = classes_of(model), repr(model)
     hooks = len(model._forward_pre_hooks)
