@@ -79,7 +79,7 @@ def _walk(root: Any) -> Iterator[Array]:
     open_ends = [root]
     while open_ends:
         item = open_ends.pop()
-        # Through classes and modules, everything there is could be reached.
+        # The references of classes and modules lead to all objects of the process.
         if id(item) in seen or isinstance(item, type | ModuleType):
             continue
         seen.add(id(item))
@@ -88,7 +88,7 @@ def _walk(root: Any) -> Iterator[Array]:
             hooks = ("_backward_hooks", "_post_accumulate_grad_hooks", "__dict__")
             open_ends.extend(getattr(item, name, None) for name in hooks)
         elif isinstance(item, FunctionType):
-            # Its globals are a whole module.
+            # The globals of a function are a full module, so they are left out.
             open_ends.extend((item.__closure__, item.__defaults__))
         else:
             open_ends.extend(gc.get_referents(item))

@@ -10,7 +10,7 @@ from benchmarks.overhead.results import Entry, Results
 from benchmarks.overhead.tables import ordinary_step
 from benchmarks.overhead.workloads import WORKLOADS
 
-#: What is drawn.
+#: The model and the density of the figure.
 LARGE, DENSITY = "gpt", 0.1
 COLORS = {"state": "tab:blue", "index": "tab:orange", "masks": "tab:green", "other": "tab:red"}
 

@@ -132,7 +132,7 @@ def main(folder: Path) -> None:
     rank, restarts = dist.get_rank(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if restarts == 0:
         train(folder / "whole", seed=rank, dies=False)
-    # After a restart seeds and initial weights are others, so all has to come from the checkpoint.
+    # After a restart seeds and initial weights differ, so the checkpoint has to restore everything.
     train(folder / "broken", seed=rank + 10 * restarts, dies=True)
     save({"restarts": restarts}, folder / f"restarts-{rank}.pt")
     dist.destroy_process_group()

@@ -58,7 +58,7 @@ def test_convolutions_and_linear_layers_are_sparse(layer, shape, state):
 
 
 def test_normalisation_embedding_recurrent_and_bilinear_weights_are_dense():
-    """Others left a GroupNorm with one weight of eight."""
+    """In another library a GroupNorm kept one weight of eight."""
 
     class Zoo(nn.Module):
         def __init__(self):

@@ -21,7 +21,7 @@ def names(optimizer):
 
 
 def test_without_a_model_every_matrix_is_sparse_in_group_order():
-    """Order and names are the groups'; normalisation weights of two dimensions count too."""
+    """Param groups give order and names; normalisation weights of two dimensions count too."""
     model = make()
     inner = torch.optim.SGD(
         [

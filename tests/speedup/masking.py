@@ -40,9 +40,9 @@ def static(model, masks, inner=None):
 
 
 def settle(model, image, shifts=(-0.3, 0.1)):
-    """Give every BatchNorm the scale, shift and statistics of a trained one, after masking.
+    """Give every BatchNorm the scale, shift and statistics of a trained model, after masking.
 
-    A dropped filter has no mean and no variance then, and what follows it is its shift.
+    Then mean and variance of a dropped filter are 0, and BatchNorm returns its shift.
     """
     norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:

@@ -183,7 +183,7 @@ def test_of_a_grouped_convolution_whole_groups_go():
 
 def test_a_layer_is_never_left_empty():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 5))
-    # Nothing reads what the first layer makes of seven neurons, and the eighth is never read on.
+    # Seven neurons of the first layer are read by nothing, and the reader of the eighth by nothing.
     optimizer = optimizer_without(model, {"2": [1, 2, 3]}, {"4": [0]})
     compaction = Compaction(model, optimizer, torch.randn(4, 6))
     agree(model, compaction.model, torch.randn(4, 6))

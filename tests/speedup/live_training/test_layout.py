@@ -50,7 +50,7 @@ def test_gradients_of_dense_convolutions_come_back_in_the_kernels_layout(batch):
 
 
 def test_map_of_channels_can_be_changed_in_place():
-    """What torch does not allow of a view that a function of the user's returned."""
+    """torch forbids this for a view that a custom autograd function returned."""
     x = to_kernel_layout(torch.randn(4, 3, 2, 2)).detach().requires_grad_()
     y = from_channels(by_channel(x) * 1, 4, 2, 2)
     assert torch.equal(x, y)
