@@ -8,6 +8,23 @@ import torch
 
 import sparseopt
 
+#: The public names of version 0.1.0.
+NAMES_OF_0_1_0 = """
+    Accumulated CSRLinear ChannelGroup ChannelSlice CheckpointError CompactedTraining Compaction
+    CompactionError CompactionReport Compose Condensation CondensedLinear DropGrow FlopsReport
+    GraNet GradientMemory Gradual LayerFlops LayerSizes LayerTimes MEST Method Move NM
+    NoSparseLayerError Pruning Redistributing Remaining Rewiring RigL RigLSG RigLSM RigLStruct
+    SET SNFS SRigL Smoothed SparseLayer SparseOptimizer Static TrainingCost
+    UntraceableModelError Update UpdateRecord UpdateSchedule available_methods balanced_batch
+    compact condense final_masks find_channel_groups grasp register_method shuffle_masks snip
+    synflow
+"""
+
+
+@pytest.mark.parametrize("name", NAMES_OF_0_1_0.split())
+def test_name_of_0_1_0_is_importable(name):
+    assert hasattr(sparseopt, name)
+
 
 @pytest.mark.parametrize("name", sparseopt.__all__)
 def test_public_name_has_the_package_as_its_module(name):
