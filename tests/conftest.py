@@ -39,7 +39,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["compact", "masked"])
 def state(request: pytest.FixtureRequest) -> str:
-    """Both ways of keeping the optimizer's state."""
+    """Both forms of the optimizer's state."""
     return request.param
 
 

@@ -91,7 +91,7 @@ def test_every_layer_keeps_at_least_one_weight():
 
 @pytest.mark.parametrize("key", ["fc1", "fc1.weight"])
 def test_a_mapping_gives_layers_their_own_density(key):
-    """Layers are called by the name of the module or of its weight; others take `density`."""
+    """Keys name the module or its weight; other layers take `density`."""
     model = make()
     optimizer = wrap(model, init={key: 0.25, "conv2": 0.5}, density=0.3)
     by_name = {layer.name: layer for layer in optimizer.layers}
@@ -175,7 +175,7 @@ def test_counts_are_exact_for_ever(method):
 
 
 def test_the_oracle_solves_for_the_density():
-    """The oracle against the definition: proportional below 1, the total as asked for."""
+    """The oracle equals the definition: proportional below 1, and the total as given."""
     shapes = [(16, 3, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (10, 64)]
     densities = oracle.erk_densities(shapes, 0.3)
     total = sum(math.prod(shape) for shape in shapes)

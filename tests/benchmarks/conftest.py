@@ -94,7 +94,7 @@ CIFAR10_NAMES = [
 
 
 def write_tree(root: Path, classes: list[str], train: int, test: int) -> Path:
-    """Class folders with random images: so many for training and for testing of each."""
+    """Class folders with random images, with these numbers for training and for testing."""
     generator = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
         for name in classes:
@@ -124,7 +124,7 @@ def cifar_tree(tmp_path: Path) -> Path:
 
 
 def end_after(steps, run, checkpoint, monkeypatch):
-    """Train so many steps, and end as at Ctrl-C."""
+    """Train for this number of steps, then end as at Ctrl-C."""
     step, made = run.train_step, []
 
     def train_step(images, labels):

@@ -15,7 +15,7 @@ ENVIRONMENT = {
 
 
 def protocol(*, reduced=True, dataset="cifar10"):
-    """What every line says of its protocol."""
+    """The part of every line that describes its protocol."""
     return {
         "name": "cpu" if reduced else "paper",
         "summary": "reduced a lot",
@@ -69,7 +69,7 @@ def record(method, init, density, seed, accuracy, *, inference=200.0, changed=No
 
 
 def with_masks(line, densities, explored=(0.2, 0.3)):
-    """The same run with what newer ones record of their masks.
+    """The same run with the records of masks that newer runs have.
 
     Args:
         line: From ``record``.
@@ -131,5 +131,5 @@ def timing(line, *, inference, training, threads=2, others=0.0, form=None):
 
 
 def quartiles(low, median, high):
-    """As the harness writes them."""
+    """Lines as the benchmark writes them."""
     return {"count": 5, "q1": low, "median": median, "q3": high}

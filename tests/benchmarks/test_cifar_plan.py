@@ -88,7 +88,7 @@ def test_choices_that_there_are_not_are_named(arguments, message, tmp_path, caps
 
 @pytest.fixture
 def unmeasured(monkeypatch):
-    """Plans without the measuring, which is not the matter and long for a ResNet-50."""
+    """Plans without measuring, which takes long for a ResNet-50 and is not tested here."""
     monkeypatch.setattr(plan, "_seconds_a_step", lambda protocol, spec, device: 0.5)
 
 

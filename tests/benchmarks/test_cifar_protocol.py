@@ -65,7 +65,7 @@ def test_presets_shorter_than_the_report_are_reduced_and_labels_say_so():
 
 
 def learning_rates(spec, steps, preset="paper"):
-    """The learning rate of each step, driven as the training loop drives it."""
+    """The learning rate of each step, with the calls of the training loop."""
     protocol = load_preset(preset)
     parameter = torch.nn.Parameter(torch.zeros(2, 2))
     optimizer = torch.optim.SGD([parameter], lr=protocol.optimizer.lr)

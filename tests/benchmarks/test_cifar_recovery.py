@@ -42,7 +42,7 @@ def finish(process):
 
 
 def kill_when_it_got_on(process, out, events, delay):
-    """SIGKILL so long after so many new checkpoints and results; return what it has said."""
+    """SIGKILL some time after a number of new checkpoints and results; return the output."""
     deadline = time.monotonic() + PATIENCE
     seen = progress(out)
     while events and process.poll() is None:
@@ -60,7 +60,7 @@ def kill_when_it_got_on(process, out, events, delay):
 
 
 def progress(out):
-    """Checkpoints and results, each time that they are written another one."""
+    """Checkpoints and results by time of writing, so that each write counts as a new file."""
     found = set()
     for path in [*out.glob("checkpoints/*.pt"), *out.glob("results.jsonl")]:
         try:
@@ -78,7 +78,7 @@ def results(out):
 
 
 def tables(out):
-    """The report without what it says of time and of the checkout."""
+    """The report without times and without the state of the checkout."""
     text = (out / "report.md").read_text()
     parts = re.split(r"^(?=#{2,3} )", text, flags=re.MULTILINE)
     changing = ("### Measured times, and structured sparsity", "### Made with")

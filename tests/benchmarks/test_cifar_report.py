@@ -27,7 +27,7 @@ def report_of(folder, lines):
 
 
 class NoFigures(Figures):
-    """Draws figures and doesn't write them, which takes most of a report's time."""
+    """Draws figures without writing them, because writing takes most of a report's time."""
 
     def show(self, name, caption, figure):
         return []
@@ -57,7 +57,7 @@ def all_rows(report, heading):
 
 
 def rows(report, heading):
-    """The same by method, or whatever else is in the first column."""
+    """The same by method, or by another first column."""
     return {next(iter(row.values())): row for row in all_rows(report, heading)}
 
 

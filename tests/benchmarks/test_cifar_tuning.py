@@ -53,7 +53,7 @@ tuning.run(Folder(Path(folder)), Fatal(Path(log)))
 
 
 class Runs:
-    """Stands for the training: an accuracy that depends on the settings, and each run done once.
+    """Replaces the training: an accuracy that depends on the settings; each run is done once.
 
     Args:
         log: The results file, as far as a search needs it.
@@ -244,6 +244,6 @@ def test_search_of_another_process_is_waited_for(tuning, tmp_path, monkeypatch):
 
 
 def test_trials_of_the_committed_search_are_still_proposed():
-    """The names of studies seed the trials, so that results of before are found again."""
+    """The names of studies seed the trials, so that earlier results are found again."""
     (tuning,) = tunings(load_preset("cpu"), "c6623c884348")
     assert tuning.name == "cpu-rigl-erk-0.1-33117668ea79"

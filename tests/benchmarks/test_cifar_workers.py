@@ -35,7 +35,7 @@ def options(quick_preset, cifar_tree):
 
 @pytest.fixture
 def children():
-    """The processes that the test has started and that still run; the session may have others."""
+    """The running processes that the test has started; the session may have others."""
     before = set(multiprocessing.active_children())
     return lambda: [child for child in multiprocessing.active_children() if child not in before]
 
@@ -198,7 +198,7 @@ def test_masks_are_kept_until_they_are_used_and_made_again_if_they_are_gone(one_
 
 
 def descendants(pid, prefix):
-    """Processes that come from ``pid``, directly or not, whose command begins so."""
+    """Descendants of process ``pid`` whose command starts with these words."""
     parents, found = {}, []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():

@@ -23,7 +23,7 @@ MOVING = [name for name in CHOICES if name not in ("torch.nn.utils.prune", "torc
 
 
 def make(name: str, optimizer: str = "adamw-for-loop") -> tuple[Contender, StepTimer]:
-    """A contender on four linear layers of one size, and what steps it."""
+    """A contender on four linear layers of one size, and its stepper."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(40, 40, bias=False) for _ in range(4)))
     timer = StepTimer(dict(model.named_parameters()), CPU)

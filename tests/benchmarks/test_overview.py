@@ -30,7 +30,7 @@ def runs(method, accuracies, **about):
 
 @pytest.fixture
 def group(tmp_path):
-    """RigL is far ahead of static for every seed, and SET now ahead of it, now behind."""
+    """RigL is far ahead of static for every seed; SET is ahead of static for some seeds only."""
     lines = [
         record("dense", None, None, 0, 0.9, inference=1000.0),
         *runs("static", STATIC),

@@ -19,7 +19,7 @@ needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no kernels h
 
 @pytest.fixture
 def small(monkeypatch):
-    """A network of few weights under the name of one that is measured."""
+    """A small network under the name of a measured network."""
     workload = replace(WORKLOADS["wrn-22-2"], batch=4, model=lambda: WideResNet(10, 1))
     monkeypatch.setitem(WORKLOADS, "wrn-22-2", workload)
     return Case("wrn-22-2", "uniform", 0.1)

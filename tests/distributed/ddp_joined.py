@@ -55,7 +55,7 @@ class WideNet(nn.Module):
 
 
 def begin(run: Run, *, rank: int = 0) -> tuple[nn.Module, SparseOptimizer]:
-    """The model and its optimizer; called by every rank, or by one process alone."""
+    """The model and its optimizer; every rank calls it, or one process."""
     model = make(WideNet, seed=rank)
     # With its usual epsilon Adam makes a whole step of the sign of a sum that is zero but for
     # rounding.

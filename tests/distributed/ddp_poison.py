@@ -51,7 +51,7 @@ class Poison:
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Train, and note what this rank saw at every step."""
+    """Train, and record this rank's values at every step."""
     rank = dist.get_rank()
     model = make(seed=rank)
     parallel = DistributedDataParallel(model)

@@ -119,7 +119,7 @@ def backward(parallel: DistributedDataParallel, indices: list[int]) -> None:
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Train, and note what this rank saw at every step."""
+    """Train, and record this rank's values at every step."""
     rank = dist.get_rank()
     model, parallel, optimizer = begin(run, rank)
     seen: dict[str, Any] = {
@@ -160,7 +160,7 @@ def gradients_of(model: nn.Module) -> dict[str, torch.Tensor | None]:
 
 
 def local_mean(model: nn.Module, indices: list[int]) -> dict[str, torch.Tensor]:
-    """This rank's own dense gradients, from a copy of the model that nothing hooks into."""
+    """This rank's dense gradients, from a copy of the model without hooks."""
     total: dict[str, torch.Tensor] = {}
     for index in indices:
         for name, gradient in dense_gradients(model, index).items():

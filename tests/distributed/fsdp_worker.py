@@ -106,7 +106,7 @@ def whole(values):
 def train(
     model: nn.Module, optimizer: SparseOptimizer, start: int, stop: int, *, loss=my_loss
 ) -> dict:
-    """Steps `start + 1` to `stop`, and what was to be seen at each."""
+    """Steps `start + 1` to `stop`, with the records of each."""
     seen = {"weights": [], "gradients": [], "masks": [], "updating": [], "norm": [], "local": []}
     for t in range(start + 1, stop + 1):
         optimizer.zero_grad()

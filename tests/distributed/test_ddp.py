@@ -19,7 +19,7 @@ every_run = pytest.mark.parametrize("name", RUNS)
 
 @cache
 def seen_by_both(name):
-    """What each of the two ranks saw of a run."""
+    """The records of a run on each of the two ranks."""
     return two_ranks().run(train, RUNS[name])
 
 
@@ -48,7 +48,7 @@ def reads_dense_gradients(run, t, updating):
 
 @every_run
 def test_reduced_gradients_are_masked_on_ordinary_steps_and_the_dense_mean_on_update_steps(name):
-    """As `backward()` returns, so that clipping sees what the optimizer will use."""
+    """Gradients are masked when `backward()` returns, so clipping sees what the optimizer uses."""
     run = RUNS[name]
     first, second = seen_by_both(name)
     assert first["updating"] == second["updating"]
@@ -75,7 +75,7 @@ def test_reduced_gradients_are_masked_on_ordinary_steps_and_the_dense_mean_on_up
 
 
 def mean_of_ranks(first, second, name):
-    """The mean of what both ranks have of a gradient, nothing counting as zero."""
+    """The mean of a gradient over both ranks; a missing gradient counts as zero."""
     present = [local[name] for local in (first, second) if name in local]
     return sum(present) / 2 if present else None
 

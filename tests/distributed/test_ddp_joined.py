@@ -39,7 +39,7 @@ RUNS = [
 
 
 class Comparison:
-    """A run of one process beside the checkpoints of two ranks.
+    """A run of one process that is compared with the checkpoints of two ranks.
 
     Attributes:
         moved: How many weights changed sides in all updates together.
@@ -83,13 +83,13 @@ class Comparison:
 
 
 def joined_loss(model, run, t):
-    """Of the samples of all ranks at step t as one batch."""
+    """The loss over the samples of all ranks at step t as one batch."""
     samples = [sample for rank in range(RANKS) for sample in run.samples(rank, t)]
     return loss_of(model, samples) / RANKS
 
 
 def load(model, optimizer, checkpoint):
-    """What two ranks saved, without the wrapper that they had around the model."""
+    """The checkpoint of two ranks, without the prefix of DistributedDataParallel."""
     weights = dict(checkpoint["model"])
     consume_prefix_in_state_dict_if_present(weights, "module.")
     model.load_state_dict(weights)
@@ -117,7 +117,7 @@ def masks_of_oracle(oracle, t, weights, gradients):
 
 
 def are_near_ties(oracle, t, weights, gradients, mine, theirs, hair):
-    """Whether a hair makes all the difference between the two sets of masks.
+    """Whether the two sets of masks differ only at near ties.
 
     Scores where only `theirs` is live are made larger by it, and smaller where only `mine` is.
     """
@@ -154,7 +154,7 @@ def test_two_ranks_train_as_one_process_on_the_joined_batch(run):
 
 
 def test_only_near_ties_fall_otherwise_when_the_ranks_cancel_down_to_rounding():
-    """So large is the rounding then that some do, and a hair is all that they need."""
+    """The rounding is large enough here that some near ties fall differently."""
     both = Comparison(Run("rigl", "SGD", echo=1000.0), hair=2e-3)
     for t in range(1, STEPS + 1):
         both.step(t)

@@ -10,7 +10,7 @@ pytestmark = needs_gloo
 
 
 def seen_by_both(run):
-    """What each rank saw, after checking that they saw the same."""
+    """The records of each rank, after a check that they are equal."""
     first, second = two_ranks().run(train, run)
     for what in ("masks", "weights"):
         for mine, theirs in zip(first[what], second[what], strict=True):
@@ -47,7 +47,7 @@ def test_all_ranks_skip_the_update_and_go_on(method, where):
 
 @pytest.mark.parametrize("method", ["rigl", "set", "pruning"])
 def test_what_happens_to_a_dropped_weight_of_one_rank_never_leaves_that_rank(method):
-    """Masked before it is reduced; on update steps too, where dense gradients are of no use."""
+    """The gradient is masked before it is reduced, also on update steps that need no dense one."""
     steps = {t for t in range(1, STEPS + 1) if method != "rigl" or t not in UPDATES}
     poisoned = seen_by_both(Run(method, steps=tuple(steps), where="dropped"))
     assert sum(not masks[LAYER].all() for masks in poisoned["masks"][:-1]) > STEPS / 2

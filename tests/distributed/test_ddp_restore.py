@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def assert_same(left, right):
-    """To the last bit."""
+    """Equal to the last bit."""
     for part in ("weights", "masks", "state"):
         assert {key.removeprefix("module.") for key in left[part]} == right[part].keys()
         for key, tensor in left[part].items():
@@ -36,7 +36,7 @@ def assert_same(left, right):
 
 
 def assert_close(left, right):
-    """To the rounding of sums in another order; the same masks."""
+    """Equal up to the rounding of sums in another order; the masks are equal."""
     for name, mask in left["masks"].items():
         assert torch.equal(mask, right["masks"][name]), name
     for part in ("weights", "state"):

@@ -39,7 +39,7 @@ CHECKPOINT_IDS = ["-".join(run) for run in CHECKPOINTED]
 
 
 def launch(folder, ranks: int, *jobs: str) -> dict:
-    """What rank 0 of so many ranks returned for each job."""
+    """The result of each job on rank 0, for this number of ranks."""
     port = free_port()
     finish(
         [
@@ -146,7 +146,7 @@ def test_costs_are_those_of_one_process_and_counting_changes_nothing(two):
 
 
 def test_a_choice_by_each_rank_alone_would_have_been_another(two):
-    """Guards the test above: shards do not keep the counts that they began with."""
+    """Guards the test above: the live counts of shards change."""
     masks = two["runs"]["rigl", "SGD"]["masks"]
     halves = [int(step["fc1.weight"].chunk(2)[0].sum()) for step in masks]
     assert len(set(halves)) > 1
@@ -205,7 +205,7 @@ def test_parameters_that_are_replaced_after_wrapping_are_followed(two):
 
 
 def test_tensor_parallel_weights_train_as_in_one_process(two):
-    """Spread by rows and by columns, beside weights that are not spread at all."""
+    """Weights sharded by rows and by columns, beside weights that are not sharded."""
     seen, model = two["tensor_parallel"], dense()
     expected = train_here(model, begin(model, "rigl", "AdamW"), 0, STEPS)
     assert seen["sharded"] == ["Tensor", "Tensor", "DTensor", "DTensor"]

@@ -76,7 +76,7 @@ def test_ranks_agree_whatever_their_seeds_weights_and_data(
 
 
 def assert_invariants(seen, method):
-    """What holds in one process holds here: exact counts, masks at rest, dropped weights zero."""
+    """Counts are exact, masks rest between updates, and dropped weights are zero on all ranks."""
     for t, (masks, weights) in enumerate(zip(seen["masks"], seen["weights"], strict=True)):
         for name, mask in masks.items():
             live = int(mask.sum())

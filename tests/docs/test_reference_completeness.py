@@ -72,7 +72,7 @@ def double(number):
 
 @pytest.fixture
 def warnings_of(tmp_path, monkeypatch):
-    """What a build of a small project warns of, after the given texts of it were replaced."""
+    """The warnings of a build of a small project, in which the given texts are replaced."""
     package = f"documented_{tmp_path.name}"
     monkeypatch.syspath_prepend(str(EXTENSIONS))
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -69,7 +69,7 @@ def ours(model, x):
 
 @pytest.fixture
 def _no_fast_path():
-    """In which neither counter sees the projections of attention."""
+    """Neither of the other counters counts the projections of attention here."""
     torch.backends.mha.set_fastpath_enabled(False)
     yield
     torch.backends.mha.set_fastpath_enabled(True)

@@ -136,7 +136,7 @@ def test_the_fast_path_of_a_transformer_layer_hides_nothing():
 
 
 class Functional(nn.Module):
-    """Parameters without modules; the bias has a name that says nothing."""
+    """Parameters without modules; the name of the bias does not name its weight."""
 
     def __init__(self):
         super().__init__()
@@ -216,7 +216,7 @@ def test_products_that_a_model_writes_out_count(product):
 
 @pytest.mark.parametrize("build", [lambda: nn.Linear(4, 4), lambda: nn.Conv1d(4, 4, 1)])
 def test_weights_that_are_computed_count_as_dense(build):
-    """Their parameters are not what inputs are multiplied by, so no mask reaches them."""
+    """Inputs are multiplied by computed weights, which have no mask."""
     layer = torch.nn.utils.parametrizations.weight_norm(build())
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(4, 2, bias=False))
     x = torch.zeros(1, 4) if isinstance(layer, nn.Linear) else torch.zeros(1, 4, 1)
@@ -278,7 +278,7 @@ def test_under_autocast_it_costs_the_same(warm):
 
 
 def test_under_autocast_training_goes_on_with_gradients():
-    """A cast that the probe left in autocast's cache would have none."""
+    """A cast that counting left in autocast's cache would have no gradient."""
     model = make()
     optimizer = wrap(model, density=0.2)
     with torch.autocast("cpu", torch.bfloat16):

@@ -208,7 +208,7 @@ def test_activity_comes_from_the_mask_not_from_the_values():
 
 
 def test_the_probe_leaves_no_trace():
-    """Mode, random state, statistics, gradients and hooks are what they were."""
+    """Mode, random state, statistics, gradients and hooks do not change."""
     model = WideResNet222()
     optimizer = wrap(model)
     model.train()

@@ -50,7 +50,7 @@ class Thinning(Method):
 
 @pytest.mark.parametrize("method", ["static", "set", "rigl", "pruning", Thinning()])
 def test_training_so_far_is_integrated_over_the_masks_that_were(method):
-    """Exactly, also where live counts change and gradients are dense at some steps."""
+    """The sum is exact, also if live counts change and gradients are dense at some steps."""
     model = make()
     optimizer = wrap(model, method=method)
     dense_gradient = optimizer.method.needs_dense_gradient

@@ -32,7 +32,7 @@ class Run:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Double where sums over ranks have another order, so that it makes no other choice."""
+        """Double precision where sums over ranks have another order, so that no choice differs."""
         return torch.float64 if self.fsdp else torch.float32
 
 

@@ -54,7 +54,7 @@ def dataset(batches: int) -> TensorDataset:
 
 
 class Recorder:
-    """Writes down what every `step()` of an optimizer was like.
+    """Records every `step()` of an optimizer.
 
     Attributes:
         seen: Lists with an entry a step: "weights" and "masks" after it, "gradients" (clipped, of
@@ -206,13 +206,13 @@ def assert_same_run(
 
 
 def live_counts(model: nn.Module, names: tuple[str, ...] = SPARSE_NAMES) -> dict[str, int]:
-    """How many weights of each layer are to be live, by the oracle."""
+    """The live count of each layer by the oracle."""
     masks = oracle_for("static", model, names=names, **SETTINGS).masks
     return {name: int(mask.sum()) for name, mask in masks.items()}
 
 
 def assert_masks_hold(seen: dict[str, list], counts: dict[str, int], *, pruned: bool) -> None:
-    """After every step what is dropped is zero, and counts are exact: by pruning, in the end."""
+    """After every step dropped weights are zero and counts are exact; by pruning, at the end."""
     for t, (weights, masks) in enumerate(zip(seen["weights"], seen["masks"], strict=True)):
         for name, mask in masks.items():
             assert not weights[name][~mask].any(), (name, t + 1)
@@ -227,7 +227,7 @@ def counts_of(masks: dict[str, Tensor]) -> dict[str, int]:
 
 
 def flops_by_hand(counts: dict[str, int]) -> int:
-    """Of `SmallNet`, on 6x6 pixels: two a live weight and position, and one a bias of `Linear`."""
+    """FLOPs of `SmallNet` on 6x6 pixels: two a live weight and position, one a `Linear` bias."""
     positions = {"conv1.weight": 36, "conv2.weight": 9, "fc1.weight": 1, "fc2.weight": 1}
     return sum(2 * positions[name] * live for name, live in counts.items()) + 16 + CLASSES
 

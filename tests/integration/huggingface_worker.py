@@ -179,7 +179,7 @@ class Observer(TrainerCallback):
 
 
 def go(run: Run, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """Train, from a checkpoint if there is one; what was seen, and the plain loop's own record."""
+    """Train, from a checkpoint if there is one; return the records of it and of the plain loop."""
     model, collator, observer = make_model(run.model), Collator(), Observer()
     trainer = trainer_for(run, model, collator, folder)
     trainer.add_callback(observer)

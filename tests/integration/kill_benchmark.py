@@ -32,7 +32,7 @@ def write_preset(path: Path) -> None:
 
 
 def run(arguments: list[str], log: Path) -> None:
-    """What `benchmarks/cifar/run.py` does, with its output at the end of a file."""
+    """Run `benchmarks/cifar/run.py`, and append its output to a file."""
     # The one that tqdm would make is shared between processes, and outlives one that is killed.
     tqdm.set_lock(RLock())
     with log.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):

@@ -30,7 +30,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 class Journal:
-    """What a run has done, line by line; the lines outlive the process that wrote them."""
+    """The events of a run, line by line, in a file that outlives the process."""
 
     def __init__(self, path: Path):
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -89,7 +89,7 @@ class Training:
         self.order = saved["order"]
 
     def outcome(self) -> dict[str, Any]:
-        """What two runs that are the same agree on to the last bit."""
+        """The values in which two equal runs agree to the last bit."""
         layers = self.optimizer.layers
         return {
             "weights": dict(self.model.named_parameters()),

@@ -123,7 +123,7 @@ class ManyClosures(Classifier):
 
 
 class Observer(L.Callback):
-    """Records every step of every net, and what `self.optimizers()` has to tell at the end."""
+    """Records every step of every net, and the attributes of `self.optimizers()` at the end."""
 
     def __init__(self, nets: Sequence[nn.Module]):
         self.nets = nets

@@ -64,7 +64,7 @@ def outcome(model, optimizer) -> dict:
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """What nested dictionaries and lists hold, by path."""
+    """The values in nested dictionaries and lists, by path."""
     if isinstance(value, (dict, list)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return {

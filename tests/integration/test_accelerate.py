@@ -139,7 +139,7 @@ def test_layers_have_their_exact_counts_and_dropped_weights_are_zero_after_every
 
 @every_run
 def test_clip_grad_norm_clips_the_norm_of_live_gradients(worlds, name):
-    """Somewhere it binds; there the gradients that the optimizer used have exactly this norm."""
+    """Where clipping binds, the gradients that the optimizer used have exactly this norm."""
     assert max(clipped_norms(worlds[name].of(name))) == pytest.approx(MAX_NORM, rel=1e-4)
 
 

@@ -110,7 +110,7 @@ def test_layers_have_their_exact_counts_and_dropped_weights_are_zero_after_every
 
 @pytest.mark.parametrize("name", [name for name, run in AUTOMATIC.items() if run.max_norm])
 def test_gradient_clip_val_clips_the_norm_of_live_gradients(folder, name):
-    """Somewhere it binds; there the gradients that the optimizer used have exactly this norm."""
+    """Where clipping binds, the gradients that the optimizer used have exactly this norm."""
     (seen,) = torch.load(folder / f"{name}-start.pt")
     assert max(clipped_norms(seen)) == pytest.approx(MAX_NORM, rel=1e-4)
 

@@ -92,7 +92,7 @@ def test_dropout_drops_the_same_in_both_derivatives():
 
 
 def test_attention_has_second_derivatives():
-    """The fused kernels have none."""
+    """The fused kernels have no second derivatives."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
     x = torch.randn(2, 3, 8)
     masks = grasp(layer, lambda: layer(x).square().mean() + layer(x).sum(), density=0.3)

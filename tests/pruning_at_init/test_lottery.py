@@ -115,7 +115,7 @@ def test_warm_start_prunes_a_dense_model_by_magnitude_and_moves_on_by_rigl():
 
 
 def pruned_by_torch():
-    """A model in which torch's one-shot pruner left zeros, another share in each layer."""
+    """A model after torch's one-shot pruner, with another share of zeros in each layer."""
     model = make()
     amounts = {"conv1": 0.3, "conv2": 0.85, "fc1": 0.97}
     for name, amount in amounts.items():

@@ -77,7 +77,7 @@ def test_the_memory_format_does_not_matter(make_masks):
 
 
 class Stateful(nn.Module):
-    """Everything that a forward pass in training mode could leave a trace in."""
+    """All state that a forward pass in training mode could change."""
 
     def __init__(self):
         super().__init__()

@@ -28,7 +28,7 @@ def test_it_keeps_the_weights_of_largest_gradient_times_weight(density):
 
 
 def test_several_batches_score_by_their_summed_gradient():
-    """The magnitude comes last: gradients that cancel are no sensitivity."""
+    """Gradients are summed before the magnitude is taken, so gradients that cancel score 0."""
     net, one, two = TanhNet(), batch(1), batch(2)
     weights = weights_of(net)
     sums = [g + h for g, h in zip(gradient(weights, *one), gradient(weights, *two), strict=True)]

@@ -168,7 +168,7 @@ def test_flow_beyond_single_precision_is_no_problem():
 
 
 class InSinglePrecision(nn.Sequential):
-    """Casts to float32 on its way, as models for mixed precision do."""
+    """Casts to float32 inside, as models for mixed precision do."""
 
     def forward(self, x):
         for module in self:

@@ -10,7 +10,7 @@ from tests.support.training import backward, loss_of, train, train_step
 
 
 def test_without_fresh_filters_dropped_channels_have_no_gradient_at_all():
-    """This is why they are put there."""
+    """Guards the reason for fresh filters."""
     model, optimizer = wrapped(**HALF)
     train(model, optimizer, 4)
     plain = copy.deepcopy(model)

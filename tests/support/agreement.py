@@ -73,7 +73,7 @@ def run_against_oracle(model, optimizer, oracle, steps, on_update=None):
 
 
 def assert_run_is_that_by_hand(name, model, optimizer, oracle, steps):
-    """Train beside a dense model whose masks are put on by hand; all ends up the same."""
+    """Train beside a dense model that is masked by hand; the results are equal."""
     own_model = make()
     by_hand = HandMasked(own_model, build(name, own_model.parameters()), oracle)
     for t in range(1, steps + 1):

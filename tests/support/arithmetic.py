@@ -17,7 +17,7 @@ from tests.support.looking import logical, per_weight_state
 
 
 def place_does_not_matter(name: str, options: dict[str, Any], dtype: torch.dtype) -> bool:
-    """Whether torch's own optimizer treats a weight alike wherever in a tensor it lies."""
+    """Whether torch's optimizer treats a weight alike at every position of a tensor."""
     return _place_does_not_matter(name, tuple(sorted(options.items())), dtype)
 
 
@@ -79,7 +79,7 @@ class PlainTwin:
         self.plain.step()
 
     def assert_close(self, ulps: float = 2.0) -> None:
-        """Every live weight within `ulps` of its own size of what the plain step made of it."""
+        """Every live weight is within `ulps` of the result of the plain step."""
         for original, copy, mask in self.pairs:
             mine, plain, old = logical(original), logical(copy), self.before[copy]
             allowed = ulps * torch.finfo(copy.dtype).eps * abs(old).clip(min=abs(plain))

@@ -126,7 +126,7 @@ def elementwise_variants() -> list[tuple[str, dict[str, Any]]]:
 
 
 def fresh_value(optimizer: Optimizer, key: str, dtype: torch.dtype = torch.float64) -> float:
-    """What the per-weight state `key` of a brand-new parameter is filled with, as that dtype."""
+    """The initial value of the per-weight state `key` of a fresh parameter, in this dtype."""
     options = optimizer.param_groups[0]
     by_optimizer = {
         ("Rprop", "step_size"): float(options.get("lr", 0)),

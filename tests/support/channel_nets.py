@@ -80,7 +80,7 @@ class PlainNet(nn.Module):
 
 
 class MixedNet(nn.Module):
-    """One convolution whose channels a GroupNorm mixes, and one whose channels go alone."""
+    """One convolution whose channels a GroupNorm mixes, and one whose channels are independent."""
 
     def __init__(self):
         super().__init__()

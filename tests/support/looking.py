@@ -72,13 +72,13 @@ def assert_dropped_are_fresh(
 
 
 def assert_same_weights(left: nn.Module, right: nn.Module) -> None:
-    """Equal to the last bit (the sign of a zero aside)."""
+    """Equal to the last bit, except for the sign of zeros."""
     for (name, mine), theirs in zip(left.named_parameters(), right.parameters(), strict=True):
         assert torch.equal(mine, theirs), f"{name}: off by {(mine - theirs).abs().max().item()}"
 
 
 def is_dense(optimizer: SparseOptimizer, name: str) -> bool:
-    """Whether the parameter is left dense, be it listed as a full layer or not at all."""
+    """Whether the parameter is dense, as a full layer or as no layer."""
     return name not in optimizer.masks or bool(optimizer.masks[name].all())
 
 

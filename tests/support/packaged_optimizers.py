@@ -74,14 +74,14 @@ class Packaged:
         return f"{self.package}-{self.name}"
 
     def build(self, params: Any) -> Optimizer:
-        """Make it of parameters, or of a model where it takes nothing else."""
+        """Make the optimizer from parameters, or from a model if it takes only models."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _BUILDERS[self.package](self.name, params)
 
     @property
     def missing(self) -> str | None:
-        """A package that it needs beside its own, if that is not installed."""
+        """A further package that the optimizer needs and that is not installed."""
         for beginning, package in _ELSEWHERE.items():
             if self.package == "transformers" and self.name.startswith(beginning):
                 return package if importlib.util.find_spec(package) is None else None
@@ -89,13 +89,13 @@ class Packaged:
 
     @property
     def takes_large(self) -> bool:
-        """Whether it does what it does only to parameters of 4096 entries or more."""
+        """Whether the optimizer is special only for parameters of 4096 entries or more."""
         name = self.name.lower()
         return any(part in name for part in ("8bit", "4bit", "fp8"))
 
 
 def packaged_optimizers() -> Iterator[Packaged]:
-    """All of those whose packages are installed, but those that are left out for a reason."""
+    """All optimizers of installed packages, except those in `LEFT_OUT`."""
     for package, names in _LISTS.items():
         if importlib.util.find_spec(package) is None:
             continue

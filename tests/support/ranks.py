@@ -31,7 +31,7 @@ needs_gloo = pytest.mark.skipif(
 
 
 def forkserver() -> Any:
-    """A context whose processes start in milliseconds: fresh ones, in which torch is imported."""
+    """A context whose fresh processes start in milliseconds, because torch is imported already."""
     context = multiprocessing.get_context("forkserver")
     # Every optimizer of torch imports the compiler when it is made.
     context.set_forkserver_preload(["torch", "torch._dynamo", "benchmarks.cifar.cli"])
@@ -45,7 +45,7 @@ def two_ranks() -> "Ranks":
 
 
 class Ranks:
-    """Processes that run the same function together, each as one rank."""
+    """Processes that run one function together, each as one rank."""
 
     def __init__(self) -> None:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -63,7 +63,7 @@ class Ranks:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
-        """What `function(*args, **kwargs)`, of a module, returns on each rank.
+        """The result of a module's `function(*args, **kwargs)` on each rank.
 
         It returns what `torch.save` and `torch.load` take: tensors and plain values.
         """

@@ -16,7 +16,7 @@ wrap = partial(wrapping.wrap, name="AdamW", **SETTINGS)
 
 
 def saved_and_loaded(optimizer, tmp_path):
-    """Through a file, and read as torch reads by default: weights only, no code."""
+    """Save to a file and load with torch's default: weights only, no code."""
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     return torch.load(tmp_path / "optimizer.pt")
 
@@ -36,7 +36,7 @@ def assert_same_run(model, optimizer, other_model, other):
 
 
 def resumed(model, saved, name="AdamW", *, dtype=torch.float32, channels_last=False, **settings):
-    """Fresh objects, as a new process makes them, and then both state dicts into them."""
+    """Make fresh objects, as a new process does, and load both state dicts."""
     fresh_model = make(type(model), seed=9, dtype=dtype, channels_last=channels_last)
     fresh = wrap(fresh_model, name=name, **settings)
     fresh_model.load_state_dict(model.state_dict())

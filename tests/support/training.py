@@ -54,7 +54,7 @@ def backward(model: nn.Module, index: int) -> None:
 
 
 def dense_gradients(model: nn.Module, index: int) -> dict[str, torch.Tensor]:
-    """Gradients of the same weights from a copy that nothing hooks into."""
+    """Gradients of the same weights from a copy without hooks."""
     copy = make(type(model))
     for mine, theirs in zip(copy.parameters(), model.parameters(), strict=True):
         mine.data = theirs.detach().clone(memory_format=torch.preserve_format)

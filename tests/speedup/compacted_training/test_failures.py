@@ -34,7 +34,7 @@ def wrapped():
 
 
 def failing(function, after):
-    """Return ``function``, out of memory in the call ``after`` so many."""
+    """Return ``function`` that runs out of memory in call number ``after`` + 1."""
     calls = 0
 
     def fails(*args):

@@ -18,7 +18,7 @@ STEPS = 14
 
 
 class DenseBlock(nn.Module):
-    """What it is given, and beside it what it makes of that."""
+    """Concatenates its input and the result of its layer."""
 
     def __init__(self, channels, growth):
         super().__init__()
@@ -41,7 +41,7 @@ class DenseBlocks(nn.Sequential):
 
 
 class UShape(nn.Module):
-    """A way down, a way up, and a connection between them."""
+    """A path down, a path up, and a connection between them."""
 
     def __init__(self):
         super().__init__()

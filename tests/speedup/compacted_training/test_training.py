@@ -40,7 +40,7 @@ def wrapped(name="SGD", *, kind=ChannelNet, form=None, groups=None, **changes):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("kind", [ChannelNet, PlainNet])
 def test_it_trains_as_the_whole_model_is_trained(kind, channels_last, device):
-    """Schedules, clipping and evaluation between included, over every update of a run."""
+    """With schedules, clipping and evaluation in between, over every update of a run."""
     form = {"channels_last": channels_last, "device": device}
     outputs = {}
     runs = {}

@@ -122,7 +122,7 @@ def test_a_model_compacted_while_it_trains_compacted_is_none_of_that_training():
 
 @pytest.mark.parametrize("method", ["static", "rigl"])
 def test_masks_of_the_smaller_model_begin_another_training(method):
-    """Also one that has single weights only, and no mask for normalisations."""
+    """This includes methods with single weights only and without masks for normalisations."""
     model, optimizer = trained(DELTA_T + 1)
     compaction = Compaction(model, optimizer, batch(90)[0])
     smaller = compaction.model

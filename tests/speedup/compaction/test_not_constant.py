@@ -14,7 +14,7 @@ from tests.speedup.masking import optimizer_without, static
 
 
 class BiasFromData(nn.Module):
-    """The second layer's bias is made of a condition, by ``add``."""
+    """A condition decides the second layer's bias, through ``add``."""
 
     def __init__(self, add):
         super().__init__()
@@ -53,7 +53,7 @@ def test_a_bias_that_is_made_of_an_input(add):
 
 
 class Conditional(nn.Module):
-    """BatchNorm's scale and shift are made of a condition, or the slope of PReLU is."""
+    """A condition decides BatchNorm's scale and shift, or the slope of PReLU."""
 
     def __init__(self, slope):
         super().__init__()
@@ -167,7 +167,7 @@ def test_a_slope_that_all_channels_share_has_its_gradient_of_constants_too():
 
 
 class GrownLater(nn.Module):
-    """A weight that is transposed, and of which a live entry is zero at the moment."""
+    """A transposed weight with a live entry that is zero at the moment."""
 
     def __init__(self):
         super().__init__()

@@ -59,7 +59,7 @@ def test_a_tied_bias_takes_no_constants():
 
 
 class TakenOut(nn.Module):
-    """forward() multiplies by a layer's weight, and does without its bias."""
+    """forward() multiplies by a layer's weight without its bias."""
 
     def __init__(self):
         super().__init__()

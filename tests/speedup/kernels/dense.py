@@ -62,7 +62,7 @@ def check(function, dense, x, weight, bias, grad, mask):
 
 
 def _close(actual, exact, size, name):
-    """`size` is the same product of absolute values: what was added up, without signs.
+    """`size` is the same product of absolute values, an upper bound of the sum.
 
     A few sums may cancel, so that only `size` says how exact they can be; many do not.
     """

@@ -19,7 +19,7 @@ needs_processor = pytest.mark.skipif(
 
 
 def ask(**environment):
-    """What a fresh process says: whether there are kernels, and why not."""
+    """The output of a fresh process: whether kernels are available, and why not."""
     program = (
         "from sparseopt.speedup import kernels\n"
         "print(kernels.available())\n"

@@ -13,7 +13,7 @@ BAD = [float("nan"), float("inf"), float("-inf")]
 
 
 def with_a_bad_sample(bad, dtype):
-    """The output, and where a live weight meets the bad input of sample 3."""
+    """The output, and the places where a live weight multiplies the bad input of sample 3."""
     mask = torch.rand(6, 5, 3, 3) < 0.2
     x, weight = torch.randn(20, 5, 9, 9), torch.randn(mask.shape)
     x[3, 2, 4, 4] = bad

@@ -11,7 +11,7 @@ STEPS = 12
 
 
 def train(*, fast, measured=False, accumulate=1):
-    """Train, and return what this rank saw."""
+    """Train, and return this rank's records."""
     rank = dist.get_rank()
     model = make(seed=rank)
     parallel = DistributedDataParallel(model)

@@ -90,13 +90,13 @@ def make(kind=ConvNet, seed=0, **settings):
 
 
 def wrap(model, **changes):
-    """A sparse optimizer of which masks move at steps 5, 10, ..., 25."""
+    """A sparse optimizer whose masks move at steps 5, 10, ..., 25."""
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     return SparseOptimizer(sgd, model, **settings_with(**changes))
 
 
 def full_plan(model, optimizer, x=None):
-    """A plan by which nothing stays dense that need not, for one shape of input."""
+    """A plan in which every layer that can be exchanged is, for one shape of input."""
     x = images() if x is None else x
     layer_of = {layer.weight: layer for layer in optimizer.layers}
     plan = {}

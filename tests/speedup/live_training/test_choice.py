@@ -30,7 +30,7 @@ pytestmark = needs_kernels
 
 
 class Timer:
-    """Runs every call once, and says that it took what a table has for its name."""
+    """Runs every call once, and returns the time that a table has for its name."""
 
     def __init__(self, **seconds):
         self.seconds = seconds
@@ -45,7 +45,7 @@ class Timer:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Have measurements take what the test says, by name of what is measured."""
+    """Replace measured times by the test's times, by name of the call."""
 
     def install(**seconds):
         timer = Timer(**{name.replace("_", " "): value for name, value in seconds.items()})
@@ -236,7 +236,7 @@ def test_a_plan_that_was_saved_gives_the_same_bits_and_measures_nothing(clock, k
 
 
 def test_measurement_chooses_what_the_first_pass_runs_by(clock):
-    """A run is the same from its first step on, whether it measured or was given the plan."""
+    """A run that measures and a run with the plan are equal from the first step on."""
     clock(live=0.5, both=0.5)
     model = make()
     optimizer = wrap(model)

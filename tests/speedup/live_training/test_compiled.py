@@ -61,7 +61,7 @@ def test_speed_up_before_and_after_compiling_trains_with_inductor():
 
 
 def test_compiled_evaluation_takes_weights_as_they_are():
-    """An average swapped in is not masked, and a graph can't look."""
+    """A swapped-in average is not masked, and a compiled graph cannot check this."""
     model = make()
     optimizer = wrap(model, method="static")
     speed_up(model, optimizer, plan=full_plan(model, optimizer))

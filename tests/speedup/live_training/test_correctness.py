@@ -38,7 +38,7 @@ def gradients_of(model):
 
 
 class Run(NamedTuple):
-    """A model that is sped up, dense copies in float32 and float64, and what must be kept."""
+    """A sped-up model, dense copies in float32 and float64, and objects to keep alive."""
 
     model: nn.Module
     dense: nn.Module

@@ -29,7 +29,7 @@ def test_share_and_scale_are_those_of_torch(p, dtype):
 
 
 def test_entries_are_dropped_independently():
-    """Of each other, whichever of the four that share a random number, and of earlier calls."""
+    """Draws are independent, also if they share a random number, and of earlier calls."""
     x = maps(64, 16, 16, 16)
     dropped = [(drop_entries(x, 0.3) == 0).permute(1, 2, 3, 0).reshape(-1) for _ in range(2)]
     first, second = (one.double() - one.double().mean() for one in dropped)

@@ -32,7 +32,7 @@ def classes_of(model):
 
 
 def look_of(model):
-    """All that a module has, but what it has of parameters and buffers."""
+    """All attributes of a module except parameters and buffers."""
     return {name: set(vars(module)) for name, module in model.named_modules()}
 
 

@@ -31,7 +31,7 @@ def sped_up(kind=ConvNet, **changes):
 
 @pytest.fixture
 def gathered(monkeypatch):
-    """How many times live weights were gathered, which every pass on live weights does."""
+    """How many times live weights were gathered; every pass on live weights gathers once."""
     calls = []
 
     def counting(original):
@@ -173,7 +173,7 @@ def changed_by_another_tensor(weight):
 )
 @pytest.mark.parametrize("kind", [ConvNet, Tokens])
 def test_weights_outside_of_the_mask_count(kind, change):
-    """As an average swapped in for evaluation, or the perturbation of SAM."""
+    """Weights are swapped like an average for evaluation, or perturbed as by SAM."""
     model, optimizer = sped_up(kind, method="static", init="uniform")
     for weight in [layer.weight for layer in optimizer.layers]:
         change(weight)

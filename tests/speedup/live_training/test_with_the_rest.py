@@ -244,7 +244,7 @@ def test_checkpointing_draws_dropout_again(reentrant, steps):
 
 @pytest.mark.parametrize("kind", [ConvNet, Tokens])
 def test_gradient_of_the_gradient(kind):
-    """As in a gradient penalty."""
+    """Derivatives of second order, as in a gradient penalty."""
     results = []
     for way in (dense, fast):
         model, optimizer = way(kind, method="static")

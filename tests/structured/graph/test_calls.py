@@ -44,7 +44,7 @@ def test_a_cast_keeps_channels_apart():
 
 
 class Transposed(nn.Module):
-    """Weights that are transposed before they are multiplied, and a scale that is reshaped."""
+    """Weights that are transposed before a product, and a scale that is reshaped."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +88,7 @@ def test_a_weight_may_be_the_left_factor():
 
 
 class Joined(nn.Module):
-    """A bias that is put together of two."""
+    """A bias that is concatenated from two parameters."""
 
     def __init__(self):
         super().__init__()
