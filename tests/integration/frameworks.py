@@ -163,7 +163,7 @@ def gradients_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A copy; of a DTensor, from all ranks together."""
+    """A copy; a DTensor is gathered from all ranks."""
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
 
 
@@ -233,7 +233,7 @@ def flops_by_hand(counts: dict[str, int]) -> int:
 
 
 def assert_same_outcome(left: dict[str, Any], right: dict[str, Any]) -> None:
-    """Two of `resume_worker.outcome`, equal to the last bit."""
+    """Two results of `resume_worker.outcome` are equal to the last bit."""
     assert left["history"] == right["history"]
     assert left["steps"] == right["steps"]
     for part in ("weights", "masks"):

@@ -121,7 +121,7 @@ def double_loss(model, index):
 
 @every_run
 def test_a_run_is_the_plain_loop_masked_by_hand(worlds, name):
-    """Updates at their steps, schedulers, clipping, accumulation, mixed precision, ranks.
+    """Compared are update steps, schedulers, clipping, accumulation, mixed precision and ranks.
 
     To the last bit; under FSDP2 but for the norm that is clipped, which is a sum over ranks.
     """
@@ -167,7 +167,7 @@ def test_accelerate_sees_which_steps_an_overflow_skipped_and_they_advance_nothin
 
 @every_run
 def test_load_state_goes_on_in_fresh_processes_to_the_last_bit(worlds, name):
-    """With FSDP2, from shards that both ranks saved."""
+    """FSDP2 resumes from shards that both ranks saved."""
     whole, rest = worlds[name].of(name), worlds[name].of(name, "resume")
     assert 0 < len(rest["weights"]) == len(whole["weights"]) - SAVED_AT
     assert_same_run(rest, {key: whole[key][SAVED_AT:] for key in RECORDED})

@@ -68,7 +68,7 @@ def test_both_ranks_have_the_same_channels_at_all_times(optimizer_first):
 
 
 def shard_on_ranks():
-    """What is said if the weights are sharded before the optimizer is made, and after."""
+    """The errors for weights that are sharded before and after the optimizer is made."""
     said = []
     sharded = fully_shard(make(ChannelNet))
     try:

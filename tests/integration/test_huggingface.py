@@ -43,7 +43,7 @@ def resumed(folder):
 
 @every_run
 def test_a_run_is_the_plain_loop_masked_by_hand_to_the_last_bit(folder, name):
-    """Updates at their steps, schedulers, clipping, accumulation and bf16 included."""
+    """Compared are update steps, schedulers, clipping, accumulation and bf16."""
     seen = torch.load(folder / f"{name}-start.pt")
     assert_same_run(seen, seen["reference"])
     assert [record["step"] for record in seen["outcome"]["history"]] == [5, 10, 15]
@@ -91,7 +91,7 @@ def test_resume_from_checkpoint_goes_on_in_a_fresh_process_to_the_last_bit(resum
 
 @pytest.mark.parametrize("name", [name for name in RUNS if RUNS[name].model != "BERT"])
 def test_flops_counts_a_language_model_that_is_called_by_keyword(folder, name):
-    """Of a text: two a token and live weight, or weight of the tied head; one a token and bias."""
+    """FLOPs of a text: two a token and weight (live, or of the tied head), one a token and bias."""
     seen = torch.load(folder / f"{name}-start.pt")
     live = sum(int(mask.sum()) for mask in seen["masks"][-1].values())
     biases = 0

@@ -29,7 +29,7 @@ class Run:
         assert not self.kill(events=10 * STEPS, delay=60)
 
     def kill(self, events: int, delay: float) -> bool:
-        """Kill a process `delay` seconds after it did so many things; say whether it lived then.
+        """Kill a process `delay` seconds after this number of events; return whether it was alive.
 
         What it did is checked: it began where the last save ended, and what it saved is there.
         """
@@ -58,7 +58,7 @@ class Run:
         assert 0 <= reached - self.saved_step() <= SAVE_EVERY
 
     def events(self) -> list[tuple[str, int]]:
-        """What all processes did so far, and at which step."""
+        """The events of all processes so far, with their steps."""
         journal = self.folder / "journal"
         if not journal.exists():
             return []
@@ -66,7 +66,7 @@ class Run:
         return [(event, int(step)) for event, step in lines]
 
     def saved_step(self) -> int:
-        """The step that the checkpoint brings back, which can always be read."""
+        """The step of the checkpoint, which can always be read."""
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return 0
@@ -80,7 +80,7 @@ class Run:
 
 
 def moment_of_death(run):
-    """What the process was doing."""
+    """The last event of the process."""
     events = run.events()
     return "saving" if events and events[-1][0] == "saving" else "training"
 

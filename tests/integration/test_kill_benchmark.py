@@ -25,7 +25,7 @@ pytestmark = [needs_fork, pytest.mark.slow]
 
 @pytest.fixture
 def arguments(tmp_path):
-    """Two runs of seconds, on images made up for them."""
+    """Two runs of a few seconds, on random images."""
     images, generator = tmp_path / "images", np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 2)):
         for name in CIFAR10_NAMES:
@@ -67,7 +67,7 @@ class Benchmark:
         return output
 
     def kill(self, files: int, delay: float) -> bool:
-        """Kill a process `delay` seconds after it wrote so many files, if it lives so long."""
+        """Kill a process `delay` seconds after it wrote this number of files, unless it ended."""
         process = self.start()
         written, last = 0, self.state_of_files()
         while process.is_alive() and written < files:

@@ -72,7 +72,7 @@ def reference(run: Run, *, seed: int = 0):
 
 @pytest.mark.parametrize("name", AUTOMATIC)
 def test_automatic_optimization_is_the_plain_loop_masked_by_hand_to_the_last_bit(folder, name):
-    """Updates at their steps, schedulers, clipping, accumulation and mixed precision included."""
+    """Compared are update steps, schedulers, clipping, accumulation and mixed precision."""
     (seen,) = torch.load(folder / f"{name}-start.pt")
     assert_same_run(seen, reference(AUTOMATIC[name]))
 

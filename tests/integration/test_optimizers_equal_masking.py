@@ -209,7 +209,7 @@ class ByHandWithClosure(HandMaskedByClosure, ByHand):
 
 
 def zero_code(entry: Mapping[str, Any], key: str) -> int | None:
-    """Which bits stand for 0, for state of 8 bits a weight."""
+    """The code for 0 of state with 8 bits a weight."""
     value = entry.get(key)
     codes = getattr(value, "codes", value)
     if not torch.is_tensor(codes) or codes.element_size() != 1 or is_flag(codes):
@@ -223,7 +223,7 @@ def zero_code(entry: Mapping[str, Any], key: str) -> int | None:
 
 
 def may_be_factor(parameter: nn.Parameter) -> bool:
-    """Whether what belongs to rows or columns may have the weight's shape: a square's has."""
+    """Whether row or column statistics may have the weight's shape, as for a square matrix."""
     sizes = [size for size in parameter.shape if size > 1]
     return len(sizes) < 2 or (parameter.ndim == 2 and sizes[0] == sizes[1])
 

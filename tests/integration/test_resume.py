@@ -12,7 +12,7 @@ from tests.support.training import train
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Of every run, the uninterrupted one's outcome and the resumed one's."""
+    """The results of every run, uninterrupted and resumed."""
     folder = tmp_path_factory.mktemp("resume")
     uninterrupted = []
     for number, (method, name, out_of, _) in enumerate(RUNS):

@@ -66,6 +66,6 @@ def test_the_first_fsdp_is_refused_by_name(when, use_orig_params):
 
 
 def test_a_model_that_the_first_fsdp_took_the_weights_of_is_warned_of():
-    """Without ``use_orig_params`` the optimizer has nothing of the model any more."""
+    """Without ``use_orig_params`` the optimizer has no parameter of the model."""
     for message in two_ranks().run(first_fsdp, "after", use_orig_params=False):
         assert "no longer a parameter of the model" in message

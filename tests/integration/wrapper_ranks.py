@@ -75,7 +75,7 @@ def _dropped_state_is_zero(optimizer: SparseOptimizer) -> bool:
 
 
 def zero_without_consolidation() -> str:
-    """What saving says on a rank that was not consolidated to."""
+    """The error of saving on a rank without the consolidated state."""
     model = DistributedDataParallel(make())
     optimizer = SparseOptimizer(_zero(model.parameters()), model, method="static", **SETTINGS)
     _train(model, optimizer, 0, 2)
@@ -108,7 +108,7 @@ def post_local_sgd(method: str, steps: int) -> dict[str, Any]:
 
 
 def first_fsdp(when: str, use_orig_params: bool) -> str:
-    """What is said if FSDP of the first kind shards the model before or after wrapping."""
+    """The errors for a model that FSDP1 shards before or after wrapping."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     def shard(model: nn.Module) -> nn.Module:

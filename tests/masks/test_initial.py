@@ -35,7 +35,7 @@ def test_random_masks_are_those_of_the_oracle(init, channels_last, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_random_masks_depend_on_the_seed_only(dtype):
-    """Not on dtype, on memory format, on weights, nor on random numbers drawn before."""
+    """Masks do not depend on dtype, memory format, weights or earlier random numbers."""
     reference = masks_of(wrap(make(), seed=7))
     torch.rand(17)
     other = masks_of(wrap(make(seed=9, dtype=dtype, channels_last=True), seed=7))

@@ -41,7 +41,7 @@ def test_dtype_and_memory_format_stay_what_they_were(dtype, channels_last, state
 def test_weight_and_gradient_may_be_of_different_memory_formats(
     method, weight_last, gradient_last, state
 ):
-    """Bit for bit the run with everything contiguous."""
+    """Equal, bit for bit, to the run with contiguous tensors."""
     results = []
     for weights, gradients in ((False, False), (weight_last, gradient_last)):
         model = make(channels_last=weights)
@@ -72,7 +72,7 @@ ARRANGED = {
 
 @pytest.mark.parametrize("arranged", ARRANGED)
 def test_a_weight_in_unusual_memory_is_handled_in_logical_order(arranged, state):
-    """Column-major, as some checkpoints leave it, or with gaps between its rows."""
+    """A weight in column-major order, as in some checkpoints, or with gaps between its rows."""
     results = []
     for arrange in (torch.Tensor.contiguous, ARRANGED[arranged]):
         model = nn.Sequential(nn.Linear(20, 30))
@@ -111,7 +111,7 @@ def test_functional_use_of_a_weight_is_masked_too():
 
 
 def test_the_memory_format_may_change_after_wrapping(state):
-    """Bit for bit the run that stays contiguous."""
+    """Equal, bit for bit, to the run that stays contiguous."""
     results = []
     for changes in (False, True):
         model = make()

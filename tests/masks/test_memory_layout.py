@@ -24,7 +24,7 @@ DTYPES = [
 @pytest.mark.parametrize("fill", [0.0, 3.0])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_live_stays_and_the_mask_as_it_was(dtype, fill):
-    """Of one byte, too: a mask is bytes itself."""
+    """Also for one byte: a mask consists of bytes."""
     values = torch.arange(-20, 20).to(dtype)
     mask = torch.arange(40) % 3 == 0
     expected = np.where(np.arange(40) % 3 == 0, values.to(torch.complex128).numpy(), fill)

@@ -22,7 +22,7 @@ def names(optimizer):
 
 
 def run(model, optimizer, inputs, steps=7):
-    """Training on random inputs; returns nothing, checks that masks hold."""
+    """Train on random inputs, and check that masks hold."""
     for _ in range(steps):
         optimizer.zero_grad()
         out = model(*inputs())
@@ -176,7 +176,7 @@ def test_a_weight_shared_with_an_embedding_stays_dense():
 
 
 def test_a_weight_shared_by_two_linear_layers_is_one_layer():
-    """Counted once, masked once, updated once, by the gradient of both uses."""
+    """The weight is counted, masked and updated once, by the gradient of both uses."""
     model = Tied("linear")
     optimizer = wrap(model)
     assert names(optimizer) == ["embedding.weight", "middle.weight"]

@@ -126,7 +126,7 @@ def test_any_scores_against_pythons_own_sort(values, share, dtype):
 @pytest.mark.parametrize("where", ["on", "off", "first", "last", "ascending", "descending"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_layers_whose_large_scores_hide_from_a_sample(where, dtype):
-    """However a partial selection looks at the scores first, the result is exact."""
+    """The result is exact, although the selection first samples the scores."""
     numel, every = 40_000, 67
     position = torch.arange(numel)
     large = {

@@ -166,7 +166,7 @@ def test_all_methods_are_reached_by_name():
 
 
 class Plain(DropGrow):
-    """What a registered class is made from: what is right, but for what a test changes."""
+    """Attributes of a valid class; a test changes one of them."""
 
     name = "plain"
 

@@ -28,7 +28,7 @@ def snfs(model, name="SGD", **changes):
 
 
 def held(optimizer):
-    """By layer, what the checkpoint would keep."""
+    """The memory by layer, as in a checkpoint."""
     state = optimizer.state_dict()
     places = {entry["name"]: entry["index"] for entry in progress(state)["layers"]}
     return {
@@ -158,7 +158,7 @@ def test_a_closure_feeds_the_memory_once_with_the_gradient_where_the_step_began(
 
 @pytest.mark.parametrize("step", [4, 5])
 def test_a_gradient_that_is_not_finite_is_not_remembered(step):
-    """Not on an ordinary step either, though its weights are lost then."""
+    """Also on an ordinary step, although its weights are lost then."""
     model = make()
     optimizer = snfs(model)
     train(model, optimizer, step - 1)

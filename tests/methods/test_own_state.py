@@ -286,7 +286,7 @@ def test_a_checkpoint_of_another_version_of_the_method_is_refused_whole(declared
 
 
 def with_state(**functions):
-    """A method whose observer or initial state is given."""
+    """A method with this observer or initial state."""
     return dataclass(frozen=True)(type("Own", (SmoothedSalience,), {"name": "own", **functions}))()
 
 

@@ -150,7 +150,7 @@ def test_ties_drop_the_earlier_layer_and_then_the_lower_index_first():
 
 
 def test_no_layer_is_emptied():
-    """The first layer would lose everything; its largest weight stays instead of another's."""
+    """The first layer would lose all weights; its largest stays, and another weight drops."""
     masks = sgd_of([[0.1, 0.3, 0.2, 0.0], [5.0, 6.0, 7.0, 8.0]])
     assert masks == [[0, 1, 0, 0], [0, 1, 1, 1]]
 

@@ -54,7 +54,7 @@ def test_a_whole_run_agrees_with_a_dense_run_masked_by_hand(method, name, state)
 
 
 def test_snfs_grows_alike_whatever_the_inner_optimizer_keeps():
-    """With plain SGD there is no momentum at all to read, and with AdamW it is compact."""
+    """Plain SGD has no momentum that the method could read, and AdamW's is compact."""
     for name, state in (("SGD", "compact"), ("AdamW", "compact"), ("AdamW", "masked")):
         model, optimizer, reference = wrapped("snfs", name, state)
         for group in optimizer.param_groups:

@@ -49,7 +49,7 @@ def test_the_smallest_weights_go_and_the_largest_gradients_come():
 
 
 def test_a_live_weight_is_no_candidate_even_if_all_gradients_are_zero():
-    """Excluded by its state, not by a score of 0: else live weights would be picked again."""
+    """A live weight is excluded as live, not by a score of 0, or it could be chosen again."""
     weight, optimizer = tiny(WEIGHTS, [9.0, 0, 9.0, 0, 0, 0, 0, 0], MASK)
     assert optimizer.masks["0.weight"].sum() == 4
     assert weight[0, 0] == 5.0

@@ -99,7 +99,7 @@ def test_what_is_counted_is_what_the_smaller_model_costs():
 
 
 def test_after_training_compaction_leaves_exactly_the_live_channels():
-    """The model that is taken out computes the same and has just the counted weights."""
+    """The compacted model computes the same, and has exactly the counted weights."""
     model = Residual(16, 24, 32)
     optimizer = wrap(model, density=0.2)
     train(model, optimizer, 40)

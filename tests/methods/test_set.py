@@ -41,7 +41,7 @@ def test_growth_draws_nothing_from_torchs_own_generator():
 
 
 def test_growth_is_uniform_over_the_candidates():
-    """Over many updates of one layer each dead weight comes as often as another."""
+    """Over many updates of one layer every dropped weight grows equally often."""
     model = torch.nn.Sequential(torch.nn.Linear(10, 10, bias=False))
     optimizer = SparseOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1),

@@ -131,7 +131,7 @@ def test_without_gamma_no_neuron_is_ablated():
 
 
 def test_neurons_stay_for_the_budget_to_find_room():
-    """Where nearly every neuron falls short, as many stay as the budget needs, and are full."""
+    """If nearly all neurons fall short, as many stay active as the budget needs, with full rows."""
     model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 2))
     settings = {**SETTINGS, "init": {"0": 0.5, "2": 1.0}, "alpha": 1.0, "decay": "constant"}
     optimizer = SparseOptimizer(

@@ -22,7 +22,7 @@ def at(layer, right, wrong):
 
 @dataclass(frozen=True)
 class Answering(DropGrow):
-    """Answers rightly, but for what a test replaces."""
+    """A correct method; a test replaces one function."""
 
     name = "answering"
 

@@ -84,7 +84,7 @@ def test_what_a_model_was_given_goes_with_the_hooks():
 
 
 class Prepared(nn.Linear):
-    """Says itself what is to be scripted of it."""
+    """Decides itself what torch.jit.script scripts."""
 
     def __prepare_scriptable__(self):
         return nn.Linear(3, 2)

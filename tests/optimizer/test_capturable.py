@@ -29,7 +29,7 @@ CAPTURABLE = [
 
 
 def refusal(name, options, device):
-    """What torch itself has against the options on this device, or None."""
+    """torch's own error for these options on this device, or None."""
     model = model_for(name, device=device)
     try:
         optimizer = build(name, model.parameters(), **options)

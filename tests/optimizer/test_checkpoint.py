@@ -24,7 +24,7 @@ from tests.support.training import train
 @pytest.mark.parametrize("steps", [0, 9, 10])
 @pytest.mark.parametrize("method", ["static", "set", "rigl", "pruning"])
 def test_a_resumed_run_is_the_uninterrupted_one(method, steps, out_of, into, tmp_path):
-    """Saved in either form, loaded into either mode, before and after updates."""
+    """State of both forms loads into both modes, before and after updates."""
     model = make()
     optimizer = wrap(model, method=method, state=out_of)
     train(model, optimizer, steps)
@@ -85,7 +85,7 @@ def test_it_is_a_normal_optimizer_state_dict(state):
 
 
 def test_masks_are_not_in_the_state_before_the_first_step():
-    """Adam takes a state that is not empty for one that is initialised."""
+    """Adam treats a state that is not empty as initialised."""
     model = make()
     optimizer = wrap(model)
     assert all(not entry for entry in optimizer.state.values())
@@ -108,7 +108,7 @@ def test_saving_changes_nothing(state):
 
 
 def test_what_is_written_into_a_state_dict_does_not_reach_the_masks():
-    """Distributed checkpointing loads into the tensors of a state dict, and then hands it over."""
+    """Distributed checkpointing loads into the tensors of a state dict, and then loads the dict."""
     model = make()
     optimizer = wrap(model)
     before = {name: mask.clone() for name, mask in optimizer.masks.items()}
@@ -119,7 +119,7 @@ def test_what_is_written_into_a_state_dict_does_not_reach_the_masks():
 
 
 def test_masks_and_history_of_two_runs_from_one_checkpoint_are_their_own():
-    """Torch lets the moments of a loaded state dict be shared; masks never are."""
+    """torch shares the moments with a loaded state dict; masks are never shared."""
     model = make()
     optimizer = wrap(model, method="set")
     train(model, optimizer, 7)
@@ -188,7 +188,7 @@ def test_a_model_that_was_loaded_before_wrapping_resumes(method, state):
 
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
 def test_a_round_trip_before_the_checkpoint_is_loaded_loses_nothing(method, state):
-    """Accelerate makes one when it prepares an optimizer: in the HF Trainer, of a loaded model."""
+    """Accelerate makes a state dict when it prepares an optimizer; the HF Trainer does so too."""
     model = make()
     optimizer = wrap(model, method=method, state=state)
     train(model, optimizer, 12)
@@ -203,7 +203,7 @@ def test_a_round_trip_before_the_checkpoint_is_loaded_loses_nothing(method, stat
 
 
 def test_a_probe_step_before_the_checkpoint_is_loaded_loses_nothing(state):
-    """Distributed checkpointing makes one when it loads an optimizer: often of a loaded model."""
+    """Distributed checkpointing makes a state dict when it loads an optimizer."""
     model = make()
     optimizer = wrap(model, state=state)
     train(model, optimizer, 12)

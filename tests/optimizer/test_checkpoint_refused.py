@@ -79,7 +79,7 @@ def test_another_layer_set_is_refused_by_the_layers_name():
 
 
 def test_a_plain_optimizers_checkpoint_is_refused():
-    """It has no masks, and a dense continuation would be a silent surprise."""
+    """The checkpoint has no masks, and training must not silently continue dense."""
     other, model = make(), make()
     plain = build("AdamW", other.parameters())
     train(other, plain, 3)

@@ -220,7 +220,7 @@ def _evaluate(model, optimizer, index):
 
 
 def test_compiling_the_optimizers_step_alone_does_no_harm(state, backend):
-    """There is nothing in it to compile: it runs as it is."""
+    """The step runs as ordinary Python, and nothing in it is compiled."""
     model = make()
     optimizer = wrap(model, state=state)
     compiled_step = torch.compile(optimizer.step, backend=backend)
@@ -260,7 +260,7 @@ def test_compiled_autograd_gives_the_same_numbers_and_survives_mask_updates(back
 )
 @pytest.mark.parametrize("what", ["model", "step"])
 def test_the_default_backend_trains_like_an_eager_run(what):
-    """Inductor orders sums otherwise, so that the last digits differ."""
+    """Inductor adds in another order, so the last digits differ."""
     model = make(MatrixNet)
     optimizer = wrap(model)
     if what == "model":
@@ -291,7 +291,7 @@ def container():
     ],
 )
 def test_flops_knows_the_input_of_a_model_that_only_ever_ran_compiled(how, root, dynamic):
-    """In full graphs, and without a second compilation: learning the input costs neither."""
+    """Recording the input breaks no graph and causes no second compilation."""
     backend = Counting()
     model = make() if root == "a user's module" else container()
     optimizer = wrap(model)

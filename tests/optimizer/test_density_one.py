@@ -67,7 +67,7 @@ def test_density_one_on_every_device(device):
 
 
 def test_the_list_of_optimizers_is_torchs_own():
-    """Guards the parametrisation: the classes of today are in it."""
+    """Guards the parametrisation: it contains the classes of this torch version."""
     assert {"SGD", "Adam", "AdamW", "Adagrad", "LBFGS", "RMSprop", "Rprop"} <= set(
         torch_optimizers()
     )

@@ -50,7 +50,7 @@ def outer_loss(weight, bias):
 
 
 def skip_unless_torch_differentiates(name, steps, rate):
-    """Some optimizers overwrite what `backward()` needs, and no wrapper can bring it back."""
+    """Some optimizers overwrite what `backward()` needs, and no wrapper can restore it."""
     weight, bias, lr = meta_parameters()
     options = {"lr": lr} if rate else {}
     try:

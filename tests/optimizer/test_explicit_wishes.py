@@ -14,7 +14,7 @@ from tests.support.nets import make
 
 
 class Own(nn.Module):
-    """A linear map of one's own, as graph networks and fused experts have."""
+    """A user's own linear map, as in graph networks and fused experts."""
 
     def __init__(self, *shape):
         super().__init__()

@@ -9,7 +9,7 @@ from tests.support.looking import assert_dropped_are_fresh
 
 
 class Branches(nn.Module):
-    """Two layers, of which the second need not be used."""
+    """Two layers; the second one is optional."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ def test_a_layer_with_a_zero_gradient_sits_out_as_one_with_none(method, state):
 
 
 def test_tiny_gradients_are_gradients():
-    """Their squares are zero in single precision."""
+    """The squares of such gradients are zero in single precision."""
     optimizer, _ = after_an_update(both=True, scale=1e-30)
     assert optimizer.layers[1].last_grown > 0
 

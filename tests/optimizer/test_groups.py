@@ -96,7 +96,7 @@ def test_a_bad_density_of_a_param_group_is_refused(density):
 
 
 def test_add_param_group_in_mid_training(state):
-    """Unfreezing a head: the new group trains, the masks that were there stay as they were."""
+    """Unfreezing a head: the new group trains, and existing masks do not change."""
     model = make()
     head = [model.fc2.weight, model.fc2.bias]
     rest = [p for p in model.parameters() if all(p is not h for h in head)]
@@ -209,7 +209,7 @@ def test_a_layer_that_was_frozen_when_wrapped_trains_dense_once_it_is_unfrozen(s
 
 
 def test_a_parameter_that_is_in_a_group_already_is_refused_and_nothing_changes(state):
-    """Unfreezing needs no group: torch says so, and the masks stay as they were."""
+    """Unfreezing needs no group: torch raises its error, and masks do not change."""
     model = make()
     optimizer = wrap(model, state=state)
     train(model, optimizer, 3)

@@ -51,7 +51,7 @@ def test_a_weight_that_takes_anothers_place_in_the_model_is_refused_by_name(stat
 
 
 def test_an_unpickled_optimizer_does_not_guess_what_a_group_is():
-    """What can be sparse is for the model to say, and that is not in the pickle."""
+    """The model decides what can be sparse, and it is not in the pickle."""
     model = make()
     optimizer = wrap(model)
     copied = pickle.loads(pickle.dumps(optimizer))
@@ -132,7 +132,7 @@ def test_a_layer_whose_precision_changes_goes_on_as_with_dense_state(dtype):
 
 
 class FilledLate(torch.optim.Optimizer):
-    """Brings in an entry before there is anything in it; an accumulator, as Adagrad's."""
+    """Creates an entry before it has values; an accumulator, like Adagrad's."""
 
     def __init__(self, params, lr=0.01):
         super().__init__(params, {"lr": lr})
@@ -184,7 +184,7 @@ def take_out_the_group(optimizer, model):
 @pytest.mark.parametrize("take_out", [take_out_by_filter, take_out_the_group])
 @pytest.mark.parametrize("method", ["set", "rigl", "granet"])
 def test_a_layer_that_is_taken_out_leaves_those_alone_that_move_up(take_out, method, state):
-    """Layers of one shape, so that another comes to be where the one was that is gone."""
+    """Layers of one shape, so that another layer takes the index of a removed one."""
     model = three_alike()
     each = [{"params": list(layer.parameters())} for layer in model]
     inner = torch.optim.SGD(
@@ -218,7 +218,7 @@ def test_a_layer_that_is_taken_out_leaves_those_alone_that_move_up(take_out, met
 
 @pytest.mark.parametrize("method", ["static", "set"])
 def test_state_whose_data_is_replaced_is_that_of_dense_state(method):
-    """What moving an optimizer's state to another device and back does in place."""
+    """Replace the optimizer's state in place, as a move to another device and back does."""
     weights, moments = [], []
     for state, replaced in [("masked", False), ("masked", True), ("compact", True)]:
         model = make()

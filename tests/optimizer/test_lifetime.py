@@ -77,7 +77,7 @@ def test_a_collected_optimizer_leaves_the_model_unmasked(steps, state):
 
 
 def test_an_optimizer_collected_while_a_graph_is_traced_gives_its_state_back():
-    """The garbage collector runs when it likes, in the middle of a compilation too."""
+    """The garbage collector can run at any time, also during a compilation."""
     model = make()
     inner = build("AdamW", model.parameters())
     optimizer = SparseOptimizer(inner, model, **SETTINGS)
@@ -124,7 +124,7 @@ def test_the_model_does_not_keep_the_optimizer_alive_nor_the_other_way_round():
     ("name", "how"), [*((name, "detach") for name in ELEMENTWISE), ("AdamW", "collect")]
 )
 def test_the_inner_optimizer_goes_on_by_itself(name, how, state):
-    """As a plain optimizer would from the same weights and state, all weights moving again."""
+    """Equal to a plain optimizer from the same weights and state; all weights move again."""
     model, own_model = make(), make()
     inner = build(name, model.parameters())
     optimizer = SparseOptimizer(inner, model, state=state, **SETTINGS)

@@ -39,13 +39,13 @@ def test_an_update_in_which_nothing_moves_changes_nothing(method, channels_last,
 
 
 def held_bytes(layer):
-    """Of all tensors that the layer has for itself."""
+    """Bytes of all tensors that belong to the layer alone."""
     values = vars(layer).values()
     return sum(v.nbytes for v in values if isinstance(v, torch.Tensor) and v is not layer.weight)
 
 
 def test_above_a_quarter_dense_state_leaves_a_byte_and_a_bit_a_weight():
-    """An update needs positions too, four bytes for each live weight, for as long as it takes.
+    """During an update positions take four bytes more for each live weight.
 
     Layers of at most 4096 weights hold a byte a weight more: see the page on semantics.
     """

@@ -16,7 +16,7 @@ from tests.support.wrapping import wrap
 @pytest.mark.filterwarnings("ignore:the model was sparse before")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_weights_survive_a_move_between_wrapping_and_loading(dtype, device, state):
-    """Masks of the construction made zero what is live in the checkpoint."""
+    """The masks at construction have set weights to zero that are live in the checkpoint."""
     model = make()
     optimizer = wrap(model, state=state)
     train(model, optimizer, 12)
@@ -33,7 +33,7 @@ def test_weights_survive_a_move_between_wrapping_and_loading(dtype, device, stat
 
 
 def test_masks_are_where_the_model_is():
-    """Without a GPU: with tensors that only say that they are on one."""
+    """Without a GPU: with tensors that only claim to be on one."""
     model = nn.Linear(64, 64, bias=False)
     optimizer = wrap(model)
     layer = optimizer.layers[0]

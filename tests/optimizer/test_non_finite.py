@@ -83,7 +83,7 @@ def test_skipped_updates_warn_once_and_training_goes_on():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "Rprop", "Adagrad"])
 def test_a_non_finite_gradient_of_a_dropped_weight_never_leaks(name, value, state):
-    """Masking is by choice, not by multiplication: inf * 0 would be NaN."""
+    """Gradients are masked by selection, not by multiplication: inf * 0 would be NaN."""
     model = make()
     optimizer = wrap(model, name, state=state)
     for t in range(1, 4):
@@ -105,7 +105,7 @@ def test_a_non_finite_gradient_of_a_dropped_weight_never_leaks(name, value, stat
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "Rprop", "Adagrad"])
 def test_gradients_put_there_by_hand_resurrect_nothing(name, state):
-    """A gradient that never passed through `backward()` met no hook, and is masked all the same."""
+    """A gradient without `backward()` meets no hook, and is masked too."""
     model = make()
     optimizer = wrap(model, name, state=state, method="static")
     for t in range(6):
@@ -184,7 +184,7 @@ def test_a_layer_that_is_never_used_keeps_its_mask():
 
 
 def test_a_copy_of_the_model_is_not_masked():
-    """Hooks belong to the parameters that the optimizer has, not to copies of them."""
+    """Hooks are on the parameters of the optimizer, not on copies."""
     model = make()
     optimizer = wrap(model)
     other = copy.deepcopy(model)

@@ -23,7 +23,7 @@ from tests.support.looking import (
 
 @st.composite
 def networks(draw):
-    """A small stack of linear layers or of convolutions, of any sizes."""
+    """A small stack of linear layers or convolutions with random sizes."""
     widths = draw(st.lists(st.integers(1, 9), min_size=2, max_size=4))
     kernel = draw(st.sampled_from([None, 1, 3]))
     torch.manual_seed(draw(st.integers(0, 99)))

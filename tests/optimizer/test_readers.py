@@ -17,7 +17,7 @@ METHODS = ["static", "set", "rigl", "srigl", "mest", "snfs", "pruning", "rigl-st
 
 
 class Sizes(nn.Module):
-    """Layers small enough for a bundle, and larger ones."""
+    """Layers that are gathered together, and larger layers."""
 
     def __init__(self):
         super().__init__()

@@ -65,7 +65,7 @@ def advance(scheduler):
 
 
 def plain_run(name):
-    """Learning rates and weights of a plain optimizer whose model is masked by nothing."""
+    """Learning rates and weights of a plain optimizer with a dense model."""
     model = make()
     optimizer = build("SGD", model.parameters())
     scheduler, seen = MAKERS[name](optimizer), []
@@ -79,7 +79,7 @@ def plain_run(name):
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", sorted(MAKERS))
 def test_learning_rates_arrive(name, when):
-    """At density 1 the run is the plain one to the last bit, so every rate arrived in time."""
+    """At density 1 the run equals the plain run to the last bit, so every rate was set in time."""
     plain_model, expected = plain_run(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -103,7 +103,7 @@ def test_learning_rates_arrive(name, when):
 
 @pytest.mark.parametrize("name", sorted(MAKERS))
 def test_learning_rates_arrive_where_masks_move(name, state):
-    """A dense run with masks and the scheduler put on by hand has the same weights."""
+    """A dense run with masks and rates set by hand has the same weights."""
     settings = {**SETTINGS, "method": "rigl"}
     model, own_model = make(), make()
     plain = build("SGD", own_model.parameters())
@@ -192,7 +192,7 @@ def test_swa_averages_what_the_optimizer_trains():
 
 
 def test_ema_of_moving_masks_is_what_the_formula_says_and_sparse_once_masked(state):
-    """A blend over masks is denser than each of them; `apply_masks` brings the density back."""
+    """An average over masks is denser than each mask; `apply_masks` restores the density."""
     model, decay = make(), 0.8
     settings = {**SETTINGS, "method": "rigl", "total_steps": 40}
     optimizer = wrap(model, "AdamW", state=state, **settings)

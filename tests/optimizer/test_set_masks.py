@@ -29,7 +29,7 @@ def train(optimizer, model, steps, seed=0):
 
 
 def other_mask(optimizer, name="0.weight"):
-    """As many live weights, one in four of them elsewhere."""
+    """A mask with as many live weights, a quarter of them elsewhere."""
     mask = optimizer.masks[name].clone().reshape(-1)
     live, dropped = mask.nonzero().reshape(-1), (~mask).nonzero().reshape(-1)
     count = len(live) // 4
@@ -128,7 +128,7 @@ def test_set_masks_below_the_curve_of_pruning_lowers_where_it_ends():
 
 
 def uneven(**changes):
-    """Two layers of 1024 weights that share their live weights out by magnitude, and how to train.
+    """Two layers of 1024 weights that exchange live weights by magnitude, and a training step.
 
     The second layer's weights are tiny and have no gradient, so that it is pruned first.
     """

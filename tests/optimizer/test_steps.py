@@ -104,7 +104,7 @@ def test_apply_masks_to_a_model_of_other_shapes_names_the_layer_and_changes_noth
 
 
 def test_model_state_and_export_carry_no_trace(tmp_path):
-    """What is saved of the model is an ordinary model's."""
+    """The saved model is an ordinary model."""
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 6)
@@ -120,7 +120,7 @@ def test_model_state_and_export_carry_no_trace(tmp_path):
 
 @pytest.mark.parametrize("steps", [0, 6])
 def test_weights_written_from_outside_are_masked_by_the_next_step(steps, state):
-    """Pretrained weights loaded after wrapping, an initialisation, an average swapped in."""
+    """Weights change after wrapping: loaded, initialised again, or swapped in from an average."""
     model = make()
     optimizer = wrap(model, method="static", state=state)
     train(model, optimizer, steps)

@@ -56,7 +56,7 @@ FRESH: dict[str, Callable[[dict[str, Any]], dict[str, float]]] = {
 
 
 def optimizers() -> list[str]:
-    """The package's own list, without the classes of torch that it passes on."""
+    """The package's own list, without the classes that it re-exports from torch."""
     return [
         name
         for name in package.get_supported_optimizers()

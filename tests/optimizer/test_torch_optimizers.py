@@ -71,7 +71,7 @@ def test_compact_masked_and_by_hand_agree_in_bf16_channels_last(variant):
 
 
 def assert_agreement(name, options, **form):
-    """To the last bit, but for compact state where torch's own last bit depends on the place.
+    """Equal to the last bit, unless torch's last bit depends on the position in a tensor.
 
     In bf16 it may in any of them.
     """
@@ -110,7 +110,7 @@ def assert_every_single_step_agrees(
 
 
 def test_most_arithmetic_does_not_depend_on_the_place():
-    """Guards the test above: the last bit is asked of nearly all of it."""
+    """Guards the test above: nearly all cases are compared to the last bit."""
     exact = [name for name in ELEMENTWISE if place_does_not_matter(name, {}, torch.float32)]
     assert exact == list(ELEMENTWISE)
 

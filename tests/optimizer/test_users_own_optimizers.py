@@ -57,7 +57,7 @@ FRESH = {"scale": 0.5}
 
 
 class Remembering(torch.optim.Optimizer):
-    """Keeps state in containers, and begins it with something else than zero.
+    """Keeps state in containers, with initial values other than zero.
 
     It would divide by zero if `scale` were ever zero, also where no gradient arrives.
     """
@@ -82,7 +82,7 @@ class Remembering(torch.optim.Optimizer):
                 p.sub_(group["lr"] * update / update.norm())
 
     def entry(self, p):
-        """The state of a parameter, in each of the ways in which optimizers come by it."""
+        """The state of a parameter, created in each of the ways that optimizers use."""
         if self.bring == "assign" and p not in self.state:
             speeds = {0.5: torch.zeros_like(p), 0.9: torch.zeros_like(p)}
             self.state[p] = {"scale": torch.full_like(p, 0.5), "speeds": speeds}
@@ -94,7 +94,7 @@ class Remembering(torch.optim.Optimizer):
 @pytest.mark.parametrize("bring", ["look up", "assign", "setdefault"])
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
 def test_state_in_containers_and_state_that_begins_elsewhere_than_at_zero(method, bring):
-    """A dropped weight's is a fresh parameter's too."""
+    """State of dropped weights equals a fresh parameter's, also in containers."""
     model, own_model = make(), make()
     oracle = oracle_for(method, own_model, **SETTINGS)
     plain = Remembering(own_model.parameters())
@@ -153,7 +153,7 @@ class Square(SmallNet):
 
 
 def test_a_factor_of_a_square_weight_is_not_taken_for_state_of_its_weights():
-    """The preconditioner has the weight's shape, and means something else."""
+    """The preconditioner has the weight's shape by chance."""
     model = make(Square)
     optimizer = SparseOptimizer(Preconditioned(model.parameters()), model, **SETTINGS)
     weight = model.fc2[0].weight
@@ -192,7 +192,7 @@ def test_flags_that_the_optimizer_keeps_are_left_alone():
 
 
 class WithoutRate(torch.optim.Optimizer):
-    """Its groups have no learning rate, as if it found its step size itself."""
+    """Its groups have no learning rate, as with optimizers that find their step size."""
 
     def __init__(self, params):
         super().__init__(params, {})
@@ -217,7 +217,7 @@ def test_groups_need_no_learning_rate():
 
 @pytest.mark.parametrize("method", ["rigl", "pruning"])
 def test_a_subclass_begins_where_its_parent_does(method):
-    """Adagrad's accumulator is there before the first step, and a dropped weight's is as new."""
+    """Adagrad's accumulator exists before the first step; dropped weights have its first value."""
 
     class Own(torch.optim.Adagrad):
         pass

@@ -17,7 +17,7 @@ SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 
 class Reading(Optimizer):
-    """As Opacus's DPOptimizer: never calls ``Optimizer.__init__``, reads all through to another.
+    """Like Opacus's DPOptimizer: never calls ``Optimizer.__init__``, and reads from another.
 
     It makes the gradient itself, in ``step()``.
     """
@@ -55,7 +55,7 @@ class Reading(Optimizer):
 
 
 class Plain(Reading):
-    """The same, and the gradient stays as it is; without ``defaults`` either."""
+    """The same without a change of the gradient, and without ``defaults``."""
 
     defaults = property(lambda self: getattr(self, "nothing"))  # noqa: B009
 
@@ -163,7 +163,7 @@ def test_post_local_sgd_of_one_process_trains_as_what_it_wraps(tmp_path):
 @pytest.mark.parametrize("method", ["static", "set", "rigl"])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_opacus_without_noise_trains_as_without_opacus(method, outside):
-    """Per-sample gradients that nothing clips sum to the gradient."""
+    """Per-sample gradients without clipping add up to the gradient."""
     opacus = pytest.importorskip("opacus")
     dp = {"noise_multiplier": 0.0, "max_grad_norm": 1e6, "expected_batch_size": 8}
     settings = {**SETTINGS, "method": method}
@@ -195,7 +195,7 @@ def linear_net():
 
 
 class GradSampleModule(nn.Module):
-    """Opacus's wrapper, as far as names go."""
+    """A wrapper with the parameter names of Opacus."""
 
     def __init__(self, module):
         super().__init__()

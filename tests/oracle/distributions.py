@@ -17,7 +17,7 @@ def er_densities(shapes: Sequence[Shape], density: float) -> list[float]:
 
 
 def uniform_densities(shapes: Sequence[Shape], density: float) -> list[float]:
-    """The first layer dense and not made up for, all others at the target."""
+    """The first layer is dense, and all others have the target density."""
     return [1.0] + [density] * (len(shapes) - 1)
 
 

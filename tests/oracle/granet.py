@@ -11,7 +11,7 @@ from tests.oracle.selection import among
 
 
 class GraNetOracle(PruningOracle):
-    """Two stages that are made one after the other, masks and all.
+    """Two stages one after the other, each with its masks.
 
     Args:
         masks: The masks at the start, at the density `initial`.

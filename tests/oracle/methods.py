@@ -14,7 +14,7 @@ from tests.oracle.selection import among
 
 @dataclass
 class LayerUpdate:
-    """What an update does to one layer.
+    """The result of an update for one layer.
 
     Attributes:
         mask: The live weights after the update.
@@ -83,7 +83,7 @@ class StaticOracle:
         return False
 
     def observe(self, t: int, gradients: Mapping[str, np.ndarray | None]) -> None:
-        """A step that is no update: most methods take no notice of its dense gradients."""
+        """An ordinary step, whose dense gradients most methods ignore."""
 
 
 class _DropGrowOracle(StaticOracle):
@@ -111,7 +111,7 @@ class _DropGrowOracle(StaticOracle):
         weights: Mapping[str, np.ndarray],
         gradients: Mapping[str, np.ndarray | None],
     ) -> dict[str, LayerUpdate]:
-        """Move the masks; layers that are full or have nothing to go by are left out."""
+        """Move the masks; full layers and layers without a gradient are left out."""
         moving = [
             name
             for name, mask in self.masks.items()

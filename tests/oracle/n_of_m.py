@@ -26,7 +26,7 @@ def best_n_of_m(scores: np.ndarray, shape: tuple[int, ...], n: int, m: int) -> n
 
 
 class NMOracle(RigLOracle):
-    """Drops by magnitude over the layer; each group takes back as many as it lost."""
+    """Drops by magnitude over the layer; each group grows as many weights as it lost."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class PruningOracle:
         return bool(self.prunable) and (on_the_way or t == self.t_end)
 
     def observe(self, t: int, gradients: Mapping[str, np.ndarray | None]) -> None:
-        """Gradients of ordinary steps don't matter."""
+        """Gradients of ordinary steps are ignored."""
 
     def density_at(self, t: int, final_sparsity: float) -> float:
         progress = (t - self.t_start) / (self.t_end - self.t_start)
@@ -83,7 +83,7 @@ class PruningOracle:
     def _last_of_each_layer(
         self, names: list[str], weights: Mapping[str, np.ndarray]
     ) -> np.ndarray:
-        """Every layer's weight that would be dropped last, and so is never dropped."""
+        """The weight of every layer that would drop last, and so never drops."""
         protected = []
         for name in names:
             live = self.masks[name]

@@ -58,7 +58,7 @@ class Momentum:
 
 
 class _Redistributed(_DropGrowOracle):
-    """Each layer drops for itself; what grows in all is shared by `importance`."""
+    """Each layer drops its own weights; `importance` decides the shares of growth."""
 
     def update(
         self,

@@ -34,7 +34,7 @@ def masks_of_constant_fan_in(
 
 
 class SRigLOracle(RigLOracle):
-    """RigL decides who deserves weights; the budget is then the same for all who do.
+    """RigL decides which neurons are active; all active neurons get the same fan-in.
 
     Args:
         masks: Live weights at the start; they set the budget of each layer.

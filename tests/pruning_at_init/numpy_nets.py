@@ -39,7 +39,7 @@ def weights_of(net):
 
 
 def gradient(weights, x, t, temperature=1.0):
-    """Of `squared_error` of the outputs over the temperature, by each weight."""
+    """The gradient of `squared_error` of the outputs over the temperature."""
     first, second = weights
     h = np.tanh(x @ first.T)
     d_out = (h @ second.T / temperature - t) / len(t) / temperature

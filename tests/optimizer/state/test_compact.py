@@ -82,7 +82,7 @@ def test_compact_state_is_in_logical_order(channels_last):
 
 
 def test_parameters_are_whole_whenever_the_user_looks():
-    """The 1-D loan to the inner optimizer ends with the step."""
+    """The inner optimizer has 1-D parameters only during its step."""
     model = make(channels_last=True)
     optimizer = wrap(model, "AdamW", state="compact")
     parameters = list(model.parameters())
@@ -98,7 +98,7 @@ def test_parameters_are_whole_whenever_the_user_looks():
 
 
 def test_an_error_inside_the_step_gives_everything_back():
-    """A step that fails half-way leaves weights and gradients in their shapes."""
+    """After a step that fails half-way, weights and gradients have their shapes."""
     model = make()
     inner = build("AdamW", model.parameters())
     optimizer = SparseOptimizer(inner, model, state="compact", **SETTINGS)

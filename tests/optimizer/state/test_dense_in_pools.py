@@ -43,7 +43,7 @@ def wrapped(net, inner):
 
 
 def parameters_of(net, groups):
-    """All in one group, or weights apart from what has one dimension, as for weight decay."""
+    """All in one group, or weights and 1-D parameters in two groups, as for weight decay."""
     parameters = list(net.parameters())
     if groups == 1:
         return parameters
@@ -72,7 +72,7 @@ def step_both(step, net, optimizer, twin, plain, masks, without=()):
 
 
 def assert_the_same(net, optimizer, twin, plain, masks):
-    """Bit for bit: weights, and the state, in the form that a plain optimizer has."""
+    """Weights, and state in a plain optimizer's form, are equal bit for bit."""
     for mine, theirs, mask in zip(net.parameters(), twin.parameters(), masks, strict=True):
         assert torch.equal(mine, theirs if mask is None else torch.where(mask, theirs, 0.0))
         entry, expected = optimizer.state.get(mine, {}), plain.state.get(theirs, {})
@@ -111,13 +111,13 @@ def test_one_that_misses_steps_counts_its_own(name):
 
 
 def share_memory(optimizer, *parameters):
-    """Whether the state of all of them lies in one piece of memory."""
+    """Whether the state of all parameters lies in one piece of memory."""
     pieces = {optimizer.state[p]["exp_avg"].untyped_storage().data_ptr() for p in parameters}
     return len(pieces) == 1
 
 
 def test_a_small_network_is_one_parameter_to_the_inner_optimizer():
-    """Each parameter costs it a dozen calls, which take longer than their work."""
+    """Each parameter costs a dozen calls, which take longer than the arithmetic."""
     net = nn.Sequential(nn.Linear(17, 64), nn.Linear(64, 64), nn.Linear(64, 6))
     seen = []
     inner = torch.optim.Adam(net.parameters())
@@ -167,7 +167,7 @@ def test_after_detach_each_has_state_of_its_own():
 
 
 def test_a_dense_state_dict_brings_no_state_along_that_it_does_not_have():
-    """A saved view would."""
+    """A saved view would keep the memory of the pool."""
     net = Net()
     optimizer = wrapped(net, build("Adam", net.parameters()))
     net.set_gradients(1)

@@ -23,7 +23,7 @@ SETTINGS = {"state": "compact", "seed": 3}
 
 
 class Zoo(nn.Module):
-    """Small layers among which one is large, and some lie in memory in their own way."""
+    """Small layers, one large layer, and some layers with another memory layout."""
 
     def __init__(self, dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -48,7 +48,7 @@ class Zoo(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(tensor) for tensor in tensors)
 
     def set_gradients(self, step: int, *, all_of_them: bool = True) -> None:
-        """Random ones; some of them do not lie in memory as their weights do."""
+        """Random gradients; some have another memory layout than their weights."""
         generator = torch.Generator().manual_seed(step)
         for place, weight in enumerate(self.weights):
             gradient = torch.randn(weight.shape, generator=generator).to(weight.dtype)
@@ -75,7 +75,7 @@ def masked_by_hand(optimizer, model):
 
 
 def assert_the_same(optimizer, model, plain_model, plain, masks):
-    """Bit for bit: weights, and state of the live ones."""
+    """Weights, and state of live weights, are equal bit for bit."""
     for mine, theirs, mask in zip(model.weights, plain_model.weights, masks, strict=True):
         assert torch.equal(mine, torch.where(mask, theirs, 0.0))
         for key, value in plain.state[theirs].items():
@@ -239,7 +239,7 @@ def test_between_steps_no_more_is_held_of_a_step_than_where_small_layers_live_we
 
 
 def held_bytes() -> int:
-    """Bytes of all tensors that there are."""
+    """Bytes of all existing tensors."""
     gc.collect()
     storages = [
         thing.untyped_storage()

@@ -42,7 +42,7 @@ class Keeping(torch.optim.Optimizer):
 
 
 class InAnotherBasis(Keeping):
-    """Moments of columns that are added up."""
+    """Moments of column sums."""
 
     def keep(self, state, gradient):
         moments = gradient.flatten(1).cumsum(1).view_as(gradient) if gradient.ndim > 1 else gradient
@@ -50,7 +50,7 @@ class InAnotherBasis(Keeping):
 
 
 class Centred(Keeping):
-    """Moments of a gradient whose rows are centred: each belongs to a weight for all that."""
+    """Moments of a gradient with centred rows, which are still one value a weight."""
 
     def keep(self, state, gradient):
         mean = gradient.flatten(1).mean(1) if gradient.ndim > 1 else gradient.mean()
@@ -59,7 +59,7 @@ class Centred(Keeping):
 
 
 class Random(Keeping):
-    """Drawn at random, and added to by each weight's own gradient."""
+    """State that starts at random and adds each weight's own gradient."""
 
     def keep(self, state, gradient):
         state.setdefault("drawn", torch.randn_like(gradient)).add_(gradient)
@@ -171,7 +171,7 @@ def test_each_part_of_a_stack_is_masked():
 
 @pytest.mark.parametrize("steps", [10, 12])
 def test_a_run_whose_state_an_update_took_away_resumes(steps, tmp_path):
-    """Right after the update there is none for most layers."""
+    """Right after the update most layers have no state."""
     model, other_model = make(), make(seed=9)
     optimizer = SparseOptimizer(InAnotherBasis(model.parameters()), model, **SETTINGS)
     train(model, optimizer, steps)
@@ -191,7 +191,7 @@ def test_state_of_another_basis_cannot_be_compact():
 
 
 class Lomo(torch.optim.SGD):
-    """Called like the one that steps in backward()."""
+    """An optimizer with the name of one that steps in backward()."""
 
 
 def test_an_optimizer_that_steps_in_backward_is_refused_by_name():
@@ -203,7 +203,7 @@ def test_an_optimizer_that_steps_in_backward_is_refused_by_name():
 
 
 class Wide(nn.Module):
-    """Of weights so large that state of 8 bits is in codes."""
+    """Gradients of weights large enough for state in codes of 8 bits."""
 
     def __init__(self):
         super().__init__()
@@ -217,7 +217,7 @@ class Wide(nn.Module):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["Adam8bit", "Adagrad8bit", "Lion8bit"])
 def test_codes_of_dropped_weights_stand_for_zero(name):
-    """By the package's own reading of them."""
+    """The codes are decoded by the package's own function."""
     package = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     model = make(Wide)
     inner = getattr(package.optim, name)(model.parameters(), lr=0.01)

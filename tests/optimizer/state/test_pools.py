@@ -19,7 +19,7 @@ SETTINGS = {"method": "static", "density": 0.3, "init": "uniform", "seed": 3, "s
 
 
 class Branches(nn.Module):
-    """Two layers of which one, both or none has a gradient, as experts have."""
+    """Two layers, of which one, both or none has a gradient, as with experts."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class Branches(nn.Module):
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_layers_that_miss_steps_go_on_as_with_the_plain_optimizer(name):
-    """What is held once a parameter, such as the number of steps, is each layer's own."""
+    """State with one value a parameter, such as the number of steps, is separate for each layer."""
     model, plain_model = Branches(), Branches()
     density = {"first": 0.3, "second": 0.3}
     inner = build(name, model.parameters())
@@ -78,7 +78,7 @@ def test_after_detach_every_parameter_counts_its_own_steps():
 
 
 def test_what_is_loaded_in_place_is_what_training_goes_on_from():
-    """Distributed checkpoints are read into the tensors of a state dict that is there."""
+    """Distributed checkpoints are read into the tensors of an existing state dict."""
     model = make()
     inner = torch.optim.AdamW(model.parameters(), lr=0.01)
     optimizer = SparseOptimizer(inner, model, **SETTINGS)
@@ -150,7 +150,7 @@ def test_the_size_of_a_pool_changes_nothing(limit, monkeypatch):
 
 
 def test_threads_change_no_bit(monkeypatch):
-    """A step writes the same, whichever thread brings a layer's weights together."""
+    """A step writes the same values, for any thread that gathers a layer's weights."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     results = []
     for worth in (1, 10**9):
@@ -194,7 +194,7 @@ def test_an_error_in_a_thread_reaches_the_caller():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_process_has_threads_of_its_own():
-    """Its parent's are not there, and waiting for them would take for ever."""
+    """A forked process has none of its parent's threads, and must not wait for them."""
     seen: list[int] = []
     gather.for_each(seen.append, [[0], [1]])
     assert sorted(seen) == [0, 1]
