@@ -17,6 +17,7 @@ from torch import Tensor
 from sparseopt.distributed.dtensor import whole
 from sparseopt.masks.indices import count_true
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.norm_slices import left_zero
 from sparseopt.masks.transition import Transition, plan_mask, plan_update
 from sparseopt.methods.base import Method
 from sparseopt.methods.update import Move, Rewiring, Update
@@ -151,15 +152,17 @@ def _checked_moves(layers: Sequence[SparseLayer], method: Method, update: Update
                     "whole number, as int(...) makes one."
                 )
         spared = layer.live if method.regrow == "never" else layer.live - move.drop
+        droppable = layer.live if isinstance(move, Rewiring) else layer.droppable
         if not (
-            0 <= move.drop <= layer.live
+            0 <= move.drop <= droppable
             and 0 <= move.grow <= layer.numel - spared
             and layer.live - move.drop + move.grow >= 1
         ):
             raise ValueError(
                 f"{what} returned drop={move.drop}, grow={move.grow} for layer {layer.name!r}, "
                 f"which has {layer.live} of {layer.numel} weights live: drop must be at most "
-                f"{layer.live}, grow at most {layer.numel - spared}, and one weight must stay."
+                f"{droppable}, grow at most {layer.numel - spared}, and one weight must stay"
+                + (" in every slice of weight norm." if layer.norm_slices else ".")
             )
     return moves
 
@@ -253,6 +256,17 @@ def _check_rewiring(
         raise ValueError(
             f"{what} returned a Rewiring whose values have shape {tuple(move.values.shape)}: the "
             f"weight has {tuple(layer.weight.shape)}."
+        )
+    if layer.norm_slices:
+        # With "keep" a weight that drops and comes straight back keeps its value too.
+        stays = move.mask if method.regrow == "keep" else move.survivors
+        doubts.append(
+            _Doubt(
+                left_zero(layer, move.mask, stays, move.values).sum(),
+                f"{what} returned a Rewiring after which {{}} of {layer.norm_slices} slices along "
+                f"dimension {layer.norm_dim} are zero, but weight norm divides each by its norm: "
+                "each must keep a live weight.",
+            )
         )
     live = layer.live - move.drop + move.grow
     doubts.append(
