@@ -64,6 +64,7 @@ from sparseopt.utils.errors import (
     CheckpointError,
     CompactionError,
     NoSparseLayerError,
+    RankMismatchError,
     UntraceableModelError,
 )
 from sparseopt.utils.public_names import adopt_public_names
@@ -99,6 +100,7 @@ __all__ = [
     "Move",
     "NoSparseLayerError",
     "Pruning",
+    "RankMismatchError",
     "Redistributing",
     "Remaining",
     "Rewiring",

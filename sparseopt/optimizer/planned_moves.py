@@ -14,7 +14,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sparseopt.distributed.dtensor import whole
+from sparseopt.distributed.dtensor import placement, whole
+from sparseopt.distributed.same_choice import SameChoice, checksum, mixed
 from sparseopt.masks.indices import count_true
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.norm_slices import left_zero
@@ -22,7 +23,12 @@ from sparseopt.masks.transition import Transition, plan_mask, plan_update
 from sparseopt.methods.base import Method
 from sparseopt.methods.update import Move, Rewiring, Update
 
-__all__ = ["Planned", "plan_transitions", "require_gradients_asked_for"]
+__all__ = [
+    "Planned",
+    "plan_transitions",
+    "require_gradients_asked_for",
+    "require_same_moves",
+]
 
 #: A layer, and what becomes of its mask.
 Planned = tuple[SparseLayer, Transition]
@@ -57,6 +63,45 @@ def plan_transitions(
     ]
     _settle(doubts)
     return planned
+
+
+@torch.no_grad()
+def require_same_moves(
+    planned: Sequence[Planned],
+    method: Method,
+    update: Update,
+    numbers: Tensor,
+    same_choice: SameChoice,
+) -> None:
+    """Raise if another rank has planned other moves, although it has the same to plan from.
+
+    Weights and gradients of layers that are sharded are not looked at: the ranks that share them
+    plan the same in any case.
+
+    Args:
+        planned: the moves.
+        method: what planned them.
+        update: what it was told.
+        numbers: the state of the random source before.
+        same_choice: compares the ranks.
+
+    Raises:
+        RankMismatchError: if it has.
+    """
+    names = [(layer.name, layer.numel, str(placement(layer.weight))) for layer, _ in planned]
+    seen: list[Tensor] = []
+    chosen: list[Tensor] = []
+    for layer, transition in planned:
+        if not layer.is_sharded:
+            gradient = layer.weight.grad
+            seen += [checksum(one) for one in (layer.weight, gradient) if one is not None]
+        chosen.append(mixed(transition.positions.long() * 2 + transition.kept).sum())
+        if transition.start is not None:
+            begins = whole(transition.start).reshape(-1)
+            new = transition.positions.long()
+            chosen.append(checksum(torch.where(transition.kept, 0, begins[new])))
+    about = (method.name, update.step, numbers.numpy().tobytes(), *names)
+    same_choice.require(about, seen, chosen, who=f"method {method.name!r}")
 
 
 @torch.no_grad()

@@ -56,10 +56,11 @@ class Readiness:
         Collective.
 
         Raises:
-            RuntimeError: if they are not.
+            RankMismatchError: if they are not.
         """
         updater = self._updater
         masks = {layer.name: whole(layer.mask) for layer in updater.layers}
         kept = updater.state.everything(updater.layers)
         require_agreement(masks, updater.progress.generator, kept)
+        updater.compare_ranks()
         self.made_alone = False

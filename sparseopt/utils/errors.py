@@ -4,7 +4,13 @@ Bad arguments raise the built-in :class:`ValueError` or :class:`TypeError`. The 
 the situations that a program may want to tell apart.
 """
 
-__all__ = ["CheckpointError", "CompactionError", "NoSparseLayerError", "UntraceableModelError"]
+__all__ = [
+    "CheckpointError",
+    "CompactionError",
+    "NoSparseLayerError",
+    "RankMismatchError",
+    "UntraceableModelError",
+]
 
 
 class NoSparseLayerError(ValueError):
@@ -61,6 +67,18 @@ class CompactionError(RuntimeError):
         ... except CompactionError:
         ...     print("forward() has the number of neurons written out")
         forward() has the number of neurons written out
+    """
+
+
+class RankMismatchError(RuntimeError):
+    """The ranks of a distributed run have different masks, or are about to choose different ones.
+
+    Nothing has moved on the rank that raises it.
+
+    Example:
+        >>> from sparseopt import RankMismatchError
+        >>> issubclass(RankMismatchError, RuntimeError)
+        True
     """
 
 
