@@ -16,11 +16,13 @@ from torch import Tensor
 
 from sparseopt.utils.bits import pack, unpack
 from sparseopt.utils.errors import RankMismatchError
+from sparseopt.utils.random import mask_generator
+from sparseopt.utils.validation import check_seed
 
 __all__ = [
     "agree_on_masks",
-    "agree_on_seed",
     "agree_on_values",
+    "agreed_generator",
     "from_all_ranks",
     "from_rank_zero",
     "is_distributed",
@@ -31,9 +33,18 @@ __all__ = [
 T = TypeVar("T")
 
 
-def agree_on_seed(seed: int) -> int:
-    """Return rank 0's seed. Collective: every rank has to call it."""
-    return from_rank_zero(seed)
+def agreed_generator(seed: int | None) -> torch.Generator:
+    """Return the random source of masks, from rank 0's seed. Collective: every rank has to call it.
+
+    Args:
+        seed: the seed; torch's initial seed by default.
+
+    Raises:
+        TypeError: if it is no whole number.
+        ValueError: if torch does not take it.
+    """
+    mine = torch.initial_seed() if seed is None else check_seed("seed", seed)
+    return mask_generator(from_rank_zero(mine))
 
 
 def from_rank_zero(value: T) -> T:
