@@ -64,6 +64,7 @@ from sparseopt.utils.errors import (
     CheckpointError,
     CompactionError,
     NoSparseLayerError,
+    RankMismatchError,
     SparseOptError,
     UntraceableModelError,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "Move",
     "NoSparseLayerError",
     "Pruning",
+    "RankMismatchError",
     "Redistributing",
     "Remaining",
     "Rewiring",

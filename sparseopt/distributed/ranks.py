@@ -15,12 +15,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparseopt.utils.bits import pack, unpack
+from sparseopt.utils.errors import RankMismatchError
+from sparseopt.utils.random import mask_generator
+from sparseopt.utils.validation import check_seed
 
 __all__ = [
     "agree_on_masks",
-    "agree_on_seed",
     "agree_on_values",
+    "agreed_generator",
     "from_all_ranks",
+    "from_rank_zero",
     "is_distributed",
     "masks_of_rank_zero",
     "require_agreement",
@@ -29,9 +33,26 @@ __all__ = [
 T = TypeVar("T")
 
 
-def agree_on_seed(seed: int) -> int:
-    """Return rank 0's seed. Collective: every rank has to call it."""
-    return int(_from_rank_zero([seed])[0]) if is_distributed() else seed
+def agreed_generator(seed: int | None) -> torch.Generator:
+    """Return the random source of masks, from rank 0's seed. Collective: every rank has to call it.
+
+    Args:
+        seed: the seed; torch's initial seed by default.
+
+    Raises:
+        TypeError: if it is no whole number.
+        ValueError: if torch does not take it.
+    """
+    mine = torch.initial_seed() if seed is None else check_seed("seed", seed)
+    return mask_generator(from_rank_zero(mine))
+
+
+def from_rank_zero(value: T) -> T:
+    """Return what rank 0 has. Collective: every rank has to call it."""
+    if not is_distributed():
+        return value
+    sent: T = _from_rank_zero([value])[0]
+    return sent
 
 
 def agree_on_masks(masks: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -108,13 +129,13 @@ def require_agreement(
         kept: tensors and plain values that the method keeps.
 
     Raises:
-        RuntimeError: if they do not, or would choose differently from now on.
+        RankMismatchError: if they do not, or would choose differently from now on.
     """
     layers = [(name, tuple(mask.shape)) for name, mask in masks.items()]
     packed = [pack(mask.reshape(-1)) for mask in masks.values()]
     mine = layers, _digest([generator.get_state(), *packed, *kept])
     if any(other[0] == layers and other != mine for other in from_all_ranks(mine)):
-        raise RuntimeError(
+        raise RankMismatchError(
             "the ranks have different masks, or the method another state: the SparseOptimizer was "
             "made before torch.distributed was initialised, so each rank chose its own. Call "
             "init_process_group() (make the Accelerator, start the launcher) first, or pass the "

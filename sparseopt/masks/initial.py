@@ -11,6 +11,12 @@ from torch import Tensor
 from sparseopt.distributed.dtensor import whole
 from sparseopt.distributions import match_name
 from sparseopt.masks.indices import count_true
+from sparseopt.masks.norm_slices import (
+    check_counts,
+    described,
+    slices_without,
+    with_best_first,
+)
 from sparseopt.utils.random import uniform
 from sparseopt.utils.validation import unknown_name
 
@@ -25,8 +31,11 @@ def initial_masks(
     mask: str | Mapping[str, Tensor],
     generator: torch.Generator,
     select: Callable[[Tensor, int], Tensor],
+    norm_dims: Mapping[str, int],
 ) -> dict[str, Tensor]:
     """Return a bool mask of the weight's shape for each layer.
+
+    Under weight norm every slice has a live weight: its best, if it would have none.
 
     Args:
         weights: the layers' weights by name, in order.
@@ -38,11 +47,12 @@ def initial_masks(
         generator: the random source, on the CPU.
         select: returns the mask of the highest scores, of their shape; those that are given have
             to be such masks too.
+        norm_dims: of layers under weight norm, the dimension along which it takes slices.
 
     Raises:
         TypeError: if a given mask is not a bool tensor, or ``mask`` is of no usable type.
-        ValueError: if a name is not known, a shape is wrong, or a mask has no live weight or
-            not the structure that ``select`` makes.
+        ValueError: if a name is not known, a shape is wrong, or a mask has no live weight, not the
+            structure that ``select`` makes, or no live weight in a slice of weight norm.
     """
     given: dict[str, Tensor] = {}
     if isinstance(mask, Mapping):
@@ -63,13 +73,27 @@ def initial_masks(
             chosen = check_mask(name, nonzero, weight, select)
         elif live[name] == weight.numel():
             chosen = torch.ones(weight.shape, dtype=torch.bool, device="cpu")
-        elif mask == "magnitude":
-            chosen = select(whole(weight.detach()).abs(), live[name])
         else:
-            scores = uniform((weight.numel(),), generator)
-            chosen = select(scores.view(weight.shape), live[name])
+            if mask == "magnitude":
+                scores = whole(weight.detach()).abs()
+            else:
+                scores = uniform((weight.numel(),), generator).view(weight.shape)
+            if name in norm_dims:
+                check_counts(name, tuple(weight.shape), norm_dims[name], live[name])
+                scores = with_best_first(scores, whole(weight.detach()), norm_dims[name])
+            chosen = select(scores, live[name])
+        if name in norm_dims:
+            _check_slices(name, chosen, norm_dims[name])
         masks[name] = chosen
     return masks
+
+
+def _check_slices(name: str, mask: Tensor, dim: int) -> None:
+    if empty := slices_without(mask, dim):
+        raise ValueError(
+            f"mask[{name!r}] has no live weight in {described(empty, dim)}, but weight norm "
+            "divides each by its norm, which would be 0 / 0: every slice needs a live weight."
+        )
 
 
 def _refuse_all_zero(name: str, nonzero: Tensor) -> None:

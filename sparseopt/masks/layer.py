@@ -49,6 +49,8 @@ class SparseLayer:
         target: the live count that training ends with, or, where methods share out what grows among
             layers, starts with. A layer whose target is all its weights is dense: listed, and never
             updated.
+        norm_dim: under weight norm, along which dimension each slice of the weight is divided by
+            its norm, -1 if the whole of it is; ``None`` otherwise. Every slice keeps a live weight.
         live: number of live weights; read only.
         is_full: whether every weight is live now; read only.
         mask_version: a counter that rises with every change of the mask: an update, a checkpoint, a
@@ -69,10 +71,21 @@ class SparseLayer:
         (torch.Size([16, 32]), torch.Size([128]))
     """
 
-    def __init__(self, name: str, weight: torch.nn.Parameter, mask: Tensor, target: int) -> None:
+    # A pickle of 0.1.0 has none.
+    norm_dim: int | None = None
+
+    def __init__(
+        self,
+        name: str,
+        weight: torch.nn.Parameter,
+        mask: Tensor,
+        target: int,
+        norm_dim: int | None = None,
+    ) -> None:
         self.name = name
         self.weight = weight
         self.target = target
+        self.norm_dim = norm_dim
         self.last_dropped = 0
         self.last_grown = 0
         self.mask_version = 0
@@ -123,6 +136,18 @@ class SparseLayer:
     def is_dense(self) -> bool:
         """Whether the layer is meant to stay dense for ever."""
         return self.target == self.numel
+
+    @property
+    def norm_slices(self) -> int:
+        """How many slices of the weight are divided by their norms; 0 without weight norm."""
+        if self.norm_dim is None:
+            return 0
+        return 1 if self.norm_dim == -1 else self.weight.shape[self.norm_dim]
+
+    @property
+    def droppable(self) -> int:
+        """How many live weights an update can drop: under weight norm one a slice stays."""
+        return self.live - self.norm_slices
 
     @property
     def ever_live(self) -> int:

@@ -50,7 +50,7 @@ def largest(scores: Tensor, k: int, excluded: Tensor | None = None) -> Tensor:
     return torch.from_numpy(chosen)
 
 
-def smallest(scores: Tensor, k: int) -> Tensor:
+def smallest(scores: Tensor, k: int, excluded: Tensor | None = None) -> Tensor:
     """Mark the ``k`` smallest of ``scores``; ties go to the lowest index.
 
     See :func:`largest` for arguments, result and errors.
@@ -59,7 +59,7 @@ def smallest(scores: Tensor, k: int) -> Tensor:
         >>> smallest(torch.tensor([2.0, 1.0, 1.0, 3.0]), 1)
         tensor([False,  True, False, False])
     """
-    return largest(scores.neg(), k)
+    return largest(scores.neg(), k, excluded)
 
 
 def largest_indices(scores: Tensor, k: int, excluded: Tensor | None = None) -> Tensor:

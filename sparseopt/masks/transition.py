@@ -11,9 +11,10 @@ from torch import Tensor
 from sparseopt.distributed.dtensor import whole
 from sparseopt.masks.indices import live_indices, match_positions, merged, take, where
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.norm_slices import protected
 from sparseopt.masks.topk import largest_indices, smallest
 
-__all__ = ["Regrow", "Transition", "plan_mask", "plan_update"]
+__all__ = ["Regrow", "Transition", "plan_mask", "plan_update", "surviving"]
 
 Regrow = Literal["keep", "zero", "never"]
 
@@ -62,6 +63,23 @@ class Transition:
 
 
 @torch.no_grad()
+def surviving(layer: SparseLayer, drop_scores: Tensor | None, drop: int) -> Tensor:
+    """Return which live weights of ``layer`` do not drop, bool, ``(live,)``.
+
+    Under weight norm the largest of every slice survives, whatever its score.
+
+    Args:
+        layer: whose weights.
+        drop_scores: scores of the live weights, ``(live,)``; needed if ``drop`` is not 0.
+        drop: how many of the lowest drop, at most ``layer.droppable``.
+    """
+    if not drop:
+        return torch.ones(layer.live, dtype=torch.bool, device=layer.weight.device)
+    assert drop_scores is not None
+    return ~smallest(drop_scores, drop, protected(layer))
+
+
+@torch.no_grad()
 def plan_update(
     layer: SparseLayer,
     *,
@@ -90,10 +108,7 @@ def plan_update(
         The transition.
     """
     before = layer.positions()
-    stays = torch.ones_like(before, dtype=torch.bool)
-    if drop:
-        assert drop_scores is not None
-        stays = ~smallest(drop_scores, drop)
+    stays = surviving(layer, drop_scores, drop)
     places = live_indices(stays, layer.live - drop)
     survivors = take(before, places)
     if not grow:

@@ -287,7 +287,8 @@ class Method(ABC):
 class DropGrow(Method):
     """Drops ``int(fraction * live)`` weights of each layer and grows as many, so counts stay.
 
-    With ``regrow="never"`` it drops no more than can be grown.
+    With ``regrow="never"`` it drops no more than can be grown, and under weight norm no more than
+    leaves a live weight in every slice.
 
     Example:
         >>> from dataclasses import dataclass
@@ -315,7 +316,7 @@ class DropGrow(Method):
         """Return a score for each weight, of the weight's shape; the highest candidates grow."""
 
     def _move(self, layer: SparseLayer, fraction: float) -> Move:
-        count = int(fraction * layer.live)
+        count = min(int(fraction * layer.live), layer.droppable)
         if self.regrow == "never":
             count = min(count, layer.numel - layer.live)
         return Move(drop=count, grow=count)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.norm_slices import protected
 from sparseopt.masks.topk import smallest
 from sparseopt.methods.base import Method
 from sparseopt.methods.update import Update
@@ -81,7 +82,7 @@ class Gradual(Method):
 def split_by_magnitude(layers: Sequence[SparseLayer], excess: int) -> list[int]:
     """Split ``excess`` drops by global magnitude; ties go to the earlier layer, then position.
 
-    Every layer keeps its largest weight, so none is emptied.
+    Every layer keeps its largest weight, so none is emptied; under weight norm every slice does.
     """
     device = layers[0].weight.device
     scores = []
@@ -89,6 +90,8 @@ def split_by_magnitude(layers: Sequence[SparseLayer], excess: int) -> list[int]:
         magnitude = layer.gather(layer.weight).abs().to(device=device, dtype=torch.float32)
         # Indexing by a tensor without dimensions would wait for it.
         magnitude.scatter_(0, magnitude.argmax(keepdim=True), torch.inf)
+        if (stays := protected(layer)) is not None:
+            magnitude.masked_fill_(stays.to(device), torch.inf)
         scores.append(magnitude)
     out = smallest(torch.cat(scores), excess)
     parts = torch.split(out, [layer.live for layer in layers])

@@ -81,7 +81,7 @@ class GraNet(Gradual):
     def _move(self, layer: SparseLayer, pruned: int, fraction: float) -> Move:
         if layer.weight.grad is None:
             return Move(drop=pruned, grow=0)
-        regenerated = int(fraction * (layer.live - pruned))
+        regenerated = min(int(fraction * (layer.live - pruned)), layer.droppable - pruned)
         if self.regrow == "never":
             regenerated = min(regenerated, layer.numel - layer.live)
         return Move(drop=pruned + regenerated, grow=regenerated)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import whole
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.topk import smallest
+from sparseopt.masks.transition import surviving
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
@@ -98,7 +98,7 @@ class NM(RigL):
     def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return 1 for as many of each group's best candidates as the group loses, else 0."""
         count = self._move(layer, update.fraction).drop
-        stays = ~smallest(self.drop_scores(layer, update), count)
+        stays = surviving(layer, self.drop_scores(layer, update), count)
         survivors = self._grouped(whole(layer.expand(stays)))
         before = self._grouped(whole(layer.mask))
         lost = before.sum(-1, keepdim=True) - survivors.sum(-1, keepdim=True)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import whole
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.topk import largest, largest_in_rows, smallest
+from sparseopt.masks.norm_slices import protected
+from sparseopt.masks.topk import largest, largest_in_rows
+from sparseopt.masks.transition import surviving
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
@@ -31,7 +33,7 @@ class SRigL(RigL):
     ``Conv``; its fan-in is the number of its live weights. At each update a neuron with too few
     *salient* weights, those that RigL would leave live, is ablated, and the others have its
     weights; it returns when it has enough again. The neurons of the model's last layer are its
-    outputs, and never ablated.
+    outputs, and never ablated; no more are neurons under weight norm, which have to keep a weight.
 
     ``ConvTranspose`` and transformers' ``Conv1D`` have their inputs along the first dimension: in
     those layers it is the fan-out that is constant.
@@ -100,7 +102,10 @@ class SRigL(RigL):
         if drop == 0:
             return Move(0, 0)
         neurons = layer.weight.shape[0]
-        live_only = layer.expand(self.drop_scores(layer, update), -torch.inf)
+        scores = self.drop_scores(layer, update)
+        if (kept := protected(layer)) is not None:
+            scores = scores.masked_fill(kept, torch.inf)
+        live_only = layer.expand(scores, -torch.inf)
         magnitude = whole(live_only).reshape(neurons, -1)
         growth = whole(self.grow_scores(layer, update)).reshape(neurons, -1)
         active = self._active_neurons(layer, update, drop, growth)
@@ -127,9 +132,9 @@ class SRigL(RigL):
     ) -> Tensor:
         """Return which neurons are not ablated, bool, ``(neurons,)``."""
         neurons, columns = growth.shape
-        if self.gamma is None or layer is update.layers[-1]:
+        if self.gamma is None or layer is update.layers[-1] or layer.norm_slices:
             return whole(layer.mask).reshape(neurons, columns).any(1)
-        stays = ~smallest(self.drop_scores(layer, update), drop)
+        stays = surviving(layer, self.drop_scores(layer, update), drop)
         survivors = whole(layer.expand(stays)).reshape(-1)
         newcomers = largest(growth.reshape(-1), drop, survivors)
         salient = (survivors | newcomers).view(neurons, columns).sum(1)

@@ -19,6 +19,11 @@ from sparseopt.masks.already_sparse import warn_of_lost_weights
 from sparseopt.masks.indices import count_true
 from sparseopt.masks.initial import initial_masks
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.norm_slices import (
+    check_counts,
+    normed_dimensions,
+    normed_dimensions_of_groups,
+)
 from sparseopt.masks.selection import Selection, check_selection, select, stacked_matrices
 from sparseopt.methods.base import Method
 from sparseopt.methods.nm import NM
@@ -125,7 +130,7 @@ def build_layers(
             "dense.",
             ", ".join(weights),
         )
-    return make_layers(weights, overrides, config, method, generator, model)
+    return make_layers(weights, overrides, config, method, generator, model, groups)
 
 
 def check_keeps_zeros(
@@ -224,6 +229,7 @@ def make_layers(
     method: Method,
     generator: torch.Generator,
     model: nn.Module | None,
+    groups: Sequence[Mapping[str, Any]],
 ) -> list[SparseLayer]:
     """Return layers of ``weights`` with their first masks, which are not applied yet.
 
@@ -233,7 +239,12 @@ def make_layers(
         config: what the user asked for.
         method: the method.
         generator: the source of random masks.
-        model: the model, if there is one, which knows the weights that are stacks of matrices.
+        model: the model, if there is one, which knows the weights that are stacks of matrices or
+            under weight norm.
+        groups: the param groups.
+
+    Raises:
+        ValueError: if a density is wrong, or too small for weight norm.
     """
     for density in overrides.values():
         if density != 1.0:
@@ -247,11 +258,16 @@ def make_layers(
     live = _live_at_start(shapes, targets, overrides, stacks, config, method)
     if isinstance(method, NM):
         _note_dense(method, shapes, targets)
-    masks = initial_masks(weights, live, config.mask, generator, method.initial_mask)
+    normed = normed_dimensions_of_groups(groups) if model is None else normed_dimensions(model)
+    dims = {name: normed[weight] for name, weight in weights.items() if weight in normed}
+    masks = initial_masks(weights, live, config.mask, generator, method.initial_mask, dims)
     if config.mask != "random":
         masks = agree_on_masks(masks)
+    final = {name: _target(masks[name], live[name], targets[name]) for name in weights}
+    for name, dim in dims.items():
+        check_counts(name, shapes[name], dim, final[name])
     return [
-        SparseLayer(name, weight, masks[name], _target(masks[name], live[name], targets[name]))
+        SparseLayer(name, weight, masks[name], final[name], dims.get(name))
         for name, weight in weights.items()
     ]
 

@@ -17,7 +17,9 @@ from typing import Any, Final
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparseopt.distributed.dtensor import whole
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.norm_slices import described, slices_without
 from sparseopt.methods.state import MethodState
 from sparseopt.optimizer.mask_updates import MaskUpdater
 from sparseopt.optimizer.state import StateBackend, with_own_memory
@@ -336,7 +338,20 @@ def _match_layers(
                 f"was parameter {was.index} in the checkpoint: give the optimizer its parameters "
                 "in the same order."
             )
+        _check_slices(layer, was)
     return pairs
+
+
+def _check_slices(layer: SparseLayer, was: SavedLayer) -> None:
+    """Check that a mask leaves a live weight in every slice that weight norm divides by."""
+    if layer.norm_dim is None or was.mask is None:
+        return
+    if empty := slices_without(whole(was.mask), layer.norm_dim):
+        raise CheckpointError(
+            f"the checkpoint's mask of layer {layer.name!r} has no live weight in "
+            f"{described(empty, layer.norm_dim)}, but weight norm divides each by its norm, which "
+            "would be 0 / 0."
+        )
 
 
 def _warn_of_another_density(

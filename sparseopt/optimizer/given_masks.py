@@ -14,6 +14,7 @@ from sparseopt.distributions import layer_named, match_name
 from sparseopt.masks.indices import count_true, take
 from sparseopt.masks.initial import check_mask
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.norm_slices import described, left_zero
 from sparseopt.masks.transition import Transition, plan_mask
 from sparseopt.methods.base import Method
 from sparseopt.methods.rigl_struct import RigLStruct
@@ -37,9 +38,9 @@ def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor], backup: WeightB
     Raises:
         TypeError: if a mask is not a bool tensor.
         ValueError: if a name is not known or there twice, a shape is wrong, a mask has no live
-            weight or not the structure of the method's masks, a dense layer would become sparse or
-            a sparse one dense, a sharded mask is not given on all ranks, or the method drops whole
-            channels.
+            weight or not the structure of the method's masks, it would leave a slice of weight norm
+            zero, a dense layer would become sparse or a sparse one dense, a sharded mask is not
+            given on all ranks, or the method drops whole channels.
     """
     method, layers = updater.method, {layer.name: layer for layer in updater.layers}
     if isinstance(method, RigLStruct):
@@ -50,6 +51,8 @@ def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor], backup: WeightB
     masks = _brought_together(masks, layers)
     agreed = masks_of_rank_zero(lambda: _checked(masks, layers, method))
     _require_layers(agreed, layers)
+    for name, mask in agreed.items():
+        _require_numbers_in_slices(layers[name], mask)
     planned = [
         (layers[name], _transition(layers[name], mask, updater)) for name, mask in agreed.items()
     ]
@@ -146,6 +149,20 @@ def _require_layers(masks: Mapping[str, Tensor], layers: Mapping[str, SparseLaye
                 f"rank 0 has a mask of shape {tuple(mask.shape)} for layer {name!r}, but this rank "
                 "has no such layer: masks can only be set where all ranks have the same layers."
             )
+
+
+def _require_numbers_in_slices(layer: SparseLayer, mask: Tensor) -> None:
+    """Raise if ``mask`` would leave a slice that weight norm divides by its norm zero."""
+    if layer.norm_dim is None:
+        return
+    wanted = mask.to(layer.weight.device).reshape(-1)
+    zero: list[int] = left_zero(layer, wanted, wanted).nonzero().flatten().tolist()
+    if zero:
+        raise ValueError(
+            f"mask[{layer.name!r}] leaves {described(zero, layer.norm_dim)} without a weight that "
+            "is live now and not zero, but weight norm divides each by its norm, and what grows "
+            "starts at zero: keep one or more of the live weights of every slice."
+        )
 
 
 def _transition(layer: SparseLayer, mask: Tensor, updater: MaskUpdater) -> Transition:

@@ -9,13 +9,20 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from sparseopt.distributed.ranks import is_distributed
+from sparseopt.distributed.same_choice import SameChoice
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method
 from sparseopt.methods.gradient_memory import RememberedGradients
 from sparseopt.methods.state import MethodState
 from sparseopt.methods.update import Update
 from sparseopt.optimizer.gradients import are_finite, finite_norms, zero_everywhere
-from sparseopt.optimizer.planned_moves import Planned, plan_transitions, require_gradients_asked_for
+from sparseopt.optimizer.planned_moves import (
+    Planned,
+    plan_transitions,
+    require_gradients_asked_for,
+    require_same_moves,
+)
 from sparseopt.optimizer.progress import Progress, UpdateRecord
 from sparseopt.optimizer.state.base import StateBackend
 
@@ -62,6 +69,7 @@ class MaskUpdater:
         rule = method.memory
         self.memory = None if rule is None else RememberedGradients(rule)
         self.state = MethodState(method)
+        self._same_choice = SameChoice()
         self.sees_every_step = rule is not None or method.has_observer
         self.needs_dense_gradients = False
         self._is_scheduled = False
@@ -148,7 +156,9 @@ class MaskUpdater:
             self._accumulate(update)
             zero = zero_everywhere(gradients, norms)
             self._check_gradients_asked_for(update)
-            record = update_masks(self.layers, self.method, update, self.backend, zero=zero)
+            record = update_masks(
+                self.layers, self.method, update, self.backend, self._same_choice, zero=zero
+            )
         else:
             record = skipped_update(self.layers, update)
             self.warn_once(
@@ -161,6 +171,10 @@ class MaskUpdater:
         self.undo_preparation()
         progress.usage = usage
         progress.history.append(record)
+
+    def compare_ranks(self) -> None:
+        """Compare from now on what ranks choose, which were not there before. Collective."""
+        self._same_choice = SameChoice()
 
     def prepare_forward(self, model: nn.Module) -> None:
         """Let the method prepare the forward pass of an update step that is due; once for each."""
@@ -309,6 +323,7 @@ def update_masks(
     method: Method,
     update: Update,
     backend: StateBackend,
+    same_choice: SameChoice,
     *,
     zero: Collection[int] = (),
 ) -> UpdateRecord:
@@ -321,10 +336,17 @@ def update_masks(
         method: what decides.
         update: what it is told.
         backend: keeps the state.
+        same_choice: compares the ranks.
         zero: the ids of gradients that are zero in every entry.
+
+    Raises:
+        RankMismatchError: if the method chooses differently on ranks that see the same.
     """
     taking_part = able_to_move(layers, method, backend, zero=zero)
+    numbers = update.generator.get_state()
     transitions = plan_transitions(taking_part, method, update) if taking_part else []
+    if is_distributed():
+        require_same_moves(transitions, method, update, numbers, same_choice)
     new = make_transitions(
         layers, transitions, backend, update.state, mask_gradients_of=taking_part
     )

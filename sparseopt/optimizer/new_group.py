@@ -119,7 +119,8 @@ def _layers_of_last(
     note_what_stays_dense(groups[-1:], model, list(weights.values()), selected)
     densities = {name: overrides.get(name, config.density) for name in weights}
     generator = updater.progress.generator
-    return make_layers(weights, densities, config.among(weights), method, generator, model)
+    wanted = config.among(weights)
+    return make_layers(weights, densities, wanted, method, generator, model, groups)
 
 
 def _add_in_order(

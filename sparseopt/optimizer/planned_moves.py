@@ -14,14 +14,21 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sparseopt.distributed.dtensor import whole
+from sparseopt.distributed.dtensor import placement, whole
+from sparseopt.distributed.same_choice import SameChoice, checksum, mixed
 from sparseopt.masks.indices import count_true
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.masks.norm_slices import left_zero
 from sparseopt.masks.transition import Transition, plan_mask, plan_update
 from sparseopt.methods.base import Method
 from sparseopt.methods.update import Move, Rewiring, Update
 
-__all__ = ["Planned", "plan_transitions", "require_gradients_asked_for"]
+__all__ = [
+    "Planned",
+    "plan_transitions",
+    "require_gradients_asked_for",
+    "require_same_moves",
+]
 
 #: A layer, and what becomes of its mask.
 Planned = tuple[SparseLayer, Transition]
@@ -56,6 +63,45 @@ def plan_transitions(
     ]
     _settle(doubts)
     return planned
+
+
+@torch.no_grad()
+def require_same_moves(
+    planned: Sequence[Planned],
+    method: Method,
+    update: Update,
+    numbers: Tensor,
+    same_choice: SameChoice,
+) -> None:
+    """Raise if another rank has planned other moves, although it has the same to plan from.
+
+    Weights and gradients of layers that are sharded are not looked at: the ranks that share them
+    plan the same in any case.
+
+    Args:
+        planned: the moves.
+        method: what planned them.
+        update: what it was told.
+        numbers: the state of the random source before.
+        same_choice: compares the ranks.
+
+    Raises:
+        RankMismatchError: if it has.
+    """
+    names = [(layer.name, layer.numel, str(placement(layer.weight))) for layer, _ in planned]
+    seen: list[Tensor] = []
+    chosen: list[Tensor] = []
+    for layer, transition in planned:
+        if not layer.is_sharded:
+            gradient = layer.weight.grad
+            seen += [checksum(one) for one in (layer.weight, gradient) if one is not None]
+        chosen.append(mixed(transition.positions.long() * 2 + transition.kept).sum())
+        if transition.start is not None:
+            begins = whole(transition.start).reshape(-1)
+            new = transition.positions.long()
+            chosen.append(checksum(torch.where(transition.kept, 0, begins[new])))
+    about = (method.name, update.step, numbers.numpy().tobytes(), *names)
+    same_choice.require(about, seen, chosen, who=f"method {method.name!r}")
 
 
 @torch.no_grad()
@@ -151,15 +197,17 @@ def _checked_moves(layers: Sequence[SparseLayer], method: Method, update: Update
                     "whole number, as int(...) makes one."
                 )
         spared = layer.live if method.regrow == "never" else layer.live - move.drop
+        droppable = layer.live if isinstance(move, Rewiring) else layer.droppable
         if not (
-            0 <= move.drop <= layer.live
+            0 <= move.drop <= droppable
             and 0 <= move.grow <= layer.numel - spared
             and layer.live - move.drop + move.grow >= 1
         ):
             raise ValueError(
                 f"{what} returned drop={move.drop}, grow={move.grow} for layer {layer.name!r}, "
                 f"which has {layer.live} of {layer.numel} weights live: drop must be at most "
-                f"{layer.live}, grow at most {layer.numel - spared}, and one weight must stay."
+                f"{droppable}, grow at most {layer.numel - spared}, and one weight must stay"
+                + (" in every slice of weight norm." if layer.norm_slices else ".")
             )
     return moves
 
@@ -253,6 +301,17 @@ def _check_rewiring(
         raise ValueError(
             f"{what} returned a Rewiring whose values have shape {tuple(move.values.shape)}: the "
             f"weight has {tuple(layer.weight.shape)}."
+        )
+    if layer.norm_slices:
+        # With "keep" a weight that drops and comes straight back keeps its value too.
+        stays = move.mask if method.regrow == "keep" else move.survivors
+        doubts.append(
+            _Doubt(
+                left_zero(layer, move.mask, stays, move.values).sum(),
+                f"{what} returned a Rewiring after which {{}} of {layer.norm_slices} slices along "
+                f"dimension {layer.norm_dim} are zero, but weight norm divides each by its norm: "
+                "each must keep a live weight.",
+            )
         )
     live = layer.live - move.drop + move.grow
     doubts.append(

@@ -40,8 +40,12 @@ class Readiness:
             model: the model, if it is known.
 
         Raises:
+            RankMismatchError: if masks were made by each of several ranks, and differ.
             ValueError: if training can't start without a horizon and there is none.
         """
+        # First: ranks with masks of their own would be warned of weights that others have.
+        if self.made_alone and is_distributed():
+            self._require_equal_masks()
         updater = self._updater
         warn_of_departed(updater, model, stacklevel=7)
         if not updater.is_prepared:
@@ -50,16 +54,11 @@ class Readiness:
         updater.require_horizon()
         self.is_checked = True
 
-    def require_equal_masks(self) -> None:
-        """Check, once there are several ranks, that masks made by each of them are the same.
-
-        Collective.
-
-        Raises:
-            RuntimeError: if they are not.
-        """
+    def _require_equal_masks(self) -> None:
+        """Check, once there are several ranks, that their masks are the same. Collective."""
         updater = self._updater
         masks = {layer.name: whole(layer.mask) for layer in updater.layers}
         kept = updater.state.everything(updater.layers)
         require_agreement(masks, updater.progress.generator, kept)
+        updater.compare_ranks()
         self.made_alone = False

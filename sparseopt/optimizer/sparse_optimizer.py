@@ -11,22 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparseopt.distributed.ranks import agree_on_seed, is_distributed
+from sparseopt.distributed.ranks import agreed_generator, is_distributed
 from sparseopt.distributions import Init
 from sparseopt.flops import Accountant, FlopsReport
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.selection import Selection
 from sparseopt.masks.transition import Regrow
 from sparseopt.methods import Method, get_method
-from sparseopt.optimizer import checkpoint
-from sparseopt.optimizer.build import (
-    MaskConfig,
-    build_layers,
-    check_keeps_zeros,
-    check_ranks_step_together,
-    check_wrappable,
-    has_names,
-)
+from sparseopt.optimizer import build, checkpoint
 from sparseopt.optimizer.departed import warn_of_departed
 from sparseopt.optimizer.find_weights import refuse_flat_parameters, weights_in_copy
 from sparseopt.optimizer.given_masks import set_masks
@@ -43,8 +35,7 @@ from sparseopt.optimizer.wrapper import WrappedOptimizer, evaluate, share_local_
 from sparseopt.schedules import Decay, make_schedule
 from sparseopt.utils.compile import disable_dynamo
 from sparseopt.utils.deprecation import warn_old_spelling
-from sparseopt.utils.random import mask_generator
-from sparseopt.utils.validation import check_density, check_seed
+from sparseopt.utils.validation import check_density
 
 __all__ = ["SparseOptimizer"]
 
@@ -76,17 +67,14 @@ class SparseOptimizer(WrappedOptimizer):
             :class:`sparseopt.Method`.
         density: share of the weights that is live, in (0, 1].
         init: how much of each layer is live: ``"erk"``, ``"er"``, ``"uniform"``, a function from
-            shapes and a density to densities by layer, or a mapping from layer names or patterns to
-            a density or one of these, as in ``{"head": 1.0, "*": "erk"}`` (others take
-            ``density``).
+            shapes and a density to densities by layer, or a mapping from names or patterns to a
+            density or one of these, ``{"head": 1.0, "*": "erk"}``: :doc:`/how-to/init`.
         mask: which weights are live at first: ``"random"``, ``"magnitude"``, ``"nonzero"`` (those
             that are not zero now, whatever ``density``), or a mapping from layer name to bool
             tensor.
-        sparse: which weights are made sparse beside those that are by default (``True``), or dense
-            (``False``): a mapping from names, patterns, classes of modules, modules or parameters,
-            as in ``{nn.LSTM: True, "encoder.*": False}``, the last of patterns and classes before
-            the others; or a function of (name, parameter, module), which returns ``None`` for the
-            default.
+        sparse: what is made sparse or dense beside the default, a mapping from names, patterns,
+            classes, modules or parameters, ``{nn.LSTM: True, "encoder.*": False}``, or a function
+            of (name, parameter, module): :doc:`/how-to/dense-layers`.
         total_steps: how many times :meth:`step` will be called. Updates stop at three quarters.
         t_end: the step from which on masks stay, if not at three quarters.
         delta_t: steps between updates.
@@ -96,9 +84,8 @@ class SparseOptimizer(WrappedOptimizer):
         seed: of random masks and random growth; rank 0's :func:`torch.initial_seed` by default.
         state: ``"compact"`` keeps optimizer state for live weights only, ``"masked"`` keeps it
             dense, ``"auto"`` is compact for element-wise optimizers.
-        regrow: what becomes of a weight that an update drops and could grow again: ``"keep"`` (the
-            default) lets it come back with its value and state, ``"zero"`` lets it come back
-            afresh, ``"never"`` rules it out in that update.
+        regrow: whether a weight that an update drops can grow in the same update: with its value
+            and state (``"keep"``, the default), afresh (``"zero"``), or not (``"never"``).
 
     Attributes:
         inner: the wrapped optimizer.
@@ -106,12 +93,10 @@ class SparseOptimizer(WrappedOptimizer):
 
     Raises:
         TypeError: if an argument has the wrong type, the optimizer cannot be wrapped (SparseAdam,
-            or a SparseOptimizer already), or a weight that would be made sparse is complex or has
-            a layout other than ``torch.strided`` (``density=False`` in its param group keeps it
-            dense).
+            a SparseOptimizer), or a weight is complex or has a layout other than ``torch.strided``
+            and no ``density=False`` in its param group.
         ValueError: if an argument is out of range, a name is not known, or ``state="compact"`` is
-            asked for where state has to be dense (DTensors, an optimizer that is not
-            element-wise).
+            asked for where state has to be dense (DTensors, an optimizer that is not element-wise).
         NoSparseLayerError: if nothing can be sparse.
 
     Example:
@@ -153,17 +138,16 @@ class SparseOptimizer(WrappedOptimizer):
         state: StateMode = "auto",
         regrow: Regrow | None = None,
     ) -> None:
-        check_wrappable(optimizer, model, sparse)
+        build.check_wrappable(optimizer, model, sparse)
         super().__init__(optimizer)
         self.method = get_method(method, regrow=regrow)
-        self._mask_config = MaskConfig(check_density("density", density), init, mask, sparse)
+        self._mask_config = build.MaskConfig(check_density("density", density), init, mask, sparse)
         schedule = make_schedule(
             total_steps=total_steps, t_end=t_end, delta_t=delta_t, alpha=alpha, decay=decay
         )
-        seed = agree_on_seed(torch.initial_seed() if seed is None else check_seed("seed", seed))
-        self._progress = Progress(schedule, total_steps, mask_generator(seed))
-        self._named = has_names(optimizer, model)
-        self._layers = build_layers(
+        self._progress = Progress(schedule, total_steps, agreed_generator(seed))
+        self._named = build.has_names(optimizer, model)
+        self._layers = build.build_layers(
             optimizer.param_groups, model, self._mask_config, self.method, self._progress.generator
         )
         self._state_mode = state
@@ -171,8 +155,8 @@ class SparseOptimizer(WrappedOptimizer):
         self._updater = MaskUpdater(self.method, self._layers, backend, self._progress)
         self._readiness = Readiness(self._updater, by_size=mask == "magnitude")
         self._accountant = Accountant(model)
-        check_keeps_zeros(self._layers, self._mask_config, self.method)
-        check_ranks_step_together(optimizer, self.method)
+        build.check_keeps_zeros(self._layers, self._mask_config, self.method)
+        build.check_ranks_step_together(optimizer, self.method)
         detach_previous_wrapper(optimizer)
         self._attach()
         self._backup = WeightBackup(self._layers)
@@ -192,9 +176,9 @@ class SparseOptimizer(WrappedOptimizer):
             The closure's loss, or what the inner optimizer returns.
 
         Raises:
-            RuntimeError: after :meth:`detach`; if another SparseOptimizer, made later, masks one
-                of the weights; or if there are several ranks now, there were none on construction,
-                and their masks differ.
+            RuntimeError: after :meth:`detach`, or if another SparseOptimizer, made later, masks one
+                of the weights.
+            RankMismatchError: if the ranks have different masks, or would choose different ones.
             ValueError: if the method needs a horizon and has none.
         """
         self._hooks.require_attached("step")
@@ -204,11 +188,9 @@ class SparseOptimizer(WrappedOptimizer):
         if not self.inner.state and checkpoint.only_makes_state(self.inner, self._gradients):
             self._backup.put_back()
             return self.backend.step(closure)
-        # First: ranks with masks of their own would be warned of weights that others have.
-        if self._readiness.made_alone and is_distributed():
-            self._readiness.require_equal_masks()
-        if not self._readiness.is_checked:
-            self._readiness.check(self.model)
+        readiness = self._readiness
+        if not readiness.is_checked or (readiness.made_alone and is_distributed()):
+            readiness.check(self.model)
             self._backup.discard()
         updater, step = self._updater, self._progress.steps + 1
         if updater.is_due:
@@ -257,19 +239,17 @@ class SparseOptimizer(WrappedOptimizer):
         """
         self.materialize()
         self._follow_weights()
-        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
-            pre_hook(self)
+        self._before_saving()
         compact = isinstance(self.backend, CompactState) and not self._hooks.are_removed
-        state_dict = checkpoint.attach(self._updater, named=self._named, compact=compact)
-        for post_hook in self._optimizer_state_dict_post_hooks.values():
-            state_dict = post_hook(self, state_dict) or state_dict
-        return state_dict
+        return self._after_saving(
+            checkpoint.attach(self._updater, named=self._named, compact=compact)
+        )
 
     def dense_state_dict(self) -> dict[str, Any]:
         """Return a state dict that a plain optimizer of the inner one's class loads.
 
-        Nothing in it is of this library. State is of the weights' shapes, and what is not live has
-        a fresh parameter's. Training goes on here as if it had not been called.
+        State is of the weights' shapes, and what is not live has a fresh parameter's. Training goes
+        on here as if it had not been called.
 
         Raises:
             RuntimeError: if a sparse layer's weight was taken out of the param groups.
@@ -307,9 +287,7 @@ class SparseOptimizer(WrappedOptimizer):
         self._hooks.require_attached("load into")
         self.materialize()
         self._follow_weights()
-        state_dict = dict(state_dict)
-        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = pre_hook(self, state_dict) or state_dict
+        state_dict = self._before_loading(dict(state_dict))
         saved = checkpoint.extract(state_dict, self._updater, named=self._named)
         self.inner.load_state_dict(saved.inner)
         share_local_state(self.inner)
@@ -318,8 +296,7 @@ class SparseOptimizer(WrappedOptimizer):
         checkpoint.restore(saved, self._updater, mask=self._mask_config.mask)
         self._readiness.is_checked = False
         self._plan_next_step()
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
+        self._after_loading()
 
     def __getstate__(self) -> dict[str, Any]:
         self.materialize()
@@ -453,13 +430,9 @@ class SparseOptimizer(WrappedOptimizer):
         """Change which weights are live now, between two steps, as an update does.
 
         What drops becomes zero and loses its optimizer state; what grows starts at zero, afresh.
-        A layer keeps its new number of live weights from then on; under methods whose density
-        falls it falls on from there. A sparse layer stays sparse, and one that was dense from the
-        start stays dense: ``init=`` at construction says which is which. Layers that are not named
-        stay as they are. The history has a record of it.
-
-        With several ranks this is a collective call, and rank 0's masks count: what others pass is
-        not read, but for parts of sharded masks (DTensors), which every rank has to pass.
+        A layer keeps its new number of live weights, and layers that are not named stay as they
+        are. With several ranks this is a collective call, and rank 0's masks count. See
+        :doc:`/how-to/schedule`.
 
         Args:
             masks: bool tensors of the weights' shapes, true where live, by layer name.
@@ -467,10 +440,9 @@ class SparseOptimizer(WrappedOptimizer):
         Raises:
             RuntimeError: after :meth:`detach`.
             TypeError: if a mask is not a bool tensor.
-            ValueError: if a name is not known or there twice, a shape is wrong, a mask has no live
-                weight or not the structure of the method's masks, it would make a dense layer
-                sparse or a sparse one dense, a sharded mask is not given on all ranks, or the
-                method is ``rigl-struct``. Then nothing changes.
+            ValueError: if a name or a shape is wrong, a mask is none that the layer and the method
+                can have, a sharded mask is not given on all ranks, or the method is
+                ``rigl-struct``. Then nothing changes.
 
         Example:
             >>> import torch

@@ -120,6 +120,28 @@ class WrappedOptimizer(Optimizer):
         """Reset all gradients, as the inner optimizer does it."""
         self.inner.zero_grad(set_to_none=set_to_none)
 
+    def _before_saving(self) -> None:
+        """Call the hooks of users that come before ``state_dict()``."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+
+    def _after_saving(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return ``state_dict``, or what hooks of users made of it."""
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        return state_dict
+
+    def _before_loading(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return the state dict to load: ``state_dict``, or what hooks of users made of it."""
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        return state_dict
+
+    def _after_loading(self) -> None:
+        """Call the hooks of users that come after ``load_state_dict()``."""
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
     def _become_an_optimizer(self) -> None:
         """Create the hook dictionaries that :class:`torch.optim.Optimizer` keeps, and no more.
 

@@ -9,6 +9,7 @@ __all__ = [
     "CheckpointError",
     "CompactionError",
     "NoSparseLayerError",
+    "RankMismatchError",
     "SparseOptError",
     "UntraceableModelError",
 ]
@@ -83,6 +84,18 @@ class CompactionError(SparseOptError, RuntimeError):
         ... except CompactionError:
         ...     print("forward() has the number of neurons written out")
         forward() has the number of neurons written out
+    """
+
+
+class RankMismatchError(SparseOptError, RuntimeError):
+    """The ranks of a distributed run have different masks, or are about to choose different ones.
+
+    Nothing has moved on the rank that raises it.
+
+    Example:
+        >>> from sparseopt import RankMismatchError
+        >>> issubclass(RankMismatchError, RuntimeError)
+        True
     """
 
 

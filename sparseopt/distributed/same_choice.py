@@ -1,0 +1,91 @@
+"""Whether all ranks choose the same from the same weights and gradients.
+
+A method that draws from a random generator of its own, or of torch, chooses differently on each
+rank, and from then on the ranks average the gradients of different networks. No rank waits for
+another here, since ranks may train apart from each other: the first one to arrive leaves a digest
+of its choice in the store of the process group, and the others compare theirs with it. Ranks that
+see other weights or gradients look elsewhere in the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sparseopt.distributed.ranks import from_rank_zero, is_distributed
+from sparseopt.utils.errors import RankMismatchError
+
+__all__ = ["SameChoice", "checksum", "mixed"]
+
+#: Odd, so that the product is one to one modulo 2**64; the golden ratio, so that it spreads.
+MULTIPLIER: Final = 0x9E3779B97F4A7C15 - 2**64
+INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def checksum(values: Tensor) -> Tensor:
+    """Return a whole number made of the bits of ``values``, 0-dimensional, on their device.
+
+    It is the same in every order of the values.
+
+    Example:
+        >>> int(checksum(torch.tensor([1.0, 2.0])) == checksum(torch.tensor([2.0, 1.0])))
+        1
+    """
+    bits = values.detach().view(INTEGERS[values.element_size()])
+    return bits.sum(dtype=torch.int64)
+
+
+class SameChoice:
+    """Compares what the ranks of one run choose. Collective to make: one name for all ranks."""
+
+    def __init__(self) -> None:
+        self._run: str = from_rank_zero(secrets.token_hex(8))
+
+    def require(
+        self, about: Sequence[Any], seen: Sequence[Tensor], chosen: Sequence[Tensor], *, who: str
+    ) -> None:
+        """Raise if another rank has chosen something else, although it saw the same.
+
+        Waits for the device once.
+
+        Args:
+            about: plain values that say what is chosen, such as the step and the names of layers.
+            seen: checksums of what the choice depends on.
+            chosen: checksums of the choice.
+            who: what chooses, for the message.
+
+        Raises:
+            RankMismatchError: if it has.
+        """
+        if not is_distributed() or not chosen:
+            return
+        device = chosen[0].device
+        sums = torch.stack([one.to(device) for one in (*seen, *chosen)]).tolist()
+        key = _digest((*about, *sums[: len(seen)]))
+        mine = _digest(sums[len(seen) :])
+        # Checked with torch 2.8 to 2.14: there is no public way to the store.
+        store = dist.distributed_c10d._get_default_store()
+        first = store.compare_set(f"sparseopt/{self._run}/{key}", "", mine).decode()
+        if first != mine:
+            raise RankMismatchError(
+                f"{who} chose other weights on rank {dist.get_rank()} than on another rank, from "
+                "the same weights and gradients: it draws random numbers that differ from rank to "
+                "rank. Draw them with update.random_scores(layer), or from update.generator, which "
+                "is the same everywhere."
+            )
+
+
+def mixed(whole_numbers: Tensor) -> Tensor:
+    """Return whole numbers spread over 64 bits, so that sums tell apart which they are made of."""
+    spread = (whole_numbers.long() + 1) * MULTIPLIER
+    return (spread ^ (spread >> 29)) * MULTIPLIER
+
+
+def _digest(values: Sequence[Any]) -> str:
+    return hashlib.sha256(repr(tuple(values)).encode()).hexdigest()[:32]
