@@ -1,4 +1,4 @@
-"""Committed results in short: the tables that the README and the docs share.
+"""Committed results in short: the tables of the docs.
 
 Tables of the CIFAR benchmark are in :mod:`benchmarks.cifar.overview`.
 """
@@ -20,7 +20,7 @@ from benchmarks.speed.records import Record, read_records
 HERE = Path(__file__).parent
 OVERHEAD = HERE / "overhead" / "results" / "results.json"
 SPEED = HERE / "speed" / "results"
-#: The density of the README's table of costs.
+#: The density of which most is measured.
 DENSITY = 0.1
 
 #: What the columns of the table of costs are.
@@ -38,25 +38,20 @@ SPEED_COLUMNS = {
     "inference": (*_ABOUT, "FLOPs / dense", *_TIMES),
     "training": (*_ABOUT, "masked / dense", *_TIMES),
 }
-#: What the columns of the two tables of times are.
-SPEED_WORDS = (
-    "Inference of compacted models above, whole training steps by `CompactedTraining` below; *made "
-    "by hand* is dense code of the same shapes. [What is compared, and how]"
-    "(docs/results/structured.md#time-of-compacted-models)."
-)
 
 
 def cost_table(results: Results, density: float = DENSITY) -> list[str]:
     """Time of a step and an update, and memory, as multiples of the plain optimizer's."""
-    return table_of(_costs(results, entry) for entry in _steps(results, density))
+    return table_of(_costs(results, entry) for entry in cost_entries(results, density))
 
 
 def cost_machines(results: Results, density: float = DENSITY) -> str:
     """What the figures of the table of costs were measured on, in a phrase."""
-    return machines(entry["made_with"] for entry in _steps(results, density))
+    return machines(entry["made_with"] for entry in cost_entries(results, density))
 
 
-def _steps(results: Results, density: float) -> Iterator[Entry]:
+def cost_entries(results: Results, density: float = DENSITY) -> Iterator[Entry]:
+    """What was measured of steps with our optimizer, by model."""
     for workload in WORKLOADS:
         for entry in results.of("steps", workload, density):
             if OURSELVES in entry["contenders"]:
@@ -92,6 +87,11 @@ def _share(results: Results, entry: Entry) -> str:
 def speed_records(figure: str) -> list[Record]:
     """The committed results of a figure of speed."""
     return [record for record in read_records(SPEED) if record["figure"] == figure]
+
+
+def speed_rows(figure: str) -> list[dict[str, str]]:
+    """What a figure of speed comes down to, by column."""
+    return list(FIGURES[figure].rows(speed_records(figure)))
 
 
 def speed_table(figure: str, records: list[Record]) -> list[str]:

@@ -1,15 +1,20 @@
-"""The README says what the results say, and leads nowhere that isn't there."""
+"""The README says what the results say, its loop runs, and it leads nowhere that isn't there."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import rewritten
+from benchmarks import picture
+from benchmarks.readme import COMPARED, compared_text, rewritten
+from sparseopt import SparseOptimizer
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+#: GitHub's own pages of the repository, from wherever it lies.
+GITHUB = "../../"
+LOOP = re.compile(r"## The loop\n\n```python\n(.*?)```", re.DOTALL)
 REMEDY = "write it again with: python benchmarks/readme.py"
 
 
@@ -18,14 +23,49 @@ def test_the_readme_shows_the_committed_results():
     assert rewritten(readme) == readme, f"README.md is stale; {REMEDY}"
 
 
+@pytest.mark.parametrize("theme", picture.THEMES)
+def test_the_picture_shows_the_committed_results(theme):
+    drawn = picture.path_of(theme).read_text(encoding="utf-8")
+    said = re.search(r"<dc:description>(.*?)</dc:description>", drawn, re.DOTALL)
+    assert said[1] == picture.best_source().words, f"the picture is stale; {REMEDY}"
+
+
 def test_a_readme_without_a_place_for_a_table_is_refused():
     readme = README.read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match="results:overhead"):
-        rewritten(readme.replace("<!-- end of results:overhead -->", ""))
+    with pytest.raises(ValueError, match="results:gains"):
+        rewritten(readme.replace("<!-- end of results:gains -->", ""))
+
+
+def test_the_loop_of_the_readme_runs_as_it_is_pasted(capsys):
+    (code,) = LOOP.findall(README.read_text(encoding="utf-8"))
+    assert len(list(filter(str.strip, code.splitlines()))) <= 13
+    names = {}
+    exec(compile(code, README, "exec"), names)
+    optimizer, model = names["optimizer"], names["model"]
+    assert isinstance(optimizer, SparseOptimizer)
+    assert optimizer.density == pytest.approx(0.1, abs=0.001)
+    assert sum(record.grown for record in optimizer.history) > 0
+    live = {layer.name: layer.live for layer in optimizer.layers}
+    assert {name: int((model.get_parameter(name) != 0).sum()) for name in live} == live
+    assert "total" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_to_files_lead_to_files(name):
     links = LINK.findall((ROOT / name).read_text(encoding="utf-8"))
-    targets = [link.partition("#")[0] for link in links if "://" not in link]
+    ours = [link for link in links if "://" not in link and not link.startswith(GITHUB)]
+    targets = [link.partition("#")[0] for link in ours]
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_every_cell_of_the_comparison_is_linked_to_its_proof():
+    _, _, *rows = compared_text().splitlines()
+    cells = [cell.strip() for row in rows for cell in row.strip("|").split("|")[1:]]
+    assert len(cells) > 50
+    assert [cell for cell in cells if not re.fullmatch(r"\[[^]]+\]\([^)]+\)", cell)] == []
+
+
+def test_a_new_source_of_links_is_the_page_that_has_the_table():
+    text = COMPARED.read_text(encoding="utf-8")
+    assert "](#trials)" in text
+    assert "](docs/moving/compared.md#trials)" in compared_text()

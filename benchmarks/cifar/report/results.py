@@ -20,6 +20,7 @@ from benchmarks.common.tables import MISSING
 
 #: What a search or a sweep puts in place of the protocol's own.
 SEARCHED = ("alpha", "delta_t", "lr")
+MILLISECONDS_A_MINUTE = 60_000
 
 
 @dataclass(frozen=True)
@@ -170,17 +171,21 @@ class Group:
         times = [run.get("cpu", {}).get("quiet_ms_a_step") for run in on_cpus]
         return None if None in times or not times else fmean(times)
 
-    def training_time(self, variant: Variant) -> float | None:
-        """CPU time of the whole training as a multiple of the dense network's; None if unknown.
+    def cpu_minutes(self, variant: Variant) -> float | None:
+        """CPU time of the whole training at the pace of its quietest epoch; None if unknown.
 
         As with FLOPs, it includes the time of the run that the masks came from.
         """
-        dense = self.dense()
-        step, full = self.quiet_step(variant), None if dense is None else self.quiet_step(dense)
-        before = self._before(variant, self.training_time)
-        if dense is None or step is None or full is None or before is None:
+        step, before = self.quiet_step(variant), self._before(variant, self.cpu_minutes)
+        if step is None or before is None:
             return None
-        return before + step * self.mean(variant, "steps") / (full * self.mean(dense, "steps"))
+        return before + step * self.mean(variant, "steps") / MILLISECONDS_A_MINUTE
+
+    def training_time(self, variant: Variant) -> float | None:
+        """The same as a multiple of the dense network's; None where either is unknown."""
+        dense, own = self.dense(), self.cpu_minutes(variant)
+        full = None if dense is None else self.cpu_minutes(dense)
+        return None if own is None or full is None else own / full
 
     def _before(self, variant: Variant, cost: Callable[[Variant], float | None]) -> float | None:
         """The cost of the run that masks came from: 0 without such a run, None if it is unknown."""

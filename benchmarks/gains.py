@@ -1,0 +1,149 @@
+"""What training at a tenth of the weights gains and costs, in a line each.
+
+README and docs open with this table; every number in it is from the committed results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from benchmarks import overview, picture
+from benchmarks.cifar import overview as cifar
+from benchmarks.cifar.report.results import Group
+from benchmarks.common.tables import table
+from benchmarks.overhead.contenders import OURSELVES, PLAIN
+from benchmarks.overhead.results import Entry, Results
+from benchmarks.overhead.tables import held_in_all
+from benchmarks.speed.records import Record
+from benchmarks.speed.steps.figure import BF16, FP32
+from benchmarks.speed.steps.report import OWN
+
+DENSITY = overview.DENSITY
+#: Networks of a common size; small ones and a bag of layers have tables of their own.
+NETWORKS = ("wrn-22-2", "resnet-50", "gpt")
+HEADER = ("", f"at a density of {DENSITY:g}, beside the same training dense", "all of it")
+
+
+def lines(docs: str = "") -> list[str]:
+    """The table in Markdown.
+
+    Args:
+        docs: How to come to the folder of the docs, such as ``docs/``.
+    """
+    found = (
+        ("memory", _memory(), "what it costs", "results/cost.md"),
+        ("optimizer step", _step(), "what it costs", "results/cost.md"),
+        ("training, CPU", _training(), "live training", "results/live-training.md"),
+        ("inference, CPU", _inference(), "smaller models", "results/structured.md"),
+        ("accuracy", _accuracy(), "reproduction", "results/reproduction.md"),
+        ("*not* faster", _not_faster(), "why", "how-to/faster.md"),
+    )
+    rows = [[name, text, f"[{words}]({docs}{page})"] for name, text, words, page in found]
+    return table(HEADER, rows)
+
+
+def _memory() -> str:
+    entries = [entry for entry in _costs() if entry["optimizer"].startswith("adamw")]
+    state = span(_bytes(entry, OURSELVES) / _bytes(entry, PLAIN) for entry in entries)
+    held = (held_in_all(entry["contenders"][OURSELVES]) for entry in entries)
+    whole = span(ours / _bytes(entry, PLAIN) for ours, entry in zip(held, entries, strict=True))
+    return (
+        f"AdamW's state takes {state} of the memory, {whole} with masks and positions; weights and "
+        "gradients stay dense tensors"
+    )
+
+
+def _step() -> str:
+    kinds = {"AdamW": ("adamw-for-loop", "adamw-foreach"), "fused AdamW": ("adamw-fused",)}
+    kinds["SGD"] = ("sgd-for-loop", "sgd-foreach")
+    said = (f"{kind} {_step_times(optimizers)}" for kind, optimizers in kinds.items())
+    return f"time of `step()`, as a multiple of the plain optimizer's: {', '.join(said)}"
+
+
+def _step_times(optimizers: Iterable[str]) -> str:
+    ratios = (
+        entry["contenders"][OURSELVES]["step"]["ratio"]["median"]
+        for entry in _costs()
+        if entry["optimizer"] in optimizers
+    )
+    return span(ratios)
+
+
+def _training() -> str:
+    steps = [one for one in _steps() if one["density"] == DENSITY]
+    names = dict.fromkeys(one["title"].partition(",")[0] for one in steps)
+    return (
+        f"`speed_up`, bf16: {span(_speedups(steps, BF16), 1)} times as fast as dense bf16, "
+        f"{span(_speedups(steps, FP32), 1)} times as dense fp32 ({_listed(names)})"
+    )
+
+
+def _inference() -> str:
+    rows = [
+        row
+        for row in overview.speed_rows("inference")
+        if row["density"] == f"{DENSITY:g}" and row["batch"] != "1"
+    ]
+    times = span((float(row["compacted / dense"]) for row in rows), 2)
+    names = dict.fromkeys(row["model"] for row in rows)
+    return f"whole channels taken out by `compact`: {times} of the dense time ({_listed(names)})"
+
+
+def _accuracy() -> str:
+    source = picture.best_source()
+    group = source.groups[0] if source.has_dense else cifar.headline()[-1]
+    found = {one.method: one for one in cifar.main_variants(group)}
+    said = [
+        f"{name} {group.percent(found[method])} %"
+        for method, name in (("rigl", "RigL"), ("dense", "dense"), ("static", "a fixed mask"))
+        if method in found
+    ]
+    return f"{', '.join(said)} ({_protocol(group)})"
+
+
+def _protocol(group: Group) -> str:
+    about = ", ".join(group.protocol["description"].split(", ")[:3])
+    return f"{about}: a reduced protocol" if group.protocol["reduced"] else about
+
+
+def _not_faster() -> str:
+    denser = [one for one in _steps() if one["density"] > DENSITY]
+    ratios = [ratio for one in denser for ratio in _speedups([one], BF16, ours=FP32) if ratio < 1]
+    slow = (
+        f"; fp32 against dense bf16 at a density of .2 ({span(ratios, 2)} times)" if ratios else ""
+    )
+    return f"both passes on a GPU, which multiplies zeros too (none measured); update steps{slow}"
+
+
+def _costs() -> list[Entry]:
+    entries = overview.cost_entries(Results(overview.OVERHEAD), DENSITY)
+    return [entry for entry in entries if entry["workload"] in NETWORKS]
+
+
+def _steps() -> list[Record]:
+    return [one for one in overview.speed_records("steps") if one["threads"] == 1 and "plan" in one]
+
+
+def _speedups(records: Iterable[Record], dense: str, ours: str = BF16) -> Iterator[float]:
+    name = f"{OWN}{ours}"
+    return (one["speedup"][name][dense][0] for one in records if name in one["speedup"])
+
+
+def _bytes(entry: Entry, contender: str) -> int:
+    return entry["contenders"][contender]["bytes"]["state"]
+
+
+def span(values: Iterable[float], digits: int = 2) -> str:
+    """From the least to the largest of some numbers, or the one that all of them round to.
+
+    Example:
+        >>> span([0.106, 0.103, 0.1]), span([1.04, 1.0], digits=1)
+        ('0.10 to 0.11', '1.0')
+    """
+    found = sorted(values)
+    ends = dict.fromkeys(f"{value:.{digits}f}" for value in (found[0], found[-1]))
+    return " to ".join(ends)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

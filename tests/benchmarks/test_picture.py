@@ -1,0 +1,72 @@
+"""The picture shows what was measured, and the results that say most."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from benchmarks import picture
+from benchmarks.cifar.overview import FILE
+from tests.benchmarks.test_cifar_report import lines_of_accuracies
+
+MINUTE = 60_000
+
+
+def written(folder, name, lines):
+    (folder / name).mkdir(parents=True)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / name / FILE).write_text(text, encoding="utf-8")
+
+
+def timed(lines, **milliseconds):
+    """The lines of some methods, which take so many milliseconds a step."""
+    chosen = [line for line in lines if line["run"]["method"] in milliseconds]
+    for line in chosen:
+        ms = milliseconds[line["run"]["method"]]
+        line["cpu"] = {"seconds": 1.0, "quiet_ms_a_step": ms}
+        line["protocol"]["settings"].setdefault("training", {})
+    return chosen
+
+
+def test_points_stand_at_their_time_and_accuracy(tmp_path):
+    lines = timed(lines_of_accuracies(), dense=500.0, rigl=200.0)
+    written(tmp_path, "a", lines)
+    points = {one.method: one for one in picture.best_source(tmp_path).points}
+    steps = lines[0]["steps"]
+    assert points["dense"].minutes == pytest.approx(500 * steps / MINUTE)
+    assert points["rigl"].minutes == pytest.approx(200 * steps / MINUTE)
+    rigl = [line["accuracy"]["test"] for line in lines if line["run"]["method"] == "rigl"]
+    assert points["rigl"].accuracy == pytest.approx(100 * sum(rigl) / len(rigl))
+
+
+def test_results_with_the_dense_network_are_shown_before_others(tmp_path):
+    written(tmp_path, "a-sparse", timed(lines_of_accuracies(), rigl=200.0, set=200.0, static=200.0))
+    written(tmp_path, "b-both", timed(lines_of_accuracies(), dense=500.0, rigl=200.0))
+    assert picture.best_source(tmp_path).folder == "b-both"
+
+
+def test_protocols_that_differ_in_speed_up_alone_are_one_picture(tmp_path):
+    both = []
+    for is_fast in (False, True):
+        for line in timed(lines_of_accuracies(), rigl=200.0 if is_fast else 500.0):
+            line["protocol"]["settings"]["training"] = {"speed_up": True} if is_fast else {}
+            both.append(line)
+    written(tmp_path, "a", both)
+    labels = {one.label for one in picture.best_source(tmp_path).points}
+    assert labels == {"RigL, with speed_up", "RigL, without speed_up"}
+
+
+def test_without_a_run_that_recorded_its_time_there_is_no_picture(tmp_path):
+    written(tmp_path, "a", timed(lines_of_accuracies(), dense=500.0)[:1])
+    (tmp_path / "a" / FILE).write_text(json.dumps(lines_of_accuracies()[0]) + "\n")
+    with pytest.raises(LookupError, match="recorded its CPU time"):
+        picture.best_source(tmp_path)
+
+
+def test_both_themes_are_drawn_alike_each_time():
+    source = picture.best_source()
+    first, again = picture.written(source), picture.written(source)
+    assert first == again
+    assert len(first) == len(picture.THEMES)
+    for content in first.values():
+        assert ET.fromstring(content).tag.endswith("svg")
