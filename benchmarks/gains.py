@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from benchmarks import overview, picture
+from benchmarks import overview
 from benchmarks.cifar import overview as cifar
 from benchmarks.cifar.report.results import Group
 from benchmarks.common.tables import table
@@ -40,6 +40,56 @@ def lines(docs: str = "") -> list[str]:
     )
     rows = [[name, text, f"[{words}]({docs}{page})"] for name, text, words, page in found]
     return table(HEADER, rows)
+
+
+def cost_conclusion() -> str:
+    """What to conclude from the page on the cost of the wrapper."""
+    entries = _costs()
+    shares = sorted(overview.training_shares(Results(overview.OVERHEAD), entries))
+    return (
+        f"At a density of {DENSITY:g}, {_memory()}. AdamW's step becomes shorter by it, the one of "
+        f"fused AdamW and SGD mostly does not: {_step()}. Whole training steps change by "
+        f"{shares[0]:+.1f} to {shares[-1]:+.1f} %."
+    )
+
+
+def reproduction_conclusion() -> str:
+    """What to conclude from the page on accuracy."""
+    group = cifar.headline()[-1]
+    variants = cifar.main_variants(group)
+    reduced = " Shortened training reaches no published accuracy."
+    return (
+        f"{_accuracy()}.{reduced if group.protocol['reduced'] else ''} "
+        f"{' '.join(cifar.order_sentences(group, variants))}"
+    )
+
+
+def structured_conclusion() -> str:
+    """What to conclude from the page on structured sparsity."""
+    rows = [row for row in overview.speed_rows("training") if row["density"] == f"{DENSITY:g}"]
+    steps = span(float(row["compacted / dense"]) for row in rows)
+    group = cifar.headline()[-1]
+    found = {one.method: one for one in cifar.main_variants(group)}
+    names = {
+        "rigl-struct": "whole channels",
+        "rigl": "single weights",
+        "small-dense": "small dense",
+    }
+    accuracies = (
+        f"{words} {group.percent(found[name])} %" for name, words in names.items() if name in found
+    )
+    return (
+        f"At a density of {DENSITY:g}, {_inference()}; training steps by `CompactedTraining` take "
+        f"{steps} of it. Accuracy is the price: {', '.join(accuracies)} ({_protocol(group)})."
+    )
+
+
+#: What each page of results opens with.
+CONCLUSIONS = {
+    "cost": cost_conclusion,
+    "reproduction": reproduction_conclusion,
+    "structured": structured_conclusion,
+}
 
 
 def _memory() -> str:
@@ -90,8 +140,7 @@ def _inference() -> str:
 
 
 def _accuracy() -> str:
-    source = picture.best_source()
-    group = source.groups[0] if source.has_dense else cifar.headline()[-1]
+    group = cifar.headline()[-1]
     found = {one.method: one for one in cifar.main_variants(group)}
     said = [
         f"{name} {group.percent(found[method])} %"

@@ -5,7 +5,7 @@ Tables of the CIFAR benchmark are in :mod:`benchmarks.cifar.overview`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.common.environment import machines
@@ -62,7 +62,7 @@ def _costs(results: Results, entry: Entry) -> dict[str, str]:
     ours, plain = (entry["contenders"][name] for name in (OURSELVES, PLAIN))
     again, step = (entry["contenders"][name]["step"]["ratio"] for name in (AGAIN, OURSELVES))
     state = plain["bytes"]["state"]
-    update = ours["update"]["ratio_to_reference"]
+    update, share = ours["update"]["ratio_to_reference"], _share(results, entry)
     return {
         "model": WORKLOADS[entry["workload"]].title,
         "optimizer": f"`{entry['optimizer']}`",
@@ -71,17 +71,21 @@ def _costs(results: Results, entry: Entry) -> dict[str, str]:
         "state": f"{ours['bytes']['state'] / state:.2f}",
         "all that is held": f"{held_in_all(ours) / state:.2f}",
         "mask update": MISSING if update is None else f"{update['median']:.1f}",
-        "share of a training step": _share(results, entry),
+        "share of a training step": MISSING if share is None else f"{100 * share:+.1f} %",
     }
 
 
-def _share(results: Results, entry: Entry) -> str:
-    """What the wrapper adds to a whole training step, where that was measured too."""
+def training_shares(results: Results, entries: Iterable[Entry]) -> list[float]:
+    """What the wrapper adds to whole training steps, in per cent, where that was measured too."""
+    found = (_share(results, entry) for entry in entries)
+    return [100 * share for share in found if share is not None]
+
+
+def _share(results: Results, entry: Entry) -> float | None:
     for training in results.of("training", entry["workload"], entry["density"]):
         if training["optimizer"] == entry["optimizer"] and OURSELVES in training["contenders"]:
-            share = share_of_training(training, entry, OURSELVES)
-            return MISSING if share is None else f"{100 * share:+.1f} %"
-    return MISSING
+            return share_of_training(training, entry, OURSELVES)
+    return None
 
 
 def speed_records(figure: str) -> list[Record]:

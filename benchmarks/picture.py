@@ -24,7 +24,14 @@ FOLDER = Path(__file__).resolve().parents[1] / "docs" / "_static"
 NAME = "accuracy-against-time"
 #: Ink and paper of each theme. The background stays transparent; the paper is behind open marks.
 THEMES = {"light": ("#1f2328", "#ffffff"), "dark": ("#e6edf3", "#0d1117")}
+#: Pages that have colours of their own replace black and white.
+THEMED = ("#000000", "#ffffff")
 GRAY = "#8b949e"
+#: Petroff 2021, "Accessible color sequences for data visualization", ten colours.
+PALETTE = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
 #: Marks of networks that are not sparse, filled with the theme's paper.
 MARKS = {"dense": "D", "small-dense": "s"}
 SIZE = (7.6, 3.5)
@@ -138,12 +145,12 @@ def _label(group: Group, variant: Variant) -> str:
     return f"{variant.name}, {fast} speed_up"
 
 
-def draw(source: Source, theme: str) -> Figure:
-    """The picture in the colours of a theme, ``light`` or ``dark``."""
-    ink, paper = THEMES[theme]
+def draw(source: Source, colors: tuple[str, str] = THEMED) -> Figure:
+    """The picture, with colours of ink and paper."""
+    ink, paper = colors
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    colors = _colors(source.points)
+    shades = _shades(source.points)
     for point in source.points:
         mark = MARKS.get(point.method)
         axes.errorbar(
@@ -151,8 +158,8 @@ def draw(source: Source, theme: str) -> Figure:
             point.accuracy,
             yerr=point.deviation,
             fmt=mark or "o",
-            color=colors[point],
-            markerfacecolor=paper if mark else colors[point],
+            color=shades[point],
+            markerfacecolor=paper if mark else shades[point],
             markersize=9,
             markeredgewidth=2 if mark else 0,
             elinewidth=1.4,
@@ -174,9 +181,9 @@ def draw(source: Source, theme: str) -> Figure:
     return figure
 
 
-def _colors(points: Sequence[Point]) -> Mapping[Point, str]:
+def _shades(points: Sequence[Point]) -> Mapping[Point, str]:
     """Gray for networks that are not sparse; for others colours that all eyes tell apart."""
-    palette = iter(matplotlib.color_sequences["petroff10"] * len(points))
+    palette = iter(PALETTE * len(points))
     return {point: GRAY if point.method in MARKS else next(palette) for point in points}
 
 
@@ -188,10 +195,10 @@ def path_of(theme: str) -> Path:
 def written(source: Source) -> dict[Path, bytes]:
     """The files of the picture, one a theme; letters are shapes, which look alike everywhere."""
     files = {}
-    for theme in THEMES:
+    for theme, colors in THEMES.items():
         buffer = io.BytesIO()
         with matplotlib.rc_context({"svg.hashsalt": NAME, "svg.fonttype": "path"}):
-            draw(source, theme).savefig(
+            draw(source, colors).savefig(
                 buffer,
                 format="svg",
                 transparent=True,

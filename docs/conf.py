@@ -9,6 +9,8 @@ HERE = Path(__file__).resolve().parent
 # The benchmarks make the tables of their results, and are found from the root.
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 
+from repository import repository_url  # noqa: E402
+
 project = "sparseopt"
 author = "The sparseopt authors"
 project_copyright = author
@@ -70,7 +72,13 @@ if os.environ.get("SPARSEOPT_DOCS_INTERSPHINX") == "1":
         "torch": ("https://docs.pytorch.org/docs/stable", None),
     }
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"]
+# The repository is wherever the build found it: nothing here says where that is.
+repository = repository_url(os.environ)
+myst_substitutions = {
+    "release": release,
+    "repository": f", [the repository]({repository})" if repository else "",
+}
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -121,4 +129,10 @@ html_css_files = ["custom.css", "galleries.css"]
 html_show_copyright = False
 html_theme_options = {
     "navigation_with_keys": True,
+    # The pencil and the eye at the top of each page.
+    **(
+        {"source_repository": repository, "source_branch": "main", "source_directory": "docs/"}
+        if repository
+        else {}
+    ),
 }

@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from themed_figures import themed
 
-from benchmarks import overview
+from benchmarks import gains, overview, picture
 from benchmarks.cifar import overview as cifar
 from benchmarks.cifar.records import Folder, read_results
 from benchmarks.cifar.report import figures, masks
@@ -31,7 +31,12 @@ SPREAD = re.compile(r"(?<=[\d.]) (±|to) (?=[\d.])")
 
 
 class Overview(SphinxDirective):
-    """What is common to the directives: paragraphs, tables and figures, in Markdown."""
+    """What is common to the directives: paragraphs, tables and figures, in Markdown.
+
+    What is between the fences tells readers of the source, as on GitHub, where else it stands.
+    """
+
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
         # A number and its spread belong on one line, however narrow the column.
@@ -61,19 +66,22 @@ class CifarOverview(Overview):
 
     def parts(self) -> Iterator[str]:
         notes = cifar.COLUMNS
+        first = {group.protocol["label"] for group in cifar.headline()}
         if all(group.protocol["reduced"] for group in cifar.headline()):
             notes += " **No run by a full protocol is among the committed results yet.**"
+        found = [(folder, group) for folder in cifar.folders() for group in cifar.groups(folder)]
         for folder in cifar.folders():
             self.read(folder / cifar.FILE)
-            for group in cifar.groups(folder):
-                yield from self.of_group(folder, group, notes)
-                notes = ""
+        for folder, group in sorted(found, key=lambda one: one[1].protocol["label"] not in first):
+            is_first = group.protocol["label"] in first
+            yield from self.of_group(folder, group, notes, "" if is_first else "Appendix: ")
+            notes = ""
 
-    def of_group(self, folder: Path, group: Group, columns: str) -> Iterator[str]:
+    def of_group(self, folder: Path, group: Group, columns: str, before: str) -> Iterator[str]:
         label, about = group.protocol["label"], group.protocol["description"]
         network = ", ".join(about.split(", ")[:2])
         origin = "" if folder.name == group.protocol["name"] else f", in `{folder.name}`"
-        yield f"## {network}: {label}{origin}"
+        yield f"## {before}{network}: {label}{origin}"
         yield cifar.protocol(group)
         yield "\n".join(cifar.accuracy_table(group))
         yield columns
@@ -205,10 +213,56 @@ class SpeedOverview(Overview):
         yield f"Made on {made}. All of it: {self.link(overview.SPEED)}."
 
 
+class Gains(Overview):
+    """What is gained and what it costs, in a line each."""
+
+    def parts(self) -> Iterator[str]:
+        read_all(self)
+        yield "\n".join(gains.lines(self.to_docs))
+
+    @property
+    def to_docs(self) -> str:
+        """How to come from the page to the folder of the docs."""
+        return "../" * self.env.docname.count("/")
+
+
+class Conclusion(Overview):
+    """What to conclude from a page of results, which is the argument."""
+
+    required_arguments = 1
+
+    def parts(self) -> Iterator[str]:
+        read_all(self)
+        (page,) = self.arguments
+        yield gains.CONCLUSIONS[page]()
+
+
+class Picture(Overview):
+    """Accuracy against measured time of training, in the colours of the theme."""
+
+    def parts(self) -> Iterator[str]:
+        read_all(self)
+        source = picture.best_source()
+        yield themed(lambda: picture.draw(source), source.words)
+        yield source.caption()
+
+
+def read_all(page: Overview) -> None:
+    """Have the page made again when any results change."""
+    for folder in cifar.folders():
+        page.read(folder / cifar.FILE)
+    page.read(overview.OVERHEAD)
+    for file in overview.SPEED.glob("*.json"):
+        page.read(file)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("cifar-overview", CifarOverview)
     app.add_directive("measured-methods", MeasuredMethods)
     app.add_directive("structured-accuracy", StructuredAccuracy)
+    app.add_directive("gains", Gains)
+    app.add_directive("conclusion", Conclusion)
+    app.add_directive("picture", Picture)
     app.add_directive("overhead-overview", OverheadOverview)
     app.add_directive("overhead-figure", OverheadFigure)
     app.add_directive("speed-overview", SpeedOverview)

@@ -27,15 +27,35 @@ def report(tmp_path):
 
 
 def test_a_report_becomes_a_page_that_finds_its_figures(report, tmp_path):
-    from committed_results import page_name, page_text
+    from committed_results import page_name, pages_of
 
     pages = tmp_path / "docs" / "results" / "reports"
     pages.mkdir(parents=True)
-    text = page_text(report, pages)
+    name = page_name(report.parent, tmp_path / "benchmarks")
+    ((page, text),) = pages_of(report, pages, name).items()
+    assert page == pages / "images-cpu.md"
     assert text.startswith("# Images: `cpu`\n")
     figure = text.partition("](")[2].partition(")")[0]
     assert (pages / figure).samefile(report.parent / "figures" / "a.png")
-    assert page_name(report.parent, tmp_path / "benchmarks") == "images-cpu"
+
+
+def test_a_long_report_has_a_page_for_each_section(report, tmp_path):
+    from committed_results import LONG, pages_of
+
+    text = (
+        f"# Images\n\nWhat it is.\n\n## One, at 0.1\n\n### Part\n\n{'word ' * LONG}\n\n## Two\n\n"
+    )
+    report.write_text(f"{text}![a figure](figures/a.png)\n", encoding="utf-8")
+    pages = tmp_path / "docs" / "results" / "reports"
+    (pages / "images").mkdir(parents=True)
+    first, one, two = pages_of(report, pages, "images").items()
+    assert first[0] == pages / "images.md"
+    assert "What it is." in first[1]
+    assert "\nimages/one-at-0.1\nimages/two\n" in first[1]
+    assert one[0] == pages / "images" / "one-at-0.1.md"
+    assert one[1].startswith("# One, at 0.1\n\n## Part\n")
+    figure = two[1].partition("](")[2].partition(")")[0]
+    assert (two[0].parent / figure).samefile(report.parent / "figures" / "a.png")
 
 
 def test_every_committed_report_is_a_page(tmp_path):
