@@ -4,6 +4,9 @@ Such a wheel is for one platform and for every Python, because the kernels know 
 torch's headers. Without a compiler the wheel is pure, and the kernels are compiled at first use.
 ``SPARSEOPT_PREBUILT=0`` makes a pure wheel in any case, ``SPARSEOPT_PREBUILT=1`` fails rather than
 make one. An editable install compiles nothing.
+
+On GitHub, the metadata name the repository that is built from, and the links of the README lead
+there; nothing here says where the repository is.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import sys
 import sysconfig
 import tempfile
@@ -21,9 +25,13 @@ from types import ModuleType
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 SETTING = "SPARSEOPT_PREBUILT"
 BUILD = Path("sparseopt", "speedup", "kernels", "build.py")
+#: Links and pictures of the README that are found from the root of the repository.
+RELATIVE = re.compile(r"""(\]\(|src="|srcset=")(?!https?://|#|\.\./)""")
+GITHUB = "../../"
 
 
 class PrebuiltKernels(BuildHookInterface[Any]):
@@ -72,6 +80,34 @@ class PrebuiltKernels(BuildHookInterface[Any]):
         if self.required:
             raise RuntimeError(f"{SETTING}=1, and the kernels can't be compiled: {reason}")
         self.app.display_warning(f"a wheel without compiled kernels: {reason}")
+
+
+class Repository(MetadataHookInterface):
+    """Says where the repository is, if the builder does, and has the README's links lead there."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Set the addresses of the project, and the text of its page."""
+        text = Path(self.root, "README.md").read_text(encoding="utf-8")
+        name = os.environ.get("GITHUB_REPOSITORY")
+        if name is not None:
+            repository = f"{os.environ['GITHUB_SERVER_URL']}/{name}"
+            metadata["urls"] = {
+                "Repository": repository,
+                "Changelog": f"{repository}/blob/main/CHANGELOG.md",
+                "Issues": f"{repository}/issues",
+            }
+            text = absolute(text, repository)
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
+
+
+def absolute(readme: str, repository: str) -> str:
+    """The README with links that lead to a repository from anywhere, and pictures from there."""
+    readme = readme.replace(GITHUB, f"{repository}/")
+
+    def at(link: re.Match[str]) -> str:
+        return f"{link[1]}{repository}/{'blob' if link[1] == '](' else 'raw'}/main/"
+
+    return RELATIVE.sub(at, readme)
 
 
 def _compile(

@@ -17,6 +17,7 @@ from benchmarks.overhead.tables import held_in_all
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.report import OWN
+from benchmarks.speed.steps.workloads import WORKLOADS
 
 DENSITY = overview.DENSITY
 #: Networks of a common size; small ones and a bag of layers have tables of their own.
@@ -135,7 +136,7 @@ def _inference() -> str:
         if row["density"] == f"{DENSITY:g}" and row["batch"] != "1"
     ]
     times = span((float(row["compacted / dense"]) for row in rows), 2)
-    names = dict.fromkeys(row["model"] for row in rows)
+    names = dict.fromkeys(WORKLOADS[row["model"]].title for row in rows)
     return f"whole channels taken out by `compact`: {times} of the dense time ({_listed(names)})"
 
 

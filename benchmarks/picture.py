@@ -34,7 +34,9 @@ PALETTE = (
 )
 #: Marks of networks that are not sparse, filled with the theme's paper.
 MARKS = {"dense": "D", "small-dense": "s"}
-SIZE = (7.6, 3.5)
+SIZE = (6.4, 4.0)
+#: Points of accuracy that are shown at least: a narrower axis would make much of little.
+LEAST_RANGE = 5.0
 
 
 class Point(NamedTuple):
@@ -168,11 +170,14 @@ def draw(source: Source, colors: tuple[str, str] = THEMED) -> Figure:
         )
     axes.set_xlim(left=0)
     axes.margins(y=0.15)
+    low, high = axes.get_ylim()
+    room = max(0.0, LEAST_RANGE - (high - low)) / 2
+    axes.set_ylim(low - room, high + room)
     axes.set_xlabel("CPU time of the whole training, minutes on one core")
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.25, color=GRAY)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     for text in figure.findobj(matplotlib.text.Text):
         text.set_color(ink)
     for spine in axes.spines.values():

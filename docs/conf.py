@@ -25,6 +25,7 @@ extensions = [
     "kernel_results",
     "myst_parser",
     "overviews",
+    "questions",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",

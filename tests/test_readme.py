@@ -1,6 +1,7 @@
 """The README says what the results say, its loop runs, and it leads nowhere that isn't there."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_links_to_files_lead_to_files(name):
     ours = [link for link in links if "://" not in link and not link.startswith(GITHUB)]
     targets = [link.partition("#")[0] for link in ours]
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_on_a_release_links_lead_into_the_repository_that_is_released():
+    pytest.importorskip("hatchling", reason="installed by builds alone")
+    absolute = runpy.run_path(str(ROOT / "hatch_build.py"))["absolute"]
+    text = absolute(README.read_text(encoding="utf-8"), "https://example.org/a/b")
+    assert "](https://example.org/a/b/blob/main/docs/start.md)" in text
+    assert "(https://example.org/a/b/actions/workflows/tests.yml/badge.svg)" in text
+    assert 'src="https://example.org/a/b/raw/main/docs/_static/' in text
+    assert re.findall(r"""(?:\]\(|src="|srcset=")(?!https://)[^)"]*""", text) == []
 
 
 def test_every_cell_of_the_comparison_is_linked_to_its_proof():

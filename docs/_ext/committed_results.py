@@ -17,6 +17,8 @@ PAGES = Path("results", "reports")
 RELATIVE_IMAGE = re.compile(r"(!\[[^\]]*\]\()(?!https?://|/)([^)\s]+)")
 SECTION = re.compile(r"^## (.*)\n", re.MULTILINE)
 NOT_IN_A_NAME = re.compile(r"[^a-z0-9.]+")
+#: Who searches is led to pages that say what the numbers mean.
+NOT_SEARCHED = "---\nnosearch: true\n---\n"
 #: A report of more words is not read from its beginning to its end.
 LONG = 12_000
 SECTIONS = """
@@ -67,7 +69,7 @@ def _placed(text: str, report: Path, folder: Path) -> str:
     place = os.path.relpath(report.parent, folder)
     text = RELATIVE_IMAGE.sub(rf"\g<1>{place}/\g<2>", text)
     # A number and its deviation belong on one line, however narrow the column.
-    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+    return NOT_SEARCHED + text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
 
 def write_report_pages(app: Sphinx) -> None:

@@ -243,7 +243,7 @@ class Picture(Overview):
     def parts(self) -> Iterator[str]:
         read_all(self)
         source = picture.best_source()
-        yield themed(lambda: picture.draw(source), source.words)
+        yield themed(lambda: picture.draw(source), source.words, "drawing narrow")
         yield source.caption()
 
 

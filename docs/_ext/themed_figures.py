@@ -23,13 +23,14 @@ METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 NUMBERED_GROUPS = re.compile(r' id="[a-zA-Z]+[\w.]*_\d+"')
 
 
-def themed(draw: Callable[[], Figure | None], caption: str) -> str:
+def themed(draw: Callable[[], Figure | None], caption: str, kind: str = "drawing") -> str:
     """A figure of matplotlib as Markdown.
 
     Args:
         draw: Makes the figure; its black, gray and white become colours of the theme, others stay.
             Where it makes none, there is nothing.
         caption: What it shows, for those who cannot see it.
+        kind: Its class, for the style sheet.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context():
@@ -43,7 +44,7 @@ def themed(draw: Callable[[], Figure | None], caption: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawing = METADATA.sub("", buffer.getvalue(), count=1)
     opening = (
-        f'<div class="drawing"><svg role="img" aria-label="{html.escape(caption)}" '
+        f'<div class="{kind}"><svg role="img" aria-label="{html.escape(caption)}" '
         r'xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1">'
     )
     drawing = NUMBERED_GROUPS.sub("", OPENING.sub(opening, drawing, count=1))

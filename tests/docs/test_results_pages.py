@@ -34,7 +34,7 @@ def test_a_report_becomes_a_page_that_finds_its_figures(report, tmp_path):
     name = page_name(report.parent, tmp_path / "benchmarks")
     ((page, text),) = pages_of(report, pages, name).items()
     assert page == pages / "images-cpu.md"
-    assert text.startswith("# Images: `cpu`\n")
+    assert "\n# Images: `cpu`\n" in text
     figure = text.partition("](")[2].partition(")")[0]
     assert (pages / figure).samefile(report.parent / "figures" / "a.png")
 
@@ -53,7 +53,7 @@ def test_a_long_report_has_a_page_for_each_section(report, tmp_path):
     assert "What it is." in first[1]
     assert "\nimages/one-at-0.1\nimages/two\n" in first[1]
     assert one[0] == pages / "images" / "one-at-0.1.md"
-    assert one[1].startswith("# One, at 0.1\n\n## Part\n")
+    assert "\n# One, at 0.1\n\n## Part\n" in one[1]
     figure = two[1].partition("](")[2].partition(")")[0]
     assert (two[0].parent / figure).samefile(report.parent / "figures" / "a.png")
 
