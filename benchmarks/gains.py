@@ -14,6 +14,7 @@ from benchmarks.common.tables import table
 from benchmarks.overhead.contenders import OURSELVES, PLAIN
 from benchmarks.overhead.results import Entry, Results
 from benchmarks.overhead.tables import held_in_all
+from benchmarks.speed.cli import FIGURES
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.report import OWN
@@ -80,7 +81,7 @@ def structured_conclusion() -> str:
         f"{words} {group.percent(found[name])} %" for name, words in names.items() if name in found
     )
     return (
-        f"At a density of {DENSITY:g}, {_inference()}; training steps by `CompactedTraining` take "
+        f"At a density of {DENSITY:g}, {_compacted()}; training steps by `CompactedTraining` take "
         f"{steps} of it. Accuracy is the price: {', '.join(accuracies)} ({_protocol(group)})."
     )
 
@@ -130,6 +131,25 @@ def _training() -> str:
 
 
 def _inference() -> str:
+    return "; ".join(said for said in (_condensed(), _compacted()) if said)
+
+
+def _condensed() -> str:
+    """Of live weights alone, where that was measured."""
+    found = overview.speed_rows("condensed") if "condensed" in FIGURES else []
+    rows = [row for row in found if row["density"].startswith(f"{DENSITY:g},")]
+    ratios = {
+        form: [float(row[f"ratio, {form}"]) for row in rows if f"ratio, {form}" in row]
+        for form in (FP32, BF16)
+    }
+    said = [f"{span(values, 1)} in {form}" for form, values in ratios.items() if values]
+    names = dict.fromkeys(row["network"].partition(",")[0] for row in rows)
+    if not said:
+        return ""
+    return f"`condense`, faster than every dense way: {', '.join(said)} times ({_listed(names)})"
+
+
+def _compacted() -> str:
     rows = [
         row
         for row in overview.speed_rows("inference")

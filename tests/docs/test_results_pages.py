@@ -1,5 +1,6 @@
 """Reports become pages, and figures take the colours of the theme."""
 
+import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -94,6 +95,24 @@ def test_a_figure_is_drawn_in_the_colours_of_the_theme():
     assert "#1f77b4" in drawing
     assert not {"#000000", "#ffffff"} & set(drawing.replace(";", " ").replace('"', " ").split())
     assert "\n\n" not in drawing, "an empty line ends HTML within Markdown"
+
+
+SHOWN = re.compile(
+    r"```\{(?:[a-z]+-(?:overview|results|accuracy|methods)|overhead-figure|conclusion|gains|picture)\}"
+    r"[^\n]*\n(.*?)```",
+    re.DOTALL,
+)
+PLACE = re.compile(r"[\w/-]+\.(?:md|svg)")
+
+
+def test_a_reader_of_the_repository_is_told_where_each_table_is():
+    pages = (ROOT / "docs").rglob("*.md")
+    written = (page for page in pages if "reports" not in page.parts)
+    told = [text for page in written for text in SHOWN.findall(page.read_text(encoding="utf-8"))]
+    assert len(told) > 20
+    places = [PLACE.findall(text) for text in told]
+    assert [text for text, found in zip(told, places, strict=True) if len(found) != 1] == []
+    assert [place for (place,) in places if not (ROOT / place).is_file()] == []
 
 
 def test_every_part_of_the_page_on_kernels_has_something_to_say():

@@ -1,0 +1,57 @@
+"""The table of gains says what the results files have, read here without it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gains
+
+ROOT = Path(__file__).parents[2]
+SPEED = ROOT / "benchmarks" / "speed" / "results"
+OVERHEAD = ROOT / "benchmarks" / "overhead" / "results" / "results.json"
+
+
+def cells(name):
+    (line,) = (one for one in gains.lines() if one.startswith(f"| {name} |"))
+    return line
+
+
+def test_memory_is_from_least_to_most_of_the_networks():
+    found = [
+        entry["contenders"]
+        for entry in json.loads(OVERHEAD.read_text())["entries"]
+        if entry["figures"] == "steps"
+        and entry["density"] == 0.1
+        and entry["workload"] in ("wrn-22-2", "resnet-50", "gpt")
+        and entry["optimizer"].startswith("adamw")
+    ]
+    ratios = [
+        one["sparseopt, compact"]["bytes"]["state"] / one["plain"]["bytes"]["state"]
+        for one in found
+    ]
+    assert f"{min(ratios):.2f} to {max(ratios):.2f} of the memory" in cells("memory")
+
+
+def test_training_is_from_the_least_to_the_most_speed_up():
+    records = [json.loads(path.read_text()) for path in SPEED.glob("steps-*.json")]
+    ratios = [
+        one["speedup"]["speed_up, bfloat16"]["bfloat16"][0]
+        for one in records
+        if one["threads"] == 1 and one["density"] == 0.1
+    ]
+    assert f"bf16: {min(ratios):.1f} to {max(ratios):.1f} times" in cells("training, CPU")
+
+
+def test_links_are_found_from_where_the_table_stands():
+    assert "](results/cost.md)" in "".join(gains.lines())
+    assert "](docs/results/cost.md)" in "".join(gains.lines("docs/"))
+
+
+@pytest.mark.parametrize("page", gains.CONCLUSIONS)
+def test_a_page_of_results_opens_with_a_conclusion(page):
+    text = (ROOT / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8")
+    title, first, *_ = text.split("\n\n")
+    assert title.startswith("# ")
+    assert first.startswith(f"```{{conclusion}} {page}\n")
+    assert gains.CONCLUSIONS[page]().endswith(".")
