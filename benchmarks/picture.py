@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.cifar import overview
+from benchmarks.cifar.records import Folder, read_results
 from benchmarks.cifar.report.results import Group, Variant
+from benchmarks.cifar.report.structured import Times, times_of
 from benchmarks.common.environment import machines
 from benchmarks.common.files import write_atomic
 
@@ -39,19 +42,29 @@ SIZE = (6.4, 4.0)
 LEAST_RANGE = 5.0
 
 
+class Unit(NamedTuple):
+    """In what the time of a training is told: on the axis, and after a number."""
+
+    axis: str
+    after: str
+    digits: int
+
+
+MINUTES = Unit("CPU time of the whole training, minutes on one core", "minutes", 1)
+DENSE = Unit(
+    "measured time of the whole training, multiple of the dense network's", "of the time", 2
+)
+
+
 class Point(NamedTuple):
     """One variant: where it stands, and how far its seeds spread."""
 
     method: str
     label: str
-    minutes: float
+    time: float
     accuracy: float
     deviation: float
     seeds: int
-
-    def __str__(self) -> str:
-        spread = f" ± {self.deviation:.2f}" if self.seeds > 1 else ""
-        return f"{self.label} {self.accuracy:.2f}{spread} % after {self.minutes:.1f} minutes"
 
 
 @dataclass(frozen=True)
@@ -60,18 +73,24 @@ class Source:
 
     Attributes:
         groups: The protocols.
-        points: Every variant of theirs whose CPU time is known, the best accuracy first.
+        points: Every variant of theirs whose time is known, the best accuracy first.
+        unit: What the times are in.
+        machine: Where they were measured.
         folder: The name of the folder of results.
     """
 
     groups: tuple[Group, ...]
     points: tuple[Point, ...]
+    unit: Unit
+    machine: str
     folder: str
 
     @property
-    def weight(self) -> tuple[bool, int, int]:
-        """Of two sources the greater one is shown: dense beside sparse first of all."""
-        return self.has_dense, len(self.points), sum(point.seeds for point in self.points)
+    def weight(self) -> tuple[bool, bool, int, int]:
+        """Of two sources the greater is shown: with ``speed_up`` first, then with the dense one."""
+        is_fast = any(map(_has_speed_up, self.groups))
+        seeds = sum(point.seeds for point in self.points)
+        return is_fast, self.has_dense, len(self.points), seeds
 
     @property
     def has_dense(self) -> bool:
@@ -80,27 +99,27 @@ class Source:
 
     @property
     def protocol(self) -> str:
-        """What was trained, and on what."""
+        """What was trained, and where times were measured."""
         about = ", ".join(self.groups[0].protocol["description"].split(", ")[:3])
-        made = (record["environment"] for group in self.groups for record in group.records)
-        return f"{about}; {machines(made)}"
+        return f"{about}; times on {self.machine}"
 
     @property
     def words(self) -> str:
         """The whole picture in a sentence, for those who cannot see it."""
-        return f"{self.protocol}. Test accuracy: {'; '.join(map(str, self.points))}."
+        return f"{self.protocol}. Test accuracy: {'; '.join(map(self._said, self.points))}."
+
+    def _said(self, point: Point) -> str:
+        spread = f" ± {point.deviation:.2f}" if point.seeds > 1 else ""
+        time = f"{point.time:.{self.unit.digits}f} {self.unit.after}"
+        return f"{point.label} {point.accuracy:.2f}{spread} % in {time}"
 
     def caption(self, docs: str = "") -> str:
         """What stands below it; ``docs`` is how to come to the folder of the docs."""
-        page = (
-            f"{docs}results/reproduction.md"
-            if self.has_dense
-            else f"{docs}results/live-training.md"
-        )
+        page = "reproduction" if self.has_dense else "live-training"
         seeds = max(point.seeds for point in self.points)
         return (
             f"Test accuracy against measured time of training: {self.protocol}; mean ± standard "
-            f"deviation of up to {seeds} seeds. [How it was measured]({page})."
+            f"deviation of up to {seeds} seeds. [How it was measured]({docs}results/{page}.md)."
         )
 
 
@@ -108,43 +127,72 @@ def best_source(results: Path = overview.RESULTS) -> Source:
     """The committed results that say most about accuracy and time.
 
     Raises:
-        LookupError: If no run of theirs recorded its CPU time.
+        LookupError: If the time of no run of theirs is known.
     """
     found = [source for folder in overview.folders(results) for source in _sources(folder)]
     if not found:
-        raise LookupError(f"no run below {results} recorded its CPU time")
+        raise LookupError(f"no run below {results} was timed or recorded its CPU time")
     return max(found, key=lambda source: source.weight)
 
 
 def _sources(folder: Path) -> Iterator[Source]:
+    timings = read_results(Folder(folder).timings)
     alike: dict[str, list[Group]] = {}
     for group in overview.groups(folder):
         alike.setdefault(_without_speed_up(group), []).append(group)
+        timed = times_of(group, timings)
+        if timed:
+            times = partial(_multiple, group, timed[0])
+            yield from _source([group], [times], DENSE, timed[0].machine, folder)
     for groups in alike.values():
-        points = [point for group in groups for point in _points(group, len(groups) > 1)]
-        if points:
-            points.sort(key=lambda point: -point.accuracy)
-            yield Source(tuple(groups), tuple(points), folder.name)
+        made = machines(record["environment"] for group in groups for record in group.records)
+        minutes = [group.cpu_minutes for group in groups]
+        yield from _source(groups, minutes, MINUTES, made, folder)
+
+
+def _multiple(group: Group, times: Times, variant: Variant) -> float | None:
+    """The measured time of a training; the dense network is what it is a multiple of."""
+    if variant == group.dense():
+        return 1.0
+    ratio = times.ratio(group, variant)
+    return None if ratio is None else ratio.mean
+
+
+def _source(
+    groups: Sequence[Group],
+    times: Sequence[Callable[[Variant], float | None]],
+    unit: Unit,
+    machine: str,
+    folder: Path,
+) -> Iterator[Source]:
+    """What some protocols say, if the time of any variant is known."""
+    points = [
+        _point(group, variant, time, len(groups) > 1)
+        for group, time_of in zip(groups, times, strict=True)
+        for variant in overview.main_variants(group)
+        if (time := time_of(variant)) is not None
+    ]
+    if points:
+        points.sort(key=lambda point: -point.accuracy)
+        yield Source(tuple(groups), tuple(points), unit, machine, folder.name)
+
+
+def _point(group: Group, variant: Variant, time: float, is_one_of_several: bool) -> Point:
+    label = variant.name
+    if is_one_of_several:
+        label += f", {'with' if _has_speed_up(group) else 'without'} speed_up"
+    mean, deviation = group.mean(variant, "accuracy.test"), group.std(variant) or 0.0
+    seeds = len(group.of(variant))
+    return Point(variant.method, label, time, 100 * mean, 100 * deviation, seeds)
+
+
+def _has_speed_up(group: Group) -> bool:
+    return bool(group.settings.get("training", {}).get("speed_up"))
 
 
 def _without_speed_up(group: Group) -> str:
     training = {**group.settings.get("training", {}), "speed_up": None}
     return json.dumps({**group.settings, "training": training}, sort_keys=True)
-
-
-def _points(group: Group, is_one_of_several: bool) -> Iterator[Point]:
-    for variant in overview.main_variants(group):
-        minutes = group.cpu_minutes(variant)
-        if minutes is not None:
-            label = _label(group, variant) if is_one_of_several else variant.name
-            mean, deviation = group.mean(variant, "accuracy.test"), group.std(variant)
-            seeds = len(group.of(variant))
-            yield Point(variant.method, label, minutes, 100 * mean, 100 * (deviation or 0.0), seeds)
-
-
-def _label(group: Group, variant: Variant) -> str:
-    fast = "with" if group.settings.get("training", {}).get("speed_up") else "without"
-    return f"{variant.name}, {fast} speed_up"
 
 
 def draw(source: Source, colors: tuple[str, str] = THEMED) -> Figure:
@@ -156,7 +204,7 @@ def draw(source: Source, colors: tuple[str, str] = THEMED) -> Figure:
     for point in source.points:
         mark = MARKS.get(point.method)
         axes.errorbar(
-            point.minutes,
+            point.time,
             point.accuracy,
             yerr=point.deviation,
             fmt=mark or "o",
@@ -173,7 +221,7 @@ def draw(source: Source, colors: tuple[str, str] = THEMED) -> Figure:
     low, high = axes.get_ylim()
     room = max(0.0, LEAST_RANGE - (high - low)) / 2
     axes.set_ylim(low - room, high + room)
-    axes.set_xlabel("CPU time of the whole training, minutes on one core")
+    axes.set_xlabel(source.unit.axis)
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.25, color=GRAY)
     axes.spines[["top", "right"]].set_visible(False)

@@ -33,8 +33,8 @@ def test_points_stand_at_their_time_and_accuracy(tmp_path):
     written(tmp_path, "a", lines)
     points = {one.method: one for one in picture.best_source(tmp_path).points}
     steps = lines[0]["steps"]
-    assert points["dense"].minutes == pytest.approx(500 * steps / MINUTE)
-    assert points["rigl"].minutes == pytest.approx(200 * steps / MINUTE)
+    assert points["dense"].time == pytest.approx(500 * steps / MINUTE)
+    assert points["rigl"].time == pytest.approx(200 * steps / MINUTE)
     rigl = [line["accuracy"]["test"] for line in lines if line["run"]["method"] == "rigl"]
     assert points["rigl"].accuracy == pytest.approx(100 * sum(rigl) / len(rigl))
 
@@ -43,6 +43,37 @@ def test_results_with_the_dense_network_are_shown_before_others(tmp_path):
     written(tmp_path, "a-sparse", timed(lines_of_accuracies(), rigl=200.0, set=200.0, static=200.0))
     written(tmp_path, "b-both", timed(lines_of_accuracies(), dense=500.0, rigl=200.0))
     assert picture.best_source(tmp_path).folder == "b-both"
+
+
+def test_runs_that_were_timed_stand_at_a_multiple_of_the_dense_network(tmp_path):
+    lines = [one for one in lines_of_accuracies() if one["run"]["method"] in ("dense", "rigl")]
+    written(tmp_path, "a", lines)
+    timings = [
+        {
+            "run_key": line["key"],
+            "environment": {"processor": "Some CPU", "device": "cpu", "threads": 1},
+            "training": {"batch": 128, "ratio": {"median": 0.4, "q1": 0.3, "q3": 0.5}},
+            "inference": [],
+        }
+        for line in lines
+        if line["run"]["method"] == "rigl"
+    ]
+    text = "".join(json.dumps(one) + "\n" for one in timings)
+    (tmp_path / "a" / "timings.jsonl").write_text(text, encoding="utf-8")
+    source = picture.best_source(tmp_path)
+    times = {one.method: one.time for one in source.points}
+    assert times == pytest.approx({"dense": 1.0, "rigl": 0.4})
+    assert "times on Some CPU, 1 thread" in source.words
+    assert source.unit is picture.DENSE
+
+
+def test_results_with_speed_up_are_shown_before_others(tmp_path):
+    written(tmp_path, "a-plain", timed(lines_of_accuracies(), dense=500.0, rigl=400.0))
+    fast = timed(lines_of_accuracies(), rigl=200.0)
+    for line in fast:
+        line["protocol"]["settings"]["training"] = {"speed_up": True}
+    written(tmp_path, "b-fast", fast)
+    assert picture.best_source(tmp_path).folder == "b-fast"
 
 
 def test_protocols_that_differ_in_speed_up_alone_are_one_picture(tmp_path):
@@ -59,7 +90,7 @@ def test_protocols_that_differ_in_speed_up_alone_are_one_picture(tmp_path):
 def test_without_a_run_that_recorded_its_time_there_is_no_picture(tmp_path):
     written(tmp_path, "a", timed(lines_of_accuracies(), dense=500.0)[:1])
     (tmp_path / "a" / FILE).write_text(json.dumps(lines_of_accuracies()[0]) + "\n")
-    with pytest.raises(LookupError, match="recorded its CPU time"):
+    with pytest.raises(LookupError, match="was timed or recorded"):
         picture.best_source(tmp_path)
 
 
