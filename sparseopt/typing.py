@@ -6,8 +6,8 @@ Example:
 """
 
 from sparseopt.distributions import Distribution, Init, Shapes
+from sparseopt.masks.drop_and_grow import Regrow
 from sparseopt.masks.selection import Selection, Selector
-from sparseopt.masks.transition import Regrow
 from sparseopt.methods.compose import Schedule, Score
 from sparseopt.optimizer.state import StateMode
 from sparseopt.schedules import Decay

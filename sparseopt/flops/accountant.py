@@ -14,7 +14,7 @@ from sparseopt.flops.operands import layers_in
 from sparseopt.flops.report import FlopsReport, inference_report, make_report, sample_count
 from sparseopt.flops.training_cost import TrainingProgress
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.masked_weights import layer_of
+from sparseopt.masks.layer_of_weight import layer_of
 from sparseopt.methods.base import Method
 from sparseopt.utils.example_inputs import as_arguments
 from sparseopt.utils.recorded_inputs import InputRecorder

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseopt.flops.operands import WeightMemory
-from sparseopt.masks.prunable import computed_from
+from sparseopt.masks.maskable_weights import computed_from
 from sparseopt.masks.selection import breaks_zeros
 from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.wrappers import canonical_name

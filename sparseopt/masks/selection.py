@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _LazyNormBase
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from sparseopt.masks.prunable import computed_from, has_shape, is_matrix
+from sparseopt.masks.maskable_weights import computed_from, has_shape, is_matrix
 from sparseopt.utils.names import is_pattern, means, written_name
 from sparseopt.utils.validation import unknown_name
 from sparseopt.utils.wrappers import canonical_name

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from sparseopt.masks.drop_and_grow import Regrow
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import largest
-from sparseopt.masks.transition import Regrow
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.update import Move, Update
 from sparseopt.schedules import UpdateSchedule

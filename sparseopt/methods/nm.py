@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sparseopt.distributed.dtensor import whole
+from sparseopt.masks.drop_and_grow import surviving
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.transition import surviving
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeVar
 
-from sparseopt.masks.transition import Regrow
+from sparseopt.masks.drop_and_grow import Regrow
 from sparseopt.methods.base import Method
 from sparseopt.methods.promises import check_promises
 from sparseopt.utils.validation import unknown_name

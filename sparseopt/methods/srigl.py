@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sparseopt.distributed.dtensor import whole
+from sparseopt.masks.drop_and_grow import surviving
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.norm_slices import protected
 from sparseopt.masks.topk import largest, largest_in_rows
-from sparseopt.masks.transition import surviving
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import is_sharded, local, shard_like, whole
 from sparseopt.distributed.ranks import agree_on_values
+from sparseopt.masks.drop_and_grow import Transition
 from sparseopt.masks.indices import mark
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.transition import Transition
 
 __all__ = ["LayerState", "MethodState", "RunState"]
 

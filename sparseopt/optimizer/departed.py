@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.prunable import optimizer_weights
+from sparseopt.masks.maskable_weights import optimizer_weights
 from sparseopt.optimizer.mask_updates import MaskUpdater
 from sparseopt.optimizer.state import CompactState, MaskedState
 

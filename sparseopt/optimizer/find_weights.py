@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.prunable import (
+from sparseopt.masks.maskable_weights import (
     computed_weights,
     embedding_weights,
     has_shape,

@@ -11,11 +11,11 @@ from torch import Tensor
 from sparseopt.distributed.dtensor import is_sharded, whole
 from sparseopt.distributed.ranks import from_all_ranks, masks_of_rank_zero
 from sparseopt.distributions import layer_named, match_name
+from sparseopt.masks.drop_and_grow import Transition, plan_mask
 from sparseopt.masks.indices import count_true, take
 from sparseopt.masks.initial import check_mask
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.norm_slices import described, left_zero
-from sparseopt.masks.transition import Transition, plan_mask
 from sparseopt.methods.base import Method
 from sparseopt.methods.rigl_struct import RigLStruct
 from sparseopt.optimizer.mask_updates import MaskUpdater, make_transitions, movable, record_of

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseopt.distributed.dtensor import local, on_any_rank, sums_over_shards
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.masked_weights import hooks_on, mark_hook
+from sparseopt.masks.layer_of_weight import hooks_on, mark_hook
 
 __all__ = [
     "GradientFlag",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.prunable import model_weights
+from sparseopt.masks.maskable_weights import model_weights
 from sparseopt.methods.rigl_struct import RigLStruct
 from sparseopt.optimizer.build import (
     MaskConfig,

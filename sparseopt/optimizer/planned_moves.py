@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import placement, whole
 from sparseopt.distributed.same_choice import SameChoice, checksum, mixed
+from sparseopt.masks.drop_and_grow import Transition, plan_mask, plan_update
 from sparseopt.masks.indices import count_true
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.norm_slices import left_zero
-from sparseopt.masks.transition import Transition, plan_mask, plan_update
 from sparseopt.methods.base import Method
 from sparseopt.methods.update import Move, Rewiring, Update
 

@@ -14,25 +14,27 @@ from torch.optim import Optimizer
 from sparseopt.distributed.ranks import agreed_generator, is_distributed
 from sparseopt.distributions import Init
 from sparseopt.flops import Accountant, FlopsReport
+from sparseopt.masks.drop_and_grow import Regrow
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.selection import Selection
-from sparseopt.masks.transition import Regrow
 from sparseopt.methods import Method, get_method
 from sparseopt.optimizer import build, checkpoint
 from sparseopt.optimizer.departed import warn_of_departed
 from sparseopt.optimizer.find_weights import refuse_flat_parameters, weights_in_copy
+from sparseopt.optimizer.first_step_checks import FirstStepChecks
 from sparseopt.optimizer.given_masks import set_masks
 from sparseopt.optimizer.gradients import GradientFlag
 from sparseopt.optimizer.hooks import Holder, ModelHooks, detach_previous_wrapper
 from sparseopt.optimizer.mask_updates import MaskUpdater
 from sparseopt.optimizer.new_group import add_group
-from sparseopt.optimizer.progress import Progress, UpdateRecord, summary_table
-from sparseopt.optimizer.readiness import Readiness
+from sparseopt.optimizer.progress import Progress, UpdateRecord
 from sparseopt.optimizer.replaced_parameters import rebind
 from sparseopt.optimizer.state import CompactState, StateBackend, StateMode, make_backend
+from sparseopt.optimizer.summary import summary_table
 from sparseopt.optimizer.weight_backup import WeightBackup
-from sparseopt.optimizer.wrapper import WrappedOptimizer, evaluate, share_local_state
+from sparseopt.optimizer.wrapper import WrappedOptimizer, share_local_state
 from sparseopt.schedules import Decay, make_schedule
+from sparseopt.utils.closures import evaluate
 from sparseopt.utils.compile import disable_dynamo
 from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.validation import check_density
@@ -153,7 +155,7 @@ class SparseOptimizer(WrappedOptimizer):
         self._state_mode = state
         backend = make_backend(state, optimizer, self._layers)
         self._updater = MaskUpdater(self.method, self._layers, backend, self._progress)
-        self._readiness = Readiness(self._updater, by_size=mask == "magnitude")
+        self._first_step_checks = FirstStepChecks(self._updater, by_size=mask == "magnitude")
         self._accountant = Accountant(model)
         build.check_keeps_zeros(self._layers, self._mask_config, self.method)
         build.check_ranks_step_together(optimizer, self.method)
@@ -188,9 +190,9 @@ class SparseOptimizer(WrappedOptimizer):
         if not self.inner.state and checkpoint.only_makes_state(self.inner, self._gradients):
             self._backup.put_back()
             return self.backend.step(closure)
-        readiness = self._readiness
-        if not readiness.is_checked or (readiness.made_alone and is_distributed()):
-            readiness.check(self.model)
+        checks = self._first_step_checks
+        if not checks.is_checked or (checks.made_alone and is_distributed()):
+            checks.check(self.model)
             self._backup.discard()
         updater, step = self._updater, self._progress.steps + 1
         if updater.is_due:
@@ -294,7 +296,7 @@ class SparseOptimizer(WrappedOptimizer):
         self._backup.put_back()
         self._updater.forget_preparation()
         checkpoint.restore(saved, self._updater, mask=self._mask_config.mask)
-        self._readiness.is_checked = False
+        self._first_step_checks.is_checked = False
         self._plan_next_step()
         self._after_loading()
 
@@ -534,7 +536,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     def _attach(self) -> None:
         """Put hooks on the model, and have all hooks removed when this object is collected."""
-        self._readiness.is_checked = False
+        self._first_step_checks.is_checked = False
         self._hooks = ModelHooks(self, self._updater, self._accountant.recorder)
         if self.model is not None:
             self._hooks.add_to_model(self.model, self._before_first_forward)

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sparseopt.utils.compile import disable_dynamo
 
-__all__ = ["WrappedOptimizer", "evaluate", "share_local_state"]
-
-
-def evaluate(closure: Callable[[], Any] | None) -> Any:
-    """Return what ``closure`` returns, evaluated as torch's optimizers do; ``None`` without one."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
+__all__ = ["WrappedOptimizer", "share_local_state"]
 
 
 def share_local_state(optimizer: Optimizer) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparseopt.distributed.dtensor import is_sharded
 from sparseopt.distributions import match_name
-from sparseopt.masks.prunable import model_weights, refuse_unusable
+from sparseopt.masks.maskable_weights import model_weights, refuse_unusable
 from sparseopt.utils.errors import NoSparseLayerError
 
 __all__ = [

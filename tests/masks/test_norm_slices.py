@@ -25,8 +25,8 @@ from sparseopt import (
     SRigL,
     available_methods,
 )
+from sparseopt.masks.drop_and_grow import plan_update
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.transition import plan_update
 from tests.oracle.selection import among
 from tests.support import wrapping
 from tests.support.looking import logical

@@ -1,7 +1,7 @@
 """Which files of the package one ``step()`` runs through, and its calls from file to file.
 
 ``python -m tests.support.step_trace`` prints both numbers for an ordinary step and an update step,
-and the calls from file to file.
+and the calls from file to file, in the order of the first of each.
 """
 
 from __future__ import annotations
@@ -100,5 +100,5 @@ def _file_in_package(frame: FrameType) -> str | None:
 if __name__ == "__main__":
     for kind, trace in trace_steps().items():
         print(f"{kind}: {len(trace.files)} files, {trace.crossing_calls} calls between files")
-        for (caller, called), count in sorted(trace.crossings.items()):
+        for (caller, called), count in trace.crossings.items():
             print(f"  {caller} -> {called}: {count}")

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer
 
+from sparseopt.masks.drop_and_grow import Transition
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state.fresh import (
     common_value,
     copied_containers,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparseopt.masks.drop_and_grow import Transition
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state.base import Closure, StateBackend, unhooked_step
 from sparseopt.optimizer.state.fresh import tensors_in
 from sparseopt.optimizer.state.gather import Member, WholeParameter, gradient_of
@@ -22,6 +22,7 @@ from sparseopt.optimizer.state.pools import (
     make_pools,
     with_own_memory,
 )
+from sparseopt.utils.closures import evaluate
 
 __all__ = ["CompactState", "StepPlan"]
 
@@ -65,10 +66,7 @@ class CompactState(StateBackend):
         The closure sees the dense weights, so it is evaluated before they are lent. Element-wise
         optimizers evaluate it once, before anything else, so nothing differs.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else evaluate(closure)
         inner_step = unhooked_step(self.inner)
         plan = self._plan_step()
         if self.knows_fresh_state:

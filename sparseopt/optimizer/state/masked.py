@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparseopt.distributed.dtensor import shard_like, whole
+from sparseopt.masks.drop_and_grow import Transition
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state.base import Closure, StateBackend, unhooked_step
 from sparseopt.optimizer.state.fresh import (
     codes_of,
@@ -25,6 +25,7 @@ from sparseopt.optimizer.state.fresh import (
     zero_code,
 )
 from sparseopt.optimizer.state.per_weight import PerWeight, probe_shape, show_per_weight
+from sparseopt.utils.closures import evaluate
 
 __all__ = ["MaskedState"]
 
@@ -174,8 +175,7 @@ class MaskedState(StateBackend):
         def masked() -> Any:
             # An optimizer that evaluates more than once has moved the weights in between.
             self._mask_weights()
-            with torch.enable_grad():
-                loss = closure()
+            loss = evaluate(closure)
             self._mask_gradients()
             return loss
 

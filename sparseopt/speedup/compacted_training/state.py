@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparseopt.masks.drop_and_grow import Transition
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.masks.transition import Transition
 from sparseopt.optimizer.state import CompactState, StateBackend, unhooked_step
 from sparseopt.optimizer.state.base import Closure
 from sparseopt.optimizer.state.fresh import tensors_in

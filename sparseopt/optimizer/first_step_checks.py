@@ -10,10 +10,10 @@ from sparseopt.masks.already_sparse import warn_of_weights_outside
 from sparseopt.optimizer.departed import warn_of_departed
 from sparseopt.optimizer.mask_updates import MaskUpdater
 
-__all__ = ["Readiness"]
+__all__ = ["FirstStepChecks"]
 
 
-class Readiness:
+class FirstStepChecks:
     """Checks, before a step, what construction or a checkpoint could not know yet.
 
     Args:
