@@ -43,7 +43,7 @@ def test_no_layer_is_left_empty(number, channels_last, state):
         pass
     # With compact state that lies in a row, a step of this model has fewer operations than 50.
     if interrupting.number > 0:
-        assert (state, channels_last) == ("compact", False)
+        assert state == "compact"
         assert number >= 50
     for layer in optimizer.layers:
         assert int(layer.weight.count_nonzero()) == layer.live
