@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from sparseopt import SparseOptimizer
 
-# As torch asks for, so that what libraries set up at their first call is not captured.
+# torch asks for warm-up calls, so that the set-up of libraries is not captured.
 WARM_UP = 3
 
 
@@ -57,7 +57,7 @@ class CapturedPasses:
         finally:
             if flag is not None:
                 flag.dense_gradients = not masks_now
-        # What warming up has added to running statistics is not of the training.
+        # Running statistics must not contain the warm-up calls.
         for name, buffer in model.named_buffers():
             buffer.copy_(before[name])
         self._gradients = [(p, p.grad) for p in model.parameters() if p.grad is not None]

@@ -190,8 +190,7 @@ class Session:
     def _next(self, agenda: Agenda) -> list[Job]:
         doing = {job.key for job in self._doing.values()}
         ready = agenda.ready(without=doing | self._elsewhere)
-        # Which job took a process along is not known of several: those that were being done then
-        # are done alone.
+        # If several jobs ran when a process died, any of them may be the cause, so each runs alone.
         suspects = [job for job in ready if self._deaths[job.key]]
         alone = bool(suspects) or any(self._deaths[key] for key in doing)
         room = (1 if alone else self.pool.width) - len(doing)

@@ -23,7 +23,7 @@ from benchmarks.cifar.grid import RunSpec, Search
 from benchmarks.cifar.records import Folder, Record
 from benchmarks.common.files import claimed, plain_name
 
-# Runs what isn't finished yet of the runs that it gets, and returns the results of those that are.
+# Trains the unfinished runs among its arguments, and returns the results of the finished ones.
 Train = Callable[[Sequence[RunSpec]], Mapping[RunSpec, Record]]
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -106,8 +106,8 @@ class Tuning:
             direction="maximize",
             load_if_exists=True,
         )
-        # Trials that killed processes left would count as bad ones, and nobody is working on them:
-        # only who has the claim comes here.
+        # Unfinished trials of killed processes would count as bad ones. No process works on them,
+        # because only the process with the claim gets here.
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
         return study
@@ -121,8 +121,8 @@ class Tuning:
         return at_random or left[:1]
 
     def _ask(self, study: optuna.Study, position: int) -> optuna.Trial:
-        # Seeded by its position, a trial that was interrupted is proposed again, and finds what it
-        # had trained: the search takes the same way as an undisturbed one.
+        # A trial is seeded by its position. So an interrupted trial is proposed again and finds its
+        # finished runs, and the search equals an uninterrupted one.
         digest = hashlib.sha256(f"{self.name} {position}".encode()).digest()
         seed = int.from_bytes(digest[:4], "big")
         study.sampler = (

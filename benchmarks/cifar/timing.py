@@ -34,13 +34,13 @@ from sparseopt import Compaction, SparseOptimizer
 from sparseopt.speedup import timing
 
 DENSE, ZEROS, COMPACTED = "dense", "dense tensors with zeros", "compacted"
-#: What of the environment times depend on: elsewhere, they are measured again.
+#: The parts of the environment that times depend on; if they differ, times are measured again.
 MACHINE = ("processor", "device", "threads", "system", "torch", "sparseopt")
 #: A single image takes little time, and varies the most.
 MORE_ROUNDS_OF_ONE = 4
 #: Steps of a round; the last one of a method that moves masks is a mask update.
 STEPS = 4
-#: Of the run that is timed, so little is done that the drop fraction is still what it begins with.
+#: The timed part of a run is so short that the drop fraction keeps its first value.
 STRETCH = 20
 
 

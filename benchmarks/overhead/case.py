@@ -23,7 +23,7 @@ from benchmarks.overhead.contenders import (
 from benchmarks.overhead.peers import PEERS
 from benchmarks.overhead.workloads import WORKLOADS, Workload
 
-#: All that a user can choose from; the plain optimizer, twice, is always there.
+#: All contenders that a user can choose; the plain optimizer always takes part, twice.
 CHOICES: dict[str, type[Contender]] = {
     OURSELVES: Wrapped,
     "sparseopt, masked": WrappedMasked,

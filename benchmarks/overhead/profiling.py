@@ -21,7 +21,7 @@ from benchmarks.overhead.steps import StepTimer
 CYCLES = 3
 #: Operators that are kept of a profile, those that take most.
 ROWS = 20
-#: What calls itself so is one of torch's operators, and all else is not.
+#: Only the names of torch's operators contain this.
 OPERATOR = "::"
 OUTSIDE = "Python, NumPy, waiting"
 
@@ -55,10 +55,10 @@ def _operators(contender: Contender, device: torch.device) -> pd.DataFrame:
     """Profile one step: the self time of each operator, without the operators that it calls."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    # Layers are brought together in threads that were there before the profiler.
+    # Threads that gather layers existed before the profiler.
     every_thread = _ExperimentalConfig(profile_all_threads=True)
     with profile(activities=activities, experimental_config=every_thread) as profiler:
-        # What is between the operators counts as this.
+        # The time between operators counts as this.
         with record_function(OUTSIDE):
             contender.step()
         if on_gpu:

@@ -23,7 +23,7 @@ class Results:
         self._path = path
         content = self._read()
         self.entries: list[Entry] = content.get("entries", [])
-        #: What is known of other libraries: version, and why one is absent.
+        #: The versions of other libraries, or the reasons why they are absent.
         self.peers: dict[str, dict[str, str | None]] = content.get("peers", {})
 
     def put(self, entry: Entry) -> None:

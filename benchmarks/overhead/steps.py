@@ -93,7 +93,7 @@ def measure(case: Case) -> dict[str, Any]:
     parameters = dict(model.named_parameters())
     sizes = {name: layer.weight.numel() for name, layer in sparse_layers(model).items()}
     timer = StepTimer(parameters, case.device)
-    # A whole cycle, so that the first update is warm too.
+    # A full cycle, so that the first update is warm too.
     measure_rounds(contenders, timer, case.update_every)
     masks = {name: contender.masks() for name, contender in contenders.items()}
     rounds = measure_rounds(contenders, timer, case.repeated(case.rounds))
@@ -116,7 +116,7 @@ def measure(case: Case) -> dict[str, Any]:
 def _times(rounds: Rounds, name: str) -> dict[str, Any]:
     step, update, plain = rounds.of(name, "step"), rounds.of(name, "update"), (PLAIN, "step")
     reference = REFERENCE if REFERENCE in rounds.names else PLAIN
-    # Around ordinary steps alone: an update has its own.
+    # Only around ordinary steps: an update has its own masking.
     masking = (rounds.of(name, "masking") - rounds.of(PLAIN, "masking"))[step.notna()]
     to_reference = rounds.ratio(update, to=(reference, "step"))
     return {

@@ -126,7 +126,7 @@ WORKLOADS = {
         "2 sequences of 128 tokens",
         _sequences,
     ),
-    # What learns to walk in MuJoCo: so small that calls, and not numbers, take the time.
+    # A policy as in MuJoCo: so small that calls take more time than arithmetic.
     "mlp": Workload("17-64-64-6", _policy, "256 states", _random(256, (17,), 6), repeats=20),
     "bag": Workload(
         "1,000 linear layers of 32x32",

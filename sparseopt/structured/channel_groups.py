@@ -14,6 +14,8 @@ from sparseopt.structured.graph.atoms import CoupledIndices, Positions
 from sparseopt.structured.graph.calls import Labelling
 from sparseopt.structured.graph.labelling import label
 from sparseopt.structured.graph.tracing import trace
+from sparseopt.utils.deprecation import warn_old_spelling
+from sparseopt.utils.example_inputs import as_arguments
 from sparseopt.utils.wrappers import unwrapped
 
 __all__ = ["ChannelGroup", "ChannelSlice", "Structure", "analyse", "find_channel_groups"]
@@ -104,7 +106,9 @@ class Structure:
     labellings: tuple[Labelling, Labelling]
 
 
-def find_channel_groups(model: nn.Module, *inputs: Any, **keywords: Any) -> list[ChannelGroup]:
+def find_channel_groups(
+    model: nn.Module, example_inputs: Any = None, *more_inputs: Any, **keywords: Any
+) -> list[ChannelGroup]:
     """Find the channels and neurons of a model, and what belongs to each of them.
 
     The model is traced by :func:`torch.export.export`, in training and in evaluation mode, and left
@@ -115,8 +119,10 @@ def find_channel_groups(model: nn.Module, *inputs: Any, **keywords: Any) -> list
 
     Args:
         model: the model. Wrappers of data parallel training and of ``torch.compile`` are taken off.
-        inputs: its positional inputs; two samples suffice. Shapes matter, values do not.
-        keywords: its keyword inputs.
+        example_inputs: an input of the model: one value, a tuple of positional inputs, a mapping of
+            keyword inputs, or a pair of both. Two samples suffice. Shapes matter, values do not.
+        more_inputs: deprecated. Further positional inputs belong into the tuple ``example_inputs``.
+        keywords: deprecated. Keyword inputs belong into the mapping ``example_inputs``.
 
     Returns:
         The groups, in the order of their first parameters.
@@ -139,7 +145,15 @@ def find_channel_groups(model: nn.Module, *inputs: Any, **keywords: Any) -> list
          ('1.bias', 0, 'shift', (8, 1)), ('1.running_mean', 0, 'mean', (8, 1)),
          ('1.running_var', 0, 'variance', (8, 1)), ('4.weight', 1, 'consumer', (8, 4))]
     """
-    return analyse(model, inputs, keywords).groups
+    args, kwargs = as_arguments(example_inputs)
+    if more_inputs or keywords:
+        warn_old_spelling(
+            "find_channel_groups(model, input, input, name=input)",
+            "find_channel_groups(model, example_inputs=((input, input), {'name': input}))",
+        )
+        given = (example_inputs, *more_inputs)
+        args, kwargs = (() if example_inputs is None and not more_inputs else given), keywords
+    return analyse(model, args, kwargs).groups
 
 
 def analyse(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:

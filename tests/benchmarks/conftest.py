@@ -12,7 +12,7 @@ from benchmarks.cifar.batches import Splits, splits_for
 from benchmarks.cifar.config import Protocol, load_preset
 from benchmarks.cifar.data import load_digits
 
-# The command line sets this before it imports torch; in tests torch is there already.
+# The command line sets this before it imports torch; in tests torch is imported already.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 TINY = """

@@ -124,7 +124,7 @@ def test_validation_and_test_images_are_never_augmented(images):
     assert validation.labels.tolist() == [45, 46, 47, 48, 49]
     with pytest.raises(ValueError, match="augmented split has no plain batches"):
         next(train.in_order(4))
-    # Normalised with the training part's numbers, and nothing else done.
+    # Normalised with the statistics of the training part, without augmentation.
     part = images[:45].reshape(-1, 3) / 255.0
     expected = (images[45:] / 255.0 - part.mean(0)) / part.std(0)
     (batch, _), *rest = validation.in_order(5)

@@ -30,7 +30,7 @@ def changed(**update):
     return SEARCH.model_copy(update=update)
 
 
-# What a killed process runs: the same search, which ends after five runs, within the third trial.
+# The killed process: the same search, which ends after five runs, within the third trial.
 KILLED = """
 import os, signal, sys
 from pathlib import Path

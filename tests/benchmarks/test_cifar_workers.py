@@ -289,7 +289,7 @@ def test_results_of_writers_at_the_same_time_are_all_there(tmp_path):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         work = pool.starmap_async(append_result, [(path, record) for record in records], 1)
         while not work.ready():
-            # Read while it grows: a line that is half there is not taken for damage.
+            # The file is read while it grows: an incomplete line does not count as damage.
             finished.has("none")
         work.get()
     expected = {record["key"] for record in records}

@@ -13,7 +13,7 @@ from benchmarks.overhead.contenders import DROP_FRACTION, Contender, Sparsity
 from benchmarks.overhead.peers import INSTALL, Peer
 from benchmarks.overhead.steps import StepTimer
 
-# What other people's code warns of is not ours to mend.
+# Warnings of other libraries cannot be fixed here.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 CPU = torch.device("cpu")

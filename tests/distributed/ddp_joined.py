@@ -57,7 +57,7 @@ class WideNet(nn.Module):
 def begin(run: Run, *, rank: int = 0) -> tuple[nn.Module, SparseOptimizer]:
     """The model and its optimizer; every rank calls it, or one process."""
     model = make(WideNet, seed=rank)
-    # With its usual epsilon Adam makes a whole step of the sign of a sum that is zero but for
+    # With its usual epsilon Adam makes a full step from the sign of a sum that is zero except for
     # rounding.
     options = {"eps": 1e-3} if run.optimizer == "AdamW" else {}
     inner = build(run.optimizer, model.parameters(), **options)

@@ -18,7 +18,7 @@ from tests.support.nets import batch, loss_of, make
 STOP = 6
 RANKS = 2
 RUNS = [("set", "AdamW"), ("rigl", "SGD"), ("pruning", "AdamW")]
-# Where layers get their names from: the model, or what the inner optimizer was made of.
+# The source of layers' names: the model, or the parameters of the inner optimizer.
 NAMED_BY = ["model", "inner"]
 
 

@@ -206,7 +206,7 @@ def save(folder: Path) -> dict:
         weights, state = get_state_dict(model, optimizer)
         dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / f"{method}-{name}")
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        # On the CPU it holds some tensors themselves, which training goes on to change.
+        # On the CPU it holds some tensors without a copy, and training changes them.
         whole_state = copy.deepcopy(get_state_dict(model, optimizer, options=options))
         saved = outcome(model, optimizer)
         rest = train(model, optimizer, STOP, STEPS)

@@ -57,7 +57,7 @@ def train(method: str, *, optimizer_first: bool) -> dict[str, Any]:
     _, parallel, optimizer = begin(method, optimizer_first=optimizer_first)
     at_first = {"masks": masks_of(optimizer), **kept(optimizer)}
     seen = [at_first, *steps(parallel, optimizer, 1, STOP)]
-    # A copy, for training goes on in the tensors themselves.
+    # A copy, because training changes the tensors in place.
     state = {"model": parallel.module.state_dict(), "optimizer": optimizer.state_dict()}
     saved = [copy.deepcopy(state)]
     dist.broadcast_object_list(saved, src=0)

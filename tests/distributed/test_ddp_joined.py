@@ -76,7 +76,7 @@ class Comparison:
         if differences(mine, theirs):
             self.fell_otherwise += differences(mine, theirs)
             assert are_near_ties(self.oracle, t, weights, gradients, mine, theirs, self.hair), t
-            # From here on the two are different runs, so this one goes over to the other.
+            # From here on the two runs differ, so this run continues from the other's checkpoint.
             load(self.model, self.optimizer, self.seen["updates"][t])
         self.oracle.update(t, weights, gradients)
         self.oracle.masks = theirs

@@ -67,6 +67,6 @@ def test_a_grad_scaler_leaves_the_step_out_on_all_ranks(step):
     assert not any(record["skipped"] for record in seen["history"])
     for name, weight in seen["weights"][step].items():
         assert torch.equal(weight, seen["weights"][step - 1][name])
-    # Steps are counted, so the update that was left out comes with the next step.
+    # The skipped step is not counted, so the update comes with the next step.
     assert [record["step"] for record in seen["history"]] == list(UPDATES)
     assert masks_moved(seen, UPDATES[-1] + 1)

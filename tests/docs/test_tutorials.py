@@ -20,7 +20,7 @@ A page
 print(6 * 7)
 '''
 
-# What the documentation of a test shares with the real one is the configuration of its galleries.
+# The documentation of a test has the galleries' configuration of the real one.
 CONF = f"""
 import runpy
 

@@ -137,7 +137,7 @@ def accelerator_for(run: Run) -> Accelerator:
         fsdp_plugin=plugin if run.fsdp else None,
     )
     if run.fsdp:
-        # Accelerate does not care for the plugin on the CPU, though what it does works there.
+        # Accelerate ignores the plugin on the CPU, although its functions work there.
         kind = {"distributed_type": DistributedType.FSDP}
         PartialState._shared_state.update(kind)
         AcceleratorState._shared_state.update(kind, fsdp_plugin=plugin)

@@ -27,13 +27,13 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 SETTINGS = settings_with(total_steps=STEPS)
 LR = 0.02
 MAX_NORM = 0.3
-#: Of a loss, where gradients are scaled; halved by each overflow.
+#: The scale of the loss where gradients are scaled; each overflow halves it.
 SCALE = 2.0**10
 
 #: What is recorded of every step.
 RECORDED = ("weights", "masks", "gradients", "lr", "updating")
 
-#: Of a step, for each rank, the batches that it accumulates.
+#: The batches that a step accumulates, for each rank.
 Plan = Sequence[Sequence[Sequence[int]]]
 
 
@@ -191,7 +191,7 @@ def assert_same_run(
 ) -> None:
     """Masks moved at the same steps to the same places, and weights are equal.
 
-    To the last bit, or but for what another order of sums makes of numbers in double precision.
+    Weights are equal to the last bit, or up to the rounding of sums in double precision.
     """
     assert seen["updating"] == reference["updating"]
     assert seen["lr"] == reference["lr"]

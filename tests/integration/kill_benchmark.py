@@ -12,8 +12,7 @@ from tests.support.processes import ROOT
 
 EPOCHS = 5
 
-# What the preset `smoke` has otherwise: a run of it takes seconds, in which nothing can go wrong
-# that doesn't go wrong in one of these.
+# Differences to the preset `smoke`, whose runs take seconds without testing more.
 SMALLER = {
     'dataset = "digits"': 'dataset = "cifar10"',
     "epochs = 2": f"epochs = {EPOCHS}",

@@ -155,7 +155,7 @@ class Observer(L.Callback):
             )
 
 
-# Runs go on in the folder of their checkpoints.
+# Resumed runs use the folder of their checkpoints.
 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
 

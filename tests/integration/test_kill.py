@@ -51,7 +51,7 @@ class Run:
         self, did: list[tuple[str, int]], saved: int
     ) -> None:
         completed = max([saved, *(step for event, step in did if event == "saved")])
-        # A save that was killed when it had replaced the file is complete, though nobody noted it.
+        # A save that is killed after it replaced the file is complete, but is not in the log.
         attempted = max([saved, *(step for event, step in did if event == "saving")])
         assert self.saved_step() in {completed, attempted}
         reached = max([saved, *(step for _, step in did)])

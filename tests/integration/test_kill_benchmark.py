@@ -84,7 +84,7 @@ class Benchmark:
         paths = [*self.folder.glob("checkpoints/*.pt"), *self.folder.glob("results.jsonl")]
         state = {}
         for path in paths:
-            # A checkpoint goes when its run is in the results.
+            # A checkpoint is removed when its run is in the results.
             try:
                 state[path.name] = path.stat().st_mtime_ns
             except FileNotFoundError:

@@ -34,7 +34,7 @@ from tests.support.per_weight import (
     tensors_by_path,
 )
 
-# The packages warn of what is their own business.
+# The packages raise warnings about their own code.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 STEPS = 12
@@ -63,7 +63,7 @@ REPRESENTATIVE = (
 )
 #: They draw random numbers, which a permutation doesn't permute.
 PER_WEIGHT_AND_RANDOM = {"Gravity": {"v"}, "SophiaH": {"hessian", "hessian_moment"}}
-#: What state begins with where that isn't zero, by class, as the groups' options say.
+#: The initial value of state that is not zero, by class, as a function of the groups' options.
 FRESH: dict[str, Mapping[str, float | str]] = {
     "Adai": {"beta1_prod": 1.0},
     "DAdaptAdaGrad": {"alpha_k": 1e-6},

@@ -17,7 +17,7 @@ def test_positions_that_stay_and_grow_together(masks: list[tuple[bool, bool]], b
     before = np.array([live for live, _ in masks])
     drawn = np.array([marked for _, marked in masks])
     survivors = before & drawn
-    # Those dropped just now may come straight back.
+    # Weights that were just dropped may grow again.
     grown = ~survivors & drawn if not back else ~survivors & (drawn | before)
     after = survivors | grown
     place = np.where(before, np.cumsum(before), 0)

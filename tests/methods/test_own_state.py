@@ -131,7 +131,7 @@ def test_state_is_kept_for_layers_that_can_move_until_masks_stop():
     moving = {layer.name for layer in optimizer.layers if not layer.is_dense}
     seen = held(optimizer, "seen")
     assert seen.keys() == moving < set(SPARSE_NAMES)
-    # The last step that an update could still come after is the thirtieth.
+    # Step 30 is the last step before an update can come.
     assert {int(count) for count in seen.values()} == {30}
     dense = next(layer for layer in optimizer.layers if layer.is_dense)
     update = optimizer._updater._about(37)

@@ -54,7 +54,7 @@ def test_a_live_weight_is_no_candidate_even_if_all_gradients_are_zero():
     assert optimizer.masks["0.weight"].sum() == 4
     assert weight[0, 0] == 5.0
     assert weight[0, 2] == 3.0
-    # All candidates tie at 0, so the lowest two indices come back: 1 and 3 were dropped just now.
+    # All candidates tie at 0, so the lowest two indices grow: 1 and 3 were just dropped.
     assert optimizer.masks["0.weight"].tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
 
 

@@ -12,7 +12,7 @@ from tests.support.nets import make
 from tests.support.training import train
 from tests.support.wrapping import wrap
 
-# The layer of the small net that comes third, so that others were decided before it.
+# The third layer of the small net, so that other layers were decided before it.
 LAYER = "fc1.weight"
 
 

@@ -36,7 +36,7 @@ def traced(model: nn.Module) -> nn.Module:
 
 
 ACTS = [scripted, saved_whole, exported, traced, copy.deepcopy]
-# Torch warns of scripting and tracing, and of what it traces in its own normalisation.
+# torch warns of scripting and tracing, and of tracing its own normalisation.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),

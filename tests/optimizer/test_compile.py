@@ -240,7 +240,7 @@ def test_compiled_autograd_gives_the_same_numbers_and_survives_mask_updates(back
     """The backward graph breaks at every sparse layer, and is compiled once."""
     model = make()
     optimizer = wrap(model)
-    # The eager run beside it is left alone.
+    # The eager run that it is compared with is not compiled.
     compiled_autograd = torch._dynamo.config.patch(compiled_autograd=True)
     with compiled_autograd:
         compiled_step = torch.compile(step_of(model, optimizer), backend=backend)

@@ -102,7 +102,7 @@ def test_flops_know_the_masks_of_such_weights():
     shares = {layer.name: layer for layer in report.layers}
     assert shares["own.weight"].sparse == pytest.approx(0.5 * shares["own.weight"].dense)
     for name in ("lstm.weight_ih_l0", "lstm.weight_hh_l0"):
-        # Biases are added whole.
+        # All entries of biases are added.
         ratio = shares[name].sparse / shares[name].dense
         assert 0.3 <= ratio < 0.35
 

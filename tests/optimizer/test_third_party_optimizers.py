@@ -46,7 +46,7 @@ OF_THE_MODEL = frozenset({"adammini"})
 MATRICES_ONLY = frozenset({"spectralsphere"})
 NEED_CLOSURE = frozenset({"alig"})
 NEED_CURVATURE = frozenset({"adahessian", "sophiah"})
-#: What state begins with where that isn't zero.
+#: The initial value of state that does not start at zero.
 FRESH: dict[str, Callable[[dict[str, Any]], dict[str, float]]] = {
     "adai": lambda _: {"beta1_prod": 1.0},
     "dadaptadagrad": lambda _: {"alpha_k": 1e-6},

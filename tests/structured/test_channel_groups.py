@@ -196,7 +196,7 @@ class Expanded(nn.Module):
 
 def test_channels_are_followed_through_views():
     model = Expanded()
-    groups = by_name(find_channel_groups(model, torch.randn(2, 3, 4, 4), torch.randn(2, 6)))
+    groups = by_name(find_channel_groups(model, (torch.randn(2, 3, 4, 4), torch.randn(2, 6))))
     assert {part.name for part in groups["body.weight"].slices_of("producer")} == {
         "body.weight",
         "gate.weight",

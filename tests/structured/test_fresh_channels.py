@@ -35,7 +35,7 @@ def test_fresh_filters_do_not_change_what_the_model_computes(training):
     for net in (before, model):
         net.train(training)
     if not training:
-        # What a training pass does to the statistics of live channels is the same, too.
+        # A training pass changes the statistics of live channels in the same way.
         loss_of(before.train(), 6)
         before.eval()
     with torch.no_grad():

@@ -47,7 +47,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.05, "momentum": 0.9},
 }
 
-# Uphill there is no end, and long steps soon overflow.
+# Maximising has no end, and long steps soon overflow.
 _OPTIONS_UPHILL: dict[str, dict[str, Any]] = {"LBFGS": {"lr": 0.01}}
 
 # Options that say how, and not what, is computed.

@@ -25,7 +25,7 @@ _INSIDE = "steps inside of backward() and leaves nothing to a step()"
 _PROCESSES = "exchanges gradients between processes"
 _ACCELERATOR = "needs an accelerator"
 _PACKAGE = "needs a package that is not on PyPI"
-#: What can't be made or stepped here, and why.
+#: Optimizers that cannot be made or stepped here, and why.
 LEFT_OUT = {
     "bitsandbytes-AdEMAMix32bit": "its own step() fails on a CPU",
     "bitsandbytes-PagedAdEMAMix32bit": "its own step() fails on a CPU",
@@ -49,7 +49,7 @@ LEFT_OUT = {
     "transformers-paged_ademamix_32bit": "is PagedAdEMAMix32bit of bitsandbytes",
     "transformers-stable_adamw": _ACCELERATOR,
 }
-#: What the optimizers of transformers' ``optim=`` names are in, by how the name begins.
+#: The packages of transformers' ``optim=`` names, by the beginning of the name.
 _ELSEWHERE = {
     "apollo": "apollo_torch",
     "galore": "galore_torch",

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 RANKS = 2
 LIMIT_S = 300
-# Shorter, so that the rank that waits for a broken one says so itself.
+# A shorter timeout, so that a rank that waits for a broken one raises the error itself.
 COLLECTIVE_LIMIT = timedelta(seconds=60)
 
 needs_fork = pytest.mark.skipif(os.name != "posix", reason="needs processes that can be forked")

@@ -36,7 +36,7 @@ MASK_PANELS = {
     "explored": "ever live, share of all weights",
     "density": "density",
 }
-# Of fewer trials there is no plane.
+# Fewer trials do not span a plane.
 FEWEST_TRIALS = 4
 #: Where a variant stands on an axis; None where that is not known.
 Place = Callable[[Variant], float | Ratio | None]
@@ -116,7 +116,7 @@ def masks_over_time(group: Group, density: float) -> Figure | None:
     panels = list(figure.subplots(2, 2, sharex=True).flat)
     for axes, (name, heading) in zip(panels, MASK_PANELS.items(), strict=True):
         for variant, frame in recorded.items():
-            # Pruning drops down to a count, whatever the fraction is.
+            # Pruning drops down to a count, independent of the fraction.
             if (variant.method, name) != ("pruning", "fraction"):
                 look = {"linestyle": _style(variant.init)[1], "color": _color(variant.method)}
                 axes.plot(frame.index, frame[name], label=variant.title, **look)

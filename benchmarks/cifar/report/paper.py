@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.cifar.report.results import Group, Variant
 from benchmarks.cifar.settings import read_toml
 
-#: What the file has; as floats, 0.20 would come back as 0.2.
+#: Decimals as in the file: as a float, 0.20 would become 0.2.
 PAPER = read_toml(Path(__file__).with_suffix(".toml"), Decimal)
 #: What the letters of the sources stand for.
 SOURCES: dict[str, str] = PAPER["sources"]

@@ -129,7 +129,7 @@ def _uniform_of_equal_flops(group: Group, variant: Variant) -> Variant:
     return variant
 
 
-#: From what each variant's accuracy is taken, by the table's heading; itself for no difference.
+#: The reference of each variant, by the table's heading; the variant itself for no difference.
 REFERENCES: dict[str, Reference] = {
     "Minus Static": _minus("static"),
     "Minus Small-Dense": _minus(SMALL_DENSE, init=False),

@@ -74,7 +74,7 @@ class SparseLab(Peer):
         return (self._algorithm._step_idx + 1) % self.sparsity.update_every == 0
 
     def before_update(self, samples: int) -> None:
-        # Its update multiplies what a layer last saw into the dense gradient, so it must see some.
+        # Its update computes the dense gradient from a layer's last input, so there has to be one.
         generator = torch.Generator().manual_seed(0)
         for layer in self._layers.values():
             inputs = torch.randn(samples, layer.in_features, generator=generator)
@@ -86,7 +86,7 @@ class SparseLab(Peer):
     def holders(self) -> tuple[Any, ...]:
         from sparselab.ops import _transpose_cache
 
-        # What its C++ objects hold is seen through views only.
+        # The memory of its C++ objects is visible through views only.
         rows = [layer._csr for layer in self._layers.values()]
         names = ("col_indices", "row_start", "row_nnz", "row_capacity")
         arrays = [np.asarray(getattr(row, name)) for row in rows for name in names]

@@ -232,7 +232,7 @@ def test_between_steps_no_more_is_held_of_a_step_than_where_small_layers_live_we
     live = sum(layer.live for layer in optimizer.layers)
     first_weights = sum(weight.numel() for weight in parameters)
     bookkeeping = 32 * len(parameters)
-    # The weights as they were before masking go with the first step; momentum comes.
+    # The first step frees the weights from before masking, and creates momentum.
     positions = 4 * live
     grown = held_bytes() - before + 4 * first_weights - 4 * live - positions
     assert 0 <= grown < bookkeeping

@@ -84,7 +84,7 @@ def test_outputs_and_gradients_are_those_of_the_masked_model(name):
         assert expected.abs().max() > 0.01
         found, smaller_gradients = gradients_of(smaller, image)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
-        # A convolution that had none may have got a bias, for constants.
+        # A convolution without bias may have got one, for constants.
         for parameter in smaller_gradients.keys() & gradients.keys():
             gradient = smaller_gradients[parameter]
             reference = cut(gradients[parameter], compaction.kept.get(parameter, {}))

@@ -108,7 +108,7 @@ def test_a_gate_that_begins_at_zero(gate):
     torch.manual_seed(0)
     model = Gated(gate)
     model.branch.bias.data[4] = 0
-    # What the gate makes of the other dropped neuron's bias has a part in its gradient.
+    # The other dropped neuron's bias, times the gate, is part of the gate's gradient.
     optimizer = optimizer_without(model, {"first": [0, 1], "branch": [4, 5]})
     x = torch.randn(4, 6)
     smaller = compact(model, optimizer, x)

@@ -12,7 +12,7 @@ from tests.speedup.kernels.test_convolution import LAYOUTS
 
 pytestmark = [
     needs_kernels,
-    # What opcheck itself does with the gradients that it compares.
+    # A warning about opcheck's own handling of the gradients that it compares.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 

@@ -41,7 +41,7 @@ def test_compiled_training_goes_the_same_way_in_whole_graphs(kind):
     assert fast_losses[:5] == pytest.approx(losses[:5], rel=1e-3)
     for name, mask in masks.items():
         assert torch.equal(mask, fast_masks[name])
-    # One for ordinary steps and one for update steps, whatever the masks.
+    # One graph for ordinary steps and one for update steps, for all masks.
     assert len(graphs) == 2
     has_kernels = [any("sparseopt" in target for target in targets) for targets in graphs]
     assert sorted(has_kernels) == [False, True]

@@ -42,7 +42,7 @@ def assert_same_outcome(outcomes):
 
 
 @pytest.mark.filterwarnings(
-    # Lightning's own: what it calls of torch, and advice for larger runs.
+    # Lightning's own warnings: about its calls of torch, and advice for larger runs.
     "ignore:.*LeafSpec:FutureWarning",
     "ignore:.*does not have many workers",
     "ignore:.*number of training batches",
