@@ -91,7 +91,10 @@ class MaskUpdater:
         t_end = progress.schedule.t_end
         self._is_scheduled = can_move and method.is_update(*coming)
         self._may_be_overdue = (
-            can_move and method.settles and t_end is not None and progress.steps >= t_end
+            can_move
+            and method.reaches_target_at_t_end
+            and t_end is not None
+            and progress.steps >= t_end
         )
         self.needs_dense_gradients = can_move and method.reads_dense_gradient(*coming)
 
