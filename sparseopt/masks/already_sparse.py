@@ -123,7 +123,7 @@ def _live_entries(layer: SparseLayer) -> Tensor:
         return local(weight).masked_fill(~local(layer.mask), 0)
     live = layer.gather(weight)
     # Masked state has no use for them.
-    layer.forget_positions()
+    layer._forget_positions()
     return live
 
 

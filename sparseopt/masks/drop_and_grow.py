@@ -46,7 +46,7 @@ class Transition:
 
     def make(self, layer: SparseLayer) -> None:
         """Change the layer's mask and write its weight."""
-        layer.commit(
+        layer._commit(
             self.positions,
             self.kept,
             start=self.start,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -20,6 +21,22 @@ __all__ = ["SparseLayer", "follow_weights"]
 #: these are no larger than a mask of one byte a weight, and saving the live entries, clearing the
 #: tensor and writing them back moves less memory than a pass with the mask beside it.
 INDEX_UP_TO: Final = 0.25
+#: What 0.1.0 showed of a layer, and is the optimizer's alone.
+PRIVATE: Final = frozenset(
+    {
+        "clear_dropped_",
+        "commit",
+        "ever_live_bits",
+        "follow_weight",
+        "forget_positions",
+        "mask_",
+        "rebind",
+        "replace_",
+        "restore",
+        "retain_",
+        "scatter_",
+    }
+)
 #: Weights up to which one pass with a mask takes less time than the calls that it saves.
 SMALL: Final = 1 << 12
 
@@ -71,7 +88,7 @@ class SparseLayer:
         (torch.Size([16, 32]), torch.Size([128]))
     """
 
-    # A pickle of 0.1.0 has none.
+    # A pickle of 0.1.0 has no such attribute.
     norm_dim: int | None = None
 
     def __init__(
@@ -99,6 +116,17 @@ class SparseLayer:
         self._set_mask(mask)
         self._ever = self._pack(shard_like(mask, weight)).to(weight.device)
 
+    def __getattr__(self, name: str) -> Any:
+        if name not in PRIVATE:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        warnings.warn(
+            f"SparseLayer.{name} is for the optimizer alone, and a later version will not have it: "
+            "set_masks() changes masks.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(self, f"_{name}")
+
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.weight.shape))
         return f"SparseLayer({self.name!r}, {shape}, live={self.live}/{self.numel})"
@@ -115,7 +143,7 @@ class SparseLayer:
         Read it; writing to it changes nothing that can be relied on.
         """
         if not self.is_sharded:
-            self.follow_weight()
+            self._follow_weight()
         if self._mask is not None:
             return self._mask
         mask = torch.zeros_like(self.weight, dtype=torch.bool, requires_grad=False)
@@ -161,7 +189,7 @@ class SparseLayer:
         return sums_over_shards(counts, [layer.weight for layer in layers])
 
     @property
-    def ever_live_bits(self) -> Tensor:
+    def _ever_live_bits(self) -> Tensor:
         """Which weights were ever live, as uint8 with one bit a weight, ``(ceil(numel / 8),)``.
 
         If the weight is sharded it is bool, of the weight's shape, and sharded alike.
@@ -173,12 +201,12 @@ class SparseLayer:
         part.copy_(unpack(self._ever, part.numel()).view(part.shape))
         return ever
 
-    def restore(self, mask: Tensor | None, ever_live_bits: Tensor | None, target: int) -> None:
+    def _restore(self, mask: Tensor | None, ever_live_bits: Tensor | None, target: int) -> None:
         """Take over what a checkpoint has of this layer, without touching the weight.
 
         Args:
             mask: bool, of the weight's shape; ``None`` if every weight is live.
-            ever_live_bits: what :attr:`ever_live_bits` was, sharded or not; ``None`` if every
+            ever_live_bits: what ``_ever_live_bits`` was, sharded or not; ``None`` if every
                 weight is live.
             target: what ``target`` was.
         """
@@ -188,7 +216,7 @@ class SparseLayer:
         self._set_ever_live(ever_live_bits)
         self.target = target
 
-    def follow_weight(self) -> None:
+    def _follow_weight(self) -> None:
         """Move what is known of live weights to where the weight is now, after ``model.to(...)``.
 
         It may be on another device, or in another memory format.
@@ -210,9 +238,9 @@ class SparseLayer:
             assert positions is not None
             self._set_positions(positions.to(self.weight.device))
 
-    def rebind(self, weight: torch.nn.Parameter) -> None:
+    def _rebind(self, weight: torch.nn.Parameter) -> None:
         """Take ``weight`` for the old one, of the same shape: a framework sharded the model."""
-        mask, ever_live = whole(self.mask), whole(self.ever_live_bits)
+        mask, ever_live = whole(self.mask), whole(self._ever_live_bits)
         self.weight = weight
         self._note_place()
         self._set_mask(mask)
@@ -234,30 +262,23 @@ class SparseLayer:
         offsets = self._offsets()
         return offsets if self._layout.is_logical else self._layout.positions(offsets)
 
-    def offsets(self) -> Tensor:
-        """Return where live weights lie in :meth:`flat`, in the order of :meth:`positions`.
-
-        Like these, they are not to be written to. Not for a sharded or full layer.
-        """
-        return self._offsets()
-
-    def flat(self, tensor: Tensor) -> Tensor:
+    def _flat(self, tensor: Tensor) -> Tensor:
         """Return the entries of a tensor like the weight in the weight's memory order, 1-D.
 
         It is a view where the tensor lies in memory as the weight does.
         """
         return self._layout.flat(tensor)
 
-    def lies_without_gaps(self) -> bool:
-        """Whether :meth:`flat` of the weight is a view, in this layer's memory order."""
+    def _lies_without_gaps(self) -> bool:
+        """Whether ``_flat()`` of the weight is a view, in this layer's memory order."""
         return not self.is_sharded and self._layout.has(self.weight)
 
-    def forget_positions(self) -> None:
+    def _forget_positions(self) -> None:
         """Free positions that are kept beside a mask, until they are asked for again."""
         if self._mask is not None:
             self._index = None
 
-    def mask_(self, tensor: Tensor, fill: float = 0.0) -> None:
+    def _mask_(self, tensor: Tensor, fill: float = 0.0) -> None:
         """Write ``fill`` into a tensor of the weight's shape wherever the mask is false."""
         if self.is_full:
             return
@@ -275,7 +296,7 @@ class SparseLayer:
         else:
             fill_where_false_(tensor, self.mask, fill)
 
-    def retain_(self, tensor: Tensor, kept: Tensor, fill: float = 0.0) -> None:
+    def _retain_(self, tensor: Tensor, kept: Tensor, fill: float = 0.0) -> None:
         """Write ``fill`` into a tensor like the weight, but for live weights that are ``kept``.
 
         Args:
@@ -290,7 +311,7 @@ class SparseLayer:
             fill_where_false_(local(tensor), local(stays), fill)
         else:
             values = where(kept, self.gather(tensor), fill)
-            self.scatter_(tensor.detach().fill_(fill), values)
+            self._scatter_(tensor.detach().fill_(fill), values)
 
     def gather(self, tensor: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Return the live entries of a tensor of the weight's shape: ``(live,)``, logical order.
@@ -309,7 +330,7 @@ class SparseLayer:
             return flat.index_select(0, self._offsets())
         return torch.index_select(flat, 0, self._offsets(), out=out)
 
-    def scatter_(self, tensor: Tensor, values: Tensor) -> None:
+    def _scatter_(self, tensor: Tensor, values: Tensor) -> None:
         """Write ``values``, ``(live,)``, into the live entries of a tensor like the weight."""
         tensor = tensor.detach()
         if self.is_full:
@@ -319,7 +340,7 @@ class SparseLayer:
         flat.scatter_(0, self._offsets(), values)
         self._layout.put_back_(tensor, flat)
 
-    def replace_(self, values: Tensor) -> None:
+    def _replace_(self, values: Tensor) -> None:
         """Make ``values``, ``(live,)``, the weight's live entries, and all others zero.
 
         These are zero already, and not written, unless somebody else wrote to the weight.
@@ -327,14 +348,14 @@ class SparseLayer:
         if self.is_sharded:
             local(self.weight).copy_(local(self.expand(values)))
         elif self.is_full:
-            self.scatter_(self.weight, values)
+            self._scatter_(self.weight, values)
         else:
             self._write_(values)
 
-    def clear_dropped_(self) -> None:
+    def _clear_dropped_(self) -> None:
         """Make all weights zero that are not live."""
         if self._mask is not None or self.is_full or self.weight.grad_fn is not None:
-            self.mask_(self.weight)
+            self._mask_(self.weight)
         else:
             self._watch.forget()
             self._write_(self.gather(self.weight))
@@ -350,7 +371,7 @@ class SparseLayer:
             flat.scatter_(0, self.positions(), values)
             return shard_like(flat.view(self.weight.shape), self.weight)
         dense = torch.full_like(self.weight, fill, dtype=values.dtype, requires_grad=False)
-        self.scatter_(dense, values)
+        self._scatter_(dense, values)
         return dense
 
     @torch.no_grad()
@@ -383,12 +404,12 @@ class SparseLayer:
         else:
             values = torch.where(kept, values, self.gather(start))
         if self.weight.grad_fn is None:
-            self.replace_(values)
+            self._replace_(values)
         else:
             # One operation of the step's graph; what weights begin with is none of it.
-            self.retain_(self.weight, kept)
+            self._retain_(self.weight, kept)
             if start is not None:
-                self.scatter_(self.weight, values)
+                self._scatter_(self.weight, values)
         self._ever |= self._pack(self.mask)
         self.last_dropped = dropped
         self.last_grown = grown
@@ -468,7 +489,9 @@ class SparseLayer:
             self._index = None
 
     def _offsets(self) -> Tensor:
-        """Return where live weights lie in memory, in logical order of the weights.
+        """Return where live weights lie in ``_flat()``, in the order of :meth:`positions`.
+
+        Not to be written to.
 
         If the weight is sharded these are positions in the whole of it.
         """
@@ -494,6 +517,6 @@ class SparseLayer:
 
 
 def follow_weights(layers: Iterable[SparseLayer]) -> None:
-    """Follow the weights of ``layers`` to where they are; see :meth:`SparseLayer.follow_weight`."""
+    """Follow the weights of ``layers`` to where they are; see ``_follow_weight()``."""
     for layer in layers:
-        layer.follow_weight()
+        layer._follow_weight()

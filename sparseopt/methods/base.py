@@ -15,6 +15,7 @@ from sparseopt.masks.topk import largest
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.update import Move, Update
 from sparseopt.schedules import UpdateSchedule
+from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.validation import check_choice
 
 __all__ = ["DropGrow", "Method", "TrainingCost"]
@@ -75,15 +76,13 @@ class Method(ABC):
         needs_horizon: whether training can't start before the number of steps is known.
         moves_masks: whether there is any update at all.
         has_own_schedule: whether the optimizer's schedule plays no part.
-        settles: whether live counts come down to their targets at ``t_end``, and at the first step
-            after it at which they have not: an update in which the drop fraction is 0.
-        prepares_forward: whether :meth:`prepare_forward` is to be called.
+        reaches_target_at_t_end: whether live counts come down to their targets at ``t_end``, and at
+            the first step after it at which they have not: an update in which the drop fraction
+            is 0.
         observes_dense_gradient: whether :meth:`observe` needs the gradient of weights that are not
             live. If so, ``weight.grad`` is left dense on the steps that it observes.
         follows_mask: names of layer state, of the weight's shape, in which a weight that drops or
             grows begins again with its initial value, as in its optimizer state.
-        dense_passes: how many of the three passes of a step that reads the dense gradient cost as
-            much as with every weight live.
 
     Args:
         regrow: what becomes of a weight that an update drops and could grow again: ``"keep"`` lets
@@ -121,14 +120,20 @@ class Method(ABC):
     needs_horizon: ClassVar[bool] = False
     moves_masks: ClassVar[bool] = True
     has_own_schedule: ClassVar[bool] = False
-    settles: ClassVar[bool] = False
-    prepares_forward: ClassVar[bool] = False
-    dense_passes: ClassVar[int] = 1
+    reaches_target_at_t_end: ClassVar[bool] = False
     observes_dense_gradient: ClassVar[bool] = False
     follows_mask: ClassVar[tuple[str, ...]] = ()
 
     # By keyword, so that what a method itself is about comes first: NM(2, 4).
     regrow: Regrow = field(default="keep", kw_only=True)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "settles" in vars(cls):
+            warn_old_spelling("settles in a method", "reaches_target_at_t_end")
+            cls.reaches_target_at_t_end = bool(vars(cls)["settles"])
+        for flag in {"prepares_forward", "dense_passes"} & vars(cls).keys():
+            warn_old_spelling(f"{flag} in a method", "prepare_forward() alone")
 
     def __post_init__(self) -> None:
         check_choice("regrow", self.regrow, ("keep", "zero", "never"))
@@ -217,6 +222,20 @@ class Method(ABC):
             return True
         chosen = type(self).observes is not Method.observes
         return self.observes_dense_gradient and self.has_observer and not chosen
+
+    @property
+    def prepares_forward(self) -> bool:
+        """Whether there is a :meth:`prepare_forward` to call."""
+        return type(self).prepare_forward is not Method.prepare_forward
+
+    @property
+    def dense_passes(self) -> int:
+        """How many of a step's three passes cost as much as with every weight live.
+
+        It is about a step that reads the dense gradient: the pass for the gradient of the weights
+        is dense, and all are if a forward pass was prepared.
+        """
+        return 3 if self.prepares_forward else 1
 
     def fraction(self, step: int, schedule: UpdateSchedule) -> float:
         """Return the drop fraction at ``step``, in [0, 1]."""

@@ -14,6 +14,7 @@ from sparseopt.methods.base import DropGrow, TrainingCost
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.update import Update
 from sparseopt.schedules import UpdateSchedule
+from sparseopt.utils.deprecation import renamed_fields
 from sparseopt.utils.validation import check_choice
 
 __all__ = ["Compose", "Schedule", "Score"]
@@ -65,12 +66,13 @@ GROWS: Final = ("gradient", "momentum", "random")
 WITHOUT_DENSE_GRADIENT: Final = ("momentum", "random")
 
 
+@renamed_fields(remember="gradient")
 @dataclass(frozen=True)
 class Compose(DropGrow):
     r"""Drops the fraction of each layer that scores lowest, and grows as many that score highest.
 
     Scores are ``"magnitude"`` :math:`|w|`, ``"gradient"`` :math:`|g|`, ``"salience"``
-    :math:`|w g|`, ``"momentum"`` (the magnitude of what ``remember`` made of gradients),
+    :math:`|w g|`, ``"momentum"`` (the magnitude of what ``gradient`` made of gradients),
     ``"random"``, or any function of a :class:`SparseLayer` and an :class:`Update` that returns a
     number for each weight, of the weight's shape. Everything else is as in RigL.
 
@@ -86,14 +88,14 @@ class Compose(DropGrow):
         schedule: when masks move, and how much, in place of the optimizer's ``delta_t``, ``alpha``,
             ``t_end`` and ``decay``: an :class:`UpdateSchedule`, or anything that has its
             ``is_update(step)`` and ``fraction(step)``.
-        remember: what :meth:`Update.remembered` is to return.
+        gradient: what of the gradients :meth:`Update.remembered` is to return.
         label: the method's name in checkpoints.
 
     Raises:
         TypeError: if a score is neither a name nor a function, or ``"momentum"`` has nothing to
             remember.
         ValueError: if a score's name is not known, or one to grow by says nothing of weights that
-            are not live: ``"magnitude"``, ``"salience"``, or ``"momentum"`` where ``remember`` has
+            are not live: ``"magnitude"``, ``"salience"``, or ``"momentum"`` where ``gradient`` has
             ``dense=False``.
 
     Example:
@@ -111,7 +113,7 @@ class Compose(DropGrow):
     drop: Score | str = "magnitude"
     grow: Score | str = "gradient"
     schedule: Schedule | None = None
-    remember: GradientMemory | None = None
+    gradient: GradientMemory | None = None
     label: str = "composed"
 
     def __post_init__(self) -> None:
@@ -121,8 +123,8 @@ class Compose(DropGrow):
                 check_choice(argument, score, SCORES)
             elif not callable(score):
                 raise TypeError(f"{argument}={score!r} must be a name or a function.")
-            if score == "momentum" and self.remember is None:
-                raise TypeError(f"{argument}='momentum' needs remember=, such as Smoothed(0.9).")
+            if score == "momentum" and self.gradient is None:
+                raise TypeError(f"{argument}='momentum' needs gradient=, such as Smoothed(0.9).")
         self._check_growth()
         # Properties can't take class variables' places; frozen instances are set up like this.
         object.__setattr__(self, "name", self.label)
@@ -136,16 +138,16 @@ class Compose(DropGrow):
                 f"grow={self.grow!r} is 0 for every weight that is not live, so masks would not "
                 f"move: it must be one of {', '.join(GROWS)}, or a function."
             )
-        if self.grow == "momentum" and self.remember is not None and not self.remember.dense:
+        if self.grow == "momentum" and self.gradient is not None and not self.gradient.dense:
             raise ValueError(
-                f"grow='momentum' with remember={self.remember!r} is 0 for every weight that was "
+                f"grow='momentum' with gradient={self.gradient!r} is 0 for every weight that was "
                 "not live, so masks would not move: its memory must have dense=True."
             )
 
     @property
     def memory(self) -> GradientMemory | None:
-        """What ``remember`` says."""
-        return self.remember
+        """What ``gradient`` says."""
+        return self.gradient
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
         """Whether the schedule given here, or else the optimizer's, says so."""
@@ -168,8 +170,8 @@ class Compose(DropGrow):
         if isinstance(self.schedule, UpdateSchedule):
             cost = replace(cost, delta_t=self.schedule.delta_t)
         steps: int | None = int(self.needs_dense_gradient)
-        if self.remember is not None and self.remember.dense:
-            steps = self.remember.steps
+        if self.gradient is not None and self.gradient.dense:
+            steps = self.gradient.steps
         return cost.with_dense_gradients(steps)
 
     @staticmethod

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import local, shard_like
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.utils.deprecation import renamed_fields
 from sparseopt.utils.validation import check_decay, check_steps
 
 __all__ = ["Accumulated", "GradientMemory", "RememberedGradients", "Smoothed"]
@@ -63,6 +64,7 @@ class GradientMemory(ABC):
         """
 
 
+@renamed_fields(decay="beta")
 @dataclass(frozen=True)
 class Smoothed(GradientMemory):
     r"""The exponential moving average of the gradient: its momentum.
@@ -74,24 +76,24 @@ class Smoothed(GradientMemory):
     Args:
         dense: whether gradients of weights that are not live are remembered too; if not, theirs
             count as 0.
-        decay: :math:`\beta`, in [0, 1).
+        beta: :math:`\beta`, in [0, 1).
 
     Raises:
-        TypeError: if ``decay`` is not a number.
+        TypeError: if ``beta`` is not a number.
         ValueError: if it is out of range.
 
     Example:
         >>> from sparseopt import RigL
-        >>> RigL(grow=Smoothed(decay=0.9)).memory
-        Smoothed(dense=True, decay=0.9)
+        >>> RigL(gradient=Smoothed(beta=0.9)).memory
+        Smoothed(dense=True, beta=0.9)
 
     Reference: Dettmers & Zettlemoyer 2019, "Sparse Networks from Scratch", section 3.
     """
 
-    decay: float = 0.9
+    beta: float = 0.9
 
     def __post_init__(self) -> None:
-        check_decay("decay", self.decay)
+        check_decay("beta", self.beta)
 
     @property
     def steps(self) -> int | None:
@@ -100,7 +102,7 @@ class Smoothed(GradientMemory):
 
     def add_(self, held: Tensor, gradient: Tensor) -> None:
         """Move ``held`` a little towards ``gradient``."""
-        held.mul_(self.decay).add_(gradient, alpha=1.0 - self.decay)
+        held.mul_(self.beta).add_(gradient, alpha=1.0 - self.beta)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Accumulated(GradientMemory):
 
     Example:
         >>> from sparseopt import Accumulated, RigL
-        >>> RigL(grow=Accumulated(last=10)).memory
+        >>> RigL(gradient=Accumulated(last=10)).memory
         Accumulated(dense=True, last=10)
     """
 

@@ -33,7 +33,7 @@ class Gradual(Method):
     """
 
     needs_horizon: ClassVar[bool] = True
-    settles: ClassVar[bool] = True
+    reaches_target_at_t_end: ClassVar[bool] = True
     # A layer that happens to be unused at the last update would else keep what it has too much.
     needs_gradient: ClassVar[bool] = False
 

@@ -59,7 +59,7 @@ class MEST(DropGrow):
 
     name: ClassVar[str] = "mest"
     needs_horizon: ClassVar[bool] = True
-    settles: ClassVar[bool] = True
+    reaches_target_at_t_end: ClassVar[bool] = True
 
     gradient_weight: float = 0.0
     grow: Literal["random", "gradient"] = "random"

@@ -15,12 +15,14 @@ from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
 from sparseopt.methods.update import Update
+from sparseopt.utils.deprecation import renamed_fields
 from sparseopt.utils.validation import check_count
 
 __all__ = ["NM"]
 
 
 @register_method
+@renamed_fields(grow="gradient")
 @dataclass(frozen=True)
 class NM(RigL):
     """RigL under the constraint that exactly N of every M weights are live.
@@ -55,7 +57,7 @@ class NM(RigL):
     name: ClassVar[str] = "n:m"
 
     # RigL's, which by position would come before n and m.
-    grow: GradientMemory | None = field(default=None, kw_only=True)
+    gradient: GradientMemory | None = field(default=None, kw_only=True)
     n: int = 2
     m: int = 4
 

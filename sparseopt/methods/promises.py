@@ -22,15 +22,12 @@ FLAGS: Final[Mapping[str, type]] = {
     "needs_horizon": bool,
     "moves_masks": bool,
     "has_own_schedule": bool,
-    "settles": bool,
-    "prepares_forward": bool,
-    "dense_passes": int,
+    "reaches_target_at_t_end": bool,
     "observes_dense_gradient": bool,
     "follows_mask": tuple,
 }
 #: Flags that mean something only beside a function of the class.
 TOGETHER: Final = {
-    "prepares_forward": "prepare_forward",
     "observes_dense_gradient": "observe",
     "follows_mask": "initial_layer_state",
 }
@@ -75,15 +72,13 @@ def _about_flags(cls: type[Method]) -> Iterator[str]:
         value = getattr(cls, flag, None)
         if isinstance(value, property):
             continue
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        if not isinstance(value, kind):
             yield f"{flag}={value!r} must be of type {kind.__name__}."
     if not cls.name:
         yield f"name={cls.name!r} must be a non-empty string."
     for flag, function in TOGETHER.items():
         if getattr(cls, flag) and getattr(cls, function) is getattr(Method, function):
             yield f"{flag}={getattr(cls, flag)!r} means nothing without {function}()."
-    if cls.prepare_forward is not Method.prepare_forward and not cls.prepares_forward:
-        yield "prepare_forward() is never called without prepares_forward = True."
     for name, value in vars(cls).items():
         near = difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.85)
         if isinstance(value, bool) and name not in FLAGS and name not in fields and near:

@@ -12,11 +12,13 @@ from sparseopt.methods.base import DropGrow, TrainingCost
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.update import Update
+from sparseopt.utils.deprecation import renamed_fields
 
 __all__ = ["RigL"]
 
 
 @register_method
+@renamed_fields(grow="gradient")
 @dataclass(frozen=True)
 class RigL(DropGrow):
     """The rigged lottery: drops the smallest weights, grows where the gradient is largest.
@@ -25,12 +27,12 @@ class RigL(DropGrow):
     ``weight.grad``: accumulated, averaged over ranks and unscaled.
 
     Args:
-        grow: what to grow by instead of the update step's gradient: ``Smoothed(0.9)``, an
+        gradient: what to grow by instead of the update step's gradient: ``Smoothed(0.9)``, an
             exponential moving average, or ``Accumulated(10)``, the sum over the last steps. It is
             one dense tensor a layer, and gradients are dense on all steps that feed it.
 
     Raises:
-        TypeError: if ``grow`` is neither ``None`` nor a memory of dense gradients.
+        TypeError: if ``gradient`` is neither ``None`` nor a memory of dense gradients.
 
     Example:
         >>> import torch
@@ -53,31 +55,31 @@ class RigL(DropGrow):
     name: ClassVar[str] = "rigl"
     needs_dense_gradient: ClassVar[bool] = True
 
-    grow: GradientMemory | None = None
+    gradient: GradientMemory | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        grow: object = self.grow
-        if grow is not None and not (isinstance(grow, GradientMemory) and grow.dense):
+        given: object = self.gradient
+        if given is not None and not (isinstance(given, GradientMemory) and given.dense):
             raise TypeError(
-                f"grow={self.grow!r} must be Smoothed(...) or Accumulated(...) with dense=True, or "
+                f"gradient={given!r} must be Smoothed(...) or Accumulated(...) with dense=True, or "
                 "None."
             )
 
     @property
     def memory(self) -> GradientMemory | None:
         """What growth remembers, if anything."""
-        return self.grow
+        return self.gradient
 
     def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return the magnitude of the dense gradient, or of what is remembered of it."""
-        if self.grow is not None:
+        if self.gradient is not None:
             return update.remembered(layer).abs()
         assert layer.weight.grad is not None
         return layer.weight.grad.abs()
 
     def train_flops(self, cost: TrainingCost) -> float:
         """Return the average over an update step and the ``delta_t`` ordinary ones."""
-        if self.grow is None:
+        if self.gradient is None:
             return cost.with_dense_gradients(1)
-        return cost.with_dense_gradients(self.grow.steps)
+        return cost.with_dense_gradients(self.gradient.steps)

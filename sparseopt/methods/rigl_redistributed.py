@@ -13,11 +13,13 @@ from sparseopt.methods.redistribution import Redistributing
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
 from sparseopt.methods.update import Update
+from sparseopt.utils.deprecation import renamed_fields
 
 __all__ = ["RigLSG", "RigLSM"]
 
 
 @register_method
+@renamed_fields(grow="gradient")
 @dataclass(frozen=True)
 class RigLSG(Redistributing, RigL):
     """RigL with redistribution by gradient.
@@ -26,10 +28,10 @@ class RigLSG(Redistributing, RigL):
     gradient magnitude of its live weights.
 
     Args:
-        grow: as in :class:`RigL`.
+        gradient: as in :class:`RigL`.
 
     Raises:
-        TypeError: if ``grow`` is neither ``None`` nor a memory of dense gradients.
+        TypeError: if ``gradient`` is neither ``None`` nor a memory of dense gradients.
 
     Example:
         >>> import torch
@@ -60,23 +62,24 @@ class RigLSG(Redistributing, RigL):
 
 
 @register_method
+@renamed_fields(grow="gradient")
 @dataclass(frozen=True)
 class RigLSM(Redistributing, RigL):
     """RigL with redistribution by momentum.
 
     As :class:`RigLSG`, but in proportion to the mean magnitude of the live weights' momentum, which
-    is the method's own, of decay .9. With ``grow=`` there is one memory for both growth and shares.
+    is the method's own, of beta .9. With ``gradient=`` one memory serves both growth and shares.
 
     Args:
-        grow: as in :class:`RigL`.
+        gradient: as in :class:`RigL`.
 
     Raises:
-        TypeError: if ``grow`` is neither ``None`` nor a memory of dense gradients.
+        TypeError: if ``gradient`` is neither ``None`` nor a memory of dense gradients.
 
     Example:
         >>> from sparseopt import RigLSM
         >>> RigLSM().memory
-        Smoothed(dense=False, decay=0.9)
+        Smoothed(dense=False, beta=0.9)
 
     Reference: Sundar & Dwaraknath 2021, "[Re] Rigging the Lottery: Making All Tickets Winners",
     section on redistribution.
@@ -87,7 +90,7 @@ class RigLSM(Redistributing, RigL):
     @property
     def memory(self) -> GradientMemory:
         """The momentum of live weights, or what growth remembers."""
-        return Smoothed(dense=False) if self.grow is None else self.grow
+        return Smoothed(dense=False) if self.gradient is None else self.gradient
 
     def importance(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return the mean magnitude of the live weights' momentum."""

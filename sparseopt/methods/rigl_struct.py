@@ -72,8 +72,6 @@ class RigLStruct(Method):
 
     name: ClassVar[str] = "rigl-struct"
     needs_dense_gradient: ClassVar[bool] = True
-    prepares_forward: ClassVar[bool] = True
-    dense_passes: ClassVar[int] = 3
 
     groups: Sequence[ChannelGroup] = field(default=(), repr=False, compare=False)
 

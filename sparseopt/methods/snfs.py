@@ -37,7 +37,7 @@ class SNFS(Redistributing):
     Example:
         >>> from sparseopt import SNFS
         >>> SNFS(momentum=0.9).memory
-        Smoothed(dense=True, decay=0.9)
+        Smoothed(dense=True, beta=0.9)
 
     Reference: Dettmers & Zettlemoyer 2019, "Sparse Networks from Scratch: Faster Training without
     Losing Performance", algorithm 1.
@@ -55,7 +55,7 @@ class SNFS(Redistributing):
     @property
     def memory(self) -> GradientMemory:
         """The dense momentum."""
-        return Smoothed(decay=self.momentum)
+        return Smoothed(beta=self.momentum)
 
     def importance(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return the mean magnitude of the live weights' momentum."""

@@ -19,12 +19,14 @@ from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.rigl import RigL
 from sparseopt.methods.update import Move, Rewiring, Update
+from sparseopt.utils.deprecation import renamed_fields
 from sparseopt.utils.validation import check_fraction
 
 __all__ = ["SRigL"]
 
 
 @register_method
+@renamed_fields(grow="gradient")
 @dataclass(frozen=True)
 class SRigL(RigL):
     r"""Structured RigL: every neuron of a layer has the same fan-in, or is ablated.
@@ -41,7 +43,7 @@ class SRigL(RigL):
     Args:
         gamma: the share of the fan-in that has to be salient, in [0, 1]; the paper has .3, and .95
             for a vision transformer. ``None``: no neuron is ablated.
-        grow: as in :class:`RigL`.
+        gradient: as in :class:`RigL`.
 
     Raises:
         TypeError: if ``gamma`` is neither a number nor ``None``.
@@ -63,7 +65,7 @@ class SRigL(RigL):
     name: ClassVar[str] = "srigl"
 
     # RigL's, which by position would come before gamma.
-    grow: GradientMemory | None = field(default=None, kw_only=True)
+    gradient: GradientMemory | None = field(default=None, kw_only=True)
     gamma: float | None = 0.3
 
     def __post_init__(self) -> None:

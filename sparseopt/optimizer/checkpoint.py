@@ -111,7 +111,7 @@ def attach(updater: MaskUpdater, *, named: bool, compact: bool) -> dict[str, Any
             state[index] = {
                 **state.get(index, {}),
                 MASK_KEY: layer.mask.clone(),
-                EVER_LIVE_KEY: layer.ever_live_bits.clone(),
+                EVER_LIVE_KEY: layer._ever_live_bits.clone(),
             }
         if memory is not None and not layer.is_dense:
             state[index] = {**state.get(index, {}), MEMORY_KEY: memory.saved(layer)}
@@ -222,9 +222,9 @@ def restore(saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str,
     fresh = saved.progress.get("fresh", ())
     backend.noted.update({(names[layer], state): value for layer, state, value in fresh})
     for layer, was in saved.layers:
-        layer.restore(was.mask, was.ever_live_bits, was.target)
+        layer._restore(was.mask, was.ever_live_bits, was.target)
         layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
-        layer.clear_dropped_()
+        layer._clear_dropped_()
         backend.load_layer(layer, compact=saved.progress["compact"])
         if memory is not None:
             memory.restore(layer, was.memory)

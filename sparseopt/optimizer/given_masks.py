@@ -200,7 +200,7 @@ def _adapt_targets(updater: MaskUpdater, before: Mapping[SparseLayer, int]) -> N
         else:
             layer.target -= max(0, min(before[layer], layer.target) - layer.live)
     excess = sum(layer.live - layer.target for layer in pool)
-    if (has_fallen and excess > 0) or (updater.method.settles and excess < 0):
+    if (has_fallen and excess > 0) or (updater.method.reaches_target_at_t_end and excess < 0):
         _settle(pool)
 
 

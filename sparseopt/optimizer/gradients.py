@@ -71,8 +71,8 @@ class _MaskGradient:
             )
         if self._flag.dense_gradients or self._flag.is_masked(layer, gradient):
             return
-        layer.follow_weight()
-        layer.mask_(gradient)
+        layer._follow_weight()
+        layer._mask_(gradient)
 
 
 def mask_gradient_of(layer: SparseLayer, flag: GradientFlag, owner: object) -> RemovableHandle:

@@ -91,7 +91,10 @@ class MaskUpdater:
         t_end = progress.schedule.t_end
         self._is_scheduled = can_move and method.is_update(*coming)
         self._may_be_overdue = (
-            can_move and method.settles and t_end is not None and progress.steps >= t_end
+            can_move
+            and method.reaches_target_at_t_end
+            and t_end is not None
+            and progress.steps >= t_end
         )
         self.needs_dense_gradients = can_move and method.reads_dense_gradient(*coming)
 
@@ -191,7 +194,7 @@ class MaskUpdater:
         """Make all weights zero again that are not live."""
         if self.is_prepared:
             for layer in self.layers:
-                layer.clear_dropped_()
+                layer._clear_dropped_()
             self.is_prepared = False
 
     def require_horizon(self) -> None:
@@ -271,7 +274,7 @@ class MaskUpdater:
         self.progress.usage = self.progress.usage.with_dense_gradient(self.layers)
         for layer in self.layers:
             if layer.weight.grad is not None and not layer.is_full:
-                layer.mask_(layer.weight.grad)
+                layer._mask_(layer.weight.grad)
 
     @torch.no_grad()
     def _accumulate(self, update: Update) -> None:
@@ -287,7 +290,7 @@ class MaskUpdater:
                 continue
             if self.needs_dense_gradients and not method.observes_dense_gradient:
                 gradient = gradient.clone()
-                layer.mask_(gradient)
+                layer._mask_(gradient)
             method.observe(layer, gradient, update)
 
     def _is_remembered(self) -> bool:
@@ -382,10 +385,10 @@ def make_transitions(
             state.follow_mask(layer, transition)
     for layer in mask_gradients_of:
         if layer.weight.grad is not None:
-            layer.mask_(layer.weight.grad)
+            layer._mask_(layer.weight.grad)
     if not backend.gathers:
         for layer in layers:
-            layer.forget_positions()
+            layer._forget_positions()
     if transitions:
         backend.forget_curvature()
     return new

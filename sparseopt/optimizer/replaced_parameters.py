@@ -94,7 +94,7 @@ def rebind(replaced: Sequence[tuple[SparseLayer, nn.Parameter]], inner: Optimize
     """
     for layer, weight in replaced:
         state = inner.state.pop(layer.weight, None)
-        layer.rebind(weight)
+        layer._rebind(weight)
         if state is not None:
             inner.state[weight] = state
 

@@ -563,7 +563,7 @@ class SparseOptimizer(WrappedOptimizer):
     def _start_masking(self, layers: Sequence[SparseLayer]) -> None:
         self._hooks.take_over(layers)
         for layer in layers:
-            layer.clear_dropped_()
+            layer._clear_dropped_()
             self.backend.load_layer(layer)
         self._updater.state.begin(layers)
         self._hooks.mask_gradients(layers)

@@ -41,7 +41,7 @@ class _Copy:
         """Whether the weight is still what its masks, and nobody else, made of it."""
         weight = self.layer.weight
         masked = self.placed().clone()
-        self.layer.mask_(masked)
+        self.layer._mask_(masked)
         part = local(masked)
         if self.unscathed is not None:
             part.masked_fill_(~local(shard_like(self.unscathed.to(weight.device), weight)), 0)

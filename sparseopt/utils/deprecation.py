@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-__all__ = ["renamed_arguments", "warn_old_spelling"]
+__all__ = ["renamed_arguments", "renamed_fields", "warn_old_spelling"]
 
 C = TypeVar("C", bound=Callable[..., Any])
+T = TypeVar("T", bound=type)
 
 
 def warn_old_spelling(old: str, new: str, *, stacklevel: int = 2) -> None:
@@ -70,3 +71,39 @@ def renamed_arguments(**new_names: str) -> Callable[[C], C]:
         return cast(C, call)
 
     return decorate
+
+
+def renamed_fields(**new_names: str) -> Callable[[T], T]:
+    """Let a dataclass take its fields, and be asked for them, by old names too, with a warning.
+
+    Write it above ``@dataclass``, also above subclasses, whose ``__init__`` is their own.
+
+    Args:
+        new_names: the new name of each field, by its old name.
+
+    Raises:
+        TypeError: when an instance is made, if a field is given by both names.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @renamed_fields(decay="beta")
+        ... @dataclass(frozen=True)
+        ... class Average:
+        ...     beta: float
+        >>> Average(beta=0.9)
+        Average(beta=0.9)
+    """
+
+    def decorate(cls: T) -> T:
+        init = vars(cls)["__init__"]
+        cls.__init__ = renamed_arguments(**new_names)(init)  # type: ignore[misc]
+        for old, new in new_names.items():
+            setattr(cls, old, property(functools.partial(_read, old=old, new=new)))
+        return cls
+
+    return decorate
+
+
+def _read(instance: object, *, old: str, new: str) -> object:
+    warn_old_spelling(f".{old}", f".{new}", stacklevel=2)
+    return getattr(instance, new)

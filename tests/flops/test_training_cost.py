@@ -69,7 +69,7 @@ def test_training_so_far_is_integrated_over_the_masks_that_were(method):
 
 
 @pytest.mark.parametrize(
-    "method", ["static", "set", "rigl", RigL(grow=Smoothed(0.9)), RigL(grow=Accumulated(3))]
+    "method", ["static", "set", "rigl", RigL(gradient=Smoothed(0.9)), RigL(gradient=Accumulated(3))]
 )
 @pytest.mark.parametrize("after", [0, 13, 40])
 def test_the_cost_to_the_horizon_is_foreseen(method, after):

@@ -18,7 +18,7 @@ def test_new_weights_begin_with_what_they_are_given(part_of_a_graph):
     positions = torch.tensor([0, 1, 6, 7], dtype=torch.int32)
     kept = torch.tensor([True, True, False, False])
 
-    layer.commit(positions, kept, start=torch.full((3, 4), -5.0))
+    layer._commit(positions, kept, start=torch.full((3, 4), -5.0))
 
     expected = torch.zeros(3, 4)
     expected[0, :2] = values[0, :2]

@@ -41,7 +41,7 @@ def test_regrow_is_by_keyword_only():
 
 
 def test_a_method_shows_all_it_was_given():
-    assert repr(NM(1, 8)) == "NM(regrow='keep', grow=None, n=1, m=8)"
+    assert repr(NM(1, 8)) == "NM(regrow='keep', gradient=None, n=1, m=8)"
     assert repr(Own(0.5, regrow="never")) == "Own(regrow='never', strength=0.5)"
 
 

@@ -28,7 +28,7 @@ def run(method, steps=30, **changes):
     [
         (Compose(), "rigl"),
         (Compose(grow="random"), "set"),
-        (Compose(grow="momentum", remember=Smoothed(0.9)), RigL(grow=Smoothed(0.9))),
+        (Compose(grow="momentum", gradient=Smoothed(0.9)), RigL(gradient=Smoothed(0.9))),
         (Compose(regrow="zero"), RigL(regrow="zero")),
         (Compose(grow=lambda layer, update: layer.weight.grad.abs()), "rigl"),
     ],
@@ -86,7 +86,7 @@ def test_any_object_that_says_when_and_how_much_is_a_schedule():
 
     # Without a horizon nothing is warned about: the schedule knows its own end.
     _, optimizer = run(
-        Compose(schedule=Twice(), grow="momentum", remember=Accumulated(3)), 40, total_steps=None
+        Compose(schedule=Twice(), grow="momentum", gradient=Accumulated(3)), 40, total_steps=None
     )
     assert [(r.step, r.fraction) for r in optimizer.history] == [(5, 0.25), (37, 0.25)]
     assert all(record.grown > 0 for record in optimizer.history)
@@ -105,13 +105,13 @@ def test_the_label_is_its_name_in_a_checkpoint():
     [
         ({"drop": "magnitud"}, ValueError, "did you mean 'magnitude'"),
         ({"grow": 3}, TypeError, "grow=3"),
-        ({"grow": "momentum"}, TypeError, "remember="),
+        ({"grow": "momentum"}, TypeError, "gradient="),
         ({"grow": "magnitude"}, ValueError, "grow='magnitude' .* gradient, momentum, random"),
         ({"grow": "salience", "regrow": "never"}, ValueError, "grow='salience'"),
         (
             {"grow": "momentum", "remember": Smoothed(0.9, dense=False)},
             ValueError,
-            r"remember=Smoothed\(dense=False, decay=0.9\) .* dense=True",
+            r"gradient=Smoothed\(dense=False, beta=0.9\) .* dense=True",
         ),
     ],
 )

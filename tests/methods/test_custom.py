@@ -219,10 +219,6 @@ def refusing(self):
             r"observes_dense_gradient=True means nothing without observe\(\)",
         ),
         (
-            lambda: plain(prepare_forward=lambda self, model, update: None),
-            "never called without prepares_forward = True",
-        ),
-        (
             lambda: plain(grow_scores=lambda self, layer: layer.weight),
             r"grow_scores\(self, layer\) must take \(self, layer, update\)",
         ),

@@ -20,7 +20,7 @@ from tests.support.training import backward, dense_gradients, train, train_step
 from tests.support.wrapping import SETTINGS, wrap
 
 KEY = "sparse_memory"
-REMEMBERING = [SNFS(), RigL(grow=Smoothed(0.9)), RigL(grow=Accumulated(3)), RigLSM()]
+REMEMBERING = [SNFS(), RigL(gradient=Smoothed(0.9)), RigL(gradient=Accumulated(3)), RigLSM()]
 
 
 def snfs(model, name="SGD", **changes):
@@ -85,7 +85,7 @@ def test_gradients_are_dense_until_step_on_every_step_that_is_remembered():
         assert_dropped_are_fresh(optimizer)
 
 
-@pytest.mark.parametrize("method", [RigL(grow=Accumulated(3)), RigLSM()])
+@pytest.mark.parametrize("method", [RigL(gradient=Accumulated(3)), RigLSM()])
 def test_gradients_are_masked_on_all_other_steps(method):
     model = make()
     inner = build("SGD", model.parameters())
@@ -272,8 +272,8 @@ def test_what_it_measures_counts_every_dense_gradient():
 @pytest.mark.parametrize(
     ("make_rule", "error", "words"),
     [
-        (lambda: Smoothed(decay=1.0), ValueError, r"decay=1\.0"),
-        (lambda: Smoothed(decay="0.9"), TypeError, "decay"),
+        (lambda: Smoothed(beta=1.0), ValueError, r"beta=1\.0"),
+        (lambda: Smoothed(beta="0.9"), TypeError, "beta"),
         (lambda: Accumulated(last=0), ValueError, "last=0"),
         (lambda: Accumulated(last=2.5), TypeError, r"last=2\.5"),
     ],

@@ -208,5 +208,5 @@ def test_a_momentum_out_of_range_is_refused():
     with pytest.raises(TypeError, match="grow"):
         RigL(grow="smoothed")
     with pytest.raises(TypeError, match="dense"):
-        RigLSM(grow=Smoothed(dense=False))
+        RigLSM(gradient=Smoothed(dense=False))
     assert issubclass(SNFS, Redistributing)

@@ -231,7 +231,7 @@ def test_a_resumed_run_is_the_uninterrupted_one():
 
 
 def test_growth_by_a_smoothed_gradient_goes_by_the_smoothed_one():
-    model, optimizer, _ = wrapped(SRigL(grow=Smoothed(0.9)), "SGD")
+    model, optimizer, _ = wrapped(SRigL(gradient=Smoothed(0.9)), "SGD")
     plain_model, plain, _ = wrapped("srigl", "SGD")
     train(model, optimizer, STEPS, after=lambda _: assert_constant_fan_in(optimizer))
     train(plain_model, plain, STEPS)

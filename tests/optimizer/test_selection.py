@@ -164,31 +164,101 @@ def test_experts_of_a_mixture_become_sparse():
         assert not layer.weight[~layer.mask].any(), layer.name
 
 
-def test_language_model_trains_as_one_that_is_masked_by_hand():
+class CausalConvolution(nn.Conv1d):
+    """Looks back only."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (self.dilation[0] * 2, 0)))
+
+
+class TemporalBlock(nn.Module):
+    """Two dilated causal convolutions under weight norm, and a way past them (Bai et al. 2018)."""
+
+    def __init__(self, inputs, outputs, dilation):
+        super().__init__()
+        self.first = parametrizations.weight_norm(
+            CausalConvolution(inputs, outputs, 3, dilation=dilation)
+        )
+        self.second = parametrizations.weight_norm(
+            CausalConvolution(outputs, outputs, 3, dilation=dilation)
+        )
+        self.past = nn.Conv1d(inputs, outputs, 1)
+
+    def forward(self, x):
+        return (self.second(self.first(x).relu()).relu() + self.past(x)).relu()
+
+
+def temporal_network():
+    return nn.Sequential(
+        TemporalBlock(3, 12, 1), TemporalBlock(12, 12, 2), TemporalBlock(12, 12, 4),
+        nn.Conv1d(12, 2, 1),
+    )  # fmt: skip
+
+
+def forecast_loss(model):
+    series = torch.randn(4, 3, 20)
+    return (model(series) - series[:, :2].cumsum(2)).square().mean()
+
+
+def discriminator():
+    """Under spectral norm, and of batches of 8 images (Miyato et al. 2018)."""
+    normed = parametrizations.spectral_norm
+    return nn.Sequential(
+        normed(nn.Conv2d(3, 16, 4, 2, 1)), nn.LeakyReLU(0.1),
+        normed(nn.Conv2d(16, 32, 4, 2, 1)), nn.LeakyReLU(0.1),
+        nn.Flatten(), normed(nn.Linear(32 * 4, 1)),
+    )  # fmt: skip
+
+
+def hinge_loss(model):
+    real, made = torch.randn(8, 3, 8, 8), torch.rand(8, 3, 8, 8)
+    return (1 - model(real)).relu().mean() + (1 + model(made)).relu().mean()
+
+
+@pytest.mark.parametrize("method", ["static", "rigl"])
+@pytest.mark.parametrize(
+    ("build", "loss", "sparse"),
+    [
+        (LanguageModel, lm_loss, {"*": True}),
+        (temporal_network, forecast_loss, {TemporalBlock: True}),
+        (discriminator, hinge_loss, {"*": True}),
+    ],
+    ids=["LSTM language model", "weight-normed TCN", "spectral-normed discriminator"],
+)
+def test_model_trains_as_one_that_is_masked_by_hand(build, loss, sparse, method):
     torch.manual_seed(0)
-    model = LanguageModel()
+    model = build()
     byhand = copy.deepcopy(model)
-    optimizer = wrap(model, "Adam", sparse={"*": True}, method="static")
+    optimizer = wrap(
+        model, "Adam", sparse=sparse, method=method, state="masked", density=0.25, delta_t=3
+    )
     plain = torch.optim.Adam(byhand.parameters(), **optimizer.inner.defaults)
-    masks = optimizer.masks
     twins = dict(byhand.named_parameters())
 
-    def mask():
-        for name, value in masks.items():
-            twins[name].data[~value] = 0
+    def mask(masks):
+        for name, live in masks.items():
+            twins[name].data[~live] = 0
+            for state in plain.state.get(twins[name], {}).values():
+                if state.shape == live.shape:
+                    state[~live] = 0
 
-    mask()
-    for step in range(5):
+    mask(optimizer.masks)
+    for step in range(8):
+        updating, before = optimizer.is_update_step, optimizer.masks
         for trained, stepped in ((model, optimizer), (byhand, plain)):
             torch.manual_seed(step)
             stepped.zero_grad()
-            lm_loss(trained).backward()
-            if stepped is plain:
-                for name, value in masks.items():
-                    twins[name].grad[~value] = 0
-            stepped.step()
-        mask()
+            loss(trained).backward()
+        for name, live in before.items():
+            twins[name].grad[~live] = 0
+        optimizer.step()
+        if not updating:
+            plain.step()
+        mask(optimizer.masks)
+    assert len(optimizer.history) == (2 if method == "rigl" else 0)
+    assert all((twins[name] != 0).sum() <= mask.sum() for name, mask in optimizer.masks.items())
     for name, parameter in model.named_parameters():
+        assert parameter.isfinite().all()
         torch.testing.assert_close(parameter, twins[name], rtol=0, atol=0)
 
 

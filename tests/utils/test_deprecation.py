@@ -1,11 +1,13 @@
 """Old spellings work and warn where the user wrote them."""
 
+import dataclasses
 import inspect
+import pickle
 import warnings
 
 import pytest
 
-from sparseopt.utils.deprecation import renamed_arguments, warn_old_spelling
+from sparseopt.utils.deprecation import renamed_arguments, renamed_fields, warn_old_spelling
 
 
 @renamed_arguments(decay="beta", old_size="size")
@@ -17,6 +19,21 @@ class Smoother:
     @renamed_arguments(decay="beta")
     def __init__(self, beta):
         self.beta = beta
+
+
+@renamed_fields(decay="beta")
+@dataclasses.dataclass(frozen=True)
+class Average:
+    beta: float = 0.9
+
+
+def test_renamed_field_is_no_field_and_survives_pickles_and_copies():
+    assert [field.name for field in dataclasses.fields(Average)] == ["beta"]
+    assert repr(Average(0.5)) == "Average(beta=0.5)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pickle.loads(pickle.dumps(Average(0.5))) == Average(0.5)
+        assert dataclasses.replace(Average(), beta=0.5) == Average(0.5)
 
 
 def test_renamed_argument_by_its_old_name_gives_the_same_and_warns_at_the_caller():

@@ -202,7 +202,7 @@ def _lent(layers: Sequence[SparseLayer]) -> Iterator[None]:
             weight.data = dense
             weight.grad = gradient
         for (layer, _, _), values in zip(lent, stepped, strict=True):
-            layer.replace_(values)
+            layer._replace_(values)
 
 
 @dataclass(frozen=True)

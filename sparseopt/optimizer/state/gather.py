@@ -67,16 +67,16 @@ class WholeParameter:
         self.weight = weight
         self.live = self.numel = weight.numel()
 
-    def offsets(self) -> Tensor:
-        """Return the places of all entries, as :meth:`SparseLayer.offsets` does."""
+    def _offsets(self) -> Tensor:
+        """Return the places of all entries, as a :class:`SparseLayer` does."""
         return torch.arange(self.numel, dtype=index_dtype(self.numel), device=self.weight.device)
 
-    def flat(self, tensor: Tensor) -> Tensor:
+    def _flat(self, tensor: Tensor) -> Tensor:
         """Return the entries of a tensor of the weight's shape, 1-D."""
         return tensor.reshape(-1)
 
-    def lies_without_gaps(self) -> bool:
-        """Whether :meth:`flat` of the weight is a view."""
+    def _lies_without_gaps(self) -> bool:
+        """Whether ``_flat()`` of the weight is a view."""
         return self.weight.is_contiguous()
 
 
@@ -143,7 +143,7 @@ class GatherMany(Part):
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__(members)
         # Views, made once: to make them takes a small network longer than to copy what is in them.
-        self._dense = [member.flat(member.weight.detach()) for member in members]
+        self._dense = [member._flat(member.weight.detach()) for member in members]
         self._are_logical = all(member.weight.is_contiguous() for member in members)
         self._places = [_place(member.weight) for member in members]
         self._numels = [member.numel for member in members]
@@ -166,7 +166,7 @@ class GatherMany(Part):
         """Read all members; see :meth:`Part.gather`."""
         versions = [member.mask_version for member in self.members]
         if versions != self._versions:
-            each = [member.offsets() for member in self.members]
+            each = [member._offsets() for member in self.members]
             self._positions = concat_positions(each, self._starts, self._counts)
             self._versions = versions
         torch.index_select(torch.cat(self._dense), 0, self._positions, out=weights)
@@ -184,7 +184,7 @@ class GatherMany(Part):
             together: Tensor = _flatten_dense_tensors(gradients)  # type: ignore[no-untyped-call]
             return together
         return torch.cat(
-            [member.flat(own) for member, own in zip(self.members, gradients, strict=True)]
+            [member._flat(own) for member, own in zip(self.members, gradients, strict=True)]
         )
 
 
@@ -199,7 +199,7 @@ def parts_of(members: Sequence[Member]) -> list[Part]:
     alone: list[SparseLayer] = []
     together: list[list[Member]] = [[]]
     for member in members:
-        large = member.numel > small or not member.lies_without_gaps()
+        large = member.numel > small or not member._lies_without_gaps()
         if large and isinstance(member, SparseLayer):
             alone.append(member)
             continue

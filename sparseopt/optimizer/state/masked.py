@@ -75,7 +75,7 @@ class MaskedState(StateBackend):
         self.recognise_fresh_values(layer, self.state_names(layer))
         for entry, key, values, fresh in self.per_weight(layer, layer.weight.shape):
             entry[key] = shard_like(values, layer.weight)
-            layer.mask_(entry[key], fresh)
+            layer._mask_(entry[key], fresh)
 
     def apply_transition(self, layer: SparseLayer, transition: Transition) -> None:
         """Give weights that are not kept fresh state; see :meth:`StateBackend.apply_transition`."""
@@ -84,7 +84,7 @@ class MaskedState(StateBackend):
         if moves and self._begins_again(layer):
             del self.inner.state[layer.weight]
         for _, _, values, fresh in self.per_weight(layer, layer.weight.shape):
-            layer.retain_(values, transition.kept, fresh)
+            layer._retain_(values, transition.kept, fresh)
 
     def to_dense(self) -> None:
         """Do nothing: the state is dense already."""
@@ -187,14 +187,14 @@ class MaskedState(StateBackend):
             if gradient is None or layer.is_full:
                 continue
             if gradient.grad_fn is None:
-                layer.mask_(gradient)
+                layer._mask_(gradient)
             else:
                 # Others may need what it was for their own backward().
                 layer.weight.grad = gradient.masked_fill(~layer.mask, 0.0)
 
     def _mask_weights(self) -> None:
         for layer in self.layers:
-            layer.clear_dropped_()
+            layer._clear_dropped_()
 
     def _mask_state(self) -> None:
         by_weight = {layer.weight: layer for layer in self.layers if not layer.is_full}
@@ -205,4 +205,4 @@ class MaskedState(StateBackend):
                     continue
                 for _, _, values, fresh in self.per_weight(layer, parameter.shape, group):
                     with torch.no_grad():
-                        layer.mask_(values, fresh)
+                        layer._mask_(values, fresh)

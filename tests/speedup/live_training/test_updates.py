@@ -77,14 +77,14 @@ def test_accumulated_update_gradients_are_dense_and_whole():
 def masked(monkeypatch):
     """Names of layers whose gradients the hook has masked."""
     names = []
-    original = SparseLayer.mask_
+    original = SparseLayer._mask_
 
     def mask_(self, tensor, fill=0.0):
         if tensor is self.weight.grad:
             names.append(self.name)
         original(self, tensor, fill)
 
-    monkeypatch.setattr(SparseLayer, "mask_", mask_)
+    monkeypatch.setattr(SparseLayer, "_mask_", mask_)
     return names
 
 
