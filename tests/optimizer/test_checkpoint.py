@@ -186,15 +186,20 @@ def test_a_model_that_was_loaded_before_wrapping_resumes(method, state):
     assert_same_run(model, optimizer, fresh_model, fresh)
 
 
+def about_to_resume(**settings):
+    """A model after 12 steps with its optimizer, and a fresh pair that has only its weights."""
+    model, fresh_model = make(), make(seed=5)
+    optimizer = wrap(model, **settings)
+    train(model, optimizer, 12)
+    fresh = wrap(fresh_model, seed=17, **settings)
+    fresh_model.load_state_dict(model.state_dict())
+    return model, optimizer, fresh_model, fresh
+
+
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
 def test_a_round_trip_before_the_checkpoint_is_loaded_loses_nothing(method, state):
     """Accelerate makes a state dict when it prepares an optimizer; the HF Trainer does so too."""
-    model = make()
-    optimizer = wrap(model, method=method, state=state)
-    train(model, optimizer, 12)
-    fresh_model = make(seed=5)
-    fresh = wrap(fresh_model, method=method, state=state, seed=17)
-    fresh_model.load_state_dict(model.state_dict())
+    model, optimizer, fresh_model, fresh = about_to_resume(method=method, state=state)
     fresh.load_state_dict(fresh.state_dict())
     fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     train(model, optimizer, 12, start=12)
@@ -204,12 +209,7 @@ def test_a_round_trip_before_the_checkpoint_is_loaded_loses_nothing(method, stat
 
 def test_a_probe_step_before_the_checkpoint_is_loaded_loses_nothing(state):
     """Distributed checkpointing makes a state dict when it loads an optimizer."""
-    model = make()
-    optimizer = wrap(model, state=state)
-    train(model, optimizer, 12)
-    fresh_model = make(seed=5)
-    fresh = wrap(fresh_model, state=state, seed=17)
-    fresh_model.load_state_dict(model.state_dict())
+    model, optimizer, fresh_model, fresh = about_to_resume(state=state)
     rates = [group["lr"] for group in fresh.param_groups]
     for group in fresh.param_groups:
         group["lr"] = 0.0

@@ -131,8 +131,8 @@ def test_a_layer_whose_precision_changes_goes_on_as_with_dense_state(dtype):
         torch.testing.assert_close(compact, masked)
 
 
-class FilledLate(torch.optim.Optimizer):
-    """Creates an entry before it has values; an accumulator, like Adagrad's."""
+class OneAfterTheOther(torch.optim.Optimizer):
+    """Steps each parameter by ``move``."""
 
     def __init__(self, params, lr=0.01):
         super().__init__(params, {"lr": lr})
@@ -141,13 +141,20 @@ class FilledLate(torch.optim.Optimizer):
     def step(self, closure=None):
         for group in self.param_groups:
             for p in group["params"]:
-                if p not in self.state:
-                    entry = {}
-                    self.state[p] = entry
-                    entry["sum"] = torch.full_like(p, 0.1)
-                entry = self.state[p]
-                entry["sum"].add_(p.grad.square())
-                p.sub_(group["lr"] * p.grad / entry["sum"].sqrt())
+                self.move(p, group["lr"])
+
+
+class FilledLate(OneAfterTheOther):
+    """Creates an entry before it has values; an accumulator, like Adagrad's."""
+
+    def move(self, p, lr):
+        if p not in self.state:
+            entry = {}
+            self.state[p] = entry
+            entry["sum"] = torch.full_like(p, 0.1)
+        entry = self.state[p]
+        entry["sum"].add_(p.grad.square())
+        p.sub_(lr * p.grad / entry["sum"].sqrt())
 
 
 @pytest.mark.parametrize("method", ["set", "rigl"])
@@ -261,21 +268,15 @@ def test_layers_that_are_frozen_one_by_one_keep_no_more_state_than_theirs(tmp_pa
     assert last_saved <= 1.05 * first_saved
 
 
-class Scaled(torch.optim.Optimizer):
+class Scaled(OneAfterTheOther):
     """Treats every entry alike and independently, and divides by state that starts at one."""
 
-    def __init__(self, params, lr=0.01):
-        super().__init__(params, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in group["params"]:
-                entry = self.state[p]
-                if not entry:
-                    entry["scale"] = torch.ones_like(p)
-                p.addcdiv_(p.grad, entry["scale"], value=-group["lr"])
-                entry["scale"].mul_(0.9).add_(p.grad.abs(), alpha=0.1)
+    def move(self, p, lr):
+        entry = self.state[p]
+        if not entry:
+            entry["scale"] = torch.ones_like(p)
+        p.addcdiv_(p.grad, entry["scale"], value=-lr)
+        entry["scale"].mul_(0.9).add_(p.grad.abs(), alpha=0.1)
 
 
 @pytest.mark.parametrize("resumes", [False, True])

@@ -13,7 +13,7 @@ from tests.support.nets import loss_of, make
 from tests.support.training import named, train, train_step
 
 SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
-TAKEN_OVER = r"no longer masks 'conv1\.weight': another one, made later"
+TAKEN_OVER = r"no longer masks 'conv1\.weight': another SparseOptimizer, made later"
 
 
 def wrap(model, name="AdamW", **changes):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseopt import SparseOptimizer
+from sparseopt import SparseOptimizer, speed_up
 from sparseopt.speedup.live_training.possible import (
     candidates,
     exchangeable_layers,
@@ -118,6 +118,14 @@ def full_plan(model, optimizer, x=None):
     for handle in handles:
         handle.remove()
     return plan
+
+
+def sped_up(kind=ConvNet, **changes):
+    """A model and its optimizer, with every layer exchanged that can be."""
+    model = make(kind)
+    optimizer = wrap(model, **changes)
+    speed_up(model, optimizer, plan=full_plan(model, optimizer))
+    return model, optimizer
 
 
 def train(model, optimizer, steps, start=0, loss=loss_of):

@@ -5,28 +5,19 @@ import copy
 import pytest
 import torch
 
-from sparseopt import speed_up
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.speedup.live_training import layer_state
 from tests.speedup.kernels.dense import needs_kernels
 from tests.speedup.live_training.nets import (
     ConvNet,
     Tokens,
-    full_plan,
     loss_of,
     make,
+    sped_up,
     train,
-    wrap,
 )
 
 pytestmark = needs_kernels
-
-
-def sped_up(kind=ConvNet, **changes):
-    model = make(kind)
-    optimizer = wrap(model, **changes)
-    speed_up(model, optimizer, plan=full_plan(model, optimizer))
-    return model, optimizer
 
 
 @pytest.fixture

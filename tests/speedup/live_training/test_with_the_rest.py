@@ -19,18 +19,12 @@ from tests.speedup.live_training.nets import (
     labels,
     loss_of,
     make,
+    sped_up,
     train,
     wrap,
 )
 
 pytestmark = needs_kernels
-
-
-def fast(kind=ConvNet, **changes):
-    model = make(kind)
-    optimizer = wrap(model, **changes)
-    speed_up(model, optimizer, plan=full_plan(model, optimizer))
-    return model, optimizer
 
 
 def dense(kind=ConvNet, **changes):
@@ -41,7 +35,7 @@ def dense(kind=ConvNet, **changes):
 def assert_same_way(loop, steps=7, kind=ConvNet, **changes):
     """Run a loop, `loop(model, optimizer, steps)`, both ways over a mask update."""
     runs = []
-    for way in (dense, fast):
+    for way in (dense, sped_up):
         model, optimizer = way(kind, **changes)
         runs.append((loop(model, optimizer, steps), model, optimizer))
     (losses, model, optimizer), (fast_losses, fast_model, fast_optimizer) = runs
@@ -246,7 +240,7 @@ def test_checkpointing_draws_dropout_again(reentrant, steps):
 def test_gradient_of_the_gradient(kind):
     """Derivatives of second order, as in a gradient penalty."""
     results = []
-    for way in (dense, fast):
+    for way in (dense, sped_up):
         model, optimizer = way(kind, method="static")
         x = images().requires_grad_()
         (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
@@ -264,7 +258,7 @@ def test_gradient_of_the_gradient(kind):
 
 
 def test_gradients_per_sample():
-    model, optimizer = fast(Tokens, method="static")
+    model, optimizer = sped_up(Tokens, method="static")
     plain = copy.deepcopy(model)
 
     def loss(parameters, x, y, net):
@@ -279,8 +273,8 @@ def test_gradients_per_sample():
     assert optimizer.layers
 
 
-@pytest.mark.parametrize("before", [dense, fast])
-@pytest.mark.parametrize("after", [dense, fast])
+@pytest.mark.parametrize("before", [dense, sped_up])
+@pytest.mark.parametrize("after", [dense, sped_up])
 def test_resumed_run_goes_the_same_way_with_and_without(before, after):
     whole_model, whole_optimizer = dense(method="rigl")
     losses = train(whole_model, whole_optimizer, 12)
@@ -300,7 +294,7 @@ def test_resumed_run_goes_the_same_way_with_and_without(before, after):
 
 
 def test_state_dicts_have_the_same_keys():
-    model, optimizer = fast()
+    model, optimizer = sped_up()
     plain, plain_optimizer = dense()
     train(model, optimizer, 2)
     train(plain, plain_optimizer, 2)
@@ -310,7 +304,7 @@ def test_state_dicts_have_the_same_keys():
 
 
 def test_average_of_a_model_is_right():
-    model, optimizer = fast(method="rigl")
+    model, optimizer = sped_up(method="rigl")
     average = torch.optim.swa_utils.AveragedModel(model)
     for index in range(7):
         train(model, optimizer, 1, start=index)
@@ -321,7 +315,7 @@ def test_average_of_a_model_is_right():
 
 
 def test_hooks_of_the_user_are_called_once_a_pass():
-    model, optimizer = fast()
+    model, optimizer = sped_up()
     calls = []
     model.block.conv1.register_forward_hook(lambda *_: calls.append("forward"))
     model.block.conv1.register_full_backward_hook(lambda *_: calls.append("backward"))
@@ -331,7 +325,7 @@ def test_hooks_of_the_user_are_called_once_a_pass():
 
 
 def test_parametrization_that_comes_later_computes_the_weight():
-    model, optimizer = fast(Tokens, method="static")
+    model, optimizer = sped_up(Tokens, method="static")
     nn.utils.parametrizations.spectral_norm(model.up)
     plain = copy.deepcopy(model).eval()
     torch.testing.assert_close(model.eval()(images()), plain(images()))
@@ -340,7 +334,7 @@ def test_parametrization_that_comes_later_computes_the_weight():
 
 
 def test_other_number_formats_stay_dense():
-    model, optimizer = fast(method="static")
+    model, optimizer = sped_up(method="static")
     model.double()
     plain = copy.deepcopy(model)
     torch.testing.assert_close(loss_of(model), loss_of(plain))
@@ -355,7 +349,7 @@ def test_other_number_formats_stay_dense():
 
 
 def test_wrong_input_raises_the_error_of_torch():
-    model, optimizer = fast()
+    model, optimizer = sped_up()
     with pytest.raises(RuntimeError, match="channels"):
         model(torch.ones(2, 4, 9, 9))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
@@ -364,7 +358,7 @@ def test_wrong_input_raises_the_error_of_torch():
 
 
 def test_maps_without_a_batch_are_taken():
-    model, optimizer = fast(method="static")
+    model, optimizer = sped_up(method="static")
     plain = copy.deepcopy(model)
     torch.testing.assert_close(
         model.block.conv2(images()[0].repeat(4, 1, 1)),
