@@ -2,7 +2,7 @@
 
 A sharded tensor has the shape of the whole; each rank holds a part. Masks are sharded like their
 weights, ordinary steps touch nothing but the local part, and a mask update brings the whole layer
-together on every rank, so that drop and grow are decided once and alike. For a tensor that is not
+together on every rank, so that every rank decides the same drop and grow. For a tensor that is not
 sharded, everything here returns its argument or does nothing.
 """
 

@@ -1,4 +1,4 @@
-"""Agreement of all ranks on what would otherwise be chosen by each.
+"""Agreement of all ranks on choices that each rank would otherwise make alone.
 
 With one process, or without :mod:`torch.distributed`, everything here returns its argument.
 """
@@ -86,7 +86,7 @@ def masks_of_rank_zero(choose: Callable[[], dict[str, Tensor]]) -> dict[str, Ten
         try:
             sent[0] = _packed(choose())
         except Exception as raised:
-            # Others wait for an answer, whatever happened. Not every exception can be pickled.
+            # Other ranks wait for an answer in any case. Not every exception can be pickled.
             error = raised
             kinds = (TypeError, ValueError)
             kind = next((one for one in kinds if isinstance(raised, one)), RuntimeError)
@@ -111,8 +111,8 @@ def agree_on_values(values: Sequence[Any]) -> list[Any]:
     kinds = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in values]
     mine = kinds, _digest(values)
     everyones = from_all_ranks(mine)
-    alike = [other for other in everyones if other[0] == everyones[0][0]]
-    if all(other == alike[0] for other in alike):
+    same_kinds = [other for other in everyones if other[0] == everyones[0][0]]
+    if all(other == same_kinds[0] for other in same_kinds):
         return list(values)
     sent = _from_rank_zero([one.cpu() if isinstance(one, Tensor) else one for one in values])
     return sent if kinds == everyones[0][0] else list(values)

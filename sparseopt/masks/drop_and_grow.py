@@ -66,7 +66,7 @@ class Transition:
 def surviving(layer: SparseLayer, drop_scores: Tensor | None, drop: int) -> Tensor:
     """Return which live weights of ``layer`` do not drop, bool, ``(live,)``.
 
-    Under weight norm the largest of every slice survives, whatever its score.
+    Under weight norm the largest weight of every slice survives, with any score.
 
     Args:
         layer: whose weights.

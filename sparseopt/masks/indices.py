@@ -74,7 +74,7 @@ def index_dtype(count: int) -> torch.dtype:
 
 
 def concat_positions(positions: Sequence[Tensor], starts: Tensor, counts: Tensor) -> Tensor:
-    """Return positions in several tensors as positions in one that has these in a row.
+    """Return positions in several tensors as positions in their concatenation.
 
     Args:
         positions: for each tensor the positions in it.

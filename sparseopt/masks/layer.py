@@ -56,9 +56,9 @@ class SparseLayer:
     counted or indexed is of the whole weight; and to gather, to have positions, to rebind and to
     count what was ever live are collective calls.
 
-    Other threads and processes may read the weight at any moment. So whatever writes to it writes
-    every entry at most once, with its final value: none finds a live weight that is zero for a
-    moment.
+    Other threads and processes may read the weight at any moment. So every function that writes to
+    it writes each entry at most once, with the final value, and no reader finds a live weight that
+    is zero for a moment.
 
     Attributes:
         name: the parameter's name.
@@ -138,9 +138,10 @@ class SparseLayer:
 
     @property
     def mask(self) -> Tensor:
-        """Bool, of the weight's shape, true where live; up to a density of a quarter made anew.
+        """Bool, of the weight's shape, true where live.
 
-        Read it; writing to it changes nothing that can be relied on.
+        Read-only: up to a density of a quarter this is a new tensor at every call, and writing to
+        it has no effect.
         """
         if not self.is_sharded:
             self._follow_weight()
@@ -406,7 +407,7 @@ class SparseLayer:
         if self.weight.grad_fn is None:
             self._replace_(values)
         else:
-            # One operation of the step's graph; what weights begin with is none of it.
+            # One operation in the step's graph, which does not have the values of new weights.
             self._retain_(self.weight, kept)
             if start is not None:
                 self._scatter_(self.weight, values)

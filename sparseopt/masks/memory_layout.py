@@ -109,7 +109,7 @@ def clear_(flat: Tensor) -> None:
 def write_only_(flat: Tensor, offsets: Tensor, values: Tensor, *, ascending: bool) -> None:
     """Make ``values`` the entries of a 1-D tensor at ``offsets``, and all others zero.
 
-    Every entry is written once, so that whoever reads meanwhile finds it as it was or as it will
+    Every entry is written once, so that another thread finds it as it was or as it will
     be.
 
     Args:

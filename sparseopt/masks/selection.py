@@ -111,8 +111,8 @@ def select(
     Args:
         model: the model.
         sparse: what the user selects.
-        must_match: whether a selector that matches nothing is an error. Later, when modules may
-            have been replaced, it is none.
+        must_match: whether a selector that matches nothing is an error. It is not one later, when
+            modules may have been replaced.
 
     Raises:
         TypeError: if a selector is of no usable type, or a function returns no bool.
@@ -213,29 +213,29 @@ def _meant(
     return [parameter for parameter in uses if parameter in own]
 
 
-def refuse_unmaskable(parameter: nn.Parameter, uses: Sequence[Use], wish: str) -> None:
+def refuse_unmaskable(parameter: nn.Parameter, uses: Sequence[Use], request: str) -> None:
     """Raise :class:`ValueError` if ``parameter`` can't be masked, or its zeros would not count.
 
     Args:
         parameter: the parameter; a lazy one, which has no shape yet, may be of any.
         uses: the modules that have it.
-        wish: how the user asked for it to be sparse: the start of the message.
+        request: how the user asked for it to be sparse: the start of the message.
     """
     name = uses[0].name
     if has_shape(parameter) and not is_matrix(parameter):
         raise ValueError(
-            f"{wish} {name!r} of shape {tuple(parameter.shape)}, which can't be sparse: "
+            f"{request} {name!r} of shape {tuple(parameter.shape)}, which can't be sparse: "
             "only parameters can of which two or more dimensions have more than one entry."
         )
     for use in uses:
         if isinstance(use.module, nn.Embedding | nn.EmbeddingBag) and use.module.sparse:
             raise ValueError(
-                f"{wish} {name!r}, of an embedding with sparse=True, whose gradient has a sparse "
-                "layout; masks need dense gradients: make the embedding with sparse=False."
+                f"{request} {name!r}, of an embedding with sparse=True, whose gradient has a "
+                "sparse layout; masks need dense gradients: make the embedding with sparse=False."
             )
         if isinstance(use.module, ParametrizationList) and (others := breaks_zeros(use.module)):
             raise ValueError(
-                f"{wish} {name!r}, from which {', '.join(others)} computes the weight "
+                f"{request} {name!r}, from which {', '.join(others)} computes the weight "
                 f"{use.written!r}: zeros of the one are no zeros of the other. They are under "
                 f"weight_norm and spectral_norm. sparse={{{use.written!r}: False}} leaves it dense."
             )

@@ -15,7 +15,7 @@ __all__ = ["WriteWatch"]
 SMALL: Final = 1 << 12
 #: Dropped entries that are looked at.
 LOOKED_AT: Final = 64
-#: Questions after which one is answered by no, whatever is known.
+#: Questions after which one is answered by no in any case.
 NO_EVERY: Final = 100
 
 

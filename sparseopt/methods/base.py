@@ -1,4 +1,4 @@
-"""What a method is: scores, how much moves, and what it keeps. It never touches the optimizer."""
+"""The base of all methods: scores, how much moves, and state. It never touches the optimizer."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class TrainingCost:
 class Method(ABC):
     """Decides when masks move, how much moves in each layer, and which weights.
 
-    A method is a frozen dataclass, so one instance can serve several optimizers: what it keeps from
-    step to step is the optimizer's, and begins as :meth:`initial_layer_state` and
-    :meth:`initial_run_state` say. Subclass :class:`DropGrow` for the usual kind, which drops a
-    fraction and grows as many.
+    A method is a frozen dataclass, so one instance can serve several optimizers. The optimizer
+    keeps the method's state from step to step, which begins as :meth:`initial_layer_state` and
+    :meth:`initial_run_state` return it. Subclass :class:`DropGrow` for the usual kind of method,
+    which drops a fraction and grows as many.
 
     Attributes:
         name: what ``method=`` takes.
@@ -140,7 +140,7 @@ class Method(ABC):
 
     @property
     def memory(self) -> GradientMemory | None:
-        """What to remember of gradients between updates; by default nothing.
+        """How gradients are accumulated between updates; by default they are not.
 
         The optimizer keeps it, and :meth:`Update.remembered` returns it.
         """
@@ -158,21 +158,21 @@ class Method(ABC):
     def initial_run_state(self) -> Mapping[str, Any]:
         """Return what to keep for the whole run, as it begins; by default nothing.
 
-        By name: numbers, strings, ``None``, or tensors.
+        Values by name: numbers, strings, ``None``, or tensors.
         """
         return {}
 
     def observe(  # noqa: B027
         self, layer: SparseLayer, gradient: Tensor, update: Update
     ) -> None:
-        """Look at a weight and its gradient before a step, to bring the method's state forward.
+        """Update the method's state from a weight and its gradient, before a step.
 
         Called once a step for every layer that has a gradient and is not dense for ever, when
         ``step()`` is called (the gradient is accumulated, averaged over ranks, unscaled and clipped
         then), and before masks move. Not called on a step whose gradients are not all finite.
 
         Args:
-            layer: whose weight. What it keeps is ``update.layer_state(layer)``.
+            layer: the layer of the weight. The state to update is ``update.layer_state(layer)``.
             gradient: of the weight's shape; 0 where the weight is not live, unless
                 ``observes_dense_gradient`` is set.
             update: as for an update, of this step.
@@ -258,12 +258,12 @@ class Method(ABC):
         return largest(scores.reshape(-1), live).view(scores.shape)
 
     def prepare_forward(self, model: nn.Module, update: Update) -> None:
-        """Write to weights that are not live what the update's forward pass is to find there.
+        """Write values to weights that are not live, for the forward pass of an update.
 
-        Called once an update, before the first training pass of ``model``. Nothing that is written
-        may change what the model computes; after the step it is gone.
+        Called once an update, before the first training pass of ``model``. The values may not
+        change what the model computes; they are zero again after the step.
         """
-        raise TypeError(f"method {self.name!r} has nothing to prepare.")
+        raise TypeError(f"method {self.name!r} does not prepare a forward pass.")
 
     @abstractmethod
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:

@@ -72,12 +72,12 @@ class Compose(DropGrow):
     r"""Drops the fraction of each layer that scores lowest, and grows as many that score highest.
 
     Scores are ``"magnitude"`` :math:`|w|`, ``"gradient"`` :math:`|g|`, ``"salience"``
-    :math:`|w g|`, ``"momentum"`` (the magnitude of what ``gradient`` made of gradients),
+    :math:`|w g|`, ``"momentum"`` (the magnitude of the gradients that ``gradient`` accumulates),
     ``"random"``, or any function of a :class:`SparseLayer` and an :class:`Update` that returns a
     number for each weight, of the weight's shape. Everything else is as in RigL.
 
     Growth is by ``"gradient"``, ``"momentum"``, ``"random"`` or a function. Weights that are not
-    live are 0, so by the other two nothing would grow but what has just dropped.
+    live are 0, so by the other two only weights that have just dropped would grow.
 
     A training step costs what RigL's does, or :math:`3 f_s` if no dense gradient is needed.
 
@@ -88,7 +88,7 @@ class Compose(DropGrow):
         schedule: when masks move, and how much, in place of the optimizer's ``delta_t``, ``alpha``,
             ``t_end`` and ``decay``: an :class:`UpdateSchedule`, or anything that has its
             ``is_update(step)`` and ``fraction(step)``.
-        gradient: what of the gradients :meth:`Update.remembered` is to return.
+        gradient: how to accumulate the gradients that :meth:`Update.remembered` returns.
         label: the method's name in checkpoints.
 
     Raises:

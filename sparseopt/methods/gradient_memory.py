@@ -1,11 +1,11 @@
-"""What a method remembers of gradients between updates, and where that is kept.
+"""Gradients that a method accumulates between updates.
 
-A method says by a frozen :class:`GradientMemory` *what* to remember; the optimizer holds it, in one
-tensor a layer, and feeds it once a step: when ``step()`` is called, and not in ``backward()``. Only
-then is the gradient accumulated over micro-batches, averaged over ranks and unscaled, and a step
-that ``GradScaler`` skips is not remembered. So gradients are left dense between ``backward()`` and
-``step()`` wherever the memory needs them dense, as they are on the update steps of RigL: clipping
-sees the dense norm.
+A method says by a frozen :class:`GradientMemory` *how* to accumulate. The optimizer holds the
+result, one tensor a layer, and adds to it once a step: when ``step()`` is called, and not in
+``backward()``. Only then is the gradient accumulated over micro-batches, averaged over ranks and
+unscaled, and a step that ``GradScaler`` skips is not added. So gradients are left dense between
+``backward()`` and ``step()`` wherever the memory needs them dense, as they are on the update steps
+of RigL, and clipping sees the norm of the dense gradient.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class GradientMemory(ABC):
     """A rule that makes one tensor a layer out of the gradients of many steps.
 
     Args:
-        dense: whether gradients of weights that are not live are remembered too.
+        dense: whether gradients of weights that are not live are accumulated too.
 
     Example:
         >>> from dataclasses import dataclass
@@ -54,7 +54,7 @@ class GradientMemory(ABC):
     @property
     @abstractmethod
     def steps(self) -> int | None:
-        """How many steps up to an update, itself included, are remembered; ``None`` for all."""
+        """How many steps up to an update, itself included, are accumulated; ``None`` for all."""
 
     @abstractmethod
     def add_(self, held: Tensor, gradient: Tensor) -> None:
@@ -74,7 +74,7 @@ class Smoothed(GradientMemory):
     It is fed on every step until masks stop moving.
 
     Args:
-        dense: whether gradients of weights that are not live are remembered too; if not, theirs
+        dense: whether gradients of weights that are not live are accumulated too; if not, they
             count as 0.
         beta: :math:`\beta`, in [0, 1).
 
@@ -113,7 +113,7 @@ class Accumulated(GradientMemory):
     last update are summed. All other steps cost nothing.
 
     Args:
-        dense: whether gradients of weights that are not live are remembered too.
+        dense: whether gradients of weights that are not live are accumulated too.
         last: how many steps, the update's own included.
 
     Raises:
@@ -188,5 +188,5 @@ class RememberedGradients:
             self.of(layer).copy_(shard_like(held, layer.weight))
 
     def forget(self) -> None:
-        """Start anew, and free the memory."""
+        """Start again from zero, and free the memory."""
         self._held.clear()

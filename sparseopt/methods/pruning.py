@@ -33,7 +33,7 @@ class Pruning(Gradual):
         initial: the density at the start, distributed by ``init``, in (0, 1].
 
     Raises:
-        TypeError: if a number is none.
+        TypeError: if an argument is not a number.
         ValueError: if ``scope`` is neither, or a number is out of range.
 
     Example:

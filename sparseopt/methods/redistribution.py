@@ -45,7 +45,7 @@ class Redistributing(DropGrow):
         """Return a tensor of one number, at least 0, for a layer before anything drops."""
 
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
-        """Drop in each layer by itself; grow as many in all, shared out by importance."""
+        """Drop in each layer alone; grow as many in all, shared out by importance."""
         drops = [min(self._move(layer, update.fraction).drop, layer.live - 1) for layer in layers]
         room = [
             layer.numel - layer.live + (0 if self.regrow == "never" else drop)

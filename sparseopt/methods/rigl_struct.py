@@ -41,8 +41,8 @@ class RigLStruct(Method):
 
     ``density`` is the share of the convolutions' weights that is live at most. With the density
     :math:`d` that ``init`` gives a convolution, it is to have :math:`\sqrt d` of its channels; all
-    these shares are then scaled alike to meet ``density`` (but not those of a mapping). All costs
-    are those of the smaller model; in an update step all channels are computed.
+    these shares are then scaled alike to meet ``density`` (but not the shares of a mapping). All
+    costs are costs of the smaller model; in an update step all channels are computed.
     ``optimizer.layers`` has the vectors that channels own too.
 
     Args:

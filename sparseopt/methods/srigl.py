@@ -35,7 +35,7 @@ class SRigL(RigL):
     ``Conv``; its fan-in is the number of its live weights. At each update a neuron with too few
     *salient* weights, those that RigL would leave live, is ablated, and the others have its
     weights; it returns when it has enough again. The neurons of the model's last layer are its
-    outputs, and never ablated; no more are neurons under weight norm, which have to keep a weight.
+    outputs, and never ablated. Neurons under weight norm keep a weight, and are not ablated either.
 
     ``ConvTranspose`` and transformers' ``Conv1D`` have their inputs along the first dimension: in
     those layers it is the fan-out that is constant.

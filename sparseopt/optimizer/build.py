@@ -166,7 +166,7 @@ def check_ranks_step_together(optimizer: Optimizer, method: Method) -> None:
         and is_distributed()
     ):
         warnings.warn(
-            "PostLocalSGDOptimizer lets every rank train by itself between averages, so that masks "
+            "PostLocalSGDOptimizer lets every rank train alone between averages, so that masks "
             f"which method={method.name!r} moves would differ from rank to rank, and an average of "
             "their weights would be denser: pass method='static'.",
             UserWarning,
@@ -314,10 +314,10 @@ def _live_at_start(
     return {name: max(start[name], target) for name, target in targets.items()}
 
 
-def _among(wish: T, names: Mapping[str, object]) -> T | dict[str, Any]:
-    if not isinstance(wish, Mapping):
-        return wish
-    return {key: value for key, value in wish.items() if layers_named(key, names)}
+def _among(setting: T, names: Mapping[str, object]) -> T | dict[str, Any]:
+    if not isinstance(setting, Mapping):
+        return setting
+    return {key: value for key, value in setting.items() if layers_named(key, names)}
 
 
 def _target(mask: Tensor, live: int, target: int) -> int:

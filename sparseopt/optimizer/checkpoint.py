@@ -175,7 +175,7 @@ def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool)
     if progress is None:
         raise CheckpointError(
             "the state dict has no masks. If it was saved by a plain optimizer, load it into that "
-            "optimizer before wrapping it, and masks start anew. If it went through "
+            "optimizer before wrapping it, and masks start again. If it went through "
             "StateDictOptions(flatten_optimizer_state_dict=True), that kept only what a plain "
             "optimizer has: save and load it without flattening."
         )
@@ -418,6 +418,6 @@ def _parameter_indices(inner: Optimizer, layers: Sequence[SparseLayer]) -> dict[
         if layer.weight not in indices:
             raise RuntimeError(
                 f"the weight of sparse layer {layer.name!r} is in none of the optimizer's "
-                "param_groups any more: call detach(), and wrap what is left anew."
+                "param_groups any more: call detach(), and wrap what is left again."
             )
     return indices

@@ -1,4 +1,4 @@
-"""Weights that left the model while an optimizer masks them: a head that was replaced."""
+"""Weights that left the model while an optimizer masks them, as when a head is replaced."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def departed_layers(
 def forget_layers(
     departed: Collection[SparseLayer], updater: MaskUpdater, model: nn.Module | None
 ) -> None:
-    """Take ``departed`` out of the updater's list of layers, with all that is kept for them.
+    """Remove ``departed`` from the updater's list of layers, and all state that is kept for them.
 
     Optimizer state of other parameters that left with them, such as biases, goes too: torch makes
     no state dict of what is in no param group.

@@ -1,4 +1,4 @@
-"""Which of the parameters of an optimizer become sparse layers, and a word about the others."""
+"""Which parameters of an optimizer become sparse layers, and log lines about the others."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def find_weights(
 ) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
     """Return the weights that can be sparse, by name, and the densities that groups ask for.
 
-    With a model these are the weights of modules that are known, every other matrix of a group
-    that asks for a density, and what the user selects.
+    With a model these are the weights of known modules, the matrices of param groups that ask for a
+    density, and the parameters that the user selects.
 
     Args:
         groups: the param groups.
@@ -72,9 +72,9 @@ def find_weights(
 
     Raises:
         TypeError: if a weight is of a kind that can't be masked.
-        ValueError: if a group asks for a density and has nothing that can have one, a density, a
-            name or a selector is wrong, or what is selected, or is in such a group, cannot be
-            sparse.
+        ValueError: if a group asks for a density and has no parameter that can have one, a density,
+            a name or a selector is wrong, or a parameter that is selected, or is in such a group,
+            cannot be sparse.
     """
     selected: dict[nn.Parameter, bool] = {}
     also: list[nn.Parameter] = []
@@ -127,7 +127,7 @@ def note_what_stays_dense(
     sparse: Collection[nn.Parameter],
     selected: Mapping[nn.Parameter, bool],
 ) -> None:
-    """Log which weights stay dense although one could take them to be sparse, and what to do.
+    """Log which weights stay dense although a user may expect them to be sparse, and what to do.
 
     Args:
         groups: the param groups that are looked at.
@@ -245,7 +245,7 @@ def _refuse_unfit_selection(
     *,
     only_known: bool,
 ) -> None:
-    """Raise :class:`ValueError` where something else forbids what is selected to be sparse."""
+    """Raise :class:`ValueError` if a param group or the method forbids a selected weight."""
     names = _names_in(model)
     known = set(model_weights(model))
     dense = {p for group in groups if group.get("density") is False for p in group["params"]}
@@ -258,12 +258,12 @@ def _refuse_unfit_selection(
         if wanted and only_known and parameter not in known:
             raise ValueError(
                 f"sparse selects {names[parameter]!r}, but the method drops whole channels, which "
-                "are known of convolutions and linear layers only."
+                "are known for convolutions and linear layers only."
             )
 
 
 def _refuse_unmaskable_of_groups(model: nn.Module, asked: Collection[nn.Parameter]) -> None:
-    """Raise :class:`ValueError` if a group asks for a density of what can't have one."""
+    """Raise :class:`ValueError` if a group asks for a density of a weight that can't be masked."""
     uses = uses_of_parameters(model) if asked else {}
     for parameter in asked:
         refuse_unmaskable(parameter, uses[parameter], "a param group asks for a density of")
@@ -275,7 +275,7 @@ def _asks(group: Mapping[str, Any]) -> bool:
 
 
 def _asked_for(groups: Iterable[Mapping[str, Any]], model: nn.Module) -> list[nn.Parameter]:
-    """Return the matrices of groups that ask for a density, whatever module has them."""
+    """Return the matrices of groups that ask for a density, of any module but embeddings."""
     embeddings = embedding_weights(model)
     return [
         parameter
@@ -306,9 +306,9 @@ def _refuse_densities_without_weights(
 def _note_little_covered(
     groups: list[dict[str, Any]], model: nn.Module, sparse: Collection[nn.Parameter]
 ) -> None:
-    """Log if less than half of what is trained is covered, and which modules hold the rest.
+    """Log if layers have less than half of the trained parameters, and which modules have the rest.
 
-    What the user makes dense, group by group, is not counted.
+    Param groups with ``density=False`` are not counted.
     """
     trained = {
         parameter

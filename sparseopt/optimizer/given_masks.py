@@ -76,7 +76,7 @@ def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor], backup: WeightB
 
 
 def _brought_together(masks: Any, layers: Mapping[str, SparseLayer]) -> Any:
-    """Return ``masks`` with the whole of each that is sharded on rank 0.
+    """Return ``masks`` with every mask that is sharded on rank 0 as a full tensor.
 
     They may be anything: nothing that one rank alone may find wrong is checked here, for the others
     would wait.
@@ -205,7 +205,7 @@ def _adapt_targets(updater: MaskUpdater, before: Mapping[SparseLayer, int]) -> N
 
 
 def _settle(layers: Sequence[SparseLayer]) -> None:
-    """Make targets of the live counts, alike in their sum.
+    """Make targets of the live counts, with the same sum.
 
     A target of all weights would make a layer dense for ever, so that others have what it lacks.
     """

@@ -1,4 +1,4 @@
-"""Gradients: the hooks that mask them in ``backward()``, and which of them an update can use."""
+"""The hooks that mask gradients in ``backward()``, and which gradients an update can use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
     "zero_everywhere",
 ]
 
-#: Under this name a hook refers to what has put it there.
+#: The attribute of a hook that refers to the object that registered the hook.
 OWNER: Final = "sparseopt_owner"
 
 
@@ -35,9 +35,10 @@ class GradientFlag:
     """Whether ``backward()`` leaves gradients dense; one for all hooks of an optimizer.
 
     Attributes:
-        dense_gradients: whether it does now.
-        knows_masked: tells, of a layer and its gradient, whether zeros are there already; held
-            weakly, because hooks that weights hold refer to this object.
+        dense_gradients: whether ``backward()`` leaves gradients dense now.
+        knows_masked: a function of a layer and its gradient that returns whether the gradient is
+            masked already. The reference is weak, because weights hold hooks that refer to this
+            object.
     """
 
     dense_gradients: bool = False
@@ -52,7 +53,8 @@ class GradientFlag:
 class _MaskGradient:
     """Masks a weight's gradient when ``backward()`` has accumulated it.
 
-    It refers weakly to the layer, which refers to the weight, which holds this hook.
+    The reference to the layer is weak, because the layer refers to the weight, and the weight to
+    this hook.
     """
 
     def __init__(self, layer: SparseLayer, flag: GradientFlag) -> None:
@@ -78,17 +80,16 @@ class _MaskGradient:
 def mask_gradient_of(layer: SparseLayer, flag: GradientFlag, owner: object) -> RemovableHandle:
     """Register the hook on a layer's weight; return the handle that removes it.
 
-    The hook refers to ``owner``, whose hook it is, weakly.
+    The hook refers weakly to ``owner``, the object that the hook belongs to.
 
-    ``backward()`` in a compiled training step calls it as it is: traced, it would be compiled for
-    every mask.
+    ``torch.compile`` does not trace the hook: it would compile it again for every mask.
     """
     hook = torch.compiler.disable(_MaskGradient(layer, flag))  # type: ignore[no-untyped-call]
     mark_hook(hook, layer)
     setattr(hook, OWNER, weakref.ref(owner))
     weight = layer.weight
     trains = weight.requires_grad
-    # A weight that is frozen now takes no hook, and may be trained again.
+    # torch refuses hooks on a frozen weight, which may be trained again later.
     weight.requires_grad_(True)
     handle: RemovableHandle = weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     weight.requires_grad_(trains)
@@ -96,13 +97,13 @@ def mask_gradient_of(layer: SparseLayer, flag: GradientFlag, owner: object) -> R
 
 
 def owners_of(weight: Tensor) -> list[Any]:
-    """Return the owners, those that live, of the hooks that mask the gradient of ``weight``."""
+    """Return the owners that still exist of the hooks that mask the gradient of ``weight``."""
     owners = [getattr(hook, OWNER)() for hook, _ in hooks_on(weight)]
     return [owner for owner in owners if owner is not None]
 
 
 def reregister_hooks(weight: Tensor) -> None:
-    """Register hooks again that a weight has kept by name only, when its tensor was swapped.
+    """Register the hooks of a weight again after its tensor was swapped.
 
     :func:`torch.utils.swap_tensors` keeps the dictionary of hooks, but not its registration with
     autograd; assigning the attribute registers it.
@@ -136,11 +137,11 @@ def finite_norms(gradients: Sequence[Tensor]) -> list[float] | None:
 
 
 def zero_everywhere(gradients: Sequence[Tensor], norms: Sequence[float]) -> frozenset[int]:
-    """Return the ids of those gradients that are zero in every entry, on every rank.
+    """Return the ids of the gradients that are zero in every entry, on every rank.
 
     Args:
         gradients: the gradients.
-        norms: what :func:`finite_norms` made of them.
+        norms: the result of :func:`finite_norms` for them.
 
     Example:
         >>> gradients = [torch.ones(2), torch.zeros(2)]

@@ -36,14 +36,14 @@ _hooks_of: weakref.WeakKeyDictionary[Optimizer, weakref.ref[ModelHooks]] = (
 
 
 class Holder(Protocol):
-    """What has exchanged something of a model for a while; it must not refer to the optimizer."""
+    """An object that swaps parts of a model for a while; it must not refer to the optimizer."""
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the object in errors."""
 
     def remove(self) -> None:
-        """Put back what was exchanged."""
+        """Swap the parts back."""
 
 
 class ModelHooks:
@@ -57,15 +57,15 @@ class ModelHooks:
 
     Attributes:
         flag: whether the hooks leave gradients dense now.
-        taken_over: the name of a weight that another optimizer has taken over.
-        holder: what has exchanged something of the model, and ends when the hooks are removed.
+        masked_elsewhere: the name of a weight that another optimizer masks from now on.
+        holder: the object that swaps parts of the model now; it ends when the hooks are removed.
     """
 
     def __init__(
         self, optimizer: object, updater: MaskUpdater, recorder: InputRecorder | None
     ) -> None:
         self.flag = GradientFlag()
-        self.taken_over: str | None = None
+        self.masked_elsewhere: str | None = None
         self.holder: Holder | None = None
         self._updater = updater
         self._inner = updater.backend.inner
@@ -115,7 +115,7 @@ class ModelHooks:
         if self.holder is not None:
             raise ValueError(
                 f"the optimizer's model is in use by {self.holder.name} already, so {holder.name} "
-                "can't exchange anything of it: end that first."
+                "can't swap parts of it: end that first."
             )
         self.holder = holder
         self._handles.append(holder)
@@ -148,20 +148,20 @@ class ModelHooks:
                 self._hooked[index] = layer, layer.weight._cdata
         return self._slots.replaced(self._inner.param_groups)
 
-    def take_over(self, layers: Sequence[SparseLayer]) -> None:
-        """Have every other optimizer that masks a weight of ``layers`` let go of all its weights.
+    def detach_other_optimizers(self, layers: Sequence[SparseLayer]) -> None:
+        """Detach every other optimizer that masks a weight of ``layers``.
 
-        The one made last wins. What one had before it would train without masks, if only some of
-        its weights were taken.
+        The optimizer made last masks the weight. An older optimizer is detached from all its
+        weights, because one that masks only some of them would train the others without masks.
         """
         for layer in layers:
             for other in owners_of(layer.weight):
                 if other is not self:
-                    other.hand_over(layer.name)
+                    other.detach_for_another(layer.name)
 
-    def hand_over(self, name: str) -> None:
+    def detach_for_another(self, name: str) -> None:
         """Remove the hooks: another optimizer masks the weight ``name`` from now on."""
-        self.taken_over = name
+        self.masked_elsewhere = name
         self.remove()
 
     def require_attached(self, what: str) -> None:
@@ -172,11 +172,11 @@ class ModelHooks:
         """
         if not self.are_removed:
             return
-        if self.taken_over is not None:
+        if self.masked_elsewhere is not None:
             raise RuntimeError(
-                f"this SparseOptimizer no longer masks {self.taken_over!r}: another one, made "
-                "later, took the weight over, and this one is detached. Train with the other one, "
-                "or make a new one."
+                f"this SparseOptimizer no longer masks {self.masked_elsewhere!r}: another "
+                "SparseOptimizer, made later, masks this weight, so this one is detached. Train "
+                "with the other one, or make a new one."
             )
         raise RuntimeError(f"this SparseOptimizer was detached: {what} its inner optimizer.")
 

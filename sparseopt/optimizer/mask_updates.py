@@ -41,19 +41,19 @@ MOST_UPDATES: Final = 1 / 3
 
 
 class MaskUpdater:
-    """Asks the schedule whether, the method what to score, and the layers to drop and grow.
+    """Decides whether a step is an update, and moves the masks by the scores of the method.
 
     Args:
         method: what decides.
         layers: the layers; the list is shared and may grow.
         backend: steps the inner optimizer and keeps the layers' optimizer state; it may be
             replaced.
-        progress: the schedule, the history, and how far training is; brought forward by updates.
+        progress: the schedule, the history, and how far training is; updates write to it.
 
     Attributes:
-        memory: the gradients that the method remembers, if it does.
-        state: what the method keeps.
-        sees_every_step: whether the method may want to see steps that are no updates.
+        memory: the gradients that the method accumulates, or ``None``.
+        state: the state of the method.
+        sees_every_step: whether the method may observe steps that are no updates.
         needs_dense_gradients: whether the next step reads gradients of dropped weights: to update,
             or to accumulate them.
         is_prepared: whether the method has prepared a forward pass for the next step.
@@ -84,7 +84,7 @@ class MaskUpdater:
         return self._is_scheduled or self._is_overdue()
 
     def plan_next_step(self) -> None:
-        """Decide what the next step is, once: again only where steps or schedule have changed."""
+        """Decide whether the next step is an update; call it when steps or schedule change."""
         progress, method = self.progress, self.method
         coming = progress.steps + 1, progress.schedule, progress.total_steps
         can_move = self._can_move()
@@ -101,7 +101,7 @@ class MaskUpdater:
     def remembering(
         self, closure: Callable[[], Any] | None, gradients: Callable[[], Sequence[Tensor]]
     ) -> Callable[[], Any] | None:
-        """Let the method see a step that is no update step, if it wants to.
+        """Let the method observe a step that is no update step, if it does that.
 
         Args:
             closure: what the step is given.
@@ -222,8 +222,8 @@ class MaskUpdater:
             )
 
     def warn_once(self, kind: str, message: str, *, stacklevel: int = 7) -> None:
-        """Give a warning, unless one of its kind was given."""
-        # Between step() and its caller are torch's hooks and what keeps torch.compile out.
+        """Give a warning, unless a warning of this kind was given before."""
+        # Between step() and its caller are torch's hooks and the frames that disable dynamo.
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, UserWarning, stacklevel=stacklevel)
@@ -246,7 +246,7 @@ class MaskUpdater:
 
     def _about(self, step: int) -> Update:
         progress = self.progress
-        # Gradients may be masked after the end, and newcomers have no further update to be judged.
+        # After the end gradients may be masked, and no later update would judge new weights.
         overdue = self._is_overdue()
         return Update(
             step=step,
@@ -337,7 +337,7 @@ def update_masks(
     Args:
         layers: all layers.
         method: what decides.
-        update: what it is told.
+        update: the update, as the method gets it.
         backend: keeps the state.
         same_choice: compares the ranks.
         zero: the ids of gradients that are zero in every entry.
@@ -453,7 +453,7 @@ def _record(
 def record_of(
     layers: Sequence[SparseLayer], step: int, fraction: float, *, new: int, skipped: bool = False
 ) -> UpdateRecord:
-    """Return what the history says of the last change of masks."""
+    """Return the record of the last change of masks, for the history."""
     live = sum(layer.live for layer in layers)
     numel = sum(layer.numel for layer in layers)
     return UpdateRecord(

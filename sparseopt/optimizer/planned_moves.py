@@ -1,7 +1,7 @@
-"""From what a method answers to transitions of masks, with every answer checked before any is made.
+"""Turns what a method returns into transitions of masks, and checks all of it before any is made.
 
-A method of a user's own may answer anything. Whatever does not fit raises, with method, layer, what
-came and what would be right; no mask, weight or state has changed then.
+A user's own method may return anything. What does not fit raises, and the message names the method,
+the layer, the value and what would be right. No mask, weight or state has changed then.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Planned = tuple[SparseLayer, Transition]
 
 @dataclass(frozen=True)
 class _Doubt:
-    """An error to raise if a tensor without dimensions, on whatever device, is not zero."""
+    """An error to raise if ``count``, a tensor without dimensions on any device, is not zero."""
 
     count: Tensor
     message: str
@@ -46,7 +46,7 @@ class _Doubt:
 def plan_transitions(
     layers: Sequence[SparseLayer], method: Method, update: Update
 ) -> list[Planned]:
-    """Decide for every layer in which something moves; change nothing.
+    """Plan the transition of every layer in which weights move; change nothing.
 
     Waits for the device once, to check scores; on a CPU nothing waits.
 
@@ -110,10 +110,10 @@ def require_gradients_asked_for(
 ) -> None:
     """Raise if growth scores come from dense gradients that the method did not ask for.
 
-    Those are zero wherever a weight could grow. Half of them are made NaN: if the scores of just
-    these weights become NaN, and before had numbers, they come from them. A sum over gradients,
-    which live weights have too, would spread to all. Nothing changes; it is to be called where
-    gradients are masked.
+    Masked gradients are zero wherever a weight could grow. The test makes half of these zeros NaN.
+    If the scores of just these weights turn from numbers into NaN, the scores are made from the
+    gradients. (A sum over gradients, which live weights have too, would spread NaN to all scores.)
+    Nothing changes. Call it where gradients are masked.
 
     Raises:
         ValueError: if they do.
@@ -141,7 +141,7 @@ def require_gradients_asked_for(
     if found[dropped[::2]].isnan().all() and not found[dropped[1::2]].isnan().any():
         raise ValueError(
             f"grow_scores() of method {method.name!r} reads the gradient of weights that are not "
-            f"live, as those of layer {layer.name!r}, and it is 0 for all of them: set "
+            f"live, in layer {layer.name!r}, and this gradient is 0 for all of them: set "
             "needs_dense_gradient = True in the class, so that update steps have dense gradients."
         )
 

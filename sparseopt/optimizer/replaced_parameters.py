@@ -1,7 +1,7 @@
-"""Parameters that a framework puts in place of those that the optimizer was made with.
+"""Parameters that a framework puts into the param groups after the optimizer was made.
 
-Accelerate shards the model of FSDP2 after the optimizer was made, and then writes the sharded
-parameters into its ``param_groups``.
+Accelerate shards the model of FSDP2 after that, and then replaces the parameters in
+``param_groups`` by the sharded ones.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["ParameterSlots", "before_first_forward", "may_be_sharded_later", "re
 
 
 class ParameterSlots:
-    """Where in the param groups each layer's weight is, so that another in its place is noticed.
+    """The position of each layer's weight in the param groups, to notice when another replaces it.
 
     Args:
         layers: the layers.
-        groups: the param groups that have their weights.
+        groups: the param groups that have the layers' weights.
     """
 
     def __init__(self, layers: Sequence[SparseLayer], groups: list[dict[str, Any]]) -> None:
@@ -37,25 +37,25 @@ class ParameterSlots:
         self._places = {
             layer: place_of[layer.weight] for layer in layers if layer.weight in place_of
         }
-        # Not held weakly: torch swaps no parameter that is, when it moves a DTensor.
+        # Strong references: torch can't move a DTensor whose parameter is referred to weakly.
         self._known = {id(parameter): parameter for parameter in place_of}
 
     def replaced(self, groups: list[dict[str, Any]]) -> list[tuple[SparseLayer, nn.Parameter]]:
-        """Return the layers whose weight has a new parameter of its shape in its place.
+        """Return the layers whose weight a new parameter of its shape has replaced.
 
-        A parameter that was in the groups before has come there because others were taken out, and
-        replaces none. A weight that is somewhere else in ``groups`` was moved, not replaced.
+        A parameter that was in the groups before is no replacement: it moved up because others were
+        taken out. A weight at another position in ``groups`` was moved, not replaced.
         """
         found = []
         for layer, (number, index) in self._places.items():
             group = groups[number]["params"] if number < len(groups) else []
             there = group[index] if index < len(group) else None
-            # Asked first, as it ends here for every layer at every step.
+            # The usual case comes first: this runs for every layer at every step.
             if there is layer.weight:
                 continue
             if not isinstance(there, nn.Parameter) or id(there) in self._known:
                 continue
-            if _takes_over(there, layer, groups):
+            if _replaces(there, layer, groups):
                 found.append((layer, there))
         return found
 
@@ -84,7 +84,7 @@ class _Once(WeakHook):
 
 
 def rebind(replaced: Sequence[tuple[SparseLayer, nn.Parameter]], inner: Optimizer) -> None:
-    """Have layers follow the parameters that took their weights' place, and ``inner``'s state too.
+    """Bind layers, and the state of ``inner``, to the parameters that replaced their weights.
 
     Collective if a new parameter is sharded.
 
@@ -104,7 +104,7 @@ def may_be_sharded_later() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _takes_over(there: nn.Parameter, layer: SparseLayer, groups: list[dict[str, Any]]) -> bool:
+def _replaces(there: nn.Parameter, layer: SparseLayer, groups: list[dict[str, Any]]) -> bool:
     if there.shape != layer.weight.shape:
         return False
     return not any(parameter is layer.weight for group in groups for parameter in group["params"])

@@ -1,4 +1,4 @@
-"""``SparseOptimizer``: the wrapper, whole."""
+"""``SparseOptimizer``, which wraps an optimizer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ DETACHED: Final = "_was_detached"
 class SparseOptimizer(WrappedOptimizer):
     """Wraps an optimizer so that training is sparse from the first step to the last.
 
-    A fixed budget of weights is live; all others are zero, and stay so whatever the optimizer.
+    A fixed budget of weights is live. All other weights are zero, under any inner optimizer.
     Every ``delta_t``-th call of :meth:`step`, until ``t_end``, the method drops some live weights
     and grows as many elsewhere instead of stepping the inner optimizer. The training loop does not
     change: to schedulers, ``GradScaler``, clipping, accumulation and data parallel training this is
@@ -184,7 +184,7 @@ class SparseOptimizer(WrappedOptimizer):
             ValueError: if the method needs a horizon and has none.
         """
         self._hooks.require_attached("step")
-        # A scheduler made on the inner optimizer looks here for "step() came before me".
+        # A scheduler of the inner optimizer reads this flag to check that step() came first.
         self.inner._opt_called = True  # type: ignore[attr-defined]
         self._follow_weights()
         if not self.inner.state and checkpoint.only_makes_state(self.inner, self._gradients):
@@ -274,13 +274,13 @@ class SparseOptimizer(WrappedOptimizer):
         return checkpoint.without_masks(self.backend)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Bring masks, optimizer state, schedule, history and random state back.
+        """Restore masks, optimizer state, schedule, history and random state.
 
-        The schedule of the checkpoint wins over that of the construction. Compact and dense state
-        load into either mode. If the checkpoint does not fit, nothing changes.
+        The schedule of the checkpoint takes the place of the one given at construction. Compact and
+        dense state load into either mode. If the checkpoint does not fit, nothing changes.
 
         Raises:
-            CheckpointError: if the state dict is that of a plain optimizer, another method, other
+            CheckpointError: if the state dict belongs to a plain optimizer, another method, other
                 layers, or an inner optimizer of another class without all settings of this one.
             RuntimeError: after :meth:`detach`, or if a sparse layer's weight was taken out of the
                 param groups.
@@ -302,10 +302,10 @@ class SparseOptimizer(WrappedOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self.materialize()
-        # The model, which the accountant has, is its owner's to pickle.
+        # The user pickles the model, which the accountant refers to.
         here = ("_accountant", "_hooks")
         kept = {name: value for name, value in super().__getstate__().items() if name not in here}
-        # What selects weights is of use with the model only, and seldom can be pickled.
+        # sparse= is of use with the model only, and can seldom be pickled.
         kept["_mask_config"] = dataclasses.replace(self._mask_config, sparse=None)
         return {**kept, DETACHED: self._hooks.are_removed}
 
@@ -327,7 +327,7 @@ class SparseOptimizer(WrappedOptimizer):
         clone.__setstate__(copy.deepcopy(state, memo))
         return clone
 
-    # What can be looked at; nothing here changes anything.
+    # Properties and reports: nothing here changes the optimizer.
 
     @property
     def layers(self) -> list[SparseLayer]:
@@ -412,12 +412,12 @@ class SparseOptimizer(WrappedOptimizer):
             f"layers={len(self._layers)}, steps={self.steps}, inner={self.inner!r})"
         )
 
-    # Steering.
+    # Methods that change the schedule, the masks or the hooks.
 
     def set_horizon(self, total_steps: int) -> None:
-        """Say how many times :meth:`step` will be called in all; updates stop at three quarters.
+        """Set how many times :meth:`step` will be called in all; updates stop at three quarters.
 
-        That is so too if they were to stop elsewhere, by an earlier ``t_end=``.
+        This takes the place of an earlier ``t_end=`` too.
 
         Raises:
             TypeError: if it is not a whole number.
@@ -442,8 +442,8 @@ class SparseOptimizer(WrappedOptimizer):
         Raises:
             RuntimeError: after :meth:`detach`.
             TypeError: if a mask is not a bool tensor.
-            ValueError: if a name or a shape is wrong, a mask is none that the layer and the method
-                can have, a sharded mask is not given on all ranks, or the method is
+            ValueError: if a name or a shape is wrong, the layer or the method can't have a mask, a
+                sharded mask is not given on all ranks, or the method is
                 ``rigl-struct``. Then nothing changes.
 
         Example:
@@ -487,15 +487,15 @@ class SparseOptimizer(WrappedOptimizer):
         self.materialize()
         self._hooks.remove()
 
-    # The interface for what swaps parameters, state or computation for a while.
+    # The interface for objects that swap parameters, state or computation for a while.
 
     @property
     def backend(self) -> StateBackend:
-        """What steps the inner optimizer and keeps the state of sparse layers."""
+        """The backend: it steps the inner optimizer and keeps the state of sparse layers."""
         return self._updater.backend
 
     def use_backend(self, backend: StateBackend) -> None:
-        """Have ``backend`` step the inner optimizer, and keep the state, from now on."""
+        """Let ``backend`` step the inner optimizer and keep the state from now on."""
         self._updater.backend = backend
 
     def materialize(self) -> None:
@@ -509,11 +509,11 @@ class SparseOptimizer(WrappedOptimizer):
 
     @property
     def holder(self) -> Holder | None:
-        """What has exchanged something of the model for a while, if anything has."""
+        """The object that swaps parts of the model now, or ``None``."""
         return self._hooks.holder
 
     def hold(self, holder: Holder) -> None:
-        """Have ``holder`` end when this object is detached, collected, or given other weights.
+        """End ``holder`` when this optimizer is detached, collected, or given other weights.
 
         Raises:
             RuntimeError: after :meth:`detach`.
@@ -532,7 +532,7 @@ class SparseOptimizer(WrappedOptimizer):
         """
         return self._accountant.example_inputs()
 
-    # Where the wrapper hangs.
+    # Attaching the wrapper to the model and its weights.
 
     def _attach(self) -> None:
         """Put hooks on the model, and have all hooks removed when this object is collected."""
@@ -561,7 +561,7 @@ class SparseOptimizer(WrappedOptimizer):
         self._plan_next_step()
 
     def _start_masking(self, layers: Sequence[SparseLayer]) -> None:
-        self._hooks.take_over(layers)
+        self._hooks.detach_other_optimizers(layers)
         for layer in layers:
             layer._clear_dropped_()
             self.backend.load_layer(layer)

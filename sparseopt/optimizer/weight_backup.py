@@ -91,7 +91,7 @@ class WeightBackup:
     def put_back(self) -> None:
         """Restore the weights that are still what their masks, and nobody else, made of them.
 
-        What the weights are then, restored or loaded meanwhile, is what is put back next time.
+        The next call puts back the weights as they are after this one, restored or loaded.
         """
         for copy in self._copies:
             if copy.is_good():

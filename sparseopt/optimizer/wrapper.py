@@ -74,7 +74,7 @@ class WrappedOptimizer(Optimizer):
         self.inner.defaults = defaults
 
     def __getattr__(self, name: str) -> Any:
-        # Schedule-free optimizers have them, and trainers call them on whatever has.
+        # Schedule-free optimizers have these, and trainers call them on every optimizer that has.
         if name in {"train", "eval"} and "inner" in self.__dict__:
             return getattr(self.inner, name)
         if name in {"first_step", "second_step"}:

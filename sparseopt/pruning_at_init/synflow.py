@@ -34,7 +34,7 @@ def synflow(
     .. math:: s = \left| \frac{\partial R}{\partial w}\, w \right|
 
     In round :math:`k` of :math:`n` the highest scores among what is left are kept, down to a
-    density of :math:`d^{k/n}`, and scored anew. Scores into a neuron add up to those out of it, so
+    density of :math:`d^{k/n}`, and scored again. Scores into a neuron add up to those out of it, so
     a layer that gets thin gets precious, and none is emptied.
 
     Normalisation layers run in eval mode, as in the authors' code: they scale by their running

@@ -99,10 +99,10 @@ class StateBackend(ABC):
     def per_weight(
         self, layer: SparseLayer, shape: torch.Size, group: dict[str, Any] | None = None
     ) -> Iterator[tuple[Any, Any, Tensor, float]]:
-        """Yield what the state has one value of per weight, as tensors of ``shape``.
+        """Yield the state of a layer that has one value for each weight, as tensors of ``shape``.
 
-        Each comes as the container that holds it, its key there, the tensor, and its value for a
-        fresh parameter. Flags (bool) are none of it.
+        Each is given as the container that holds the tensor, the key there, the tensor, and the
+        value for a fresh parameter. Bool tensors are left out.
         """
         if layer.weight not in self.inner.state:
             return
@@ -124,9 +124,9 @@ class StateBackend(ABC):
         return False
 
     def fresh(self, layer: SparseLayer, group: dict[str, Any], path: str) -> float:
-        """Return what the state at ``path`` of a weight is before its first gradient.
+        """Return the value of the state at ``path`` before a weight's first gradient.
 
-        It is known of torch's optimizers, and noted of others when they make their state.
+        For torch's optimizers the value is known. For others it is noted when they make the state.
         """
         if self.knows_fresh_state:
             return fresh_value(self.inner, group, path)
@@ -134,10 +134,10 @@ class StateBackend(ABC):
 
     @contextmanager
     def record_initial_state(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
-        """Note what state begins with that the inner optimizer makes meanwhile.
+        """Record the value that new optimizer state is initialised with inside this block.
 
         Yields:
-            It, by parameter, in the end.
+            A mapping that is filled on exit: the values by parameter and by name of state.
         """
         if self.knows_fresh_state:
             yield {}
@@ -149,7 +149,7 @@ class StateBackend(ABC):
                 self.noted[layer.name, name] = value
 
     def recognise_fresh_values(self, layer: SparseLayer, names: Collection[str]) -> None:
-        """Take them from dropped weights' dense state: a checkpoint's, or a new optimizer's.
+        """Find the values in the dense state of dropped weights, of a checkpoint or an optimizer.
 
         Args:
             layer: the layer.

@@ -211,12 +211,12 @@ class Turn:
 
     Attributes:
         pools: each stepped as one parameter.
-        lent: layers whose parameters hold live weights only.
+        swapped: layers whose parameters hold live weights only.
         parameters: what the inner optimizer is left with, by the id of the param group.
     """
 
     pools: Sequence[Pool]
-    lent: Sequence[SparseLayer]
+    swapped: Sequence[SparseLayer]
     parameters: Mapping[int, list[Any]]
 
 
@@ -239,14 +239,14 @@ class StepPlan:
 
     def __init__(self, inner: Optimizer, layers: Sequence[SparseLayer], *, pooled: bool) -> None:
         self._basis = _basis(inner, layers)
-        lending = {layer.weight: layer for layer in _lending(layers)}
+        by_weight = {layer.weight: layer for layer in _swapped_layers(layers)}
         self.pools: list[Pool] = []
         #: What would be in a pool if it had a gradient.
         self._waiting: list[Tensor] = []
-        if pooled and lending:
-            self._make_pools(inner, lending)
+        if pooled and by_weight:
+            self._make_pools(inner, by_weight)
         in_pools = {member.weight for pool in self.pools for member in pool.members}
-        lent = [layer for weight, layer in lending.items() if weight not in in_pools]
+        swapped = [layer for weight, layer in by_weight.items() if weight not in in_pools]
         others = {
             id(group): [weight for weight in group["params"] if weight not in in_pools]
             for group in inner.param_groups
@@ -254,10 +254,10 @@ class StepPlan:
         if sum(pool.live for pool in self.pools) <= ONE_TURN:
             for pool in self.pools:
                 others[id(pool.group)].append(pool.flat_parameter)
-            self.turns = [Turn(self.pools, lent, others)]
+            self.turns = [Turn(self.pools, swapped, others)]
         else:
             alone = [Turn([p], [], {id(p.group): [p.flat_parameter]}) for p in self.pools]
-            self.turns = [*alone, Turn([], lent, others)]
+            self.turns = [*alone, Turn([], swapped, others)]
 
     def holds(self, inner: Optimizer, layers: Sequence[SparseLayer]) -> bool:
         """Whether the same parameters have gradients and nobody replaced their state."""
@@ -267,12 +267,12 @@ class StepPlan:
             return False
         return all(pool.fits() for pool in self.pools)
 
-    def _make_pools(self, inner: Optimizer, lending: Mapping[Any, SparseLayer]) -> None:
+    def _make_pools(self, inner: Optimizer, by_weight: Mapping[Any, SparseLayer]) -> None:
         for group in inner.param_groups:
             members: list[Member] = []
             for weight in group["params"]:
-                if weight in lending:
-                    members.append(lending[weight])
+                if weight in by_weight:
+                    members.append(by_weight[weight])
                 elif is_small_and_dense(weight, group):
                     if weight.grad is None:
                         self._waiting.append(weight)
@@ -281,14 +281,14 @@ class StepPlan:
             self.pools += make_pools(inner, group, members)
 
 
-def _lending(layers: Sequence[SparseLayer]) -> list[SparseLayer]:
+def _swapped_layers(layers: Sequence[SparseLayer]) -> list[SparseLayer]:
     """Return the layers whose live weights are stepped in place of the dense ones."""
     return [layer for layer in layers if layer.weight.grad is not None and not layer.is_full]
 
 
 def _basis(inner: Optimizer, layers: Sequence[SparseLayer]) -> tuple[Any, ...]:
-    """Return what an arrangement follows from, to compare."""
+    """Return all that a plan depends on, for comparison."""
     groups = inner.param_groups
-    # Tensors would be compared by their entries. An arrangement keeps them, so ids don't recur.
+    # Tensors would be compared by their entries. A plan keeps them, so ids don't recur.
     members = [(id(group), [id(weight) for weight in group["params"]]) for group in groups]
-    return _lending(layers), members
+    return _swapped_layers(layers), members

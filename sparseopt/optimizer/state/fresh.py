@@ -1,4 +1,4 @@
-"""The state of a fresh weight: known for torch's optimizers, recorded for all others."""
+"""The optimizer state of a fresh weight: known for torch's optimizers, recorded for all others."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ __all__ = [
 
 
 def tensors_in(entry: dict[str, Any]) -> Iterator[tuple[Any, Any, str, Tensor]]:
-    """Yield every tensor in the state of a parameter, those in containers included.
+    """Yield every tensor in the state of a parameter, also tensors in containers.
 
-    Each comes as the container that holds it, its key there, its path in ``entry``, and itself.
+    Each is given as the container that holds the tensor, the key there, the path in ``entry``, and
+    the tensor.
 
     Example:
         >>> import torch
@@ -55,7 +56,7 @@ def copied_containers(value: Any) -> Any:
 
 
 def ends_in_shape(tensor: Tensor, shape: torch.Size) -> bool:
-    """Whether ``tensor`` is of a shape, or several of that shape in one.
+    """Whether ``tensor`` has the shape, or is a stack of tensors that have it.
 
     Example:
         >>> ends_in_shape(torch.zeros(2, 3, 4), torch.Size([3, 4]))
@@ -65,7 +66,7 @@ def ends_in_shape(tensor: Tensor, shape: torch.Size) -> bool:
 
 
 def each_of_shape(tensor: Tensor, shape: torch.Size) -> Iterator[Tensor]:
-    """Yield views of ``shape`` of a tensor that ends in it."""
+    """Yield the tensor, or the tensors of ``shape`` that it is a stack of, as views."""
     if tensor.ndim == len(shape):
         yield tensor
     else:
@@ -74,17 +75,17 @@ def each_of_shape(tensor: Tensor, shape: torch.Size) -> Iterator[Tensor]:
 
 
 def may_be_factor(weight: Tensor) -> bool:
-    """Whether something that is no value of a weight may have the shape of ``weight``.
+    """Whether state that is not one value for each weight may have the shape of ``weight``.
 
-    The preconditioner of a square matrix has, and so have the statistics of rows where there is
-    one column.
+    The preconditioner of a square matrix has this shape, and so have the statistics of the rows of
+    a matrix with one column.
     """
     shape = weight.shape
     return (len(shape) == 2 and shape[0] == shape[1]) or sum(size > 1 for size in shape) < 2
 
 
 def is_factor(path: str, state: Mapping[Any, Any]) -> bool:
-    """Whether ``path`` has another shape than the parameter's in the state of any parameter."""
+    """Whether the state at ``path`` has another shape than its parameter, for any parameter."""
     return any(
         not ends_in_shape(tensor, parameter.shape)
         for parameter, entry in state.items()
@@ -97,8 +98,8 @@ def is_factor(path: str, state: Mapping[Any, Any]) -> bool:
 def zero_code(entry: Mapping[str, Any], name: str, value: Tensor) -> int | None:
     """Return which of the 256 codes of a state stands for 0.
 
-    Known are bitsandbytes (codes are places in a map beside them), torchao (the same, or float8)
-    and FlashAdamW (codes are proportional to values).
+    It knows the codes of bitsandbytes (indices into a map that is kept beside them), torchao (the
+    same, or float8) and FlashAdamW (codes are proportional to values).
 
     Args:
         entry: the state of a parameter.
@@ -106,7 +107,7 @@ def zero_code(entry: Mapping[str, Any], name: str, value: Tensor) -> int | None:
         value: the state.
 
     Returns:
-        The code, or ``None`` if the state is none of codes, or no code is known to stand for 0.
+        The code, or ``None`` if the state has no codes, or none is known to stand for 0.
     """
     codes = getattr(value, "codes", value)
     if codes.element_size() != 1 or codes.dtype == torch.bool:
@@ -148,8 +149,9 @@ def is_known(optimizer: Optimizer) -> bool:
 def fresh_value(optimizer: Optimizer, group: dict[str, Any], key: str) -> float:
     """Return what ``optimizer`` would fill the state ``key`` of a fresh parameter with.
 
-    Moments start at zero. Rprop's step size starts at the learning rate and Adagrad's accumulator
-    at ``initial_accumulator_value``: zeroed, a grown weight would never move, or leap.
+    Moments start at zero. Rprop's step size starts at the learning rate, and Adagrad's accumulator
+    at ``initial_accumulator_value``. If these started at zero, a grown weight would never move
+    under Rprop, and move too far under Adagrad.
     """
     if isinstance(optimizer, Rprop) and key == "step_size":
         return float(group["lr"])
@@ -159,7 +161,7 @@ def fresh_value(optimizer: Optimizer, group: dict[str, Any], key: str) -> float:
 
 
 class _Noting(dict[str, Any]):
-    """A state entry that remembers what every tensor was filled with when it came in first."""
+    """A state entry that records the value which every new tensor was filled with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,16 +183,16 @@ class _Noting(dict[str, Any]):
 
 
 class _NotingState(defaultdict[Any, Any]):
-    """An optimizer's state that notes what comes into new entries, however they are brought in."""
+    """An optimizer's state that records the values in new entries, however they are added."""
 
     def __init__(self, entries: Mapping[Any, Any]) -> None:
         super().__init__(_Noting, entries)
-        self.brought: dict[Any, dict[str, float]] = {}
+        self.added: dict[Any, dict[str, float]] = {}
 
     def __setitem__(self, parameter: Any, entry: Any) -> None:
         if isinstance(entry, dict) and not isinstance(entry, _Noting):
-            # Kept as it is, for the optimizer may hold on to it.
-            self.brought[parameter] = {
+            # The entry itself is kept, because the optimizer may hold a reference to it.
+            self.added[parameter] = {
                 name: common_value(value)
                 for name, value in entry.items()
                 if isinstance(value, Tensor) and not is_sharded(value)
@@ -205,10 +207,11 @@ class _NotingState(defaultdict[Any, Any]):
 
 @contextmanager
 def noting_first_values(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str, float]]]:
-    """Yield a mapping that has, in the end, what new state of ``optimizer`` was filled with.
+    """Yield a mapping that is filled on exit with the initial values of new state.
 
-    What it fills in later, in an entry that it made itself and brought in before, is not noted;
-    nor is anything if its state is of a kind of its own, or can't be replaced for a while.
+    For an entry that the optimizer makes itself, only the values at the moment of adding the entry
+    are recorded. Nothing is recorded if ``optimizer.state`` is not a plain ``defaultdict``, or
+    can't be replaced inside the block.
     """
     found: dict[Tensor, dict[str, float]] = {}
     state = optimizer.state
@@ -230,7 +233,7 @@ def noting_first_values(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str,
         for parameter, entry in noting.items():
             noted = isinstance(entry, _Noting)
             state[parameter] = dict(entry) if noted else entry
-            first = entry.first if noted else noting.brought.get(parameter)
+            first = entry.first if noted else noting.added.get(parameter)
             if first:
                 found[parameter] = first
 
@@ -238,7 +241,7 @@ def noting_first_values(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str,
 def common_value(values: Tensor) -> float:
     """Return the value that all of ``values`` have, or 0 if they differ or there are none.
 
-    It is 0 for codes too, and for tensors of a kind of their own, which may not be indexed.
+    The result is also 0 for codes, and for subclasses of tensors, which may not be indexed.
 
     Example:
         >>> import torch

@@ -194,15 +194,15 @@ def make_pools(inner: Optimizer, group: dict[str, Any], members: Iterable[Member
     Two kinds of members are in no pool: a member whose state is neither one value a live weight nor
     one value a parameter, and a dense parameter that would be alone in its pool.
     """
-    alike: dict[Any, list[Member]] = {}
+    by_kind: dict[Any, list[Member]] = {}
     for member in members:
         history = _history(inner.state.get(member.weight, {}), member)
         if history is not None:
             key = member.weight.dtype, gradient_of(member).dtype, member.weight.device, history
-            alike.setdefault(key, []).append(member)
+            by_kind.setdefault(key, []).append(member)
     return [
         Pool(inner, group, together)
-        for same in alike.values()
+        for same in by_kind.values()
         for together in _within_limit(same)
         if len(together) > 1 or isinstance(together[0], SparseLayer)
     ]
