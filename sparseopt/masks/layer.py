@@ -376,7 +376,7 @@ class SparseLayer:
         return dense
 
     @torch.no_grad()
-    def commit(
+    def _commit(
         self,
         positions: Tensor,
         kept: Tensor,

@@ -63,7 +63,7 @@ class CompactState(StateBackend):
     def step(self, closure: Closure | None = None) -> Any:
         """Step the inner optimizer; see :meth:`StateBackend.step`.
 
-        The closure sees the dense weights, so it is evaluated before they are lent. Element-wise
+        The closure sees the dense weights, so it is evaluated before the swap. Element-wise
         optimizers evaluate it once, before anything else, so nothing differs.
         """
         loss = None if closure is None else evaluate(closure)
@@ -169,8 +169,8 @@ def _take_turn(turn: Turn, inner_step: Callable[[], Any]) -> None:
     try:
         for pool in turn.pools:
             pool.stand_in()
-        if turn.lent:
-            with _lent(turn.lent):
+        if turn.swapped:
+            with _live_weights_swapped_in(turn.swapped):
                 inner_step()
         else:
             inner_step()
@@ -182,26 +182,26 @@ def _take_turn(turn: Turn, inner_step: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def _lent(layers: Sequence[SparseLayer]) -> Iterator[None]:
+def _live_weights_swapped_in(layers: Sequence[SparseLayer]) -> Iterator[None]:
     """Hold live weights and gradients in the parameters; put everything back at the end."""
-    lent = []
+    swapped = []
     try:
         for layer in layers:
             weight, dense, gradient = layer.weight, layer.weight.detach(), gradient_of(layer)
             live, live_gradient = layer.gather(dense), layer.gather(gradient)
-            lent.append((layer, dense, gradient))
+            swapped.append((layer, dense, gradient))
             weight.grad = None
             weight.data = live
             weight.grad = live_gradient
         yield
     finally:
-        stepped = [layer.weight.detach() for layer, _, _ in lent]
-        for layer, dense, gradient in lent:
+        stepped = [layer.weight.detach() for layer, _, _ in swapped]
+        for layer, dense, gradient in swapped:
             weight = layer.weight
             weight.grad = None
             weight.data = dense
             weight.grad = gradient
-        for (layer, _, _), values in zip(lent, stepped, strict=True):
+        for (layer, _, _), values in zip(swapped, stepped, strict=True):
             layer._replace_(values)
 
 
