@@ -21,7 +21,7 @@ from benchmarks.speed.steps.report import OWN
 from benchmarks.speed.steps.workloads import WORKLOADS
 
 DENSITY = overview.DENSITY
-#: Networks of a common size; small ones and a bag of layers have tables of their own.
+#: Networks of a common size. Small networks have tables of their own.
 NETWORKS = ("wrn-22-2", "resnet-50", "gpt")
 HEADER = ("", f"at a density of {DENSITY:g}, beside the same training dense", "all of it")
 
@@ -30,7 +30,7 @@ def lines(docs: str = "") -> list[str]:
     """The table in Markdown.
 
     Args:
-        docs: How to come to the folder of the docs, such as ``docs/``.
+        docs: The path of the docs from the page with the table, such as ``docs/``.
     """
     found = (
         ("memory", _memory(), "what it costs", "results/cost.md"),
@@ -86,7 +86,7 @@ def structured_conclusion() -> str:
     )
 
 
-#: What each page of results opens with.
+#: The first sentences of each page of results.
 CONCLUSIONS = {
     "cost": cost_conclusion,
     "reproduction": reproduction_conclusion,
@@ -135,7 +135,7 @@ def _inference() -> str:
 
 
 def _condensed() -> str:
-    """Of live weights alone, where that was measured."""
+    """The row on condensed layers, if they were measured."""
     found = overview.speed_rows("condensed") if "condensed" in FIGURES else []
     rows = [row for row in found if row["density"].startswith(f"{DENSITY:g},")]
     ratios = {
@@ -204,7 +204,7 @@ def _bytes(entry: Entry, contender: str) -> int:
 
 
 def span(values: Iterable[float], digits: int = 2) -> str:
-    """From the least to the largest of some numbers, or the one that all of them round to.
+    """The range of some numbers, or one number if all of them round to it.
 
     Example:
         >>> span([0.106, 0.103, 0.1]), span([1.04, 1.0], digits=1)

@@ -1,4 +1,4 @@
-"""The README says what the results say, its loop runs, and it leads nowhere that isn't there."""
+"""The README says what the results say, its loop runs, and every link in it has a target."""
 
 import re
 import runpy

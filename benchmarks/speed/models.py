@@ -48,7 +48,7 @@ def channel_masks(model: nn.Module, density: float) -> dict[str, Tensor]:
 
 
 def built_by_hand(model: nn.Module) -> nn.Module:
-    """Return a model like ``model`` whose layers were all made anew, by their constructors."""
+    """Return a model like ``model``, with every layer built by its constructor."""
     built = copy.deepcopy(model)
     for path, module in model.named_modules():
         new = _constructed(module)

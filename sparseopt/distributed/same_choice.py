@@ -42,7 +42,7 @@ def checksum(values: Tensor) -> Tensor:
 
 
 class SameChoice:
-    """Compares what the ranks of one run choose. Collective to make: one name for all ranks."""
+    """Compares what the ranks of one run choose. All ranks create it together."""
 
     def __init__(self) -> None:
         self._run: str = from_rank_zero(secrets.token_hex(8))
@@ -50,7 +50,7 @@ class SameChoice:
     def require(
         self, about: Sequence[Any], seen: Sequence[Tensor], chosen: Sequence[Tensor], *, who: str
     ) -> None:
-        """Raise if another rank has chosen something else, although it saw the same.
+        """Raise if another rank saw the same values and chose differently.
 
         Waits for the device once.
 
@@ -61,7 +61,7 @@ class SameChoice:
             who: what chooses, for the message.
 
         Raises:
-            RankMismatchError: if it has.
+            RankMismatchError: if another rank chose differently.
         """
         if not is_distributed() or not chosen:
             return

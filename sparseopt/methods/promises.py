@@ -62,6 +62,11 @@ def _complaints(cls: type[Method]) -> Iterator[str]:
 
 
 def _about_flags(cls: type[Method]) -> Iterator[str]:
+    """Yield what is wrong with the flags.
+
+    A flag must belong to the class, have the right type, and come with the function that it
+    announces. A name close to a flag's is taken for a misspelling.
+    """
     fields = {field.name for field in dataclasses.fields(cls)}
     for flag, kind in FLAGS.items():
         if flag in fields:
@@ -86,6 +91,7 @@ def _about_flags(cls: type[Method]) -> Iterator[str]:
 
 
 def _about_fields(cls: type[Method]) -> Iterator[str]:
+    """Yield what is wrong with the fields: each needs a default that cannot be mutated."""
     for field in dataclasses.fields(cls):
         factory = field.default_factory
         if field.default is dataclasses.MISSING and factory is dataclasses.MISSING:
@@ -106,6 +112,10 @@ def _about_fields(cls: type[Method]) -> Iterator[str]:
 
 
 def _about_signatures(cls: type[Method]) -> Iterator[str]:
+    """Yield the functions that do not take the arguments with which the library calls them.
+
+    These arguments are in the signature of the base class that first defines the function.
+    """
     *bases, _ = cls.__mro__
     for name in {name: None for base in bases for name in vars(base) if name[0] != "_"}:
         defined = [vars(base)[name] for base in bases if inspect.isfunction(vars(base).get(name))]

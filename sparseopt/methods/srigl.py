@@ -100,6 +100,12 @@ class SRigL(RigL):
         return [self._rewire(layer, update) for layer in layers]
 
     def _rewire(self, layer: SparseLayer, update: Update) -> Move:
+        """Return the move of one layer, which leaves every active neuron ``fan_in`` live weights.
+
+        1. The ``live - drop`` highest scores among active neurons survive.
+        2. Of these, each neuron keeps the ``fan_in`` highest.
+        3. Each active neuron grows weights of highest grow score until it has ``fan_in``.
+        """
         drop = self._move(layer, update.fraction).drop
         if drop == 0:
             return Move(0, 0)

@@ -261,6 +261,7 @@ class MethodState:
             self.run[name] = value
 
     def _agreed_run_state(self) -> RunState:
+        """Return the run state that the method declares, with the values of rank 0 on each rank."""
         owner = f"method {self._method.name!r}"
         declared: object = self._method.initial_run_state()
         if not isinstance(declared, Mapping):

@@ -60,6 +60,12 @@ class Budget:
         final: int,
         progress: float,
     ) -> dict[str, Tensor]:
+        """Return masks of the highest scores, compared over all layers in ``scores``.
+
+        Of ``n`` weights, ``n * (final / n) ** progress`` stay: density falls exponentially, and at
+        ``progress=1`` exactly ``final`` weights stay. The best score of each layer counts as
+        infinite, so that every layer keeps a weight.
+        """
         sizes = [self.shapes[name].numel() for name in scores]
         live = max(len(sizes), round(sum(sizes) * (final / sum(sizes)) ** progress))
         device = next(iter(scores.values())).device

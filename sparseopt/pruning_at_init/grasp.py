@@ -107,6 +107,12 @@ def grasp(
 def _hessian_times_gradient(
     losses: Losses, weights: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
+    """Return the product of Hessian and gradient of the loss, summed over the batches.
+
+    The first pass sums the gradient ``g``. The second pass differentiates the dot product of each
+    batch's gradient and the constant ``g``, which is the Hessian of the batch times ``g``. Only
+    the graph of one batch is in memory.
+    """
     dtype = scoring_dtype(weights)
     gradient = {name: torch.zeros_like(weight, dtype=dtype) for name, weight in weights.items()}
     product = {name: torch.zeros_like(weight, dtype=dtype) for name, weight in weights.items()}

@@ -146,6 +146,7 @@ def _check_callable(loss: object) -> None:
 def _loss_of(
     model: nn.Module, loss: Callable[..., Tensor], batch: object, temperature: float
 ) -> Callable[[], Tensor]:
+    """Return a function that runs the model on one batch and returns the loss."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise TypeError(
             f"a batch must be a pair (inputs, targets), but is a {type(batch).__name__}; for other "

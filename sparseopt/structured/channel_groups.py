@@ -209,6 +209,7 @@ def _alike(members: Mapping[int, _Members], reasons: Mapping[int, str]) -> list[
 def _group(
     members: Sequence[_Members], roles: Mapping[tuple[str, int], str], blocked: str | None
 ) -> ChannelGroup:
+    """Return the group of classes that have equally many positions in the same dimensions."""
     slices = tuple(
         ChannelSlice(
             name,

@@ -64,6 +64,12 @@ def put_fresh_channels(
 def _put_filters(
     layer: SparseLayer, place: ChannelSlice, live: Tensor, generator: torch.Generator
 ) -> None:
+    """Write normal values into the filters of dropped channels.
+
+    The values have the root mean square of the layer's live weights. Only columns that have a
+    live weight are written. Random numbers are drawn for the full weight, so the generator moves
+    equally far whatever was dropped.
+    """
     weight = layer.weight
     along = {dim: live_along(layer.mask, dim) for dim in range(weight.dim())}
     along[place.dim] = torch.zeros(weight.shape[place.dim], dtype=torch.bool, device="cpu")

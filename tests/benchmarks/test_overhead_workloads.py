@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
         # Published: He et al. 2016, as torchvision counts it.
         ("resnet-50", 25_557_032, 161),
         ("bag", 1000 * 32 * 32, 1000),
-        # Twelve times the width squared in each of eight blocks, and a little around them.
+        # Each of eight blocks has twelve times the width squared. Embeddings and norms add a few.
         ("gpt", 12 * 8 * 512**2 + (256 + 128 + 256) * 512 + 17 * 2 * 512, 3 + 8 * 8 + 2),
         ("wrn-22-2", 1_079_642, 62),
         ("mlp", 17 * 64 + 64 + 64 * 64 + 64 + 64 * 6 + 6, 6),

@@ -1,4 +1,7 @@
-"""The runs of the tests of Accelerate, without Accelerate, which takes seconds to import."""
+"""The runs that the tests of Accelerate compare.
+
+This module does not import Accelerate, which takes seconds.
+"""
 
 from dataclasses import dataclass
 
@@ -6,13 +9,13 @@ import torch
 
 from tests.integration.frameworks import SETTINGS
 
-#: After this step runs save, and are resumed.
+#: Runs save a checkpoint after this step, and resume from it.
 SAVED_AT = 13
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained.
+    """The settings of one run.
 
     Attributes:
         method: The method.

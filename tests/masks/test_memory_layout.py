@@ -1,4 +1,4 @@
-"""Writing in place: a value wherever a mask is false, and a tensor in blocks."""
+"""Tensors are filled where a mask is false, and copied in blocks, both in place."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""GraNet: from half dense to the target, with growth on the way."""
+"""GraNet prunes from density 0.5 to the target and grows weights between."""
 
 import pytest
 import torch

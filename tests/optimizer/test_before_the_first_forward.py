@@ -84,7 +84,7 @@ def test_what_a_model_was_given_goes_with_the_hooks():
 
 
 class Prepared(nn.Linear):
-    """Decides itself what torch.jit.script scripts."""
+    """A module that tells torch.jit.script what to script."""
 
     def __prepare_scriptable__(self):
         return nn.Linear(3, 2)

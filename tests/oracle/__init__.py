@@ -1,8 +1,8 @@
 """Sparse training as the semantics define it, implemented a second time in NumPy.
 
 Nothing here imports `sparseopt`: the tests compare the package with this, never with itself. Every
-array is one-dimensional, in the logical (row-major) order of the weight, whatever its memory
-format.
+array is one-dimensional, in the logical (row-major) order of the weight, also where PyTorch stores
+the weight in another order.
 """
 
 from tests.oracle.channels import ChannelOracle, Owned

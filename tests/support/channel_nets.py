@@ -95,7 +95,7 @@ class MixedNet(nn.Module):
 
 
 class SmallerNet(ChannelNet):
-    """The same with narrower layers."""
+    """`ChannelNet` with narrower layers."""
 
     def __init__(self):
         super().__init__()
@@ -106,5 +106,5 @@ class SmallerNet(ChannelNet):
 
 @cache
 def groups_of(kind: type[nn.Module]) -> list[ChannelGroup]:
-    """The channel groups of the nets of a kind, found once."""
+    """The channel groups of a class of nets, found once for each class."""
     return find_channel_groups(make(kind), INPUT)

@@ -1,4 +1,4 @@
-"""Smaller tensors in the places of a model's own, and back."""
+"""Swaps smaller parameters and buffers into a model, and the full ones back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ParameterSwap", "SwappedTensor"]
 
 @dataclass(frozen=True)
 class SwappedTensor:
-    """A parameter or buffer, and the smaller one that stands in its place.
+    """A parameter or buffer, and the smaller one that replaces it.
 
     Attributes:
         full: the model's own tensor.
@@ -36,7 +36,7 @@ class SwappedTensor:
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Write the values of the smaller tensor into the full one; its other entries stay."""
+        """Write the smaller tensor's values into the full one; other entries do not change."""
         self.write(self.full, self.smaller)
 
     @torch.no_grad()
@@ -178,7 +178,7 @@ class ParameterSwap:
 def _swapped(
     before: SwappedTensor | None, full: Tensor, kept: Mapping[int, Tensor]
 ) -> SwappedTensor:
-    """Return what is kept of ``full``, in the smaller tensor of ``before`` if that fits."""
+    """Return the kept part of ``full``, in the memory of ``before`` if its shape fits."""
     kept = {dim: positions.to(full.device) for dim, positions in kept.items()}
     values = shrunk(full.detach(), kept)
     smaller = None if before is None else before.smaller

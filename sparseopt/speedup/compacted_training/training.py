@@ -1,4 +1,4 @@
-"""``CompactedTraining``: the smaller model between mask updates, the whole one in them."""
+"""``CompactedTraining``: the smaller model between mask updates, the full model in them."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ __all__ = ["CompactedTraining"]
 class CompactedTraining:
     """Trains a model without its dropped channels, and with them in mask updates.
 
-    The training loop stays as it is. Between updates the layers of ``model`` have smaller
-    parameters, in the same modules, and ``optimizer`` steps those. For the forward pass of an
-    update step the whole model is back, with weights, gradients, statistics and optimizer state.
-    It learns the same, to rounding (dropout draws other numbers).
+    The training loop does not change. Between updates the modules of ``model`` have smaller
+    parameters, which ``optimizer`` steps. Before the forward pass of an update step the full
+    parameters are swapped in again, with weights, gradients, statistics and optimizer state. The
+    model learns the same, except for rounding (dropout draws other numbers).
 
-    Everything is whole for state dicts of the model and of the optimizer, for copies of the
-    optimizer, for :meth:`SparseOptimizer.flops` and :func:`compact`, and after the ``with`` block.
-    For anything else that is to see the whole model, such as an average of its weights, or a copy
-    of it together with the optimizer, call :meth:`whole`. A copy of the model alone is a smaller
-    model. Meanwhile ``model.parameters()`` and ``optimizer.param_groups`` have other parameters, so
-    take them from there at each step; the weights of ``optimizer.layers`` are those of the last
-    time that everything was whole.
+    The full model is restored for state dicts of model and optimizer, for copies of the optimizer,
+    for :meth:`SparseOptimizer.flops` and :func:`compact`, and after the ``with`` block. For
+    anything else that needs the full model, such as an average of its weights, or a copy of it
+    together with the optimizer, call :meth:`whole`. A copy of the model alone is a smaller model.
+    After each swap ``model.parameters()`` and ``optimizer.param_groups`` have other objects, so
+    read them at each step. The weights of ``optimizer.layers`` have the values of the last time
+    that the model was full.
 
     Args:
         model: the model that ``optimizer`` trains; ``torch.compile`` may have wrapped it.
@@ -119,7 +119,7 @@ class CompactedTraining:
         return not isinstance(self._optimizer.backend, CompactedBackend)
 
     def whole(self) -> None:
-        """Give model and optimizer all channels back, until the next ``step()`` has ended.
+        """Restore all channels of model and optimizer, until the next ``step()`` has ended.
 
         Not between a forward pass and its ``backward()``.
         """
@@ -130,7 +130,7 @@ class CompactedTraining:
             self._optimizer.use_backend(backend.full)
 
     def end(self) -> None:
-        """Give all channels back for good; leaving the ``with`` block does that."""
+        """Restore all channels for good; leaving the ``with`` block does the same."""
         try:
             self.whole()
         finally:
@@ -140,7 +140,7 @@ class CompactedTraining:
             self._optimizer.release(self._mark)
 
     def _prepare_next_step(self) -> None:
-        """Have the next step find the model that it needs."""
+        """Swap in the full or the smaller parameters, whichever the next step needs."""
         if self._optimizer.is_update_step:
             self.whole()
         elif self.is_whole:
@@ -243,7 +243,7 @@ def _refuse_untrained(model: nn.Module, optimizer: SparseOptimizer, kept: Kept) 
 def _kept(
     groups: Sequence[ChannelGroup], masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
 ) -> Kept:
-    """Return by name what live channels have of each tensor that dropped ones have a part in."""
+    """Return the live positions of each tensor that dropped channels have a part in, by name."""
     stays: dict[str, dict[int, Tensor]] = {}
     for group in groups:
         made = group.slices_of(*MAKERS)
@@ -268,7 +268,7 @@ def _kept(
 
 
 class _InUse:
-    """Tells the optimizer that its model is in use; detaching makes it whole without more."""
+    """Marks the optimizer's model as in use. The optimizer restores the full model on detaching."""
 
     name = "CompactedTraining"
 

@@ -1,4 +1,4 @@
-"""A copy of a model to measure on: without hooks, and without a trace in anything it shares."""
+"""A copy of a model that can be measured: it has no hooks, and its passes leave nothing behind."""
 
 from __future__ import annotations
 

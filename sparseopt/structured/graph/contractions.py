@@ -27,6 +27,12 @@ def _linear(call: Call) -> Labels:
 
 @rule_for("conv1d", "conv2d", "conv3d")
 def _convolution(call: Call) -> Labels:
+    """A sum over the channels of the input, once for each filter.
+
+    Without groups, the input's channels and the columns of the weight are coupled in a contraction,
+    and the filters get new atoms for the output. With groups, everything in a group is coupled, so
+    that only full groups can go.
+    """
     operand, weight = call.arguments["input"], call.arguments["weight"]
     dim = _channel_dim(call, operand, weight)
     if call.arguments["groups"] == 1:
@@ -43,6 +49,10 @@ def _convolution(call: Call) -> Labels:
 
 @rule_for("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _transposed_convolution(call: Call) -> Labels:
+    """As a convolution, with filters and columns of the weight exchanged.
+
+    Zeros are put between the input's values, so a constant channel is not constant in the sums.
+    """
     operand, weight = call.arguments["input"], call.arguments["weight"]
     dim = _channel_dim(call, operand, weight)
     if call.arguments["groups"] == 1:
@@ -77,6 +87,7 @@ def _product(call: Call) -> Labels:
 
 @rule_for("addmm")
 def _product_and_sum(call: Call) -> Labels:
+    """A matrix product plus a bias; a matrix in place of the bias blocks what it is added to."""
     added, left, right = (call.arguments[name] for name in ("self", "mat1", "mat2"))
     _contract(call, (left, 1), (right, 0), padded=False)
     rows = call.labels(right)[1]
@@ -100,6 +111,11 @@ def _embedding(call: Call) -> Labels:
 def _contract(
     call: Call, operand: tuple[Node, int], weight: tuple[Node, int], *, padded: bool
 ) -> None:
+    """Couple the channels of an operand with a dimension of a weight, and record the contraction.
+
+    Invariant: every place where channels are summed over is in ``labelling.contractions``, or its
+    channels are blocked. Constant propagation and removal rely on this.
+    """
     along_operand = call.labels(operand[0])[operand[1]]
     along_weight = call.labels(weight[0])[weight[1]]
     call.role(*weight, "consumer")

@@ -48,6 +48,11 @@ def pointwise(call: Call) -> Labels:
 
 
 def _lined_up(call: Call, tensors: list[Node], dim: int) -> Positions | None:
+    """Couple what an element-wise operator combines along one dimension, counted from the end.
+
+    Tensors of size 1 there are broadcast and stay out. If one of the others has no atoms, its size
+    is fixed, so all are blocked.
+    """
     size = call.shape()[dim]
     meeting = []
     for tensor in tensors:

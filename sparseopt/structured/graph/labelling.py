@@ -45,6 +45,10 @@ def label(trace: Trace, atoms: CoupledIndices, roles: dict[tuple[str, int], str]
 
 
 def _of_call(node: Node, labelling: Labelling) -> Labelled:
+    """Return the labels of a call's result, by the rule of its operator.
+
+    An operator without a rule blocks all its arguments, unless it only asserts something.
+    """
     if isinstance(node.target, torch._ops.OpOverload):
         rule = find_rule(operator_name(node)) or (pointwise if is_pointwise(node) else None)
         if rule is not None:

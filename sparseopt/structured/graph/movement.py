@@ -18,6 +18,7 @@ __all__: list[str] = []
 
 @rule_for("cat", "concat", "concatenate")
 def _concatenation(call: Call) -> Labels:
+    """Put atoms one after another along the joined dimension, and couple them along the others."""
     tensors = [node for node in call.arguments["tensors"] if call.shape(node) != (0,)]
     rank = len(call.shape())
     along = call.arguments["dim"] % rank

@@ -1,4 +1,4 @@
-"""Calls that are easily missed: casts, transposed weights, attention, wrappers around a model."""
+"""Tracing follows casts, transposed weights, attention, and wrappers around a model."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def places(group):
 
 
 def agrees_without(model, name, channels, x):
-    """Whether the model cut by the group is the model with the group's columns at zero."""
+    """Whether removing channels of a group changes the output as zeros in their columns do."""
     group = by_name(find_channel_groups(model, x))[name]
     chosen = [(group, torch.tensor(channels))]
     smaller = take_out(model, chosen)
