@@ -29,8 +29,10 @@ from sparseopt.speedup.timing import Timing, time_in_turn
 
 FIGURE = "condensed"
 TOKENS = 50_257
-#: Calls whose latency is recorded, one after the other.
+#: Calls whose latency is recorded, one after the other, as many as fit into so many seconds.
 CALLS = 200
+LEAST_CALLS = 40
+SECONDS = 8.0
 CALLERS = 2
 
 
@@ -161,15 +163,15 @@ def file_sizes(model: nn.Module, masks: dict[str, Tensor]) -> Record:
 @torch.no_grad()
 def serve(model: nn.Module, x: Tensor) -> Record:
     """Return latencies of calls one after the other, and how many several threads make."""
-    for _ in range(10):
-        model(x)
-    latencies = [_seconds(model, x) for _ in range(CALLS)]
+    warm = min(_seconds(model, x) for _ in range(5))
+    count = max(LEAST_CALLS, min(CALLS, int(SECONDS / warm)))
+    latencies = [_seconds(model, x) for _ in range(count)]
     p50, p90, p99 = (MILLI * float(np.quantile(latencies, q)) for q in (0.5, 0.9, 0.99))
     alone = 1 / statistics.mean(latencies)
 
     def call() -> None:
         with torch.no_grad():
-            for _ in range(CALLS // CALLERS):
+            for _ in range(count // CALLERS):
                 model(x)
 
     callers = [threading.Thread(target=call) for _ in range(CALLERS)]
@@ -178,8 +180,9 @@ def serve(model: nn.Module, x: Tensor) -> Record:
         caller.start()
     for caller in callers:
         caller.join()
-    together = CALLS / (time.perf_counter() - start)
-    return {"p50": p50, "p90": p90, "p99": p99, "calls": {"1": alone, str(CALLERS): together}}
+    together = count / (time.perf_counter() - start)
+    rates = {"1": alone, str(CALLERS): together}
+    return {"count": count, "p50": p50, "p90": p90, "p99": p99, "calls": rates}
 
 
 def _seconds(model: nn.Module, x: Tensor) -> float:
