@@ -8,7 +8,8 @@ from torch import nn
 from benchmarks.cifar.models import WideResNet
 from sparseopt.speedup import kernels
 from sparseopt.speedup.inference.candidates import candidates_for, uncovered
-from sparseopt.speedup.inference.network import Network, take_apart
+from sparseopt.speedup.inference.network import Network
+from sparseopt.speedup.inference.tracing import take_apart
 from tests.speedup.inference.nets import settled, sparse_masks
 
 pytestmark = [

@@ -9,6 +9,7 @@ from torch import nn
 
 from sparseopt import Condensation, SparseOptimizer, condense
 from sparseopt.speedup import kernels
+from sparseopt.speedup.inference import assembly
 from sparseopt.speedup.inference import condensation as room
 from sparseopt.speedup.inference.live_layers import LiveConv2d, LiveLinear
 from sparseopt.speedup.inference.regions import Candidates, cheapest_chain
@@ -35,7 +36,7 @@ def times(monkeypatch):
         return {one.site.name: "live" if "live" in one.layers else "dense" for one in candidates}
 
     monkeypatch.setattr(room, "time_in_turn", made_up)
-    monkeypatch.setattr(room, "choose_layers", all_live)
+    monkeypatch.setattr(assembly, "choose_layers", all_live)
     return seconds
 
 
@@ -101,7 +102,7 @@ def test_a_way_that_is_faster_within_the_spread_only_is_not_handed_over(monkeypa
     assert condensed.report.chosen == "as it is"
 
 
-@pytest.mark.skipif(not room._has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
+@pytest.mark.skipif(not assembly.has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
 def test_a_cheap_way_is_said_first_and_handed_over_with_permission_only(times):
     times.update({"as it is, float32": 2.0, "as it is, bfloat16": 1.0})
     model = settled(Residual())
@@ -267,7 +268,7 @@ def test_a_number_format_without_kernels_is_condensed_with_what_torch_has(dtype)
         torch.testing.assert_close(found, model(x), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.skipif(not room._has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
+@pytest.mark.skipif(not assembly.has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
 def test_a_model_of_tokens_returns_float32_when_it_computes_in_bfloat16(times):
     times.update({"as it is, float32": 2.0, "folded, bfloat16": 1.0})
     model = nn.Sequential(nn.Embedding(10, 16), nn.Linear(16, 10)).eval()

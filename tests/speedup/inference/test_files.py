@@ -9,6 +9,7 @@ from torch import nn
 
 from sparseopt import CheckpointError, SparseOptimizer, condense, load_sparse, save_sparse
 from sparseopt.speedup import kernels
+from sparseopt.speedup.inference import assembly
 from sparseopt.speedup.inference import condensation as room
 from sparseopt.speedup.inference.files.positions import decode, encode
 from sparseopt.speedup.timing import Timing
@@ -124,7 +125,7 @@ def sparse_is_fastest(monkeypatch):
         return {one.site.name: "live" if "live" in one.layers else "dense" for one in candidates}
 
     monkeypatch.setattr(room, "time_in_turn", made_up)
-    monkeypatch.setattr(room, "choose_layers", all_live)
+    monkeypatch.setattr(assembly, "choose_layers", all_live)
 
 
 @needs_kernels

@@ -9,7 +9,8 @@ from torch import nn
 from sparseopt.speedup import kernels
 from sparseopt.speedup.inference.candidates import candidates_for
 from sparseopt.speedup.inference.masks import masks_by_name
-from sparseopt.speedup.inference.network import ModuleNetwork, Network, take_apart
+from sparseopt.speedup.inference.network import ModuleNetwork, Network
+from sparseopt.speedup.inference.tracing import take_apart
 from tests.speedup.inference.nets import Residual, Untraceable, settled, sparse_masks
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
