@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,7 +54,7 @@ class Assembly:
         masks: which weights are live, by canonical name of the parameter.
         args: positional inputs.
         kwargs: keyword inputs.
-        programs: whether frozen programs are among the ways: ``scripted`` and ``compiled``.
+        programs: which frozen programs are among the ways: ``"scripted"``, ``"compiled"``.
 
     Attributes:
         device: of the model.
@@ -68,7 +68,7 @@ class Assembly:
         masks: Mapping[str, Tensor],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        programs: Mapping[str, bool],
+        programs: Collection[str],
     ) -> None:
         self.model = model
         self.masks = masks
@@ -94,7 +94,7 @@ class Assembly:
     def _ways_in(self, dtype: torch.dtype, other: torch.dtype | None) -> Format:
         """Return all ways; ``other`` is the number format that the model is converted to."""
         name = str(dtype).removeprefix("torch.")
-        ways, failed = dense_ways(self.copied, *self.inputs(), other, **self.programs)
+        ways, failed = dense_ways(self.copied, *self.inputs(), other, self.programs)
         for way in list(ways):
             fault = None if way == AS_IT_IS else self._fault(ways[way], dtype)
             if fault is not None:

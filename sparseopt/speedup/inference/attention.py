@@ -28,7 +28,8 @@ def attend(qkv: Tensor, heads: int, batch_first: bool) -> Tensor:
     """
     if not batch_first:
         qkv = qkv.transpose(0, 1)
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    batch, length, _ = qkv.shape
+    q, k, v = qkv.reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     return seen if batch_first else seen.transpose(0, 1)
 
@@ -49,16 +50,16 @@ def split_attention(traced: fx.GraphModule) -> dict[str, Origin]:
 
 
 def _is_plain(node: fx.Node, traced: fx.GraphModule) -> bool:
-    module: Any = traced.get_submodule(str(node.target))
+    module = traced.get_submodule(str(node.target))
     if type(module) is not nn.MultiheadAttention or len(node.args) != 3:
         return False
     query, *others = node.args
     asks = {name: value for name, value in node.kwargs.items() if value not in {None, False}}
-    return (
+    return bool(
         all(other is query for other in others)
         and node.kwargs.get("need_weights") is False
         and not asks
-        and module._qkv_same_embed_dim
+        and bool(module._qkv_same_embed_dim)
         and module.bias_k is None
         and not module.add_zero_attn
         and not module._forward_hooks

@@ -124,9 +124,10 @@ def condense(
         example_inputs, scripted, compiled = inputs, False, False
     model = unwrapped(model)
     args, kwargs = _arguments(example_inputs, masks)
-    ways = {"scripted": scripted, "compiled": compiled}
+    wanted = {"scripted": scripted, "compiled": compiled}
+    programs = {name for name, is_wanted in wanted.items() if is_wanted}
     with torch.no_grad():
-        assembly = Assembly(model, masks_by_name(model, masks), args, kwargs, ways)
+        assembly = Assembly(model, masks_by_name(model, masks), args, kwargs, programs)
         condensed = _choose(assembly, precision, rounds)
     return condensed.model if inputs else condensed
 

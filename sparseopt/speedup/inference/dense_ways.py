@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -94,9 +94,7 @@ def dense_ways(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     dtype: torch.dtype | None,
-    *,
-    scripted: bool,
-    compiled: bool,
+    programs: Collection[str] = (),
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Return modules that compute ``model(*args, **kwargs)``, by name of the way.
 
@@ -105,8 +103,7 @@ def dense_ways(
         args: positional inputs.
         kwargs: keyword inputs.
         dtype: the number format to compute in; ``None`` for the model's own.
-        scripted: whether frozen TorchScript is one of the ways.
-        compiled: whether ``torch.compile`` is one of the ways.
+        programs: which frozen ones are among the ways: ``"scripted"``, ``"compiled"``.
 
     Returns:
         The modules, and why others could not be made, by name.
@@ -123,11 +120,11 @@ def dense_ways(
     device = next((parameter.device for parameter in copied.parameters()), torch.device("cpu"))
     # Autocast is off in a traced or compiled graph, or frozen into it.
     if not torch.is_autocast_enabled(device.type):
-        if scripted:
+        if "scripted" in programs:
             makers["frozen TorchScript"] = lambda: _scripted(
                 _channels_last(copied, dtype) if has_maps else Prepared(copied, dtype), args, kwargs
             )
-        if compiled:
+        if "compiled" in programs:
             makers["torch.compile, frozen"] = lambda: _compiled(
                 _channels_last(copied, dtype) if has_maps else Prepared(copied, dtype)
             )
