@@ -69,7 +69,7 @@ def _is_plain(node: fx.Node, traced: fx.GraphModule) -> bool:
 
 
 def _is_first_item(node: fx.Node) -> bool:
-    return node.target is operator.getitem and node.args[1] == 0
+    return node.target is operator.getitem and bool(node.args[1] == 0)
 
 
 def _is_unused(node: fx.Node) -> bool:
