@@ -2,8 +2,8 @@
 From training to a served model
 ===============================
 
-At the end of this page a network was trained with a tenth of its weights, saved into a file of an
-eighth of the size, loaded by a server, and asked over HTTP.
+At the end of this page a network was trained with a tenth of its weights, saved into a file of a
+seventh of the size, loaded by a server, and asked over HTTP.
 """
 
 import json
