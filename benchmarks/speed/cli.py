@@ -19,11 +19,12 @@ import torch
 from benchmarks.common.environment import describe_environment
 from benchmarks.common.files import write_atomic
 from benchmarks.common.tables import paragraph
-from benchmarks.speed import inference, kernels, linear, movement, steps, training
+from benchmarks.speed import condensed, inference, kernels, linear, movement, steps, training
 from benchmarks.speed.records import Record, read_records
 
 #: In the order of the report.
 FIGURES: dict[str, ModuleType] = {
+    "condensed": condensed,
     "inference": inference,
     "training": training,
     "linear": linear,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.records import Record, add_amounts, made_with
-from sparseopt import Condensation, SparseOptimizer
+from sparseopt import CondensedLinear, CSRLinear
+from sparseopt.speedup.timing import time_in_turn
 
 #: Inputs and outputs of the layers, as in a transformer's feed-forward block.
 SHAPES = ((768, 3072), (3072, 768))
@@ -38,21 +41,53 @@ def measure_layer(shape: tuple[int, int], density: float, rows: int, rounds: int
     """Return the times of a layer that is given ``rows`` vectors at once."""
     torch.manual_seed(0)
     inputs, outputs = shape
-    model = nn.Sequential(nn.Linear(inputs, outputs))
+    layer = nn.Linear(inputs, outputs)
     fan_in = round(density * inputs)
     mask = torch.zeros(outputs, inputs, dtype=torch.bool)
     mask.scatter_(1, torch.rand(outputs, inputs).topk(fan_in).indices, True)
-    inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    optimizer = SparseOptimizer(inner, model, method="static", mask={"0": mask})
-    (times,) = Condensation(model, optimizer, torch.randn(rows, inputs), rounds=rounds).report
+    layer.weight.data[~mask] = 0
+    x = torch.randn(rows, inputs)
+    dense = dense_ways(layer, x)
+    sparse = {
+        "CSR": CSRLinear(layer.weight, mask, layer.bias),
+        "condensed": CondensedLinear(layer.weight, mask, layer.bias),
+    }
+    seconds = measure_ways({**dense, **{way: _call(one, x) for way, one in sparse.items()}}, rounds)
+    fastest = min(sparse, key=seconds.__getitem__)
+    is_faster = seconds[fastest] < min(seconds[way] for way in dense)
     return {
         "shape": list(shape),
         "density": density,
         "rows": rows,
-        "dense": dict(times.dense),
-        "sparse": dict(times.sparse),
-        "chosen": times.chosen,
+        "dense": {way: seconds[way] for way in dense},
+        "sparse": {way: seconds[way] for way in sparse},
+        "chosen": fastest if is_faster else "dense",
     }
+
+
+@torch.no_grad()
+def measure_ways(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each call, all of them in turn in every round."""
+    times = time_in_turn(ways, rounds=rounds, device="cpu", warmup=2, shortest=1e-3)
+    return {name: time.median for name, time in times.items()}
+
+
+def dense_ways(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return calls that compute a layer densely: torch and oneDNN, in two number formats."""
+    ways: dict[str, Callable[[], Any]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        given = (x.to(dtype), layer.weight.detach().to(dtype), layer.bias.detach().to(dtype))
+        packed = torch.ops.mkldnn._reorder_linear_weight(given[1], len(x))
+        ways[f"F.linear {name}"] = lambda given=given: F.linear(*given)
+        ways[f"oneDNN packed {name}"] = lambda given=given, packed=packed: (
+            torch.ops.mkldnn._linear_pointwise(given[0], packed, given[2], "none", [], "")
+        )
+    return ways
+
+
+def _call(module: nn.Module, x: Tensor) -> Callable[[], Any]:
+    return lambda: module(x)
 
 
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:

@@ -6,7 +6,8 @@ from overviews import Overview
 from sphinx.application import Sphinx
 
 from benchmarks import overview
-from benchmarks.common.tables import paragraph
+from benchmarks.common.tables import paragraph, table_of
+from benchmarks.speed import condensed
 from benchmarks.speed.kernels import report
 from benchmarks.speed.kernels.runs import of_workloads
 from benchmarks.speed.kernels.summary import summary
@@ -31,6 +32,15 @@ STEP_PARTS: dict[str, Callable[[list[Record]], list[str]]] = {
         *steps.steps_table(records),
     ],
     "peers": steps.peers_table,
+}
+
+
+CONDENSED_PARTS: dict[str, Callable[[list[Record]], list[str]]] = {
+    "table": lambda records: [
+        *condensed.made_with(records, "network", "batch", "init", "density"),
+        *table_of(condensed.rows(records)),
+    ],
+    "server": lambda records: table_of(condensed.served(records)),
 }
 
 
@@ -63,7 +73,17 @@ class StepResults(KernelResults):
     link_words = "What was measured and chosen layer by layer"
 
 
+class CondensedResults(KernelResults):
+    """A part of the results of inference on live weights."""
+
+    figure = "condensed"
+    shown = CONDENSED_PARTS
+    link_after = "table"
+    link_words = "Every dense way, and what was chosen layer by layer"
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("kernel-results", KernelResults)
     app.add_directive("step-results", StepResults)
+    app.add_directive("condensed-results", CondensedResults)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

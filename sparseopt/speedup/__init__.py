@@ -8,9 +8,17 @@ from sparseopt.speedup.compaction import (
     Remaining,
     compact,
 )
-from sparseopt.speedup.condensation import Condensation, LayerTimes, condense
+from sparseopt.speedup.inference import (
+    Condensation,
+    CondensationReport,
+    Condensed,
+    LayerTimes,
+    condense,
+    load_sparse,
+    save_sparse,
+)
+from sparseopt.speedup.inference.sparse_linear import CondensedLinear, CSRLinear
 from sparseopt.speedup.live_training import SpeedUp, speed_up
-from sparseopt.speedup.sparse_linear import CondensedLinear, CSRLinear
 
 __all__ = [
     "CSRLinear",
@@ -18,6 +26,8 @@ __all__ = [
     "Compaction",
     "CompactionReport",
     "Condensation",
+    "CondensationReport",
+    "Condensed",
     "CondensedLinear",
     "LayerSizes",
     "LayerTimes",
@@ -25,5 +35,7 @@ __all__ = [
     "SpeedUp",
     "compact",
     "condense",
+    "load_sparse",
+    "save_sparse",
     "speed_up",
 ]

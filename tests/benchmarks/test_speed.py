@@ -11,12 +11,13 @@ from benchmarks.cifar.config import load_preset
 from benchmarks.cifar.grid import RunSpec
 from benchmarks.cifar.models import WideResNet
 from benchmarks.common.formats import FORMATS
-from benchmarks.speed import models
+from benchmarks.speed import condensed, models
 from benchmarks.speed.cli import main, report_lines, write_report
 from benchmarks.speed.inference import build_models, measure_models
 from benchmarks.speed.linear import measure_layer
 from benchmarks.speed.movement import METHODS, watch
 from benchmarks.speed.training import DELTA_T, average_steps, measure_training
+from sparseopt.speedup import kernels
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "speed" / "results"
 ENVIRONMENT = {"processor": "P", "threads": 2, "device": "cpu", "torch": "T", "git_commit": "C"}
@@ -144,3 +145,22 @@ def test_channels_move_in_every_layer(splits, tmp_path):
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| rigl-struct | WRN-10-1 | digits | 0.1 | 31." in text
+
+
+@pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
+def test_a_network_in_inference_is_measured_and_reported(monkeypatch, tmp_path):
+    tiny = condensed.Network("Tiny", lambda: WideResNet(10, 1), lambda n: torch.randn(n, 3, 32, 32))
+    monkeypatch.setitem(condensed.NETWORKS, "wrn-22-2", tiny)
+    monkeypatch.setattr(condensed, "LEAST_CALLS", 4)
+    monkeypatch.setattr(condensed, "CALLS", 4)
+    options = ["condensed", "--threads", "1", "--batch", "1", "--rounds", "1"]
+    options += ["--no-compile", "--no-onnx", "--out", str(tmp_path)]
+    assert main(options) == 0
+    (path,) = tmp_path.glob("condensed-wrn-22-2-1-uniform-0.1*.json")
+    record = json.loads(path.read_text())
+    assert {"as it is, float32", record["chosen"]} <= set(record["milliseconds"])
+    assert record["files"]["bfloat16"] < record["files"]["float32"] < record["files"]["dense"]
+    assert set(record["server"]["calls"]) == {"1", "2"}
+    report = (tmp_path / "report.md").read_text()
+    assert "## Inference on live weights" in report
+    assert "| Tiny | 1 | 0.1, uniform | 1 |" in report

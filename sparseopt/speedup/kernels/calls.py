@@ -6,6 +6,7 @@ order: 1-D, float32, rounded to bfloat16 where the input is bfloat16. Sums are f
 """
 
 import ctypes
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from sparseopt.speedup.kernels.formats import count_live, layer_struct
 from sparseopt.speedup.kernels.library import library, raise_if, threads
 
 __all__ = [
+    "affine",
     "channels_last_layout",
     "conv2d",
     "conv2d_input",
@@ -35,6 +37,7 @@ __all__ = [
 
 DTYPES = (torch.float32, torch.bfloat16)
 _TRANSPOSED_FROM = 32  # samples
+_MOVED = 8  # multiply-adds in the time of one element that comes from memory and goes back
 _ACCESS = 16  # multiply-adds in the time of one scattered access to memory
 
 
@@ -189,9 +192,19 @@ def scatter_values(
 
 
 def conv2d(
-    x: Tensor, values: Tensor, bias: Tensor | None, lists: Tensor, layout: Sequence[int]
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    lists: Tensor,
+    layout: Sequence[int],
+    residual: Tensor | None = None,
+    bounds: Sequence[float] | None = None,
 ) -> Tensor:
-    """The convolution of ``x`` (N, C, H, W); the result is in the kernels' layout."""
+    """The convolution of ``x`` (N, C, H, W); the result is in the kernels' layout.
+
+    ``residual``, of the shape of the result, is added, and then the sums are clamped to ``bounds``,
+    two numbers: before they are rounded.
+    """
     _check_map(x, "x", layout[1])
     size = out_size(x.shape[2:], layout)
     if min(size) < 1:
@@ -201,9 +214,12 @@ def conv2d(
     x = kernel_layout(x)
     y = empty_map(x, layout[0], size)
     values, bias = _values(values, x, lists, layout), _bias(bias, layout[0])
+    if residual is not None:
+        residual = _residual(residual, y)
     if y.numel():
         pixels = y.numel() // layout[0]
-        _run("output", lists, layout, _sizes(x.shape, size), (x, values, bias, y), pixels)
+        tensors = (x, values, bias, residual, _bounds(bounds), y)
+        _run("output", lists, layout, _sizes(x.shape, size), tensors, pixels)
     return y
 
 
@@ -236,16 +252,22 @@ def conv2d_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
 
 
 def linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, lists: Tensor, layout: Sequence[int]
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    lists: Tensor,
+    layout: Sequence[int],
+    bounds: Sequence[float] | None = None,
 ) -> Tensor:
-    """``x @ weight.T + bias`` for ``x`` (..., in)."""
+    """``x @ weight.T + bias`` for ``x`` (..., in), clamped to ``bounds``, two numbers."""
     _check_last(x, "x", layout[1])
     x, bias = x.contiguous(), _bias(bias, layout[0])
     y = x.new_empty((*x.shape[:-1], layout[0]))
     values = _values(values, x, lists, layout)
     if y.numel():
         tokens = x.numel() // layout[1]
-        _run("output", lists, layout, _sizes_of_linear(tokens), (x, values, bias, y), tokens)
+        tensors = (x, values, bias, None, _bounds(bounds), y)
+        _run("output", lists, layout, _sizes_of_linear(tokens), tensors, tokens)
     return y
 
 
@@ -273,6 +295,33 @@ def linear_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
     return result
 
 
+def affine(
+    x: Tensor, factor: Tensor, shift: Tensor, bounds: Sequence[float] | None = None
+) -> Tensor:
+    """``x * factor + shift`` by channel, for ``x`` in the kernels' layout; clamped to ``bounds``.
+
+    ``factor`` and ``shift`` are (C,) and float32. The result is in the kernels' layout.
+    """
+    _check_map(x, "x", factor.shape[0])
+    x = kernel_layout(x)
+    y = empty_map(x, x.shape[1], x.shape[2:])
+    channels = x.shape[1]
+    factor, shift = factor.float().contiguous(), shift.float().contiguous()
+    failed = library().sparseopt_affine(
+        x.data_ptr(),
+        factor.data_ptr(),
+        shift.data_ptr(),
+        _bounds(bounds),
+        y.data_ptr(),
+        channels,
+        x.numel() // max(1, channels),
+        x.dtype is torch.bfloat16,
+        threads(x.numel() * _MOVED),
+    )
+    raise_if(failed)
+    return y
+
+
 def sum_tokens(grad: Tensor) -> Tensor:
     """The sums of a (..., out) over all but its last dimension: float32, (out,)."""
     _check(grad, "grad")
@@ -296,7 +345,7 @@ def _run(
     lists: Tensor,
     layout: Sequence[int],
     sizes: ctypes.Array[ctypes.c_int64],
-    tensors: Sequence[Tensor | None],
+    tensors: Sequence[Tensor | ctypes.Array[ctypes.c_float] | None],
     columns: int,
 ) -> None:
     """Call a function of the library.
@@ -313,8 +362,8 @@ def _run(
     failed = getattr(library(), f"sparseopt_{name}")(
         *_lists(lists, layout),
         sizes,
-        *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
-        first is not None and first.dtype is torch.bfloat16,
+        *(one.data_ptr() if isinstance(one, Tensor) else one for one in tensors),
+        isinstance(first, Tensor) and first.dtype is torch.bfloat16,
         threads(count_live(lists, layout) * columns),
     )
     raise_if(failed)
@@ -353,6 +402,23 @@ def _bias(bias: Tensor | None, out: int) -> Tensor | None:
     if bias.shape != (out,):
         raise ValueError(f"bias must have the shape ({out},), not {tuple(bias.shape)}")
     return bias.float().contiguous()
+
+
+def _residual(residual: Tensor, y: Tensor) -> Tensor:
+    if residual.shape != y.shape:
+        raise ValueError(
+            f"residual must have the shape {tuple(y.shape)}, not {tuple(residual.shape)}"
+        )
+    return kernel_layout(residual.to(y.dtype))
+
+
+@functools.lru_cache(maxsize=256)
+def _limits(low: float, high: float) -> ctypes.Array[ctypes.c_float]:
+    return (ctypes.c_float * 2)(low, high)
+
+
+def _bounds(bounds: Sequence[float] | None) -> ctypes.Array[ctypes.c_float] | None:
+    return None if bounds is None else _limits(*bounds)
 
 
 def _lists(lists: Tensor, layout: Sequence[int]) -> tuple[int, int, ctypes.Array[ctypes.c_int]]:

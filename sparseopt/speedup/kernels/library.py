@@ -19,7 +19,7 @@ logger = logging.getLogger("sparseopt")
 
 WORK_OF_A_THREAD = 500_000  # multiply-adds: some ten microseconds
 
-_INTERFACE = 2
+_INTERFACE = 3
 _OFF = {"0", "off", "false", "no"}
 
 _pointer, _int, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -41,11 +41,12 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
         _int,
     ),
     "sparseopt_scatter": (_int, *_LISTS, _pointer, _pointer, _int, _pointer, _int),
-    "sparseopt_output": (_int, *_LISTS, *[_pointer] * 5, _int, _int),
+    "sparseopt_output": (_int, *_LISTS, *[_pointer] * 7, _int, _int),
     "sparseopt_input": (_int, *_LISTS, *[_pointer] * 4, _int, _int),
     "sparseopt_values": (_int, *_LISTS, *[_pointer] * 4, _int, _int),
     "sparseopt_change_layout": (_int, _pointer, _pointer, *[_long] * 3, *[_int] * 3),
     "sparseopt_sum_tokens": (_int, _pointer, _long, _long, _pointer, _int, _int),
+    "sparseopt_affine": (_int, *[_pointer] * 5, *_MAP),
     "sparseopt_batch_norm": (_int, *[_pointer] * 3, _float, *[_pointer] * 2, *_MAP),
     "sparseopt_batch_norm_backward": (_int, *[_pointer] * 3, _int, *[_pointer] * 3, *_MAP),
 }

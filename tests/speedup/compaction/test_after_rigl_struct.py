@@ -77,8 +77,13 @@ def test_the_smaller_model_is_exported(steps, training):
     torch.testing.assert_close(program.module()(images), smaller(images))
 
 
+def condensed(model, optimizer, images):
+    ways = {"scripted": False, "compiled": False}
+    return condense(model, optimizer, example_inputs=images, **ways).model
+
+
 @STEPS
-@pytest.mark.parametrize("make_copy", [compact, condense])
+@pytest.mark.parametrize("make_copy", [compact, condensed])
 def test_the_copy_is_saved_without_a_trace(steps, make_copy):
     model, optimizer = trained(steps)
     images, _ = batch(90)

@@ -185,7 +185,9 @@ template <class E> static void pack(const E* source, E* scratch, const Grid& g, 
           for (int i = first; i < last; i++, from += pixel)
             copy(row_start + i * samples, from, samples, ahead);
         };
-        if (joined) copy(row_start + first * samples, from, (last - first) * samples, ahead);
+        if (samples == 1 && pixel == 2)  // with a step that it knows the compiler uses vectors
+          for (int i = first; i < last; i++) row_start[i] = from[2 * (i - first)];
+        else if (joined) copy(row_start + first * samples, from, (last - first) * samples, ahead);
         else if (samples == Line<E>::elements) copy_pixels(Line<E>::elements);
         else copy_pixels(samples);
       }

@@ -4,7 +4,7 @@
 // layer is a convolution of maps of one pixel, in tensors [sample][channel].
 // Functions return 0, 1 where there is no memory, and 2 where positions are not ascending places.
 #include <new>
-#include "batch_norm.h"
+#include "affine.h"
 #include "dense_weights.h"
 #include "layouts.h"
 #include "sums.h"
@@ -32,7 +32,7 @@ template <class E> static Scratch<E> transposed(const Lists& lists, const E* val
   return result;
 }
 
-API int sparseopt_version() { return 2; }
+API int sparseopt_version() { return 3; }
 
 API int sparseopt_build(const int64_t* positions, LISTS) {
   bool valid = true;
@@ -67,12 +67,13 @@ API int sparseopt_scatter(LISTS, const float* values, const int64_t* strides, in
 }
 
 API int sparseopt_output(LISTS, const Sizes* sizes, const void* x, const void* values,
-                         const float* bias, void* y, int half, int threads) {
+                         const float* bias, const void* residual, const float* bounds, void* y,
+                         int half, int threads) {
   return run(half, [&](auto e) {
     using E = decltype(e);
     const Lists lists(data, live, *layer);
     multiply<E>({grid_of_outputs<E>(*layer, *sizes), lists.rows, lists.codes, (const E*)values,
-                 bias, (E*)y}, (const E*)x, threads);
+                 bias, (E*)y, (const E*)residual, bounds}, (const E*)x, threads);
   });
 }
 
@@ -114,6 +115,15 @@ API int sparseopt_batch_norm_backward(const void* x, const void* dy, float* stat
     const auto backward = relu ? normalise_backward<E, true> : normalise_backward<E, false>;
     backward((const E*)x, (const E*)dy, {statistics, channels}, (E*)dx, dweight, dbias, channels,
              count, threads);
+  });
+}
+
+API int sparseopt_affine(const void* x, const float* factor, const float* shift,
+                         const float* bounds, void* y, int channels, int64_t count, int half,
+                         int threads) {
+  return run(half, [&](auto e) {
+    using E = decltype(e);
+    scale_and_shift<E>((const E*)x, factor, shift, bounds, (E*)y, channels, count, threads);
   });
 }
 

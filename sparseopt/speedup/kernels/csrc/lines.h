@@ -13,11 +13,19 @@ template <> struct Line<float> {
   INLINE Weight weight(float w) { return {broadcast(w)}; }
   INLINE void multiply_add(Floats* sum, const float* p, Weight w) { sum[0] += w.w * load(p); }
   INLINE Floats dot(Floats sum, Floats a, const float* p) { return sum + a * load(p); }
+  INLINE void add(Floats* sum, const float* p) { sum[0] += load(p); }
   INLINE Floats rounded(const Floats* sum) { return sum[0]; }
 };
 
 template <> struct Line<bf16> {
   static constexpr int elements = 2 * LANES, sums = 2, tile = LANES == 8 ? 4 : 8;
+  INLINE Floats even(Floats x) { return (Floats)((Words)x << 16); }
+  INLINE Floats odd(Floats x) { return (Floats)((Words)x & 0xffff0000); }
+  INLINE void add(Floats* sum, const bf16* p) {
+    Floats x = load(p);
+    sum[0] += even(x);
+    sum[1] += odd(x);
+  }
 #if defined(__AVX512BF16__)
   // The instruction adds the products of both halves of a lane: a weight beside a zero takes one.
   struct Weight { __m512bh even, odd; };
@@ -41,8 +49,6 @@ template <> struct Line<bf16> {
   }
 #else
   struct Weight { Floats w; };
-  INLINE Floats even(Floats x) { return (Floats)((Words)x << 16); }
-  INLINE Floats odd(Floats x) { return (Floats)((Words)x & 0xffff0000); }
   INLINE Weight weight(bf16 w) { return {broadcast(bits_to_float((uint32_t)w << 16))}; }
   INLINE void multiply_add(Floats* sum, const bf16* p, Weight w) {
     Floats x = load(p);

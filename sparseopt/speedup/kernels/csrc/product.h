@@ -24,6 +24,8 @@ template <class E> struct Pass {
   const E* weights;       // in the order of `codes`
   const float* bias;
   E* out;
+  const E* residual = nullptr;  // a map like `out` that is added, of convolutions only
+  const float* bounds = nullptr;  // the results are clamped to these two
 };
 
 // Where the lines of one tile go in a plane of the destination. A line that lies in one pixel is
@@ -75,6 +77,25 @@ static void aim(Target<E, LINES>& target, const Grid& g, const Item& item, int r
   }
 }
 
+// Adds a plane of the residual to the sums of a tile; `buffer` has room for its lines. Planes are
+// too far apart for the processor to see what will be read next: `next` is fetched for later.
+template <class E, int LINES>
+INLINE void add_residual(Floats (&sum)[LINES][Line<E>::sums], const E* plane, const E* next,
+                         const Target<E, LINES>& target, bool by_line, E* buffer) {
+  using L = Line<E>;
+  if (by_line) UNROLL for (int t = 0; t < LINES; t++) __builtin_prefetch(next + target.line[t]);
+  else
+    for (int i = 0; i < target.count; i++) __builtin_prefetch(next + target.pieces[i].to);
+  if (!by_line)
+    for (int i = 0; i < target.count; i++)
+      memcpy(buffer + target.pieces[i].from, plane + target.pieces[i].to,
+             sizeof(E) * target.pieces[i].count);
+  UNROLL for (int t = 0; t < LINES; t++) {
+    if (by_line && target.line[t] < 0) continue;
+    L::add(sum[t], by_line ? plane + target.line[t] : buffer + t * L::elements);
+  }
+}
+
 // One tile of the grid for the outputs of the item: sums in registers, one weight after the other.
 template <class E, int LINES, int ROWS>
 static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int row, int64_t start) {
@@ -91,16 +112,26 @@ static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int ro
   };
   Target<E, LINES> target;
   if (!g.linear) aim<E, LINES, ROWS>(target, g, item, row, start);
+  const bool by_line = !g.linear && samples % side == 0;
   alignas(64) E buffer[side * size];  // of as many outputs as are transposed at a time
   for (int o = item.out0; o < item.out1; o++) {
     Floats sum[LINES][L::sums];
     const Floats bias = broadcast(pass.bias ? pass.bias[o] : 0.f);
     UNROLL for (int t = 0; t < LINES; t++)
       UNROLL for (int i = 0; i < L::sums; i++) sum[t][i] = bias;
+    if (pass.residual) {
+      const E* plane = pass.residual + o * out_plane;
+      const int64_t later = std::min<int64_t>(AHEAD, item.out1 - 1 - o) * out_plane;
+      add_residual(sum, plane, plane + later, target, by_line, buffer);
+    }
     accumulate<E, LINES, ROWS>(sum, scratch + row * row_size + start, row_size, at, pass.weights,
                                rows[o], rows[o + 1]);
+    if (pass.bounds)
+      UNROLL for (int t = 0; t < LINES; t++)
+        UNROLL for (int i = 0; i < L::sums; i++)
+          sum[t][i] = clamped(sum[t][i], pass.bounds[0], pass.bounds[1]);
     E* out = pass.out + o * out_plane;
-    if (!g.linear && samples % side == 0) {
+    if (by_line) {
       UNROLL for (int t = 0; t < LINES; t++) {
         if (target.line[t] < 0) continue;
         if (item.past_caches) store_past_caches(out + target.line[t], L::rounded(sum[t]));

@@ -34,6 +34,11 @@ INLINE void store_past_caches(void* p, Floats x) {
 #endif
 }
 INLINE Floats broadcast(float x) { return x - Floats{}; }
+// A NaN stays a NaN.
+INLINE Floats clamped(Floats x, float low, float high) {
+  x = x < low ? broadcast(low) : x;
+  return x > high ? broadcast(high) : x;
+}
 INLINE float bits_to_float(uint32_t bits) {
   float x;
   memcpy(&x, &bits, 4);

@@ -1,0 +1,292 @@
+"""Inference of whole networks on live weights, beside every dense way, and the files they take."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+from benchmarks.cifar.models import WideResNet
+from benchmarks.common.tables import paragraph, table_of
+from benchmarks.speed.kernels.machine import about_machine, file_suffix, keep_freed_memory
+from benchmarks.speed.records import MILLI, Record, made_with
+from benchmarks.speed.steps.workloads import Gpt, VisionTransformer, layers_of
+from sparseopt import SparseOptimizer, condense, save_sparse
+from sparseopt.speedup import kernels
+from sparseopt.speedup.timing import Timing, time_in_turn
+
+FIGURE = "condensed"
+TOKENS = 50_257
+#: Calls whose latency is recorded, one after the other, as many as fit into so many seconds.
+CALLS = 200
+LEAST_CALLS = 40
+SECONDS = 8.0
+CALLERS = 2
+
+
+def gpt2_small() -> nn.Module:
+    """GPT-2 small (Radford et al., 2019), that is given one token."""
+    model = Gpt(blocks=12, length=1)
+    model.characters = nn.Embedding(TOKENS, 768)
+    model.head = nn.Linear(768, TOKENS, bias=False)
+    return model
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is run.
+
+    Attributes:
+        title: its name in tables.
+        model: makes it.
+        inputs: makes a batch of so many samples.
+        linear_only: whether linear layers alone are sparse, all but the last.
+    """
+
+    title: str
+    model: Callable[[], nn.Module]
+    inputs: Callable[[int], Tensor]
+    linear_only: bool = False
+
+
+def _images(size: int) -> Callable[[int], Tensor]:
+    return lambda batch: torch.randn(batch, 3, size, size)
+
+
+NETWORKS = {
+    "wrn-22-2": Network("WRN-22-2", lambda: WideResNet(22, 2), _images(32)),
+    "resnet50": Network("ResNet-50, 224", resnet50, _images(224)),
+    "vit-s": Network("ViT-S/16, 224", VisionTransformer, _images(224), True),
+    "gpt2": Network(
+        "GPT-2 small, one token", gpt2_small, lambda n: torch.randint(TOKENS, (n, 1)), True
+    ),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What a user can choose."""
+    add = parser.add_argument
+    add("--network", choices=tuple(NETWORKS), default="wrn-22-2", help="default: %(default)s")
+    add("--batch", type=int, default=64, help="samples at once (default: %(default)s)")
+    add("--init", choices=("uniform", "erk"), default="uniform", help="default: %(default)s")
+    add("--density", type=float, default=0.1, help="share of live weights (default: %(default)s)")
+    add("--rounds", type=int, default=7, help="rounds that count (default: %(default)s)")
+    add("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
+    add("--no-onnx", action="store_true", help="leave ONNX Runtime out")
+
+
+def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
+    """Condense one network, and time what came of it."""
+    reason = kernels.why_not()
+    if reason is not None:
+        raise SystemExit(f"the sparse kernels are not to be had here: {reason}")
+    keep_freed_memory()
+    torch.manual_seed(0)
+    network = NETWORKS[options.network]
+    model = network.model().eval()
+    masks = masks_of(network, model, options.init, options.density)
+    x = network.inputs(options.batch)
+    condensed = condense(
+        model,
+        masks,
+        example_inputs=x,
+        compiled=not options.no_compile,
+        rounds=options.rounds,
+    )
+    report = condensed.report
+    about = about_machine(torch.get_num_threads())
+    record = {
+        "network": options.network,
+        "batch": options.batch,
+        "init": options.init,
+        "density": options.density,
+        "live": _share(masks),
+        "machine": about,
+        "chosen": report.key,
+        "milliseconds": {name: _quartiles(one) for name, one in report.times.items()},
+        "missing": dict(report.failed),
+        "layers": {one.name: one.chosen for one in report.layers},
+        "files": file_sizes(model, masks),
+    }
+    if options.batch == 1:
+        record["server"] = serve(condensed.model, x) | {"dense": serve(model, x)}
+    if not options.no_onnx:
+        record["onnxruntime"] = by_onnxruntime(model, x, options.rounds)
+    case = f"{options.network}-{options.batch}-{options.init}-{options.density:g}"
+    yield f"{FIGURE}-{case}{file_suffix(about)}", record
+
+
+def masks_of(network: Network, model: nn.Module, init: str, density: float) -> dict[str, Tensor]:
+    """Mask a model at random, and return the masks."""
+    layers = dict(layers_of(model))
+    last = list(layers)[-1]
+    given: Any = init
+    if network.linear_only:
+        given = {
+            name: density if isinstance(one, nn.Linear) and name != last else 1.0
+            for name, one in layers.items()
+        }
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = SparseOptimizer(inner, model, method="static", density=density, init=given)
+    masks = {name: mask.clone() for name, mask in optimizer.masks.items()}
+    optimizer.detach()
+    return masks
+
+
+def file_sizes(model: nn.Module, masks: dict[str, Tensor]) -> Record:
+    """Return bytes of sparse weights: dense in float32, and what a sparse file takes for them."""
+    dense = sum(4 * mask.numel() for mask in masks.values() if not mask.all())
+    rest = sum(one.numel() * one.element_size() for one in model.state_dict().values()) - dense
+    sizes = {"dense": dense}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
+            path = Path(folder) / "model.safetensors"
+            save_sparse(path, model, masks, dtype=dtype)
+            sizes[name] = path.stat().st_size - rest
+    return sizes
+
+
+@torch.no_grad()
+def serve(model: nn.Module, x: Tensor) -> Record:
+    """Return latencies of calls one after the other, and how many several threads make."""
+    warm = min(_seconds(model, x) for _ in range(5))
+    count = max(LEAST_CALLS, min(CALLS, int(SECONDS / warm)))
+    latencies = [_seconds(model, x) for _ in range(count)]
+    p50, p90, p99 = (MILLI * float(np.quantile(latencies, q)) for q in (0.5, 0.9, 0.99))
+    alone = 1 / statistics.mean(latencies)
+
+    def call() -> None:
+        with torch.no_grad():
+            for _ in range(count // CALLERS):
+                model(x)
+
+    callers = [threading.Thread(target=call) for _ in range(CALLERS)]
+    start = time.perf_counter()
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    together = count / (time.perf_counter() - start)
+    rates = {"1": alone, str(CALLERS): together}
+    return {"count": count, "p50": p50, "p90": p90, "p99": p99, "calls": rates}
+
+
+def _seconds(model: nn.Module, x: Tensor) -> float:
+    start = time.perf_counter()
+    model(x)
+    return time.perf_counter() - start
+
+
+def by_onnxruntime(model: nn.Module, x: Tensor, rounds: int) -> float:
+    """Return the median milliseconds of ONNX Runtime on the same model, in float32."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, settings, ["CPUExecutionProvider"])
+        given = {session.get_inputs()[0].name: x.numpy()}
+        times = time_in_turn(
+            {"onnx": lambda: session.run(None, given)}, rounds=rounds, device="cpu", warmup=2
+        )
+    return MILLI * times["onnx"].median
+
+
+def _share(masks: dict[str, Tensor]) -> float:
+    return sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+
+
+def _quartiles(timing: Timing) -> list[float]:
+    return [MILLI * one for one in (timing.q1, timing.median, timing.q3)]
+
+
+def report_lines(records: Sequence[Record], _: Path) -> list[str]:
+    """A row for each network, batch and density; then what a server sees."""
+    lines = ["## Inference on live weights", ""]
+    lines += paragraph(
+        "Milliseconds of the fastest dense way and of the sparse model in each number format, "
+        "end to end, and their ratio, both timed in turn in one process by `condense`. File: bytes "
+        "of the sparse weights over those of the same weights dense in float32."
+    )
+    lines += made_with(records, "network", "batch", "init", "density")
+    lines += table_of(rows(records))
+    if any("server" in one for one in records):
+        lines += ["", *paragraph("Calls one after the other, a sample each, and calls a second.")]
+        lines += table_of(served(records))
+    return lines
+
+
+def rows(records: Sequence[Record]) -> list[dict[str, str]]:
+    """The cells of each row by their column."""
+    return [_row(record) for record in records]
+
+
+def served(records: Sequence[Record]) -> list[dict[str, str]]:
+    """Two rows for each network that was given one sample at a time."""
+    return [row for one in records if "server" in one for row in _served(one)]
+
+
+def _row(record: Record) -> dict[str, str]:
+    cells = {
+        "network": NETWORKS[record["network"]].title,
+        "batch": str(record["batch"]),
+        "density": f"{record['density']:g}, {record['init']}",
+        "threads": str(record["environment"]["threads"]),
+    }
+    medians = {name: one[1] for name, one in record["milliseconds"].items()}
+    for form in ("float32", "bfloat16"):
+        dense = {
+            name.removesuffix(f", {form}"): time
+            for name, time in medians.items()
+            if name.endswith(form) and not name.startswith("sparse")
+        }
+        sparse = [
+            time
+            for name, time in medians.items()
+            if name.endswith(form) and name.startswith("sparse")
+        ]
+        if not dense or not sparse:
+            continue
+        way = min(dense, key=dense.__getitem__)
+        cells[f"dense, {form}"] = f"{dense[way]:.4g}, {way}"
+        cells[f"sparse, {form}"] = f"{min(sparse):.4g}"
+        cells[f"ratio, {form}"] = f"{dense[way] / min(sparse):.2f}"
+    if "onnxruntime" in record:
+        cells["ONNX Runtime, float32"] = f"{record['onnxruntime']:.4g}"
+    files = record["files"]
+    cells["file"] = f"{files['float32'] / files['dense']:.3f}"
+    cells["file, bfloat16 values"] = f"{files['bfloat16'] / files['dense']:.3f}"
+    return cells
+
+
+def _served(record: Record) -> Iterator[dict[str, str]]:
+    server = record["server"]
+    for name, one in (("condensed", server), ("as it is", server["dense"])):
+        yield {
+            "network": NETWORKS[record["network"]].title,
+            "density": f"{record['density']:g}, {record['init']}",
+            "model": name,
+            "threads": str(record["environment"]["threads"]),
+            **{f"{p}, ms": f"{one[p]:.3g}" for p in ("p50", "p90", "p99")},
+            **{
+                f"calls/s, {callers} caller{'s' * (callers != '1')}": f"{rate:.3g}"
+                for callers, rate in one["calls"].items()
+            },
+        }

@@ -1,0 +1,114 @@
+"""Attention in a graph, as the two linear layers that it has and what lies between them."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from sparseopt.speedup.inference.live_layers import Origin
+from sparseopt.utils.wrappers import canonical_name
+
+__all__ = ["attend", "split_attention"]
+
+
+def attend(qkv: Tensor, heads: int, batch_first: bool) -> Tensor:
+    """Return what every place sees of the others.
+
+    Args:
+        qkv: queries, keys and values side by side, (batch, length, 3 * width), or the first two
+            the other way round.
+        heads: among which the width is divided.
+        batch_first: which of both.
+
+    Returns:
+        (batch, length, width), or the first two the other way round.
+    """
+    if not batch_first:
+        qkv = qkv.transpose(0, 1)
+    batch, length, _ = qkv.shape
+    q, k, v = qkv.reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return seen if batch_first else seen.transpose(0, 1)
+
+
+def split_attention(traced: fx.GraphModule) -> dict[str, Origin]:
+    """Compute each ``MultiheadAttention`` that is a plain one of a sequence to itself by its parts.
+
+    It is plain without masks and without weights in the output. Others are left as they are.
+
+    Returns:
+        Of the new linear layers, by path, the names of the parameters in the model.
+    """
+    origins: dict[str, Origin] = {}
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and _is_plain(node, traced):
+            origins.update(_split(node, traced))
+    return origins
+
+
+def _is_plain(node: fx.Node, traced: fx.GraphModule) -> bool:
+    module = traced.get_submodule(str(node.target))
+    if type(module) is not nn.MultiheadAttention or len(node.args) != 3:
+        return False
+    query, *others = node.args
+    asks = {name: value for name, value in node.kwargs.items() if value not in {None, False}}
+    return bool(
+        all(other is query for other in others)
+        and node.kwargs.get("need_weights") is False
+        and not asks
+        and bool(module._qkv_same_embed_dim)
+        and module.bias_k is None
+        and not module.add_zero_attn
+        and not module._forward_hooks
+        and all(_is_first_item(user) or _is_unused(user) for user in node.users)
+        and sum(one.target == node.target for one in traced.graph.nodes) == 1
+    )
+
+
+def _is_first_item(node: fx.Node) -> bool:
+    return node.target is operator.getitem and bool(node.args[1] == 0)
+
+
+def _is_unused(node: fx.Node) -> bool:
+    return node.target is operator.getitem and not node.users
+
+
+def _split(node: fx.Node, traced: fx.GraphModule) -> dict[str, Origin]:
+    path = str(node.target)
+    module: Any = traced.get_submodule(path)
+    name = canonical_name(path)
+    weight, bias = module.in_proj_weight, module.in_proj_bias
+    out = module.out_proj
+    # Names of the module's own children; the module itself belongs to the model, too.
+    traced.set_submodule(path, nn.Module())
+    traced.add_submodule(f"{path}.in_proj", _linear(weight, bias))
+    traced.add_submodule(f"{path}.out_proj", _linear(out.weight, out.bias))
+    graph = traced.graph
+    with graph.inserting_before(node):
+        qkv = graph.call_module(f"{path}.in_proj", (node.args[0],))
+        seen = graph.call_function(attend, (qkv, module.num_heads, module.batch_first))
+        result = graph.call_module(f"{path}.out_proj", (seen,))
+    for user in list(node.users):
+        if _is_first_item(user):
+            user.replace_all_uses_with(result)
+        graph.erase_node(user)
+    graph.erase_node(node)
+    return {
+        f"{path}.in_proj": Origin(
+            f"{name}.in_proj_weight", None if bias is None else f"{name}.in_proj_bias"
+        ),
+        f"{path}.out_proj": Origin(
+            f"{name}.out_proj.weight", None if out.bias is None else f"{name}.out_proj.bias"
+        ),
+    }
+
+
+def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = weight
+    if bias is not None:
+        layer.bias = bias
+    return layer

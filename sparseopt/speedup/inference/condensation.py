@@ -1,0 +1,249 @@
+"""``condense``: a copy of a model for inference, in the way that is fastest on this machine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
+from sparseopt.speedup.inference.assembly import SPARSE, Assembly, Format
+from sparseopt.speedup.inference.dense_ways import AS_IT_IS
+from sparseopt.speedup.inference.masks import Masks, masks_by_name
+from sparseopt.speedup.inference.regions import clock_of
+from sparseopt.speedup.inference.report import CondensationReport, LayerTimes
+from sparseopt.speedup.timing import Timing, time_in_turn
+from sparseopt.utils.random import normal
+from sparseopt.utils.validation import check_count
+from sparseopt.utils.wrappers import unwrapped
+
+__all__ = ["Condensation", "Condensed", "condense"]
+
+Precision = Literal["same", "fastest"]
+
+_WARMUP: Final = 2
+#: One measurement takes about so long at least, in seconds.
+_LONG_ENOUGH: Final = 5e-3
+
+
+@dataclass(frozen=True)
+class Condensed:
+    """What :func:`condense` returns.
+
+    Attributes:
+        model: the copy for inference, in evaluation mode. It takes the inputs that the model took.
+        report: what was timed and chosen; print it.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import condense
+        >>> model = torch.nn.Linear(64, 64)
+        >>> condensed = condense(
+        ...     model, "nonzero", example_inputs=torch.randn(1, 64), rounds=1, compiled=False)
+        >>> condensed.report.precision
+        'float32'
+    """
+
+    model: nn.Module
+    report: CondensationReport
+
+
+def condense(
+    model: nn.Module,
+    masks: Masks,
+    *inputs: Any,
+    example_inputs: Any = None,
+    precision: Precision = "same",
+    scripted: bool = True,
+    compiled: bool = True,
+    rounds: int = 7,
+) -> Any:
+    """Return a copy of a model for inference that is as fast as this machine allows.
+
+    Convolutions and linear layers compute with live weights only, by kernels for CPUs, wherever
+    that is measured to be faster. BatchNorm is folded into weights and biases; ReLU and additions
+    of residuals are computed by the kernels; maps stay in the kernels' layout from layer to layer.
+
+    The whole is timed on the example inputs, with the threads of this moment, beside every dense
+    way: as it is, channels-last, folded (by oneDNN), frozen TorchScript, and frozen
+    ``torch.compile``. What is fastest beyond the spread of the measurement is handed over, if it
+    computes the same: so the copy is never slower than the fastest dense way. All of them are
+    timed in bfloat16, too, and the report says first if one of those is faster.
+
+    Args:
+        model: the model; it is left alone.
+        masks: which weights are live: the optimizer that trains them, bool tensors by name, or
+            ``"nonzero"`` for a model that somebody else pruned.
+        inputs: the spelling of 0.1.0 for example inputs, deprecated.
+        example_inputs: inputs like those of inference: a tensor, a tuple of positional inputs, or
+            a dict of keyword inputs. What is fastest depends on the batch. By default numbers in
+            the shapes of the first training step.
+        precision: ``"same"`` keeps the number format. ``"fastest"`` also hands over a model that
+            computes in bfloat16; it takes and returns what the model did.
+        scripted: whether frozen TorchScript is tried. Like a compiled one, such a program can't be
+            pickled, exported or loaded into, if it turns out to be the fastest.
+        compiled: whether frozen ``torch.compile`` is tried, which takes up to minutes.
+        rounds: measurements of each way of the whole model; quartiles count.
+
+    Returns:
+        :class:`Condensed`, with ``model`` and ``report``. (The deprecated spelling returns the
+        model.)
+
+    Raises:
+        TypeError: if ``masks`` is none of these.
+        ValueError: if no inputs are known, a mask does not fit, or an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from sparseopt import SparseOptimizer, condense
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static", density=0.1)
+        >>> x = torch.randn(1, 64)
+        >>> condensed = condense(model, optimizer, example_inputs=x, rounds=1, compiled=False)
+        >>> torch.allclose(condensed.model(x), model(x), atol=1e-5)
+        True
+    """
+    check_count("rounds", rounds, minimum=1)
+    if precision not in {"same", "fastest"}:
+        raise ValueError(f"precision={precision!r} must be 'same' or 'fastest'.")
+    if inputs:
+        warnings.warn(
+            "condense(model, optimizer, *inputs) is deprecated: call "
+            "condense(model, optimizer, example_inputs=inputs).model.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        # What 0.1.0 returned could be pickled.
+        example_inputs, scripted, compiled = inputs, False, False
+    model = unwrapped(model)
+    args, kwargs = _arguments(example_inputs, masks)
+    wanted = {"scripted": scripted, "compiled": compiled}
+    programs = {name for name, is_wanted in wanted.items() if is_wanted}
+    with torch.no_grad():
+        assembly = Assembly(model, masks_by_name(model, masks), args, kwargs, programs)
+        condensed = _choose(assembly, precision, rounds)
+    return condensed.model if inputs else condensed
+
+
+class Condensation:
+    """The spelling of 0.1.0, deprecated: use :func:`condense`, which returns the same.
+
+    Args:
+        model: the model.
+        optimizer: has the masks.
+        inputs: positional inputs like those of inference.
+        rounds: measurements of each way.
+
+    Attributes:
+        model: the copy for inference.
+        report: the times of each layer that has a mask.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, rounds: int = 7
+    ) -> None:
+        warnings.warn(
+            "Condensation(model, optimizer, *inputs) is deprecated: call "
+            "condense(model, optimizer, example_inputs=inputs).",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        if not inputs:
+            raise ValueError("Condensation needs inputs to time the layers with: pass a batch.")
+        condensed = condense(
+            model, optimizer, example_inputs=inputs, rounds=rounds, scripted=False, compiled=False
+        )
+        self.model: nn.Module = condensed.model
+        self.report: list[LayerTimes] = condensed.report.layers
+
+
+def _arguments(example_inputs: Any, masks: Masks) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword inputs."""
+    if example_inputs is None:
+        known = masks.example_inputs() if isinstance(masks, SparseOptimizer) else None
+        if known is None:
+            raise ValueError(
+                "example_inputs=None: condense() needs inputs to time the model with. Pass a "
+                "batch, or call it with an optimizer that was given the model and has trained."
+            )
+        numbers: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(_random_numbers, known)
+        return numbers
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def _random_numbers(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    noise = normal(value.shape, torch.Generator().manual_seed(0))
+    return noise.to(value.device, value.dtype)
+
+
+def _choose(assembly: Assembly, precision: Precision, rounds: int) -> Condensed:
+    """Time the whole model in every way, and return the fastest one."""
+    formats = assembly.formats()
+    times = _time(assembly, formats, rounds)
+    winners = [_winner(one, times) for one in formats]
+    chosen = 0
+    if precision == "fastest" and len(formats) == 2:
+        keys = [f"{way}, {one.name}" for way, one in zip(winners, formats, strict=True)]
+        chosen = int(times[keys[1]].over(times[keys[0]]).q3 < 1)
+    form, way = formats[chosen], winners[chosen]
+    failed = {f"{name}, {one.name}": why for one in formats for name, why in one.failed.items()}
+    if assembly.untraced is not None:
+        failed["folding"] = f"the model can't be traced ({assembly.untraced})"
+    layers = form.layers.get(way)
+    if layers is None:
+        layers = [_left_dense(one) for one in form.layers[SPARSE]]
+    report = CondensationReport(way, form.name, times, layers, failed)
+    return Condensed(form.ways[way].eval(), report)
+
+
+def _time(assembly: Assembly, formats: list[Format], rounds: int) -> dict[str, Timing]:
+    calls = {
+        f"{way}, {form.name}": _call(module, *assembly.inputs())
+        for form in formats
+        for way, module in form.ways.items()
+    }
+    return time_in_turn(
+        calls,
+        rounds=rounds,
+        device=assembly.device,
+        warmup=_WARMUP,
+        shortest=_LONG_ENOUGH,
+        clock=clock_of(assembly.device),
+    )
+
+
+def _call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return lambda: module(*args, **kwargs)
+
+
+def _winner(form: Format, times: Mapping[str, Timing]) -> str:
+    """Return the fastest way: another than the one before only beyond the spread."""
+    sparse = [way for way in form.ways if way in form.layers]
+    dense = [way for way in form.ways if way not in form.layers]
+    of = {way: times[f"{way}, {form.name}"] for way in form.ways}
+    best = _faster(of, dense, AS_IT_IS)
+    return _faster(of, sparse, best)
+
+
+def _faster(times: Mapping[str, Timing], ways: list[str], base: str) -> str:
+    """Return the fastest of the ways if it takes less time than ``base`` in 3 of 4 rounds."""
+    best = min([*ways, base], key=lambda way: times[way].median)
+    return best if times[best].over(times[base]).q3 < 1 else base
+
+
+def _left_dense(times: LayerTimes) -> LayerTimes:
+    reason = times.obstacle or "the whole model is faster without"
+    return LayerTimes(times.name, times.density, times.shape, times.seconds, "dense", reason)

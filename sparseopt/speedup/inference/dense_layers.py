@@ -1,0 +1,225 @@
+"""Layers for inference on all weights, by oneDNN: the fastest dense ones, and what lies between.
+
+Weights are brought into oneDNN's own layout at the first call. A BatchNorm that followed is folded
+in; a residual that is added, and ReLU or ReLU6, are computed in the same pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseopt.speedup import kernels
+from sparseopt.speedup.inference.live_layers import Bounds, NormStatistics, Origin
+from sparseopt.speedup.kernels import calls, inference_ops
+from sparseopt.speedup.kernels.ops import plain_call
+from sparseopt.speedup.live_training.layer_state import convolution_padding
+from sparseopt.speedup.live_training.layout import in_kernel_layout, to_channels_last
+
+__all__ = ["Affine", "DenseConv2d", "DenseLayer", "DenseLinear", "KernelLayoutPool"]
+
+
+class DenseLayer(nn.Module):
+    """What convolution and linear layer share: weight, bias, and the packed weight.
+
+    Args:
+        dtype: of the weight.
+        origin: what it is made of.
+        bounds: what the result is clamped to.
+    """
+
+    def __init__(self, dtype: torch.dtype, origin: Origin, bounds: Bounds = None) -> None:
+        super().__init__()
+        self.origin = origin
+        self.bounds = bounds
+        self.weight: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("weight", torch.empty(0, dtype=dtype))
+        self.register_buffer("bias", None)
+        self._packed: Tensor | None = None
+
+    def set_weights(
+        self, weight: Tensor, bias: Tensor | None, norm: NormStatistics | None = None
+    ) -> None:
+        """Take this weight and bias, with a BatchNorm folded into both."""
+        dtype = self.weight.dtype
+        weight = weight.detach()
+        bias = None if bias is None else bias.detach()
+        if norm is not None:
+            weight = weight.float() * norm.factor.view(-1, *(1,) * (weight.dim() - 1))
+            bias = norm.shift if bias is None else bias.float() * norm.factor + norm.shift
+        self.weight = weight.to(dtype, copy=True)
+        self.bias = None if bias is None else bias.to(dtype, copy=True)
+        self._packed = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._packed = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _is_packable(self, *inputs: Tensor | None) -> bool:
+        """Whether oneDNN's own operators can be called now; they have no derivatives."""
+        weight = self.weight
+        if weight.device.type != "cpu" or not plain_call(inputs):
+            return False
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+            return False
+        if any(x is not None and x.dtype != weight.dtype for x in inputs):
+            return False
+        if torch.is_autocast_enabled("cpu") and weight.dtype != torch.get_autocast_dtype("cpu"):
+            return False
+        if weight.dtype == torch.bfloat16:
+            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+    def _activation(self) -> tuple[str, list[float]]:
+        """Return the bounds in oneDNN's words."""
+        if self.bounds is None:
+            return "none", []
+        low, high = self.bounds
+        return ("relu", []) if high == float("inf") else ("hardtanh", [low, high])
+
+
+class DenseConv2d(DenseLayer):
+    """A convolution; what it returns is channels-last.
+
+    Args:
+        module: the convolution, whose padding is zeros, as many on opposite sides.
+        dtype: of the weight.
+        origin: what it is made of.
+        bounds: what the result is clamped to.
+    """
+
+    def __init__(
+        self, module: nn.Conv2d, dtype: torch.dtype, origin: Origin, bounds: Bounds = None
+    ) -> None:
+        super().__init__(dtype, origin, bounds)
+        padding = convolution_padding(module)
+        assert padding is not None
+        # The order in which oneDNN's operators take them.
+        self.geometry = (list(padding), list(module.stride), list(module.dilation), module.groups)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
+        """Return (N, out, H', W') for (N, C, H, W); a residual has the shape of the result."""
+        x = _channels_last(input)
+        residual = None if residual is None else _channels_last(residual)
+        if self._is_packable(x, residual):
+            return self._by_onednn(x, residual)
+        padding, stride, dilation, groups = self.geometry
+        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+        y = y if residual is None else y + residual
+        return y if self.bounds is None else y.clamp(*self.bounds)
+
+    def _by_onednn(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        packed = self._packed
+        if packed is None:
+            packed = self._packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, *self.geometry, list(x.shape)
+            )
+        name, scalars = self._activation()
+        result: Tensor
+        if residual is None:
+            result = torch.ops.mkldnn._convolution_pointwise(
+                x, packed, self.bias, *self.geometry, name, scalars, ""
+            )
+        else:
+            result = torch.ops.mkldnn._convolution_pointwise.binary(
+                x, residual, packed, self.bias, *self.geometry, "add", 1.0, None, [], None
+            )
+            result = result if self.bounds is None else result.clamp_(*self.bounds)
+        return result
+
+
+class DenseLinear(DenseLayer):
+    """A linear layer.
+
+    Args:
+        dtype: of the weight.
+        origin: what it is made of.
+        bounds: what the result is clamped to.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return (..., out) for (..., in)."""
+        if not self._is_packable(input) or not input.numel():
+            y = F.linear(input, self.weight, self.bias)
+            return y if self.bounds is None else y.clamp(*self.bounds)
+        packed = self._packed
+        if packed is None:
+            rows = input.numel() // input.shape[-1]
+            packed = self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
+        name, scalars = self._activation()
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(
+            input.contiguous(), packed, self.bias, name, scalars, ""
+        )
+        return result
+
+
+class Affine(nn.Module):
+    """A BatchNorm in inference that nothing could be folded into, and the ReLU that follows.
+
+    Args:
+        norm: factor and shift of each channel.
+        origin: the name of the BatchNorm in the model, as ``norm``.
+        bounds: what the result is clamped to.
+    """
+
+    def __init__(self, norm: NormStatistics, origin: Origin, bounds: Bounds = None) -> None:
+        super().__init__()
+        self.origin = origin
+        self.bounds = bounds
+        self.factor: Tensor
+        self.shift: Tensor
+        self.register_buffer("factor", norm.factor.clone())
+        self.register_buffer("shift", norm.shift.clone())
+
+    def set_norm(self, norm: NormStatistics) -> None:
+        """Take another factor and shift."""
+        self.factor, self.shift = norm.factor.clone(), norm.shift.clone()
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return (N, C, H, W) in the layout of the input."""
+        by_kernel = (
+            input.device.type == "cpu"
+            and input.dtype in calls.DTYPES
+            and input.permute(1, 2, 3, 0).is_contiguous()
+            and kernels.available()
+        )
+        if by_kernel:
+            return inference_ops.affine(input, self.factor, self.shift, self.bounds)
+        by_channel = (-1, 1, 1)
+        factor, shift = self.factor.to(input.dtype), self.shift.to(input.dtype)
+        y = torch.addcmul(shift.view(by_channel), input, factor.view(by_channel))
+        return y if self.bounds is None else y.clamp(*self.bounds)
+
+
+class KernelLayoutPool(nn.Module):
+    """Pooling that sees a map in the kernels' layout as (C, N, H, W) in channels-last format.
+
+    Args:
+        pool: a module of torch for pooling in two dimensions.
+    """
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return (N, C, H', W') for (N, C, H, W)."""
+        result: Tensor
+        if not in_kernel_layout(input):
+            result = self.pool(input)
+            return result
+        result = self.pool(input.permute(1, 0, 2, 3))
+        return result.permute(1, 0, 2, 3)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    if in_kernel_layout(x):
+        return to_channels_last(x)
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,160 @@
+"""How a sparse model lies in a safetensors file.
+
+Tensors: of a sparse weight ``name`` its live values, 1-D in row-major order, as ``name:values``,
+and where they are as ``name:bits`` or ``name:gaps`` (see ``positions.py``); everything else of the
+state dict by its own name. Metadata: ``sparseopt``, the version of this format; ``shapes``, the
+shapes of the sparse weights by name, as JSON; ``aliases``, which names are of a tensor that has
+another name, too, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sparseopt.speedup.inference.files.positions import CODES, decode, encode
+from sparseopt.utils.errors import CheckpointError
+
+__all__ = ["SparseFile", "SparseWeight", "library"]
+
+_VERSION: Final = "1"
+_VALUES: Final = "values"
+
+
+def library() -> Any:
+    """Return ``safetensors``.
+
+    Raises:
+        ImportError: if it is not installed; the message says how to.
+    """
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "sparse files need safetensors: pip install 'sparseopt[files]'"
+        ) from error
+    return safetensors
+
+
+@dataclass(frozen=True)
+class SparseWeight:
+    """A weight by its live values.
+
+    Attributes:
+        shape: of the dense weight.
+        positions: of the live weights in the flattened weight, ascending.
+        values: of them, 1-D.
+    """
+
+    shape: torch.Size
+    positions: Tensor
+    values: Tensor
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight with zeros where nothing is live."""
+        weight = torch.zeros(self.shape.numel(), dtype=dtype)
+        weight[self.positions] = self.values.to(dtype)
+        return weight.view(self.shape)
+
+
+class SparseFile:
+    """A file that is open for reading, a tensor at a time.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        shapes: of its sparse weights, by name.
+        aliases: by name, the name under which a tensor is stored.
+
+    Raises:
+        CheckpointError: if it is no sparse file, or of a later version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        try:
+            self._file = library().safe_open(str(path), framework="pt")
+        except library().SafetensorError as error:
+            raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+        metadata = self._file.metadata() or {}
+        version = metadata.get("sparseopt")
+        if version != _VERSION:
+            raise CheckpointError(
+                f"{path} was not written by save_sparse()"
+                if version is None
+                else f"{path} has version {version} of the format, and this library reads "
+                f"{_VERSION}: update sparseopt"
+            )
+        self.shapes: dict[str, torch.Size] = {
+            name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()
+        }
+        self.aliases: dict[str, str] = json.loads(metadata["aliases"])
+        self._keys = set(self._file.keys())
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the state dict that the file has."""
+        dense = {key for key in self._keys if ":" not in key}
+        return dense | set(self.shapes) | set(self.aliases)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def is_sparse(self, name: str) -> bool:
+        """Whether the file has a weight by its live values."""
+        return self.aliases.get(name, name) in self.shapes
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor that is stored as it is."""
+        tensor: Tensor = self._file.get_tensor(self.aliases.get(name, name))
+        return tensor
+
+    def sparse(self, name: str) -> SparseWeight:
+        """Return a weight by its live values.
+
+        Raises:
+            CheckpointError: if its positions or values do not fit its shape.
+        """
+        name = self.aliases.get(name, name)
+        shape = self.shapes[name]
+        code = next((code for code in CODES if f"{name}:{code}" in self._keys), None)
+        if code is None or f"{name}:{_VALUES}" not in self._keys:
+            raise CheckpointError(f"{self.path}: the positions or values of {name!r} are missing")
+        try:
+            positions = decode(code, self._file.get_tensor(f"{name}:{code}"), shape.numel())
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: {name!r} is damaged: {error}") from error
+        values: Tensor = self._file.get_tensor(f"{name}:{_VALUES}")
+        if values.shape != positions.shape:
+            raise CheckpointError(
+                f"{self.path}: {name!r} has {len(positions)} positions and {len(values)} values"
+            )
+        return SparseWeight(shape, positions, values)
+
+
+def write(
+    path: str | Path,
+    dense: Mapping[str, Tensor],
+    sparse: Mapping[str, SparseWeight],
+    aliases: Mapping[str, str],
+) -> None:
+    """Write a file; see the module's text."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in dense.items()}
+    for name, weight in sparse.items():
+        code, positions = encode(weight.positions, weight.shape.numel())
+        tensors[f"{name}:{code}"] = positions
+        tensors[f"{name}:{_VALUES}"] = weight.values.detach().cpu().contiguous()
+    metadata = {
+        "sparseopt": _VERSION,
+        "shapes": json.dumps({name: list(weight.shape) for name, weight in sparse.items()}),
+        "aliases": json.dumps(dict(aliases)),
+    }
+    library().torch.save_file(tensors, str(path), metadata)

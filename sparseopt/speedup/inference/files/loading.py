@@ -1,0 +1,145 @@
+"""``load_sparse``: a small file into a model, or into a condensed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
+from sparseopt.speedup.inference.dense_ways import Frozen, Prepared
+from sparseopt.speedup.inference.files.format import SparseFile, SparseWeight
+from sparseopt.speedup.inference.live_layers import LiveLayer, NormStatistics, Origin
+from sparseopt.utils.errors import CheckpointError
+from sparseopt.utils.wrappers import canonical_name, unwrapped
+
+__all__ = ["load_sparse"]
+
+#: Of a BatchNorm these are stored and, once it is folded, needed no more.
+_UNUSED = "num_batches_tracked"
+
+
+@torch.no_grad()
+def load_sparse(path: str | Path, model: nn.Module) -> None:
+    """Load what :func:`save_sparse` wrote into a model.
+
+    The model is an ordinary one, whose dropped weights become zeros, or the model that
+    :func:`condense` returned of one like it: then live values go straight into its layers, with
+    the file's BatchNorms folded in, and no dense weight is made. Which weights are live may differ
+    from those that it was condensed with. Nothing is loaded if something does not fit.
+
+    Args:
+        path: the file.
+        model: the model to load into.
+
+    Raises:
+        CheckpointError: if the file is none of ``save_sparse``; if it lacks something that the
+            model has, has something that the model lacks, or has it in another shape; named all.
+            And for a model that is a frozen program.
+        ImportError: if safetensors is not installed.
+
+    Example:
+        >>> import tempfile, pathlib, torch
+        >>> from sparseopt import load_sparse, save_sparse
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> save_sparse(path, torch.nn.Linear(8, 8))
+        >>> load_sparse(path, torch.nn.Linear(8, 4))
+        Traceback (most recent call last):
+        ...
+        sparseopt.CheckpointError: ... 'weight' has the shape (8, 8), and the model's (4, 8); ...
+    """
+    file = SparseFile(path)
+    model = unwrapped(model)
+    if isinstance(model, Frozen):
+        raise CheckpointError(
+            "what condense() found fastest is a frozen program, which has no weights to load: load "
+            "into the model, and condense it again."
+        )
+    if isinstance(model, Prepared):
+        model = model.model
+    folded = [one for one in model.modules() if isinstance(one, (LiveLayer, DenseLayer, Affine))]
+    inside = {id(tensor) for layer in folded for tensor in layer.buffers()}
+    # Tied weights come under each of their names.
+    others = {
+        canonical_name(name): tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if id(tensor) not in inside
+    }
+    wanted = set(others)
+    shapes: dict[str, torch.Size] = {name: one.shape for name, one in others.items()}
+    for layer in folded:
+        wanted |= _names(layer.origin)
+        if isinstance(layer, LiveLayer):
+            shapes[layer.origin.weight] = layer.shape
+        elif isinstance(layer, DenseLayer):
+            shapes[layer.origin.weight] = layer.weight.shape
+    _check(file, wanted, shapes, {layer.origin.norm for layer in folded} - {None})
+    for name, tensor in others.items():
+        tensor.copy_(_dense(file, name, tensor.dtype))
+    for layer in folded:
+        _fill(layer, file)
+
+
+def _fill(layer: LiveLayer | DenseLayer | Affine, file: SparseFile) -> None:
+    origin = layer.origin
+    norm = _norm(origin, file)
+    if isinstance(layer, Affine):
+        assert norm is not None
+        layer.set_norm(norm)
+        return
+    bias = None if origin.bias is None else file.tensor(origin.bias)
+    if isinstance(layer, LiveLayer):
+        weight = _sparse(file, origin.weight)
+        layer.set_weights(weight.positions, weight.values, bias, norm)
+    else:
+        layer.set_weights(_dense(file, origin.weight, torch.float32), bias, norm)
+
+
+def _sparse(file: SparseFile, name: str) -> SparseWeight:
+    if file.is_sparse(name):
+        return file.sparse(name)
+    weight = file.tensor(name)
+    return SparseWeight(weight.shape, torch.arange(weight.numel()), weight.flatten())
+
+
+def _dense(file: SparseFile, name: str, dtype: torch.dtype) -> Tensor:
+    return file.sparse(name).dense(dtype) if file.is_sparse(name) else file.tensor(name)
+
+
+def _norm(origin: Origin, file: SparseFile) -> NormStatistics | None:
+    if origin.norm is None:
+        return None
+    mean, variance, weight, bias = (
+        file.tensor(f"{origin.norm}.{part}") if f"{origin.norm}.{part}" in file else None
+        for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    assert mean is not None
+    assert variance is not None
+    return NormStatistics.of(mean, variance, weight, bias, origin.eps)
+
+
+def _names(origin: Origin) -> set[str]:
+    """Return the names that a layer can't do without."""
+    names = {origin.weight, origin.bias}
+    if origin.norm is not None:
+        names |= {f"{origin.norm}.running_mean", f"{origin.norm}.running_var"}
+    return {name for name in names if name}
+
+
+def _check(
+    file: SparseFile, wanted: set[str], shapes: dict[str, torch.Size], norms: set[str | None]
+) -> None:
+    names = file.names
+    known = wanted | {f"{norm}.{part}" for norm in norms for part in ("weight", "bias", _UNUSED)}
+    faults = [f"{name!r} is not in the file" for name in sorted(wanted - names)]
+    faults += [f"{name!r} is not in the model" for name in sorted(names - known)]
+    for name in sorted(wanted & names & set(shapes)):
+        stored = file.shapes.get(file.aliases.get(name, name))
+        shape = file.tensor(name).shape if stored is None else stored
+        if shape != shapes[name]:
+            faults.append(
+                f"{name!r} has the shape {tuple(shape)}, and the model's {tuple(shapes[name])}"
+            )
+    if faults:
+        raise CheckpointError(f"{file.path} does not fit the model: {'; '.join(faults)}.")

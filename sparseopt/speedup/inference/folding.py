@@ -1,0 +1,173 @@
+"""Steps that simplify a traced model; ``tracing.py`` has the list."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from sparseopt.speedup.inference.dense_layers import Affine, KernelLayoutPool
+from sparseopt.speedup.inference.live_layers import NormStatistics, Origin
+from sparseopt.speedup.inference.network import Network, Site
+from sparseopt.utils.wrappers import canonical_name
+
+__all__ = ["POOL_FUNCTIONS", "Folding", "drop_identities", "pool_by_module"]
+
+#: By function of torch the module that computes the same.
+POOL_FUNCTIONS: Final[dict[Any, type[nn.Module]]] = {
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    F.max_pool2d: nn.MaxPool2d,
+    F.avg_pool2d: nn.AvgPool2d,
+}
+_ADDITIONS: Final = {operator.add, operator.iadd, torch.add}
+_RELU: Final = (0.0, float("inf"))
+_RELU6: Final = (0.0, 6.0)
+_CLAMPS: Final[dict[Any, tuple[float, float]]] = {
+    nn.ReLU: _RELU,
+    nn.ReLU6: _RELU6,
+    F.relu: _RELU,
+    F.relu_: _RELU,
+    torch.relu: _RELU,
+    torch.relu_: _RELU,
+    F.relu6: _RELU6,
+    "relu": _RELU,
+    "relu_": _RELU,
+}
+
+
+def drop_identities(graph: fx.Graph, traced: fx.GraphModule) -> None:
+    """Take out of a graph what does nothing in evaluation mode."""
+    for node in list(graph.nodes):
+        if node.op != "call_module":
+            continue
+        module = traced.get_submodule(node.target)
+        if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def pool_by_module(node: fx.Node, traced: fx.GraphModule) -> None:
+    """Compute a function that pools by a module that knows the kernels' layout."""
+    if any(isinstance(one, fx.Node) for one in (*node.args[1:], *node.kwargs.values())):
+        return
+    if node.kwargs.get("return_indices"):
+        return
+    settings = {key: value for key, value in node.kwargs.items() if key not in {"input"}}
+    source = node.args[0] if node.args else node.kwargs["input"]
+    pool = POOL_FUNCTIONS[node.target](*node.args[1:], **settings)
+    name = f"pool_{node.name}"
+    traced.add_submodule(name, KernelLayoutPool(pool))
+    node.op, node.target, node.args, node.kwargs = "call_module", name, (source,), {}
+
+
+class Folding:
+    """Steps 2 to 4.
+
+    Args:
+        network: the network, whose graph, sites and normalisations are changed.
+        traced: the modules that the graph refers to.
+        shapes: shape and dtype of the tensors in the graph.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        traced: fx.GraphModule,
+        shapes: Mapping[fx.Node, tuple[torch.Size, torch.dtype]],
+    ) -> None:
+        self.network = network
+        self.traced = traced
+        self.shapes = shapes
+        nodes = network.graph.nodes
+        self.calls = Counter(node.target for node in nodes if node.op == "call_module")
+
+    def run(self) -> None:
+        """Take them, each over the whole graph."""
+        for node in list(self.network.graph.nodes):
+            if self._norm(node) is not None:
+                self._fold_norm(node)
+        # Several additions in a row end in the last.
+        for node in list(self.network.graph.nodes):
+            if self._is_addition(node):
+                self._fold_addition(node)
+        for node in list(self.network.graph.nodes):
+            self._fold_clamp(node)
+
+    def _site(self, node: Any) -> Site | None:
+        """Return the site of a node that is the only call of a layer, and read by one node only."""
+        if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) != 1:
+            return None
+        return self.network.sites.get(node.target) if self.calls[node.target] == 1 else None  # type: ignore[arg-type]
+
+    def _norm(self, node: fx.Node) -> nn.BatchNorm2d | None:
+        if node.op != "call_module" or self.calls[node.target] != 1:
+            return None
+        module = self.traced.get_submodule(str(node.target))
+        is_fixed = type(module) is nn.BatchNorm2d and module.running_mean is not None
+        return module if is_fixed and not module._forward_hooks else None  # type: ignore[return-value]
+
+    def _replace(self, node: fx.Node, by: fx.Node) -> None:
+        node.replace_all_uses_with(by)
+        self.network.graph.erase_node(node)
+
+    def _fold_norm(self, node: fx.Node) -> None:
+        norm = self._norm(node)
+        assert norm is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        statistics = NormStatistics.of(
+            norm.running_mean.detach(),
+            norm.running_var.detach(),
+            norm._parameters["weight"],
+            norm._parameters["bias"],
+            norm.eps,
+        )
+        name, before = canonical_name(str(node.target)), node.args[0]
+        site = self._site(before)
+        if site is None or not isinstance(site.module, nn.Conv2d) or site.module._forward_hooks:
+            origin = Origin("", None, name, norm.eps)
+            self.network.affine[str(node.target)] = Affine(statistics, origin)
+            return
+        site.norm = statistics
+        site.origin = Origin(site.origin.weight, site.origin.bias, name, norm.eps)
+        self._replace(node, before)  # type: ignore[arg-type]
+
+    def _is_addition(self, node: fx.Node) -> bool:
+        is_function = node.op == "call_function" and node.target in _ADDITIONS
+        is_method = node.op == "call_method" and node.target in {"add", "add_"}
+        if not (is_function or is_method) or len(node.args) != 2 or node.kwargs:
+            return False
+        first, second = (self.shapes.get(one) for one in node.args)  # type: ignore[arg-type]
+        return first is not None and first == second and node.args[0] is not node.args[1]
+
+    def _fold_addition(self, node: fx.Node) -> None:
+        order = {one: place for place, one in enumerate(self.network.graph.nodes)}
+        last, other = sorted(node.args, key=order.__getitem__, reverse=True)
+        site = self._site(last)
+        assert isinstance(last, fx.Node)
+        if site is None or not isinstance(site.module, nn.Conv2d) or len(last.args) != 1:
+            return
+        last.args = (*last.args, other)
+        self.shapes = {**self.shapes, last: self.shapes[node]}
+        self._replace(node, last)
+
+    def _fold_clamp(self, node: fx.Node) -> None:
+        target: Any = node.target
+        if node.op == "call_module":
+            target = type(self.traced.get_submodule(str(node.target)))
+        bounds = _CLAMPS.get(target)
+        before = node.args[0] if node.args else None
+        if bounds is None or not isinstance(before, fx.Node) or len(before.users) != 1:
+            return
+        place = self._site(before) or self.network.affine.get(str(before.target))
+        if place is None or place.bounds is not None:
+            return
+        if isinstance(place, Site) and place.module._forward_hooks:
+            return
+        place.bounds = bounds
+        self._replace(node, before)

@@ -1,0 +1,198 @@
+"""Layers for inference on live weights only, by the kernels.
+
+Their weights are buffers: the values of the live weights, in the number format of the input, and
+the lists that say where these are. A BatchNorm that followed is folded into values and bias; a
+residual that is added, and ReLU or ReLU6, are computed by the same kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt.speedup.kernels import LiveLists, inference_ops
+from sparseopt.speedup.live_training.layer_state import convolution_padding
+from sparseopt.speedup.live_training.layout import to_kernel_layout
+
+__all__ = [
+    "Bounds",
+    "InKernelLayout",
+    "LiveConv2d",
+    "LiveLayer",
+    "LiveLinear",
+    "NormStatistics",
+    "Origin",
+]
+
+#: What results are clamped to: (0, inf) is ReLU, (0, 6) is ReLU6.
+Bounds = tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a layer was made of, by name in the model that it was made of.
+
+    Attributes:
+        weight: the parameter.
+        bias: the parameter, or ``None``.
+        norm: the BatchNorm that was folded in, or ``None``.
+        eps: what that adds to the variance.
+    """
+
+    weight: str
+    bias: str | None
+    norm: str | None = None
+    eps: float = 0.0
+
+
+@dataclass(frozen=True)
+class NormStatistics:
+    """A BatchNorm in inference: ``x * factor + shift``, each (channels,)."""
+
+    factor: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> NormStatistics:
+        """Compute both, in float32."""
+        factor = (variance.float() + eps).rsqrt()
+        if weight is not None:
+            factor = factor * weight.float()
+        shift = -mean.float() * factor
+        return cls(factor, shift if bias is None else shift + bias.float())
+
+
+class LiveLayer(nn.Module):
+    """What convolution and linear layer share: values, lists, bias.
+
+    Args:
+        shape: of the dense weight.
+        lists: empty, of this shape.
+        dtype: of the values: float32 or bfloat16.
+        origin: what it is made of.
+        bounds: what the result is clamped to.
+    """
+
+    def __init__(
+        self,
+        shape: torch.Size,
+        lists: LiveLists,
+        dtype: torch.dtype,
+        origin: Origin,
+        bounds: Bounds = None,
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.layout = lists.layout
+        self.origin = origin
+        self.bounds = bounds
+        self.values: Tensor
+        self.lists: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("values", torch.empty(0, dtype=dtype))
+        self.register_buffer("lists", lists.tensor)
+        self.register_buffer("bias", None)
+
+    def set_weights(
+        self,
+        positions: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        norm: NormStatistics | None = None,
+    ) -> None:
+        """Take these live weights instead of those that are there.
+
+        Args:
+            positions: where they are in the flattened weight: 1-D, integers, ascending.
+            values: their values, 1-D.
+            bias: (out,), or ``None``.
+            norm: the BatchNorm to fold into both.
+
+        Raises:
+            ValueError: if the positions are not ascending, or not in the weight.
+        """
+        stride, padding, dilation = self.layout[4:6], self.layout[6:8], self.layout[8:10]
+        lists = LiveLists(self.shape, stride=stride, padding=padding, dilation=dilation)
+        lists.update(positions, 1)
+        values = values.detach().float()
+        bias = None if bias is None else bias.detach().float()
+        if norm is not None:
+            of_output = self.shape.numel() // self.shape[0]
+            values = values * norm.factor[positions // of_output]
+            bias = norm.shift if bias is None else bias * norm.factor + norm.shift
+        self.values = values.to(self.values.dtype)
+        self.lists = lists.tensor
+        self.bias = None if bias is None else bias.clone()
+
+    def extra_repr(self) -> str:
+        """Return what is shown between the brackets of the layer's representation."""
+        after = "" if self.bounds is None else f", bounds={self.bounds}"
+        return f"{tuple(self.shape)}, live={len(self.values)}{after}"
+
+
+class LiveConv2d(LiveLayer):
+    """A convolution; what it returns is in the kernels' layout.
+
+    Args:
+        module: the convolution, of a kind that the kernels know.
+        dtype: of the values.
+        origin: what it is made of.
+        bounds: what the result is clamped to.
+    """
+
+    def __init__(
+        self, module: nn.Conv2d, dtype: torch.dtype, origin: Origin, bounds: Bounds = None
+    ) -> None:
+        padding = convolution_padding(module)
+        assert padding is not None
+        lists = LiveLists(
+            module.weight.shape, stride=module.stride, padding=padding, dilation=module.dilation
+        )
+        super().__init__(module.weight.shape, lists, dtype, origin, bounds)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
+        """Return (N, out, H', W') for (N, C, H, W); a residual has the shape of the result."""
+        x = to_kernel_layout(input.to(self.values.dtype))
+        if residual is not None:
+            residual = to_kernel_layout(residual.to(self.values.dtype))
+        return inference_ops.conv2d(
+            x, self.values, self.bias, self.lists, self.layout, residual, self.bounds
+        )
+
+
+class InKernelLayout(nn.Module):
+    """Brings a map into the kernels' layout, if it is in another."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return the same map."""
+        return to_kernel_layout(input)
+
+
+class LiveLinear(LiveLayer):
+    """A linear layer.
+
+    Args:
+        shape: of the weight, (out, in).
+        dtype: of the values.
+        origin: what it is made of.
+        bounds: what the result is clamped to.
+    """
+
+    def __init__(
+        self, shape: torch.Size, dtype: torch.dtype, origin: Origin, bounds: Bounds = None
+    ) -> None:
+        super().__init__(shape, LiveLists(shape), dtype, origin, bounds)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return (..., out) for (..., in)."""
+        x = input.to(self.values.dtype)
+        return inference_ops.linear(x, self.values, self.bias, self.lists, self.layout, self.bounds)

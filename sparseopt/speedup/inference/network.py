@@ -1,0 +1,125 @@
+"""A model's layers, and a copy of the model with others in their places."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparseopt.speedup.inference.dense_layers import Affine, KernelLayoutPool
+from sparseopt.speedup.inference.live_layers import (
+    Bounds,
+    InKernelLayout,
+    LiveConv2d,
+    NormStatistics,
+    Origin,
+)
+
+__all__ = ["POOLS", "ModuleNetwork", "Network", "Site"]
+
+POOLS: Final = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+@dataclass
+class Site:
+    """A place of a convolution or linear layer in the model.
+
+    Attributes:
+        name: path of the module.
+        module: the layer that is there.
+        origin: the names of its parameters, and of the BatchNorm that is folded in.
+        norm: that BatchNorm.
+        bounds: what its results are clamped to.
+        inputs: what it was given, the residual last; of several calls the last.
+    """
+
+    name: str
+    module: nn.Conv2d | nn.Linear
+    origin: Origin
+    norm: NormStatistics | None = None
+    bounds: Bounds = None
+    inputs: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class Network:
+    """A traced model.
+
+    Attributes:
+        graph: its graph, simplified.
+        targets: modules, parameters and buffers that the graph refers to, by path.
+        sites: the layers, in the order of the graph.
+    """
+
+    graph: fx.Graph
+    targets: dict[str, Any]
+    sites: dict[str, Site]
+    affine: dict[str, Affine] = field(default_factory=dict)
+
+    def build(self, layers: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> nn.Module:
+        """Return the model with these layers at their sites; the others' are shared.
+
+        Args:
+            layers: a layer for each site, by path.
+            dtype: the number format that everything else is converted to.
+        """
+        others = {path: one for path, one in self.targets.items() if path not in layers}
+        if dtype is not None:
+            others = {path: _converted(one, dtype) for path, one in others.items()}
+        graph, conversions = _with_conversions(self.graph, layers)
+        return fx.GraphModule({**others, **layers, **conversions}, graph, "Condensed").eval()
+
+
+@dataclass
+class ModuleNetwork:
+    """A model that can't be traced; see :class:`Network`."""
+
+    model: nn.Module
+    sites: dict[str, Site]
+
+    def build(self, layers: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> nn.Module:
+        """Return a copy of the model with these layers at their sites."""
+        memo: dict[int, Any] = {
+            id(self.model.get_submodule(path)): layer for path, layer in layers.items()
+        }
+        copied = copy.deepcopy(self.model, memo)
+        for path, module in list(copied.named_modules()):
+            if type(module) in POOLS:
+                parent, _, last = path.rpartition(".")
+                setattr(copied.get_submodule(parent), last, KernelLayoutPool(module))
+        return (copied if dtype is None else copied.to(dtype)).eval()
+
+
+def _with_conversions(
+    graph: fx.Graph, layers: Mapping[str, nn.Module]
+) -> tuple[fx.Graph, dict[str, nn.Module]]:
+    """Return a copy of the graph in which a map that several live layers read is converted once."""
+    copied = fx.Graph()
+    output = copied.graph_copy(graph, {})
+    copied.output(output)
+    conversions: dict[str, nn.Module] = {}
+    for node in list(copied.nodes):
+        readers = [one for one in node.users if isinstance(layers.get(str(one.target)), LiveConv2d)]
+        made_so = isinstance(layers.get(str(node.target)), LiveConv2d)
+        if len(readers) < 2 or made_so or node.op == "output":
+            continue
+        name = f"in_kernel_layout_{len(conversions)}"
+        conversions[name] = InKernelLayout()
+        with copied.inserting_after(node):
+            converted = copied.call_module(name, (node,))
+        for reader in readers:
+            reader.replace_input_with(node, converted)
+    copied.lint()
+    return copied, conversions
+
+
+def _converted(one: Any, dtype: torch.dtype) -> Any:
+    if isinstance(one, Affine):
+        return one  # it computes in float32, and keeps the number format of the map
+    if isinstance(one, nn.Module):
+        return copy.deepcopy(one).to(dtype)
+    return one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one

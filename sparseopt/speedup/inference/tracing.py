@@ -1,0 +1,194 @@
+"""Taking a model apart for inference.
+
+If ``torch.fx`` can trace the model, the copy is its graph, simplified:
+
+1. dropout and identities go, and attention becomes two linear layers and what is between them;
+2. a BatchNorm is folded into the convolution that alone it reads;
+3. an addition is computed by the convolution that it alone reads, if the other operand is known by
+   then: of two operands the one that is computed last;
+4. ReLU and ReLU6 are computed by the layer that they alone read, or by a BatchNorm that is left.
+
+Invariant: each step replaces nodes by one that has the same value. If the model can't be traced,
+the copy is a deep copy, in which layers are exchanged one by one and nothing is folded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparseopt.speedup.inference.attention import split_attention
+from sparseopt.speedup.inference.dense_layers import KernelLayoutPool
+from sparseopt.speedup.inference.folding import (
+    POOL_FUNCTIONS,
+    Folding,
+    drop_identities,
+    pool_by_module,
+)
+from sparseopt.speedup.inference.live_layers import Origin
+from sparseopt.speedup.inference.network import POOLS, ModuleNetwork, Network, Site
+from sparseopt.speedup.live_training.layer_state import convolution_padding
+from sparseopt.utils.wrappers import canonical_name
+
+__all__ = ["take_apart"]
+
+
+def take_apart(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Network | ModuleNetwork, str | None]:
+    """Take a model in evaluation mode apart; nothing of it is changed.
+
+    Args:
+        model: the model.
+        args: positional inputs, which it is run on.
+        kwargs: keyword inputs.
+
+    Returns:
+        The network, and why it could not be traced, or ``None``.
+    """
+    try:
+        return _traced(model, args, kwargs), None
+    # Whatever a model's code makes of proxies in the place of tensors.
+    except Exception as error:
+        sites = {
+            name: Site(name, module, _origin(name, module))
+            for name, module in model.named_modules()
+            if _is_layer(module)
+        }
+        network = ModuleNetwork(model, sites)
+        _note_inputs(network, args, kwargs)
+        reason = str(error).partition("\n")[0]
+        return network, f"{type(error).__name__}: {reason}"
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a layer of exactly torch's class can be exchanged; others may compute otherwise."""
+    if type(module) is nn.Linear:
+        return True
+    return (
+        type(module) is nn.Conv2d
+        and module.padding_mode == "zeros"
+        and convolution_padding(module) is not None
+    )
+
+
+def _origin(name: str, module: nn.Module) -> Origin:
+    path = canonical_name(f"{name}.weight" if name else "weight").removesuffix("weight")
+    has_bias = module._parameters["bias"] is not None
+    return Origin(f"{path}weight", f"{path}bias" if has_bias else None)
+
+
+def _note_inputs(network: ModuleNetwork, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def note(site: Site) -> Any:
+        def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            site.inputs = (given[0] if given else named["input"],)
+
+        return hook
+
+    handles = [
+        site.module.register_forward_pre_hook(note(site), with_kwargs=True)
+        for site in network.sites.values()
+    ]
+    try:
+        with torch.no_grad():
+            network.model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Network:
+    traced = fx.symbolic_trace(model)
+    origins = split_attention(traced)
+    traced.recompile()
+    positional = _positional(model, traced.graph, args, kwargs)
+    shapes = _Shapes(traced)
+    with torch.no_grad():
+        shapes.run(*positional)
+    graph = traced.graph
+    drop_identities(graph, traced)
+    network = Network(graph, {}, {})
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = traced.get_submodule(node.target)
+            if _is_layer(module):
+                origin = origins.get(node.target) or _origin(node.target, module)
+                network.sites.setdefault(node.target, Site(node.target, module, origin))  # type: ignore[arg-type]
+            elif type(module) in POOLS:
+                traced.set_submodule(node.target, KernelLayoutPool(module))
+        elif node.op == "call_function" and node.target in POOL_FUNCTIONS:
+            pool_by_module(node, traced)
+    Folding(network, traced, shapes.of).run()
+    graph.eliminate_dead_code()
+    graph.lint()
+    for node in graph.nodes:
+        if node.op in {"call_module", "get_attr"}:
+            network.targets[node.target] = network.affine.get(node.target) or _found(
+                traced, node.target
+            )
+    order = {node.target: None for node in graph.nodes if node.op == "call_module"}
+    network.sites = {name: network.sites[name] for name in order if name in network.sites}
+    inputs = _Inputs(network)
+    with torch.no_grad():
+        inputs.run(*positional)
+    return network
+
+
+def _found(module: nn.Module, path: str) -> Any:
+    parent, _, last = path.rpartition(".")
+    return getattr(module.get_submodule(parent), last)
+
+
+def _positional(
+    model: nn.Module, graph: fx.Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """Return the inputs in the order of the graph's placeholders."""
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    names = [node.target for node in graph.nodes if node.op == "placeholder"]
+    return [bound.arguments[name] for name in names]
+
+
+class _Shapes(fx.Interpreter):
+    """Notes the shape and dtype of every tensor that the graph computes."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.of: dict[fx.Node, tuple[torch.Size, torch.dtype]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.of[n] = result.shape, result.dtype
+        return result
+
+
+class _Inputs(fx.Interpreter):
+    """Notes what each site is given. Residuals are added here, which torch's modules don't."""
+
+    def __init__(self, network: Network) -> None:
+        modules = {name: _Plain(site) for name, site in network.sites.items()}
+        super().__init__(fx.GraphModule({**network.targets, **modules}, network.graph))
+
+
+class _Plain(nn.Module):
+    """A site computed by torch, which notes its inputs."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site = site
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
+        site, x = self.site, input
+        site.inputs = (x,) if residual is None else (x, residual)
+        y: Tensor = site.module(x)
+        if site.norm is not None:
+            by_channel = (-1, 1, 1)
+            y = y * site.norm.factor.view(by_channel) + site.norm.shift.view(by_channel)
+            y = y.to(x.dtype)
+        y = y if residual is None else y + residual
+        return y if site.bounds is None else y.clamp(*site.bounds)

@@ -1,0 +1,328 @@
+"""``condense``: what is handed over, what is said, and what stands in its way."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from sparseopt import Condensation, SparseOptimizer, condense
+from sparseopt.speedup import kernels
+from sparseopt.speedup.inference import assembly
+from sparseopt.speedup.inference import condensation as room
+from sparseopt.speedup.inference.live_layers import LiveConv2d, LiveLinear
+from sparseopt.speedup.inference.regions import Candidates, cheapest_chain
+from sparseopt.speedup.timing import Timing
+from tests.speedup.inference.nets import Residual, Untraceable, settled, sparse_masks
+
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
+
+
+def quickly(model, masks, x, **settings):
+    settings = {"rounds": 1, "compiled": False, **settings}
+    return condense(model, masks, example_inputs=x, **settings)
+
+
+@pytest.fixture
+def times(monkeypatch):
+    """Make up the seconds of the whole model by way: what a machine would say varies."""
+    seconds = {}
+
+    def made_up(calls, **_):
+        return {name: Timing((seconds.get(name, 9.0),) * 4) for name in calls}
+
+    def all_live(candidates, device):
+        return {one.site.name: "live" if "live" in one.layers else "dense" for one in candidates}
+
+    monkeypatch.setattr(room, "time_in_turn", made_up)
+    monkeypatch.setattr(assembly, "choose_layers", all_live)
+    return seconds
+
+
+def live_layers(model):
+    return [one for one in model.modules() if isinstance(one, (LiveConv2d, LiveLinear))]
+
+
+@pytest.mark.parametrize("batch", [1, 20])
+def test_whatever_is_chosen_the_model_computes_the_same_and_the_given_one_is_left_alone(batch):
+    model = settled(Residual()).train()
+    masks = sparse_masks(model)
+    before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    x = torch.randn(batch, 3, 8, 8)
+    condensed = quickly(model, masks, x)
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(model.state_dict()[name], one) for name, one in before.items())
+    assert not condensed.model.training
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_the_sparse_model_is_handed_over_where_it_is_fastest_and_it_stores_live_weights(times):
+    times["sparse, float32"] = 1.0
+    model = settled(Residual())
+    masks = sparse_masks(model)
+    x = torch.randn(4, 3, 8, 8)
+    condensed = quickly(model, masks, x)
+    report = condensed.report
+    assert (report.chosen, report.precision, report.speed_up) == ("sparse", "float32", 9.0)
+    assert {layer.name for layer in report.layers} == {
+        name.removesuffix(".weight") for name in masks
+    }
+    assert {layer.chosen for layer in report.layers} == {"live"}
+    stored = sum(layer.values.numel() for layer in live_layers(condensed.model))
+    assert stored == sum(int(mask.sum()) for mask in masks.values())
+    assert "handed over: sparse, float32: 1000 ms, 9.00 x" in str(report)
+
+
+@pytest.mark.parametrize("way", ["as it is", "channels-last", "folded", "frozen TorchScript"])
+def test_a_dense_way_that_is_faster_is_handed_over(times, way):
+    times[f"{way}, float32"], times["sparse, float32"] = 1.0, 2.0
+    model = settled(Residual())
+    x = torch.randn(4, 3, 8, 8)
+    condensed = quickly(model, sparse_masks(model), x)
+    assert condensed.report.chosen == way
+    assert live_layers(condensed.model) == []
+    assert {layer.chosen for layer in condensed.report.layers} == {"dense"}
+    for inputs in (x, torch.randn(3, 3, 10, 12)):
+        with torch.no_grad():
+            found = condensed.model(inputs)
+            torch.testing.assert_close(found, model(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_way_that_is_faster_within_the_spread_only_is_not_handed_over(monkeypatch):
+    def made_up(calls, **_):
+        own = {"as it is, float32": (2.0, 2.0, 2.0, 2.0), "sparse, float32": (1.0, 1.0, 2.1, 2.1)}
+        return {name: Timing(own.get(name, (9.0,) * 4)) for name in calls}
+
+    monkeypatch.setattr(room, "time_in_turn", made_up)
+    model = settled(Residual())
+    condensed = quickly(model, sparse_masks(model), torch.randn(4, 3, 8, 8))
+    assert condensed.report.chosen == "as it is"
+
+
+@pytest.mark.skipif(not assembly.has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
+def test_a_cheap_way_is_said_first_and_handed_over_with_permission_only(times):
+    times.update({"as it is, float32": 2.0, "as it is, bfloat16": 1.0})
+    model = settled(Residual())
+    masks, x = sparse_masks(model), torch.randn(4, 3, 8, 8)
+    same = quickly(model, masks, x)
+    assert (same.report.chosen, same.report.precision) == ("as it is", "float32")
+    assert str(same.report).startswith(
+        "first of all: as it is, bfloat16 takes 0.50 of the time; precision='fastest'"
+    )
+    fastest = quickly(model, masks, x, precision="fastest")
+    assert (fastest.report.chosen, fastest.report.precision) == ("as it is", "bfloat16")
+    assert str(fastest.report).startswith("handed over: as it is, bfloat16")
+    with torch.no_grad():
+        found = fastest.model(x)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, model(x), rtol=0.05, atol=0.05)
+
+
+@needs_kernels
+def test_a_condensed_model_is_copied_pickled_and_saved(times, tmp_path):
+    times["sparse, float32"] = 1.0
+    model = settled(Residual())
+    x = torch.randn(4, 3, 8, 8)
+    condensed = quickly(model, sparse_masks(model), x).model
+    with torch.no_grad():
+        expected = condensed(x)
+        assert torch.equal(copy.deepcopy(condensed)(x), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(condensed))(x), expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_condensed_model_is_exported_with_the_registered_operators(times, batch):
+    times["sparse, float32"] = 1.0
+    model = settled(Residual())
+    x = torch.randn(batch, 3, 8, 8)
+    condensed = quickly(model, sparse_masks(model), x).model
+    program = torch.export.export(condensed, (x,))
+    called = {str(node.target) for node in program.graph.nodes}
+    assert "sparseopt.conv2d_epilogue.default" in called
+    assert "sparseopt.linear_epilogue.default" in called
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_a_model_that_no_trace_follows_is_condensed_all_the_same(times):
+    times["sparse, float32"] = 1.0
+    model = settled(Untraceable())
+    x = torch.randn(5, 4, 8, 8)
+    condensed = quickly(model, sparse_masks(model), x)
+    assert len(live_layers(condensed.model)) == 3
+    assert "can't be traced" in condensed.report.failed["folding"]
+    with torch.no_grad():
+        found, expected = condensed.model(x)["logits"], model(x)["logits"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class ReadsWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        if x.sum() > -1e9:
+            x = x / self.first.weight.norm()
+        return self.second(x)
+
+
+@needs_kernels
+def test_a_layer_whose_weight_other_code_reads_stays_dense_and_the_others_do_not(times):
+    times["sparse, float32"] = 1.0
+    model, x = ReadsWeight(), torch.randn(3, 16)
+    condensed = quickly(model, sparse_masks(model), x)
+    chosen = {layer.name: layer.chosen for layer in condensed.report.layers}
+    assert chosen == {"first": "dense", "second": "live"}
+    assert "has no attribute 'weight'" in condensed.report.failed["sparse, float32"]
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x))
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 16), (7, 16)])
+def test_torchs_transformer_runs_and_its_layers_are_named(shape):
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.Sequential(encoder, nn.Linear(16, 5)).eval()
+    x = torch.randn(shape)
+    condensed = quickly(model, sparse_masks(model), x)
+    names = {layer.name for layer in condensed.report.layers}
+    assert "1" in names
+    for inputs in (torch.randn(3, 7, 16), torch.randn(7, 16)):
+        with torch.no_grad():
+            torch.testing.assert_close(condensed.model(inputs), model(inputs))
+
+
+@needs_kernels
+def test_weights_outside_of_their_mask_that_are_not_zero_keep_a_layer_dense(times):
+    times["sparse, float32"] = 1.0
+    model = settled(Residual())
+    masks = sparse_masks(model)
+    with torch.no_grad():
+        model.conv2.weight[~masks["conv2.weight"]] = 0.1
+    x = torch.randn(2, 3, 8, 8)
+    condensed = quickly(model, masks, x)
+    (layer,) = (one for one in condensed.report.layers if one.name == "conv2")
+    assert (layer.chosen, layer.obstacle) == (
+        "dense",
+        "weights that the mask drops are not zero",
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_optimizer_gives_masks_and_the_shapes_of_its_first_training_step():
+    model = settled(Residual()).train()
+    inner = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = SparseOptimizer(inner, model, method="static", density=0.2)
+    with pytest.raises(ValueError, match="example_inputs=None"):
+        condense(model, optimizer)
+    model(torch.randn(6, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    condensed = condense(model, optimizer, rounds=1, compiled=False)
+    assert {layer.shape.split("x")[0] for layer in condensed.report.layers} == {"6"}
+
+
+def test_arguments_out_of_range_are_refused_by_name():
+    model, x = nn.Linear(4, 4), torch.randn(1, 4)
+    with pytest.raises(ValueError, match="rounds=0"):
+        condense(model, "nonzero", example_inputs=x, rounds=0)
+    with pytest.raises(ValueError, match="precision='half'"):
+        condense(model, "nonzero", example_inputs=x, precision="half")
+    with pytest.raises(TypeError, match="masks='zero'"):
+        condense(model, "zero", example_inputs=x)
+
+
+def test_the_spellings_of_0_1_0_warn_and_work():
+    model = nn.Linear(16, 4)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model, method="static", density=0.5, init={}
+    )
+    x = torch.randn(3, 16)
+    with pytest.warns(DeprecationWarning, match="example_inputs"):
+        condensed = condense(model, optimizer, x, compiled=False, rounds=1)
+    assert isinstance(condensed, nn.Module)
+    with (
+        pytest.warns(DeprecationWarning, match="example_inputs"),
+        pytest.raises(ValueError, match="needs inputs"),
+    ):
+        Condensation(model, optimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_number_format_without_kernels_is_condensed_with_what_torch_has(dtype):
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).to(dtype)
+    masks = sparse_masks(model)
+    x = torch.randn(4, 64, dtype=dtype)
+    condensed = quickly(model, masks, x)
+    assert all(name.endswith(str(dtype).removeprefix("torch.")) for name in condensed.report.times)
+    with torch.no_grad():
+        found = condensed.model(x)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, model(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.skipif(not assembly.has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
+def test_a_model_of_tokens_returns_float32_when_it_computes_in_bfloat16(times):
+    times.update({"as it is, float32": 2.0, "folded, bfloat16": 1.0})
+    model = nn.Sequential(nn.Embedding(10, 16), nn.Linear(16, 10)).eval()
+    tokens = torch.randint(10, (2, 3))
+    condensed = quickly(model, sparse_masks(model), tokens, precision="fastest")
+    assert condensed.report.key == "folded, bfloat16"
+    with torch.no_grad():
+        found = condensed.model(tokens)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, model(tokens), rtol=0.05, atol=0.05)
+
+
+@needs_kernels
+def test_under_autocast_a_model_is_condensed_in_its_number_format(times):
+    times["sparse, bfloat16"] = 1.0
+    model = settled(Residual())
+    masks, x = sparse_masks(model), torch.randn(4, 3, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        condensed = quickly(model, masks, x)
+        found, expected = condensed.model(x), model(x)
+    assert condensed.report.chosen == "sparse"
+    assert set(condensed.report.times) >= {"as it is, bfloat16", "sparse, bfloat16"}
+    assert not any(name.endswith("float32") for name in condensed.report.times)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+def chain(*layers):
+    """Convolutions by the seconds of "dense" and "live", and of a conversion."""
+    return [
+        Candidates(None, 0.1, dict.fromkeys(seconds), (), seconds, conversion)
+        for seconds, conversion in layers
+    ]
+
+
+def test_a_layer_is_live_where_that_is_worth_its_conversions():
+    fast, slow = {"dense": 5.0, "live": 1.0}, {"dense": 1.0, "live": 2.0}
+    # One slow layer among fast ones is no reason to convert there and back.
+    assert cheapest_chain(chain((fast, 1.0), (slow, 1.0), (fast, 1.0))) == ["live"] * 3
+    # A long run of them is.
+    run = [(slow, 1.0)] * 3
+    assert cheapest_chain(chain((fast, 1.0), *run, (fast, 1.0))) == [
+        "live", "dense", "dense", "dense", "live",
+    ]  # fmt: skip
+    # A gain that is smaller than the conversion is none.
+    assert cheapest_chain(chain(({"dense": 2.0}, 0.0), ({"dense": 2.0, "live": 1.5}, 1.0))) == [
+        "dense", "dense",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_torch_compile_is_one_of_the_dense_ways():
+    model = settled(Residual())
+    x = torch.randn(4, 3, 8, 8)
+    report = quickly(model, sparse_masks(model), x, compiled=True).report
+    known = {*report.times, *report.failed}
+    assert "torch.compile, frozen, float32" in known

@@ -1,0 +1,202 @@
+"""``save_sparse`` and ``load_sparse``: the same weights, few bytes, and refusals by name."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sparseopt import CheckpointError, SparseOptimizer, condense, load_sparse, save_sparse
+from sparseopt.speedup import kernels
+from sparseopt.speedup.inference import assembly
+from sparseopt.speedup.inference import condensation as room
+from sparseopt.speedup.inference.files.positions import decode, encode
+from sparseopt.speedup.timing import Timing
+from tests.speedup.inference.nets import Residual, Untraceable, settled, sparse_masks
+
+pytest.importorskip("safetensors")
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
+
+
+@pytest.mark.parametrize("density", [0.0, 1e-4, 0.01, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("size", [1, 7, 8, 1000, 40_001])
+def test_positions_come_back_as_they_went(size, density):
+    mask = np.random.default_rng(0).random(size) < density
+    positions = torch.from_numpy(np.flatnonzero(mask))
+    name, code = encode(positions, size)
+    assert torch.equal(decode(name, code, size), positions)
+    assert len(code) <= (size + 7) // 8
+
+
+@pytest.mark.parametrize("last", [253, 254, 255, 256, 509, 510, 511, 5000])
+def test_gaps_of_any_length_come_back(last):
+    positions = torch.tensor([0, 1, last])
+    name, code = encode(positions, 50_000)
+    assert name == "gaps"
+    assert torch.equal(decode(name, code, 50_000), positions)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("bits", [0, 0], "2 bytes"),
+        ("bits", [128], "behind"),
+        ("gaps", [255], "does not end"),
+        ("gaps", [9], "behind"),
+    ],
+)
+def test_damaged_positions_are_refused(name, code, words):
+    with pytest.raises(ValueError, match=words):
+        decode(name, torch.tensor(code, dtype=torch.uint8), 7)
+
+
+def test_a_model_comes_back_bit_by_bit(tmp_path):
+    model = settled(Residual())
+    sparse_masks(model)
+    save_sparse(tmp_path / "model.safetensors", model)
+    again = settled(Residual(), seed=1)
+    load_sparse(tmp_path / "model.safetensors", again)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_an_optimizers_masks_are_stored_with_live_weights_that_are_zero(tmp_path):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model, method="static", density=0.1
+    )
+    with torch.no_grad():
+        model[0].weight.view(-1)[optimizer.masks["0.weight"].flatten().nonzero()[0]] = 0
+    path = tmp_path / "model.safetensors"
+    save_sparse(path, optimizer)
+    from safetensors.torch import load_file
+
+    stored = load_file(path)["0.weight:values"]
+    assert stored.numel() == int(optimizer.masks["0.weight"].sum())
+    again = copy.deepcopy(model)
+    nn.init.ones_(again[0].weight)
+    load_sparse(path, again)
+    assert torch.equal(again[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(None, 0.14), (torch.bfloat16, 0.09)])
+def test_at_a_tenth_a_file_takes_little_of_a_dense_one(tmp_path, dtype, most):
+    model = nn.Sequential(nn.Conv2d(128, 128, 3), nn.Conv2d(128, 256, 1), nn.Linear(512, 512))
+    sparse_masks(model, 0.1)
+    save_sparse(tmp_path / "model.safetensors", model, dtype=dtype)
+    dense = 4 * sum(layer.weight.numel() for layer in model)
+    assert (tmp_path / "model.safetensors").stat().st_size <= most * dense
+
+
+def test_values_in_bfloat16_are_the_weights_rounded(tmp_path):
+    model = nn.Linear(64, 64)
+    sparse_masks(nn.Sequential(model), 0.1)
+    save_sparse(tmp_path / "model.safetensors", model, dtype=torch.bfloat16)
+    again = nn.Linear(64, 64)
+    load_sparse(tmp_path / "model.safetensors", again)
+    assert torch.equal(again.weight, model.weight.bfloat16().float())
+    assert torch.equal(again.bias, model.bias)
+
+
+def test_tied_weights_are_stored_once_and_come_back(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.second.weight = self.first.weight
+
+    model = Tied()
+    with torch.no_grad():
+        model.first.weight[torch.rand(16, 16) < 0.8] = 0
+    save_sparse(tmp_path / "model.safetensors", model)
+    again = Tied()
+    load_sparse(tmp_path / "model.safetensors", again)
+    assert torch.equal(again.first.weight, model.first.weight)
+    assert again.second.weight is again.first.weight
+
+
+@pytest.fixture
+def sparse_is_fastest(monkeypatch):
+    def made_up(calls, **_):
+        return {name: Timing((1.0 if name == "sparse, float32" else 2.0,) * 4) for name in calls}
+
+    def all_live(candidates, device):
+        return {one.site.name: "live" if "live" in one.layers else "dense" for one in candidates}
+
+    monkeypatch.setattr(room, "time_in_turn", made_up)
+    monkeypatch.setattr(assembly, "choose_layers", all_live)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("sparse_is_fastest")
+@pytest.mark.parametrize("net", [Residual, Untraceable])
+def test_a_condensed_model_loads_other_weights_under_other_masks(tmp_path, net):
+    """With BatchNorms folded anew, and without a dense weight in between."""
+    one, other = settled(net()), settled(net(), seed=5)
+    x = torch.randn(4, 3 if net is Residual else 4, 8, 8)
+    sparse_masks(other, 0.3, seed=7)
+    save_sparse(tmp_path / "other.safetensors", other)
+    masks = sparse_masks(one, 0.2)
+    model = condense(one, masks, example_inputs=x, rounds=1, compiled=False).model
+    load_sparse(tmp_path / "other.safetensors", model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), other(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("sparse_is_fastest")
+def test_a_condensed_model_is_not_saved(tmp_path):
+    model = settled(Residual())
+    x = torch.randn(4, 3, 8, 8)
+    condensed = condense(model, sparse_masks(model), example_inputs=x, rounds=1, compiled=False)
+    with pytest.raises(CheckpointError, match="save the model that it was made of"):
+        save_sparse(tmp_path / "model.safetensors", condensed.model)
+
+
+def test_nothing_is_loaded_into_a_frozen_program(tmp_path, monkeypatch):
+    def made_up(calls, **_):
+        return {name: Timing((2.0 - ("Script" in name),) * 4) for name in calls}
+
+    monkeypatch.setattr(room, "time_in_turn", made_up)
+    model = nn.Sequential(nn.Linear(8, 8))
+    save_sparse(tmp_path / "model.safetensors", model)
+    condensed = condense(model, "nonzero", example_inputs=torch.randn(1, 8), compiled=False)
+    with pytest.raises(CheckpointError, match="frozen program"):
+        load_sparse(tmp_path / "model.safetensors", condensed.model)
+
+
+def test_what_does_not_fit_is_refused_by_name_and_nothing_is_loaded(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_sparse(path, nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(4, 4)}))
+    model = nn.ModuleDict({"a": nn.Linear(8, 9), "c": nn.Linear(4, 4)})
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError) as caught:
+        load_sparse(path, model)
+    for words in (
+        "'c.weight' is not in the file",
+        "'b.bias' is not in the model",
+        "'a.weight' has the shape (8, 8), and the model's (9, 8)",
+    ):
+        assert words in str(caught.value)
+    assert all(torch.equal(model.state_dict()[name], one) for name, one in before.items())
+
+
+def test_files_of_another_kind_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.ones(2)}, tmp_path / "plain.safetensors")
+    with pytest.raises(CheckpointError, match="not written by save_sparse"):
+        load_sparse(tmp_path / "plain.safetensors", nn.Linear(2, 1))
+    (tmp_path / "no.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        load_sparse(tmp_path / "no.safetensors", nn.Linear(2, 1))
+
+
+def test_weights_outside_of_their_mask_are_refused_by_name(tmp_path):
+    model = nn.Linear(4, 4)
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    with pytest.raises(CheckpointError, match="'weight' has values other than zero"):
+        save_sparse(tmp_path / "model.safetensors", model, {"weight": mask})
+    with pytest.raises(TypeError, match="dtype="):
+        save_sparse(tmp_path / "model.safetensors", model, dtype=torch.int8)

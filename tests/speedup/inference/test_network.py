@@ -1,0 +1,190 @@
+"""Networks taken apart: what is folded where, and that nothing changes by it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sparseopt.speedup import kernels
+from sparseopt.speedup.inference.candidates import candidates_for
+from sparseopt.speedup.inference.masks import masks_by_name
+from sparseopt.speedup.inference.network import ModuleNetwork, Network
+from sparseopt.speedup.inference.tracing import take_apart
+from tests.speedup.inference.nets import Residual, Untraceable, settled, sparse_masks
+
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
+INFINITY = float("inf")
+
+
+def built(model, masks, x, way, dtype=torch.float32):
+    network, _ = take_apart(model, (x,), {})
+    candidates, _ = candidates_for(network, masks, dtype)
+    layers = {one.site.name: one.layers.get(way, one.layers["dense"]) for one in candidates}
+    return network.build(layers, None if dtype == torch.float32 else dtype)
+
+
+def test_norms_additions_and_activations_are_folded_into_the_layers_before():
+    model = settled(Residual())
+    network, why = take_apart(model, (torch.randn(2, 3, 8, 8),), {})
+    assert why is None
+    sites = network.sites
+    assert {name: site.origin.norm for name, site in sites.items()} == {
+        "stem": "norm0",
+        "conv1": "norm1",
+        "conv2": "norm2",
+        "short": None,
+        "conv3": None,
+        "head": None,
+    }
+    # The shortcut is computed after the second convolution, so it adds that, and is clamped.
+    assert sites["short"].bounds == (0, 6)
+    assert len(sites["short"].inputs) == 2
+    assert sites["stem"].bounds == sites["conv1"].bounds == (0, INFINITY)
+    assert sites["conv2"].bounds is sites["head"].bounds is None
+    assert network.affine["norm3"].bounds == (0, INFINITY)
+
+
+@needs_kernels
+@pytest.mark.parametrize("way", ["dense", "live"])
+@pytest.mark.parametrize("batch", [1, 2, 16, 33])
+def test_a_folded_network_computes_what_the_model_does(batch, way):
+    model = settled(Residual())
+    masks = sparse_masks(model)
+    x = torch.randn(batch, 3, 9, 8)
+    with torch.no_grad():
+        found, expected = built(model, masks, x, way)(x), model(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("way", ["dense", "live"])
+def test_a_folded_network_in_bfloat16_is_as_exact_as_the_model_in_it(way):
+    model = settled(Residual())
+    masks = sparse_masks(model)
+    x = torch.randn(32, 3, 8, 8)
+    with torch.no_grad():
+        expected = model(x)
+        found = built(model, masks, x, way, torch.bfloat16)(x.bfloat16()).float()
+        plain = copy.deepcopy(model).bfloat16()(x.bfloat16()).float()
+    assert (found - expected).norm() <= 1.2 * (plain - expected).norm()
+
+
+@needs_kernels
+def test_with_other_batches_and_sizes_it_computes_the_same():
+    model = settled(Residual())
+    live = built(model, sparse_masks(model), torch.randn(4, 3, 8, 8), "live")
+    for shape in ((1, 3, 8, 8), (64, 3, 12, 10), (3, 3, 7, 7)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(live(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_gradients_of_the_input_are_those_of_the_model():
+    model = settled(Residual())
+    masks = sparse_masks(model)
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    live = built(model, masks, x.detach(), "live")
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    (found,) = torch.autograd.grad(live(x).square().sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@needs_kernels
+def test_a_model_that_no_trace_follows_has_its_layers_exchanged_one_by_one():
+    model = settled(Untraceable())
+    masks = sparse_masks(model)
+    x = torch.randn(5, 4, 8, 8)
+    network, why = take_apart(model, (x,), {})
+    assert isinstance(network, ModuleNetwork)
+    assert "TraceError" in why
+    with torch.no_grad():
+        found, expected = built(model, masks, x, "live")(x)["logits"], model(x)["logits"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_of_a_sequence_to_itself_becomes_its_two_linear_layers(batch_first):
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(16)
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=batch_first)
+
+        def forward(self, x):
+            y = self.norm(x)
+            y, _ = self.attention(y, y, y, need_weights=False)
+            return x + y
+
+    model = settled(Attends())
+    masks = {name: torch.rand(p.shape) < 0.3 for name, p in model.named_parameters() if p.dim() > 1}
+    with torch.no_grad():
+        for name, mask in masks.items():
+            model.get_parameter(name)[~mask] = 0
+    x = torch.randn(3, 7, 16)
+    network, why = take_apart(model, (x,), {})
+    assert why is None
+    assert {site.origin.weight for site in network.sites.values()} == set(masks)
+    with torch.no_grad():
+        torch.testing.assert_close(built(model, masks, x, "live")(x), model(x))
+    assert isinstance(model.attention, nn.MultiheadAttention)
+
+
+def test_a_layer_that_is_called_twice_keeps_what_follows_each_call():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(self.conv(self.conv(x).relu()))
+
+    model = settled(Twice())
+    masks = sparse_masks(model, 0.5)
+    x = torch.randn(2, 4, 5, 5)
+    network, _ = take_apart(model, (x,), {})
+    assert isinstance(network, Network)
+    assert network.sites["conv"].norm is network.sites["conv"].bounds is None
+    with torch.no_grad():
+        torch.testing.assert_close(built(model, masks, x, "live")(x), model(x))
+
+
+def test_an_addition_that_broadcasts_is_left_alone():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.gate = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.gate(x.mean((2, 3), keepdim=True)) + self.conv(x)
+
+    model = settled(Gate())
+    x = torch.randn(2, 4, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(built(model, sparse_masks(model), x, "live")(x), model(x))
+
+
+def test_masks_are_given_by_name_of_weight_or_module_or_as_nonzero():
+    model = settled(Residual())
+    masks = sparse_masks(model)
+    by_module = {name.removesuffix(".weight"): mask for name, mask in masks.items()}
+    for given in (masks, by_module, "nonzero"):
+        found = masks_by_name(model, given)
+        assert found.keys() == masks.keys()
+        assert all(torch.equal(found[name], mask) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"conv9": torch.ones(1, dtype=torch.bool)}, ValueError, "conv9"),
+        ({"head": torch.ones(2, 2, dtype=torch.bool)}, ValueError, r"'head.weight'.*\(2, 2\)"),
+        ({"head": torch.ones(10, 32)}, TypeError, "bool"),
+        (0.1, TypeError, "SparseOptimizer"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused_by_name(given, error, words):
+    with pytest.raises(error, match=words):
+        masks_by_name(Residual(), given)
