@@ -315,7 +315,7 @@ def test_magnitude_keeps_the_channels_that_add_most():
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"method": "rigl-struct"}, NoSparseLayerError, "find_channel_groups"),
+        ({"method": "rigl-struct"}, NoSparseLayerError, "example_inputs"),
         ({"density": 0.001}, ValueError, r"density=0\.001.* too low"),
         ({"regrow": "zero"}, ValueError, "zero"),
         ({"model": None}, TypeError, "model"),
@@ -327,7 +327,7 @@ def test_what_can_not_be_is_refused(settings, error, words):
     model = make(settings.pop("kind", ChannelNet))
 
     def run(regrow="keep", **changes):
-        method = RigLStruct(groups=groups_of(ChannelNet), regrow=regrow)
+        method = RigLStruct(groups=groups_of(ChannelNet), kinds=("channel",), regrow=regrow)
         given = {"model": model, "method": method, **SETTINGS, **changes}
         SparseOptimizer(torch.optim.SGD(model.parameters()), **given)
 
