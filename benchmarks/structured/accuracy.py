@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.common.environment import describe_environment
-from benchmarks.common.files import write_atomic
 from benchmarks.structured.data import Images, load_images
 from benchmarks.structured.models import Shape, ViT, shape_of
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, SRigL, compact, speed_up
@@ -246,8 +245,3 @@ class Run:
         self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"].cpu())
         self.epochs = state["epochs"]
-
-
-def write(folder: Path, name: str, record: Record) -> None:
-    """Write a result."""
-    write_atomic(folder / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())

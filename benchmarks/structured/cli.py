@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.structured import accuracy
+from benchmarks.common.files import write_atomic
+from benchmarks.structured import accuracy, timing
+from benchmarks.structured.report import report_lines
 
 DESCRIPTION = """\
 What whole neurons and heads cost in accuracy, and give in time. Every run or figure is written into
-a file of its own in DIR; one that is there is not run again.
+a file of its own in DIR; one that is there is not measured again. DIR/report.md is made from all
+of them; `report` makes it again and measures nothing.
 """
+FIGURES = {"accuracy": accuracy, "time": timing}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options, each with its help."""
     parser = argparse.ArgumentParser(prog="benchmarks/structured/run.py", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
-    accuracy.add_options(_command(commands, "accuracy", accuracy.__doc__))
+    for name, module in FIGURES.items():
+        module.add_options(commands.add_parser(name, parents=[_common()], help=module.__doc__))
+    commands.add_parser("report", parents=[_common()], help="The report, from what was measured.")
     return parser
 
 
-def _command(
-    commands: argparse._SubParsersAction, name: str, about: str | None
-) -> argparse.ArgumentParser:  # type: ignore[type-arg]
-    command: argparse.ArgumentParser = commands.add_parser(name, help=about)
-    command.add_argument("--threads", type=int, default=os.cpu_count(), help="default: %(default)s")
-    command.add_argument("--out", type=Path, default=Path("results/structured"), metavar="DIR")
-    return command
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    add = common.add_argument
+    add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
+    out = Path("results/structured")
+    add(
+        "--out",
+        type=Path,
+        default=out,
+        metavar="DIR",
+        help="folder to write (default: %(default)s)",
+    )
+    return common
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write results; returns the exit status."""
+    """Measure, write results and report; returns the exit status."""
     options = build_parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name, record in accuracy.measure(options):
-        accuracy.write(options.out, name, record)
+    if options.figure in FIGURES:
+        for name, record in FIGURES[options.figure].measure(options):
+            content = json.dumps(record, indent=1) + "\n"
+            write_atomic(options.out / f"{name}.json", content.encode())
+    text = "\n".join(report_lines(options.out)).rstrip() + "\n"
+    write_atomic(options.out / "report.md", text.encode())
     return 0

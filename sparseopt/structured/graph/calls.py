@@ -74,8 +74,8 @@ class Labelling:
     def note_role(self, node: Node | None, dim: int, role: str) -> None:
         """Say what a dimension of a parameter or buffer is for; the first word stands.
 
-        Of one that was moved about before, as in ``weight.t()``, it is the dimension that has the
-        same atoms.
+        Of one that was moved about before, as in ``weight.t()``, or cut into parts, it is the
+        dimension that has the same atoms.
         """
         if node is None:
             return
@@ -85,7 +85,7 @@ class Labelling:
         elif source is not None:
             atoms = self.of(node)[dim]
             for place, own in enumerate(self.of(source)):
-                if atoms is not None and own is not None and np.array_equal(atoms, own):
+                if atoms is not None and own is not None and np.isin(atoms, own).all():
                     self._roles.setdefault((self.trace.tensors[source], place), role)
 
     def source(self, node: Node) -> Node | None:
