@@ -36,9 +36,7 @@ class FewerHeads(nn.MultiheadAttention):
             (query, key, value) if is_batched else (x.unsqueeze(1) for x in (query, key, value))
         )
         queries, keys, values = (
-            F.linear(x if batch_first else x.transpose(0, 1), weight, bias)
-            .unflatten(-1, (self.num_heads, -1))
-            .transpose(1, 2)
+            self._split(F.linear(x if batch_first else x.transpose(0, 1), weight, bias))
             for x, (weight, bias) in zip(inputs, self._projections(), strict=True)
         )
         mask = self._mask(attn_mask, key_padding_mask, queries)
@@ -60,13 +58,20 @@ class FewerHeads(nn.MultiheadAttention):
             return outputs, weights
         return outputs.squeeze(batch), None if weights is None else weights.squeeze(0)
 
+    def _split(self, x: Tensor) -> Tensor:
+        """Return ``(batch, tokens, width)`` as ``(batch, heads, tokens, width of a head)``."""
+        return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
+
     def _projections(self) -> list[tuple[Tensor, Tensor | None]]:
         """Return weight and bias of queries, keys and values."""
-        if self.in_proj_weight is not None:
-            weights = self.in_proj_weight.chunk(3)
-        else:
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        packed: Tensor | None = self.in_proj_weight
+        bias: Tensor | None = self.in_proj_bias
+        weights: tuple[Tensor, ...] = (
+            (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+            if packed is None
+            else packed.chunk(3)
+        )
+        biases = (None, None, None) if bias is None else bias.chunk(3)
         return list(zip(weights, biases, strict=True))
 
     def _mask(
@@ -89,10 +94,8 @@ class FewerHeads(nn.MultiheadAttention):
 
 def with_fewer_heads(attention: nn.MultiheadAttention) -> None:
     """Make attention, whose weights were cut already, run with the heads that are left."""
-    if attention.in_proj_weight is not None:
-        rows = len(attention.in_proj_weight) // 3
-    else:
-        rows = len(attention.q_proj_weight)
+    packed: Tensor | None = attention.in_proj_weight
+    rows = len(attention.q_proj_weight) if packed is None else len(packed) // 3
     attention.num_heads = rows // attention.head_dim
     # What torch asks before it takes a faster path, which does not know such heads.
     attention._qkv_same_embed_dim = False
