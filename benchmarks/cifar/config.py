@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from benchmarks.cifar.datasets import CLASSES, DATASET_TITLES
 from benchmarks.cifar.grid import Choices, Count, Share
 from benchmarks.cifar.settings import (
     ProtocolError,
@@ -19,8 +20,6 @@ from benchmarks.cifar.settings import (
     read_toml,
 )
 
-DATASET_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn digits"}
-CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 #: Bottlenecks in each group of a ResNet, by its depth.
 BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 PUBLISHED_WIDTH = 64

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from benchmarks.cifar.config import CLASSES, DATASET_TITLES
+from benchmarks.cifar.datasets import CLASSES, DATASET_TITLES
 
 DIGITS = "digits"
 DIGITS_TEST_FRACTION = 0.2

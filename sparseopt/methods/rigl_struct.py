@@ -1,10 +1,10 @@
-"""RigL on the channels of convolutions."""
+"""RigL on whole channels of convolutions, neurons of linear layers and heads of attention."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,12 @@ from sparseopt.masks.topk import largest, smallest
 from sparseopt.methods.base import Method, TrainingCost
 from sparseopt.methods.registry import register_method
 from sparseopt.methods.update import Move, Rewiring, Update
-from sparseopt.structured import ChannelGroup
+from sparseopt.structured.channel_groups import (
+    KINDS,
+    ChannelGroup,
+    Kinds,
+    find_channel_groups,
+)
 from sparseopt.structured.channel_masks import (
     MAKERS,
     WEIGHTS,
@@ -25,43 +30,67 @@ from sparseopt.structured.channel_masks import (
 )
 from sparseopt.structured.channel_scores import gradient_score, magnitude
 from sparseopt.structured.fresh_channels import put_fresh_channels
+from sparseopt.utils.example_inputs import as_arguments
+from sparseopt.utils.validation import check_density, unknown_name
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["RigLStruct"]
 
 
+# Before the class, because registering it makes one.
+def _check_kinds(kinds: Kinds) -> None:
+    if kinds is None:
+        return
+    if isinstance(kinds, str):
+        raise TypeError(f"kinds={kinds!r} must be several names: write ({kinds!r},).")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown_name("kinds", kind, KINDS)
+        if isinstance(kinds, Mapping):
+            check_density(f"kinds[{kind!r}]", kinds[kind])
+
+
 @register_method
 @dataclass(frozen=True)
 class RigLStruct(Method):
-    r"""RigL on whole channels, which :func:`~sparseopt.compact` takes out of the model.
+    r"""RigL on whole channels, neurons and heads, which :func:`~sparseopt.compact` takes out.
 
-    What drops and grows is a channel with all that it owns, on both sides of residual connections
-    and depthwise convolutions; a group of a grouped convolution moves as a whole. The number of
-    live channels stays. Linear layers are dense, but for columns of channels that are dropped.
+    What drops and grows is a channel of convolutions, a hidden neuron of linear layers or a head of
+    attention, with all that it owns: on both sides of residual connections and depthwise
+    convolutions, in both halves of a gated layer, in queries, keys, values and what reads them. A
+    group of a grouped convolution moves as a whole, and so does a head of keys with all heads of
+    queries that share it. The number of live channels stays.
 
-    ``density`` is the share of the convolutions' weights that is live at most. With the density
-    :math:`d` that ``init`` gives a convolution, it is to have :math:`\sqrt d` of its channels; all
-    these shares are then scaled alike to meet ``density`` (but not the shares of a mapping). All
-    costs are costs of the smaller model; in an update step all channels are computed.
-    ``optimizer.layers`` has the vectors that channels own too.
+    ``density`` is the share of the weights that is live at most: of all convolutions if channels
+    move, and of the linear layers that moving neurons and heads own a part of. With the density
+    :math:`d` that ``init`` gives a layer, it is to have :math:`\sqrt d` of its channels, or
+    :math:`d` of its neurons or heads; all these shares are then scaled alike to meet ``density``
+    (but not the shares of a mapping). All costs are costs of the smaller model; in an update step
+    everything is computed. ``optimizer.layers`` has the vectors that channels own too.
 
     Args:
         groups: the channels of the model, as :func:`~sparseopt.find_channel_groups`
-            returns them.
+            returns them. By default they are found with the ``example_inputs=`` that
+            :class:`~sparseopt.SparseOptimizer` is given.
+        kinds: what moves, of ``"channel"``, ``"neuron"`` and ``"head"``; or a mapping from these to
+            the share of them that is live in every group, in (0, 1], whatever ``density`` and
+            ``init``. By default channels of convolutions, and neurons and heads in a model that has
+            no channels that can be dropped.
 
     Raises:
-        ValueError: for ``regrow="zero"``, which would need a filter that was not there.
+        ValueError: for ``regrow="zero"``, which would need a filter that was not there, or if a
+            kind is not known or its share out of range.
 
     Example:
         >>> import torch
-        >>> from sparseopt import SparseOptimizer, find_channel_groups
+        >>> from sparseopt import SparseOptimizer
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Conv2d(1, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
         ...     torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(),
         ...     torch.nn.Linear(8, 2))
-        >>> method = RigLStruct(groups=find_channel_groups(model, torch.zeros(2, 1, 5, 5)))
-        >>> optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model,
-        ...                             method=method, density=0.3, init={}, total_steps=1000)
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="rigl-struct",
+        ...     example_inputs=torch.zeros(2, 1, 5, 5), density=0.3, init={}, total_steps=1000)
         >>> {layer.name: layer.live for layer in optimizer.layers}  # doctest: +NORMALIZE_WHITESPACE
         {'0.weight': 36, '1.weight': 4, '1.bias': 4, '3.weight': 144, '3.bias': 4, '6.weight': 8}
 
@@ -74,6 +103,7 @@ class RigLStruct(Method):
     needs_dense_gradient: ClassVar[bool] = True
 
     groups: Sequence[ChannelGroup] = field(default=(), repr=False, compare=False)
+    kinds: Kinds = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +113,22 @@ class RigLStruct(Method):
                 "needs a new filter before it is dropped. Use 'keep' or 'never'."
             )
         object.__setattr__(self, "groups", canonical_groups(self.groups))
+        _check_kinds(self.kinds)
+
+    def with_groups_of(self, model: nn.Module, example_inputs: Any) -> RigLStruct:
+        """Return this method with the channels of ``model``; a method that has some stays.
+
+        Args:
+            model: the model.
+            example_inputs: its input, a tuple of its positional or a mapping of its keyword inputs.
+
+        Raises:
+            UntraceableModelError: if ``torch.export`` refuses the model.
+        """
+        if self.groups:
+            return self
+        args, kwargs = as_arguments(example_inputs)
+        return replace(self, groups=find_channel_groups(model, *args, **kwargs))
 
     def prepare_forward(self, model: nn.Module, update: Update) -> None:
         """Give dropped channels fresh filters and scales, for one step.

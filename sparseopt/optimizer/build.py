@@ -46,6 +46,7 @@ __all__ = [
     "check_keeps_zeros",
     "check_ranks_step_together",
     "check_wrappable",
+    "complete_method",
     "has_names",
     "make_layers",
     "selected_by",
@@ -92,6 +93,13 @@ def check_wrappable(optimizer: object, model: object, sparse: object) -> None:
         raise TypeError("optimizer is a SparseOptimizer already: wrap the plain optimizer once.")
     refuse_flat_parameters(optimizer, model)
     check_selection(sparse, model)
+
+
+def complete_method(method: Method, model: nn.Module | None, example_inputs: Any) -> Method:
+    """Return a method that knows the model's channels, if it is one that needs them."""
+    if isinstance(method, RigLStruct) and model is not None and example_inputs is not None:
+        return method.with_groups_of(model, example_inputs)
+    return method
 
 
 def has_names(optimizer: Optimizer, model: nn.Module | None) -> bool:
@@ -215,6 +223,7 @@ def _structured_layers(
         weights,
         trained,
         overrides,
+        kinds=method.kinds,
         density=config.density,
         init=config.init,
         mask=config.mask,

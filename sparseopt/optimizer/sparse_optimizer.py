@@ -88,6 +88,9 @@ class SparseOptimizer(WrappedOptimizer):
             dense, ``"auto"`` is compact for element-wise optimizers.
         regrow: whether a weight that an update drops can grow in the same update: with its value
             and state (``"keep"``, the default), afresh (``"zero"``), or not (``"never"``).
+        example_inputs: what ``method="rigl-struct"`` finds the model's channels with: an input, a
+            tuple of its positional or a mapping of its keyword inputs. Shapes matter, values do
+            not; two samples suffice. Other methods don't look at it.
 
     Attributes:
         inner: the wrapped optimizer.
@@ -139,10 +142,12 @@ class SparseOptimizer(WrappedOptimizer):
         seed: int | None = None,
         state: StateMode = "auto",
         regrow: Regrow | None = None,
+        example_inputs: Any = None,
     ) -> None:
         build.check_wrappable(optimizer, model, sparse)
         super().__init__(optimizer)
-        self.method = get_method(method, regrow=regrow)
+        method = get_method(method, regrow=regrow)
+        self.method = build.complete_method(method, model, example_inputs)
         self._mask_config = build.MaskConfig(check_density("density", density), init, mask, sparse)
         schedule = make_schedule(
             total_steps=total_steps, t_end=t_end, delta_t=delta_t, alpha=alpha, decay=decay

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,20 @@ from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.example_inputs import as_arguments
 from sparseopt.utils.wrappers import unwrapped
 
-__all__ = ["ChannelGroup", "ChannelSlice", "Structure", "analyse", "find_channel_groups"]
+__all__ = [
+    "KINDS",
+    "ChannelGroup",
+    "ChannelSlice",
+    "Kinds",
+    "Structure",
+    "analyse",
+    "find_channel_groups",
+]
+
+#: Channels of convolutions, hidden neurons of linear layers, heads of attention.
+KINDS: Final = ("channel", "neuron", "head")
+#: Some kinds, or by kind a share of them.
+Kinds = Sequence[str] | Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,8 @@ class ChannelGroup:
         channels: how many there are.
         slices: what belongs to them, in the model's order.
         blocked: why none of them can be taken out, or ``None`` if they can.
+        kind: ``"channel"`` (of convolutions), ``"neuron"`` (of linear layers) or ``"head"`` (of
+            attention; with grouped queries, a head of keys and values with all that share it).
 
     Example:
         >>> import torch
@@ -79,6 +94,7 @@ class ChannelGroup:
     channels: int
     slices: tuple[ChannelSlice, ...]
     blocked: str | None
+    kind: str = "channel"
 
     def slices_of(self, *roles: str) -> list[ChannelSlice]:
         """Return the slices that have one of these roles."""
@@ -96,6 +112,7 @@ class Structure:
         classes: the class of every atom; a class has the number of its smallest atom.
         reasons: why a class cannot be taken out, by its number.
         labellings: the labelled graphs of training and of evaluation mode.
+        divided: classes that the model's code takes apart or spreads, such as heads.
     """
 
     groups: list[ChannelGroup]
@@ -104,6 +121,7 @@ class Structure:
     classes: Positions
     reasons: dict[int, str]
     labellings: tuple[Labelling, Labelling]
+    divided: set[int]
 
 
 def find_channel_groups(
@@ -176,11 +194,13 @@ def analyse(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     }
     members = _members(by_axis, roles)
     together = _alike(members, reasons)
-    groups = [
-        _group([members[root] for root in roots], roles, reasons.get(roots[0]))
-        for roots in together
-    ]
-    return Structure(groups, together, by_axis, classes, reasons, (training, evaluation))
+    heads = atoms.heads()
+    groups = []
+    for group_of in together:
+        group = _group([members[root] for root in group_of], roles, reasons.get(group_of[0]))
+        groups.append(replace(group, kind=_kind(group, atoms, is_head=group_of[0] in heads)))
+    divided = atoms.divided()
+    return Structure(groups, together, by_axis, classes, reasons, (training, evaluation), divided)
 
 
 _Members = dict[tuple[str, int], list[int]]
@@ -204,6 +224,13 @@ def _alike(members: Mapping[int, _Members], reasons: Mapping[int, str]) -> list[
         shape = tuple((key, len(found)) for key, found in positions.items())
         alike[shape, reasons.get(root)].append(root)
     return list(alike.values())
+
+
+def _kind(group: ChannelGroup, atoms: CoupledIndices, *, is_head: bool) -> str:
+    if is_head:
+        return "head"
+    made = [atoms.rank(place.name) for place in group.slices_of("producer", "grouped")]
+    return "channel" if max(made, default=0) > 2 else "neuron"
 
 
 def _group(

@@ -15,7 +15,7 @@ from sparseopt.distributions import Init, live_counts, match_name
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import largest
 from sparseopt.structured.channel_counts import channel_counts, share_count
-from sparseopt.structured.channel_groups import ChannelGroup
+from sparseopt.structured.channel_groups import KINDS, ChannelGroup, Kinds
 from sparseopt.structured.channel_masks import (
     MAKERS,
     WEIGHTS,
@@ -33,6 +33,7 @@ __all__ = ["channel_layers"]
 logger = logging.getLogger("sparseopt")
 
 MASKS: Final = ("random", "magnitude")
+CHANNEL: Final = "channel"
 
 
 def channel_layers(
@@ -41,6 +42,7 @@ def channel_layers(
     trained: Mapping[str, nn.Parameter],
     overrides: Mapping[str, float],
     *,
+    kinds: Kinds = None,
     density: float,
     init: Init,
     mask: str | Mapping[str, Tensor],
@@ -48,16 +50,20 @@ def channel_layers(
 ) -> list[SparseLayer]:
     r"""Choose the live channels of each group, and mask all that the others own.
 
-    ``init`` gives each convolution a density. A group whose channels are made by weights of mean
-    density :math:`d` is to have the share :math:`\sqrt d` of them. One factor for all groups then
-    brings the live weights of all convolutions to ``density``, unless ``init`` is a mapping.
+    ``init`` gives each layer a density. A group whose channels are made by convolutions of mean
+    density :math:`d` is to have the share :math:`\sqrt d` of them; of neurons and heads, whose
+    inputs stay, it is :math:`d`. One factor for all groups then brings the live weights of all
+    layers that count to ``density``, unless ``init`` is a mapping. What counts are convolutions if
+    channels move, and the linear layers that moving neurons and heads own a part of.
 
     Args:
         groups: the channels of the model.
         weights: what can be sparse, by name.
         trained: all that may be masked, by name: every parameter that the optimizer trains.
         overrides: densities of their own that some ``weights`` have.
-        density: the share of the convolutions' weights that is live at most.
+        kinds: which kinds of groups move, or the share of live ones by kind; ``None`` for channels
+            if any can be dropped, else neurons and heads.
+        density: the share of the weights that count that is live at most.
         init: how much of each layer.
         mask: which channels: ``"random"``, ``"magnitude"``, or masks by layer name.
         generator: the random source, on the CPU.
@@ -72,17 +78,21 @@ def channel_layers(
         ValueError: if the density can't be met, or a name or a mask is wrong.
     """
     refuse_sharded(weights)
-    groups = _droppable(groups, trained)
-    shapes = {name: tuple(weight.shape) for name, weight in weights.items() if weight.dim() > 2}
+    groups = _droppable(groups, trained, kinds)
+    shapes = _shapes_that_count(groups, weights)
+    counted = shapes
+    if any(group.kind != CHANNEL for group in groups):
+        # The first layer of all has a part of its own in some of them.
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     own = {name: value for name, value in overrides.items() if name in shapes}
     live_of = live_counts(shapes, density, init, own)
-    shares = [_share(group, shapes, live_of) for group in groups]
-    if isinstance(init, Mapping):
+    shares = [_share(group, shapes, live_of, kinds) for group in groups]
+    if isinstance(init, Mapping) or isinstance(kinds, Mapping):
         counts = [
             share_count(share, group.channels) for share, group in zip(shares, groups, strict=True)
         ]
     else:
-        counts = channel_counts(groups, shares, shapes, density)
+        counts = channel_counts(groups, shares, counted, density)
     full = {
         name: torch.ones(value.shape, dtype=torch.bool, device="cpu")
         for name, value in trained.items()
@@ -103,21 +113,55 @@ def channel_layers(
 
 
 def _droppable(
-    groups: Sequence[ChannelGroup], trained: Mapping[str, nn.Parameter]
+    groups: Sequence[ChannelGroup], trained: Mapping[str, nn.Parameter], kinds: Kinds
 ) -> list[ChannelGroup]:
     """Return the groups whose channels can be dropped; a log line says why not the others'."""
     _check_sizes(groups, trained)
     reasons = [(group, _why_not(group, trained)) for group in groups]
+    free = {group.kind for group, reason in reasons if reason is None}
+    moving = set(kinds) if kinds is not None else {CHANNEL} if CHANNEL in free else {*KINDS}
+    reasons = [
+        (group, reason or (None if group.kind in moving else _left_out(group.kind, kinds)))
+        for group, reason in reasons
+    ]
     whole = "; ".join(f"{group.name}: {reason}" for group, reason in reasons if reason is not None)
     found = [group for group, reason in reasons if reason is None]
     if not found:
         raise NoSparseLayerError(
-            "no channels can be dropped. "
-            + (whole or "None are known: pass groups=find_channel_groups(model, inputs).")
+            "no channels, neurons or heads can be dropped. "
+            + (
+                whole
+                or "None are known: pass example_inputs= with the model, or "
+                "groups=find_channel_groups(model, inputs)."
+            )
         )
     if whole:
         logger.info("these keep all their channels: %s.", whole)
     return found
+
+
+def _left_out(kind: str, kinds: Kinds) -> str:
+    if kinds is None:
+        return f"{kind}s stay where channels of convolutions move, unless kinds= has {kind!r}"
+    return f"kinds={kinds!r} does not have {kind!r}"
+
+
+def _shapes_that_count(
+    groups: Sequence[ChannelGroup], weights: Mapping[str, nn.Parameter]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all convolutions if channels move, and of what neurons and heads own."""
+    owned = {
+        place.name
+        for group in groups
+        if group.kind != CHANNEL
+        for place in group.slices_of(*WEIGHTS)
+    }
+    convolutions = any(group.kind == CHANNEL for group in groups)
+    return {
+        name: tuple(weight.shape)
+        for name, weight in weights.items()
+        if (weight.dim() > 2 and convolutions) or name in owned
+    }
 
 
 def _check_sizes(groups: Sequence[ChannelGroup], trained: Mapping[str, nn.Parameter]) -> None:
@@ -138,24 +182,35 @@ def _why_not(group: ChannelGroup, trained: Mapping[str, nn.Parameter]) -> str | 
         return group.blocked
     if group.channels == 1:
         return "there is only one"
-    made = {place.name for place in group.slices_of(*MAKERS)}
     missing = {place.name for place in group.slices_of(*WEIGHTS)} - trained.keys()
     if missing:
         return f"the optimizer does not train {min(missing)!r}, or is to keep it dense"
-    if not any(trained[name].dim() > 2 for name in made):
-        return "no convolution makes them"
+    if not group.slices_of(*MAKERS):
+        return "no weight makes them"
     if not group.slices_of("consumer"):
         return "nothing is computed from them"
     return None
 
 
 def _share(
-    group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]], live_of: Mapping[str, int]
+    group: ChannelGroup,
+    shapes: Mapping[str, tuple[int, ...]],
+    live_of: Mapping[str, int],
+    kinds: Kinds,
 ) -> float:
-    """Return the root of the mean density of the convolutions that make the group's channels."""
+    """Return which share of a group's channels is to be live.
+
+    Of convolutions, which lose inputs too, it is the root of the mean density of the weights that
+    make them.
+    """
+    if isinstance(kinds, Mapping):
+        return kinds[group.kind]
     names = {place.name for place in group.slices_of(*MAKERS)} & shapes.keys()
+    if not names:
+        return 1.0
     numel = sum(math.prod(shapes[name]) for name in names)
-    return math.sqrt(sum(live_of[name] for name in names) / numel)
+    mean = sum(live_of[name] for name in names) / numel
+    return math.sqrt(mean) if group.kind == CHANNEL else mean
 
 
 def _choose(

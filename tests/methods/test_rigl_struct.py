@@ -13,8 +13,7 @@ from sparseopt import (
     SparseOptimizer,
     final_masks,
 )
-from tests.oracle import ChannelOracle, default_t_end, generator_of
-from tests.support.catalogue import ELEMENTWISE, build, fresh_value
+from tests.support.catalogue import ELEMENTWISE, build
 from tests.support.channel_nets import (
     OWNED,
     ChannelNet,
@@ -23,34 +22,20 @@ from tests.support.channel_nets import (
     SmallerNet,
     groups_of,
 )
-from tests.support.channel_runs import HALF, HALF_OF, SETTINGS, STEPS, wrapped
-from tests.support.looking import assert_dropped_are_fresh, logical, per_weight_state
+from tests.support.channel_runs import (
+    HALF,
+    HALF_OF,
+    SETTINGS,
+    STEPS,
+    assert_masks,
+    oracle_of,
+    run_against_oracle,
+    values,
+    wrapped,
+)
+from tests.support.looking import assert_dropped_are_fresh, logical
 from tests.support.nets import MatrixNet, make
 from tests.support.training import loss_of, train, train_step
-
-
-def oracle_of(model, counts, *, regrow="keep"):
-    generator = generator_of(SETTINGS["seed"])
-    live = {}
-    for kind, owned in OWNED.items():
-        scores = torch.rand(owned.channels, generator=generator).numpy()
-        live[kind] = np.isin(np.arange(owned.channels), np.argsort(-scores)[: counts[kind]])
-    names = {name for owned in OWNED.values() for name in (*owned.vectors, *owned.readers)}
-    names |= {name for owned in OWNED.values() for name in owned.makers}
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name in names}
-    return ChannelOracle(
-        OWNED,
-        live,
-        shapes,
-        delta_t=SETTINGS["delta_t"],
-        t_end=default_t_end(STEPS),
-        alpha=SETTINGS["alpha"],
-        regrow=regrow,
-    )
-
-
-def values(model, what=lambda parameter: parameter):
-    return {name: logical(what(p)).reshape(tuple(p.shape)) for name, p in model.named_parameters()}
 
 
 def live_channels(optimizer):
@@ -59,45 +44,6 @@ def live_channels(optimizer):
         kind: logical(optimizer.masks[kind]).reshape(owned.channels, -1).any(1)
         for kind, owned in OWNED.items()
     }
-
-
-def assert_masks(optimizer, reference):
-    for name, mask in reference.masks.items():
-        np.testing.assert_array_equal(
-            logical(optimizer.masks[name]).reshape(mask.shape), mask, err_msg=name
-        )
-
-
-def states(optimizer):
-    return {
-        layer.name: per_weight_state(optimizer, layer.weight, layer.mask)
-        for layer in optimizer.layers
-    }
-
-
-def run_against_oracle(model, optimizer, reference):
-    assert_masks(optimizer, reference)
-    for t in range(1, STEPS + 1):
-        assert optimizer.is_update_step == reference.is_update(t)
-        if not reference.is_update(t):
-            train_step(model, optimizer, t)
-            continue
-        before, old = states(optimizer), reference.masks
-        optimizer.zero_grad()
-        loss_of(model, t).backward()
-        armed, gradients = values(model), values(model, lambda parameter: parameter.grad)
-        reference.update(t, armed, gradients)
-        optimizer.step()
-        assert_masks(optimizer, reference)
-        for name, mask in reference.masks.items():
-            weight = dict(model.named_parameters())[name]
-            expected = np.where(mask, armed[name], 0.0)
-            np.testing.assert_array_equal(logical(weight), expected.reshape(-1), err_msg=name)
-            after = per_weight_state(optimizer, weight, optimizer.masks[name])
-            kept = (mask & old[name]).reshape(-1)
-            for key, value in before[name].items():
-                fresh = fresh_value(optimizer.inner, key, weight.dtype)
-                np.testing.assert_array_equal(after[key], np.where(kept, value, fresh), key)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -315,7 +261,7 @@ def test_magnitude_keeps_the_channels_that_add_most():
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"method": "rigl-struct"}, NoSparseLayerError, "find_channel_groups"),
+        ({"method": "rigl-struct"}, NoSparseLayerError, "example_inputs"),
         ({"density": 0.001}, ValueError, r"density=0\.001.* too low"),
         ({"regrow": "zero"}, ValueError, "zero"),
         ({"model": None}, TypeError, "model"),
@@ -327,7 +273,7 @@ def test_what_can_not_be_is_refused(settings, error, words):
     model = make(settings.pop("kind", ChannelNet))
 
     def run(regrow="keep", **changes):
-        method = RigLStruct(groups=groups_of(ChannelNet), regrow=regrow)
+        method = RigLStruct(groups=groups_of(ChannelNet), kinds=("channel",), regrow=regrow)
         given = {"model": model, "method": method, **SETTINGS, **changes}
         SparseOptimizer(torch.optim.SGD(model.parameters()), **given)
 

@@ -11,7 +11,7 @@ from tests.oracle.selection import among
 
 @dataclass(frozen=True)
 class Owned:
-    """What the channels of one kind own.
+    """What the channels of one kind, or neurons or heads, own.
 
     Attributes:
         channels: How many there are.
@@ -19,6 +19,7 @@ class Owned:
         scales: Vectors that their values are multiplied by.
         vectors: All vectors with one entry a channel, the scales among them.
         readers: Weights that have columns for them, and how many columns for each.
+        width: How many rows of each maker, and entries of each vector, one of them has.
     """
 
     channels: int
@@ -26,6 +27,10 @@ class Owned:
     scales: tuple[str, ...] = ()
     vectors: tuple[str, ...] = ()
     readers: dict[str, int] = field(default_factory=dict)
+    width: int = 1
+
+    def rows(self, channel: int) -> slice:
+        return slice(channel * self.width, (channel + 1) * self.width)
 
 
 class ChannelOracle:
@@ -62,7 +67,7 @@ class ChannelOracle:
         for kind, owned in self.owned.items():
             for channel in np.flatnonzero(~self.live[kind]):
                 for name in (*owned.makers, *owned.vectors):
-                    masks[name][channel] = False
+                    masks[name][owned.rows(channel)] = False
                 for name, columns in owned.readers.items():
                     masks[name][:, channel * columns : (channel + 1) * columns] = False
         return masks
@@ -103,7 +108,7 @@ class ChannelOracle:
         names = owned.scales or owned.makers
         return np.array(
             [
-                sum(np.abs(weights[name][channel]).sum() for name in names)
+                sum(np.abs(weights[name][owned.rows(channel)]).sum() for name in names)
                 for channel in range(owned.channels)
             ]
         )

@@ -156,12 +156,18 @@ def test_what_does_not_keep_channels_apart_is_named_as_the_reason():
     assert why["groups.weight", 0] == "group_norm normalises over groups of them"
 
 
-def test_the_hidden_neurons_of_a_transformer_are_free_and_its_embedding_is_not():
+def test_the_neurons_and_heads_of_a_transformer_are_free_and_its_embedding_is_not():
     model = torchvision.models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=24
     )
     found = groups_of(model, *IMAGES)
-    assert list(by_name(found)) == ["encoder.layers.encoder_layer_0.mlp.0.weight"]
+    attention, feed_forward = by_name(found).values()
+    assert (attention.kind, attention.channels) == ("head", 2)
+    assert (feed_forward.name, feed_forward.kind, feed_forward.channels) == (
+        "encoder.layers.encoder_layer_0.mlp.0.weight",
+        "neuron",
+        24,
+    )
     assert "normalises over them" in reasons(found)["conv_proj.weight", 0]
 
 

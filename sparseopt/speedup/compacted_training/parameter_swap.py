@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseopt.speedup.compaction.surgery import Kept, resize, shrunk, sizes_of
+from sparseopt.speedup.compaction.surgery import (
+    Kept,
+    put_sizes_back,
+    resize,
+    shrunk,
+    sizes_of,
+)
+from sparseopt.speedup.compaction.written_numbers import Numbers, set_numbers
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["ParameterSwap", "SwappedTensor"]
@@ -99,16 +106,18 @@ class ParameterSwap:
         self._model = model
         self._known: dict[Tensor, SwappedTensor] = {}
         self._places: list[_Place] = []
-        self._sizes: list[tuple[nn.Module, dict[str, int]]] = []
+        self._sizes: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._numbers: Numbers = {}
 
     @torch.no_grad()
-    def swap_in(self, kept: Kept) -> list[SwappedTensor]:
+    def swap_in(self, kept: Kept, numbers: Numbers) -> list[SwappedTensor]:
         """Cut tensors and their gradients, and put the smaller ones in place of the full ones.
 
         If it fails, :meth:`swap_out` undoes what it did.
 
         Args:
             kept: by canonical name what is to stay of each.
+            numbers: what attributes of modules become.
 
         Returns:
             Each that was cut, with its smaller one.
@@ -135,6 +144,11 @@ class ParameterSwap:
             place.own[place.name] = place.swapped.smaller
         for one, gradient in gradients:
             one.smaller.grad, one.full.grad = gradient, None
+        self._numbers = {
+            path: {name: vars(self._model.get_submodule(path))[name] for name in attributes}
+            for path, attributes in numbers.items()
+        }
+        set_numbers(self._model, numbers)
         for module in modules:
             resize(module)
         return list(known.values())
@@ -145,8 +159,9 @@ class ParameterSwap:
         for place in self._places:
             place.swap_out()
         for module, sizes in self._sizes:
-            vars(module).update(sizes)
-        self._places, self._sizes = [], []
+            put_sizes_back(module, sizes)
+        set_numbers(self._model, self._numbers)
+        self._places, self._sizes, self._numbers = [], [], {}
 
     def _tensors_of(self, kept: Kept) -> dict[Tensor, Mapping[int, Tensor]]:
         named = (*self._model.named_parameters(), *self._model.named_buffers())

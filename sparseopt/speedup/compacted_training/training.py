@@ -18,9 +18,12 @@ from sparseopt.speedup.compacted_training.parameter_swap import ParameterSwap
 from sparseopt.speedup.compacted_training.state import CompactedBackend
 from sparseopt.speedup.compaction.pipeline import recorded_inputs
 from sparseopt.speedup.compaction.surgery import Kept
+from sparseopt.speedup.compaction.written_numbers import guesses
 from sparseopt.speedup.equivalence import compare, run_smaller
 from sparseopt.structured import ChannelGroup
 from sparseopt.structured.channel_masks import MAKERS, live_channels
+from sparseopt.utils.errors import CompactionError
+from sparseopt.utils.example_inputs import as_arguments
 from sparseopt.utils.hooks import WeakHook
 from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.wrappers import canonical_name, unwrapped
@@ -50,6 +53,8 @@ class CompactedTraining:
         inputs: positional inputs of the model, the batch first, on which both models are compared
             once. By default the shapes of the first training input are used, and the model becomes
             smaller after it.
+        example_inputs: the same in one argument: an input, a tuple of positional or a mapping of
+            keyword inputs.
         keywords: its keyword inputs.
 
     Raises:
@@ -83,15 +88,23 @@ class CompactedTraining:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, **keywords: Any
+        self,
+        model: nn.Module,
+        optimizer: SparseOptimizer,
+        *inputs: Any,
+        example_inputs: Any = None,
+        **keywords: Any,
     ) -> None:
         _refuse_data_parallel(model, optimizer)
         self._model = unwrapped(model)
         self._optimizer = optimizer
         self._groups = _groups_of(self._model, optimizer)
         _refuse_untrained(self._model, optimizer, self._kept())
+        if example_inputs is not None:
+            inputs, keywords = as_arguments(example_inputs)
         self._inputs = (inputs, keywords) if inputs or keywords else None
         self._tensors = ParameterSwap(self._model)
+        self._guess = 0
         self._is_checked = False
         self._mark = _InUse()
         optimizer.hold(self._mark)
@@ -152,10 +165,11 @@ class CompactedTraining:
                 self._make_smaller_and_check(kept)
 
     def _make_smaller(self, kept: Kept) -> None:
+        numbers = list(guesses(self._model, self._groups, kept))[self._guess]
         full = self._optimizer.backend
         assert isinstance(full, CompactState)
         try:
-            smaller = CompactedBackend(full, self._tensors.swap_in(kept), self.whole)
+            smaller = CompactedBackend(full, self._tensors.swap_in(kept, numbers), self.whole)
             self._optimizer.use_backend(smaller)
             smaller.swap_in()
         except BaseException:
@@ -168,14 +182,31 @@ class CompactedTraining:
             args, kwargs = self._inputs or recorded_inputs(self._optimizer)
             with preserve_model_state(self._model), torch.no_grad():
                 expected = self._model.eval()(*args, **kwargs)
-            self._make_smaller(kept)
-            with preserve_model_state(self._model), torch.no_grad():
-                found = run_smaller(self._model.eval(), args, kwargs)
-            compare(expected, found, "evaluation")
+            self._try_guesses(kept, args, kwargs, expected)
         except BaseException:
             self.end()
             raise
         self._is_checked = True
+
+    def _try_guesses(
+        self, kept: Kept, args: tuple[Any, ...], kwargs: Mapping[str, Any], expected: Any
+    ) -> None:
+        """Find what numbers of heads and the like in the model's modules have to become."""
+        count = len(list(guesses(self._model, self._groups, kept)))
+        failure: CompactionError | None = None
+        for self._guess in range(count):
+            self._make_smaller(kept)
+            try:
+                with preserve_model_state(self._model), torch.no_grad():
+                    found = run_smaller(self._model.eval(), args, kwargs)
+                compare(expected, found, "evaluation")
+            except CompactionError as error:
+                failure = failure or error
+                self.whole()
+            else:
+                return
+        assert failure is not None
+        raise failure
 
     def _kept(self) -> Kept:
         tensors = (*self._model.named_parameters(), *self._model.named_buffers())
@@ -204,7 +235,7 @@ def _groups_of(model: nn.Module, optimizer: SparseOptimizer) -> Sequence[Channel
     if not isinstance(method, RigLStruct):
         raise TypeError(
             f"method={method.name!r} does not drop whole channels between steps, so no smaller "
-            "model could be trained: use method=RigLStruct(groups=find_channel_groups(...))."
+            "model could be trained: use method='rigl-struct' with example_inputs=."
         )
     if method.has_observer or method.memory is not None:
         raise TypeError(

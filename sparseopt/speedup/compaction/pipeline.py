@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sparseopt.distributed.dtensor import is_sharded
+from sparseopt.distributions import match_name
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.speedup.compaction.constant_propagation import find_constants
-from sparseopt.speedup.compaction.consumers import uses_of
+from sparseopt.speedup.compaction.consumers import Use, uses_of
 from sparseopt.speedup.compaction.diagnosis import make_report
-from sparseopt.speedup.compaction.removal import decide_removal
+from sparseopt.speedup.compaction.removal import Removal, decide_removal
 from sparseopt.speedup.compaction.surgery import Kept, cut, shrunk
+from sparseopt.speedup.compaction.written_numbers import guesses, is_divided
 from sparseopt.speedup.equivalence import check_agreement
-from sparseopt.structured.channel_groups import Structure, analyse
+from sparseopt.structured.channel_groups import ChannelGroup, Structure, analyse
+from sparseopt.utils.errors import CompactionError
+from sparseopt.utils.example_inputs import as_arguments
 from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.random import normal
 from sparseopt.utils.wrappers import canonical_name, unwrapped
@@ -26,9 +32,14 @@ __all__ = ["Compaction", "compact", "recorded_inputs"]
 #: Samples of the first training input that are looked at: enough for BatchNorm.
 SAMPLES = 4
 
+#: An optimizer, bool tensors by name of the weight or of its module, or ``"nonzero"``.
+Masks = SparseOptimizer | Mapping[str, Tensor] | Literal["nonzero"]
+#: The name of a class of modules, and the kind of groups that its code takes apart.
+_Divider = tuple[str, str]
+
 
 def compact(
-    model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, **keywords: Any
+    model: nn.Module, masks: Masks, *inputs: Any, example_inputs: Any = None, **keywords: Any
 ) -> nn.Module:
     """Return a smaller model without the channels and neurons that the masks took out.
 
@@ -36,16 +47,18 @@ def compact(
 
     Args:
         model: the model, with the weights that ``optimizer`` trains.
-        optimizer: has the masks.
+        masks: what is live: an optimizer, bool tensors by name, or ``"nonzero"``.
         inputs: positional inputs of the model; by default those of the first training step count.
-        keywords: its keyword inputs.
+        example_inputs: the same in one argument: an input, a tuple of positional or a mapping of
+            keyword inputs.
+        keywords: keyword inputs.
 
     Returns:
         A copy of the same class, with smaller layers.
 
     Raises:
-        TypeError: if a weight is sharded.
-        ValueError: if no input is known, or the model lacks a weight of the optimizer.
+        TypeError: if a weight is sharded, or ``masks`` is none of these.
+        ValueError: if no input is known, or the model lacks a weight that has a mask.
         UntraceableModelError: if ``torch.export`` refuses the model.
         CompactionError: if the smaller model does not run or does not compute the same.
 
@@ -58,11 +71,11 @@ def compact(
         >>> optimizer = SparseOptimizer(
         ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
         ...     init={"2": 1.0}, mask={"0": neurons[:, None].expand(4, 6)})
-        >>> smaller = compact(model, optimizer, torch.randn(2, 6))
+        >>> smaller = compact(model, optimizer, example_inputs=torch.randn(2, 6))
         >>> smaller[0]
         Linear(in_features=6, out_features=3, bias=True)
     """
-    return Compaction(model, optimizer, *inputs, **keywords).model
+    return Compaction(model, masks, *inputs, example_inputs=example_inputs, **keywords).model
 
 
 class Compaction:
@@ -76,25 +89,29 @@ class Compaction:
     is a copy: the given model and optimizer are left as they are.
 
     Args:
-        model: the model, with the weights that ``optimizer`` trains. Wrappers of data parallel
+        model: the model, with the weights that the masks are of. Wrappers of data parallel
             training and of ``torch.compile`` are taken off.
-        optimizer: has the masks.
+        masks: what is live: the optimizer that trains the model; bool tensors by the name of the
+            weight or of its module, others being live everywhere; or ``"nonzero"``, of a model
+            that somebody else pruned.
         inputs: positional inputs of the model, the batch first; at least two samples where
             BatchNorm needs them. By default the shapes of the first training input are used.
+        example_inputs: the same in one argument: an input, a tuple of positional or a mapping of
+            keyword inputs.
         keywords: its keyword inputs.
 
     Attributes:
         model: the smaller model: of the same class, with smaller layers.
-        masks: the optimizer's masks of weights, cut alike, by name: pass them as ``mask=`` to a new
+        masks: the masks of weights, cut alike, by name: pass them as ``mask=`` to a new
             :class:`SparseOptimizer` of the smaller model, to train it further or to condense it.
         report: what was taken out, what could not be and why (:class:`CompactionReport`).
         kept: for each parameter and buffer that became smaller, by dimension the positions that
             stayed, ascending: ``{"conv1.weight": {0: tensor([0, 3, ...])}}``.
 
     Raises:
-        TypeError: if a weight is sharded.
-        ValueError: if no input is given and none was recorded, or the model lacks a weight of
-            the optimizer.
+        TypeError: if a weight is sharded, or ``masks`` is none of these.
+        ValueError: if no input is given and none was recorded, or the model lacks a weight that
+            has a mask.
         UntraceableModelError: if ``torch.export`` refuses the model.
         CompactionError: if the smaller model does not run or does not compute the same.
 
@@ -115,12 +132,21 @@ class Compaction:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, **keywords: Any
+        self,
+        model: nn.Module,
+        masks: Masks,
+        *inputs: Any,
+        example_inputs: Any = None,
+        **keywords: Any,
     ) -> None:
         model = unwrapped(model)
-        optimizer.materialize()
-        live = _masks(model, optimizer)
-        args, kwargs = (inputs, keywords) if inputs or keywords else recorded_inputs(optimizer)
+        live = _masks(model, masks)
+        if inputs or keywords:
+            args, kwargs = inputs, keywords
+        elif example_inputs is not None:
+            args, kwargs = as_arguments(example_inputs)
+        else:
+            args, kwargs = recorded_inputs(masks)
         structure = analyse(model, args, kwargs)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         leaves = tree_leaves((args, kwargs))
@@ -130,22 +156,137 @@ class Compaction:
                 for labelling in structure.labellings
             ]
         uses = uses_of(structure, constants, live, model)
-        removal = decide_removal(structure, uses)
-        self.kept: Kept = _kept(structure, removal.removed)
-        self.model = cut(model, self.kept, removal.folds)
+        cut_model = _Cut.that_runs(model, structure, uses, args, kwargs)
+        self.kept: Kept = cut_model.kept
+        self.model = cut_model.model
         self.masks = {
             canonical_name(name): shrunk(mask, self.kept.get(name, {}))
             for name, mask in live.items()
             # What vectors have dropped follows from the channels, and is no mask of other methods.
             if mask.dim() > 1
         }
-        self.report = make_report(structure, uses, removal, live, model)
-        check_agreement(model, self.model, args, kwargs, structure.labellings[0].trace)
+        self.report = make_report(cut_model.structure, uses, cut_model.removal, live, model)
 
 
-def _masks(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class _Cut:
+    """A smaller model that computes the same."""
+
+    structure: Structure
+    removal: Removal
+    kept: Kept
+    model: nn.Module
+
+    @classmethod
+    def that_runs(
+        cls,
+        model: nn.Module,
+        structure: Structure,
+        uses: Sequence[Use],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> _Cut:
+        """Cut all that can go; of heads and the like only what the model's code lets go.
+
+        Raises:
+            CompactionError: if no smaller model runs and computes the same.
+        """
+
+        def attempt(allowed: set[_Divider]) -> _Cut:
+            kept_whole = _without_divided(structure, model, allowed)
+            return _attempt(model, kept_whole, uses, args, kwargs)
+
+        kinds = {kind for group in structure.groups if (kind := _divider(group, model)) is not None}
+        try:
+            return attempt(kinds)
+        except CompactionError:
+            if not kinds:
+                raise
+        return attempt({kind for kind in kinds if len(kinds) > 1 and _runs(attempt, {kind})})
+
+
+def _runs(attempt: Callable[[set[_Divider]], _Cut], kinds: set[_Divider]) -> bool:
+    try:
+        attempt(kinds)
+    except CompactionError:
+        return False
+    return True
+
+
+def _attempt(
+    model: nn.Module,
+    structure: Structure,
+    uses: Sequence[Use],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> _Cut:
+    removal = decide_removal(structure, uses)
+    kept = _kept(structure, removal.removed)
+    failure: CompactionError | None = None
+    for numbers in guesses(model, structure.groups, kept):
+        smaller = cut(model, kept, removal.folds, numbers)
+        try:
+            check_agreement(model, smaller, args, kwargs, structure.labellings[0].trace)
+        except CompactionError as error:
+            failure = failure or error
+        else:
+            return _Cut(structure, removal, kept, smaller)
+    assert failure is not None
+    raise failure
+
+
+def _divider(group: ChannelGroup, model: nn.Module) -> _Divider | None:
+    """Return the class whose code takes a group's channels apart, if there is one."""
+    if group.blocked is not None or not is_divided(group):
+        return None
+    path = group.name.rpartition(".")[0].rpartition(".")[0]
+    return type(model.get_submodule(path)).__name__, group.kind
+
+
+def _without_divided(structure: Structure, model: nn.Module, allowed: set[_Divider]) -> Structure:
+    """Return the structure with channels blocked that code of other classes takes apart."""
+    groups, reasons = [], dict(structure.reasons)
+    for group, roots in zip(structure.groups, structure.roots, strict=True):
+        divider = _divider(group, model)
+        if divider is None or divider in allowed:
+            groups.append(group)
+            continue
+        name, kind = divider
+        reason = f"the code of {name} has a number that does not follow from its {kind}s"
+        groups.append(replace(group, blocked=reason))
+        reasons.update(dict.fromkeys(roots, reason))
+    return replace(structure, groups=groups, reasons=reasons)
+
+
+def _masks(model: nn.Module, given: Masks) -> dict[str, Tensor]:
     """Return the masks by the names that the model's parameters have."""
     parameters = {canonical_name(name): name for name, _ in model.named_parameters()}
+    if isinstance(given, SparseOptimizer):
+        given.materialize()
+        return _masks_of(given, model, parameters)
+    if isinstance(given, Mapping):
+        named = {
+            parameters[match_name("masks", key, parameters)]: one for key, one in given.items()
+        }
+        for name, mask in named.items():
+            shape = model.get_parameter(name).shape
+            if mask.dtype != torch.bool or mask.shape != shape:
+                raise ValueError(
+                    f"masks[{name!r}] is {mask.dtype} of shape {tuple(mask.shape)}, but must be "
+                    f"bool of shape {tuple(shape)}."
+                )
+        return named
+    if given != "nonzero":
+        raise TypeError(
+            f"masks={given!r} must be a SparseOptimizer, a mapping from name to bool tensor, or "
+            "'nonzero'."
+        )
+    return {name: one.detach() != 0 for name, one in model.named_parameters() if one.dim() > 1}
+
+
+def _masks_of(
+    optimizer: SparseOptimizer, model: nn.Module, parameters: Mapping[str, str]
+) -> dict[str, Tensor]:
     masks = {}
     for layer in optimizer.layers:
         if is_sharded(layer.weight):
@@ -163,17 +304,17 @@ def _masks(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Tensor]:
     return masks
 
 
-def recorded_inputs(optimizer: SparseOptimizer) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def recorded_inputs(masks: Masks) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return a small batch in the shapes of the first training input.
 
     Raises:
         ValueError: if there was none yet.
     """
-    inputs = optimizer.example_inputs()
+    inputs = masks.example_inputs() if isinstance(masks, SparseOptimizer) else None
     if inputs is None:
         raise ValueError(
-            "compact() knows no input yet: pass some, compact(model, optimizer, *inputs), or call "
-            "it after the first training step of an optimizer that was given the model."
+            "compact() knows no input yet: pass some, as example_inputs=, or call it after the "
+            "first training step of an optimizer that was given the model."
         )
     args, kwargs = tree_map(_few_random_samples, inputs)
     return args, kwargs

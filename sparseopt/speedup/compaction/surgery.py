@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from sparseopt.speedup.compaction.fewer_heads import with_fewer_heads
 from sparseopt.speedup.compaction.removal import Fold
+from sparseopt.speedup.compaction.written_numbers import Numbers, set_numbers
 from sparseopt.utils.hooks import copy_without_hooks
 
-__all__ = ["Kept", "cut", "resize", "shrunk", "sizes_of"]
+__all__ = ["Kept", "cut", "put_sizes_back", "resize", "shrunk", "sizes_of"]
 
 #: By tensor name, for each dimension that becomes smaller the positions that stay, ascending.
 Kept = Mapping[str, Mapping[int, Tensor]]
@@ -30,15 +32,21 @@ _SIZES: Final = (
     "embedding_dim",
     "nx",
     "nf",
+    "num_heads",
+    "_qkv_same_embed_dim",
 )
+_CLASS: Final = "__class__"
 
 
-def cut(model: nn.Module, kept: Kept, folds: list[Fold]) -> nn.Module:
+def cut(model: nn.Module, kept: Kept, folds: list[Fold], numbers: Numbers) -> nn.Module:
     """Return a copy of ``model`` with parameters and buffers cut, and constants in biases.
+
+    ``numbers`` are what attributes of its modules become.
 
     Gradients and the optimizer's hooks stay behind.
     """
     smaller = _copy(model)
+    set_numbers(smaller, numbers)
     kept = {**kept, **_fold(smaller, folds, kept)}
     replaced: dict[Tensor, Tensor] = {}
     for path, module in smaller.named_modules():
@@ -106,13 +114,20 @@ def _like(tensor: Tensor, smaller: Tensor) -> Tensor:
     return smaller
 
 
-def sizes_of(module: nn.Module) -> dict[str, int]:
+def sizes_of(module: nn.Module) -> dict[str, Any]:
     """Return what a module says of its size, by attribute, as it is before :func:`resize`.
 
     Tensors that became larger don't say it: with one group left, how many there were is not known.
     """
     own = vars(module)
-    return {name: own[name] for name in _SIZES if name in own}
+    return {_CLASS: type(module), **{name: own[name] for name in _SIZES if name in own}}
+
+
+def put_sizes_back(module: nn.Module, sizes: Mapping[str, Any]) -> None:
+    """Undo :func:`resize`, with what :func:`sizes_of` returned before."""
+    sizes = dict(sizes)
+    module.__class__ = sizes.pop(_CLASS)
+    vars(module).update(sizes)
 
 
 def resize(module: nn.Module) -> None:
@@ -129,6 +144,8 @@ def resize(module: nn.Module) -> None:
         if module.groups > 1:
             module.groups = module.in_channels // per_group
         module.out_channels = module.weight.shape[1] * module.groups
+    elif type(module) is nn.MultiheadAttention:
+        with_fewer_heads(module)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):

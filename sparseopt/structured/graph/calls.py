@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch.fx import Node
 
-from sparseopt.structured.graph.atoms import CoupledIndices, Labels, Positions
+from sparseopt.structured.graph.atoms import (
+    CoupledIndices,
+    Labels,
+    Positions,
+    axes_of,
+    is_grid,
+    settle,
+)
 from sparseopt.structured.graph.tracing import Trace, arguments, operator_name, where
 
 __all__ = ["Call", "Contraction", "Labelled", "Labelling", "Rule", "find_rule", "rule_for"]
@@ -67,8 +74,8 @@ class Labelling:
     def note_role(self, node: Node | None, dim: int, role: str) -> None:
         """Say what a dimension of a parameter or buffer is for; the first word stands.
 
-        Of one that was moved about before, as in ``weight.t()``, it is the dimension that has the
-        same atoms.
+        Of one that was moved about before, as in ``weight.t()``, or cut into parts, it is the
+        dimension that has the same atoms.
         """
         if node is None:
             return
@@ -78,7 +85,7 @@ class Labelling:
         elif source is not None:
             atoms = self.of(node)[dim]
             for place, own in enumerate(self.of(source)):
-                if atoms is not None and own is not None and np.array_equal(atoms, own):
+                if atoms is not None and own is not None and np.isin(atoms, own).all():
                     self._roles.setdefault((self.trace.tensors[source], place), role)
 
     def source(self, node: Node) -> Node | None:
@@ -110,8 +117,33 @@ class Call:
         return operator_name(self.node).removesuffix("_")
 
     def labels(self, argument: Node) -> Labels:
-        """Return the labels of a tensor argument."""
-        return self.labelling.of(argument)
+        """Return the labels of a tensor argument, and block what lies along several dimensions."""
+        labels = self.labelling.of(argument)
+        for atoms in labels:
+            if is_grid(atoms):
+                self.block(atoms, f"computes {self.name!r} of them, spread over several dimensions")
+        return tuple(None if is_grid(atoms) else atoms for atoms in labels)
+
+    def labels_and_grids(self, argument: Node, *, settled: Iterable[int] = ()) -> Labels:
+        """Return the labels of a tensor argument, with the grids of those that lie along several.
+
+        Args:
+            argument: the tensor.
+            settled: dimensions along which nothing is to be taken out of a grid by itself.
+        """
+        labels = self.labelling.of(argument)
+        for dim in settled:
+            labels = settle(labels, dim, self.atoms)
+        self.labelling.set(argument, labels)
+        return labels
+
+    def keep_only(self, argument: Node, dim: int) -> Positions | None:
+        """Settle a grid to one of its dimensions, and return the atoms along it."""
+        atoms = self.labelling.of(argument)[dim]
+        if atoms is not None and is_grid(atoms):
+            others = [axis for axis in axes_of(atoms) if axis != dim]
+            return self.labels_and_grids(argument, settled=others)[dim]
+        return atoms
 
     def shape(self, argument: Node | None = None) -> tuple[int, ...]:
         """Return the shape of a tensor argument, or of the result."""
@@ -123,13 +155,58 @@ class Call:
 
     def block(self, atoms: Positions | None, reason: str) -> None:
         """Say that ``atoms`` cannot be taken out because of this call, which ``reason`` ends."""
-        self.atoms.block(atoms, f"{where(self.node)} {reason}")
+        self.atoms.block(atoms, self.reason(reason))
+
+    def reason(self, reason: str) -> str:
+        """Return why this call keeps something from being taken out: a sentence."""
+        return f"{where(self.node)} {reason}"
 
     def block_all(self, argument: Any, reason: str) -> None:
         """Say that no position of a tensor argument can be taken out."""
         if isinstance(argument, Node):
             for atoms in self.labels(argument):
                 self.block(atoms, reason)
+
+    def line_up(self, arguments: Sequence[Node], dims: Iterable[int]) -> None:
+        """Settle grids to what is common to the arguments where ``dims``, negative, meet.
+
+        What one of them has no atoms for cannot become smaller there in another.
+        """
+        dims = list(dims)
+        changed = True
+        while changed:
+            changed = False
+            for dim in dims:
+                size = max(self.size(argument, dim) for argument in arguments)
+                meeting = [one for one in arguments if size > 1 and self.size(one, dim) == size]
+                changed |= self._line_up_along(meeting, dim)
+
+    def _line_up_along(self, meeting: Sequence[Node], dim: int) -> bool:
+        entries = [self.labelling.of(one)[dim] for one in meeting]
+        axes = [
+            None if entry is None else [dim] if entry.ndim == 1 else _from_the_end(entry)
+            for entry in entries
+        ]
+        if len({str(one) for one in axes}) < 2:
+            return False
+        before = [self.labelling.of(one) for one in meeting]
+        for argument, entry in zip(meeting, entries, strict=True):
+            if entry is None or entry.ndim == 1:
+                continue
+            place = len(self.labelling.of(argument)) + dim
+            if None in axes or place != axes_of(entry)[0]:
+                # Of heads and their positions, heads stay apart.
+                self.labels_and_grids(argument, settled=[place])
+            else:
+                self.keep_only(argument, place)
+        return any(
+            own is not self.labelling.of(one) for own, one in zip(before, meeting, strict=True)
+        )
+
+    def size(self, argument: Node, dim: int) -> int:
+        """Return a tensor argument's size along a negative dimension; 1 where it has none."""
+        shape = self.shape(argument)
+        return shape[dim] if len(shape) >= -dim else 1
 
     def join(self, left: Positions | None, right: Positions | None) -> Positions | None:
         """Couple two dimensions of equal size and return their atoms.
@@ -139,7 +216,7 @@ class Call:
         if left is None or right is None:
             self.block(right if left is None else left, "combines them with a fixed dimension")
             return None
-        self.atoms.couple(left, right)
+        self.atoms.couple(left.reshape(-1), right.reshape(-1))
         return left
 
     def join_all(self, atoms: Positions | None, *vectors: tuple[Node | None, str]) -> None:
@@ -148,6 +225,10 @@ class Call:
             if vector is not None:
                 self.join(atoms, self.labels(vector)[0])
                 self.role(vector, 0, role)
+
+
+def _from_the_end(grid: Positions) -> list[int]:
+    return [dim - grid.ndim for dim in axes_of(grid)]
 
 
 Rule = Callable[[Call], Labelled]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 from torch.fx import Node
 
-from sparseopt.structured.graph.atoms import Labels, Positions
+from sparseopt.structured.graph.atoms import Labels, Positions, axes_of, is_grid, of_rank
 from sparseopt.structured.graph.calls import Call, Contraction, rule_for
 
 __all__: list[str] = []
@@ -19,7 +19,7 @@ __all__: list[str] = []
 def _linear(call: Call) -> Labels:
     weight, bias = call.arguments["weight"], call.arguments["bias"]
     operand = call.arguments["input"]
-    *leading, _ = call.labels(operand)
+    *leading, _ = call.labels_and_grids(operand, settled=[len(call.shape(operand)) - 1])
     _contract(call, (operand, len(leading)), (weight, 1), padded=False)
     rows = _produced(call, weight, 0, bias)
     return (*leading, rows)
@@ -70,19 +70,79 @@ def _transposed_convolution(call: Call) -> Labels:
 @rule_for("matmul", "mm", "bmm")
 def _product(call: Call) -> Labels:
     left, right = (node for node in call.node.args if isinstance(node, Node))
-    of_left, of_right = call.labels(left), call.labels(right)
-    if len(of_left) < 2 or len(of_right) < 2:
+    rank, other_rank = len(call.shape(left)), len(call.shape(right))
+    if min(rank, other_rank) < 2:
         for argument in (left, right):
             call.block_all(argument, "multiplies them by a vector")
         return (None,) * len(call.shape())
-    channels, weight = (left, len(of_left) - 1), (right, len(of_right) - 2)
+    call.labels_and_grids(left, settled=[rank - 1])
+    call.labels_and_grids(right, settled=[other_rank - 2])
+    batch = _batch_labels(call, [left, right], len(call.shape()))
+    of_left, of_right = (call.labelling.of(argument) for argument in (left, right))
+    channels, weight = (left, rank - 1), (right, other_rank - 2)
     if call.labelling.source(right) is None and call.labelling.source(left) is not None:
         channels, weight = weight, channels
-        call.role(left, len(of_left) - 2, "producer")
+        call.role(left, rank - 2, "producer")
     _contract(call, channels, weight, padded=False)
-    call.role(right, len(of_right) - 1, "producer")
-    batch = _batch_dims(call, of_left[:-2], of_right[:-2])
-    return (*batch, of_left[-2], of_right[-1])
+    call.role(right, other_rank - 1, "producer")
+    return of_rank((*batch, of_left[-2], of_right[-1]))
+
+
+@rule_for("scaled_dot_product_attention")
+def _attention(call: Call) -> Labels:
+    """Couple the heads of queries, keys and values; nothing else of queries and keys can go."""
+    query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
+    mask = call.arguments.get("attn_mask")
+    if call.arguments.get("enable_gqa"):
+        _repeat_heads(call, query, key, value)
+    rank = len(call.shape())
+    operands = [query, key, value, *([mask] if isinstance(mask, Node) else [])]
+    for argument in (query, key):
+        call.labels_and_grids(argument, settled=[len(call.shape(argument)) - 1])
+    heads = _batch_labels(call, operands, rank)
+    for argument in (query, key):
+        call.block(call.labelling.of(argument)[-1], "scales their products by their number")
+    for argument in operands:
+        call.block(call.labelling.of(argument)[-2], "attends to them")
+    if isinstance(mask, Node):
+        call.block(call.labelling.of(mask)[-1], "attends to them")
+    return of_rank((*heads, None, call.labelling.of(value)[-1]))
+
+
+def _repeat_heads(call: Call, query: Node, *others: Node) -> None:
+    """Couple heads of keys and values with all heads of queries that share them."""
+    heads = call.keep_only(query, len(call.shape(query)) - 3)
+    for argument in others:
+        dim = len(call.shape(argument)) - 3
+        own = call.keep_only(argument, dim)
+        if own is not None and heads is not None:
+            own = np.repeat(own, len(heads) // len(own))
+        call.join(heads, own)
+        labels = list(call.labelling.of(argument))
+        labels[dim] = heads
+        call.labelling.set(argument, tuple(labels))
+
+
+def _batch_labels(call: Call, operands: Sequence[Node], rank: int) -> list[Positions | None]:
+    """Couple what a product is repeated over, such as heads, and return its labels."""
+    for argument in operands:
+        labels = call.labelling.of(argument)
+        for dim in range(len(labels) - 2, len(labels)):
+            atoms = labels[dim]
+            if is_grid(atoms) and min(axes_of(atoms)) < len(labels) - 2:
+                labels = call.labels_and_grids(argument, settled=[dim])
+    dims = range(-rank, -2)
+    call.line_up(operands, dims)
+    found: list[Positions | None] = []
+    for dim in dims:
+        size = call.shape()[dim]
+        meeting = [one for one in operands if call.size(one, dim) == size > 1]
+        result = call.labelling.of(meeting[0])[dim] if meeting else None
+        for other in meeting[1:]:
+            result = call.join(result, call.labelling.of(other)[dim])
+        call.atoms.note_heads(result)
+        found.append(result)
+    return found
 
 
 @rule_for("addmm")
@@ -120,7 +180,7 @@ def _contract(
     along_weight = call.labels(weight[0])[weight[1]]
     call.role(*weight, "consumer")
     call.role(*operand, "elementwise")
-    if call.labelling.trace.is_made_by(call.node, nn.MultiheadAttention):
+    if _reads_embedding(call, weight[0]):
         for atoms in (along_operand, along_weight):
             call.block(atoms, "has their number written in it, as its embed_dim")
     if operand[0].op == "placeholder" and along_operand is None:
@@ -131,6 +191,16 @@ def _contract(
         call.labelling.contractions.append(
             Contraction(call.node, atoms, operand, weight, padded=padded)
         )
+
+
+def _reads_embedding(call: Call, weight: Node) -> bool:
+    """Whether a projection of ``nn.MultiheadAttention`` sums over what goes into that."""
+    if not call.labelling.trace.is_made_by(call.node, nn.MultiheadAttention):
+        return False
+    source = call.labelling.source(weight)
+    return source is not None and not call.labelling.trace.tensors[source].endswith(
+        "out_proj.weight"
+    )
 
 
 def _produced(call: Call, weight: Node, dim: int, bias: Node | None) -> Positions | None:
@@ -173,13 +243,6 @@ def _result(call: Call, operand: Node, dim: int, rows: Positions | None) -> Labe
     for atoms in labels[dim + 1 :]:
         call.block(atoms, "slides over them")
     return (*labels[:dim], rows, *(None for _ in labels[dim + 1 :]))
-
-
-def _batch_dims(call: Call, left: Labels, right: Labels) -> Labels:
-    """Block what a batched product is repeated over, on either side."""
-    for atoms in itertools.chain(left, right):
-        call.block(atoms, "repeats a product over them")
-    return (None,) * max(len(left), len(right))
 
 
 def _any(padding: Any) -> bool:

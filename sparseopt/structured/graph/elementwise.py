@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch.fx import Node
 
-from sparseopt.structured.graph.atoms import Labels, Positions
+from sparseopt.structured.graph.atoms import Labels, Positions, of_rank
 from sparseopt.structured.graph.calls import Call, rule_for
 from sparseopt.structured.graph.tracing import operator_name
 
@@ -44,7 +44,8 @@ def pointwise(call: Call) -> Labels:
     """Couple dimensions that are lined up; one of size 1 is spread, and not coupled."""
     shape = call.shape()
     tensors = [node for node in call.node.all_input_nodes if call.labelling.each(node) != [()]]
-    return tuple(_lined_up(call, tensors, dim - len(shape)) for dim in range(len(shape)))
+    call.line_up(tensors, range(-len(shape), 0))
+    return of_rank(_lined_up(call, tensors, dim - len(shape)) for dim in range(len(shape)))
 
 
 def _lined_up(call: Call, tensors: list[Node], dim: int) -> Positions | None:
@@ -58,7 +59,7 @@ def _lined_up(call: Call, tensors: list[Node], dim: int) -> Positions | None:
     for tensor in tensors:
         shape = call.shape(tensor)
         if len(shape) >= -dim and shape[dim] == size:
-            meeting.append(call.labels(tensor)[dim])
+            meeting.append(call.labels_and_grids(tensor)[dim])
             # What becomes of a single one, a cast say, gives the role.
             if len(tensors) > 1:
                 call.role(tensor, len(shape) + dim, "elementwise")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from sparseopt.structured.graph.atoms import Labels, Positions
+from sparseopt.structured.graph.atoms import Labels, Positions, axes_of, is_grid
 from sparseopt.structured.graph.calls import Call, Labelled, rule_for
 
 __all__: list[str] = []
@@ -22,12 +23,31 @@ def _concatenation(call: Call) -> Labels:
     tensors = [node for node in call.arguments["tensors"] if call.shape(node) != (0,)]
     rank = len(call.shape())
     along = call.arguments["dim"] % rank
+    grids = [call.labels_and_grids(tensor) for tensor in tensors]
+    if any(is_grid(labels[along]) for labels in grids):
+        joined = _joined_grid([labels[along] for labels in grids], along)
+        if joined is not None:
+            axes = axes_of(joined)
+            return tuple(joined if dim in axes else None for dim in range(rank))
     return tuple(
         _one_after_another(call, tensors, dim)
         if dim == along
         else _side_by_side(call, tensors, dim)
         for dim in range(rank)
     )
+
+
+def _joined_grid(parts: Sequence[Positions | None], along: int) -> Positions | None:
+    """Return the grid that parts make one after another, if all of them are alike elsewhere."""
+    shapes = {
+        part.shape[:along] + part.shape[along + 1 :]
+        for part in parts
+        if part is not None and part.ndim > 1
+    }
+    known = [part for part in parts if part is not None and part.ndim > 1]
+    if len(known) < len(parts) or len(shapes) > 1:
+        return None
+    return np.concatenate(known, axis=along)
 
 
 def _one_after_another(call: Call, tensors: list[Node], dim: int) -> Positions | None:
@@ -41,9 +61,9 @@ def _one_after_another(call: Call, tensors: list[Node], dim: int) -> Positions |
 
 
 def _side_by_side(call: Call, tensors: list[Node], dim: int) -> Positions | None:
-    result = call.labels(tensors[0])[dim]
+    result = call.keep_only(tensors[0], dim)
     for tensor in tensors[1:]:
-        result = call.join(result, call.labels(tensor)[dim])
+        result = call.join(result, call.keep_only(tensor, dim))
     return result
 
 
@@ -78,60 +98,84 @@ def _side_by_side(call: Call, tensors: list[Node], dim: int) -> Positions | None
     "view",
 )
 def _movement(call: Call) -> Labelled:
-    """Follow each dimension's atoms by moving them as the values are moved."""
+    """Follow atoms by moving them as the values are moved.
+
+    A reshape may spread the atoms of one dimension over several, which then have a grid.
+    """
     operand = call.node.args[0]
     assert isinstance(operand, Node)
     results = call.node.meta["val"]
     several = isinstance(results, (list, tuple))
     shapes = [tuple(one.shape) for one in (results if several else [results])]
     labels: list[list[Positions | None]] = [[None] * len(shape) for shape in shapes]
-    for dim, atoms in enumerate(call.labels(operand)):
-        if atoms is not None:
-            for number, moved in enumerate(_move(call, operand, dim, atoms)):
-                _place(call, atoms, moved, labels[number])
+    for atoms in _families(call.labels_and_grids(operand), len(call.shape(operand))):
+        for number, moved in enumerate(_move(call, operand, atoms)):
+            _place(call, atoms, moved.numpy(), labels[number])
     return [tuple(one) for one in labels] if several else tuple(labels[0])
 
 
-def _move(call: Call, operand: Node, dim: int, atoms: Positions) -> list[Tensor]:
-    """Run the operator on a tensor that holds, everywhere, the atom along ``dim``."""
-    shape = call.shape(operand)
-    along = [-1 if other == dim else 1 for other in range(len(shape))]
-    stand_in = torch.from_numpy(atoms).view(along).expand(shape)
+def _families(labels: Labels, rank: int) -> list[Positions]:
+    """Return what lies along one dimension or several, each in the form of a grid."""
+    found: list[Positions] = []
+    for dim, atoms in enumerate(labels):
+        if atoms is None:
+            continue
+        if not is_grid(atoms):
+            found.append(atoms.reshape([-1 if other == dim else 1 for other in range(rank)]))
+        elif dim == axes_of(atoms)[0]:
+            found.append(atoms)
+    return found
 
+
+def _move(call: Call, operand: Node, atoms: Positions) -> list[Tensor]:
+    """Run the operator on a tensor that holds atoms in the place of values."""
+    expanded = torch.from_numpy(atoms).expand(call.shape(operand))
+    try:
+        result = _called(call, operand, expanded)
+    except RuntimeError:
+        # A view that the operand's own memory allows.
+        result = _called(call, operand, expanded.contiguous())
+    return list(result) if isinstance(result, (list, tuple)) else [result]
+
+
+def _called(call: Call, operand: Node, stand_in: Tensor) -> Any:
     def value(node: Node) -> Any:
         return stand_in if node is operand else torch.empty(call.shape(node))
 
     assert isinstance(call.node.target, torch._ops.OpOverload)
-    result = call.node.target(*map_arg(call.node.args, value), **map_arg(call.node.kwargs, value))
-    return list(result) if isinstance(result, (list, tuple)) else [result]
+    return call.node.target(*map_arg(call.node.args, value), **map_arg(call.node.kwargs, value))
 
 
-def _place(call: Call, atoms: Positions, moved: Tensor, labels: list[Positions | None]) -> None:
-    """Find the one dimension along which ``atoms`` lie now, or block them."""
-    varying = [dim for dim, size in enumerate(moved.shape) if size > 1 and _varies(moved, dim)]
-    if len(varying) != 1:
-        call.block(atoms, "spreads them over several dimensions" if varying else "takes some apart")
-        return
-    (dim,) = varying
-    along = moved[tuple(slice(None) if d == dim else 0 for d in range(moved.dim()))].numpy()
-    if not _is_whole(atoms, along):
-        call.block(atoms, "takes some of them apart from others")
-    elif labels[dim] is not None:
+def _place(call: Call, atoms: Positions, moved: Positions, labels: list[Positions | None]) -> None:
+    """Find the dimensions along which ``atoms`` lie now."""
+    axes = [dim for dim, size in enumerate(moved.shape) if size > 1 and _varies(moved, dim)]
+    kept = tuple(slice(None if dim in axes else 1) for dim in range(moved.ndim))
+    grid = moved[kept].copy()
+    if not _is_whole(atoms, moved):
+        call.atoms.note_piece(grid, atoms, call.reason("takes some of them apart from others"))
+    taken = {id(labels[dim]): labels[dim] for dim in axes if labels[dim] is not None}
+    if taken:
         call.block(atoms, "merges them with others into one dimension")
-        call.block(labels[dim], "merges them with others into one dimension")
-        labels[dim] = None
-    else:
-        labels[dim] = along.copy()
+        for other in taken.values():
+            call.block(other, "merges them with others into one dimension")
+        labels[:] = [None if id(own) in taken else own for own in labels]
+    elif len(axes) == 1:
+        labels[axes[0]] = grid.reshape(-1)
+    elif axes:
+        if len(axes_of(atoms)) < len(axes):
+            call.atoms.note_grid(grid, call.reason("spreads them over several dimensions"))
+        for dim in axes:
+            labels[dim] = grid
 
 
-def _varies(moved: Tensor, dim: int) -> bool:
-    return bool((moved != moved.narrow(dim, 0, 1)).any())
+def _varies(moved: Positions, dim: int) -> bool:
+    return bool((moved != moved.take([0], axis=dim)).any())
 
 
-def _is_whole(atoms: Positions, along: Positions) -> bool:
+def _is_whole(atoms: Positions, moved: Positions) -> bool:
     """Whether every atom is still there, all of them equally often."""
     before, expected = np.unique(atoms, return_counts=True)
-    after, counts = np.unique(along, return_counts=True)
+    after, counts = np.unique(moved, return_counts=True)
     if not np.array_equal(before, after):
         return False
     return len(set((counts / expected).tolist())) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from sparseopt.structured.graph.atoms import Labels
+from sparseopt.structured.graph.atoms import Labels, without_dims
 from sparseopt.structured.graph.calls import Call, rule_for
 
 __all__: list[str] = []
@@ -34,8 +34,9 @@ def _over_groups_of_channels(call: Call) -> Labels:
 
 @rule_for("layer_norm", "rms_norm")
 def _over_last_dims(call: Call) -> Labels:
-    labels = call.labels(call.arguments["input"])
-    first = len(labels) - len(call.arguments["normalized_shape"])
+    rank = len(call.shape())
+    first = rank - len(call.arguments["normalized_shape"])
+    labels = call.labels_and_grids(call.arguments["input"], settled=range(first, rank))
     for dim in range(first, len(labels)):
         call.block(labels[dim], "normalises over them")
         for name, role in (("weight", "scale"), ("bias", "shift")):
@@ -48,20 +49,23 @@ def _over_last_dims(call: Call) -> Labels:
 
 @rule_for("softmax", "log_softmax", "_softmax", "_log_softmax")
 def _over_one_dim(call: Call) -> Labels:
-    labels = call.labels(call.arguments["self"])
-    call.block(labels[call.arguments["dim"]], "takes a softmax over them")
+    dim = call.arguments["dim"] % max(1, len(call.shape()))
+    labels = call.labels_and_grids(call.arguments["self"], settled=[dim])
+    call.block(labels[dim], "takes a softmax over them")
     return labels
 
 
 @rule_for("mean", "sum", "amax", "amin")
 def _reduction(call: Call) -> Labels:
-    labels = call.labels(call.arguments["self"])
+    operand = call.arguments["self"]
+    rank = len(call.shape(operand))
     dims = call.arguments.get("dim")
     if dims is None or dims == []:
-        dims = range(len(labels))
-    dims = {dim % len(labels) for dim in ([dims] if isinstance(dims, int) else dims)}
+        dims = range(rank)
+    dims = {dim % rank for dim in ([dims] if isinstance(dims, int) else dims)}
+    labels = call.labels_and_grids(operand, settled=sorted(dims))
     for dim in dims:
         call.block(labels[dim], f"takes their {call.name}")
     if call.arguments.get("keepdim"):
         return tuple(None if dim in dims else atoms for dim, atoms in enumerate(labels))
-    return tuple(atoms for dim, atoms in enumerate(labels) if dim not in dims)
+    return without_dims(labels, dims)

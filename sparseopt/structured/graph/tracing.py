@@ -69,6 +69,8 @@ def trace(
                 f"model={type(model).__name__}(...) has no graph in {mode} mode, because "
                 f"torch.export refuses it: {_first_line(error)}"
             ) from error
+    # What nothing comes of, such as weights of attention that nobody asked for, blocks nothing.
+    program.graph.eliminate_dead_code()
     signature = program.graph_signature
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     written = signature.inputs_to_lifted_tensor_constants

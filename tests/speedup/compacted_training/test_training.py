@@ -248,7 +248,7 @@ def test_a_number_of_channels_that_is_written_out_is_found_and_all_stays_whole()
 
 def test_what_can_not_be_is_refused():
     model, optimizer = wrapped(method="rigl")
-    with pytest.raises(TypeError, match=r"method='rigl'.*RigLStruct"):
+    with pytest.raises(TypeError, match=r"method='rigl'.*rigl-struct"):
         CompactedTraining(model, optimizer)
     model, optimizer = wrapped(state="masked")
     with pytest.raises(ValueError, match="compact state"):

@@ -1,0 +1,60 @@
+"""The command line of ``benchmarks/structured/run.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.common.files import write_atomic
+from benchmarks.structured import accuracy, timing
+from benchmarks.structured.report import report_lines
+
+DESCRIPTION = """\
+What whole neurons and heads cost in accuracy, and give in time. Every run or figure is written into
+a file of its own in DIR; one that is there is not measured again. DIR/report.md is made from all
+of them; `report` makes it again and measures nothing.
+"""
+FIGURES = {"accuracy": accuracy, "time": timing}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options, each with its help."""
+    parser = argparse.ArgumentParser(prog="benchmarks/structured/run.py", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
+    for name, module in FIGURES.items():
+        module.add_options(commands.add_parser(name, parents=[_common()], help=module.__doc__))
+    commands.add_parser("report", parents=[_common()], help="The report, from what was measured.")
+    return parser
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    add = common.add_argument
+    add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
+    out = Path("results/structured")
+    add(
+        "--out",
+        type=Path,
+        default=out,
+        metavar="DIR",
+        help="folder to write (default: %(default)s)",
+    )
+    return common
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write results and report; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    if options.figure in FIGURES:
+        for name, record in FIGURES[options.figure].measure(options):
+            content = json.dumps(record, indent=1) + "\n"
+            write_atomic(options.out / f"{name}.json", content.encode())
+    text = "\n".join(report_lines(options.out)).rstrip() + "\n"
+    write_atomic(options.out / "report.md", text.encode())
+    return 0

@@ -1,0 +1,135 @@
+"""The report on everything that was measured in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.common.environment import in_words
+from benchmarks.common.tables import MISSING, paragraph, table_of
+from benchmarks.structured.accuracy import MEANING, METHODS
+from benchmarks.structured.timing import MODELS
+
+Record = dict[str, Any]
+
+#: Steps from one mask update to the next, of the average that is reported.
+DELTA_T = 100
+
+
+def read_records(folder: Path, figure: str) -> list[Record]:
+    """Return the results of a figure, in the order of their names."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{figure}-*.json"))]
+
+
+def report_lines(folder: Path) -> list[str]:
+    """The lines of the report."""
+    lines = ["# Whole neurons and heads", ""]
+    times, runs = read_records(folder, "time"), read_records(folder, "accuracy")
+    if times:
+        lines += time_lines(times)
+    if runs:
+        lines += accuracy_lines(runs)
+    return lines
+
+
+def time_lines(records: Sequence[Record]) -> list[str]:
+    """Tables of training steps and of inference."""
+    explanation = (
+        "Medians of calls in turn, in a new random order each round, in one process. Each "
+        "contender is in its fastest precision, of float32 and bfloat16. *Density* is the share of "
+        "neurons and heads that is live in each block. *Compacted* is `CompactedTraining`, on "
+        f"average over {DELTA_T} steps with one mask update, or what `compact` returns; *by hand* "
+        "is a model that was built in those shapes, with a plain optimizer."
+    )
+    lines = ["## Time", "", *paragraph(explanation), *_where(records)]
+    for phase in ("training", "inference"):
+        ordered = sorted(records, key=lambda one: (MODELS.index(one["model"]), -one["density"]))
+        rows = [time_row(record, phase) for record in ordered]
+        lines += [f"### {phase.capitalize()}", "", *table_of(rows)]
+    return lines
+
+
+def time_row(record: Record, phase: str) -> dict[str, str]:
+    """The cells of one model at one density by their column."""
+    fastest = fastest_of(average(record[phase]))
+    dense, compacted, by_hand = (fastest[name] for name in ("dense", "compacted", "by hand"))
+    return {
+        "model": record["model"],
+        "density": str(record["density"]),
+        "device": record["environment"]["device"],
+        "batch": str(record["batch"]),
+        "dense, ms": f"{dense:.1f}",
+        "compacted, ms": f"{compacted:.1f}",
+        "by hand, ms": f"{by_hand:.1f}",
+        "compacted / dense": f"{compacted / dense:.3f}",
+        "compacted / by hand": f"{compacted / by_hand:.3f}",
+    }
+
+
+def average(times: Mapping[str, float]) -> dict[str, float]:
+    """Training times with the update's share; of inference the times as they are."""
+    found = {name: time for name, time in times.items() if "pair" not in name}
+    for name, pair in times.items():
+        contender, _, precision = name.partition(" pair, ")
+        if precision:
+            step = times[f"{contender}, {precision}"]
+            found[f"{contender}, {precision}"] = (pair - step + (DELTA_T - 1) * step) / DELTA_T
+    return found
+
+
+def fastest_of(times: Mapping[str, float]) -> dict[str, float]:
+    """The time of each contender in its fastest precision."""
+    found: dict[str, float] = {}
+    for name, time in times.items():
+        contender = name.partition(", ")[0]
+        found[contender] = min(time, found.get(contender, time))
+    return found
+
+
+def accuracy_lines(records: Sequence[Record]) -> list[str]:
+    """A row for each method: mean and deviation over seeds."""
+    options = records[0]["options"]
+    what = "CIFAR-10" if records[0]["data"] == "cifar10" else "scikit-learn's digits"
+    explanation = (
+        f"A vision transformer {options['width']} wide, {options['depth']} blocks, heads of 32, "
+        f"patches of {options['patch']} pixels, on {what}: {options['epochs']} epochs of batches "
+        f"of {options['batch_size']}, AdamW, a cosine after a warm-up, crops and mirroring. "
+        f"Density {options['density']} of neurons and heads, {options['weights']} of single "
+        "weights. Accuracy is of all test images after the last epoch."
+    )
+    lines = ["## Accuracy", "", *paragraph(explanation), *_where(records)]
+    lines += [f"- `{name}`: {MEANING[name]}." for name in METHODS]
+    grouped = {name: [one for one in records if one["method"] == name] for name in METHODS}
+    rows = [accuracy_row(name, runs) for name, runs in grouped.items() if runs]
+    return [*lines, "", *table_of(rows)]
+
+
+def accuracy_row(name: str, runs: Sequence[Record]) -> dict[str, str]:
+    """The cells of one method by their column."""
+    accuracies = [100 * run["accuracy"] for run in runs]
+    spread = f" ± {stdev(accuracies):.2f}" if len(runs) > 1 else ""
+    smaller = [run.get("compacted_parameters", run["parameters"]) for run in runs]
+    return {
+        "method": f"`{name}`",
+        "runs": str(len(runs)),
+        "accuracy, %": f"{fmean(accuracies):.2f}{spread}",
+        "parameters in the end": f"{fmean(smaller) / 1e6:.2f} M",
+        "weights ever live": _ever(runs),
+    }
+
+
+def _ever(runs: Sequence[Record]) -> str:
+    if "ever" not in runs[0]:
+        return MISSING
+    started, ever = (
+        fmean(share for run in runs for share in run[which].values()) for which in ("live", "ever")
+    )
+    return f"{started:.0%} -> {ever:.0%}"
+
+
+def _where(records: Sequence[Record]) -> list[str]:
+    places = dict.fromkeys(in_words(record["environment"]) for record in records)
+    return paragraph("Measured with " + "; ".join(places) + ".")

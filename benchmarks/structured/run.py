@@ -1,0 +1,13 @@
+"""Measure whole neurons and heads: ``benchmarks/structured/run.py --help``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a script, Python puts this folder first; the package is found from the root.
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    from benchmarks.common.start import start
+
+    start("benchmarks.structured.cli")

@@ -1,0 +1,121 @@
+"""Numbers of heads and the like that modules keep as attributes, and that follow a cut.
+
+A module that splits a dimension into heads knows their number, or how wide all of them are
+together, by an attribute of its own, or not at all (``view(..., -1, self.head_dim)``). Which of its
+attributes are such numbers is a guess from their values, and running the smaller model is the
+proof. So there are several guesses, the most likely one first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from sparseopt.structured.channel_groups import ChannelGroup
+from sparseopt.structured.channel_masks import MAKERS
+
+__all__ = ["Numbers", "guesses", "is_divided", "set_numbers"]
+
+#: By path of a module, the attributes that change, and what they become.
+Numbers = Mapping[str, Mapping[str, Any]]
+
+#: Names of the width of one head.
+_OF_ONE_HEAD: Final = re.compile(r"dim.*head|head.*(dim|size|width)|per_head")
+
+
+def is_divided(group: ChannelGroup) -> bool:
+    """Whether the model's code takes these channels apart: heads, or halves of a gated layer."""
+    return group.kind == "head" or any(
+        place.index.shape[1] > 1 and place.role in MAKERS and group.kind == "neuron"
+        for place in group.slices
+    )
+
+
+def guesses(
+    model: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Mapping[int, Tensor]]
+) -> Iterator[Numbers]:
+    """Return guesses which attributes of which modules become what, none of them twice.
+
+    Args:
+        model: the model as it was before it is cut.
+        groups: its channels.
+        kept: by tensor name, for each dimension that becomes smaller the positions that stay.
+    """
+    changes: dict[str, dict[int, int]] = {}
+    for group in groups:
+        place = group.slices[0]
+        if not is_divided(group) or place.dim not in kept.get(place.name, {}):
+            continue
+        stay = int(
+            (place.index[:, :1] == kept[place.name][place.dim].cpu()).any(1).sum()  # (channels,)
+        )
+        for path in _modules_of(group):
+            changes.setdefault(path, {}).update(_numbers(group, stay))
+    found: list[dict[str, dict[str, Any]]] = []
+    for may_change in _GUESSES:
+        numbers = {
+            path: _attributes(model.get_submodule(path), becomes, may_change)
+            for path, becomes in changes.items()
+        }
+        numbers = {path: attributes for path, attributes in numbers.items() if attributes}
+        if numbers not in found:
+            found.append(numbers)
+    return iter(found)
+
+
+def set_numbers(model: nn.Module, numbers: Numbers) -> None:
+    """Give modules of ``model`` their new numbers."""
+    for path, attributes in numbers.items():
+        vars(model.get_submodule(path)).update(attributes)
+
+
+_GUESSES: Final[tuple[Callable[[str], bool], ...]] = (
+    lambda name: _OF_ONE_HEAD.search(name) is None,
+    lambda _: True,
+    lambda name: "head" in name and _OF_ONE_HEAD.search(name) is None,
+    lambda _: False,
+)
+
+
+def _numbers(group: ChannelGroup, stay: int) -> dict[int, int]:
+    """Return what numbers that count the group's channels become.
+
+    They are how many channels there are, how many positions they have in each tensor, and, where a
+    head of keys is shared, how many heads of queries there are.
+    """
+    times = {place.index.shape[1] for place in group.slices}
+    times |= {many // few for many in times for few in times if many % few == 0} | {1}
+    return {group.channels * count: stay * count for count in times if stay < group.channels}
+
+
+def _modules_of(group: ChannelGroup) -> list[str]:
+    """Return the paths of modules whose code may know the group's numbers.
+
+    They are the modules around each layer, up to the one that has all of the group's layers.
+    """
+    layers = [place.name.split(".")[:-1] for place in group.slices]
+    common = layers[0]
+    for path in layers:
+        shared = [own == other for own, other in zip(common, path, strict=False)]
+        common = common[: shared.index(False) if False in shared else len(shared)]
+    paths = {
+        ".".join(path[:length])
+        for path in layers
+        for length in range(len(common), max(len(common), len(path) - 1) + 1)
+    }
+    return sorted(paths)
+
+
+def _attributes(
+    module: nn.Module, becomes: Mapping[int, int], may_change: Callable[[str], bool]
+) -> dict[str, Any]:
+    if isinstance(module, nn.MultiheadAttention | nn.Linear):
+        return {}
+    return {
+        name: becomes[value]
+        for name, value in vars(module).items()
+        if type(value) is int and value in becomes and may_change(name)
+    }

@@ -1,0 +1,97 @@
+"""The benchmark of whole neurons and heads: it trains, times, resumes and reports."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.structured.accuracy import METHODS
+from benchmarks.structured.cli import build_parser, main
+from benchmarks.structured.models import GPTBlocks, Shape, ViT, shape_of
+from benchmarks.structured.report import average, fastest_of
+
+TINY = ["--width", "64", "--depth", "1", "--batch-size", "700", "--threads", "1", "--delta-t", "1"]
+
+
+def accuracy(folder, *options):
+    return main(["accuracy", *TINY, "--seeds", "0", "--out", str(folder), *options])
+
+
+def test_every_method_is_trained_and_reported(tmp_path):
+    assert accuracy(tmp_path, "--epochs", "3") == 0
+    records = {
+        name: json.loads((tmp_path / f"accuracy-{name}-0.json").read_text()) for name in METHODS
+    }
+    assert records["rigl-struct"]["heads"] == [1]
+    assert records["rigl-struct"]["neurons"] == [64]
+    assert records["rigl-struct"]["compacted_parameters"] == records["thinner"]["parameters"]
+    assert records["narrower"]["parameters"] < records["dense"]["parameters"] / 3
+    for name in ("rigl-struct", "srigl"):
+        run = records[name]
+        assert run["compacted_accuracy"] == pytest.approx(run["accuracy"], abs=0.01)
+    report = (tmp_path / "report.md").read_text()
+    assert all(f"| `{name}` | 1 |" in report for name in METHODS)
+
+
+def test_a_run_that_was_stopped_is_the_uninterrupted_one(tmp_path, monkeypatch):
+    chosen = ("--methods", "rigl-struct", "--epochs", "3")
+    accuracy(tmp_path / "whole", *chosen)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    from benchmarks.structured.accuracy import Run
+
+    with monkeypatch.context() as patched:
+        saved = Run._save
+        patched.setattr(Run, "_save", lambda run, path: (saved(run, path), stop()))
+        with pytest.raises(KeyboardInterrupt):
+            accuracy(tmp_path / "stopped", *chosen)
+    accuracy(tmp_path / "stopped", *chosen)
+    losses = [
+        [
+            epoch["loss"]
+            for epoch in json.loads((tmp_path / one / "accuracy-rigl-struct-0.json").read_text())[
+                "epochs"
+            ]
+        ]
+        for one in ("whole", "stopped")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_times_are_of_every_contender_in_every_precision(tmp_path):
+    options = ["time", "--models", "vit-192", "--densities", "0.25", "--depth", "1"]
+    sizes = ["--batch-size", "4", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
+    assert main([*options, *sizes]) == 0
+    record = json.loads((tmp_path / "time-vit-192-0.25-cpu.json").read_text())
+    assert record["neurons"] == [192]
+    assert record["heads"] == [2]
+    assert len(record["inference"]) == 6
+    assert len(record["training"]) == 8
+    assert "| vit-192 | 0.25 |" in (tmp_path / "report.md").read_text()
+
+
+def test_the_update_has_its_share_of_the_average():
+    times = {"compacted, float32": 1.0, "compacted pair, float32": 11.0, "dense, float32": 3.0}
+    assert average(times) == {"compacted, float32": pytest.approx(1.09), "dense, float32": 3.0}
+    assert fastest_of({"dense, float32": 3.0, "dense, bfloat16": 2.0}) == {"dense": 2.0}
+
+
+@pytest.mark.parametrize("kind", [ViT, GPTBlocks])
+def test_a_model_has_the_widths_that_it_was_built_with(kind):
+    shape = Shape(64, 32, (2, 1), (7, 9))
+    assert shape_of(kind(shape)) == shape
+    assert Shape.uniform(2, 64, 32).thinner(0.25) == Shape(64, 32, (1, 1), (64, 64))
+
+
+def test_tokens_do_not_see_later_ones():
+    model = GPTBlocks(Shape.uniform(1, 64, 32))
+    x = torch.randn(1, 4, 64)
+    later = x.clone()
+    later[:, 3] += 1
+    torch.testing.assert_close(model(x)[:, :3], model(later)[:, :3])
+
+
+def test_options_have_help():
+    assert "report" in build_parser().format_help()

@@ -1,0 +1,142 @@
+"""Heads, and gated pairs of neurons, cut out of every kind of transformer."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from sparseopt import Compaction, SparseOptimizer
+from sparseopt.speedup.compaction.fewer_heads import FewerHeads
+from tests.support.attention_nets import TRANSFORMERS, Transformer
+
+
+def cut(case):
+    """A model whose masks drop half of the heads and neurons, and its compaction."""
+    model = case.build()
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        model,
+        method="rigl-struct",
+        example_inputs=case.kwargs or case.args,
+        density=0.5,
+        init={},
+        total_steps=10,
+        delta_t=2,
+        seed=1,
+    )
+    return model, Compaction(model, optimizer, *case.args, **case.kwargs)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_all_that_was_dropped_is_cut_and_the_rest_computes_the_same(name):
+    if name in {"gpt2", "llama", "bert"}:
+        pytest.importorskip("transformers")
+    case = TRANSFORMERS[name]
+    model, compaction = cut(case)
+    assert compaction.report.share_reached == 1.0
+    assert not compaction.report.remaining
+    for mode in (True, False):
+        expected, found = (case.run(one.train(mode)) for one in (model, compaction.model))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["own, split", "encoder", "vit"])
+def test_the_smaller_model_is_copied_saved_and_exported(name):
+    case = TRANSFORMERS[name]
+    smaller = cut(case)[1].model.eval()
+    expected = case.run(smaller)
+    buffer = io.BytesIO()
+    torch.save(smaller, buffer)
+    buffer.seek(0)
+    for other in (
+        copy.deepcopy(smaller),
+        torch.load(buffer, weights_only=False),
+        torch.export.export(smaller, case.args).module(),
+    ):
+        torch.testing.assert_close(case.run(other), expected)
+
+
+class Attending(nn.Module):
+    """Attention of torch, called in all ways."""
+
+    def __init__(self, batch_first=True, separate=False):
+        super().__init__()
+        widths = {"kdim": 6, "vdim": 6} if separate else {}
+        self.attention = nn.MultiheadAttention(8, 4, batch_first=batch_first, **widths)
+        self.last = nn.Linear(8, 3)
+        self.how = {"need_weights": False}
+
+    def forward(self, x, y):
+        outputs, weights = self.attention(x, y, y, **self.how)
+        return self.last(outputs), weights
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_attention_of_torch_takes_what_it_took(batch_first, separate):
+    model = Attending(batch_first, separate)
+    x, y = torch.randn(5, 4, 8), torch.randn(5, 4, 6 if separate else 8)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters()),
+        model,
+        method="rigl-struct",
+        example_inputs=(x, y),
+        density=0.5,
+        init={},
+        total_steps=10,
+        delta_t=2,
+    )
+    smaller = Compaction(model, optimizer, x, y).model
+    assert type(smaller.attention) is FewerHeads
+    assert smaller.attention.num_heads == 2
+    shape = (5, 4) if batch_first else (4, 5)
+    padding = torch.zeros(shape, dtype=torch.bool)
+    padding[:, -1] = True
+    tokens = shape[1]
+    places = torch.ones(tokens, tokens).tril() == 0
+    for how in (
+        {"need_weights": False},
+        {"need_weights": False, "attn_mask": places},
+        {"need_weights": False, "key_padding_mask": padding},
+        {"need_weights": False, "attn_mask": places.float() * -9, "key_padding_mask": padding},
+        {"need_weights": False, "attn_mask": places, "is_causal": True},
+        {"need_weights": True, "average_attn_weights": False, "key_padding_mask": padding},
+    ):
+        model.how = smaller.how = how
+        expected, found = model(x, y), smaller(x, y)
+        torch.testing.assert_close(found[0], expected[0])
+        if expected[1] is not None:
+            kept = optimizer.masks["attention.out_proj.weight"].any(0).view(4, 2).any(1)
+            torch.testing.assert_close(found[1], expected[1][:, kept])
+    model.how = smaller.how = {"need_weights": False}
+    torch.testing.assert_close(smaller(x[0], y[0])[0], model(x[0], y[0])[0])
+
+
+class Stubborn(nn.Module):
+    """Attention whose width of a head follows from the residual stream's."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = 4
+        self.embed, self.qkv, self.proj = nn.Linear(6, 8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        samples, tokens, width = x.shape
+        q, k, v = (
+            part.view(samples, tokens, self.heads, width // self.heads).transpose(1, 2)
+            for part in self.qkv(self.norm(x)).split(width, dim=2)
+        )
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.head(x + self.proj(y.reshape(samples, tokens, width)))
+
+
+def test_where_the_code_has_the_number_of_heads_they_stay_and_the_report_says_so():
+    case = Transformer(Stubborn, 1, 4, 0, (torch.randn(2, 5, 6),))
+    model, compaction = cut(case)
+    torch.testing.assert_close(case.run(compaction.model), case.run(model))
+    assert compaction.model.qkv.out_features == 24
+    assert any("the code of Stubborn" in one.reason for one in compaction.report.remaining)
