@@ -43,17 +43,16 @@ class LiveCopies(Protocol):
         """Make all entries of ``dense`` zero that are not live."""
 
 
-#: Returns copies if there are some now.
-_find: Callable[[], LiveCopies | None] | None = None
+#: At most one function; it returns copies if there are some now.
+_find: list[Callable[[], LiveCopies | None]] = []
 
 
 def provide_live_copies(find: Callable[[], LiveCopies | None]) -> None:
-    """Have :func:`live_copies_for` ask ``find``, at every call, for copies; only the last is asked.
+    """Have :func:`live_copies_for` ask ``find``, and nobody else, for copies at every call.
 
     Rooms above have what is faster, and nothing here knows of them.
     """
-    global _find
-    _find = find
+    _find[:] = [find]
 
 
 def live_copies_for(*tensors: Tensor) -> LiveCopies | None:
@@ -62,7 +61,7 @@ def live_copies_for(*tensors: Tensor) -> LiveCopies | None:
     Args:
         tensors: 1-D; the first is the dense one.
     """
-    if _find is None or tensors[0].numel() <= SMALL:
+    if not _find or tensors[0].numel() <= SMALL:
         return None
     dtype = tensors[0].dtype
     for tensor in tensors:
@@ -74,7 +73,7 @@ def live_copies_for(*tensors: Tensor) -> LiveCopies | None:
             or tensor.is_inference()
         ):
             return None
-    return _find() if dtype.itemsize in SIZES else None
+    return _find[0]() if dtype.itemsize in SIZES else None
 
 
 def word_bits(mask: Tensor) -> Tensor:

@@ -23,6 +23,11 @@ INLINE void write(uint16_t* p, __m512i x) {
 }
 INLINE void write(uint32_t* p, __m512i x) { _mm512_storeu_si512(p, x); }
 INLINE void write(uint64_t* p, __m512i x) { _mm512_storeu_si512(p, x); }
+INLINE void write_past_caches(uint16_t* p, __m512i x) {
+  _mm256_stream_si256((__m256i*)p, _mm512_cvtepi32_epi16(x));
+}
+INLINE void write_past_caches(uint32_t* p, __m512i x) { _mm512_stream_si512((__m512i*)p, x); }
+INLINE void write_past_caches(uint64_t* p, __m512i x) { _mm512_stream_si512((__m512i*)p, x); }
 INLINE void write(uint16_t* p, __m512i x, __mmask16 m) {
   _mm256_mask_storeu_epi16(p, m, _mm512_cvtepi32_epi16(x));
 }
@@ -47,10 +52,11 @@ template <class E> INLINE void gather(uint64_t bits, const E* dense, E* live, in
 }
 
 // The live entries among zeros; those are all that is written to a word, and each once.
-template <class E> INLINE void spread(uint64_t bits, const E* live, E* dense) {
+template <class E> INLINE void spread(uint64_t bits, const E* live, E* dense, bool past_caches) {
   UNROLL for (int i = 0; i < WORD; i += HOLDS<E>) {
     const __mmask16 m = bits >> i & first(HOLDS<E>);
-    write(dense + i, expand<E>(read(live, first(count(m))), m));
+    const __m512i x = expand<E>(read(live, first(count(m))), m);
+    past_caches ? write_past_caches(dense + i, x) : write(dense + i, x);
     live += count(m);
   }
 }
@@ -64,7 +70,7 @@ template <class E> INLINE void gather(uint64_t bits, const E* dense, E* live, in
   for (; bits; bits &= bits - 1) *live++ = dense[__builtin_ctzll(bits)];
 }
 
-template <class E> INLINE void spread(uint64_t bits, const E* live, E* dense) {
+template <class E> INLINE void spread(uint64_t bits, const E* live, E* dense, bool) {
   E word[WORD] = {};
   for (; bits; bits &= bits - 1) word[__builtin_ctzll(bits)] = *live++;
   memcpy(dense, word, sizeof word);
@@ -105,17 +111,23 @@ static void gather_live(const uint64_t* bits, int64_t words, const E* one, E* li
   });
 }
 
-// Each entry once, with its final value: others may read meanwhile.
+constexpr int64_t LARGE = 1 << 20;  // bytes
+
+// Each entry once, with its final value: others may read meanwhile. A network with large tensors
+// has more weights than the caches hold until they are read again.
 template <class E>
 static void write_live(const uint64_t* bits, int64_t size, const E* live, E* dense, int threads) {
+  const bool past_caches = size * (int64_t)sizeof(E) >= LARGE && (uintptr_t)dense % 64 == 0;
   for_words(bits, (size + WORD - 1) / WORD, threads, [=](int64_t word, int64_t first, int64_t) {
-    if (size - WORD * word >= WORD) return spread(bits[word], live + first, dense + WORD * word);
+    E* const to = dense + WORD * word;
+    if (size - WORD * word >= WORD) return spread(bits[word], live + first, to, past_caches);
     E rest[WORD];
-    spread(bits[word], live + first, rest);
-    memcpy(dense + WORD * word, rest, (size - WORD * word) * sizeof(E));
+    spread(bits[word], live + first, rest, false);
+    memcpy(to, rest, (size - WORD * word) * sizeof(E));
   });
 }
 
+// Makes all others zero.
 template <class E>
 static void keep_live(const uint64_t* bits, int64_t size, E* dense, int threads) {
   const int64_t words = size / WORD;
