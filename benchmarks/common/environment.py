@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,12 +72,15 @@ def _hardware(environment: dict[str, Any]) -> str:
 
 
 def processor_name() -> str:
-    """The processor's marketing name where the system tells it."""
+    """The processor's marketing name where the system tells it, and the family of that name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        first, *_ = cpuinfo.read_text().split("\n\n")
+        facts = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in first.splitlines())
+        if "model name" in facts:
+            family = facts.get("cpu family")
+            # Virtual machines leave out the number that tells one generation from another.
+            return facts["model name"] + (f" (family {family})" if family else "")
     return platform.processor() or platform.machine()
 
 

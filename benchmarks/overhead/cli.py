@@ -22,6 +22,7 @@ from benchmarks.overhead.peers import INSTALL, PEERS
 from benchmarks.overhead.report import write_report
 from benchmarks.overhead.results import FIGURES, Results
 from benchmarks.overhead.workloads import WORKLOADS
+from sparseopt.speedup import kernels
 
 DESCRIPTION = f"""\
 Measure what sparse training costs, beside the plain optimizer and beside other libraries: time of
@@ -111,6 +112,8 @@ def _measure(options: argparse.Namespace, path: Path) -> None:
     """Measure all figures of all cases and write ``path``, the results file, after every entry."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    # A step copies live weights by the kernels where they are compiled already.
+    kernels.available()
     results = Results(path)
     for name, peer in PEERS.items():
         if name in options.contenders:
@@ -144,6 +147,7 @@ def _made_with(case: Case) -> dict[str, Any]:
         **describe_environment(case.device),
         "cores": os.cpu_count(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "kernels": kernels.variant(),
     }
 
 

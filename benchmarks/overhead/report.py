@@ -123,7 +123,8 @@ def _made_with(results: Results) -> list[str]:
         day = about["date"].partition("T")[0]
         lines.append(
             f"- {day}: {in_words(about)}; {about['cores']} cores, OMP_WAIT_POLICY="
-            f"{about['omp_wait_policy']}; {about['system']}; {about['rounds']} rounds of steps, "
+            f"{about['omp_wait_policy']}; {about['system']}; kernels: "
+            f"{about.get('kernels', 'not used by steps yet')}; {about['rounds']} rounds of steps, "
             f"masks moving every {about['update_every']}; {about['training_rounds']} of training "
             "steps"
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import local, placement, shard_like, sums_over_shards, whole
 from sparseopt.masks.indices import count_true, index_dtype, live_indices, mark, where
+from sparseopt.masks.live_copies import LiveCopies, live_copies_for, word_bits
 from sparseopt.masks.memory_layout import Layout, clear_, fill_where_false_, write_only_
 from sparseopt.masks.write_watch import WriteWatch
 from sparseopt.utils.bits import pack, popcounts, unpack
@@ -50,7 +51,8 @@ class SparseLayer:
     Up to a density of a quarter it keeps the positions of live weights, four bytes each; above, a
     mask of one byte a weight, and positions while compact state needs them. Beside either is one
     bit a weight for "was ever live", and up to 4096 weights the inverse of the mask, one byte each:
-    with it one call masks a gradient.
+    with it one call masks a gradient. Where live entries are copied by the kernels, there is one
+    more bit a weight, the mask again.
 
     A weight may be sharded (a DTensor). Then a mask is kept, sharded alike; everything that is
     counted or indexed is of the whole weight; and to gather, to have positions, to rebind and to
@@ -111,6 +113,7 @@ class SparseLayer:
         self._mask: Tensor | None
         self._index: Tensor | None
         self._dropped: Tensor | None
+        self._bits: Tensor | None
         self._watch = WriteWatch()
         self._note_place()
         self._set_mask(mask)
@@ -274,6 +277,12 @@ class SparseLayer:
         """Whether ``_flat()`` of the weight is a view, in this layer's memory order."""
         return not self.is_sharded and self._layout.has(self.weight)
 
+    def _copies_in_threads(self) -> bool:
+        """Whether :meth:`gather` and ``_replace_()`` of the weight share their work in threads."""
+        if self.is_full or self.is_sharded:
+            return False
+        return self._copies_for(self._layout.flat(self.weight.detach())) is not None
+
     def _forget_positions(self) -> None:
         """Free positions that are kept beside a mask, until they are asked for again."""
         if self._mask is not None:
@@ -281,7 +290,7 @@ class SparseLayer:
 
     def _mask_(self, tensor: Tensor, fill: float = 0.0) -> None:
         """Write ``fill`` into a tensor of the weight's shape wherever the mask is false."""
-        if self.is_full:
+        if self.is_full or (fill == 0.0 and self._keep_(tensor)):
             return
         if self.numel <= SMALL and not self.is_sharded and tensor.grad_fn is None:
             if self._dropped is None:
@@ -328,8 +337,23 @@ class SparseLayer:
             return flat.clone() if out is None else out.copy_(flat)
         flat = self._layout.flat(tensor)
         if out is None:
-            return flat.index_select(0, self._offsets())
-        return torch.index_select(flat, 0, self._offsets(), out=out)
+            out = flat.new_empty(self.live)
+        copies = self._copies_for(flat, out)
+        if copies is None:
+            return torch.index_select(flat, 0, self._offsets(), out=out)
+        copies.gather(self._word_bits(), flat, out)
+        return out
+
+    def _gather_two(self, first: Tensor, second: Tensor, out: Tensor, second_out: Tensor) -> None:
+        """Gather two tensors, in less time than one after the other; see :meth:`gather`."""
+        if not (self.is_full or self.is_sharded):
+            flat, other = (self._layout.flat(tensor.detach()) for tensor in (first, second))
+            copies = self._copies_for(flat, out, other, second_out)
+            if copies is not None:
+                copies.gather(self._word_bits(), flat, out, other, second_out)
+                return
+        self.gather(first, out=out)
+        self.gather(second, out=second_out)
 
     def _scatter_(self, tensor: Tensor, values: Tensor) -> None:
         """Write ``values``, ``(live,)``, into the live entries of a tensor like the weight."""
@@ -444,14 +468,40 @@ class SparseLayer:
         self._layout.put_back_(tensor, flat)
 
     def _write_(self, values: Tensor) -> None:
-        weight, offsets = self.weight.detach(), self._offsets()
+        weight = self.weight.detach()
         flat = self._layout.flat(weight)
-        if self._watch.is_untouched(weight, flat, offsets):
-            flat.scatter_(0, offsets, values)
+        copies = self._copies_for(flat, values)
+        if copies is not None:
+            copies.write(self._word_bits(), values, flat)
+        elif self._watch.is_untouched(weight, flat, self._offsets()):
+            flat.scatter_(0, self._offsets(), values)
         else:
-            write_only_(flat, offsets, values, ascending=self._layout.is_logical)
+            write_only_(flat, self._offsets(), values, ascending=self._layout.is_logical)
         self._layout.put_back_(weight, flat)
         self._watch.note(weight)
+
+    def _keep_(self, tensor: Tensor) -> bool:
+        """Make entries zero that are not live, if that can be done faster than by torch."""
+        if self.numel <= SMALL or self.is_sharded or tensor.grad_fn is not None:
+            return False
+        tensor = tensor.detach()
+        if not tensor.is_cpu:
+            return False
+        flat = self._layout.flat(tensor)
+        copies = self._copies_for(flat)
+        if copies is not None:
+            copies.keep(self._word_bits(), flat)
+            self._layout.put_back_(tensor, flat)
+        return copies is not None
+
+    def _copies_for(self, *tensors: Tensor) -> LiveCopies | None:
+        """Return what copies faster than torch; values come in logical order, and bits do not."""
+        return live_copies_for(*tensors) if self._layout.is_logical else None
+
+    def _word_bits(self) -> Tensor:
+        if self._bits is None:
+            self._bits = word_bits(self.mask.view(-1))
+        return self._bits
 
     def _check_placement(self, tensor: Tensor) -> None:
         if placement(tensor) != self._place[2]:
@@ -471,7 +521,7 @@ class SparseLayer:
             )
             self.live = count_true(whole(self._mask))
             self.is_full = self.live == self.numel
-            self._index = None
+            self._index = self._bits = None
             return
         flat = whole(mask).to(self.weight.device).reshape(-1)
         self._set_positions(live_indices(flat, count_true(flat)))
@@ -480,7 +530,7 @@ class SparseLayer:
         self.mask_version += 1
         self.live = positions.numel()
         self.is_full = self.live == self.numel
-        self._mask = self._index = self._dropped = None
+        self._mask = self._index = self._dropped = self._bits = None
         self._watch.forget()
         if self.is_full:
             return

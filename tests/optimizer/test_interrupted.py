@@ -41,10 +41,10 @@ def test_no_layer_is_left_empty(number, channels_last, state):
             optimizer.step()
     except KeyboardInterrupt:
         pass
-    # With compact state that lies in a row, a step of this model has fewer operations than 50.
+    # With compact state a step of this model has fewer operations than 60, and than 50 in a row.
     if interrupting.number > 0:
         assert state == "compact"
-        assert number >= 50
+        assert number >= (60 if channels_last else 50)
     for layer in optimizer.layers:
         assert int(layer.weight.count_nonzero()) == layer.live
     train(model, optimizer, 3, start=4)

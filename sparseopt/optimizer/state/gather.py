@@ -104,6 +104,10 @@ class Part(ABC):
         """Whether the members' weights still are where, and as, this needs them."""
         return True
 
+    def works_in_threads(self) -> bool:
+        """Whether this shares its own work in threads, and needs none around it."""
+        return False
+
     @abstractmethod
     def gather(self, weights: Tensor, gradients: Tensor) -> None:
         """Write live weights and their gradients, which all members have, to two ``(live,)``."""
@@ -123,14 +127,18 @@ class GatherOne(Part):
         super().__init__([layer])
         self._layer = layer
 
+    def works_in_threads(self) -> bool:
+        """Whether the layer does; see :meth:`Part.works_in_threads`."""
+        return self._layer._copies_in_threads()
+
     def gather(self, weights: Tensor, gradients: Tensor) -> None:
         """Read the layer; see :meth:`Part.gather`."""
-        self._layer.gather(self._layer.weight, out=weights)
-        self._layer.gather(gradient_of(self._layer), out=gradients)
+        layer = self._layer
+        layer._gather_two(layer.weight, gradient_of(layer), weights, gradients)
 
     def put_back(self, weights: Tensor) -> None:
         """Write to the layer; see :meth:`Part.put_back`."""
-        self._layer.replace_(weights)
+        self._layer._replace_(weights)
 
 
 class GatherMany(Part):
@@ -231,12 +239,12 @@ WORTH_A_THREAD: Final = 1 << 17
 def shares(parts: Sequence[Part], device: torch.device) -> list[list[int]]:
     """Return the indices of ``parts`` in as many lists as threads are worth, about equally heavy.
 
-    One list where there is nothing to gain: on an accelerator, whose calls only queue, or where
-    torch is told to use one thread.
+    One list where there is nothing to gain: on an accelerator, whose calls only queue, where torch
+    is told to use one thread, or where parts use several themselves.
     """
     live = sum(part.live for part in parts)
     count = min(torch.get_num_threads(), live // WORTH_A_THREAD, len(parts))
-    if count < 2 or device.type != "cpu":
+    if count < 2 or device.type != "cpu" or any(part.works_in_threads() for part in parts):
         return [list(range(len(parts)))]
     found: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count

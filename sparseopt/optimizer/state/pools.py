@@ -22,11 +22,10 @@ from sparseopt.optimizer.state.gather import (
 
 __all__ = ["Pool", "is_small_and_dense", "make_pools", "with_own_memory"]
 
-#: Live weights of a pool on a CPU where torch has one thread: few enough for the dense weights that
-#: they are gathered from to stay in the cache until they are written back, enough to make what a
-#: call costs disappear.
+#: Live weights of a pool on a CPU: few enough for the dense weights that they are gathered from to
+#: stay in the cache until they are written back, enough to make what a call costs disappear.
 CPU_POOL: Final = 1 << 17
-#: Where it has several, a pool has to have several large layers for them to share.
+#: Where each thread gathers layers of its own, a pool has to have several large ones.
 CPU_POOL_OF_THREADS: Final = 1 << 20
 #: On an accelerator a call costs a launch; this bounds what a step needs for a moment.
 ACCELERATOR_POOL: Final = 1 << 24
@@ -195,7 +194,8 @@ def make_pools(inner: Optimizer, group: dict[str, Any], members: Iterable[Member
     one value a parameter, and a dense parameter that would be alone in its pool.
     """
     by_kind: dict[Any, list[Member]] = {}
-    for member in members:
+    # Small members last, so that one bundle has them and not one a pool.
+    for member in sorted(members, key=lambda member: member.numel <= CPU_SMALL):
         history = _history(inner.state.get(member.weight, {}), member)
         if history is not None:
             key = member.weight.dtype, gradient_of(member).dtype, member.weight.device, history
@@ -251,8 +251,10 @@ def _within_limit(members: Sequence[Member]) -> Iterator[list[Member]]:
     """
     if members[0].weight.device.type != "cpu":
         limit = ACCELERATOR_POOL
+    elif torch.get_num_threads() == 1 or _work_in_threads(members):
+        limit = CPU_POOL
     else:
-        limit = CPU_POOL if torch.get_num_threads() == 1 else CPU_POOL_OF_THREADS
+        limit = CPU_POOL_OF_THREADS
     together: list[Member] = []
     live = 0
     for member in members:
@@ -262,3 +264,7 @@ def _within_limit(members: Sequence[Member]) -> Iterator[list[Member]]:
         together.append(member)
         live += member.live
     yield together
+
+
+def _work_in_threads(members: Sequence[Member]) -> bool:
+    return any(isinstance(one, SparseLayer) and one._copies_in_threads() for one in members)

@@ -21,6 +21,7 @@ __all__ = [
     "compile_variant",
     "compiled",
     "find_compiler",
+    "path_if_built",
     "prebuilt_path",
     "source_hash",
 ]
@@ -145,7 +146,7 @@ def compiled(variant: str) -> Path:
             if named
             else "no C++ compiler was found (looked for g++, c++ and clang++ on PATH)"
         )
-    path = _cache() / f"{variant}-{source_hash()}-{_compiler_hash(compiler)}.so"
+    path = _cached_path(variant, compiler)
     if path.exists():
         return path
     try:
@@ -157,6 +158,21 @@ def compiled(variant: str) -> Path:
     except OSError as error:
         raise BuildError(f"the cache for compiled kernels can not be written: {error}") from error
     return path
+
+
+def path_if_built(variant: str) -> Path | None:
+    """Where the kernels for one instruction set are; ``None`` if they have to be compiled first."""
+    prebuilt = prebuilt_path(variant)
+    if prebuilt.exists():
+        return prebuilt
+    # Only where some compiler has made them, it is worth asking which one there is now.
+    compiler = find_compiler() if any(_cache().glob(f"{variant}-{source_hash()}-*.so")) else None
+    cached = None if compiler is None else _cached_path(variant, compiler)
+    return cached if cached is not None and cached.exists() else None
+
+
+def _cached_path(variant: str, compiler: str) -> Path:
+    return _cache() / f"{variant}-{source_hash()}-{_compiler_hash(compiler)}.so"
 
 
 def _cache() -> Path:

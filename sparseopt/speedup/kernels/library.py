@@ -13,7 +13,15 @@ import torch
 from sparseopt.speedup.kernels import build
 from sparseopt.speedup.kernels.cpu import supported_variants
 
-__all__ = ["available", "library", "raise_if", "threads", "variant", "why_not"]
+__all__ = [
+    "available",
+    "library",
+    "library_if_built",
+    "raise_if",
+    "threads",
+    "variant",
+    "why_not",
+]
 
 logger = logging.getLogger("sparseopt")
 
@@ -27,7 +35,7 @@ _float = ctypes.c_float
 _LISTS = (_pointer, _long, _pointer)
 _MAP = (_int, _long, _int, _int)
 # One line for each function of kernels.cpp: the type of its result, then of its arguments.
-_SIGNATURES: dict[str, tuple[type, ...]] = {
+_SIGNATURES: dict[str, tuple[type | None, ...]] = {
     "sparseopt_build": (_int, _pointer, *_LISTS),
     "sparseopt_gather": (_int, *_LISTS, _pointer, _pointer, _int, _pointer, _int),
     "sparseopt_gather_and_count": (
@@ -47,15 +55,23 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "sparseopt_change_layout": (_int, _pointer, _pointer, *[_long] * 3, *[_int] * 3),
     "sparseopt_sum_tokens": (_int, _pointer, _long, _long, _pointer, _int, _int),
     "sparseopt_affine": (_int, *[_pointer] * 5, *_MAP),
+    "sparseopt_gather_live": (None, _pointer, _long, *[_pointer] * 4, _int, _int),
+    "sparseopt_write_live": (None, _pointer, _long, _pointer, _pointer, _int, _int),
+    "sparseopt_keep_live": (None, _pointer, _long, _pointer, _int, _int),
     "sparseopt_batch_norm": (_int, *[_pointer] * 3, _float, *[_pointer] * 2, *_MAP),
     "sparseopt_batch_norm_backward": (_int, *[_pointer] * 3, _int, *[_pointer] * 3, *_MAP),
 }
 
 
 class _Loaded:
-    """The outcome of looking for a binary: the library and its variant, or a reason."""
+    """The outcome of looking for a binary: the library and its variant, or a reason.
 
-    def __init__(self) -> None:
+    Args:
+        may_compile: Whether a binary is compiled if there is none.
+    """
+
+    def __init__(self, *, may_compile: bool) -> None:
+        self._may_compile = may_compile
         self.library: ctypes.CDLL | None = None
         self.variant: str | None = None
         self.reason: str | None = None
@@ -86,8 +102,10 @@ class _Loaded:
     def _load(self, variant: str) -> ctypes.CDLL | None:
         """The library of one variant, or ``None``; then the first reason is remembered."""
         try:
-            prebuilt = build.prebuilt_path(variant)
-            return _open(prebuilt if prebuilt.exists() else build.compiled(variant))
+            path = build.path_if_built(variant)
+            if path is None and not self._may_compile:
+                return None
+            return _open(path or build.compiled(variant))
         except build.BuildError as error:
             reason = f"the kernels could not be compiled: {error}"
         except (OSError, AttributeError) as error:
@@ -109,10 +127,21 @@ def _open(path: Path) -> ctypes.CDLL:
 
 @functools.cache
 def _state() -> _Loaded:
-    loaded = _Loaded()
+    loaded = _Loaded(may_compile=True)
     if loaded.reason is not None:
         logger.info("no sparse kernels: %s", loaded.reason)
     return loaded
+
+
+@functools.cache
+def _state_if_built() -> _Loaded:
+    return _Loaded(may_compile=False)
+
+
+def library_if_built() -> ctypes.CDLL | None:
+    """The library, if this process has loaded it or nothing has to be compiled to load it."""
+    state = _state() if _state.cache_info().currsize else _state_if_built()
+    return state.library
 
 
 def available() -> bool:

@@ -7,6 +7,7 @@
 #include "affine.h"
 #include "dense_weights.h"
 #include "layouts.h"
+#include "live_copies.h"
 #include "sums.h"
 #include "weight_gradient.h"
 
@@ -21,6 +22,11 @@ template <class Work> static int run(int half, Work work) {
   } catch (const std::bad_alloc&) {
     return 1;
   }
+}
+
+// work(an unsigned integer of 2, 4 or 8 bytes).
+template <class Work> static void run_by_size(int bytes, Work work) {
+  bytes == 2 ? work(uint16_t()) : bytes == 4 ? work(uint32_t()) : work(uint64_t());
 }
 
 // The values in the order of the transposed lists.
@@ -141,4 +147,25 @@ API int sparseopt_change_layout(const void* from, void* to, int64_t batch, int64
     const auto change = into ? change_layout<true, E> : change_layout<false, E>;
     change((const E*)from, (E*)to, batch, channels, pixels, threads);
   });
+}
+
+API void sparseopt_gather_live(const uint64_t* bits, int64_t words, const void* one, void* live_one,
+                               const void* other, void* live_other, int bytes, int threads) {
+  run_by_size(bytes, [=](auto e) {
+    using E = decltype(e);
+    gather_live(bits, words, (const E*)one, (E*)live_one, (const E*)other, (E*)live_other, threads);
+  });
+}
+
+API void sparseopt_write_live(const uint64_t* bits, int64_t size, const void* live, void* dense,
+                              int bytes, int threads) {
+  run_by_size(bytes, [=](auto e) {
+    using E = decltype(e);
+    write_live(bits, size, (const E*)live, (E*)dense, threads);
+  });
+}
+
+API void sparseopt_keep_live(const uint64_t* bits, int64_t size, void* dense, int bytes,
+                             int threads) {
+  run_by_size(bytes, [=](auto e) { keep_live(bits, size, (decltype(e)*)dense, threads); });
 }

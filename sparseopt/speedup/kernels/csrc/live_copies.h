@@ -1,0 +1,138 @@
+// Between a tensor and its live entries in a row, by one bit an entry: bit k % 64 of word k / 64,
+// and zeros after the last. Most cache lines of a tensor hold a live entry. So it is read from end
+// to end, as memory is fastest, and live entries are moved together in registers.
+// Nothing is computed: entries are unsigned integers of their size.
+#pragma once
+#include "vectors.h"
+
+constexpr int WORD = 64;
+INLINE int count(uint64_t bits) { return __builtin_popcountll(bits); }
+
+#if LANES == 16
+// Registers of entries, and masks with a bit for each of them. What a mask leaves out is neither
+// read nor written, so it may lie outside of a tensor.
+template <class E> constexpr int HOLDS = sizeof(E) == 8 ? 8 : 16;
+INLINE __mmask16 first(int many) { return (1u << many) - 1; }
+INLINE __m512i read(const uint16_t* p, __mmask16 m) {
+  return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p));
+}
+INLINE __m512i read(const uint32_t* p, __mmask16 m) { return _mm512_maskz_loadu_epi32(m, p); }
+INLINE __m512i read(const uint64_t* p, __mmask16 m) { return _mm512_maskz_loadu_epi64(m, p); }
+INLINE void write(uint16_t* p, __m512i x) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(x));
+}
+INLINE void write(uint32_t* p, __m512i x) { _mm512_storeu_si512(p, x); }
+INLINE void write(uint64_t* p, __m512i x) { _mm512_storeu_si512(p, x); }
+INLINE void write_past_caches(uint16_t* p, __m512i x) {
+  _mm256_stream_si256((__m256i*)p, _mm512_cvtepi32_epi16(x));
+}
+INLINE void write_past_caches(uint32_t* p, __m512i x) { _mm512_stream_si512((__m512i*)p, x); }
+INLINE void write_past_caches(uint64_t* p, __m512i x) { _mm512_stream_si512((__m512i*)p, x); }
+INLINE void write(uint16_t* p, __m512i x, __mmask16 m) {
+  _mm256_mask_storeu_epi16(p, m, _mm512_cvtepi32_epi16(x));
+}
+INLINE void write(uint32_t* p, __m512i x, __mmask16 m) { _mm512_mask_storeu_epi32(p, m, x); }
+INLINE void write(uint64_t* p, __m512i x, __mmask16 m) { _mm512_mask_storeu_epi64(p, m, x); }
+template <class E> INLINE __m512i compress(__m512i x, __mmask16 m) {
+  return sizeof(E) == 8 ? _mm512_maskz_compress_epi64(m, x) : _mm512_maskz_compress_epi32(m, x);
+}
+template <class E> INLINE __m512i expand(__m512i x, __mmask16 m) {
+  return sizeof(E) == 8 ? _mm512_maskz_expand_epi64(m, x) : _mm512_maskz_expand_epi32(m, x);
+}
+
+// The live entries of a word; more than those may be written, up to `room`, and are overwritten by
+// the next words' (a whole register is written in half the time of a masked one).
+template <class E> INLINE void gather(uint64_t bits, const E* dense, E* live, int64_t room) {
+  UNROLL for (int i = 0; i < WORD; i += HOLDS<E>) {
+    const __mmask16 m = bits >> i & first(HOLDS<E>);
+    const __m512i x = compress<E>(read(dense + i, m), m);
+    room >= WORD ? write(live, x) : write(live, x, first(count(m)));
+    live += count(m);
+  }
+}
+
+// The live entries among zeros; those are all that is written to a word, and each once.
+template <class E> INLINE void spread(uint64_t bits, const E* live, E* dense, bool past_caches) {
+  UNROLL for (int i = 0; i < WORD; i += HOLDS<E>) {
+    const __mmask16 m = bits >> i & first(HOLDS<E>);
+    const __m512i x = expand<E>(read(live, first(count(m))), m);
+    past_caches ? write_past_caches(dense + i, x) : write(dense + i, x);
+    live += count(m);
+  }
+}
+
+template <class E> INLINE void keep(uint64_t bits, E* dense) {
+  UNROLL for (int i = 0; i < WORD; i += HOLDS<E>)
+    write(dense + i, read(dense + i, bits >> i & first(HOLDS<E>)));
+}
+#else
+template <class E> INLINE void gather(uint64_t bits, const E* dense, E* live, int64_t) {
+  for (; bits; bits &= bits - 1) *live++ = dense[__builtin_ctzll(bits)];
+}
+
+template <class E> INLINE void spread(uint64_t bits, const E* live, E* dense, bool) {
+  E word[WORD] = {};
+  for (; bits; bits &= bits - 1) word[__builtin_ctzll(bits)] = *live++;
+  memcpy(dense, word, sizeof word);
+}
+
+template <class E> INLINE void keep(uint64_t bits, E* dense) {
+  for (uint32_t half : {(uint32_t)bits, (uint32_t)(bits >> 32)})
+    for (int i = 0; i < 32; i++) *dense++ &= -(E)(half >> i & 1);
+}
+#endif
+
+INLINE int64_t count(const uint64_t* bits, int64_t from, int64_t to) {
+  int64_t live = 0;
+  for (; from < to; from++) live += count(bits[from]);
+  return live;
+}
+
+// visit(word, index of its first live entry, room from there on), each thread for words in a row.
+template <class Visit>
+static void for_words(const uint64_t* bits, int64_t words, int threads, Visit visit) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int part = 0; part < threads; part++) {
+    int64_t word = words * part / threads;
+    const int64_t last = words * (part + 1) / threads;
+    int64_t live = count(bits, 0, word);
+    const int64_t end = live + count(bits, word, last);
+    for (; word < last; live += count(bits[word++])) visit(word, live, end - live);
+  }
+}
+
+// From one tensor or two at once: while one waits for memory, the other has it.
+template <class E>
+static void gather_live(const uint64_t* bits, int64_t words, const E* one, E* live_one,
+                        const E* other, E* live_other, int threads) {
+  for_words(bits, words, threads, [=](int64_t word, int64_t live, int64_t room) {
+    gather(bits[word], one + WORD * word, live_one + live, room);
+    if (other) gather(bits[word], other + WORD * word, live_other + live, room);
+  });
+}
+
+constexpr int64_t LARGE = 1 << 20;  // bytes
+
+// Each entry once, with its final value: others may read meanwhile. A network with large tensors
+// has more weights than the caches hold until they are read again.
+template <class E>
+static void write_live(const uint64_t* bits, int64_t size, const E* live, E* dense, int threads) {
+  const bool past_caches = size * (int64_t)sizeof(E) >= LARGE && (uintptr_t)dense % 64 == 0;
+  for_words(bits, (size + WORD - 1) / WORD, threads, [=](int64_t word, int64_t first, int64_t) {
+    E* const to = dense + WORD * word;
+    if (size - WORD * word >= WORD) return spread(bits[word], live + first, to, past_caches);
+    E rest[WORD];
+    spread(bits[word], live + first, rest, false);
+    memcpy(to, rest, (size - WORD * word) * sizeof(E));
+  });
+}
+
+// Makes all others zero.
+template <class E>
+static void keep_live(const uint64_t* bits, int64_t size, E* dense, int threads) {
+  const int64_t words = size / WORD;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t word = 0; word < words; word++) keep(bits[word], dense + WORD * word);
+  for (int64_t i = words * WORD; i < size; i++)
+    if (!(bits[words] >> i % WORD & 1)) dense[i] = 0;
+}
