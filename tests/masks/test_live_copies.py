@@ -86,13 +86,13 @@ def results(values: Tensor, mask: Tensor) -> list[Tensor]:
     two = [torch.full_like(gathered, 7.0) for _ in range(2)]
     layer._gather_two(layer.weight, gradient, *two)
     scattered = gradient.clone()
-    layer.scatter_(scattered, gathered)
+    layer._scatter_(scattered, gathered)
     kept = gradient.clone()
-    layer.mask_(kept)
-    layer.clear_dropped_()
+    layer._mask_(kept)
+    layer._clear_dropped_()
     replaced = []
     for step in range(2):
-        layer.replace_(two[step])
+        layer._replace_(two[step])
         replaced.append(layer.weight.detach().clone())
     return [gathered, *two, scattered, kept, *replaced]
 
@@ -140,9 +140,9 @@ def test_threads_write_their_own_entries_only(threads):
 @needs_kernels
 def test_autograd_notices_what_kernels_write(counting):
     layer = layer_of(torch.randn(100, 100), random_mask((100, 100), 0.1))
-    layer.clear_dropped_()
+    layer._clear_dropped_()
     loss = layer.weight.square().sum()
-    layer.replace_(torch.ones(layer.live))
+    layer._replace_(torch.ones(layer.live))
     assert counting.calls[-1] == "write"
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

@@ -24,7 +24,7 @@ class Own(DropGrow):
         (GraNet, (0.8,), {"initial": 0.8}),
         (SRigL, (0.5,), {"gamma": 0.5}),
         (MEST, (0.5,), {"gradient_weight": 0.5}),
-        (RigL, (Smoothed(0.9),), {"grow": Smoothed(0.9)}),
+        (RigL, (Smoothed(0.9),), {"gradient": Smoothed(0.9)}),
         (Own, (0.5,), {"strength": 0.5}),
     ],
 )
