@@ -47,7 +47,8 @@ def held_bytes(layer):
 def test_above_a_quarter_dense_state_leaves_a_byte_and_a_bit_a_weight():
     """During an update positions take four bytes more for each live weight.
 
-    Layers of at most 4096 weights hold a byte a weight more: see the page on semantics.
+    Layers of at most 4096 weights hold a byte a weight more: see the page on semantics. Where the
+    kernels copy live weights, they read one bit a weight more.
     """
     model = nn.Linear(64, 72, bias=False)
     optimizer = SparseOptimizer(
@@ -64,4 +65,5 @@ def test_above_a_quarter_dense_state_leaves_a_byte_and_a_bit_a_weight():
         optimizer.step()
     assert len(optimizer.history) == 2
     assert optimizer.history[-1].grown > 0
-    assert held_bytes(optimizer.layers[0]) == 64 * 72 * 9 // 8
+    bits = 9 if live_copies_for(model.weight.detach().view(-1)) is None else 10
+    assert held_bytes(optimizer.layers[0]) == 64 * 72 * bits // 8
