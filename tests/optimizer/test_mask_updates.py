@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sparseopt import SparseOptimizer
+from sparseopt.masks.live_copies import live_copies_for
 
 
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
