@@ -109,7 +109,7 @@ def test_the_label_is_its_name_in_a_checkpoint():
         ({"grow": "magnitude"}, ValueError, "grow='magnitude' .* gradient, momentum, random"),
         ({"grow": "salience", "regrow": "never"}, ValueError, "grow='salience'"),
         (
-            {"grow": "momentum", "remember": Smoothed(0.9, dense=False)},
+            {"grow": "momentum", "gradient": Smoothed(0.9, dense=False)},
             ValueError,
             r"gradient=Smoothed\(dense=False, beta=0.9\) .* dense=True",
         ),
@@ -130,8 +130,8 @@ def test_scores_of_another_shape_are_refused_by_the_layers_name():
     [
         {},
         {"grow": "random"},
-        {"grow": "momentum", "remember": Smoothed(0.9)},
-        {"drop": "momentum", "remember": Smoothed(0.9, dense=False)},
+        {"grow": "momentum", "gradient": Smoothed(0.9)},
+        {"drop": "momentum", "gradient": Smoothed(0.9, dense=False)},
         {"drop": "salience"},
     ],
 )

@@ -55,7 +55,7 @@ def test_growth_by_many_gradients_agrees_with_the_oracle(name, rule, state):
     last = None if rule == "smoothed" else int(rule.split()[1])
     grow = Smoothed(0.9) if last is None else Accumulated(last)
     model = make()
-    optimizer = wrap(model, name, method=RigL(grow=grow), state=state)
+    optimizer = wrap(model, name, method=RigL(gradient=grow), state=state)
     plain = oracle_for("rigl", model, **SETTINGS)
     reference = oracle.SmoothedRigLOracle(
         plain.masks, last=last, delta_t=5, t_end=plain.t_end, alpha=plain.alpha

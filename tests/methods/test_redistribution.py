@@ -205,8 +205,8 @@ def test_never_grows_nothing_that_was_just_dropped():
 def test_a_momentum_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"momentum=1\.0"):
         SNFS(momentum=1.0)
-    with pytest.raises(TypeError, match="grow"):
-        RigL(grow="smoothed")
+    with pytest.raises(TypeError, match="gradient='smoothed'"):
+        RigL(gradient="smoothed")
     with pytest.raises(TypeError, match="dense"):
         RigLSM(gradient=Smoothed(dense=False))
     assert issubclass(SNFS, Redistributing)

@@ -245,7 +245,7 @@ def test_growth_by_a_smoothed_gradient_goes_by_the_smoothed_one():
         ({"gamma": 1.5}, ValueError, "gamma=1.5"),
         ({"gamma": "much"}, TypeError, "gamma='much'"),
         ({"regrow": "never"}, ValueError, "never"),
-        ({"grow": "random"}, TypeError, "grow='random'"),
+        ({"gradient": "random"}, TypeError, "gradient='random'"),
     ],
 )
 def test_what_can_not_be_is_refused(settings, error, words):
