@@ -239,6 +239,15 @@ def test_arguments_out_of_range_are_refused_by_name():
         condense(model, "zero", example_inputs=x)
 
 
+@pytest.mark.parametrize("form", ["tensor", "list", "mapping", "pair"])
+def test_example_inputs_have_the_forms_that_they_have_elsewhere(form):
+    model, x = nn.Linear(8, 4), torch.randn(2, 8)
+    inputs = {"tensor": x, "list": [x], "mapping": {"input": x}, "pair": ((x,), {})}[form]
+    condensed = quickly(model, sparse_masks(model), inputs, scripted=False)
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x))
+
+
 def test_spellings_of_0_1_0_warn_and_work():
     model = nn.Linear(16, 4)
     optimizer = SparseOptimizer(
