@@ -54,7 +54,7 @@ def test_live_counts_are_those_of_the_oracle(network, init, density):
 
 @pytest.mark.parametrize("init", ["erk", "er"])
 @pytest.mark.parametrize("density", [0.05, 0.1, 0.2, 0.5, 0.8])
-def test_the_whole_model_has_the_density_asked_for(init, density):
+def test_whole_model_has_the_density_asked_for(init, density):
     """Clipping at 1 without solving again would give .180 for .2 and .416 for .5."""
     model = WideResNet222()
     optimizer = wrap(model, init=init, density=density)
@@ -90,7 +90,7 @@ def test_every_layer_keeps_at_least_one_weight():
 
 
 @pytest.mark.parametrize("key", ["fc1", "fc1.weight"])
-def test_a_mapping_gives_layers_their_own_density(key):
+def test_mapping_gives_layers_their_own_density(key):
     """Keys name the module or its weight; other layers take `density`."""
     model = make()
     optimizer = wrap(model, init={key: 0.25, "conv2": 0.5}, density=0.3)
@@ -100,7 +100,7 @@ def test_a_mapping_gives_layers_their_own_density(key):
     assert by_name["fc2.weight"].live == round(0.3 * model.fc2.weight.numel())
 
 
-def test_a_function_of_shapes_and_density():
+def test_function_of_shapes_and_density():
     seen = {}
 
     def halve(shapes, density):
@@ -115,14 +115,14 @@ def test_a_function_of_shapes_and_density():
     assert_counts(optimizer, [0.2, 0.2, 0.4, 0.4])
 
 
-def test_a_function_that_forgets_a_layer_is_refused_by_name():
+def test_function_that_forgets_a_layer_is_refused_by_name():
     with pytest.raises(ValueError, match=r"conv1\.weight"):
         wrap(make(), init=lambda shapes, density: {"fc1.weight": density})
 
 
 @pytest.mark.parametrize("distribution", [erk, er, uniform])
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan")])
-def test_a_distribution_by_itself_refuses_what_is_no_density(distribution, density):
+def test_distribution_by_itself_refuses_what_is_no_density(distribution, density):
     with pytest.raises(ValueError, match=r"density=.* must be in \(0, 1\]"):
         distribution({"a": (10, 10), "b": (10, 10)}, density)
 
@@ -174,7 +174,7 @@ def test_counts_are_exact_for_ever(method):
     assert method == "static" or len(optimizer.history) == 60
 
 
-def test_the_oracle_solves_for_the_density():
+def test_oracle_solves_for_the_density():
     """The oracle equals the definition: proportional below 1, and the total as given."""
     shapes = [(16, 3, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (10, 64)]
     densities = oracle.erk_densities(shapes, 0.3)
@@ -196,7 +196,7 @@ def _distributions_as_they_were(monkeypatch):
 
 
 @pytest.mark.usefixtures("_distributions_as_they_were")
-def test_a_registered_distribution_is_reached_by_its_name():
+def test_registered_distribution_is_reached_by_its_name():
     before = available_distributions()
 
     @register_distribution("by-rows")
@@ -223,14 +223,14 @@ def test_a_registered_distribution_is_reached_by_its_name():
         ("", erk, TypeError, r"name='' must be a string"),
     ],
 )
-def test_what_is_no_distribution_is_not_registered(name, function, error, words):
+def test_object_that_is_no_distribution_is_not_registered(name, function, error, words):
     before = available_distributions()
     with pytest.raises(error, match=words):
         register_distribution(name)(function)
     assert available_distributions() == before
 
 
-def test_what_a_distribution_returns_is_checked():
+def test_result_of_a_distribution_is_checked():
     with pytest.raises(TypeError, match="returned 0.2, but must return a mapping"):
         wrap(make(), init=lambda shapes, density: density)
 

@@ -19,25 +19,25 @@ LOOP = re.compile(r"## The loop\n\n```python\n(.*?)```", re.DOTALL)
 REMEDY = "write it again with: python benchmarks/readme.py"
 
 
-def test_the_readme_shows_the_committed_results():
+def test_readme_shows_the_committed_results():
     readme = README.read_text(encoding="utf-8")
     assert rewritten(readme) == readme, f"README.md is stale; {REMEDY}"
 
 
 @pytest.mark.parametrize("theme", picture.THEMES)
-def test_the_picture_shows_the_committed_results(theme):
+def test_picture_shows_the_committed_results(theme):
     drawn = picture.path_of(theme).read_text(encoding="utf-8")
     said = re.search(r"<dc:description>(.*?)</dc:description>", drawn, re.DOTALL)
     assert said[1] == picture.best_source().words, f"the picture is stale; {REMEDY}"
 
 
-def test_a_readme_without_a_place_for_a_table_is_refused():
+def test_readme_without_a_place_for_a_table_is_refused():
     readme = README.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="results:gains"):
         rewritten(readme.replace("<!-- end of results:gains -->", ""))
 
 
-def test_the_loop_of_the_readme_runs_as_it_is_pasted(capsys):
+def test_loop_of_the_readme_runs_as_it_is_pasted(capsys):
     (code,) = LOOP.findall(README.read_text(encoding="utf-8"))
     assert len(list(filter(str.strip, code.splitlines()))) <= 13
     names = {}
@@ -59,7 +59,7 @@ def test_links_to_files_lead_to_files(name):
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-def test_on_a_release_links_lead_into_the_repository_that_is_released():
+def test_links_of_a_release_lead_into_the_released_repository():
     pytest.importorskip("hatchling", reason="installed by builds alone")
     absolute = runpy.run_path(str(ROOT / "hatch_build.py"))["absolute"]
     text = absolute(README.read_text(encoding="utf-8"), "https://example.org/a/b")
@@ -76,7 +76,7 @@ def test_every_cell_of_the_comparison_is_linked_to_its_proof():
     assert [cell for cell in cells if not re.fullmatch(r"\[[^]]+\]\([^)]+\)", cell)] == []
 
 
-def test_a_new_source_of_links_is_the_page_that_has_the_table():
+def test_new_source_of_links_is_the_page_that_has_the_table():
     text = COMPARED.read_text(encoding="utf-8")
     assert "](#trials)" in text
     assert "](docs/moving/compared.md#trials)" in compared_text()

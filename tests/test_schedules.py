@@ -39,7 +39,7 @@ def test_updates_fall_on_every_multiple_before_the_end(method, total_steps, delt
     assert [record.step for record in optimizer.history] == expected
 
 
-def test_the_end_itself_is_no_update_step():
+def test_end_itself_is_no_update_step():
     """t_end = 30 is a multiple of 10, and the last update is at 20."""
     optimizer = run(40, total_steps=40, delta_t=10)
     assert [record.step for record in optimizer.history] == [10, 20]
@@ -66,7 +66,7 @@ def test_linear_and_constant_decay():
     assert [record.fraction for record in constant.history] == [0.4] * 7
 
 
-def test_a_layer_drops_the_integer_part_of_its_share():
+def test_layer_drops_the_integer_part_of_its_share():
     optimizer = run(40, total_steps=40, delta_t=4, alpha=0.3)
     for record in optimizer.history:
         fraction = oracle.cosine_fraction(0.3, record.step, 30)
@@ -89,7 +89,7 @@ def test_alpha_one_may_drop_everything_and_still_keeps_the_count():
 # ------------------------------------------------------------------------------- the horizon
 
 
-def test_without_a_horizon_the_fraction_stays_at_alpha_and_one_warning_says_what_to_pass():
+def test_fraction_stays_at_alpha_without_a_horizon_and_one_warning_says_what_to_pass():
     with pytest.warns(UserWarning, match="total_steps") as caught:
         optimizer = run(25, delta_t=5, alpha=0.2)
     assert len(caught) == 1
@@ -97,7 +97,7 @@ def test_without_a_horizon_the_fraction_stays_at_alpha_and_one_warning_says_what
     assert [record.fraction for record in optimizer.history] == [0.2] * 5
 
 
-def test_a_static_mask_needs_no_horizon():
+def test_static_mask_needs_no_horizon():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run(12, method="static", delta_t=5).history == []
@@ -109,7 +109,7 @@ def test_density_one_needs_no_horizon():
         assert run(12, density=1.0, delta_t=5).history == []
 
 
-def test_a_horizon_before_the_first_update_is_static_and_warns_once():
+def test_horizon_before_the_first_update_is_static_and_warns_once():
     with pytest.warns(UserWarning, match="delta_t") as caught:
         optimizer = run(30, total_steps=30, delta_t=100)
     assert len(caught) == 1
@@ -118,7 +118,7 @@ def test_a_horizon_before_the_first_update_is_static_and_warns_once():
     assert not optimizer.is_update_step
 
 
-def test_the_horizon_may_come_later():
+def test_horizon_may_come_later():
     """The length of the loader is often known only after the optimizer was made."""
     model, other = make(), make()
     with warnings.catch_warnings():
@@ -138,7 +138,7 @@ def test_the_horizon_may_come_later():
     assert all(torch.equal(late.masks[name], mask) for name, mask in early.masks.items())
 
 
-def test_a_longer_horizon_in_mid_training_goes_on_decaying():
+def test_longer_horizon_in_mid_training_goes_on_decaying():
     model = make()
     optimizer = SparseOptimizer(
         build("SGD", model.parameters()), model, delta_t=4, total_steps=40, density=0.5
@@ -155,7 +155,7 @@ def test_a_longer_horizon_in_mid_training_goes_on_decaying():
 
 
 @pytest.mark.parametrize("steps", [0, -5])
-def test_a_horizon_of_no_steps_is_refused(steps):
+def test_horizon_of_no_steps_is_refused(steps):
     model = make()
     optimizer = SparseOptimizer(build("SGD", model.parameters()), model, total_steps=10, delta_t=2)
     with pytest.raises(ValueError, match=str(steps)):
@@ -165,7 +165,7 @@ def test_a_horizon_of_no_steps_is_refused(steps):
 # -------------------------------------------------------------------------- the history itself
 
 
-def test_the_history_tells_what_happened():
+def test_history_tells_what_happened():
     """`new` and `explored` recomputed from the masks themselves."""
     model = make()
     optimizer = SparseOptimizer(
@@ -191,7 +191,7 @@ def test_the_history_tells_what_happened():
         assert record.skipped is False
 
 
-def test_the_summary_is_a_table_by_layer():
+def test_summary_is_a_table_by_layer():
     optimizer = run(9, total_steps=40, delta_t=4, density=0.1, init="erk")
     text = optimizer.summary()
     for layer in optimizer.layers:
@@ -202,7 +202,7 @@ def test_the_summary_is_a_table_by_layer():
     assert isinstance(text, str)
 
 
-def test_the_summary_shows_what_the_last_update_moved():
+def test_summary_shows_what_the_last_update_moved():
     model = make()
     optimizer = SparseOptimizer(
         build("SGD", model.parameters()), model, density=0.2, delta_t=4, t_end=100, alpha=0.5

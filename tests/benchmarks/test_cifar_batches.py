@@ -60,7 +60,7 @@ def test_every_image_comes_once_and_as_one_of_its_own_crops(images):
     assert {mirrored for _, _, mirrored in seen} == {True, False}
 
 
-def test_without_mirroring_no_image_is_mirrored(images):
+def test_images_are_not_mirrored_without_mirroring(images):
     augmented, numbers = epoch(
         identity_split(images, AugmentationConfig(crop_padding=2, flip=False))
     )

@@ -44,7 +44,7 @@ def test_paper_preset_has_the_reports_second_protocol():
     assert second.choices.seeds == (0, 1, 2)
 
 
-def test_the_reports_search_and_sweep_are_in_the_paper_preset():
+def test_reports_search_and_sweep_are_in_the_paper_preset():
     choices = load_preset("paper").choices
     search = choices.search
     assert (search.method, search.trials, search.seeds) == ("rigl", 15, (0, 1, 2))
@@ -225,7 +225,7 @@ def test_committed_results_keep_the_names_by_which_their_runs_are_skipped(path):
         assert spec.as_dict() == record["run"]
 
 
-def test_the_cpu_preset_still_gives_the_names_under_which_its_results_are_committed():
+def test_cpu_preset_still_gives_the_names_under_which_its_results_are_committed():
     spec = RunSpec("static", "erk", 0.1, 0)
     key = spec.key(load_preset("cpu"), data="c6623c884348")
     assert key == "static-erk-0.1-seed0-58efbfc98fcd"
@@ -250,7 +250,7 @@ def test_overrides_change_the_key_and_the_label_and_nothing_else_is_named_by_the
     assert changed[1].without_defaults(protocol) == changed[1]
 
 
-def test_a_study_is_every_combination_of_what_it_lists():
+def test_study_is_every_combination_of_what_it_lists():
     study = build(
         Study,
         {
@@ -275,7 +275,7 @@ def test_a_study_is_every_combination_of_what_it_lists():
     }
 
 
-def test_a_run_on_the_masks_of_another_names_it():
+def test_run_on_the_masks_of_another_names_it():
     assert RunSpec("lottery", "erk", 0.1, 2).source == RunSpec("pruning", "erk", 0.1, 2)
     assert RunSpec("rigl-reinit", "erk", 0.1, 2).source == RunSpec("rigl-sm", "erk", 0.1, 2)
     assert RunSpec("rigl", "erk", 0.1, 2).source is None
@@ -292,7 +292,7 @@ def test_settings_that_came_later_are_in_the_key_only_where_they_are_set():
     assert spec.key(other, "a") != spec.key(protocol, "a")
 
 
-def test_a_change_on_the_command_line_changes_the_key_the_name_and_the_label():
+def test_change_on_the_command_line_changes_the_key_the_name_and_the_label():
     spec = RunSpec("rigl", "erk", 0.1, 0)
     first, second = load_protocols("paper", ["training.epochs=5"])
     assert first.training.epochs == second.training.epochs == 5
@@ -336,7 +336,7 @@ def test_changes_that_make_no_sense_are_named(text, message):
         load_preset("cpu", [text])
 
 
-def test_a_study_is_changed_by_its_name_and_the_others_stay():
+def test_study_is_changed_by_its_name_and_the_others_stay():
     plain = load_preset("cpu").choices.studies
     changes = [
         "choices.studies.longer.seeds=[7]",
@@ -357,7 +357,7 @@ def test_depths_of_a_resnet_are_those_that_there_are():
         load_preset("resnet-50", ["model.depth=22"])
 
 
-def test_a_change_of_the_choices_changes_no_result():
+def test_change_of_the_choices_changes_no_result():
     protocol = load_preset("cpu", ["choices.seeds=[7]"])
     spec = RunSpec("rigl", "erk", 0.1, 0)
     assert protocol.choices.seeds == (7,)

@@ -92,7 +92,7 @@ def test_flops_are_multiples_of_the_dense_networks(report):
     assert rows(report, "Cost and exploration")["RigL"]["measured"] == "0.220x"
 
 
-def test_a_short_protocol_says_how_long_a_full_run_would_take():
+def test_short_protocol_says_how_long_a_full_run_would_take():
     lines = lines_of_accuracies()
     for line in lines:
         line["protocol"] |= {"full_steps": 88_000}
@@ -351,7 +351,7 @@ def test_report_can_be_made_while_a_run_is_being_written(tmp_path):
     assert "1 runs." in report
 
 
-def test_what_old_results_did_not_record_is_said_and_the_rest_is_shown(tmp_path):
+def test_old_results_show_what_they_recorded_and_name_the_rest(tmp_path):
     lines = [
         record("static", "erk", 0.1, 0, 0.7),
         with_masks(record("snfs", "erk", 0.1, 0, 0.7), (1.0, 0.05, 0.2)),

@@ -206,7 +206,7 @@ def test_number_without_an_init_is_published_for_either():
     assert erk == uniform
 
 
-def test_nothing_is_published_for_other_settings_of_a_method():
+def test_published_numbers_are_not_given_for_other_settings_of_a_method():
     changed = Variant("rigl", "erk", 0.1, (("lr", 0.3),))
     assert Paper("cifar10").of(changed) == []
 

@@ -65,7 +65,7 @@ def test_times_are_means_over_seeds_with_the_widest_quartiles_and_no_flops():
     assert row["inference FLOPs"] == row["train FLOPs"] == "0.200x"
 
 
-def test_what_was_not_measured_says_so():
+def test_cells_that_were_not_measured_say_so():
     assert table()["RigL"]["inference time"] == "not measured yet"
     assert "No times have been measured yet" in text_of(STRUCT)
     found = table(TIMES)

@@ -150,7 +150,7 @@ def test_erk_and_uniform_are_compared_where_they_cost_as_much():
     assert table["RigL"]["each (seed)"] == "+3.00 (0)"
 
 
-def test_nothing_is_said_of_flops_that_one_of_the_two_never_had():
+def test_comparison_at_equal_flops_needs_both_methods_at_these_flops():
     lines = [
         record("rigl", "erk", 0.1, 0, 0.75, inference=200.0),
         record("rigl", "uniform", 0.1, 0, 0.68, inference=100.0),

@@ -16,7 +16,7 @@ def test_results_come_back_in_order_one_json_object_a_line(tmp_path):
     assert read_results(path) == RECORDS
 
 
-def test_no_file_is_no_results(tmp_path):
+def test_results_without_a_file_are_empty(tmp_path):
     assert read_results(tmp_path / "results.jsonl") == []
 
 

@@ -178,7 +178,7 @@ class Swept(DropGrow):
 """
 
 
-def test_a_sweep_over_settings_of_an_own_method_takes_its_one_file(
+def test_sweep_over_settings_of_an_own_method_takes_its_one_file(
     quick_preset, cifar_tree, tmp_path, monkeypatch
 ):
     (tmp_path / "swept_method.py").write_text(SWEPT)

@@ -40,9 +40,7 @@ def test_stopped_run_goes_on_to_the_weights_and_masks_of_one_that_was_not(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_a_run_leaves_on_disk_compacts_as_its_trained_model_does(
-    method, protocol, splits, tmp_path
-):
+def test_structure_on_disk_compacts_as_the_trained_model_does(method, protocol, splits, tmp_path):
     run = run_of(protocol, splits, method)
     run.finish(tmp_path / "checkpoint.pt")
     path = tmp_path / "structure.pt"

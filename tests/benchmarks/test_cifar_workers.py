@@ -255,7 +255,7 @@ def trained(output):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("other", [["--workers", "1"], ["--cluster", "local"]])
-def test_two_sessions_share_a_plan_and_train_nothing_twice(options, tmp_path, other):
+def test_sessions_share_a_plan_and_train_nothing_twice(options, tmp_path, other):
     if "--cluster" in other:
         pytest.importorskip("ray")
     alone, together = tmp_path / "alone", tmp_path / "together"
@@ -307,7 +307,7 @@ def test_line_that_is_being_written_is_waited_for(tmp_path):
     assert finished.has("b")
 
 
-def test_what_killed_writers_left_is_removed_when_the_job_is_done(one_job):
+def test_files_of_killed_writers_are_removed_when_the_job_is_done(one_job):
     setup, job = one_job
     checkpoint = setup.folder.checkpoint(job.key)
     checkpoint.parent.mkdir(parents=True)

@@ -49,7 +49,7 @@ def test_environment_is_a_line_and_the_machines_of_several_are_named_once():
     assert found == f"P, 2 threads, on cpu, torch {torch.__version__}; P, 1 thread, on cpu, torch T"
 
 
-def test_it_is_said_what_was_measured_where_only_if_that_differs():
+def test_environment_is_named_by_figure_only_if_environments_differ():
     assert environment.measured_on([]) == []
     assert environment.measured_on([("a", "P"), ("b", "P")]) == ["On P.", ""]
     (text, _) = environment.measured_on([("a", "P"), ("b", "Q"), ("c", "P")])

@@ -14,7 +14,7 @@ ROUNDS = Rounds(
 )
 
 
-def test_a_ratio_is_of_two_times_of_the_same_round() -> None:
+def test_ratio_is_of_two_times_of_the_same_round() -> None:
     steps = ROUNDS.ratio(ROUNDS.of("ours", "step"), to=("plain", "step"))
     assert steps == {"count": 3, "q1": 1.5, "median": 2.0, "q3": 3.0}
     updates = ROUNDS.ratio(ROUNDS.of("ours", "update"), to=("plain", "step"))
@@ -27,6 +27,6 @@ def test_milliseconds_are_those_of_the_rounds_that_had_the_phase() -> None:
     assert found["ratio"] == {"count": 3, "q1": 1.5, "median": 2.0, "q3": 3.0}
 
 
-def test_a_phase_that_nobody_had_has_no_summary() -> None:
+def test_phase_that_nobody_had_has_no_summary() -> None:
     nothing = ROUNDS.summary(ROUNDS.of("plain", "update"), to=("plain", "step"))
     assert nothing == {"milliseconds": None, "ratio": None}

@@ -49,7 +49,7 @@ def test_links_are_found_from_where_the_table_stands():
 
 
 @pytest.mark.parametrize("page", gains.CONCLUSIONS)
-def test_a_page_of_results_opens_with_a_conclusion(page):
+def test_page_of_results_opens_with_a_conclusion(page):
     text = (ROOT / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8")
     title, first, *_ = text.split("\n\n")
     assert title.startswith("# ")

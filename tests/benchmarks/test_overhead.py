@@ -95,7 +95,7 @@ def test_contenders_are_as_sparse_as_asked_and_move_their_masks_or_not(results: 
         assert contenders[PRUNE]["moved"] == 0
 
 
-def test_an_update_is_compared_with_adamw_whatever_the_optimizer(results: dict) -> None:
+def test_update_is_compared_with_adamw_whatever_the_optimizer(results: dict) -> None:
     assert "adamw-for-loop" in find(results, "steps", MODEL, "sgd-foreach")["contenders"]
     adamw = find(results, "steps", MODEL, "adamw-for-loop")["contenders"]
     update = adamw[OURS[0]]["update"]
@@ -129,7 +129,7 @@ def test_bytes_are_those_of_the_tensors_that_optimizers_must_hold(
         assert sparse / 8 <= finding < 3 * sparse
 
 
-def test_a_whole_training_step_is_its_parts(results: dict) -> None:
+def test_whole_training_step_is_its_parts(results: dict) -> None:
     for optimizer in OPTIMIZERS:
         contenders = find(results, "training", MODEL, optimizer)["contenders"]
         assert set(contenders) - {ABSENT} == {"plain", "plain, again", *OURS, PRUNE}
@@ -139,7 +139,7 @@ def test_a_whole_training_step_is_its_parts(results: dict) -> None:
             assert 0 < phases["passes"]["milliseconds"]["median"] <= whole
 
 
-def test_a_library_that_is_not_installed_is_named_with_the_reason(results: dict, out: Path) -> None:
+def test_library_that_is_not_installed_is_named_with_the_reason(results: dict, out: Path) -> None:
     missing = results["peers"][ABSENT]["absent"]
     report = (out / "report.md").read_text()
     assert "compiled for torch 2.4.0 alone" in report
@@ -149,7 +149,7 @@ def test_a_library_that_is_not_installed_is_named_with_the_reason(results: dict,
     assert f"- {ABSENT}: {missing}" in report
 
 
-def test_a_profile_lists_operators_whose_shares_make_a_whole(results: dict, out: Path) -> None:
+def test_profile_lists_operators_whose_shares_make_a_whole(results: dict, out: Path) -> None:
     entry = find(results, "profile", MODEL, "adamw-for-loop")
     assert set(entry["operators"]) == {"plain", OURS[0]}
     assert set(entry["operators"][OURS[0]]) == {"step", "update"}
@@ -163,7 +163,7 @@ def test_a_profile_lists_operators_whose_shares_make_a_whole(results: dict, out:
     assert f"`{max(ours, key=ours.get)}`" in (out / "report.md").read_text()
 
 
-def test_the_report_is_made_from_the_results_alone(out: Path, tmp_path: Path) -> None:
+def test_report_is_made_from_the_results_alone(out: Path, tmp_path: Path) -> None:
     report = (out / "report.md").read_text()
     for title in ("17-64-64-6, density 0.1", "Whole training step", "Bytes between steps"):
         assert title in report
@@ -172,7 +172,7 @@ def test_the_report_is_made_from_the_results_alone(out: Path, tmp_path: Path) ->
     assert (tmp_path / "report.md").read_text() == report
 
 
-def test_the_committed_report_is_that_of_the_committed_results(tmp_path: Path) -> None:
+def test_committed_report_is_that_of_the_committed_results(tmp_path: Path) -> None:
     committed = BENCHMARK / "results"
     (tmp_path / "results.json").write_bytes((committed / "results.json").read_bytes())
     assert main(["--report-only", "--out", str(tmp_path)]) == 0
@@ -196,9 +196,7 @@ def test_measuring_a_part_again_replaces_it_and_leaves_the_others(tmp_path: Path
     assert again["made_with"]["update_every"] == 4
 
 
-def test_a_report_without_results_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_without_results_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--report-only", "--out", str(tmp_path)]) == 1
     assert "measure first" in capsys.readouterr().err
 

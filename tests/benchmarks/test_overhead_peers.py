@@ -76,7 +76,7 @@ def test_masks_move_at_updates_alone_and_only_where_they_should(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["sparseopt, compact", "rigl-torch", "sparsimony"])
-def test_an_update_is_rigl_as_numpy_does_it(name: str) -> None:
+def test_update_is_rigl_as_numpy_does_it(name: str) -> None:
     contender, timer = make(name)
     run(contender, timer, 2 * UPDATE_EVERY - 1)
     index, layer = 2 * UPDATE_EVERY - 1, "2"
@@ -112,13 +112,13 @@ def test_torchao_keeps_the_largest_of_its_dense_copy() -> None:
     assert set(kept.tolist()) == set(weight.detach().flatten().nonzero().flatten().tolist())
 
 
-def test_a_library_of_linear_layers_refuses_convolutions_by_name() -> None:
+def test_library_of_linear_layers_refuses_convolutions_by_name() -> None:
     make("SparseLab")
     with pytest.raises(ImportError, match="knows linear layers only"):
         CHOICES["SparseLab"](nn.Sequential(nn.Conv2d(3, 8, 3)), "sgd-for-loop", SPARSITY)
 
 
-def test_a_library_that_is_not_installed_says_how_to_get_it() -> None:
+def test_library_that_is_not_installed_says_how_to_get_it() -> None:
     class Absent(Peer):
         distribution = "no-such-distribution-of-nothing"
 
@@ -128,7 +128,7 @@ def test_a_library_that_is_not_installed_says_how_to_get_it() -> None:
     assert INSTALL in str(raised.value)
 
 
-def test_a_library_that_breaks_while_it_is_imported_says_how() -> None:
+def test_library_that_breaks_while_it_is_imported_says_how() -> None:
     class Broken(Peer):
         distribution = "torch"
         module = "no_such_module_at_all"

@@ -29,7 +29,7 @@ def test_models_are_as_large_as_they_are_said_to_be(name: str, weights: int, ten
     assert len(parameters) == tensors
 
 
-def test_a_token_of_the_gpt_sees_no_later_ones() -> None:
+def test_token_of_the_gpt_sees_no_later_ones() -> None:
     torch.manual_seed(0)
     model = WORKLOADS["gpt"].build().eval()
     tokens = torch.randint(256, (1, 16))
@@ -52,7 +52,7 @@ def test_every_model_with_a_batch_gets_gradients_everywhere(name: str) -> None:
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
-def test_a_model_of_weights_alone_says_that_it_cannot_be_trained() -> None:
+def test_model_of_weights_alone_says_that_it_cannot_be_trained() -> None:
     with pytest.raises(ValueError, match="1,000 linear layers of 32x32.*cannot be trained"):
         WORKLOADS["bag"].batch(CPU)
 

@@ -60,7 +60,7 @@ def test_accuracies_are_means_over_the_seeds_and_the_best_comes_first(group):
     assert table["Dense"][1:5] == ["-", "-", "1", "90.00"]
 
 
-def test_a_difference_is_bold_only_where_it_is_beyond_its_spread(group):
+def test_difference_is_bold_only_where_it_is_beyond_its_spread(group):
     table = cells(cifar.accuracy_table(group, cifar.main_variants(group)))
     assert table["RigL"][5] == "**+5.00 ± 0.00**"
     assert table["SET"][5] == "+0.03 ± 0.21"
@@ -78,7 +78,7 @@ def test_sentences_claim_an_order_only_beyond_the_spread(group):
     ]
 
 
-def test_a_single_seed_claims_no_order(tmp_path):
+def test_single_seed_claims_no_order(tmp_path):
     lines = [*runs("static", [0.7]), *runs("rigl", [0.9])]
     (found,) = cifar.groups(folder_of(tmp_path, "one", lines))
     (sentence,) = cifar.order_sentences(found, list(found.variants))

@@ -87,7 +87,7 @@ def test_protocols_that_differ_in_speed_up_alone_are_one_picture(tmp_path):
     assert labels == {"RigL, with speed_up", "RigL, without speed_up"}
 
 
-def test_without_a_run_that_recorded_its_time_there_is_no_picture(tmp_path):
+def test_picture_needs_a_run_that_recorded_its_time(tmp_path):
     written(tmp_path, "a", timed(lines_of_accuracies(), dense=500.0)[:1])
     (tmp_path / "a" / FILE).write_text(json.dumps(lines_of_accuracies()[0]) + "\n")
     with pytest.raises(LookupError, match="was timed or recorded"):

@@ -39,14 +39,14 @@ def shapes(model):
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def test_the_model_by_hand_has_the_shapes_of_the_compacted_one_and_nothing_else_of_it(built):
+def test_model_by_hand_has_the_shapes_of_the_compacted_one_and_nothing_else_of_it(built):
     _, compacted, by_hand = built[0].values()
     assert shapes(by_hand) == shapes(compacted)
     assert not torch.equal(by_hand.stem.weight, compacted.stem.weight)
     assert type(compacted.norm) is nn.BatchNorm2d
 
 
-def test_the_square_root_of_the_density_stays_of_every_width(built):
+def test_square_root_of_the_density_stays_of_every_width(built):
     (dense, compacted, _), flops_ratio = built[0].values(), built[1]
     assert compacted.stem.weight.shape == (5, 3, 3, 3)
     assert compacted.head.in_features == 20
@@ -55,7 +55,7 @@ def test_the_square_root_of_the_density_stays_of_every_width(built):
     assert flops_ratio == pytest.approx(0.1, abs=0.02)
 
 
-def test_a_command_measures_writes_and_reports(monkeypatch, tmp_path):
+def test_command_measures_writes_and_reports(monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.speed.linear.SHAPES", ((64, 16),))
     options = ["linear", "--threads", "1", "--batches", "3", "--rounds", "1"]
     assert main([*options, "--out", str(tmp_path)]) == 0
@@ -70,14 +70,14 @@ def test_a_command_measures_writes_and_reports(monkeypatch, tmp_path):
     assert (tmp_path / "report.md").read_text() == written
 
 
-def test_the_committed_report_is_that_of_the_committed_results(tmp_path):
+def test_committed_report_is_that_of_the_committed_results(tmp_path):
     for file in COMMITTED.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     write_report(tmp_path)
     assert (tmp_path / "report.md").read_text() == (COMMITTED / "report.md").read_text()
 
 
-def test_the_report_has_a_row_for_every_measurement(built, tmp_path):
+def test_report_has_a_row_for_every_measurement(built, tmp_path):
     models, flops_ratio = built
     record = {
         "figure": "inference",
@@ -99,7 +99,7 @@ def test_the_report_has_a_row_for_every_measurement(built, tmp_path):
     assert "On P, 2 threads, on cpu, torch T, commit `C`." in text
 
 
-def test_the_report_names_the_fastest_way_of_a_linear_layer(tmp_path):
+def test_report_names_the_fastest_way_of_a_linear_layer(tmp_path):
     one = measure_layer((32, 16), 0.25, 3, 1)
     assert set(one["sparse"]) == {"CSR", "condensed"}
     one.update(dense={"A": 4e-6, "B": 2e-6}, sparse={"CSR": 1e-6}, chosen="CSR")
@@ -108,7 +108,7 @@ def test_the_report_names_the_fastest_way_of_a_linear_layer(tmp_path):
     assert "| 32 x 16 | 0.25 | 3 | 2, B | 1, CSR | 2.00 | CSR |" in text
 
 
-def test_a_training_step_is_an_average_over_a_period_with_one_update(tiny, tmp_path):
+def test_training_step_is_an_average_over_a_period_with_one_update(tiny, tmp_path):
     measured = measure_training(tiny, 0.1, 4, 1)
     times = measured["milliseconds"]
     assert len(times) == 6 * len(FORMATS)
@@ -148,7 +148,7 @@ def test_channels_move_in_every_layer(splits, tmp_path):
 
 
 @pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
-def test_a_network_in_inference_is_measured_and_reported(monkeypatch, tmp_path):
+def test_network_in_inference_is_measured_and_reported(monkeypatch, tmp_path):
     tiny = condensed.Network("Tiny", lambda: WideResNet(10, 1), lambda n: torch.randn(n, 3, 32, 32))
     monkeypatch.setitem(condensed.NETWORKS, "wrn-22-2", tiny)
     monkeypatch.setattr(condensed, "LEAST_CALLS", 4)

@@ -33,7 +33,7 @@ def test_every_method_is_trained_and_reported(tmp_path):
     assert all(f"| `{name}` | 1 |" in report for name in METHODS)
 
 
-def test_a_run_that_was_stopped_is_the_uninterrupted_one(tmp_path, monkeypatch):
+def test_run_that_was_stopped_is_the_uninterrupted_one(tmp_path, monkeypatch):
     chosen = ("--methods", "rigl-struct", "--epochs", "3")
     accuracy(tmp_path / "whole", *chosen)
 
@@ -72,14 +72,14 @@ def test_times_are_of_every_contender_in_every_precision(tmp_path):
     assert "| vit-192 | 0.25 |" in (tmp_path / "report.md").read_text()
 
 
-def test_the_update_has_its_share_of_the_average():
+def test_update_has_its_share_of_the_average():
     times = {"compacted, float32": 1.0, "compacted pair, float32": 11.0, "dense, float32": 3.0}
     assert average(times) == {"compacted, float32": pytest.approx(1.09), "dense, float32": 3.0}
     assert fastest_of({"dense, float32": 3.0, "dense, bfloat16": 2.0}) == {"dense": 2.0}
 
 
 @pytest.mark.parametrize("kind", [ViT, GPTBlocks])
-def test_a_model_has_the_widths_that_it_was_built_with(kind):
+def test_model_has_the_widths_that_it_was_built_with(kind):
     shape = Shape(64, 32, (2, 1), (7, 9))
     assert shape_of(kind(shape)) == shape
     assert Shape.uniform(2, 64, 32).thinner(0.25) == Shape(64, 32, (1, 1), (64, 64))

@@ -80,7 +80,7 @@ def mean_of_ranks(first, second, name):
     return sum(present) / 2 if present else None
 
 
-def test_the_data_of_the_ranks_really_differ():
+def test_data_of_the_ranks_really_differ():
     """Guards the tests above: rank-local growth would have chosen other weights."""
     first, second = seen_by_both("rigl")
     for t in range(STEPS):
@@ -89,7 +89,7 @@ def test_the_data_of_the_ranks_really_differ():
         assert batch_number(0, t) != batch_number(1, t)
 
 
-def test_the_extra_layer_is_used_by_both_ranks_by_one_and_by_none():
+def test_extra_layer_is_used_by_both_ranks_by_one_and_by_none():
     """Guards the tests above: gradients of no rank, or of one rank only, meet update steps too."""
     first, second = seen_by_both("unused parameters")
     used = [

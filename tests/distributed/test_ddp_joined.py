@@ -131,7 +131,7 @@ def are_near_ties(oracle, t, weights, gradients, mine, theirs, hair):
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.method}-{run.optimizer}")
-def test_two_ranks_train_as_one_process_on_the_joined_batch(run):
+def test_ranks_train_as_one_process_on_the_joined_batch(run):
     both = Comparison(run, hair=1e-5)
     clipped = 0
     for t in range(1, STEPS + 1):
@@ -153,7 +153,7 @@ def test_two_ranks_train_as_one_process_on_the_joined_batch(run):
             torch.testing.assert_close(value, theirs, rtol=1e-3, atol=1e-6)
 
 
-def test_only_near_ties_fall_otherwise_when_the_ranks_cancel_down_to_rounding():
+def test_masks_differ_only_at_near_ties_when_gradients_of_ranks_cancel():
     """The rounding is large enough here that some near ties fall differently."""
     both = Comparison(Run("rigl", "SGD", echo=1000.0), hair=2e-3)
     for t in range(1, STEPS + 1):
@@ -161,7 +161,7 @@ def test_only_near_ties_fall_otherwise_when_the_ranks_cancel_down_to_rounding():
     assert 0 < both.fell_otherwise <= 1e-3 * both.moved
 
 
-def test_what_the_gradient_of_one_rank_would_have_grown_is_no_near_tie():
+def test_growth_by_the_gradient_of_one_rank_is_no_near_tie():
     """Guards the tests above: they can tell an averaged gradient from a local one."""
     run = Run("rigl", "SGD")
     model, _ = begin(run)

@@ -46,7 +46,7 @@ def test_all_ranks_skip_the_update_and_go_on(method, where):
 
 
 @pytest.mark.parametrize("method", ["rigl", "set", "pruning"])
-def test_what_happens_to_a_dropped_weight_of_one_rank_never_leaves_that_rank(method):
+def test_infinite_gradient_of_a_dropped_weight_stays_on_its_rank(method):
     """The gradient is masked before it is reduced, also on update steps that need no dense one."""
     steps = {t for t in range(1, STEPS + 1) if method != "rigl" or t not in UPDATES}
     poisoned = seen_by_both(Run(method, steps=tuple(steps), where="dropped"))
@@ -60,7 +60,7 @@ def test_what_happens_to_a_dropped_weight_of_one_rank_never_leaves_that_rank(met
 
 
 @pytest.mark.parametrize("step", [5, UPDATES[-1]])
-def test_a_grad_scaler_leaves_the_step_out_on_all_ranks(step):
+def test_grad_scaler_leaves_the_step_out_on_all_ranks(step):
     seen = seen_by_both(Run("rigl", steps=(step,), scaled=True))
     assert seen["steps"] == STEPS - 1
     assert seen["warnings"] == []

@@ -47,7 +47,7 @@ def assert_close(left, right):
     assert left["steps"] == right["steps"] == STEPS
 
 
-def test_one_process_goes_on_from_what_two_ranks_saved(method, name, named_by, tmp_path):
+def test_process_resumes_the_checkpoint_of_two_ranks(method, name, named_by, tmp_path):
     path = tmp_path / "checkpoint.pt"
     seen = two_ranks().run(save_on_ranks, method, name, named_by, str(path))
     saved = torch.load(path)
@@ -64,7 +64,7 @@ def test_one_process_goes_on_from_what_two_ranks_saved(method, name, named_by, t
     assert_close(outcome(model, optimizer), seen[0]["end"])
 
 
-def test_two_ranks_go_on_from_what_one_process_saved(method, name, named_by, tmp_path):
+def test_ranks_resume_the_checkpoint_of_one_process(method, name, named_by, tmp_path):
     path = tmp_path / "checkpoint.pt"
     model = make(seed=5)
     optimizer = wrap(model, method, name, named_by)

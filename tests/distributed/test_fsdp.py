@@ -109,7 +109,7 @@ def assert_equal(left: dict, right: dict) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS, ids=RUN_IDS)
-def test_it_trains_as_one_process_on_the_joined_batch(two, run):
+def test_sharded_training_equals_one_process_on_the_joined_batch(two, run):
     """In double precision, where another order of sums makes no other choice."""
     seen, model = two["runs"][run], dense()
     expected = train_here(model, begin(model, *run, state="masked"), 0, STEPS)
@@ -145,7 +145,7 @@ def test_costs_are_those_of_one_process_and_counting_changes_nothing(two):
     assert_equal(two["costs"]["final"], two["runs"]["rigl", "SGD"]["final"])
 
 
-def test_a_choice_by_each_rank_alone_would_have_been_another(two):
+def test_choice_by_each_rank_alone_would_have_been_another(two):
     """Guards the test above: the live counts of shards change."""
     masks = two["runs"]["rigl", "SGD"]["masks"]
     halves = [int(step["fc1.weight"].chunk(2)[0].sum()) for step in masks]
@@ -182,7 +182,7 @@ def test_gradients_are_masked_but_for_update_steps_and_clipping_sees_live_ones(t
     assert (updates >= 2) == (method == "rigl")
 
 
-def test_one_bad_shard_skips_the_update_on_all(two):
+def test_bad_shard_on_one_rank_skips_the_update_on_all(two):
     seen = two["one_bad_shard"]
     assert [record["skipped"] for record in seen["history"]] == [True]
     assert ["not finite at step 4" in message for message in seen["said"]] == [True]
@@ -228,7 +228,7 @@ def test_replicas_of_shards_agree_whatever_the_ranks_seeds(four):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("run", CHECKPOINTED, ids=CHECKPOINT_IDS)
-def test_a_checkpoint_of_two_ranks_is_resumed_on_any_number(two, resumed, run, ranks):
+def test_checkpoint_of_two_ranks_is_resumed_on_any_number(two, resumed, run, ranks):
     saved, loaded = two["save"][run]["saved"], resumed[ranks][run]["loaded"]
     for part in ("final", "final_masks"):
         assert_equal(loaded[part], saved[part])
@@ -248,7 +248,7 @@ def test_a_checkpoint_of_two_ranks_is_resumed_on_any_number(two, resumed, run, r
 
 @pytest.mark.parametrize("state", ["compact", "masked"])
 @pytest.mark.parametrize("run", CHECKPOINTED, ids=CHECKPOINT_IDS)
-def test_a_whole_checkpoint_of_two_ranks_is_resumed_without_any(two, run, state):
+def test_whole_checkpoint_of_two_ranks_is_resumed_without_any(two, run, state):
     """`full_state_dict=True`, loaded by `load_state_dict()` where nothing is sharded."""
     weights, whole_state = copy.deepcopy(two["save"][run]["whole"])
     model = dense(seed=1)

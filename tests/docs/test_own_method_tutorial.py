@@ -13,7 +13,7 @@ MODULE = "tests.docs.own_method_worker"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills a process by a POSIX signal")
-def test_a_killed_and_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path):
+def test_killed_and_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()

@@ -95,32 +95,32 @@ def warnings_of(tmp_path, monkeypatch):
     return build
 
 
-def test_a_complete_reference_gives_no_warning(warnings_of):
+def test_complete_reference_gives_no_warning(warnings_of):
     assert warnings_of() == ""
 
 
-def test_a_name_that_no_page_documents_is_reported(warnings_of):
+def test_name_that_no_page_documents_is_reported(warnings_of):
     found = warnings_of(page=(".. autofunction:: double", ""))
     assert "package.double is public and not in the reference" in found
 
 
-def test_a_name_that_the_overview_leaves_out_is_reported(warnings_of):
+def test_name_that_the_overview_leaves_out_is_reported(warnings_of):
     found = warnings_of(page=("   double\n", ""))
     assert "package.double is public and not in the overview" in found
     assert "not in the reference" not in found
 
 
-def test_a_method_that_no_page_documents_is_reported(warnings_of):
+def test_method_that_no_page_documents_is_reported(warnings_of):
     found = warnings_of(page=("   :members: grow\n", ""))
     assert "package.Box.grow is public and not in the reference" in found
 
 
-def test_a_method_without_a_docstring_is_reported(warnings_of):
+def test_method_without_a_docstring_is_reported(warnings_of):
     docstring = '        """Return the size of a box that is larger by so many metres."""\n'
     assert "package.Box.grow has no docstring" in warnings_of(code=(docstring, ""))
 
 
-def test_a_function_without_an_example_is_reported(warnings_of):
+def test_function_without_an_example_is_reported(warnings_of):
     example = "\n    Example:\n        >>> double(2)\n        4\n"
     found = warnings_of(code=(example, ""))
     assert "package.double has no example in its docstring" in found
@@ -133,10 +133,10 @@ def test_a_function_without_an_example_is_reported(warnings_of):
         ("        size: how large, in metres.\n", "package.Box does not describe 'size'"),
     ],
 )
-def test_an_argument_that_is_not_described_is_reported(warnings_of, described, complaint):
+def test_argument_that_is_not_described_is_reported(warnings_of, described, complaint):
     assert complaint in warnings_of(code=(described, ""))
 
 
-def test_an_attribute_that_is_not_described_is_reported(warnings_of):
+def test_attribute_that_is_not_described_is_reported(warnings_of):
     found = warnings_of(code=("    def __init__", "    colour: str\n\n    def __init__"))
     assert "package.Box.colour is not described in the docstring of its class" in found

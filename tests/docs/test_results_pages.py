@@ -27,7 +27,7 @@ def report(tmp_path):
     return path
 
 
-def test_a_report_becomes_a_page_that_finds_its_figures(report, tmp_path):
+def test_report_becomes_a_page_that_finds_its_figures(report, tmp_path):
     from committed_results import page_name, pages_of
 
     pages = tmp_path / "docs" / "results" / "reports"
@@ -40,7 +40,7 @@ def test_a_report_becomes_a_page_that_finds_its_figures(report, tmp_path):
     assert (pages / figure).samefile(report.parent / "figures" / "a.png")
 
 
-def test_a_long_report_has_a_page_for_each_section(report, tmp_path):
+def test_long_report_has_a_page_for_each_section(report, tmp_path):
     from committed_results import LONG, pages_of
 
     text = (
@@ -76,7 +76,7 @@ def test_every_committed_report_is_a_page(tmp_path):
     assert {page.name for page in pages.iterdir()} == {"one.md", "two.md"}
 
 
-def test_a_figure_is_drawn_in_the_colours_of_the_theme():
+def test_figure_is_drawn_in_the_colours_of_the_theme():
     from themed_figures import themed
 
     def draw():
@@ -105,7 +105,7 @@ SHOWN = re.compile(
 PLACE = re.compile(r"[\w/-]+\.(?:md|svg)")
 
 
-def test_a_reader_of_the_repository_is_told_where_each_table_is():
+def test_reader_of_the_repository_is_told_where_each_table_is():
     pages = (ROOT / "docs").rglob("*.md")
     written = (page for page in pages if "reports" not in page.parts)
     told = [text for page in written for text in SHOWN.findall(page.read_text(encoding="utf-8"))]

@@ -56,7 +56,7 @@ def test_words_of_a_page_and_of_its_index_lead_there(warnings_of):
     assert warnings_of(opening="open", lift="open", lid="open", press="close") == ""
 
 
-def test_a_question_that_leads_elsewhere_is_reported(warnings_of):
+def test_question_that_leads_elsewhere_is_reported(warnings_of):
     found = warnings_of(press="open")
     assert "the search for 'press' leads to ['close'], not to open" in found
 

@@ -59,7 +59,7 @@ def _needs_the_docs_extra():
     pytest.importorskip("sphinx_gallery")
 
 
-def test_what_a_tutorial_prints_is_on_its_page(tmp_path):
+def test_output_of_a_tutorial_is_on_its_page(tmp_path):
     done = build(tmp_path, SOUND)
     assert done.returncode == 0, done.stdout
     page = tmp_path / "html" / "generated" / "tutorials" / "tutorial.html"
@@ -74,7 +74,7 @@ def test_what_a_tutorial_prints_is_on_its_page(tmp_path):
     ],
     ids=["error", "warning"],
 )
-def test_a_tutorial_that_fails_or_warns_fails_the_build(tmp_path, last_line, said):
+def test_tutorial_that_fails_or_warns_fails_the_build(tmp_path, last_line, said):
     done = build(tmp_path, SOUND + last_line + "\n")
     assert done.returncode != 0
     assert said in done.stdout
@@ -105,7 +105,7 @@ def test_pages_are_made_anew_when_the_library_has_changed_and_only_then(tmp_path
     assert is_kept()
 
 
-def test_a_script_runs_by_itself_from_any_folder(tmp_path):
+def test_script_runs_by_itself_from_any_folder(tmp_path):
     script = ROOT / "docs" / "gallery" / "accuracy_and_flops.py"
     done = subprocess.run(
         [sys.executable, script],

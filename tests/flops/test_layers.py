@@ -47,7 +47,7 @@ TRANSPOSED = {
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_a_convolution_costs_two_flops_for_each_weight_at_each_output_position(kind):
+def test_convolution_costs_two_flops_for_each_weight_at_each_output_position(kind):
     build, size = CONVOLUTIONS[kind]
     model = build()
     x = torch.zeros(2, 4, *size)
@@ -58,7 +58,7 @@ def test_a_convolution_costs_two_flops_for_each_weight_at_each_output_position(k
 
 
 @pytest.mark.parametrize("kind", TRANSPOSED)
-def test_a_transposed_convolution_costs_two_flops_for_each_weight_at_each_input_position(kind):
+def test_transposed_convolution_costs_two_flops_for_each_weight_at_each_input_position(kind):
     build, size = TRANSPOSED[kind]
     model = build()
     taps = model.in_channels * (model.out_channels // model.groups) * math.prod(model.kernel_size)
@@ -67,7 +67,7 @@ def test_a_transposed_convolution_costs_two_flops_for_each_weight_at_each_input_
 
 
 @pytest.mark.parametrize("kind", ["1d, strided and dilated", "2d, grouped", "3d"])
-def test_a_sparse_convolution_costs_the_share_that_is_live(kind):
+def test_sparse_convolution_costs_the_share_that_is_live(kind):
     build, size = CONVOLUTIONS[kind]
     model = build()
     optimizer = wrap(model, density=0.3)
@@ -77,7 +77,7 @@ def test_a_sparse_convolution_costs_the_share_that_is_live(kind):
 
 @pytest.mark.parametrize("leading", [(), (2,), (2, 3), (2, 3, 5), (2, 1, 3, 5)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer_takes_any_number_of_leading_dimensions(leading, bias):
+def test_linear_layer_takes_any_number_of_leading_dimensions(leading, bias):
     model = nn.Linear(6, 4, bias=bias)
     x = torch.zeros(*leading, 6)
     rows, samples = math.prod(leading), x.shape[0]
@@ -85,7 +85,7 @@ def test_a_linear_layer_takes_any_number_of_leading_dimensions(leading, bias):
     assert report.inference_dense * samples == pytest.approx(rows * (2 * 6 * 4 + 4 * bias))
 
 
-def test_a_linear_layer_takes_inputs_that_are_not_contiguous():
+def test_linear_layer_takes_inputs_that_are_not_contiguous():
     report = report_of(nn.Linear(6, 4), torch.zeros(3, 6, 2).transpose(1, 2))
     assert report.inference_dense == 2 * (2 * 6 * 4 + 4)
 
@@ -126,7 +126,7 @@ def test_sparse_attention_costs_what_each_projection_has_live():
     assert report.inference_sparse == projections + output
 
 
-def test_the_fast_path_of_a_transformer_layer_hides_nothing():
+def test_fast_path_of_a_transformer_layer_hides_nothing():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     enabled = torch.backends.mha.get_fastpath_enabled()
     report = report_of(layer, torch.zeros(1, 3, 8))
@@ -160,7 +160,7 @@ def test_functional_calls_on_a_parameter_count():
     assert report.inference_sparse == 2 * live["kernel"] * 36 + 2 * live["matrix"] + 4
 
 
-def test_a_module_used_twice_costs_twice_and_one_never_used_nothing():
+def test_module_used_twice_costs_twice_and_one_never_used_nothing():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -248,7 +248,7 @@ def test_recurrent_layers_cost_a_linear_map_a_step_on_every_backend():
 X = torch.zeros(2, 3, 6, 6)
 
 
-def test_a_model_moved_to_another_memory_format_costs_the_same():
+def test_model_moved_to_another_memory_format_costs_the_same():
     """Masks have the layout that weights had at the last step."""
     model = make()
     optimizer = wrap(model, density=0.2)
@@ -258,7 +258,7 @@ def test_a_model_moved_to_another_memory_format_costs_the_same():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_model_of_any_dtype_costs_the_same(dtype):
+def test_model_of_any_dtype_costs_the_same(dtype):
     expected = report_of(make(), X, density=0.2, seed=1)
     model = make(dtype=dtype)
     report = wrap(model, density=0.2, seed=1).flops(model, X.to(dtype))
@@ -266,7 +266,7 @@ def test_a_model_of_any_dtype_costs_the_same(dtype):
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_under_autocast_it_costs_the_same(warm):
+def test_flops_are_the_same_under_autocast(warm):
     """Autocast caches casts of weights; casts from an earlier forward pass hide nothing."""
     model = make()
     optimizer = wrap(model, density=0.2)
@@ -277,7 +277,7 @@ def test_under_autocast_it_costs_the_same(warm):
         assert optimizer.flops(model, X) == expected
 
 
-def test_under_autocast_training_goes_on_with_gradients():
+def test_gradients_exist_after_flops_under_autocast():
     """A cast that counting left in autocast's cache would have no gradient."""
     model = make()
     optimizer = wrap(model, density=0.2)
@@ -287,7 +287,7 @@ def test_under_autocast_training_goes_on_with_gradients():
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_a_copy_of_the_model_is_counted_with_the_masks():
+def test_copy_of_the_model_is_counted_with_the_masks():
     model = make()
     optimizer = wrap(model, density=0.2)
     expected = optimizer.flops(model, X)
@@ -296,7 +296,7 @@ def test_a_copy_of_the_model_is_counted_with_the_masks():
     assert optimizer.flops(averaged, X) == expected
 
 
-def test_a_part_of_the_model_is_counted_with_the_masks():
+def test_part_of_the_model_is_counted_with_the_masks():
     model = nn.Sequential(make(), nn.Linear(5, 5))
     optimizer = wrap(model, density=0.2)
     live = {layer.name: layer.live for layer in optimizer.layers}
@@ -304,19 +304,19 @@ def test_a_part_of_the_model_is_counted_with_the_masks():
     assert report.inference_sparse == 2 * 36 * live["0.conv1.weight"]
 
 
-def test_a_model_of_other_weights_is_refused():
+def test_model_of_other_weights_is_refused():
     optimizer = wrap(make())
     with pytest.raises(ValueError, match=r"Linear.*has no weight that this optimizer trains"):
         optimizer.flops(nn.Linear(2, 2), torch.zeros(1, 2))
 
 
-def test_an_empty_batch_is_refused():
+def test_empty_batch_is_refused():
     model = make()
     with pytest.raises(ValueError, match="at least one sample"):
         wrap(model).flops(model, X[:0])
 
 
-def test_without_names_measured_costs_are_the_same():
+def test_measured_costs_are_the_same_without_names():
     """Layers that are called by position are found by their weights."""
     settings = {"method": "pruning", "density": 0.2, "delta_t": 2, "total_steps": 20, "init": "er"}
     named_model, other_model = make(), make()
@@ -349,7 +349,7 @@ class Stateful(nn.Module):
         return self.fc(self.drop(torch.relu(self.norm(self.conv(x)))).mean((2, 3)))
 
 
-def test_a_model_that_changes_itself_is_as_before():
+def test_model_that_changes_itself_is_as_before():
     model = Stateful()
     optimizer = wrap(model, density=0.2)
     loss = model(torch.randn(4, 3, 6, 6)).square().mean()
@@ -411,7 +411,7 @@ def test_sharded_weights_cost_the_same_and_stay_sharded(one_rank):
         assert all(hasattr(p, "full_tensor") for p in model.parameters())
 
 
-def test_the_weights_of_a_step_after_the_probe_are_used(one_rank):
+def test_weights_of_a_step_after_the_probe_are_used(one_rank):
     """Otherwise FSDP2 would keep using the weights that it gathered for the forward pass."""
     model, other = fully_sharded(), fully_sharded()
     optimizer, plain = (wrap(m, density=0.2, seed=1) for m in (model, other))

@@ -159,7 +159,7 @@ def test_measured_training_of_pruning_integrates_the_density_that_was():
     assert report.train_measured > 3 * report.inference_sparse
 
 
-def test_a_small_net_counted_by_hand():
+def test_small_net_counted_by_hand():
     model = make()
     optimizer = wrap(model, init="uniform", density=0.25)
     report = optimizer.flops(model, torch.zeros(1, 3, 6, 6))
@@ -180,7 +180,7 @@ def test_figures_are_per_sample():
     assert one.inference_sparse == three.inference_sparse
 
 
-def test_without_arguments_it_remembers_the_shapes_of_training():
+def test_flops_without_arguments_uses_the_shapes_of_training():
     model = make()
     optimizer = wrap(model, density=0.2)
     train(model, optimizer, 1)
@@ -190,7 +190,7 @@ def test_without_arguments_it_remembers_the_shapes_of_training():
     assert remembered.inference_sparse == asked.inference_sparse
 
 
-def test_before_any_input_it_says_what_to_pass():
+def test_flops_before_any_input_says_what_to_pass():
     with pytest.raises((RuntimeError, ValueError), match="(?i)(input|forward|step)"):
         wrap(make()).flops()
 
@@ -207,7 +207,7 @@ def test_activity_comes_from_the_mask_not_from_the_values():
     assert before.inference_sparse == after.inference_sparse
 
 
-def test_the_probe_leaves_no_trace():
+def test_probe_leaves_no_trace():
     """Mode, random state, statistics, gradients and hooks do not change."""
     model = WideResNet222()
     optimizer = wrap(model)

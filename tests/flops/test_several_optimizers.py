@@ -39,14 +39,14 @@ def test_training_of_the_other_layers_is_priced_at_their_masks():
     assert report.train_ratio == pytest.approx(report.inference_ratio)
 
 
-def test_after_detach_of_the_other_its_layer_counts_as_dense():
+def test_layer_of_a_detached_optimizer_counts_as_dense():
     model, (first, second) = pair()
     second.detach()
     report = first.flops(model, torch.zeros(1, 64))
     assert report.layers[1].sparse == report.layers[1].dense
 
 
-def test_a_copy_has_the_masks_of_the_one_that_is_asked():
+def test_copy_has_the_masks_of_the_one_that_is_asked():
     model, (first, _) = pair()
     report = first.flops(copy.deepcopy(model), torch.zeros(1, 64))
     assert report.layers[0].sparse == pytest.approx(0.1 * report.layers[0].dense, rel=0.01)

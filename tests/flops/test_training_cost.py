@@ -72,7 +72,7 @@ def test_training_so_far_is_integrated_over_the_masks_that_were(method):
     "method", ["static", "set", "rigl", RigL(gradient=Smoothed(0.9)), RigL(gradient=Accumulated(3))]
 )
 @pytest.mark.parametrize("after", [0, 13, 40])
-def test_the_cost_to_the_horizon_is_foreseen(method, after):
+def test_cost_to_the_horizon_is_foreseen(method, after):
     model = make()
     optimizer = wrap(model, method=method)
     train(model, optimizer, after)
@@ -82,7 +82,7 @@ def test_the_cost_to_the_horizon_is_foreseen(method, after):
 
 
 @pytest.mark.parametrize("after", [0, 13, 30])
-def test_the_cost_of_a_planned_density_is_foreseen(after):
+def test_cost_of_a_planned_density_is_foreseen(after):
     """Where every layer follows the plan alone, the plan gives its live counts."""
     model = make()
     optimizer = wrap(model, method=Pruning(scope="layer"))
@@ -94,7 +94,7 @@ def test_the_cost_of_a_planned_density_is_foreseen(after):
     assert was > 1.5 * 40 * 3 * foreseen.inference_dense * 0.2
 
 
-def test_without_a_horizon_or_a_plan_nothing_is_foreseen():
+def test_expected_cost_needs_a_horizon_and_a_plan():
     model = make()
     assert wrap(make(), total_steps=None, t_end=30).flops(make(), X).train_expected is None
     optimizer = wrap(model, method=Thinning())
@@ -103,7 +103,7 @@ def test_without_a_horizon_or_a_plan_nothing_is_foreseen():
     assert optimizer.flops(model, X).train_expected_ratio is None
 
 
-def test_after_the_horizon_the_cost_is_what_it_was():
+def test_expected_cost_after_the_horizon_is_the_measured_cost():
     model = make()
     optimizer = wrap(model, method="static", total_steps=10)
     train(model, optimizer, 15)
@@ -112,7 +112,7 @@ def test_after_the_horizon_the_cost_is_what_it_was():
     assert report.train_expected_ratio == pytest.approx(report.inference_ratio)
 
 
-def test_a_dense_run_costs_what_dense_costs():
+def test_dense_run_costs_what_dense_costs():
     model = make()
     optimizer = wrap(model, density=1.0)
     train(model, optimizer, 10)
@@ -136,7 +136,7 @@ def test_costs_go_on_after_a_resume():
     assert other.flops(other_model, X) == optimizer.flops(model, X)
 
 
-def test_a_dictionary_of_numbers_goes_to_any_tracker():
+def test_dictionary_of_numbers_goes_to_any_tracker():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 10)
@@ -154,13 +154,13 @@ def test_a_dictionary_of_numbers_goes_to_any_tracker():
     assert everything == numbers
 
 
-def test_what_is_not_known_is_not_in_the_dictionary():
+def test_unknown_figures_are_not_in_the_dictionary():
     model = make()
     report = wrap(model, total_steps=None, t_end=30).flops(model, X)
     assert not {"total_steps", "train_expected", "train_expected_ratio"} & report.as_dict().keys()
 
 
-def test_a_report_prints_a_table_by_layer_and_one_line_that_compares():
+def test_report_prints_a_table_by_layer_and_one_line_that_compares():
     model = make()
     optimizer = wrap(model, method="static", init="uniform", density=0.25)
     report = optimizer.flops(model, X)
@@ -196,7 +196,7 @@ def test_computed_weights_have_a_row_of_their_own():
     assert row.split() == ["(computed", "weights)", "32", "32", "1.0000", f"{32 / 38:.4f}"]
 
 
-def test_a_model_that_uses_no_weight_is_refused():
+def test_model_that_uses_no_weight_is_refused():
     class Idle(nn.Module):
         def __init__(self):
             super().__init__()

@@ -120,7 +120,7 @@ def double_loss(model, index):
 
 
 @every_run
-def test_a_run_is_the_plain_loop_masked_by_hand(worlds, name):
+def test_run_is_the_plain_loop_masked_by_hand(worlds, name):
     """Compared are update steps, schedulers, clipping, accumulation, mixed precision and ranks.
 
     To the last bit; under FSDP2 but for the norm that is clipped, which is a sum over ranks.
@@ -144,7 +144,7 @@ def test_clip_grad_norm_clips_the_norm_of_live_gradients(worlds, name):
 
 
 @pytest.mark.parametrize("name", ranks_only)
-def test_both_ranks_have_the_same_masks_weights_and_gradients_at_all_times(worlds, name):
+def test_ranks_have_the_same_masks_weights_and_gradients_at_all_times(worlds, name):
     """Each rank has another seed and other data."""
     first, second = (worlds[name].of(name, rank=rank) for rank in range(2))
     assert_same_run(first, second)

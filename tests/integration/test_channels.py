@@ -58,7 +58,7 @@ def seen_by_both(optimizer_first):
 
 @needs_gloo
 @pytest.mark.parametrize("optimizer_first", [False, True])
-def test_both_ranks_have_the_same_channels_at_all_times(optimizer_first):
+def test_ranks_have_the_same_channels_at_all_times(optimizer_first):
     first, second = seen_by_both(optimizer_first)
     for mine, theirs in zip(first["masks"], second["masks"], strict=True):
         assert all(torch.equal(mask, theirs[name]) for name, mask in mine.items())
@@ -95,7 +95,7 @@ def test_sharded_weights_are_refused_by_name():
 
 
 @pytest.mark.parametrize("compiled_first", [False, True])
-def test_a_compiled_model_trains_as_an_eager_one_does(compiled_first):
+def test_compiled_model_trains_as_an_eager_one_does(compiled_first):
     torch.compiler.reset()
     model, plain = make(ChannelNet), make(ChannelNet)
     backend = Counting()
@@ -124,7 +124,7 @@ def test_a_compiled_model_trains_as_an_eager_one_does(compiled_first):
     torch.compiler.reset()
 
 
-def test_under_autocast_channels_grow_too():
+def test_channels_grow_under_autocast_too():
     model = make(ChannelNet)
     optimizer = wrap(model, seed=3, **SETTINGS)
     for t in range(1, STEPS + 1):
@@ -137,7 +137,7 @@ def test_under_autocast_channels_grow_too():
     assert max(record.new for record in optimizer.history) > 0
 
 
-def test_an_averaged_copy_loses_the_channels_that_are_dropped_now():
+def test_averaged_copy_loses_the_channels_that_are_dropped_now():
     model = make(ChannelNet)
     optimizer = wrap(model, seed=3, **SETTINGS)
     average = torch.optim.swa_utils.AveragedModel(model)
@@ -148,7 +148,7 @@ def test_an_averaged_copy_loses_the_channels_that_are_dropped_now():
             assert not p[~optimizer.masks[name]].any()
 
 
-def test_an_optimizer_that_is_gone_leaves_a_model_without_hooks():
+def test_optimizer_that_is_gone_leaves_a_model_without_hooks():
     model = make(ChannelNet)
     optimizer = wrap(model, seed=3, **SETTINGS)
     train(model, optimizer, 2)

@@ -29,7 +29,7 @@ def seen_by_ranks(folder, run):
     return [torch.load(folder / run / f"rank-{rank}.pt") for rank in range(RANKS)]
 
 
-def test_a_rank_was_killed_and_all_ranks_were_started_again_once(folder):
+def test_rank_was_killed_and_all_ranks_were_started_again_once(folder):
     assert (folder / "broken" / "killed").exists()
     for rank in range(RANKS):
         assert torch.load(folder / f"restarts-{rank}.pt") == {"restarts": 1}
@@ -48,7 +48,7 @@ def test_all_ranks_go_on_from_the_last_checkpoint_with_the_same_masks(folder):
 
 
 @pytest.mark.parametrize("rank", range(RANKS))
-def test_the_end_is_that_of_the_uninterrupted_run_to_the_last_bit(folder, rank):
+def test_end_is_that_of_the_uninterrupted_run_to_the_last_bit(folder, rank):
     whole, broken = (seen_by_ranks(folder, run)[rank]["outcome"] for run in ("whole", "broken"))
     for part in ("weights", "masks", "state"):
         assert whole[part].keys() == broken[part].keys()

@@ -42,7 +42,7 @@ def resumed(folder):
 
 
 @every_run
-def test_a_run_is_the_plain_loop_masked_by_hand_to_the_last_bit(folder, name):
+def test_run_is_the_plain_loop_masked_by_hand_to_the_last_bit(folder, name):
     """Compared are update steps, schedulers, clipping, accumulation and bf16."""
     seen = torch.load(folder / f"{name}-start.pt")
     assert_same_run(seen, seen["reference"])
@@ -67,7 +67,7 @@ def test_everything_linear_is_sparse_and_embeddings_and_what_is_tied_to_them_are
 
 
 @every_run
-def test_the_trainer_clips_and_logs_the_norm_of_live_gradients_and_the_learning_rate(folder, name):
+def test_trainer_clips_and_logs_the_norm_of_live_gradients_and_the_learning_rate(folder, name):
     seen = torch.load(folder / f"{name}-start.pt")
     log, reference = seen["log"], seen["reference"]
     assert [entry["step"] for entry in log] == list(range(1, STEPS + 1))

@@ -96,7 +96,7 @@ def assert_same_outcome(expected, outcome):
 
 
 @pytest.mark.parametrize(("method", "name"), [("set", "AdamW"), ("rigl", "SGD")])
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_never_been(tmp_path, method, name):
+def test_run_killed_at_random_moments_ends_as_if_it_had_never_been(tmp_path, method, name):
     whole = Run(tmp_path / "whole", method, name)
     whole.finish()
     expected = whole.outcome()

@@ -84,7 +84,7 @@ def test_manual_optimization_with_two_optimizers_is_two_plain_loops(folder):
     assert_same_run(second, reference(Run(), seed=1))
 
 
-def test_an_optimizer_that_evaluates_the_closure_many_times_trains_as_without_lightning(folder):
+def test_optimizer_that_evaluates_the_closure_many_times_trains_as_without_lightning(folder):
     """L-BFGS cannot be masked by hand, so it is compared with the wrapper in a plain loop."""
     (seen,) = torch.load(folder / "closures-start.pt")
     model = make()
@@ -115,7 +115,7 @@ def test_gradient_clip_val_clips_the_norm_of_live_gradients(folder, name):
     assert max(clipped_norms(seen)) == pytest.approx(MAX_NORM, rel=1e-4)
 
 
-def test_an_overflow_under_fp16_advances_nothing(folder):
+def test_overflow_under_fp16_advances_nothing(folder):
     """Of the 24 batches two overflow, on an ordinary step and on an update step."""
     (seen,) = torch.load(folder / "fp16, fused-start.pt")
     assert seen["outcome"]["steps"] == STEPS - 2
@@ -125,7 +125,7 @@ def test_an_overflow_under_fp16_advances_nothing(folder):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_checkpoint_of_lightning_goes_on_in_a_fresh_process_to_the_last_bit(resumed, name):
+def test_checkpoint_of_lightning_goes_on_in_a_fresh_process_to_the_last_bit(resumed, name):
     """Lightning loads the model, makes the optimizer, and only then loads its state."""
     uninterrupted = torch.load(resumed / f"{name}-start.pt")
     for whole, rest in zip(uninterrupted, torch.load(resumed / f"{name}-resume.pt"), strict=True):

@@ -8,7 +8,7 @@ from tests.support.processes import finish, start
 pytest.importorskip("lightning")
 
 
-def test_two_fits_are_two_plain_loops_with_detach_between(tmp_path):
+def test_fits_equal_two_plain_loops_with_detach_between(tmp_path):
     finish([start("tests.integration.lightning_fits", str(tmp_path))])
     runs = torch.load(tmp_path / "fits.pt")
     for mine, theirs in zip(runs["lightning"], runs["plain"], strict=True):

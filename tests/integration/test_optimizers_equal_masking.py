@@ -310,7 +310,7 @@ def test_over_masks_that_move(packaged, method):
     assert_equals_masking(packaged, method)
 
 
-def test_the_lists_name_optimizers_that_there_are():
+def test_lists_name_optimizers_that_there_are():
     known = {str(packaged) for packaged in packaged_optimizers()} | LEFT_OUT.keys()
     packages = {name.split("-")[0] for name in known}
     assert {name for name in REPRESENTATIVE if name.split("-")[0] in packages} <= known

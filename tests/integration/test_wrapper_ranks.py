@@ -59,13 +59,13 @@ def test_post_local_sgd_with_masks_that_move_is_warned_of():
     [(when, own) for when in ("before", "without model") for own in (True, False)]
     + [("after", True)],
 )
-def test_the_first_fsdp_is_refused_by_name(when, use_orig_params):
+def test_first_fsdp_is_refused_by_name(when, use_orig_params):
     for message in two_ranks().run(first_fsdp, when, use_orig_params):
         assert "FullyShardedDataParallel" in message
         assert "fully_shard" in message
 
 
-def test_a_model_that_the_first_fsdp_took_the_weights_of_is_warned_of():
+def test_model_that_the_first_fsdp_took_the_weights_of_is_warned_of():
     """Without ``use_orig_params`` the optimizer has no parameter of the model."""
     for message in two_ranks().run(first_fsdp, "after", use_orig_params=False):
         assert "no longer a parameter of the model" in message

@@ -25,7 +25,7 @@ def test_selection_without_waiting_for_the_device(values: list[int], share: floa
     assert chosen.nonzero().view(-1).tolist() == sorted(order.tolist())
 
 
-def test_nothing_is_selected_where_nothing_is_wanted():
+def test_selection_of_no_weights_is_empty():
     chosen = topk._largest_on_device(torch.tensor([2.0, 1.0]), 0, None)
 
     assert chosen.tolist() == [False, False]

@@ -45,7 +45,7 @@ def test_random_masks_depend_on_the_seed_only(dtype):
     assert any((reference[name] != another[name]).any() for name in SPARSE_NAMES)
 
 
-def test_without_a_seed_torchs_initial_seed_is_taken():
+def test_seed_is_torchs_initial_seed_by_default():
     torch.manual_seed(11)
     torch.rand(5)
     from_global = masks_of(wrap(make()))
@@ -119,7 +119,7 @@ def test_nonzero_takes_the_sparsity_that_is_there():
 
 
 @pytest.mark.parametrize("suffix", ["", ".weight"])
-def test_a_mapping_of_masks_is_taken_as_it_is(suffix):
+def test_mapping_of_masks_is_taken_as_it_is(suffix):
     model = make()
     weights = dict(model.named_parameters())
     given = {
@@ -155,7 +155,7 @@ def test_masks_of_another_shape_are_refused_by_name():
         wrap(make(), mask={"fc1.weight": torch.ones(3, 3, dtype=torch.bool)})
 
 
-def test_a_mask_without_a_live_weight_is_refused_by_name():
+def test_mask_without_a_live_weight_is_refused_by_name():
     model = make()
     with pytest.raises(ValueError, match=r"fc1"):
         wrap(model, mask={"fc1.weight": torch.zeros(model.fc1.weight.shape, dtype=torch.bool)})
@@ -169,7 +169,7 @@ def test_masks_are_bool_tensors_of_the_weights_shape(device):
         assert (mask.dtype, mask.shape, mask.device) == (torch.bool, weight.shape, weight.device)
 
 
-def test_two_layers_of_one_model_get_different_random_masks():
+def test_layers_of_one_model_get_different_random_masks():
     model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
     optimizer = wrap(model, init="er")
     first, second = (layer.mask for layer in optimizer.layers)

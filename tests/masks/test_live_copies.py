@@ -192,7 +192,7 @@ print(find_live_copies() is not None)
 
 
 @needs_kernels
-def test_a_step_compiles_nothing_and_uses_what_was_compiled(tmp_path):
+def test_step_compiles_nothing_and_uses_what_was_compiled(tmp_path):
     def step(**environment: str) -> str:
         environment = {"SPARSEOPT_CACHE": str(tmp_path), **environment}
         command = [sys.executable, "-c", STEP]

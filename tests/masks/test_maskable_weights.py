@@ -121,7 +121,7 @@ def test_weights_that_the_optimizer_does_not_have_stay_dense():
     assert torch.equal(model.conv1.weight, before)
 
 
-def test_two_optimizers_share_a_model():
+def test_optimizers_can_share_a_model():
     model = make()
     first = SparseOptimizer(
         torch.optim.SGD([*model.conv1.parameters(), *model.conv2.parameters()], lr=0.05),
@@ -160,7 +160,7 @@ class Tied(nn.Module):
         self.head.weight = self.embedding.weight
 
 
-def test_a_weight_shared_with_an_embedding_stays_dense():
+def test_weight_shared_with_an_embedding_stays_dense():
     model = Tied("embedding")
     before = model.embedding.weight.detach().clone()
     optimizer = wrap(model)
@@ -175,7 +175,7 @@ def test_a_weight_shared_with_an_embedding_stays_dense():
     assert model.head.weight.ne(0).all()
 
 
-def test_a_weight_shared_by_two_linear_layers_is_one_layer():
+def test_weight_shared_by_two_linear_layers_is_one_layer():
     """The weight is counted, masked and updated once, by the gradient of both uses."""
     model = Tied("linear")
     optimizer = wrap(model)
@@ -193,7 +193,7 @@ def test_a_weight_shared_by_two_linear_layers_is_one_layer():
 
 
 @pytest.mark.parametrize("kdim", [None, 6])
-def test_the_projections_of_attention_are_sparse(kdim, state):
+def test_projections_of_attention_are_sparse(kdim, state):
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -212,7 +212,7 @@ def test_the_projections_of_attention_are_sparse(kdim, state):
     run(model, optimizer, lambda: [torch.randn(2, 5, 8), torch.randn(2, 5, kdim or 8)])
 
 
-def test_a_transformer_trains_sparse(state):
+def test_transformer_trains_sparse(state):
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     optimizer = wrap(model, state=state)
     assert names(optimizer) == [

@@ -20,7 +20,7 @@ def names(optimizer):
     return [layer.name for layer in optimizer.layers]
 
 
-def test_without_a_model_every_matrix_is_sparse_in_group_order():
+def test_every_matrix_is_sparse_in_group_order_without_a_model():
     """Param groups give order and names; normalisation weights of two dimensions count too."""
     model = make()
     inner = torch.optim.SGD(
@@ -41,13 +41,13 @@ def test_without_a_model_every_matrix_is_sparse_in_group_order():
     ] == [True] * 3
 
 
-def test_without_a_model_names_come_from_named_parameters():
+def test_names_come_from_named_parameters_without_a_model():
     model = make()
     optimizer = SparseOptimizer(torch.optim.SGD(model.named_parameters(), lr=0.05), **SETTINGS)
     assert names(optimizer) == list(SPARSE_NAMES)
 
 
-def test_without_a_model_frozen_parameters_stay_dense():
+def test_frozen_parameters_stay_dense_without_a_model():
     model = make()
     model.conv1.weight.requires_grad_(False)
     optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.05), **SETTINGS)
@@ -55,7 +55,7 @@ def test_without_a_model_frozen_parameters_stay_dense():
     assert model.conv1.weight.ne(0).all()
 
 
-def test_without_a_model_it_says_once_what_it_made_sparse(caplog):
+def test_sparse_weights_are_logged_once_without_a_model(caplog):
     model = make()
     with caplog.at_level(logging.INFO, logger="sparseopt"):
         optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.05), **SETTINGS)
@@ -66,7 +66,7 @@ def test_without_a_model_it_says_once_what_it_made_sparse(caplog):
         assert layer.name in records[0].getMessage()
 
 
-def test_with_and_without_a_model_train_alike(state):
+def test_training_with_and_without_a_model_is_alike(state):
     """Where the same weights are sparse in the same order, the model changes nothing."""
     model, other = make(), make()
     with_model = wrap(model, state=state)

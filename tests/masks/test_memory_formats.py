@@ -71,7 +71,7 @@ ARRANGED = {
 
 
 @pytest.mark.parametrize("arranged", ARRANGED)
-def test_a_weight_in_unusual_memory_is_handled_in_logical_order(arranged, state):
+def test_weight_in_unusual_memory_is_handled_in_logical_order(arranged, state):
     """A weight in column-major order, as in some checkpoints, or with gaps between its rows."""
     results = []
     for arrange in (torch.Tensor.contiguous, ARRANGED[arranged]):
@@ -110,7 +110,7 @@ def test_functional_use_of_a_weight_is_masked_too():
     assert not model[0].weight.grad[~optimizer.masks["0.weight"]].any()
 
 
-def test_the_memory_format_may_change_after_wrapping(state):
+def test_memory_format_may_change_after_wrapping(state):
     """Equal, bit for bit, to the run that stays contiguous."""
     results = []
     for changes in (False, True):

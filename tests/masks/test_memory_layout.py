@@ -23,7 +23,7 @@ DTYPES = [
 
 @pytest.mark.parametrize("fill", [0.0, 3.0])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_live_stays_and_the_mask_as_it_was(dtype, fill):
+def test_live_entries_and_the_mask_do_not_change(dtype, fill):
     """Also for one byte: a mask consists of bytes."""
     values = torch.arange(-20, 20).to(dtype)
     mask = torch.arange(40) % 3 == 0
@@ -46,7 +46,7 @@ def test_infinities_and_nan_go_as_well(dtype):
 @pytest.mark.parametrize("block", [1, 7, 16, 100])
 @pytest.mark.parametrize("live", [0, 1, 30, 99])
 @pytest.mark.parametrize("ascending", [True, False])
-def test_whatever_the_block_what_is_written_is_the_same(block, live, ascending, monkeypatch):
+def test_result_does_not_depend_on_the_block_size(block, live, ascending, monkeypatch):
     monkeypatch.setattr(memory_layout, "BLOCK", block)
     offsets = torch.randperm(99)[:live].to(torch.int32)
     if ascending:

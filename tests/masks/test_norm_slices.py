@@ -74,7 +74,7 @@ def updates(draw):
 
 
 @given(updates(), st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
-def test_the_largest_of_each_slice_survives_and_counts_are_exact(update, dtype):
+def test_largest_of_each_slice_survives_and_counts_are_exact(update, dtype):
     weight, mask, scores, drop, dim, growth = update
     parameter = nn.Parameter(torch.from_numpy(np.where(mask, weight, 0.0)).to(dtype))
     layer = SparseLayer("w", parameter, torch.from_numpy(mask), 1, norm_dim=dim)
@@ -167,7 +167,7 @@ def test_no_slice_dies_whatever_the_method(method, norm):
 
 
 @pytest.mark.parametrize("norm", ["filters", "older"])
-def test_without_a_model_weight_norm_is_known_by_shapes(norm):
+def test_weight_norm_is_known_by_shapes_without_a_model(norm):
     for seed in range(3):
         model = net(norm, seed)
         inner = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -202,7 +202,7 @@ def test_first_masks_differ_only_where_a_slice_would_have_no_live_weight(mask):
     assert changed > 0
 
 
-def test_a_slice_that_is_sparse_already_keeps_a_weight_that_is_not_zero():
+def test_slice_that_is_sparse_already_keeps_a_weight_that_is_not_zero():
     for seed in range(10):
         model = net(seed=seed)
         weight = normed_weight(model).data

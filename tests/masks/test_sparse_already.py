@@ -54,7 +54,7 @@ def test_wrapping_a_loaded_sparse_model_says_what_to_pass():
 
 
 @pytest.mark.parametrize("changes", [{}, {"method": "rigl", "total_steps": 1000}])
-def test_where_the_warning_is_an_error_nothing_is_lost(changes):
+def test_weights_are_kept_if_the_warning_is_an_error(changes):
     model = sparse_model()
     before = weights_of(model)
     with pytest.raises(UserWarning, match="nonzero"):
@@ -63,7 +63,7 @@ def test_where_the_warning_is_an_error_nothing_is_lost(changes):
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
 
 
-def test_the_remedy_keeps_every_weight_and_no_other():
+def test_remedy_keeps_every_weight_and_no_other():
     model = sparse_model()
     before = weights_of(model)
     optimizer = wrap(model, mask="nonzero", seed=4)
@@ -171,7 +171,7 @@ def test_masks_that_are_named_are_meant_and_others_are_looked_at():
         wrap(model, mask=masks, seed=4)
 
 
-def test_a_group_that_is_added_later_is_looked_at_too():
+def test_group_that_is_added_later_is_looked_at_too():
     model = sparse_model()
     head = list(model.fc2.parameters())
     rest = [p for p in model.parameters() if not any(p is h for h in head)]
@@ -214,7 +214,7 @@ def test_dead_channels_are_kept_by_magnitude_under_rigl_struct():
     assert_same(before, model)
 
 
-def test_a_layer_of_zeros_names_the_way_out():
+def test_layer_of_zeros_names_the_way_out():
     """LoRA's B and heads that start at zero: no mask can be made of them."""
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
     nn.init.zeros_(model[1].weight)
@@ -230,7 +230,7 @@ def test_a_layer_of_zeros_names_the_way_out():
     assert wrap(model, mask=masks).masks["1.weight"].any()
 
 
-def test_a_layer_that_starts_at_zero_is_no_sparse_model():
+def test_layer_that_starts_at_zero_is_no_sparse_model():
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
     nn.init.zeros_(model[1].weight)
     wrap(model)
@@ -271,7 +271,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("parametrize", KINDS, ids=lambda kind: kind.__name__)
-def test_a_weight_that_is_computed_is_named_with_what_computes_it(parametrize, caplog):
+def test_weight_that_is_computed_is_named_with_what_computes_it(parametrize, caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         computed = parametrize(nn.Linear(8, 8))
@@ -286,7 +286,7 @@ def test_a_weight_that_is_computed_is_named_with_what_computes_it(parametrize, c
     assert "'0.weight' is computed by " + KINDS[parametrize] in line
 
 
-def test_what_prune_left_goes_on_as_the_message_says():
+def test_pruned_model_trains_on_as_the_message_says():
     model = nn.Sequential(pruned(nn.Linear(16, 16)))
     prune.remove(model[0], "weight")
     zero = model[0].weight.detach() == 0

@@ -28,7 +28,7 @@ class Own(DropGrow):
         (Own, (0.5,), {"strength": 0.5}),
     ],
 )
-def test_by_position_a_method_takes_what_it_is_about(method, values, named):
+def test_main_argument_of_a_method_can_be_positional(method, values, named):
     by_position = method(*values)
     assert by_position == method(**named)
     assert replace(by_position, regrow="zero") == method(**named, regrow="zero")
@@ -40,12 +40,12 @@ def test_regrow_is_by_keyword_only():
         SET("zero")
 
 
-def test_a_method_shows_all_it_was_given():
+def test_method_shows_all_it_was_given():
     assert repr(NM(1, 8)) == "NM(regrow='keep', gradient=None, n=1, m=8)"
     assert repr(Own(0.5, regrow="never")) == "Own(regrow='never', strength=0.5)"
 
 
-def test_what_is_no_choice_is_refused_with_the_nearest_or_all_of_them():
+def test_unknown_choice_is_refused_with_the_nearest_or_all_choices():
     with pytest.raises(ValueError, match=r"^regrow=2 is not known\. Known: keep, never, zero\.$"):
         SET(regrow=2)
     with pytest.raises(ValueError, match=r"is not known; did you mean 'zero'\? Known: keep, "):

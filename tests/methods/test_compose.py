@@ -41,7 +41,7 @@ def test_known_methods_put_together_are_those_methods(composed, known):
     assert len(optimizer.history) == 7
 
 
-def test_a_drop_score_of_ones_own_decides_what_drops():
+def test_drop_score_of_ones_own_decides_what_drops():
     def far_from_a_tenth(layer, update):
         return -(layer.weight.abs() - 0.1).abs()
 
@@ -68,7 +68,7 @@ def test_salience_is_weight_times_gradient():
             assert salience[lost].max() <= salience[kept].min()
 
 
-def test_a_schedule_of_its_own_takes_the_place_of_the_optimizers():
+def test_schedule_of_its_own_takes_the_place_of_the_optimizers():
     schedule = UpdateSchedule(delta_t=3, alpha=0.5, t_end=10, decay="linear")
     _, optimizer = run(Compose(schedule=schedule), 20)
     assert [record.step for record in optimizer.history] == [3, 6, 9]
@@ -92,7 +92,7 @@ def test_any_object_that_says_when_and_how_much_is_a_schedule():
     assert all(record.grown > 0 for record in optimizer.history)
 
 
-def test_the_label_is_its_name_in_a_checkpoint():
+def test_label_is_its_name_in_a_checkpoint():
     _, optimizer = run(Compose(label="mine"), 6)
     other_model = make()
     other = wrap(other_model, method=Compose(), **SETTINGS)
@@ -115,7 +115,7 @@ def test_the_label_is_its_name_in_a_checkpoint():
         ),
     ],
 )
-def test_what_is_no_score_is_refused(settings, error, words):
+def test_object_that_is_no_score_is_refused(settings, error, words):
     with pytest.raises(error, match=words):
         Compose(**settings)
 
@@ -135,7 +135,7 @@ def test_scores_of_another_shape_are_refused_by_the_layers_name():
         {"drop": "salience"},
     ],
 )
-def test_by_every_score_that_is_taken_masks_move(settings):
+def test_masks_move_by_every_score(settings):
     _, optimizer = run(Compose(**settings), 0)
     before = masks_of(optimizer)
     _, optimizer = run(Compose(**settings))
@@ -144,7 +144,7 @@ def test_by_every_score_that_is_taken_masks_move(settings):
             assert (mask & ~before[name]).any(), name
 
 
-def test_a_function_to_grow_by_is_taken_even_if_all_that_drops_comes_back():
+def test_function_to_grow_by_is_taken_even_if_all_that_drops_comes_back():
     method = Compose(grow=lambda layer, update: layer.weight.abs())
     _, untrained = run(method, 0)
     _, optimizer = run(method)

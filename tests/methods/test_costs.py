@@ -46,7 +46,7 @@ def test_rigl_costs_what_the_report_prints(density, expected):
 
 
 @pytest.mark.parametrize("method", ["snfs", "pruning", "granet", "rigl-sg", "rigl-sm", "mest"])
-def test_where_density_moves_the_average_counts(method):
+def test_average_density_counts_where_density_moves(method):
     low, high = ratio(method, sparse=0.1, mean=0.1), ratio(method, sparse=0.1, mean=0.4)
     assert high > low
     assert ratio(method, sparse=0.4, mean=0.1) == low
@@ -85,7 +85,7 @@ def test_formulas_are_sums_over_a_period(method, dense_steps):
     assert ratio(method, sparse=0.3, delta_t=20) == pytest.approx(by_hand(0.3, dense_steps, 20))
 
 
-def test_a_schedule_of_its_own_gives_the_period():
+def test_schedule_of_its_own_gives_the_period():
     method = Compose(schedule=UpdateSchedule(delta_t=20))
     assert ratio(method, sparse=0.3, delta_t=100) == pytest.approx(by_hand(0.3, 1, 20))
 
@@ -108,7 +108,7 @@ def test_a_schedule_of_its_own_gives_the_period():
         ("srigl", {}, 0.177),
     ],
 )
-def test_the_table_of_the_documentation(method, settings, printed):
+def test_table_of_the_documentation(method, settings, printed):
     """WRN-22-2 on CIFAR-10 at density .1, ERK, before the first step."""
     model = WideResNet222()
     optimizer = SparseOptimizer(

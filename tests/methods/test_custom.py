@@ -36,7 +36,7 @@ def own_method():
     return FromTheEnd
 
 
-def test_it_is_found_by_its_name(state):
+def test_method_is_found_by_its_name(state):
     own_method()
     assert "from-the-end" in available_methods()
     model = make()
@@ -59,7 +59,7 @@ def test_it_is_found_by_its_name(state):
         assert layer.live == layer.target
 
 
-def test_it_goes_through_a_checkpoint():
+def test_method_goes_through_a_checkpoint():
     own_method()
     model = make()
     optimizer = SparseOptimizer(
@@ -101,7 +101,7 @@ def test_dropping_by_another_score():
             assert magnitude[dropped].min() >= magnitude[kept].max()
 
 
-def test_an_error_in_a_method_changes_nothing():
+def test_error_in_a_method_changes_nothing():
     @dataclass(frozen=True)
     class Broken(DropGrow):
         name = "broken"
@@ -126,14 +126,14 @@ def test_an_error_in_a_method_changes_nothing():
         assert torch.equal(p, weights[name])
 
 
-def test_what_is_no_method_is_not_registered():
+def test_class_that_is_no_method_is_not_registered():
     with pytest.raises(TypeError, match="int"):
         register_method(int)
     with pytest.raises(TypeError, match="Method"):
         register_method(Method)
 
 
-def test_a_name_that_is_taken_is_refused():
+def test_name_that_is_taken_is_refused():
     @dataclass(frozen=True)
     class Impostor(DropGrow):
         name = "rigl"
@@ -233,13 +233,13 @@ def refusing(self):
         (lambda: plain(__post_init__=refusing), r"Own\(\) with its defaults fails: strength must"),
     ],
 )
-def test_what_a_registered_class_does_not_keep_of_its_promises_is_said(make_class, words):
+def test_registered_class_with_wrong_flags_or_fields_is_refused(make_class, words):
     with pytest.raises(TypeError, match=words):
         register_method(make_class())
     assert "plain" not in available_methods()
 
 
-def test_a_field_without_a_default_is_refused():
+def test_field_without_a_default_is_refused():
     @dataclass(frozen=True)
     class Own(Plain):
         strength: float
@@ -248,7 +248,7 @@ def test_a_field_without_a_default_is_refused():
         register_method(Own)
 
 
-def test_a_method_with_settings_and_arguments_of_its_own_is_registered():
+def test_method_with_settings_and_arguments_of_its_own_is_registered():
     @register_method
     @dataclass(frozen=True)
     class Own(Plain):

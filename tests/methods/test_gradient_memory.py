@@ -99,7 +99,7 @@ def test_gradients_are_masked_on_all_other_steps(method):
         optimizer.step()
 
 
-def test_the_memory_is_fed_once_a_step_with_the_mean_of_all_micro_batches():
+def test_memory_is_fed_once_a_step_with_the_mean_of_all_micro_batches():
     model = make()
     optimizer, momentum = snfs(model), oracle.Momentum()
     for t in range(1, 13):
@@ -117,7 +117,7 @@ def test_the_memory_is_fed_once_a_step_with_the_mean_of_all_micro_batches():
 
 
 @pytest.mark.parametrize("state", ["compact", "masked"])
-def test_the_memory_holds_unscaled_gradients_and_none_of_a_step_that_overflowed(state):
+def test_memory_holds_unscaled_gradients_and_none_of_a_step_that_overflowed(state):
     """A power of two scales without loss, so the run is the unscaled one to the last bit."""
     model, other = make(), make()
     scaled, unscaled = snfs(model, state=state), snfs(other, state=state)
@@ -138,7 +138,7 @@ def test_the_memory_holds_unscaled_gradients_and_none_of_a_step_that_overflowed(
 
 
 @pytest.mark.parametrize("name", ["SGD", "LBFGS"])
-def test_a_closure_feeds_the_memory_once_with_the_gradient_where_the_step_began(name):
+def test_closure_feeds_the_memory_once_with_the_gradient_where_the_step_began(name):
     model = make()
     optimizer, momentum = snfs(model, name), oracle.Momentum()
     for t in range(1, 9):
@@ -157,7 +157,7 @@ def test_a_closure_feeds_the_memory_once_with_the_gradient_where_the_step_began(
 
 
 @pytest.mark.parametrize("step", [4, 5])
-def test_a_gradient_that_is_not_finite_is_not_remembered(step):
+def test_gradient_that_is_not_finite_is_not_remembered(step):
     """Also on an ordinary step, although its weights are lost then."""
     model = make()
     optimizer = snfs(model)
@@ -178,7 +178,7 @@ def test_a_gradient_that_is_not_finite_is_not_remembered(step):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_a_layer_without_a_gradient_remembers_what_it_had():
+def test_layer_without_a_gradient_remembers_what_it_had():
     model = make()
     optimizer = snfs(model)
     train(model, optimizer, 3)
@@ -191,7 +191,7 @@ def test_a_layer_without_a_gradient_remembers_what_it_had():
     assert (after["conv2.weight"] != before["conv2.weight"]).any()
 
 
-def test_the_memory_is_in_single_precision_at_least():
+def test_memory_is_in_single_precision_at_least():
     model = make(dtype=torch.bfloat16)
     optimizer = snfs(model)
     train(model, optimizer, 6)
@@ -200,7 +200,7 @@ def test_the_memory_is_in_single_precision_at_least():
     assert all(tensor.dtype == torch.float32 for tensor in kept)
 
 
-def test_nothing_is_remembered_any_more_when_masks_have_stopped():
+def test_memory_is_not_fed_after_masks_have_stopped():
     model = make()
     optimizer = snfs(model)
     train(model, optimizer, 30)
@@ -211,7 +211,7 @@ def test_nothing_is_remembered_any_more_when_masks_have_stopped():
 
 @pytest.mark.parametrize("stop", [7, 10, 12, 23])
 @pytest.mark.parametrize("method", REMEMBERING)
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(method, stop, state, tmp_path):
+def test_resumed_run_is_the_uninterrupted_one_to_the_last_bit(method, stop, state, tmp_path):
     model = make()
     optimizer = resuming.wrap(model, method=method, state=state)
     train(model, optimizer, stop)
@@ -242,7 +242,7 @@ def test_copies_remember_alike_and_apart(method, how):
         assert torch.equal(mask, other.masks[name])
 
 
-def test_the_memory_follows_the_model_to_another_device(device):
+def test_memory_follows_the_model_to_another_device(device):
     model = make()
     optimizer = snfs(model)
     for group in optimizer.param_groups:
@@ -256,7 +256,7 @@ def test_the_memory_follows_the_model_to_another_device(device):
     assert_dropped_are_fresh(optimizer)
 
 
-def test_what_it_measures_counts_every_dense_gradient():
+def test_measured_cost_counts_every_dense_gradient():
     """The formula's 2 f_s + f_d on the steps until masks stop, and 3 f_s on the others."""
     model = make()
     optimizer = snfs(model, init="er")

@@ -52,7 +52,7 @@ def test_every_update_agrees_with_the_oracle(name, dtype, state):
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_a_whole_run_agrees_with_a_dense_run_masked_by_hand(name, state):
+def test_whole_run_agrees_with_a_dense_run_masked_by_hand(name, state):
     if state == "compact" and not place_does_not_matter(name, {}, torch.float32):
         pytest.skip("torch's own last bit depends on the place")
     model, optimizer, reference = wrapped(name, state, init="er")
@@ -60,7 +60,7 @@ def test_a_whole_run_agrees_with_a_dense_run_masked_by_hand(name, state):
 
 
 @pytest.mark.parametrize("initial", [0.3, 0.8])
-def test_it_starts_where_it_is_told(initial):
+def test_granet_starts_at_its_initial_density(initial):
     model, optimizer, reference = wrapped(
         "SGD", "auto", method=GraNet(initial=initial), initial=initial
     )
@@ -68,7 +68,7 @@ def test_it_starts_where_it_is_told(initial):
     assert run_against_oracle(model, optimizer, reference, STEPS) == 12
 
 
-def test_a_target_above_the_start_is_its_own_start():
+def test_target_above_the_start_is_its_own_start():
     model = make()
     settings = {**SETTINGS, "density": 0.7, "init": "er"}
     optimizer = wrap(model, method="granet", **settings)
@@ -92,7 +92,7 @@ def test_layers_given_a_density_start_at_half_or_at_theirs():
     assert sum(layer.live for layer in rest) == sum(layer.target for layer in rest)
 
 
-def test_never_regenerates_nothing_that_this_update_dropped():
+def test_regrow_never_grows_nothing_that_this_update_dropped():
     model, optimizer, _ = wrapped("SGD", "auto", method=GraNet(regrow="never"))
     for t in range(1, STEPS + 1):
         old = masks_of(optimizer)
@@ -103,7 +103,7 @@ def test_never_regenerates_nothing_that_this_update_dropped():
             assert came == optimizer.history[-1].grown
 
 
-def test_it_needs_a_horizon_and_a_density_to_start_from():
+def test_granet_needs_a_horizon_and_an_initial_density():
     model = make()
     settings = {**SETTINGS, "total_steps": None}
     optimizer = wrap(model, method="granet", **settings)
@@ -113,7 +113,7 @@ def test_it_needs_a_horizon_and_a_density_to_start_from():
         GraNet(initial=0)
 
 
-def test_its_cost_is_rigls_at_the_average_density():
+def test_cost_is_rigls_at_the_average_density():
     model, optimizer, _ = wrapped("SGD", "auto")
     inputs = torch.zeros(1, 3, 6, 6)
     costs = []

@@ -63,7 +63,7 @@ def test_newcomers_exceed_the_target_until_the_end():
     assert optimizer.history[-1].step == int(0.75 * STEPS)
 
 
-def test_the_gradient_keeps_a_small_weight_alive():
+def test_gradient_keeps_a_small_weight_alive():
     def mask_after(gradient_weight):
         model = torch.nn.Linear(4, 1, bias=False)
         with torch.no_grad():
@@ -108,7 +108,7 @@ def test_bad_settings_are_refused_by_name(bad):
 
 @pytest.mark.parametrize("regrow", ["keep", "zero", "never"])
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_an_update_that_only_grows_leaves_all_live_weights_and_their_state(name, regrow, state):
+def test_update_that_only_grows_leaves_all_live_weights_and_their_state(name, regrow, state):
     model = make()
     inner = build(name, model.parameters())
     optimizer = SparseOptimizer(inner, model, method=MEST(regrow=regrow), state=state, **SETTINGS)

@@ -73,7 +73,7 @@ def test_every_update_agrees_with_the_oracle(name, dtype, channels_last, state):
 
 
 @pytest.mark.parametrize("method", [NM(regrow="zero"), NM(regrow="never")])
-def test_the_other_ways_to_regrow_agree_with_the_oracle(method):
+def test_other_ways_to_regrow_agree_with_the_oracle(method):
     model, optimizer, reference = wrapped(method, "AdamW")
     assert run_against_oracle(model, optimizer, reference, STEPS) == 7
     assert_n_of_m(optimizer, 2, 4)
@@ -163,6 +163,6 @@ def test_masks_of_another_structure_are_refused():
         ({"n": 3, "m": 4, "regrow": "never"}, "never"),
     ],
 )
-def test_what_can_not_be_is_refused(settings, words):
+def test_wrong_arguments_raise_an_error(settings, words):
     with pytest.raises(ValueError, match=words):
         NM(**settings)

@@ -54,13 +54,13 @@ def test_every_update_agrees_with_the_oracle(method, name, form, state, device):
 
 @pytest.mark.parametrize("regrow", ["zero", "never"])
 @pytest.mark.parametrize("method", ["set", "rigl"])
-def test_the_other_ways_to_regrow_agree_with_the_oracle(method, regrow, state):
+def test_other_ways_to_regrow_agree_with_the_oracle(method, regrow, state):
     model, optimizer, oracle = wrapped(method, "AdamW", "bf16-channels-last", state, regrow=regrow)
     assert run_against_oracle(model, optimizer, oracle, STEPS) >= 10
 
 
 @pytest.mark.parametrize("method", ["set", "rigl"])
-def test_never_drops_no_more_than_it_can_grow(method):
+def test_regrow_never_drops_no_more_than_it_can_grow(method):
     """At density .9 a fraction of .5 would drop more weights than are dropped at the start."""
     model, optimizer, oracle = wrapped(
         method, "SGD", "fp32", "auto", regrow="never", density=0.9, alpha=0.5, init="er"
@@ -141,7 +141,7 @@ def test_ties_abound_in_bf16_and_fall_to_the_lowest_index(method, state):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "Rprop"])
 @pytest.mark.parametrize("method", ["static", "set", "rigl", "pruning"])
-def test_a_whole_run_agrees_with_a_dense_run_masked_by_hand(method, name, form, state):
+def test_whole_run_agrees_with_a_dense_run_masked_by_hand(method, name, form, state):
     """A plain optimizer that is masked by hand gives the same result, to the last bit."""
     if state == "compact" and not place_does_not_matter(name, {}, FORMS[form]["dtype"]):
         pytest.skip("torch's own last bit depends on the place; test_torch_optimizers.py has it")

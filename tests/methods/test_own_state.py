@@ -118,7 +118,7 @@ def test_smoothed_salience_is_the_oracles_after_every_step(name, state):
     delta_t=st.integers(1, 6),
     seed=st.integers(0, 2**31),
 )
-def test_whatever_the_settings(decay, density, delta_t, seed):
+def test_observer_works_with_all_settings(decay, density, delta_t, seed):
     run_beside_oracle(
         "SGD", "auto", 12, decay, density=density, delta_t=delta_t, seed=seed, total_steps=14
     )
@@ -152,7 +152,7 @@ def test_gradients_are_dense_only_where_they_are_asked_for():
         assert_dropped_are_fresh(optimizer)
 
 
-def test_on_update_steps_too_an_observer_sees_zeros_where_weights_are_not_live():
+def test_observer_sees_zeros_where_weights_are_not_live_on_update_steps_too():
     seen = []
 
     @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def test_on_update_steps_too_an_observer_sees_zeros_where_weights_are_not_live()
     assert not any(dense for _, dense in seen)
 
 
-def test_a_closure_is_observed_once_and_what_is_not_finite_never():
+def test_closure_is_observed_once_and_what_is_not_finite_never():
     model = make()
     optimizer = wrap(model, method="smoothed-salience")
 
@@ -188,7 +188,7 @@ def test_a_closure_is_observed_once_and_what_is_not_finite_never():
 
 @pytest.mark.parametrize("stop", [7, 10, 12, 23])
 @pytest.mark.parametrize("method", [SmoothedSalience(), FrequentGradient()])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(method, stop, state, tmp_path):
+def test_resumed_run_is_the_uninterrupted_one_to_the_last_bit(method, stop, state, tmp_path):
     model = make()
     optimizer = resuming.wrap(model, method=method, state=state)
     train(model, optimizer, stop)
@@ -255,7 +255,7 @@ def test_layers_that_are_added_begin_and_layers_that_leave_are_forgotten():
         (None, {"updates": 0}, r"keeps 'updates' for the run, but .* has 'largest', 'updates'"),
     ],
 )
-def test_a_checkpoint_of_another_version_of_the_method_is_refused_whole(declared, run, words):
+def test_checkpoint_of_another_version_of_the_method_is_refused_whole(declared, run, words):
     @dataclass(frozen=True)
     class Changed(SmoothedSalience):
         follows_mask = ()
@@ -320,7 +320,7 @@ def with_state(**functions):
         ),
     ],
 )
-def test_a_declaration_that_is_none_is_refused_at_construction(functions, error, words):
+def test_declaration_that_is_none_is_refused_at_construction(functions, error, words):
     with pytest.raises(error, match=words):
         wrap(make(), method=with_state(**functions))
 
@@ -347,7 +347,7 @@ def assign(where, name, value):
         (assign("run", "updates", [3]), TypeError, r"run_state\['updates'\] .* can't be list"),
     ],
 )
-def test_what_was_not_declared_is_not_kept(observe, error, words):
+def test_undeclared_state_is_refused(observe, error, words):
     model = make()
     optimizer = wrap(model, method=with_state(observe=observe))
     with pytest.raises(error, match=words):

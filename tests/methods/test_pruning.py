@@ -64,7 +64,7 @@ def train_by_noise(optimizer, steps):
         optimizer.step()
 
 
-def test_the_start_is_relative_to_the_horizon():
+def test_start_is_relative_to_the_horizon():
     """Step 700 of 88,000, as the report has it."""
     optimizer = wrap(make(), total_steps=1000, delta_t=1)
     train_by_noise(optimizer, 12)
@@ -73,7 +73,7 @@ def test_the_start_is_relative_to_the_horizon():
     assert int(0.008 * 88_000) == 704
 
 
-def test_the_density_follows_the_cubic_curve():
+def test_density_follows_the_cubic_curve():
     model = make()
     optimizer = wrap(model, init="er", total_steps=200, delta_t=10)
     total = sum(layer.numel for layer in optimizer.layers)
@@ -91,7 +91,7 @@ def test_the_density_follows_the_cubic_curve():
 
 @pytest.mark.parametrize("density", [0.05, 0.1, 0.13, 0.5])
 @pytest.mark.parametrize("total_steps", [60, 61, 97])
-def test_the_final_density_is_exact(total_steps, density):
+def test_final_density_is_exact(total_steps, density):
     """A schedule that is off by one ends at .8946 for a target of .9."""
     model = make()
     optimizer = wrap(model, density=density, total_steps=total_steps, delta_t=7)
@@ -103,7 +103,7 @@ def test_the_final_density_is_exact(total_steps, density):
     assert_dropped_are_fresh(optimizer)
 
 
-def test_by_layer_every_layer_ends_at_its_own_target():
+def test_scope_layer_brings_every_layer_to_its_own_target():
     model = make()
     optimizer = wrap(model, method=Pruning(scope="layer"), density=0.2)
     train(model, optimizer, 100)
@@ -149,13 +149,13 @@ def test_ties_drop_the_earlier_layer_and_then_the_lower_index_first():
     assert sgd_of([[9.0, 1.0, -1.0, 9.0], [1.0, 1.0, 9.0, 1.0]]) == [[1, 0, 0, 1], [0, 0, 1, 1]]
 
 
-def test_no_layer_is_emptied():
+def test_layers_are_never_emptied():
     """The first layer would lose all weights; its largest stays, and another weight drops."""
     masks = sgd_of([[0.1, 0.3, 0.2, 0.0], [5.0, 6.0, 7.0, 8.0]])
     assert masks == [[0, 1, 0, 0], [0, 1, 1, 1]]
 
 
-def test_the_weights_that_go_are_the_smallest_of_all():
+def test_weights_that_go_are_the_smallest_of_all():
     model = make()
     optimizer = wrap(model, init="er", density=0.3)
     magnitudes = {}
@@ -182,7 +182,7 @@ def test_the_weights_that_go_are_the_smallest_of_all():
     assert moved >= 10
 
 
-def test_an_update_replaces_the_gradient_step():
+def test_update_replaces_the_gradient_step():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 4)
@@ -197,7 +197,7 @@ def test_an_update_replaces_the_gradient_step():
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
-def test_a_layer_that_is_unused_at_updates_is_pruned_all_the_same(scope):
+def test_layer_that_is_unused_at_updates_is_pruned_all_the_same(scope):
     model = make()
     optimizer = wrap(model, method=Pruning(scope=scope))
     targets = {layer.name: layer.target for layer in optimizer.layers}

@@ -46,7 +46,7 @@ def test_every_update_agrees_with_the_oracle(method, name, dtype, state):
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_whole_run_agrees_with_a_dense_run_masked_by_hand(method, name, state):
+def test_whole_run_agrees_with_a_dense_run_masked_by_hand(method, name, state):
     if state == "compact" and not place_does_not_matter(name, {}, torch.float32):
         pytest.skip("torch's own last bit depends on the place")
     model, optimizer, reference = wrapped(method, name, state)
@@ -66,7 +66,7 @@ def test_snfs_grows_alike_whatever_the_inner_optimizer_keeps():
 @pytest.mark.parametrize("alpha", [0.9, 1.0])
 @pytest.mark.parametrize("density", [0.02, 0.9])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_total_is_exact_and_no_layer_is_over_full_or_empty(method, density, alpha):
+def test_total_is_exact_and_no_layer_is_over_full_or_empty(method, density, alpha):
     model = make()
     optimizer = SparseOptimizer(
         build("SGD", model.parameters()),
@@ -189,7 +189,7 @@ def test_dense_layers_and_layers_without_a_gradient_stay_out_of_it(state):
     assert optimizer.history[-1].dropped > 0
 
 
-def test_never_grows_nothing_that_was_just_dropped():
+def test_regrow_never_grows_nothing_that_was_just_dropped():
     model = make()
     optimizer = wrap(model, method=SNFS(regrow="never"), **SETTINGS)
     total = sum(layer.live for layer in optimizer.layers)
@@ -202,7 +202,7 @@ def test_never_grows_nothing_that_was_just_dropped():
     assert sum(layer.live for layer in optimizer.layers) == total
 
 
-def test_a_momentum_out_of_range_is_refused():
+def test_momentum_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"momentum=1\.0"):
         SNFS(momentum=1.0)
     with pytest.raises(TypeError, match="gradient='smoothed'"):

@@ -39,7 +39,7 @@ WEIGHTS = [5.0, 0.1, 3.0, 0.2, 0.0, 0.0, 0.0, 0.0]
 MASK = [1, 1, 1, 1, 0, 0, 0, 0]
 
 
-def test_the_smallest_weights_go_and_the_largest_gradients_come():
+def test_smallest_weights_go_and_the_largest_gradients_come():
     weight, optimizer = tiny(WEIGHTS, [0, 0, 0, 0, 1.0, -3.0, 2.0, 0.5], MASK)
     assert optimizer.masks["0.weight"].tolist() == [[1, 0, 1, 0, 0, 1, 1, 0]]
     assert weight.tolist() == [[5.0, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
@@ -48,7 +48,7 @@ def test_the_smallest_weights_go_and_the_largest_gradients_come():
     assert record.new == 0.5
 
 
-def test_a_live_weight_is_no_candidate_even_if_all_gradients_are_zero():
+def test_live_weight_is_no_candidate_even_if_all_gradients_are_zero():
     """A live weight is excluded as live, not by a score of 0, or it could be chosen again."""
     weight, optimizer = tiny(WEIGHTS, [9.0, 0, 9.0, 0, 0, 0, 0, 0], MASK)
     assert optimizer.masks["0.weight"].sum() == 4
@@ -58,7 +58,7 @@ def test_a_live_weight_is_no_candidate_even_if_all_gradients_are_zero():
     assert optimizer.masks["0.weight"].tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
 
 
-def test_a_weight_dropped_now_may_come_straight_back_with_value_and_state(state):
+def test_weight_dropped_now_may_come_straight_back_with_value_and_state(state):
     weight, optimizer = tiny(WEIGHTS, [0, 5.0, 0, 0, 1.0, 0, 0, 0], MASK, state=state)
     assert optimizer.masks["0.weight"].tolist() == [[1, 1, 1, 0, 1, 0, 0, 0]]
     assert weight.tolist()[0] == pytest.approx([5.0, 0.1, 3.0, 0, 0, 0, 0, 0])
@@ -77,12 +77,12 @@ def test_zero_makes_it_come_back_as_a_new_weight(state):
     assert moments["exp_avg"].tolist() == pytest.approx([0.1, 0, 0.1, 0, 0, 0, 0, 0])
 
 
-def test_never_makes_it_stay_away():
+def test_regrow_never_keeps_a_dropped_weight_out():
     _, optimizer = tiny(WEIGHTS, [0, 5.0, 0, 0, 1.0, 0, 0.5, 0], MASK, regrow="never")
     assert optimizer.masks["0.weight"].tolist() == [[1, 0, 1, 0, 1, 0, 1, 0]]
 
 
-def test_never_drops_no_more_than_there_are_others_to_grow():
+def test_regrow_never_drops_no_more_than_others_can_grow():
     weights, mask = [5.0, 0.1, 3.0, 0.2, 0.3, 0.4, 2.0, 0.0], [1] * 7 + [0]
     _, optimizer = tiny(weights, [1.0] * 8, mask, regrow="never")
     assert optimizer.masks["0.weight"].tolist() == [[1, 0, 1, 1, 1, 1, 1, 1]]
@@ -100,19 +100,19 @@ def test_ties_of_weights_and_of_gradients_fall_to_the_lowest_index():
     assert optimizer.masks["0.weight"].tolist() == [[0, 0, 1, 1, 1, 1, 0, 0]]
 
 
-def test_a_share_below_one_weight_moves_nothing_but_is_an_update():
+def test_share_below_one_weight_moves_nothing_but_is_an_update():
     _, optimizer = tiny(WEIGHTS, [0, 0, 0, 0, 1.0, 2.0, 3.0, 4.0], MASK, alpha=0.2)
     assert optimizer.masks["0.weight"].tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
     assert (optimizer.history[-1].dropped, optimizer.history[-1].grown) == (0, 0)
     assert optimizer.history[-1].new == 0
 
 
-def test_a_layer_of_one_live_weight_keeps_one():
+def test_layer_of_one_live_weight_keeps_one():
     _, optimizer = tiny([2.0, 0, 0], [0, 1.0, 5.0], [1, 0, 0], alpha=1.0)
     assert optimizer.masks["0.weight"].tolist() == [[0, 0, 1]]
 
 
-def test_a_method_is_a_frozen_dataclass():
+def test_method_is_a_frozen_dataclass():
     method = RigL()
     with pytest.raises(AttributeError):
         method.regrow = "zero"

@@ -56,7 +56,7 @@ def test_every_update_agrees_with_the_oracle(name, channels_last, state, device)
     assert len(optimizer.history) == 14
 
 
-def test_without_return_of_the_just_dropped_it_agrees_with_the_oracle():
+def test_regrow_never_agrees_with_the_oracle():
     model, optimizer = wrapped("AdamW", regrow="never", **HALF)
     run_against_oracle(model, optimizer, oracle_of(model, HALF_OF, regrow="never"))
     assert all(record.new > 0 for record in optimizer.history[:8])
@@ -87,7 +87,7 @@ def test_channels_ever_live_grow_in_every_group():
 
 
 @pytest.mark.parametrize("name", [*sorted(ELEMENTWISE), "Adafactor"])
-def test_with_any_optimizer_dropped_channels_stay_dropped_and_counts_exact(name, state):
+def test_dropped_channels_stay_dropped_and_counts_exact_with_any_optimizer(name, state):
     """Weight decay and momentum move neither their filters nor their scales and shifts."""
     if state == "compact" and name == "Adafactor":
         pytest.skip("its state has a shape, so it can't be compact")
@@ -108,7 +108,7 @@ def test_with_any_optimizer_dropped_channels_stay_dropped_and_counts_exact(name,
     assert optimizer.masks["fc2.weight"].all()
 
 
-def test_where_a_gradient_is_not_finite_nothing_moves_and_fresh_filters_go():
+def test_gradient_that_is_not_finite_moves_nothing():
     model, optimizer = wrapped(**HALF)
     train(model, optimizer, 2)
     before = live_channels(optimizer)
@@ -120,7 +120,7 @@ def test_where_a_gradient_is_not_finite_nothing_moves_and_fresh_filters_go():
     assert_dropped_are_fresh(optimizer)
 
 
-def test_an_update_without_a_forward_pass_is_skipped_and_said():
+def test_update_without_a_forward_pass_is_skipped_and_said():
     model, optimizer = wrapped(**HALF)
     train(model, optimizer, 2)
     for p in model.parameters():
@@ -130,7 +130,7 @@ def test_an_update_without_a_forward_pass_is_skipped_and_said():
     assert optimizer.history[-1].skipped
 
 
-def test_a_group_of_a_grouped_convolution_moves_as_a_whole():
+def test_group_of_a_grouped_convolution_moves_as_a_whole():
     model, optimizer = wrapped(kind=PlainNet, density=0.25, init={})
 
     def check(_):
@@ -155,7 +155,7 @@ def test_channels_that_a_normalisation_mixes_stay_and_a_log_line_says_so(caplog)
     assert "c1.weight: norm normalises over groups of them" in caplog.text
 
 
-def test_a_resumed_run_is_the_uninterrupted_one():
+def test_resumed_run_is_the_uninterrupted_one():
     model, optimizer = wrapped("AdamW", **HALF)
     train(model, optimizer, 17)
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
@@ -171,7 +171,7 @@ def test_a_resumed_run_is_the_uninterrupted_one():
         assert torch.equal(mine, theirs)
 
 
-def test_a_checkpoint_that_is_loaded_in_the_middle_of_an_update_step_is_gone_on_from():
+def test_checkpoint_that_is_loaded_in_the_middle_of_an_update_step_is_gone_on_from():
     model, optimizer = wrapped("AdamW", **HALF)
     train(model, optimizer, 2)
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
@@ -189,7 +189,7 @@ def test_a_checkpoint_that_is_loaded_in_the_middle_of_an_update_step_is_gone_on_
         assert torch.equal(mine, theirs)
 
 
-def test_the_whole_model_is_pickled_and_the_copy_is_left_alone():
+def test_whole_model_is_pickled_and_the_copy_is_left_alone():
     model, optimizer = wrapped(**HALF)
     train(model, optimizer, 2)
     restored = pickle.loads(pickle.dumps(model))
@@ -207,7 +207,7 @@ def test_the_whole_model_is_pickled_and_the_copy_is_left_alone():
                 assert not weight[~optimizer.masks[name]].any(), name
 
 
-def test_a_copy_trains_on_as_the_original_does():
+def test_copy_trains_on_as_the_original_does():
     model, optimizer = wrapped("SGD", **HALF)
     train(model, optimizer, 7)
     other_model, other = copy.deepcopy((model, optimizer))
@@ -218,7 +218,7 @@ def test_a_copy_trains_on_as_the_original_does():
         assert torch.equal(mine, theirs)
 
 
-def test_the_masks_of_a_run_are_the_beginning_of_another():
+def test_masks_of_a_run_are_the_beginning_of_another():
     model, optimizer = wrapped(**HALF)
     train(model, optimizer, STEPS)
     ticket = final_masks(optimizer)
@@ -269,7 +269,7 @@ def test_magnitude_keeps_the_channels_that_add_most():
         ({"kind": SmallerNet}, ValueError, "another model"),
     ],
 )
-def test_what_can_not_be_is_refused(settings, error, words):
+def test_wrong_arguments_raise_an_error(settings, error, words):
     model = make(settings.pop("kind", ChannelNet))
 
     def run(regrow="keep", **changes):

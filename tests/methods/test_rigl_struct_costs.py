@@ -56,7 +56,7 @@ def conv_weights(stream, inside, last):
 
 @pytest.mark.parametrize("density", [0.1, 0.2, 0.5, 0.9])
 @pytest.mark.parametrize("init", ["uniform", "erk", "er"])
-def test_as_many_channels_live_as_the_density_allows(init, density):
+def test_channel_counts_are_the_largest_that_the_density_allows(init, density):
     """The convolutions that would be left have at most that share of weights, and nearly that."""
     optimizer = wrap(Residual(16, 24, 32), init=init, density=density)
     left = conv_weights(*widths(optimizer))
@@ -71,7 +71,7 @@ def test_uniform_gives_all_channels_but_those_of_the_first_layer_the_same_share(
     assert inside == last < stream
 
 
-def test_a_mapping_gives_the_root_of_each_density_and_is_not_scaled():
+def test_mapping_gives_the_root_of_each_density_and_is_not_scaled():
     optimizer = wrap(
         Residual(16, 24, 32),
         init={"stem": 0.25, "c2": 0.25, "c1": 1.0, "last": 0.0625},
@@ -82,7 +82,7 @@ def test_a_mapping_gives_the_root_of_each_density_and_is_not_scaled():
     assert widths(optimizer) == (8, 24, int(32 * mean**0.5 + 0.5))
 
 
-def test_what_is_counted_is_what_the_smaller_model_costs():
+def test_counted_flops_are_the_cost_of_the_smaller_model():
     model = Residual(16, 24, 32)
     optimizer = wrap(model, density=0.2)
     report = optimizer.flops(model, INPUT)
@@ -98,7 +98,7 @@ def test_what_is_counted_is_what_the_smaller_model_costs():
     assert report.inference_dense == whole.inference_dense
 
 
-def test_after_training_compaction_leaves_exactly_the_live_channels():
+def test_compaction_after_training_leaves_exactly_the_live_channels():
     """The compacted model computes the same, and has exactly the counted weights."""
     model = Residual(16, 24, 32)
     optimizer = wrap(model, density=0.2)
@@ -114,7 +114,7 @@ def test_after_training_compaction_leaves_exactly_the_live_channels():
     torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_an_update_step_costs_what_a_dense_one_does():
+def test_update_step_costs_what_a_dense_one_does():
     """All channels are computed there, forward and backward."""
     method = RigLStruct()
     assert method.train_flops(TrainingCost(1.0, 0.1, 0.1, 4)) == pytest.approx((4 * 0.3 + 3) / 5)
@@ -130,7 +130,7 @@ def test_an_update_step_costs_what_a_dense_one_does():
     assert before.train_expected == pytest.approx(expected)
 
 
-def test_the_table_of_the_documentation():
+def test_table_of_the_documentation():
     """WRN-22-2 on CIFAR-10 at density .1, ERK, before the first step."""
     model = WideResNet222()
     x = torch.zeros(2, 3, 32, 32)

@@ -46,7 +46,7 @@ def test_every_update_agrees_with_the_oracle(name, state, device):
     assert max(record.new for record in optimizer.history) > 0
 
 
-def test_without_return_of_the_just_dropped_it_agrees_with_the_oracle():
+def test_regrow_never_agrees_with_the_oracle():
     model, optimizer = wrapped("AdamW", regrow="never")
     reference = oracle_of(model, HALF, owned=GATED_OWNED, regrow="never")
     run_against_oracle(model, optimizer, reference)
@@ -88,7 +88,7 @@ def test_density_counts_the_layers_that_heads_and_neurons_own_a_part_of():
     assert 0.4 < live / total <= 0.5
 
 
-def test_where_channels_of_convolutions_move_neurons_stay_unless_named():
+def test_neurons_stay_unless_named_where_channels_of_convolutions_move():
     def optimizer_of(method):
         model = make(ChannelNet)
         return SparseOptimizer(
@@ -110,7 +110,7 @@ def test_where_channels_of_convolutions_move_neurons_stay_unless_named():
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_by_name_it_trains_every_transformer(name):
+def test_every_transformer_is_trained_by_name(name):
     if name in {"gpt2", "llama", "bert"}:
         pytest.importorskip("transformers")
     case = TRANSFORMERS[name]
@@ -138,7 +138,7 @@ def test_by_name_it_trains_every_transformer(name):
     assert all(layer.live == layer.target for layer in optimizer.layers)
 
 
-def test_a_copy_trains_on_as_the_original_does():
+def test_copy_trains_on_as_the_original_does():
     model, optimizer = wrapped("AdamW")
     train(model, optimizer, 7)
     other_model, other = copy.deepcopy((model, optimizer))

@@ -37,7 +37,7 @@ def assert_trains_on(model, optimizer):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_a_last_update_that_was_skipped_is_made_up_for(method):
+def test_last_update_that_was_skipped_is_made_up_for(method):
     model = make()
     optimizer = wrap(model, method=method)
     train(model, optimizer, T_END - 1)
@@ -56,7 +56,7 @@ def test_a_last_update_that_was_skipped_is_made_up_for(method):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_a_horizon_that_is_moved_before_the_present_is_made_up_for(method):
+def test_horizon_that_is_moved_before_the_present_is_made_up_for(method):
     model = make()
     optimizer = wrap(model, method=method, total_steps=1000)
     train(model, optimizer, 25)
@@ -68,7 +68,7 @@ def test_a_horizon_that_is_moved_before_the_present_is_made_up_for(method):
 
 
 @pytest.mark.parametrize("method", [Pruning(), GraNet()], ids=repr)
-def test_a_layer_that_is_added_after_the_end_comes_down_too(method):
+def test_layer_that_is_added_after_the_end_comes_down_too(method):
     model = make()
     optimizer = wrap(model, method=method)
     train(model, optimizer, 35)
@@ -94,7 +94,7 @@ def test_granet_counts_layers_that_are_unused_at_the_last_update(total_steps):
     assert live(optimizer) == target(optimizer)
 
 
-def test_a_layer_without_a_gradient_does_not_hold_up_training():
+def test_layer_without_a_gradient_does_not_hold_up_training():
     """MEST drops by gradient, so a frozen layer does not move; the other layers do."""
     model = make()
     optimizer = wrap(model, method=MEST(gradient_weight=0.5))

@@ -79,7 +79,7 @@ def test_updates_that_ablate_agree_with_the_oracle(regrow, dtype, state, device)
     assert max(number["fc1.weight"] for number in seen) >= 3
 
 
-def test_a_neuron_comes_back_when_it_would_have_salient_weights_again():
+def test_neuron_comes_back_when_it_would_have_salient_weights_again():
     model = nn.Sequential(nn.Linear(10, 4, bias=False), nn.Linear(4, 2))
     start = torch.zeros(4, 10, dtype=torch.bool)
     start[1:, :4] = True
@@ -101,7 +101,7 @@ def test_a_neuron_comes_back_when_it_would_have_salient_weights_again():
 
 
 @pytest.mark.parametrize("name", sorted(ELEMENTWISE))
-def test_with_any_optimizer_what_is_dropped_stays_dropped(name, state):
+def test_dropped_weights_stay_dropped_with_any_optimizer(name, state):
     model, optimizer, _ = wrapped(SRigL(gamma=HARSH), name, state, alpha=0.6)
 
     def check(_):
@@ -112,19 +112,19 @@ def test_with_any_optimizer_what_is_dropped_stays_dropped(name, state):
     assert sum(ablated(optimizer).values()) > 0
 
 
-def test_a_run_is_that_of_a_plain_optimizer_masked_by_hand():
+def test_run_is_that_of_a_plain_optimizer_masked_by_hand():
     model, optimizer, reference = wrapped(SRigL(gamma=HARSH), "AdamW", alpha=0.6)
     assert_run_is_that_by_hand("AdamW", model, optimizer, reference, STEPS)
 
 
-def test_the_last_layer_keeps_all_its_neurons():
+def test_last_layer_keeps_all_its_neurons():
     model, optimizer, _ = wrapped(SRigL(gamma=1.0), alpha=0.9, init="uniform")
     train(model, optimizer, STEPS)
     assert ablated(optimizer)["fc2.weight"] == 0
     assert ablated(optimizer)["fc1.weight"] > 0
 
 
-def test_without_gamma_no_neuron_is_ablated():
+def test_neurons_are_not_ablated_without_gamma():
     model, optimizer, reference = wrapped(SRigL(gamma=None), alpha=0.9)
     run_against_oracle(model, optimizer, reference, STEPS)
     assert set(ablated(optimizer).values()) == {0}
@@ -152,7 +152,7 @@ def test_neurons_stay_for_the_budget_to_find_room():
 @pytest.mark.parametrize(
     ("columns", "density", "fan_in"), [(20, 0.2, 4), (20, 0.01, 1), (20, 0.22, 4), (20, 0.23, 5)]
 )
-def test_the_fan_in_is_the_nearest_to_the_density(columns, density, fan_in):
+def test_fan_in_is_the_nearest_to_the_density(columns, density, fan_in):
     model = nn.Sequential(nn.Linear(columns, 3), nn.Linear(3, 2))
     optimizer = SparseOptimizer(
         torch.optim.SGD(model.parameters()),
@@ -178,7 +178,7 @@ def test_magnitude_keeps_the_largest_of_each_neuron():
     assert optimizer.masks["0.weight"].int().tolist() == [[0, 1, 0, 1], [0, 1, 1, 0]]
 
 
-def test_the_masks_of_a_run_are_the_beginning_of_another_ablated_neurons_included():
+def test_masks_of_a_run_are_the_beginning_of_another_ablated_neurons_included():
     model, optimizer, _ = wrapped(SRigL(gamma=HARSH), alpha=0.6)
     train(model, optimizer, STEPS)
     ticket = final_masks(optimizer)
@@ -207,7 +207,7 @@ def test_neurons_without_any_weight_start_ablated():
     assert torch.equal(optimizer.masks["fc1.weight"], mask)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one():
+def test_resumed_run_is_the_uninterrupted_one():
     def start():
         model, optimizer, _ = wrapped(SRigL(gamma=HARSH), "AdamW", alpha=0.6)
         return model, optimizer
@@ -248,6 +248,6 @@ def test_growth_by_a_smoothed_gradient_goes_by_the_smoothed_one():
         ({"gradient": "random"}, TypeError, "gradient='random'"),
     ],
 )
-def test_what_can_not_be_is_refused(settings, error, words):
+def test_wrong_arguments_raise_an_error(settings, error, words):
     with pytest.raises(error, match=words):
         SRigL(**settings)

@@ -9,7 +9,7 @@ from tests.support.nets import make
 from tests.support.training import train
 
 
-def test_the_mask_never_moves_and_every_step_is_an_optimizer_step(state):
+def test_mask_never_moves_and_every_step_is_an_optimizer_step(state):
     model = make()
     optimizer = SparseOptimizer(
         build("AdamW", model.parameters()),

@@ -218,7 +218,7 @@ def test_looking_for_such_gradients_changes_no_run(monkeypatch):
     assert set(looked[1][1]) == {2}
 
 
-def test_a_method_that_can_not_be_tried_is_not(monkeypatch):
+def test_method_that_can_not_be_tried_is_not(monkeypatch):
     def grow_scores(self, layer, update):
         if layer.weight.grad.isnan().any():
             raise ZeroDivisionError

@@ -30,7 +30,7 @@ def scaled_backward(model, optimizer, scaler, index):
 
 
 @pytest.mark.parametrize(("name", "way"), INNER)
-def test_a_scale_that_is_a_power_of_two_changes_nothing(name, way, state):
+def test_scale_that_is_a_power_of_two_changes_nothing(name, way, state):
     """Scaling and unscaling by 2**10 is exact, so the run is the unscaled one to the last bit."""
     model, other = make(), make()
     scaled = SparseOptimizer(build(name, model.parameters(), **way), model, state=state, **SETTINGS)
@@ -50,7 +50,7 @@ def test_a_scale_that_is_a_power_of_two_changes_nothing(name, way, state):
 
 @pytest.mark.parametrize("overflow_at", [3, 5])
 @pytest.mark.parametrize(("name", "way"), INNER)
-def test_an_overflow_advances_nothing_and_reaches_no_weight(name, way, overflow_at, state):
+def test_overflow_advances_nothing_and_reaches_no_weight(name, way, overflow_at, state):
     """Step 3 is ordinary, step 5 is an update step."""
     model = make()
     optimizer = SparseOptimizer(
@@ -83,7 +83,7 @@ def test_an_overflow_advances_nothing_and_reaches_no_weight(name, way, overflow_
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_a_fused_inner_optimizer_does_not_take_over_unscaling():
+def test_fused_inner_optimizer_does_not_take_over_unscaling():
     """GradScaler hands a fused optimizer the scale; the wrapper must read unscaled gradients."""
     model = make()
     inner = build("SGD", model.parameters(), fused=True)

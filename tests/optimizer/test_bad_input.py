@@ -45,7 +45,7 @@ BAD_VALUES = [
 @pytest.mark.parametrize(
     ("argument", "value", "error"), BAD_VALUES, ids=lambda v: getattr(v, "__name__", repr(v))
 )
-def test_the_argument_and_the_value_are_named_and_nothing_changes(argument, value, error):
+def test_argument_and_the_value_are_named_and_nothing_changes(argument, value, error):
     model, untouched = make(), make()
     with pytest.raises(error) as caught:
         wrap(model, **{argument: value})
@@ -69,19 +69,19 @@ def test_the_argument_and_the_value_are_named_and_nothing_changes(argument, valu
         ("mask", "magnitud", "magnitude"),
     ],
 )
-def test_a_typo_is_answered_with_what_was_meant(argument, typo, meant):
+def test_typo_is_answered_with_what_was_meant(argument, typo, meant):
     with pytest.raises(ValueError, match=f"(?s){typo}.*{meant}"):
         wrap(make(), **{argument: typo})
 
 
-def test_an_unknown_method_lists_the_known_ones():
+def test_unknown_method_lists_the_known_ones():
     with pytest.raises(ValueError, match="(?s)zzz") as caught:
         wrap(make(), method="zzz")
     for name in sparseopt.available_methods():
         assert name in str(caught.value)
 
 
-def test_an_argument_that_does_not_exist_is_refused():
+def test_argument_that_does_not_exist_is_refused():
     for typo in ("sparsity", "total_step", "deltat"):
         with pytest.raises(TypeError, match=typo):
             wrap(make(), **{typo: 0.1})
@@ -94,19 +94,19 @@ def test_everything_after_the_model_is_named():
 
 
 @pytest.mark.parametrize("inner", [None, [nn.Parameter(torch.ones(2, 2))], torch.optim.SGD, "SGD"])
-def test_what_is_wrapped_must_be_an_optimizer(inner):
+def test_wrapped_object_must_be_an_optimizer(inner):
     with pytest.raises(TypeError, match="(?i)optimizer"):
         SparseOptimizer(inner, make())
 
 
-def test_a_sparse_optimizer_is_not_wrapped_twice():
+def test_sparse_optimizer_is_not_wrapped_twice():
     model = make()
     optimizer = wrap(model)
     with pytest.raises((TypeError, ValueError), match="SparseOptimizer"):
         SparseOptimizer(optimizer, model)
 
 
-def test_a_model_that_is_none_of_torchs():
+def test_model_that_is_none_of_torchs():
     model = make()
     with pytest.raises(TypeError, match="model"):
         SparseOptimizer(build("SGD", model.parameters()), model.parameters())
@@ -120,7 +120,7 @@ def test_sparse_adam_is_refused_with_a_reason():
     assert len(str(caught.value)) > 60
 
 
-def test_no_weight_that_can_be_sparse():
+def test_model_without_a_weight_that_can_be_sparse_is_refused():
     model = nn.Sequential(nn.BatchNorm1d(4), nn.PReLU())
     with pytest.raises(ValueError, match="(?i)no .*(weight|layer|parameter)"):
         wrap(model)
@@ -129,25 +129,25 @@ def test_no_weight_that_can_be_sparse():
         SparseOptimizer(torch.optim.SGD([bias], lr=0.1))
 
 
-def test_a_model_of_which_the_optimizer_has_no_parameter():
+def test_model_of_which_the_optimizer_has_no_parameter():
     with pytest.raises(ValueError, match="(?i)no .*(weight|layer|parameter)"):
         SparseOptimizer(build("SGD", make().parameters()), make())
 
 
 @pytest.mark.parametrize("argument", ["init", "mask"])
-def test_a_mapping_that_names_no_layer(argument):
+def test_mapping_that_names_no_layer(argument):
     value = 0.5 if argument == "init" else torch.ones(2, 2, dtype=torch.bool)
     with pytest.raises((ValueError, KeyError), match="conv7"):
         wrap(make(), **{argument: {"conv7.weight": value}})
 
 
 @pytest.mark.parametrize("density", [0.0, -1, 1.5, "much"])
-def test_a_mapping_with_a_density_that_is_none(density):
+def test_mapping_with_a_density_that_is_none(density):
     with pytest.raises((ValueError, TypeError), match="fc1"):
         wrap(make(), init={"fc1": density})
 
 
-def test_a_schedule_given_twice_is_an_error():
+def test_schedule_given_twice_is_an_error():
     """`delta_t`, `alpha`, `t_end` belong to the optimizer; a method does not take them."""
     for argument in ("delta_t", "alpha", "t_end", "density"):
         with pytest.raises(TypeError, match=argument):

@@ -44,7 +44,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_it_computes_the_same_and_training_is_not_disturbed(act):
+def test_copy_computes_the_same_and_training_is_not_disturbed(act):
     model, other = make(), make()
     optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **SETTINGS)
     undisturbed = SparseOptimizer(build("SGD", other.parameters()), other, **SETTINGS)
@@ -58,7 +58,7 @@ def test_it_computes_the_same_and_training_is_not_disturbed(act):
 
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("steps", [0, 4])
-def test_so_it_is_where_a_hook_stays_for_all_of_training(act, steps):
+def test_copy_works_while_a_hook_stays_for_all_of_training(act, steps):
     model = make()
     method = RigLStruct(groups=find_channel_groups(model, X))
     settings = {**SETTINGS, "density": 0.5}
@@ -72,7 +72,7 @@ def test_so_it_is_where_a_hook_stays_for_all_of_training(act, steps):
     assert not any(record.skipped for record in optimizer.history)
 
 
-def test_what_a_model_was_given_goes_with_the_hooks():
+def test_attribute_for_scripting_goes_with_the_hooks():
     model = make()
     before = set(vars(model))
     optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **SETTINGS)
@@ -90,7 +90,7 @@ class Prepared(nn.Linear):
         return nn.Linear(3, 2)
 
 
-def test_a_model_that_prepares_itself_is_left_to_do_so():
+def test_model_that_prepares_itself_is_left_to_do_so():
     model = Prepared(3, 2)
     SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, **SETTINGS)
     assert type(torch.jit.script(model).forward(torch.ones(1, 3))) is torch.Tensor

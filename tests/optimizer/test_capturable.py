@@ -42,7 +42,7 @@ def refusal(name, options, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("name", "options"), CAPTURABLE)
-def test_a_capturable_optimizer_goes_where_the_run_by_hand_goes(name, options, dtype, device):
+def test_capturable_optimizer_goes_where_the_run_by_hand_goes(name, options, dtype, device):
     if (error := refusal(name, options, device)) is not None:
         pytest.skip(
             f"on {device} torch refuses it without a wrapper too: {str(error).partition(':')[0]}"
@@ -60,7 +60,7 @@ def test_a_capturable_optimizer_goes_where_the_run_by_hand_goes(name, options, d
 
 
 @pytest.mark.parametrize(("name", "options"), CAPTURABLE)
-def test_what_torch_refuses_to_capture_is_refused_in_its_words_and_changes_nothing(
+def test_capture_that_torch_refuses_raises_torchs_error_and_changes_nothing(
     name, options, state, device
 ):
     error = refusal(name, options, device)

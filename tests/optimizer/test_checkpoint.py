@@ -23,7 +23,7 @@ from tests.support.training import train
 @pytest.mark.parametrize("out_of", ["compact", "masked"])
 @pytest.mark.parametrize("steps", [0, 9, 10])
 @pytest.mark.parametrize("method", ["static", "set", "rigl", "pruning"])
-def test_a_resumed_run_is_the_uninterrupted_one(method, steps, out_of, into, tmp_path):
+def test_resumed_run_is_the_uninterrupted_one(method, steps, out_of, into, tmp_path):
     """State of both forms loads into both modes, before and after updates."""
     model = make()
     optimizer = wrap(model, method=method, state=out_of)
@@ -63,7 +63,7 @@ def test_bf16_state_comes_back_to_the_last_bit(name, state, tmp_path):
     assert_same_run(model, optimizer, other_model, other)
 
 
-def test_it_is_a_normal_optimizer_state_dict(state):
+def test_state_dict_is_a_normal_optimizer_state_dict(state):
     """Distributed checkpointing keeps `state` and `param_groups` and nothing else."""
     model = make()
     optimizer = wrap(model, state=state)
@@ -107,7 +107,7 @@ def test_saving_changes_nothing(state):
     assert_unchanged(before, snapshot(optimizer, model))
 
 
-def test_what_is_written_into_a_state_dict_does_not_reach_the_masks():
+def test_writes_into_a_state_dict_do_not_reach_the_masks():
     """Distributed checkpointing loads into the tensors of a state dict, and then loads the dict."""
     model = make()
     optimizer = wrap(model)
@@ -150,7 +150,7 @@ def test_loading_replaces_masks_weights_have_to_follow():
     assert_dropped_are_fresh(other)
 
 
-def test_the_order_of_loading_model_and_optimizer_does_not_matter():
+def test_order_of_loading_model_and_optimizer_does_not_matter():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 12)
@@ -172,7 +172,7 @@ def test_the_order_of_loading_model_and_optimizer_does_not_matter():
 
 @pytest.mark.filterwarnings("ignore:the model was sparse before")
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
-def test_a_model_that_was_loaded_before_wrapping_resumes(method, state):
+def test_model_that_was_loaded_before_wrapping_resumes(method, state):
     """Lightning and the HF Trainer restore the model, make the optimizer, and then restore it."""
     model = make()
     optimizer = wrap(model, method=method, state=state)
@@ -197,7 +197,7 @@ def about_to_resume(**settings):
 
 
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
-def test_a_round_trip_before_the_checkpoint_is_loaded_loses_nothing(method, state):
+def test_round_trip_before_the_checkpoint_is_loaded_loses_nothing(method, state):
     """Accelerate makes a state dict when it prepares an optimizer; the HF Trainer does so too."""
     model, optimizer, fresh_model, fresh = about_to_resume(method=method, state=state)
     fresh.load_state_dict(fresh.state_dict())
@@ -207,7 +207,7 @@ def test_a_round_trip_before_the_checkpoint_is_loaded_loses_nothing(method, stat
     assert_same_run(model, optimizer, fresh_model, fresh)
 
 
-def test_a_probe_step_before_the_checkpoint_is_loaded_loses_nothing(state):
+def test_probe_step_before_the_checkpoint_is_loaded_loses_nothing(state):
     """Distributed checkpointing makes a state dict when it loads an optimizer."""
     model, optimizer, fresh_model, fresh = about_to_resume(state=state)
     rates = [group["lr"] for group in fresh.param_groups]

@@ -41,7 +41,7 @@ def test_channels_last_and_contiguous_load_into_each_other(out_of, into, method,
             assert p.is_contiguous(memory_format=layout), name
 
 
-def test_it_loads_across_devices(device, tmp_path):
+def test_checkpoint_loads_across_devices(device, tmp_path):
     if device == "cpu":
         pytest.skip("needs a second device")
     model = make(device=device)
@@ -56,7 +56,7 @@ def test_it_loads_across_devices(device, tmp_path):
         assert other.masks[name].device.type == "cpu"
 
 
-def test_the_checkpoints_schedule_wins_and_a_different_one_warns():
+def test_checkpoints_schedule_wins_and_a_different_one_warns():
     model = make()
     optimizer = wrap(model, delta_t=3, alpha=0.2)
     train(model, optimizer, 7)
@@ -70,7 +70,7 @@ def test_the_checkpoints_schedule_wins_and_a_different_one_warns():
     assert [record.step for record in other.history] == [3, 6, 9, 12, 15]
 
 
-def test_the_warning_of_another_schedule_is_of_the_line_that_loads():
+def test_warning_of_another_schedule_is_of_the_line_that_loads():
     saved = wrap(make(), delta_t=3).state_dict()
     optimizer = wrap(make(), delta_t=5)
     with pytest.warns(UserWarning, match="schedule is used") as caught:
@@ -78,7 +78,7 @@ def test_the_warning_of_another_schedule_is_of_the_line_that_loads():
     assert caught[0].filename == __file__
 
 
-def test_the_same_schedule_does_not_warn():
+def test_same_schedule_does_not_warn():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 7)
@@ -87,7 +87,7 @@ def test_the_same_schedule_does_not_warn():
         resumed(model, optimizer.state_dict())
 
 
-def test_a_horizon_set_later_comes_back():
+def test_horizon_set_later_comes_back():
     model = make()
     optimizer = wrap(model, total_steps=None)
     optimizer.set_horizon(20)
@@ -113,7 +113,7 @@ class Wrapper(nn.Module):
 
 
 @pytest.mark.parametrize("prefixed", ["saved", "loaded"])
-def test_the_prefix_of_a_wrapper_is_stripped(prefixed):
+def test_prefix_of_a_wrapper_is_stripped(prefixed):
     model = make()
     named = Wrapper(model) if prefixed == "saved" else model
     optimizer = SparseOptimizer(build("AdamW", model.parameters()), named, **SETTINGS)
@@ -130,7 +130,7 @@ def test_the_prefix_of_a_wrapper_is_stripped(prefixed):
         assert torch.equal(left.mask, right.mask)
 
 
-def test_without_names_layers_match_by_position_and_shape():
+def test_layers_without_names_match_by_position_and_shape():
     model, other_model = make(), make(seed=5)
     optimizer = SparseOptimizer(build("AdamW", model.parameters()), **SETTINGS)
     train(model, optimizer, 7)
@@ -155,7 +155,7 @@ def test_checkpoints_made_without_names_load_into_a_run_with_names():
     assert_same_weights(model, other_model)
 
 
-def test_a_checkpoint_of_pruning_with_its_own_counts(tmp_path):
+def test_checkpoint_of_pruning_with_its_own_counts(tmp_path):
     """Layers of a half-pruned model have other live counts than a fresh optimizer's."""
     model = make()
     optimizer = wrap(model, method="pruning")

@@ -49,7 +49,7 @@ def test_another_model_is_refused_by_the_layers_name(steps, state):
     refused(optimizer, model, its.state_dict(), r"fc1\.weight")
 
 
-def test_a_model_of_another_size_is_refused():
+def test_model_of_another_size_is_refused():
     other = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     its = wrap(other)
     model = make()
@@ -78,7 +78,7 @@ def test_another_layer_set_is_refused_by_the_layers_name():
     refused(optimizer, model, its.state_dict(), r"fc2\.weight")
 
 
-def test_a_plain_optimizers_checkpoint_is_refused():
+def test_plain_optimizers_checkpoint_is_refused():
     """The checkpoint has no masks, and training must not silently continue dense."""
     other, model = make(), make()
     plain = build("AdamW", other.parameters())

@@ -25,7 +25,7 @@ def closure_of(model, optimizer, index, seen=None):
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_a_closure_gives_the_same_weights_as_none(name, state):
+def test_closure_gives_the_same_weights_as_none(name, state):
     model, other = make(), make()
     with_closure = wrap(model, name, state=state)
     without = wrap(other, name, state=state)
@@ -38,7 +38,7 @@ def test_a_closure_gives_the_same_weights_as_none(name, state):
     assert [r.step for r in with_closure.history] == [r.step for r in without.history]
 
 
-def test_a_closure_is_evaluated_once_on_an_update_step_and_its_loss_returned():
+def test_closure_is_evaluated_once_on_an_update_step_and_its_loss_returned():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 4)
@@ -50,7 +50,7 @@ def test_a_closure_is_evaluated_once_on_an_update_step_and_its_loss_returned():
     assert len(optimizer.history) == 1
 
 
-def test_a_closure_may_run_under_no_grad():
+def test_closure_may_run_under_no_grad():
     """torch's optimizers turn gradients on for the closure; so does the wrapper."""
     model = make()
     optimizer = wrap(model)
@@ -74,7 +74,7 @@ def test_gradients_are_masked_inside_the_closure_of_lbfgs():
                 assert not gradients[layer.name][dropped].any()
 
 
-def test_the_model_is_sparse_whenever_lbfgs_evaluates_it():
+def test_model_is_sparse_whenever_lbfgs_evaluates_it():
     model = make()
     optimizer = wrap(model, "LBFGS")
 
@@ -155,7 +155,7 @@ class LooksAround(torch.optim.SGD):
         return loss
 
 
-def test_the_closure_sees_a_sparse_model_even_if_the_optimizer_moved_dropped_weights():
+def test_closure_sees_a_sparse_model_even_if_the_optimizer_moved_dropped_weights():
     model = make()
     inner = LooksAround(model.parameters(), lr=0.05)
     optimizer = SparseOptimizer(inner, model, **SETTINGS)

@@ -77,9 +77,7 @@ def assert_trains_like_an_eager_run(one_step, model, optimizer, tolerance=None, 
 
 
 @pytest.mark.parametrize(("method", "state"), RUNS)
-def test_a_compiled_model_is_one_graph_for_ever_and_trains_as_if_it_were_not(
-    method, state, backend
-):
+def test_compiled_model_is_one_graph_for_ever_and_trains_as_if_it_were_not(method, state, backend):
     model = make()
     optimizer = wrap(model, method=method, state=state)
     net = torch.compile(model, backend=backend, fullgraph=True)
@@ -89,7 +87,7 @@ def test_a_compiled_model_is_one_graph_for_ever_and_trains_as_if_it_were_not(
 
 
 @pytest.mark.parametrize(("method", "state"), RUNS)
-def test_a_compiled_training_step_is_compiled_once_and_trains_as_if_it_were_not(
+def test_compiled_training_step_is_compiled_once_and_trains_as_if_it_were_not(
     method, state, backend
 ):
     model = make()
@@ -99,7 +97,7 @@ def test_a_compiled_training_step_is_compiled_once_and_trains_as_if_it_were_not(
     assert backend.graphs == 1, "forward is the only part of the step that is a graph"
 
 
-def test_a_compiled_training_step_breaks_no_oftener_than_with_a_plain_optimizer(backend):
+def test_compiled_training_step_breaks_no_oftener_than_with_a_plain_optimizer(backend):
     def breaks(optimizer_of):
         torch.compiler.reset()
         model = make()
@@ -148,7 +146,7 @@ def test_compiled_gradients_are_masked_but_for_update_steps_of_rigl(method, what
     assert backend.graphs == 1
 
 
-def test_a_learning_rate_that_changes_at_every_step_compiles_nothing_anew(backend):
+def test_learning_rate_that_changes_at_every_step_compiles_nothing_anew(backend):
     model, eager = make(), make()
     optimizer, reference = wrap(model), wrap(eager)
     schedulers = [
@@ -166,7 +164,7 @@ def test_a_learning_rate_that_changes_at_every_step_compiles_nothing_anew(backen
     assert backend.graphs == 1
 
 
-def test_a_compiled_step_may_ask_whether_it_is_an_update_step(backend):
+def test_compiled_step_may_ask_whether_it_is_an_update_step(backend):
     model = make()
     optimizer = wrap(model, name="SGD")
 
@@ -188,7 +186,7 @@ def test_a_compiled_step_may_ask_whether_it_is_an_update_step(backend):
 
 
 @pytest.mark.parametrize("name", ["AdamW", "LBFGS"])
-def test_a_closure_evaluates_the_compiled_model_and_not_another(name, backend):
+def test_closure_evaluates_the_compiled_model_and_not_another(name, backend):
     model, eager = make(), make()
     optimizer, reference = wrap(model, name=name), wrap(eager, name=name)
     net = torch.compile(model, backend=backend, fullgraph=True)
@@ -259,7 +257,7 @@ def test_compiled_autograd_gives_the_same_numbers_and_survives_mask_updates(back
     reason="torch's default backend needs a C++ compiler",
 )
 @pytest.mark.parametrize("what", ["model", "step"])
-def test_the_default_backend_trains_like_an_eager_run(what):
+def test_default_backend_trains_like_an_eager_run(what):
     """Inductor adds in another order, so the last digits differ."""
     model = make(MatrixNet)
     optimizer = wrap(model)
@@ -329,7 +327,7 @@ def test_layers_that_were_compiled_one_by_one_keep_their_names_in_checkpoints(ba
         assert torch.equal(plain.masks[name], mask)
 
 
-def test_a_detached_optimizer_leaves_the_compiled_model_unmasked(backend):
+def test_detached_optimizer_leaves_the_compiled_model_unmasked(backend):
     model = make()
     optimizer = wrap(model)
     net = torch.compile(model, backend=backend)

@@ -26,7 +26,7 @@ def continue_both(model, optimizer, other_model, other, start, steps=12):
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 @pytest.mark.parametrize("steps", [0, 7])
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
-def test_a_copy_of_model_and_optimizer_goes_on_alike_and_apart(method, steps, how, state):
+def test_copy_of_model_and_optimizer_goes_on_alike_and_apart(method, steps, how, state):
     model = make()
     optimizer = wrap(model, "AdamW", method=method, state=state)
     train(model, optimizer, steps)
@@ -48,7 +48,7 @@ def test_a_copy_of_model_and_optimizer_goes_on_alike_and_apart(method, steps, ho
         assert not logical(layer.weight.grad)[~logical(layer.mask)].any()
 
 
-def test_a_copy_without_its_model_still_masks_its_own_parameters():
+def test_copy_without_its_model_still_masks_its_own_parameters():
     model = make()
     optimizer = copy.deepcopy(wrap(model))
     layer = next(layer for layer in optimizer.layers if layer.density < 1)
@@ -57,7 +57,7 @@ def test_a_copy_without_its_model_still_masks_its_own_parameters():
     assert torch.equal(layer.weight.grad.bool(), layer.mask)
 
 
-def test_one_method_instance_serves_two_optimizers():
+def test_method_instance_serves_two_optimizers():
     method = RigL()
     models = [make(), make()]
     first, second = (wrap(model, method=method) for model in models)

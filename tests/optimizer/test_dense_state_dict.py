@@ -15,7 +15,7 @@ SETTINGS = {"density": 0.2, "total_steps": 40, "delta_t": 5, "seed": 3}
 
 
 @pytest.mark.parametrize("name", [*ELEMENTWISE, "Adafactor"])
-def test_a_plain_optimizer_goes_on_as_the_inner_one_does_after_detach(name):
+def test_plain_optimizer_goes_on_as_the_inner_one_does_after_detach(name):
     model = make()
     optimizer = SparseOptimizer(build(name, model.parameters()), model, **SETTINGS)
     train(model, optimizer, 12)
@@ -41,7 +41,7 @@ def test_training_goes_on_as_if_it_had_not_been_asked_for(name, state):
     assert_same_run(model, optimizer, other_model, other)
 
 
-def test_it_has_only_what_a_plain_optimizer_has(state):
+def test_dense_state_dict_has_only_what_a_plain_optimizer_has(state):
     model = make()
     optimizer = SparseOptimizer(build("AdamW", model.parameters()), model, state=state, **SETTINGS)
     train(model, optimizer, 7)
@@ -57,7 +57,7 @@ def test_it_has_only_what_a_plain_optimizer_has(state):
         }
 
 
-def test_a_weight_that_was_taken_out_is_named():
+def test_weight_that_was_taken_out_is_named():
     model = make()
     optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **SETTINGS)
     optimizer.param_groups[0]["params"].pop(0)

@@ -66,7 +66,7 @@ def test_density_one_on_every_device(device):
     assert_identical_run("SGD", {}, device=device)
 
 
-def test_the_list_of_optimizers_is_torchs_own():
+def test_list_of_optimizers_is_torchs_own():
     """Guards the parametrisation: it contains the classes of this torch version."""
     assert {"SGD", "Adam", "AdamW", "Adagrad", "LBFGS", "RMSprop", "Rprop"} <= set(
         torch_optimizers()

@@ -90,7 +90,7 @@ def test_gradients_reach_a_learning_rate(name, steps):
     assert torch.autograd.gradcheck(loss_after_training, (rate,), eps=1e-7, atol=1e-4)
 
 
-def test_a_sparse_step_of_sgd_is_what_the_formula_says():
+def test_sparse_step_of_sgd_is_what_the_formula_says():
     """w' = m (w - lr m g(m w)), differentiated by hand where m is the mask."""
     weight, bias, rate = meta_parameters()
     sparse, _, optimizer = trained("SGD", (weight, bias), steps=1, lr=rate)

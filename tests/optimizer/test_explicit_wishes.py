@@ -64,7 +64,7 @@ def sgd(groups):
 
 
 @pytest.mark.parametrize("method", ["static", "set", "rigl"])
-def test_a_density_of_a_group_is_followed_whatever_module_has_the_weight(method, caplog):
+def test_density_of_a_group_is_followed_whatever_module_has_the_weight(method, caplog):
     model = recurrent()
     asked = {"lstm": 0.3, "own": 0.5, "experts": 0.25}
     with caplog.at_level(logging.WARNING, "sparseopt"):
@@ -107,7 +107,7 @@ def test_flops_know_the_masks_of_such_weights():
         assert 0.3 <= ratio < 0.35
 
 
-def test_the_masks_come_back_with_a_checkpoint():
+def test_masks_come_back_with_a_checkpoint():
     runs = []
     for seed in (1, 2):
         model = recurrent()
@@ -121,7 +121,7 @@ def test_the_masks_come_back_with_a_checkpoint():
         assert torch.equal(mask, resumed.masks[name])
 
 
-def test_a_group_that_comes_later_is_followed_too():
+def test_group_that_comes_later_is_followed_too():
     model = recurrent()
     optimizer = SparseOptimizer(
         sgd(model.head.parameters()), model, method="set", total_steps=40, delta_t=4
@@ -139,7 +139,7 @@ def test_a_group_that_comes_later_is_followed_too():
         (lambda model: [model.head.bias, model.own.scale], r"head\.bias, own\.scale"),
     ],
 )
-def test_a_density_that_nothing_in_the_group_can_have_is_refused(pick, named):
+def test_density_that_nothing_in_the_group_can_have_is_refused(pick, named):
     model = recurrent()
     chosen = pick(model)
     rest = [p for p in model.parameters() if not any(p is one for one in chosen)]
@@ -149,7 +149,7 @@ def test_a_density_that_nothing_in_the_group_can_have_is_refused(pick, named):
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
 
 
-def test_an_embedding_beside_weights_that_can_be_sparse_stays_dense_and_is_named(caplog):
+def test_embedding_beside_weights_that_can_be_sparse_stays_dense_and_is_named(caplog):
     model = recurrent()
     groups = [{"params": model.parameters(), "density": 0.3}]
     with caplog.at_level(logging.WARNING, "sparseopt"):
@@ -200,7 +200,7 @@ def test_weight_norms_magnitudes_are_no_matrices():
         assert (module.weight != 0).flatten(1).any(1).all()
 
 
-def test_a_param_group_can_ask_for_what_weight_norm_computes_from():
+def test_param_group_can_ask_for_what_weight_norm_computes_from():
     torch.manual_seed(0)
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(32, 32)), nn.Linear(32, 4))
     groups = [{"params": model[0].parameters(), "density": 0.2}, {"params": model[1].parameters()}]
@@ -229,7 +229,7 @@ def test_weights_that_are_frozen_now_are_said_to_stay_dense(caplog, with_model):
     )
 
 
-def test_a_layer_that_is_meant_to_be_dense_may_be_frozen(caplog):
+def test_layer_that_is_meant_to_be_dense_may_be_frozen(caplog):
     model = make()
     model.conv1.requires_grad_(False)
     with caplog.at_level(logging.WARNING, "sparseopt"):
@@ -295,7 +295,7 @@ def test_another_density_on_resume_is_warned_of(method):
 
 
 @pytest.mark.parametrize("settings", [{}, {"mask": "nonzero"}, {"init": "er"}])
-def test_the_same_density_or_one_that_says_nothing_is_silent(settings):
+def test_same_density_or_one_that_says_nothing_is_silent(settings):
     _, _, saved = checkpoint_of(0.2)
     model, optimizer, _ = checkpoint_of(0.2, **settings)
     model.load_state_dict(saved[0])
@@ -317,7 +317,7 @@ def test_layers_that_n_of_m_keeps_dense_are_named(caplog):
     assert [layer.density for layer in optimizer.layers] == [1.0, 0.5, 0.5]
 
 
-def test_the_summary_shows_where_density_is_going():
+def test_summary_shows_where_density_is_going():
     model = make()
     optimizer = SparseOptimizer(
         sgd(model.parameters()), model, method="pruning", density=0.1, init={}, total_steps=200

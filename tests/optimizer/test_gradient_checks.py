@@ -45,7 +45,7 @@ def after_an_update(*, both, scale=1.0, set_to_none=False, method="rigl", state=
 
 
 @pytest.mark.parametrize("method", ["rigl", "snfs", "rigl-sg"])
-def test_a_layer_with_a_zero_gradient_sits_out_as_one_with_none(method, state):
+def test_layer_with_a_zero_gradient_sits_out_as_one_with_none(method, state):
     zero, before = after_an_update(both=False, set_to_none=False, method=method, state=state)
     none, _ = after_an_update(both=False, set_to_none=True, method=method, state=state)
     assert torch.equal(zero.masks["second.weight"], before)

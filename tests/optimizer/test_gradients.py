@@ -40,7 +40,7 @@ def test_gradients_are_masked_but_for_update_steps_of_rigl(
         optimizer.step()
 
 
-def test_the_gradient_of_an_update_step_is_dense():
+def test_gradient_of_an_update_step_is_dense():
     model = make()
     optimizer = wrap(model)
     before_update(model, optimizer)
@@ -50,7 +50,7 @@ def test_the_gradient_of_an_update_step_is_dense():
             assert logical(layer.weight.grad)[~logical(layer.mask)].any()
 
 
-def test_the_gradient_of_an_update_step_of_set_is_masked():
+def test_gradient_of_an_update_step_of_set_is_masked():
     model = make()
     optimizer = wrap(model, method="set")
     before_update(model, optimizer)

@@ -70,7 +70,7 @@ def test_density_of_a_param_group_overrides_the_default():
     assert model.conv2.weight.ne(0).all()
 
 
-def test_a_dense_param_group_trains_like_a_dense_one():
+def test_dense_param_group_trains_like_a_dense_one():
     """Gradients of a `density=False` group are never masked and its state never compact."""
     model = make()
     inner = torch.optim.AdamW(
@@ -88,7 +88,7 @@ def test_a_dense_param_group_trains_like_a_dense_one():
 
 
 @pytest.mark.parametrize("density", [0.0, -0.5, 1.5, float("nan"), True])
-def test_a_bad_density_of_a_param_group_is_refused(density):
+def test_bad_density_of_a_param_group_is_refused(density):
     model = make()
     inner = torch.optim.SGD([{"params": list(model.parameters()), "density": density}], lr=0.1)
     with pytest.raises((ValueError, TypeError), match="density"):
@@ -121,7 +121,7 @@ def test_add_param_group_in_mid_training(state):
     assert_dropped_are_fresh(optimizer)
 
 
-def test_a_sparse_layer_added_in_mid_training_is_made_sparse():
+def test_sparse_layer_added_in_mid_training_is_made_sparse():
     model = make()
     model.fc1.weight.requires_grad_(False)
     rest = [p for p in model.parameters() if p is not model.fc1.weight]
@@ -177,7 +177,7 @@ def test_unfreezing_a_layer_that_was_frozen_in_mid_training_goes_on_under_its_ma
     assert_dropped_are_fresh(optimizer)
 
 
-def test_a_layer_that_was_frozen_when_wrapped_trains_dense_once_it_is_unfrozen(state):
+def test_layer_that_was_frozen_when_wrapped_trains_dense_once_it_is_unfrozen(state):
     """It was in a group all the time, so its density is not chosen again."""
     model, own_model = make(), make()
     for net in (model, own_model):
@@ -208,7 +208,7 @@ def test_a_layer_that_was_frozen_when_wrapped_trains_dense_once_it_is_unfrozen(s
     assert optimizer.state[model.fc1.weight]["exp_avg"].shape == model.fc1.weight.shape
 
 
-def test_a_parameter_that_is_in_a_group_already_is_refused_and_nothing_changes(state):
+def test_parameter_that_is_in_a_group_already_is_refused_and_nothing_changes(state):
     """Unfreezing needs no group: torch raises its error, and masks do not change."""
     model = make()
     optimizer = wrap(model, state=state)
@@ -229,7 +229,7 @@ def test_a_parameter_that_is_in_a_group_already_is_refused_and_nothing_changes(s
     ],
     ids=["complex", "density above 1", "density in words"],
 )
-def test_a_group_that_cannot_be_sparse_is_refused_and_nothing_is_added(parameter, options, error):
+def test_group_that_cannot_be_sparse_is_refused_and_nothing_is_added(parameter, options, error):
     model = torch.nn.ParameterList(make().parameters())
     optimizer = SparseOptimizer(build("SGD", model.parameters()), **SETTINGS)
     before = snapshot(optimizer, model)

@@ -30,7 +30,7 @@ class Interrupting:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("number", [1, 5, 10, 15, 20, 25, 30, 35, 40, 50, 60])
-def test_no_layer_is_left_empty(number, channels_last, state):
+def test_interrupted_update_leaves_no_layer_empty(number, channels_last, state):
     model = make(channels_last=channels_last)
     optimizer = wrap(model, "AdamW", state=state, init="uniform", **SETTINGS)
     train(model, optimizer, 3)
@@ -70,7 +70,7 @@ class StoppingSGD(Stopping, torch.optim.SGD):
     pass
 
 
-def test_what_was_dropped_stays_zero_where_the_optimizer_mixes_all_entries():
+def test_dropped_weights_stay_zero_where_the_optimizer_mixes_all_entries():
     model = make(MatrixNet)
     inner = StoppingMuon(model.parameters(), lr=0.05)
     optimizer = SparseOptimizer(inner, model, **SETTINGS)

@@ -23,7 +23,7 @@ POOLED = {"method": "static", "density": 0.3, "init": "uniform", "seed": 3}
 
 
 @pytest.mark.parametrize("method", ["rigl", "snfs"])
-def test_without_a_model_groups_added_later_have_names_of_their_own(method):
+def test_groups_added_later_have_their_own_names_without_a_model(method):
     first, second = make(), make(seed=1)
     inner = torch.optim.SGD(first.parameters(), lr=0.05)
     optimizer = SparseOptimizer(inner, method=method, **SETTINGS)
@@ -39,7 +39,7 @@ def test_without_a_model_groups_added_later_have_names_of_their_own(method):
         assert torch.equal(optimizer.masks[layer.name], layer.mask)
 
 
-def test_a_weight_that_takes_anothers_place_in_the_model_is_refused_by_name(state):
+def test_weight_that_takes_anothers_place_in_the_model_is_refused_by_name(state):
     model = make()
     optimizer = wrap(model, "AdamW", state=state)
     train(model, optimizer, 3)
@@ -50,7 +50,7 @@ def test_a_weight_that_takes_anothers_place_in_the_model_is_refused_by_name(stat
     assert_unchanged(before, snapshot(optimizer, model))
 
 
-def test_an_unpickled_optimizer_does_not_guess_what_a_group_is():
+def test_unpickled_optimizer_does_not_guess_what_a_group_is():
     """The model decides what can be sparse, and it is not in the pickle."""
     model = make()
     optimizer = wrap(model)
@@ -60,7 +60,7 @@ def test_an_unpickled_optimizer_does_not_guess_what_a_group_is():
     assert len(copied.param_groups) == 1
 
 
-def test_a_group_that_the_user_took_out_is_named_and_detach_goes_on(state):
+def test_group_that_the_user_took_out_is_named_and_detach_goes_on(state):
     model = make()
     groups = [
         {"params": list(model.conv1.parameters()) + list(model.conv2.parameters())},
@@ -78,7 +78,7 @@ def test_a_group_that_the_user_took_out_is_named_and_detach_goes_on(state):
             assert inner.state[p]["exp_avg"].shape == p.shape
 
 
-def test_the_state_dict_of_a_detached_optimizer_loads_into_a_sparse_one(state):
+def test_state_dict_of_a_detached_optimizer_loads_into_a_sparse_one(state):
     model = make()
     optimizer = wrap(model, "AdamW", state=state)
     train(model, optimizer, 7)
@@ -96,7 +96,7 @@ def test_the_state_dict_of_a_detached_optimizer_loads_into_a_sparse_one(state):
     assert_same_weights(*runs)
 
 
-def test_a_detached_optimizer_takes_nothing_in():
+def test_detached_optimizer_takes_nothing_in():
     model = make()
     optimizer = wrap(model)
     saved = optimizer.state_dict()
@@ -111,7 +111,7 @@ def test_a_detached_optimizer_takes_nothing_in():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_layer_whose_precision_changes_goes_on_as_with_dense_state(dtype):
+def test_layer_whose_precision_changes_goes_on_as_with_dense_state(dtype):
     """With SGD; torch's own AdamW does not take state of another precision."""
     weights = []
     for state in ("compact", "masked"):
@@ -190,7 +190,7 @@ def take_out_the_group(optimizer, model):
 
 @pytest.mark.parametrize("take_out", [take_out_by_filter, take_out_the_group])
 @pytest.mark.parametrize("method", ["set", "rigl", "granet"])
-def test_a_layer_that_is_taken_out_leaves_those_alone_that_move_up(take_out, method, state):
+def test_layer_that_is_taken_out_leaves_those_alone_that_move_up(take_out, method, state):
     """Layers of one shape, so that another layer takes the index of a removed one."""
     model = three_alike()
     each = [{"params": list(layer.parameters())} for layer in model]
@@ -333,7 +333,7 @@ def test_layers_that_come_later_are_in_the_models_order():
 
 
 @pytest.mark.filterwarnings("ignore:the model was sparse before")
-def test_what_a_checkpoint_has_of_layers_that_came_later_is_not_lost():
+def test_state_of_layers_that_came_later_is_not_lost():
     """The model is restored first, then wrapped, and then the optimizer is restored."""
     model = make()
     optimizer = with_group_added(model)
@@ -348,7 +348,7 @@ def test_what_a_checkpoint_has_of_layers_that_came_later_is_not_lost():
 
 @pytest.mark.filterwarnings("ignore:the model was sparse before")
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
-def test_a_copy_loads_a_checkpoint_of_other_masks_without_loss(copied):
+def test_copy_loads_a_checkpoint_of_other_masks_without_loss(copied):
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 17)
@@ -404,7 +404,7 @@ def test_gradients_are_masked_after_a_checkpoint_gave_dense_layers_masks():
 
 
 @pytest.mark.filterwarnings("ignore:the model was sparse before")
-def test_one_that_is_replaced_by_another_is_no_obstacle():
+def test_replaced_layer_is_no_obstacle():
     model = make()
     optimizer = wrap(model)
     optimizer = wrap(model, seed=4)
@@ -412,7 +412,7 @@ def test_one_that_is_replaced_by_another_is_no_obstacle():
     assert_dropped_are_fresh(optimizer)
 
 
-def test_a_checkpoint_of_the_first_version_loads():
+def test_checkpoint_of_the_first_version_loads():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 7)

@@ -64,7 +64,7 @@ def test_detach_of_a_copy_before_the_first_forward():
 
 
 @pytest.mark.parametrize("steps", [0, 7])
-def test_a_collected_optimizer_leaves_the_model_unmasked(steps, state):
+def test_collected_optimizer_leaves_the_model_unmasked(steps, state):
     model = make()
     optimizer = wrap(model, state=state)
     train(model, optimizer, steps)
@@ -76,7 +76,7 @@ def test_a_collected_optimizer_leaves_the_model_unmasked(steps, state):
     assert_no_hook(model, masks)
 
 
-def test_an_optimizer_collected_while_a_graph_is_traced_gives_its_state_back():
+def test_optimizer_collected_while_a_graph_is_traced_gives_its_state_back():
     """The garbage collector can run at any time, also during a compilation."""
     model = make()
     inner = build("AdamW", model.parameters())
@@ -95,7 +95,7 @@ def test_an_optimizer_collected_while_a_graph_is_traced_gives_its_state_back():
 
 
 @pytest.mark.parametrize("pre_dispatch", [False, True])
-def test_an_optimizer_collected_while_a_graph_is_traced_leaves_nothing_in_the_graph(pre_dispatch):
+def test_optimizer_collected_while_a_graph_is_traced_leaves_nothing_in_the_graph(pre_dispatch):
     """``torch.export`` traces before dispatch."""
     model = make()
     optimizer = [wrap(model, "AdamW")]
@@ -110,7 +110,7 @@ def test_an_optimizer_collected_while_a_graph_is_traced_leaves_nothing_in_the_gr
     assert [node.op for node in graph.nodes] == ["placeholder", "call_function", "output"]
 
 
-def test_the_model_does_not_keep_the_optimizer_alive_nor_the_other_way_round():
+def test_model_does_not_keep_the_optimizer_alive_nor_the_other_way_round():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 3)
@@ -123,7 +123,7 @@ def test_the_model_does_not_keep_the_optimizer_alive_nor_the_other_way_round():
 @pytest.mark.parametrize(
     ("name", "how"), [*((name, "detach") for name in ELEMENTWISE), ("AdamW", "collect")]
 )
-def test_the_inner_optimizer_goes_on_by_itself(name, how, state):
+def test_inner_optimizer_goes_on_by_itself(name, how, state):
     """Equal to a plain optimizer from the same weights and state; all weights move again."""
     model, own_model = make(), make()
     inner = build(name, model.parameters())
@@ -152,7 +152,7 @@ def test_the_inner_optimizer_goes_on_by_itself(name, how, state):
                 assert value.shape == p.shape, key
 
 
-def test_the_inner_state_dict_of_a_detached_optimizer_loads_into_a_plain_one(state):
+def test_inner_state_dict_of_a_detached_optimizer_loads_into_a_plain_one(state):
     model = make()
     optimizer = wrap(model, "AdamW", state=state)
     train(model, optimizer, 7)

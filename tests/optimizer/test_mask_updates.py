@@ -10,7 +10,7 @@ from sparseopt.masks.live_copies import live_copies_for
 
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_an_update_in_which_nothing_moves_changes_nothing(method, channels_last, state):
+def test_update_in_which_nothing_moves_changes_nothing(method, channels_last, state):
     # A 1x1 kernel in channels-last: the mask seen flat and seen in shape differ in strides.
     model = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 8, 3, bias=False))
     if channels_last:

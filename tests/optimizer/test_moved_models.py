@@ -73,7 +73,7 @@ def test_gradients_are_masked_after_torch_swapped_the_tensors(state):
         assert not layer.weight.grad[~layer.mask].any()
 
 
-def test_a_model_that_was_moved_trains_on(device, state):
+def test_model_that_was_moved_trains_on(device, state):
     model = make()
     optimizer = wrap(model, state=state)
     train(model, optimizer, 7)

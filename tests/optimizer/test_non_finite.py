@@ -36,7 +36,7 @@ def before_update(model, optimizer):
         ("rigl", "dropped"),  # the other methods never read the gradient of a dropped weight
     ],
 )
-def test_a_non_finite_gradient_skips_the_update(method, where, value, state):
+def test_non_finite_gradient_skips_the_update(method, where, value, state):
     """Nothing moves, t advances, history says so, and one warning is given."""
     model = make()
     optimizer = wrap(model, "AdamW", method=method, state=state)
@@ -82,7 +82,7 @@ def test_skipped_updates_warn_once_and_training_goes_on():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "Rprop", "Adagrad"])
-def test_a_non_finite_gradient_of_a_dropped_weight_never_leaks(name, value, state):
+def test_non_finite_gradient_of_a_dropped_weight_never_leaks(name, value, state):
     """Gradients are masked by selection, not by multiplication: inf * 0 would be NaN."""
     model = make()
     optimizer = wrap(model, name, state=state)
@@ -140,7 +140,7 @@ def _mask_of(optimizer, parameter):
     return next(layer.mask for layer in optimizer.layers if layer.weight is parameter)
 
 
-def test_a_layer_without_a_gradient_is_left_out_of_the_update():
+def test_layer_without_a_gradient_is_left_out_of_the_update():
     model = make()
     optimizer = wrap(model, "AdamW")
     before_update(model, optimizer)
@@ -153,7 +153,7 @@ def test_a_layer_without_a_gradient_is_left_out_of_the_update():
     assert not optimizer.history[-1].skipped
 
 
-def test_a_layer_that_is_never_used_keeps_its_mask():
+def test_layer_that_is_never_used_keeps_its_mask():
     class WithSpare(nn.Module):
         def __init__(self):
             super().__init__()
@@ -183,7 +183,7 @@ def test_a_layer_that_is_never_used_keeps_its_mask():
     assert not torch.equal(optimizer.masks["used.weight"], before["used.weight"])
 
 
-def test_a_copy_of_the_model_is_not_masked():
+def test_copy_of_the_model_is_not_masked():
     """Hooks are on the parameters of the optimizer, not on copies."""
     model = make()
     optimizer = wrap(model)

@@ -178,7 +178,7 @@ def test_saving_and_loading_at_any_step_is_invisible(method, model, name, run, r
 
 
 @given(model=networks(), run=RUNS, method=st.sampled_from(METHODS), regrow=REGROW)
-def test_a_run_is_deterministic_for_a_seed(model, run, method, regrow):
+def test_run_is_deterministic_for_a_seed(model, run, method, regrow):
     run = {**run, "method": method}
     other_model = copy.deepcopy(model)
     optimizer, other = (wrap(net, "SGD", run, regrow) for net in (model, other_model))

@@ -17,7 +17,7 @@ from tests.support.training import backward, train
 from tests.support.wrapping import SETTINGS, wrap
 
 
-def test_it_is_an_optimizer():
+def test_sparse_optimizer_is_an_optimizer():
     model = make()
     inner = build("AdamW", model.parameters())
     optimizer = SparseOptimizer(inner, model, **SETTINGS)
@@ -70,7 +70,7 @@ def test_zero_grad(set_to_none):
             assert p.grad is None if set_to_none else not p.grad.any()
 
 
-def test_both_kinds_of_zero_grad_train_alike(state):
+def test_kinds_of_zero_grad_train_alike(state):
     models = [make(), make()]
     for model, set_to_none in zip(models, (True, False), strict=True):
         optimizer = wrap(model, state=state)
@@ -123,7 +123,7 @@ def test_step_hooks_of_the_inner_optimizer_fire_once_a_step_too():
     assert calls == ["pre", "post"] * 6
 
 
-def test_a_removed_step_hook_fires_no_more():
+def test_removed_step_hook_fires_no_more():
     model = make()
     optimizer = wrap(model)
     calls = []
@@ -146,7 +146,7 @@ def test_state_dict_hooks_fire_once():
     assert calls == ["save", "saved", "load", "loaded"]
 
 
-def test_the_profiler_names_one_step_by_the_wrapper_or_its_inner_optimizer():
+def test_profiler_names_one_step_by_the_wrapper_or_its_inner_optimizer():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 4)

@@ -72,7 +72,7 @@ def test_every_weight_is_as_it_was_or_as_it_will_be(method, channels_last, monke
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_no_live_weight_is_zero_for_a_moment(method, channels_last, state):
+def test_live_weights_are_never_zero_for_a_moment(method, channels_last, state):
     model = sizes(channels_last=channels_last)
     optimizer = wrap(model, method, state)
     for index in range(1, 8):
@@ -109,7 +109,7 @@ def write_past_autograd(weight: nn.Parameter) -> None:
 
 @pytest.mark.parametrize("write", [write_into, write_one, load, assign, write_past_autograd])
 @pytest.mark.parametrize("shape", [(8, 8), (100, 200), (400, 400)])
-def test_what_others_write_where_nothing_is_live_is_zero_after_the_next_step(write, shape, state):
+def test_outside_writes_to_dropped_weights_are_zero_after_the_next_step(write, shape, state):
     weight = nn.Parameter(torch.randn(shape))
     sgd = torch.optim.SGD([weight], lr=0.1)
     optimizer = SparseOptimizer(sgd, method="static", density=0.1, init={}, state=state)
@@ -125,7 +125,7 @@ def test_what_others_write_where_nothing_is_live_is_zero_after_the_next_step(wri
     assert torch.equal(weight[mask], written[mask] - 0.1)
 
 
-def test_one_entry_that_is_written_past_autograd_is_zero_after_a_hundred_steps():
+def test_entry_that_is_written_past_autograd_is_zero_after_a_hundred_steps():
     weight = nn.Parameter(torch.randn(400, 400))
     sgd = torch.optim.SGD([weight], lr=0.1)
     optimizer = SparseOptimizer(sgd, method="static", density=0.1, init={})
@@ -173,7 +173,7 @@ def test_another_process_finds_all_live_weights_at_any_moment():
 
 
 @pytest.mark.slow
-def test_two_processes_that_train_one_model_lose_no_weight():
+def test_processes_that_train_one_model_lose_no_weight():
     weight = shared_weight()
     live = int(weight.count_nonzero())
     context = mp.get_context("fork")

@@ -44,7 +44,7 @@ def test_wrapping_anew_takes_the_place_of_the_wrapper_before(name, state):
     assert_dropped_are_fresh(second)
 
 
-def test_a_wrapper_that_is_refused_leaves_the_one_before():
+def test_wrapper_that_is_refused_leaves_the_one_before():
     model = make()
     inner = build("AdamW", model.parameters())
     first = SparseOptimizer(inner, model, **settings_with(density=0.3))
@@ -56,7 +56,7 @@ def test_a_wrapper_that_is_refused_leaves_the_one_before():
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_a_copy_with_a_frozen_layer_masks_it_once_it_trains_again(how, state):
+def test_copy_with_a_frozen_layer_masks_it_once_it_trains_again(how, state):
     model = make()
     optimizer = wrap(model, state=state)
     train(model, optimizer, 3)
@@ -74,7 +74,7 @@ def test_a_copy_with_a_frozen_layer_masks_it_once_it_trains_again(how, state):
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_a_copy_of_a_detached_optimizer_is_detached(how, state):
+def test_copy_of_a_detached_optimizer_is_detached(how, state):
     model = make()
     optimizer = wrap(model, state=state)
     train(model, optimizer, 3)
@@ -88,7 +88,7 @@ def test_a_copy_of_a_detached_optimizer_is_detached(how, state):
     assert_same_weights(model, other_model)
 
 
-def test_a_shallow_copy_is_refused_and_the_original_goes_on():
+def test_shallow_copy_is_refused_and_the_original_goes_on():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 3)

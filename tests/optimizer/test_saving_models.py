@@ -26,7 +26,7 @@ def assert_as_sparse_as(model, optimizer):
             assert not p[~optimizer.masks[name]].any(), name
 
 
-def test_the_state_dict_is_that_of_a_model_nobody_wrapped(trained, tmp_path):
+def test_state_dict_is_that_of_a_model_nobody_wrapped(trained, tmp_path):
     model, optimizer = trained
     file = tmp_path / "model.pt"
     torch.save(model.state_dict(), file)
@@ -38,7 +38,7 @@ def test_the_state_dict_is_that_of_a_model_nobody_wrapped(trained, tmp_path):
     assert_as_sparse_as(other, optimizer)
 
 
-def test_the_whole_model_is_pickled_without_its_wrapper(trained, tmp_path):
+def test_whole_model_is_pickled_without_its_wrapper(trained, tmp_path):
     model, optimizer = trained
     file = tmp_path / "model.pt"
     torch.save(model, file)
@@ -74,9 +74,7 @@ def operators(program):
 
 @pytest.mark.parametrize("detached", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
-def test_the_exported_program_is_that_of_a_model_nobody_wrapped(
-    trained, tmp_path, strict, detached
-):
+def test_exported_program_is_that_of_a_model_nobody_wrapped(trained, tmp_path, strict, detached):
     """`torch.export` with the optimizer attached, and after it is detached."""
     model, optimizer = trained
     masks = {name: mask.clone() for name, mask in optimizer.masks.items()}
@@ -97,7 +95,7 @@ def test_the_exported_program_is_that_of_a_model_nobody_wrapped(
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_an_export_before_training_is_not_taken_for_a_training_input(strict):
+def test_export_before_training_is_not_taken_for_a_training_input(strict):
     model = make()
     optimizer = wrap(model)
     x, _ = batch(9, size=3)

@@ -43,7 +43,7 @@ MAKERS = {
 }
 
 
-def test_the_list_is_torchs_own():
+def test_list_is_torchs_own():
     theirs = {
         name
         for name, value in vars(lr_scheduler).items()
@@ -125,7 +125,7 @@ def test_learning_rates_arrive_where_masks_move(name, state):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_no_warning_where_the_first_steps_are_update_steps(when):
+def test_scheduler_does_not_warn_if_the_first_steps_are_update_steps(when):
     """An update step does not step the inner optimizer, and the scheduler must not complain."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -146,7 +146,7 @@ def test_no_warning_where_the_first_steps_are_update_steps(when):
     assert len(optimizer.history) == 5
 
 
-def test_a_scheduler_and_the_optimizer_come_back_from_a_checkpoint():
+def test_scheduler_and_the_optimizer_come_back_from_a_checkpoint():
     """The rate that the scheduler sets after loading is the one that trains."""
     model = make()
     optimizer = wrap(model, **SETTINGS)

@@ -196,7 +196,7 @@ def test_weights_that_are_set_live_while_pruning_goes_on_are_pruned_to_the_same_
     assert sum(lives(optimizer)) == 512
 
 
-def test_a_layer_that_pruning_leaves_full_is_not_dense_for_ever_after_set_masks():
+def test_layer_that_pruning_leaves_full_is_not_dense_for_ever_after_set_masks():
     optimizer, go = uneven(method="pruning", density=0.75)
     go(6)
     assert lives(optimizer) == [1024, 512]
@@ -225,7 +225,7 @@ def test_gradients_that_an_update_is_to_read_are_left(state):
     assert gradient[grown].abs().min() >= gradient[~after].abs().max()
 
 
-def test_a_layer_that_is_dense_stays_dense():
+def test_layer_that_is_dense_stays_dense():
     model = net()
     optimizer = wrap(model, "Adam", init={"0": 1.0})
     train(optimizer, model, 1)
@@ -243,7 +243,7 @@ def test_a_layer_that_is_dense_stays_dense():
 @pytest.mark.filterwarnings("ignore:the checkpoint's density is used")
 @pytest.mark.parametrize("method", ["pruning", "rigl"])
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_a_checkpoint_brings_back_what_set_masks_dropped_before_training(method, rounds):
+def test_checkpoint_brings_back_what_set_masks_dropped_before_training(method, rounds):
     """Trainers restore the model, make the optimizer, and then restore the optimizer."""
     model = net()
     optimizer = wrap(model, "Adam", method=method)
@@ -374,7 +374,7 @@ def masks_of_rank_zero_only(theirs):
 @pytest.mark.parametrize(
     "theirs", [{}, None, {"nothing": None}, {"0": torch.zeros(3)}, {"2": torch.ones(4, 16).bool()}]
 )
-def test_what_other_ranks_than_the_first_pass_is_not_read(theirs):
+def test_masks_of_other_ranks_than_the_first_are_not_read(theirs):
     first, second = two_ranks().run(masks_of_rank_zero_only, theirs)
     assert torch.equal(first["0.weight"], half(torch.ones(16, 12)))
     for name, mask in first.items():
@@ -402,7 +402,7 @@ def refused_on_ranks(wrong):
         ({"0": torch.zeros(16, 12).bool()}, "ValueError", "no live weight"),
     ],
 )
-def test_what_is_wrong_on_the_first_rank_is_raised_on_all(wrong, kind, message):
+def test_error_on_the_first_rank_is_raised_on_all(wrong, kind, message):
     for raised, words, unchanged in two_ranks().run(refused_on_ranks, wrong):
         assert raised == kind
         assert message in words

@@ -30,7 +30,7 @@ def momentum(model):
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
-def test_a_sparse_model_is_pruned_further_and_no_zero_comes_back():
+def test_sparse_model_is_pruned_further_and_no_zero_comes_back():
     model = network()
     first = SparseOptimizer(momentum(model), model, method="static", density=0.3)
     steps_of(model, first, 5)
@@ -52,7 +52,7 @@ def test_a_sparse_model_is_pruned_further_and_no_zero_comes_back():
     assert_dropped_are_fresh(optimizer)
 
 
-def test_the_matrices_of_an_lstm_train_under_masks_and_go_on_without():
+def test_matrices_of_an_lstm_train_under_masks_and_go_on_without():
     torch.manual_seed(0)
     model = nn.LSTM(20, 32)
     optimizer = SparseOptimizer(
@@ -76,7 +76,7 @@ def test_the_matrices_of_an_lstm_train_under_masks_and_go_on_without():
     assert all(one is other for one, other in zip(model._flat_weights, parameters, strict=True))
 
 
-def test_a_model_in_bf16_that_was_pruned_elsewhere_keeps_its_zeros():
+def test_model_in_bf16_that_was_pruned_elsewhere_keeps_its_zeros():
     model = network().bfloat16()
     with torch.no_grad():
         for weight in model.parameters():
@@ -133,7 +133,7 @@ def test_data_parallel_around_the_model_first():
     assert optimizer.flops().inference_ratio == pytest.approx(0.2, abs=0.02)
 
 
-def test_a_horizon_longer_than_the_run_can_be_seen_in_the_summary():
+def test_horizon_longer_than_the_run_can_be_seen_in_the_summary():
     model = network()
     optimizer = SparseOptimizer(
         momentum(model), model, method="pruning", density=0.1, total_steps=200, delta_t=5

@@ -12,7 +12,7 @@ from tests.support.training import train, train_step
 from tests.support.wrapping import wrap
 
 
-def test_a_probe_step_does_not_count(state):
+def test_probe_step_does_not_count(state):
     """Distributed checkpointing steps once with lr 0 and zero gradients to create the state."""
     model, other = make(), make()
     probed, unprobed = wrap(model, "AdamW", state=state), wrap(other, "AdamW", state=state)
@@ -32,7 +32,7 @@ def test_a_probe_step_does_not_count(state):
     assert [r.step for r in probed.history] == [r.step for r in unprobed.history] == [5, 10]
 
 
-def test_a_step_with_learning_rate_zero_and_real_gradients_counts():
+def test_step_with_learning_rate_zero_and_real_gradients_counts():
     model = make()
     optimizer = wrap(model)
     optimizer.param_groups[0]["lr"] = 0.0
@@ -41,7 +41,7 @@ def test_a_step_with_learning_rate_zero_and_real_gradients_counts():
     assert [record.step for record in optimizer.history] == [5]
 
 
-def test_the_steps_are_counted_from_one():
+def test_steps_are_counted_from_one():
     model = make()
     optimizer = wrap(model)
     assert optimizer.steps == 0
@@ -54,7 +54,7 @@ def test_the_steps_are_counted_from_one():
     assert [record.step for record in optimizer.history] == [5]
 
 
-def test_an_ordinary_run_gives_no_warning(state):
+def test_ordinary_run_gives_no_warning(state):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = make()

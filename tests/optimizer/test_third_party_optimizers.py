@@ -139,7 +139,7 @@ def assert_dropped_are_zero(optimizer: SparseOptimizer) -> None:
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
 @pytest.mark.parametrize("name", [n for n in optimizers() if n not in NOT_A_VALUE_A_WEIGHT])
-def test_it_works_without_registration(name):
+def test_optimizer_works_without_registration(name):
     """After every step dropped weights are zero, and their state a fresh parameter's."""
     model, own_model = model_for(name), model_for(name)
     seeded(0)
@@ -161,7 +161,7 @@ def test_it_works_without_registration(name):
 
 
 @pytest.mark.parametrize("name", ["lion", "aggmo", "soap", "prodigy", "vsgd", "schedulefreeadamw"])
-def test_it_resumes_where_it_was(name, tmp_path):
+def test_optimizer_resumes_where_it_was(name, tmp_path):
     """State in containers, in lists of matrices and with its own initial value is restored too."""
     model, other_model = model_for(name), model_for(name, seed=9)
     optimizer = SparseOptimizer(build(name, model), model, **SETTINGS)
@@ -179,7 +179,7 @@ def test_it_resumes_where_it_was(name, tmp_path):
 
 @pytest.mark.parametrize("method", ["set", "pruning"])
 @pytest.mark.parametrize("name", ["lion", "soap", "vsgd"])
-def test_it_works_with_the_other_methods(name, method):
+def test_optimizer_works_with_the_other_methods(name, method):
     model = model_for(name)
     optimizer = SparseOptimizer(build(name, model), model, method=method, **SETTINGS)
     for t in range(1, 36):
@@ -192,7 +192,7 @@ def test_it_works_with_the_other_methods(name, method):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_what_is_left_out_is_still_in_the_package():
+def test_left_out_optimizers_are_still_in_the_package():
     assert set(LEFT_OUT) <= set(package.get_supported_optimizers())
     assert len(optimizers()) > 100
 
@@ -219,7 +219,7 @@ def test_schedule_free_optimizers_are_switched_between_training_and_evaluation()
     assert_dropped_are_fresh(optimizer)
 
 
-def test_an_optimizer_without_modes_has_none():
+def test_optimizer_without_modes_has_none():
     model = make()
     optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, **SETTINGS)
     assert not hasattr(optimizer, "train")

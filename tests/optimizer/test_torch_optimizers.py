@@ -116,7 +116,7 @@ def test_most_arithmetic_does_not_depend_on_the_place():
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
-def test_a_learning_rate_that_is_a_tensor(name, state):
+def test_learning_rate_that_is_a_tensor(name, state):
     by_hand, _ = run_by_hand(name, {"lr": torch.tensor(0.01)})
     model, _ = sparse_run(name, {"lr": torch.tensor(0.01)}, state)
     assert_same_weights(model, by_hand)
@@ -131,7 +131,7 @@ EVERY_OPTIMIZER = [
 
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
 @pytest.mark.parametrize(("name", "way"), EVERY_OPTIMIZER)
-def test_nothing_is_resurrected(name, way, method):
+def test_dropped_weights_are_not_resurrected(name, way, method):
     model = model_for(name)
     inner = build(name, model.parameters(), **way)
     optimizer = SparseOptimizer(inner, model, method=method, **SETTINGS)
@@ -145,7 +145,7 @@ def test_nothing_is_resurrected(name, way, method):
 
 
 @pytest.mark.parametrize("name", [n for n in torch_optimizers() if n != "LBFGS"])
-def test_nothing_is_resurrected_in_bf16(name):
+def test_dropped_weights_are_not_resurrected_in_bf16(name):
     model = model_for(name, dtype=torch.bfloat16)
     optimizer = wrap(model, name, **SETTINGS)
     train(model, optimizer, STEPS, after=lambda _: assert_dropped_are_fresh(optimizer))
@@ -212,7 +212,7 @@ def test_shape_dependent_optimizers_refuse_compact_state():
             wrap(model, name, state="compact", **SETTINGS)
 
 
-def test_a_subclass_is_not_taken_for_an_elementwise_optimizer():
+def test_subclass_is_not_taken_for_an_elementwise_optimizer():
     """Only exact types are known to be element-wise; a subclass takes the masked path."""
 
     class Centered(torch.optim.SGD):

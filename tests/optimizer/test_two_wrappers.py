@@ -21,7 +21,7 @@ def wrap(model, name="AdamW", **changes):
 
 
 @pytest.mark.parametrize("method", ["static", "rigl"])
-def test_a_second_one_takes_over_while_the_first_is_referenced(method, state):
+def test_second_one_takes_over_while_the_first_is_referenced(method, state):
     """Equal to the same two phases with ``detach()`` between them."""
     models = []
     for detaches in (False, True):
@@ -39,7 +39,7 @@ def test_a_second_one_takes_over_while_the_first_is_referenced(method, state):
     assert_same_weights(*models)
 
 
-def test_the_first_ones_step_raises_and_changes_nothing(state):
+def test_first_ones_step_raises_and_changes_nothing(state):
     model = make()
     first = wrap(model, state=state)
     train(model, first, 3)
@@ -57,7 +57,7 @@ def test_the_first_ones_step_raises_and_changes_nothing(state):
     assert first.steps == 3
 
 
-def test_the_first_ones_inner_optimizer_has_dense_state_as_after_detach():
+def test_first_ones_inner_optimizer_has_dense_state_as_after_detach():
     model = make()
     first = wrap(model, state="compact")
     train(model, first, 3)
@@ -66,7 +66,7 @@ def test_the_first_ones_inner_optimizer_has_dense_state_as_after_detach():
         assert first.inner.state[layer.weight]["exp_avg"].shape == layer.weight.shape
 
 
-def test_one_weight_in_common_is_enough(state):
+def test_wrapper_is_detached_by_one_common_weight(state):
     """`step()` raises if one weight is gone: half an optimizer must not train without masks."""
     model = make()
     first = wrap(model, state=state)
@@ -79,7 +79,7 @@ def test_one_weight_in_common_is_enough(state):
     assert_dropped_are_fresh(second)
 
 
-def test_a_group_that_is_added_is_taken_over_too(state):
+def test_group_that_is_added_is_taken_over_too(state):
     model = make()
     heads = list(model.fc2.parameters())
     first = SparseOptimizer(torch.optim.SGD(heads, lr=0.1), model, **SETTINGS, state=state)
@@ -118,7 +118,7 @@ def test_optimizers_of_different_weights_leave_each_other_alone(state):
         assert_dropped_are_fresh(optimizer)
 
 
-def test_a_copy_is_another_models():
+def test_copy_is_another_models():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 2)
@@ -163,7 +163,7 @@ def steps_of(model, optimizer, steps):
 
 @pytest.mark.parametrize("method", ["static", "rigl", "snfs"])
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_the_name_of_a_replaced_head_is_free_again(name, method, state):
+def test_name_of_a_replaced_head_is_free_again(name, method, state):
     model = three()
     groups = [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
     settings = {**SETTINGS, "method": method, "init": {}, "state": state}
@@ -191,7 +191,7 @@ def test_the_name_of_a_replaced_head_is_free_again(name, method, state):
     assert_same_weights(model, other)
 
 
-def test_without_a_model_the_name_is_free_again_too():
+def test_name_is_free_again_without_a_model_too():
     model = three()
     groups = [
         {"params": list(model[0].named_parameters("0"))},
@@ -210,7 +210,7 @@ def test_without_a_model_the_name_is_free_again_too():
     assert_dropped_are_fresh(optimizer)
 
 
-def test_a_group_that_is_refused_forgets_nothing():
+def test_group_that_is_refused_forgets_nothing():
     model = three()
     groups = [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
     optimizer = SparseOptimizer(torch.optim.SGD(groups, lr=0.1), model, **SETTINGS)

@@ -39,7 +39,7 @@ class SignWithMemory(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
-def test_a_users_own_optimizer_works_without_registration(method):
+def test_users_own_optimizer_works_without_registration(method):
     model, own_model = make(), make()
     oracle = oracle_for(method, own_model, **SETTINGS)
     by_hand = HandMasked(own_model, SignWithMemory(own_model.parameters()), oracle)
@@ -114,7 +114,7 @@ def test_state_in_containers_and_state_that_begins_elsewhere_than_at_zero(method
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_it_resumes_where_it_was(tmp_path):
+def test_optimizer_resumes_where_it_was(tmp_path):
     model, other_model = make(), make(seed=9)
     optimizer = SparseOptimizer(Remembering(model.parameters()), model, **SETTINGS)
     train(model, optimizer, 13)
@@ -152,7 +152,7 @@ class Square(SmallNet):
         self.fc2 = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, CLASSES))
 
 
-def test_a_factor_of_a_square_weight_is_not_taken_for_state_of_its_weights():
+def test_factor_of_a_square_weight_is_not_taken_for_state_of_its_weights():
     """The preconditioner has the weight's shape by chance."""
     model = make(Square)
     optimizer = SparseOptimizer(Preconditioned(model.parameters()), model, **SETTINGS)
@@ -216,7 +216,7 @@ def test_groups_need_no_learning_rate():
 
 
 @pytest.mark.parametrize("method", ["rigl", "pruning"])
-def test_a_subclass_begins_where_its_parent_does(method):
+def test_subclass_begins_where_its_parent_does(method):
     """Adagrad's accumulator exists before the first step; dropped weights have its first value."""
 
     class Own(torch.optim.Adagrad):

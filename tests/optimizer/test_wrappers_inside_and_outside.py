@@ -68,7 +68,7 @@ def adam(model):
 
 
 @pytest.mark.parametrize("method", ["static", "set", "rigl"])
-def test_a_wrapper_without_hooks_of_its_own_trains_as_what_it_wraps(method):
+def test_wrapper_without_hooks_of_its_own_trains_as_what_it_wraps(method):
     plain, wrapped = make(), make()
     settings = {**SETTINGS, "method": method, "state": "masked"}
     train(plain, SparseOptimizer(adam(plain), plain, **settings), 12)
@@ -107,7 +107,7 @@ def test_step_hooks_fire_once_and_schedulers_are_content():
 
 
 @pytest.mark.parametrize("kind", [Plain, Reading])
-def test_its_checkpoints_resume(kind):
+def test_checkpoints_resume(kind):
     runs = []
     for seed in (0, 1):
         model = make(seed=seed)

@@ -33,7 +33,7 @@ def oracle(net, batches, density, temperature):
     return keep_highest([-score for score in scores], round(density * NUMEL))
 
 
-def test_the_oracles_second_derivative_is_that_of_its_first():
+def test_oracles_second_derivative_is_that_of_its_first():
     weights, data = weights_of(TanhNet()), batch(0)
     direction = [np.cos(np.arange(w.size)).reshape(w.shape) for w in weights]
     step = 1e-5
@@ -46,7 +46,7 @@ def test_the_oracles_second_derivative_is_that_of_its_first():
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.9])
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
-def test_it_drops_the_weights_that_hold_the_gradient_back(density, temperature):
+def test_grasp_drops_the_weights_that_reduce_the_gradient(density, temperature):
     net, data = TanhNet(), batch(0)
     masks = grasp(net, squared_error, [tensors(*data)], density=density, temperature=temperature)
     assert_masks(masks, oracle(net, [data], density, temperature))
@@ -58,14 +58,14 @@ def test_several_batches_are_as_one():
     assert_masks(masks, oracle(net, batches, 0.3, 200.0))
 
 
-def test_the_temperature_is_200_unless_said():
+def test_temperature_is_200_unless_said():
     net, data = TanhNet(), tensors(*batch(0))
     expected = grasp(net, squared_error, [data], density=0.3, temperature=200.0)
     masks = grasp(net, squared_error, [data], density=0.3)
     assert_masks(masks, [mask.numpy() for mask in expected.values()])
 
 
-def test_a_loss_of_no_arguments_divides_by_itself():
+def test_loss_of_no_arguments_divides_by_itself():
     net, (x, t) = TanhNet(), tensors(*batch(0))
     expected = grasp(net, squared_error, [(x, t)], density=0.3, temperature=5.0)
     masks = grasp(net, lambda: squared_error(net(x) / 5.0, t), density=0.3)
@@ -75,7 +75,7 @@ def test_a_loss_of_no_arguments_divides_by_itself():
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-def test_a_temperature_that_is_not_positive_is_refused(temperature):
+def test_temperature_that_is_not_positive_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature"):
         grasp(TanhNet(), squared_error, [tensors(*batch(0))], temperature=temperature)
 
@@ -100,7 +100,7 @@ def test_attention_has_second_derivatives():
     assert sum(int(mask.sum()) for mask in masks.values()) == round(0.3 * numel)
 
 
-def test_a_balanced_batch_has_the_first_samples_of_every_class():
+def test_balanced_batch_has_the_first_samples_of_every_class():
     labels = torch.tensor([0, 2, 0, 1, 0, 2, 1, 2, 1, 0])
     batches = [(torch.arange(10.0)[i : i + 4], labels[i : i + 4]) for i in (0, 4, 8)]
     drawn = []

@@ -28,7 +28,7 @@ def finished(method):
     return model, optimizer, start
 
 
-def test_a_lottery_ticket_has_the_masks_of_the_end_and_the_weights_of_the_start():
+def test_lottery_ticket_has_the_masks_of_the_end_and_the_weights_of_the_start():
     model, pruned, start = finished("pruning")
     ticket = final_masks(pruned)
     pruned.detach()
@@ -43,7 +43,7 @@ def test_a_lottery_ticket_has_the_masks_of_the_end_and_the_weights_of_the_start(
         assert not torch.equal(dict(model.named_parameters())[name], start[name])
 
 
-def test_a_ticket_is_a_copy():
+def test_ticket_is_a_copy():
     _, optimizer, _ = finished("rigl")
     ticket = final_masks(optimizer)
     before = masks_of(optimizer)
@@ -53,7 +53,7 @@ def test_a_ticket_is_a_copy():
         np.testing.assert_array_equal(mask, before[name])
 
 
-def test_there_is_no_ticket_before_the_end():
+def test_final_masks_are_refused_before_the_end():
     model = make()
     optimizer = wrap(model, method="pruning")
     train(model, optimizer, 20)

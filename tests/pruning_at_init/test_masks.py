@@ -69,7 +69,7 @@ def test_any_dtype_will_do(make_masks, dtype):
 
 
 @every_function
-def test_the_memory_format_does_not_matter(make_masks):
+def test_memory_format_does_not_matter(make_masks):
     expected = make_masks(make(dtype=torch.float64), density=0.1)
     masks = make_masks(make(dtype=torch.float64, channels_last=True), density=0.1)
     for name, mask in expected.items():
@@ -94,7 +94,7 @@ class Stateful(nn.Module):
 
 @every_function
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_as_it_was(make_masks, training):
+def test_model_is_left_as_it_was(make_masks, training):
     model = Stateful().train(training)
     model.fc.train(not training)
     x, y = batch(3)
@@ -165,7 +165,7 @@ def test_ties_go_to_the_earlier_layer_and_the_lower_index(make_masks):
 
 
 @every_function
-def test_only_weights_that_the_optimizer_makes_sparse_get_masks(make_masks):
+def test_masks_are_made_for_weights_that_the_optimizer_makes_sparse(make_masks):
     model = make()
     model.fc1.weight.requires_grad_(False)
     assert list(make_masks(model, density=0.2)) == [n for n in SPARSE_NAMES if "fc1" not in n]
@@ -215,13 +215,13 @@ def test_tied_and_unused_weights_are_handled():
 
 @every_function
 @pytest.mark.parametrize("density", [0.0, 1.5, -0.1])
-def test_a_density_out_of_range_is_refused(make_masks, density):
+def test_density_out_of_range_is_refused(make_masks, density):
     with pytest.raises(ValueError, match="density"):
         make_masks(make(), density=density)
 
 
 @pytest.mark.parametrize("function", [snip, grasp])
-def test_a_loss_that_is_none_is_refused(function):
+def test_loss_that_is_none_is_refused(function):
     model, data = make(), batch(0)
     with pytest.raises(TypeError, match="loss="):
         function(model, torch.zeros(()), [data])
@@ -236,14 +236,14 @@ def test_a_loss_that_is_none_is_refused(function):
 
 
 @pytest.mark.parametrize("function", [snip, grasp])
-def test_a_loss_that_is_not_finite_is_refused_by_layer(function):
+def test_loss_that_is_not_finite_is_refused_by_layer(function):
     model, (x, y) = make(), batch(0)
     with pytest.raises(ValueError, match=r"'conv1.weight' is not finite"):
         function(model, F.cross_entropy, [(x * float("nan"), y)])
 
 
 @every_function
-def test_a_model_without_such_weights_is_refused(make_masks):
+def test_model_without_such_weights_is_refused(make_masks):
     class Norm(nn.Module):
         def __init__(self):
             super().__init__()

@@ -19,7 +19,7 @@ NUMEL = 6 * 9 + 9 * 4
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.9])
-def test_it_keeps_the_weights_of_largest_gradient_times_weight(density):
+def test_snip_keeps_the_weights_of_largest_gradient_times_weight(density):
     net, data = TanhNet(), batch(0)
     weights = weights_of(net)
     scores = [np.abs(g * w) for g, w in zip(gradient(weights, *data), weights, strict=True)]
@@ -37,14 +37,14 @@ def test_several_batches_score_by_their_summed_gradient():
     assert_masks(masks, keep_highest(scores, round(0.3 * NUMEL)))
 
 
-def test_a_loss_of_no_arguments_runs_the_model_itself():
+def test_loss_of_no_arguments_runs_the_model_itself():
     net, data = TanhNet(), tensors(*batch(0))
     expected = snip(net, squared_error, [data], density=0.3)
     masks = snip(net, lambda: squared_error(net(data[0]), data[1]), density=0.3)
     assert_masks(masks, [mask.numpy() for mask in expected.values()])
 
 
-def test_with_init_scores_choose_within_each_layer():
+def test_scores_choose_within_each_layer_with_init():
     net, data = TanhNet(), batch(0)
     weights = weights_of(net)
     scores = [np.abs(g * w) for g, w in zip(gradient(weights, *data), weights, strict=True)]

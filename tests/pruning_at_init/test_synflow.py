@@ -67,7 +67,7 @@ def test_masks_are_those_of_numpy(rounds, density):
         np.testing.assert_array_equal(mask.numpy(), want)
 
 
-def test_it_scores_a_hundred_times_unless_said():
+def test_synflow_scores_a_hundred_times_by_default():
     net = relu_net(7, 11, 9, 5)
     expected = synflow(net, (1, 7), density=0.05, rounds=100)
     other = synflow(net, (1, 7), density=0.05, rounds=1)
@@ -76,7 +76,7 @@ def test_it_scores_a_hundred_times_unless_said():
     assert any(not torch.equal(masks[name], other[name]) for name in masks)
 
 
-def test_the_sign_and_the_values_of_the_input_do_not_matter():
+def test_sign_and_the_values_of_the_input_do_not_matter():
     net = relu_net(7, 11, 5)
     expected = synflow(net, (1, 7), density=0.2)
     masks = synflow(net, torch.randn(1, 7), density=0.2)
@@ -118,7 +118,7 @@ def test_every_layer_carries_the_whole_flow():
         assert score.sum().item() == pytest.approx(flow), name
 
 
-def test_what_flows_into_a_neuron_flows_out_of_it():
+def test_flow_into_a_neuron_equals_the_flow_out_of_it():
     """Theorem 1 (neuron-wise conservation)."""
     net = relu_net(7, 11, 5, bias=False)
     masks = synflow(net, (1, 7), density=0.4)
@@ -127,7 +127,7 @@ def test_what_flows_into_a_neuron_flows_out_of_it():
 
 
 @pytest.mark.parametrize("live", [3, 6, 20])
-def test_no_layer_collapses_as_long_as_there_is_a_weight_for_each(live):
+def test_layers_do_not_collapse_while_there_is_a_weight_for_each(live):
     """A path from input to output is left (maximal critical compression); one round breaks it."""
     net = relu_net(100, 100, 3, 100, bias=False)
     numel = 100 * 100 + 300 + 300
@@ -177,7 +177,7 @@ class InSinglePrecision(nn.Sequential):
 
 
 @pytest.mark.parametrize("rounds", [1, 7])
-def test_a_model_that_casts_to_single_precision_is_scored_in_it(rounds):
+def test_model_that_casts_to_single_precision_is_scored_in_it(rounds):
     net = relu_net(7, 11, 9, 5)
     masks = synflow(InSinglePrecision(*net), (1, 7), density=0.3, rounds=rounds)
     expected = synflow_in_numpy(net, 0.3, rounds)
@@ -194,7 +194,7 @@ def test_flow_beyond_single_precision_is_refused_in_a_model_that_casts_to_it():
         synflow(net, (1, 32), density=0.1, rounds=5)
 
 
-def test_a_model_that_runs_in_no_precision_says_why_itself():
+def test_model_that_runs_in_no_precision_says_why_itself():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         synflow(relu_net(7, 11, 5), (1, 8))
 

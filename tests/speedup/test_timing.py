@@ -71,7 +71,7 @@ def test_every_measure_is_called_once_a_round_and_the_order_changes():
     assert [list(one) for one in measured] == [list("abcd")] * 10
 
 
-def test_the_order_depends_on_the_seed_alone():
+def test_order_depends_on_the_seed_alone():
     def orders(seed):
         called = []
         in_turn(
@@ -88,7 +88,7 @@ def test_median_and_quartiles_are_those_of_numbers_known_by_hand():
     assert (summary.q1, summary.median, summary.q3) == (2.0, 3.0, 4.0)
 
 
-def test_an_accelerator_is_waited_for_before_the_clock_is_read(clock, monkeypatch):
+def test_accelerator_is_waited_for_before_the_clock_is_read(clock, monkeypatch):
     """The call only queues work, which runs until the next synchronisation."""
     device = torch.device("cuda", 0)
     queue = [7.0]
@@ -104,7 +104,7 @@ def test_an_accelerator_is_waited_for_before_the_clock_is_read(clock, monkeypatc
     assert waited == [device, device]
 
 
-def test_the_time_of_a_thread_leaves_out_waiting():
+def test_time_of_a_thread_leaves_out_waiting():
     waiting = seconds(lambda: time.sleep(0.02), clock="thread", device="cpu")
     assert waiting < seconds(lambda: time.sleep(0.02), clock="wall", device="cpu")
 
@@ -125,7 +125,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings, message):
         time_in_turn({"call": lambda: None}, **{"device": "cpu", **settings})
 
 
-def test_a_measurement_of_no_calls_is_refused():
+def test_measurement_of_no_calls_is_refused():
     with pytest.raises(ValueError, match="repeats=0 must be 1 or more"):
         seconds(lambda: None, device="cpu", repeats=0)
 

@@ -62,7 +62,7 @@ def test_layers_whose_results_are_added_share_their_channels():
     }
 
 
-def test_a_normalisation_and_its_statistics_belong_to_the_filters_before_it():
+def test_normalisation_and_its_statistics_belong_to_the_filters_before_it():
     group = by_name(groups_of(Residual(), *IMAGES))["inner.weight"]
     roles = {part.role: part.name for part in group.slices}
     assert roles == {
@@ -81,7 +81,7 @@ def test_inputs_and_outputs_of_the_model_cannot_go():
     assert why["head.weight", 0] == why["head.bias", 0] == "they are outputs of the model"
 
 
-def test_a_flattened_channel_owns_one_column_for_each_place():
+def test_flattened_channel_owns_one_column_for_each_place():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 9, 5))
     group = by_name(groups_of(model, 2, 3, 5, 5))["0.weight"]
     columns = parts(group)["2.weight", 1].index
@@ -109,7 +109,7 @@ def test_concatenated_layers_keep_channels_of_their_own_at_an_offset():
 
 
 @pytest.mark.parametrize("groups", [8, 2])
-def test_what_goes_into_a_group_of_a_convolution_goes_with_what_comes_out(groups):
+def test_inputs_of_a_grouped_convolution_are_removed_with_its_outputs(groups):
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, groups=groups), nn.ReLU(), nn.Conv2d(16, 5, 1)
     )
@@ -121,7 +121,7 @@ def test_what_goes_into_a_group_of_a_convolution_goes_with_what_comes_out(groups
     assert group["3.weight", 1].index.tolist() == torch.arange(16).view(groups, -1).tolist()
 
 
-def test_a_transposed_convolution_produces_along_its_second_dimension():
+def test_transposed_convolution_produces_along_its_second_dimension():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2), nn.Conv2d(6, 5, 1))
     found = by_name(groups_of(model, *IMAGES))
     assert parts(found["0.weight"])["1.weight", 0].role == "consumer"
@@ -147,7 +147,7 @@ class Untidy(nn.Module):
         return sum(last(part) for last, part in zip(self.last, parts, strict=True))
 
 
-def test_what_does_not_keep_channels_apart_is_named_as_the_reason():
+def test_operation_that_mixes_channels_is_named_as_the_reason():
     why = reasons(groups_of(Untidy(), 3, 6))
     assert "'sort'" in why["sorts.weight", 0]
     assert "takes some of them apart" in why["halves.weight", 0]
@@ -156,7 +156,7 @@ def test_what_does_not_keep_channels_apart_is_named_as_the_reason():
     assert why["groups.weight", 0] == "group_norm normalises over groups of them"
 
 
-def test_the_neurons_and_heads_of_a_transformer_are_free_and_its_embedding_is_not():
+def test_neurons_and_heads_of_a_transformer_are_free_and_its_embedding_is_not():
     model = torchvision.models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=24
     )
@@ -182,7 +182,7 @@ class AuxiliaryHead(nn.Module):
         return (self.head(x), x) if self.training else self.head(x)
 
 
-def test_what_only_training_does_with_a_channel_counts_too():
+def test_operations_of_training_mode_count_too():
     assert reasons(groups_of(AuxiliaryHead(), 3, 6))["body.weight", 0] == (
         "they are outputs of the model"
     )
@@ -214,12 +214,12 @@ class Stubborn(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def test_a_model_without_a_graph_is_refused_by_name():
+def test_model_without_a_graph_is_refused_by_name():
     with pytest.raises(UntraceableModelError, match="model=Stubborn.*torch.export refuses"):
         groups_of(Stubborn(), 2, 3)
 
 
-def test_the_model_is_left_as_it_was():
+def test_model_is_left_as_it_was():
     model = WideResNet(10, 1, dropout=0.3)
     model.head.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -244,7 +244,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_cut_by_its_groups_computes_what_it_did_with_the_columns_at_zero(name):
+def test_model_cut_by_its_groups_computes_what_it_did_with_the_columns_at_zero(name):
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     image = torch.randn(2, 3, 64, 64)

@@ -9,7 +9,7 @@ from tests.support.channel_runs import HALF, SETTINGS, wrapped
 from tests.support.training import backward, loss_of, train, train_step
 
 
-def test_without_fresh_filters_dropped_channels_have_no_gradient_at_all():
+def test_dropped_channels_have_no_gradient_without_fresh_filters():
     """Guards the reason for fresh filters."""
     model, optimizer = wrapped(**HALF)
     train(model, optimizer, 4)
@@ -50,7 +50,7 @@ def test_fresh_filters_do_not_change_what_the_model_computes(training):
         torch.testing.assert_close(mine[mask], p.grad[mask])
 
 
-def test_only_the_training_pass_of_an_update_step_puts_fresh_filters():
+def test_fresh_filters_are_put_by_the_training_pass_of_an_update_step_only():
     model, optimizer = wrapped(**HALF)
 
     def is_zero():
@@ -86,7 +86,7 @@ def test_micro_batches_of_a_step_see_the_same_fresh_filters():
     assert optimizer.history[-1].grown > 0
 
 
-def test_what_an_update_step_put_into_dropped_channels_goes_with_detach():
+def test_fresh_filters_go_with_detach():
     model, optimizer = wrapped()
     train(model, optimizer, SETTINGS["delta_t"] - 1)
     masks = optimizer.masks

@@ -50,6 +50,11 @@ def split_attention(traced: fx.GraphModule) -> dict[str, Origin]:
 
 
 def _is_plain(node: fx.Node, traced: fx.GraphModule) -> bool:
+    """Return whether a node is self-attention of which only the result is used.
+
+    Query, keys and values must be one tensor, so that one projection computes all three. Masks,
+    attention weights, hooks and a second call of the module are excluded.
+    """
     module = traced.get_submodule(str(node.target))
     if type(module) is not nn.MultiheadAttention or len(node.args) != 3:
         return False
@@ -77,6 +82,11 @@ def _is_unused(node: fx.Node) -> bool:
 
 
 def _split(node: fx.Node, traced: fx.GraphModule) -> dict[str, Origin]:
+    """Replace an attention module by a linear layer, attention without weights, and another one.
+
+    The linear layers have the parameters of the module, so that they can be replaced like other
+    linear layers. Returns the names of their parameters in the model, by layer.
+    """
     path = str(node.target)
     module: Any = traced.get_submodule(path)
     name = canonical_name(path)

@@ -143,6 +143,7 @@ def _dense(site: Site, dtype: torch.dtype) -> nn.Module:
 
 
 def _live(site: Site, mask: Tensor, dtype: torch.dtype) -> LiveLayer:
+    """Return the layer that multiplies only live weights, with the values of ``site``."""
     module = site.module
     layer: LiveLayer
     if isinstance(module, nn.Conv2d):

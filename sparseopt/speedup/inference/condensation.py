@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -18,6 +17,8 @@ from sparseopt.speedup.inference.masks import Masks, masks_by_name
 from sparseopt.speedup.inference.regions import clock_of
 from sparseopt.speedup.inference.report import CondensationReport, LayerTimes
 from sparseopt.speedup.timing import Timing, time_in_turn
+from sparseopt.utils.deprecation import warn_old_spelling
+from sparseopt.utils.example_inputs import as_arguments
 from sparseopt.utils.random import normal
 from sparseopt.utils.validation import check_count
 from sparseopt.utils.wrappers import unwrapped
@@ -80,9 +81,9 @@ def condense(
         masks: which weights are live: the optimizer that trains them, bool tensors by name, or
             ``"nonzero"`` for a model that somebody else pruned.
         inputs: the spelling of 0.1.0 for example inputs, deprecated.
-        example_inputs: inputs like those of inference: a tensor, a tuple of positional inputs, or
-            a dict of keyword inputs. What is fastest depends on the batch. By default numbers in
-            the shapes of the first training step.
+        example_inputs: inputs as in inference: a tensor, a tuple of positional inputs, a mapping of
+            keyword inputs, or a pair of both. What is fastest depends on the batch. By default
+            random numbers in the shapes of the first training step.
         precision: ``"same"`` keeps the number format. ``"fastest"`` also hands over a model that
             computes in bfloat16; it takes and returns what the model did.
         scripted: whether frozen TorchScript is tried. Like a compiled one, such a program can't be
@@ -114,11 +115,9 @@ def condense(
     if precision not in {"same", "fastest"}:
         raise ValueError(f"precision={precision!r} must be 'same' or 'fastest'.")
     if inputs:
-        warnings.warn(
-            "condense(model, optimizer, *inputs) is deprecated: call "
-            "condense(model, optimizer, example_inputs=inputs).model.",
-            DeprecationWarning,
-            stacklevel=2,
+        warn_old_spelling(
+            "condense(model, optimizer, *inputs)",
+            "condense(model, optimizer, example_inputs=inputs).model",
         )
         # What 0.1.0 returned could be pickled.
         example_inputs, scripted, compiled = inputs, False, False
@@ -138,7 +137,7 @@ class Condensation:
     Args:
         model: the model.
         optimizer: has the masks.
-        inputs: positional inputs like those of inference.
+        inputs: positional inputs as in inference.
         rounds: measurements of each way.
 
     Attributes:
@@ -149,11 +148,9 @@ class Condensation:
     def __init__(
         self, model: nn.Module, optimizer: SparseOptimizer, *inputs: Any, rounds: int = 7
     ) -> None:
-        warnings.warn(
-            "Condensation(model, optimizer, *inputs) is deprecated: call "
-            "condense(model, optimizer, example_inputs=inputs).",
-            DeprecationWarning,
-            stacklevel=2,
+        warn_old_spelling(
+            "Condensation(model, optimizer, *inputs)",
+            "condense(model, optimizer, example_inputs=inputs)",
         )
         if not inputs:
             raise ValueError("Condensation needs inputs to time the layers with: pass a batch.")
@@ -175,11 +172,7 @@ def _arguments(example_inputs: Any, masks: Masks) -> tuple[tuple[Any, ...], dict
             )
         numbers: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(_random_numbers, known)
         return numbers
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
+    return as_arguments(example_inputs)
 
 
 def _random_numbers(value: Any) -> Any:

@@ -116,6 +116,11 @@ class DenseConv2d(DenseLayer):
         return y if self.bounds is None else y.clamp(*self.bounds)
 
     def _by_onednn(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Compute convolution, addition and clamp in one call of oneDNN.
+
+        The first call reorders the weight for the shape of its input, and later calls use the
+        reordered weight.
+        """
         packed = self._packed
         if packed is None:
             packed = self._packed = torch.ops.mkldnn._reorder_convolution_weight(

@@ -116,6 +116,11 @@ class Folding:
         self.network.graph.erase_node(node)
 
     def _fold_norm(self, node: fx.Node) -> None:
+        """Move a BatchNorm into the convolution before it, or else keep it as an affine kernel.
+
+        The convolution must have no other reader and no hook. Its weights are not scaled here: the
+        site keeps the statistics, and each layer that is built from the site applies them.
+        """
         norm = self._norm(node)
         assert norm is not None
         assert norm.running_mean is not None
@@ -146,6 +151,11 @@ class Folding:
         return first is not None and first == second and node.args[0] is not node.args[1]
 
     def _fold_addition(self, node: fx.Node) -> None:
+        """Make an addition the second input of the convolution that runs last.
+
+        Both terms exist when the later convolution runs, so it can add the other term to its sums.
+        A convolution takes one addition at most.
+        """
         order = {one: place for place, one in enumerate(self.network.graph.nodes)}
         last, other = sorted(node.args, key=order.__getitem__, reverse=True)
         site = self._site(last)
@@ -157,6 +167,10 @@ class Folding:
         self._replace(node, last)
 
     def _fold_clamp(self, node: fx.Node) -> None:
+        """Move a ReLU or ReLU6 into the layer before it, which then clamps its own result.
+
+        The layer must have no other reader and no hook, and takes one clamp at most.
+        """
         target: Any = node.target
         if node.op == "call_module":
             target = type(self.traced.get_submodule(str(node.target)))

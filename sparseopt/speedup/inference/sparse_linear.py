@@ -44,7 +44,7 @@ class CondensedLinear(nn.Module):
         if not is_constant_fan_in(mask):
             raise ValueError(
                 "mask has rows with different numbers of live weights: a condensed layer needs "
-                "constant fan-in, that of method 'srigl'."
+                "constant fan-in, as method 'srigl' trains."
             )
         self.out_features, self.in_features = weight.shape
         neurons = mask.any(1).nonzero()[:, 0]
@@ -88,7 +88,7 @@ class CSRLinear(nn.Module):
     """A linear layer whose weight is stored in compressed sparse rows, for any mask.
 
     For inference: the weight is a buffer, and does not train. Under autocast the result has the
-    type that ``nn.Linear`` would give it; it is computed in that of the values.
+    type that ``nn.Linear`` would give it, and is computed in the type of the values.
 
     Args:
         weight: dense, ``(out_features, in_features)``; what the mask drops has to be zero.

@@ -83,6 +83,8 @@ def _origin(name: str, module: nn.Module) -> Origin:
 
 
 def _note_inputs(network: ModuleNetwork, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Run the model once, and note the input that each layer gets."""
+
     def note(site: Site) -> Any:
         def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             site.inputs = (given[0] if given else named["input"],)
@@ -102,6 +104,12 @@ def _note_inputs(network: ModuleNetwork, args: tuple[Any, ...], kwargs: Mapping[
 
 
 def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Network:
+    """Return the network of a model that ``torch.fx`` can trace.
+
+    The order matters. Attention is split first, because its parts are layers. Shapes are recorded
+    before operations are folded, because an addition is folded only if both terms have one shape.
+    Inputs of layers are recorded last, when the graph has its final operations.
+    """
     traced = fx.symbolic_trace(model)
     origins = split_attention(traced)
     traced.recompile()

@@ -97,7 +97,7 @@ def test_parameters_are_whole_whenever_the_user_looks():
     assert all(p is q for p, q in zip(parameters, model.parameters(), strict=True))
 
 
-def test_an_error_inside_the_step_gives_everything_back():
+def test_error_inside_the_step_gives_everything_back():
     """After a step that fails half-way, weights and gradients have their shapes."""
     model = make()
     inner = build("AdamW", model.parameters())
@@ -139,7 +139,7 @@ def test_state_that_was_there_before_wrapping_is_taken_over(name, state):
     assert_dropped_are_fresh(optimizer)
 
 
-def test_the_state_is_keyed_by_the_users_own_parameters():
+def test_state_is_keyed_by_the_users_own_parameters():
     model, optimizer = trained("AdamW", "compact")
     assert set(optimizer.state) == set(model.parameters())
     assert set(optimizer.state) == set(optimizer.inner.state)

@@ -86,7 +86,7 @@ def assert_the_same(net, optimizer, twin, plain, masks):
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("how", [{}, {"foreach": True}])
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_they_come_out_as_if_they_were_stepped_alone(name, how, groups):
+def test_dense_weights_in_pools_equal_those_stepped_alone(name, how, groups):
     if not place_does_not_matter(name, how, torch.float32):
         pytest.skip("by torch's own arithmetic the place of an entry matters")
     net = Net()
@@ -100,7 +100,7 @@ def test_they_come_out_as_if_they_were_stepped_alone(name, how, groups):
 
 
 @pytest.mark.parametrize("name", ["Adam", "SGD"])
-def test_one_that_misses_steps_counts_its_own(name):
+def test_parameter_that_misses_steps_counts_its_own(name):
     net = Net()
     optimizer = wrapped(net, build(name, net.parameters()))
     twin, plain, masks = masked_twin(net, optimizer, lambda twin: build(name, twin.parameters()))
@@ -116,7 +116,7 @@ def share_memory(optimizer, *parameters):
     return len(pieces) == 1
 
 
-def test_a_small_network_is_one_parameter_to_the_inner_optimizer():
+def test_small_network_is_one_parameter_to_the_inner_optimizer():
     """Each parameter costs a dozen calls, which take longer than the arithmetic."""
     net = nn.Sequential(nn.Linear(17, 64), nn.Linear(64, 64), nn.Linear(64, 6))
     seen = []
@@ -136,7 +136,7 @@ def test_a_small_network_is_one_parameter_to_the_inner_optimizer():
 
 
 @pytest.mark.parametrize(("dtype", "how"), [(torch.float32, {"fused": True}), (torch.bfloat16, {})])
-def test_where_the_last_bit_depends_on_the_place_they_are_stepped_alone(dtype, how):
+def test_parameters_whose_last_bit_depends_on_the_place_are_stepped_alone(dtype, how):
     net = Net(dtype)
     optimizer = wrapped(net, build("AdamW", net.parameters(), **how))
     twin, plain, masks = masked_twin(
@@ -150,7 +150,7 @@ def test_where_the_last_bit_depends_on_the_place_they_are_stepped_alone(dtype, h
             assert torch.equal(mine, theirs), name
 
 
-def test_after_detach_each_has_state_of_its_own():
+def test_parameters_have_separate_state_after_detach():
     net = Net()
     inner = build("Adam", net.parameters())
     optimizer = wrapped(net, inner)
@@ -166,7 +166,7 @@ def test_after_detach_each_has_state_of_its_own():
             assert value.untyped_storage().nbytes() == value.nbytes
 
 
-def test_a_dense_state_dict_brings_no_state_along_that_it_does_not_have():
+def test_dense_state_dict_brings_no_state_along_that_it_does_not_have():
     """A saved view would keep the memory of the pool."""
     net = Net()
     optimizer = wrapped(net, build("Adam", net.parameters()))
@@ -182,7 +182,7 @@ def test_a_dense_state_dict_brings_no_state_along_that_it_does_not_have():
     )
 
 
-def test_one_that_misses_a_step_takes_its_state_along():
+def test_parameter_that_misses_a_step_keeps_its_state():
     net = Net()
     inner = build("Adam", net.parameters())
     optimizer = wrapped(net, inner)
@@ -210,7 +210,7 @@ def test_state_that_the_user_replaces_or_edits_is_what_the_next_step_starts_from
         torch.testing.assert_close(buffer, 0.5 * before + layer.bias.grad)
 
 
-def test_a_bias_may_move_in_memory_between_steps():
+def test_bias_may_move_in_memory_between_steps():
     net, untouched = Net(), Net()
     optimizers = [wrapped(each, build("Adam", each.parameters())) for each in (net, untouched)]
     for step in range(1, 6):

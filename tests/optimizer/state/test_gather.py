@@ -161,7 +161,7 @@ SCHEDULE = {"method": "rigl", "delta_t": 3, "total_steps": 40, "alpha": 0.5}
 
 @pytest.mark.filterwarnings("ignore:the model was sparse before:UserWarning")
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_a_run_that_is_resumed_is_the_run_that_was_not_interrupted(name):
+def test_run_that_is_resumed_is_the_run_that_was_not_interrupted(name):
     straight, interrupted = Zoo(), Zoo()
     reference = wrap(straight, name, **SCHEDULE)
     steps(straight, reference, 1, 14)
@@ -183,7 +183,7 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not_interrupted(name):
             assert torch.equal(torch.as_tensor(optimizer.state[mine][key]), torch.as_tensor(value))
 
 
-def test_what_is_loaded_into_an_optimizer_in_use_is_what_its_next_step_starts_from():
+def test_next_step_starts_from_the_state_that_was_loaded():
     """The result does not depend on how its small layers were gathered before."""
     model, other = Zoo(), Zoo()
     optimizer, source = wrap(model, "SGD", **SCHEDULE), wrap(other, "SGD", **SCHEDULE)

@@ -84,7 +84,7 @@ class Stacked(Keeping):
     ],
 )
 @pytest.mark.parametrize("shape", [(6, 10), (12, 12), (4, 3, 3, 3), (300, 200)])
-def test_what_is_per_weight_is_shown(kind, path, is_shown, shape):
+def test_per_weight_state_is_recognised(kind, path, is_shown, shape):
     inner = kind([nn.Parameter(torch.randn(3)), weight := nn.Parameter(torch.randn(shape))])
     found = show_per_weight(inner, weight)
     assert found.can_begin_again
@@ -113,7 +113,7 @@ def test_showing_it_leaves_no_trace():
         assert torch.equal(value, state[key])
 
 
-def test_an_optimizer_that_cannot_be_stepped_alone_shows_nothing():
+def test_optimizer_that_cannot_be_stepped_alone_shows_nothing():
     class Failing(torch.optim.SGD):
         def step(self, closure=None):
             raise RuntimeError("needs other ranks")
@@ -131,7 +131,7 @@ def test_an_optimizer_that_cannot_be_stepped_alone_shows_nothing():
         ((512, 512, 3, 3), (32, 32, 3, 3)),
     ],
 )
-def test_the_shape_that_is_tried_is_like_the_weights_and_small(shape, smaller):
+def test_shape_that_is_tried_is_like_the_weights_and_small(shape, smaller):
     assert probe_shape(torch.Size(shape)) == smaller
 
 
@@ -170,7 +170,7 @@ def test_each_part_of_a_stack_is_masked():
 
 
 @pytest.mark.parametrize("steps", [10, 12])
-def test_a_run_whose_state_an_update_took_away_resumes(steps, tmp_path):
+def test_run_whose_state_an_update_took_away_resumes(steps, tmp_path):
     """Right after the update most layers have no state."""
     model, other_model = make(), make(seed=9)
     optimizer = SparseOptimizer(InAnotherBasis(model.parameters()), model, **SETTINGS)
@@ -194,7 +194,7 @@ class Lomo(torch.optim.SGD):
     """An optimizer with the name of one that steps in backward()."""
 
 
-def test_an_optimizer_that_steps_in_backward_is_refused_by_name():
+def test_optimizer_that_steps_in_backward_is_refused_by_name():
     model = make()
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(TypeError, match=r"Lomo.*backward\(\)"):
@@ -242,7 +242,7 @@ def test_codes_of_dropped_weights_stand_for_zero(name):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_with_state_of_codes_resumes(tmp_path):
+def test_run_with_state_of_codes_resumes(tmp_path):
     package = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     model, other_model = make(Wide), make(Wide, seed=9)
     optimizer = SparseOptimizer(package.optim.Adam8bit(model.parameters()), model, **SETTINGS)

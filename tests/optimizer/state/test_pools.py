@@ -65,7 +65,7 @@ def test_layers_that_miss_steps_go_on_as_with_the_plain_optimizer(name):
                     torch.testing.assert_close(optimizer.state[mine][key], expected)
 
 
-def test_after_detach_every_parameter_counts_its_own_steps():
+def test_parameters_count_their_own_steps_after_detach():
     model = make()
     inner = torch.optim.AdamW(model.parameters(), lr=0.01)
     optimizer = SparseOptimizer(inner, model, **SETTINGS)
@@ -77,7 +77,7 @@ def test_after_detach_every_parameter_counts_its_own_steps():
     )
 
 
-def test_what_is_loaded_in_place_is_what_training_goes_on_from():
+def test_training_continues_from_state_that_is_loaded_in_place():
     """Distributed checkpoints are read into the tensors of an existing state dict."""
     model = make()
     inner = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -97,7 +97,7 @@ def test_what_is_loaded_in_place_is_what_training_goes_on_from():
     assert steps == [3 + index + 1 for index in range(len(steps))]
 
 
-def test_a_count_of_steps_that_the_user_sets_back_is_counted_on_from():
+def test_count_of_steps_that_the_user_sets_back_is_counted_on_from():
     model = make()
     inner = torch.optim.AdamW(model.parameters(), lr=0.01)
     optimizer = SparseOptimizer(inner, model, **SETTINGS)
@@ -132,7 +132,7 @@ class Masking:
 
 
 @pytest.mark.parametrize("limit", [1, 150, 10**6])
-def test_the_size_of_a_pool_changes_nothing(limit, monkeypatch):
+def test_size_of_a_pool_changes_nothing(limit, monkeypatch):
     for name in ("CPU_POOL", "CPU_POOL_OF_THREADS"):
         monkeypatch.setattr(pools, name, limit)
     model, plain_model = make(), make()
@@ -182,7 +182,7 @@ def test_shares_hold_every_part_once_and_are_about_equally_heavy(monkeypatch):
     assert max(weights) - min(weights) <= largest
 
 
-def test_an_error_in_a_thread_reaches_the_caller():
+def test_error_in_a_thread_reaches_the_caller():
     def fail(index: int) -> None:
         if index == 3:
             raise KeyError(index)
@@ -193,7 +193,7 @@ def test_an_error_in_a_thread_reaches_the_caller():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_process_has_threads_of_its_own():
+def test_forked_process_has_threads_of_its_own():
     """A forked process has none of its parent's threads, and must not wait for them."""
     seen: list[int] = []
     gather.for_each(seen.append, [[0], [1]])

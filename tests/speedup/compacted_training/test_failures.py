@@ -61,7 +61,7 @@ PLACES = [
 
 @pytest.mark.parametrize(("module", "name", "after"), PLACES)
 @pytest.mark.parametrize("steps", [0, 5])
-def test_a_failure_while_it_becomes_smaller_is_undone(monkeypatch, module, name, after, steps):
+def test_failure_while_it_becomes_smaller_is_undone(monkeypatch, module, name, after, steps):
     expected = wrapped()
     train(*expected, 12)
     model, optimizer = wrapped()
@@ -85,7 +85,7 @@ def test_a_failure_while_it_becomes_smaller_is_undone(monkeypatch, module, name,
     assert_same_training(model, optimizer, *expected)
 
 
-def test_one_that_fails_at_once_leaves_no_hook(monkeypatch):
+def test_training_that_fails_at_once_leaves_no_hook(monkeypatch):
     model, optimizer = wrapped()
     with monkeypatch.context() as patch:
         patch.setattr(parameter_swap, "resize", failing(parameter_swap.resize, 3))
@@ -95,7 +95,7 @@ def test_one_that_fails_at_once_leaves_no_hook(monkeypatch):
     assert model.wide.weight.shape[0] == 8
 
 
-def test_a_model_that_can_not_run_on_the_inputs_leaves_no_hook():
+def test_model_that_can_not_run_on_the_inputs_leaves_no_hook():
     model, optimizer = wrapped()
     with pytest.raises(RuntimeError, match="channels"):
         CompactedTraining(model, optimizer, torch.zeros(2, 4, 6, 6, dtype=torch.float64))
@@ -111,7 +111,7 @@ def interrupt_after_forward(model, optimizer, steps):
 
 
 @pytest.mark.parametrize("steps", [5, 7])
-def test_after_an_error_in_the_loop_all_is_whole_and_trains_on(steps):
+def test_model_is_full_and_trains_on_after_an_error_in_the_loop(steps):
     """Between a forward pass and its backward pass, of an ordinary step and of an update."""
     expected = wrapped()
     train(*expected, steps)
@@ -145,7 +145,7 @@ def test_data_parallel_training_of_one_process_is_refused(compiled):
 
 
 @pytest.mark.usefixtures("one_process")
-def test_the_model_inside_data_parallel_training_is_refused_too():
+def test_model_inside_data_parallel_training_is_refused_too():
     model = make(ChannelNet)
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = SparseOptimizer(
@@ -156,7 +156,7 @@ def test_the_model_inside_data_parallel_training_is_refused_too():
         CompactedTraining(model, optimizer)
 
 
-def test_a_model_that_was_moved_meanwhile_becomes_whole_as_it_is_now():
+def test_model_that_was_moved_meanwhile_becomes_whole_as_it_is_now():
     model, optimizer = wrapped()
     with CompactedTraining(model, optimizer):
         train(model, optimizer, 2)
@@ -168,7 +168,7 @@ def test_a_model_that_was_moved_meanwhile_becomes_whole_as_it_is_now():
     assert torch.equal(model.wide.weight[live][:, columns], values)
 
 
-def test_a_method_that_observes_every_step_is_refused():
+def test_method_that_observes_every_step_is_refused():
     @dataclass(frozen=True)
     class Watching(RigLStruct):
         def observe(self, layer, gradient, update):

@@ -43,7 +43,7 @@ def train(case, model, optimizer):
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_it_trains_as_the_whole_model_is_trained(name):
+def test_compacted_training_equals_training_of_the_full_model(name):
     if name in {"gpt2", "llama", "bert"}:
         pytest.importorskip("transformers")
     case = TRANSFORMERS[name]

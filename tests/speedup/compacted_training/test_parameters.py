@@ -70,7 +70,7 @@ def test_every_element_wise_optimizer_learns_the_same_without_masks(name):
     assert_learns_the_same(name, kind=PlainNet)
 
 
-def test_what_is_written_into_a_parameter_without_a_mask_stays():
+def test_writes_into_a_parameter_without_a_mask_stay():
     model, optimizer = unmasked(lr=0.0)
     with CompactedTraining(model, optimizer, INPUT.double()):
         with torch.no_grad():
@@ -81,7 +81,7 @@ def test_what_is_written_into_a_parameter_without_a_mask_stays():
     assert torch.equal(model.bn3.weight, torch.where(live, 0.5, 1.0).double())
 
 
-def test_a_closure_steps_it_too_and_may_save():
+def test_closure_steps_it_too_and_may_save():
     expected = unmasked()
     train(*expected, 7)
     model, optimizer = unmasked()
@@ -100,7 +100,7 @@ def test_a_closure_steps_it_too_and_may_save():
     assert_same_training(model, optimizer, *expected)
 
 
-def test_what_another_optimizer_may_train_is_refused_and_nothing_changes():
+def test_parameter_of_another_optimizer_is_refused_and_nothing_changes():
     model = make(ChannelNet, dtype=torch.float64)
     matrices, vectors = parts_of(model)
     _, optimizer = wrapped(build("SGD", matrices), model)
@@ -116,7 +116,7 @@ def test_what_another_optimizer_may_train_is_refused_and_nothing_changes():
         assert model.bn0.weight.shape == (3,)
 
 
-def test_what_is_refused_later_leaves_the_model_whole():
+def test_later_refusal_leaves_the_model_full():
     model = make(ChannelNet, dtype=torch.float64)
     model.bn3.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -153,7 +153,7 @@ def freeze_for_five_steps(model, optimizer):
 
 
 @pytest.mark.parametrize("pair", [masked, unmasked])
-def test_a_layer_can_be_frozen_and_freed_as_in_the_whole_model(pair):
+def test_layer_can_be_frozen_and_freed_as_in_the_whole_model(pair):
     expected = pair()
     freeze_for_five_steps(*expected)
     model, optimizer = pair()

@@ -85,7 +85,7 @@ def wrapped(kind, density=0.4):
 
 @pytest.mark.parametrize("inputs", [(), (INPUT.double(),)], ids=["found", "given"])
 @pytest.mark.parametrize("kind", [DenseBlocks, UShape])
-def test_a_concatenation_trains_as_in_the_whole_model(kind, inputs):
+def test_concatenation_trains_as_in_the_whole_model(kind, inputs):
     expected = wrapped(kind)
     train(*expected, STEPS)
     model, optimizer = wrapped(kind)
@@ -98,7 +98,7 @@ def test_a_concatenation_trains_as_in_the_whole_model(kind, inputs):
     assert_same_training(model, optimizer, *expected)
 
 
-def test_a_reader_of_a_concatenation_has_the_columns_of_all_live_channels():
+def test_reader_of_a_concatenation_has_the_columns_of_all_live_channels():
     model, optimizer = wrapped(UShape)
     masks = optimizer.masks
     columns = masks["joined.weight"].flatten(2).any(2).any(0)
@@ -111,7 +111,7 @@ def test_a_reader_of_a_concatenation_has_the_columns_of_all_live_channels():
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("groups", "density"), [(8, 0.03), (4, 0.12), (2, 0.5)])
-def test_a_convolution_that_shrinks_to_one_group_gets_its_groups_back(groups, density, transposed):
+def test_convolution_that_shrinks_to_one_group_gets_its_groups_back(groups, density, transposed):
     kind = grouped(groups, transposed=transposed)
     expected = wrapped(kind, density)
     train(*expected, STEPS)

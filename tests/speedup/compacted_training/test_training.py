@@ -39,7 +39,7 @@ def wrapped(name="SGD", *, kind=ChannelNet, form=None, groups=None, **changes):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("kind", [ChannelNet, PlainNet])
-def test_it_trains_as_the_whole_model_is_trained(kind, channels_last, device):
+def test_compacted_training_equals_training_of_the_full_model(kind, channels_last, device):
     """With schedules, clipping and evaluation in between, over every update of a run."""
     form = {"channels_last": channels_last, "device": device}
     outputs = {}
@@ -84,7 +84,7 @@ def test_every_element_wise_optimizer_learns_the_same(name):
     assert_same_training(model, optimizer, *expected)
 
 
-def test_the_model_is_small_but_for_update_steps():
+def test_model_is_small_but_for_update_steps():
     model, optimizer = wrapped()
     modules = list(model.modules())
     widths = []
@@ -99,7 +99,7 @@ def test_the_model_is_small_but_for_update_steps():
     assert model.depth.groups == model.wide.weight.shape[0] == 8
 
 
-def test_without_inputs_the_first_step_shows_their_shapes():
+def test_first_step_records_the_shapes_of_inputs_that_are_not_given():
     model, optimizer = wrapped()
     with CompactedTraining(model, optimizer) as training:
         assert training.is_whole
@@ -108,7 +108,7 @@ def test_without_inputs_the_first_step_shows_their_shapes():
         assert model.c1.weight.shape == (3, 3, 3, 3)
 
 
-def test_what_is_saved_on_the_way_is_the_whole_and_goes_on_anywhere():
+def test_checkpoint_has_the_full_model_and_resumes_anywhere():
     expected = wrapped("AdamW")
     train(*expected, STEPS)
     model, optimizer = wrapped("AdamW")
@@ -125,7 +125,7 @@ def test_what_is_saved_on_the_way_is_the_whole_and_goes_on_anywhere():
     assert_same_training(other, its_optimizer, *expected)
 
 
-def test_a_checkpoint_can_be_loaded_on_the_way():
+def test_checkpoint_can_be_loaded_on_the_way():
     expected = wrapped("AdamW")
     train(*expected, 14)
     saved = copy.deepcopy([one.state_dict() for one in expected])
@@ -156,7 +156,7 @@ def test_gradients_survive_that_the_model_becomes_whole():
     assert_same_training(*runs[1], *runs[0])
 
 
-def test_to_make_it_whole_before_backward_is_an_error_and_not_a_lost_step():
+def test_restoring_the_full_model_before_backward_raises_an_error():
     model, optimizer = wrapped()
     with CompactedTraining(model, optimizer) as training:
         train(model, optimizer, 5)
@@ -197,7 +197,7 @@ def test_figures_masks_and_copies_are_those_of_the_whole():
     assert_same_training(other_model, other, expected_model, expected)
 
 
-def test_a_horizon_that_makes_the_next_step_an_update_is_heeded():
+def test_horizon_that_makes_the_next_step_an_update_is_heeded():
     runs = []
     for compacted in (False, True):
         model, optimizer = wrapped(total_steps=8)
@@ -212,7 +212,7 @@ def test_a_horizon_that_makes_the_next_step_an_update_is_heeded():
     assert_same_training(*runs[1], *runs[0])
 
 
-def test_a_compiled_model_and_a_scaler_train_on():
+def test_compiled_model_and_a_scaler_train_on():
     expected = wrapped()
     train(*expected, 10)
     model, optimizer = wrapped()
@@ -236,7 +236,7 @@ class Written(ChannelNet):
         return self.fc2(self.fc1(x.reshape(-1, 72)))
 
 
-def test_a_number_of_channels_that_is_written_out_is_found_and_all_stays_whole():
+def test_number_of_channels_that_is_written_out_is_found_and_all_stays_whole():
     model, optimizer = wrapped(kind=Written)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(CompactionError, match="shape"):
@@ -246,7 +246,7 @@ def test_a_number_of_channels_that_is_written_out_is_found_and_all_stays_whole()
     train(model, optimizer, 5)
 
 
-def test_what_can_not_be_is_refused():
+def test_wrong_arguments_raise_an_error():
     model, optimizer = wrapped(method="rigl")
     with pytest.raises(TypeError, match=r"method='rigl'.*rigl-struct"):
         CompactedTraining(model, optimizer)
@@ -263,7 +263,7 @@ def test_what_can_not_be_is_refused():
         CompactedTraining(model, optimizer)
 
 
-def test_a_frozen_layer_and_one_that_is_tied_stay_what_they_are():
+def test_frozen_layer_and_one_that_is_tied_stay_what_they_are():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()

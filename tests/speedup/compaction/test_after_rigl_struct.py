@@ -50,7 +50,7 @@ STEPS = pytest.mark.parametrize("steps", [DELTA_T + 1, 2 * DELTA_T - 1])
 
 
 @STEPS
-def test_it_is_compacted_whatever_the_next_step_is(steps):
+def test_model_is_compacted_before_any_kind_of_step(steps):
     model, optimizer = trained(steps)
     assert optimizer.is_update_step == ((steps + 1) % DELTA_T == 0)
     before = copy.deepcopy(model.state_dict())
@@ -69,7 +69,7 @@ def test_it_is_compacted_whatever_the_next_step_is(steps):
 
 @STEPS
 @pytest.mark.parametrize("training", [True, False])
-def test_the_smaller_model_is_exported(steps, training):
+def test_smaller_model_is_exported(steps, training):
     model, optimizer = trained(steps)
     images, _ = batch(90)
     smaller = compact(model, optimizer, images).train(training)
@@ -84,7 +84,7 @@ def condensed(model, optimizer, images):
 
 @STEPS
 @pytest.mark.parametrize("make_copy", [compact, condensed])
-def test_the_copy_is_saved_without_a_trace(steps, make_copy):
+def test_copy_is_saved_without_a_trace(steps, make_copy):
     model, optimizer = trained(steps)
     images, _ = batch(90)
     copied = make_copy(model, optimizer, images).eval()
@@ -110,7 +110,7 @@ def test_training_the_smaller_model_leaves_the_larger_one_alone():
     assert optimizer.history[-1].new > 0
 
 
-def test_a_model_compacted_while_it_trains_compacted_is_none_of_that_training():
+def test_model_compacted_while_it_trains_compacted_is_none_of_that_training():
     model, optimizer = trained(DELTA_T)
     with CompactedTraining(model, optimizer) as training:
         train(model, optimizer, 1, start=DELTA_T)

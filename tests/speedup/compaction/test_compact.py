@@ -28,7 +28,7 @@ def why(compaction, name, dim=0):
     return {one.reason for one in compaction.report.remaining if (one.name, one.dim) == (name, dim)}
 
 
-def test_a_dropped_neuron_goes_and_its_bias_goes_into_the_next_layer():
+def test_dropped_neuron_goes_and_its_bias_goes_into_the_next_layer():
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
     optimizer = optimizer_without(model, {"0": [1, 2, 7]})
     x = torch.randn(4, 6)
@@ -41,7 +41,7 @@ def test_a_dropped_neuron_goes_and_its_bias_goes_into_the_next_layer():
     torch.testing.assert_close(smaller[2].bias, model[2].bias + constant)
 
 
-def test_a_neuron_that_nothing_reads_goes():
+def test_neuron_that_nothing_reads_goes():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
     # The last layer reads nothing of neurons 0 to 3, and only those read inputs 4 to 7.
     masks = {
@@ -58,7 +58,7 @@ def test_a_neuron_that_nothing_reads_goes():
     assert sizes(smaller)["0.weight"] == (4, 6)
 
 
-def test_the_smaller_model_says_its_sizes_and_the_larger_one_keeps_its_own():
+def test_smaller_model_says_its_sizes_and_the_larger_one_keeps_its_own():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1))
     before = copy.deepcopy(model)
     smaller = compact(model, optimizer_without(model, {"0": [0, 3]}), torch.randn(IMAGE))
@@ -81,7 +81,7 @@ class Net(nn.Module):
         return self.head(F.relu(x).mean((2, 3)))
 
 
-def test_a_shift_that_relu_makes_zero_goes_without_a_trace():
+def test_shift_that_relu_makes_zero_goes_without_a_trace():
     model = Net(padding=1)
     optimizer = optimizer_without(model, {"first": [0, 5]})
     settle(model, torch.randn(IMAGE), shifts=(-0.5, -0.1))
@@ -91,7 +91,7 @@ def test_a_shift_that_relu_makes_zero_goes_without_a_trace():
     assert smaller.second.bias is None
 
 
-def test_a_positive_shift_goes_into_a_bias_that_the_reader_is_given():
+def test_positive_shift_goes_into_a_bias_that_the_reader_is_given():
     model = Net(padding=0)
     optimizer = optimizer_without(model, {"first": [0, 5], "second": [2]})
     settle(model, torch.randn(IMAGE), shifts=(0.1, 0.5))
@@ -101,7 +101,7 @@ def test_a_positive_shift_goes_into_a_bias_that_the_reader_is_given():
     assert smaller.second.bias.shape == (5,)
 
 
-def test_a_positive_shift_next_to_padding_stays_and_the_reason_is_given():
+def test_positive_shift_next_to_padding_stays_and_the_reason_is_given():
     model = Net(padding=1)
     optimizer = optimizer_without(model, {"first": [0, 5]})
     settle(model, torch.randn(IMAGE), shifts=(0.2, 0.2))
@@ -113,7 +113,7 @@ def test_a_positive_shift_next_to_padding_stays_and_the_reason_is_given():
     assert compaction.report.share_reached == 0.0
 
 
-def test_the_same_shift_goes_where_masks_dropped_what_reads_it():
+def test_same_shift_goes_where_masks_dropped_what_reads_it():
     model = Net(padding=1)
     optimizer = optimizer_without(model, {"first": [0, 5]}, {"second": [0, 5]})
     settle(model, torch.randn(IMAGE), shifts=(0.2, 0.2))
@@ -145,7 +145,7 @@ class Residual(nn.Module):
         return self.head(x + self.block(x))
 
 
-def test_a_channel_of_an_addition_goes_only_if_all_that_make_it_are_dropped():
+def test_channel_of_an_addition_goes_only_if_all_that_make_it_are_dropped():
     model = Residual()
     optimizer = optimizer_without(model, {"stem": [0, 1], "block": [1, 2]})
     nn.init.zeros_(model.stem.bias)
@@ -159,7 +159,7 @@ def test_a_channel_of_an_addition_goes_only_if_all_that_make_it_are_dropped():
     assert 0 < compaction.report.share_reached < 1
 
 
-def test_a_depthwise_convolution_goes_with_the_channels_it_filters():
+def test_depthwise_convolution_goes_with_the_channels_it_filters():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1, bias=False), nn.ReLU6(),
         nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.ReLU6(),
@@ -171,7 +171,7 @@ def test_a_depthwise_convolution_goes_with_the_channels_it_filters():
     assert (smaller[2].groups, smaller[2].in_channels, smaller[0].out_channels) == (5, 5, 5)
 
 
-def test_of_a_grouped_convolution_whole_groups_go():
+def test_grouped_convolution_loses_full_groups():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 4, 3, groups=4, bias=False), nn.Conv2d(4, 5, 1)
     )
@@ -181,7 +181,7 @@ def test_of_a_grouped_convolution_whole_groups_go():
     assert (smaller[1].groups, smaller[1].in_channels, smaller[2].in_channels) == (3, 6, 3)
 
 
-def test_a_layer_is_never_left_empty():
+def test_layer_is_never_left_empty():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 5))
     # Seven neurons of the first layer are read by nothing, and the reader of the eighth by nothing.
     optimizer = optimizer_without(model, {"2": [1, 2, 3]}, {"4": [0]})
@@ -190,7 +190,7 @@ def test_a_layer_is_never_left_empty():
     assert min(min(shape) for shape in sizes(compaction.model).values()) == 1
 
 
-def test_a_flattened_channel_takes_all_its_columns_along():
+def test_flattened_channel_takes_all_its_columns_along():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 5)
     )
@@ -199,7 +199,7 @@ def test_a_flattened_channel_takes_all_its_columns_along():
     assert smaller[4].in_features == 32
 
 
-def test_the_input_of_the_first_training_step_is_used_if_none_is_given():
+def test_input_of_the_first_training_step_is_used_if_none_is_given():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
     optimizer = optimizer_without(model, {"0": [1]})
     with pytest.raises(ValueError, match="knows no input yet"):
@@ -209,7 +209,7 @@ def test_the_input_of_the_first_training_step_is_used_if_none_is_given():
     assert compact(model, optimizer)[0].out_features == 7
 
 
-def test_what_is_trained_further_stays_what_the_masked_model_becomes():
+def test_compacted_model_trains_as_the_masked_model():
     torch.manual_seed(0)
     model = Net(padding=1)
     optimizer = optimizer_without(model, {"first": [0, 5], "second": [1]})
@@ -235,7 +235,7 @@ class Fixed(nn.Module):
         return self.head(self.conv(x).reshape(-1, 256))
 
 
-def test_a_forward_with_a_number_of_channels_written_in_it_is_refused():
+def test_forward_with_a_number_of_channels_written_in_it_is_refused():
     model = Fixed()
     optimizer = optimizer_without(model, {"conv": [0]})
     with pytest.raises(CompactionError, match="model=Fixed.*does not run.*written in it"):
@@ -303,14 +303,14 @@ def test_next_to_infinite_outputs_a_difference_is_still_found(finish, difference
         compact(model, optimizer, torch.randn(5, 6))
 
 
-def test_a_model_that_the_masks_are_not_of_is_refused():
+def test_model_that_the_masks_are_not_of_is_refused():
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
     optimizer = optimizer_without(model, {"0": [1]})
     with pytest.raises(ValueError, match=r"no parameter '0.weight' of shape \(8, 6\)"):
         compact(nn.Sequential(nn.Linear(6, 7)), optimizer, torch.randn(2, 6))
 
 
-def test_nothing_goes_where_masks_leave_something_of_everything():
+def test_model_with_live_weights_everywhere_does_not_shrink():
     model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5))
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer = SparseOptimizer(inner, model, method="static", density=0.5, seed=0)
@@ -326,7 +326,7 @@ def test_channels_last_weights_stay_so():
     assert smaller[2].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_report_can_be_read():
+def test_report_can_be_read():
     model = Residual()
     text = str(Compaction(model, optimizer_without(model, {"stem": [0]}), torch.randn(4, 6)).report)
     assert "stem.weight" in text
@@ -350,7 +350,7 @@ class Region(nn.Module):
         return self.last(x) + offset
 
 
-def test_a_region_of_the_graph_that_is_not_looked_into_blocks_what_goes_into_it():
+def test_region_of_the_graph_that_is_not_looked_into_blocks_what_goes_into_it():
     model = Region()
     optimizer = optimizer_without(model, {"first": [0]})
     x, scale = torch.randn(4, 6), torch.randn(())
@@ -374,7 +374,7 @@ class Twice(nn.Module):
         return self.shared(self.left(x).tanh()) * self.shared(self.right(x).sigmoid())
 
 
-def test_a_layer_that_is_used_twice_shares_its_columns_and_takes_no_constants():
+def test_layer_that_is_used_twice_shares_its_columns_and_takes_no_constants():
     model = Twice()
     filters = {"left": [0, 1, 2], "right": [0, 1]}
     optimizer = optimizer_without(model, filters)
@@ -387,7 +387,7 @@ def test_a_layer_that_is_used_twice_shares_its_columns_and_takes_no_constants():
     assert sizes(compaction.model)["shared.weight"] == (5, 6)
 
 
-def test_the_hidden_neurons_of_gpt2_go():
+def test_hidden_neurons_of_gpt2_go():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
         n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=20, use_cache=False
@@ -414,7 +414,7 @@ def test_wrappers_are_taken_off():
     assert smaller[0].out_features == 7
 
 
-def test_a_constant_that_padding_spoils_on_the_way_stays():
+def test_constant_that_padding_spoils_on_the_way_stays():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.AvgPool2d(3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(8, 5),

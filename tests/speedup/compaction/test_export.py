@@ -40,7 +40,7 @@ def test_onnx_takes_it_and_another_runtime_computes_the_same(smaller, tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), smaller(image), rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_saved_whole_and_loaded_without_the_larger_one(smaller, tmp_path):
+def test_compacted_model_is_pickled_and_loaded_without_the_larger_one(smaller, tmp_path):
     torch.save(smaller, tmp_path / "model.pt")
     assert b"sparseopt" not in (tmp_path / "model.pt").read_bytes()
     image = torch.randn(IMAGE)

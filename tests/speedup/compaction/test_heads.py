@@ -43,7 +43,7 @@ def test_all_that_was_dropped_is_cut_and_the_rest_computes_the_same(name):
 
 
 @pytest.mark.parametrize("name", ["own, split", "encoder", "vit"])
-def test_the_smaller_model_is_copied_saved_and_exported(name):
+def test_smaller_model_is_copied_saved_and_exported(name):
     case = TRANSFORMERS[name]
     smaller = cut(case)[1].model.eval()
     expected = case.run(smaller)
@@ -134,7 +134,7 @@ class Stubborn(nn.Module):
         return self.head(x + self.proj(y.reshape(samples, tokens, width)))
 
 
-def test_where_the_code_has_the_number_of_heads_they_stay_and_the_report_says_so():
+def test_heads_stay_and_are_reported_if_the_code_has_their_number():
     case = Transformer(Stubborn, 1, 4, 0, (torch.randn(2, 5, 6),))
     model, compaction = cut(case)
     torch.testing.assert_close(case.run(compaction.model), case.run(model))

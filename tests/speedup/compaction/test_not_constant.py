@@ -40,7 +40,7 @@ def by_addmm(x, weight, added):
 
 
 @pytest.mark.parametrize("add", [by_linear, by_addmm])
-def test_a_bias_that_is_made_of_an_input(add):
+def test_bias_that_is_made_of_an_input(add):
     torch.manual_seed(0)
     model = BiasFromData(add)
     # The condition at hand makes of the second layer's dropped neurons zeros.
@@ -75,7 +75,7 @@ class Conditional(nn.Module):
 
 
 @pytest.mark.parametrize("slope", [False, True])
-def test_a_scale_a_shift_and_a_slope_that_are_made_of_an_input(slope):
+def test_scale_a_shift_and_a_slope_that_are_made_of_an_input(slope):
     torch.manual_seed(0)
     model = Conditional(slope)
     optimizer = optimizer_without(model, {"first": [0, 1, 2]})
@@ -104,7 +104,7 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize("gate", [torch.tanh, torch.clone, lambda gate: gate.view(1, 1) * 2.0])
-def test_a_gate_that_begins_at_zero(gate):
+def test_gate_that_begins_at_zero(gate):
     torch.manual_seed(0)
     model = Gated(gate)
     model.branch.bias.data[4] = 0
@@ -124,7 +124,7 @@ def test_a_gate_that_begins_at_zero(gate):
     torch.testing.assert_close(smaller(x), model(x))
 
 
-def test_a_buffer_that_is_zero_is_a_mask():
+def test_buffer_that_is_zero_is_a_mask():
     model = Gated(torch.tanh)
     del model.gate
     model.register_buffer("gate", torch.zeros(1))
@@ -153,7 +153,7 @@ def test_live_channels_stay_under_scales_that_begin_at_zero():
     assert smaller.scale.shape == (7,)
 
 
-def test_a_slope_that_all_channels_share_has_its_gradient_of_constants_too():
+def test_slope_that_all_channels_share_has_its_gradient_of_constants_too():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 3))
     model[0].bias.data[:3] = torch.tensor([-0.5, 0.0, 0.0])
@@ -180,7 +180,7 @@ class GrownLater(nn.Module):
         return self.last(x @ self.middle.weight.t())
 
 
-def test_a_live_weight_that_is_zero_at_the_moment_counts_where_it_is_transposed():
+def test_live_weight_that_is_zero_at_the_moment_counts_where_it_is_transposed():
     model = GrownLater()
     masks = {
         f"{name}.weight": torch.ones(layer.weight.shape, dtype=torch.bool)
@@ -198,7 +198,7 @@ def test_a_live_weight_that_is_zero_at_the_moment_counts_where_it_is_transposed(
     torch.testing.assert_close(smaller.middle.weight.grad[0, 2], model.middle.weight.grad[0, 2])
 
 
-def test_an_analysis_that_holds_for_one_input_only_is_noticed(monkeypatch):
+def test_analysis_that_holds_for_one_input_only_is_noticed(monkeypatch):
     """The last check finds any error of the analysis: here all channels count as constants."""
     model = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 3))
 

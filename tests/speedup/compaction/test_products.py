@@ -36,7 +36,7 @@ class Product(nn.Module):
 
 
 @pytest.mark.parametrize("multiply", [plain, added, from_the_left])
-def test_a_dropped_neuron_before_a_product_goes(multiply):
+def test_dropped_neuron_before_a_product_goes(multiply):
     torch.manual_seed(0)
     model = Product(multiply)
     optimizer = optimizer_without(model, {"first": [1, 3, 5]})
@@ -108,7 +108,7 @@ class Attending(nn.Module):
         return self.last(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
 
 
-def test_before_attention_of_torch_all_goes_but_its_inputs():
+def test_layers_before_attention_of_torch_shrink_except_its_inputs():
     torch.manual_seed(0)
     model = Attending()
     x, labels = torch.randn(4, 3, 6, 6), torch.arange(4)

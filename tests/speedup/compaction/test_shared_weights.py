@@ -27,7 +27,7 @@ class Tied(nn.Module):
         return self.last(self.used(self.first(x).sigmoid()).relu())
 
 
-def test_a_tied_weight_takes_no_constants_into_the_bias_of_another_module():
+def test_tied_weight_takes_no_constants_into_the_bias_of_another_module():
     model = Tied()
     masks = {
         f"{name}.weight": torch.ones(layer.weight.shape, dtype=torch.bool)
@@ -52,7 +52,7 @@ class TiedBias(nn.Module):
         return self.third(self.second(self.first(x).sigmoid()).relu())
 
 
-def test_a_tied_bias_takes_no_constants():
+def test_tied_bias_takes_no_constants():
     model = TiedBias()
     compaction = Compaction(model, optimizer_without(model, {"first": [0, 1]}), torch.randn(4, 6))
     agrees(model, compaction)
@@ -70,7 +70,7 @@ class TakenOut(nn.Module):
         return F.linear(self.first(x).sigmoid(), self.second.weight)
 
 
-def test_a_weight_that_forward_takes_out_of_its_layer_takes_no_constants():
+def test_weight_that_forward_takes_out_of_its_layer_takes_no_constants():
     model = TakenOut()
     compaction = Compaction(model, optimizer_without(model, {"first": [0, 1]}), torch.randn(4, 6))
     agrees(model, compaction)

@@ -58,7 +58,7 @@ def live(model, masks, x, dtype):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_condensed_network_computes_what_the_masked_one_does(name, batch):
+def test_condensed_network_computes_what_the_masked_one_does(name, batch):
     make, size = IMAGES[name]
     torch.manual_seed(0)
     model = settled(make())
@@ -75,7 +75,7 @@ def test_a_condensed_network_computes_what_the_masked_one_does(name, batch):
 
 
 @pytest.mark.parametrize("name", ["wrn-22-2", "resnet18"])
-def test_in_bfloat16_it_is_as_exact_as_the_masked_network_in_bfloat16(name):
+def test_bfloat16_is_as_exact_as_in_the_masked_network(name):
     make, size = IMAGES[name]
     torch.manual_seed(0)
     model = settled(make())
@@ -89,7 +89,7 @@ def test_in_bfloat16_it_is_as_exact_as_the_masked_network_in_bfloat16(name):
     assert (found - expected).norm() <= 1.2 * (plain - expected).norm()
 
 
-def test_a_gpt2_runs_and_its_head_is_sparse():
+def test_gpt2_runs_and_its_head_is_sparse():
     model = gpt2()
     weight = model.model.lm_head.weight
     weight = model.model.lm_head.weight = nn.Parameter(weight.detach().clone())

@@ -45,7 +45,7 @@ def live_layers(model):
 
 
 @pytest.mark.parametrize("batch", [1, 20])
-def test_whatever_is_chosen_the_model_computes_the_same_and_the_given_one_is_left_alone(batch):
+def test_condensed_model_computes_the_same_and_the_given_one_is_left_alone(batch):
     model = settled(Residual()).train()
     masks = sparse_masks(model)
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
@@ -59,7 +59,7 @@ def test_whatever_is_chosen_the_model_computes_the_same_and_the_given_one_is_lef
 
 
 @needs_kernels
-def test_the_sparse_model_is_handed_over_where_it_is_fastest_and_it_stores_live_weights(times):
+def test_sparse_model_is_handed_over_where_it_is_fastest_and_it_stores_live_weights(times):
     times["sparse, float32"] = 1.0
     model = settled(Residual())
     masks = sparse_masks(model)
@@ -77,7 +77,7 @@ def test_the_sparse_model_is_handed_over_where_it_is_fastest_and_it_stores_live_
 
 
 @pytest.mark.parametrize("way", ["as it is", "channels-last", "folded", "frozen TorchScript"])
-def test_a_dense_way_that_is_faster_is_handed_over(times, way):
+def test_dense_way_that_is_faster_is_handed_over(times, way):
     times[f"{way}, float32"], times["sparse, float32"] = 1.0, 2.0
     model = settled(Residual())
     x = torch.randn(4, 3, 8, 8)
@@ -91,7 +91,7 @@ def test_a_dense_way_that_is_faster_is_handed_over(times, way):
             torch.testing.assert_close(found, model(inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_a_way_that_is_faster_within_the_spread_only_is_not_handed_over(monkeypatch):
+def test_way_that_is_faster_within_the_spread_only_is_not_handed_over(monkeypatch):
     def made_up(calls, **_):
         own = {"as it is, float32": (2.0, 2.0, 2.0, 2.0), "sparse, float32": (1.0, 1.0, 2.1, 2.1)}
         return {name: Timing(own.get(name, (9.0,) * 4)) for name in calls}
@@ -103,7 +103,7 @@ def test_a_way_that_is_faster_within_the_spread_only_is_not_handed_over(monkeypa
 
 
 @pytest.mark.skipif(not assembly.has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
-def test_a_cheap_way_is_said_first_and_handed_over_with_permission_only(times):
+def test_cheap_way_is_said_first_and_handed_over_with_permission_only(times):
     times.update({"as it is, float32": 2.0, "as it is, bfloat16": 1.0})
     model = settled(Residual())
     masks, x = sparse_masks(model), torch.randn(4, 3, 8, 8)
@@ -122,7 +122,7 @@ def test_a_cheap_way_is_said_first_and_handed_over_with_permission_only(times):
 
 
 @needs_kernels
-def test_a_condensed_model_is_copied_pickled_and_saved(times, tmp_path):
+def test_condensed_model_is_copied_pickled_and_saved(times, tmp_path):
     times["sparse, float32"] = 1.0
     model = settled(Residual())
     x = torch.randn(4, 3, 8, 8)
@@ -135,7 +135,7 @@ def test_a_condensed_model_is_copied_pickled_and_saved(times, tmp_path):
 
 @needs_kernels
 @pytest.mark.parametrize("batch", [1, 8])
-def test_a_condensed_model_is_exported_with_the_registered_operators(times, batch):
+def test_condensed_model_is_exported_with_the_registered_operators(times, batch):
     times["sparse, float32"] = 1.0
     model = settled(Residual())
     x = torch.randn(batch, 3, 8, 8)
@@ -149,7 +149,7 @@ def test_a_condensed_model_is_exported_with_the_registered_operators(times, batc
 
 
 @needs_kernels
-def test_a_model_that_no_trace_follows_is_condensed_all_the_same(times):
+def test_model_that_no_trace_follows_is_condensed_all_the_same(times):
     times["sparse, float32"] = 1.0
     model = settled(Untraceable())
     x = torch.randn(5, 4, 8, 8)
@@ -174,7 +174,7 @@ class ReadsWeight(nn.Module):
 
 
 @needs_kernels
-def test_a_layer_whose_weight_other_code_reads_stays_dense_and_the_others_do_not(times):
+def test_layer_whose_weight_other_code_reads_stays_dense_and_the_others_do_not(times):
     times["sparse, float32"] = 1.0
     model, x = ReadsWeight(), torch.randn(3, 16)
     condensed = quickly(model, sparse_masks(model), x)
@@ -217,7 +217,7 @@ def test_weights_outside_of_their_mask_that_are_not_zero_keep_a_layer_dense(time
         torch.testing.assert_close(condensed.model(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_an_optimizer_gives_masks_and_the_shapes_of_its_first_training_step():
+def test_optimizer_gives_masks_and_the_shapes_of_its_first_training_step():
     model = settled(Residual()).train()
     inner = torch.optim.SGD(model.parameters(), lr=0.01)
     optimizer = SparseOptimizer(inner, model, method="static", density=0.2)
@@ -239,7 +239,16 @@ def test_arguments_out_of_range_are_refused_by_name():
         condense(model, "zero", example_inputs=x)
 
 
-def test_the_spellings_of_0_1_0_warn_and_work():
+@pytest.mark.parametrize("form", ["tensor", "list", "mapping", "pair"])
+def test_example_inputs_have_the_forms_that_they_have_elsewhere(form):
+    model, x = nn.Linear(8, 4), torch.randn(2, 8)
+    inputs = {"tensor": x, "list": [x], "mapping": {"input": x}, "pair": ((x,), {})}[form]
+    condensed = quickly(model, sparse_masks(model), inputs, scripted=False)
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x))
+
+
+def test_spellings_of_0_1_0_warn_and_work():
     model = nn.Linear(16, 4)
     optimizer = SparseOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1), model, method="static", density=0.5, init={}
@@ -256,7 +265,7 @@ def test_the_spellings_of_0_1_0_warn_and_work():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_a_number_format_without_kernels_is_condensed_with_what_torch_has(dtype):
+def test_number_format_without_kernels_is_condensed_with_what_torch_has(dtype):
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).to(dtype)
     masks = sparse_masks(model)
     x = torch.randn(4, 64, dtype=dtype)
@@ -269,7 +278,7 @@ def test_a_number_format_without_kernels_is_condensed_with_what_torch_has(dtype)
 
 
 @pytest.mark.skipif(not assembly.has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
-def test_a_model_of_tokens_returns_float32_when_it_computes_in_bfloat16(times):
+def test_model_of_tokens_returns_float32_when_it_computes_in_bfloat16(times):
     times.update({"as it is, float32": 2.0, "folded, bfloat16": 1.0})
     model = nn.Sequential(nn.Embedding(10, 16), nn.Linear(16, 10)).eval()
     tokens = torch.randint(10, (2, 3))
@@ -282,7 +291,7 @@ def test_a_model_of_tokens_returns_float32_when_it_computes_in_bfloat16(times):
 
 
 @needs_kernels
-def test_under_autocast_a_model_is_condensed_in_its_number_format(times):
+def test_model_under_autocast_is_condensed_in_its_dtype(times):
     times["sparse, bfloat16"] = 1.0
     model = settled(Residual())
     masks, x = sparse_masks(model), torch.randn(4, 3, 8, 8)
@@ -304,7 +313,7 @@ def chain(*layers):
     ]
 
 
-def test_a_layer_is_live_where_that_is_worth_its_conversions():
+def test_layer_is_live_where_that_is_worth_its_conversions():
     fast, slow = {"dense": 5.0, "live": 1.0}, {"dense": 1.0, "live": 2.0}
     # One slow layer among fast ones is no reason to convert there and back.
     assert cheapest_chain(chain((fast, 1.0), (slow, 1.0), (fast, 1.0))) == ["live"] * 3

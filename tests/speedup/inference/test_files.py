@@ -51,7 +51,7 @@ def test_damaged_positions_are_refused(name, code, words):
         decode(name, torch.tensor(code, dtype=torch.uint8), 7)
 
 
-def test_a_model_comes_back_bit_by_bit(tmp_path):
+def test_model_comes_back_bit_by_bit(tmp_path):
     model = settled(Residual())
     sparse_masks(model)
     save_sparse(tmp_path / "model.safetensors", model)
@@ -61,7 +61,7 @@ def test_a_model_comes_back_bit_by_bit(tmp_path):
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_an_optimizers_masks_are_stored_with_live_weights_that_are_zero(tmp_path):
+def test_optimizers_masks_are_stored_with_live_weights_that_are_zero(tmp_path):
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
     optimizer = SparseOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1), model, method="static", density=0.1
@@ -81,7 +81,7 @@ def test_an_optimizers_masks_are_stored_with_live_weights_that_are_zero(tmp_path
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(None, 0.14), (torch.bfloat16, 0.09)])
-def test_at_a_tenth_a_file_takes_little_of_a_dense_one(tmp_path, dtype, most):
+def test_file_at_a_tenth_is_much_smaller_than_a_dense_file(tmp_path, dtype, most):
     model = nn.Sequential(nn.Conv2d(128, 128, 3), nn.Conv2d(128, 256, 1), nn.Linear(512, 512))
     sparse_masks(model, 0.1)
     save_sparse(tmp_path / "model.safetensors", model, dtype=dtype)
@@ -131,7 +131,7 @@ def sparse_is_fastest(monkeypatch):
 @needs_kernels
 @pytest.mark.usefixtures("sparse_is_fastest")
 @pytest.mark.parametrize("net", [Residual, Untraceable])
-def test_a_condensed_model_loads_other_weights_under_other_masks(tmp_path, net):
+def test_condensed_model_loads_other_weights_under_other_masks(tmp_path, net):
     """With BatchNorms folded anew, and without a dense weight in between."""
     one, other = settled(net()), settled(net(), seed=5)
     x = torch.randn(4, 3 if net is Residual else 4, 8, 8)
@@ -146,7 +146,7 @@ def test_a_condensed_model_loads_other_weights_under_other_masks(tmp_path, net):
 
 @needs_kernels
 @pytest.mark.usefixtures("sparse_is_fastest")
-def test_a_condensed_model_is_not_saved(tmp_path):
+def test_condensed_model_is_not_saved(tmp_path):
     model = settled(Residual())
     x = torch.randn(4, 3, 8, 8)
     condensed = condense(model, sparse_masks(model), example_inputs=x, rounds=1, compiled=False)
@@ -166,7 +166,7 @@ def test_nothing_is_loaded_into_a_frozen_program(tmp_path, monkeypatch):
         load_sparse(tmp_path / "model.safetensors", condensed.model)
 
 
-def test_what_does_not_fit_is_refused_by_name_and_nothing_is_loaded(tmp_path):
+def test_files_that_do_not_fit_raise_an_error_and_load_nothing(tmp_path):
     path = tmp_path / "model.safetensors"
     save_sparse(path, nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(4, 4)}))
     model = nn.ModuleDict({"a": nn.Linear(8, 9), "c": nn.Linear(4, 4)})

@@ -48,7 +48,7 @@ def test_norms_additions_and_activations_are_folded_into_the_layers_before():
 @needs_kernels
 @pytest.mark.parametrize("way", ["dense", "live"])
 @pytest.mark.parametrize("batch", [1, 2, 16, 33])
-def test_a_folded_network_computes_what_the_model_does(batch, way):
+def test_folded_network_computes_what_the_model_does(batch, way):
     model = settled(Residual())
     masks = sparse_masks(model)
     x = torch.randn(batch, 3, 9, 8)
@@ -59,7 +59,7 @@ def test_a_folded_network_computes_what_the_model_does(batch, way):
 
 @needs_kernels
 @pytest.mark.parametrize("way", ["dense", "live"])
-def test_a_folded_network_in_bfloat16_is_as_exact_as_the_model_in_it(way):
+def test_folded_network_in_bfloat16_is_as_exact_as_the_model_in_it(way):
     model = settled(Residual())
     masks = sparse_masks(model)
     x = torch.randn(32, 3, 8, 8)
@@ -71,7 +71,7 @@ def test_a_folded_network_in_bfloat16_is_as_exact_as_the_model_in_it(way):
 
 
 @needs_kernels
-def test_with_other_batches_and_sizes_it_computes_the_same():
+def test_network_computes_the_same_for_other_batches_and_sizes():
     model = settled(Residual())
     live = built(model, sparse_masks(model), torch.randn(4, 3, 8, 8), "live")
     for shape in ((1, 3, 8, 8), (64, 3, 12, 10), (3, 3, 7, 7)):
@@ -92,7 +92,7 @@ def test_gradients_of_the_input_are_those_of_the_model():
 
 
 @needs_kernels
-def test_a_model_that_no_trace_follows_has_its_layers_exchanged_one_by_one():
+def test_model_that_no_trace_follows_has_its_layers_exchanged_one_by_one():
     model = settled(Untraceable())
     masks = sparse_masks(model)
     x = torch.randn(5, 4, 8, 8)
@@ -132,7 +132,7 @@ def test_attention_of_a_sequence_to_itself_becomes_its_two_linear_layers(batch_f
     assert isinstance(model.attention, nn.MultiheadAttention)
 
 
-def test_a_layer_that_is_called_twice_keeps_what_follows_each_call():
+def test_layer_that_is_called_twice_keeps_what_follows_each_call():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -151,7 +151,7 @@ def test_a_layer_that_is_called_twice_keeps_what_follows_each_call():
         torch.testing.assert_close(built(model, masks, x, "live")(x), model(x))
 
 
-def test_an_addition_that_broadcasts_is_left_alone():
+def test_addition_that_broadcasts_is_left_alone():
     class Gate(nn.Module):
         def __init__(self):
             super().__init__()

@@ -54,7 +54,7 @@ def test_output_and_gradients_are_those_of_torch_in_float64(shape, dtype):
     assert error(dx, gradients[0]) < BOUNDS[dtype]
 
 
-def test_a_mean_far_from_zero_costs_no_precision():
+def test_mean_far_from_zero_costs_no_precision():
     torch.manual_seed(0)
     x, grad = map_of((64, 4, 8, 8), offset=1000.0), map_of((64, 4, 8, 8)).detach()
     weight, bias = of_channels(x.shape)
@@ -115,7 +115,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
 
 
-def test_what_the_kernel_does_not_know_is_left_to_torch():
+def test_input_that_the_kernel_does_not_know_is_left_to_torch():
     x = map_of((4, 3, 2, 2))
     assert knows_batch_norm(x, None, torch.ones(3))
     assert not knows_batch_norm(x, torch.ones(3, dtype=torch.float64))
@@ -146,7 +146,7 @@ def test_relu_after_it_has_the_gradients_of_both(shape, dtype, inplace):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_of_what_is_normalised_is_there_for_whoever_looks():
+def test_gradient_of_what_is_normalised_is_there_for_whoever_looks():
     x, (weight, bias) = map_of((6, 3, 4, 2)), of_channels((6, 3))
     y, *_ = batch_norm(x, weight, bias, EPS)
     z = relu(y, inplace=False)

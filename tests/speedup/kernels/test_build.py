@@ -54,14 +54,14 @@ def test_either_there_are_kernels_or_a_reason():
 
 
 @pytest.mark.parametrize("off", ["0", "off", "False"])
-def test_the_environment_turns_kernels_off(off, fresh):
+def test_environment_turns_kernels_off(off, fresh):
     fresh.setenv("SPARSEOPT_KERNELS", off)
     assert not kernels.available()
     assert kernels.why_not() == f"the environment says SPARSEOPT_KERNELS={off.lower()}"
 
 
 @needs_processor
-def test_without_kernels_calls_say_why(fresh):
+def test_calls_without_kernels_say_why(fresh):
     fresh.setenv("SPARSEOPT_KERNELS", "0")
     with pytest.raises(RuntimeError, match="SPARSEOPT_KERNELS=0"):
         library.library()
@@ -72,13 +72,13 @@ def test_without_kernels_calls_say_why(fresh):
 @needs_compiler
 @pytest.mark.skipif(os.environ.get("SPARSEOPT_KERNELS") == "0", reason="kernels are turned off")
 @needs_processor
-def test_there_are_kernels_where_there_is_a_compiler():
+def test_kernels_are_available_where_there_is_a_compiler():
     # Without this, an error in the source would skip every test of them.
     assert kernels.why_not() is None
 
 
 @needs_compiler
-def test_the_environment_chooses_an_instruction_set():
+def test_environment_chooses_an_instruction_set():
     assert ask(SPARSEOPT_KERNELS=(least := cpu.supported_variants(build.VARIANTS)[-1]))[:2] == (
         True,
         least,
@@ -86,13 +86,13 @@ def test_the_environment_chooses_an_instruction_set():
 
 
 @needs_processor
-def test_an_unknown_instruction_set_is_named(fresh):
+def test_unknown_instruction_set_is_named(fresh):
     fresh.setenv("SPARSEOPT_KERNELS", "avx1024")
     assert "SPARSEOPT_KERNELS=avx1024" in kernels.why_not()
 
 
 @needs_processor
-def test_an_empty_path_and_an_empty_cache_leave_no_kernels(tmp_path):
+def test_empty_path_and_an_empty_cache_leave_no_kernels(tmp_path):
     empty = tmp_path / "bin"
     empty.mkdir()
     environment = {"PATH": str(empty), "SPARSEOPT_CACHE": str(tmp_path / "cache"), "CXX": ""}
@@ -103,14 +103,14 @@ def test_an_empty_path_and_an_empty_cache_leave_no_kernels(tmp_path):
 
 
 @needs_processor
-def test_a_compiler_that_is_not_there_is_named(fresh):
+def test_compiler_that_is_not_there_is_named(fresh):
     fresh.setenv("CXX", "no-such-compiler")
     assert "CXX (no-such-compiler) was not found" in kernels.why_not()
 
 
 @needs_processor
 @needs_compiler
-def test_a_failed_build_is_a_sentence(fresh, tmp_path):
+def test_failed_build_is_a_sentence(fresh, tmp_path):
     sources = tmp_path / "csrc"
     shutil.copytree(build.SOURCES, sources)
     (sources / "vectors.h").write_text('#error "no such machine"')
@@ -126,7 +126,7 @@ def test_a_failed_build_is_a_sentence(fresh, tmp_path):
 @pytest.mark.skipif(
     len(cpu.supported_variants(build.VARIANTS)) < 2, reason="one instruction set here"
 )
-def test_a_compiler_that_is_older_than_the_processor_makes_the_next_best(fresh, tmp_path):
+def test_compiler_that_is_older_than_the_processor_makes_the_next_best(fresh, tmp_path):
     best, next_best, *_ = cpu.supported_variants(build.VARIANTS)
     unknown = (set(build._INSTRUCTIONS[best]) - set(build._INSTRUCTIONS[next_best])).pop()
     compiler = tmp_path / "old-compiler"
@@ -140,7 +140,7 @@ def test_a_compiler_that_is_older_than_the_processor_makes_the_next_best(fresh, 
 
 @needs_processor
 @needs_compiler
-def test_a_cache_that_can_not_be_written_is_a_sentence(fresh, tmp_path):
+def test_cache_that_can_not_be_written_is_a_sentence(fresh, tmp_path):
     file = tmp_path / "file"
     file.touch()
     fresh.setenv("SPARSEOPT_CACHE", str(file / "folder"))
@@ -148,7 +148,7 @@ def test_a_cache_that_can_not_be_written_is_a_sentence(fresh, tmp_path):
 
 
 @needs_processor
-def test_a_file_that_is_no_library_is_a_sentence(fresh):
+def test_file_that_is_no_library_is_a_sentence(fresh):
     path = build.prebuilt_path(cpu.supported_variants(build.VARIANTS)[0])
     path.parent.mkdir()
     path.write_text("nothing")
@@ -159,7 +159,7 @@ def test_a_file_that_is_no_library_is_a_sentence(fresh):
 @pytest.mark.slow
 @needs_processor
 @needs_compiler
-def test_a_prebuilt_binary_needs_no_compiler(fresh, caplog):
+def test_prebuilt_binary_needs_no_compiler(fresh, caplog):
     variant = cpu.supported_variants(build.VARIANTS)[0]
     build.compile_variant(variant, build.find_compiler(), build.prebuilt_path(variant))
     fresh.setenv("PATH", "")
@@ -171,7 +171,7 @@ def test_a_prebuilt_binary_needs_no_compiler(fresh, caplog):
 @pytest.mark.slow
 @needs_processor
 @needs_compiler
-def test_the_first_use_compiles_once_and_says_so(fresh, caplog):
+def test_first_use_compiles_once_and_says_so(fresh, caplog):
     with caplog.at_level(logging.WARNING, logger="sparseopt"), ThreadPoolExecutor(4) as pool:
         paths = set(pool.map(build.compiled, ["avx2" if _x86() else "neon"] * 4))
     assert len(paths) == 1

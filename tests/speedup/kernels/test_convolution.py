@@ -66,7 +66,7 @@ def test_products_are_those_of_a_dense_convolution(convolution):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 32])
-def test_one_live_weight(dtype, batch):
+def test_single_live_weight_is_multiplied(dtype, batch):
     mask = torch.zeros(6, 5, 3, 3, dtype=torch.bool)
     mask[4, 2, 0, 2] = True
     compare(batch, 5, (9, 7), 6, (3, 3), (1, 1), (1, 1), (1, 1), mask, dtype, "contiguous")
@@ -172,7 +172,7 @@ def test_empty_batch():
     assert weight.grad.eq(0).all()
 
 
-def test_no_live_weight_gives_the_bias():
+def test_output_without_live_weights_is_the_bias():
     lists = lists_of(torch.zeros(4, 3, 3, 3, dtype=torch.bool))
     y = kernels.conv2d(torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3), torch.arange(4.0), lists)
     assert y.eq(torch.arange(4.0).view(1, 4, 1, 1)).all()
@@ -210,7 +210,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_gradients():
         (torch.ones(2, 3, 6, 6).double(), torch.ones(4, 3, 3, 3), None, TypeError, "float64"),
     ],
 )
-def test_what_does_not_fit_is_named(x, weight, bias, error, words):
+def test_tensor_that_does_not_fit_is_named(x, weight, bias, error, words):
     with pytest.raises(error, match=words):
         kernels.conv2d(x, weight, bias, lists_of(torch.ones(4, 3, 3, 3) > 0))
 

@@ -33,7 +33,7 @@ def assert_close(found, expected, dtype):
     ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0)]
 )
 @pytest.mark.parametrize("bounds", BOUNDS)
-def test_a_convolution_adds_a_residual_and_clamps(dtype, batch, kernel, stride, padding, bounds):
+def test_convolution_adds_a_residual_and_clamps(dtype, batch, kernel, stride, padding, bounds):
     weight, mask, lists = layer((24, 16, kernel, kernel), stride=stride, padding=padding)
     weight, bias = weight.to(dtype), torch.randn(24)
     x = torch.randn(batch, 16, 14, 9).to(dtype)
@@ -50,7 +50,7 @@ def test_a_convolution_adds_a_residual_and_clamps(dtype, batch, kernel, stride, 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("tokens", [1, 3, 33, 200])
-def test_a_linear_layer_clamps(dtype, tokens):
+def test_linear_layer_clamps(dtype, tokens):
     weight, mask, lists = layer((40, 56))
     weight, bias = weight.to(dtype), torch.randn(40)
     x = torch.randn(tokens, 56).to(dtype)
@@ -62,7 +62,7 @@ def test_a_linear_layer_clamps(dtype, tokens):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("batch", [1, 3, 32])
 @pytest.mark.parametrize("bounds", BOUNDS)
-def test_a_normalisation_scales_shifts_and_clamps(dtype, batch, bounds):
+def test_normalisation_scales_shifts_and_clamps(dtype, batch, bounds):
     x = torch.randn(batch, 16, 7, 5).to(dtype)
     factor, shift = torch.randn(2, 16).unbind()
     by_channel = (-1, 1, 1)
@@ -78,7 +78,7 @@ def test_nan_stays_nan_through_a_clamp():
     assert inference_ops.affine(x, ones, ones, (0.0, 6.0)).isnan().all()
 
 
-def test_a_residual_of_another_shape_is_refused():
+def test_residual_of_another_shape_is_refused():
     weight, mask, lists = layer((4, 4, 1, 1))
     x = torch.randn(2, 4, 5, 5)
     with pytest.raises(ValueError, match=r"residual must have the shape \(2, 4, 5, 5\)"):

@@ -82,7 +82,7 @@ def test_weight_gradient_alone():
 
 
 @pytest.mark.parametrize("leading", [(0,), (3, 0, 2)])
-def test_no_tokens(leading):
+def test_batch_without_tokens_is_empty(leading):
     weight = torch.randn(4, 3, requires_grad=True)
     x = torch.randn(*leading, 3, requires_grad=True)
     y = kernels.linear(x, weight, torch.zeros(4), lists_of(torch.rand(4, 3) < 0.5))
@@ -109,7 +109,7 @@ def test_bfloat16_weights_have_bfloat16_gradients():
         (torch.ones(2, 3), torch.ones(3, 4), "weight must"),
     ],
 )
-def test_what_does_not_fit_is_named(x, weight, words):
+def test_tensor_that_does_not_fit_is_named(x, weight, words):
     with pytest.raises(ValueError, match=words):
         kernels.linear(x, weight, None, lists_of(torch.ones(4, 3) > 0))
 

@@ -33,7 +33,7 @@ def test_values_go_back_to_their_places(dtype, channels_last):
 
 
 @needs_kernels
-def test_the_version_alone_says_whether_lists_are_stale():
+def test_version_alone_says_whether_lists_are_stale():
     lists = kernels.LiveLists((2, 4))
     lists.update(torch.tensor([0, 3]), version=7)
     first = lists.tensor
@@ -44,7 +44,7 @@ def test_the_version_alone_says_whether_lists_are_stale():
 
 
 @needs_kernels
-def test_a_graph_keeps_the_lists_of_its_forward_pass():
+def test_graph_keeps_the_lists_of_its_forward_pass():
     old, new = torch.eye(4) > 0, torch.eye(4).flip(0) > 0
     lists, weight = lists_of(old), torch.randn(4, 4, requires_grad=True)
     y = kernels.linear(torch.ones(1, 4), weight, None, lists)

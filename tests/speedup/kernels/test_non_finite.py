@@ -28,7 +28,7 @@ def test_outputs_are_bad_where_a_live_weight_meets_a_bad_input(bad):
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_in_bfloat16_the_other_sample_of_a_pair_may_be_bad_too(bad):
+def test_other_sample_of_a_pair_may_be_bad_too_in_bfloat16(bad):
     y, met = with_a_bad_sample(bad, torch.bfloat16)
     assert not y[met].isfinite().any()
     met[2] = met[3]
@@ -38,7 +38,7 @@ def test_in_bfloat16_the_other_sample_of_a_pair_may_be_bad_too(bad):
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("where", [(3, 2, 4, 4), (0, 0, 0, 8)])
-def test_a_bad_input_makes_gradients_of_weights_bad(bad, dtype, where):
+def test_bad_input_makes_gradients_of_weights_bad(bad, dtype, where):
     mask = torch.ones(6, 5, 3, 3) > 0
     x, weight = torch.randn(20, 5, 9, 9), torch.randn(mask.shape, requires_grad=True)
     x[where] = bad
@@ -47,7 +47,7 @@ def test_a_bad_input_makes_gradients_of_weights_bad(bad, dtype, where):
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_gradient_reaches_inputs_and_weights(bad):
+def test_bad_gradient_reaches_inputs_and_weights(bad):
     mask = torch.rand(6, 5) < 0.4
     mask[2, 3] = True
     x = torch.randn(7, 5, requires_grad=True)
@@ -67,7 +67,7 @@ def test_bad_values_of_dropped_weights_are_not_looked_at():
     assert kernels.linear(torch.ones(3, 4), weight, None, lists_of(mask)).eq(2).all()
 
 
-def test_a_nan_stays_a_nan_when_it_is_rounded():
+def test_nan_stays_a_nan_when_it_is_rounded():
     lists = lists_of(torch.ones(1, 1) > 0)
     x = torch.tensor([[0x7F800001]], dtype=torch.int32).view(torch.float32)  # a NaN of low bits
     weight = torch.ones(1, 1)

@@ -70,7 +70,7 @@ def test_convolutions_are_exchanged_if_the_whole_model_is_faster(clock):
     assert "block.conv1" in handle.report
 
 
-def test_the_report_says_what_a_pass_is_made_of(clock):
+def test_report_says_what_a_pass_is_made_of(clock):
     clock(live=0.5, convolutions=0.5)
     model = make()
     optimizer = wrap(model, init="uniform")
@@ -80,7 +80,7 @@ def test_the_report_says_what_a_pass_is_made_of(clock):
     assert "convolutions by kernels, backward" in handle.report
 
 
-def test_a_model_can_be_measured_before_its_first_pass(clock):
+def test_model_can_be_measured_before_its_first_pass(clock):
     timer = clock(live=0.5, convolutions=0.5)
     model = make()
     optimizer = wrap(model, init="uniform")
@@ -98,7 +98,7 @@ def test_a_model_can_be_measured_before_its_first_pass(clock):
         handle.measure(images())
 
 
-def test_a_plan_that_was_passed_is_not_measured(clock):
+def test_plan_that_was_passed_is_not_measured(clock):
     timer = clock()
     model = make()
     optimizer = wrap(model)
@@ -131,7 +131,7 @@ def test_linear_layers_are_exchanged_alone_if_that_is_fastest(clock):
     assert type(model.stem) is nn.Conv2d
 
 
-def test_no_linear_layer_is_tried_in_the_model_if_none_is_faster(clock):
+def test_linear_layers_are_not_tried_in_the_model_if_none_is_faster(clock):
     timer = clock(live=1.5)
     model = make(Tokens)
     optimizer = wrap(model)
@@ -186,7 +186,7 @@ def test_measuring_leaves_no_trace(clock):
     assert x.grad is None
 
 
-def test_a_failure_to_measure_leaves_training_dense_and_one_line_says_so(caplog, monkeypatch):
+def test_failure_to_measure_leaves_training_dense_and_one_line_says_so(caplog, monkeypatch):
     def fail(*_):
         raise MemoryError("no room")
 
@@ -215,7 +215,7 @@ def test_model_that_no_copy_can_be_made_of_trains_on_densely(caplog):
 
 
 @pytest.mark.parametrize("kind", [ConvNet, Tokens])
-def test_a_plan_that_was_saved_gives_the_same_bits_and_measures_nothing(clock, kind):
+def test_plan_that_was_saved_gives_the_same_bits_and_measures_nothing(clock, kind):
     timer = clock(live=0.5, convolutions=0.5, linear_layers=0.6, both=0.4)
     model = make(kind)
     optimizer = wrap(model)

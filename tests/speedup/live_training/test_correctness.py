@@ -197,7 +197,7 @@ def test_gradients_through_modules_of_relu_are_those_of_torch(inplace):
         torch.testing.assert_close(parameter.grad, found[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_hook_on_a_normalisation_before_relu_sees_the_gradient_of_torch():
+def test_hook_on_a_normalisation_before_relu_sees_the_gradient_of_torch():
     run = sped_up(WithReluModules, inplace=False)
     kept = []
     for model in (run.model, run.dense):

@@ -22,7 +22,7 @@ def seen_by_both(**settings):
     [{"fast": True}, {"fast": True, "accumulate": 2}, {"fast": True, "measured": True}],
     ids=str,
 )
-def test_both_ranks_train_the_same_model(settings):
+def test_ranks_train_the_same_model(settings):
     first, second = seen_by_both(**settings)
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name])

@@ -199,7 +199,7 @@ def test_plan_that_does_not_fit_is_refused_by_name(plan, message):
 
 
 @needs_kernels
-def test_nothing_is_half_done_if_it_is_interrupted(monkeypatch):
+def test_interrupted_speed_up_leaves_nothing_half_done(monkeypatch):
     model = make()
     optimizer = wrap(model)
     plan = full_plan(model, optimizer)
@@ -270,7 +270,7 @@ def test_speed_up_and_compacted_training_refuse_each_other():
 
 
 @pytest.mark.parametrize("kind", [ConvNet, Tokens])
-def test_without_kernels_training_goes_on_dense_and_one_line_says_so(kind, monkeypatch, caplog):
+def test_training_stays_dense_without_kernels_and_one_line_says_so(kind, monkeypatch, caplog):
     monkeypatch.setattr(kernels, "why_not", lambda: "there is no compiler")
     model = make(kind)
     optimizer = wrap(model)
@@ -310,7 +310,7 @@ def test_flops_are_those_of_the_plain_model():
 
 @needs_kernels
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_training_stays_dense_and_one_line_says_so(caplog):
+def test_training_stays_dense_on_a_gpu_and_one_line_says_so(caplog):
     model = make().cuda()
     optimizer = wrap(model)
     with caplog.at_level(logging.WARNING, "sparseopt"):

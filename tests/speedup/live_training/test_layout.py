@@ -65,7 +65,7 @@ def test_moves_have_derivatives_of_second_order(move):
     assert torch.autograd.gradgradcheck(lambda x: move(x).pow(3), (x,))
 
 
-def test_by_channel_is_a_view_of_the_same_memory():
+def test_view_by_channel_shares_the_memory():
     x = to_kernel_layout(torch.randn(4, 3, 2, 5))
     view = by_channel(x)
     assert view.shape == (1, 3, 10, 4)

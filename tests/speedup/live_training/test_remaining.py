@@ -19,7 +19,7 @@ def test_seconds_are_by_operation_and_the_largest_come_first():
     assert found["aten::mm"] > 0
 
 
-def test_a_profiler_that_is_running_already_is_left_alone():
+def test_profiler_that_is_running_already_is_left_alone():
     with torch.autograd.profiler.profile(use_cpu=True, use_kineto=False) as outer:
         assert seconds_by_operation(lambda: torch.ones(3) + 1) == {}
         torch.ones(3).exp()
@@ -43,7 +43,7 @@ def test_functions_that_leave_the_layout_or_are_slow_in_it_are_named():
     assert all(call.calls == 1 for call in found.values())
 
 
-def test_what_is_timed_again_changes_nothing():
+def test_timing_calls_again_changes_nothing():
     x = to_kernel_layout(torch.ones(64, 64, 32, 32))
     expected = x + 1
     calls = slow_calls(lambda: x.add_(1))

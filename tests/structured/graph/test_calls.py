@@ -37,7 +37,7 @@ class Casting(nn.Module):
         return self.last(x.float())
 
 
-def test_a_cast_keeps_channels_apart():
+def test_cast_keeps_channels_apart():
     x = torch.randn(4, 6)
     assert by_name(find_channel_groups(Casting(), x))["first.weight"].channels == 8
     agrees_without(Casting(), "first.weight", [1, 5], x)
@@ -68,7 +68,7 @@ class FromTheLeft(nn.Module):
         return self.last((self.middle @ self.first(x).relu().t()).t().relu())
 
 
-def test_a_weight_is_followed_through_its_transposition():
+def test_weight_is_followed_through_its_transposition():
     x = torch.randn(4, 6)
     group = by_name(find_channel_groups(Transposed(), x))["first"]
     assert places(group) == {
@@ -78,7 +78,7 @@ def test_a_weight_is_followed_through_its_transposition():
     }
 
 
-def test_a_weight_may_be_the_left_factor():
+def test_weight_may_be_the_left_factor():
     x = torch.randn(4, 6)
     groups = by_name(find_channel_groups(FromTheLeft(), x))
     assert places(groups["first.weight"])["middle", 1] == "consumer"
@@ -123,7 +123,7 @@ class Attending(nn.Module):
 
 
 @pytest.mark.parametrize("attention", [nn.MultiheadAttention, Attention])
-def test_what_goes_into_attention_of_torch_stays_and_what_is_before_it_is_free(attention):
+def test_inputs_of_torchs_attention_stay_and_layers_before_them_are_free(attention):
     groups = find_channel_groups(Attending(attention), torch.randn(2, 3, 4, 4))
     reasons = {group.name: group.blocked for group in groups if group.blocked}
     assert reasons["embed.weight"] == "attention has their number written in it, as its embed_dim"

@@ -82,6 +82,11 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
 
 
 def _fill(layer: LiveLayer | DenseLayer | Affine, file: SparseFile) -> None:
+    """Set the weights of a layer from a file, whichever form the file and the layer have.
+
+    A live layer takes a dense weight as one with all positions live, and a dense layer takes the
+    live values with zeros between them.
+    """
     origin = layer.origin
     norm = _norm(origin, file)
     if isinstance(layer, Affine):
@@ -130,6 +135,11 @@ def _names(origin: Origin) -> set[str]:
 def _check(
     file: SparseFile, wanted: set[str], shapes: dict[str, torch.Size], norms: set[str | None]
 ) -> None:
+    """Compare names and shapes with the file, and raise one error with all differences.
+
+    Raises:
+        CheckpointError: if a name is missing or unknown, or a shape differs.
+    """
     names = file.names
     known = wanted | {f"{norm}.{part}" for norm in norms for part in ("weight", "bias", _UNUSED)}
     faults = [f"{name!r} is not in the file" for name in sorted(wanted - names)]

@@ -98,6 +98,11 @@ def save_sparse(
 
 
 def _live(name: str, weight: Tensor, mask: Tensor, dtype: torch.dtype | None) -> SparseWeight:
+    """Return the live values of a weight with their positions.
+
+    Raises:
+        CheckpointError: if a weight outside the mask is not zero, since the file would lose it.
+    """
     mask = mask.to(weight.device)
     if bool(weight[~mask].any()):
         raise CheckpointError(
