@@ -301,9 +301,6 @@ def test_flops_knows_the_input_of_a_model_that_only_ever_ran_compiled(how, root,
     assert optimizer.flops() == optimizer.flops(model, batch(1)[0])
 
 
-@pytest.mark.skipif(
-    torch.__version__ < "2.14", reason="older versions compile no frame of a layer of torch"
-)
 def test_flops_counts_inside_of_compiled_layers(backend):
     model, other = make(), make()
     optimizer, reference = wrap(model), wrap(other)
