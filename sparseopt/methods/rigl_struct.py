@@ -30,7 +30,6 @@ from sparseopt.structured.channel_masks import (
 )
 from sparseopt.structured.channel_scores import gradient_score, magnitude
 from sparseopt.structured.fresh_channels import put_fresh_channels
-from sparseopt.utils.example_inputs import as_arguments
 from sparseopt.utils.validation import check_density, unknown_name
 from sparseopt.utils.wrappers import canonical_name
 
@@ -127,8 +126,7 @@ class RigLStruct(Method):
         """
         if self.groups:
             return self
-        args, kwargs = as_arguments(example_inputs)
-        return replace(self, groups=find_channel_groups(model, *args, **kwargs))
+        return replace(self, groups=find_channel_groups(model, example_inputs))
 
     def prepare_forward(self, model: nn.Module, update: Update) -> None:
         """Give dropped channels fresh filters and scales, for one step.

@@ -9,8 +9,8 @@ from sparseopt import find_channel_groups
 from tests.support.attention_nets import TRANSFORMERS
 
 
-def free(model, *args, **kwargs):
-    return [group for group in find_channel_groups(model, *args, **kwargs) if not group.blocked]
+def free(model, example_inputs):
+    return [group for group in find_channel_groups(model, example_inputs) if not group.blocked]
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -18,7 +18,7 @@ def test_heads_and_neurons_are_found_in_every_block(name):
     if name in {"gpt2", "llama", "bert"}:
         pytest.importorskip("transformers")
     case = TRANSFORMERS[name]
-    groups = free(case.build(), *case.args, **case.kwargs)
+    groups = free(case.build(), case.inputs())
     heads = [group.channels for group in groups if group.kind == "head"]
     neurons = [group.channels for group in groups if group.kind == "neuron"]
     assert heads == [case.heads] * case.blocks
@@ -29,7 +29,7 @@ def test_heads_and_neurons_are_found_in_every_block(name):
 def test_with_grouped_queries_a_head_of_keys_has_all_that_share_it():
     pytest.importorskip("transformers")
     case = TRANSFORMERS["llama"]
-    group = free(case.build(), **case.kwargs)[0]
+    group = free(case.build(), case.inputs())[0]
     rows = {part.name.split(".")[-2]: tuple(part.index.shape) for part in group.slices}
     assert rows == {"q_proj": (4, 8), "k_proj": (4, 4), "v_proj": (4, 4), "o_proj": (4, 8)}
 

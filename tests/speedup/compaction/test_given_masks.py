@@ -1,0 +1,87 @@
+"""Masks by name, or zeros, in place of an optimizer; example inputs in one argument."""
+
+import pytest
+import torch
+from torch import nn
+
+from sparseopt import CompactedTraining, Compaction, SparseOptimizer, compact
+
+NEURONS = torch.tensor([True, False, True, True, False])
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x, y):
+        return self.last(torch.relu(self.first(x + y)))
+
+
+def pruned():
+    """A model two of whose neurons are zero, and its inputs."""
+    model = TwoInputs()
+    with torch.no_grad():
+        model.first.weight[~NEURONS] = 0
+        model.first.bias[~NEURONS] = 0
+    return model, (torch.randn(4, 6), torch.randn(4, 6))
+
+
+def masks_of(model):
+    return {"first": NEURONS[:, None].expand_as(model.first.weight)}
+
+
+@pytest.mark.parametrize("kind", ["names", "nonzero", "optimizer"])
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_masks_of_every_kind_give_the_same_model(kind, as_mapping):
+    model, (x, y) = pruned()
+    masks = "nonzero" if kind == "nonzero" else masks_of(model)
+    if kind == "optimizer":
+        inner = torch.optim.SGD(model.parameters())
+        init = {"last": 1.0}
+        masks = SparseOptimizer(inner, model, method="static", mask=masks, init=init)
+    example = {"x": x, "y": y} if as_mapping else (x, y)
+    smaller = compact(model, masks, example_inputs=example)
+    assert smaller.first.out_features == 3
+    torch.testing.assert_close(smaller(x, y), model(x, y))
+    assert Compaction(model, masks, example_inputs=example).kept["last.weight"][1].tolist() == [
+        0,
+        2,
+        3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "words"),
+    [
+        ({"frist": NEURONS}, ValueError, "frist"),
+        ({"first": NEURONS}, ValueError, r"masks\['first\.weight'\].*shape"),
+        ("zero", TypeError, "masks='zero'"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(masks, error, words):
+    model, inputs = pruned()
+    with pytest.raises(error, match=words):
+        compact(model, masks, example_inputs=inputs)
+
+
+def test_without_an_optimizer_inputs_are_needed():
+    model, _ = pruned()
+    with pytest.raises(ValueError, match="example_inputs"):
+        compact(model, masks_of(model))
+
+
+def test_training_takes_example_inputs_too():
+    model, inputs = pruned()
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters()),
+        model,
+        method="rigl-struct",
+        example_inputs=inputs,
+        density=0.5,
+        total_steps=20,
+        delta_t=2,
+    )
+    with CompactedTraining(model, optimizer, example_inputs=inputs) as training:
+        assert not training.is_whole
+        assert model.first.out_features < 5
