@@ -216,6 +216,19 @@ def _fake_values(tensor: Tensor, other: Any, *rest: Any) -> Tensor:
     return tensor.new_empty(count_live(lists, layout), dtype=torch.float32)
 
 
+# Clamped results are for inference, which has no derivatives: the operators end before ``bounds``.
+def _conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, lists: Tensor, layout: Sequence[int]
+) -> Tensor:
+    return calls.conv2d(x, values, bias, lists, layout)
+
+
+def _linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, lists: Tensor, layout: Sequence[int]
+) -> Tensor:
+    return calls.linear(x, values, bias, lists, layout)
+
+
 live_values = _operator(
     "live_values(Tensor weight, Tensor lists, int[] layout) -> Tensor",
     calls.live_values,
@@ -240,7 +253,7 @@ scatter_values = _operator(
 
 conv2d = _operator(
     "conv2d(Tensor x, Tensor values, Tensor? bias, Tensor lists, int[] layout) -> Tensor",
-    calls.conv2d,
+    _conv2d,
     lambda x, values, bias, lists, layout: calls.empty_map(
         x, layout[0], calls.out_size(x.shape[2:], layout)
     ),
@@ -266,7 +279,7 @@ conv2d_values = _operator(
 
 linear = _operator(
     "linear(Tensor x, Tensor values, Tensor? bias, Tensor lists, int[] layout) -> Tensor",
-    calls.linear,
+    _linear,
     lambda x, values, bias, lists, layout: x.new_empty((*x.shape[:-1], layout[0])),
     _remember_product,
     _linear_backward,
