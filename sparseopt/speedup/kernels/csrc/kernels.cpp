@@ -9,6 +9,7 @@
 #include "layouts.h"
 #include "live_copies.h"
 #include "sums.h"
+#include "vector_product.h"
 #include "weight_gradient.h"
 
 #define API extern "C" __attribute__((visibility("default")))
@@ -78,8 +79,10 @@ API int sparseopt_output(LISTS, const Sizes* sizes, const void* x, const void* v
   return run(half, [&](auto e) {
     using E = decltype(e);
     const Lists lists(data, live, *layer);
-    multiply<E>({grid_of_outputs<E>(*layer, *sizes), lists.rows, lists.codes, (const E*)values,
-                 bias, (E*)y, (const E*)residual, bounds}, (const E*)x, threads);
+    const Pass<E> pass = {grid_of_outputs<E>(*layer, *sizes), lists.rows, lists.codes,
+                          (const E*)values, bias, (E*)y, (const E*)residual, bounds};
+    if (sizes->linear && sizes->batch == 1) multiply_vector(pass, (const E*)x, threads);
+    else multiply(pass, (const E*)x, threads);
   });
 }
 
