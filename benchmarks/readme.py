@@ -1,6 +1,6 @@
-"""Write what the README takes from results and docs anew: ``python benchmarks/readme.py``.
+"""Update the parts of the README that come from results and docs: ``python benchmarks/readme.py``.
 
-The picture that README and docs open with is drawn anew too.
+The picture at the top of README and docs is drawn again too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def rewritten(readme: str) -> str:
 
 
 def picture_text() -> str:
-    """The picture for either theme of the reader, and what it shows."""
+    """The picture for light and dark themes, with its description."""
     from benchmarks import picture
 
     source = picture.best_source()

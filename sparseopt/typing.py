@@ -11,11 +11,15 @@ from sparseopt.masks.selection import Selection, Selector
 from sparseopt.methods.compose import Schedule, Score
 from sparseopt.optimizer.state import StateMode
 from sparseopt.schedules import Decay
+from sparseopt.speedup.inference.condensation import Precision
+from sparseopt.speedup.inference.masks import Masks
 
 __all__ = [
     "Decay",
     "Distribution",
     "Init",
+    "Masks",
+    "Precision",
     "Regrow",
     "Schedule",
     "Score",

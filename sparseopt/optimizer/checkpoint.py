@@ -1,10 +1,10 @@
-"""How masks and progress travel in an ordinary optimizer state dict.
+"""Writes masks and progress into an ordinary optimizer state dict, and reads them.
 
 A mask is a bool tensor in its parameter's ``state`` entry, beside one bit a weight for "was ever
 live"; all else is one dictionary in the first param group. Nothing is added at the top level,
 because distributed checkpointing keeps only ``state`` and ``param_groups``. It also loads into the
-keys that a fresh optimizer has, and takes dictionaries and lists apart: so keys never depend on how
-far training is, and what grows is a tuple, which it saves as one value.
+keys that a fresh optimizer has, so keys never depend on the step. It splits dictionaries and lists
+into their items, but saves a tuple as one value, so values that grow are tuples.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ EVER_LIVE_KEY: Final = "sparse_ever_live"
 MEMORY_KEY: Final = "sparse_memory"
 #: What a method keeps goes by this and its own name.
 STATE_PREFIX: Final = "sparse_state."
-#: Up to this difference, relative, two densities are the same.
+#: Two densities are equal if their relative difference is at most this.
 SAME_DENSITY: Final = 0.01
 
 
 @dataclass(frozen=True)
 class SavedLayer:
-    """A layer as a checkpoint has it.
+    """The values of one layer in a checkpoint.
 
     ``mask`` is ``None`` if every weight was live, ``memory`` if the method remembered no gradients.
     ``state`` is what the method kept, by name.
@@ -68,9 +68,9 @@ class SavedLayer:
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state dict taken apart: what the inner optimizer loads, and what is ours.
+    """The two parts of a state dict: what the inner optimizer loads, and what this library loads.
 
-    ``layers`` has each layer that there is, with what the checkpoint has of it.
+    ``layers`` pairs each layer of the optimizer with its values in the checkpoint.
     """
 
     inner: dict[str, Any]
@@ -107,7 +107,7 @@ def attach(updater: MaskUpdater, *, named: bool, compact: bool) -> dict[str, Any
             }
         )
         if not (layer.is_full and layer.is_dense):
-            # Copies, for distributed checkpointing loads into the tensors that it finds here.
+            # Copies, because distributed checkpointing writes into the tensors that it finds here.
             state[index] = {
                 **state.get(index, {}),
                 MASK_KEY: layer.mask.clone(),
@@ -147,7 +147,7 @@ def without_masks(backend: StateBackend) -> dict[str, Any]:
         for layer in backend.layers
         if layer.weight in inner.state
     }
-    # Saved, a part of a larger tensor would bring all of that along.
+    # A view would be saved with the full tensor that it is a part of.
     state = {
         index: {name: with_own_memory(value) for name, value in entry.items()}
         if isinstance(entry, dict)
@@ -158,7 +158,7 @@ def without_masks(backend: StateBackend) -> dict[str, Any]:
 
 
 def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool) -> SavedState:
-    """Take a state dict apart, if it is one of an optimizer like this; nothing changes.
+    """Split a state dict into its two parts, if it fits this optimizer; nothing changes.
 
     Args:
         state_dict: the state dict.
@@ -208,11 +208,11 @@ def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool)
 
 
 def restore(saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str, Tensor]) -> None:
-    """Give layers and progress what the checkpoint has; the inner optimizer has loaded its state.
+    """Set layers and progress from a checkpoint, after the inner optimizer has loaded its state.
 
     Args:
         saved: what :func:`extract` returned.
-        updater: what it was given.
+        updater: what :func:`extract` was given.
         mask: the mask that the optimizer was made with.
     """
     _warn_of_another_density(saved.layers, mask)
@@ -234,9 +234,10 @@ def restore(saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str,
 
 
 def only_makes_state(inner: Optimizer, gradients: Callable[[], Sequence[Tensor]]) -> bool:
-    """Whether a step is only to make state: what distributed checkpointing does before loading.
+    """Whether a step only creates state, as distributed checkpointing does before it loads.
 
-    It sets every learning rate and gradient to zero and steps an optimizer without state.
+    Distributed checkpointing sets every learning rate and gradient to zero and steps an optimizer
+    without state.
 
     Args:
         inner: the optimizer.
@@ -275,10 +276,10 @@ def _check_method_state(
     progress: Mapping[str, Any],
     method_state: MethodState,
 ) -> None:
-    """Check that a checkpoint has just what the method keeps: the same names and shapes.
+    """Check that a checkpoint has the state that the method keeps, by names and shapes.
 
     Raises:
-        CheckpointError: if it has not.
+        CheckpointError: if names or shapes differ.
     """
     for layer, was in pairs:
         if was.target == layer.numel:
@@ -303,7 +304,7 @@ def _check_method_state(
 def _match_layers(
     saved: Sequence[SavedLayer], updater: MaskUpdater, *, named: bool
 ) -> list[tuple[SparseLayer, SavedLayer]]:
-    """Pair each layer with what the checkpoint has of it.
+    """Pair each layer with its values in the checkpoint.
 
     They are matched by name where both sides have names, wrappers' prefixes apart, else by
     position.
@@ -359,14 +360,14 @@ def _warn_of_another_density(
 ) -> None:
     """Warn if the optimizer was made with another density than the checkpoint has.
 
-    A mask that brings its own live counts says nothing of a density.
+    A mask with live counts of its own has no density to compare.
     """
     if mask == "nonzero" or not isinstance(mask, str):
         return
     total = sum(layer.numel for layer, _ in pairs)
     here = sum(layer.target for layer, _ in pairs)
     there = sum(was.target for _, was in pairs)
-    # A group that is added later has counts that are rounded otherwise.
+    # Counts of a group that is added later are rounded separately.
     if abs(here - there) > max(len(pairs), SAME_DENSITY * there):
         warnings.warn(
             f"the checkpoint's density is used: {there / total:.3g}. The one given at construction "

@@ -1,8 +1,8 @@
-"""Weights as they were before masks made some of them zero, until training starts.
+"""Copies of weights from before masks set some of them to zero, kept until training starts.
 
-Trainers differ in their order: some restore the model, make the optimizer, and then restore the
-optimizer. The masks of the construction are then the wrong ones, and what they made zero has to
-come back before the checkpoint's masks are applied.
+Some trainers restore the model, construct the optimizer, and then restore the optimizer. Then the
+masks of the construction are wrong. The weights that they set to zero have to be restored before
+the masks of the checkpoint are applied.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["WeightBackup"]
 class _Copy:
     """A weight before its masks were applied.
 
-    ``unscathed`` is what none of the layer's earlier masks dropped, bool, of the weight's shape;
-    ``None`` if there was none.
+    ``unscathed`` is true where no earlier mask of the layer dropped the weight: bool, of the
+    weight's shape, or ``None`` if there was no earlier mask.
     """
 
     layer: SparseLayer
@@ -32,13 +32,13 @@ class _Copy:
     unscathed: Tensor | None = None
 
     def placed(self) -> Tensor:
-        """Return the copy as the weight is now."""
+        """Return the values on the device, in the dtype and in the sharding of the weight."""
         # The model may have been moved, or brought into another precision, since.
         weight = self.layer.weight
         return shard_like(self.values.to(weight.device, weight.dtype), weight)
 
     def is_good(self) -> bool:
-        """Whether the weight is still what its masks, and nobody else, made of it."""
+        """Whether only masks have changed the weight since it was copied."""
         weight = self.layer.weight
         masked = self.placed().clone()
         self.layer._mask_(masked)
@@ -49,7 +49,7 @@ class _Copy:
 
 
 class WeightBackup:
-    """Copies of the layers' weights, each good for as long as nobody writes to the weight.
+    """Copies of the layers' weights. A copy is valid until other code writes to the weight.
 
     Args:
         layers: the layers, before their masks are applied.
@@ -67,9 +67,9 @@ class WeightBackup:
 
     @torch.no_grad()
     def before_change(self, layers: Sequence[SparseLayer]) -> None:
-        """Get ready for other masks of ``layers``, which are applied next, unless training began.
+        """Update the copies before other masks of ``layers`` are applied, unless training began.
 
-        A weight that somebody wrote to since is copied as it is now.
+        A weight that other code has changed is copied again.
         """
         if self._is_discarded:
             return
@@ -89,9 +89,9 @@ class WeightBackup:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Restore the weights that are still what their masks, and nobody else, made of them.
+        """Restore the weights that only masks have changed.
 
-        The next call puts back the weights as they are after this one, restored or loaded.
+        The next call restores the values that weights have after this one, restored or loaded.
         """
         for copy in self._copies:
             if copy.is_good():
@@ -99,7 +99,7 @@ class WeightBackup:
         self._copies = [_copy(copy.layer) for copy in self._copies]
 
     def discard(self) -> None:
-        """Free the copies: training starts."""
+        """Free the copies, because training starts."""
         self._is_discarded = True
         self._copies.clear()
 

@@ -1,4 +1,4 @@
-"""Times of phases are compared within their round, and phases that a round lacks are left out."""
+"""Times of phases are compared within one round. Phases that a round lacks are skipped."""
 
 import pytest
 

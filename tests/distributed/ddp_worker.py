@@ -41,7 +41,7 @@ class BranchNet(SmallNet):
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained.
+    """The settings of one run.
 
     Attributes:
         method: The method.

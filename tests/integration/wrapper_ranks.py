@@ -87,7 +87,7 @@ def zero_without_consolidation() -> str:
 
 
 def post_local_sgd(method: str, steps: int) -> dict[str, Any]:
-    """Train apart with averages every four steps; and the same by hand, with plain tensors."""
+    """Train with an average over ranks every four steps, by PyTorch and by hand."""
     runs = []
     said = []
     for by_hand in (False, True):

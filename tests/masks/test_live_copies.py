@@ -1,4 +1,4 @@
-"""Copies of live entries are the same bit for bit, whoever makes them."""
+"""Kernels and torch copy live entries with equal bits."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from sparseopt.speedup.kernels.live_copies import find_live_copies
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no kernels here")
 
-#: Above the size from which kernels are called; the last word is full, or nearly, or nearly empty.
+#: Sizes at which kernels are called. The last word of bits is full, almost full, or almost empty.
 SHAPES = ((64, 80), (5000,), (4097, 1), (3, 7, 11, 19))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DENSITIES = (0.0003, 0.02, 0.1, 0.5, 0.97)
@@ -57,7 +57,7 @@ def random_mask(shape: tuple[int, ...], density: float) -> Tensor:
 
 
 def odd_values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Random numbers, and among them NaN, -0.0, infinity and a denormal number."""
+    """Random numbers with NaN, -0.0, infinity and a denormal number among them."""
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(shape, generator=generator).to(dtype)
     values.view(-1)[::5] = -0.0
@@ -79,7 +79,7 @@ def layer_of(values: Tensor, mask: Tensor) -> SparseLayer:
 
 
 def results(values: Tensor, mask: Tensor) -> list[Tensor]:
-    """Everything that a layer copies, by every method of it that does."""
+    """The results of every method of a layer that copies entries."""
     layer = layer_of(values, mask)
     gradient = values.flip(0).contiguous()
     gathered = layer.gather(layer.weight)

@@ -26,7 +26,7 @@ def test_heads_and_neurons_are_found_in_every_block(name):
     assert neurons[: case.blocks] == [case.neurons] * case.blocks
 
 
-def test_with_grouped_queries_a_head_of_keys_has_all_that_share_it():
+def test_head_of_keys_has_all_heads_of_queries_that_share_it():
     pytest.importorskip("transformers")
     case = TRANSFORMERS["llama"]
     group = free(case.build(), case.inputs())[0]
@@ -103,6 +103,6 @@ class Uneven(nn.Module):
 @pytest.mark.parametrize(
     ("model", "words"), [(Shuffled(), "several dimensions"), (Uneven(), "takes some")]
 )
-def test_what_goes_apart_by_numbers_is_blocked(model, words):
+def test_channels_that_are_split_by_fixed_numbers_are_blocked(model, words):
     groups = {group.name: group for group in find_channel_groups(model, torch.zeros(2, 6))}
     assert words in groups["first.weight"].blocked

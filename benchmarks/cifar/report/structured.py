@@ -15,7 +15,7 @@ from benchmarks.cifar.report.texts import note
 from benchmarks.common.tables import MISSING, table_of
 
 STRUCTURED = tuple(name for name, recipe in RECIPES.items() if recipe.leaves_structure)
-# Processors that others may keep busy before it is worth a word.
+# Number of processors that other work may use before the notes mention it.
 QUIET = 0.1
 
 
@@ -31,7 +31,7 @@ class Ratio(NamedTuple):
 
 
 class Times:
-    """What was measured on one machine of the runs of one protocol; a run's last line counts."""
+    """The times of a protocol's runs on one machine; a run has its last measured times."""
 
     def __init__(self, machine: str, records: Iterable[Record]) -> None:
         self.machine = machine
@@ -48,7 +48,7 @@ class Times:
     def ratio(self, group: Group, variant: Variant, batch: int | None = None) -> Ratio | None:
         """Of an inference, or of a whole training with its mask updates; None untimed.
 
-        A training that is as many times longer takes as many times as long.
+        A variant that trains for more steps takes proportionally longer.
         """
         ratios = [
             one["ratio"]
@@ -90,7 +90,7 @@ def times_of(group: Group, records: Sequence[Record]) -> list[Times]:
 
 
 def rows_of(group: Group, times: Times | None = None) -> list[Variant]:
-    """Structured variants with Small-Dense and RigL beside, and all that are timed."""
+    """The rows of the table: structured variants, Small-Dense, RigL, and all that are timed."""
     own = [variant for variant in group.variants if variant.method in STRUCTURED]
     places = {(variant.init, variant.density) for variant in own}
     places |= {(None, density) for _, density in places}

@@ -1,4 +1,4 @@
-"""What is trained: networks, their optimizers, and a batch for each."""
+"""The networks that are timed in training, with an optimizer and a batch for each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Workload:
     linear_only: bool = False
 
     def init(self, name: str, density: float, model: nn.Module) -> str | Mapping[str, float]:
-        """How the density is spread: by the distribution ``name``, or over linear layers alone."""
+        """The distribution of the density: ``name``, or linear layers alone."""
         if not self.linear_only:
             return name
         layers = dict(layers_of(model))

@@ -1,9 +1,9 @@
-"""Numbers of heads and the like that modules keep as attributes, and that follow a cut.
+"""Attributes of modules that count heads or channels, and their values in the smaller model.
 
-A module that splits a dimension into heads knows their number, or how wide all of them are
-together, by an attribute of its own, or not at all (``view(..., -1, self.head_dim)``). Which of its
-attributes are such numbers is a guess from their values, and running the smaller model is the
-proof. So there are several guesses, the most likely one first.
+A module that splits a dimension into heads has an attribute with the number of heads, or with the
+width of all heads together, or neither (``view(..., -1, self.head_dim)``). The values of attributes
+only suggest which of them are such numbers. So there are several guesses, the most likely one
+first, and the smaller model is run with each until it computes the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OF_ONE_HEAD: Final = re.compile(r"dim.*head|head.*(dim|size|width)|per_head")
 
 
 def is_divided(group: ChannelGroup) -> bool:
-    """Whether the model's code takes these channels apart: heads, or halves of a gated layer."""
+    """Whether the model's code splits these channels: into heads, or halves of a gated layer."""
     return group.kind == "head" or any(
         place.index.shape[1] > 1 and place.role in MAKERS and group.kind == "neuron"
         for place in group.slices
@@ -37,10 +37,10 @@ def is_divided(group: ChannelGroup) -> bool:
 def guesses(
     model: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Mapping[int, Tensor]]
 ) -> Iterator[Numbers]:
-    """Return guesses which attributes of which modules become what, none of them twice.
+    """Return guesses of the new values of attributes, by module, each guess once.
 
     Args:
-        model: the model as it was before it is cut.
+        model: the full model.
         groups: its channels.
         kept: by tensor name, for each dimension that becomes smaller the positions that stay.
     """
@@ -81,10 +81,10 @@ _GUESSES: Final[tuple[Callable[[str], bool], ...]] = (
 
 
 def _numbers(group: ChannelGroup, stay: int) -> dict[int, int]:
-    """Return what numbers that count the group's channels become.
+    """Return the new value of each number that counts channels of the group.
 
-    They are how many channels there are, how many positions they have in each tensor, and, where a
-    head of keys is shared, how many heads of queries there are.
+    These are the number of channels, the number of their positions in each tensor, and, if heads of
+    queries share a head of keys, the number of heads of queries.
     """
     times = {place.index.shape[1] for place in group.slices}
     times |= {many // few for many in times for few in times if many % few == 0} | {1}

@@ -65,13 +65,13 @@ def test_masks_that_do_not_fit_are_refused(masks, error, words):
         compact(model, masks, example_inputs=inputs)
 
 
-def test_without_an_optimizer_inputs_are_needed():
+def test_inputs_are_needed_without_an_optimizer():
     model, _ = pruned()
     with pytest.raises(ValueError, match="example_inputs"):
         compact(model, masks_of(model))
 
 
-def test_training_takes_example_inputs_too():
+def test_compacted_training_takes_example_inputs():
     model, inputs = pruned()
     optimizer = SparseOptimizer(
         torch.optim.SGD(model.parameters()),
