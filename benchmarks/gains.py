@@ -14,7 +14,6 @@ from benchmarks.common.tables import table
 from benchmarks.overhead.contenders import OURSELVES, PLAIN
 from benchmarks.overhead.results import Entry, Results
 from benchmarks.overhead.tables import held_in_all
-from benchmarks.speed.cli import FIGURES
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.report import OWN
@@ -36,7 +35,7 @@ def lines(docs: str = "") -> list[str]:
         ("memory", _memory(), "what it costs", "results/cost.md"),
         ("optimizer step", _step(), "what it costs", "results/cost.md"),
         ("training, CPU", _training(), "live training", "results/live-training.md"),
-        ("inference, CPU", _inference(), "smaller models", "results/structured.md"),
+        ("inference, CPU", _inference(), "inference", "results/inference.md"),
         ("accuracy", _accuracy(), "reproduction", "results/reproduction.md"),
         ("*not* faster", _not_faster(), "why", "how-to/faster.md"),
     )
@@ -136,17 +135,17 @@ def _inference() -> str:
 
 def _condensed() -> str:
     """The row on condensed layers, if they were measured."""
-    found = overview.speed_rows("condensed") if "condensed" in FIGURES else []
+    found = overview.speed_rows("condensed")
     rows = [row for row in found if row["density"].startswith(f"{DENSITY:g},")]
     ratios = {
         form: [float(row[f"ratio, {form}"]) for row in rows if f"ratio, {form}" in row]
         for form in (FP32, BF16)
     }
-    said = [f"{span(values, 1)} in {form}" for form, values in ratios.items() if values]
+    said = [f"{span(values, 1)} times in {form}" for form, values in ratios.items() if values]
     names = dict.fromkeys(row["network"].partition(",")[0] for row in rows)
     if not said:
         return ""
-    return f"`condense`, faster than every dense way: {', '.join(said)} times ({_listed(names)})"
+    return f"`condense`, faster than every dense way: {', '.join(said)} ({_listed(names)})"
 
 
 def _compacted() -> str:

@@ -74,7 +74,7 @@ from sparseopt.utils.errors import (
 )
 from sparseopt.utils.public_names import adopt_public_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "MEST",
