@@ -12,7 +12,7 @@ def sparse_masks(model, density=0.2, seed=0):
         if isinstance(module, (nn.Conv2d, nn.Linear)) and module.weight.shape[1] > 3:
             mask = torch.rand(module.weight.shape, generator=generator) < density
             mask.view(-1)[0] = True
-            masks[f"{name}.weight"] = mask
+            masks[f"{name}.weight" if name else "weight"] = mask
             with torch.no_grad():
                 module.weight[~mask] = 0
     return masks
