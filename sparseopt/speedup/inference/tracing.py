@@ -110,6 +110,8 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     before operations are folded, because an addition is folded only if both terms have one shape.
     Inputs of layers are recorded last, when the graph has its final operations.
     """
+    if _is_layer(model):
+        raise ValueError("it is a single layer, with nothing to fold")
     traced = fx.symbolic_trace(model)
     origins = split_attention(traced)
     traced.recompile()

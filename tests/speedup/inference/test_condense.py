@@ -248,6 +248,16 @@ def test_example_inputs_have_the_forms_that_they_have_elsewhere(form):
         torch.testing.assert_close(condensed.model(x), model(x))
 
 
+@needs_kernels
+def test_a_model_that_is_one_layer_is_replaced_as_a_whole(times):
+    times["sparse, float32"] = 1.0
+    model, x = nn.Linear(16, 4).eval(), torch.randn(3, 16)
+    condensed = quickly(model, sparse_masks(model), x)
+    assert type(condensed.model) is LiveLinear
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x))
+
+
 def test_spellings_of_0_1_0_warn_and_work():
     model = nn.Linear(16, 4)
     optimizer = SparseOptimizer(
