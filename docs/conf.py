@@ -60,7 +60,9 @@ nitpick_ignore_regex = [
     ("py:class", r"sparseopt\.optimizer\.(gradients\.GradientFlag|hooks\.Holder)"),
     ("py:class", r"sparseopt\.optimizer\.state\.base\.StateBackend"),
     ("py:class", r"sparseopt\.pruning_at_init\.lottery\._Masked"),
-    ("py:class", r"Regrow|Schedule|Score|sparseopt\.(methods\.registry\.M|distributions\.D)"),
+    ("py:class", r"pathlib\.Path"),
+    ("py:class", r"sparseopt\.speedup\.timing\.Timing"),
+    ("py:class", r"Kinds|Regrow|Schedule|Score|sparseopt\.(methods\.registry\.M|distributions\.D)"),
 ]
 
 # Building must not need the network, so links into the documentation of Python, PyTorch and NumPy

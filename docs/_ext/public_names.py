@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sparseopt.utils.deprecation import OldField
+
 
 @dataclass(frozen=True)
 class PublicName:
@@ -56,6 +58,8 @@ def _members(of: PublicName, public: Collection[type]) -> Iterator[PublicName]:
                 continue
             seen.add(name)
             value = vars(base).get(name)
+            if isinstance(value, OldField):
+                continue
             is_field = not (inspect.isroutine(value) or isinstance(value, property))
             yield PublicName(f"{of.path}.{name}", None if is_field else value, cls, is_field)
 

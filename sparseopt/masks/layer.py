@@ -178,7 +178,7 @@ class SparseLayer:
 
     @property
     def droppable(self) -> int:
-        """How many live weights an update can drop: under weight norm one a slice stays."""
+        """Number of live weights that an update can drop; under weight norm one a slice stays."""
         return self.live - self.norm_slices
 
     @property

@@ -114,7 +114,7 @@ class RigLStruct(Method):
         object.__setattr__(self, "groups", canonical_groups(self.groups))
         _check_kinds(self.kinds)
 
-    def with_groups_of(self, model: nn.Module, example_inputs: Any) -> RigLStruct:
+    def _with_groups_of(self, model: nn.Module, example_inputs: Any) -> RigLStruct:
         """Return this method with the channels of ``model``; a method that has some stays.
 
         Args:

@@ -98,7 +98,7 @@ def check_wrappable(optimizer: object, model: object, sparse: object) -> None:
 def complete_method(method: Method, model: nn.Module | None, example_inputs: Any) -> Method:
     """Return a method that knows the model's channels, if it is one that needs them."""
     if isinstance(method, RigLStruct) and model is not None and example_inputs is not None:
-        return method.with_groups_of(model, example_inputs)
+        return method._with_groups_of(model, example_inputs)
     return method
 
 

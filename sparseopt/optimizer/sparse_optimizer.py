@@ -496,7 +496,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     @property
     def backend(self) -> StateBackend:
-        """The backend: it steps the inner optimizer and keeps the state of sparse layers."""
+        """What steps the inner optimizer and keeps the state of sparse layers."""
         return self._updater.backend
 
     def use_backend(self, backend: StateBackend) -> None:

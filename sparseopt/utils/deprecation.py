@@ -73,6 +73,10 @@ def renamed_arguments(**new_names: str) -> Callable[[C], C]:
     return decorate
 
 
+class OldField(property):
+    """A field of a dataclass by its old name: it works, and the reference leaves it out."""
+
+
 def renamed_fields(**new_names: str) -> Callable[[T], T]:
     """Let a dataclass take its fields, and be asked for them, by old names too, with a warning.
 
@@ -98,7 +102,7 @@ def renamed_fields(**new_names: str) -> Callable[[T], T]:
         init = vars(cls)["__init__"]
         cls.__init__ = renamed_arguments(**new_names)(init)  # type: ignore[misc]
         for old, new in new_names.items():
-            setattr(cls, old, property(functools.partial(_read, old=old, new=new)))
+            setattr(cls, old, OldField(functools.partial(_read, old=old, new=new)))
         return cls
 
     return decorate

@@ -143,6 +143,19 @@ class Condensation:
     Attributes:
         model: the copy for inference.
         report: the times of each layer that has a mask.
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> from sparseopt import Condensation, SparseOptimizer
+        >>> model = torch.nn.Linear(16, 4)
+        >>> optimizer = SparseOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static", density=0.5)
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", DeprecationWarning)
+        ...     condensed = Condensation(model, optimizer, torch.randn(3, 16), rounds=1)
+        >>> condensed.model(torch.randn(3, 16)).shape
+        torch.Size([3, 4])
     """
 
     def __init__(

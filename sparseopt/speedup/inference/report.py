@@ -79,16 +79,16 @@ class CondensationReport:
 
     @property
     def key(self) -> str:
-        """The entry of :attr:`times` that is handed over."""
+        """The entry of ``times`` that is handed over."""
         return f"{self.chosen}, {self.precision}"
 
     @property
     def fastest(self) -> str:
-        """The fastest entry of :attr:`times`, whatever its number format."""
+        """The fastest entry of ``times``, whatever its number format."""
         return min(self.times, key=lambda name: self.times[name].median)
 
     def fastest_dense(self, precision: str) -> str:
-        """Return the fastest entry of :attr:`times` in a number format that is not sparse."""
+        """Return the fastest entry of ``times`` in a number format that is not sparse."""
         dense = [
             name
             for name in self.times
