@@ -131,10 +131,10 @@ def test_the_report_says_where_sparse_wins_and_where_it_loses(record, tmp_path):
     assert "are 3.4 times as fast with the kernels as in the fastest dense way in float32" in text
     assert "Dense code wins above a density of 0.34 in float32" in text
     assert "Of 2 shapes, dense code is faster at 0.1 already in 1: 16 -> 32, 1x1, 32x32." in text
-    assert "| wrn-22-2, 128 | training | fp32 / fp32 | 100 | 3.45 | 0.69 | 0.34 |" in text
+    assert "| wrn-22-2, 128 | P | training | fp32 / fp32 | 100 | 3.45 | 0.69 | 0.34 |" in text
     assert "| 64 -> 64, 3x3, 16x16 | 3 | 32, channels-last | 16, channels-last | 4.00" in text
-    assert "| wrn-22-2, 128 | training | - | 0.50 | - | 3.45 |" in text
-    assert "| avx2 | multiply-adds from registers | 100 |" in text
+    assert "| wrn-22-2, 128 | P | training | - | 0.50 | - | 3.45 |" in text
+    assert "| P | avx2 | multiply-adds from registers | 100 |" in text
 
 
 def test_the_report_names_networks_that_lose_in_inference(record):
@@ -155,7 +155,7 @@ def test_useful_operations_are_those_with_live_weights(record):
     large = 2 * round(0.1 * 64 * 64 * 9) * 128 * 16**2
     rate = f"{(small + 3 * large) / 4e-3 / 1e9:.0f}"
     alone = f"{100 / (3 * 4):.2f}"
-    assert line == f"| wrn-22-2, 128 | float32 | {rate} | {rate} | {rate} | {alone} |"
+    assert line == f"| wrn-22-2, 128 | P | float32 | {rate} | {rate} | {rate} | {alone} |"
 
 
 def test_a_network_that_is_not_complete_has_no_sum(record, tmp_path):
@@ -164,7 +164,7 @@ def test_a_network_that_is_not_complete_has_no_sum(record, tmp_path):
     assert "2 of 9 shapes have been measured." in text
     assert "Not measured, or not in full: wrn-22-2 128, cifar-resnet50 128" in text
     assert "Kernels: sums over networks\n\nNumbers are" in text
-    assert "| wrn-22-2, 128 | training |" not in text
+    assert "| wrn-22-2, 128 | P | training |" not in text
 
 
 def test_runs_with_other_instructions_or_threads_stay_apart(record):

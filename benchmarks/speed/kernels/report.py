@@ -90,11 +90,18 @@ def machine_of(record: Record) -> str:
     )
 
 
+def processor_of(record: Record) -> str:
+    """What tells the processor from others, in a cell: results of several stand in one table."""
+    machine = record["machine"]
+    generation: str = machine.get("generation") or machine["processor"]
+    return generation
+
+
 def sums_table(workloads: Sequence[Record]) -> list[str]:
     """A row for each network, pass and comparison: the ratio at each density."""
     workloads = [record for record in workloads if is_complete(record)]
     densities = sorted({one for record in workloads for one in _all_ratios(record)})
-    header = ["network, batch or tokens", "", "ours / dense", "dense, ms"]
+    header = ["network, batch or tokens", "processor", "", "ours / dense", "dense, ms"]
     header += [f"{density:g}" for density in densities] + ["break-even"]
     rows = []
     for record in workloads:
@@ -104,8 +111,8 @@ def sums_table(workloads: Sequence[Record]) -> list[str]:
                 dense = dense_total(record["layers"], what, compared.dense)
                 if dense is not None and ratios:
                     cells = [_ratio(ratios.get(density)) for density in densities]
-                    about = [title(record), what, compared.words, _milliseconds(dense)]
-                    rows.append([*about, *cells, break_even(ratios)])
+                    about = [title(record), processor_of(record), what, compared.words]
+                    rows.append([*about, _milliseconds(dense), *cells, break_even(ratios)])
     return table(header, rows)
 
 
@@ -125,11 +132,11 @@ def limits_table(records: Sequence[Record]) -> list[str]:
     """What a core can do at most."""
     found = [record for record in records if "limits" in record]
     rows = [
-        [record["variant"], name, f"{rate:.0f}"]
+        [processor_of(record), record["variant"], name, f"{rate:.0f}"]
         for record in found
         for name, rate in record["limits"].items()
     ]
-    return table(["instructions", "one core at most", "GFLOP/s"], rows)
+    return table(["processor", "instructions", "one core at most", "GFLOP/s"], rows)
 
 
 def rates_table(records: Sequence[Record]) -> list[str]:
@@ -140,9 +147,11 @@ def rates_table(records: Sequence[Record]) -> list[str]:
         for precision in ("float32", "bfloat16"):
             rates = [useful_rate(record["layers"], part, precision) for part in products]
             if None not in rates:
+                about = [title(record), processor_of(record), precision]
                 cells = [f"{rate:.0f}" for rate in rates if rate is not None]
-                rows.append([title(record), precision, *cells, _products_alone(record, precision)])
-    header = ["network, batch or tokens", "precision", *(f"{part}, GFLOP/s" for part in products)]
+                rows.append([*about, *cells, _products_alone(record, precision)])
+    header = ["network, batch or tokens", "processor", "precision"]
+    header += [f"{part}, GFLOP/s" for part in products]
     return table([*header, "dense time / the three in sum"], rows)
 
 
@@ -186,8 +195,8 @@ def peers_table(workloads: Sequence[Record]) -> list[str]:
             own = sparse_total(layers, what, "float32", HEADLINE)
             if is_complete(record) and dense and own and any(totals):
                 ratios = [dense / total if total else None for total in (*totals, own)]
-                rows.append([title(record), what, *map(_ratio, ratios)])
-    return table(["network, batch or tokens", "", *PEERS, "ours"], rows)
+                rows.append([title(record), processor_of(record), what, *map(_ratio, ratios)])
+    return table(["network, batch or tokens", "processor", "", *PEERS, "ours"], rows)
 
 
 def _layer_section(record: Record) -> list[str]:
@@ -199,7 +208,7 @@ def _layer_section(record: Record) -> list[str]:
         )
     for what in passes_of(record):
         parts += [paragraph(f"{what.capitalize()}:"), layer_table(record["layers"], what)]
-    return section(f"Kernels: layers of {title(record)}", *parts)
+    return section(f"Kernels: layers of {title(record)} ({processor_of(record)})", *parts)
 
 
 def layer_table(layers: Sequence[Record], what: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common.tables import MISSING, paragraph, section, table
-from benchmarks.speed.kernels.report import machine_of
+from benchmarks.speed.kernels.report import machine_of, processor_of
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.workloads import WORKLOADS
@@ -61,7 +61,8 @@ def machine_words(records: Sequence[Record]) -> str:
 
 def steps_table(records: Sequence[Record]) -> list[str]:
     """A row for each case and precision of ours."""
-    header = ["network, batch", "density", "threads", "dense fp32, ms", "dense bf16, ms"]
+    header = ["network, batch", "density", "processor", "threads"]
+    header += ["dense fp32, ms", "dense bf16, ms"]
     header += ["ours", "ms", "faster than dense fp32", "faster than dense bf16"]
     rows = []
     for record in in_order(records):
@@ -73,6 +74,7 @@ def steps_table(records: Sequence[Record]) -> list[str]:
                     [
                         f"{record['title']}, {record['batch']}",
                         f"{record['init']} {record['density']:g}",
+                        processor_of(record),
                         str(record["threads"]),
                         *(_ms(times[f"dense, {precision}"]) for precision in (FP32, BF16)),
                         ours,

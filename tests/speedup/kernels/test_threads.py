@@ -65,6 +65,19 @@ def test_bits_do_not_depend_on_the_number_of_threads(products, size, dtype, set_
             assert torch.equal(one, many)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_results_are_the_same_wherever_the_parts_of_threads_begin(dtype, set_threads):
+    """They go past the caches in whole lines, which a part need not begin with."""
+    mask = torch.rand(2080, 16) < 0.5
+    x, weight, lists = torch.randn(1100, 16).to(dtype), torch.randn(2080, 16), lists_of(mask)
+    set_threads(1)
+    alone = kernels.linear(x, weight, None, lists)
+    torch.testing.assert_close(alone, (x.float() @ (weight.to(dtype) * mask).T.float()).to(dtype))
+    for count in (2, 3, 7):
+        set_threads(count)
+        assert torch.equal(alone, kernels.linear(x, weight, None, lists))
+
+
 def test_several_threads_may_call_at_once():
     expected = conv2d_products(37, torch.float32)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

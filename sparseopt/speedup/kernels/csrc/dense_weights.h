@@ -4,7 +4,7 @@
 #pragma once
 #include "lists.h"
 
-// begin(first weight of a row), then visit(k, place) for the live weights of that row.
+// For every row: begin(place of its first weight), then visit(k, place) for its live weights.
 template <class Begin, class Visit>
 static void for_rows(const Lists& lists, const Layer& layer, const int64_t* stride, int threads,
                      Begin begin, Visit visit) {
@@ -29,6 +29,14 @@ template <class Bits> static int64_t count_nonzero(const Bits* bits, int64_t cou
 
 INLINE const uint32_t* bits_of(const float* p) { return (const uint32_t*)p; }
 INLINE const uint16_t* bits_of(const bf16* p) { return p; }
+
+template <class E>
+static void gather(const Lists& lists, const Layer& layer, const int64_t* stride, int threads,
+                   const E* from, float* values) {
+  for_rows(
+      lists, layer, stride, threads, [](int64_t) {},
+      [=](int64_t k, int64_t at) { move(values[k], from[at]); });
+}
 
 // Gathers live values; returns how many of the other weights are not zero, bit by bit.
 template <class E>

@@ -66,7 +66,8 @@ static Grid grid_of_samples(int channels, int out, int64_t samples, bool linear)
   Grid g;
   g.linear = linear, g.line = Line<E>::elements;
   g.batch = samples, g.channels = g.row_channels = channels, g.out = out;
-  const int64_t lines = CACHE_BYTES / (channels * LANES * 4);
+  // The long lists of a linear layer pass through the same cache with every tile.
+  const int64_t lines = (linear ? CACHE_BYTES / 2 : CACHE_BYTES) / (channels * LANES * 4);
   g.block = std::min(samples, g.line * (lines < 8 ? 4 : lines / 8 * 8));
   g.tap_offset = {0};
   return g;

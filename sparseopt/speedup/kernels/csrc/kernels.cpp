@@ -51,9 +51,7 @@ API int sparseopt_build(const int64_t* positions, LISTS) {
 API int sparseopt_gather(LISTS, const void* weight, const int64_t* strides, int half,
                          float* values, int threads) {
   return run(half, [&](auto e) {
-    const auto from = (const decltype(e)*)weight;
-    for_live({data, live, *layer}, *layer, strides, threads,
-             [=](int64_t k, int64_t at) { move(values[k], from[at]); });
+    gather({data, live, *layer}, *layer, strides, threads, (const decltype(e)*)weight, values);
   });
 }
 

@@ -77,19 +77,3 @@ static bool build_lists(const int64_t* positions, const Layer& layer, Lists list
 INLINE void move(float& to, float from) { to = from; }
 INLINE void move(float& to, bf16 from) { to = bits_to_float((uint32_t)from << 16); }
 INLINE void move(bf16& to, float from) { to = (round_to_bf16(broadcast(from)) >> 16)[0]; }
-
-// Calls visit(k, offset) for every live weight: its index and its place in a tensor of these
-// strides (output, input, kernel row, kernel column).
-template <class Visit>
-static void for_live(const Lists& lists, const Layer& layer, const int64_t* stride, int threads,
-                     Visit visit) {
-  std::vector<int64_t> tap_offset(layer.taps());
-  for (int tap = 0; tap < layer.taps(); tap++)
-    tap_offset[tap] = tap / layer.kernel_w * stride[2] + tap % layer.kernel_w * stride[3];
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int o = 0; o < layer.out; o++)
-    for (int64_t k = lists.rows[o]; k < lists.rows[o + 1]; k++) {
-      const uint32_t code = lists.codes[k];
-      visit(k, o * stride[0] + (code >> TAP_BITS) * stride[1] + tap_offset[code & TAP_MASK]);
-    }
-}

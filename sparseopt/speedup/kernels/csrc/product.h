@@ -148,7 +148,8 @@ static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int ro
                sizeof(E) * target.pieces[i].count);
     else if (waiting == side - 1 || o == item.out1 - 1)
       from_lines(buffer, size, std::min<int64_t>(size, samples - start), waiting + 1,
-                 pass.out + (item.sample0 + start) * g.out + o - waiting, g.out);
+                 pass.out + (item.sample0 + start) * g.out + o - waiting, g.out,
+                 item.past_caches);
   }
 }
 
@@ -184,15 +185,40 @@ template <class E> static void best_tiles(const Pass<E>& pass, const Item& item,
   tiles<E, L::tile, 1>(pass, item, scratch);
 }
 
+// A linear layer of one token has no lanes to fill: weight by weight, a few sums at a time.
+template <class E>
+static void multiply_token(const Pass<E>& pass, const E* source, int threads) {
+  constexpr int WAYS = 4;
+  std::vector<float> x(pass.grid.channels);
+  for (size_t c = 0; c < x.size(); c++) move(x[c], source[c]);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int o = 0; o < pass.grid.out; o++) {
+    float sums[WAYS] = {pass.bias ? pass.bias[o] : 0.f};
+    auto add = [&](float& sum, int64_t k) __attribute__((always_inline)) {
+      float w;
+      move(w, pass.weights[k]);
+      uint32_t channel = pass.codes[k] >> TAP_BITS;
+      asm("" : "+r"(channel));  // or GCC collects four elements in a vector, which takes longer
+      sum += w * x[channel];
+    };
+    int64_t k = pass.rows[o];
+    for (; k + WAYS <= pass.rows[o + 1]; k += WAYS)
+      UNROLL for (int way = 0; way < WAYS; way++) add(sums[way], k + way);
+    for (; k < pass.rows[o + 1]; k++) add(sums[0], k);
+    move(pass.out[o], (sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+}
+
 // Threads take (samples, band, part of the outputs); what one computes depends on no other.
 template <class E> static void multiply(const Pass<E>& pass, const E* source, int threads) {
   const Grid& g = pass.grid;
+  if (g.linear && g.batch == 1) return multiply_token(pass, source, threads);
   const int64_t bands = g.bands(), items = g.blocks() * bands;
   const int64_t wanted = threads == 1 ? 1 : (2 * threads + items - 1) / items;
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(g.out, wanted));
   const int phases = g.out_step_h * g.out_step_w;
   const int64_t bytes = g.out * g.out_plane() * sizeof(E);
-  const bool aligned = g.batch % g.line == 0 && (uintptr_t)pass.out % 64 == 0;
+  const bool aligned = (g.linear ? g.out : g.batch) % g.line == 0 && (uintptr_t)pass.out % 64 == 0;
   Scratch<E> scratches(g.channels * g.plane(g.block) + g.slack(g.block), threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < items * parts; i++) {
@@ -201,7 +227,8 @@ template <class E> static void multiply(const Pass<E>& pass, const E* source, in
     item.sample0 = block * g.block, item.samples = std::min(g.block, g.batch - item.sample0);
     item.row0 = band * g.band, item.rows = std::min(g.band, g.rows - item.row0);
     item.out0 = g.out * part / parts, item.out1 = g.out * (part + 1) / parts;
-    item.past_caches = aligned && bytes >= LARGE_BYTES;
+    item.past_caches =
+        aligned && bytes >= LARGE_BYTES && (!g.linear || item.out0 % g.line == 0);
     E* scratch = scratches.of_this_thread();
     pack(source, scratch, g, item);
     for (item.phase = 0; item.phase < phases; item.phase++) best_tiles(pass, item, scratch);

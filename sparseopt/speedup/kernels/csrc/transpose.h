@@ -18,7 +18,8 @@ INLINE void exchange_halves(Floats& a, Floats& b) {  // of 16 bits: (a0 a1, b0 b
 // A line of bfloat16 holds token i in the low half of lane i and token LANES + i in the high half:
 // two transpositions of 32-bit lanes and one exchange of halves, in this order or back.
 template <class E, bool TO_LINES, bool WHOLE>
-INLINE void turn(const E* from, int64_t from_row, int rows, int columns, E* to, int64_t to_row) {
+INLINE void turn(const E* from, int64_t from_row, int rows, int columns, E* to, int64_t to_row,
+                 bool past_caches) {
   constexpr int side = Line<E>::elements, pieces = Line<E>::sums;
   Floats x[pieces][LANES];
   UNROLL for (int i = 0; i < pieces; i++)
@@ -37,7 +38,8 @@ INLINE void turn(const E* from, int64_t from_row, int rows, int columns, E* to, 
   UNROLL for (int i = 0; i < pieces; i++)
     UNROLL for (int a = 0; a < LANES; a++) {
       const int row = TO_LINES ? a * pieces + i : i * LANES + a;
-      if (WHOLE) store(to + row * to_row, x[i][a]);
+      if (WHOLE && !TO_LINES && past_caches) store_past_caches(to + row * to_row, x[i][a]);
+      else if (WHOLE) store(to + row * to_row, x[i][a]);
       else if (row < columns)
         memcpy(to + row * to_row, &x[i][a], sizeof(E) * (TO_LINES ? side : rows));
     }
@@ -45,13 +47,13 @@ INLINE void turn(const E* from, int64_t from_row, int rows, int columns, E* to, 
 
 template <class E, bool TO_LINES>
 static void turn_square(const E* from, int64_t from_row, int64_t rows, int64_t columns, E* to,
-                        int64_t to_row) {
+                        int64_t to_row, bool past_caches = false) {
   constexpr int64_t side = Line<E>::elements;
   if (rows >= side && columns >= side)
-    turn<E, TO_LINES, true>(from, from_row, side, side, to, to_row);
+    turn<E, TO_LINES, true>(from, from_row, side, side, to, to_row, past_caches);
   else
     turn<E, TO_LINES, false>(from, from_row, std::min(rows, side), std::min(columns, side), to,
-                             to_row);
+                             to_row, false);
 }
 
 // `channels` channels of `samples` samples, each in a row of `row` elements, to lines of samples:
@@ -69,7 +71,8 @@ static void to_lines(const E* from, int64_t row, int64_t samples, int channels, 
 // The other way, for as many channels as a line has elements at most.
 template <class E>
 static void from_lines(const E* from, int64_t plane, int64_t samples, int channels, E* to,
-                       int64_t row) {
+                       int64_t row, bool past_caches) {
   for (int64_t s = 0; s < samples; s += Line<E>::elements)
-    turn_square<E, false>(from + s, plane, channels, samples - s, to + s * row, row);
+    turn_square<E, false>(from + s, plane, channels, samples - s, to + s * row, row,
+                          past_caches);
 }
