@@ -185,34 +185,9 @@ template <class E> static void best_tiles(const Pass<E>& pass, const Item& item,
   tiles<E, L::tile, 1>(pass, item, scratch);
 }
 
-// A linear layer of one token has no lanes to fill: weight by weight, a few sums at a time.
-template <class E>
-static void multiply_token(const Pass<E>& pass, const E* source, int threads) {
-  constexpr int WAYS = 4;
-  std::vector<float> x(pass.grid.channels);
-  for (size_t c = 0; c < x.size(); c++) move(x[c], source[c]);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int o = 0; o < pass.grid.out; o++) {
-    float sums[WAYS] = {pass.bias ? pass.bias[o] : 0.f};
-    auto add = [&](float& sum, int64_t k) __attribute__((always_inline)) {
-      float w;
-      move(w, pass.weights[k]);
-      uint32_t channel = pass.codes[k] >> TAP_BITS;
-      asm("" : "+r"(channel));  // or GCC collects four elements in a vector, which takes longer
-      sum += w * x[channel];
-    };
-    int64_t k = pass.rows[o];
-    for (; k + WAYS <= pass.rows[o + 1]; k += WAYS)
-      UNROLL for (int way = 0; way < WAYS; way++) add(sums[way], k + way);
-    for (; k < pass.rows[o + 1]; k++) add(sums[0], k);
-    move(pass.out[o], (sums[0] + sums[1]) + (sums[2] + sums[3]));
-  }
-}
-
 // Threads take (samples, band, part of the outputs); what one computes depends on no other.
 template <class E> static void multiply(const Pass<E>& pass, const E* source, int threads) {
   const Grid& g = pass.grid;
-  if (g.linear && g.batch == 1) return multiply_token(pass, source, threads);
   const int64_t bands = g.bands(), items = g.blocks() * bands;
   const int64_t wanted = threads == 1 ? 1 : (2 * threads + items - 1) / items;
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(g.out, wanted));
