@@ -9,8 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from sparseopt.distributed.choice_check import SameChoice
 from sparseopt.distributed.ranks import is_distributed
-from sparseopt.distributed.same_choice import SameChoice
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method
 from sparseopt.methods.gradient_memory import RememberedGradients
@@ -69,7 +69,7 @@ class MaskUpdater:
         rule = method.memory
         self.memory = None if rule is None else RememberedGradients(rule)
         self.state = MethodState(method)
-        self._same_choice = SameChoice()
+        self._choice_check = SameChoice()
         self.sees_every_step = rule is not None or method.has_observer
         self.needs_dense_gradients = False
         self._is_scheduled = False
@@ -160,7 +160,7 @@ class MaskUpdater:
             zero = zero_everywhere(gradients, norms)
             self._check_gradients_asked_for(update)
             record = update_masks(
-                self.layers, self.method, update, self.backend, self._same_choice, zero=zero
+                self.layers, self.method, update, self.backend, self._choice_check, zero=zero
             )
         else:
             record = skipped_update(self.layers, update)
@@ -177,7 +177,7 @@ class MaskUpdater:
 
     def compare_ranks(self) -> None:
         """Compare from now on what ranks choose, which were not there before. Collective."""
-        self._same_choice = SameChoice()
+        self._choice_check = SameChoice()
 
     def prepare_forward(self, model: nn.Module) -> None:
         """Let the method prepare the forward pass of an update step that is due; once for each."""
@@ -326,7 +326,7 @@ def update_masks(
     method: Method,
     update: Update,
     backend: StateBackend,
-    same_choice: SameChoice,
+    choice_check: SameChoice,
     *,
     zero: Collection[int] = (),
 ) -> UpdateRecord:
@@ -339,7 +339,7 @@ def update_masks(
         method: what decides.
         update: the update, as the method gets it.
         backend: keeps the state.
-        same_choice: compares the ranks.
+        choice_check: compares the ranks.
         zero: the ids of gradients that are zero in every entry.
 
     Raises:
@@ -349,7 +349,7 @@ def update_masks(
     numbers = update.generator.get_state()
     transitions = plan_transitions(taking_part, method, update) if taking_part else []
     if is_distributed():
-        require_same_moves(transitions, method, update, numbers, same_choice)
+        require_same_moves(transitions, method, update, numbers, choice_check)
     new = make_transitions(
         layers, transitions, backend, update.state, mask_gradients_of=taking_part
     )

@@ -14,8 +14,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from sparseopt.distributed.choice_check import SameChoice, checksum, mixed
 from sparseopt.distributed.dtensor import placement, whole
-from sparseopt.distributed.same_choice import SameChoice, checksum, mixed
 from sparseopt.masks.drop_and_grow import Transition, plan_mask, plan_update
 from sparseopt.masks.indices import count_true
 from sparseopt.masks.layer import SparseLayer
@@ -71,7 +71,7 @@ def require_same_moves(
     method: Method,
     update: Update,
     numbers: Tensor,
-    same_choice: SameChoice,
+    choice_check: SameChoice,
 ) -> None:
     """Raise if another rank has planned other moves, although it has the same to plan from.
 
@@ -83,7 +83,7 @@ def require_same_moves(
         method: what planned them.
         update: what it was told.
         numbers: the state of the random source before.
-        same_choice: compares the ranks.
+        choice_check: compares the ranks.
 
     Raises:
         RankMismatchError: if it has.
@@ -101,7 +101,7 @@ def require_same_moves(
             new = transition.positions.long()
             chosen.append(checksum(torch.where(transition.kept, 0, begins[new])))
     about = (method.name, update.step, numbers.numpy().tobytes(), *names)
-    same_choice.require(about, seen, chosen, who=f"method {method.name!r}")
+    choice_check.require(about, seen, chosen, who=f"method {method.name!r}")
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparseopt.distributed.same_choice import checksum, mixed
+from sparseopt.distributed.choice_check import checksum, mixed
 from tests.distributed.own_random import AgreedNumbers, TorchsNumbers, TorchsValues, train
 from tests.support.ranks import needs_gloo, two_ranks
 

@@ -1,4 +1,4 @@
-"""Optimizer state for live weights only, and the plan of a step that keeps it so."""
+"""Optimizer state for live weights only: the plan of a step, and what an update does to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dense optimizer state that is masked after every step: right for any optimizer."""
+"""Dense optimizer state, masked after every step and update: right for any optimizer."""
 
 from __future__ import annotations
 
