@@ -46,6 +46,7 @@ class _Reporter:
         self._structure = structure
         self._uses = uses
         self._removal = removal
+        self._masked = list(live)
         self._roles = {
             (part.name, part.dim): part.role for group in structure.groups for part in group.slices
         }
@@ -74,7 +75,8 @@ class _Reporter:
             math.prod(self._shape_after(name, tuple(parameter.shape)))
             for name, parameter in parameters.items()
         )
-        return CompactionReport(layers, tuple(self._remaining()), before, after)
+        left = tuple(name for name in self._masked if name not in times)
+        return CompactionReport(layers, tuple(self._remaining()), before, after, left)
 
     def _classes_dropped(self) -> Flags:
         """Return the classes that no live filter makes, or that no live column reads."""

@@ -80,6 +80,8 @@ class CompactionReport:
         remaining: what masks took out whole and could not be removed.
         parameters: number of parameters before.
         compacted_parameters: number of parameters after.
+        left_out: sparse weights whose module has no channels that are known, such as recurrent
+            layers, embeddings and computed weights; they stay as they are.
 
     Example:
         >>> import torch
@@ -101,6 +103,7 @@ class CompactionReport:
     remaining: tuple[Remaining, ...]
     parameters: int
     compacted_parameters: int
+    left_out: tuple[str, ...] = ()
 
     @property
     def flops_ratio(self) -> float:
@@ -137,6 +140,8 @@ class CompactionReport:
             f"  {one.name}, {len(one.positions)} along dimension {one.dim}: {one.reason}"
             for one in self.remaining
         ]
+        if self.left_out:
+            lines.append(f"no channels are known of: {', '.join(self.left_out)}")
         return "\n".join(lines)
 
 

@@ -424,3 +424,28 @@ def test_constant_that_padding_spoils_on_the_way_stays():
     assert why(compaction, "0.weight") == {
         "no live filter makes it, but it is not one constant where 4 reads it"
     }
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.lstm:UserWarning")
+def test_report_names_sparse_weights_whose_channels_are_not_known():
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(6, 8, batch_first=True)
+            self.up = nn.Linear(8, 12)
+            self.out = nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.out(torch.relu(self.up(self.lstm(x)[0])))
+
+    model = Tagger()
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        model,
+        method="static",
+        density=0.3,
+        sparse={nn.LSTM: True},
+    )
+    report = Compaction(model, optimizer, torch.randn(2, 5, 6)).report
+    assert report.left_out == ("lstm.weight_ih_l0", "lstm.weight_hh_l0")
+    assert "no channels are known of: lstm.weight_ih_l0, lstm.weight_hh_l0" in str(report)
