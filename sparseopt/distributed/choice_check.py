@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -26,6 +27,9 @@ __all__ = ["SameChoice", "checksum", "mixed"]
 #: Odd, so that the product is one to one modulo 2**64; the golden ratio, so that it spreads.
 MULTIPLIER: Final = 0x9E3779B97F4A7C15 - 2**64
 INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+#: How often this process chose from the same, by where that is in the store: after going back to a
+#: checkpoint, and in a copy of the optimizer, a method may draw other numbers, on all ranks alike.
+_times: Final[Counter[str]] = Counter()
 
 
 def checksum(values: Tensor) -> Tensor:
@@ -71,7 +75,9 @@ class SameChoice:
         mine = _digest(sums[len(seen) :])
         # Checked with torch 2.8 to 2.14: there is no public way to the store.
         store = dist.distributed_c10d._get_default_store()
-        first = store.compare_set(f"sparseopt/{self._run}/{key}", "", mine).decode()
+        place = f"sparseopt/{self._run}/{key}"
+        _times[place] += 1
+        first = store.compare_set(f"{place}/{_times[place]}", "", mine).decode()
         if first != mine:
             raise RankMismatchError(
                 f"{who} chose other weights on rank {dist.get_rank()} than on another rank, from "

@@ -71,6 +71,8 @@ def live_copies_for(*tensors: Tensor) -> LiveCopies | None:
             or tensor.dtype != dtype
             or not tensor.is_contiguous()
             or tensor.is_inference()
+            or tensor.is_conj()
+            or tensor.is_neg()
         ):
             return None
     return _find[0]() if dtype.itemsize in SIZES else None

@@ -1,5 +1,6 @@
 """One rank of a run whose method draws random numbers of its own."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -100,3 +101,27 @@ def train(method: str, *, same_seed: bool = False, together: bool = True) -> dic
     finally:
         dist.barrier()
     return {"error": None, "updates": len(optimizer.history), "masks": masks_of(optimizer)}
+
+
+def train_again_from_a_checkpoint(method: str) -> int:
+    """Load an earlier checkpoint, draw other numbers than before, and return the updates.
+
+    The ranks have the same seed, so they draw the same numbers as each other.
+    """
+    model = make(seed=0)
+    optimizer = SparseOptimizer(
+        build("SGD", model.parameters()), model, method=METHODS[method](), **SETTINGS
+    )
+    torch.manual_seed(5)
+    saved = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    updates = 0
+    for _ in range(2):
+        model.load_state_dict(saved[0])
+        optimizer.load_state_dict(saved[1])
+        while not optimizer.history:
+            optimizer.zero_grad()
+            loss_of(model, 1).backward()
+            optimizer.step()
+        updates += len(optimizer.history)
+    dist.barrier()
+    return updates

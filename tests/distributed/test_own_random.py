@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from sparseopt.distributed.choice_check import checksum, mixed
-from tests.distributed.own_random import AgreedNumbers, TorchsNumbers, TorchsValues, train
+from tests.distributed.own_random import (
+    AgreedNumbers,
+    TorchsNumbers,
+    TorchsValues,
+    train,
+    train_again_from_a_checkpoint,
+)
 from tests.support.ranks import needs_gloo, two_ranks
 
 
@@ -37,6 +43,11 @@ def test_ranks_that_train_apart_choose_for_themselves_and_do_not_wait():
     assert first["error"] is second["error"] is None
     assert first["updates"] > second["updates"] >= 1
     assert any((first["masks"][name] != mask).any() for name, mask in second["masks"].items())
+
+
+@needs_gloo
+def test_ranks_that_go_back_to_a_checkpoint_may_draw_other_numbers_than_before():
+    assert two_ranks().run(train_again_from_a_checkpoint, TorchsNumbers.name) == [2, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8])

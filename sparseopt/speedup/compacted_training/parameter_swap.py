@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparseopt.speedup.compaction.surgery import (
     Kept,
+    encoders_in,
     put_sizes_back,
     resize,
     shrunk,
@@ -138,7 +139,9 @@ class ParameterSwap:
         ]
         self._known = known
         self._places = self._places_of(known)
-        modules = {id(place.module): place.module for place in self._places}.values()
+        # Encoders come last: they ask what became of the attention in them.
+        changed = [*(place.module for place in self._places), *encoders_in(self._model)]
+        modules = {id(module): module for module in changed}.values()
         self._sizes = [(module, sizes_of(module)) for module in modules]
         for place in self._places:
             place.own[place.name] = place.swapped.smaller

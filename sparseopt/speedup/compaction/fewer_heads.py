@@ -29,6 +29,8 @@ class FewerHeads(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return outputs and, if asked for, weights; see :class:`torch.nn.MultiheadAttention`."""
+        if is_causal and attn_mask is None:
+            raise RuntimeError("is_causal=True needs attn_mask, as in torch's own attention.")
         is_batched = query.dim() == 3
         batch_first = self.batch_first and is_batched
         batch = 0 if batch_first else 1

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from sparseopt.speedup.compaction.fewer_heads import with_fewer_heads
+from sparseopt.speedup.compaction.fewer_heads import FewerHeads, with_fewer_heads
 from sparseopt.speedup.compaction.removal import Fold
 from sparseopt.speedup.compaction.written_numbers import Numbers, set_numbers
 from sparseopt.utils.hooks import copy_without_hooks
@@ -34,6 +34,7 @@ _SIZES: Final = (
     "nf",
     "num_heads",
     "_qkv_same_embed_dim",
+    "use_nested_tensor",
 )
 _CLASS: Final = "__class__"
 
@@ -66,7 +67,14 @@ def cut(model: nn.Module, kept: Kept, folds: list[Fold], numbers: Numbers) -> nn
                     changed = True
         if changed:
             resize(module)
+    for encoder in encoders_in(smaller):
+        resize(encoder)
     return smaller
+
+
+def encoders_in(model: nn.Module) -> list[nn.Module]:
+    """Return what asks whether its layers have torch's fast path; see :func:`resize`."""
+    return [module for module in model.modules() if isinstance(module, nn.TransformerEncoder)]
 
 
 def shrunk(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
@@ -146,6 +154,10 @@ def resize(module: nn.Module) -> None:
         module.out_channels = module.weight.shape[1] * module.groups
     elif type(module) is nn.MultiheadAttention:
         with_fewer_heads(module)
+    elif isinstance(module, nn.TransformerEncoder):
+        # It makes padded batches nested, which only torch's fast path takes.
+        if any(isinstance(one, FewerHeads) for one in module.modules()):
+            module.use_nested_tensor = False
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):

@@ -137,7 +137,7 @@ def _dense(site: Site, dtype: torch.dtype) -> nn.Module:
     if isinstance(module, nn.Conv2d):
         layer = DenseConv2d(module, dtype, site.origin, site.bounds)
     else:
-        layer = DenseLinear(dtype, site.origin, site.bounds)
+        layer = DenseLinear(dtype, site.origin, site.bounds, module.weight.device)
     layer.set_weights(module.weight, module.bias, site.norm)
     return layer.eval()
 

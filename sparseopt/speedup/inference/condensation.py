@@ -197,7 +197,9 @@ def _random_numbers(value: Any) -> Any:
 
 def _choose(assembly: Assembly, precision: Precision, rounds: int) -> Condensed:
     """Time the whole model in every way, and return the fastest one."""
-    formats = assembly.formats()
+    tried = assembly.formats()
+    # A model that computes in float32 need not run in bfloat16.
+    formats = [one for one in tried if AS_IT_IS in one.ways]
     times = _time(assembly, formats, rounds)
     winners = [_winner(one, times) for one in formats]
     chosen = 0
@@ -205,7 +207,7 @@ def _choose(assembly: Assembly, precision: Precision, rounds: int) -> Condensed:
         keys = [f"{way}, {one.name}" for way, one in zip(winners, formats, strict=True)]
         chosen = int(times[keys[1]].over(times[keys[0]]).q3 < 1)
     form, way = formats[chosen], winners[chosen]
-    failed = {f"{name}, {one.name}": why for one in formats for name, why in one.failed.items()}
+    failed = {f"{name}, {one.name}": why for one in tried for name, why in one.failed.items()}
     if assembly.untraced is not None:
         failed["folding"] = f"the model can't be traced ({assembly.untraced})"
     layers = form.layers.get(way)

@@ -6,6 +6,7 @@ in; a residual that is added, and ReLU or ReLU6, are computed in the same pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,15 +32,22 @@ class DenseLayer(nn.Module):
         bounds: what the result is clamped to.
     """
 
-    def __init__(self, dtype: torch.dtype, origin: Origin, bounds: Bounds = None) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        origin: Origin,
+        bounds: Bounds = None,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
         self.origin = origin
         self.bounds = bounds
         self.weight: Tensor
         self.bias: Tensor | None
-        self.register_buffer("weight", torch.empty(0, dtype=dtype))
+        self.register_buffer("weight", torch.empty(0, dtype=dtype, device=device))
         self.register_buffer("bias", None)
-        self._packed: Tensor | None = None
+        # With the address and version of the weight that it was made of.
+        self._packed: tuple[tuple[int, int], Tensor] | None = None
 
     def set_weights(
         self, weight: Tensor, bias: Tensor | None, norm: NormStatistics | None = None
@@ -51,8 +59,9 @@ class DenseLayer(nn.Module):
         if norm is not None:
             weight = weight.float() * norm.factor.view(-1, *(1,) * (weight.dim() - 1))
             bias = norm.shift if bias is None else bias.float() * norm.factor + norm.shift
-        self.weight = weight.to(dtype, copy=True)
-        self.bias = None if bias is None else bias.to(dtype, copy=True)
+        device = self.weight.device
+        self.weight = weight.to(device, dtype, copy=True)
+        self.bias = None if bias is None else bias.to(device, dtype, copy=True)
         self._packed = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,6 +86,14 @@ class DenseLayer(nn.Module):
             return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         return weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
+    def _packed_by(self, pack: Callable[[], Tensor]) -> Tensor:
+        """Return the packed weight; a weight that was written to is packed again."""
+        weight, packed = self.weight, self._packed
+        state = weight.data_ptr(), -1 if weight.is_inference() else weight._version
+        if packed is None or packed[0] != state:
+            packed = self._packed = (state, pack())
+        return packed[1]
+
     def _activation(self) -> tuple[str, list[float]]:
         """Return the bounds in oneDNN's words."""
         if self.bounds is None:
@@ -98,7 +115,7 @@ class DenseConv2d(DenseLayer):
     def __init__(
         self, module: nn.Conv2d, dtype: torch.dtype, origin: Origin, bounds: Bounds = None
     ) -> None:
-        super().__init__(dtype, origin, bounds)
+        super().__init__(dtype, origin, bounds, module.weight.device)
         padding = convolution_padding(module)
         assert padding is not None
         # The order in which oneDNN's operators take them.
@@ -108,12 +125,24 @@ class DenseConv2d(DenseLayer):
         """Return (N, out, H', W') for (N, C, H, W); a residual has the shape of the result."""
         x = _channels_last(input)
         residual = None if residual is None else _channels_last(residual)
-        if self._is_packable(x, residual):
-            return self._by_onednn(x, residual)
         padding, stride, dilation, groups = self.geometry
+        if self._is_packable(x, residual) and (
+            residual is None or residual.shape == self._result_shape(x)
+        ):
+            return self._by_onednn(x, residual)
         y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
         y = y if residual is None else y + residual
         return y if self.bounds is None else y.clamp(*self.bounds)
+
+    def _result_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Return the shape of the result: of other inputs, a residual may have to broadcast."""
+        padding, stride, dilation, _ = self.geometry
+        out, _, *kernel = self.weight.shape
+        size = (
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
+        )
+        return (x.shape[0], out, *size)
 
     def _by_onednn(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Compute convolution, addition and clamp in one call of oneDNN.
@@ -121,11 +150,11 @@ class DenseConv2d(DenseLayer):
         The first call reorders the weight for the shape of its input, and later calls use the
         reordered weight.
         """
-        packed = self._packed
-        if packed is None:
-            packed = self._packed = torch.ops.mkldnn._reorder_convolution_weight(
+        packed = self._packed_by(
+            lambda: torch.ops.mkldnn._reorder_convolution_weight(
                 self.weight, *self.geometry, list(x.shape)
             )
+        )
         name, scalars = self._activation()
         result: Tensor
         if residual is None:
@@ -154,10 +183,8 @@ class DenseLinear(DenseLayer):
         if not self._is_packable(input) or not input.numel():
             y = F.linear(input, self.weight, self.bias)
             return y if self.bounds is None else y.clamp(*self.bounds)
-        packed = self._packed
-        if packed is None:
-            rows = input.numel() // input.shape[-1]
-            packed = self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
+        rows = input.numel() // input.shape[-1]
+        packed = self._packed_by(lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight, rows))
         name, scalars = self._activation()
         result: Tensor = torch.ops.mkldnn._linear_pointwise(
             input.contiguous(), packed, self.bias, name, scalars, ""
@@ -185,7 +212,9 @@ class Affine(nn.Module):
 
     def set_norm(self, norm: NormStatistics) -> None:
         """Take another factor and shift."""
-        self.factor, self.shift = norm.factor.clone(), norm.shift.clone()
+        device = self.factor.device
+        self.factor = norm.factor.to(device, copy=True)
+        self.shift = norm.shift.to(device, copy=True)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return (N, C, H, W) in the layout of the input."""
@@ -217,7 +246,7 @@ class KernelLayoutPool(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return (N, C, H', W') for (N, C, H, W)."""
         result: Tensor
-        if not in_kernel_layout(input):
+        if not in_kernel_layout(input) or getattr(self.pool, "return_indices", False):
             result = self.pool(input)
             return result
         result = self.pool(input.permute(1, 0, 2, 3))

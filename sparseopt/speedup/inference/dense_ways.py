@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sparseopt.utils.hooks import copy_without_hooks
@@ -151,7 +152,10 @@ def _scripted(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     if kwargs:
         raise ValueError("keyword inputs are not traced")
     trace: Any = torch.jit.trace
-    traced = trace(model.eval(), args, check_trace=False)
+    with warnings.catch_warnings():
+        # What depends on numbers in the input would be frozen as it is for these inputs.
+        warnings.simplefilter("error", TracerWarning)
+        traced = trace(model.eval(), args, check_trace=False)
     optimized: Any = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
     # The first calls specialize the graph.
     for _ in range(2):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparseopt.speedup.kernels import LiveLists, inference_ops
+from sparseopt.speedup.kernels import LiveLists, calls, inference_ops
 from sparseopt.speedup.live_training.layer_state import convolution_padding
 from sparseopt.speedup.live_training.layout import to_kernel_layout
 
@@ -129,7 +129,8 @@ class LiveLayer(nn.Module):
             of_output = self.shape.numel() // self.shape[0]
             values = values * norm.factor[positions // of_output]
             bias = norm.shift if bias is None else bias * norm.factor + norm.shift
-        self.values = values.to(self.values.dtype)
+        # A tensor from a file may be the file's own memory.
+        self.values = values.to(self.values.dtype, copy=True)
         self.lists = lists.tensor
         self.bias = None if bias is None else bias.clone()
 
@@ -163,6 +164,14 @@ class LiveConv2d(LiveLayer):
         """Return (N, out, H', W') for (N, C, H, W); a residual has the shape of the result."""
         x = to_kernel_layout(input.to(self.values.dtype))
         if residual is not None:
+            size = calls.out_size(x.shape[2:], self.layout)
+            if residual.shape != (x.shape[0], self.layout[0], *size):
+                # For inputs of other shapes than the example it broadcasts.
+                y = inference_ops.conv2d(
+                    x, self.values, self.bias, self.lists, self.layout, None, None
+                )
+                y = y + residual.to(y.dtype)
+                return y if self.bounds is None else y.clamp(*self.bounds)
             residual = to_kernel_layout(residual.to(self.values.dtype))
         return inference_ops.conv2d(
             x, self.values, self.bias, self.lists, self.layout, residual, self.bounds

@@ -67,6 +67,9 @@ def take_apart(
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a layer of exactly torch's class can be exchanged; others may compute otherwise."""
+    # torch.nn.utils.prune and weight_norm compute either from other parameters before each call.
+    if not {"weight", "bias"} <= module._parameters.keys():
+        return False
     if type(module) is nn.Linear:
         return True
     return (

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt import Compaction, SparseOptimizer
+from sparseopt import Compaction, RigLStruct, SparseOptimizer
 from sparseopt.speedup.compaction.fewer_heads import FewerHeads
 from tests.support.attention_nets import TRANSFORMERS, Transformer
 
@@ -140,3 +140,32 @@ def test_heads_stay_and_are_reported_if_the_code_has_their_number():
     torch.testing.assert_close(case.run(compaction.model), case.run(model))
     assert compaction.model.qkv.out_features == 24
     assert any("the code of Stubborn" in one.reason for one in compaction.report.remaining)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
+@torch.no_grad()
+def test_encoder_with_fewer_heads_takes_padding_in_evaluation():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(32, 8, 64, batch_first=True, dropout=0.0)
+            self.encoder, self.last = nn.TransformerEncoder(layer, 2), nn.Linear(32, 4)
+
+        def forward(self, x, padding=None):
+            return self.last(self.encoder(x, src_key_padding_mask=padding))
+
+    model, x = Encoder(), torch.randn(3, 5, 32)
+    with torch.enable_grad():
+        optimizer = SparseOptimizer(
+            torch.optim.SGD(model.parameters()),
+            model,
+            method=RigLStruct(kinds={"head": 0.5, "neuron": 0.5}),
+            example_inputs=x,
+            total_steps=1000,
+        )
+        smaller = Compaction(model, optimizer, x).model
+    assert smaller.encoder.layers[0].self_attn.num_heads < 8
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    expected, found = model.eval()(x, padding), smaller.eval()(x, padding)
+    torch.testing.assert_close(found[~padding], expected[~padding], rtol=1e-4, atol=1e-5)

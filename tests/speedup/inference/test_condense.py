@@ -345,3 +345,38 @@ def test_torch_compile_is_one_of_the_dense_ways():
     report = quickly(model, sparse_masks(model), x, compiled=True).report
     known = {*report.times, *report.failed}
     assert "torch.compile, frozen, float32" in known
+
+
+def test_model_that_does_not_run_in_bfloat16_is_condensed_in_float32():
+    class InFloat32(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+            self.table = torch.eye(16)
+
+        def forward(self, x):
+            return self.layer(x) @ self.table
+
+    model, x = InFloat32(), torch.randn(2, 16)
+    condensed = quickly(model, sparse_masks(model), x, scripted=False)
+    assert condensed.report.precision == "float32"
+    assert any(name.endswith("bfloat16") for name in condensed.report.failed)
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x))
+
+
+def test_branch_on_numbers_of_the_input_is_not_frozen(times):
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.up(x) if x.mean() > 0 else self.down(x)
+
+    model, x = Branching(), torch.rand(2, 16)
+    times["frozen TorchScript, float32"] = 0.1
+    condensed = quickly(model, sparse_masks(model), x)
+    with torch.no_grad():
+        for inputs in (x, -x):
+            torch.testing.assert_close(condensed.model(inputs), model(inputs))

@@ -1,6 +1,7 @@
 """``save_sparse`` and ``load_sparse``: the same weights, few bytes, and refusals by name."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from sparseopt import CheckpointError, SparseOptimizer, condense, load_sparse, s
 from sparseopt.speedup import kernels
 from sparseopt.speedup.inference import assembly
 from sparseopt.speedup.inference import condensation as room
+from sparseopt.speedup.inference.dense_layers import DenseLinear
+from sparseopt.speedup.inference.files import format as file_format
 from sparseopt.speedup.inference.files.positions import decode, encode
+from sparseopt.speedup.inference.live_layers import Origin
 from sparseopt.speedup.timing import Timing
 from tests.speedup.inference.nets import Residual, Untraceable, settled, sparse_masks
 
@@ -200,3 +204,36 @@ def test_weights_outside_of_their_mask_are_refused_by_name(tmp_path):
         save_sparse(tmp_path / "model.safetensors", model, {"weight": mask})
     with pytest.raises(TypeError, match="dtype="):
         save_sparse(tmp_path / "model.safetensors", model, dtype=torch.int8)
+
+
+def test_file_stays_whole_if_another_cannot_be_written_over_it(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    model = nn.Linear(64, 8)
+    save_sparse(path, model)
+    before = path.read_bytes()
+
+    def fail_half_way(tensors, filename, metadata):
+        Path(filename).write_bytes(before[: len(before) // 2])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(file_format.library().torch, "save_file", fail_half_way)
+    with pytest.raises(OSError, match="no space"):
+        save_sparse(path, nn.Linear(64, 8))
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_module_names_with_a_colon_come_back(tmp_path):
+    model = nn.ModuleDict({"user:buys": nn.Linear(16, 4)})
+    other = nn.ModuleDict({"user:buys": nn.Linear(16, 4)})
+    save_sparse(tmp_path / "model", model)
+    load_sparse(tmp_path / "model", other)
+    assert torch.equal(other["user:buys"].weight, model["user:buys"].weight)
+
+
+def test_folded_dense_layers_are_not_saved(tmp_path):
+    layer = DenseLinear(torch.float32, Origin("weight", "bias"))
+    layer.set_weights(torch.randn(4, 16), None)
+    with pytest.raises(CheckpointError, match="folded"):
+        save_sparse(tmp_path / "model", nn.Sequential(layer))
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ another name, too, as JSON.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +103,8 @@ class SparseFile:
     @property
     def names(self) -> set[str]:
         """The names of the state dict that the file has."""
-        dense = {key for key in self._keys if ":" not in key}
-        return dense | set(self.shapes) | set(self.aliases)
+        parts = {f"{name}:{part}" for name in self.shapes for part in (*CODES, _VALUES)}
+        return (self._keys - parts) | set(self.shapes) | set(self.aliases)
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
@@ -157,4 +158,9 @@ def write(
         "shapes": json.dumps({name: list(weight.shape) for name, weight in sparse.items()}),
         "aliases": json.dumps(dict(aliases)),
     }
-    library().torch.save_file(tensors, str(path), metadata)
+    # Until all is written, the file that was there stays; who has it mapped keeps it.
+    target = Path(path)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        written = Path(folder) / target.name
+        library().torch.save_file(tensors, str(written), metadata)
+        written.replace(target)

@@ -75,6 +75,9 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
         elif isinstance(layer, DenseLayer):
             shapes[layer.origin.weight] = layer.weight.shape
     _check(file, wanted, shapes, {layer.origin.norm for layer in folded} - {None})
+    for name in wanted:
+        if file.is_sparse(name):
+            file.sparse(name)  # raises where it is damaged, before anything is loaded
     for name, tensor in others.items():
         tensor.copy_(_dense(file, name, tensor.dtype))
     for layer in folded:

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
+from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
+from sparseopt.speedup.inference.dense_ways import Frozen
 from sparseopt.speedup.inference.files.format import SparseWeight, write
 from sparseopt.speedup.inference.live_layers import LiveLayer
 from sparseopt.speedup.inference.masks import Masks, masks_by_name
+from sparseopt.speedup.inference.sparse_linear import CondensedLinear, CSRLinear
 from sparseopt.utils.errors import CheckpointError
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
@@ -73,7 +76,8 @@ def save_sparse(
             f"model_or_optimizer={model_or_optimizer!r} must be a model or a SparseOptimizer."
         )
     model = unwrapped(model)
-    if any(isinstance(module, LiveLayer) for module in model.modules()):
+    made = (LiveLayer, DenseLayer, Affine, Frozen, CSRLinear, CondensedLinear)
+    if any(isinstance(module, made) for module in model.modules()):
         raise CheckpointError(
             "a condensed model has BatchNorms folded into its weights: save the model that it was "
             "made of."
@@ -85,6 +89,10 @@ def save_sparse(
     stored: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     for key, tensor in model.state_dict().items():
         name = canonical_name(key)
+        if name in dense or name in sparse or name in aliases:
+            raise CheckpointError(
+                f"two tensors of the model have the name {name!r} without 'module.'"
+            )
         # Weights that are tied, of which safetensors stores one.
         identity = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if tensor.numel() and identity in stored:

@@ -1,0 +1,50 @@
+"""Layers with all weights: what is folded in, and what later inputs and weights ask of them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sparseopt.speedup.inference.dense_layers import DenseConv2d, DenseLinear
+from sparseopt.speedup.inference.live_layers import Origin
+
+
+def convolution(bounds=None):
+    module = nn.Conv2d(4, 8, 3, padding=1)
+    layer = DenseConv2d(module, torch.float32, Origin("weight", "bias"), bounds)
+    layer.set_weights(module.weight, module.bias)
+    return module, layer.eval()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("bounds", [None, (0.0, float("inf"))])
+@torch.no_grad()
+def test_residual_of_one_sample_is_added_to_all(batch, bounds):
+    module, layer = convolution(bounds)
+    x, residual = torch.randn(batch, 4, 6, 6), torch.randn(1, 8, 6, 6)
+    expected = module(x) + residual
+    expected = expected if bounds is None else expected.clamp(*bounds)
+    torch.testing.assert_close(layer(x, residual), expected)
+
+
+@torch.no_grad()
+def test_weights_that_are_written_after_a_call_are_used():
+    _, layer = convolution()
+    x = torch.randn(2, 4, 6, 6)
+    layer(x)
+    other, other_layer = convolution()
+    layer.load_state_dict(other_layer.state_dict())
+    torch.testing.assert_close(layer(x), other(x))
+    layer.weight.mul_(2)
+    torch.testing.assert_close(layer(x), F.conv2d(x, 2 * other.weight, other.bias, padding=1))
+
+
+@torch.no_grad()
+def test_linear_weights_that_are_written_after_a_call_are_used():
+    module = nn.Linear(16, 8)
+    layer = DenseLinear(torch.float32, Origin("weight", "bias"))
+    layer.set_weights(module.weight, module.bias)
+    x = torch.randn(4, 16)
+    torch.testing.assert_close(layer(x), module(x))
+    layer.weight.zero_()
+    torch.testing.assert_close(layer(x), module.bias.expand(4, 8))
