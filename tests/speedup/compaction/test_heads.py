@@ -143,6 +143,7 @@ def test_heads_stay_and_are_reported_if_the_code_has_their_number():
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @torch.no_grad()
 def test_encoder_with_fewer_heads_takes_padding_in_evaluation():
     class Encoder(nn.Module):
