@@ -100,7 +100,7 @@ def test_export_before_training_is_not_taken_for_a_training_input(strict):
     optimizer = wrap(model)
     x, _ = batch(9, size=3)
     program = torch.export.export(model, (x,), strict=strict)
-    with pytest.raises(ValueError, match="knows no input"):
+    with pytest.raises(ValueError, match="has no recorded input"):
         optimizer.flops()
     torch.testing.assert_close(program.module()(x), model(x))
     assert optimizer.flops() == optimizer.flops(model, x)

@@ -244,6 +244,6 @@ def held_bytes() -> int:
     storages = [
         thing.untyped_storage()
         for thing in gc.get_objects()
-        if type(thing) in (torch.Tensor, nn.Parameter)
+        if type(thing) in (torch.Tensor, nn.Parameter) and thing.layout == torch.strided
     ]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -43,11 +43,11 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
         >>> import tempfile, pathlib, torch
         >>> from sparseopt import load_sparse, save_sparse
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
-        >>> save_sparse(path, torch.nn.Linear(8, 8))
-        >>> load_sparse(path, torch.nn.Linear(8, 4))
+        >>> save_sparse(path, torch.nn.Linear(8, 8, bias=False))
+        >>> load_sparse(path, torch.nn.Linear(8, 4, bias=False))
         Traceback (most recent call last):
         ...
-        sparseopt.CheckpointError: ... 'weight' has the shape (8, 8), and the model's (4, 8); ...
+        sparseopt.CheckpointError: ... 'weight' has the shape (8, 8), and the model's (4, 8).
     """
     file = SparseFile(path)
     model = unwrapped(model)

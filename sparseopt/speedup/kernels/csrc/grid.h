@@ -193,6 +193,7 @@ template <class E> static void pack(const E* source, E* scratch, const Grid& g, 
         else copy_pixels(samples);
       }
     }
+    *row_start = 0;  // the other half of the last pair: a zero weight makes no zero of NaN
     clear(row_start, scratch + plane - row_start);
   }
 }
