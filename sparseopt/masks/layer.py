@@ -495,8 +495,12 @@ class SparseLayer:
         return copies is not None
 
     def _copies_for(self, *tensors: Tensor) -> LiveCopies | None:
-        """Return what copies faster than torch; values come in logical order, and bits do not."""
-        return live_copies_for(*tensors) if self._layout.is_logical else None
+        """Return what copies faster than torch, unless torch has to.
+
+        The bits are in memory order and values in logical order, and a sharded mask has no bits.
+        """
+        is_plain = self._layout.is_logical and not self.is_sharded
+        return live_copies_for(*tensors) if is_plain else None
 
     def _word_bits(self) -> Tensor:
         if self._bits is None:
