@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseopt import SparseOptimizer
+from sparseopt.optimizer.gradients import GradientFlag
 
 # torch asks for warm-up calls, so that the set-up of libraries is not captured.
 WARM_UP = 3
@@ -37,11 +38,9 @@ class CapturedPasses:
     ) -> None:
         self._images, self._labels = images.clone(), labels.clone()
         self._graph = torch.cuda.CUDAGraph()
-        flag = optimizer.gradient_flag if isinstance(optimizer, SparseOptimizer) else None
+        flag = optimizer.gradient_flag if isinstance(optimizer, SparseOptimizer) else GradientFlag()
+        was_dense, flag.dense_gradients = flag.dense_gradients, True
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        masks_now = flag is not None and not flag.dense_gradients
-        if flag is not None:
-            flag.dense_gradients = True
         try:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -55,8 +54,7 @@ class CapturedPasses:
                 self._loss = loss_of(self._images, self._labels)
                 self._loss.backward()
         finally:
-            if flag is not None:
-                flag.dense_gradients = not masks_now
+            flag.dense_gradients = was_dense
         # Running statistics must not contain the warm-up calls.
         for name, buffer in model.named_buffers():
             buffer.copy_(before[name])

@@ -15,6 +15,7 @@ from sparseopt.optimizer.state import CompactState, StateBackend, unhooked_step
 from sparseopt.optimizer.state.base import Closure
 from sparseopt.optimizer.state.fresh import tensors_in
 from sparseopt.speedup.compacted_training.parameter_swap import SwappedTensor
+from sparseopt.utils.closures import evaluate
 
 __all__ = ["CompactedBackend"]
 
@@ -82,10 +83,7 @@ class CompactedBackend(StateBackend):
         The closure is evaluated before, on the smaller parameters: element-wise optimizers evaluate
         it once, before anything else.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         if self._is_swapped_in:
             with self._unmasked_full():
                 unhooked_step(self.inner)()

@@ -1,4 +1,4 @@
-"""Convolution and linear layer on the live weights only, as a layer's forward calls them."""
+"""Convolution and linear layer on the live weights only, of a dense weight and its lists."""
 
 import torch
 from torch import Tensor
