@@ -485,13 +485,13 @@ class SparseLayer:
         if self.numel <= SMALL or self.is_sharded or tensor.grad_fn is not None:
             return False
         tensor = tensor.detach()
-        if not tensor.is_cpu:
+        # Where flat() is no view, it would be a copy that is thrown away if nothing is faster.
+        if not (tensor.is_cpu and self._layout.has(tensor)):
             return False
         flat = self._layout.flat(tensor)
         copies = self._copies_for(flat)
         if copies is not None:
             copies.keep(self._word_bits(), flat)
-            self._layout.put_back_(tensor, flat)
         return copies is not None
 
     def _copies_for(self, *tensors: Tensor) -> LiveCopies | None:
