@@ -30,10 +30,12 @@ from benchmarks.cifar.worker import Setup
 from benchmarks.common.environment import describe_environment
 from benchmarks.common.formats import FORMATS, placed
 from benchmarks.common.rounds import MILLI, Quartiles, Rounds, quartiles
-from sparseopt import Compaction, SparseOptimizer
+from sparseopt import Compaction, SparseOptimizer, condense
 from sparseopt.speedup import timing
 
 DENSE, ZEROS, COMPACTED = "dense", "dense tensors with zeros", "compacted"
+#: Beside the number formats, a way to run any of them.
+CONDENSED = "condensed"
 #: The parts of the environment that times depend on; if they differ, times are measured again.
 MACHINE = ("processor", "device", "threads", "system", "torch", "sparseopt")
 #: A single image takes little time, and varies the most.
@@ -147,7 +149,8 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
 
     Returns:
         ``batch``; what ``compare`` finds; and the medians in all ``ways``. These are the number
-        formats, each with one thread and with as many as torch has now: a small network may wait
+        formats and what ``condense`` makes of the network in the fastest of them, which skips
+        zeros; each with one thread and with as many as torch has now: a small network may wait
         for threads longer than it computes.
     """
     device = next(dense.model.parameters()).device
@@ -155,12 +158,13 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
     threads = torch.get_num_threads()
     ways = {}
     for side, form in (("own", own), ("dense", dense)):
-        for name in FORMATS:
-            model, inputs = placed(form.model, images, name)
-            for count in {1, threads} if device.type == "cpu" else {threads}:
-                words = f"{count} {'thread' if count == 1 else 'threads'}"
-                way = functools.partial(_seconds, model, inputs, count)
-                ways[f"{side}, {name}, {words}"] = way
+        in_formats = {name: placed(form.model, images, name) for name in FORMATS}
+        for count in {1, threads} if device.type == "cpu" else {threads}:
+            forms = {**in_formats, CONDENSED: (_condensed(form.model, images, count), images)}
+            words = f"{count} {'thread' if count == 1 else 'threads'}"
+            for name, (model, inputs) in forms.items():
+                ways[f"{side}, {name}, {words}"] = functools.partial(_seconds, model, inputs, count)
+    torch.set_num_threads(threads)
     with torch.inference_mode():
         for way in ways.values():
             way()
@@ -168,6 +172,13 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
         measured = timing.in_turn(ways, rounds=times)
     torch.set_num_threads(threads)
     return {"batch": batch, **compare(measured)}
+
+
+def _condensed(model: nn.Module, images: Tensor, threads: int) -> nn.Module:
+    torch.set_num_threads(threads)
+    return condense(
+        model, "nonzero", example_inputs=images, precision="fastest", compiled=False
+    ).model
 
 
 def _seconds(model: nn.Module, images: Tensor, threads: int) -> float:

@@ -18,11 +18,13 @@ from benchmarks.cifar.timing import (
     ZEROS,
     compare,
     form_of,
+    measure_inference,
     measure_training,
     step_ratio,
     time_jobs,
 )
 from benchmarks.cifar.worker import Setup
+from benchmarks.common.formats import FORMATS
 from benchmarks.common.rounds import Rounds
 
 CPU = torch.device("cpu")
@@ -99,6 +101,21 @@ def test_networks_are_timed_in_the_form_that_computes_what_the_run_left(protocol
     for form in (small, zeros, compacted):
         assert not form.model.training
         assert not any(module._forward_pre_hooks for module in form.model.modules())
+
+
+def test_inference_is_timed_in_every_format_and_condensed_on_both_sides(protocol):
+    sparse = form_of(protocol, RunSpec("rigl", "erk", 0.2, 0), CPU)
+    threads = torch.get_num_threads()
+    found = measure_inference(sparse, form_of(protocol, DENSE_RUN, CPU), batch=2, rounds=2)
+    counts = {"1 thread", "1 thread" if threads == 1 else f"{threads} threads"}
+    expected = {
+        f"{side}, {name}, {count}"
+        for side in ("own", "dense")
+        for name in (*FORMATS, "condensed")
+        for count in counts
+    }
+    assert found["ways"].keys() == expected
+    assert torch.get_num_threads() == threads
 
 
 def test_training_is_timed_with_mask_updates_where_the_method_makes_any(protocol):
