@@ -202,7 +202,7 @@ class SmoothedSalience(DropGrow):
 #   costs nothing extra.
 # - ``follows_mask`` names tensors whose entries are reset when their weight drops or grows, like
 #   the weight's momentum. If the name is left out, only ``observe`` changes the tensor.
-# - One number for the whole run, instead of a tensor for each layer, goes into
+# - One number for the full run, instead of a tensor for each layer, goes into
 #   ``initial_run_state()`` and ``update.run_state``.
 #
 # With a decay of 0 only the last step counts. :doc:`Compose </methods/compose>` can build the same
