@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from sparseopt.speedup.equivalence import disagreement
 from sparseopt.speedup.inference.candidates import candidates_for, uncovered
-from sparseopt.speedup.inference.dense_ways import AS_IT_IS, Prepared, dense_ways
+from sparseopt.speedup.inference.dense_ways import AS_IT_IS, Prepared, UnderAutocast, dense_ways
 from sparseopt.speedup.inference.network import ModuleNetwork, Network
 from sparseopt.speedup.inference.regions import Candidates, choose_layers
 from sparseopt.speedup.inference.report import LayerTimes
@@ -187,6 +187,8 @@ class Assembly:
         other: torch.dtype | None,
     ) -> nn.Module:
         built = network.build(layers, other)
+        if self.autocast:
+            return UnderAutocast(built, self.device.type, self.dtype)
         return built if other is None else Prepared(built, other)
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

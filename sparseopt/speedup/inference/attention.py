@@ -24,8 +24,11 @@ def attend(qkv: Tensor, heads: int, batch_first: bool) -> Tensor:
         batch_first: which of both.
 
     Returns:
-        (batch, length, width), or the first two the other way round.
+        (batch, length, width), or the first two the other way round. For one sequence without a
+        dimension of the batch (length, width).
     """
+    if qkv.dim() == 2:
+        return attend(qkv.unsqueeze(0), heads, True).squeeze(0)
     if not batch_first:
         qkv = qkv.transpose(0, 1)
     batch, length, _ = qkv.shape

@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseopt.speedup import kernels
-from sparseopt.speedup.inference.live_layers import Bounds, NormStatistics, Origin
+from sparseopt.speedup.inference.live_layers import (
+    Bounds,
+    NormStatistics,
+    Origin,
+    result_of_one,
+)
+from sparseopt.speedup.inference.sparse_linear import autocast_type
 from sparseopt.speedup.kernels import calls, inference_ops
 from sparseopt.speedup.kernels.ops import plain_call
 from sparseopt.speedup.live_training.layer_state import convolution_padding
@@ -86,6 +92,14 @@ class DenseLayer(nn.Module):
             return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         return weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
+    def _as_read(self, x: Tensor) -> Tensor:
+        """Return an input in the number format that autocast brings it into, if it is the layer's.
+
+        oneDNN's own operators are none of those that autocast knows.
+        """
+        dtype = self.weight.dtype
+        return x.to(dtype) if autocast_type(x, self.weight) == dtype else x
+
     def _packed_by(self, pack: Callable[[], Tensor]) -> Tensor:
         """Return the packed weight; a weight that was written to is packed again."""
         weight, packed = self.weight, self._packed
@@ -123,7 +137,9 @@ class DenseConv2d(DenseLayer):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
         """Return (N, out, H', W') for (N, C, H, W); a residual has the shape of the result."""
-        x = _channels_last(input)
+        if input.dim() == 3:
+            return result_of_one(self, input, residual)
+        x = _channels_last(self._as_read(input))
         residual = None if residual is None else _channels_last(residual)
         padding, stride, dilation, groups = self.geometry
         if self._is_packable(x, residual) and (
@@ -180,6 +196,7 @@ class DenseLinear(DenseLayer):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return (..., out) for (..., in)."""
+        input = self._as_read(input)  # noqa: A001
         if not self._is_packable(input) or not input.numel():
             y = F.linear(input, self.weight, self.bias)
             return y if self.bounds is None else y.clamp(*self.bounds)
@@ -220,6 +237,7 @@ class Affine(nn.Module):
         """Return (N, C, H, W) in the layout of the input."""
         by_kernel = (
             input.device.type == "cpu"
+            and input.dim() == 4
             and input.dtype in calls.DTYPES
             and input.permute(1, 2, 3, 0).is_contiguous()
             and kernels.available()
@@ -254,6 +272,8 @@ class KernelLayoutPool(nn.Module):
 
 
 def _channels_last(x: Tensor) -> Tensor:
+    if x.dim() != 4:
+        return x
     if in_kernel_layout(x):
         return to_channels_last(x)
     return x.contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
-from sparseopt.speedup.inference.dense_ways import Frozen, Prepared
+from sparseopt.speedup.inference.dense_ways import Frozen, Prepared, UnderAutocast
 from sparseopt.speedup.inference.files.format import SparseFile, SparseWeight
 from sparseopt.speedup.inference.live_layers import LiveLayer, NormStatistics, Origin
 from sparseopt.utils.errors import CheckpointError
@@ -56,7 +56,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
             "what condense() found fastest is a frozen program, which has no weights to load: load "
             "into the model, and condense it again."
         )
-    if isinstance(model, Prepared):
+    if isinstance(model, (Prepared, UnderAutocast)):
         model = model.model
     folded = [one for one in model.modules() if isinstance(one, (LiveLayer, DenseLayer, Affine))]
     inside = {id(tensor) for layer in folded for tensor in layer.buffers()}
