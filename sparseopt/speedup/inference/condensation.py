@@ -87,7 +87,8 @@ def condense(
         precision: ``"same"`` keeps the number format. ``"fastest"`` also hands over a model that
             computes in bfloat16; it takes and returns what the model did.
         scripted: whether frozen TorchScript is tried. Like a compiled one, such a program can't be
-            pickled, exported or loaded into, if it turns out to be the fastest.
+            pickled, exported or loaded into, if it turns out to be the fastest; and it may give 0
+            for NaN where torch has fused a ReLU into a convolution.
         compiled: whether frozen ``torch.compile`` is tried, which takes up to minutes.
         rounds: measurements of each way of the whole model; quartiles count.
 

@@ -1,7 +1,7 @@
 """Layers for inference on all weights, by oneDNN: the fastest dense ones, and what lies between.
 
 Weights are brought into oneDNN's own layout at the first call. A BatchNorm that followed is folded
-in; a residual that is added, and ReLU or ReLU6, are computed in the same pass.
+in; a residual is added in the same pass, and ReLU or ReLU6 are computed in place.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class DenseLayer(nn.Module):
         weight = weight.detach()
         bias = None if bias is None else bias.detach()
         if norm is not None:
-            weight = weight.float() * norm.factor.view(-1, *(1,) * (weight.dim() - 1))
-            bias = norm.shift if bias is None else bias.float() * norm.factor + norm.shift
+            wide = norm.factor.dtype
+            weight = weight.to(wide) * norm.factor.view(-1, *(1,) * (weight.dim() - 1))
+            bias = norm.shift if bias is None else bias.to(wide) * norm.factor + norm.shift
         device = self.weight.device
         self.weight = weight.to(device, dtype, copy=True)
         self.bias = None if bias is None else bias.to(device, dtype, copy=True)
@@ -108,12 +109,9 @@ class DenseLayer(nn.Module):
             packed = self._packed = (state, pack())
         return packed[1]
 
-    def _activation(self) -> tuple[str, list[float]]:
-        """Return the bounds in oneDNN's words."""
-        if self.bounds is None:
-            return "none", []
-        low, high = self.bounds
-        return ("relu", []) if high == float("inf") else ("hardtanh", [low, high])
+    def _clamped(self, y: Tensor) -> Tensor:
+        """Clamp a result of oneDNN in place: oneDNN's own ReLU makes 0 of NaN, and torch's not."""
+        return y if self.bounds is None else y.clamp_(*self.bounds)
 
 
 class DenseConv2d(DenseLayer):
@@ -161,7 +159,7 @@ class DenseConv2d(DenseLayer):
         return (x.shape[0], out, *size)
 
     def _by_onednn(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """Compute convolution, addition and clamp in one call of oneDNN.
+        """Compute convolution and addition in one call of oneDNN.
 
         The first call reorders the weight for the shape of its input, and later calls use the
         reordered weight.
@@ -171,18 +169,16 @@ class DenseConv2d(DenseLayer):
                 self.weight, *self.geometry, list(x.shape)
             )
         )
-        name, scalars = self._activation()
         result: Tensor
         if residual is None:
             result = torch.ops.mkldnn._convolution_pointwise(
-                x, packed, self.bias, *self.geometry, name, scalars, ""
+                x, packed, self.bias, *self.geometry, "none", [], ""
             )
         else:
             result = torch.ops.mkldnn._convolution_pointwise.binary(
                 x, residual, packed, self.bias, *self.geometry, "add", 1.0, None, [], None
             )
-            result = result if self.bounds is None else result.clamp_(*self.bounds)
-        return result
+        return self._clamped(result)
 
 
 class DenseLinear(DenseLayer):
@@ -202,11 +198,10 @@ class DenseLinear(DenseLayer):
             return y if self.bounds is None else y.clamp(*self.bounds)
         rows = input.numel() // input.shape[-1]
         packed = self._packed_by(lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight, rows))
-        name, scalars = self._activation()
         result: Tensor = torch.ops.mkldnn._linear_pointwise(
-            input.contiguous(), packed, self.bias, name, scalars, ""
+            input.contiguous(), packed, self.bias, "none", [], ""
         )
-        return result
+        return self._clamped(result)
 
 
 class Affine(nn.Module):

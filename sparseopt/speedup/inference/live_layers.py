@@ -66,12 +66,13 @@ class NormStatistics:
         bias: Tensor | None,
         eps: float,
     ) -> NormStatistics:
-        """Compute both, in float32."""
-        factor = (variance.float() + eps).rsqrt()
+        """Compute both, in float32, or in float64 if that is what the statistics have."""
+        dtype = torch.promote_types(variance.dtype, torch.float32)
+        factor = (variance.to(dtype) + eps).rsqrt()
         if weight is not None:
-            factor = factor * weight.float()
-        shift = -mean.float() * factor
-        return cls(factor, shift if bias is None else shift + bias.float())
+            factor = factor * weight.to(dtype)
+        shift = -mean.to(dtype) * factor
+        return cls(factor, shift if bias is None else shift + bias.to(dtype))
 
 
 class LiveLayer(nn.Module):

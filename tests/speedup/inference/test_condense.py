@@ -455,3 +455,35 @@ def test_model_condensed_under_autocast_says_that_it_computes_so_without(times, 
         assert without.dtype == model(x).dtype == torch.float32
         assert torch.equal(without, under.float())
         torch.testing.assert_close(without, model(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_float64_is_folded_in_float64(times, affine):
+    times["folded, float64"] = 1.0
+    net = Residual() if affine else nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 1))
+    model = settled(net).double()
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    condensed = quickly(model, sparse_masks(model), x)
+    assert condensed.report.chosen == "folded"
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("way", ["sparse", "folded"])
+@pytest.mark.parametrize("batch", [1, 20])
+def test_nan_stays_one_through_activations(times, way, batch):
+    times[f"{way}, float32"] = 1.0
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU6(),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 8), nn.ReLU(),
+    ).eval()  # fmt: skip
+    masks = sparse_masks(model, 0.9)
+    x = torch.randn(batch, 8, 4, 4)
+    condensed = quickly(model, masks, x)
+    assert condensed.report.chosen == way
+    x[0] = float("nan")
+    with torch.no_grad():
+        found = condensed.model(x)
+        torch.testing.assert_close(found, model(x), equal_nan=True)
+    assert found[0].isnan().all()
+    assert not found[1:].isnan().any()

@@ -101,7 +101,8 @@ def _fill(layer: LiveLayer | DenseLayer | Affine, file: SparseFile) -> None:
         weight = _sparse(file, origin.weight)
         layer.set_weights(weight.positions, weight.values, bias, norm)
     else:
-        layer.set_weights(_dense(file, origin.weight, torch.float32), bias, norm)
+        wide = torch.promote_types(layer.weight.dtype, torch.float32)
+        layer.set_weights(_dense(file, origin.weight, wide), bias, norm)
 
 
 def _sparse(file: SparseFile, name: str) -> SparseWeight:
