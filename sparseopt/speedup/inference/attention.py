@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sparseopt.speedup.inference.live_layers import Origin
+from sparseopt.utils.hooks import has_hooks
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["attend", "split_attention"]
@@ -70,7 +71,7 @@ def _is_plain(node: fx.Node, traced: fx.GraphModule) -> bool:
         and bool(module._qkv_same_embed_dim)
         and module.bias_k is None
         and not module.add_zero_attn
-        and not module._forward_hooks
+        and not has_hooks(module)
         and all(_is_first_item(user) or _is_unused(user) for user in node.users)
         and sum(one.target == node.target for one in traced.graph.nodes) == 1
     )

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from sparseopt.utils.hooks import copy_without_hooks
+from sparseopt.utils.probe import preserve_buffers
 
 __all__ = ["AS_IT_IS", "Frozen", "Prepared", "UnderAutocast", "dense_ways"]
 
 AS_IT_IS: Final = "as it is"
+_SCRIPTED: Final = "frozen TorchScript"
+_COMPILED: Final = "torch.compile, frozen"
 
 
 class Prepared(nn.Module):
@@ -142,6 +144,7 @@ def dense_ways(
     kwargs: Mapping[str, Any],
     dtype: torch.dtype | None,
     programs: Collection[str] = (),
+    lost: str | None = None,
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Return modules that compute ``model(*args, **kwargs)``, by name of the way.
 
@@ -151,11 +154,12 @@ def dense_ways(
         kwargs: keyword inputs.
         dtype: the number format to compute in; ``None`` for the model's own.
         programs: which frozen ones are among the ways: ``"scripted"``, ``"compiled"``.
+        lost: what of the model a frozen program would not run, and therefore is none of the ways.
 
     Returns:
         The modules, and why others could not be made, by name.
     """
-    copied = copy_without_hooks(model).eval()
+    copied = copy.deepcopy(model)
     if dtype is not None:
         copied = copied.to(dtype)
     makers: dict[str, Callable[[], nn.Module]] = {
@@ -167,21 +171,26 @@ def dense_ways(
     # Autocast is off in a traced or compiled graph, or frozen into it.
     if not torch.is_autocast_enabled(device_of(copied).type):
         if "scripted" in programs:
-            makers["frozen TorchScript"] = lambda: _scripted(
+            makers[_SCRIPTED] = lambda: _scripted(
                 _channels_last(copied, dtype) if has_maps else Prepared(copied, dtype), args, kwargs
             )
         if "compiled" in programs:
-            makers["torch.compile, frozen"] = lambda: _compiled(
+            makers[_COMPILED] = lambda: _compiled(
                 _channels_last(copied, dtype) if has_maps else Prepared(copied, dtype)
             )
     ways: dict[str, nn.Module] = {}
     failed: dict[str, str] = {}
+    if lost is not None:
+        for name in makers.keys() & {_SCRIPTED, _COMPILED}:
+            del makers[name]
+            failed[name] = lost
     for name, make in makers.items():
         # Compilers and tracers refuse models in many ways.
         try:
             with torch.no_grad(), _quiet():
                 ways[name] = make()
-                ways[name](*args, **kwargs)
+                with preserve_buffers(ways[name]):
+                    ways[name](*args, **kwargs)
         except Exception as error:
             ways.pop(name, None)
             failed[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

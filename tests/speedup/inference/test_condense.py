@@ -457,6 +457,34 @@ def test_model_condensed_under_autocast_says_that_it_computes_so_without(times, 
         torch.testing.assert_close(without, model(x), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("way", ["sparse, float32", "folded, float32", "as it is, float32"])
+def test_model_condensed_in_inference_mode_is_one_like_any_other(times, way):
+    times[way] = 1.0
+    model = settled(Residual())
+    masks = sparse_masks(model)
+    with torch.inference_mode():
+        x = torch.randn(4, 3, 8, 8)
+        condensed = quickly(model, masks, x)
+        torch.testing.assert_close(condensed.model(x), model(x), rtol=1e-4, atol=1e-5)
+    tensors = [*condensed.model.parameters(), *condensed.model.buffers()]
+    assert not any(tensor.is_inference() for tensor in tensors)
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    (found,) = torch.autograd.grad(condensed.model(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_model_made_in_inference_mode_is_condensed(times):
+    times["sparse, float32"] = 1.0
+    with torch.inference_mode():
+        model = settled(Residual())
+        masks = sparse_masks(model)
+    x = torch.randn(4, 3, 8, 8)
+    condensed = quickly(model, masks, x)
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_float64_is_folded_in_float64(times, affine):
     times["folded, float64"] = 1.0

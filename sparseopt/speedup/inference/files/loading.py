@@ -20,6 +20,7 @@ __all__ = ["load_sparse"]
 _UNUSED = "num_batches_tracked"
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def load_sparse(path: str | Path, model: nn.Module) -> None:
     """Load what :func:`save_sparse` wrote into a model.
