@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CSRLinear", "CondensedLinear", "is_constant_fan_in"]
+__all__ = ["CSRLinear", "CondensedLinear", "autocast_type", "is_constant_fan_in"]
 
 
 class CondensedLinear(nn.Module):
@@ -152,7 +152,7 @@ def is_constant_fan_in(mask: Tensor) -> bool:
     return len(counts - {0}) == 1
 
 
-def _autocast_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
+def autocast_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """Return the type in which autocast has ``F.linear`` computed, or ``None`` if it has no say."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
@@ -164,7 +164,7 @@ def _autocast_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
 
 
 def _as_under_autocast(product: Callable[[Tensor], Tensor], x: Tensor, values: Tensor) -> Tensor:
-    dtype = _autocast_type(x, values)
+    dtype = autocast_type(x, values)
     if dtype is None:
         return product(x)
     # Autocast knows of some sparse operations only, and few have half precision on the CPU.
