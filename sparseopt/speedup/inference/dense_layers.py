@@ -65,7 +65,7 @@ class DenseLayer(nn.Module):
         if norm is not None:
             wide = norm.factor.dtype
             weight = weight.to(wide) * norm.factor.view(-1, *(1,) * (weight.dim() - 1))
-            bias = norm.shift if bias is None else bias.to(wide) * norm.factor + norm.shift
+            bias = norm.fold_into(bias)
         device = self.weight.device
         self.weight = weight.to(device, dtype, copy=True)
         self.bias = None if bias is None else bias.to(device, dtype, copy=True)

@@ -74,6 +74,12 @@ class NormStatistics:
         shift = -mean.to(dtype) * factor
         return cls(factor, shift if bias is None else shift + bias.to(dtype))
 
+    def fold_into(self, bias: Tensor | None) -> Tensor:
+        """Return the bias of a layer and of the BatchNorm that follows it, in one."""
+        if bias is None:
+            return self.shift
+        return bias.to(self.factor.dtype) * self.factor + self.shift
+
 
 class LiveLayer(nn.Module):
     """What convolution and linear layer share: values, lists, bias.
@@ -132,7 +138,7 @@ class LiveLayer(nn.Module):
         if norm is not None:
             of_output = self.shape.numel() // self.shape[0]
             values = values * norm.factor[positions // of_output]
-            bias = norm.shift if bias is None else bias * norm.factor + norm.shift
+            bias = norm.fold_into(bias)
         # A tensor from a file may be the file's own memory.
         self.values = values.to(self.values.dtype, copy=True)
         self.lists = lists.tensor
