@@ -128,7 +128,7 @@ for layer in optimizer.layers:
 # %%
 # ``compact`` returns an ordinary model of the same class, which computes the same.
 
-smaller = compact(model, optimizer)
+smaller = compact(model, optimizer).model
 describe("rigl-struct", smaller)
 print(smaller.blocks[1])
 
@@ -151,7 +151,7 @@ optimizer = SparseOptimizer(
     delta_t=20,
 )
 fit(model, optimizer)
-smaller = compact(model, optimizer)
+smaller = compact(model, optimizer).model
 describe("srigl", smaller)
 print("neurons left:", [block.up.out_features for block in smaller.blocks], "of 256")
 
