@@ -159,8 +159,9 @@ print("neurons left:", [block.up.out_features for block in smaller.blocks], "of 
 # What it gives
 # -------------
 #
-# A model this small is all overhead, and so no time is printed here: for times of larger ones, and
-# for accuracy on CIFAR-10, see :doc:`/results/structured`. To time yours, run both models in turn:
+# A model this small is all overhead, and so no time is printed here: :doc:`/results/structured` has
+# times of larger ones, and :doc:`/how-to/faster` says which one to take. To time yours, run both
+# models in turn:
 
 
 @torch.no_grad()
