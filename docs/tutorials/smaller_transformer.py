@@ -128,7 +128,7 @@ for layer in optimizer.layers:
 # %%
 # ``compact`` returns an ordinary model of the same class, which computes the same.
 
-smaller = compact(model, optimizer)
+smaller = compact(model, optimizer).model
 describe("rigl-struct", smaller)
 print(smaller.blocks[1])
 
@@ -151,7 +151,7 @@ optimizer = SparseOptimizer(
     delta_t=20,
 )
 fit(model, optimizer)
-smaller = compact(model, optimizer)
+smaller = compact(model, optimizer).model
 describe("srigl", smaller)
 print("neurons left:", [block.up.out_features for block in smaller.blocks], "of 256")
 
@@ -159,8 +159,9 @@ print("neurons left:", [block.up.out_features for block in smaller.blocks], "of 
 # What it gives
 # -------------
 #
-# A model this small is all overhead, and so no time is printed here: for times of larger ones, and
-# for accuracy on CIFAR-10, see :doc:`/results/structured`. To time yours, run both models in turn:
+# A model this small is all overhead, and so no time is printed here: :doc:`/results/structured` has
+# times of larger ones, and :doc:`/how-to/faster` says which one to take. To time yours, run both
+# models in turn:
 
 
 @torch.no_grad()
