@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from benchmarks import overview
 from benchmarks.cifar import overview as cifar
 from benchmarks.cifar.report.results import Group
-from benchmarks.common.tables import table
+from benchmarks.common.tables import span, table
 from benchmarks.overhead.contenders import OURSELVES, PLAIN
 from benchmarks.overhead.results import Entry, Results
 from benchmarks.overhead.tables import held_in_all
@@ -210,18 +210,6 @@ def _speedups(records: Iterable[Record], dense: str, ours: str = BF16) -> Iterat
 
 def _bytes(entry: Entry, contender: str) -> int:
     return entry["contenders"][contender]["bytes"]["state"]
-
-
-def span(values: Iterable[float], digits: int = 2) -> str:
-    """The range of some numbers, or one number if all of them round to it.
-
-    Example:
-        >>> span([0.106, 0.103, 0.1]), span([1.04, 1.0], digits=1)
-        ('0.10 to 0.11', '1.0')
-    """
-    found = sorted(values)
-    ends = dict.fromkeys(f"{value:.{digits}f}" for value in (found[0], found[-1]))
-    return " to ".join(ends)
 
 
 def _listed(names: Iterable[str]) -> str:

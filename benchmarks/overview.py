@@ -20,6 +20,7 @@ from benchmarks.speed.records import Record, read_records
 HERE = Path(__file__).parent
 OVERHEAD = HERE / "overhead" / "results" / "results.json"
 SPEED = HERE / "speed" / "results"
+STRUCTURED = HERE / "structured" / "results"
 #: The density of which most is measured.
 DENSITY = 0.1
 

@@ -41,6 +41,7 @@ from sparseopt.pruning_at_init import (
 )
 from sparseopt.schedules import UpdateSchedule
 from sparseopt.speedup import (
+    Compacted,
     CompactedTraining,
     Compaction,
     CompactionReport,
@@ -86,6 +87,7 @@ __all__ = [
     "ChannelGroup",
     "ChannelSlice",
     "CheckpointError",
+    "Compacted",
     "CompactedTraining",
     "Compaction",
     "CompactionError",

@@ -30,7 +30,7 @@ from benchmarks.cifar.worker import Setup
 from benchmarks.common.environment import describe_environment
 from benchmarks.common.formats import FORMATS, placed
 from benchmarks.common.rounds import MILLI, Quartiles, Rounds, quartiles
-from sparseopt import Compaction, SparseOptimizer, condense
+from sparseopt import SparseOptimizer, compact, condense
 from sparseopt.speedup import timing
 
 DENSE, ZEROS, COMPACTED = "dense", "dense tensors with zeros", "compacted"
@@ -127,10 +127,10 @@ def form_of(
         optimizer = Structure.load(structure).put_into(model)
         # Enough images for BatchNorm.
         images = torch.zeros(4, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
-        compaction = Compaction(model, optimizer, images)
+        compacted = compact(model, optimizer, example_inputs=images)
         optimizer.detach()
-        model, kind = compaction.model.eval(), COMPACTED
-        about = {"share_reached": compaction.report.share_reached}
+        model, kind = compacted.model.eval(), COMPACTED
+        about = {"share_reached": compacted.report.share_reached}
     elif recipe.optimizer is not None:
         assert spec.init is not None
         assert spec.density is not None

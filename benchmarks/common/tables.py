@@ -31,3 +31,15 @@ def section(heading: str, *parts: Sequence[str]) -> list[str]:
 def paragraph(text: str) -> list[str]:
     """One paragraph."""
     return [text, ""]
+
+
+def span(values: Iterable[float], digits: int = 2) -> str:
+    """The range of some numbers, or one number if all of them round to it.
+
+    Example:
+        >>> span([0.106, 0.103, 0.1]), span([1.04, 1.0], digits=1)
+        ('0.10 to 0.11', '1.0')
+    """
+    found = sorted(values)
+    ends = dict.fromkeys(f"{value:.{digits}f}" for value in (found[0], found[-1]))
+    return " to ".join(ends)

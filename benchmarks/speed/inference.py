@@ -15,7 +15,7 @@ from benchmarks.common.formats import FORMATS, placed
 from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.models import IMAGE, WORKLOADS, built_by_hand, channel_masks
 from benchmarks.speed.records import Record, add_amounts, fastest_row, made_with, timed
-from sparseopt import Compaction
+from sparseopt import compact
 
 MODELS = ("dense", "compacted", "by hand")
 RATIOS = (("compacted", "by hand"), ("compacted", "dense"), ("by hand", "dense"))
@@ -44,11 +44,11 @@ def build_models(workload: str, density: float) -> tuple[dict[str, nn.Module], f
     torch.manual_seed(0)
     dense = WORKLOADS[workload]()
     optimizer = masked_by(dense, channel_masks(dense, density))
-    compaction = Compaction(dense, optimizer, torch.randn(2, *IMAGE))
-    report = compaction.report
+    compacted = compact(dense, optimizer, example_inputs=torch.randn(2, *IMAGE))
+    report = compacted.report
     if report.remaining:
         raise RuntimeError(f"not everything was removed:\n{report}")
-    models = dense, compaction.model, built_by_hand(compaction.model)
+    models = dense, compacted.model, built_by_hand(compacted.model)
     return dict(zip(MODELS, models, strict=True)), report.flops_ratio
 
 

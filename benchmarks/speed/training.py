@@ -77,7 +77,9 @@ class _Trainers:
         self._labels = torch.randint(0, CLASSES, (batch,))
         model = self._dense(FORMATS[0])
         self._groups = find_channel_groups(model, self._images[:2])
-        self._smaller = compact(model, self._rigl_struct(model, NEVER), self._images[:2])
+        self._smaller = compact(
+            model, self._rigl_struct(model, NEVER), example_inputs=self._images[:2]
+        ).model
 
     def of(self, way: str, stack: contextlib.ExitStack) -> dict[str, Call]:
         """Return a call for each model, stored and run in ``way``, by name."""
@@ -99,7 +101,7 @@ class _Trainers:
         step = self._step(way, model, optimizer)
         if stack is not None:
             images = self._images[:2].to(memory_format=layout_of(way))
-            stack.enter_context(CompactedTraining(model, optimizer, images))
+            stack.enter_context(CompactedTraining(model, optimizer, example_inputs=images))
         return step
 
     def _dense(self, way: str) -> nn.Module:

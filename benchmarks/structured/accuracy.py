@@ -152,7 +152,7 @@ class Run:
         """What makes this training faster, as a context."""
         if isinstance(self.optimizer, SparseOptimizer):
             if self.method == "rigl-struct" and self.options.compacted:
-                return CompactedTraining(self.model, self.optimizer, self.example)
+                return CompactedTraining(self.model, self.optimizer, example_inputs=self.example)
             if self.method == "rigl" and self.device.type == "cpu":
                 return speed_up(self.model, self.optimizer)
         return nullcontext()
@@ -210,7 +210,7 @@ class Run:
         return record
 
     def _sparsity(self, optimizer: SparseOptimizer) -> Record:
-        smaller = compact(self.model, optimizer, self.example)
+        smaller = compact(self.model, optimizer, example_inputs=self.example).model
         shape = shape_of(smaller)
         return {
             "density": optimizer.density,

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.common.environment import in_words
-from benchmarks.common.tables import MISSING, paragraph, table_of
+from benchmarks.common.tables import MISSING, paragraph, span, table_of
 from benchmarks.structured.accuracy import MEANING, METHODS
 from benchmarks.structured.timing import MODELS
 
@@ -55,8 +55,7 @@ def time_lines(records: Sequence[Record]) -> list[str]:
 
 def time_row(record: Record, phase: str) -> dict[str, str]:
     """The cells of one model at one density by their column."""
-    fastest = fastest_of(average(record[phase]))
-    dense, compacted, by_hand = (fastest[name] for name in ("dense", "compacted", "by hand"))
+    dense, compacted, by_hand = fastest_times(record, phase)
     return {
         "model": record["model"],
         "density": str(record["density"]),
@@ -68,6 +67,27 @@ def time_row(record: Record, phase: str) -> dict[str, str]:
         "compacted / dense": f"{compacted / dense:.3f}",
         "compacted / by hand": f"{compacted / by_hand:.3f}",
     }
+
+
+def fastest_times(record: Record, phase: str) -> tuple[float, float, float]:
+    """Milliseconds of the dense model, of the compacted one, and of the one made by hand."""
+    fastest = fastest_of(average(record[phase]))
+    return fastest["dense"], fastest["compacted"], fastest["by hand"]
+
+
+def short_time_rows(records: Sequence[Record]) -> list[dict[str, str]]:
+    """The range over the models of each ratio of times, by its column; a row for each density."""
+    densities = sorted({record["density"] for record in records}, reverse=True)
+    return [_ranges([one for one in records if one["density"] == each]) for each in densities]
+
+
+def _ranges(records: Sequence[Record]) -> dict[str, str]:
+    cells = {"density": str(records[0]["density"])}
+    for phase in ("training", "inference"):
+        times = [fastest_times(record, phase) for record in records]
+        cells[f"{phase}, compacted / dense"] = span(one / dense for dense, one, _ in times)
+        cells[f"{phase}, compacted / by hand"] = span(one / by_hand for _, one, by_hand in times)
+    return cells
 
 
 def average(times: Mapping[str, float]) -> dict[str, float]:

@@ -73,7 +73,9 @@ class Case:
         )
         self.labels = torch.randint(10, (batch,), device=device)
         model = self.build(self.dense_shape)
-        self.smaller = compact(model, self.sparse(model, NEVER), self.inputs[:2])
+        self.smaller = compact(
+            model, self.sparse(model, NEVER), example_inputs=self.inputs[:2]
+        ).model
         self.shape = shape_of(self.smaller)
 
     def build(self, shape: Shape) -> nn.Module:
@@ -134,7 +136,7 @@ class Case:
     def _compacted(self, delta_t: int, precision: str, stack: contextlib.ExitStack) -> Call:
         model = self.build(self.dense_shape)
         optimizer = self.sparse(model, delta_t)
-        stack.enter_context(CompactedTraining(model, optimizer, self.inputs[:2]))
+        stack.enter_context(CompactedTraining(model, optimizer, example_inputs=self.inputs[:2]))
         return self._step(model, optimizer, precision)
 
     def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str) -> Call:

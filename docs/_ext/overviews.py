@@ -24,8 +24,10 @@ from benchmarks.cifar.report.paper import paper_of
 from benchmarks.cifar.report.results import Group
 from benchmarks.cifar.report.texts import title
 from benchmarks.common.environment import machines
+from benchmarks.common.tables import table_of
 from benchmarks.overhead.plots import cost_figure
 from benchmarks.overhead.results import Results
+from benchmarks.structured import report as neurons_and_heads
 
 SPREAD = re.compile(r"(?<=[\d.]) (±|to) (?=[\d.])")
 
@@ -214,6 +216,20 @@ class SpeedOverview(Overview):
         yield f"Made on {made}. Everything else is in the {self.link(overview.SPEED)}."
 
 
+class TransformerOverview(Overview):
+    """Times of transformers without dropped neurons and heads, as multiples of the dense times."""
+
+    def parts(self) -> Iterator[str]:
+        for file in overview.STRUCTURED.glob("*.json"):
+            self.read(file)
+        records = neurons_and_heads.read_records(overview.STRUCTURED, "time")
+        yield "\n".join(table_of(neurons_and_heads.short_time_rows(records)))
+        made = machines(record["environment"] for record in records)
+        models = ", ".join(dict.fromkeys(f"`{record['model']}`" for record in records))
+        report = self.link(overview.STRUCTURED)
+        yield f"The models are {models}, on {made}. Everything else is in the {report}."
+
+
 class Gains(Overview):
     """What is gained and what it costs, in a line each."""
 
@@ -267,4 +283,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("overhead-overview", OverheadOverview)
     app.add_directive("overhead-figure", OverheadFigure)
     app.add_directive("speed-overview", SpeedOverview)
+    app.add_directive("transformer-overview", TransformerOverview)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

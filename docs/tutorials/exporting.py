@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from sparseopt import Compaction, RigLStruct, SparseOptimizer, find_channel_groups
+from sparseopt import RigLStruct, SparseOptimizer, compact, find_channel_groups
 
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
@@ -73,9 +73,9 @@ print(f"accuracy with masks: {accuracy(expected)}")
 # The report has the old and the new size of each layer, and names dropped channels that could not
 # be removed.
 
-compaction = Compaction(model, optimizer, test_images[:2])
-smaller = compaction.model
-print(compaction.report)
+compacted = compact(model, optimizer, example_inputs=test_images[:2])
+smaller = compacted.model
+print(compacted.report)
 
 # %%
 # The result is a model of the same class with smaller layers. It computes the same and has no

@@ -130,7 +130,7 @@ for layer in optimizer.layers:
 # %%
 # ``compact`` returns an ordinary model of the same class, which computes the same.
 
-smaller = compact(model, optimizer)
+smaller = compact(model, optimizer).model
 describe("rigl-struct", smaller)
 print(smaller.blocks[1])
 
@@ -153,7 +153,7 @@ optimizer = SparseOptimizer(
     delta_t=20,
 )
 fit(model, optimizer)
-smaller = compact(model, optimizer)
+smaller = compact(model, optimizer).model
 describe("srigl", smaller)
 print("neurons left:", [block.up.out_features for block in smaller.blocks], "of 256")
 
@@ -161,9 +161,9 @@ print("neurons left:", [block.up.out_features for block in smaller.blocks], "of 
 # How much time it saves
 # ----------------------
 #
-# In a model this small, overhead takes nearly all of the time, so no time is printed here. For
-# times of larger models, and for accuracy on CIFAR-10, see :doc:`/results/structured`. To time your
-# model, run both models in turn:
+# In a model this small, overhead takes nearly all of the time, so no time is printed here.
+# :doc:`/results/structured` has times of larger models, and :doc:`/how-to/faster` says which one to
+# take. To time your model, run both models in turn:
 
 
 @torch.no_grad()

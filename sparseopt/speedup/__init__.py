@@ -2,6 +2,7 @@
 
 from sparseopt.speedup.compacted_training import CompactedTraining
 from sparseopt.speedup.compaction import (
+    Compacted,
     Compaction,
     CompactionReport,
     LayerSizes,
@@ -22,6 +23,7 @@ from sparseopt.speedup.live_training import SpeedUp, speed_up
 
 __all__ = [
     "CSRLinear",
+    "Compacted",
     "CompactedTraining",
     "Compaction",
     "CompactionReport",

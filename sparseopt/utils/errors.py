@@ -80,7 +80,7 @@ class CompactionError(SparseOptError, RuntimeError):
         ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
         ...     init={"last": 1.0}, mask={"first": neurons[:, None].expand(4, 6)})
         >>> try:
-        ...     compact(model, optimizer, torch.randn(4, 6))
+        ...     compact(model, optimizer, example_inputs=torch.randn(4, 6))
         ... except CompactionError:
         ...     print("forward() has the number of neurons written out")
         forward() has the number of neurons written out

@@ -8,10 +8,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Handle", "OwnHook", "WeakHook", "call_before_forward", "copy_without_hooks"]
+__all__ = [
+    "Handle",
+    "OwnHook",
+    "WeakHook",
+    "call_before_forward",
+    "copy_without_hooks",
+    "has_hooks",
+]
 
 #: ``torch.jit.script`` calls this method of a module and scripts what it returns.
 PREPARE: Final = "__prepare_scriptable__"
@@ -46,7 +53,14 @@ class WeakHook(OwnHook):
 
 def copy_without_hooks(model: nn.Module) -> nn.Module:
     """Return a deep copy of ``model`` that has the user's own hooks only."""
-    copied = copy.deepcopy(model)
+    # torch copies no tensor that has a history, such as a weight that a hook computed.
+    computed: dict[int, object] = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    copied = copy.deepcopy(model, computed)
     for module in copied.modules():
         if isinstance(vars(module).get(PREPARE), _CopyToScript):
             delattr(module, PREPARE)
@@ -62,6 +76,16 @@ def copy_without_hooks(model: nn.Module) -> nn.Module:
                     if hooks is before_forward:
                         module._forward_pre_hooks_with_kwargs.pop(number, None)
     return copied
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of ``module`` runs hooks, be it in the backward pass."""
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+    )
 
 
 class Handle(Protocol):

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["preserve_model_state"]
+__all__ = ["preserve_buffers", "preserve_model_state"]
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def preserve_model_state(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(_same_modes(model))
-        stack.enter_context(_same_buffers(model))
+        stack.enter_context(preserve_buffers(model))
         stack.enter_context(_same_sharding(model))
         stack.enter_context(_no_cached_casts())
         yield
@@ -39,7 +39,7 @@ def _same_modes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _same_buffers(model: nn.Module) -> Iterator[None]:
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
     """Restore buffers that the forward pass wrote to or replaced."""
     places = [(module, dict(module._buffers)) for module in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]

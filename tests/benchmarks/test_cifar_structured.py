@@ -12,7 +12,7 @@ from benchmarks.cifar.grid import TIMING, RunSpec, expand
 from benchmarks.cifar.models import build_model, full_model
 from benchmarks.cifar.structure import Structure
 from benchmarks.cifar.train import Run, weights_hash
-from sparseopt import Compaction
+from sparseopt import compact
 from tests.benchmarks.conftest import end_after
 
 METHODS = ("rigl-struct", "srigl")
@@ -45,10 +45,10 @@ def test_structure_on_disk_compacts_as_the_trained_model_does(method, protocol, 
     run.finish(tmp_path / "checkpoint.pt")
     path = tmp_path / "structure.pt"
     Structure.of(run.model, run.optimizer).save(path)
-    trained = Compaction(run.model, run.optimizer, IMAGES)
+    trained = compact(run.model, run.optimizer, example_inputs=IMAGES)
     torch.manual_seed(7)
     other = build_model(protocol, run.spec)
-    remade = Compaction(other, Structure.load(path).put_into(other), IMAGES)
+    remade = compact(other, Structure.load(path).put_into(other), example_inputs=IMAGES)
     assert shapes(remade.model) == shapes(trained.model)
     assert {n: int(m.sum()) for n, m in remade.masks.items()} == {
         n: int(m.sum()) for n, m in trained.masks.items() if m.dim() > 1
@@ -72,7 +72,7 @@ def test_flops_recorded_of_dropped_channels_are_those_of_the_compacted_model(
 ):
     run = run_of(protocol, splits, "rigl-struct")
     run.finish(tmp_path / "checkpoint.pt")
-    compacted = Compaction(run.model, run.optimizer, IMAGES).model
+    compacted = compact(run.model, run.optimizer, example_inputs=IMAGES).model
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         compacted.eval()(IMAGES[:1])

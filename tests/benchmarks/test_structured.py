@@ -8,7 +8,7 @@ import torch
 from benchmarks.structured.accuracy import METHODS
 from benchmarks.structured.cli import build_parser, main
 from benchmarks.structured.models import GPTBlocks, Shape, ViT, shape_of
-from benchmarks.structured.report import average, fastest_of
+from benchmarks.structured.report import average, fastest_of, short_time_rows
 
 TINY = ["--width", "64", "--depth", "1", "--batch-size", "700", "--threads", "1", "--delta-t", "1"]
 
@@ -76,6 +76,20 @@ def test_update_has_its_share_of_the_average():
     times = {"compacted, float32": 1.0, "compacted pair, float32": 11.0, "dense, float32": 3.0}
     assert average(times) == {"compacted, float32": pytest.approx(1.09), "dense, float32": 3.0}
     assert fastest_of({"dense, float32": 3.0, "dense, bfloat16": 2.0}) == {"dense": 2.0}
+
+
+def test_short_rows_have_the_range_of_each_ratio_over_the_models():
+    def record(density, dense, compacted, by_hand):
+        times = {"dense, float32": dense, "compacted, float32": compacted}
+        slower = {"dense, bfloat16": 2 * dense, "by hand, float32": by_hand}
+        return {"density": density, "training": times | slower, "inference": times | slower}
+
+    records = [record(0.1, 8.0, 2.0, 1.0), record(0.5, 8.0, 4.0, 4.0), record(0.1, 8.0, 4.0, 4.0)]
+    half, tenth = short_time_rows(records)
+    assert (half["density"], tenth["density"]) == ("0.5", "0.1")
+    assert half["training, compacted / dense"] == "0.50"
+    assert tenth["training, compacted / dense"] == "0.25 to 0.50"
+    assert tenth["inference, compacted / by hand"] == "1.00 to 2.00"
 
 
 @pytest.mark.parametrize("kind", [ViT, GPTBlocks])

@@ -29,8 +29,9 @@ from torch.distributed.tensor.parallel import (
 from torch.utils._pytree import tree_map
 
 from sparseopt import SparseOptimizer
+from sparseopt.speedup.kernels.live_copies import find_live_copies
 from tests.support.catalogue import build
-from tests.support.nets import batch, make
+from tests.support.nets import CLASSES, batch, make
 from tests.support.own_methods import SmoothedSalience
 
 STEPS, STOP = 16, 6
@@ -59,6 +60,17 @@ CHECKPOINTED = [
 ]
 #: Divides evenly by 1, 2, 3 and 4 ranks.
 SIZE = 12
+
+
+class LargeNet(nn.Module):
+    """Its first layer has enough weights for the kernels to copy the live ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(108, 48), nn.Linear(48, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 
 def dense(*, seed: int = 0) -> nn.Module:
@@ -241,6 +253,16 @@ def costs(folder: Path) -> dict:
     return {"report": report.as_dict(), **train(model, optimizer, STOP, STEPS)}
 
 
+def large(folder: Path) -> dict:
+    """A layer whose live weights the kernels would copy if it were not sharded."""
+    model = make(LargeNet, dtype=torch.float64)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    fully_shard(model.fc1, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    seen = train(model, begin(model, "rigl", "AdamW"), 0, STEPS)
+    return {"has_kernels": find_live_copies() is not None, **seen}
+
+
 def refused(folder: Path) -> str:
     """The error for compact state."""
     try:
@@ -261,6 +283,7 @@ JOBS = {
         save,
         resume,
         costs,
+        large,
         refused,
     )
 }

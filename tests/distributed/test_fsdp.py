@@ -8,19 +8,22 @@ import pytest
 import torch
 
 from sparseopt import SparseOptimizer
+from sparseopt.masks.live_copies import SMALL
+from sparseopt.speedup import kernels
 from tests.distributed.fsdp_worker import (
     CHECKPOINTED,
     RUNS,
     SETTINGS,
     STEPS,
     STOP,
+    LargeNet,
     begin,
     dense,
     outcome,
 )
 from tests.distributed.fsdp_worker import train as train_here
 from tests.support.looking import logical
-from tests.support.nets import SPARSE_NAMES
+from tests.support.nets import SPARSE_NAMES, make
 from tests.support.oracles import oracle_for
 from tests.support.processes import finish, free_port, start
 
@@ -214,6 +217,24 @@ def test_tensor_parallel_weights_train_as_in_one_process(two):
         assert_close(seen["gradients"][t], expected["gradients"][t])
     assert_close(seen["final"], expected["final"])
     assert seen["history"] == expected["history"]
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no kernels here")
+def test_large_sharded_layer_trains_as_in_one_process_where_kernels_are_built(folder):
+    """The kernels copy live weights of such a layer where it is not sharded; here torch does."""
+    seen = launch(folder, 2, "large")["large"]
+    model = make(LargeNet, dtype=torch.float64)
+    assert seen["has_kernels"]
+    assert model.fc1.weight.numel() > SMALL
+    expected = train_here(model, begin(model, "rigl", "AdamW", state="masked"), 0, STEPS)
+    assert seen["sharded"] == ["DTensor", "DTensor"]
+    for t in range(STEPS):
+        assert_equal(seen["masks"][t], expected["masks"][t])
+        assert_close(seen["weights"][t], expected["weights"][t])
+        assert_close(seen["gradients"][t], expected["gradients"][t])
+    assert_close(seen["final"], expected["final"])
+    assert seen["history"] == expected["history"]
+    assert any(record["new"] > 0 for record in seen["history"])
 
 
 def test_replicas_of_shards_agree_whatever_the_ranks_seeds(four):

@@ -115,6 +115,31 @@ def test_reader_of_the_repository_is_told_where_each_table_is():
     assert [place for (place,) in places if not (ROOT / place).is_file()] == []
 
 
+TRANSFORMER_PAGES = ("how-to/faster", "methods/rigl-struct", "methods/srigl", "results/structured")
+
+
+def test_pages_say_that_no_accuracy_of_transformers_is_committed_while_there_is_none():
+    """Whoever commits such figures finds here which pages have to have them."""
+    from benchmarks import overview
+    from benchmarks.structured.report import read_records
+
+    pages = {page: (ROOT / "docs" / f"{page}.md").read_text("utf-8") for page in TRANSFORMER_PAGES}
+    missing = {page: "not measured" in " ".join(text.split()) for page, text in pages.items()}
+    has_none = not read_records(overview.STRUCTURED, "accuracy")
+    assert missing == dict.fromkeys(TRANSFORMER_PAGES, has_none)
+
+
+def test_page_on_smaller_models_has_the_committed_times_of_transformers():
+    from benchmarks import overview
+    from benchmarks.structured.report import read_records, short_time_rows
+
+    rows = short_time_rows(read_records(overview.STRUCTURED, "time"))
+    quarter = next(row for row in rows if row["density"] == "0.25")
+    page = (ROOT / "docs" / "how-to" / "smaller-models.md").read_text("utf-8")
+    for phase in ("training", "inference"):
+        assert quarter[f"{phase}, compacted / dense"] in page, phase
+
+
 def test_every_part_of_the_page_on_kernels_has_something_to_say():
     from kernel_results import PARTS
 

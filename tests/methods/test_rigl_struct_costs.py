@@ -104,7 +104,7 @@ def test_compaction_after_training_leaves_exactly_the_live_channels():
     optimizer = wrap(model, density=0.2)
     train(model, optimizer, 40)
     assert max(record.new for record in optimizer.history) > 0
-    small = compact(model, optimizer, INPUT)
+    small = compact(model, optimizer, example_inputs=INPUT).model
     expected = Residual(*widths(optimizer))
     shapes = {name: p.shape for name, p in expected.named_parameters()}
     assert {name: p.shape for name, p in small.named_parameters()} == shapes

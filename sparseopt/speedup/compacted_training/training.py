@@ -23,7 +23,7 @@ from sparseopt.speedup.equivalence import compare, run_smaller
 from sparseopt.structured import ChannelGroup
 from sparseopt.structured.channel_masks import MAKERS, live_channels
 from sparseopt.utils.errors import CompactionError
-from sparseopt.utils.example_inputs import as_arguments
+from sparseopt.utils.example_inputs import as_arguments, with_old_inputs
 from sparseopt.utils.hooks import WeakHook
 from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.wrappers import canonical_name, unwrapped
@@ -50,15 +50,16 @@ class CompactedTraining:
     Args:
         model: the model that ``optimizer`` trains; ``torch.compile`` may have wrapped it.
         optimizer: of ``method="rigl-struct"``, with compact state, in one process.
-        inputs: positional inputs of the model, the batch first, on which both models are compared
-            once. By default the shapes of the first training input are used, and the model becomes
-            smaller after it.
-        example_inputs: the same in one argument: an input, a tuple of positional or a mapping of
-            keyword inputs.
-        keywords: its keyword inputs.
+        inputs: the spelling of 0.1.0 for positional example inputs, deprecated.
+        example_inputs: inputs of the model, the batch first, on which both models are compared
+            once: a tensor, a tuple of positional inputs, a mapping of keyword inputs, or a pair of
+            both. By default random numbers in the shapes of the first training step, after which
+            the model becomes smaller.
+        keywords: the spelling of 0.1.0 for keyword example inputs, deprecated.
 
     Raises:
-        TypeError: if the method drops anything but whole channels, or observes every step.
+        TypeError: if the method drops anything but whole channels, or observes every step, or if
+            inputs are given twice.
         ValueError: if the optimizer's state is not compact, the model is not the one that it
             trains, it does not have a trainable parameter that would become smaller, there are
             several processes, the model is in DistributedDataParallel, or it is sped up or in
@@ -95,14 +96,19 @@ class CompactedTraining:
         example_inputs: Any = None,
         **keywords: Any,
     ) -> None:
+        example_inputs = with_old_inputs(
+            example_inputs,
+            inputs,
+            keywords,
+            old="CompactedTraining(model, optimizer, *inputs, **keywords)",
+            new="CompactedTraining(model, optimizer, example_inputs=(inputs, keywords))",
+        )
         _refuse_data_parallel(model, optimizer)
         self._model = unwrapped(model)
         self._optimizer = optimizer
         self._groups = _groups_of(self._model, optimizer)
         _refuse_untrained(self._model, optimizer, self._kept())
-        if example_inputs is not None:
-            inputs, keywords = as_arguments(example_inputs)
-        self._inputs = (inputs, keywords) if inputs or keywords else None
+        self._inputs = None if example_inputs is None else as_arguments(example_inputs)
         self._tensors = ParameterSwap(self._model)
         self._guess = 0
         self._is_checked = False

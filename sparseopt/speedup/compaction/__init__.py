@@ -2,5 +2,6 @@
 
 from sparseopt.speedup.compaction.pipeline import Compaction, compact
 from sparseopt.speedup.compaction.report import CompactionReport, LayerSizes, Remaining
+from sparseopt.speedup.compaction.result import Compacted
 
-__all__ = ["Compaction", "CompactionReport", "LayerSizes", "Remaining", "compact"]
+__all__ = ["Compacted", "Compaction", "CompactionReport", "LayerSizes", "Remaining", "compact"]

@@ -17,12 +17,15 @@ from sparseopt.speedup.compaction.constant_propagation import find_constants
 from sparseopt.speedup.compaction.consumers import Use, uses_of
 from sparseopt.speedup.compaction.diagnosis import make_report
 from sparseopt.speedup.compaction.removal import Removal, decide_removal
+from sparseopt.speedup.compaction.report import CompactionReport
+from sparseopt.speedup.compaction.result import Compacted
 from sparseopt.speedup.compaction.surgery import Kept, cut, shrunk
 from sparseopt.speedup.compaction.written_numbers import guesses, is_divided
 from sparseopt.speedup.equivalence import check_agreement
 from sparseopt.structured.channel_groups import ChannelGroup, Structure, analyse
+from sparseopt.utils.deprecation import renamed_arguments, warn_old_spelling
 from sparseopt.utils.errors import CompactionError
-from sparseopt.utils.example_inputs import as_arguments
+from sparseopt.utils.example_inputs import as_arguments, with_old_inputs
 from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.random import normal
 from sparseopt.utils.wrappers import canonical_name, unwrapped
@@ -38,48 +41,11 @@ Masks = SparseOptimizer | Mapping[str, Tensor] | Literal["nonzero"]
 _Divider = tuple[str, str]
 
 
+@renamed_arguments(optimizer="masks")
 def compact(
     model: nn.Module, masks: Masks, *inputs: Any, example_inputs: Any = None, **keywords: Any
-) -> nn.Module:
+) -> Any:
     """Return a smaller model without the channels and neurons that the masks took out.
-
-    See :class:`Compaction`, of which this is the model.
-
-    Args:
-        model: the model, with the weights that ``optimizer`` trains.
-        masks: what is live: an optimizer, bool tensors by name, or ``"nonzero"``.
-        inputs: positional inputs of the model; by default those of the first training step count.
-        example_inputs: the same in one argument: an input, a tuple of positional or a mapping of
-            keyword inputs.
-        keywords: keyword inputs.
-
-    Returns:
-        A copy of the same class, with smaller layers.
-
-    Raises:
-        TypeError: if a weight is sharded, or ``masks`` is none of these.
-        ValueError: if no input is known, or the model lacks a weight that has a mask.
-        UntraceableModelError: if ``torch.export`` refuses the model.
-        CompactionError: if the smaller model does not run or does not compute the same.
-
-    Example:
-        >>> import torch
-        >>> from sparseopt import SparseOptimizer, compact
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
-        >>> neurons = torch.tensor([True, False, True, True])
-        >>> optimizer = SparseOptimizer(
-        ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
-        ...     init={"2": 1.0}, mask={"0": neurons[:, None].expand(4, 6)})
-        >>> smaller = compact(model, optimizer, example_inputs=torch.randn(2, 6))
-        >>> smaller[0]
-        Linear(in_features=6, out_features=3, bias=True)
-    """
-    return Compaction(model, masks, *inputs, example_inputs=example_inputs, **keywords).model
-
-
-class Compaction:
-    """A smaller model without what the masks took out, and how it came about.
 
     A channel goes if nothing of its filter is live, or nothing that reads it, and if nothing that
     the model computes changes by that: in evaluation mode or in training mode, where
@@ -94,22 +60,18 @@ class Compaction:
         masks: what is live: the optimizer that trains the model; bool tensors by the name of the
             weight or of its module, others being live everywhere; or ``"nonzero"``, of a model
             that somebody else pruned.
-        inputs: positional inputs of the model, the batch first; at least two samples where
-            BatchNorm needs them. By default the shapes of the first training input are used.
-        example_inputs: the same in one argument: an input, a tuple of positional or a mapping of
-            keyword inputs.
-        keywords: its keyword inputs.
+        inputs: the spelling of 0.1.0 for positional example inputs, deprecated.
+        example_inputs: inputs of the model, the batch first: a tensor, a tuple of positional
+            inputs, a mapping of keyword inputs, or a pair of both. BatchNorm needs at least two
+            samples. By default random numbers in the shapes of the first training step.
+        keywords: the spelling of 0.1.0 for keyword example inputs, deprecated.
 
-    Attributes:
-        model: the smaller model: of the same class, with smaller layers.
-        masks: the masks of weights, cut alike, by name: pass them as ``mask=`` to a new
-            :class:`SparseOptimizer` of the smaller model, to train it further or to condense it.
-        report: what was taken out, what could not be and why (:class:`CompactionReport`).
-        kept: for each parameter and buffer that became smaller, by dimension the positions that
-            stayed, ascending: ``{"conv1.weight": {0: tensor([0, 3, ...])}}``.
+    Returns:
+        :class:`Compacted`, with ``model``, ``masks``, ``report`` and ``kept``. (The deprecated
+        spelling returns the model.)
 
     Raises:
-        TypeError: if a weight is sharded, or ``masks`` is none of these.
+        TypeError: if a weight is sharded, ``masks`` is none of these, or inputs are given twice.
         ValueError: if no input is given and none was recorded, or the model lacks a weight that
             has a mask.
         UntraceableModelError: if ``torch.export`` refuses the model.
@@ -117,20 +79,59 @@ class Compaction:
 
     Example:
         >>> import torch
-        >>> from sparseopt import Compaction, SparseOptimizer
+        >>> from sparseopt import SparseOptimizer, compact
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
         >>> neurons = torch.tensor([True, False, True, True])
         >>> optimizer = SparseOptimizer(
         ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
         ...     init={"2": 1.0}, mask={"0": neurons[:, None].expand(4, 6)})
-        >>> compaction = Compaction(model, optimizer, torch.randn(2, 6))
-        >>> compaction.model[0]
+        >>> compacted = compact(model, optimizer, example_inputs=torch.randn(2, 6))
+        >>> compacted.model[0]
         Linear(in_features=6, out_features=3, bias=True)
-        >>> compaction.kept["0.weight"][0].tolist()
-        [0, 2, 3]
+    """
+    is_old_spelling = bool(inputs or keywords)
+    example_inputs = with_old_inputs(
+        example_inputs,
+        inputs,
+        keywords,
+        old="compact(model, optimizer, *inputs, **keywords)",
+        new="compact(model, optimizer, example_inputs=(inputs, keywords)).model",
+        stacklevel=3,  # The decorator's frame is between this one and the caller's.
+    )
+    compacted = _compact(model, masks, example_inputs)
+    return compacted.model if is_old_spelling else compacted
+
+
+class Compaction:
+    """The spelling of 0.1.0, deprecated: use :func:`compact`, which returns the same.
+
+    Args:
+        model: the model.
+        masks: what is live.
+        inputs: positional inputs.
+        example_inputs: inputs in one argument.
+        keywords: keyword inputs.
+
+    Attributes:
+        model: the smaller model.
+        masks: the masks of weights, cut alike.
+        report: what was taken out, what could not be and why.
+        kept: the positions that stayed.
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> from sparseopt import Compaction
+        >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3))
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", DeprecationWarning)
+        ...     compaction = Compaction(model, "nonzero", torch.randn(2, 6))
+        >>> compaction.model[0]
+        Linear(in_features=6, out_features=4, bias=True)
     """
 
+    @renamed_arguments(optimizer="masks")
     def __init__(
         self,
         model: nn.Module,
@@ -139,33 +140,43 @@ class Compaction:
         example_inputs: Any = None,
         **keywords: Any,
     ) -> None:
-        model = unwrapped(model)
-        live = _masks(model, masks)
-        if inputs or keywords:
-            args, kwargs = inputs, keywords
-        elif example_inputs is not None:
-            args, kwargs = as_arguments(example_inputs)
-        else:
-            args, kwargs = recorded_inputs(masks)
-        structure = analyse(model, args, kwargs)
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        leaves = tree_leaves((args, kwargs))
-        with preserve_model_state(model):
-            constants = [
-                find_constants(labelling, tensors, live, leaves)
-                for labelling in structure.labellings
-            ]
-        uses = uses_of(structure, constants, live, model)
-        cut_model = _Cut.that_runs(model, structure, uses, args, kwargs)
-        self.kept: Kept = cut_model.kept
-        self.model = cut_model.model
-        self.masks = {
-            canonical_name(name): shrunk(mask, self.kept.get(name, {}))
-            for name, mask in live.items()
-            # What vectors have dropped follows from the channels, and is no mask of other methods.
-            if mask.dim() > 1
-        }
-        self.report = make_report(cut_model.structure, uses, cut_model.removal, live, model)
+        warn_old_spelling(
+            "Compaction(model, optimizer, *inputs, **keywords)",
+            "compact(model, optimizer, example_inputs=(inputs, keywords))",
+            stacklevel=3,  # The decorator's frame is between this one and the caller's.
+        )
+        given = (inputs, keywords) if inputs or keywords else example_inputs
+        compacted = _compact(model, masks, given)
+        self.model: nn.Module = compacted.model
+        self.masks: dict[str, Tensor] = compacted.masks
+        self.report: CompactionReport = compacted.report
+        self.kept: Kept = compacted.kept
+
+
+def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
+    model = unwrapped(model)
+    live = _masks(model, masks)
+    if example_inputs is None:
+        args, kwargs = recorded_inputs(masks)
+    else:
+        args, kwargs = as_arguments(example_inputs)
+    structure = analyse(model, args, kwargs)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    leaves = tree_leaves((args, kwargs))
+    with preserve_model_state(model):
+        constants = [
+            find_constants(labelling, tensors, live, leaves) for labelling in structure.labellings
+        ]
+    uses = uses_of(structure, constants, live, model)
+    cut_model = _Cut.that_runs(model, structure, uses, args, kwargs)
+    cut_masks = {
+        canonical_name(name): shrunk(mask, cut_model.kept.get(name, {}))
+        for name, mask in live.items()
+        # What vectors have dropped follows from the channels, and is no mask of other methods.
+        if mask.dim() > 1
+    }
+    report = make_report(cut_model.structure, uses, cut_model.removal, live, model)
+    return Compacted(cut_model.model, cut_masks, report, cut_model.kept)
 
 
 @dataclass(frozen=True)

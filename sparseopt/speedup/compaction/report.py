@@ -20,15 +20,15 @@ class LayerSizes:
 
     Example:
         >>> import torch
-        >>> from sparseopt import Compaction, SparseOptimizer
+        >>> from sparseopt import SparseOptimizer, compact
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
         >>> neurons = torch.tensor([True, False, True, True])
         >>> optimizer = SparseOptimizer(
         ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
         ...     init={"2": 1.0}, mask={"0": neurons[:, None].expand(4, 6)})
-        >>> compaction = Compaction(model, optimizer, torch.randn(2, 6))
-        >>> sizes = compaction.report.layers[0]
+        >>> compacted = compact(model, optimizer, example_inputs=torch.randn(2, 6))
+        >>> sizes = compacted.report.layers[0]
         >>> sizes.name, sizes.shape, sizes.compacted
         ('0.weight', (4, 6), (3, 6))
     """
@@ -52,13 +52,14 @@ class Remaining:
 
     Example:
         >>> import torch
-        >>> from sparseopt import Compaction, SparseOptimizer
+        >>> from sparseopt import SparseOptimizer, compact
         >>> model = torch.nn.Linear(6, 4)
         >>> neurons = torch.tensor([True, False, True, True])
         >>> optimizer = SparseOptimizer(
         ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
         ...     mask={"weight": neurons[:, None].expand(4, 6)})
-        >>> remaining = Compaction(model, optimizer, torch.randn(2, 6)).report.remaining[0]
+        >>> compacted = compact(model, optimizer, example_inputs=torch.randn(2, 6))
+        >>> remaining = compacted.report.remaining[0]
         >>> remaining.name, remaining.dim, remaining.positions, remaining.reason
         ('weight', 0, (1,), 'they are outputs of the model')
     """
@@ -85,17 +86,17 @@ class CompactionReport:
 
     Example:
         >>> import torch
-        >>> from sparseopt import Compaction, SparseOptimizer
+        >>> from sparseopt import SparseOptimizer, compact
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
         >>> neurons = torch.tensor([True, False, True, True])
         >>> optimizer = SparseOptimizer(
         ...     torch.optim.SGD(model.parameters(), lr=0.1), model, method="static",
         ...     init={"2": 1.0}, mask={"0": neurons[:, None].expand(4, 6)})
-        >>> compaction = Compaction(model, optimizer, torch.randn(2, 6))
-        >>> compaction.report.parameters, compaction.report.compacted_parameters
+        >>> report = compact(model, optimizer, example_inputs=torch.randn(2, 6)).report
+        >>> report.parameters, report.compacted_parameters
         (43, 33)
-        >>> compaction.report.flops_ratio, compaction.report.share_reached
+        >>> report.flops_ratio, report.share_reached
         (0.75, 1.0)
     """
 

@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_map_only
 
 from sparseopt.speedup.equivalence import disagreement
 from sparseopt.speedup.inference.candidates import candidates_for, uncovered
-from sparseopt.speedup.inference.dense_ways import AS_IT_IS, Prepared, dense_ways
+from sparseopt.speedup.inference.copies import lost_in_programs, lost_in_trace
+from sparseopt.speedup.inference.dense_ways import AS_IT_IS, Prepared, UnderAutocast, dense_ways
 from sparseopt.speedup.inference.network import ModuleNetwork, Network
 from sparseopt.speedup.inference.regions import Candidates, choose_layers
 from sparseopt.speedup.inference.report import LayerTimes
 from sparseopt.speedup.inference.tracing import take_apart
-from sparseopt.utils.hooks import copy_without_hooks
 from sparseopt.utils.probe import preserve_model_state
 
 __all__ = ["SPARSE", "Assembly", "Format", "has_bfloat16"]
@@ -51,6 +51,7 @@ class Assembly:
 
     Args:
         model: the model; it is left alone.
+        copied: its copy, in evaluation mode, with hooks of the user only.
         masks: which weights are live, by canonical name of the parameter.
         args: positional inputs.
         kwargs: keyword inputs.
@@ -59,12 +60,15 @@ class Assembly:
     Attributes:
         device: of the model.
         dtype: the number format that it computes in now.
+        lost: what of its code a graph would not run, or ``None``.
+        lost_in_programs: the same of frozen programs.
         untraced: why it can't be traced, or ``None``.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        copied: nn.Module,
         masks: Mapping[str, Tensor],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
@@ -81,8 +85,10 @@ class Assembly:
         self.autocast = torch.is_autocast_enabled(self.device.type) and own == torch.float32
         self.dtype = torch.get_autocast_dtype(self.device.type) if self.autocast else own
         self.expected = self._outputs(model)
-        self.copied = copy_without_hooks(model).eval()
-        self.network, self.untraced = take_apart(self.copied, *self.inputs())
+        self.copied = copied
+        self.lost = lost_in_trace(copied, *self.inputs())
+        self.lost_in_programs = lost_in_programs(copied, self.lost)
+        self.network, self.untraced = take_apart(copied, *self.inputs(), self.lost)
 
     def formats(self) -> list[Format]:
         """Return all ways in the model's number format, and in bfloat16 if that is another."""
@@ -94,7 +100,9 @@ class Assembly:
     def _ways_in(self, dtype: torch.dtype, other: torch.dtype | None) -> Format:
         """Return all ways; ``other`` is the number format that the model is converted to."""
         name = str(dtype).removeprefix("torch.")
-        ways, failed = dense_ways(self.copied, *self.inputs(), other, self.programs)
+        ways, failed = dense_ways(
+            self.copied, *self.inputs(), other, self.programs, self.lost_in_programs
+        )
         for way in list(ways):
             fault = None if way == AS_IT_IS else self._fault(ways[way], dtype)
             if fault is not None:
@@ -187,6 +195,8 @@ class Assembly:
         other: torch.dtype | None,
     ) -> nn.Module:
         built = network.build(layers, other)
+        if self.autocast:
+            return UnderAutocast(built, self.device.type, self.dtype)
         return built if other is None else Prepared(built, other)
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sparseopt.speedup.inference.live_layers import Origin
+from sparseopt.utils.hooks import has_hooks
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["attend", "split_attention"]
@@ -24,8 +25,11 @@ def attend(qkv: Tensor, heads: int, batch_first: bool) -> Tensor:
         batch_first: which of both.
 
     Returns:
-        (batch, length, width), or the first two the other way round.
+        (batch, length, width), or the first two the other way round. For one sequence without a
+        dimension of the batch (length, width).
     """
+    if qkv.dim() == 2:
+        return attend(qkv.unsqueeze(0), heads, True).squeeze(0)
     if not batch_first:
         qkv = qkv.transpose(0, 1)
     batch, length, _ = qkv.shape
@@ -67,7 +71,7 @@ def _is_plain(node: fx.Node, traced: fx.GraphModule) -> bool:
         and bool(module._qkv_same_embed_dim)
         and module.bias_k is None
         and not module.add_zero_attn
-        and not module._forward_hooks
+        and not has_hooks(module)
         and all(_is_first_item(user) or _is_unused(user) for user in node.users)
         and sum(one.target == node.target for one in traced.graph.nodes) == 1
     )

@@ -21,6 +21,7 @@ from sparseopt.speedup.inference.sparse_linear import (
 from sparseopt.speedup.kernels.calls import DTYPES
 from sparseopt.speedup.live_training.layer_state import has_kernels
 from sparseopt.speedup.live_training.possible import FULL_UP_TO
+from sparseopt.utils.hooks import has_hooks
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["candidates_for", "uncovered"]
@@ -67,7 +68,10 @@ def uncovered(
             continue
         owner = modules.get(name.rpartition(".")[0], model)
         density = mask.sum().item() / mask.numel()
-        reason = f"no kernel is for its module, {type(owner).__name__}"
+        if has_hooks(owner):
+            reason = "it has hooks, which another layer would not run"
+        else:
+            reason = f"no kernel is for its module, {type(owner).__name__}"
         entries.append(LayerTimes(name, density, "", {}, "dense", reason))
     return entries
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.speedup.inference.assembly import SPARSE, Assembly, Format
+from sparseopt.speedup.inference.copies import copy_for_inference
 from sparseopt.speedup.inference.dense_ways import AS_IT_IS
 from sparseopt.speedup.inference.masks import Masks, masks_by_name
 from sparseopt.speedup.inference.regions import clock_of
@@ -19,6 +21,7 @@ from sparseopt.speedup.inference.report import CondensationReport, LayerTimes
 from sparseopt.speedup.timing import Timing, time_in_turn
 from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.example_inputs import as_arguments
+from sparseopt.utils.probe import preserve_buffers
 from sparseopt.utils.random import normal
 from sparseopt.utils.validation import check_count
 from sparseopt.utils.wrappers import unwrapped
@@ -76,10 +79,16 @@ def condense(
     computes the same: so the copy is never slower than the fastest dense way. All of them are
     timed in bfloat16, too, and the report says first if one of those is faster.
 
+    Weights that are computed from other parameters (by ``torch.nn.utils.prune``, a parametrization,
+    ``weight_norm``) are what those compute now. Layers with hooks stay as they are, and modules
+    around them, or a ``forward()`` that writes to buffers, keep their own code: nothing is folded
+    then, and the report says why. What is condensed under autocast computes under it always; it
+    warns where it is called without.
+
     Args:
         model: the model; it is left alone.
         masks: which weights are live: the optimizer that trains them, bool tensors by name, or
-            ``"nonzero"`` for a model that somebody else pruned.
+            ``"nonzero"`` for a model that somebody else pruned, with ``torch.nn.utils.prune``, too.
         inputs: the spelling of 0.1.0 for example inputs, deprecated.
         example_inputs: inputs as in inference: a tensor, a tuple of positional inputs, a mapping of
             keyword inputs, or a pair of both. What is fastest depends on the batch. By default
@@ -87,7 +96,8 @@ def condense(
         precision: ``"same"`` keeps the number format. ``"fastest"`` also hands over a model that
             computes in bfloat16; it takes and returns what the model did.
         scripted: whether frozen TorchScript is tried. Like a compiled one, such a program can't be
-            pickled, exported or loaded into, if it turns out to be the fastest.
+            pickled, exported or loaded into, if it turns out to be the fastest; and it may give 0
+            for NaN where torch has fused a ReLU into a convolution.
         compiled: whether frozen ``torch.compile`` is tried, which takes up to minutes.
         rounds: measurements of each way of the whole model; quartiles count.
 
@@ -125,9 +135,14 @@ def condense(
     args, kwargs = _arguments(example_inputs, masks)
     wanted = {"scripted": scripted, "compiled": compiled}
     programs = {name for name, is_wanted in wanted.items() if is_wanted}
-    with torch.no_grad():
-        assembly = Assembly(model, masks_by_name(model, masks), args, kwargs, programs)
-        condensed = _choose(assembly, precision, rounds)
+    # Tensors made in inference mode can't be used, or written to, in any other.
+    with torch.inference_mode(False), torch.no_grad():
+        if isinstance(masks, SparseOptimizer):
+            masks.materialize()  # before weights are copied
+        copied = copy_for_inference(model)
+        found = masks_by_name(copied, masks)
+        assembly = Assembly(model, copied, found, args, kwargs, programs)
+        condensed = _choose(assembly, masks, precision, rounds)
     return condensed.model if inputs else condensed
 
 
@@ -195,7 +210,7 @@ def _random_numbers(value: Any) -> Any:
     return noise.to(value.device, value.dtype)
 
 
-def _choose(assembly: Assembly, precision: Precision, rounds: int) -> Condensed:
+def _choose(assembly: Assembly, masks: Masks, precision: Precision, rounds: int) -> Condensed:
     """Time the whole model in every way, and return the fastest one."""
     tried = assembly.formats()
     # A model that computes in float32 need not run in bfloat16.
@@ -210,6 +225,10 @@ def _choose(assembly: Assembly, precision: Precision, rounds: int) -> Condensed:
     failed = {f"{name}, {one.name}": why for one in tried for name, why in one.failed.items()}
     if assembly.untraced is not None:
         failed["folding"] = f"the model can't be traced ({assembly.untraced})"
+    if not assembly.masks:
+        failed[SPARSE] = "the masks drop no weight" + (
+            " (no weight of two or more dimensions has a zero)" if masks == "nonzero" else ""
+        )
     layers = form.layers.get(way)
     if layers is None:
         layers = [_left_dense(one) for one in form.layers[SPARSE]]
@@ -223,14 +242,20 @@ def _time(assembly: Assembly, formats: list[Format], rounds: int) -> dict[str, T
         for form in formats
         for way, module in form.ways.items()
     }
-    return time_in_turn(
-        calls,
-        rounds=rounds,
-        device=assembly.device,
-        warmup=_WARMUP,
-        shortest=_LONG_ENOUGH,
-        clock=clock_of(assembly.device),
-    )
+    with ExitStack() as stack:
+        if assembly.lost is not None:
+            # The model may count its calls, or keep what it was given.
+            for form in formats:
+                for module in form.ways.values():
+                    stack.enter_context(preserve_buffers(module))
+        return time_in_turn(
+            calls,
+            rounds=rounds,
+            device=assembly.device,
+            warmup=_WARMUP,
+            shortest=_LONG_ENOUGH,
+            clock=clock_of(assembly.device),
+        )
 
 
 def _call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """Layers for inference on all weights, by oneDNN: the fastest dense ones, and what lies between.
 
 Weights are brought into oneDNN's own layout at the first call. A BatchNorm that followed is folded
-in; a residual that is added, and ReLU or ReLU6, are computed in the same pass.
+in; a residual is added in the same pass, and ReLU or ReLU6 are computed in place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseopt.speedup import kernels
-from sparseopt.speedup.inference.live_layers import Bounds, NormStatistics, Origin
+from sparseopt.speedup.inference.live_layers import (
+    Bounds,
+    NormStatistics,
+    Origin,
+    result_of_one,
+)
+from sparseopt.speedup.inference.sparse_linear import autocast_type
 from sparseopt.speedup.kernels import calls, inference_ops
 from sparseopt.speedup.kernels.ops import plain_call
 from sparseopt.speedup.live_training.layer_state import convolution_padding
@@ -57,8 +63,9 @@ class DenseLayer(nn.Module):
         weight = weight.detach()
         bias = None if bias is None else bias.detach()
         if norm is not None:
-            weight = weight.float() * norm.factor.view(-1, *(1,) * (weight.dim() - 1))
-            bias = norm.shift if bias is None else bias.float() * norm.factor + norm.shift
+            wide = norm.factor.dtype
+            weight = weight.to(wide) * norm.factor.view(-1, *(1,) * (weight.dim() - 1))
+            bias = norm.fold_into(bias)
         device = self.weight.device
         self.weight = weight.to(device, dtype, copy=True)
         self.bias = None if bias is None else bias.to(device, dtype, copy=True)
@@ -86,6 +93,14 @@ class DenseLayer(nn.Module):
             return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         return weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
+    def _as_read(self, x: Tensor) -> Tensor:
+        """Return an input in the number format that autocast brings it into, if it is the layer's.
+
+        oneDNN's own operators are none of those that autocast knows.
+        """
+        dtype = self.weight.dtype
+        return x.to(dtype) if autocast_type(x, self.weight) == dtype else x
+
     def _packed_by(self, pack: Callable[[], Tensor]) -> Tensor:
         """Return the packed weight; a weight that was written to is packed again."""
         weight, packed = self.weight, self._packed
@@ -94,12 +109,9 @@ class DenseLayer(nn.Module):
             packed = self._packed = (state, pack())
         return packed[1]
 
-    def _activation(self) -> tuple[str, list[float]]:
-        """Return the bounds in oneDNN's words."""
-        if self.bounds is None:
-            return "none", []
-        low, high = self.bounds
-        return ("relu", []) if high == float("inf") else ("hardtanh", [low, high])
+    def _clamped(self, y: Tensor) -> Tensor:
+        """Clamp a result of oneDNN in place: oneDNN's own ReLU makes 0 of NaN, and torch's not."""
+        return y if self.bounds is None else y.clamp_(*self.bounds)
 
 
 class DenseConv2d(DenseLayer):
@@ -123,7 +135,9 @@ class DenseConv2d(DenseLayer):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
         """Return (N, out, H', W') for (N, C, H, W); a residual has the shape of the result."""
-        x = _channels_last(input)
+        if input.dim() == 3:
+            return result_of_one(self, input, residual)
+        x = _channels_last(self._as_read(input))
         residual = None if residual is None else _channels_last(residual)
         padding, stride, dilation, groups = self.geometry
         if self._is_packable(x, residual) and (
@@ -145,7 +159,7 @@ class DenseConv2d(DenseLayer):
         return (x.shape[0], out, *size)
 
     def _by_onednn(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """Compute convolution, addition and clamp in one call of oneDNN.
+        """Compute convolution and addition in one call of oneDNN.
 
         The first call reorders the weight for the shape of its input, and later calls use the
         reordered weight.
@@ -155,18 +169,16 @@ class DenseConv2d(DenseLayer):
                 self.weight, *self.geometry, list(x.shape)
             )
         )
-        name, scalars = self._activation()
         result: Tensor
         if residual is None:
             result = torch.ops.mkldnn._convolution_pointwise(
-                x, packed, self.bias, *self.geometry, name, scalars, ""
+                x, packed, self.bias, *self.geometry, "none", [], ""
             )
         else:
             result = torch.ops.mkldnn._convolution_pointwise.binary(
                 x, residual, packed, self.bias, *self.geometry, "add", 1.0, None, [], None
             )
-            result = result if self.bounds is None else result.clamp_(*self.bounds)
-        return result
+        return self._clamped(result)
 
 
 class DenseLinear(DenseLayer):
@@ -180,16 +192,16 @@ class DenseLinear(DenseLayer):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return (..., out) for (..., in)."""
+        input = self._as_read(input)  # noqa: A001
         if not self._is_packable(input) or not input.numel():
             y = F.linear(input, self.weight, self.bias)
             return y if self.bounds is None else y.clamp(*self.bounds)
         rows = input.numel() // input.shape[-1]
         packed = self._packed_by(lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight, rows))
-        name, scalars = self._activation()
         result: Tensor = torch.ops.mkldnn._linear_pointwise(
-            input.contiguous(), packed, self.bias, name, scalars, ""
+            input.contiguous(), packed, self.bias, "none", [], ""
         )
-        return result
+        return self._clamped(result)
 
 
 class Affine(nn.Module):
@@ -220,6 +232,7 @@ class Affine(nn.Module):
         """Return (N, C, H, W) in the layout of the input."""
         by_kernel = (
             input.device.type == "cpu"
+            and input.dim() == 4
             and input.dtype in calls.DTYPES
             and input.permute(1, 2, 3, 0).is_contiguous()
             and kernels.available()
@@ -254,6 +267,8 @@ class KernelLayoutPool(nn.Module):
 
 
 def _channels_last(x: Tensor) -> Tensor:
+    if x.dim() != 4:
+        return x
     if in_kernel_layout(x):
         return to_channels_last(x)
     return x.contiguous(memory_format=torch.channels_last)

@@ -14,6 +14,7 @@ from torch import fx, nn
 from sparseopt.speedup.inference.dense_layers import Affine, KernelLayoutPool
 from sparseopt.speedup.inference.live_layers import NormStatistics, Origin
 from sparseopt.speedup.inference.network import Network, Site
+from sparseopt.utils.hooks import has_hooks
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["POOL_FUNCTIONS", "Folding", "drop_identities", "pool_by_module"]
@@ -46,6 +47,8 @@ def drop_identities(graph: fx.Graph, traced: fx.GraphModule) -> None:
         if node.op != "call_module":
             continue
         module = traced.get_submodule(node.target)
+        if has_hooks(module):
+            continue
         if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
@@ -109,7 +112,7 @@ class Folding:
             return None
         module = self.traced.get_submodule(str(node.target))
         is_fixed = type(module) is nn.BatchNorm2d and module.running_mean is not None
-        return module if is_fixed and not module._forward_hooks else None  # type: ignore[return-value]
+        return module if is_fixed and not has_hooks(module) else None  # type: ignore[return-value]
 
     def _replace(self, node: fx.Node, by: fx.Node) -> None:
         node.replace_all_uses_with(by)
@@ -118,7 +121,7 @@ class Folding:
     def _fold_norm(self, node: fx.Node) -> None:
         """Move a BatchNorm into the convolution before it, or else keep it as an affine kernel.
 
-        The convolution must have no other reader and no hook. Its weights are not scaled here: the
+        The convolution must have no other reader. Its weights are not scaled here: the
         site keeps the statistics, and each layer that is built from the site applies them.
         """
         norm = self._norm(node)
@@ -134,7 +137,7 @@ class Folding:
         )
         name, before = canonical_name(str(node.target)), node.args[0]
         site = self._site(before)
-        if site is None or not isinstance(site.module, nn.Conv2d) or site.module._forward_hooks:
+        if site is None or not isinstance(site.module, nn.Conv2d):
             origin = Origin("", None, name, norm.eps)
             self.network.affine[str(node.target)] = Affine(statistics, origin)
             return
@@ -169,19 +172,19 @@ class Folding:
     def _fold_clamp(self, node: fx.Node) -> None:
         """Move a ReLU or ReLU6 into the layer before it, which then clamps its own result.
 
-        The layer must have no other reader and no hook, and takes one clamp at most.
+        The layer must have no other reader, and takes one clamp at most. A layer with hooks is no
+        site.
         """
         target: Any = node.target
         if node.op == "call_module":
-            target = type(self.traced.get_submodule(str(node.target)))
+            module = self.traced.get_submodule(str(node.target))
+            target = None if has_hooks(module) else type(module)
         bounds = _CLAMPS.get(target)
         before = node.args[0] if node.args else None
         if bounds is None or not isinstance(before, fx.Node) or len(before.users) != 1:
             return
         place = self._site(before) or self.network.affine.get(str(before.target))
         if place is None or place.bounds is not None:
-            return
-        if isinstance(place, Site) and place.module._forward_hooks:
             return
         place.bounds = bounds
         self._replace(node, before)

@@ -2,7 +2,8 @@
 
 Their weights are buffers: the values of the live weights, in the number format of the input, and
 the lists that say where these are. A BatchNorm that followed is folded into values and bias; a
-residual that is added, and ReLU or ReLU6, are computed by the same kernel.
+residual that is added, and ReLU or ReLU6, are computed by the same kernel. Under autocast they
+compute in the number format of the values, and the result has the type that torch's layers give.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparseopt.speedup.inference.sparse_linear import autocast_type
 from sparseopt.speedup.kernels import LiveLists, calls, inference_ops
 from sparseopt.speedup.live_training.layer_state import convolution_padding
 from sparseopt.speedup.live_training.layout import to_kernel_layout
@@ -24,6 +26,7 @@ __all__ = [
     "LiveLinear",
     "NormStatistics",
     "Origin",
+    "result_of_one",
 ]
 
 #: What results are clamped to: (0, inf) is ReLU, (0, 6) is ReLU6.
@@ -63,12 +66,19 @@ class NormStatistics:
         bias: Tensor | None,
         eps: float,
     ) -> NormStatistics:
-        """Compute both, in float32."""
-        factor = (variance.float() + eps).rsqrt()
+        """Compute both, in float32, or in float64 if that is what the statistics have."""
+        dtype = torch.promote_types(variance.dtype, torch.float32)
+        factor = (variance.to(dtype) + eps).rsqrt()
         if weight is not None:
-            factor = factor * weight.float()
-        shift = -mean.float() * factor
-        return cls(factor, shift if bias is None else shift + bias.float())
+            factor = factor * weight.to(dtype)
+        shift = -mean.to(dtype) * factor
+        return cls(factor, shift if bias is None else shift + bias.to(dtype))
+
+    def fold_into(self, bias: Tensor | None) -> Tensor:
+        """Return the bias of a layer and of the BatchNorm that follows it, in one."""
+        if bias is None:
+            return self.shift
+        return bias.to(self.factor.dtype) * self.factor + self.shift
 
 
 class LiveLayer(nn.Module):
@@ -128,7 +138,7 @@ class LiveLayer(nn.Module):
         if norm is not None:
             of_output = self.shape.numel() // self.shape[0]
             values = values * norm.factor[positions // of_output]
-            bias = norm.shift if bias is None else bias * norm.factor + norm.shift
+            bias = norm.fold_into(bias)
         # A tensor from a file may be the file's own memory.
         self.values = values.to(self.values.dtype, copy=True)
         self.lists = lists.tensor
@@ -138,6 +148,14 @@ class LiveLayer(nn.Module):
         """Return what is shown between the brackets of the layer's representation."""
         after = "" if self.bounds is None else f", bounds={self.bounds}"
         return f"{tuple(self.shape)}, live={len(self.values)}{after}"
+
+
+def result_of_one(layer: nn.Module, input: Tensor, residual: Tensor | None) -> Tensor:  # noqa: A002
+    """Return what a convolution makes of one sample (C, H, W) that is no batch."""
+    if residual is not None and residual.dim() == 3:
+        residual = residual.unsqueeze(0)
+    y: Tensor = layer(input.unsqueeze(0), residual)
+    return y.squeeze(0)
 
 
 class LiveConv2d(LiveLayer):
@@ -162,6 +180,15 @@ class LiveConv2d(LiveLayer):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
         """Return (N, out, H', W') for (N, C, H, W); a residual has the shape of the result."""
+        if input.dim() == 3:
+            return result_of_one(self, input, residual)
+        y = self._product(input, residual)
+        dtype = autocast_type(input, self.values)
+        if dtype is None:
+            return y
+        return y.to(dtype if residual is None else torch.promote_types(dtype, residual.dtype))
+
+    def _product(self, input: Tensor, residual: Tensor | None) -> Tensor:  # noqa: A002
         x = to_kernel_layout(input.to(self.values.dtype))
         if residual is not None:
             size = calls.out_size(x.shape[2:], self.layout)
@@ -183,7 +210,7 @@ class InKernelLayout(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return the same map."""
-        return to_kernel_layout(input)
+        return to_kernel_layout(input) if input.dim() == 4 else input
 
 
 class LiveLinear(LiveLayer):
@@ -204,4 +231,6 @@ class LiveLinear(LiveLayer):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return (..., out) for (..., in)."""
         x = input.to(self.values.dtype)
-        return inference_ops.linear(x, self.values, self.bias, self.lists, self.layout, self.bounds)
+        y = inference_ops.linear(x, self.values, self.bias, self.lists, self.layout, self.bounds)
+        dtype = autocast_type(input, self.values)
+        return y if dtype is None else y.to(dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparseopt.distributions import match_name
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
+from sparseopt.utils.names import written_name
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["Masks", "masks_by_name"]
@@ -33,9 +34,12 @@ def masks_by_name(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
     weights = {canonical_name(name): one.detach() for name, one in model.named_parameters()}
     if isinstance(masks, SparseOptimizer):
         masks.materialize()
-        found = {name: mask for name, mask in masks.masks.items() if name in weights}
+        found = _of_weights(masks.masks, weights)
     elif isinstance(masks, Mapping):
-        found = {match_name("masks", key, weights): mask for key, mask in masks.items()}
+        found = {
+            match_name("masks", key if key in weights else written_name(key), weights): mask
+            for key, mask in masks.items()
+        }
     elif masks == "nonzero":
         found = {name: weight != 0 for name, weight in weights.items() if weight.dim() > 1}
     else:
@@ -44,6 +48,19 @@ def masks_by_name(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
             "'nonzero'."
         )
     return {name: mask for name, mask in found.items() if not _is_full(name, mask, weights[name])}
+
+
+def _of_weights(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an optimizer's masks by the weight that is computed from each masked parameter.
+
+    Of a magnitude or another parameter that has not the shape of the weight there is none.
+    """
+    found = {}
+    for name, mask in masks.items():
+        written = name if name in weights else written_name(name)
+        if written in weights and weights[written].shape == mask.shape:
+            found[written] = mask
+    return found
 
 
 def _is_full(name: str, mask: object, weight: Tensor) -> bool:

@@ -9,10 +9,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CSRLinear", "CondensedLinear", "is_constant_fan_in"]
+__all__ = ["CSRLinear", "CondensedLinear", "autocast_type", "is_constant_fan_in"]
 
 
-class CondensedLinear(nn.Module):
+class _SparseLinear(nn.Module):
+    """What both layers share: live values, bias, and the type and shape of results.
+
+    Args:
+        weight: dense, ``(out_features, in_features)``.
+        values: the live ones of the weight.
+        bias: ``(out_features,)``, or ``None``.
+    """
+
+    def __init__(self, weight: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.values: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("values", values)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the keyword of nn.Linear
+        """Return ``(..., out_features)`` for ``(..., in_features)``."""
+        return _as_under_autocast(self._compute, input, self.values)
+
+    def _compute(self, x: Tensor) -> Tensor:
+        found = self._product(x.reshape(-1, self.in_features).t())
+        if self.bias is not None:
+            found = found + self.bias
+        return found.reshape(*x.shape[:-1], self.out_features)
+
+    def _product(self, inputs: Tensor) -> Tensor:
+        """Return ``(samples, out_features)`` for ``(in_features, samples)``."""
+        raise NotImplementedError
+
+
+class CondensedLinear(_SparseLinear):
     """A linear layer of constant fan-in: every neuron that is there has as many live weights.
 
     It stores ``neurons x fan-in`` values and as many indices. Neurons without live weights are
@@ -40,41 +72,27 @@ class CondensedLinear(nn.Module):
     """
 
     def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
         if not is_constant_fan_in(mask):
             raise ValueError(
                 "mask has rows with different numbers of live weights: a condensed layer needs "
                 "constant fan-in, as method 'srigl' trains."
             )
-        self.out_features, self.in_features = weight.shape
         neurons = mask.any(1).nonzero()[:, 0]
         indices = mask[neurons].nonzero()[:, 1].view(len(neurons), -1)
-        self.values: Tensor
+        super().__init__(weight, weight.detach()[neurons].gather(1, indices), bias)
         self.indices: Tensor
         self.neurons: Tensor
-        self.bias: Tensor | None
-        self.register_buffer("values", weight.detach()[neurons].gather(1, indices))
         self.register_buffer("indices", indices)
         self.register_buffer("neurons", neurons)
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the keyword of nn.Linear
-        """Return ``(..., out_features)`` for ``(..., in_features)``."""
-        return _as_under_autocast(self._product, input, self.values)
-
-    def _product(self, x: Tensor) -> Tensor:
-        columns = x.reshape(-1, self.in_features).t().contiguous()
+    def _product(self, inputs: Tensor) -> Tensor:
         # Each neuron is a bag of rows of the input, weighted by its values.
         found = F.embedding_bag(
-            self.indices, columns, per_sample_weights=self.values, mode="sum"
+            self.indices, inputs.contiguous(), per_sample_weights=self.values, mode="sum"
         ).t()
-        if len(self.neurons) < self.out_features:
-            found = found.new_zeros(len(found), self.out_features).index_copy(
-                1, self.neurons, found
-            )
-        if self.bias is not None:
-            found = found + self.bias
-        return found.reshape(*x.shape[:-1], self.out_features)
+        if len(self.neurons) == self.out_features:
+            return found
+        return found.new_zeros(len(found), self.out_features).index_copy(1, self.neurons, found)
 
     def extra_repr(self) -> str:
         """Return what is shown between the brackets of the layer's representation."""
@@ -84,7 +102,7 @@ class CondensedLinear(nn.Module):
         )
 
 
-class CSRLinear(nn.Module):
+class CSRLinear(_SparseLinear):
     """A linear layer whose weight is stored in compressed sparse rows, for any mask.
 
     For inference: the weight is a buffer, and does not train. Under autocast the result has the
@@ -105,24 +123,15 @@ class CSRLinear(nn.Module):
     """
 
     def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight, weight.detach()[mask], bias)
         rows = torch.zeros(self.out_features + 1, dtype=torch.int64, device=weight.device)
         rows[1:] = mask.sum(1).cumsum(0)
         self.rows: Tensor
         self.columns: Tensor
-        self.values: Tensor
-        self.bias: Tensor | None
         self.register_buffer("rows", rows)
         self.register_buffer("columns", mask.nonzero()[:, 1])
-        self.register_buffer("values", weight.detach()[mask])
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the keyword of nn.Linear
-        """Return ``(..., out_features)`` for ``(..., in_features)``."""
-        return _as_under_autocast(self._product, input, self.values)
-
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, inputs: Tensor) -> Tensor:
         with warnings.catch_warnings():
             # torch calls all of CSR a beta.
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
@@ -133,10 +142,7 @@ class CSRLinear(nn.Module):
                 (self.out_features, self.in_features),
                 check_invariants=False,
             )
-        found = (weight @ x.reshape(-1, self.in_features).t()).t()
-        if self.bias is not None:
-            found = found + self.bias
-        return found.reshape(*x.shape[:-1], self.out_features)
+        return (weight @ inputs).t()
 
     def extra_repr(self) -> str:
         """Return what is shown between the brackets of the layer's representation."""
@@ -152,7 +158,7 @@ def is_constant_fan_in(mask: Tensor) -> bool:
     return len(counts - {0}) == 1
 
 
-def _autocast_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
+def autocast_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """Return the type in which autocast has ``F.linear`` computed, or ``None`` if it has no say."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
@@ -164,7 +170,7 @@ def _autocast_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
 
 
 def _as_under_autocast(product: Callable[[Tensor], Tensor], x: Tensor, values: Tensor) -> Tensor:
-    dtype = _autocast_type(x, values)
+    dtype = autocast_type(x, values)
     if dtype is None:
         return product(x)
     # Autocast knows of some sparse operations only, and few have half precision on the CPU.

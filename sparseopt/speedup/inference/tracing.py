@@ -32,13 +32,15 @@ from sparseopt.speedup.inference.folding import (
 from sparseopt.speedup.inference.live_layers import Origin
 from sparseopt.speedup.inference.network import POOLS, ModuleNetwork, Network, Site
 from sparseopt.speedup.live_training.layer_state import convolution_padding
+from sparseopt.utils.hooks import has_hooks
+from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["take_apart"]
 
 
 def take_apart(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], lost: str | None = None
 ) -> tuple[Network | ModuleNetwork, str | None]:
     """Take a model in evaluation mode apart; nothing of it is changed.
 
@@ -46,11 +48,14 @@ def take_apart(
         model: the model.
         args: positional inputs, which it is run on.
         kwargs: keyword inputs.
+        lost: what of its code a graph would not run, so that it must not be traced.
 
     Returns:
         The network, and why it could not be traced, or ``None``.
     """
     try:
+        if lost is not None:
+            raise ValueError(lost)
         return _traced(model, args, kwargs), None
     # Whatever a model's code makes of proxies in the place of tensors.
     except Exception as error:
@@ -67,7 +72,9 @@ def take_apart(
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a layer of exactly torch's class can be exchanged; others may compute otherwise."""
-    # torch.nn.utils.prune and weight_norm compute either from other parameters before each call.
+    # Hooks belong to the layer that is there.
+    if has_hooks(module):
+        return False
     if not {"weight", "bias"} <= module._parameters.keys():
         return False
     if type(module) is nn.Linear:
@@ -99,7 +106,7 @@ def _note_inputs(network: ModuleNetwork, args: tuple[Any, ...], kwargs: Mapping[
         for site in network.sites.values()
     ]
     try:
-        with torch.no_grad():
+        with preserve_model_state(network.model), torch.no_grad():
             network.model(*args, **kwargs)
     finally:
         for handle in handles:
@@ -131,7 +138,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
             if _is_layer(module):
                 origin = origins.get(node.target) or _origin(node.target, module)
                 network.sites.setdefault(node.target, Site(node.target, module, origin))  # type: ignore[arg-type]
-            elif type(module) in POOLS:
+            elif type(module) in POOLS and not has_hooks(module):
                 traced.set_submodule(node.target, KernelLayoutPool(module))
         elif node.op == "call_function" and node.target in POOL_FUNCTIONS:
             pool_by_module(node, traced)

@@ -90,7 +90,7 @@ def test_training_that_fails_at_once_leaves_no_hook(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(parameter_swap, "resize", failing(parameter_swap.resize, 3))
         with pytest.raises(torch.OutOfMemoryError):
-            CompactedTraining(model, optimizer, INPUT.double())
+            CompactedTraining(model, optimizer, example_inputs=INPUT.double())
     train(model, optimizer, 3)
     assert model.wide.weight.shape[0] == 8
 
@@ -98,7 +98,9 @@ def test_training_that_fails_at_once_leaves_no_hook(monkeypatch):
 def test_model_that_can_not_run_on_the_inputs_leaves_no_hook():
     model, optimizer = wrapped()
     with pytest.raises(RuntimeError, match="channels"):
-        CompactedTraining(model, optimizer, torch.zeros(2, 4, 6, 6, dtype=torch.float64))
+        CompactedTraining(
+            model, optimizer, example_inputs=torch.zeros(2, 4, 6, 6, dtype=torch.float64)
+        )
     train(model, optimizer, 3)
     assert model.wide.weight.shape[0] == 8
 

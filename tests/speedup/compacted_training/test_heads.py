@@ -52,7 +52,7 @@ def test_compacted_training_equals_training_of_the_full_model(name):
     model, optimizer = wrapped(case)
     classes = [type(module) for module in model.modules()]
     args, kwargs = case.inputs(torch.float64)
-    with CompactedTraining(model, optimizer, *args, **kwargs):
+    with CompactedTraining(model, optimizer, example_inputs=(args, kwargs)):
         sizes = train(case, model, optimizer)
     assert [now == size for now in sizes] == [step % 4 == 3 for step in range(STEPS)]
     assert [type(module) for module in model.modules()] == classes
@@ -64,6 +64,6 @@ def test_numbers_of_heads_are_put_back():
     case = TRANSFORMERS["own, view"]
     model, optimizer = wrapped(case)
     args, _ = case.inputs(torch.float64)
-    with CompactedTraining(model, optimizer, *args):
+    with CompactedTraining(model, optimizer, example_inputs=args):
         assert model.heads == 2
     assert model.heads == 4

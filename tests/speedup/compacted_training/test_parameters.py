@@ -45,7 +45,7 @@ def assert_learns_the_same(name, **settings):
     expected = unmasked(name, **settings)
     train(*expected, STEPS)
     model, optimizer = unmasked(name, **settings)
-    with CompactedTraining(model, optimizer, INPUT.double()):
+    with CompactedTraining(model, optimizer, example_inputs=INPUT.double()):
         train(model, optimizer, STEPS)
     assert any(record.new > 0 for record in optimizer.history)
     assert_same_training(model, optimizer, *expected)
@@ -72,7 +72,7 @@ def test_every_element_wise_optimizer_learns_the_same_without_masks(name):
 
 def test_writes_into_a_parameter_without_a_mask_stay():
     model, optimizer = unmasked(lr=0.0)
-    with CompactedTraining(model, optimizer, INPUT.double()):
+    with CompactedTraining(model, optimizer, example_inputs=INPUT.double()):
         with torch.no_grad():
             model.bn3.weight.fill_(0.5)
         train(model, optimizer, 2)
@@ -85,7 +85,7 @@ def test_closure_steps_it_too_and_may_save():
     expected = unmasked()
     train(*expected, 7)
     model, optimizer = unmasked()
-    with CompactedTraining(model, optimizer, INPUT.double()):
+    with CompactedTraining(model, optimizer, example_inputs=INPUT.double()):
         for t in range(1, 8):
 
             def closure(t=t):
@@ -106,12 +106,12 @@ def test_parameter_of_another_optimizer_is_refused_and_nothing_changes():
     _, optimizer = wrapped(build("SGD", matrices), model)
     before = list(model.parameters())
     with pytest.raises(ValueError, match=r"'bn0\.weight'.*not in this optimizer.*density=False"):
-        CompactedTraining(model, optimizer, INPUT.double())
+        CompactedTraining(model, optimizer, example_inputs=INPUT.double())
     assert all(mine is theirs for mine, theirs in zip(model.parameters(), before, strict=True))
     train(model, optimizer, 3)
     for vector in vectors:
         vector.requires_grad_(False)
-    with CompactedTraining(model, optimizer, INPUT.double()):
+    with CompactedTraining(model, optimizer, example_inputs=INPUT.double()):
         train(model, optimizer, 3, start=3)
         assert model.bn0.weight.shape == (3,)
 
@@ -121,7 +121,7 @@ def test_later_refusal_leaves_the_model_full():
     model.bn3.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
     _, optimizer = wrapped(build("SGD", trained), model)
-    training = CompactedTraining(model, optimizer, INPUT.double())
+    training = CompactedTraining(model, optimizer, example_inputs=INPUT.double())
     model.bn3.requires_grad_(True)
     train(model, optimizer, 3)
     with pytest.raises(ValueError, match=r"'bn3\.weight'.*not in this optimizer"):
@@ -157,7 +157,7 @@ def test_layer_can_be_frozen_and_freed_as_in_the_whole_model(pair):
     expected = pair()
     freeze_for_five_steps(*expected)
     model, optimizer = pair()
-    with CompactedTraining(model, optimizer, INPUT.double()):
+    with CompactedTraining(model, optimizer, example_inputs=INPUT.double()):
         freeze_for_five_steps(model, optimizer)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == ("bn3" not in name), name

@@ -83,14 +83,14 @@ def wrapped(kind, density=0.4):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("inputs", [(), (INPUT.double(),)], ids=["found", "given"])
+@pytest.mark.parametrize("inputs", [None, INPUT.double()], ids=["found", "given"])
 @pytest.mark.parametrize("kind", [DenseBlocks, UShape])
 def test_concatenation_trains_as_in_the_whole_model(kind, inputs):
     expected = wrapped(kind)
     train(*expected, STEPS)
     model, optimizer = wrapped(kind)
     numel = sum(p.numel() for p in model.parameters())
-    with CompactedTraining(model, optimizer, *inputs) as training:
+    with CompactedTraining(model, optimizer, example_inputs=inputs) as training:
         train(model, optimizer, STEPS)
         assert not training.is_whole
         assert sum(p.numel() for p in model.parameters()) < 0.6 * numel
@@ -103,7 +103,7 @@ def test_reader_of_a_concatenation_has_the_columns_of_all_live_channels():
     masks = optimizer.masks
     columns = masks["joined.weight"].flatten(2).any(2).any(0)
     whole = model.joined.weight
-    with CompactedTraining(model, optimizer, INPUT.double()):
+    with CompactedTraining(model, optimizer, example_inputs=INPUT.double()):
         rows = masks["joined.weight"].flatten(1).any(1)
         assert torch.equal(model.joined.weight, whole[rows][:, columns])
         assert model.joined.in_channels == int(columns.sum())
@@ -117,7 +117,7 @@ def test_convolution_that_shrinks_to_one_group_gets_its_groups_back(groups, dens
     train(*expected, STEPS)
     model, optimizer = wrapped(kind, density)
     before = [repr(module) for module in model]
-    with CompactedTraining(model, optimizer, INPUT.double()):
+    with CompactedTraining(model, optimizer, example_inputs=INPUT.double()):
         assert model[3].groups == 1
         train(model, optimizer, STEPS)
         assert model[3].groups == 1

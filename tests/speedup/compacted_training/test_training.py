@@ -88,7 +88,7 @@ def test_model_is_small_but_for_update_steps():
     model, optimizer = wrapped()
     modules = list(model.modules())
     widths = []
-    with CompactedTraining(model, optimizer, INPUT.double()):
+    with CompactedTraining(model, optimizer, example_inputs=INPUT.double()):
         for t in range(1, STEPS + 1):
             widths.append((optimizer.is_update_step, model.wide.weight.shape[0]))
             assert model.wide.out_channels == model.bn3.num_features == widths[-1][1]
@@ -182,7 +182,12 @@ def test_figures_masks_and_copies_are_those_of_the_whole():
         train_step(model, optimizer, 5)
         assert not training.is_whole
         found, smaller = (
-            {name: p.shape for name, p in compact(*pair, INPUT.double()).named_parameters()}
+            {
+                name: p.shape
+                for name, p in compact(
+                    *pair, example_inputs=INPUT.double()
+                ).model.named_parameters()
+            }
             for pair in ((model, optimizer), (expected_model, expected))
         )
         assert found == smaller
@@ -240,7 +245,7 @@ def test_number_of_channels_that_is_written_out_is_found_and_all_stays_whole():
     model, optimizer = wrapped(kind=Written)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(CompactionError, match="shape"):
-        CompactedTraining(model, optimizer, INPUT.double())
+        CompactedTraining(model, optimizer, example_inputs=INPUT.double())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     train(model, optimizer, 5)
@@ -257,7 +262,7 @@ def test_wrong_arguments_raise_an_error():
     with pytest.raises(ValueError, match="not the model"):
         CompactedTraining(copy.deepcopy(model), optimizer)
     with (
-        CompactedTraining(model, optimizer, INPUT.double()),
+        CompactedTraining(model, optimizer, example_inputs=INPUT.double()),
         pytest.raises(ValueError, match="already"),
     ):
         CompactedTraining(model, optimizer)

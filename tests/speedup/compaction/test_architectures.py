@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import resnet
 
 from benchmarks.cifar.models import WideResNet
-from sparseopt import Compaction
+from sparseopt import compact
 from tests.speedup.masking import optimizer_without_half, settle
 
 
@@ -76,10 +76,10 @@ def test_outputs_and_gradients_are_those_of_the_masked_model(name):
     optimizer = optimizer_without_half(model)
     image = torch.randn(2, 3, 32, 32, dtype=torch.double)
     settle(model, image)
-    compaction = Compaction(model, optimizer, image)
-    assert compaction.report.flops_ratio < AT_MOST[name]
+    compacted = compact(model, optimizer, example_inputs=image)
+    assert compacted.report.flops_ratio < AT_MOST[name]
     for mode in (False, True):
-        masked, smaller = copy.deepcopy(model).train(mode), compaction.model.train(mode)
+        masked, smaller = copy.deepcopy(model).train(mode), compacted.model.train(mode)
         expected, gradients = gradients_of(masked, image)
         assert expected.abs().max() > 0.01
         found, smaller_gradients = gradients_of(smaller, image)
@@ -87,5 +87,5 @@ def test_outputs_and_gradients_are_those_of_the_masked_model(name):
         # A convolution without bias may have got one, for constants.
         for parameter in smaller_gradients.keys() & gradients.keys():
             gradient = smaller_gradients[parameter]
-            reference = cut(gradients[parameter], compaction.kept.get(parameter, {}))
+            reference = cut(gradients[parameter], compacted.kept.get(parameter, {}))
             torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-8)

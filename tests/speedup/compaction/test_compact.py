@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseopt import Compaction, CompactionError, SparseOptimizer, compact
+from sparseopt import CompactionError, SparseOptimizer, compact
 from tests.speedup.masking import optimizer_without, optimizer_without_half, settle, static
 
 IMAGE = (4, 3, 8, 8)
@@ -24,15 +24,15 @@ def sizes(module):
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
-def why(compaction, name, dim=0):
-    return {one.reason for one in compaction.report.remaining if (one.name, one.dim) == (name, dim)}
+def why(compacted, name, dim=0):
+    return {one.reason for one in compacted.report.remaining if (one.name, one.dim) == (name, dim)}
 
 
 def test_dropped_neuron_goes_and_its_bias_goes_into_the_next_layer():
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
     optimizer = optimizer_without(model, {"0": [1, 2, 7]})
     x = torch.randn(4, 6)
-    smaller = compact(model, optimizer, x)
+    smaller = compact(model, optimizer, example_inputs=x).model
     agree(model, smaller, x)
     assert sizes(smaller) == {
         "0.weight": (5, 6), "0.bias": (5,), "2.weight": (5, 5), "2.bias": (5,)
@@ -52,7 +52,7 @@ def test_neuron_that_nothing_reads_goes():
     masks["2.weight"][4:, 4:] = False
     optimizer = static(model, masks)
     x = torch.randn(4, 6)
-    smaller = compact(model, optimizer, x)
+    smaller = compact(model, optimizer, example_inputs=x).model
     agree(model, smaller, x)
     assert sizes(smaller)["2.weight"] == (4, 4)
     assert sizes(smaller)["0.weight"] == (4, 6)
@@ -61,7 +61,9 @@ def test_neuron_that_nothing_reads_goes():
 def test_smaller_model_says_its_sizes_and_the_larger_one_keeps_its_own():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1))
     before = copy.deepcopy(model)
-    smaller = compact(model, optimizer_without(model, {"0": [0, 3]}), torch.randn(IMAGE))
+    smaller = compact(
+        model, optimizer_without(model, {"0": [0, 3]}), example_inputs=torch.randn(IMAGE)
+    ).model
     assert (smaller[0].out_channels, smaller[1].num_features, smaller[3].in_channels) == (6, 6, 6)
     assert repr(model) == repr(before)
 
@@ -85,7 +87,7 @@ def test_shift_that_relu_makes_zero_goes_without_a_trace():
     model = Net(padding=1)
     optimizer = optimizer_without(model, {"first": [0, 5]})
     settle(model, torch.randn(IMAGE), shifts=(-0.5, -0.1))
-    smaller = compact(model, optimizer, torch.randn(IMAGE))
+    smaller = compact(model, optimizer, example_inputs=torch.randn(IMAGE)).model
     agree(model, smaller, torch.randn(IMAGE))
     assert smaller.first.weight.shape[0] == 6
     assert smaller.second.bias is None
@@ -95,7 +97,7 @@ def test_positive_shift_goes_into_a_bias_that_the_reader_is_given():
     model = Net(padding=0)
     optimizer = optimizer_without(model, {"first": [0, 5], "second": [2]})
     settle(model, torch.randn(IMAGE), shifts=(0.1, 0.5))
-    smaller = compact(model, optimizer, torch.randn(IMAGE))
+    smaller = compact(model, optimizer, example_inputs=torch.randn(IMAGE)).model
     agree(model, smaller, torch.randn(IMAGE))
     assert smaller.first.weight.shape[0] == 6
     assert smaller.second.bias.shape == (5,)
@@ -105,22 +107,22 @@ def test_positive_shift_next_to_padding_stays_and_the_reason_is_given():
     model = Net(padding=1)
     optimizer = optimizer_without(model, {"first": [0, 5]})
     settle(model, torch.randn(IMAGE), shifts=(0.2, 0.2))
-    compaction = Compaction(model, optimizer, torch.randn(IMAGE))
-    assert compaction.model.first.weight.shape[0] == 8
-    assert why(compaction, "first.weight") == {
+    compacted = compact(model, optimizer, example_inputs=torch.randn(IMAGE))
+    assert compacted.model.first.weight.shape[0] == 8
+    assert why(compacted, "first.weight") == {
         "second reads it as the constant 0.2, and next to its padding no bias can stand in for that"
     }
-    assert compaction.report.share_reached == 0.0
+    assert compacted.report.share_reached == 0.0
 
 
 def test_same_shift_goes_where_masks_dropped_what_reads_it():
     model = Net(padding=1)
     optimizer = optimizer_without(model, {"first": [0, 5]}, {"second": [0, 5]})
     settle(model, torch.randn(IMAGE), shifts=(0.2, 0.2))
-    compaction = Compaction(model, optimizer, torch.randn(IMAGE))
-    agree(model, compaction.model, torch.randn(IMAGE))
-    assert compaction.model.first.weight.shape[0] == 6
-    assert compaction.report.share_reached == 1.0
+    compacted = compact(model, optimizer, example_inputs=torch.randn(IMAGE))
+    agree(model, compacted.model, torch.randn(IMAGE))
+    assert compacted.model.first.weight.shape[0] == 6
+    assert compacted.report.share_reached == 1.0
 
 
 def test_statistics_that_have_not_settled_are_a_reason_to_stay():
@@ -128,8 +130,8 @@ def test_statistics_that_have_not_settled_are_a_reason_to_stay():
     optimizer = optimizer_without(model, {"first": [0]})
     nn.init.constant_(model.norm.bias, 0.5)
     model.norm.running_mean.fill_(0.2)
-    compaction = Compaction(model, optimizer, torch.randn(IMAGE))
-    (reason,) = why(compaction, "first.weight")
+    compacted = compact(model, optimizer, example_inputs=torch.randn(IMAGE))
+    (reason,) = why(compacted, "first.weight")
     assert "running statistics have not settled" in reason
 
 
@@ -149,14 +151,12 @@ def test_channel_of_an_addition_goes_only_if_all_that_make_it_are_dropped():
     model = Residual()
     optimizer = optimizer_without(model, {"stem": [0, 1], "block": [1, 2]})
     nn.init.zeros_(model.stem.bias)
-    compaction = Compaction(model, optimizer, torch.randn(4, 6))
-    agree(model, compaction.model, torch.randn(4, 6))
-    assert compaction.model.head.in_features == 7
-    assert why(compaction, "stem.weight") == {"head reads it, and it is still made by block.weight"}
-    assert why(compaction, "block.weight") == {
-        "block reads it, and it is still made by stem.weight"
-    }
-    assert 0 < compaction.report.share_reached < 1
+    compacted = compact(model, optimizer, example_inputs=torch.randn(4, 6))
+    agree(model, compacted.model, torch.randn(4, 6))
+    assert compacted.model.head.in_features == 7
+    assert why(compacted, "stem.weight") == {"head reads it, and it is still made by block.weight"}
+    assert why(compacted, "block.weight") == {"block reads it, and it is still made by stem.weight"}
+    assert 0 < compacted.report.share_reached < 1
 
 
 def test_depthwise_convolution_goes_with_the_channels_it_filters():
@@ -166,7 +166,7 @@ def test_depthwise_convolution_goes_with_the_channels_it_filters():
         nn.Conv2d(8, 5, 1),
     )  # fmt: skip
     optimizer = optimizer_without(model, {"0": [0], "2": [1, 2]})
-    smaller = compact(model, optimizer, torch.randn(IMAGE))
+    smaller = compact(model, optimizer, example_inputs=torch.randn(IMAGE)).model
     agree(model, smaller, torch.randn(IMAGE))
     assert (smaller[2].groups, smaller[2].in_channels, smaller[0].out_channels) == (5, 5, 5)
 
@@ -176,7 +176,7 @@ def test_grouped_convolution_loses_full_groups():
         nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 4, 3, groups=4, bias=False), nn.Conv2d(4, 5, 1)
     )
     optimizer = optimizer_without(model, {"0": [0, 1, 2]})
-    smaller = compact(model, optimizer, torch.randn(IMAGE))
+    smaller = compact(model, optimizer, example_inputs=torch.randn(IMAGE)).model
     agree(model, smaller, torch.randn(IMAGE))
     assert (smaller[1].groups, smaller[1].in_channels, smaller[2].in_channels) == (3, 6, 3)
 
@@ -185,16 +185,18 @@ def test_layer_is_never_left_empty():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 5))
     # Seven neurons of the first layer are read by nothing, and the reader of the eighth by nothing.
     optimizer = optimizer_without(model, {"2": [1, 2, 3]}, {"4": [0]})
-    compaction = Compaction(model, optimizer, torch.randn(4, 6))
-    agree(model, compaction.model, torch.randn(4, 6))
-    assert min(min(shape) for shape in sizes(compaction.model).values()) == 1
+    compacted = compact(model, optimizer, example_inputs=torch.randn(4, 6))
+    agree(model, compacted.model, torch.randn(4, 6))
+    assert min(min(shape) for shape in sizes(compacted.model).values()) == 1
 
 
 def test_flattened_channel_takes_all_its_columns_along():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 5)
     )
-    smaller = compact(model, optimizer_without(model, {"0": [1, 3]}), torch.randn(IMAGE))
+    smaller = compact(
+        model, optimizer_without(model, {"0": [1, 3]}), example_inputs=torch.randn(IMAGE)
+    ).model
     agree(model, smaller, torch.randn(IMAGE))
     assert smaller[4].in_features == 32
 
@@ -206,7 +208,7 @@ def test_input_of_the_first_training_step_is_used_if_none_is_given():
         compact(model, optimizer)
     model(torch.randn(64, 6)).sum().backward()
     optimizer.step()
-    assert compact(model, optimizer)[0].out_features == 7
+    assert compact(model, optimizer).model[0].out_features == 7
 
 
 def test_compacted_model_trains_as_the_masked_model():
@@ -214,7 +216,7 @@ def test_compacted_model_trains_as_the_masked_model():
     model = Net(padding=1)
     optimizer = optimizer_without(model, {"first": [0, 5], "second": [1]})
     settle(model, torch.randn(IMAGE), shifts=(-0.5, -0.1))
-    smaller = compact(model, optimizer, torch.randn(IMAGE))
+    smaller = compact(model, optimizer, example_inputs=torch.randn(IMAGE)).model
     plain = torch.optim.SGD(smaller.parameters(), lr=0.1, momentum=0.9)
     for _ in range(5):
         x = torch.randn(IMAGE)
@@ -239,7 +241,7 @@ def test_forward_with_a_number_of_channels_written_in_it_is_refused():
     model = Fixed()
     optimizer = optimizer_without(model, {"conv": [0]})
     with pytest.raises(CompactionError, match="model=Fixed.*does not run.*written in it"):
-        compact(model, optimizer, torch.randn(IMAGE))
+        compact(model, optimizer, example_inputs=torch.randn(IMAGE))
 
 
 class Scores(nn.Module):
@@ -271,7 +273,7 @@ def scores_of_no_rows(scores, _neurons):
 def test_outputs_that_are_not_finite_or_empty_are_compared_too(finish):
     model = Scores(finish)
     x = torch.randn(5, 6)
-    smaller = compact(model, optimizer_without(model, {"first": [1]}), x)
+    smaller = compact(model, optimizer_without(model, {"first": [1]}), example_inputs=x).model
     assert sizes(smaller)["first.weight"] == (3, 6)
     torch.testing.assert_close(smaller(x), model(x), equal_nan=True)
 
@@ -300,35 +302,39 @@ def test_next_to_infinite_outputs_a_difference_is_still_found(finish, difference
     model = Scores(finish)
     optimizer = optimizer_without(model, {"first": [1]})
     with pytest.raises(CompactionError, match=f"{difference}.*in evaluation mode"):
-        compact(model, optimizer, torch.randn(5, 6))
+        compact(model, optimizer, example_inputs=torch.randn(5, 6))
 
 
 def test_model_that_the_masks_are_not_of_is_refused():
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
     optimizer = optimizer_without(model, {"0": [1]})
     with pytest.raises(ValueError, match=r"no parameter '0.weight' of shape \(8, 6\)"):
-        compact(nn.Sequential(nn.Linear(6, 7)), optimizer, torch.randn(2, 6))
+        compact(nn.Sequential(nn.Linear(6, 7)), optimizer, example_inputs=torch.randn(2, 6))
 
 
 def test_model_with_live_weights_everywhere_does_not_shrink():
     model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5))
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer = SparseOptimizer(inner, model, method="static", density=0.5, seed=0)
-    compaction = Compaction(model, optimizer, torch.randn(2, 32))
-    assert sizes(compaction.model) == sizes(model)
-    assert compaction.report.flops_ratio == compaction.report.share_reached == 1.0
+    compacted = compact(model, optimizer, example_inputs=torch.randn(2, 32))
+    assert sizes(compacted.model) == sizes(model)
+    assert compacted.report.flops_ratio == compacted.report.share_reached == 1.0
 
 
 def test_channels_last_weights_stay_so():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3))
     model = model.to(memory_format=torch.channels_last)
-    smaller = compact(model, optimizer_without_half(model), torch.randn(IMAGE))
+    smaller = compact(model, optimizer_without_half(model), example_inputs=torch.randn(IMAGE)).model
     assert smaller[2].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_report_can_be_read():
     model = Residual()
-    text = str(Compaction(model, optimizer_without(model, {"stem": [0]}), torch.randn(4, 6)).report)
+    text = str(
+        compact(
+            model, optimizer_without(model, {"stem": [0]}), example_inputs=torch.randn(4, 6)
+        ).report
+    )
     assert "stem.weight" in text
     assert "head reads it, and it is still made by block.weight" in text
     assert "% of the saving reached" in text
@@ -354,10 +360,10 @@ def test_region_of_the_graph_that_is_not_looked_into_blocks_what_goes_into_it():
     model = Region()
     optimizer = optimizer_without(model, {"first": [0]})
     x, scale = torch.randn(4, 6), torch.randn(())
-    compaction = Compaction(model, optimizer, x, scale=scale)
-    torch.testing.assert_close(compaction.model(x, scale=scale), model(x, scale=scale))
-    assert compaction.model.first.out_features == 8
-    (reason,) = why(compaction, "first.weight")
+    compacted = compact(model, optimizer, example_inputs=((x,), {"scale": scale}))
+    torch.testing.assert_close(compacted.model(x, scale=scale), model(x, scale=scale))
+    assert compacted.model.first.out_features == 8
+    (reason,) = why(compacted, "first.weight")
     assert "which is not known" in reason
 
 
@@ -378,13 +384,13 @@ def test_layer_that_is_used_twice_shares_its_columns_and_takes_no_constants():
     model = Twice()
     filters = {"left": [0, 1, 2], "right": [0, 1]}
     optimizer = optimizer_without(model, filters)
-    compaction = Compaction(model, optimizer, torch.randn(4, 6))
-    agree(model, compaction.model, torch.randn(4, 6))
-    assert compaction.model.shared.in_features == 8
+    compacted = compact(model, optimizer, example_inputs=torch.randn(4, 6))
+    agree(model, compacted.model, torch.randn(4, 6))
+    assert compacted.model.shared.in_features == 8
     optimizer = optimizer_without(model, filters, {"shared": [1, 2]})
-    compaction = Compaction(model, optimizer, torch.randn(4, 6))
-    agree(model, compaction.model, torch.randn(4, 6))
-    assert sizes(compaction.model)["shared.weight"] == (5, 6)
+    compacted = compact(model, optimizer, example_inputs=torch.randn(4, 6))
+    agree(model, compacted.model, torch.randn(4, 6))
+    assert sizes(compacted.model)["shared.weight"] == (5, 6)
 
 
 def test_hidden_neurons_of_gpt2_go():
@@ -401,7 +407,7 @@ def test_hidden_neurons_of_gpt2_go():
     )
     model.transformer.h[0].mlp.c_fc.bias.data[:5] = 0
     ids = torch.arange(12).view(2, 6)
-    smaller = compact(model, optimizer, input_ids=ids)
+    smaller = compact(model, optimizer, example_inputs={"input_ids": ids}).model
     assert smaller.transformer.h[0].mlp.c_proj.weight.shape == (27, 8)
     torch.testing.assert_close(smaller(input_ids=ids).logits, model(input_ids=ids).logits)
 
@@ -409,7 +415,7 @@ def test_hidden_neurons_of_gpt2_go():
 def test_wrappers_are_taken_off():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
     optimizer = optimizer_without(model, {"0": [1]})
-    smaller = compact(nn.DataParallel(model), optimizer, torch.randn(4, 6))
+    smaller = compact(nn.DataParallel(model), optimizer, example_inputs=torch.randn(4, 6)).model
     assert type(smaller) is nn.Sequential
     assert smaller[0].out_features == 7
 
@@ -419,9 +425,11 @@ def test_constant_that_padding_spoils_on_the_way_stays():
         nn.Conv2d(3, 8, 3), nn.AvgPool2d(3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(8, 5),
     )  # fmt: skip
-    compaction = Compaction(model, optimizer_without(model, {"0": [1]}), torch.randn(IMAGE))
-    assert compaction.model[0].out_channels == 8
-    assert why(compaction, "0.weight") == {
+    compacted = compact(
+        model, optimizer_without(model, {"0": [1]}), example_inputs=torch.randn(IMAGE)
+    )
+    assert compacted.model[0].out_channels == 8
+    assert why(compacted, "0.weight") == {
         "no live filter makes it, but it is not one constant where 4 reads it"
     }
 
@@ -446,6 +454,6 @@ def test_report_names_sparse_weights_whose_channels_are_not_known():
         density=0.3,
         sparse={nn.LSTM: True},
     )
-    report = Compaction(model, optimizer, torch.randn(2, 5, 6)).report
+    report = compact(model, optimizer, example_inputs=torch.randn(2, 5, 6)).report
     assert report.left_out == ("lstm.weight_ih_l0", "lstm.weight_hh_l0")
     assert "no channels are known of: lstm.weight_ih_l0, lstm.weight_hh_l0" in str(report)

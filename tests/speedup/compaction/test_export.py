@@ -16,7 +16,7 @@ def smaller():
     model = WideResNet(10, 1)
     optimizer = optimizer_without_half(model)
     settle(model, torch.randn(IMAGE))
-    smaller = compact(model, optimizer, torch.randn(IMAGE)).eval()
+    smaller = compact(model, optimizer, example_inputs=torch.randn(IMAGE)).model.eval()
     assert smaller.groups[2][0].conv1.out_channels < 64
     return smaller
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt import Compaction, RigLStruct, SparseOptimizer
+from sparseopt import RigLStruct, SparseOptimizer, compact
 from sparseopt.speedup.compaction.fewer_heads import FewerHeads
 from tests.support.attention_nets import TRANSFORMERS, Transformer
 
@@ -26,7 +26,7 @@ def cut(case):
         delta_t=2,
         seed=1,
     )
-    return model, Compaction(model, optimizer, *case.args, **case.kwargs)
+    return model, compact(model, optimizer, example_inputs=(case.args, case.kwargs))
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -34,11 +34,11 @@ def test_all_that_was_dropped_is_cut_and_the_rest_computes_the_same(name):
     if name in {"gpt2", "llama", "bert"}:
         pytest.importorskip("transformers")
     case = TRANSFORMERS[name]
-    model, compaction = cut(case)
-    assert compaction.report.share_reached == 1.0
-    assert not compaction.report.remaining
+    model, compacted = cut(case)
+    assert compacted.report.share_reached == 1.0
+    assert not compacted.report.remaining
     for mode in (True, False):
-        expected, found = (case.run(one.train(mode)) for one in (model, compaction.model))
+        expected, found = (case.run(one.train(mode)) for one in (model, compacted.model))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_attention_of_torch_takes_what_it_took(batch_first, separate):
         total_steps=10,
         delta_t=2,
     )
-    smaller = Compaction(model, optimizer, x, y).model
+    smaller = compact(model, optimizer, example_inputs=(x, y)).model
     assert type(smaller.attention) is FewerHeads
     assert smaller.attention.num_heads == 2
     shape = (5, 4) if batch_first else (4, 5)
@@ -136,10 +136,10 @@ class Stubborn(nn.Module):
 
 def test_heads_stay_and_are_reported_if_the_code_has_their_number():
     case = Transformer(Stubborn, 1, 4, 0, (torch.randn(2, 5, 6),))
-    model, compaction = cut(case)
-    torch.testing.assert_close(case.run(compaction.model), case.run(model))
-    assert compaction.model.qkv.out_features == 24
-    assert any("the code of Stubborn" in one.reason for one in compaction.report.remaining)
+    model, compacted = cut(case)
+    torch.testing.assert_close(case.run(compacted.model), case.run(model))
+    assert compacted.model.qkv.out_features == 24
+    assert any("the code of Stubborn" in one.reason for one in compacted.report.remaining)
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
@@ -164,7 +164,7 @@ def test_encoder_with_fewer_heads_takes_padding_in_evaluation():
             example_inputs=x,
             total_steps=1000,
         )
-        smaller = Compaction(model, optimizer, x).model
+        smaller = compact(model, optimizer, example_inputs=x).model
     assert smaller.encoder.layers[0].self_attn.num_heads < 8
     padding = torch.zeros(3, 5, dtype=torch.bool)
     padding[0, 3:] = True

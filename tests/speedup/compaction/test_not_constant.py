@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseopt import Compaction, CompactionError, compact
+from sparseopt import CompactionError, compact
 from sparseopt.speedup.compaction import pipeline
 from sparseopt.speedup.compaction.constant_propagation import Constants
 from tests.speedup.masking import optimizer_without, static
@@ -46,7 +46,7 @@ def test_bias_that_is_made_of_an_input(add):
     # The condition at hand makes of the second layer's dropped neurons zeros.
     optimizer = optimizer_without(model, {"second": [0, 1, 2, 3]})
     x = torch.randn(4, 6)
-    smaller = compact(model, optimizer, x, torch.tensor([-1.0]))
+    smaller = compact(model, optimizer, example_inputs=(x, torch.tensor([-1.0]))).model
     for condition in (-1.0, 1.0):
         z = torch.tensor([condition])
         torch.testing.assert_close(smaller(x, z), model(x, z))
@@ -80,7 +80,7 @@ def test_scale_a_shift_and_a_slope_that_are_made_of_an_input(slope):
     model = Conditional(slope)
     optimizer = optimizer_without(model, {"first": [0, 1, 2]})
     x = torch.randn(4, 3, 5, 5)
-    smaller = compact(model, optimizer, x, torch.tensor([-1.0]))
+    smaller = compact(model, optimizer, example_inputs=(x, torch.tensor([-1.0]))).model
     for mode in (False, True):
         for condition in (-1.0, 1.0):
             z = torch.tensor([condition])
@@ -111,7 +111,7 @@ def test_gate_that_begins_at_zero(gate):
     # The other dropped neuron's bias, times the gate, is part of the gate's gradient.
     optimizer = optimizer_without(model, {"first": [0, 1], "branch": [4, 5]})
     x = torch.randn(4, 6)
-    smaller = compact(model, optimizer, x)
+    smaller = compact(model, optimizer, example_inputs=x).model
     assert smaller.branch.weight.shape == (7, 6)
     for one in (model, smaller):
         one.zero_grad()
@@ -128,8 +128,8 @@ def test_buffer_that_is_zero_is_a_mask():
     model = Gated(torch.tanh)
     del model.gate
     model.register_buffer("gate", torch.zeros(1))
-    compaction = Compaction(model, optimizer_without(model, {}), torch.randn(4, 6))
-    assert compaction.model.branch.weight.shape[0] == 1
+    compacted = compact(model, optimizer_without(model, {}), example_inputs=torch.randn(4, 6))
+    assert compacted.model.branch.weight.shape[0] == 1
 
 
 class Scaled(nn.Module):
@@ -148,7 +148,9 @@ class Scaled(nn.Module):
 def test_live_channels_stay_under_scales_that_begin_at_zero():
     model = Scaled()
     model.first.bias.data[2] = 0
-    smaller = compact(model, optimizer_without(model, {"first": [2]}), torch.randn(4, 6))
+    smaller = compact(
+        model, optimizer_without(model, {"first": [2]}), example_inputs=torch.randn(4, 6)
+    ).model
     assert smaller.first.weight.shape == (7, 6)
     assert smaller.scale.shape == (7,)
 
@@ -158,7 +160,7 @@ def test_slope_that_all_channels_share_has_its_gradient_of_constants_too():
     model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 3))
     model[0].bias.data[:3] = torch.tensor([-0.5, 0.0, 0.0])
     x = torch.randn(4, 6)
-    smaller = compact(model, optimizer_without(model, {"0": [0, 1, 2]}), x)
+    smaller = compact(model, optimizer_without(model, {"0": [0, 1, 2]}), example_inputs=x).model
     assert smaller[0].weight.shape == (6, 6)
     for one in (model, smaller):
         one.zero_grad()
@@ -191,7 +193,7 @@ def test_live_weight_that_is_zero_at_the_moment_counts_where_it_is_transposed():
     optimizer = static(model, masks)
     model.middle.weight.data[0, 2] = 0
     x = torch.randn(4, 6)
-    smaller = compact(model, optimizer, x)
+    smaller = compact(model, optimizer, example_inputs=x).model
     for one in (model, smaller):
         one.zero_grad()
         one(x).sin().sum().backward()
@@ -210,4 +212,4 @@ def test_analysis_that_holds_for_one_input_only_is_noticed(monkeypatch):
 
     monkeypatch.setattr(pipeline, "find_constants", wrong)
     with pytest.raises(CompactionError, match="off, of values up to"):
-        compact(model, optimizer_without(model), torch.full((2, 1), -1.0))
+        compact(model, optimizer_without(model), example_inputs=torch.full((2, 1), -1.0))

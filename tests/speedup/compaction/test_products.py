@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt import Compaction, RigLStruct, SparseOptimizer, compact, find_channel_groups
+from sparseopt import RigLStruct, SparseOptimizer, compact, find_channel_groups
 from tests.speedup.masking import optimizer_without
 
 
@@ -42,7 +42,7 @@ def test_dropped_neuron_before_a_product_goes(multiply):
     optimizer = optimizer_without(model, {"first": [1, 3, 5]})
     nn.init.constant_(model.first.bias, -1.0)
     x = torch.randn(4, 6)
-    smaller = compact(model, optimizer, x)
+    smaller = compact(model, optimizer, example_inputs=x).model
     assert smaller.weight.shape == (5, 100)
     torch.testing.assert_close(smaller(x), model(x))
 
@@ -63,15 +63,15 @@ def test_rows_and_columns_of_a_left_factor_go():
     model = FromTheLeft()
     optimizer = optimizer_without(model, {"middle": [0, 1, 2]}, {"middle": [0, 1]})
     x = torch.randn(4, 6)
-    compaction = Compaction(model, optimizer, x)
-    assert compaction.model.middle.weight.shape == (7, 6)
-    torch.testing.assert_close(compaction.model(x), model(x))
-    for one in (model, compaction.model):
+    compacted = compact(model, optimizer, example_inputs=x)
+    assert compacted.model.middle.weight.shape == (7, 6)
+    torch.testing.assert_close(compacted.model(x), model(x))
+    for one in (model, compacted.model):
         one.zero_grad()
         one(x).sin().sum().backward()
     kept = model.middle.weight.grad[3:, 2:]
-    torch.testing.assert_close(compaction.model.middle.weight.grad, kept)
-    assert compaction.report.flops_ratio == (6 * 6 + 7 * 6 + 3 * 7) / (8 * 6 + 10 * 8 + 3 * 10)
+    torch.testing.assert_close(compacted.model.middle.weight.grad, kept)
+    assert compacted.report.flops_ratio == (6 * 6 + 7 * 6 + 3 * 7) / (8 * 6 + 10 * 8 + 3 * 10)
 
 
 @pytest.mark.parametrize("multiply", [plain, added])
@@ -79,7 +79,7 @@ def test_multiplications_are_those_of_the_shapes(multiply):
     model = Product(multiply)
     optimizer = optimizer_without(model, {"first": [4, 5, 6, 7]})
     nn.init.constant_(model.first.bias, -1.0)
-    report = Compaction(model, optimizer, torch.randn(4, 6)).report
+    report = compact(model, optimizer, example_inputs=torch.randn(4, 6)).report
     assert {layer.name: layer.multiplications for layer in report.layers} == {
         "first.weight": 4, "weight": 4, "last.weight": 4
     }  # fmt: skip
@@ -90,7 +90,7 @@ def test_multiplications_of_convolutions_are_those_of_their_places():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 2, stride=2), nn.Conv2d(6, 5, 3, stride=2)
     )
-    report = Compaction(model, optimizer_without(model), torch.randn(2, 3, 6, 6)).report
+    report = compact(model, optimizer_without(model), example_inputs=torch.randn(2, 3, 6, 6)).report
     counts = [layer.multiplications for layer in report.layers]
     assert counts == [2 * 4 * 4, 2 * 4 * 4, 2 * 3 * 3]
 
@@ -121,7 +121,7 @@ def test_layers_before_attention_of_torch_shrink_except_its_inputs():
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), labels).backward()
         optimizer.step()
-    smaller = compact(model, optimizer)
+    smaller = compact(model, optimizer).model
     assert smaller.stem[0].out_channels < 16
     assert smaller.embed.out_channels == 16
     for mode in (False, True):

@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseopt import Compaction
+from sparseopt import compact
 from tests.speedup.masking import optimizer_without, static
 
 
-def agrees(model, compaction):
+def agrees(model, compacted):
     x = torch.randn(4, 6)
-    torch.testing.assert_close(compaction.model(x), model(x))
+    torch.testing.assert_close(compacted.model(x), model(x))
 
 
 class Tied(nn.Module):
@@ -35,9 +35,9 @@ def test_tied_weight_takes_no_constants_into_the_bias_of_another_module():
         if name != "used"
     }
     masks["first.weight"][:2] = False
-    compaction = Compaction(model, static(model, masks), torch.randn(4, 6))
-    agrees(model, compaction)
-    torch.testing.assert_close(compaction.model.unused.bias, model.unused.bias)
+    compacted = compact(model, static(model, masks), example_inputs=torch.randn(4, 6))
+    agrees(model, compacted)
+    torch.testing.assert_close(compacted.model.unused.bias, model.unused.bias)
 
 
 class TiedBias(nn.Module):
@@ -54,8 +54,10 @@ class TiedBias(nn.Module):
 
 def test_tied_bias_takes_no_constants():
     model = TiedBias()
-    compaction = Compaction(model, optimizer_without(model, {"first": [0, 1]}), torch.randn(4, 6))
-    agrees(model, compaction)
+    compacted = compact(
+        model, optimizer_without(model, {"first": [0, 1]}), example_inputs=torch.randn(4, 6)
+    )
+    agrees(model, compacted)
 
 
 class TakenOut(nn.Module):
@@ -72,7 +74,9 @@ class TakenOut(nn.Module):
 
 def test_weight_that_forward_takes_out_of_its_layer_takes_no_constants():
     model = TakenOut()
-    compaction = Compaction(model, optimizer_without(model, {"first": [0, 1]}), torch.randn(4, 6))
-    agrees(model, compaction)
-    reasons = [one.reason for one in compaction.report.remaining if one.name == "first.weight"]
+    compacted = compact(
+        model, optimizer_without(model, {"first": [0, 1]}), example_inputs=torch.randn(4, 6)
+    )
+    agrees(model, compacted)
+    reasons = [one.reason for one in compacted.report.remaining if one.name == "first.weight"]
     assert "has no bias of its own to put it in" in reasons[0]

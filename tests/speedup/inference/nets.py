@@ -1,7 +1,19 @@
-"""Sparse networks, with BatchNorms as training leaves them."""
+"""Sparse networks, with BatchNorms as training leaves them, and condensing them quickly."""
 
 import torch
 from torch import nn
+
+from sparseopt import condense
+from sparseopt.speedup.inference.live_layers import LiveConv2d, LiveLinear
+
+
+def quickly(model, masks, x, **settings):
+    settings = {"rounds": 1, "compiled": False, **settings}
+    return condense(model, masks, example_inputs=x, **settings)
+
+
+def live_layers(model):
+    return [one for one in model.modules() if isinstance(one, (LiveConv2d, LiveLinear))]
 
 
 def sparse_masks(model, density=0.2, seed=0):

@@ -11,37 +11,19 @@ from sparseopt import Condensation, SparseOptimizer, condense
 from sparseopt.speedup import kernels
 from sparseopt.speedup.inference import assembly
 from sparseopt.speedup.inference import condensation as room
-from sparseopt.speedup.inference.live_layers import LiveConv2d, LiveLinear
+from sparseopt.speedup.inference.live_layers import LiveLinear
 from sparseopt.speedup.inference.regions import Candidates, cheapest_chain
 from sparseopt.speedup.timing import Timing
-from tests.speedup.inference.nets import Residual, Untraceable, settled, sparse_masks
+from tests.speedup.inference.nets import (
+    Residual,
+    Untraceable,
+    live_layers,
+    quickly,
+    settled,
+    sparse_masks,
+)
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
-
-
-def quickly(model, masks, x, **settings):
-    settings = {"rounds": 1, "compiled": False, **settings}
-    return condense(model, masks, example_inputs=x, **settings)
-
-
-@pytest.fixture
-def times(monkeypatch):
-    """Make up the seconds of the whole model by way: what a machine would say varies."""
-    seconds = {}
-
-    def made_up(calls, **_):
-        return {name: Timing((seconds.get(name, 9.0),) * 4) for name in calls}
-
-    def all_live(candidates, device):
-        return {one.site.name: "live" if "live" in one.layers else "dense" for one in candidates}
-
-    monkeypatch.setattr(room, "time_in_turn", made_up)
-    monkeypatch.setattr(assembly, "choose_layers", all_live)
-    return seconds
-
-
-def live_layers(model):
-    return [one for one in model.modules() if isinstance(one, (LiveConv2d, LiveLinear))]
 
 
 @pytest.mark.parametrize("batch", [1, 20])
@@ -380,3 +362,156 @@ def test_branch_on_numbers_of_the_input_is_not_frozen(times):
     with torch.no_grad():
         for inputs in (x, -x):
             torch.testing.assert_close(condensed.model(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("way", ["sparse, float32", "folded, float32"])
+@pytest.mark.parametrize("example", ["batch", "sample"])
+@pytest.mark.parametrize("kind", ["linear", "convolution", "residual", "attention"])
+def test_inputs_without_a_batch_give_outputs_without_one(times, way, example, kind):
+    class Adds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+
+        def forward(self, x):
+            return (self.second(self.first(x).relu()) + self.first(x)).relu()
+
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    times[way] = 1.0
+    model, shape = {
+        "linear": (nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 8)), (32,)),
+        "convolution": (
+            nn.Sequential(
+                nn.Conv2d(8, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 4, 1), nn.Flatten(-3)
+            ),
+            (8, 10, 10),
+        ),
+        "residual": (Adds(), (8, 6, 6)),
+        "attention": (Attends().eval(), (7, 16)),
+    }[kind]
+    masks, x = sparse_masks(model, 0.4), torch.randn(3, *shape)
+    condensed = quickly(model, masks, x if example == "batch" else x[0])
+    assert condensed.report.chosen == way.partition(",")[0]
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x[0]), model(x[0]))
+        torch.testing.assert_close(condensed.model(x), model(x))
+
+
+def mixed():
+    return nn.Sequential(
+        nn.Linear(32, 32), nn.ReLU(), nn.LayerNorm(32), nn.Linear(32, 16), nn.Softmax(-1)
+    )
+
+
+@pytest.mark.parametrize("way", ["sparse", "folded", "as it is", "frozen TorchScript"])
+@pytest.mark.parametrize("net", [mixed, Residual])
+def test_model_condensed_without_autocast_returns_under_it_what_its_model_does(times, way, net):
+    times[f"{way}, float32"] = 1.0
+    model = settled(net())
+    x = torch.randn(4, 32) if net is mixed else torch.randn(4, 3, 8, 8)
+    condensed = quickly(model, sparse_masks(model), x)
+    assert condensed.report.chosen == way
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, found = model(x), condensed.model(x)
+    assert found.dtype == expected.dtype
+    assert (found.float() - exact).norm() <= 1.2 * (expected.float() - exact).norm() + 1e-6
+
+
+@pytest.mark.skipif(not assembly.has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
+@pytest.mark.parametrize("way", ["sparse", "folded"])
+def test_model_in_bfloat16_returns_under_autocast_what_its_model_does(times, way):
+    times[f"{way}, bfloat16"] = 1.0
+    model = settled(Residual())
+    x = torch.randn(4, 3, 8, 8)
+    condensed = quickly(model, sparse_masks(model), x, precision="fastest")
+    assert condensed.report.precision == "bfloat16"
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert condensed.model(x).dtype == model(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("way", ["sparse", "folded"])
+@pytest.mark.parametrize("net", [mixed, Residual])
+def test_model_condensed_under_autocast_says_that_it_computes_so_without(times, way, net):
+    times[f"{way}, bfloat16"] = 1.0
+    model = settled(net())
+    x = torch.randn(4, 32) if net is mixed else torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            condensed = quickly(model, sparse_masks(model), x)
+            under = condensed.model(x)
+            assert under.dtype == model(x).dtype
+        assert (condensed.report.chosen, condensed.report.precision) == (way, "bfloat16")
+        with pytest.warns(UserWarning, match="condensed under autocast.*torch.bfloat16"):
+            without = condensed.model(x)
+        assert without.dtype == model(x).dtype == torch.float32
+        assert torch.equal(without, under.float())
+        torch.testing.assert_close(without, model(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("way", ["sparse, float32", "folded, float32", "as it is, float32"])
+def test_model_condensed_in_inference_mode_is_one_like_any_other(times, way):
+    times[way] = 1.0
+    model = settled(Residual())
+    masks = sparse_masks(model)
+    with torch.inference_mode():
+        x = torch.randn(4, 3, 8, 8)
+        condensed = quickly(model, masks, x)
+        torch.testing.assert_close(condensed.model(x), model(x), rtol=1e-4, atol=1e-5)
+    tensors = [*condensed.model.parameters(), *condensed.model.buffers()]
+    assert not any(tensor.is_inference() for tensor in tensors)
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    (found,) = torch.autograd.grad(condensed.model(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_model_made_in_inference_mode_is_condensed(times):
+    times["sparse, float32"] = 1.0
+    with torch.inference_mode():
+        model = settled(Residual())
+        masks = sparse_masks(model)
+    x = torch.randn(4, 3, 8, 8)
+    condensed = quickly(model, masks, x)
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_float64_is_folded_in_float64(times, affine):
+    times["folded, float64"] = 1.0
+    net = Residual() if affine else nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 1))
+    model = settled(net).double()
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    condensed = quickly(model, sparse_masks(model), x)
+    assert condensed.report.chosen == "folded"
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("way", ["sparse", "folded"])
+@pytest.mark.parametrize("batch", [1, 20])
+def test_nan_stays_one_through_activations(times, way, batch):
+    times[f"{way}, float32"] = 1.0
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU6(),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 8), nn.ReLU(),
+    ).eval()  # fmt: skip
+    masks = sparse_masks(model, 0.9)
+    x = torch.randn(batch, 8, 4, 4)
+    condensed = quickly(model, masks, x)
+    assert condensed.report.chosen == way
+    x[0] = float("nan")
+    with torch.no_grad():
+        found = condensed.model(x)
+        torch.testing.assert_close(found, model(x), equal_nan=True)
+    assert found[0].isnan().all()
+    assert not found[1:].isnan().any()

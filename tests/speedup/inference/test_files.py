@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from sparseopt import CheckpointError, SparseOptimizer, condense, load_sparse, save_sparse
 from sparseopt.speedup import kernels
@@ -237,3 +238,102 @@ def test_folded_dense_layers_are_not_saved(tmp_path):
     with pytest.raises(CheckpointError, match="folded"):
         save_sparse(tmp_path / "model", nn.Sequential(layer))
     assert not list(tmp_path.iterdir())
+
+
+class WithExtraState(nn.Linear):
+    """A layer with state that is neither parameter nor buffer."""
+
+    def __init__(self, extra=None):
+        super().__init__(8, 8)
+        self.extra = extra
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state
+
+
+@pytest.mark.parametrize(
+    "extra", [{"scale": 0.5, "names": ["a", "b"]}, [1, None, True], None, torch.arange(5)]
+)
+def test_extra_state_comes_back(tmp_path, extra):
+    model, again = nn.Sequential(WithExtraState(extra)), nn.Sequential(WithExtraState("other"))
+    save_sparse(tmp_path / "model", model)
+    load_sparse(tmp_path / "model", again)
+    assert torch.equal(again[0].weight, model[0].weight)
+    if isinstance(extra, torch.Tensor):
+        assert torch.equal(again[0].extra, extra)
+    else:
+        assert again[0].extra == extra
+
+
+@pytest.mark.parametrize("extra", [{1: "a"}, (1, 2), object(), {"x": torch.ones(2)}])
+def test_extra_state_that_only_a_pickle_holds_is_refused_by_name(tmp_path, extra):
+    model = nn.Sequential(WithExtraState(extra))
+    with pytest.raises(CheckpointError, match=r"'0\._extra_state'.*without pickle"):
+        save_sparse(tmp_path / "model", model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_extra_state_that_the_model_or_the_file_lacks_is_named(tmp_path):
+    save_sparse(tmp_path / "with", nn.Sequential(WithExtraState("a")))
+    save_sparse(tmp_path / "without", nn.Sequential(nn.Linear(8, 8)))
+    with pytest.raises(CheckpointError, match="'0._extra_state' is not in the model"):
+        load_sparse(tmp_path / "with", nn.Sequential(nn.Linear(8, 8)))
+    with pytest.raises(CheckpointError, match="'0._extra_state' is not in the file"):
+        load_sparse(tmp_path / "without", nn.Sequential(WithExtraState()))
+
+
+def test_weights_that_prune_still_holds_are_refused_until_they_are_removed(tmp_path):
+    model = nn.Sequential(nn.Linear(64, 64))
+    prune.l1_unstructured(model[0], "weight", 0.9)
+    with pytest.raises(CheckpointError, match=r"'0.weight_orig'.*prune.remove\(module, 'weight'\)"):
+        save_sparse(tmp_path / "model", model)
+    prune.remove(model[0], "weight")
+    save_sparse(tmp_path / "model", model)
+    again = nn.Sequential(nn.Linear(64, 64))
+    load_sparse(tmp_path / "model", again)
+    assert torch.equal(again[0].weight, model[0].weight)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("sparse_is_fastest")
+def test_condensed_model_that_loads_in_inference_mode_has_tensors_like_any_other(tmp_path):
+    model = settled(Residual())
+    x = torch.randn(4, 3, 8, 8)
+    masks = sparse_masks(model)
+    save_sparse(tmp_path / "model", model)
+    condensed = condense(model, masks, example_inputs=x, rounds=1, compiled=False).model
+    with torch.inference_mode():
+        load_sparse(tmp_path / "model", condensed)
+    assert not any(buffer.is_inference() for buffer in condensed.buffers())
+
+
+@needs_kernels
+def test_model_condensed_under_autocast_loads(tmp_path, times):
+    times["sparse, bfloat16"] = 1.0
+    one, other = settled(Residual()), settled(Residual(), seed=5)
+    x = torch.randn(4, 3, 8, 8)
+    masks = sparse_masks(one)
+    sparse_masks(other, seed=3)
+    save_sparse(tmp_path / "other", other)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        condensed = condense(one, masks, example_inputs=x, rounds=1, compiled=False)
+        assert condensed.report.chosen == "sparse"
+        load_sparse(tmp_path / "other", condensed.model)
+        torch.testing.assert_close(condensed.model(x), other(x), rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+def test_float64_weights_are_loaded_into_folded_layers_as_float64(tmp_path, times):
+    times["folded, float64"] = 1.0
+    one, other = (settled(Residual(), seed=seed).double() for seed in (0, 5))
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    masks = sparse_masks(one)
+    sparse_masks(other, seed=3)
+    save_sparse(tmp_path / "other", other)
+    condensed = condense(one, masks, example_inputs=x, rounds=1, compiled=False)
+    assert condensed.report.chosen == "folded"
+    load_sparse(tmp_path / "other", condensed.model)
+    torch.testing.assert_close(condensed.model(x), other(x), rtol=1e-12, atol=1e-13)

@@ -4,7 +4,8 @@ Tensors: of a sparse weight ``name`` its live values, 1-D in row-major order, as
 and where they are as ``name:bits`` or ``name:gaps`` (see ``positions.py``); everything else of the
 state dict by its own name. Metadata: ``sparseopt``, the version of this format; ``shapes``, the
 shapes of the sparse weights by name, as JSON; ``aliases``, which names are of a tensor that has
-another name, too, as JSON.
+another name, too, as JSON; ``extra``, what modules' ``get_extra_state()`` returned, by name, as
+JSON.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class SparseFile:
     Attributes:
         shapes: of its sparse weights, by name.
         aliases: by name, the name under which a tensor is stored.
+        extra: by name, state of modules that is no tensor.
 
     Raises:
         CheckpointError: if it is no sparse file, or of a later version.
@@ -98,13 +100,14 @@ class SparseFile:
             name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()
         }
         self.aliases: dict[str, str] = json.loads(metadata["aliases"])
+        self.extra: dict[str, Any] = json.loads(metadata.get("extra", "{}"))
         self._keys = set(self._file.keys())
 
     @property
     def names(self) -> set[str]:
         """The names of the state dict that the file has."""
         parts = {f"{name}:{part}" for name in self.shapes for part in (*CODES, _VALUES)}
-        return (self._keys - parts) | set(self.shapes) | set(self.aliases)
+        return (self._keys - parts) | set(self.shapes) | set(self.aliases) | set(self.extra)
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
@@ -146,6 +149,7 @@ def write(
     dense: Mapping[str, Tensor],
     sparse: Mapping[str, SparseWeight],
     aliases: Mapping[str, str],
+    extra: Mapping[str, Any],
 ) -> None:
     """Write a file; see the module's text."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in dense.items()}
@@ -157,6 +161,7 @@ def write(
         "sparseopt": _VERSION,
         "shapes": json.dumps({name: list(weight.shape) for name, weight in sparse.items()}),
         "aliases": json.dumps(dict(aliases)),
+        "extra": json.dumps(dict(extra)),
     }
     # Until all is written, the file that was there stays; who has it mapped keeps it.
     target = Path(path)

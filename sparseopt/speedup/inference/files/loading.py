@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
-from sparseopt.speedup.inference.dense_ways import Frozen, Prepared
+from sparseopt.speedup.inference.dense_ways import Frozen, Prepared, UnderAutocast
 from sparseopt.speedup.inference.files.format import SparseFile, SparseWeight
 from sparseopt.speedup.inference.live_layers import LiveLayer, NormStatistics, Origin
 from sparseopt.utils.errors import CheckpointError
@@ -16,10 +17,13 @@ from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["load_sparse"]
 
+#: The last part of the name of extra state.
+_EXTRA_STATE: Final = nn.modules.module._EXTRA_STATE_KEY_SUFFIX
 #: Of a BatchNorm these are stored and, once it is folded, needed no more.
 _UNUSED = "num_batches_tracked"
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def load_sparse(path: str | Path, model: nn.Module) -> None:
     """Load what :func:`save_sparse` wrote into a model.
@@ -56,7 +60,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
             "what condense() found fastest is a frozen program, which has no weights to load: load "
             "into the model, and condense it again."
         )
-    if isinstance(model, Prepared):
+    if isinstance(model, (Prepared, UnderAutocast)):
         model = model.model
     folded = [one for one in model.modules() if isinstance(one, (LiveLayer, DenseLayer, Affine))]
     inside = {id(tensor) for layer in folded for tensor in layer.buffers()}
@@ -66,7 +70,11 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
         for name, tensor in model.state_dict(keep_vars=True).items()
         if id(tensor) not in inside
     }
-    wanted = set(others)
+    extra = _with_extra_state(model)
+    for name in extra:
+        # It may be a tensor of any shape, which belongs to the module only once it takes it.
+        others.pop(name, None)
+    wanted = {*others, *extra}
     shapes: dict[str, torch.Size] = {name: one.shape for name, one in others.items()}
     for layer in folded:
         wanted |= _names(layer.origin)
@@ -82,6 +90,18 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
         tensor.copy_(_dense(file, name, tensor.dtype))
     for layer in folded:
         _fill(layer, file)
+    for name, module in extra.items():
+        module.set_extra_state(file.extra[name] if name in file.extra else file.tensor(name))
+
+
+def _with_extra_state(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that have state besides tensors, by its name in the state dict."""
+    none = nn.Module.get_extra_state
+    return {
+        canonical_name(f"{path}.{_EXTRA_STATE}" if path else _EXTRA_STATE): module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if type(module).get_extra_state is not none
+    }
 
 
 def _fill(layer: LiveLayer | DenseLayer | Affine, file: SparseFile) -> None:
@@ -101,7 +121,8 @@ def _fill(layer: LiveLayer | DenseLayer | Affine, file: SparseFile) -> None:
         weight = _sparse(file, origin.weight)
         layer.set_weights(weight.positions, weight.values, bias, norm)
     else:
-        layer.set_weights(_dense(file, origin.weight, torch.float32), bias, norm)
+        wide = torch.promote_types(layer.weight.dtype, torch.float32)
+        layer.set_weights(_dense(file, origin.weight, wide), bias, norm)
 
 
 def _sparse(file: SparseFile, name: str) -> SparseWeight:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
@@ -32,7 +36,8 @@ def save_sparse(
     Of a sparse weight the file has the live values and where they are: a bit for each weight, or a
     byte for each live one, whichever is less. At a density of .1 that is .125 of the dense weight
     in float32, and .075 with values in bfloat16. Everything else of the state dict is stored as it
-    is. The file has no pickle.
+    is. The file has no pickle: what a module's ``get_extra_state()`` returns has to be a tensor, or
+    of what JSON knows.
 
     Args:
         path: the file to write.
@@ -44,8 +49,10 @@ def save_sparse(
     Raises:
         TypeError: if an argument has the wrong type, or ``dtype`` is no floating-point format.
         ValueError: if the optimizer was not given its model, or a mask does not fit.
-        CheckpointError: if the model is a condensed one, whose weights are folded; or if a weight
-            has values other than zero outside of its mask.
+        CheckpointError: if the model is a condensed one, whose weights are folded; if a weight has
+            values other than zero outside of its mask; if a weight is pruned by
+            ``torch.nn.utils.prune``, which keeps the dropped values; or if a module has extra state
+            that only a pickle could hold.
         ImportError: if safetensors is not installed.
 
     Example:
@@ -83,16 +90,21 @@ def save_sparse(
             "made of."
         )
     found = masks_by_name(model, "nonzero" if masks is None else masks)
+    _refuse_pruned(model, found)
     dense: dict[str, Tensor] = {}
     sparse: dict[str, SparseWeight] = {}
     aliases: dict[str, str] = {}
+    extra: dict[str, Any] = {}
     stored: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     for key, tensor in model.state_dict().items():
         name = canonical_name(key)
-        if name in dense or name in sparse or name in aliases:
+        if any(name in one for one in (dense, sparse, aliases, extra)):
             raise CheckpointError(
                 f"two tensors of the model have the name {name!r} without 'module.'"
             )
+        if not isinstance(tensor, Tensor):
+            extra[name] = _plain(name, tensor)
+            continue
         # Weights that are tied, of which safetensors stores one.
         identity = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if tensor.numel() and identity in stored:
@@ -102,7 +114,45 @@ def save_sparse(
         else:
             dense[name] = tensor.clone()
         stored.setdefault(identity, name)
-    write(path, dense, sparse, aliases)
+    write(path, dense, sparse, aliases, extra)
+
+
+def _refuse_pruned(model: nn.Module, found: Mapping[str, Tensor]) -> None:
+    """Raise if weights are pruned that would be stored with their dropped values.
+
+    Raises:
+        CheckpointError: if there is one.
+    """
+    for path, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if not isinstance(hook, BasePruningMethod):
+                continue
+            own = hook._tensor_name
+            name = canonical_name(f"{path}.{own}_orig" if path else f"{own}_orig")
+            if name not in found:
+                raise CheckpointError(
+                    f"{name!r} has the values that torch.nn.utils.prune dropped: call "
+                    f"torch.nn.utils.prune.remove(module, {own!r}) for {path or 'the model'!r}, "
+                    "which makes them zero, before it is saved."
+                )
+
+
+def _plain(name: str, state: object) -> object:
+    """Return what ``get_extra_state()`` of a module returned, if JSON gives it back.
+
+    Raises:
+        CheckpointError: if not.
+    """
+    try:
+        if json.loads(json.dumps(state)) == state:
+            return state
+    except (TypeError, ValueError):
+        pass
+    raise CheckpointError(
+        f"{name!r}, from get_extra_state(), is {type(state).__name__}, which a file without pickle "
+        "can't hold: return a tensor, or numbers, strings, lists and dictionaries with strings as "
+        "keys."
+    )
 
 
 def _live(name: str, weight: Tensor, mask: Tensor, dtype: torch.dtype | None) -> SparseWeight:

@@ -1,0 +1,151 @@
+"""The copy of a model that ``condense`` works on, and what of its code must not be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from sparseopt.utils.hooks import copy_without_hooks, has_hooks
+from sparseopt.utils.probe import preserve_model_state
+
+__all__ = ["copy_for_inference", "lost_in_programs", "lost_in_trace"]
+
+_Attributes = dict[tuple[str, str], tuple[object, int]]
+
+
+def copy_for_inference(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode, whose weights are parameters of their own.
+
+    A weight that is computed from other parameters before each call (``torch.nn.utils.prune``, a
+    parametrization, ``weight_norm`` and ``spectral_norm`` of old) is what they compute now. The
+    user's hooks are the very same objects, so that they note what the copy does where they are
+    looked at.
+    """
+    copied = copy_without_hooks(model).eval()
+    for module in copied.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for number, hook in list(hooks.items()):
+                if isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm)):
+                    hook.remove(module)
+                    del hooks[number]
+        if is_parametrized(module):
+            _settle(module)
+    originals = dict(model.named_modules())
+    for name, module in copied.named_modules():
+        if name in originals:
+            _share_hooks(originals[name], module)
+    return copied
+
+
+def _settle(module: nn.Module) -> None:
+    """Register the values of a module's parametrizations, and give it back its own class.
+
+    ``remove_parametrizations`` can't be used: a copy shares the class that it would take the
+    parametrization out of.
+    """
+    chains: Any = module.parametrizations
+    values = {name: getattr(module, name).detach().clone() for name in chains}
+    parameters = {name for name in chains if any(True for _ in chains[name].parameters(False))}
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        if name in parameters:
+            setattr(module, name, nn.Parameter(value))
+        else:
+            module.register_buffer(name, value)
+
+
+class _Shared:
+    """A hook that copies of a module share.
+
+    Args:
+        hook: the hook.
+    """
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.hook(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self
+
+
+def _share_hooks(original: nn.Module, copied: nn.Module) -> None:
+    """Have a copy call the hooks of its original, except methods of modules, which are copied."""
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        hooks = getattr(copied, kind)
+        for number in hooks:
+            hook = getattr(original, kind)[number]
+            if not isinstance(getattr(hook, "__self__", hook), nn.Module):
+                hooks[number] = _Shared(hook)
+
+
+def lost_in_trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Return what code of a model a graph of it would not run, or ``None``.
+
+    A graph calls torch's own layers as modules, with their hooks. It has only the operations of
+    other modules, and those only as far as they lead to the result.
+    """
+    tracer = fx.Tracer()
+    for name, module in model.named_modules():
+        if has_hooks(module) and (not name or not tracer.is_leaf_module(module, name)):
+            return f"{name or 'the model'!r} has hooks"
+    written = _written(model, args, kwargs)
+    return f"forward() writes {written!r}" if written else None
+
+
+def lost_in_programs(model: nn.Module, trace: str | None) -> str | None:
+    """Return what code a frozen program would not run, which is more than in a graph: all hooks.
+
+    Args:
+        model: the model.
+        trace: what :func:`lost_in_trace` says.
+    """
+    if trace is not None:
+        return trace
+    hooked = (name for name, module in model.named_modules() if has_hooks(module))
+    name = next(hooked, None)
+    return None if name is None else f"{name!r} has hooks"
+
+
+def _written(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Run a model, and return the first buffer or attribute that it wrote to, or ``None``."""
+    before = _attributes(model)
+    with preserve_model_state(model), torch.no_grad():
+        model(*args, **kwargs)
+        after = _attributes(model)
+    for (path, name), (value, count) in after.items():
+        known = before.get((path, name))
+        if known is None or known[1] != count or not _is_same(known[0], value):
+            return f"{path}.{name}" if path else name
+    return None
+
+
+def _attributes(model: nn.Module) -> _Attributes:
+    """Return all attributes, with the number of writes to a tensor, or the length of a list."""
+    found: _Attributes = {}
+    for path, module in model.named_modules():
+        for name, value in {**vars(module), **module._buffers}.items():
+            count = 0
+            if isinstance(value, Tensor):
+                count = value._version
+            elif isinstance(value, (list, dict, set)):
+                count = len(value)
+            found[path, name] = value, count
+    return found
+
+
+def _is_same(before: object, after: object) -> bool:
+    if before is after:
+        return True
+    plain = (bool, int, float, str, tuple)
+    return isinstance(before, plain) and isinstance(after, plain) and before == after
