@@ -22,7 +22,7 @@ from benchmarks.speed.steps.workloads import WORKLOADS
 DENSITY = overview.DENSITY
 #: Networks of a common size. Small networks have tables of their own.
 NETWORKS = ("wrn-22-2", "resnet-50", "gpt")
-HEADER = ("", f"at a density of {DENSITY:g}, beside the same training dense", "all of it")
+HEADER = ("", f"at density {DENSITY:g}, compared with the same training dense", "details")
 
 
 def lines(docs: str = "") -> list[str]:
@@ -48,9 +48,9 @@ def cost_conclusion() -> str:
     entries = _costs()
     shares = sorted(overview.training_shares(Results(overview.OVERHEAD), entries))
     return (
-        f"At a density of {DENSITY:g}, {_memory()}. AdamW's step becomes shorter by it, the one of "
-        f"fused AdamW and SGD mostly does not: {_step()}. Whole training steps change by "
-        f"{shares[0]:+.1f} to {shares[-1]:+.1f} %."
+        f"At density {DENSITY:g}, {_memory()}. The step of AdamW becomes shorter, and the step of "
+        f"fused AdamW and SGD mostly does not: {_step()}. The time of full training steps changes "
+        f"by {shares[0]:+.1f} to {shares[-1]:+.1f} %."
     )
 
 
@@ -72,7 +72,7 @@ def structured_conclusion() -> str:
     group = cifar.headline()[-1]
     found = {one.method: one for one in cifar.main_variants(group)}
     names = {
-        "rigl-struct": "whole channels",
+        "rigl-struct": "full channels",
         "rigl": "single weights",
         "small-dense": "small dense",
     }
@@ -80,8 +80,9 @@ def structured_conclusion() -> str:
         f"{words} {group.percent(found[name])} %" for name, words in names.items() if name in found
     )
     return (
-        f"At a density of {DENSITY:g}, {_compacted()}; training steps by `CompactedTraining` take "
-        f"{steps} of it. Accuracy is the price: {', '.join(accuracies)} ({_protocol(group)})."
+        f"At density {DENSITY:g}, {_compacted()}; training steps with `CompactedTraining` take "
+        f"{steps} of the dense time. This costs accuracy: {', '.join(accuracies)} "
+        f"({_protocol(group)})."
     )
 
 
@@ -99,8 +100,8 @@ def _memory() -> str:
     held = (held_in_all(entry["contenders"][OURSELVES]) for entry in entries)
     whole = span(ours / _bytes(entry, PLAIN) for ours, entry in zip(held, entries, strict=True))
     return (
-        f"AdamW's state takes {state} of the memory, {whole} with masks and positions; weights and "
-        "gradients stay dense tensors"
+        f"AdamW's state takes {state} of the memory, or {whole} with masks and positions; weights "
+        "and gradients stay dense tensors"
     )
 
 
@@ -124,8 +125,8 @@ def _training() -> str:
     steps = [one for one in _steps() if one["density"] == DENSITY]
     names = dict.fromkeys(one["title"].partition(",")[0] for one in steps)
     return (
-        f"`speed_up`, bf16: {span(_speedups(steps, BF16), 1)} times as fast as dense bf16, "
-        f"{span(_speedups(steps, FP32), 1)} times as dense fp32 ({_listed(names)})"
+        f"`speed_up`, bf16: {span(_speedups(steps, BF16), 1)} times as fast as dense bf16, and "
+        f"{span(_speedups(steps, FP32), 1)} times as fast as dense fp32 ({_listed(names)})"
     )
 
 
@@ -145,7 +146,10 @@ def _condensed() -> str:
     names = dict.fromkeys(row["network"].partition(",")[0] for row in rows)
     if not said:
         return ""
-    return f"`condense`, faster than every dense way: {', '.join(said)} ({_listed(names)})"
+    return (
+        f"`condense` is faster than every dense implementation: {', '.join(said)} "
+        f"({_listed(names)})"
+    )
 
 
 def _compacted() -> str:
@@ -156,7 +160,10 @@ def _compacted() -> str:
     ]
     times = span((float(row["compacted / dense"]) for row in rows), 2)
     names = dict.fromkeys(WORKLOADS[row["model"]].title for row in rows)
-    return f"whole channels taken out by `compact`: {times} of the dense time ({_listed(names)})"
+    return (
+        f"models without dropped channels (`compact`) take {times} of the dense time "
+        f"({_listed(names)})"
+    )
 
 
 def _accuracy() -> str:
@@ -179,9 +186,12 @@ def _not_faster() -> str:
     denser = [one for one in _steps() if one["density"] > DENSITY]
     ratios = [ratio for one in denser for ratio in _speedups([one], BF16, ours=FP32) if ratio < 1]
     slow = (
-        f"; fp32 against dense bf16 at a density of .2 ({span(ratios, 2)} times)" if ratios else ""
+        f"; fp32 compared with dense bf16 at density .2 ({span(ratios, 2)} times)" if ratios else ""
     )
-    return f"both passes on a GPU, which multiplies zeros too (none measured); update steps{slow}"
+    return (
+        "both passes on a GPU, which multiplies by zeros too (not measured on a GPU); "
+        f"update steps{slow}"
+    )
 
 
 def _costs() -> list[Entry]:

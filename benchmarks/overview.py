@@ -26,11 +26,11 @@ DENSITY = 0.1
 
 #: What the columns of the table of costs are.
 COST_COLUMNS = (
-    "RigL, ERK, automatic (compact) state; medians. `step()`, masking and whole training steps are "
-    "multiples of the plain optimizer's, stepped in turn in the same process; in brackets, between "
-    "which quartiles a second copy of the plain optimizer lay. "
-    "Memory is what is held between steps, as a multiple of the plain optimizer's state: state "
-    "alone, and with positions and masks. A mask update is a multiple of a plain AdamW "
+    "RigL, ERK, automatic (compact) state; medians. Times of `step()`, masking and full training "
+    "steps are multiples of the plain optimizer's times. Both optimizers step in turn in one "
+    "process. The quartiles of a second copy of the plain optimizer are in brackets. Memory is "
+    "held between steps, and is a multiple of the plain optimizer's state: first state only, then "
+    "state with positions and masks. The time of a mask update is a multiple of a plain AdamW "
     "(for-loop) step."
 )
 _ABOUT, _TIMES = ("model", "density", "batch"), ("compacted / dense", "by hand / dense")

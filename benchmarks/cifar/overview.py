@@ -20,13 +20,13 @@ RESULTS = Path(__file__).parent / "results"
 FILE = "results.jsonl"
 #: With what others are compared, the mask that never moves first: the short table is about that.
 REFERENCES = ("static", "rigl")
-ORDERS = {"ahead": "Ahead of", "behind": "Behind", "open": "Not told apart from"}
+ORDERS = {"ahead": "Ahead of", "behind": "Behind", "open": "Not clearly different from"}
 #: What the columns of the table are.
 COLUMNS = (
     "Accuracy is mean ± sample standard deviation over the seeds, after the last epoch. "
-    "Differences from static are paired by seed: their mean ± sample standard deviation, bold "
-    "where the mean is beyond the half width of its 95 % interval, which the complete report has. "
-    "FLOPs are multiples of the dense network's."
+    "Differences from static are paired by seed, and shown as mean ± sample standard deviation. "
+    "They are bold if the mean is larger than the half width of its 95 % interval, which is in the "
+    "complete report. FLOPs are multiples of the dense network's FLOPs."
 )
 
 
@@ -61,7 +61,7 @@ def protocol(group: Group) -> str:
     kind, warning = "The full protocol", ""
     if about["reduced"]:
         kind = f"A **reduced protocol** ({about['summary']})"
-        warning = " Not to be compared with published numbers."
+        warning = " Do not compare it with published numbers."
     made = machines(record["environment"] for record in group.records)
     name = f"called `{about['name']}`: {about['description']}"
     return f"{kind}, {name}; {runs} runs.{warning} Made on {made}."

@@ -26,29 +26,33 @@ from benchmarks.overhead.workloads import WORKLOADS
 REPORT = "report.md"
 PLOT = "cost"
 EXPLANATIONS = f"""\
-All contenders are stepped in turn in one process, in a new random order each round. A ratio is of \
-two times of the same round; shown are its median and [quartiles]. `plain` is the optimizer alone. \
-`plain, again` is a second copy of it: how far its ratio strays from 1 is what the measurement \
-can't resolve. `sparseopt` is `SparseOptimizer(..., method="rigl", init="erk")`, with its `state=`.
+All contenders step in turn in one process, in a new random order each round. A ratio compares \
+two times of the same round; the tables show its median and [quartiles]. `plain` is the optimizer \
+alone. `plain, again` is a second copy of it: the distance of its ratio from 1 shows which \
+differences are too small to measure. `sparseopt` is `SparseOptimizer(..., method="rigl", \
+init="erk")`, with its `state=`.
 
-- *step*: the optimizer's step where masks stay, with all that a library wants called beside it.
-- *masking*: what stands between weights and gradients beyond plain's, as a multiple of plain \
-`step()`: masks applied to weights before the forward pass, and gradients masked in the backward \
-pass. Without the passes themselves.
-- *update*: the same as step where masks move, and how many were timed; also as a multiple of a \
-plain `{REFERENCE}` step on the same model.
-- *mean*: step, masking and update together, one step in {USUAL_DELTA_T} being an update, as a \
-multiple of plain `step()`; from the medians.
-- *density*: live weights in convolutions and linear layers, counted at the end. *moved*: share of \
-the live weights that were not live before the updates that were timed.
-- *state*: tensors in `optimizer.state`. *masks*: tensors of truth values or bytes, what has been \
-explored included, and masks of another type. *index*: whole numbers, which find live weights. \
-*other*: everything else, such as dense gradients kept. All are found by following references from \
-the optimizer, the model and what belongs to them; weights and gradients themselves are apart.
-- *with masking*: `step()` beyond plain's, and masking as in the first table, as a share of \
-plain's whole training step; where both were measured on the same processor.
-- *share of the time*: of all threads that torch's profiler saw, which slows what it watches; the \
-operators that take most, without those that they call.
+- *step*: the optimizer's step without a mask update, with all other calls that a library \
+requires.
+- *masking*: masks applied to weights before the forward pass, and gradients masked in the \
+backward pass, as a multiple of plain `step()`. The same work of plain, and the passes \
+themselves, are subtracted.
+- *update*: the same as *step* with a mask update, and how many updates were timed; also as a \
+multiple of a plain `{REFERENCE}` step on the same model.
+- *mean*: step, masking and update together, with one update in {USUAL_DELTA_T} steps, as a \
+multiple of plain `step()`; computed from the medians.
+- *density*: live weights in convolutions and linear layers, counted at the end. *moved*: share \
+of the live weights that were not live before the timed updates.
+- *state*: tensors in `optimizer.state`. *masks*: tensors of bools or bytes, including the record \
+of explored weights, and masks of another type. *index*: integers that say which weights are \
+live. *other*: everything else, such as dense gradients that are kept. All of them are found by \
+following references from the optimizer, the model and their objects; weights and gradients \
+themselves are not counted.
+- *with masking*: the time of `step()` beyond plain's, and masking as in the first table, as a \
+share of plain's full training step, if both were measured on the same processor.
+- *share of the time*: share of the time of all threads that torch's profiler saw; the profiler \
+slows the code that it profiles. The table has the operators that take most time, without the \
+operators that they call.
 """
 
 
@@ -99,7 +103,7 @@ def _group(results: Results, workload: str, density: float) -> list[str]:
     lines += section("The optimizer alone", _measured_on(steps), time_table(steps))
     lines += section("Bytes between steps", byte_table(steps))
     lines += section(
-        f"Whole training step, {sample}",
+        f"Full training step, {sample}",
         _measured_on(training),
         training_table(training, by_optimizer),
     )

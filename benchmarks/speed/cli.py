@@ -41,7 +41,7 @@ one process. `report` measures nothing, and makes the report again.
 INTRODUCTION = (
     "Times are medians of calls in turn, in a new random order each round, in one process. "
     "*Fastest* names the fastest of float32, float32 channels-last and bfloat16 channels-last for "
-    "that model; a ratio of wall time is of fastest to fastest."
+    "the model; a ratio of wall time compares the fastest of both models."
 )
 
 

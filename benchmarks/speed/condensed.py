@@ -221,14 +221,18 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     """A row for each network, batch and density; then what a server sees."""
     lines = ["## Inference on live weights", ""]
     lines += paragraph(
-        "Milliseconds of the fastest dense way and of the sparse model in each number format, "
-        "end to end, and their ratio, both timed in turn in one process by `condense`. File: bytes "
-        "of the sparse weights over those of the same weights dense in float32."
+        "Milliseconds from end to end of the fastest dense implementation and of the sparse model "
+        "in each number format, and their ratio. `condense` timed both in turn in one process. "
+        "*File* is the size of the sparse weights over the size of the same weights dense in "
+        "float32."
     )
     lines += made_with(records, "network", "batch", "init", "density")
     lines += table_of(rows(records))
     if any("server" in one for one in records):
-        lines += ["", *paragraph("Calls one after the other, a sample each, and calls a second.")]
+        lines += [
+            "",
+            *paragraph("Calls one after the other with one sample each, and calls per second."),
+        ]
         lines += table_of(served(records))
     return lines
 

@@ -72,10 +72,11 @@ def _forward(model: nn.Module, inputs: torch.Tensor, way: str) -> Callable[[], A
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     """A row for each workload, density and batch size."""
     explanation = (
-        "Channels are dropped at random, the square root of the density staying in each group, and "
-        "taken out by `compact`. *By hand* is the same model with every layer made by its "
-        "constructor in that shape: what dense code of this size takes, and so the floor. Narrow "
-        "layers do fewer multiplications a second, which is why time does not follow FLOPs."
+        "Channels are dropped at random, and the share that stays in each group is the square root "
+        "of the density. `compact` removes the dropped channels. *By hand* is the same model with "
+        "every layer constructed in the smaller shape: the time of dense code of this size, which "
+        "is the least possible. Narrow layers do fewer multiplications a second, so time is not "
+        "proportional to FLOPs."
     )
     lines = ["## Inference", "", *paragraph(explanation)]
     return [*lines, *made_with(records, "workload", "density"), *table_of(rows(records))]

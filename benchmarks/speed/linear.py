@@ -94,8 +94,8 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     """A row for each layer at each density."""
     lines = ["## Linear layers of constant fan-in", "", *made_with(records)]
     lines += paragraph(
-        "Microseconds of the fastest dense and of the fastest sparse way, and what `condense` "
-        "makes of the layer."
+        "Microseconds of the fastest dense and of the fastest sparse implementation, and the layer "
+        "that `condense` makes."
     )
     return [*lines, *table_of(rows(records))]
 

@@ -99,9 +99,10 @@ def _note(optimizer: SparseOptimizer, ever: dict[str, Tensor]) -> Record:
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     """A row for each run."""
     explanation = (
-        "A short training, and after each update the channels of each layer that are live or have "
-        "ever been. A channel of `srigl` is a neuron, a filter with live weights; what moves there "
-        "is weights, and layers with more of them count. Updates end after three quarters."
+        "Channels of each layer that are live, and that were ever live, after each update of a "
+        "short training. A channel of `srigl` is a neuron: a filter with live weights. Under "
+        "`srigl` weights move, and layers with more weights count. Updates end at three quarters "
+        "of the training."
     )
     lines = ["## Masks that move", "", *paragraph(explanation), *made_with(records, *SHOWN)]
     protocols = dict.fromkeys(f"Training: {record['protocol']}, uniform." for record in records)

@@ -159,11 +159,11 @@ def average_steps(times: Mapping[str, float]) -> dict[str, float]:
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     """A row for each workload, density and batch size, and one for each way of those."""
     explanation = (
-        "Whole training steps: forward and backward pass and SGD with momentum. *Masked* is "
+        "Full training steps: forward pass, backward pass and SGD with momentum. *Masked* is "
         "`rigl-struct`; *compacted* is the same in `CompactedTraining`, which computes dropped "
-        "channels in update steps alone; *by hand* is as above. A step on average is of "
-        f"{DELTA_T - 1} ordinary steps and an update step, in which the compacted model becomes "
-        "whole and small again; a dense model and one by hand have no update steps."
+        "channels only in update steps; *by hand* is as above. The times are averages over "
+        f"{DELTA_T - 1} ordinary steps and one update step, in which the compacted model becomes "
+        "full and then small again. Dense models and models made by hand have no update steps."
     )
     every = [
         _row(record, one["batch"], way, one["milliseconds"])
@@ -175,7 +175,7 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     return [
         *lines,
         *table_of(rows(records)),
-        *paragraph("Each way, milliseconds:"),
+        *paragraph("Each number format, milliseconds:"),
         *table_of(every),
     ]
 

@@ -26,7 +26,7 @@ def read_records(folder: Path, figure: str) -> list[Record]:
 
 def report_lines(folder: Path) -> list[str]:
     """The lines of the report."""
-    lines = ["# Whole neurons and heads", ""]
+    lines = ["# Full neurons and heads", ""]
     times, runs = read_records(folder, "time"), read_records(folder, "accuracy")
     if times:
         lines += time_lines(times)
@@ -38,11 +38,12 @@ def report_lines(folder: Path) -> list[str]:
 def time_lines(records: Sequence[Record]) -> list[str]:
     """Tables of training steps and of inference."""
     explanation = (
-        "Medians of calls in turn, in a new random order each round, in one process. Each "
-        "contender is in its fastest precision, of float32 and bfloat16. *Density* is the share of "
-        "neurons and heads that is live in each block. *Compacted* is `CompactedTraining`, on "
-        f"average over {DELTA_T} steps with one mask update, or what `compact` returns; *by hand* "
-        "is a model that was built in those shapes, with a plain optimizer."
+        "Times are medians of calls in turn, in a new random order each round, in one process. "
+        "Each contender has its faster precision of float32 and bfloat16. *Density* is the share "
+        "of neurons and heads that is live in each block. *Compacted* is `CompactedTraining`, on "
+        f"average over {DELTA_T} steps with one mask update, or in inference the model that "
+        "`compact` returns. *By hand* is a model that was built in the smaller shapes, with a "
+        "plain optimizer."
     )
     lines = ["## Time", "", *paragraph(explanation), *_where(records)]
     for phase in ("training", "inference"):

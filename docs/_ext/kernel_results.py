@@ -79,7 +79,7 @@ class CondensedResults(KernelResults):
     figure = "condensed"
     shown = CONDENSED_PARTS
     link_after = "table"
-    link_words = "Every dense way, and what was chosen layer by layer"
+    link_words = "Every dense implementation, and what was chosen layer by layer"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -93,7 +93,7 @@ class CifarOverview(Overview):
             yield themed(lambda: figures.by_method(group), f"{label}: accuracy by method")
         yield from self.beside_the_paper(group)
         yield "\n".join(masks.projection(group))
-        yield f"All differences, every seed, costs and versions: {self.link(folder)}."
+        yield f"The {self.link(folder)} has all differences, every seed, costs and versions."
 
     @staticmethod
     def beside_the_paper(group: Group) -> Iterator[str]:
@@ -135,7 +135,7 @@ class MeasuredMethods(Overview):
                 yield cifar.protocol(group)
                 yield "\n".join(cifar.accuracy_table(group, shown))
         if found:
-            yield "[The columns, and all figures](/results/reproduction.md)."
+            yield "[What the columns mean, and all figures](/results/reproduction.md)."
         else:
             yield "This method has not been trained by a preset of the CIFAR benchmark."
 
@@ -154,7 +154,7 @@ class StructuredAccuracy(Overview):
                     found = True
                     machines = cifar_structured.times_of(group, read_results(timings))
                     yield from self.of_group(group, machines[0] if machines else None)
-                    yield f"All of it: {self.link(folder)}."
+                    yield f"Everything else is in the {self.link(folder)}."
         if not found:
             yield "*No run of a structured method is among the committed results.*"
 
@@ -179,7 +179,8 @@ class OverheadOverview(Overview):
         for density in sorted({density for _, density in results.groups()}):
             yield f"At density {density:g}, on {overview.cost_machines(results, density)}:"
             yield "\n".join(overview.cost_table(results, density))
-        yield f"{overview.COST_COLUMNS} All of it: {self.link(overview.OVERHEAD.parent)}."
+        report = self.link(overview.OVERHEAD.parent)
+        yield f"{overview.COST_COLUMNS} Everything else is in the {report}."
 
 
 #: Inches in which a figure with panels beside each other has letters of a legible size here.
@@ -212,11 +213,11 @@ class SpeedOverview(Overview):
         records = overview.speed_records(figure)
         yield "\n".join(overview.speed_table(figure, records))
         made = machines(record["environment"] for record in records)
-        yield f"Made on {made}. All of it: {self.link(overview.SPEED)}."
+        yield f"Made on {made}. Everything else is in the {self.link(overview.SPEED)}."
 
 
 class TransformerOverview(Overview):
-    """Times of transformers without dropped neurons and heads, over the dense ones."""
+    """Times of transformers without dropped neurons and heads, as multiples of the dense times."""
 
     def parts(self) -> Iterator[str]:
         for file in overview.STRUCTURED.glob("*.json"):
@@ -225,7 +226,8 @@ class TransformerOverview(Overview):
         yield "\n".join(table_of(neurons_and_heads.short_time_rows(records)))
         made = machines(record["environment"] for record in records)
         models = ", ".join(dict.fromkeys(f"`{record['model']}`" for record in records))
-        yield f"Of {models}, on {made}. All of it: {self.link(overview.STRUCTURED)}."
+        report = self.link(overview.STRUCTURED)
+        yield f"The models are {models}, on {made}. Everything else is in the {report}."
 
 
 class Gains(Overview):

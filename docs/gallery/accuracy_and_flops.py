@@ -2,9 +2,9 @@
 Accuracy against FLOPs
 ======================
 
-What each method reaches, and what its training costs, measured on CIFAR-10 by a *reduced* protocol.
-Nothing is trained on this page: it draws the results file that the benchmark has written. That file
-is part of the repository, so the script runs in a clone of it and not by itself.
+This picture shows the accuracy of each method and the cost of its training, measured on CIFAR-10
+by a *reduced* protocol. The script trains nothing: it reads the results file of the benchmark. This
+file is part of the repository, so the script needs a clone of the repository.
 """
 
 import json

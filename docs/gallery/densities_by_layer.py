@@ -2,8 +2,8 @@
 Densities by layer
 ==================
 
-How the same number of live weights is divided among the layers of a residual network by
-``init="uniform"``, ``"er"`` and ``"erk"``.
+These pictures show how ``init="uniform"``, ``"er"`` and ``"erk"`` divide the same number of live
+weights among the layers of a residual network.
 """
 
 import math
@@ -60,8 +60,8 @@ plt.show()
 # Live weights of each layer
 # --------------------------
 #
-# The same in numbers of weights. ERK divides live weights more evenly among layers than uniform
-# densities do.
+# This picture shows the same in numbers of weights. ERK divides live weights more evenly among
+# layers than uniform densities do.
 
 figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
 for place, (name, by_layer) in enumerate(densities.items()):

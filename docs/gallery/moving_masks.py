@@ -2,8 +2,8 @@
 Masks that move
 ===============
 
-A first layer that reads handwritten digits begins with weights spread at random. RigL gathers them
-on the pixels where digits differ, SET goes on trying everywhere.
+The first layer of a network for handwritten digits starts with weights at random positions. RigL
+moves them to the pixels where digits differ; SET keeps trying all pixels.
 """
 
 import matplotlib.pyplot as plt
@@ -44,8 +44,9 @@ runs = {method: train(method) for method in ("rigl", "set")}
 # Which inputs the layer uses
 # ---------------------------
 #
-# For each pixel, how many of the 128 neurons have a live weight on it. At the left and the right
-# edge most images are empty. There is hardly a gradient there, and so RigL grows other weights.
+# The pictures show for each pixel how many of the 128 neurons have a live weight on it. At the
+# left and the right edge most images are empty. The gradient there is almost zero, so RigL grows
+# other weights.
 
 MOMENTS = (0, 100, 200, 400, 800)
 most = max(masks[t].sum(0).max().item() for _, masks in runs.values() for t in MOMENTS)
@@ -84,5 +85,5 @@ left.legend()
 plt.show()
 
 # %%
-# The dotted line is ``t_end``. From there on masks do not move, and a fixed network is trained.
+# The dotted line is ``t_end``. After it masks do not move, and a fixed network is trained.
 # :doc:`What each update does to a layer <one_update>`.

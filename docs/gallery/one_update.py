@@ -2,8 +2,8 @@
 What an update does to a layer
 ==============================
 
-One layer of 16 by 24 weights before, during and after an update of RigL: the smallest live weights
-drop, and as many grow where the gradient is largest.
+These pictures show one layer of 16 by 24 weights before, during and after an update of RigL. The
+smallest live weights drop, and as many weights grow where the gradient is largest.
 """
 
 import matplotlib.pyplot as plt
@@ -88,7 +88,8 @@ assert not after[grown].any()
 print(f"{kept.sum()} kept, {dropped.sum()} dropped, {grown.sum()} grown")
 
 # %%
-# The same as two distributions: dropped weights were small, and grown weights had a large gradient.
+# Two distributions show the same: dropped weights were small, and grown weights had a large
+# gradient.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
 left.hist(

@@ -2,8 +2,8 @@
 Schedules
 =========
 
-When masks move, how many weights move then, and how the density falls under the methods that end
-sparser than they begin.
+These pictures show when masks move, how many weights move, and how the density falls under methods
+that end sparser than they start.
 """
 
 import matplotlib.pyplot as plt
@@ -15,8 +15,8 @@ from sparseopt import SparseOptimizer, UpdateSchedule
 # The share that moves
 # --------------------
 #
-# ``alpha`` is the share of the live weights that would move at step 0. It falls until ``t_end``, at
-# three quarters of the training. From there on masks do not move. A mark is an update, one every
+# ``alpha`` is the share of the live weights that would move at step 0. It falls until ``t_end``,
+# at three quarters of the training. After that masks do not move. A mark is an update, one every
 # ``delta_t`` steps.
 
 TOTAL = 2000
@@ -68,4 +68,5 @@ axes.legend()
 plt.show()
 
 # %%
-# The formulas: :doc:`/explanation/semantics`. Which values to choose: :doc:`/how-to/schedule`.
+# :doc:`/explanation/semantics` has the formulas, and :doc:`/how-to/schedule` says which values to
+# choose.

@@ -2,9 +2,9 @@
 Exporting a smaller model
 =========================
 
-At the end of this page a network has lost whole channels while it was trained, they have been taken
-out of it, and what is left, an ordinary smaller model, has been saved by ``torch.export`` and run
-by ONNX Runtime.
+On this page a network drops full channels while it trains. Then the dropped channels are removed,
+which leaves an ordinary smaller model. The model is saved by ``torch.export`` and run by ONNX
+Runtime.
 """
 
 import logging

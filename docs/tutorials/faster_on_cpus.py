@@ -2,9 +2,9 @@
 Faster training on a CPU
 ========================
 
-A network of your own is trained with a tenth of its weights, and its passes compute with those
-only. At the end of this page you have read what that gained, layer by layer, and a second process,
-so to speak, has continued the run.
+On this page a network is trained with a tenth of its weights, and its passes compute with these
+weights only. A report shows what this gains, layer by layer. Then new objects, as in a second
+process, continue the run.
 """
 
 import tempfile
@@ -22,8 +22,8 @@ from sparseopt import SparseOptimizer, speed_up
 # The network and the data
 # ------------------------
 #
-# Handwritten digits that come with scikit-learn, and convolutions that are wide enough to gain from
-# sparsity.
+# The data are handwritten digits that come with scikit-learn. The convolutions are wide enough to
+# gain from sparsity.
 
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16

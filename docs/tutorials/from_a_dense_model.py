@@ -2,8 +2,8 @@
 From a dense checkpoint
 =======================
 
-You have a trained model already. At the end of this page it has been made ten times sparser in four
-ways, and you have seen what each is for.
+You have a trained model already. This page reduces it to a tenth of its weights in four ways, and
+says what each way is for.
 """
 
 import torch
@@ -114,7 +114,8 @@ report("pruned gradually", model)
 print([f"{record.density:.2f}" for record in optimizer.history])
 
 # %%
-# Of the three, gradual pruning computes with many weights for the longest time. Its measured cost:
+# Of the three ways so far, gradual pruning computes with many weights for the longest time. This
+# is its measured cost:
 
 print(f"{optimizer.flops().train_measured_ratio:.2f} of dense training")
 
@@ -140,4 +141,4 @@ report("and fine-tuned", model)
 
 # %%
 # One run on small data says little about which way is best. :doc:`/methods/index` and
-# :doc:`/methods/warm-start` say what is known about that, and what each costs.
+# :doc:`/methods/warm-start` say what is known about this, and what each way costs.

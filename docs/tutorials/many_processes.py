@@ -2,13 +2,13 @@
 DDP and FSDP2
 =============
 
-At the end of this page two processes have trained one network together, twice: with a copy of it in
-each (DistributedDataParallel), and with half of every weight in each (FSDP2). Sparse training adds
-nothing to either script but the wrapper.
+On this page two processes train one network together in two ways: with a copy of the network in
+each process (DistributedDataParallel), and with half of every weight in each process (FSDP2).
+Sparse training adds only the wrapper to either script.
 
-This page starts two other scripts, which it shows. If you download the page's own, put them as
-``data_parallel.py`` and ``sharded.py`` into a folder ``workers`` beside it; in a clone of the
-repository they are there.
+This page shows and starts two other scripts. If you download this page's script, put them into a
+folder ``workers`` beside it, as ``data_parallel.py`` and ``sharded.py``. A clone of the repository
+has them there.
 """
 
 import os
@@ -36,7 +36,7 @@ def torchrun(script: str) -> None:
 # DistributedDataParallel
 # -----------------------
 #
-# On purpose, each rank has a random state of its own. DDP gives all ranks the weights of rank 0,
+# Each rank has a random state of its own, on purpose. DDP gives all ranks the weights of rank 0,
 # and the wrapper gives them the masks of rank 0. Gradients are averaged over the ranks before masks
 # move, so all ranks make the same updates. The last lines of the script check this.
 #
@@ -59,5 +59,5 @@ torchrun("sharded.py")
 # The live weights of a layer need not be spread evenly over the ranks. Their number is exactly the
 # same as in one process. Each rank keeps its part of the mask, one byte a weight.
 #
-# Next: :doc:`/how-to/distributed` says how much communication each of them needs, and how another
+# Next: :doc:`/how-to/distributed` says how much communication each way needs, and how another
 # number of ranks can load a checkpoint.

@@ -2,9 +2,8 @@
 Stopping and resuming
 =====================
 
-At the end of this page a training run has been continued by a process that knew nothing but a
-file, and has ended with the same bits as a run that nobody stopped: the same weights, masks and
-history of updates.
+On this page a second process continues a training run from a file alone. The run ends with the
+same bits as an uninterrupted run: the same weights, masks and history of updates.
 """
 
 import subprocess
@@ -49,13 +48,13 @@ run(folder / "whole")
 # A run in two processes
 # ----------------------
 #
-# The first one ends after two epochs,
+# The first process ends after two epochs,
 
 (folder / "parts").mkdir()
 run(folder / "parts", 2)
 
 # %%
-# and the second one is started by the same command as the run above:
+# and the second process is started by the same command as the run above:
 
 run(folder / "parts")
 
@@ -70,7 +69,7 @@ assert all(torch.equal(tensor, parts["model"][name]) for name, tensor in whole["
 print(f"{len(whole['model'])} tensors of the model are the same")
 
 # %%
-# A mask is beside the inner optimizer's state of the weight:
+# The mask of a weight is saved beside the inner optimizer's state for this weight:
 
 for index, state in whole["optimizer"]["state"].items():
     for key, tensor in state.items():
@@ -78,7 +77,7 @@ for index, state in whole["optimizer"]["state"].items():
 print({key: tuple(tensor.shape) for key, tensor in whole["optimizer"]["state"][0].items()})
 
 # %%
-# Everything else about masks is in one dictionary, also the history:
+# Everything else about masks, including the history, is in one dictionary:
 
 ours, theirs = (one["optimizer"]["param_groups"][0]["sparseopt"] for one in (whole, parts))
 assert ours["history"] == theirs["history"]

@@ -2,8 +2,8 @@
 From training to a served model
 ===============================
 
-At the end of this page a network was trained with a tenth of its weights, saved into a file of a
-seventh of the size, loaded by a server, and asked over HTTP.
+On this page a network is trained with a tenth of its weights and saved into a file of a seventh of
+the size. A server loads the file and answers over HTTP.
 """
 
 import json
@@ -72,7 +72,8 @@ print(f"accuracy: {accuracy(expected)}")
 # Save
 # ----
 #
-# The file has live values and where they are, and the dense rest. It is no pickle.
+# The file has the live values, their positions, and the dense rest of the model. It is not a
+# pickle.
 
 folder = Path(tempfile.mkdtemp())
 save_sparse(folder / "digits.safetensors", optimizer)
@@ -84,9 +85,10 @@ print(f"{small} bytes, and {large} of a dense checkpoint")
 # Load and condense
 # -----------------
 #
-# A server knows the network's code and the file. It says what its inputs will be like, here one
-# image at a time, and gets the model in the way that is fastest for them on its machine. On a
-# network as small as this one that may well be a dense way; the report says what each takes.
+# A server needs the network's code and the file. It passes an example of its inputs, here one
+# image at a time, and gets the implementation of the model that is fastest for such inputs on its
+# machine. For a network as small as this one, a dense implementation may be fastest; the report has
+# the time of each.
 
 loaded = network()
 load_sparse(folder / "digits.safetensors", loaded)
@@ -101,7 +103,7 @@ torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 # Serve
 # -----
 #
-# Threads may call one model at once.
+# Several threads may call one model at the same time.
 
 
 class Digits(BaseHTTPRequestHandler):
@@ -136,4 +138,4 @@ print(answers)
 assert answers == expected[:20].argmax(1).tolist()
 
 # %%
-# What else becomes smaller or faster, and how: :doc:`/how-to/smaller-models`.
+# :doc:`/how-to/smaller-models` says what else becomes smaller or faster, and how.

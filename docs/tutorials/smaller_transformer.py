@@ -2,9 +2,9 @@
 A smaller transformer
 =====================
 
-At the end of this page a small vision transformer has lost half of its heads and three quarters of
-its hidden neurons while it was trained, and an ordinary smaller model is left of it, on any
-hardware. It is compared with what is simplest: a narrower dense network.
+On this page a small vision transformer loses half of its heads and three quarters of its hidden
+neurons while it trains. This leaves an ordinary smaller model, which runs on any hardware. The page
+compares it with the simplest alternative: a narrower dense network.
 """
 
 import time
@@ -32,7 +32,7 @@ STEPS = EPOCHS * len(train) // BATCH
 
 
 class Block(nn.Module):
-    """Attention and feed-forward layers. How many heads there are is nowhere in the code."""
+    """Attention and feed-forward layers. The code contains no number of heads."""
 
     def __init__(self, width: int, head_dim: int = 8):
         super().__init__()
@@ -65,7 +65,7 @@ class Rows(nn.Module):
 
 
 def fit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Train; the same loop for all of them."""
+    """Train a model; the loop is the same for all models."""
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=STEPS)
     generator = torch.Generator().manual_seed(1)
     for _ in range(EPOCHS):
@@ -88,7 +88,8 @@ def describe(title: str, model: nn.Module) -> None:
 # Dense, and narrower
 # -------------------
 #
-# The second has about as many weights as what comes below. It is what a sparse network has to beat.
+# The narrower network has about as many weights as the sparse networks below, which have to beat
+# it.
 
 for title, width in (("dense", 64), ("narrower", 40)):
     torch.manual_seed(0)
@@ -97,11 +98,12 @@ for title, width in (("dense", 64), ("narrower", 40)):
     describe(title, model)
 
 # %%
-# Whole neurons and heads
-# -----------------------
+# Full neurons and heads
+# ----------------------
 #
-# ``rigl-struct`` is told how many of each are live, and finds them with an example input.
-# ``CompactedTraining`` has the model compute nothing else between updates.
+# ``kinds`` tells ``rigl-struct`` which share of the neurons and heads is live. The method finds
+# them with an example input. With ``CompactedTraining`` the model computes only live neurons and
+# heads between updates.
 
 torch.manual_seed(0)
 model = Rows(64)
@@ -114,11 +116,11 @@ optimizer = SparseOptimizer(
     delta_t=20,
 )
 with CompactedTraining(model, optimizer, example_inputs=images[:2]):
-    print("meanwhile:", model.blocks[0].qkv, model.blocks[0].up, sep="\n")
+    print("between updates:", model.blocks[0].qkv, model.blocks[0].up, sep="\n")
     fit(model, optimizer)
 
 # %%
-# Other neurons and heads were live in the course of training than are in the end:
+# More neurons and heads were live at some time in training than are live at the end:
 
 for layer in optimizer.layers:
     if layer.name in {"blocks.0.qkv.weight", "blocks.0.up.weight"}:
@@ -133,11 +135,11 @@ describe("rigl-struct", smaller)
 print(smaller.blocks[1])
 
 # %%
-# Single weights that leave neurons over
-# --------------------------------------
+# Single weights, and neurons without weights
+# -------------------------------------------
 #
-# ``SRigL`` moves single weights. A neuron most of whose weights others would need more is ablated:
-# how many are is the method's choice, by ``gamma``.
+# ``SRigL`` moves single weights. If other neurons need most weights of a neuron more, the neuron
+# is ablated. The method chooses how many neurons it ablates, by ``gamma``.
 
 torch.manual_seed(0)
 model = Rows(64)
@@ -156,12 +158,12 @@ describe("srigl", smaller)
 print("neurons left:", [block.up.out_features for block in smaller.blocks], "of 256")
 
 # %%
-# What it gives
-# -------------
+# How much time it saves
+# ----------------------
 #
-# A model this small is all overhead, and so no time is printed here: :doc:`/results/structured` has
-# times of larger ones, and :doc:`/how-to/faster` says which one to take. To time yours, run both
-# models in turn:
+# In a model this small, overhead takes nearly all of the time, so no time is printed here.
+# :doc:`/results/structured` has times of larger models, and :doc:`/how-to/faster` says which one to
+# take. To time your model, run both models in turn:
 
 
 @torch.no_grad()

@@ -2,9 +2,9 @@
 A transformer with a dense embedding
 ====================================
 
-At the end of this page a small language model has been trained with a fifth of the weights of its
-attention and feed-forward layers, while its embedding, and the output layer that shares the
-embedding's weight, stayed dense without being asked to.
+On this page a small language model is trained with a fifth of the weights of its attention and
+feed-forward layers. Its embedding, and the output layer that shares the embedding's weight, stay
+dense without any setting.
 """
 
 import math
@@ -32,7 +32,7 @@ CONTEXT, BATCH, WIDTH, HEADS = 48, 24, 64, 4
 
 
 def batch(source: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return characters, and those that come after each, both ``(BATCH, CONTEXT)``."""
+    """Return characters and the character after each of them, both ``(BATCH, CONTEXT)``."""
     starts = torch.randint(len(source) - CONTEXT - 1, (BATCH,), generator=generator)
     window = torch.stack([source[start : start + CONTEXT + 1] for start in starts])
     return window[:, :-1], window[:, 1:]

@@ -2,8 +2,8 @@
 Accelerate
 ==========
 
-At the end of this page a loop written for Accelerate trains sparse, with accumulated gradients and
-clipping, and its saved state has been loaded again.
+On this page a loop that was written for Accelerate trains a sparse network, with accumulated
+gradients and clipping. Then its saved state is loaded again.
 """
 
 import tempfile
@@ -28,9 +28,10 @@ loader = DataLoader(TensorDataset(images[:-360], labels[:-360]), batch_size=BATC
 # The order
 # ---------
 #
-# First the ``Accelerator``, because it starts the process group through which ranks agree on masks.
-# Then the optimizer, the wrapper and the scheduler. Then ``prepare()``. Steps are steps of the
-# optimizer: with two micro-batches to a step there are half as many steps as batches.
+# Make the ``Accelerator`` first, because it starts the process group through which ranks agree on
+# masks. Then make the optimizer, the wrapper and the scheduler, and then call ``prepare()``. Steps
+# are steps of the optimizer: with two micro-batches to a step there are half as many steps as
+# batches.
 
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
 steps = EPOCHS * -(-len(loader) // ACCUMULATE)
@@ -104,4 +105,4 @@ for name, mask in sparse.masks.items():
 print(f"masks and weights are the same, and the step is {new_optimizer.optimizer.steps}")
 
 # %%
-# FSDP2 by Accelerate, and fp16: :doc:`/how-to/frameworks`.
+# For FSDP2 with Accelerate, and for fp16, see :doc:`/how-to/frameworks`.

@@ -2,8 +2,8 @@
 The Hugging Face Trainer
 ========================
 
-At the end of this page the ``Trainer`` of ``transformers`` has trained a vision transformer sparse,
-once with an optimizer that it was given and once with the optimizer that it makes by itself.
+On this page the ``Trainer`` of ``transformers`` trains a sparse vision transformer twice: with an
+optimizer that is passed to it, and with the optimizer that it makes itself.
 """
 
 import tempfile
@@ -29,12 +29,12 @@ disable_progress_bar()
 # Model and data
 # --------------
 #
-# The configuration alone makes the model, so nothing is downloaded: images of 8x8 pixels in patches
-# of 2x2.
+# The model is made from its configuration, so nothing is downloaded. Images have 8x8 pixels, and
+# patches 2x2.
 
 
 class Digits(Dataset):
-    """The digits of scikit-learn, as the Trainer wants them."""
+    """The digits of scikit-learn, in the form that the Trainer expects."""
 
     def __init__(self, part: slice):
         digits = load_digits()
@@ -125,7 +125,7 @@ print(optimizer.summary())
 # ------------------------------
 #
 # The ``Trainer`` makes the optimizer from its arguments, with its param groups: no weight decay for
-# biases and LayerNorm. One method is overridden. The scheduler is the ``Trainer``'s.
+# biases and LayerNorm. Override one method to wrap it. The scheduler is the ``Trainer``'s.
 
 
 class SparseTrainer(Trainer):
@@ -165,4 +165,4 @@ layer = "vit.layers.0.mlp.fc1.weight"
 print(f"{layer}: {(loaded.get_parameter(layer) != 0).float().mean():.3f} of the weights not zero")
 
 # %%
-# Resuming, mixed precision and language models: :doc:`/how-to/frameworks`.
+# For resuming, mixed precision and language models see :doc:`/how-to/frameworks`.

@@ -2,8 +2,8 @@
 Lightning
 =========
 
-At the end of this page a ``LightningModule`` is trained sparse by the ``Trainer``, has been resumed
-from one of Lightning's own checkpoints, and has needed no callback.
+On this page the ``Trainer`` trains a ``LightningModule`` with a sparse network and resumes from
+one of Lightning's own checkpoints. No callback is needed.
 """
 
 import logging
@@ -123,8 +123,9 @@ print(first.optimizers[0].flops())
 resumed, second = Digits(), trainer()
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-    # Lightning restores the model, makes the optimizer, and restores that last. What is said in
-    # between, of a model that was sparse before, ends with "nothing is lost".
+    # Lightning restores the model, makes the optimizer, and restores the optimizer last. In
+    # between, a warning says that the model was sparse before. The checkpoint's masks then replace
+    # the new masks, and nothing is lost.
     warnings.filterwarnings("ignore", "the model was sparse before")
     second.fit(resumed, train_loader, ckpt_path=f"{folder}/epoch=5.ckpt")
 before, after = (one.optimizers[0] for one in (first, second))
@@ -133,4 +134,4 @@ assert [record.step for record in after.history] == [record.step for record in b
 print(f"{after.steps} steps, masks moved at {[record.step for record in after.history]}")
 
 # %%
-# What else to know, and manual optimization: :doc:`/how-to/frameworks`.
+# For more, and for manual optimization, see :doc:`/how-to/frameworks`.

@@ -2,9 +2,8 @@
 Your own CNN
 ============
 
-You have a network of your own and a training loop that works. At the end of this page you have
-trained it twice with the same loop, dense and with a tenth of its weights, and know what became of
-accuracy and cost.
+You have a network of your own and a training loop that works. On this page you train it twice with
+the same loop, dense and with a tenth of its weights, and compare accuracy and cost.
 """
 
 import torch
@@ -18,8 +17,8 @@ from sparseopt import SparseOptimizer
 # The data
 # --------
 #
-# Handwritten digits that come with scikit-learn: 1,797 images of 8x8 pixels. The last 360 are for
-# testing.
+# The data are handwritten digits that come with scikit-learn: 1,797 images of 8x8 pixels. The last
+# 360 images are for testing.
 
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
@@ -113,9 +112,10 @@ print(f"a tenth of the weights: {accuracy:.1f} % of the test images")
 # What is live
 # ------------
 #
-# One row for each weight that can be sparse. The densities differ because ``init="erk"``, the
-# default, gives small layers more: see :doc:`the picture </generated/gallery/densities_by_layer>`.
-# BatchNorm and biases are not in the table, because they are always dense.
+# The table has one row for each weight that can be sparse. The densities differ because
+# ``init="erk"``, the default, gives small layers more: see :doc:`the picture
+# </generated/gallery/densities_by_layer>`. BatchNorm and biases are not in the table, because they
+# are always dense.
 
 print(optimizer.summary())
 
@@ -129,7 +129,7 @@ print(f"{(weight != 0).sum()} of {weight.numel()} weights of the first block's f
 # What it costs
 # -------------
 #
-# By layer, in floating-point operations per image. These are operations, not seconds:
+# The cost by layer, in floating-point operations per image. These are operations, not seconds:
 # :doc:`what they mean, and what they don't </explanation/flops>`.
 
 print(optimizer.flops())
@@ -152,7 +152,8 @@ print([layer.name for layer in optimizer.layers])
 # When training is over
 # ---------------------
 #
-# Detach the optimizer from the model, and save the model as usual. The file has an ordinary model.
+# Detach the optimizer from the model, and save the model as usual. The file contains an ordinary
+# model.
 
 optimizer.detach()
 print(sorted(model.state_dict())[:3])

@@ -2,11 +2,11 @@
 Your own method in 30 lines
 ===========================
 
-At the end of this page there are two new methods, registered under names of their own. One is RigL
-that grows weights *at random, in proportion to a power of their gradient*, instead of always the
-largest. It has been checked against RigL and compared with others over several seeds. The other one
-*remembers* something of every step, and a run of it has been stopped and resumed to the last bit.
-Checkpoints and many processes are not the concern of either.
+On this page you write two new methods and register them by name. The first is RigL that grows
+weights *at random, in proportion to a power of their gradient*, instead of always the weights of
+largest gradient. It is checked against RigL, and compared with other methods over several seeds.
+The second *keeps state* from every step, and a run of it is stopped and resumed to the last bit.
+Neither method needs code for checkpoints or for many processes.
 """
 
 import tempfile
@@ -60,7 +60,7 @@ class SampledRigL(DropGrow):
             raise ValueError(f"temperature={self.temperature!r} must not be negative.")
 
     def grow_scores(self, layer: SparseLayer, update: Update) -> torch.Tensor:
-        # Never 0, whose noise is infinite: times a temperature of 0 that would be no number.
+        # The noise of 0 is infinite, and infinity times a temperature of 0 is NaN.
         uniform = update.random_scores(layer).clamp(min=1e-9)
         gumbel = -(-uniform.log()).log()
         return layer.weight.grad.abs().log() + self.temperature * gumbel
@@ -107,7 +107,7 @@ def begin(method, seed: int = 0) -> tuple[nn.Module, SparseOptimizer]:
 
 
 def train(model: nn.Module, optimizer: SparseOptimizer, epochs: range) -> None:
-    """Train for some of the epochs; each has an order of the images of its own."""
+    """Train for some of the epochs. Each epoch has its own order of the images."""
     for epoch in epochs:
         order = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(epoch))
         for batch in order.split(BATCH):
@@ -143,16 +143,16 @@ for method in ("static", "rigl", SampledRigL(temperature=1.0), "set"):
 # Is it accurate?
 # ---------------
 #
-# One seed says nothing. Four seeds, on this small task at a density of 0.05, say a little: their
-# mean, and the lowest and the highest value.
+# One seed says nothing. Four seeds on this small task at a density of 0.05 say a little. The table
+# has their mean, and the lowest and the highest value.
 
 for method in ("static", "rigl", "sampled-rigl", "set"):
     found = [run(method, seed)[1] for seed in range(4)]
     print(f"{method:14} {sum(found) / len(found):5.1f} % ({min(found):.1f} to {max(found):.1f})")
 
 # %%
-# A method that remembers
-# -----------------------
+# A method with state
+# -------------------
 #
 # The salience :math:`|w\,g|` of a weight says how much the loss depends on it. The salience of one
 # batch is noisy, so the next method averages it over *every* step, and drops the weights with the
@@ -202,7 +202,7 @@ class SmoothedSalience(DropGrow):
 #   costs nothing extra.
 # - ``follows_mask`` names tensors whose entries are reset when their weight drops or grows, like
 #   the weight's momentum. If the name is left out, only ``observe`` changes the tensor.
-# - One number for the whole run, instead of a tensor for each layer, goes into
+# - One number for the full run, instead of a tensor for each layer, goes into
 #   ``initial_run_state()`` and ``update.run_state``.
 #
 # With a decay of 0 only the last step counts. :doc:`Compose </methods/compose>` can build the same

@@ -167,7 +167,7 @@ def test_single_seed_claims_no_order():
     text = text_of(lines)
     assert rows(text, "Minus Static")["RigL"]["order"] == "open"
     assert rows(text, "Minus Static")["RigL"]["spread"] == "-"
-    assert "of a single seed, give no deviation" in text
+    assert "have a single seed, so there is no deviation" in text
 
 
 def test_difference_of_one_seed_is_open_where_other_methods_have_several():

@@ -165,7 +165,7 @@ def test_profile_lists_operators_whose_shares_make_a_whole(results: dict, out: P
 
 def test_report_is_made_from_the_results_alone(out: Path, tmp_path: Path) -> None:
     report = (out / "report.md").read_text()
-    for title in ("17-64-64-6, density 0.1", "Whole training step", "Bytes between steps"):
+    for title in ("17-64-64-6, density 0.1", "Full training step", "Bytes between steps"):
         assert title in report
     (tmp_path / "results.json").write_bytes((out / "results.json").read_bytes())
     assert main(["--report-only", "--out", str(tmp_path)]) == 0

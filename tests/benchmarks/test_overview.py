@@ -73,7 +73,7 @@ def test_sentences_claim_an_order_only_beyond_the_spread(group):
     assert list(cifar.order_sentences(group, variants)) == [
         "Ahead of Static: RigL.",
         "Behind Static: Small-Dense.",
-        "Not told apart from Static: SET.",
+        "Not clearly different from Static: SET.",
         "Behind RigL: Small-Dense, Static, SET.",
     ]
 
@@ -90,7 +90,7 @@ def test_published_numbers_stand_beside_the_full_protocol_only(tmp_path):
     reduced, full = cifar.groups(folder_of(tmp_path, "both", lines))
     assert "92.4 ± 0.06 [R]" in "\n".join(cifar.accuracy_table(full))
     assert "published" not in "\n".join(cifar.accuracy_table(reduced))
-    assert "Not to be compared with published numbers." in cifar.protocol(reduced)
+    assert "Do not compare it with published numbers." in cifar.protocol(reduced)
     assert "REDUCED" not in cifar.protocol(full).upper()
 
 

@@ -14,6 +14,6 @@ PEERS: dict[str, type[Peer]] = {
 }
 #: One that can't be driven in one process with us.
 NOT_DRIVEN = (
-    "`cerebras-pytorch` is missing: version 2.10.0 is compiled for torch 2.4.0 alone, and we need "
-    "2.8."
+    "`cerebras-pytorch` is missing: version 2.10.0 is compiled for torch 2.4.0 only, and sparseopt "
+    "needs 2.14."
 )

@@ -31,18 +31,19 @@ from benchmarks.speed.kernels.ways import PARTS, TRAINING
 from benchmarks.speed.records import Record
 
 INTRODUCTION = (
-    "Single layers of known networks, with random live weights, on our kernels and in the fastest "
-    "dense way of each layer and precision. Convolutions are without the first one, which reads "
-    "colours and stays dense. *Training* is a forward pass and the gradients of the input and of "
-    "the weight, through autograd, with all that kernels do beside it: live weights are gathered, "
-    "and their gradients scattered into a dense one. *Inference* is a forward pass. Tensors are as "
-    "the network around would have them: in the kernels' own layout for the kernels, in that of "
-    "the fastest way for dense code. On one thread the time is the CPU time of the thread. malloc "
-    "keeps freed memory, for all ways alike."
+    "Single layers of known networks, with random live weights, computed by our kernels and by the "
+    "fastest dense implementation for each layer and precision. The first convolution, which reads "
+    "colours and stays dense, is left out. *Training* is a forward pass and the gradients of the "
+    "input and of the weight, through autograd. It includes all other work of the kernels: live "
+    "weights are gathered, and their gradients scattered into a dense tensor. *Inference* is a "
+    "forward pass. Tensors have the layout that they would have in the network: the kernels' own "
+    "layout for the kernels, and the layout of the fastest implementation for dense code. On one "
+    "thread the time is the CPU time of the thread. malloc keeps freed memory, for all "
+    "implementations."
 )
 RATIOS = (
-    "Numbers are dense time over our time. *fp32 / bf16* is our kernels in float32 beside dense "
-    "code in bfloat16. Break-even is the density from which dense code is faster."
+    "Numbers are dense time over our time. *fp32 / bf16* compares our kernels in float32 with "
+    "dense code in bfloat16. Break-even is the density above which dense code is faster."
 )
 
 
@@ -172,12 +173,12 @@ def peers_lines(workloads: Sequence[Record]) -> list[str]:
         for layer in record["layers"]
         for name, reason in layer["missing"].items()
     }
-    did_not_run = paragraph(f"What did not run. {' '.join(f'{one}.' for one in missing)}")
+    did_not_run = paragraph(f"These did not run. {' '.join(f'{one}.' for one in missing)}")
     return [
         *paragraph(
-            f"Fastest dense float32 over theirs and over ours, at density {HEADLINE:g}, summed "
-            "over the layers. All of them compute in float32 alone; torch's CSR and SparseLab know "
-            "linear layers only."
+            "Time of the fastest dense float32 implementation over the time of each library and of "
+            f"our kernels, at density {HEADLINE:g}, summed over the layers. The other libraries "
+            "compute only in float32; torch's CSR and SparseLab have only linear layers."
         ),
         *peers_table(workloads),
         *(did_not_run if missing else []),

@@ -1,4 +1,4 @@
-"""Where sparse wins and where it loses, in sentences."""
+"""Where sparse layers are faster than dense layers and where they are not, in sentences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.speed.records import Record
 
 
 def summary(records: Sequence[Record]) -> list[str]:
-    """Where sparse wins and where it loses, in sentences."""
+    """Where sparse layers are faster than dense layers and where they are not, in sentences."""
     found = ordinary(records)
     trained = [record for record in found if TRAINING in passes_of(record)]
     sentences = []
@@ -39,11 +39,13 @@ def summary(records: Sequence[Record]) -> list[str]:
     shapes = len({layer_of(one).words for record in trained for one in record["layers"]})
     if lost:
         sentences.append(
-            f"Of {shapes} shapes, dense code is faster at {HEADLINE:g} already in {len(lost)}: "
+            f"At density {HEADLINE:g} dense code is faster in {len(lost)} of {shapes} shapes: "
             f"{'; '.join(lost)}."
         )
     elif trained:
-        sentences.append(f"At {HEADLINE:g} dense code is faster in none of {shapes} shapes.")
+        sentences.append(
+            f"At density {HEADLINE:g} dense code is faster in none of {shapes} shapes."
+        )
     return sentences + _inference_sentences(found)
 
 
@@ -53,16 +55,16 @@ def _training_sentences(name: str, records: Sequence[Record]) -> list[str]:
     )
     return [
         f"In training at density {HEADLINE:g}, {name} are {_span(one[HEADLINE] for one in fp32)} "
-        f"times as fast with the kernels as in the fastest dense way in float32, and "
+        "times as fast with the kernels as in the fastest dense implementation in float32, and "
         f"{_span(one[HEADLINE] for one in bf16)} times in bfloat16.",
-        f"Dense code wins above a density of {_words(map(break_even, fp32))} in float32, of "
-        f"{_words(map(break_even, bf16))} in bfloat16, and of {_words(map(break_even, mixed))} "
-        "where dense code has bfloat16 and the kernels float32.",
+        f"Dense code is faster above density {_words(map(break_even, fp32))} in float32, above "
+        f"{_words(map(break_even, bf16))} in bfloat16, and above {_words(map(break_even, mixed))} "
+        "if dense code has bfloat16 and the kernels float32.",
     ]
 
 
 def _inference_sentences(records: Sequence[Record]) -> list[str]:
-    """Whole networks that dense code does faster at the headline's density."""
+    """Full networks that are faster with dense code at the headline's density."""
     lost = []
     for record in records:
         slower = [
@@ -74,7 +76,10 @@ def _inference_sentences(records: Sequence[Record]) -> list[str]:
             lost.append(f"{title(record)} ({' and '.join(slower)})")
     if not lost:
         return []
-    return [f"In inference dense code wins at {HEADLINE:g} in these networks: {'; '.join(lost)}."]
+    return [
+        f"In inference at density {HEADLINE:g} dense code is faster in these networks: "
+        f"{'; '.join(lost)}."
+    ]
 
 
 def _span(values: Iterable[float]) -> str:

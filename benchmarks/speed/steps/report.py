@@ -12,11 +12,12 @@ from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.workloads import WORKLOADS
 
 INTRODUCTION = (
-    "Whole training steps: forward and backward pass and optimizer. Dense models are channels-last "
-    "and have the plain optimizer; sparse ones are the same models with `SparseOptimizer` (RigL) "
-    "and `speed_up`, whose choice is in the results files. They take turns in one process. Steps "
-    "that update masks, one in a hundred or fewer, take as long as dense ones, and are not timed. "
-    "*bf16* is autocast. In brackets, between which quartiles the ratio lay over the rounds."
+    "Full training steps: forward pass, backward pass and optimizer. Dense models are "
+    "channels-last and have the plain optimizer. Sparse models are the same models with "
+    "`SparseOptimizer` (RigL) and `speed_up`, whose choice is in the results files. Models take "
+    "turns in one process. Steps that update masks, one in a hundred or fewer, take as long as "
+    "dense steps, and are not timed. *bf16* is autocast. The quartiles of the ratio over the "
+    "rounds are in brackets."
 )
 OWN = "speed_up, "
 
@@ -24,10 +25,10 @@ OWN = "speed_up, "
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     """The table of all cases, other libraries, and what was chosen for each."""
     return [
-        *["## Whole training steps on live weights", ""],
+        *["## Full training steps on live weights", ""],
         *paragraph(f"{INTRODUCTION} {machine_words(records)}"),
         *steps_table(records),
-        *section("Whole training steps: other libraries", peers_table(records)),
+        *section("Full training steps: other libraries", peers_table(records)),
         *(line for record in in_order(records) for line in _choice(record)),
     ]
 
@@ -53,9 +54,9 @@ def machine_words(records: Sequence[Record]) -> str:
     return (
         f"Made on {machines}; medians of {rounds[0]} to {rounds[-1]} rounds, while the load of the "
         f"machine was {min(loads):.0f} to {max(loads):.0f}. On one thread the time is the CPU time "
-        "of the thread, on more it is that of the clock on the wall. Cores share a cache and the "
-        "memory, so that a busy neighbour slows all of it, and sparse steps more than dense ones. "
-        "malloc keeps freed memory, for dense code and ours alike."
+        "of the thread, on more threads it is wall time. Cores share a cache and the memory, so a "
+        "busy neighbour slows all steps, and sparse steps more than dense steps. malloc keeps "
+        "freed memory, for dense code and for ours."
     )
 
 

@@ -13,7 +13,7 @@ STEPS, BATCH = 60, 32
 
 dist.init_process_group("gloo")
 rank, ranks = dist.get_rank(), dist.get_world_size()
-torch.manual_seed(rank)  # other weights and other masks on every rank, if nobody sees to it
+torch.manual_seed(rank)  # without DDP and the wrapper, ranks would differ in weights and masks
 
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).flatten(1)[rank::ranks] / 16

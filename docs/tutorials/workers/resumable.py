@@ -1,4 +1,4 @@
-"""Trains a network and saves it after every epoch; started again, it goes on where it was.
+"""Trains a network and saves it after every epoch. Started again, it continues where it stopped.
 
 ``python resumable.py FOLDER [LAST_EPOCH]``
 """
@@ -37,7 +37,7 @@ scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 
 def save(epoch: int) -> None:
-    """All that the next step depends on, in a file that is whole at every moment."""
+    """Save all that the next step depends on, to a file that is never incomplete."""
     state = {
         "epoch": epoch,
         "model": model.state_dict(),
