@@ -112,7 +112,7 @@ def test_restoring_the_model_then_wrapping_then_the_optimizer_warns_and_loses_no
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     other = make(seed=1)
     other.load_state_dict(saved[0])
-    with pytest.warns(UserWarning, match="its masks count and nothing is lost"):
+    with pytest.warns(UserWarning, match="its masks replace these and nothing is lost"):
         resumed = wrap(other, seed=4)
     resumed.load_state_dict(saved[1])
     train(model, optimizer, 5, start=5)
