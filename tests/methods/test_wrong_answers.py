@@ -132,7 +132,7 @@ def rewired(layer, **changes):
         (
             move(lambda layer: rewired(layer, drop=2, grow=1)),
             ValueError,
-            r"'fc1.weight' returned a Rewiring whose mask has \+1 weights more",
+            r"'fc1.weight' returned a Rewiring whose mask has \+1 live weights too many",
         ),
     ],
 )

@@ -231,7 +231,7 @@ def test_layer_that_is_dense_stays_dense():
     train(optimizer, model, 1)
     keys = {index: set(entry) for index, entry in optimizer.state_dict()["state"].items()}
     optimizer.set_masks({"0": torch.ones(16, 12).bool()})
-    with pytest.raises(ValueError, match="dense for ever.*init="):
+    with pytest.raises(ValueError, match="stays dense.*init="):
         optimizer.set_masks({"2": half(torch.ones(4, 16)), "0": half(torch.ones(16, 12))})
     assert optimizer.layers[1].live != 32
     optimizer.set_masks({"2": half(torch.ones(4, 16))})
@@ -301,7 +301,7 @@ def test_measured_cost_counts_each_mask_for_as_long_as_it_was_there():
         (
             {"0": half(torch.ones(16, 12)), "0.weight": half(torch.ones(16, 12))},
             ValueError,
-            "two masks of layer '0.weight'",
+            "two masks for layer '0.weight'",
         ),
     ],
 )
