@@ -12,7 +12,7 @@ __all__: list[str] = []
 
 @rule_for("batch_norm", "instance_norm")
 def _by_channel(call: Call) -> Labels:
-    """A normalisation of each channel alone: its vectors are coupled with the channels."""
+    """Couple the vectors of a normalisation that treats each channel alone with the channels."""
     labels = call.labels(call.arguments["input"])
     call.join_all(
         labels[1],
