@@ -456,4 +456,4 @@ def test_report_names_sparse_weights_whose_channels_are_not_known():
     )
     report = compact(model, optimizer, example_inputs=torch.randn(2, 5, 6)).report
     assert report.left_out == ("lstm.weight_ih_l0", "lstm.weight_hh_l0")
-    assert "no channels are known of: lstm.weight_ih_l0, lstm.weight_hh_l0" in str(report)
+    assert "weights without known channels: lstm.weight_ih_l0, lstm.weight_hh_l0" in str(report)
