@@ -144,7 +144,7 @@ def test_search_and_studies_are_of_the_methods_given():
     choices, parts = chosen("--all", "--methods", "set")
     assert "search" not in parts
     assert "main" in parts
-    with pytest.raises(ProtocolError, match="--studies search: there is none; It is one of main"):
+    with pytest.raises(ProtocolError, match="search: there is no such study; It is one of main"):
         chosen("--studies", "search", "--methods", "set")
 
 

@@ -101,7 +101,7 @@ def test_interrupted_session_saves_says_so_and_goes_on(
     interrupter = when_there_is_a_checkpoint(out, interrupt)
     assert cli.main([*arguments, "--set", "training.epochs=40"]) == 130
     interrupter.join()
-    assert "stopped; the same command goes on from what is saved" in capsys.readouterr().err
+    assert "stopped; the same command continues from the saved state" in capsys.readouterr().err
     saved = list(out.glob("checkpoints/*.pt"))
     assert 1 <= len(saved) <= int(workers)
     for path in saved:

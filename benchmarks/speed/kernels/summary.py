@@ -1,4 +1,4 @@
-"""Where sparse wins and where it loses, in sentences."""
+"""Sentences about the cases in which sparse code wins or loses."""
 
 from __future__ import annotations
 
