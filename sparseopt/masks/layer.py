@@ -475,6 +475,11 @@ class SparseLayer:
         self._layout.put_back_(tensor, flat)
 
     def _write_(self, values: Tensor) -> None:
+        """Write the live entries of the weight, and zeros to all others, each at most once.
+
+        The kernels write every entry in one pass. Without them, if the other entries are known to
+        be zero still, only live entries are written; otherwise all are, block by block.
+        """
         weight = self.weight.detach()
         flat = self._layout.flat(weight)
         copies = self._copies_for(flat, values)
@@ -539,6 +544,11 @@ class SparseLayer:
         self._set_positions(live_indices(flat, count_true(flat)))
 
     def _set_positions(self, positions: Tensor) -> None:
+        """Set the mask by the positions of live weights, ascending; see :data:`INDEX_UP_TO`.
+
+        Invariant: a full layer keeps neither mask nor index. Any other layer keeps an index in
+        memory order, or, above the limit, a mask. Everything derived from the old mask is dropped.
+        """
         self.mask_version += 1
         self.live = positions.numel()
         self.is_full = self.live == self.numel

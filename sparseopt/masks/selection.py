@@ -146,6 +146,7 @@ def _by_function(
     uses: Mapping[nn.Parameter, Sequence[Use]],
     sparse: Callable[[str, nn.Parameter, nn.Module], bool | None],
 ) -> dict[nn.Parameter, bool]:
+    """Return the choice of the user's function for each parameter, by its first use with one."""
     chosen = {}
     for parameter, its_uses in uses.items():
         for use in its_uses:

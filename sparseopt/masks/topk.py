@@ -191,6 +191,11 @@ def _with_nan_last(scores: Tensor) -> Tensor:
 
 
 def _largest_on_device(scores: Tensor, k: int, excluded: Tensor | None) -> Tensor:
+    """Mark the ``k`` largest scores without waiting for the device.
+
+    All scores above the ``k``-th largest are marked, and of those equal to it as many as are
+    missing, by their rank among the ties.
+    """
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     scores = _with_nan_last(scores)

@@ -289,6 +289,7 @@ def _asked_for(groups: Iterable[Mapping[str, Any]], model: nn.Module) -> list[nn
 def _refuse_densities_without_weights(
     groups: list[dict[str, Any]], sparse: Collection[nn.Parameter], model: nn.Module | None
 ) -> None:
+    """Raise :class:`ValueError` if a group has a density but no parameter that can be sparse."""
     names = {} if model is None else _names_in(model)
     for number, group in enumerate(groups):
         trainable = [p for p in group["params"] if p.requires_grad]

@@ -170,6 +170,7 @@ def _require_numbers_in_slices(layer: SparseLayer, mask: Tensor) -> None:
 
 
 def _transition(layer: SparseLayer, mask: Tensor, updater: MaskUpdater) -> Transition:
+    """Return the transition to a given mask: live weights outside it drop, new ones are zero."""
     wanted = mask.to(layer.weight.device).reshape(-1)
     kept = count_true(take(wanted, layer.positions()))
     return plan_mask(

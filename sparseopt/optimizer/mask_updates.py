@@ -230,6 +230,7 @@ class MaskUpdater:
             warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
     def _check_share_of_updates(self) -> None:
+        """Warn if updates replace more than a third of the steps until the horizon."""
         schedule = self.progress.schedule
         if not self.method.moves_masks or self.method.has_own_schedule or not self._can_move():
             return
@@ -246,6 +247,7 @@ class MaskUpdater:
             )
 
     def _about(self, step: int) -> Update:
+        """Return the description of ``step`` that the method gets."""
         progress = self.progress
         # After t_end gradients may be masked, and no later update could drop new weights again.
         overdue = self._is_overdue()

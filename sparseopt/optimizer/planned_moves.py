@@ -221,6 +221,11 @@ def _checked_moves(layers: Sequence[SparseLayer], method: Method, update: Update
 def _transition(
     layer: SparseLayer, move: Move, method: Method, update: Update, doubts: list[_Doubt]
 ) -> Transition:
+    """Return the transition for a move of one layer, from the method's scores or its Rewiring.
+
+    Shapes and types are checked at once. Checks of values, which would wait for the device, are
+    added to ``doubts``.
+    """
     if isinstance(move, Rewiring):
         _check_rewiring(layer, move, method, doubts)
         return plan_mask(
@@ -254,6 +259,7 @@ def _transition(
 def _check_scores(
     function: str, scores: object, shape: tuple[int, ...], layer: SparseLayer, method: Method
 ) -> None:
+    """Raise unless ``scores`` is a tensor of real numbers of the right shape."""
     what = f"{function}() of method {method.name!r} for layer {layer.name!r}"
     if not isinstance(scores, Tensor) or scores.is_complex():
         got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
@@ -276,6 +282,7 @@ def _check_scores(
 def _doubt_nan(
     function: str, scores: Tensor, layer: SparseLayer, method: Method, doubts: list[_Doubt]
 ) -> None:
+    """Add an error for scores that are NaN; growth scores of survivors may be NaN."""
     unknown, whose = scores.isnan().reshape(-1), "live weights"
     if unknown.device.type == "cpu" and not count_true(unknown):
         return
@@ -296,6 +303,7 @@ def _doubt_nan(
 def _check_rewiring(
     layer: SparseLayer, move: Rewiring, method: Method, doubts: list[_Doubt]
 ) -> None:
+    """Check the tensors of a Rewiring; add errors for wrong counts and for slices of zeros."""
     what = f"moves() of method {method.name!r} for layer {layer.name!r}"
     for name, flags in (("survivors", move.survivors), ("mask", move.mask)):
         if flags.shape != (layer.numel,) or flags.dtype != torch.bool:
@@ -330,6 +338,7 @@ def _check_rewiring(
 
 
 def _settle(doubts: Sequence[_Doubt]) -> None:
+    """Raise the first error whose count is not zero, after one wait for the device."""
     if not doubts:
         return
     device = doubts[0].count.device

@@ -167,6 +167,7 @@ def _is_compared(value: Any) -> bool:
 
 
 def _difference(before: Tensor, after: Tensor) -> str | None:
+    """Return how two tensors differ, or ``None``; see :func:`disagreement`."""
     if before.shape != after.shape:
         return f"has the shape {tuple(after.shape)} and not {tuple(before.shape)}"
     finite = before.isfinite() & after.isfinite()

@@ -179,6 +179,7 @@ def _check_sizes(groups: Sequence[ChannelGroup], trained: Mapping[str, nn.Parame
 
 
 def _why_not(group: ChannelGroup, trained: Mapping[str, nn.Parameter]) -> str | None:
+    """Return why a group's channels cannot be dropped, or ``None`` if they can."""
     if group.blocked is not None:
         return group.blocked
     if group.channels == 1:

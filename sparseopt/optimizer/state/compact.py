@@ -275,6 +275,10 @@ class StepPlan:
         return all(pool.fits() for pool in self.pools)
 
     def _make_pools(self, inner: Optimizer, by_weight: Mapping[Any, SparseLayer]) -> None:
+        """Make the pools of each param group, from its sparse layers and small dense parameters.
+
+        A small dense parameter without a gradient waits: the plan no longer holds when it gets one.
+        """
         for group in inner.param_groups:
             members: list[Member] = []
             for weight in group["params"]:

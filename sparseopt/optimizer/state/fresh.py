@@ -131,6 +131,7 @@ def codes_of(value: Tensor) -> Tensor:
 def _tensors_at(
     container: Any, key: Any, path: str, value: Any
 ) -> Iterator[tuple[Any, Any, str, Tensor]]:
+    """Yield the tensors in ``value``; the items of a list share the path of the list."""
     if isinstance(value, Tensor):
         yield container, key, path, value
     elif isinstance(value, dict):

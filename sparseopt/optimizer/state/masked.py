@@ -199,6 +199,7 @@ class MaskedState(StateBackend):
             layer._clear_dropped_()
 
     def _mask_state(self) -> None:
+        """Give dropped weights the per-weight state of a fresh parameter."""
         by_weight = {layer.weight: layer for layer in self.layers if not layer.is_full}
         for group in self.inner.param_groups:
             for parameter in group["params"]:

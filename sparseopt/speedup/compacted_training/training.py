@@ -171,6 +171,10 @@ class CompactedTraining:
                 self._make_smaller_and_check(kept)
 
     def _make_smaller(self, kept: Kept) -> None:
+        """Swap the smaller parameters into model and optimizer, by the present guess.
+
+        Invariant: after an error, model and optimizer are full again.
+        """
         numbers = list(guesses(self._model, self._groups, kept))[self._guess]
         full = self._optimizer.backend
         assert isinstance(full, CompactState)

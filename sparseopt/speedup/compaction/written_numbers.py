@@ -112,6 +112,7 @@ def _modules_of(group: ChannelGroup) -> list[str]:
 def _attributes(
     module: nn.Module, becomes: Mapping[int, int], may_change: Callable[[str], bool]
 ) -> dict[str, Any]:
+    """Return the integer attributes of a module that ``becomes`` maps to new values."""
     if isinstance(module, nn.MultiheadAttention | nn.Linear):
         return {}
     return {

@@ -17,6 +17,7 @@ __all__: list[str] = []
 
 @rule_for("linear")
 def _linear(call: Call) -> Labels:
+    """Sum over the last dimension of the input; the rows of the weight label the results."""
     weight, bias = call.arguments["weight"], call.arguments["bias"]
     operand = call.arguments["input"]
     *leading, _ = call.labels_and_grids(operand, settled=[len(call.shape(operand)) - 1])
