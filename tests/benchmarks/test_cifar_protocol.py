@@ -355,7 +355,7 @@ def test_study_is_changed_by_its_name_and_the_others_stay():
             assert (getattr(before, name) == getattr(after, name)) == (name != changed)
 
 
-def test_depths_of_a_resnet_are_those_that_there_are():
+def test_depths_of_a_resnet_are_those_that_exist():
     with pytest.raises(ProtocolError, match="a ResNet is one of 14, 26, 50, 101, got 22"):
         load_preset("resnet-50", ["model.depth=22"])
 

@@ -126,7 +126,7 @@ def test_error_in_a_method_changes_nothing():
         assert torch.equal(p, weights[name])
 
 
-def test_class_that_is_no_method_is_not_registered():
+def test_class_that_is_not_a_method_is_not_registered():
     with pytest.raises(TypeError, match="int"):
         register_method(int)
     with pytest.raises(TypeError, match="Method"):

@@ -320,7 +320,7 @@ def with_state(**functions):
         ),
     ],
 )
-def test_declaration_that_is_none_is_refused_at_construction(functions, error, words):
+def test_invalid_declaration_is_refused_at_construction(functions, error, words):
     with pytest.raises(error, match=words):
         wrap(make(), method=with_state(**functions))
 
