@@ -319,7 +319,7 @@ def test_change_on_the_command_line_changes_the_key_the_name_and_the_label():
         ("sparsity.t_end_fraction=5", "t_end_fraction should be less than or equal to 1, got 5"),
         ("choices.densities=[2.0]", "choices.densities should be .* equal to 1, got 2.0"),
         ("choices.search.seeds=[]", r"choices.search.seeds .* at least 1 item .*got \[\]"),
-        ("choices.search.delta_t=[10, 5, 1]", "choices.search: .* a smallest, a largest"),
+        ("choices.search.delta_t=[10, 5, 1]", "choices.search: .* a smallest and a largest"),
         ("dataset.size=3", "'dataset' is a value"),
         ("choices.studies.seeds=[3]", "'seeds' must be one of densities, longer, "),
         ("choices.studies.longer.seed=[3]", "unknown setting 'choices.studies.seed'; did you mean"),
