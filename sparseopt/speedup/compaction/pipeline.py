@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from sparseopt.speedup.compaction.result import Compacted
 from sparseopt.speedup.compaction.surgery import Kept, cut, shrunk
 from sparseopt.speedup.compaction.written_numbers import guesses, is_divided
 from sparseopt.speedup.equivalence import check_agreement
+from sparseopt.speedup.inference.masks import Masks
 from sparseopt.structured.channel_groups import ChannelGroup, Structure, analyse
 from sparseopt.utils.deprecation import renamed_arguments, warn_old_spelling
 from sparseopt.utils.errors import CompactionError
@@ -35,8 +36,6 @@ __all__ = ["Compaction", "compact", "recorded_inputs"]
 #: Number of samples in the shapes of the first training input: enough for BatchNorm.
 SAMPLES = 4
 
-#: An optimizer, bool tensors by name of the weight or of its module, or ``"nonzero"``.
-Masks = SparseOptimizer | Mapping[str, Tensor] | Literal["nonzero"]
 #: The name of a class of modules, and the kind of groups that its code splits.
 _Divider = tuple[str, str]
 
