@@ -140,11 +140,11 @@ def test_compiler_that_is_older_than_the_processor_makes_the_next_best(fresh, tm
 
 @needs_processor
 @needs_compiler
-def test_cache_that_can_not_be_written_is_a_sentence(fresh, tmp_path):
+def test_cache_that_cannot_be_written_is_a_sentence(fresh, tmp_path):
     file = tmp_path / "file"
     file.touch()
     fresh.setenv("SPARSEOPT_CACHE", str(file / "folder"))
-    assert "cache for compiled kernels can not be written" in kernels.why_not()
+    assert "cache for compiled kernels cannot be written" in kernels.why_not()
 
 
 @needs_processor
