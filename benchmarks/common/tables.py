@@ -23,7 +23,7 @@ def table_of(rows: Iterable[Mapping[str, str]], columns: Sequence[str] = ()) -> 
 
 
 def section(heading: str, *parts: Sequence[str]) -> list[str]:
-    """A heading and the lines below it; no lines if there are none below."""
+    """A heading and the lines below it; no lines at all if there is nothing below it."""
     lines = [line for part in parts for line in part]
     return [f"### {heading}", "", *lines] if any(lines) else []
 

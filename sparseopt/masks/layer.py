@@ -573,6 +573,7 @@ class SparseLayer:
         return self._index
 
     def _set_ever_live(self, ever_live: Tensor | None) -> None:
+        """Store which weights were ever live, given as bools or packed; None means the mask."""
         if ever_live is None:
             self._ever = self._pack(self.mask)
         elif ever_live.dtype == torch.bool:

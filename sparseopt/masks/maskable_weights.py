@@ -138,6 +138,7 @@ def _refuse_same_names(names: Mapping[nn.Parameter, str]) -> None:
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters that are weight matrices or filters of a module of a known kind."""
     names: tuple[str, ...] = ()
     if isinstance(module, WEIGHTED) or _full_name(type(module)) in WEIGHTED_ELSEWHERE:
         names = ("weight",)
@@ -191,6 +192,7 @@ def computed_from(module: nn.Module) -> str | None:
 
 
 def _computed_by(module: nn.Module) -> str | None:
+    """Return by what the module's weight is computed from other parameters, if it is."""
     if is_parametrized(module, "weight"):
         chain: Any = module.parametrizations
         kind = type(chain.weight[0]).__name__.removeprefix("_")

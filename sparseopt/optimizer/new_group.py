@@ -52,7 +52,7 @@ def add_group(
         RuntimeError: if the model is needed but missing, because the optimizer was unpickled.
         TypeError: if a weight is of a kind that can't be masked.
         ValueError: if a density is wrong, if a weight has the name of a layer, or if the method
-            takes no more layers.
+            takes no further layers.
     """
     inner = updater.backend.inner
     if model is None and named and not has_names(inner, None):

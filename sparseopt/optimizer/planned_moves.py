@@ -181,7 +181,7 @@ def _tried(layer: SparseLayer, method: Method, update: Update, gradient: Tensor)
 
 
 def _checked_moves(layers: Sequence[SparseLayer], method: Method, update: Update) -> Sequence[Move]:
-    """Return the method's moves, after a check that there is one that fits for each layer."""
+    """Return the method's moves, after a check that each layer has one that fits it."""
     moves: object = method.moves(layers, update)
     what = f"moves() of method {method.name!r}"
     if not isinstance(moves, Sequence) or len(moves) != len(layers):

@@ -228,7 +228,7 @@ class SparseOptimizer(WrappedOptimizer):
                 a model, which is not in the pickle.
             TypeError: if a weight is of a kind that can't be masked.
             ValueError: if a density is wrong, if a weight has the name of a layer, or if the method
-                is ``rigl-struct``, which takes no more layers.
+                is ``rigl-struct``, which takes no further layers.
         """
         self._hooks.require_attached("add the group to")
         self.materialize()

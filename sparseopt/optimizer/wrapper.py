@@ -133,7 +133,7 @@ class WrappedOptimizer(Optimizer):
             hook(self)
 
     def _become_an_optimizer(self) -> None:
-        """Create the hook dictionaries that :class:`torch.optim.Optimizer` keeps, and no more.
+        """Create only the hook dictionaries that :class:`torch.optim.Optimizer` keeps.
 
         Step hooks are shared with the inner optimizer, whose own ``step`` runs without them. So a
         hook runs once, wherever it was registered. An inner optimizer that never called

@@ -236,6 +236,7 @@ def _choose(
 
 
 def _given(mask: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return given masks by name of the parameter, on the CPU, after a check of each."""
     found = {}
     for key, value in mask.items():
         name = match_name("mask", key, trained)

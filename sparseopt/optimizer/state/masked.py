@@ -184,6 +184,7 @@ class MaskedState(StateBackend):
         return masked
 
     def _mask_gradients(self) -> None:
+        """Set gradients of dropped weights to zero, in place unless autograd may need them."""
         for layer in self.layers:
             gradient = layer.weight.grad
             if gradient is None or layer.is_full:

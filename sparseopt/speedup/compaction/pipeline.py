@@ -306,6 +306,13 @@ def _masks(model: nn.Module, given: Masks) -> dict[str, Tensor]:
 def _masks_of(
     optimizer: SparseOptimizer, model: nn.Module, parameters: Mapping[str, str]
 ) -> dict[str, Tensor]:
+    """Return the optimizer's masks by the model's own names.
+
+    Args:
+        optimizer: the optimizer.
+        model: the model.
+        parameters: the model's own names of its parameters, by canonical name.
+    """
     masks = {}
     for layer in optimizer.layers:
         if is_sharded(layer.weight):

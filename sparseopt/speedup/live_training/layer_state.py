@@ -203,6 +203,7 @@ class _LiveValues(torch.autograd.Function):
 
 
 def _lists_for(module: nn.Conv2d | nn.Linear) -> LiveLists:
+    """Return lists for the module's weight; the caller has to fill them by its mask."""
     if not has_kernels(module):
         # The lists are never used then, and may not support the module's shape.
         return LiveLists((1, 1))
