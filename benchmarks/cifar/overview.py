@@ -21,7 +21,7 @@ FILE = "results.jsonl"
 #: The methods with which others are compared. The first, static, is the reference of the table.
 REFERENCES = ("static", "rigl")
 ORDERS = {"ahead": "Ahead of", "behind": "Behind", "open": "Not told apart from"}
-#: The explanation of the table's columns.
+#: What the columns of the table are.
 COLUMNS = (
     "Accuracy is mean ± sample standard deviation over the seeds, after the last epoch. "
     "Differences from static are paired by seed: their mean ± sample standard deviation, bold "

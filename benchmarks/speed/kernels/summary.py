@@ -1,4 +1,4 @@
-"""Sentences about the cases in which sparse code wins or loses."""
+"""Where sparse layers are faster than dense layers and where they are not, in sentences."""
 
 from __future__ import annotations
 

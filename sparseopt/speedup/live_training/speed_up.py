@@ -284,7 +284,7 @@ class SpeedUp:
         self._flag.knows_masked = weakref.WeakMethod(self._knows_masked)
         if self._is_given:
             self._apply()
-            self._status = "by the plan that was passed"
+            self._status = "as in the plan that was passed"
             return
         if self._flag.dense_gradients and optimizer.method.always_reads_dense_gradient:
             self._status = (
@@ -346,7 +346,7 @@ class SpeedUp:
             self._measured[key] = measured
             for name, choices in _with_dense(measured).items():
                 self._plan.setdefault(name, {}).update(choices)
-            self._status = "by measurements on this machine"
+            self._status = "as measured on this machine"
         finally:
             self._apply()
 
