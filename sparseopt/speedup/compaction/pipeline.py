@@ -44,21 +44,22 @@ _Divider = tuple[str, str]
 def compact(
     model: nn.Module, masks: Masks, *inputs: Any, example_inputs: Any = None, **keywords: Any
 ) -> Any:
-    """Return a smaller model without the channels and neurons that the masks took out.
+    """Return a smaller model without the channels and neurons that the masks dropped.
 
-    A channel goes if nothing of its filter is live, or nothing that reads it, and if nothing that
-    the model computes changes by that: in evaluation mode or in training mode, where
-    BatchNorm makes its shift of a constant. What it leaves behind (its bias, or that shift) goes
-    into the biases of the layers that read it where it can. The smaller model computes the same
-    to rounding, which is checked by running both, and has the same gradients for what is left. It
-    is a copy: the given model and optimizer are left as they are.
+    A channel is removed if its filter has no live weight or no live weight reads it, and if its
+    removal changes nothing that the model computes, neither in evaluation mode nor in training
+    mode, where BatchNorm turns a constant into its shift. The constant that the channel leaves (its
+    bias, or that shift) is added to the biases of the layers that read it, where this is possible.
+    The smaller model computes the same up to rounding, which is checked by running both, and has
+    the same gradients for the remaining weights. It is a copy: the given model and optimizer stay
+    as they are.
 
     Args:
-        model: the model, with the weights that the masks are of. Wrappers of data parallel
-            training and of ``torch.compile`` are taken off.
-        masks: what is live: the optimizer that trains the model; bool tensors by the name of the
-            weight or of its module, others being live everywhere; or ``"nonzero"``, of a model
-            that somebody else pruned.
+        model: the model that has the masked weights. Wrappers of data parallel training and of
+            ``torch.compile`` are removed.
+        masks: which weights are live: the optimizer that trains the model; bool tensors by the name
+            of the weight or of its module, where all other weights are live; or ``"nonzero"``, for
+            a model that was pruned by other means.
         inputs: the spelling of 0.1.0 for positional example inputs, deprecated.
         example_inputs: inputs of the model, the batch first: a tensor, a tuple of positional
             inputs, a mapping of keyword inputs, or a pair of both. BatchNorm needs at least two
@@ -107,15 +108,15 @@ class Compaction:
 
     Args:
         model: the model.
-        masks: what is live.
+        masks: which weights are live.
         inputs: positional inputs.
         example_inputs: inputs in one argument.
         keywords: keyword inputs.
 
     Attributes:
         model: the smaller model.
-        masks: the masks of weights, cut alike.
-        report: what was taken out, what could not be and why.
+        masks: the masks of the smaller model's weights.
+        report: what was removed, what could not be removed, and why.
         kept: the positions that stayed.
 
     Example:
