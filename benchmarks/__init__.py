@@ -1,1 +1,1 @@
-"""Programs that measure what the library gives and costs."""
+"""Programs that measure the library's gains and costs."""

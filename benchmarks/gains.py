@@ -1,6 +1,6 @@
-"""What training at a tenth of the weights gains and costs, in a line each.
+"""The gains and the costs of training at a tenth of the weights, in one line each.
 
-README and docs open with this table; every number in it is from the committed results.
+README and docs open with this table; every number in it comes from the committed results.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def lines(docs: str = "") -> list[str]:
 
 
 def cost_conclusion() -> str:
-    """What to conclude from the page on the cost of the wrapper."""
+    """The conclusion of the page on the cost of the wrapper."""
     entries = _costs()
     shares = sorted(overview.training_shares(Results(overview.OVERHEAD), entries))
     return (
@@ -55,7 +55,7 @@ def cost_conclusion() -> str:
 
 
 def reproduction_conclusion() -> str:
-    """What to conclude from the page on accuracy."""
+    """The conclusion of the page on accuracy."""
     group = cifar.headline()[-1]
     variants = cifar.main_variants(group)
     reduced = " Shortened training reaches no published accuracy."
@@ -66,7 +66,7 @@ def reproduction_conclusion() -> str:
 
 
 def structured_conclusion() -> str:
-    """What to conclude from the page on structured sparsity."""
+    """The conclusion of the page on structured sparsity."""
     rows = [row for row in overview.speed_rows("training") if row["density"] == f"{DENSITY:g}"]
     steps = span(float(row["compacted / dense"]) for row in rows)
     group = cifar.headline()[-1]

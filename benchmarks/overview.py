@@ -21,10 +21,10 @@ HERE = Path(__file__).parent
 OVERHEAD = HERE / "overhead" / "results" / "results.json"
 SPEED = HERE / "speed" / "results"
 STRUCTURED = HERE / "structured" / "results"
-#: The density of which most is measured.
+#: The density at which most is measured.
 DENSITY = 0.1
 
-#: What the columns of the table of costs are.
+#: The explanation of the columns in the table of costs.
 COST_COLUMNS = (
     "RigL, ERK, automatic (compact) state; medians. Times of `step()`, masking and full training "
     "steps are multiples of the plain optimizer's times. Both optimizers step in turn in one "
@@ -34,7 +34,7 @@ COST_COLUMNS = (
     "(for-loop) step."
 )
 _ABOUT, _TIMES = ("model", "density", "batch"), ("compacted / dense", "by hand / dense")
-#: The columns of short tables of speed; others have all.
+#: The columns of short tables of speed; other tables have all columns.
 SPEED_COLUMNS = {
     "inference": (*_ABOUT, "FLOPs / dense", *_TIMES),
     "training": (*_ABOUT, "masked / dense", *_TIMES),
@@ -42,17 +42,17 @@ SPEED_COLUMNS = {
 
 
 def cost_table(results: Results, density: float = DENSITY) -> list[str]:
-    """Time of a step and an update, and memory, as multiples of the plain optimizer's."""
+    """Time of a step and an update, and memory, as multiples of those of the plain optimizer."""
     return table_of(_costs(results, entry) for entry in cost_entries(results, density))
 
 
 def cost_machines(results: Results, density: float = DENSITY) -> str:
-    """What the figures of the table of costs were measured on, in a phrase."""
+    """The machines on which the table of costs was measured, in a phrase."""
     return machines(entry["made_with"] for entry in cost_entries(results, density))
 
 
 def cost_entries(results: Results, density: float = DENSITY) -> Iterator[Entry]:
-    """What was measured of steps with our optimizer, by model."""
+    """The measurements of steps with our optimizer, by model."""
     for workload in WORKLOADS:
         for entry in results.of("steps", workload, density):
             if OURSELVES in entry["contenders"]:
@@ -77,7 +77,7 @@ def _costs(results: Results, entry: Entry) -> dict[str, str]:
 
 
 def training_shares(results: Results, entries: Iterable[Entry]) -> list[float]:
-    """What the wrapper adds to whole training steps, in per cent, where that was measured too."""
+    """The time that the wrapper adds to full training steps, in per cent, where it was measured."""
     found = (_share(results, entry) for entry in entries)
     return [100 * share for share in found if share is not None]
 
@@ -95,10 +95,10 @@ def speed_records(figure: str) -> list[Record]:
 
 
 def speed_rows(figure: str) -> list[dict[str, str]]:
-    """What a figure of speed comes down to, by column."""
+    """The rows of a figure of speed, by column."""
     return list(FIGURES[figure].rows(speed_records(figure)))
 
 
 def speed_table(figure: str, records: list[Record]) -> list[str]:
-    """What a figure of speed comes down to."""
+    """The short table of a figure of speed."""
     return table_of(FIGURES[figure].rows(records), SPEED_COLUMNS.get(figure, ()))

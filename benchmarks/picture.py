@@ -35,15 +35,15 @@ PALETTE = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
-#: Marks of networks that are not sparse, filled with the theme's paper.
+#: Marks of networks that are not sparse, filled with the theme's paper colour.
 MARKS = {"dense": "D", "small-dense": "s"}
 SIZE = (6.4, 4.0)
-#: Points of accuracy that are shown at least: a narrower axis would make much of little.
+#: The least range of the accuracy axis, in points: a narrower axis would exaggerate differences.
 LEAST_RANGE = 5.0
 
 
 class Unit(NamedTuple):
-    """In what the time of a training is told: on the axis, and after a number."""
+    """A unit of training time: its words on the axis and after a number."""
 
     axis: str
     after: str
@@ -57,7 +57,7 @@ DENSE = Unit(
 
 
 class Point(NamedTuple):
-    """One variant: where it stands, and how far its seeds spread."""
+    """One variant: its time, its accuracy, and the spread over its seeds."""
 
     method: str
     label: str
@@ -69,13 +69,13 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Protocols that differ in nothing but ``speed_up``, and what they say.
+    """Protocols that differ only in ``speed_up``, and their results.
 
     Attributes:
         groups: The protocols.
-        points: Every variant of theirs whose time is known, the best accuracy first.
-        unit: What the times are in.
-        machine: Where they were measured.
+        points: All variants whose time is known, the best accuracy first.
+        unit: The unit of the times.
+        machine: The machine of the measurement.
         folder: The name of the folder of results.
     """
 
@@ -87,7 +87,10 @@ class Source:
 
     @property
     def weight(self) -> tuple[bool, bool, int, int]:
-        """Of two sources the greater is shown: with ``speed_up`` first, then with the dense one."""
+        """The order of sources: the greatest is shown.
+
+        A source with ``speed_up`` comes first, then one with the dense network.
+        """
         is_fast = any(map(_has_speed_up, self.groups))
         seeds = sum(point.seeds for point in self.points)
         return is_fast, self.has_dense, len(self.points), seeds
@@ -99,13 +102,13 @@ class Source:
 
     @property
     def protocol(self) -> str:
-        """What was trained, and where times were measured."""
+        """The network and its training, and the machine of the times."""
         about = ", ".join(self.groups[0].protocol["description"].split(", ")[:3])
         return f"{about}; times on {self.machine}"
 
     @property
     def words(self) -> str:
-        """The whole picture in a sentence, for those who cannot see it."""
+        """The full picture in a sentence, for readers who cannot see it."""
         return f"{self.protocol}. Test accuracy: {'; '.join(map(self._said, self.points))}."
 
     def _said(self, point: Point) -> str:
@@ -114,7 +117,7 @@ class Source:
         return f"{point.label} {point.accuracy:.2f}{spread} % in {time}"
 
     def caption(self, docs: str = "") -> str:
-        """What stands below it; ``docs`` is how to come to the folder of the docs."""
+        """The caption below the picture; ``docs`` is the path to the folder of the docs."""
         page = "reproduction" if self.has_dense else "live-training"
         seeds = max(point.seeds for point in self.points)
         return (
@@ -124,10 +127,10 @@ class Source:
 
 
 def best_source(results: Path = overview.RESULTS) -> Source:
-    """The committed results that say most about accuracy and time.
+    """The most informative committed results about accuracy and time.
 
     Raises:
-        LookupError: If the time of no run of theirs is known.
+        LookupError: If no run has a known time.
     """
     found = [source for folder in overview.folders(results) for source in _sources(folder)]
     if not found:
@@ -151,7 +154,7 @@ def _sources(folder: Path) -> Iterator[Source]:
 
 
 def _multiple(group: Group, times: Times, variant: Variant) -> float | None:
-    """The measured time of a training; the dense network is what it is a multiple of."""
+    """The measured time of a training, as a multiple of the dense network's."""
     if variant == group.dense():
         return 1.0
     ratio = times.ratio(group, variant)
@@ -165,7 +168,7 @@ def _source(
     machine: str,
     folder: Path,
 ) -> Iterator[Source]:
-    """What some protocols say, if the time of any variant is known."""
+    """The source with these protocols, if the time of any variant is known."""
     points = [
         _point(group, variant, time, len(groups) > 1)
         for group, time_of in zip(groups, times, strict=True)
@@ -235,7 +238,7 @@ def draw(source: Source, colors: tuple[str, str] = THEMED) -> Figure:
 
 
 def _shades(points: Sequence[Point]) -> Mapping[Point, str]:
-    """Gray for networks that are not sparse; for others colours that all eyes tell apart."""
+    """Gray for networks that are not sparse; other networks have colours that all eyes can tell."""
     palette = iter(PALETTE * len(points))
     return {point: GRAY if point.method in MARKS else next(palette) for point in points}
 
@@ -246,7 +249,7 @@ def path_of(theme: str) -> Path:
 
 
 def written(source: Source) -> dict[Path, bytes]:
-    """The files of the picture, one a theme; letters are shapes, which look alike everywhere."""
+    """The files of the picture, one a theme. Letters are shapes, which look the same everywhere."""
     files = {}
     for theme, colors in THEMES.items():
         buffer = io.BytesIO()

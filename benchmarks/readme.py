@@ -57,14 +57,14 @@ def picture_text() -> str:
 
 
 def gains_text() -> str:
-    """What is gained, and what it costs."""
+    """The table of gains and costs."""
     from benchmarks import gains
 
     return "\n".join(gains.lines("docs/")).rstrip()
 
 
 def compared_text() -> str:
-    """The table of other libraries, its links found from here."""
+    """The table of other libraries, with links relative to the README."""
     (found,) = TABLE.findall(COMPARED.read_text(encoding="utf-8"))
     page = COMPARED.relative_to(ROOT)
 

@@ -175,7 +175,7 @@ def register_distribution(name: str) -> Callable[[D], D]:
 
 
 def available_distributions() -> tuple[str, ...]:
-    """Return the names that ``init=`` takes, those that come with the library first.
+    """Return the names that ``init=`` takes, with the library's own names first.
 
     Example:
         >>> available_distributions()[:3]
@@ -219,9 +219,9 @@ def live_counts(
             one, and the last pattern wins over earlier ones. Layers that share a distribution have
             ``density`` together. Layers that no key fits have ``density`` each.
         overrides: layers with a density of their own. ``init`` distributes each such density among
-            the layers that share it. A density in a mapping wins over it.
-        stacks: the number of matrices in each weight that is a stack of them along its first
-            dimension, as the gates of an LSTM are. ERK and ER treat each matrix as a layer.
+            the layers that share it. A density in a mapping wins over an override.
+        stacks: the weights that are a stack of matrices along their first dimension, as the gates
+            of an LSTM are, with the number of matrices. ERK and ER treat each matrix as a layer.
 
     Returns:
         A live count for each layer, at least 1.
@@ -323,7 +323,10 @@ def _spread(
 def _distribute(
     distribution: Distribution, shapes: Shapes, density: float, stacks: Mapping[str, int]
 ) -> Mapping[str, float]:
-    """Return what ``distribution`` gives for each layer, after a check of its result."""
+    """Return the density that ``distribution`` gives each layer, after a check of its result.
+
+    For ER and ERK a stack of matrices counts as that many layers.
+    """
     if distribution in (er, erk):
         # The matrices of a stack have equal shapes and so equal densities; the first is read.
         first = {name: f"{name}[0]" if name in stacks else name for name in shapes}
@@ -373,7 +376,8 @@ def _resolve(
         names = layers_named(key, shapes)
         if not names:
             raise unknown_name("the layer name in init", key, shapes)
-        found.append((_checked_choice(key, init[key]), [one for one in names if one not in taken]))
+        left = [name for name in names if name not in taken]
+        found.append((_checked_choice(key, init[key]), left))
         taken.update(names)
     return found
 
@@ -391,9 +395,9 @@ def layers_named(key: str, names: Collection[str]) -> list[str]:
         >>> layers_named("lstm", ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight"])
         ['lstm.weight_ih_l0', 'lstm.weight_hh_l0']
     """
-    one = layer_named(key, names)
-    if one is not None:
-        return [one]
+    exact = layer_named(key, names)
+    if exact is not None:
+        return [exact]
     written = written_names(names)
     return [name for name in names if means(key, name) or means(key, written[name])]
 

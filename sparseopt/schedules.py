@@ -86,11 +86,11 @@ class UpdateSchedule:
 class CubicDensity:
     r"""Density that falls to its final value along a cubic (Zhu & Gupta 2017, section 3).
 
-    With :math:`s = 1 - d` the share of dropped weights,
+    The share of dropped weights, :math:`s = 1 - d`, is
 
     .. math:: s(t) = s_i + (s_f - s_i) \left(1 - \left(1 - \frac{t - t_0}{T - t_0}\right)^3\right)
 
-    from step :math:`t_0` to step :math:`T`, where it is exactly :math:`s_f`.
+    from step :math:`t_0` to step :math:`T`, and from there on exactly :math:`s_f`.
 
     Args:
         start: the step :math:`t_0`.

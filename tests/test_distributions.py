@@ -223,7 +223,7 @@ def test_registered_distribution_is_reached_by_its_name():
         ("", erk, TypeError, r"name='' must be a string"),
     ],
 )
-def test_object_that_is_no_distribution_is_not_registered(name, function, error, words):
+def test_object_that_is_not_a_distribution_is_not_registered(name, function, error, words):
     before = available_distributions()
     with pytest.raises(error, match=words):
         register_distribution(name)(function)

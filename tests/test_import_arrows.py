@@ -58,7 +58,7 @@ def room_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def test_top_level_has_the_rooms_and_no_more():
+def test_top_level_has_only_the_rooms():
     entries = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"} - {
         "__pycache__"
     }

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and mask updates of runs, and what follows from a network's shapes alone.
+"""Parameters, FLOPs and mask updates of runs, and figures that depend on a network's shapes only.
 
 FLOPs are counted as in the report's supplement, section 2: convolutions and linear layers, per
 image. A dense training step costs three inferences.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def count(run: Run) -> dict[str, Any]:
-    """What the results file says about a run's costs, in plain numbers.
+    """The costs of a run for the results file, in plain numbers.
 
     Returns:
         ``parameters`` (total and live), ``flops`` per image of the run and of the full dense
@@ -74,11 +74,11 @@ def channels_of(protocol: Protocol) -> tuple[ChannelGroup, ...]:
 def matched_density(protocol: Protocol, other: str, init: str, density: float) -> float:
     """The density at which ``init`` costs as many inference FLOPs as ``other`` does at ``density``.
 
-    Rounded to four digits, as it is part of a run's name.
+    The density is rounded to four digits, because it is part of a run's name.
     """
     wanted = _flops_at(protocol, other, density)
     low, high = 0.0, 1.0
-    # FLOPs rise with the density, but not evenly: ERK makes layers full one after the other.
+    # FLOPs rise with the density, but not linearly: ERK makes layers full one after the other.
     while high - low > 1e-6:
         middle = (low + high) / 2
         if _flops_at(protocol, init, middle) < wanted:

@@ -27,8 +27,8 @@ class Split:
     Args:
         images: ``uint8``, shape ``(N, H, W, 3)``.
         labels: ``int64``, shape ``(N,)``.
-        mean: Of each channel, in [0, 1], shape ``(3,)``; ``std`` likewise.
-        augmentation: Random crops and mirroring; None gives the images as they are.
+        mean: The mean of each channel, in [0, 1], shape ``(3,)``; ``std`` likewise.
+        augmentation: Random crops and mirroring; None leaves the images unchanged.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Split:
             crops = self._crop.draw(len(indices), generator)
             mirrored = torch.rand(len(indices), generator=generator) < 0.5 if flip else None
             drawn.append((*crops, mirrored) if mirrored is not None else crops)
-        # All at once: each copy of a batch's own numbers would make a GPU and Python wait for each
-        # other.
+        # The numbers of all batches are copied together: a copy for each batch would make a GPU and
+        # Python wait for each other.
         columns = (torch.cat(column).to(self.labels.device) for column in zip(*drawn, strict=True))
         batches = (column.split(batch_size) for column in (order.to(self.labels.device), *columns))
         for indices, *crops_and_flips in zip(*batches, strict=True):
@@ -81,7 +81,7 @@ class Split:
             yield self._normalised(pixels), self.labels[indices]
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images once, in their order, not augmented."""
+        """All images once, in their order, without augmentation."""
         if self.augmentation is not None:
             raise ValueError("an augmented split has no plain batches; make one without")
         for indices in torch.arange(len(self), device=self.labels.device).split(batch_size):
@@ -147,7 +147,7 @@ class PaddedCrop:
 
     Args:
         images: ``uint8``, shape ``(N, H, W, C)``, on the training device.
-        padding: Pixels on each side; 0 gives the images as they are.
+        padding: Pixels on each side; 0 leaves the images unchanged.
     """
 
     def __init__(self, images: Tensor, padding: int) -> None:

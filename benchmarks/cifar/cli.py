@@ -26,14 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     if not (options.all or options.studies or is_narrowed(options) or options.report_only):
-        parser.error("say --all, or choose by --studies, --methods, --inits, --densities, --seeds")
+        parser.error("give --all, or choose by --studies, --methods, --inits, --densities, --seeds")
     try:
         return _run(options)
     except (DataError, ProtocolError, ResultsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from what is saved", file=sys.stderr)
+        print("\nstopped; the same command continues from the saved state", file=sys.stderr)
         return 130
 
 
@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
         folder, options.data_dir, threads, tuple(options.imports), cuda_graphs=options.cuda_graphs
     )
     if options.cuda_graphs and setup.device.type != "cuda":
-        raise ProtocolError("--cuda-graphs needs an NVIDIA GPU, and there is none here")
+        raise ProtocolError("--cuda-graphs needs an NVIDIA GPU, but this machine has none")
     preset = options.preset or ("paper" if setup.device.type == "cuda" else "cpu")
     plan = Plan([_part(*chosen, options, folder) for chosen in choose(preset, options)], folder)
     plan.show()
@@ -93,9 +93,9 @@ def _search(part: Part, session: Session, folder: Folder) -> Sequence[Exception]
 def _part(
     protocol: Protocol, names: tuple[str, ...], options: argparse.Namespace, folder: Folder
 ) -> Part:
-    """The protocol with what is known of its data, which a dry run does not need."""
+    """The protocol with the facts about its data, if they are known; a dry run needs no data."""
     if options.dry_run and options.data_dir is None and protocol.dataset in CIFARS:
-        print(f"{protocol.name}: without --data-dir, nothing is known of finished runs")
+        print(f"{protocol.name}: without --data-dir, finished runs are not known")
         return Part(protocol, names, "", TRAINING_IMAGES)
     dataset = load_dataset(protocol.dataset, options.data_dir, folder.cache)
     return Part(protocol, names, dataset.fingerprint(), len(dataset.train_labels))

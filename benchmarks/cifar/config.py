@@ -45,7 +45,7 @@ class ModelConfig(Section):
     kind: Literal["wrn", "resnet"] = later("wrn")
 
     @model_validator(mode="after")
-    def _has_a_depth_that_there_is(self) -> ModelConfig:
+    def _has_a_possible_depth(self) -> ModelConfig:
         if self.kind == "wrn" and (self.depth < 10 or self.depth % 6 != 4):
             raise ValueError(f"depth of a WRN is 10, 16, 22, ..., got {self.depth}")
         if self.kind == "resnet" and self.depth not in BLOCKS:
@@ -84,8 +84,8 @@ class AugmentationConfig(Section):
     Args:
         crop_padding: Pad the image by reflection, and crop the image's own size out of it.
         flip: Mirror half of the images.
-        min_scale: Instead, crop between this share and all of the image's area, and resize the
-            crop to the image's size.
+        min_scale: Instead of padding, crop a share of the image's area between this and 1, and
+            resize the crop to the image's size.
     """
 
     crop_padding: NonNegative
@@ -100,7 +100,7 @@ class AugmentationConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """SGD. Weight decay leaves parameters of one dimension out."""
+    """SGD. Parameters of one dimension have no weight decay."""
 
     lr: Annotated[float, Field(gt=0.0)]
     momentum: BelowOne
@@ -108,7 +108,7 @@ class OptimizerConfig(Section):
     weight_decay: Annotated[float, Field(ge=0.0)]
 
     @model_validator(mode="after")
-    def _has_a_momentum_to_look_ahead_by(self) -> OptimizerConfig:
+    def _has_momentum_for_nesterov(self) -> OptimizerConfig:
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov = true takes a momentum above 0, got 0")
         return self
@@ -189,7 +189,7 @@ class Protocol(Section):
 
     @property
     def label(self) -> str:
-        """How every report, plot and progress header names the protocol."""
+        """The protocol's name in reports, plots and progress headers."""
         return f"REDUCED protocol '{self.name}'" if self.reduced else f"{self.name} protocol"
 
     @property
@@ -198,15 +198,15 @@ class Protocol(Section):
         return CLASSES[self.dataset]
 
     def settings(self) -> dict[str, Any]:
-        """The settings that decide a run's numbers: no wording, and no list of choices."""
+        """The settings that decide a run's numbers, without wording and choices."""
         return self.model_dump(exclude=set(WORDING))
 
 
 def load_preset(name: str, changes: Sequence[str] = ()) -> Protocol:
     """The protocol in the shipped file called ``name``, or in a ``.toml`` file of the user's.
 
-    Changes are settings by their paths, such as ``training.epochs=5``; a study goes by its name, as
-    in ``choices.studies.longer.seeds=[2]``.
+    Changes are settings by their paths, such as ``training.epochs=5``. A study is found by its
+    name, as in ``choices.studies.longer.seeds=[2]``.
     """
     return load_protocols(name, changes)[0]
 
@@ -215,7 +215,7 @@ def load_protocols(name: str, changes: Sequence[str] = ()) -> tuple[Protocol, ..
     """All protocols of a preset: the file's own, and those that it names in ``also``."""
     path = _find(name, [])
     first = _load(path, changes)
-    # A user's file may name others that lie beside it.
+    # A user's file may name other files in the same folder.
     others = [_find(other, [path.parent]) for other in first.also]
     return (first, *(_load(other, changes) for other in others))
 
@@ -227,7 +227,7 @@ def _find(name: str, folders: Sequence[Path]) -> Path:
             return path
     raise ProtocolError(
         f"--preset {name}: there is no such file; {meant(name, list(PRESETS))}, "
-        "or a .toml file in their form"
+        "or a .toml file of the same form"
     )
 
 
@@ -239,7 +239,7 @@ def _load(path: Path, changes: Sequence[str]) -> Protocol:
             name, equals, text = change.partition("=")
             if not (equals and name):
                 raise ProtocolError(
-                    f"it takes SETTING=VALUE, as in training.epochs=5, got {change!r}"
+                    f"--set takes SETTING=VALUE, as in training.epochs=5, got {change!r}"
                 )
             value = parse_value(text)
             _assign(table, name.split("."), value)
@@ -262,10 +262,10 @@ def _assign(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
         return
     inner = table.setdefault(name, {})
     if isinstance(inner, list) and all(isinstance(item, dict) for item in inner):
-        # Several tables in the same place, such as the studies, go by their names.
+        # Several tables in the same place, such as the studies, are found by their names.
         by_name = {str(item.get("name")): item for item in inner}
         if rest[0] not in by_name:
-            raise ProtocolError(f"{rest[0]!r} is none of {', '.join(by_name)}")
+            raise ProtocolError(f"{rest[0]!r} must be one of {', '.join(by_name)}")
         inner, rest = by_name[rest[0]], rest[1:] or rest
     if not isinstance(inner, dict):
         raise ProtocolError(f"{name!r} is a value and has no settings in it")

@@ -1,8 +1,8 @@
 """Decoded data sets, as arrays.
 
-Images come in the order of the SHA-256 of their pixels, whatever files they are read from. That
-mixes the classes (the last tenth of a sorted tree would be one class), and it makes the validation
-split independent of where the data came from.
+Images are in the order of the SHA-256 of their pixels, whatever files they are read from. This
+order mixes the classes (the last tenth of a sorted tree would be one class), and it makes the
+validation split independent of the source of the data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Labels = npt.NDArray[np.int64]
 
 
 class DataError(Exception):
-    """The data is missing or wrong; the message says what to do."""
+    """The data is missing or wrong; the message says how to fix that."""
 
 
 class Cifar(NamedTuple):
@@ -105,7 +105,7 @@ def load_digits() -> Dataset:
 
 
 def _find(name: str, data_dir: Path) -> Path:
-    """The folder of the data set: of class folders, or torchvision's."""
+    """The folder of the data set: a folder of class folders, or torchvision's folder."""
     cifar = CIFARS[name]
     if not data_dir.is_dir():
         raise DataError(f"--data-dir {data_dir}: there is no such folder. {_expectation(name)}")

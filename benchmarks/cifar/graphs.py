@@ -18,14 +18,15 @@ WARM_UP = 3
 class CapturedPasses:
     """The loss of batches of one shape, and the gradients of the parameters.
 
-    Gradients lie in the same tensors after every replay, and are dense: hooks don't run in a
-    replay, so nothing masks them, nor has to, because ``step()`` reads the live entries alone.
+    Gradients are in the same tensors after every replay. They are dense, because hooks don't run in
+    a replay. That is harmless: ``step()`` reads only the live entries.
 
     Args:
-        model: In training mode; its passes run nothing in Python that a replay would lack.
-        optimizer: What will step.
-        loss_of: Maps images and labels to the mean loss.
-        images: A batch of the shape of all others; its values do not matter. ``labels`` likewise.
+        model: The model, in training mode. Its passes must not run Python code that has effects,
+            because a replay leaves it out.
+        optimizer: The optimizer of the model.
+        loss_of: A function of images and labels that returns the mean loss.
+        images: A batch with the shape of all others; its values do not matter. ``labels`` likewise.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One run, and what a preset runs: products of methods, inits, densities, settings and seeds."""
+"""One run, and the runs of a preset: products of methods, inits, densities, settings and seeds."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class MaskSetting(Section):
 
 
 class Product(Section):
-    """Every combination of what is listed.
+    """Every combination of the listed values.
 
     Methods are names of ``RECIPES`` or registered ones, inits are registered distributions.
     """
@@ -153,7 +153,7 @@ class Study(Product):
     flops_of: Init | None = None
 
     @model_validator(mode="after")
-    def _has_a_name_and_settings_that_there_can_be(self) -> Study:
+    def _has_a_free_name_and_possible_settings(self) -> Study:
         if self.name in (MAIN, SEARCH, TIMING):
             raise ValueError(f"the name {self.name!r} is taken by a part of every preset")
         for method, settings in itertools.product(self.methods, self.settings):
@@ -168,10 +168,10 @@ class Search(Section):
 
     Args:
         method: The method whose masks are tuned.
-        seeds: A trial is the mean over these seeds.
+        seeds: The seeds over which a trial takes the mean.
         trials: Trials of one search.
-        alpha: Smallest and largest.
-        delta_t: Smallest, largest and the step between.
+        alpha: The smallest and the largest value.
+        delta_t: The smallest and the largest value, and the step between values.
     """
 
     method: Method
@@ -186,8 +186,8 @@ class Search(Section):
     def _goes_up(self) -> Search:
         if self.alpha[0] >= self.alpha[1] or self.delta_t[0] > self.delta_t[1]:
             raise ValueError(
-                "alpha takes a smallest and a larger one, delta_t a smallest, a largest and a step,"
-                f" got {list(self.alpha)} and {list(self.delta_t)}"
+                "alpha takes a smallest and a larger value, delta_t a smallest and a largest value "
+                f"and a step, got {list(self.alpha)} and {list(self.delta_t)}"
             )
         return self
 
@@ -237,7 +237,7 @@ def expand(product: Product) -> list[RunSpec]:
     changes: list[dict[str, Any]] = [{}]
     if isinstance(product, Study):
         masks = [mask.model_dump() for mask in product.masks] or [{}]
-        settings = [{"settings": one} for one in product.settings] or [{}]
+        settings = [{"settings": pairs} for pairs in product.settings] or [{}]
         lrs = [{"lr": lr} for lr in product.lrs] or [{}]
         changes = [a | b | c for a, b, c in itertools.product(masks, settings, lrs)]
     every = itertools.product(

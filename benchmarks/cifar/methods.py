@@ -1,4 +1,4 @@
-"""The names of methods and inits in this benchmark, and what they stand for.
+"""The names of methods and inits in this benchmark, and their meaning.
 
 A method or an init of your own is trained beside the others when a module that ``--import`` names
 registers it, with ``sparseopt.register_method`` or ``sparseopt.register_distribution``.
@@ -24,12 +24,12 @@ class Recipe:
 
     Args:
         optimizer: The method of ``SparseOptimizer``; None trains without it.
-        length: Times as many epochs as the protocol says. Intervals of the learning rate and the
-            end of mask updates are stretched alike.
-        masks_from: The method whose final masks this one starts with, on the weights that that run
-            began with; a run of it with the same init, density and seed has to be finished before.
-        leaves_structure: Whether it drops whole channels or neurons. What is left of them is kept
-            when a run ends, so that the smaller model can be timed.
+        length: The factor on the protocol's number of epochs. Intervals of the learning rate and
+            the end of mask updates are stretched by it too.
+        masks_from: The method whose final masks this method starts with, on the initial weights of
+            that run. A run of it with the same init, density and seed has to be finished before.
+        leaves_structure: Whether the method drops whole channels or neurons. The structure of the
+            smaller model is kept when a run ends, so that it can be timed.
     """
 
     optimizer: str | None = None
@@ -38,7 +38,7 @@ class Recipe:
     leaves_structure: bool = False
 
 
-# Tables, legends and colours have this order: a new method goes to the end.
+# Tables, legends and colours have this order, so add a new method at the end.
 RECIPES = {
     DENSE: Recipe(),
     SMALL_DENSE: Recipe(),
@@ -66,7 +66,7 @@ def recipe_of(method: str) -> Recipe:
         return RECIPES[method]
     if method not in available_methods():
         known = [*RECIPES, *(name for name in available_methods() if name not in RECIPES)]
-        raise ProtocolError(f"{method!r} is no method; {meant(method, known)}")
+        raise ProtocolError(f"{method!r} is not a method; {meant(method, known)}")
     return Recipe(method)
 
 
@@ -79,7 +79,7 @@ def check_method(method: str) -> str:
 def check_init(init: str) -> str:
     """Return the name if there is such an init, else raise."""
     if init not in available_distributions():
-        raise ProtocolError(f"{init!r} is no init; {meant(init, available_distributions())}")
+        raise ProtocolError(f"{init!r} is not an init; {meant(init, available_distributions())}")
     return init
 
 
@@ -94,7 +94,9 @@ def method_with(method: str, settings: Mapping[str, Any]) -> str | Method:
     known = [field.name for field in dataclasses.fields(plain)]
     for setting in settings:
         if setting not in known:
-            raise ProtocolError(f"{setting!r} is no setting of {method!r}; {meant(setting, known)}")
+            raise ProtocolError(
+                f"{setting!r} is not a setting of {method!r}; {meant(setting, known)}"
+            )
     try:
         return dataclasses.replace(plain, **settings)
     except (TypeError, ValueError) as error:

@@ -76,7 +76,7 @@ class WideResNet(nn.Module):
         dropout: Dropout probability inside the blocks.
         num_classes: Number of classes.
         width_scale: Factor on *every* width, the stem's included. ``sqrt(density)`` gives the
-            small-dense model, which has about ``density`` times the weights of the full one.
+            small-dense model, which has about ``density`` times the full model's weights.
 
     Example:
         >>> model = WideResNet(depth=22, width=2)
@@ -197,10 +197,10 @@ def scaled_width(width: int, scale: float) -> int:
 
 
 def sampling(stride: int) -> nn.Module:
-    """Every stride-th pixel: with them a strided 1x1 convolution needs no stride."""
-    # Written as a stride, oneDNN (torch 2.14) corrupts the heap in its weight gradient, in
-    # channels-last, for channels in no multiple of 16 and a batch that threads share unevenly.
-    # Written as a slice, the gradient is in another memory format than others, and slow to add.
+    """A module that takes every stride-th pixel, so that a 1x1 convolution needs no stride."""
+    # With a stride, oneDNN (torch 2.14) corrupts the heap in the weight gradient, in channels-last,
+    # if channels are not a multiple of 16 and threads share the batch unevenly. With a slice, the
+    # gradient has another memory format than others, and is slow to add.
     return nn.Identity() if stride == 1 else nn.AvgPool2d(1, stride)
 
 

@@ -16,16 +16,16 @@ DESCRIPTION = """\
 Train networks sparsely on small images by every method of the report, and compare.
 
 Every finished run is appended to DIR/results.jsonl at once. Start the same command again after an
-interruption: finished runs are skipped, and the interrupted ones go on where they were saved.
+interruption: finished runs are skipped, and interrupted runs continue from their saved state.
 """
 ALL = (
-    "everything that the preset lists, its studies and its search included, as far as --methods, "
-    "--inits, --densities and --seeds let it; without --preset, 'paper' on a GPU, else 'cpu'"
+    "everything that the preset lists, its studies and its search included, within --methods, "
+    "--inits, --densities and --seeds; without --preset, 'paper' on a GPU, else 'cpu'"
 )
 PRESET = (
-    f"one of {', '.join(PRESETS)}, or a .toml file in their form: smoke (digits, minutes, no "
+    f"one of {', '.join(PRESETS)}, or a .toml file of the same form: smoke (digits, minutes, no "
     "download), cpu (real CIFAR-10, reduced, hours), tenth (the report's network for a tenth of "
-    "its training, days), full (one RigL run of the whole training in bf16), paper (in full, both "
+    "its training, days), full (one RigL run of the full training in bf16), paper (all of it, both "
     "data sets), resnet-50 (a few steps of the network for CIFAR-100, no download)"
 )
 SET = (
@@ -34,20 +34,20 @@ SET = (
 )
 STUDIES = (
     "only these parts of the preset: main, search, timing (of networks that other parts have "
-    "left), and its studies, by name"
+    "trained), and its studies, by name"
 )
-IMPORT = "modules of yours that register methods or distributions"
+IMPORT = "your modules that register methods or distributions"
 DATA_DIR = (
     "the images: torchvision's own files of CIFAR-10 or CIFAR-100, or class folders of them under "
     "train/ and test/; without it, torchvision downloads"
 )
-OUT = "everything that is written goes here (default: %(default)s)"
-WORKERS = "processes that train a run each, sharing the CPU threads (default: %(default)s)"
-CLUSTER = "run on a Ray cluster, of which --threads CPUs a run; 'local' is this machine"
-THREADS = "CPU threads of all workers together, or of one run of a cluster (default: torch's)"
-DRY_RUN = "print runs, steps, and time by a short calibration, and run nothing; needs no data"
+OUT = "the folder for all files (default: %(default)s)"
+WORKERS = "processes that train one run each and share the CPU threads (default: %(default)s)"
+CLUSTER = "run on a Ray cluster, with --threads CPUs for each run; 'local' is this machine"
+THREADS = "CPU threads of all workers together, or of each run on a cluster (default: torch's)"
+DRY_RUN = "print runs, steps and an estimated time, without training; needs no data"
 CUDA_GRAPHS = (
-    "replay forward and backward passes as a CUDA graph, several times faster where a GPU waits "
+    "replay forward and backward passes as a CUDA graph, several times faster if the GPU waits "
     "for Python; not for methods that act in the forward pass"
 )
 NARROWING = ("methods", "inits", "densities", "seeds")
@@ -98,7 +98,7 @@ def choose(preset: str, options: argparse.Namespace) -> list[tuple[Protocol, tup
     known = list(dict.fromkeys(part for one in protocols for part in one.choices.parts))
     for name in options.studies or ():
         if name not in known:
-            raise ProtocolError(f"--studies {name}: there is none; {meant(name, known)}")
+            raise ProtocolError(f"--studies {name}: there is no such study; {meant(name, known)}")
     everything = options.all or not is_narrowed(options)
     asked = options.studies or (known if everything else [MAIN])
     return [(one, tuple(part for part in one.choices.parts if part in asked)) for one in protocols]
@@ -114,7 +114,7 @@ def _narrowed(protocol: Protocol, options: argparse.Namespace) -> Protocol:
     choices = protocol.choices.model_dump() | given
     methods = given.pop("methods", None)
     for study in choices["studies"]:
-        # A study must not get methods that are not its own.
+        # A study keeps to its own methods.
         own = [method for method in methods or study["methods"] if method in study["methods"]]
         study.update(given, methods=own)
     search = choices["search"]

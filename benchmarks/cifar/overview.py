@@ -1,4 +1,4 @@
-"""The CIFAR results in short: one table, and what may be said of it."""
+"""The CIFAR results in short: one table, and the statements that it supports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.common.tables import MISSING, table_of
 
 RESULTS = Path(__file__).parent / "results"
 FILE = "results.jsonl"
-#: With what others are compared, the mask that never moves first: the short table is about that.
+#: The methods with which others are compared. The first, static, is the reference of the table.
 REFERENCES = ("static", "rigl")
 ORDERS = {"ahead": "Ahead of", "behind": "Behind", "open": "Not clearly different from"}
 #: What the columns of the table are.
@@ -42,7 +42,7 @@ def groups(folder: Path) -> list[Group]:
 
 
 def headline(results: Path = RESULTS) -> list[Group]:
-    """What to show first: every full protocol, and the reduced one that says most."""
+    """The groups to show first: all full protocols, and the most informative reduced protocol."""
     found = [group for folder in folders(results) for group in groups(folder)]
     reduced = [group for group in found if group.protocol["reduced"]]
     most = sorted(reduced, key=_telling, reverse=True)[:1]
@@ -50,13 +50,13 @@ def headline(results: Path = RESULTS) -> list[Group]:
 
 
 def _telling(group: Group) -> tuple[bool, bool, int]:
-    """With the dense network beside, a full protocol shortened, and many runs: in this order."""
+    """The rank of a reduced protocol: has the dense network, shortens a full one, has most runs."""
     is_shortened = group.protocol.get("full_steps") is not None
     return group.dense() is not None, is_shortened, len(group.records)
 
 
 def protocol(group: Group) -> str:
-    """What was run, and whether that is the paper's protocol."""
+    """The protocol and its runs, and whether it is the paper's protocol."""
     about, runs = group.protocol, len(group.records)
     kind, warning = "The full protocol", ""
     if about["reduced"]:
@@ -89,7 +89,7 @@ def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> l
 
 
 def main_variants(group: Group) -> list[Variant]:
-    """The variants at the init and density with the most runs of it, and those without an init."""
+    """The variants at the init and density with the most runs, and the variants without an init."""
     runs: Counter[tuple[str | None, float | None]] = Counter()
     for variant in group.variants:
         if variant.init is not None:
@@ -99,7 +99,7 @@ def main_variants(group: Group) -> list[Variant]:
 
 
 def order_sentences(group: Group, variants: Sequence[Variant]) -> Iterator[str]:
-    """Who is ahead of each reference and who behind, as far as the spread lets that be said."""
+    """The methods ahead of each reference and behind it, where the spread allows a statement."""
     if group.deviation is None:
         yield "A single seed does not tell the methods apart."
         return
@@ -113,9 +113,9 @@ def order_sentences(group: Group, variants: Sequence[Variant]) -> Iterator[str]:
 def _from(
     group: Group, variant: Variant, reference: str, among: Sequence[Variant]
 ) -> Difference | None:
-    """The paired difference from the one of a method at the same density and init.
+    """The paired difference from the ``reference`` method at the same density and init.
 
-    A variant without an init is compared if there is one such among the variants.
+    A variant without an init is compared if exactly one variant of the reference has its density.
     """
     found = [
         other

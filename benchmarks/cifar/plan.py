@@ -82,8 +82,8 @@ def with_sources(jobs: Iterable[Job]) -> list[Job]:
 class Agenda:
     """The unfinished jobs of a list.
 
-    A job is ready when the masks that it starts with are there. A finished run whose masks are
-    needed but gone is done again for them; its result is not written twice.
+    A job is ready when its initial masks exist. If masks of a finished run are needed but missing,
+    the run is repeated for them; its result is not written twice.
     """
 
     def __init__(self, jobs: Sequence[Job], folder: Folder) -> None:
@@ -129,13 +129,13 @@ class Agenda:
 
 @dataclass(frozen=True)
 class Part:
-    """A protocol, its parts to run, and what is known of its data.
+    """A protocol, its parts to run, and the facts about its data.
 
     Args:
         protocol: The protocol, with the ``choices`` of this session.
         parts: Names of the parts, as in ``Choices.parts``.
-        data: The data set's fingerprint; empty where there is no data yet.
-        images: Training images, those for validation included.
+        data: The data set's fingerprint; empty if the data is not known.
+        images: Number of training images, including those for validation.
     """
 
     protocol: Protocol

@@ -1,9 +1,9 @@
-"""Three ways to do jobs: here one after the other, in processes of this machine, on a cluster.
+"""Three pools for jobs: one after the other, in processes of this machine, or on a cluster.
 
-All of them call ``worker.do``, which claims a job in the shared folder first, so that no job is
-done twice, however many sessions share the folder. A pool has a ``width``, so many jobs at a time;
-``submit`` gives a future of what ``do`` returns; ``close`` ends jobs, which go on from their last
-checkpoints another time.
+All of them call ``worker.do``, which first claims a job in the shared folder. So no job is done
+twice, however many sessions share the folder. A pool runs ``width`` jobs at a time. ``submit``
+returns a future for the result of ``do``. ``close`` ends jobs; a later session continues them from
+their last checkpoints.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Processes:
     def __init__(self, setup: Setup, workers: int) -> None:
         self.width = workers
         self._setup = setup
-        # Forked processes would share the threads of torch, which do not survive it.
+        # Not "fork", because torch's threads do not survive a fork.
         self._context = multiprocessing.get_context("spawn")
-        # The other end closes when the session ends, also if it crashes.
+        # This end closes when the session ends, also after a crash.
         self._told, self._end = self._context.Pipe(duplex=False)
         self._executor = self._start()
 

@@ -27,7 +27,7 @@ from benchmarks.common.files import claimed, plain_name
 Train = Callable[[Sequence[RunSpec]], Mapping[RunSpec, Record]]
 
 SECONDS_BETWEEN_LOOKS = 5.0
-# Under this name a trial in the journal knows which one of the search's it is.
+# The attribute of a trial in the journal that holds its position in the search.
 POSITION = "position"
 
 
@@ -71,7 +71,7 @@ class Tuning:
     def run(self, folder: Folder, train: Train) -> None:
         """Continue the study until it has its number of trials.
 
-        Those at random are done together, because none of them waits for another's result.
+        Random trials run together, because they do not depend on each other's results.
 
         Raises:
             SearchError: If a run failed. The search does the same trial again the next time.
@@ -106,7 +106,7 @@ class Tuning:
             direction="maximize",
             load_if_exists=True,
         )
-        # Unfinished trials of killed processes would count as bad ones. No process works on them,
+        # Unfinished trials of killed processes would count as bad trials. No process works on them,
         # because only the process with the claim gets here.
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
@@ -155,7 +155,7 @@ def tune(searches: Sequence[Tuning], folder: Folder, train: Train) -> list[Searc
     """Run all searches; first the searches on which no other process works.
 
     Returns:
-        The errors that ended a search; the other searches are done all the same.
+        The errors that ended a search; the other searches are completed.
     """
     folder.search.parent.mkdir(parents=True, exist_ok=True)
     left, errors = list(searches), []

@@ -1,8 +1,8 @@
-"""The structure of a trained network on disk: its masks, and what the smaller network needs.
+"""The structure of a trained network on disk: its masks and vectors.
 
-What can be taken out follows from the masks, from the vectors (BatchNorm's scales, shifts and
-statistics, biases) that make constants of dropped channels, and from nothing else. So a file has no
-trained weights, and compressed it has less than a bit for each.
+These decide which channels can be removed: the masks, and the vectors (BatchNorm's scales, shifts
+and statistics, biases) from which dropped channels get constants. So a file has no trained weights,
+and takes less than a bit for each weight when it is compressed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Load what ``save_tensors`` wrote, onto the CPU."""
+    """Load the tensors that ``save_tensors`` wrote, on the CPU."""
     with np.load(path) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 

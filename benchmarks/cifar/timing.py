@@ -66,7 +66,7 @@ def time_jobs(jobs: Sequence[Job], setup: Setup, threads: int) -> None:
         if record is None or known.has(key):
             continue
         if recipe_of(job.spec.method).leaves_structure and not structure.exists():
-            print(f"{job.title}: not timed, {structure.name} is not here")
+            print(f"{job.title}: not timed, because {structure.name} is missing")
             continue
         print(f"{job.title}: measuring its times")
         process = psutil.Process()
@@ -104,7 +104,7 @@ def _measure(
 
 
 class Form(NamedTuple):
-    """A network for inference, what was done to it, and some numbers about it."""
+    """A network for inference, its form, and some numbers about it."""
 
     kind: str
     model: nn.Module
@@ -211,7 +211,7 @@ def measure_training(
 ) -> dict[str, Any]:
     """Times of training steps, and their ratio to dense steps of the same round.
 
-    Both train on one batch of noise: reading images is not in it.
+    Both train on one batch of noise, so that the times do not include the reading of images.
 
     Returns:
         ``batch``; quartiles of ``own`` and ``dense`` milliseconds of ordinary steps, of the
@@ -235,8 +235,7 @@ def measure_training(
 def step_ratio(rounds: Rounds, updates_a_step: float) -> Quartiles:
     """Quartiles, over rounds, of the mean time of a method's step over a dense step.
 
-    A round without a mask update, as there are before gradual pruning begins, has ordinary steps
-    only.
+    A round without a mask update has ordinary steps only, as before the start of gradual pruning.
 
     Example:
         >>> own = {"ordinary": 2.0, "update": 6.0}
@@ -253,7 +252,7 @@ def step_ratio(rounds: Rounds, updates_a_step: float) -> Quartiles:
 def _cycle(
     protocol: Protocol, spec: RunSpec, device: torch.device, rounds: int
 ) -> Callable[[], dict[str, float]]:
-    """Measures an ordinary step, the median of several, and a mask update after them."""
+    """A function that measures ordinary steps, their median, and a mask update after them."""
     training = protocol.training
     longer = training.model_copy(update={"epochs": STRETCH * STEPS * (rounds + 1)})
     longer_protocol = protocol.model_copy(update={"training": longer})

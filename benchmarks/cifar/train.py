@@ -29,7 +29,7 @@ from benchmarks.cifar.models import build_model
 from benchmarks.common.files import write_atomic
 from sparseopt import RigLStruct, SparseOptimizer, SpeedUp, speed_up
 
-# A log file is not a terminal: there a line every half minute is enough.
+# In a log file, which is not a terminal, a line every half minute is enough.
 LOG_INTERVAL = 30.0
 
 
@@ -40,8 +40,8 @@ class Run:
     the same for all methods, which makes differences between methods paired.
 
     Args:
-        protocol: What all runs share.
-        spec: What this one is.
+        protocol: The protocol, which all runs share.
+        spec: The settings of this run.
         splits: The data, on the training device.
         masks: The masks to start with; None draws them.
         cuda_graphs: Replay the passes of full batches as a CUDA graph.
@@ -73,7 +73,7 @@ class Run:
         self._captured: CapturedPasses | None = None
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
-        # For each epoch: other work on the machine lengthens the CPU time of some epochs only.
+        # By epoch, because other work on the machine lengthens the CPU time of some epochs only.
         self.cpu_seconds: list[float] = []
 
     @property
@@ -91,7 +91,7 @@ class Run:
 
         Args:
             checkpoint: Where the state is saved.
-            title: Heads a progress bar; None shows none.
+            title: The title of the progress bar; None shows no bar.
         """
         with tqdm(
             desc=title,
@@ -169,12 +169,12 @@ class Run:
         return buffer.getvalue()
 
     def resume(self, path: Path) -> bool:
-        """Continue from a checkpoint, if there is one; say whether there was."""
+        """Continue from a checkpoint, if it exists; return whether it does."""
         if not path.exists():
             return False
         state = torch.load(path, map_location="cpu", weights_only=True)
-        # A plan is used again and not measured again: another plan would give other bits. An empty
-        # plan is measured again, because the network may have been too dense when it was made.
+        # The plan is not measured again, because another plan would give other bits. Only an empty
+        # plan is, because the network may have been too dense when it was made.
         self._start_speed_up(state["plan"] or None)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
@@ -230,7 +230,7 @@ def run_on_noise(protocol: Protocol, spec: RunSpec, device: torch.device) -> Run
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of everything in the model's state dict, so that two runs can be compared exactly."""
+    """SHA-256 of the complete state dict of a model, to compare two runs exactly."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

@@ -33,7 +33,7 @@ class Setup:
 
     Args:
         folder: The folder that everything is written to.
-        data_dir: The images; None has torchvision download them.
+        data_dir: The folder of the images; with None, torchvision downloads them.
         threads: CPU threads of a process; None leaves torch's choice.
         imports: Modules to import.
         cuda_graphs: Replay the passes of training as CUDA graphs.
@@ -86,7 +86,7 @@ def new_run(setup: Setup, job: Job) -> Run:
     splits, fingerprint = _splits(job.protocol, setup)
     if fingerprint != job.data:
         raise DataError(
-            f"{job.title} was planned for the images {job.data}, but here are {fingerprint}"
+            f"{job.title} was planned for the images {job.data}, but --data-dir has {fingerprint}"
         )
     masks = None if job.source is None else load_tensors(setup.folder.masks(job.source.key))
     return Run(job.protocol, job.spec, splits, masks, cuda_graphs=setup.cuda_graphs)
@@ -101,8 +101,8 @@ def import_modules(names: Iterable[str]) -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise ProtocolError(
-                f"--import {name}: {error}; it takes modules that can be imported from here, such "
-                "as my_method for my_method.py in this folder"
+                f"--import {name}: {error}; it takes modules that can be imported from this "
+                "folder, such as my_method for my_method.py"
             ) from error
 
 
@@ -115,7 +115,7 @@ def _prepare(setup: Setup) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-# Only the last one's: each is a quarter of a gigabyte in every process.
+# Only the last data set is kept: each takes a quarter of a gigabyte in every process.
 @functools.lru_cache(maxsize=1)
 def _splits(protocol: Protocol, setup: Setup) -> tuple[Splits, str]:
     data_dir = None if protocol.dataset == DIGITS else setup.data_dir

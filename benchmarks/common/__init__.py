@@ -1,1 +1,1 @@
-"""What all benchmarks share: files, versions and hardware, tables and figures."""
+"""Code that all benchmarks share: files, versions and hardware, tables and figures."""

@@ -34,7 +34,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def in_words(environment: dict[str, Any]) -> str:
-    """What ``describe_environment`` returned, in a line."""
+    """The result of ``describe_environment`` in one line."""
     versions = ", ".join(
         f"{name} {environment[name]}" for name in ("sparseopt", "torch", "numpy", "python")
     )
@@ -43,16 +43,18 @@ def in_words(environment: dict[str, Any]) -> str:
 
 
 def machines(environments: Iterable[dict[str, Any]]) -> str:
-    """On what figures were measured, in a phrase."""
-    found = (f"{_hardware(one)}, torch {one['torch']}" for one in environments)
+    """The machines on which figures were measured, in a phrase."""
+    found = (f"{_hardware(about)}, torch {about['torch']}" for about in environments)
     return "; ".join(dict.fromkeys(found))
 
 
 def measured_on(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """A paragraph on the places where things were measured, and where there are several, which.
+    """A paragraph that names the places where things were measured.
+
+    If there are several places, it names the things of each.
 
     Args:
-        pairs: A thing and its place.
+        pairs: Pairs of a thing and its place.
     """
     things: dict[str, list[str]] = {}
     for thing, place in pairs:
@@ -72,14 +74,14 @@ def _hardware(environment: dict[str, Any]) -> str:
 
 
 def processor_name() -> str:
-    """The processor's marketing name where the system tells it, and the family of that name."""
+    """The processor's marketing name and its family, where the system provides them."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         first, *_ = cpuinfo.read_text().split("\n\n")
         facts = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in first.splitlines())
         if "model name" in facts:
             family = facts.get("cpu family")
-            # Virtual machines leave out the number that tells one generation from another.
+            # The names in virtual machines lack the number that distinguishes generations.
             return facts["model name"] + (f" (family {family})" if family else "")
     return platform.processor() or platform.machine()
 

@@ -1,4 +1,4 @@
-"""What figures of all benchmarks have in common: their legend, and how they are written."""
+"""The common parts of all benchmarks' figures: the legend, and the files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESOLUTION = 150
 
 
 def legend_beside(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend for all panels, right of the whole figure."""
+    """Add one legend for all panels, to the right of the figure."""
     entries: dict[str, Any] = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 
 def plain_name(text: str) -> str:
-    """A text as part of a file's name: a protocol that was changed has all sorts of signs in its.
+    """A text as part of a file's name: the name of a changed protocol contains special characters.
 
     Example:
         >>> plain_name("cpu with model.kind=own/net:make")
@@ -52,9 +52,9 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what writers of ``path`` that were killed have left beside it.
+    """Remove the temporary files that killed writers of ``path`` have left beside it.
 
-    The caller has to know that nobody is writing the file now.
+    The caller must make sure that no process is writing the file now.
     """
     for leftover in path.parent.glob(f".{path.name}.*"):
         leftover.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What was measured in rounds: seconds of several contenders' phases, compared within a round."""
+"""Measurements in rounds: seconds of several contenders' phases, compared within a round."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from sparseopt.speedup.timing import in_turn
 
-#: Seconds by phase, of one contender in one round.
+#: The seconds of each phase, for one contender in one round.
 Sample = dict[str, float]
 #: Count, median and quartiles; None where nothing was measured.
 Quartiles = dict[str, float] | None
@@ -41,7 +41,7 @@ class Rounds:
         return quartiles(times / self.of(*to))
 
     def summary(self, times: pd.Series[float], to: tuple[str, str]) -> dict[str, Quartiles]:
-        """Summarise times, in milliseconds and as multiples of another's phase."""
+        """Summarise times, in milliseconds and as multiples of another contender's phase."""
         return {"milliseconds": quartiles(MILLI * times), "ratio": self.ratio(times, to)}
 
 
@@ -54,7 +54,7 @@ def measure_rounds(
 
 
 def quartiles(values: pd.Series[float]) -> Quartiles:
-    """Return count, median and quartiles of the values there are.
+    """Return count, median and quartiles of the values that are not NaN.
 
     Example:
         >>> quartiles(pd.Series([1.0, 2.0, None, 3.0, 4.0, 5.0]))

@@ -1,4 +1,4 @@
-"""The few forms of Markdown that reports are made of."""
+"""The few Markdown elements of which reports are made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MISSING = "-"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table and an empty one; nothing where there are no rows."""
+    """The lines of a table and an empty line; no lines if there are no rows."""
     if not rows:
         return []
     lines = [header, ["---"] * len(header), *rows]
@@ -16,14 +16,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def table_of(rows: Iterable[Mapping[str, str]], columns: Sequence[str] = ()) -> list[str]:
-    """The same from rows that say which column each cell is in, of all columns or of those."""
+    """The lines of a table from rows that map columns to cells; ``columns`` may select some."""
     cells = list(rows)
     header = columns or (list(cells[0]) if cells else ())
     return table(header, [[row[name] for name in header] for row in cells])
 
 
 def section(heading: str, *parts: Sequence[str]) -> list[str]:
-    """A heading and what stands below it; nothing where nothing does."""
+    """A heading and the lines below it; no lines at all if there is nothing below it."""
     lines = [line for part in parts for line in part]
     return [f"### {heading}", "", *lines] if any(lines) else []
 

@@ -1,10 +1,10 @@
-"""Numbers as people say them."""
+"""Numbers in words."""
 
 from __future__ import annotations
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """A duration in suitable units.
 
     Example:
         >>> format_duration(40), format_duration(3_720), format_duration(300_000)

@@ -1,1 +1,1 @@
-"""What the wrapper costs beside the plain optimizer: run it with ``benchmarks/overhead/run.py``."""
+"""The cost of the wrapper beside the plain optimizer: run ``benchmarks/overhead/run.py``."""

@@ -64,7 +64,8 @@ class Case:
         """Make the plain contenders, and the contenders in ``names`` that can take part.
 
         Returns:
-            The contenders by name, each with a copy of the model, and why others are absent.
+            The contenders by name, each with a copy of the model, and the reasons why others are
+            absent.
         """
         # The contenders of the last case are large, and may be in reference cycles.
         gc.collect()

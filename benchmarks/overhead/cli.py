@@ -25,16 +25,16 @@ from benchmarks.overhead.workloads import WORKLOADS
 from sparseopt.speedup import kernels
 
 DESCRIPTION = f"""\
-Measure what sparse training costs, beside the plain optimizer and beside other libraries: time of
-a step, of a mask update and of a whole training step, and bytes held. All contenders are stepped
-in turn in one process, and every ratio is of two times of the same round.
+Measure the cost of sparse training, beside the plain optimizer and beside other libraries: time of
+a step, of a mask update and of a full training step, and bytes held. All contenders are stepped in
+turn in one process, and every ratio is of two times of the same round.
 
 Other libraries are installed with {INSTALL}. Those that are missing are named in
 the report, with the reason.
 
-Writes DIR/results.json, anew after every model, density, optimizer and kind of figures, so a
-measurement can be made in parts and repeated in parts. The report and the plot are made from it
-alone. To try it: --models mlp.
+DIR/results.json is written again after every model, density, optimizer and kind of figures, so a
+measurement can be made in parts and repeated in parts. The report and the plot are made from this
+file only. To try it: --models mlp.
 """
 RESULTS = "results.json"
 MEASURES: dict[str, Callable[[Case], dict[str, Any]]] = {
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    contenders = f"who is measured beside plain: {', '.join(map(repr, CHOICES))}"
+    contenders = f"contenders beside plain: {', '.join(map(repr, CHOICES))}"
     figures = (
         "steps: the optimizer alone, and what it holds; training: whole training steps; profile: "
         "where the time goes"
@@ -82,7 +82,7 @@ def _add_choices(
     text: str,
     default: Iterable[str] = (),
 ) -> None:
-    """An option that takes several of the choices, all of them unless a default says less."""
+    """Add an option that takes several of the choices; without a default, all of them."""
     shown = " ".join(default) or "all"
     parser.add_argument(
         option,

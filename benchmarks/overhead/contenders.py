@@ -1,4 +1,4 @@
-"""The contenders of the comparison: an optimizer with its own copy of the model each."""
+"""The contenders of the comparison: each is an optimizer with its own copy of the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _IMPLEMENTATIONS = {
 OPTIMIZERS = tuple(
     f"{family}-{implementation}" for family in _FAMILIES for implementation in _IMPLEMENTATIONS
 )
-#: What is measured unless the user says otherwise: one implementation of SGD, all of AdamW.
+#: The default of the measurement: one implementation of SGD, and all of AdamW.
 USUAL = ("sgd-for-loop", "adamw-for-loop", "adamw-foreach", "adamw-fused")
 
 PLAIN = "plain"
@@ -75,7 +75,7 @@ class Sparsity:
 class Contender:
     """One optimizer with its own copy of the model.
 
-    Subclasses override what differs. The inner optimizer is given by name.
+    Subclasses override the methods that differ. The inner optimizer is given by name.
     """
 
     def __init__(self, model: nn.Module, optimizer: str, sparsity: Sparsity) -> None:
@@ -96,7 +96,7 @@ class Contender:
         return [attrgetter(name)(self.model) for name in names]
 
     def step(self) -> None:
-        """Make one optimizer step: all that follows ``backward()`` in a training step."""
+        """Make one optimizer step: everything after ``backward()`` in a training step."""
         self.optimizer.step()
 
     @property
@@ -105,7 +105,7 @@ class Contender:
         return False
 
     def before_update(self, samples: int) -> None:
-        """Provide what an update needs beside gradients, as ``samples`` samples would."""
+        """Provide the data that an update needs beside gradients, as ``samples`` samples would."""
 
     def masks(self) -> dict[str, Tensor]:
         """Return copies of the masks by module name, one bool a weight."""
@@ -147,6 +147,6 @@ class Wrapped(Contender):
 
 
 class WrappedMasked(Wrapped):
-    """As :class:`Wrapped`, with dense optimizer state."""
+    """A :class:`Wrapped` with dense optimizer state."""
 
     state = "masked"

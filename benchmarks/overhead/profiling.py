@@ -19,7 +19,7 @@ from benchmarks.overhead.steps import StepTimer
 
 #: Cycles of steps, each with one update, that are profiled.
 CYCLES = 3
-#: Operators that are kept of a profile, those that take most.
+#: The number of operators that a profile keeps, the longest first.
 ROWS = 20
 #: Only the names of torch's operators contain this.
 OPERATOR = "::"
@@ -58,7 +58,7 @@ def _operators(contender: Contender, device: torch.device) -> pd.DataFrame:
     # Threads that gather layers existed before the profiler.
     every_thread = _ExperimentalConfig(profile_all_threads=True)
     with profile(activities=activities, experimental_config=every_thread) as profiler:
-        # The time between operators counts as this.
+        # This event gets the time between operators.
         with record_function(OUTSIDE):
             contender.step()
         if on_gpu:

@@ -1,4 +1,4 @@
-"""``report.md`` and its plot, made from the results file alone."""
+"""``report.md`` and its plot, made from the results file only."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ operators that they call.
 
 
 def write_report(path: Path) -> list[Path]:
-    """Write the report and the plot beside the results file ``path``; return what was written."""
+    """Write the report and the plot beside the results file ``path``; return their paths."""
     results = Results(path)
     lines, written = ["# Time and memory: all measurements", "", EXPLANATIONS], []
     figure = cost_figure(results)

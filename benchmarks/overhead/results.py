@@ -28,7 +28,7 @@ class Results:
 
     def put(self, entry: Entry) -> None:
         """Add ``entry`` in place of an earlier one of the same case and figures, and write all."""
-        # Another process may have measured another part meanwhile.
+        # Another process may have measured another part in the meantime.
         known = self._read().get("entries", [])
         kept = [other for other in known if _key(other) != _key(entry)]
         self.entries = sorted([*kept, entry], key=_key)

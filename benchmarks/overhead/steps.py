@@ -25,13 +25,13 @@ UPDATE_SAMPLES = 128
 
 
 class StepTimer:
-    """Steps contenders with made-up gradients and times it.
+    """Steps contenders with made-up gradients, and times the steps.
 
-    The phases of a sample are ``masking``, everything between the parameters and their gradients:
-    weights as a forward pass sees them, the accumulation of gradients and its hooks; and then
-    either ``step`` or, where masks moved, ``update``. ``parameters`` counts the plain model.
+    A sample has two phases. ``masking`` is everything between the parameters and their gradients:
+    the weights that a forward pass reads, the accumulation of gradients, and hooks. The other phase
+    is ``step`` or, if masks moved, ``update``. ``parameters`` counts the plain model.
 
-    Gradients are fixed random numbers, other ones each step, so that masks keep moving. They are
+    Gradients are fixed random numbers, different at each step, so that masks keep moving. They are
     windows into one tensor, so a thousand sets take hardly more memory than the largest gradient.
     """
 
@@ -84,16 +84,16 @@ def measure(case: Case) -> dict[str, Any]:
     """Step every contender once a round; return medians and quartiles, density and bytes of each.
 
     ``step`` and ``update``: milliseconds, and ratio to the plain optimizer's step of the same
-    round; ``update`` also as a ratio to the reference optimizer's step. ``masking``: what it takes
+    round; ``update`` also as a ratio to the reference optimizer's step. ``masking``: the time
     beyond the plain optimizer's accumulation of gradients, in milliseconds and relative to the
-    plain optimizer's step. None where a contender has no such phase.
+    plain optimizer's step. None if a contender lacks the phase.
     """
     contenders, absent = case.line_up(case.contenders, case.update_every)
     model = case.build_model()
     parameters = dict(model.named_parameters())
     sizes = {name: layer.weight.numel() for name, layer in sparse_layers(model).items()}
     timer = StepTimer(parameters, case.device)
-    # A full cycle, so that the first update is warm too.
+    # A full cycle warms up the first update too.
     measure_rounds(contenders, timer, case.update_every)
     masks = {name: contender.masks() for name, contender in contenders.items()}
     rounds = measure_rounds(contenders, timer, case.repeated(case.rounds))
@@ -129,7 +129,7 @@ def _times(rounds: Rounds, name: str) -> dict[str, Any]:
 def _what_masks_did(
     before: dict[str, Tensor], masks: dict[str, Tensor], sizes: dict[str, int]
 ) -> dict[str, Any]:
-    """Return the live share of the weights in ``sizes``, and the share of these that is newly live.
+    """Return the live share of the weights in ``sizes``, and the newly live share of live weights.
 
     All weights of a layer without a mask are live.
     """

@@ -77,8 +77,8 @@ def training_table(entries: Sequence[Entry], steps: Mapping[str, Entry]) -> list
 def share_of_training(training: Entry, steps: Entry | None, name: str) -> float | None:
     """Return the extra time of masking and of ``step()``, as a share of a plain training step.
 
-    ``step()`` is taken from within training steps. Masking, which hides in the backward pass there,
-    is taken from where nothing else is timed with it, if that was on the same processor.
+    The time of ``step()`` comes from training steps. Masking is a part of the backward pass there,
+    so its time comes from the figures of the optimizer alone, if they have the same processor.
     """
     if steps is None or name == PLAIN or name not in steps["contenders"]:
         return None

@@ -116,7 +116,7 @@ WORKLOADS = {
         "128 images of 32x32",
         _random(128, (3, 32, 32), 10),
     ),
-    # At the usual 224x224 a step takes twelve times as long and the optimizer's share is smaller.
+    # At the usual 224x224 a step takes twelve times as long, and the optimizer's share is smaller.
     "resnet-50": Workload(
         "ResNet-50", resnet50, "16 images of 64x64", _random(16, (3, 64, 64), 1000)
     ),
@@ -126,7 +126,7 @@ WORKLOADS = {
         "2 sequences of 128 tokens",
         _sequences,
     ),
-    # A policy as in MuJoCo: so small that calls take more time than arithmetic.
+    # A policy as for MuJoCo tasks, so small that calls take more time than arithmetic.
     "mlp": Workload("17-64-64-6", _policy, "256 states", _random(256, (17,), 6), repeats=20),
     "bag": Workload(
         "1,000 linear layers of 32x32",

@@ -1,1 +1,1 @@
-"""How much faster models become without their dropped channels and weights."""
+"""The speed of models without their dropped channels and weights."""

@@ -1,8 +1,8 @@
 """The command line of ``benchmarks/speed/run.py``.
 
-Every figure is a module that has ``add_options(parser)``, ``measure(options)``, which yields pairs
-of a file's name and the record in it, and ``report_lines(records, folder)``. A new figure is such a
-module and a line in :data:`FIGURES`.
+Every figure is a module with three functions: ``add_options(parser)``; ``measure(options)``, which
+yields pairs of a file's name and the record in it; and ``report_lines(records, folder)``. A new
+figure needs such a module and a line in :data:`FIGURES`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ FIGURES: dict[str, ModuleType] = {
 }
 REPORT = "report.md"
 DESCRIPTION = """\
-What sparsity gives in time. Each figure is measured by a command, is written into files of its own
-in DIR, and DIR/report.md is made from all such files there. What is compared is timed in turn, in
-one process. `report` measures nothing, and makes the report again.
+Measure how much time sparsity saves. Each command measures one figure and writes it into files of
+its own in DIR; DIR/report.md is made from all such files. Calls that are compared are timed in
+turn, in one process. `report` measures nothing, and makes the report again.
 """
 INTRODUCTION = (
     "Times are medians of calls in turn, in a new random order each round, in one process. "
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _common() -> argparse.ArgumentParser:
-    """The options of every command; each has its own, because a figure may change a default."""
+    """The options of all commands; each command gets its own, because it may change a default."""
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
     add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")

@@ -29,7 +29,8 @@ from sparseopt.speedup.timing import Timing, time_in_turn
 
 FIGURE = "condensed"
 TOKENS = 50_257
-#: Calls whose latency is recorded, one after the other, as many as fit into so many seconds.
+#: Latencies of calls one after the other: at most this many, at least LEAST_CALLS, and in between
+#: as many as fit into SECONDS.
 CALLS = 200
 LEAST_CALLS = 40
 SECONDS = 8.0
@@ -37,7 +38,7 @@ CALLERS = 2
 
 
 def gpt2_small() -> nn.Module:
-    """GPT-2 small (Radford et al., 2019), that is given one token."""
+    """GPT-2 small (Radford et al., 2019), for inputs of one token."""
     model = Gpt(blocks=12, length=1)
     model.characters = nn.Embedding(TOKENS, 768)
     model.head = nn.Linear(768, TOKENS, bias=False)
@@ -46,13 +47,13 @@ def gpt2_small() -> nn.Module:
 
 @dataclass(frozen=True)
 class Network:
-    """What is run.
+    """A network and its inputs.
 
     Attributes:
-        title: its name in tables.
-        model: makes it.
-        inputs: makes a batch of so many samples.
-        linear_only: whether linear layers alone are sparse, all but the last.
+        title: the network's name in tables.
+        model: a function that makes the network.
+        inputs: a function that makes a batch of a given number of samples.
+        linear_only: whether only linear layers are sparse, all except the last.
     """
 
     title: str
@@ -76,7 +77,7 @@ NETWORKS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What a user can choose."""
+    """Add the options of this figure."""
     add = parser.add_argument
     add("--network", choices=tuple(NETWORKS), default="wrn-22-2", help="default: %(default)s")
     add("--batch", type=int, default=64, help="samples at once (default: %(default)s)")
@@ -88,10 +89,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
-    """Condense one network, and time what came of it."""
+    """Condense one network, and time the result."""
     reason = kernels.why_not()
     if reason is not None:
-        raise SystemExit(f"the sparse kernels are not to be had here: {reason}")
+        raise SystemExit(f"the sparse kernels are not available on this machine: {reason}")
     keep_freed_memory()
     torch.manual_seed(0)
     network = NETWORKS[options.network]
@@ -148,7 +149,7 @@ def masks_of(network: Network, model: nn.Module, init: str, density: float) -> d
 
 
 def file_sizes(model: nn.Module, masks: dict[str, Tensor]) -> Record:
-    """Return bytes of sparse weights: dense in float32, and what a sparse file takes for them."""
+    """Return the bytes of sparse weights: dense in float32, and in a sparse file."""
     dense = sum(4 * mask.numel() for mask in masks.values() if not mask.all())
     rest = sum(one.numel() * one.element_size() for one in model.state_dict().values()) - dense
     sizes = {"dense": dense}
@@ -162,7 +163,7 @@ def file_sizes(model: nn.Module, masks: dict[str, Tensor]) -> Record:
 
 @torch.no_grad()
 def serve(model: nn.Module, x: Tensor) -> Record:
-    """Return latencies of calls one after the other, and how many several threads make."""
+    """Return the latencies of calls one after the other, and the calls a second by threads."""
     warm = min(_seconds(model, x) for _ in range(5))
     count = max(LEAST_CALLS, min(CALLS, int(SECONDS / warm)))
     latencies = [_seconds(model, x) for _ in range(count)]
@@ -218,7 +219,7 @@ def _quartiles(timing: Timing) -> list[float]:
 
 
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
-    """A row for each network, batch and density; then what a server sees."""
+    """A row for each network, batch and density; then latencies and calls a second of a server."""
     lines = ["## Inference on live weights", ""]
     lines += paragraph(
         "Milliseconds from end to end of the fastest dense implementation and of the sparse model "
@@ -243,7 +244,7 @@ def rows(records: Sequence[Record]) -> list[dict[str, str]]:
 
 
 def served(records: Sequence[Record]) -> list[dict[str, str]]:
-    """Two rows for each network that was given one sample at a time."""
+    """Two rows for each network that was called with one sample at a time."""
     return [row for one in records if "server" in one for row in _served(one)]
 
 

@@ -22,7 +22,7 @@ RATIOS = (("compacted", "by hand"), ("compacted", "dense"), ("by hand", "dense")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What a user can choose."""
+    """Add the options of this figure."""
     add_amounts(parser, batches=(1, 64, 128), rounds=15, models=WORKLOADS)
 
 
@@ -31,7 +31,7 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
     workload, density = options.workload, options.density
     models, flops_ratio = build_models(workload, density)
     times = [
-        # One sample takes little time, and varies the most.
+        # One sample takes little time, and its time varies the most.
         measure_models(models, batch, options.rounds * (4 if batch == 1 else 1))
         for batch in options.batches
     ]

@@ -22,7 +22,7 @@ DENSITIES = (0.2, 0.1, 0.05, 0.01)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What a user can choose."""
+    """Add the options of this figure."""
     add_amounts(parser, batches=(1, 64), rounds=15)
 
 
@@ -38,7 +38,7 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
 
 
 def measure_layer(shape: tuple[int, int], density: float, rows: int, rounds: int) -> Record:
-    """Return the times of a layer that is given ``rows`` vectors at once."""
+    """Return the times of a layer for inputs of ``rows`` vectors."""
     torch.manual_seed(0)
     inputs, outputs = shape
     layer = nn.Linear(inputs, outputs)

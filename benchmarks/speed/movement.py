@@ -1,4 +1,4 @@
-"""Which channels have ever been live, layer by layer, after each update of a short training."""
+"""The channels that have ever been live, layer by layer, after each update of a short training."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.records import Record, made_with
 from sparseopt import CompactedTraining, SparseOptimizer
 
-#: The method whose neurons hardly ever go out, so that weights say what moves.
+#: A method that hardly ever ablates neurons, so that the movement of weights is shown.
 NEURONS = "srigl"
 CHANNELS = "rigl-struct"
 METHODS = (CHANNELS, NEURONS)
-#: How the training differs from a preset of the CIFAR benchmark.
+#: The changes of the training against a preset of the CIFAR benchmark.
 CHANGES = ("model.depth=22", "model.width=2", "training.epochs=1", "sparsity.delta_t=20")
 #: Steps at the end whose mean loss is recorded, to show that something was learned.
 LAST = 20
-#: What the report says of a run in columns of their own, beside what it found.
+#: The settings of a run that have columns of their own in the report.
 SHOWN = ("method", "model", "data", "density")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What a user can choose."""
+    """Add the options of this figure."""
     add = parser.add_argument
     data = "folder with CIFAR-10, as benchmarks/cifar takes it; without, scikit-learn's digits"
     add("--data-dir", type=Path, help=data)
@@ -55,7 +55,7 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
 
 
 def watch(protocol: Protocol, spec: RunSpec, splits: Splits) -> Record:
-    """Train for an epoch, and note after each update which channels have been live."""
+    """Train for an epoch, and record after each update which channels have been live."""
     run = Run(protocol, spec, splits)
     optimizer = run.optimizer
     assert isinstance(optimizer, SparseOptimizer)
@@ -83,8 +83,8 @@ def watch(protocol: Protocol, spec: RunSpec, splits: Splits) -> Record:
 
 
 def _note(optimizer: SparseOptimizer, ever: dict[str, Tensor]) -> Record:
-    """What is live now; channels that are, by layer, are added to those that were ``ever`` live."""
-    # The outputs of the model are none of its channels.
+    """Return the live channels by layer, and add them to the channels that were ``ever`` live."""
+    # The outputs of the model are not channels.
     layers = [layer for layer in optimizer.layers if layer.weight.dim() > 2 and not layer.is_dense]
     live = {layer.name: layer.mask.flatten(1).any(1) for layer in layers}
     ever.update({name: flags | ever.get(name, flags) for name, flags in live.items()})

@@ -1,4 +1,4 @@
-"""What every results file has, and the words for it."""
+"""The common parts of all results files, and their words in reports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def made_with(records: Iterable[Record], *names: str) -> list[str]:
-    """Say on which machine and at which commit records were made, each called by those values."""
+    """Return lines with the machine and commit of records, which ``names`` identify."""
     about = ((record, record["environment"]) for record in records)
     return measured_on(
         (
@@ -46,10 +46,10 @@ def fastest_row(
     """The fastest way of each model, and ratios of their times.
 
     Args:
-        record: What the models are.
-        batch: Its size.
+        record: The record of the models.
+        batch: The batch size.
         times: Milliseconds by ``"model, way"``.
-        ratios: Pairs of models.
+        ratios: Pairs of models whose ratio is shown.
     """
     found: dict[str, tuple[float, str]] = {}
     for name, time in times.items():
@@ -63,7 +63,7 @@ def fastest_row(
 
 
 def model_cells(record: Record, batch: int) -> dict[str, str]:
-    """What says in a table which model a row is about."""
+    """The cells of a table that identify the model of a row."""
     return {"model": record["workload"], "density": str(record["density"]), "batch": str(batch)}
 
 
@@ -73,7 +73,7 @@ def add_amounts(
     rounds: int,
     models: Collection[str] = (),
 ) -> None:
-    """Let the user choose batch sizes and rounds, with these defaults, and one of the models."""
+    """Add options for batch sizes and rounds, with these defaults, and for one of the models."""
     shown = " ".join(map(str, batches))
     add = parser.add_argument
     if models:

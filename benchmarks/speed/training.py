@@ -36,7 +36,7 @@ Call = Callable[[], None]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What a user can choose."""
+    """Add the options of this figure."""
     add_amounts(parser, batches=(128,), rounds=5, models=WORKLOADS)
 
 
@@ -53,8 +53,8 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
 def measure_training(workload: str, density: float, batch: int, rounds: int) -> Record:
     """Return medians of whole training steps, in milliseconds, of every model in every way.
 
-    *A pair* is an ordinary step and an update step; where the model is compacted, it becomes whole
-    and small again meanwhile.
+    *A pair* is an ordinary step and an update step. In between, a compacted model becomes full and
+    small again.
     """
     torch.manual_seed(0)
     trainers = _Trainers(workload, density, batch)
@@ -95,7 +95,7 @@ class _Trainers:
         }
 
     def _sparse(self, way: str, delta_t: int, stack: contextlib.ExitStack | None = None) -> Call:
-        """Train a masked model; without its dropped channels, if there is a stack to end that."""
+        """Train a masked model; with a stack, by a CompactedTraining that the stack ends."""
         model = self._dense(way)
         optimizer = self._rigl_struct(model, delta_t)
         step = self._step(way, model, optimizer)
@@ -146,7 +146,7 @@ def _twice(call: Call) -> Call:
 
 
 def average_steps(times: Mapping[str, float]) -> dict[str, float]:
-    """Return milliseconds of a step on average over ``DELTA_T`` of them, by ``"model, way"``."""
+    """Return the mean milliseconds of a step over ``DELTA_T`` steps, by ``"model, way"``."""
     average = {}
     for key, step in times.items():
         model, _, way = key.partition(", ")
@@ -157,7 +157,7 @@ def average_steps(times: Mapping[str, float]) -> dict[str, float]:
 
 
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
-    """A row for each workload, density and batch size, and one for each way of those."""
+    """A row for each workload, density and batch size; then a row for each way."""
     explanation = (
         "Full training steps: forward pass, backward pass and SGD with momentum. *Masked* is "
         "`rigl-struct`; *compacted* is the same in `CompactedTraining`, which computes dropped "

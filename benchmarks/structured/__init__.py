@@ -1,1 +1,1 @@
-"""Whole neurons and heads: what they cost in accuracy, and give in time."""
+"""Sparsity in whole neurons and heads: its cost in accuracy, and its gain in time."""

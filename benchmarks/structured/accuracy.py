@@ -23,7 +23,7 @@ from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, SRigL, com
 Record = dict[str, Any]
 
 METHODS = ("dense", "narrower", "thinner", "rigl-struct", "srigl", "rigl")
-#: What is trained, each in a sentence of the report.
+#: The trained networks, each with its words in the report.
 MEANING = {
     "dense": "the network itself",
     "narrower": "a residual stream of half the width, and so a quarter of the weights",
@@ -37,7 +37,7 @@ LABEL_SMOOTHING = 0.1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What a user can choose."""
+    """Add the options of this figure."""
     add = parser.add_argument
     add("--data-dir", type=Path, help="folder with CIFAR-10; without, scikit-learn's digits")
     add("--methods", nargs="+", choices=METHODS, default=METHODS)
@@ -149,7 +149,7 @@ class Run:
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self.steps - warm_up)))
 
     def _faster(self) -> Any:
-        """What makes this training faster, as a context."""
+        """The context manager that makes this training faster."""
         if isinstance(self.optimizer, SparseOptimizer):
             if self.method == "rigl-struct" and self.options.compacted:
                 return CompactedTraining(self.model, self.optimizer, example_inputs=self.example)
@@ -177,7 +177,7 @@ class Run:
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module) -> float:
-        """The share of test images that are classified rightly."""
+        """The share of test images that are classified correctly."""
         model.eval()
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         parts = zip(self.images.test.split(1000), self.images.test_labels.split(1000), strict=True)
@@ -218,8 +218,8 @@ class Run:
             "compacted_parameters": sum(one.numel() for one in smaller.parameters()),
             "heads": shape.heads,
             "neurons": shape.neurons,
-            # Of each layer that moves, which share of the weights has ever been live.
-            "live": {one.name: one.density for one in optimizer.layers if not one.is_dense},
+            # Shares of the weights that are live, and that have ever been live, by sparse layer.
+            "live": {layer.name: layer.density for layer in optimizer.layers if not layer.is_dense},
             "ever": {
                 one.name: one.ever_live / one.numel for one in optimizer.layers if not one.is_dense
             },

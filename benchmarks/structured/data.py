@@ -34,7 +34,7 @@ class Images:
     def batches(
         self, batch_size: int, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in random order, cropped and mirrored; images that fill no batch are left."""
+        """One epoch in random order, cropped and mirrored, without a last incomplete batch."""
         device = self.train.device
         count = len(self.train_labels) // batch_size * batch_size
         order = torch.randperm(len(self.train_labels), generator=generator)[:count]
@@ -55,10 +55,10 @@ def load_images(data_dir: Path | None, cache: Path, device: torch.device, limit:
     """Read CIFAR-10, or scikit-learn's digits if there is no folder.
 
     Args:
-        data_dir: As ``benchmarks/cifar`` takes it.
-        cache: Where decoded images are kept.
-        device: Where the images go.
-        limit: Training images to use at most; 0 for all.
+        data_dir: The folder of the images, as for ``benchmarks/cifar``.
+        cache: The folder for decoded images.
+        device: The device for the images.
+        limit: The largest number of training images to use; 0 for all.
     """
     dataset = load_dataset("digits" if data_dir is None else "cifar10", data_dir, cache)
     train, train_labels, test, test_labels = (torch.from_numpy(np.array(one)) for one in dataset)

@@ -15,8 +15,8 @@ class Shape:
     """The widths of a transformer.
 
     Attributes:
-        width: of the residual stream.
-        head_dim: of each head.
+        width: the width of the residual stream.
+        head_dim: the width of each head.
         heads: heads of each block.
         neurons: hidden neurons of each block's feed-forward layers.
     """
@@ -35,7 +35,7 @@ class Shape:
         heads: int | None = None,
         neurons: int | None = None,
     ) -> Shape:
-        """All blocks alike; by default as many heads as fill the width, and 4 neurons to each."""
+        """Equal blocks; by default with heads that fill the width, and 4 neurons a channel."""
         heads = width // head_dim if heads is None else heads
         neurons = 4 * width if neurons is None else neurons
         return cls(width, head_dim, (heads,) * depth, (neurons,) * depth)
@@ -106,7 +106,7 @@ class ViT(nn.Module):
 
 
 class GPTBlocks(nn.Module):
-    """A stack of GPT's blocks, from tokens of the residual width to such tokens."""
+    """A stack of GPT's blocks; inputs and outputs are tokens of the residual width."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -120,7 +120,7 @@ class GPTBlocks(nn.Module):
 
 
 def shape_of(model: nn.Module) -> Shape:
-    """The widths that a model of these classes has, in fact."""
+    """The actual widths of a model of these classes."""
     found = [module for module in model.modules() if isinstance(module, Block)]
     first = found[0]
     return Shape(

@@ -1,4 +1,4 @@
-"""The report on everything that was measured in a folder."""
+"""The report on all results in a folder."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _ranges(records: Sequence[Record]) -> dict[str, str]:
 
 
 def average(times: Mapping[str, float]) -> dict[str, float]:
-    """Training times with the update's share; of inference the times as they are."""
+    """Mean training times, with the update in proportion; inference times are unchanged."""
     found = {name: time for name, time in times.items() if "pair" not in name}
     for name, pair in times.items():
         contender, _, precision = name.partition(" pair, ")

@@ -31,7 +31,7 @@ MILLI = 1e3
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What a user can choose."""
+    """Add the options of this figure."""
     add = parser.add_argument
     add("--models", nargs="+", choices=MODELS, default=MODELS)
     add("--densities", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="of neurons and heads")
@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
 
 
 class Case:
-    """One model at one density, with all that it is compared to."""
+    """One model at one density, with all models to which it is compared."""
 
     def __init__(
         self, name: str, density: float, options: argparse.Namespace, device: torch.device
@@ -83,7 +83,7 @@ class Case:
         return (ViT(shape) if self.is_vit else GPTBlocks(shape)).to(self.device)
 
     def sparse(self, model: nn.Module, delta_t: int) -> SparseOptimizer:
-        """Return an optimizer that keeps a share of the neurons and of the heads."""
+        """Return an optimizer that keeps a share of the neurons and of the heads live."""
         return SparseOptimizer(
             _adamw(model),
             model,
@@ -95,7 +95,7 @@ class Case:
         )
 
     def times(self) -> Record:
-        """Return medians in milliseconds, each contender's in each precision."""
+        """Return the median milliseconds of each contender in each precision."""
         rounds = self.options.rounds
         with contextlib.ExitStack() as stack:
             calls = {

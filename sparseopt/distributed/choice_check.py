@@ -1,10 +1,11 @@
-"""Whether all ranks choose the same from the same weights and gradients.
+"""Checks that all ranks make the same choice from the same weights and gradients.
 
-A method that draws from a random generator of its own, or of torch, chooses differently on each
-rank, and from then on the ranks average the gradients of different networks. No rank waits for
-another here, since ranks may train apart from each other: the first one to arrive leaves a digest
-of its choice in the store of the process group, and the others compare theirs with it. Ranks that
-see other weights or gradients look elsewhere in the store.
+A method that draws from a random generator of its own, or from torch's, chooses differently on each
+rank. From then on the ranks would average the gradients of different networks. No rank waits for
+another one here, because ranks may train independently of each other. The first rank to arrive
+leaves a digest of its choice in the store of the process group, and the other ranks compare their
+own digests with it. The key in the store is a digest of the weights and gradients, so ranks that
+see different ones are not compared.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from sparseopt.utils.errors import RankMismatchError
 
 __all__ = ["SameChoice", "checksum", "mixed"]
 
-#: Odd, so that the product is one to one modulo 2**64; the golden ratio, so that it spreads.
+#: Odd, so that multiplication modulo 2**64 is one to one; from the golden ratio, so that products
+#: spread over all 64 bits.
 MULTIPLIER: Final = 0x9E3779B97F4A7C15 - 2**64
 INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-#: How often this process chose from the same, by where that is in the store: after going back to a
-#: checkpoint, and in a copy of the optimizer, a method may draw other numbers, on all ranks alike.
+#: How often this process has made each choice, by its key in the store. After a checkpoint is
+#: loaded again, or in a copy of the optimizer, a method may draw other numbers, on all ranks alike.
 _times: Final[Counter[str]] = Counter()
 
 
 def checksum(values: Tensor) -> Tensor:
-    """Return a whole number made of the bits of ``values``, 0-dimensional, on their device.
+    """Return the sum of the bit patterns of ``values``: an integer, 0-dimensional, on their device.
 
-    It is the same in every order of the values.
+    It does not depend on the order of the values.
 
     Example:
         >>> int(checksum(torch.tensor([1.0, 2.0])) == checksum(torch.tensor([2.0, 1.0])))
@@ -46,7 +48,7 @@ def checksum(values: Tensor) -> Tensor:
 
 
 class SameChoice:
-    """Compares what the ranks of one run choose. All ranks create it together."""
+    """Compares the choices of the ranks of one run. Collective: all ranks create it together."""
 
     def __init__(self) -> None:
         self._run: str = from_rank_zero(secrets.token_hex(8))
@@ -56,13 +58,13 @@ class SameChoice:
     ) -> None:
         """Raise if another rank saw the same values and chose differently.
 
-        Waits for the device once.
+        This waits for the device once.
 
         Args:
-            about: plain values that say what is chosen, such as the step and the names of layers.
-            seen: checksums of what the choice depends on.
+            about: plain values that identify the choice, such as the step and the names of layers.
+            seen: checksums of the tensors that the choice depends on.
             chosen: checksums of the choice.
-            who: what chooses, for the message.
+            who: the name of the method that chose, for the message.
 
         Raises:
             RankMismatchError: if another rank chose differently.
@@ -70,10 +72,10 @@ class SameChoice:
         if not is_distributed() or not chosen:
             return
         device = chosen[0].device
-        sums = torch.stack([one.to(device) for one in (*seen, *chosen)]).tolist()
+        sums = torch.stack([value.to(device) for value in (*seen, *chosen)]).tolist()
         key = _digest((*about, *sums[: len(seen)]))
         mine = _digest(sums[len(seen) :])
-        # Checked with torch 2.8 to 2.14: there is no public way to the store.
+        # Checked with torch 2.8 to 2.14: torch has no public function that returns the store.
         store = dist.distributed_c10d._get_default_store()
         place = f"sparseopt/{self._run}/{key}"
         _times[place] += 1
@@ -88,7 +90,7 @@ class SameChoice:
 
 
 def mixed(whole_numbers: Tensor) -> Tensor:
-    """Return whole numbers spread over 64 bits, so that sums tell apart which they are made of."""
+    """Spread integers over 64 bits, so that different sets of them have different sums."""
     spread = (whole_numbers.long() + 1) * MULTIPLIER
     return (spread ^ (spread >> 29)) * MULTIPLIER
 

@@ -1,9 +1,9 @@
-"""Weights that are spread over processes as DTensors: FSDP2, tensor parallel.
+"""Weights that are sharded over processes as DTensors: FSDP2, tensor parallel.
 
-A sharded tensor has the shape of the whole; each rank holds a part. Masks are sharded like their
-weights, ordinary steps touch nothing but the local part, and a mask update brings the whole layer
-together on every rank, so that every rank decides the same drop and grow. For a tensor that is not
-sharded, everything here returns its argument or does nothing.
+A sharded tensor has the shape of the full tensor; each rank holds a part. Masks are sharded like
+their weights. Ordinary steps touch only the local part. A mask update gathers the full layer on
+every rank, so that every rank decides the same drop and grow. For a tensor that is not sharded, all
+functions here return their argument or do nothing.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = [
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether ``tensor`` is a DTensor."""
-    # Importing DTensor takes long, and whoever has one has imported it.
+    # Importing DTensor takes long, and a program that has a DTensor has imported it.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of ``tensor``: a view, so that writing to it writes to that."""
+    """Return this rank's part of ``tensor``: a view, so that writing to it writes to ``tensor``."""
     if not is_sharded(tensor):
         return tensor
     part: Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
@@ -43,7 +43,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` from all ranks together. Collective over its mesh: every rank calls it."""
+    """Return the full tensor, gathered. Collective over its mesh: every rank has to call it."""
     if not is_sharded(tensor):
         return tensor
     together: Tensor = tensor.detach().full_tensor()  # type: ignore[attr-defined]
@@ -51,14 +51,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def placement(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Return mesh and placements of a sharded tensor, to compare; ``None`` for another."""
+    """Return mesh and placements of a sharded tensor, to compare; ``None`` if it is not sharded."""
     return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None  # type: ignore[attr-defined]
 
 
 def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """Return ``tensor``, of the shape of ``weight``, spread over the ranks as ``weight`` is.
+    """Return ``tensor``, of the shape of ``weight``, sharded as ``weight`` is.
 
-    Each rank has the whole of it and keeps its part; nothing is sent.
+    Each rank has the full tensor and keeps its own part, without communication.
     """
     if placement(tensor) == placement(weight):
         return tensor
@@ -82,7 +82,7 @@ def on_any_rank(flag: bool, tensors: Sequence[Tensor]) -> bool:
 
 
 def sums_over_shards(counts: list[int], tensors: Sequence[Tensor]) -> list[int]:
-    """Sum what each rank counted in its part of each tensor. Collective."""
+    """Sum the counts that each rank made in its part of each tensor. Collective."""
     if not any(is_sharded(tensor) for tensor in tensors):
         return counts
     from torch.distributed.tensor import DTensor, Partial
@@ -99,6 +99,6 @@ def sums_over_shards(counts: list[int], tensors: Sequence[Tensor]) -> list[int]:
 
 
 def _meshes(tensors: Sequence[Tensor]) -> list[Any]:
-    """Return the meshes that ``tensors`` are spread over, in the same order on every rank."""
+    """Return the meshes over which ``tensors`` are sharded, in the same order on every rank."""
     meshes = {tensor.device_mesh for tensor in tensors if is_sharded(tensor)}  # type: ignore[attr-defined]
     return sorted(meshes, key=lambda mesh: mesh.mesh.flatten().tolist())

@@ -48,7 +48,7 @@ def agreed_generator(seed: int | None) -> torch.Generator:
 
 
 def from_rank_zero(value: T) -> T:
-    """Return what rank 0 has. Collective: every rank has to call it."""
+    """Return rank 0's value. Collective: every rank has to call it."""
     if not is_distributed():
         return value
     sent: T = _from_rank_zero([value])[0]
@@ -67,16 +67,16 @@ def agree_on_masks(masks: dict[str, Tensor]) -> dict[str, Tensor]:
     theirs = {name: shape for name, (shape, _) in sent.items()}
     mine = {name: tuple(mask.shape) for name, mask in masks.items()}
     if theirs != mine:
-        raise ValueError(f"rank 0 has masks of {theirs}, but this rank of {mine}.")
+        raise ValueError(f"rank 0 has masks for {theirs}, but this rank has masks for {mine}.")
     return {name: _unpacked(sent[name]) for name in masks}
 
 
 def masks_of_rank_zero(choose: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the masks that ``choose`` returns on rank 0, where alone it is called. Collective.
+    """Call ``choose`` on rank 0 only, and return its masks on every rank. Collective.
 
     Raises:
-        Exception: what ``choose`` raises, on all ranks: elsewhere than on rank 0 a ``TypeError``, a
-            ``ValueError`` or a ``RuntimeError`` of the same words.
+        Exception: whatever ``choose`` raises. The other ranks raise a ``TypeError``, a
+            ``ValueError`` or a ``RuntimeError`` with the same message.
     """
     if not is_distributed():
         return choose()
@@ -86,10 +86,10 @@ def masks_of_rank_zero(choose: Callable[[], dict[str, Tensor]]) -> dict[str, Ten
         try:
             sent[0] = _packed(choose())
         except Exception as raised:
-            # Other ranks wait for an answer in any case. Not every exception can be pickled.
+            # The other ranks wait for an answer in any case. Not every exception can be pickled.
             error = raised
             kinds = (TypeError, ValueError)
-            kind = next((one for one in kinds if isinstance(raised, one)), RuntimeError)
+            kind = next((kind for kind in kinds if isinstance(raised, kind)), RuntimeError)
             sent[1] = kind, str(raised)
     packed, failure = _from_rank_zero(sent)
     if error is not None:
@@ -97,14 +97,14 @@ def masks_of_rank_zero(choose: Callable[[], dict[str, Tensor]]) -> dict[str, Ten
     if failure is not None:
         kind, words = failure
         raise kind(words)
-    return {name: _unpacked(one) for name, one in packed.items()}
+    return {name: _unpacked(mask) for name, mask in packed.items()}
 
 
 def agree_on_values(values: Sequence[Any]) -> list[Any]:
     """Return rank 0's tensors and plain values. Collective: every rank has to call it.
 
-    They are sent only if they differ. A rank that has others, of another shape or number, as where
-    each rank has layers of its own, keeps them.
+    The values are sent only if they differ. A rank keeps its own values if their shapes or their
+    number are not rank 0's, as where each rank has layers of its own.
     """
     if not is_distributed():
         return list(values)
@@ -129,17 +129,18 @@ def require_agreement(
         kept: tensors and plain values that the method keeps.
 
     Raises:
-        RankMismatchError: if they do not, or would choose differently from now on.
+        RankMismatchError: if the masks differ, or if the generator or the method's values do, so
+            that the ranks would choose differently from now on.
     """
     layers = [(name, tuple(mask.shape)) for name, mask in masks.items()]
     packed = [pack(mask.reshape(-1)) for mask in masks.values()]
     mine = layers, _digest([generator.get_state(), *packed, *kept])
     if any(other[0] == layers and other != mine for other in from_all_ranks(mine)):
         raise RankMismatchError(
-            "the ranks have different masks, or the method another state: the SparseOptimizer was "
-            "made before torch.distributed was initialised, so each rank chose its own. Call "
-            "init_process_group() (make the Accelerator, start the launcher) first, or pass the "
-            "same seed= on every rank."
+            "the ranks have different masks, or their methods have different state: the "
+            "SparseOptimizer was made before torch.distributed was initialised, so each rank chose "
+            "its own. Call init_process_group() (make the Accelerator, start the launcher) first, "
+            "or pass the same seed= on every rank."
         )
 
 
@@ -149,7 +150,7 @@ def is_distributed() -> bool:
 
 
 def from_all_ranks(mine: T) -> list[T]:
-    """Return what each rank has, in their order. Collective: every rank has to call it."""
+    """Return the value of each rank, in their order. Collective: every rank has to call it."""
     if not is_distributed():
         return [mine]
     theirs: list[Any] = [None] * dist.get_world_size()

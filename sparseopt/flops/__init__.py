@@ -1,4 +1,4 @@
-"""What inference and training cost, dense and sparse, in FLOPs."""
+"""The cost of inference and training, dense and sparse, in FLOPs."""
 
 from sparseopt.flops.accountant import Accountant, count_flops
 from sparseopt.flops.report import FlopsReport, LayerFlops

@@ -26,22 +26,22 @@ __all__ = ["Accountant", "count_flops"]
 def count_flops(
     model: nn.Module, example_inputs: Any, *, masks: Mapping[str, Tensor] | None = None
 ) -> FlopsReport:
-    """Return what inference and training cost under masks that never move, in FLOPs per sample.
+    """Return the cost of inference and training under fixed masks, in FLOPs per sample.
 
-    No optimizer is needed. Of a training run, :meth:`sparseopt.SparseOptimizer.flops` knows more:
-    what the method's updates cost, and what the steps so far did cost.
+    No optimizer is needed. For a training run, :meth:`sparseopt.SparseOptimizer.flops` also counts
+    the cost of the method's updates and of the steps so far.
 
     Args:
-        model: the model. Wrappers of data parallel training and of ``torch.compile`` are taken off.
+        model: the model. Wrappers of data parallel training and of ``torch.compile`` are removed.
             It runs once, in eval mode, and is left as it was.
-        example_inputs: an input of the model, the batch first: one value, a tuple of positional
-            inputs, a mapping of keyword inputs, or a pair of both.
+        example_inputs: an input of the model, with the batch first: one value, a tuple of
+            positional arguments, a mapping of keyword arguments, or a pair of both.
         masks: bool tensors of the weights' shapes, true where live, by the name of the parameter or
             of its module. Weights without a mask count as dense.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
-        ValueError: if a name is not known or there twice, a mask has another shape than its weight,
+        ValueError: if a name is not known or given twice, a mask has another shape than its weight,
             or the model uses no weight.
 
     Example:
@@ -91,7 +91,7 @@ class Accountant:
         model = self.model if model is None else model
         if model is None:
             raise ValueError(
-                "flops() needs the model: pass it here, flops(model, example_inputs), or to "
+                "flops() needs the model: pass it to flops(model, example_inputs), or to "
                 "SparseOptimizer(optimizer, model, ...)."
             )
         model = unwrapped(model)
@@ -113,7 +113,7 @@ class Accountant:
         )
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Return zeros in the shapes of the first training input; ``None`` before there was one."""
+        """Return zeros in the shapes of the first training input; ``None`` before that input."""
         if self.recorder is None or not self.recorder.has_inputs:
             return None
         return self.recorder.inputs()
@@ -135,13 +135,16 @@ def _checked_masks(model: nn.Module, masks: Mapping[str, object]) -> dict[str, T
     for key, mask in masks.items():
         name = match_name("masks", key, parameters)
         if name in checked:
-            raise ValueError(f"masks has two masks of {name!r}: {key!r} is the same weight.")
+            raise ValueError(
+                f"masks has two masks for {name!r}, because {key!r} names this weight too: give "
+                "one of them."
+            )
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"masks[{key!r}] is {kind}, but must be a bool tensor.")
         if mask.shape != parameters[name].shape:
             raise ValueError(
-                f"masks[{key!r}] has shape {tuple(mask.shape)}, but the weight "
+                f"masks[{key!r}] has shape {tuple(mask.shape)}, but must have the weight's shape "
                 f"{tuple(parameters[name].shape)}."
             )
         checked[name] = mask

@@ -1,4 +1,4 @@
-"""Counting the multiplications by weights in one forward pass, fused kernels switched off."""
+"""Counts the multiplications by weights in one forward pass, with fused kernels switched off."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def count_operations(
 ) -> Operations:
     """Run ``model`` once, in eval mode, and count convolutions and linear maps.
 
-    The count has every convolution, every call of :func:`torch.nn.functional.linear`, and every
-    matrix product whose one operand is a weight of the model. An operand is a weight if it is the
-    same memory, or a view or a cast of it. So modules used twice, parts of a packed projection and
-    functional calls on a parameter count right, and products of two activations do not count. A
-    convolution takes ``2 * positions * live`` FLOPs. A linear map takes ``2 * rows * live``, and
-    one addition per row and output feature for its bias.
+    The count includes every convolution, every call of :func:`torch.nn.functional.linear`, and
+    every matrix product in which one operand is a weight of the model. An operand is a weight if it
+    has the weight's memory, or is a view or a cast of the weight. So modules used twice, parts of a
+    packed projection and functional calls on a parameter are counted correctly, and products of two
+    activations are not counted. A convolution takes ``2 * positions * live`` FLOPs. A linear map
+    takes ``2 * rows * live``, and one addition per row and output feature for its bias.
 
     The model is left as it was: training modes, buffers and random state are restored.
 

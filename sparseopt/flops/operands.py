@@ -1,4 +1,4 @@
-"""Which weight an operand is: found by its memory in an operator, and by its name in a copy."""
+"""Finds the weight that an operand is: by its memory in an operator, by its name in a copy."""
 
 from __future__ import annotations
 
@@ -71,9 +71,10 @@ class WeightMemory:
                 self._weights.setdefault(address, []).append((name, parameter))
 
     def find(self, operand: Tensor) -> tuple[str, float] | None:
-        """Return the name of the weight behind ``operand``, and how many of its entries are live.
+        """Return the name of the weight that ``operand`` shows, and its number of live entries.
 
-        An entry that an expanded view repeats counts each time.
+        The entries are those of ``operand``. An entry that an expanded view repeats counts each
+        time.
         """
         owner = self._owner(operand)
         if owner is None:
@@ -102,8 +103,8 @@ class WeightMemory:
     def _owner(self, operand: Tensor) -> tuple[str, Tensor, int] | None:
         """Return name, tensor and offset in memory of the weight that ``operand`` is a view of.
 
-        Casts lead back to their source. Several weights may share one storage (a flat parameter):
-        the operand's offset decides between them.
+        A cast is traced back to its source. If several weights share one storage (a flat
+        parameter), the operand's offset decides between them.
         """
         if is_sharded(operand):
             return next(((n, w, 0) for n, w in self._sharded_now() if w is operand), None)
@@ -122,7 +123,7 @@ class WeightMemory:
         return None
 
     def _sharded_now(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors that sharded parameters are now: shards, or gathered full weights."""
+        """Yield the present tensors of sharded parameters: shards, or gathered full weights."""
         for name, module, attribute in self._sharded:
             parameter = module._parameters.get(attribute)
             if parameter is not None:
@@ -137,7 +138,7 @@ class WeightMemory:
 def _sharded_places(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
     """Return name, module and attribute of each sharded matrix.
 
-    FSDP2 replaces the parameter there when it gathers and when it shards.
+    FSDP2 replaces the parameter at this place when it gathers and when it shards.
     """
     return [
         (canonical_name(f"{path}.{attribute}" if path else attribute), module, attribute)

@@ -24,7 +24,7 @@ class LayerFlops:
     Attributes:
         name: the parameter's name.
         dense: with every weight live.
-        sparse: with the mask as it is.
+        sparse: with the present mask.
 
     Example:
         >>> import torch
@@ -46,29 +46,29 @@ class FlopsReport:
     r"""FLOPs per sample, additions and multiplications together.
 
     Convolutions and linear maps count, as in the Micronet Challenge and Evci et al. 2020.
-    Normalisation, activations, pooling and residual additions do not. A training step is one
+    Normalisation, activations, pooling and residual additions do not count. A training step is one
     forward pass and two backward passes. The figures are the operations that masks leave, not
-    wall-clock time: hardware without support for unstructured sparsity does more.
+    wall-clock time: hardware without support for unstructured sparsity computes more.
 
     ``print(report)`` shows the table by layer and the comparison.
 
     Attributes:
         inference_dense: one forward pass with every weight live, :math:`f_d`.
-        inference_sparse: one forward pass with the masks as they are, :math:`f_s`.
+        inference_sparse: one forward pass with the present masks, :math:`f_s`.
         train_dense: one dense training step, :math:`3 f_d`.
         train_sparse: one training step by the method's formula.
         train_measured: one training step on average, over the masks and update steps of the run.
             Before the first step it equals ``train_sparse``.
         layers: inference FLOPs of each weight that the model used.
         density: live weights over all weights, of the layers in the model.
-        computed: the part of ``inference_dense`` that belongs to weights without a mask that are
-            computed from parameters (weight norm, for example).
+        computed: the part of ``inference_dense`` for weights that are computed from parameters and
+            have no mask (weight norm, for example).
         steps: training steps so far.
-        total_steps: training steps in all, if the horizon is known.
+        total_steps: the total number of training steps, if the horizon is known.
         train_so_far: training so far, ``steps * train_measured``. Multiply by the samples in the
             batch of a step for the FLOPs of the run.
-        train_expected: training to the horizon, ``train_so_far`` included. The steps that are left
-            are priced at the live counts that the method plans. ``None`` if the horizon is not
+        train_expected: training to the horizon, ``train_so_far`` included. The remaining steps are
+            counted with the live counts that the method plans. ``None`` if the horizon is not
             known, or if the method changes live counts without a plan.
 
     Example:
@@ -115,18 +115,18 @@ class FlopsReport:
 
     @property
     def train_expected_ratio(self) -> float | None:
-        """``train_expected`` over the FLOPs of as many dense steps; ``None`` with it."""
+        """``train_expected`` over the FLOPs of as many dense steps; ``None`` if that is."""
         if self.train_expected is None or self.total_steps is None:
             return None
         return self.train_expected / (max(self.steps, self.total_steps) * self.train_dense)
 
     @property
     def small_dense_ratio(self) -> float:
-        r"""About what a dense network of as many weights costs, in inference and in training.
+        r"""The approximate cost of a small dense network of as many weights, relative to dense.
 
-        It is the density :math:`d`: with every width multiplied by :math:`\sqrt{d}`, a layer has
-        :math:`d` times the weights and FLOPs. The first and the last layer have more, because only
-        one side of them becomes narrower.
+        It holds for inference and training, and is the density :math:`d`: with every width
+        multiplied by :math:`\sqrt{d}`, a layer has :math:`d` times the weights and FLOPs. The first
+        and the last layer have more, because only one side of them becomes narrower.
         """
         return self.density
 
@@ -141,11 +141,11 @@ class FlopsReport:
     def as_dict(self, *, layers: bool = True) -> dict[str, Any]:
         """Return all figures and ratios as plain numbers, ready for any tracker or JSON.
 
-        Figures that are not known are left out.
+        Unknown figures are left out.
 
         Args:
-            layers: whether to add ``"layers"``, a list with a dictionary for each layer. Without
-                it, every value is a number.
+            layers: whether to add ``"layers"``, a list with a dictionary for each layer. If not,
+                every value is a number.
 
         Example:
             >>> report = FlopsReport(8.0, 2.0, 24.0, 6.0, 6.0, (), density=0.25)
@@ -169,7 +169,7 @@ def sample_count(inputs: Any) -> int:
     """Return the batch size: the length of the first tensor among ``inputs``.
 
     Raises:
-        ValueError: if no tensor has a dimension, or the first one that has is empty.
+        ValueError: if no tensor has a dimension, or if the first tensor with one is empty.
     """
     for leaf in tree_leaves(inputs):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
@@ -180,13 +180,13 @@ def sample_count(inputs: Any) -> int:
                 )
             return leaf.shape[0]
     raise ValueError(
-        "flops() needs an input tensor whose first dimension is the batch, but none of the inputs "
-        "is one."
+        "flops() needs an input tensor whose first dimension is the batch, but no input is such a "
+        "tensor."
     )
 
 
 def inference_report(operations: Operations, *, samples: int, density: float) -> FlopsReport:
-    """Make the report of a model whose masks never move, from one forward pass.
+    """Make the report of a model with fixed masks from one forward pass.
 
     Args:
         operations: the operations, by the parameter's name in the model.
@@ -238,10 +238,10 @@ def make_report(
     Args:
         operations: the operations, by the parameter's name in the model.
         samples: the batch size of the forward pass.
-        found: the layers that the model has, by the parameter's name in it.
+        found: the layers in the model, by the parameter's name in the model.
         layers: all layers by their own names.
         method: the optimizer's method.
-        progress: how far training is.
+        progress: the progress of training.
 
     Raises:
         ValueError: if there was no operation.
@@ -277,7 +277,10 @@ def _prices(
     dense: float,
     sparse: float,
 ) -> Prices:
-    """Return the prices of live weights: a layer's cost is proportional to its live weights."""
+    """Return the cost of a live weight in each layer, whose cost is proportional to their number.
+
+    All other costs are in ``fixed``.
+    """
     masked = {name: layer for name, layer in found.items() if name in operations.sparse}
     return Prices(
         dense=dense,
@@ -329,7 +332,7 @@ def layer_table(report: FlopsReport) -> str:
 
 
 def comparison_line(report: FlopsReport) -> str:
-    """Return one line: the cost of this run and of a small dense network, as multiples of dense."""
+    """Return one line: the cost of this run and of a small dense network, relative to dense."""
     parts = [f"inference {report.inference_ratio:.3f}x"]
     if report.steps:
         parts.append(f"training {report.train_measured_ratio:.3f}x in {report.steps:,} steps")

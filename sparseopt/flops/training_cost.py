@@ -15,7 +15,7 @@ __all__ = ["PlansDensity", "Prices", "TrainingProgress", "cost_ahead"]
 
 
 class TrainingProgress(Protocol):
-    """How far training is: the part of the optimizer that the accountant reads.
+    """The progress of training: the attributes of the optimizer that the accountant reads.
 
     Attributes:
         schedule: when masks move.
@@ -81,15 +81,15 @@ def cost_ahead(
 ) -> float | None:
     """Return the cost of the steps from now to the horizon, summed.
 
-    The cost between two special steps (a mask update, or dense gradients) is constant, so the sum
-    goes from one special step to the next. It is exact where live counts stay as they are. Where
-    the method plans the density, all layers approach their targets in proportion.
+    Special steps are mask updates and steps with dense gradients. Between them the cost of a step
+    is constant, so the sum goes from one special step to the next. It is exact if live counts stay
+    the same. If the method plans the density, all layers approach their targets in proportion.
 
     Args:
-        prices: what inference costs.
+        prices: the cost of inference.
         layers: all layers, by name.
         method: the optimizer's method.
-        progress: how far training is.
+        progress: the progress of training.
 
     Returns:
         FLOPs per sample; ``None`` without a horizon, or if live counts will change and the method

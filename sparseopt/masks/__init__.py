@@ -1,1 +1,1 @@
-"""One weight and which of its entries are live: layers, top-k, transitions, initial masks."""
+"""One weight and which of its entries are live: layers, top-k, mask changes, initial masks."""

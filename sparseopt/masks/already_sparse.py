@@ -1,7 +1,7 @@
-"""Noticing that new masks would make zeros of what a sparse model was trained to be.
+"""Warnings that new masks would zero trained weights of a model that is sparse already.
 
-A layer counts as sparse already if fewer than half of its weights, and not none, are nonzero. Both
-warnings come before anything is written.
+A layer counts as sparse already if it has nonzero weights, but fewer than half of its weights are
+nonzero. Both warnings are given before anything is written.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def warn_of_lost_weights(
     Collective if weights are sharded.
 
     Args:
-        layers: new layers whose masks nobody chose weight by weight; their masks are not applied.
+        layers: new layers whose masks were not given by the user; the masks are not applied yet.
         keep_zeros: the argument that would have kept the zeros.
-        only_fewer: whether masks hold the largest weights, so that fewer live weights than nonzero
-            ones in all are what was asked for.
-        stacklevel: of the warning, as seen from here.
+        only_fewer: whether the masks keep the largest weights. Then the user may ask for fewer live
+            weights in total than are nonzero, and that is no reason to warn.
+        stacklevel: the stack level of the warning, counted from this function.
     """
     sparse = _sparse_already(_nonzero(layers))
     if only_fewer and sum(layer.live for layer in sparse) < sum(sparse.values()):
@@ -39,8 +39,8 @@ def warn_of_lost_weights(
     if lost:
         warnings.warn(
             f"the model was sparse before: {_share_lost(lost, sparse)} its new mask and become "
-            f"zero. Pass {keep_zeros} to keep its zeros and nothing else. If the optimizer's state "
-            "dict is loaded next, its masks count and nothing is lost.",
+            f"zero. Pass {keep_zeros} to keep its zeros and nothing else. If you load the "
+            "optimizer's state dict next, its masks replace these and nothing is lost.",
             UserWarning,
             stacklevel=stacklevel + 1,
         )
@@ -50,7 +50,7 @@ def warn_of_lost_weights(
         warnings.warn(
             f"the model was sparse before: most weights of {_names(revived)} are zero, and all of "
             f"them are live in the first mask, so its zeros will be trained. Pass {keep_zeros} to "
-            "keep its zeros. If the optimizer's state dict is loaded next, its masks count.",
+            "keep its zeros. If you load the optimizer's state dict next, its masks replace these.",
             UserWarning,
             stacklevel=stacklevel + 1,
         )
@@ -59,16 +59,16 @@ def warn_of_lost_weights(
 def warn_of_weights_outside(
     layers: Sequence[SparseLayer], *, chosen_by_size: bool, stacklevel: int
 ) -> None:
-    """Warn if weights were loaded after they were masked, before the first step, and will be lost.
+    """Warn if weights were loaded between masking and the first step, and will be lost.
 
-    Dense weights are what random masks expect, and no matter.
+    Dense weights under random masks are normal, and cause no warning.
 
     Collective if weights are sharded.
 
     Args:
         layers: all layers.
         chosen_by_size: whether the masks keep the largest weights that the layers had.
-        stacklevel: of the warning, as seen from here.
+        stacklevel: the stack level of the warning, counted from this function.
     """
     nonzero = _nonzero(layers)
     looked_at = nonzero if chosen_by_size else _sparse_already(nonzero)
@@ -79,16 +79,16 @@ def warn_of_weights_outside(
         loaded, remedy = (
             "a sparse model was loaded",
             (
-                "Load the optimizer's state dict too; or load the model first, and make the "
-                "SparseOptimizer with mask='nonzero' then."
+                "Load the optimizer's state dict too; or load the model first, and then make the "
+                "SparseOptimizer with mask='nonzero'."
             ),
         )
     else:
         loaded, remedy = (
             "weights were loaded",
             (
-                "Load them first, and make the SparseOptimizer with mask='magnitude' then: its "
-                "masks are of the weights that were there before."
+                "Load them first, and then make the SparseOptimizer with mask='magnitude': these "
+                "masks were chosen by the weights that the model had before."
             ),
         )
     warnings.warn(
@@ -105,13 +105,13 @@ def _nonzero(layers: Sequence[SparseLayer]) -> dict[SparseLayer, int]:
 
 
 def _sparse_already(nonzero: Mapping[SparseLayer, int]) -> dict[SparseLayer, int]:
-    """Return what is there of the layers most of whose weights are zero, but not all."""
+    """Return the layers that are sparse already, with their counts of nonzero weights."""
     return {layer: count for layer, count in nonzero.items() if 0 < 2 * count < layer.numel}
 
 
 @torch.no_grad()
 def _lost(nonzero: Mapping[SparseLayer, int]) -> dict[SparseLayer, int]:
-    """Return how many nonzero weights lie outside the mask of each layer, where any do."""
+    """Return how many nonzero weights lie outside each layer's mask, for layers with any."""
     layers = [layer for layer in nonzero if not layer.is_full]
     live = _counted(layers, (_live_entries(layer) for layer in layers))
     return {layer: nonzero[layer] - live[layer] for layer in layers if nonzero[layer] > live[layer]}
@@ -122,13 +122,13 @@ def _live_entries(layer: SparseLayer) -> Tensor:
     if layer.is_sharded:
         return local(weight).masked_fill(~local(layer.mask), 0)
     live = layer.gather(weight)
-    # Masked state has no use for them.
+    # gather() made the positions, and masked state does not use them.
     layer._forget_positions()
     return live
 
 
 def _counted(layers: Sequence[SparseLayer], values: Iterable[Tensor]) -> dict[SparseLayer, int]:
-    """Count what is nonzero, over all ranks that hold a part, waiting for the device once."""
+    """Count the nonzero entries of each layer over all ranks, with one wait for the device."""
     counts = [torch.count_nonzero(tensor) for tensor in values]
     mine = torch.stack([count.to(counts[0].device) for count in counts]).tolist() if counts else []
     sums = sums_over_shards(mine, [layer.weight for layer in layers])

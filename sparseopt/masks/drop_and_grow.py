@@ -1,4 +1,4 @@
-"""Deciding exactly which weights of a layer drop and which grow."""
+"""Decides exactly which weights of a layer drop and which grow."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ Regrow = Literal["keep", "zero", "never"]
 class Transition:
     """A change of one layer's mask that is decided and not yet made.
 
-    All tensors are about the weights that will be live, in logical order, and of shape ``(live,)``.
+    The tensors have one entry for each weight that will be live: shape ``(live,)``, in logical
+    order.
 
     Attributes:
-        positions: where they are, ascending.
-        origin: which of the weights that are live now each one is, counted from 0; 0 also where it
-            is none of them.
-        kept: whether it keeps its value and its optimizer state, bool.
-        dropped: weights dropped.
-        grown: weights grown.
-        stayed: how many are live now too, 0-dimensional, on the device.
-        start: what those begin with that are not kept, of the weight's shape; ``None`` for zero.
+        positions: the positions of these weights, ascending.
+        origin: for each weight, its index among the weights that are live now; 0 if it is not live
+            now.
+        kept: whether each weight keeps its value and its optimizer state, bool.
+        dropped: number of weights dropped.
+        grown: number of weights grown.
+        stayed: how many of these weights are live now too, 0-dimensional, on the device.
+        start: the first values of weights that are not kept, of the weight's shape; ``None`` for
+            zero.
     """
 
     positions: Tensor
@@ -55,9 +57,9 @@ class Transition:
         )
 
     def carry_over(self, values: Tensor, fresh: float) -> Tensor:
-        """Return what was held for weights live before, ``(live,)``, for those live after.
+        """Convert values of the weights live before, ``(live,)``, to values of those live after.
 
-        Where a weight was not kept it is ``fresh``.
+        Weights that are not kept get ``fresh``.
         """
         return where(self.kept, take(values, self.origin), fresh)
 
@@ -66,12 +68,12 @@ class Transition:
 def surviving(layer: SparseLayer, drop_scores: Tensor | None, drop: int) -> Tensor:
     """Return which live weights of ``layer`` do not drop, bool, ``(live,)``.
 
-    Under weight norm the largest weight of every slice survives, with any score.
+    Under weight norm the largest weight of every slice survives, whatever its score.
 
     Args:
-        layer: whose weights.
+        layer: the layer.
         drop_scores: scores of the live weights, ``(live,)``; needed if ``drop`` is not 0.
-        drop: how many of the lowest drop, at most ``layer.droppable``.
+        drop: how many weights drop, the lowest scores first; at most ``layer.droppable``.
     """
     if not drop:
         return torch.ones(layer.live, dtype=torch.bool, device=layer.weight.device)
@@ -94,15 +96,15 @@ def plan_update(
     Collective if the layer is sharded.
 
     Args:
-        layer: whose weights.
+        layer: the layer.
         drop: how many live weights to drop, the lowest ``drop_scores`` first.
         grow: how many weights to grow, the highest ``grow_scores`` first.
         drop_scores: scores of the live weights, ``(live,)`` in logical order; needed if ``drop`` is
             not 0.
         grow_scores: scores of the weight's shape; needed if ``grow`` is not 0.
-        regrow: what becomes of a weight that was dropped just now and is a candidate again: it
-            keeps its value and state (``"keep"``), it starts afresh (``"zero"``), or it is no
-            candidate (``"never"``).
+        regrow: what happens if a weight dropped in this update would grow again: it keeps its value
+            and state (``"keep"``), it starts again from zero (``"zero"``), or it is not a candidate
+            (``"never"``).
 
     Returns:
         The transition.
@@ -138,13 +140,13 @@ def plan_mask(
     Collective if the layer is sharded.
 
     Args:
-        layer: whose mask.
+        layer: the layer.
         drop: how many live weights drop.
         grow: how many weights grow.
         survivors: which live weights don't drop, bool, ``(numel,)`` in logical order.
         mask: which weights are live afterwards, survivors included, bool, ``(numel,)``.
-        start: what new weights begin with, of the weight's shape; ``None`` for zero.
-        regrow: as :func:`plan_update` has it.
+        start: the first values of new weights, of the weight's shape; ``None`` for zero.
+        regrow: as in :func:`plan_update`.
     """
     before = layer.positions()
     after = live_indices(mask, layer.live - drop + grow)
@@ -161,7 +163,11 @@ def _between(
     grow: int,
     regrow: Regrow,
 ) -> Transition:
-    """Return what changes from the positions ``before``, of which some stay, to ``after``."""
+    """Return the transition from live weights at ``before`` to live weights at ``after``.
+
+    ``stays`` says which weights at ``before`` do not drop. A weight in both is dropped and grown in
+    one update where ``stays`` is false, and is kept only if ``regrow`` is ``"keep"``.
+    """
     origin, was_live = match_positions(before, after, layer.numel)
     kept = was_live if regrow == "keep" else was_live & take(stays, origin)
     return Transition(after, origin, kept, drop, grow, was_live.sum())

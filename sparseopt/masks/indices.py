@@ -1,6 +1,6 @@
 """Positions of live weights: ascending, and four bytes each where that is wide enough.
 
-On a CPU this is NumPy's work: torch would wake its threads for what one does in microseconds.
+On a CPU, NumPy does this: torch would wake all its threads for work of microseconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
     "where",
 ]
 
-#: What layers and optimizer state are made of, as far as NumPy has it.
+#: The types of weights and optimizer state that NumPy has too.
 NUMPY_DTYPES: Final = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.bool}
 )
@@ -60,8 +60,8 @@ def count_true(mask: Tensor) -> int:
 def live_indices(mask: Tensor, live: int) -> Tensor:
     """Return the positions of the ``live`` true entries of a 1-D bool ``mask``, ascending.
 
-    They are int32 where that is wide enough: gathering with int32 takes two thirds of the time of
-    int64, and the index half the memory.
+    They are int32 where that is wide enough. With int32, gathering takes two thirds of the time
+    that it takes with int64, and the index takes half the memory.
     """
     if mask.device.type == "cpu":
         return _as_index(np.flatnonzero(mask.numpy()), mask.numel())
@@ -77,9 +77,9 @@ def concat_positions(positions: Sequence[Tensor], starts: Tensor, counts: Tensor
     """Return positions in several tensors as positions in their concatenation.
 
     Args:
-        positions: for each tensor the positions in it.
+        positions: for each tensor, the positions in it.
         starts: where each tensor starts, of the dtype of the positions.
-        counts: how many positions there are in each.
+        counts: the number of positions in each tensor.
 
     Example:
         >>> starts, counts = torch.tensor([0, 10]), torch.tensor([1, 2])
@@ -128,15 +128,15 @@ def merged(first: Tensor, second: Tensor) -> Tensor:
     """
     together = torch.cat([first, second])
     if together.device.type == "cpu":
-        # Sorting two sorted runs is merging them, which only a stable sort sees.
+        # NumPy's stable sort merges two sorted runs; its other sorts start from nothing.
         return torch.from_numpy(np.sort(together.numpy(), kind="stable"))
     return together.sort().values
 
 
 def match_positions(before: Tensor, after: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return for each entry of ``after`` its place in ``before``, and whether it has one.
+    """Return the index of each entry of ``after`` in ``before``, and whether it is there at all.
 
-    Both are ascending positions below ``count``. The place of one that is not there is 0.
+    Both are ascending positions below ``count``. The index of an entry that is missing is 0.
 
     Example:
         >>> match_positions(torch.tensor([1, 4, 7]), torch.tensor([4, 5]), 10)
@@ -158,7 +158,7 @@ def _as_index(positions: Integers, count: int) -> Tensor:
 
 
 def _indices_on_device(mask: Tensor, live: int) -> Tensor:
-    # nonzero() would report its count to the host, which knows it already.
+    # nonzero() would make the host wait for a count that it already knows.
     slots = torch.where(mask, mask.cumsum(0) - 1, live)
     positions = torch.empty(live + 1, dtype=torch.int64, device=mask.device)
     return positions.scatter_(0, slots, torch.arange(mask.numel(), device=mask.device))[:live]

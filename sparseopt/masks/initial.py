@@ -35,19 +35,19 @@ def initial_masks(
 ) -> dict[str, Tensor]:
     """Return a bool mask of the weight's shape for each layer.
 
-    Under weight norm every slice has a live weight: its best, if it would have none.
+    Under weight norm every slice has a live weight: a slice that would have none keeps its best.
 
     Args:
         weights: the layers' weights by name, in order.
-        live: how many weights of each layer are to be live; ``"nonzero"`` and layers that a
-            mapping names have their own.
-        mask: ``"random"``; ``"magnitude"``, the largest of each layer; ``"nonzero"``, those that
-            are not zero now; or a mapping from layer name to bool tensor, in which case layers
+        live: how many weights of each layer shall be live. Under ``"nonzero"``, and for layers that
+            a mapping names, the masks themselves decide.
+        mask: ``"random"``; ``"magnitude"``, the largest of each layer; ``"nonzero"``, the weights
+            that are not zero now; or a mapping from layer name to bool tensor, in which case layers
             that it doesn't name are random.
         generator: the random source, on the CPU.
-        select: returns the mask of the highest scores, of their shape; those that are given have
-            to be such masks too.
-        norm_dims: of layers under weight norm, the dimension along which it takes slices.
+        select: takes scores and a count, and returns the mask of the highest scores, of their
+            shape. Given masks must be masks that it could return.
+        norm_dims: for layers under weight norm, the dimension along which it takes slices.
 
     Raises:
         TypeError: if a given mask is not a bool tensor, or ``mask`` is of no usable type.
@@ -92,7 +92,8 @@ def _check_slices(name: str, mask: Tensor, dim: int) -> None:
     if empty := slices_without(mask, dim):
         raise ValueError(
             f"mask[{name!r}] has no live weight in {described(empty, dim)}, but weight norm "
-            "divides each by its norm, which would be 0 / 0: every slice needs a live weight."
+            "divides each slice by its norm, and that would be 0 / 0: every slice needs a live "
+            "weight."
         )
 
 
@@ -100,7 +101,7 @@ def _refuse_all_zero(name: str, nonzero: Tensor) -> None:
     if not nonzero.any():
         raise ValueError(
             f"mask='nonzero': every weight of layer {name!r} is zero, as LoRA's B is at first. "
-            "Give its param group density=False to keep it dense, or name masks instead of "
+            "Give its param group density=False to keep it dense, or pass masks instead of "
             f"'nonzero', mask={{name: weight != 0, ...}}, with live weights for {name!r}."
         )
 
@@ -108,21 +109,22 @@ def _refuse_all_zero(name: str, nonzero: Tensor) -> None:
 def check_mask(
     name: str, mask: object, weight: Tensor, select: Callable[[Tensor, int], Tensor]
 ) -> Tensor:
-    """Return the whole of ``mask``, which was given for the layer ``name``.
+    """Return the mask given for the layer ``name``, gathered if it is sharded.
 
-    Collective if it is sharded.
+    Collective if the mask is sharded.
 
     Raises:
-        TypeError: if it is not a bool tensor.
-        ValueError: if it has another shape than ``weight``, no live weight, or not the structure
-            that ``select`` makes.
+        TypeError: if the mask is not a bool tensor.
+        ValueError: if its shape is not the weight's, if it has no live weight, or if it is not a
+            mask that ``select`` could return.
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask[{name!r}] is {kind}, but must be a bool tensor.")
     if mask.shape != weight.shape:
         raise ValueError(
-            f"mask[{name!r}] has shape {tuple(mask.shape)}, but the weight {tuple(weight.shape)}."
+            f"mask[{name!r}] has shape {tuple(mask.shape)}, but must have the weight's shape "
+            f"{tuple(weight.shape)}."
         )
     mask = whole(mask)
     if not mask.any():
@@ -130,7 +132,7 @@ def check_mask(
     live = count_true(mask)
     if live < mask.numel() and not torch.equal(select(mask.float(), live), mask):
         raise ValueError(
-            f"mask[{name!r}] has {live} live weights of {mask.numel()}, but not where the method "
-            "can have them: its masks have a structure."
+            f"mask[{name!r}] has {live} live weights of {mask.numel()}, but not at positions that "
+            "the method allows: its masks have a structure."
         )
     return mask

@@ -18,11 +18,12 @@ from sparseopt.utils.bits import pack, popcounts, unpack
 
 __all__ = ["SparseLayer", "follow_weights"]
 
-#: Up to this density live weights are known by their positions alone: at four bytes a live weight
-#: these are no larger than a mask of one byte a weight, and saving the live entries, clearing the
-#: tensor and writing them back moves less memory than a pass with the mask beside it.
+#: Up to this density a layer keeps only the positions of its live weights. At four bytes a live
+#: weight, positions are no larger than a mask of one byte a weight. To mask a tensor, the layer
+#: saves the live entries, clears the tensor and writes the entries back; that moves less memory
+#: than a pass over the tensor and a mask.
 INDEX_UP_TO: Final = 0.25
-#: What 0.1.0 showed of a layer, and is the optimizer's alone.
+#: Attributes that were public in 0.1.0 and are for the optimizer alone.
 PRIVATE: Final = frozenset(
     {
         "clear_dropped_",
@@ -38,7 +39,7 @@ PRIVATE: Final = frozenset(
         "scatter_",
     }
 )
-#: Weights up to which one pass with a mask takes less time than the calls that it saves.
+#: Up to this many weights, one pass with a mask takes less time than several calls.
 SMALL: Final = 1 << 12
 
 
@@ -48,35 +49,36 @@ class SparseLayer:
     Positions are logical (row-major over the shape), whatever the weight's memory format. A layer
     does not know which method moves it, nor which optimizer trains it.
 
-    Up to a density of a quarter it keeps the positions of live weights, four bytes each; above, a
-    mask of one byte a weight, and positions while compact state needs them. Beside either is one
-    bit a weight for "was ever live", and up to 4096 weights the inverse of the mask, one byte each:
-    with it one call masks a gradient. Where live entries are copied by the kernels, there is one
-    more bit a weight, the mask again.
+    Up to a density of a quarter a layer keeps the positions of its live weights, four bytes each.
+    Above that it keeps a mask of one byte a weight, and also positions while compact state needs
+    them. In both cases it keeps one bit a weight for "was ever live". A layer of up to 4096 weights
+    also keeps the inverse of its mask, one byte a weight: with it, one call masks a gradient. Where
+    the kernels copy live entries, the layer also keeps the mask as one bit a weight.
 
-    A weight may be sharded (a DTensor). Then a mask is kept, sharded alike; everything that is
-    counted or indexed is of the whole weight; and to gather, to have positions, to rebind and to
-    count what was ever live are collective calls.
+    A weight may be sharded (a DTensor). Then the layer keeps a mask that is sharded alike. All
+    counts and positions refer to the full weight. :meth:`gather`, :meth:`positions`,
+    :attr:`ever_live` and rebinding are collective calls.
 
     Other threads and processes may read the weight at any moment. So every function that writes to
-    it writes each entry at most once, with the final value, and no reader finds a live weight that
-    is zero for a moment.
+    the weight writes each entry at most once, with its final value: no reader ever sees a live
+    weight that is zero only for a moment.
 
     Attributes:
         name: the parameter's name.
         weight: the parameter, dense in memory, zero where it is not live.
-        target: the live count that training ends with, or, where methods share out what grows among
-            layers, starts with. A layer whose target is all its weights is dense: listed, and never
-            updated.
-        norm_dim: under weight norm, along which dimension each slice of the weight is divided by
-            its norm, -1 if the whole of it is; ``None`` otherwise. Every slice keeps a live weight.
+        target: the live count at the end of training; for methods that move live weights between
+            layers, the live count at the start. A layer whose target is all its weights is dense:
+            it is listed, and never updated.
+        norm_dim: under weight norm, the dimension along which each slice of the weight is divided
+            by its norm, or -1 if the full weight is one slice; ``None`` without weight norm. Every
+            slice keeps a live weight.
         live: number of live weights; read only.
         is_full: whether every weight is live now; read only.
         mask_version: a counter that rises with every change of the mask: an update, a checkpoint, a
-            weight that was moved or replaced. What is derived from the mask is stale as soon as the
-            counter is another.
-        last_dropped: weights dropped by the last update.
-        last_grown: weights grown by the last update.
+            weight that was moved or replaced. Whatever is derived from the mask is stale as soon as
+            the counter has changed.
+        last_dropped: number of weights dropped by the last update.
+        last_grown: number of weights grown by the last update.
 
     Example:
         >>> import torch
@@ -90,7 +92,7 @@ class SparseLayer:
         (torch.Size([16, 32]), torch.Size([128]))
     """
 
-    # A pickle of 0.1.0 has no such attribute.
+    # Layers in a pickle of 0.1.0 lack this attribute.
     norm_dim: int | None = None
 
     def __init__(
@@ -153,7 +155,7 @@ class SparseLayer:
         mask = torch.zeros_like(self.weight, dtype=torch.bool, requires_grad=False)
         if self.is_full:
             return mask.fill_(True)
-        # A weight that was moved may not lie as it did when this was noted.
+        # The memory layout of a weight that was moved may differ from the layout noted here.
         flat = self._layout.flat(mask)
         flat.scatter_(0, self._offsets(), True)
         self._layout.put_back_(mask, flat)
@@ -166,19 +168,22 @@ class SparseLayer:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the layer is meant to stay dense for ever."""
+        """Whether the layer stays dense throughout training."""
         return self.target == self.numel
 
     @property
     def norm_slices(self) -> int:
-        """How many slices of the weight are divided by their norms; 0 without weight norm."""
+        """Number of slices that weight norm divides by their norms; 0 without weight norm."""
         if self.norm_dim is None:
             return 0
         return 1 if self.norm_dim == -1 else self.weight.shape[self.norm_dim]
 
     @property
     def droppable(self) -> int:
-        """Number of live weights that an update can drop; under weight norm one a slice stays."""
+        """Number of live weights that an update can drop.
+
+        Under weight norm every slice keeps one live weight.
+        """
         return self.live - self.norm_slices
 
     @property
@@ -196,7 +201,7 @@ class SparseLayer:
     def _ever_live_bits(self) -> Tensor:
         """Which weights were ever live, as uint8 with one bit a weight, ``(ceil(numel / 8),)``.
 
-        If the weight is sharded it is bool, of the weight's shape, and sharded alike.
+        If the weight is sharded, it is a bool tensor of the weight's shape, sharded alike.
         """
         if not self.is_sharded:
             return self._ever
@@ -206,13 +211,13 @@ class SparseLayer:
         return ever
 
     def _restore(self, mask: Tensor | None, ever_live_bits: Tensor | None, target: int) -> None:
-        """Take over what a checkpoint has of this layer, without touching the weight.
+        """Load this layer's state from a checkpoint, without writing to the weight.
 
         Args:
             mask: bool, of the weight's shape; ``None`` if every weight is live.
-            ever_live_bits: what ``_ever_live_bits`` was, sharded or not; ``None`` if every
-                weight is live.
-            target: what ``target`` was.
+            ever_live_bits: the saved ``_ever_live_bits``, sharded or not; ``None`` if every weight
+                is live.
+            target: the saved ``target``.
         """
         if mask is None:
             mask = torch.ones_like(self.weight, dtype=torch.bool, requires_grad=False)
@@ -221,12 +226,12 @@ class SparseLayer:
         self.target = target
 
     def _follow_weight(self) -> None:
-        """Move what is known of live weights to where the weight is now, after ``model.to(...)``.
+        """Bring mask and positions to the weight's device and memory format.
 
-        It may be on another device, or in another memory format.
+        Both may have changed, as after ``model.to(...)``.
         """
         weight, (device, stride, sharding) = self.weight, self._place
-        # What a plain weight is compared by costs little, and this is asked at every step.
+        # This runs at every step; for a plain weight these two comparisons are cheap.
         if sharding is None and type(weight) is self._weight_type:
             if weight.device == device and weight.stride() == stride:
                 return
@@ -243,7 +248,7 @@ class SparseLayer:
             self._set_positions(positions.to(self.weight.device))
 
     def _rebind(self, weight: torch.nn.Parameter) -> None:
-        """Take ``weight`` for the old one, of the same shape: a framework sharded the model."""
+        """Replace the weight by ``weight``, of the same shape: a framework sharded the model."""
         mask, ever_live = whole(self.mask), whole(self._ever_live_bits)
         self.weight = weight
         self._note_place()
@@ -256,9 +261,10 @@ class SparseLayer:
         return self._place[2] is not None
 
     def positions(self) -> Tensor:
-        """Return where live weights are, ascending: int32 if wide enough, else int64, ``(live,)``.
+        """Return the positions of live weights, ascending, ``(live,)``: int32 if wide enough.
 
-        Where the weight is contiguous this is what the layer itself holds: not to be written to.
+        Otherwise they are int64. Do not write to the tensor: for a contiguous weight it is the
+        layer's own.
         """
         if self.is_full:
             dtype = index_dtype(self.numel)
@@ -267,9 +273,9 @@ class SparseLayer:
         return offsets if self._layout.is_logical else self._layout.positions(offsets)
 
     def _flat(self, tensor: Tensor) -> Tensor:
-        """Return the entries of a tensor like the weight in the weight's memory order, 1-D.
+        """Return the entries of a tensor of the weight's shape in the weight's memory order, 1-D.
 
-        It is a view where the tensor lies in memory as the weight does.
+        It is a view if the tensor has the weight's memory layout.
         """
         return self._layout.flat(tensor)
 
@@ -278,13 +284,13 @@ class SparseLayer:
         return not self.is_sharded and self._layout.has(self.weight)
 
     def _copies_in_threads(self) -> bool:
-        """Whether :meth:`gather` and ``_replace_()`` of the weight share their work in threads."""
+        """Whether :meth:`gather` and ``_replace_()`` of the weight run in several threads."""
         if self.is_full or self.is_sharded:
             return False
         return self._copies_for(self._layout.flat(self.weight.detach())) is not None
 
     def _forget_positions(self) -> None:
-        """Free positions that are kept beside a mask, until they are asked for again."""
+        """Free the positions of a layer that keeps a mask; they are computed again when needed."""
         if self._mask is not None:
             self._index = None
 
@@ -307,10 +313,10 @@ class SparseLayer:
             fill_where_false_(tensor, self.mask, fill)
 
     def _retain_(self, tensor: Tensor, kept: Tensor, fill: float = 0.0) -> None:
-        """Write ``fill`` into a tensor like the weight, but for live weights that are ``kept``.
+        """Write ``fill`` into all entries of a tensor except the live weights that are ``kept``.
 
         Args:
-            tensor: of the weight's shape.
+            tensor: the tensor, of the weight's shape.
             kept: bool, ``(live,)``.
             fill: the value.
         """
@@ -356,7 +362,7 @@ class SparseLayer:
         self.gather(second, out=second_out)
 
     def _scatter_(self, tensor: Tensor, values: Tensor) -> None:
-        """Write ``values``, ``(live,)``, into the live entries of a tensor like the weight."""
+        """Write ``values``, ``(live,)``, into the live entries of a tensor of this shape."""
         tensor = tensor.detach()
         if self.is_full:
             tensor.copy_(values.view(tensor.shape))
@@ -368,7 +374,7 @@ class SparseLayer:
     def _replace_(self, values: Tensor) -> None:
         """Make ``values``, ``(live,)``, the weight's live entries, and all others zero.
 
-        These are zero already, and not written, unless somebody else wrote to the weight.
+        The other entries are zero already, and not written, unless other code wrote to the weight.
         """
         if self.is_sharded:
             local(self.weight).copy_(local(self.expand(values)))
@@ -378,7 +384,7 @@ class SparseLayer:
             self._write_(values)
 
     def _clear_dropped_(self) -> None:
-        """Make all weights zero that are not live."""
+        """Set all weights to zero that are not live."""
         if self._mask is not None or self.is_full or self.weight.grad_fn is not None:
             self._mask_(self.weight)
         else:
@@ -414,7 +420,8 @@ class SparseLayer:
         Args:
             positions: ascending, ``(live,)``; the dtype of :meth:`positions`.
             kept: which of them keep their value, bool, ``(live,)``.
-            start: of the weight's shape, what those begin with that don't; zero by default.
+            start: the first values of the weights that are not kept, of the weight's shape; zero by
+                default.
             dropped: how many weights the update dropped.
             grown: how many it grew.
         """
@@ -431,7 +438,7 @@ class SparseLayer:
         if self.weight.grad_fn is None:
             self._replace_(values)
         else:
-            # One operation in the step's graph, which does not have the values of new weights.
+            # One operation of the step's graph; the first values of new weights stay outside of it.
             self._retain_(self.weight, kept)
             if start is not None:
                 self._scatter_(self.weight, values)
@@ -451,10 +458,10 @@ class SparseLayer:
         """Write ``values`` into the live entries of a tensor, and ``fill`` into all others.
 
         Args:
-            tensor: of the weight's shape.
-            flat: what the layout makes of it.
-            values: ``(live,)``.
-            fill: the value.
+            tensor: the tensor, of the weight's shape.
+            flat: ``self._layout.flat(tensor)``.
+            values: the live entries, ``(live,)``.
+            fill: the value of the other entries.
         """
         offsets = self._offsets()
         try:
@@ -463,11 +470,16 @@ class SparseLayer:
             else:
                 flat.fill_(fill)
         finally:
-            # KeyboardInterrupt is raised between two calls, and must not find the layer empty.
+            # A KeyboardInterrupt between the two calls must not leave the tensor empty.
             flat.scatter_(0, offsets, values)
         self._layout.put_back_(tensor, flat)
 
     def _write_(self, values: Tensor) -> None:
+        """Write the live entries of the weight, and zeros to all others, each at most once.
+
+        The kernels write every entry in one pass. Without them, if the other entries are known to
+        be zero still, only live entries are written; otherwise all are, block by block.
+        """
         weight = self.weight.detach()
         flat = self._layout.flat(weight)
         copies = self._copies_for(flat, values)
@@ -481,11 +493,11 @@ class SparseLayer:
         self._watch.note(weight)
 
     def _keep_(self, tensor: Tensor) -> bool:
-        """Make entries zero that are not live, if that can be done faster than by torch."""
+        """Set entries to zero that are not live, if the kernels can; return whether they did."""
         if self.numel <= SMALL or self.is_sharded or tensor.grad_fn is not None:
             return False
         tensor = tensor.detach()
-        # Where flat() is no view, it would be a copy that is thrown away if nothing is faster.
+        # Elsewhere flat() would be a copy, made in vain if no kernel takes it.
         if not (tensor.is_cpu and self._layout.has(tensor)):
             return False
         flat = self._layout.flat(tensor)
@@ -495,9 +507,10 @@ class SparseLayer:
         return copies is not None
 
     def _copies_for(self, *tensors: Tensor) -> LiveCopies | None:
-        """Return what copies faster than torch, unless torch has to.
+        """Return the kernels that copy live entries; ``None`` where torch has to copy them.
 
-        The bits are in memory order and values in logical order, and a sharded mask has no bits.
+        The kernels read bits in memory order and values in logical order, so the two orders must be
+        the same. A sharded mask has no bits.
         """
         is_plain = self._layout.is_logical and not self.is_sharded
         return live_copies_for(*tensors) if is_plain else None
@@ -515,7 +528,7 @@ class SparseLayer:
             )
 
     def _set_mask(self, mask: Tensor) -> None:
-        """Take over a mask of the weight's shape, wherever it is."""
+        """Set the mask: bool, of the weight's shape, on any device, sharded or not."""
         self._dropped = None
         self._watch.forget()
         if self.is_sharded:
@@ -531,6 +544,11 @@ class SparseLayer:
         self._set_positions(live_indices(flat, count_true(flat)))
 
     def _set_positions(self, positions: Tensor) -> None:
+        """Set the mask by the positions of live weights, ascending; see :data:`INDEX_UP_TO`.
+
+        Invariant: a full layer keeps neither mask nor index. Any other layer keeps an index in
+        memory order, or, above the limit, a mask. Everything derived from the old mask is dropped.
+        """
         self.mask_version += 1
         self.live = positions.numel()
         self.is_full = self.live == self.numel
@@ -544,11 +562,9 @@ class SparseLayer:
             self._index = None
 
     def _offsets(self) -> Tensor:
-        """Return where live weights lie in ``_flat()``, in the order of :meth:`positions`.
+        """Return the indices of live weights in ``_flat()``, in the order of :meth:`positions`.
 
-        Not to be written to.
-
-        If the weight is sharded these are positions in the whole of it.
+        If the weight is sharded, these are positions in the full weight. Do not write to them.
         """
         if self._index is None:
             assert self._mask is not None
@@ -557,6 +573,7 @@ class SparseLayer:
         return self._index
 
     def _set_ever_live(self, ever_live: Tensor | None) -> None:
+        """Store which weights were ever live, given as bools or packed; None means the mask."""
         if ever_live is None:
             self._ever = self._pack(self.mask)
         elif ever_live.dtype == torch.bool:
@@ -572,6 +589,6 @@ class SparseLayer:
 
 
 def follow_weights(layers: Iterable[SparseLayer]) -> None:
-    """Follow the weights of ``layers`` to where they are; see ``_follow_weight()``."""
+    """Bring all ``layers`` to their weights' devices and memory formats."""
     for layer in layers:
         layer._follow_weight()

@@ -1,7 +1,7 @@
-"""Copies between a tensor and its live entries, faster than torch's where somebody provides them.
+"""Copies between a tensor and its live entries, by kernels where a room above provides some.
 
-Where live entries are is told by one bit an entry: a sixteenth of what a position takes at a
-density of a half, and less than half at a tenth. That matters, because a copy only moves memory.
+One bit an entry says whether the entry is live. At a density of a half that is a sixteenth of the
+memory of positions, and at a tenth less than half. It matters because a copy only moves memory.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 
 __all__ = ["LiveCopies", "live_copies_for", "provide_live_copies", "word_bits"]
 
-#: Up to so many entries, torch takes no longer than it takes to call anything else.
+#: Up to this many entries, torch takes no longer than the call of a kernel.
 SMALL: Final = 1 << 12
-#: Bytes of an entry.
+#: The sizes of an entry that the kernels know, in bytes.
 SIZES: Final = frozenset({2, 4, 8})
-#: Bits are read in words of so many.
+#: Bits in a word.
 WORD: Final = 64
 
 
 class LiveCopies(Protocol):
-    """Copies bit by bit; all tensors are 1-D, without gaps, on a CPU, of one size of entries."""
+    """Copies of live entries. All tensors are 1-D, without gaps, on a CPU, and of one dtype."""
 
     def gather(
         self,
@@ -37,26 +37,26 @@ class LiveCopies(Protocol):
         """Write the live entries of ``dense`` to ``live``, and of ``other`` to ``other_live``."""
 
     def write(self, bits: Tensor, live: Tensor, dense: Tensor) -> None:
-        """Make ``live`` the live entries of ``dense``, and all others zero; each written once."""
+        """Make ``live`` the live entries of ``dense``, and all others zero; write each once."""
 
     def keep(self, bits: Tensor, dense: Tensor) -> None:
-        """Make all entries of ``dense`` zero that are not live."""
+        """Set all entries of ``dense`` to zero that are not live."""
 
 
-#: At most one function; it returns copies if there are some now.
+#: At most one function, which returns the kernels if they can be used now.
 _find: list[Callable[[], LiveCopies | None]] = []
 
 
 def provide_live_copies(find: Callable[[], LiveCopies | None]) -> None:
-    """Have :func:`live_copies_for` ask ``find``, and nobody else, for copies at every call.
+    """Make :func:`live_copies_for` call ``find`` for the kernels, in place of any earlier function.
 
-    Rooms above have what is faster, and nothing here knows of them.
+    The kernels are in a room above this one, which this room must not import.
     """
     _find[:] = [find]
 
 
 def live_copies_for(*tensors: Tensor) -> LiveCopies | None:
-    """Return copies for these tensors; ``None`` where torch has to make them.
+    """Return the kernels if they can copy these tensors; ``None`` where torch has to copy them.
 
     Args:
         tensors: 1-D; the first is the dense one.

@@ -56,8 +56,8 @@ def has_shape(parameter: torch.Tensor) -> bool:
 def is_matrix(parameter: torch.Tensor) -> bool:
     """Whether two or more dimensions have more than one entry.
 
-    Weight norm's magnitudes, ``(N, 1, 1)``, have one entry a filter: a mask on them takes out whole
-    filters.
+    The magnitudes of weight norm, ``(N, 1, 1)``, have not: they have one entry a filter, and a mask
+    on them would remove complete filters.
     """
     return sum(size > 1 for size in parameter.shape) >= 2
 
@@ -85,8 +85,8 @@ def model_weights(model: nn.Module, also: Collection[nn.Parameter] = ()) -> dict
         also: parameters of other modules, embeddings included, that are to be sparse too.
 
     Raises:
-        ValueError: if a module is lazy and has not seen an input yet, or two weights have one name
-            without what wrappers put into names.
+        ValueError: if a module is lazy and has not seen an input yet, or if two weights have the
+            same name once the parts that wrappers add are removed.
     """
     embeddings = embedding_weights(model)
     wanted = set(also)
@@ -131,31 +131,32 @@ def _refuse_same_names(names: Mapping[nn.Parameter, str]) -> None:
     for name in names.values():
         if name in seen:
             raise ValueError(
-                f"two different weights are called {name!r}, wrappers' prefixes apart "
-                "(module., _orig_mod.): rename one, since masks go by names."
+                f"two different weights are called {name!r}, once the prefixes of wrappers "
+                "(module., _orig_mod.) are removed: rename one, because masks are found by name."
             )
         seen.add(name)
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters that are weight matrices or filters of a module of a known kind."""
     names: tuple[str, ...] = ()
     if isinstance(module, WEIGHTED) or _full_name(type(module)) in WEIGHTED_ELSEWHERE:
         names = ("weight",)
     elif isinstance(module, nn.MultiheadAttention):
         names = ATTENTION_PROJECTIONS
     for name in names:
-        # A reparametrised weight is computed, and so no entry here.
+        # A reparametrised weight is computed from others, and is not in _parameters.
         parameter = module._parameters.get(name)
         if parameter is not None:
             yield parameter
 
 
 def computed_weights(model: nn.Module) -> dict[str, str]:
-    """Return which linear maps compute their weight from other parameters, and by what.
+    """Return the weights of linear maps that are computed from other parameters, and how.
 
     Returns:
-        By the weight's name, what computes it: a parametrization; ``weight_norm`` or
-        ``spectral_norm`` of old; or ``prune``, for :mod:`torch.nn.utils.prune`.
+        The name of each such weight, with what computes it: a parametrization; the older
+        ``weight_norm`` or ``spectral_norm``; or ``prune``, for :mod:`torch.nn.utils.prune`.
 
     Example:
         >>> from torch.nn.utils.parametrizations import spectral_norm
@@ -173,8 +174,8 @@ def computed_weights(model: nn.Module) -> dict[str, str]:
 def computed_from(module: nn.Module) -> str | None:
     """Return which parameter an older function of :mod:`torch.nn.utils` computes ``weight`` from.
 
-    A module may also have a parameter ``weight_v`` or ``weight_orig`` of its own; then it has
-    neither a magnitude, a mask nor a singular vector beside it.
+    A module of a user may have an ordinary parameter called ``weight_v`` or ``weight_orig``. Such a
+    module has no magnitude, no mask and no singular vector beside it, and the result is ``None``.
 
     Example:
         >>> computed_from(torch.nn.utils.spectral_norm(nn.Linear(4, 4)))
@@ -191,13 +192,14 @@ def computed_from(module: nn.Module) -> str | None:
 
 
 def _computed_by(module: nn.Module) -> str | None:
+    """Return by what the module's weight is computed from other parameters, if it is."""
     if is_parametrized(module, "weight"):
         chain: Any = module.parametrizations
         kind = type(chain.weight[0]).__name__.removeprefix("_")
         return f"parametrizations.{KNOWN_PARAMETRIZATIONS.get(kind, kind)}"
     names = module._parameters
     if "weight_orig" in names:
-        # The old spectral norm has its vectors in buffers, and prune its mask.
+        # The older spectral norm has its vectors in buffers, and prune has its mask there.
         return f"{'prune' if 'weight_mask' in module._buffers else 'spectral_norm'} (weight_orig)"
     if "weight_g" in names and "weight_v" in names:
         return "weight_norm (weight_g, weight_v)"
@@ -209,7 +211,7 @@ def _full_name(kind: type) -> str:
 
 
 def refuse_unusable(name: str, weight: torch.Tensor) -> None:
-    """Raise :class:`TypeError` if ``weight`` is of a kind that no mask can be kept for."""
+    """Raise :class:`TypeError` if ``weight`` is complex or has a layout that can't be masked."""
     advice = "give its param group density=False to keep it dense"
     if weight.is_complex():
         raise TypeError(

@@ -13,17 +13,17 @@ from sparseopt.distributed.dtensor import is_sharded
 
 __all__ = ["Layout", "clear_", "fill_where_false_", "write_only_"]
 
-#: Entries up to which torch clears a tensor in one thread.
+#: Up to this many entries, torch clears a tensor in one thread.
 ONE_THREAD: Final = 1 << 15
-#: Entries that are put together aside before they are written: few enough to stay in the cache.
+#: Entries that are prepared in a buffer and then written together: few enough to stay in the cache.
 BLOCK: Final = 1 << 17
 
 
 class Layout:
-    """The order in which the entries of a tensor lie in memory, gaps between them apart.
+    """The order in which the entries of a tensor lie in memory, without regard to gaps.
 
     Args:
-        tensor: the tensor. Of a sharded one, it is the order of the whole: the logical one.
+        tensor: the tensor. If it is sharded, the order is the logical order of the full tensor.
 
     Example:
         >>> columns = torch.tensor([[1, 2], [3, 4]]).t()
@@ -41,11 +41,11 @@ class Layout:
         self.is_logical = like.is_contiguous()
 
     def has(self, tensor: Tensor) -> bool:
-        """Whether ``tensor``, of this shape, lies in memory like this and without gaps."""
+        """Whether ``tensor``, of this shape, lies in memory in this order and without gaps."""
         return tensor.is_contiguous() if self.is_logical else tensor.stride() == self.stride
 
     def flat(self, tensor: Tensor) -> Tensor:
-        """Return a 1-D tensor of the entries of ``tensor`` in this order; a view if it has it."""
+        """Return the entries of ``tensor`` in this order, 1-D; a view if they lie in this order."""
         if self.is_logical:
             return tensor.contiguous().view(-1)
         if tensor.stride() != self.stride:
@@ -53,18 +53,18 @@ class Layout:
         return tensor.as_strided((tensor.numel(),), (1,))
 
     def shaped(self, flat: Tensor) -> Tensor:
-        """Return a view of a 1-D tensor in this order: a tensor of this shape."""
+        """Return a view, of this shape, of a 1-D tensor whose entries are in this order."""
         return (
             flat.view(self.shape) if self.is_logical else flat.as_strided(self.shape, self.stride)
         )
 
     def put_back_(self, tensor: Tensor, flat: Tensor) -> None:
-        """Have ``tensor`` hold what was written into ``flat``, which :meth:`flat` made of it."""
+        """Copy ``flat``, which :meth:`flat` made of ``tensor``, back to it, unless it is a view."""
         if not self.has(tensor):
             tensor.copy_(self.shaped(flat))
 
     def offsets(self, positions: Tensor) -> Tensor:
-        """Return the places in this order of the entries at logical ``positions``.
+        """Return the indices, in this order, of the entries at logical ``positions``.
 
         Example:
             >>> Layout(torch.zeros(2, 2).t()).offsets(torch.tensor([0, 1, 2]))
@@ -92,7 +92,7 @@ class Layout:
 
 
 def clear_(flat: Tensor) -> None:
-    """Make a 1-D tensor without gaps zero, on a CPU without torch's own threads.
+    """Set a 1-D tensor without gaps to zero; on a CPU without torch's threads.
 
     Example:
         >>> values = torch.tensor([1.0, float("nan")])
@@ -109,14 +109,13 @@ def clear_(flat: Tensor) -> None:
 def write_only_(flat: Tensor, offsets: Tensor, values: Tensor, *, ascending: bool) -> None:
     """Make ``values`` the entries of a 1-D tensor at ``offsets``, and all others zero.
 
-    Every entry is written once, so that another thread finds it as it was or as it will
-    be.
+    Every entry is written once, so that another thread reads either its old or its final value.
 
     Args:
         flat: the tensor, without gaps.
-        offsets: where in it the values belong.
+        offsets: the index of each value.
         values: what to write, of the shape of ``offsets``.
-        ascending: whether the offsets are.
+        ascending: whether the offsets are ascending.
 
     Example:
         >>> weights = torch.tensor([1.0, float("nan"), 3.0])
@@ -144,7 +143,7 @@ INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64
 def fill_where_false_(tensor: Tensor, mask: Tensor, fill: float) -> None:
     """Write ``fill`` into ``tensor`` wherever ``mask``, bool and of its shape, is false.
 
-    Nothing is multiplied, so NaN and infinities go as well.
+    Nothing is multiplied, so NaN and infinities are overwritten too.
 
     Example:
         >>> weights = torch.tensor([1.0, float("nan"), 3.0])

@@ -1,8 +1,8 @@
-"""Slices of a weight that weight norm divides by their norm, each of which keeps a live weight.
+"""Keeps a live weight in every slice of a weight under weight norm.
 
-Under weight norm a weight is computed as ``g * v / ||v||``, with one norm for each slice of ``v``:
-for each filter of a convolution. ``v`` is what becomes sparse. A slice of zeros would be 0 / 0, so
-this holds from the first step to the last: every slice has a live weight that is not zero.
+Under weight norm a weight is computed as ``g * v / ||v||``, with one norm for each slice of ``v``
+(each filter of a convolution). ``v`` is what becomes sparse. A slice of zeros would be 0 / 0, so
+every slice has a live weight that is not zero, from the first step to the last.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ __all__ = [
     "with_best_first",
 ]
 
-#: What weight norm calls the one slice that is the whole tensor.
+#: The dimension that weight norm gives if the full tensor is one slice.
 WHOLE: Final = -1
 #: How many slices an error lists.
 MOST_SLICES: Final = 5
 
 
 def normed_dimensions(model: nn.Module) -> dict[Tensor, int]:
-    """Return along which dimension weight norm slices each parameter that it divides by norms.
+    """Return each parameter under weight norm, with the dimension along which it has slices.
 
-    -1 stands for a norm of the whole parameter.
+    -1 stands for one norm of the full parameter.
 
     Example:
         >>> from torch.nn.utils.parametrizations import weight_norm
@@ -62,10 +62,10 @@ def normed_dimensions(model: nn.Module) -> dict[Tensor, int]:
 
 
 def normed_dimensions_of_groups(groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, int]:
-    """Return the same where no model is known: by shapes.
+    """Do the same as :func:`normed_dimensions` by shapes, where no model is known.
 
-    The magnitudes ``g`` come just before ``v`` in a group, and have its shape but for 1 in every
-    dimension except one.
+    The magnitudes ``g`` come just before ``v`` in a group. Their shape is 1 in every dimension
+    except one, where it is that of ``v``.
     """
     return {
         weight: dim
@@ -77,7 +77,7 @@ def normed_dimensions_of_groups(groups: Iterable[Mapping[str, Any]]) -> dict[Ten
 
 
 def check_counts(name: str, shape: tuple[int, ...], dim: int, live: int) -> None:
-    """Raise :class:`ValueError` unless ``live`` weights can be one or more in every slice."""
+    """Raise :class:`ValueError` unless ``live`` weights are enough for one in every slice."""
     slices = 1 if dim == WHOLE else shape[dim]
     if live < slices:
         raise ValueError(
@@ -89,9 +89,9 @@ def check_counts(name: str, shape: tuple[int, ...], dim: int, live: int) -> None
 
 
 def with_best_first(scores: Tensor, weight: Tensor, dim: int) -> Tensor:
-    """Return scores of the weight's shape with the best of every slice infinite.
+    """Return scores of the weight's shape in which the best of every slice is infinite.
 
-    A weight that is zero is the best of its slice only where all are.
+    A weight of zero is the best only in a slice whose weights are all zero.
     """
     rows = _rows(torch.where(weight.to(scores.device) != 0, scores, -torch.inf), dim)
     ones = torch.ones(rows.shape[0], dtype=torch.long, device=rows.device)
@@ -100,7 +100,7 @@ def with_best_first(scores: Tensor, weight: Tensor, dim: int) -> Tensor:
 
 
 def slices_without(flags: Tensor, dim: int) -> list[int]:
-    """Return the numbers of the slices in which none of ``flags``, a bool tensor, is true."""
+    """Return the numbers of the slices of ``flags``, a bool tensor, in which no entry is true."""
     empty: list[int] = (~_rows(flags, dim).any(1)).nonzero().flatten().tolist()
     return empty
 
@@ -108,8 +108,8 @@ def slices_without(flags: Tensor, dim: int) -> list[int]:
 def protected(layer: SparseLayer) -> Tensor | None:
     """Return which live weights may not drop: the largest of every slice, bool, ``(live,)``.
 
-    Of equal ones it is the first. ``None`` where there is no weight norm. Collective if the layer
-    is sharded.
+    Among equally large weights it is the first. The result is ``None`` without weight norm.
+    Collective if the layer is sharded.
     """
     if layer.norm_dim is None:
         return None
@@ -122,7 +122,7 @@ def protected(layer: SparseLayer) -> Tensor | None:
     place = torch.where(size == largest[slice_of], place, layer.live)
     first = place.new_full((layer.norm_slices,), layer.live)
     first.scatter_reduce_(0, slice_of, place, "amin")
-    # A slice that has no live weight at all has its mark beyond the end.
+    # A slice without any live weight has the index ``live``, which is cut off.
     marks = torch.zeros(layer.live + 1, dtype=torch.bool, device=size.device)
     return marks.scatter_(0, first, True)[: layer.live]
 
@@ -130,16 +130,16 @@ def protected(layer: SparseLayer) -> Tensor | None:
 def left_zero(
     layer: SparseLayer, mask: Tensor, stays: Tensor, values: Tensor | None = None
 ) -> Tensor:
-    """Return which slices a change of the mask would leave without any number but zero.
+    """Return which slices would contain only zeros after a change of the mask.
 
     Collective if the layer is sharded.
 
     Args:
         layer: the layer, under weight norm, before the change.
         mask: which weights are live afterwards, bool, ``(numel,)``.
-        stays: which of those that are live now keep their value if they are live afterwards, bool,
+        stays: which weights keep their value if they are live both now and afterwards, bool,
             ``(numel,)``.
-        values: what all others begin with, of the weight's shape; zero by default.
+        values: the first values of all other weights, of the weight's shape; zero by default.
 
     Returns:
         A bool tensor with one entry a slice.
@@ -156,7 +156,7 @@ def left_zero(
 
 
 def described(slices: list[int], dim: int) -> str:
-    """Return words for the slices of an error, ``"slices 0, 3 along dimension 0"``."""
+    """Return the slices as text for an error message: ``"slices 0, 3 along dimension 0"``."""
     more = len(slices) - MOST_SLICES
     listed = ", ".join(map(str, slices[:MOST_SLICES])) + (f" and {more} more" if more > 0 else "")
     if dim == WHOLE:
@@ -165,7 +165,7 @@ def described(slices: list[int], dim: int) -> str:
 
 
 def _slice_of(positions: Tensor, weight: Tensor, dim: int) -> Tensor:
-    """Return the number of the slice that each position, row-major, is in."""
+    """Return the number of the slice that contains each position, row-major."""
     if dim == WHOLE:
         return torch.zeros_like(positions, dtype=torch.long)
     return positions.long() // math.prod(weight.shape[dim + 1 :]) % weight.shape[dim]
@@ -179,7 +179,7 @@ def _rows(tensor: Tensor, dim: int) -> Tensor:
 
 
 def _from_rows(rows: Tensor, like: Tensor, dim: int) -> Tensor:
-    """Return a matrix with one slice in each row in the shape of ``like``."""
+    """Undo :func:`_rows`: return a matrix with one slice a row in the shape of ``like``."""
     if dim == WHOLE:
         return rows.reshape(like.shape)
     return rows.view(like.movedim(dim, 0).shape).movedim(0, dim)

@@ -1,4 +1,4 @@
-"""Which weights are to be sparse, as the user says it, beyond what is sparse by default."""
+"""The weights that the user selects with ``sparse=``, beyond those that are sparse by default."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ __all__ = [
 #: What selects weights in a mapping: the name of a parameter or a module, or a pattern of such
 #: names (``"encoder.*"``); a class of modules; a module; a parameter.
 Selector = str | type[nn.Module] | nn.Module | nn.Parameter
-#: From selectors to whether what they select is to be sparse. Names, modules and parameters come
-#: before patterns and classes; of equals the last counts. Or a function of a parameter's name, the
-#: parameter and its module, which returns None for the default.
+#: A mapping from selectors to whether the selected parameters shall be sparse. Names, modules and
+#: parameters override patterns and classes; among selectors of one kind the last one counts.
+#: Or a function of a parameter's name, the parameter and its module, which returns None for the
+#: default.
 Selection = Mapping[Selector, bool] | Callable[[str, nn.Parameter, nn.Module], bool | None]
 
-#: Parametrizations that leave the weight zero wherever what they compute it from is zero.
+#: Parametrizations whose weight is zero wherever the parameter that it is computed from is zero.
 KEEPS_ZEROS: Final = (_WeightNorm, _SpectralNorm)
 
 
@@ -72,11 +73,11 @@ def check_selection(sparse: object, model: nn.Module | None) -> None:
 
 @dataclass(frozen=True)
 class Use:
-    """A module that has a parameter.
+    """One use of a parameter: a module that has it.
 
     Attributes:
-        name: the parameter's name there.
-        written: the name of the weight that is computed from it, or the same name.
+        name: the parameter's name in this module.
+        written: the name of the weight that is computed from the parameter, else its own name.
         module: the module.
     """
 
@@ -86,7 +87,7 @@ class Use:
 
 
 def uses_of_parameters(model: nn.Module) -> dict[nn.Parameter, list[Use]]:
-    """Return all uses of each parameter of ``model``; the first has the parameter's own name."""
+    """Return all uses of each parameter of ``model``; the first has the name that torch gives."""
     found: dict[nn.Parameter, list[Use]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         older = computed_from(module)
@@ -103,21 +104,22 @@ def uses_of_parameters(model: nn.Module) -> dict[nn.Parameter, list[Use]]:
 def select(
     model: nn.Module, sparse: Selection, *, must_match: bool = True
 ) -> dict[nn.Parameter, bool]:
-    """Return the parameters of ``model`` that ``sparse`` selects, and whether as sparse or dense.
+    """Return the parameters of ``model`` that ``sparse`` selects, and whether they shall be sparse.
 
-    A parameter that several modules share is selected by the name or the class of any of them. A
-    function is asked for each, until it returns a bool.
+    A parameter that several modules share is selected by its name in, or the class of, any of them.
+    A function is called for each of these modules until it returns a bool.
 
     Args:
         model: the model.
-        sparse: what the user selects.
-        must_match: whether a selector that matches nothing is an error. It is not one later, when
-            modules may have been replaced.
+        sparse: the user's selection.
+        must_match: whether a selector that matches nothing is an error. Later, when modules may
+            have been replaced, it is not.
 
     Raises:
-        TypeError: if a selector is of no usable type, or a function returns no bool.
-        ValueError: if a selector matches nothing, or only what cannot be sparse, or a parameter
-            is to be sparse that cannot be.
+        TypeError: if a selector is of no usable type, or a function returns neither a bool nor
+            ``None``.
+        ValueError: if a selector matches nothing, or only parameters that cannot be sparse, or if
+            a parameter that cannot be sparse is selected as sparse.
     """
     uses = uses_of_parameters(model)
     if callable(sparse):
@@ -134,7 +136,7 @@ def select(
 
 
 def _names_one(selector: object) -> bool:
-    """Whether a selector names what it means, so that it comes before patterns and classes."""
+    """Whether a selector names one thing, so that it overrides patterns and classes."""
     return not isinstance(selector, type) and not (
         isinstance(selector, str) and is_pattern(selector)
     )
@@ -144,6 +146,7 @@ def _by_function(
     uses: Mapping[nn.Parameter, Sequence[Use]],
     sparse: Callable[[str, nn.Parameter, nn.Module], bool | None],
 ) -> dict[nn.Parameter, bool]:
+    """Return the choice of the user's function for each parameter, by its first use with one."""
     chosen = {}
     for parameter, its_uses in uses.items():
         for use in its_uses:
@@ -175,8 +178,8 @@ def _selected(
     if must_match and not matrices:
         raise ValueError(
             f"sparse[{_shown(selector)}] selects {', '.join(repr(uses[p][0].name) for p in found)}"
-            ", which can't be sparse: only parameters can of which two or more dimensions have "
-            "more than one entry."
+            ", which can't be sparse: a sparse parameter must have two or more dimensions of more "
+            "than one entry."
         )
     return matrices
 
@@ -217,15 +220,15 @@ def refuse_unmaskable(parameter: nn.Parameter, uses: Sequence[Use], request: str
     """Raise :class:`ValueError` if ``parameter`` can't be masked, or its zeros would not count.
 
     Args:
-        parameter: the parameter; a lazy one, which has no shape yet, may be of any.
+        parameter: the parameter; a lazy parameter, which has no shape yet, is accepted.
         uses: the modules that have it.
         request: how the user asked for it to be sparse: the start of the message.
     """
     name = uses[0].name
     if has_shape(parameter) and not is_matrix(parameter):
         raise ValueError(
-            f"{request} {name!r} of shape {tuple(parameter.shape)}, which can't be sparse: "
-            "only parameters can of which two or more dimensions have more than one entry."
+            f"{request} {name!r} of shape {tuple(parameter.shape)}, which can't be sparse: a "
+            "sparse parameter must have two or more dimensions of more than one entry."
         )
     for use in uses:
         if isinstance(use.module, nn.Embedding | nn.EmbeddingBag) and use.module.sparse:
@@ -236,20 +239,21 @@ def refuse_unmaskable(parameter: nn.Parameter, uses: Sequence[Use], request: str
         if isinstance(use.module, ParametrizationList) and (others := breaks_zeros(use.module)):
             raise ValueError(
                 f"{request} {name!r}, from which {', '.join(others)} computes the weight "
-                f"{use.written!r}: zeros of the one are no zeros of the other. They are under "
-                f"weight_norm and spectral_norm. sparse={{{use.written!r}: False}} leaves it dense."
+                f"{use.written!r}: where the parameter is zero, the weight is not. Under "
+                "weight_norm and spectral_norm it is. "
+                f"sparse={{{use.written!r}: False}} leaves it dense."
             )
 
 
 def breaks_zeros(chain: ParametrizationList) -> list[str]:
-    """Return which parametrizations of ``chain`` compute other values than zero from zeros.
+    """Return the parametrizations of ``chain`` that may compute a nonzero weight from a zero.
 
     Example:
         >>> linear = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
         >>> breaks_zeros(linear.parametrizations.weight)
         ['_Orthogonal']
     """
-    return [type(one).__name__ for one in chain if not isinstance(one, KEEPS_ZEROS)]
+    return [type(step).__name__ for step in chain if not isinstance(step, KEEPS_ZEROS)]
 
 
 def _matches_nothing(
@@ -261,7 +265,7 @@ def _matches_nothing(
         return unknown_name("the name in sparse", selector, {*modules, *names})
     return ValueError(
         f"sparse[{_shown(selector)}] selects nothing: model={type(model).__name__}(...) has no "
-        "parameter of it."
+        "such parameter."
     )
 
 
@@ -272,10 +276,10 @@ def _shown(selector: object) -> str:
 
 
 def stacked_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
-    """Return of how many matrices each weight is made that is a stack of them.
+    """Return the weights that are a stack of matrices, with the number of matrices in each.
 
-    The gates of an LSTM, GRU or RNN cell, and experts: a parameter of three dimensions of a module
-    that is no convolution.
+    These are the weights of an LSTM, a GRU or an RNN cell, with one matrix for each gate, and
+    parameters of three dimensions of modules that are not convolutions, as experts have.
 
     Example:
         >>> lstm = nn.LSTM(8, 16)
@@ -299,7 +303,7 @@ def stacked_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
 def _weights_as_written(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     """Yield each parameter with its name in the module that computes with it.
 
-    What a parametrization has belongs to the module whose weight it computes.
+    A parameter of a parametrization counts as one of the module whose weight it computes.
     """
     for module in model.modules():
         if isinstance(module, ParametrizationList):

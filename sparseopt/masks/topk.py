@@ -15,10 +15,10 @@ __all__ = ["largest", "largest_in_rows", "largest_indices", "smallest"]
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
-#: One score in so many is looked at to guess where the threshold lies. A prime, so that the guess
-#: does not see one kernel position or channel only.
+#: The sample from which the threshold is guessed takes one score in this many. It is a prime, so
+#: that the sample does not consist of a single kernel position or channel.
 SAMPLE_EVERY: Final = 67
-#: Below this many scores a guess does not pay.
+#: Below this many scores a sample costs more time than it saves.
 SAMPLE_FROM: Final = 1 << 14
 
 
@@ -35,7 +35,7 @@ def largest(scores: Tensor, k: int, excluded: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: if ``k`` is negative or exceeds the number of scores; on the CPU also if it
-            exceeds the number of those that are not excluded.
+            exceeds the number of scores that are not excluded.
 
     Example:
         >>> largest(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2)
@@ -66,8 +66,8 @@ def largest_indices(scores: Tensor, k: int, excluded: Tensor | None = None) -> T
     """Return the indices of the ``k`` largest of ``scores``, ascending.
 
     The threshold comes from a partial selection (:func:`numpy.partition` on the CPU,
-    :func:`torch.topk` elsewhere); nothing is sorted whole, and on an accelerator nothing waits for
-    the device.
+    :func:`torch.topk` elsewhere), without a full sort. On an accelerator nothing waits for the
+    device.
 
     Args:
         scores: floating-point scores, shape ``(n,)``.
@@ -75,10 +75,10 @@ def largest_indices(scores: Tensor, k: int, excluded: Tensor | None = None) -> T
         excluded: indices that are never chosen, each once.
 
     Returns:
-        An int32 tensor of shape ``(k,)``, or int64 where that is too narrow.
+        An int32 tensor of shape ``(k,)``, or int64 where int32 is too narrow.
 
     Raises:
-        ValueError: as with :func:`largest`.
+        ValueError: as in :func:`largest`.
 
     Example:
         >>> largest_indices(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2, torch.tensor([1]))
@@ -104,16 +104,23 @@ def _check_count(scores: Tensor, k: int) -> None:
 def _largest_on_cpu(
     scores: Tensor, k: int, free: Bools | None
 ) -> tuple[npt.NDArray[np.intp] | None, Bools]:
-    """Return indices, ascending, and which of those are chosen; None stands for all indices.
+    """Return candidates for the ``k`` largest scores, and which of the candidates are chosen.
+
+    The threshold is the ``k``-th largest score. All scores above it are chosen, and as many of
+    those equal to it as are missing, the lowest indices first.
 
     Args:
         scores: the scores, ``(n,)``.
         k: how many to choose.
-        free: which may be chosen, ``(n,)``.
+        free: which scores may be chosen, ``(n,)``; ``None`` for all.
+
+    Returns:
+        The indices of the candidates, ascending, or ``None`` for all indices; and a bool array with
+        one entry a candidate.
     """
     scores = scores.detach().contiguous()
     if scores.dtype in (torch.float16, torch.bfloat16):
-        # Exact, so ties stay ties; NumPy has no bfloat16 and no fast float16.
+        # The conversion is exact, so ties stay ties. NumPy has no bfloat16 and no fast float16.
         scores = scores.float()
     values = scores.numpy()
     candidates = _candidates(values, k, free)
@@ -127,7 +134,7 @@ def _largest_on_cpu(
     missing = k - np.count_nonzero(chosen)
     ties = np.flatnonzero(among == threshold)[:missing]
     if ties.size < missing:
-        # NumPy ranks NaN first, so it took the place of numbers.
+        # NumPy ranks NaN highest, so NaN took the place of numbers.
         return _largest_on_cpu(_with_nan_last(scores), k, free)
     chosen[ties] = True
     return candidates, chosen
@@ -136,10 +143,10 @@ def _largest_on_cpu(
 def _candidates(
     values: npt.NDArray[Any], k: int, free: Bools | None
 ) -> npt.NDArray[np.intp] | None:
-    """Return indices, ascending, among which the ``k`` largest are sure to be; None for all.
+    """Return ascending indices that include those of the ``k`` largest; ``None`` for all indices.
 
-    A lower bound of the threshold is read off a sample. If at least ``k`` scores reach it, the
-    ``k`` largest are among those.
+    A sample gives a guess below the threshold. If at least ``k`` scores reach the guess, it is a
+    lower bound of the threshold, and the ``k`` largest are among these scores.
     """
     if values.size >= SAMPLE_FROM and 4 * k < values.size:
         sample = values[::SAMPLE_EVERY]
@@ -157,7 +164,8 @@ def _candidates(
 def _kth_largest(values: npt.NDArray[Any], k: int) -> Any:
     """Return the ``k``-th largest value, counted from 1.
 
-    A sample says between which bounds it lies, and only what lies there is partitioned.
+    A sample gives two bounds between which the value probably lies, and only the values between
+    them are partitioned. The counts prove whether it lies there; if not, all values are.
     """
     if values.size >= SAMPLE_FROM:
         sample = values[::SAMPLE_EVERY]
@@ -173,7 +181,7 @@ def _kth_largest(values: npt.NDArray[Any], k: int) -> Any:
 
 
 def _ranked(sample: npt.NDArray[Any], rank: float) -> Any:
-    """Return about the ``rank``-th largest of ``sample``, in any case one of its values."""
+    """Return the ``rank``-th largest value of ``sample``; the rank is rounded and kept in range."""
     place = sample.size - min(max(int(rank), 1), sample.size)
     return np.partition(sample, place)[place]
 
@@ -183,6 +191,11 @@ def _with_nan_last(scores: Tensor) -> Tensor:
 
 
 def _largest_on_device(scores: Tensor, k: int, excluded: Tensor | None) -> Tensor:
+    """Mark the ``k`` largest scores without waiting for the device.
+
+    All scores above the ``k``-th largest are marked, and of those equal to it as many as are
+    missing, by their rank among the ties.
+    """
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     scores = _with_nan_last(scores)
@@ -204,8 +217,8 @@ def largest_in_rows(
 
     Args:
         scores: floating-point scores, ``(rows, columns)``.
-        counts: how many to mark in each row, whole numbers, ``(rows,)``, none above the number of
-            scores of that row that are not excluded.
+        counts: how many to mark in each row, integers, ``(rows,)``; at most the number of scores in
+            the row that are not excluded.
         most: at least the largest of ``counts``.
         excluded: bool, ``(rows, columns)``: scores that are never marked.
 
@@ -221,14 +234,14 @@ def largest_in_rows(
     if most == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     if scores.dtype in (torch.float16, torch.bfloat16):
-        # Exact, so ties stay ties; selection in half precision is slow on a CPU.
+        # The conversion is exact, so ties stay ties. Selection in half precision is slow on a CPU.
         scores = scores.float()
     scores = torch.where(scores.isnan(), -torch.inf, scores)
     if excluded is not None:
         scores = scores.masked_fill(excluded, -torch.inf)
     counts = counts.unsqueeze(1)
     best = torch.topk(scores, most, dim=1).values
-    # A row that marks none has its largest score for a threshold, and no tie is taken.
+    # For a count of 0 the threshold is the row's largest score, and no tie is marked.
     threshold = best.gather(1, (counts - 1).clamp(min=0))
     above = scores > threshold
     ties = scores == threshold

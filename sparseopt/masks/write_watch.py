@@ -1,4 +1,4 @@
-"""Whether anybody else has written to a weight since its dropped entries were made zero."""
+"""Detects whether other code has written to a weight since its dropped entries became zero."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from sparseopt.masks.indices import mark
 
 __all__ = ["WriteWatch"]
 
-#: Up to so many entries, writing all of them costs no more than finding out.
+#: Up to this many entries, writing all of them costs no more than the check.
 SMALL: Final = 1 << 12
-#: Dropped entries that are looked at.
+#: Number of dropped entries in the sample.
 LOOKED_AT: Final = 64
-#: Questions after which one is answered by no in any case.
+#: One check in this many answers no in any case.
 NO_EVERY: Final = 100
 
 
 class WriteWatch:
-    """Notices, for little, when somebody else wrote to a weight.
+    """A cheap check of whether other code wrote to a weight.
 
-    Autograd counts what is written to a tensor, but not what is written through ``.data``. Where no
-    device has to be waited for, some of the dropped entries are looked at as well; and now and then
-    the answer is that somebody did, so that what was not noticed does not last.
+    Autograd counts the writes to a tensor, but not the writes through ``.data``. So on a CPU, where
+    that costs no wait for a device, the check also reads a sample of the dropped entries. One check
+    in a hundred answers no in any case, so that a write that was missed is cleaned up before long.
     """
 
     def __init__(self) -> None:
@@ -37,16 +37,16 @@ class WriteWatch:
         self._noted = weight.data_ptr(), weight._version
 
     def forget(self) -> None:
-        """Forget what was noted, for other entries may be dropped now."""
+        """Forget the last note: other entries may be dropped now."""
         self._noted = self._sample = None
 
     def is_untouched(self, weight: Tensor, flat: Tensor, offsets: Tensor) -> bool:
-        """Whether the dropped entries still are zero, as far as can be told for little.
+        """Whether the dropped entries are still zero, as far as a cheap check can tell.
 
         Args:
             weight: the weight.
             flat: its entries in one dimension.
-            offsets: where in ``flat`` the live ones are.
+            offsets: the indices of the live entries in ``flat``.
         """
         if flat.numel() <= SMALL or self._noted != (weight.data_ptr(), weight._version):
             return False
@@ -61,7 +61,7 @@ class WriteWatch:
 
 
 def _some_dropped(offsets: Tensor, count: int) -> Tensor:
-    # Not from the generator of masks and growth: what is looked at changes no result.
+    # A generator of its own: the choice of the sample must not change masks or growth.
     generator = torch.Generator().manual_seed(0)
     tried = torch.randint(count, (4 * LOOKED_AT,), generator=generator, device="cpu")
     return tried[~mark(offsets, count)[tried]][:LOOKED_AT].clone()

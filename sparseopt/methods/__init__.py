@@ -1,4 +1,4 @@
-"""The methods: a file each."""
+"""The methods, one in each file."""
 
 from sparseopt.methods.base import DropGrow, Method, TrainingCost
 from sparseopt.methods.compose import Compose, Schedule, Score

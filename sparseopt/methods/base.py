@@ -1,4 +1,4 @@
-"""The base of all methods: scores, how much moves, and state. It never touches the optimizer."""
+"""The base of all methods: scores, move counts and state. A method never touches the optimizer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["DropGrow", "Method", "TrainingCost"]
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What a method's training formula is made from, in FLOPs per sample.
+    """The figures that a method's training formula combines, in FLOPs per sample.
 
     Attributes:
         dense: inference with every weight live, :math:`f_d`.
-        sparse: inference with the masks as they are, :math:`f_s`.
-        mean_sparse: the average over the steps so far, :math:`E[f_{s,t}]`.
+        sparse: inference with the present masks, :math:`f_s`.
+        mean_sparse: the average of that over the steps so far, :math:`E[f_{s,t}]`.
         delta_t: steps between updates.
 
     Example:
@@ -46,10 +46,11 @@ class TrainingCost:
     delta_t: int
 
     def with_dense_gradients(self, steps: int | None) -> float:
-        """Return the cost of a step where some of them compute gradients of all weights.
+        """Return the average cost of a step if some steps compute the gradients of all weights.
 
         Args:
-            steps: how many of an update step and the ``delta_t`` ordinary ones; ``None`` for all.
+            steps: how many steps do so in each period of ``delta_t`` ordinary steps and one update
+                step; ``None`` for all.
         """
         period = self.delta_t + 1
         dense_steps = period if steps is None else min(steps, period)
@@ -63,32 +64,32 @@ class Method(ABC):
     """Decides when masks move, how much moves in each layer, and which weights.
 
     A method is a frozen dataclass, so one instance can serve several optimizers. The optimizer
-    keeps the method's state from step to step, which begins as :meth:`initial_layer_state` and
-    :meth:`initial_run_state` return it. Subclass :class:`DropGrow` for the usual kind of method,
-    which drops a fraction and grows as many.
+    keeps the method's state from step to step; :meth:`initial_layer_state` and
+    :meth:`initial_run_state` return its initial values. Subclass :class:`DropGrow` for the usual
+    kind of method, which drops a fraction of each layer and grows the same number.
 
     Attributes:
-        name: what ``method=`` takes.
+        name: the name that ``method=`` takes.
         needs_dense_gradient: whether update steps need the gradient of weights that are not live.
-            If so, ``weight.grad`` is left dense on update steps, and a layer in which it is zero in
-            every entry sits updates out.
-        needs_gradient: whether a layer without a gradient sits updates out.
+            If so, ``weight.grad`` is left dense on update steps, and an update leaves out a layer
+            whose gradient is zero in every entry.
+        needs_gradient: whether updates leave out layers without a gradient.
         needs_horizon: whether training can't start before the number of steps is known.
-        moves_masks: whether there is any update at all.
-        has_own_schedule: whether the optimizer's schedule plays no part.
-        reaches_target_at_t_end: whether live counts come down to their targets at ``t_end``, and at
-            the first step after it at which they have not: an update in which the drop fraction
-            is 0.
+        moves_masks: whether the method has any updates.
+        has_own_schedule: whether the method ignores the optimizer's schedule.
+        reaches_target_at_t_end: whether live counts come down to their targets at ``t_end``. If
+            they are still above their targets after ``t_end``, the next possible step is an update
+            with a drop fraction of 0.
         observes_dense_gradient: whether :meth:`observe` needs the gradient of weights that are not
             live. If so, ``weight.grad`` is left dense on the steps that it observes.
-        follows_mask: names of layer state, of the weight's shape, in which a weight that drops or
-            grows begins again with its initial value, as in its optimizer state.
+        follows_mask: names of layer state of the weight's shape in which a weight that drops or
+            grows gets its initial value again, as in its optimizer state.
 
     Args:
-        regrow: what becomes of a weight that an update drops and could grow again: ``"keep"`` lets
-            it come back with its value and optimizer state, ``"zero"`` lets it come back afresh,
-            ``"never"`` rules it out in that update. ``regrow=`` of :class:`SparseOptimizer` sets it
-            where ``method=`` is a name.
+        regrow: what happens if a weight that an update drops would grow again in that update:
+            ``"keep"`` lets it grow with its value and optimizer state, ``"zero"`` lets it grow from
+            zero with new state, ``"never"`` does not let it grow. ``regrow=`` of
+            :class:`SparseOptimizer` sets it where ``method=`` is a name.
 
     Raises:
         ValueError: if ``regrow`` is not known.
@@ -124,7 +125,7 @@ class Method(ABC):
     observes_dense_gradient: ClassVar[bool] = False
     follows_mask: ClassVar[tuple[str, ...]] = ()
 
-    # By keyword, so that what a method itself is about comes first: NM(2, 4).
+    # Keyword-only, so that a method's own fields come first: NM(2, 4).
     regrow: Regrow = field(default="keep", kw_only=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -147,18 +148,18 @@ class Method(ABC):
         return None
 
     def initial_layer_state(self, layer: SparseLayer) -> Mapping[str, Tensor]:
-        """Return what to keep for ``layer``, as it begins: tensors by name; by default nothing.
+        """Return the initial state of ``layer``: tensors by name; by default none.
 
-        Tensors of the weight's shape are sharded as the weight is. What is begun at random begins
-        as on rank 0. Called when the optimizer is made, and again for weights that begin again
-        (see ``follows_mask``): it returns new tensors each time.
+        Tensors of the weight's shape are sharded as the weight is. All ranks get rank 0's values,
+        even if they are random. This is called when the optimizer is made, and again for weights
+        that get their initial value again (see ``follows_mask``): return new tensors each time.
         """
         return {}
 
     def initial_run_state(self) -> Mapping[str, Any]:
-        """Return what to keep for the whole run, as it begins; by default nothing.
+        """Return the initial state of the run: values by name; by default none.
 
-        Values by name: numbers, strings, ``None``, or tensors.
+        A value is a number, a string, ``None`` or a tensor.
         """
         return {}
 
@@ -167,15 +168,15 @@ class Method(ABC):
     ) -> None:
         """Update the method's state from a weight and its gradient, before a step.
 
-        Called once a step for every layer that has a gradient and is not dense for ever, when
-        ``step()`` is called (the gradient is accumulated, averaged over ranks, unscaled and clipped
-        then), and before masks move. Not called on a step whose gradients are not all finite.
+        It is called in ``step()``, before masks move, once for every layer that has a gradient and
+        is not ``is_dense``. At that time the gradient is accumulated, averaged over ranks, unscaled
+        and clipped. It is not called on a step whose gradients are not all finite.
 
         Args:
-            layer: the layer of the weight. The state to update is ``update.layer_state(layer)``.
-            gradient: of the weight's shape; 0 where the weight is not live, unless
+            layer: the layer. The state to update is ``update.layer_state(layer)``.
+            gradient: the gradient, of the weight's shape; 0 where the weight is not live, unless
                 ``observes_dense_gradient`` is set.
-            update: as for an update, of this step.
+            update: this step, described as for an update.
         """
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
@@ -183,16 +184,16 @@ class Method(ABC):
         return schedule.is_update(step)
 
     def observes(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
-        """Whether :meth:`observe` is called on ``step``: by default until masks stop."""
+        """Whether :meth:`observe` is called on ``step``: by default until masks stop moving."""
         return self.has_observer and not self._is_over(step, schedule)
 
     @property
     def has_observer(self) -> bool:
-        """Whether there is an :meth:`observe` to call."""
+        """Whether the method overrides :meth:`observe`."""
         return type(self).observe is not Method.observe
 
     def remembers(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
-        """Whether the gradients of ``step`` are remembered for an update."""
+        """Whether the gradients of ``step`` are accumulated for an update."""
         rule = self.memory
         if rule is None:
             return False
@@ -201,12 +202,12 @@ class Method(ABC):
         if rule.steps is None:
             return True
         coming = range(step, step + rule.steps)
-        return any(self.is_update(one, schedule, total_steps) for one in coming)
+        return any(self.is_update(number, schedule, total_steps) for number in coming)
 
     def reads_dense_gradient(
         self, step: int, schedule: UpdateSchedule, total_steps: int | None
     ) -> bool:
-        """Whether ``step`` needs gradients of dropped weights: to update, remember or observe."""
+        """Whether ``step`` needs gradients of dropped weights: to update, accumulate or observe."""
         coming, rule = (step, schedule, total_steps), self.memory
         if rule is not None and rule.dense and self.remembers(*coming):
             return True
@@ -216,7 +217,7 @@ class Method(ABC):
 
     @property
     def always_reads_dense_gradient(self) -> bool:
-        """Whether every step needs gradients of dropped weights, until masks stop."""
+        """Whether every step needs gradients of dropped weights, until masks stop moving."""
         rule = self.memory
         if rule is not None and rule.dense and rule.steps is None:
             return True
@@ -225,15 +226,15 @@ class Method(ABC):
 
     @property
     def prepares_forward(self) -> bool:
-        """Whether there is a :meth:`prepare_forward` to call."""
+        """Whether the method overrides :meth:`prepare_forward`."""
         return type(self).prepare_forward is not Method.prepare_forward
 
     @property
     def dense_passes(self) -> int:
-        """How many of a step's three passes cost as much as with every weight live.
+        """How many of the three passes of a step with dense gradients cost as much as dense ones.
 
-        It is about a step that reads the dense gradient: the pass for the gradient of the weights
-        is dense, and all are if a forward pass was prepared.
+        The pass that computes the gradient of the weights does. If the forward pass was prepared,
+        all three do.
         """
         return 3 if self.prepares_forward else 1
 
@@ -242,26 +243,27 @@ class Method(ABC):
         return schedule.fraction(step)
 
     def initial_density(self, density: float) -> float:
-        """Return the density that training starts from, at least its target ``density``."""
+        """Return the density that training starts from; it is at least the target ``density``."""
         return density
 
     def live_count(self, shape: tuple[int, ...], target: int) -> int:
-        """Return the final live count of a layer: ``target``, or what the method can have."""
+        """Return the final live count of a layer: ``target``, or a count that the method allows."""
         return target
 
     def initial_mask(self, scores: Tensor, live: int) -> Tensor:
         """Return the mask of the ``live`` highest scores, bool, of their shape.
 
-        A method whose masks have a structure returns the best mask that has it, and so refuses
-        masks that don't: those which, as scores, don't come back the same.
+        A method whose masks have a structure returns the best mask that has this structure. A mask
+        that the user gives is refused if it does not come back unchanged when it is passed here as
+        scores.
         """
         return largest(scores.reshape(-1), live).view(scores.shape)
 
     def prepare_forward(self, model: nn.Module, update: Update) -> None:
         """Write values to weights that are not live, for the forward pass of an update.
 
-        Called once an update, before the first training pass of ``model``. The values may not
-        change what the model computes; they are zero again after the step.
+        It is called once an update, before the first training pass of ``model``. The values must
+        not change the model's outputs. After the step they are zero again.
         """
         raise TypeError(f"method {self.name!r} does not prepare a forward pass.")
 
@@ -269,14 +271,14 @@ class Method(ABC):
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
         """Return how much to drop and grow in each of ``layers``, in their order.
 
-        What a :class:`Rewiring` says is done as it is, without scores.
+        For a :class:`Rewiring`, which names the weights itself, no scores are asked for.
         """
 
     def drop_scores(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return a score for each live weight, ``(live,)``; the lowest are dropped.
 
-        The default is the magnitude. Use :meth:`SparseLayer.gather` to bring any tensor of the
-        weight's shape into this form.
+        The default is the magnitude. :meth:`SparseLayer.gather` brings any tensor of the weight's
+        shape into this form.
         """
         return layer.gather(layer.weight).abs()
 
@@ -286,7 +288,10 @@ class Method(ABC):
         Scores of survivors don't matter. A weight that this update drops is a candidate, unless
         ``regrow="never"``.
         """
-        raise TypeError(f"method {self.name!r} does not grow weights, but moves() asked it to.")
+        raise TypeError(
+            f"method {self.name!r} does not grow weights, because it has no grow_scores(), but its "
+            "moves() returned a Move with grow above 0."
+        )
 
     def train_flops(self, cost: TrainingCost) -> float:
         """Return the FLOPs of a training step per sample, by the method's formula.
@@ -304,10 +309,10 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class DropGrow(Method):
-    """Drops ``int(fraction * live)`` weights of each layer and grows as many, so counts stay.
+    """Drops ``int(fraction * live)`` weights of each layer and grows the same number.
 
-    With ``regrow="never"`` it drops no more than can be grown, and under weight norm no more than
-    leaves a live weight in every slice.
+    So live counts stay the same. With ``regrow="never"`` it drops no more weights than it can grow.
+    Under weight norm it drops no more than leaves a live weight in every slice.
 
     Example:
         >>> from dataclasses import dataclass
@@ -327,7 +332,7 @@ class DropGrow(Method):
     """
 
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
-        """Return the same number twice for each layer."""
+        """Return for each layer how many weights to drop, and the same number to grow."""
         return [self._move(layer, update.fraction) for layer in layers]
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""A method put together from scores and a schedule, without a class of its own."""
+"""A method composed of scores and a schedule, without a class of its own."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ SCORES: Final[dict[str, Score]] = {
     "momentum": lambda layer, update: update.remembered(layer).abs(),
     "random": lambda layer, update: update.random_scores(layer),
 }
-#: Scores that tell weights that are not live from each other: in all others these are 0.
+#: Scores that can rank weights that are not live. The other scores are 0 for all such weights.
 GROWS: Final = ("gradient", "momentum", "random")
-#: Those among them that need no dense gradient on the update step.
+#: Of these, the scores that need no dense gradient on the update step.
 WITHOUT_DENSE_GRADIENT: Final = ("momentum", "random")
 
 
 @renamed_fields(remember="gradient")
 @dataclass(frozen=True)
 class Compose(DropGrow):
-    r"""Drops the fraction of each layer that scores lowest, and grows as many that score highest.
+    r"""Drops the lowest scores of each layer, and grows the same number of the highest scores.
 
     Scores are ``"magnitude"`` :math:`|w|`, ``"gradient"`` :math:`|g|`, ``"salience"``
     :math:`|w g|`, ``"momentum"`` (the magnitude of the gradients that ``gradient`` accumulates),
@@ -77,26 +77,26 @@ class Compose(DropGrow):
     number for each weight, of the weight's shape. Everything else is as in RigL.
 
     Growth is by ``"gradient"``, ``"momentum"``, ``"random"`` or a function. Weights that are not
-    live are 0, so by the other two only weights that have just dropped would grow.
+    live are 0, so by magnitude or salience only weights that were just dropped would grow.
 
     A training step costs what RigL's does, or :math:`3 f_s` if no dense gradient is needed.
 
     Args:
         drop: the score by which live weights are dropped, the lowest first.
-        grow: the score by which the others are grown, the highest first. A function sees dense
+        grow: the score by which other weights are grown, the highest first. A function finds dense
             gradients in ``layer.weight.grad``.
         schedule: when masks move, and how much, in place of the optimizer's ``delta_t``, ``alpha``,
-            ``t_end`` and ``decay``: an :class:`UpdateSchedule`, or anything that has its
-            ``is_update(step)`` and ``fraction(step)``.
+            ``t_end`` and ``decay``: an :class:`UpdateSchedule`, or any object with the same
+            functions ``is_update(step)`` and ``fraction(step)``.
         gradient: how to accumulate the gradients that :meth:`Update.remembered` returns.
         label: the method's name in checkpoints.
 
     Raises:
-        TypeError: if a score is neither a name nor a function, or ``"momentum"`` has nothing to
-            remember.
-        ValueError: if a score's name is not known, or one to grow by says nothing of weights that
-            are not live: ``"magnitude"``, ``"salience"``, or ``"momentum"`` where ``gradient`` has
-            ``dense=False``.
+        TypeError: if a score is neither a name nor a function, or is ``"momentum"`` without
+            ``gradient``.
+        ValueError: if a score's name is not known, or if the score to grow by can't rank weights
+            that are not live: ``"magnitude"``, ``"salience"``, or ``"momentum"`` where ``gradient``
+            has ``dense=False``.
 
     Example:
         >>> from sparseopt import UpdateSchedule
@@ -126,7 +126,7 @@ class Compose(DropGrow):
             if score == "momentum" and self.gradient is None:
                 raise TypeError(f"{argument}='momentum' needs gradient=, such as Smoothed(0.9).")
         self._check_growth()
-        # Properties can't take class variables' places; frozen instances are set up like this.
+        # A property can't override a class variable, and a frozen instance is set only like this.
         object.__setattr__(self, "name", self.label)
         object.__setattr__(self, "has_own_schedule", self.schedule is not None)
         dense = self.grow not in WITHOUT_DENSE_GRADIENT
@@ -146,15 +146,15 @@ class Compose(DropGrow):
 
     @property
     def memory(self) -> GradientMemory | None:
-        """What ``gradient`` says."""
+        """The rule in ``gradient``."""
         return self.gradient
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
-        """Whether the schedule given here, or else the optimizer's, says so."""
+        """Whether ``step`` is an update step of this method's schedule, or of the optimizer's."""
         return (self.schedule or schedule).is_update(step)
 
     def fraction(self, step: int, schedule: UpdateSchedule) -> float:
-        """Return the fraction of the schedule given here, or else of the optimizer's."""
+        """Return the drop fraction of this method's schedule, or of the optimizer's."""
         return (self.schedule or schedule).fraction(step)
 
     def drop_scores(self, layer: SparseLayer, update: Update) -> Tensor:
@@ -182,6 +182,6 @@ class Compose(DropGrow):
         if scores.shape != layer.weight.shape:
             raise ValueError(
                 f"{argument}= returned scores of shape {tuple(scores.shape)} for {layer.name!r}, "
-                f"whose weight has {tuple(layer.weight.shape)}: one for each weight is needed."
+                f"but must return one score for each weight: {tuple(layer.weight.shape)}."
             )
         return scores

@@ -1,11 +1,11 @@
 """Gradients that a method accumulates between updates.
 
-A method says by a frozen :class:`GradientMemory` *how* to accumulate. The optimizer holds the
-result, one tensor a layer, and adds to it once a step: when ``step()`` is called, and not in
-``backward()``. Only then is the gradient accumulated over micro-batches, averaged over ranks and
-unscaled, and a step that ``GradScaler`` skips is not added. So gradients are left dense between
-``backward()`` and ``step()`` wherever the memory needs them dense, as they are on the update steps
-of RigL, and clipping sees the norm of the dense gradient.
+A method has a frozen :class:`GradientMemory`, the rule *how* to accumulate. The optimizer holds the
+result, one tensor a layer, and adds to it once a step: in ``step()``, not in ``backward()``. Only
+then is the gradient accumulated over micro-batches, averaged over ranks and unscaled, and a step
+that ``GradScaler`` skips is not added. So wherever the memory needs dense gradients, they stay
+dense between ``backward()`` and ``step()``, as on the update steps of RigL, and clipping sees the
+norm of the dense gradient.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Accumulated", "GradientMemory", "RememberedGradients", "Smoothed"]
 
 @dataclass(frozen=True)
 class GradientMemory(ABC):
-    """A rule that makes one tensor a layer out of the gradients of many steps.
+    """A rule that combines the gradients of many steps into one tensor a layer.
 
     Args:
         dense: whether gradients of weights that are not live are accumulated too.
@@ -54,7 +54,7 @@ class GradientMemory(ABC):
     @property
     @abstractmethod
     def steps(self) -> int | None:
-        """How many steps up to an update, itself included, are accumulated; ``None`` for all."""
+        """How many steps are accumulated for an update, its own included; ``None`` for all."""
 
     @abstractmethod
     def add_(self, held: Tensor, gradient: Tensor) -> None:
@@ -71,11 +71,11 @@ class Smoothed(GradientMemory):
 
     .. math:: m \leftarrow \beta\, m + (1 - \beta)\, g
 
-    It is fed on every step until masks stop moving.
+    Every step adds its gradient until masks stop moving.
 
     Args:
-        dense: whether gradients of weights that are not live are accumulated too; if not, they
-            count as 0.
+        dense: whether gradients of weights that are not live are accumulated too; if not, these
+            gradients count as 0.
         beta: :math:`\beta`, in [0, 1).
 
     Raises:
@@ -97,7 +97,7 @@ class Smoothed(GradientMemory):
 
     @property
     def steps(self) -> int | None:
-        """All of them."""
+        """``None``: all steps."""
         return None
 
     def add_(self, held: Tensor, gradient: Tensor) -> None:
@@ -107,14 +107,14 @@ class Smoothed(GradientMemory):
 
 @dataclass(frozen=True)
 class Accumulated(GradientMemory):
-    """The sum of the gradients of the last steps before an update, and of the update's own.
+    """The sum of the gradients of the last steps up to an update, its own included.
 
-    It ranks as their average does. No gradient counts for two updates, so at most those since the
-    last update are summed. All other steps cost nothing.
+    The sum ranks weights as the average does. No gradient counts for two updates, so only gradients
+    since the last update are summed. All other steps cost nothing.
 
     Args:
         dense: whether gradients of weights that are not live are accumulated too.
-        last: how many steps, the update's own included.
+        last: how many steps are summed, the update's own included.
 
     Raises:
         TypeError: if ``last`` is not a whole number.
@@ -133,7 +133,7 @@ class Accumulated(GradientMemory):
 
     @property
     def steps(self) -> int | None:
-        """The ``last`` ones."""
+        """``last``."""
         return self.last
 
     def add_(self, held: Tensor, gradient: Tensor) -> None:
@@ -142,10 +142,12 @@ class Accumulated(GradientMemory):
 
 
 class RememberedGradients:
-    """One tensor a layer, in at least single precision, fed by a rule; empty until it is fed.
+    """Accumulated gradients: one tensor a layer, in at least single precision.
+
+    No memory is taken before the first gradients are added.
 
     Args:
-        rule: what to remember.
+        rule: how to accumulate.
     """
 
     def __init__(self, rule: GradientMemory) -> None:
@@ -154,7 +156,7 @@ class RememberedGradients:
 
     @torch.no_grad()
     def feed(self, layers: Iterable[SparseLayer]) -> None:
-        """Remember the gradients that the weights have now; layers without one are left out."""
+        """Add the present gradients of the weights; layers without a gradient are left out."""
         for layer in layers:
             gradient = layer.weight.grad
             if layer.is_dense or gradient is None:
@@ -165,15 +167,16 @@ class RememberedGradients:
             self.rule.add_(local(self.of(layer)), gradient)
 
     def of(self, layer: SparseLayer) -> Tensor:
-        """Return what is held for a layer, of the weight's shape; zeros if nothing is."""
+        """Return the accumulated gradient of a layer, of the weight's shape; zeros at first."""
         held = shard_like(self.saved(layer).to(layer.weight.device), layer.weight)
         self._held[layer.name] = held
         return held
 
     def saved(self, layer: SparseLayer) -> Tensor:
-        """Return what a checkpoint keeps for a layer.
+        """Return the tensor that a checkpoint saves for a layer.
 
-        Zeros if nothing is held: distributed checkpointing loads only what a fresh optimizer has.
+        It is zeros if nothing is accumulated: distributed checkpointing loads only the tensors that
+        a new optimizer has.
         """
         held = self._held.get(layer.name)
         if held is not None:
@@ -182,7 +185,7 @@ class RememberedGradients:
         return torch.zeros_like(layer.weight, dtype=dtype, requires_grad=False)
 
     def restore(self, layer: SparseLayer, held: Tensor | None) -> None:
-        """Take over what :meth:`saved` returned; ``None`` stands for zeros."""
+        """Load the tensor that :meth:`saved` returned; ``None`` stands for zeros."""
         self._held.pop(layer.name, None)
         if held is not None:
             self.of(layer).copy_(shard_like(held, layer.weight))

@@ -1,4 +1,4 @@
-"""What methods share whose density falls along a cubic."""
+"""The base of methods whose density falls along a cubic."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Gradual", "split_by_magnitude"]
 
 @dataclass(frozen=True)
 class Gradual(Method):
-    """Starts denser than its target, and is exactly there at ``t_end``, which is an update step.
+    """Starts denser than the target, and reaches it exactly at ``t_end``, which is an update step.
 
     Example:
         >>> from sparseopt import Pruning, UpdateSchedule
@@ -34,7 +34,7 @@ class Gradual(Method):
 
     needs_horizon: ClassVar[bool] = True
     reaches_target_at_t_end: ClassVar[bool] = True
-    # A layer that happens to be unused at the last update would else keep what it has too much.
+    # Otherwise a layer that is unused at the last update would stay denser than its target.
     needs_gradient: ClassVar[bool] = False
 
     @property
@@ -43,12 +43,12 @@ class Gradual(Method):
         return 0.0
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
-        """Whether ``step`` is on the cadence between start and end, or is the end."""
+        """Whether ``step`` is the end, or an update step of the schedule after the start."""
         cubic = self._cubic(schedule, total_steps)
         return step == cubic.end or (step >= cubic.start and schedule.is_update(step))
 
     def excess(self, layers: Sequence[SparseLayer], update: Update) -> int:
-        """Return how many live weights ``layers`` together have more than the cubic has now."""
+        """Return by how many live weights ``layers`` together exceed the cubic at this step."""
         numel = sum(layer.numel for layer in layers)
         live = target = sum(layer.target for layer in layers)
         if update.step < self._cubic(update.schedule, update.total_steps).end:
@@ -80,15 +80,16 @@ class Gradual(Method):
 
 
 def split_by_magnitude(layers: Sequence[SparseLayer], excess: int) -> list[int]:
-    """Split ``excess`` drops by global magnitude; ties go to the earlier layer, then position.
+    """Return how many of the ``excess`` smallest weights of all layers are in each layer.
 
-    Every layer keeps its largest weight, so none is emptied; under weight norm every slice does.
+    Ties go to the earlier layer, then to the lower position. Every layer keeps its largest weight,
+    so no layer becomes empty; under weight norm every slice keeps its largest weight.
     """
     device = layers[0].weight.device
     scores = []
     for layer in layers:
         magnitude = layer.gather(layer.weight).abs().to(device=device, dtype=torch.float32)
-        # Indexing by a tensor without dimensions would wait for it.
+        # Indexing by a 0-dimensional tensor would wait for the device.
         magnitude.scatter_(0, magnitude.argmax(keepdim=True), torch.inf)
         if (stays := protected(layer)) is not None:
             magnitude.masked_fill_(stays.to(device), torch.inf)

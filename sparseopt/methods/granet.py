@@ -23,12 +23,13 @@ __all__ = ["GraNet"]
 class GraNet(Gradual):
     """Gradual pruning with zero-cost neuroregeneration.
 
-    Training starts at the density ``initial``, distributed by ``init``, and is at the target after
-    the update at ``t_end``. The regeneration rate is the optimizer's ``alpha`` and ``decay``; the
-    original has ``alpha=0.5`` and ``delta_t=100``.
+    Training starts at the density ``initial``, distributed by ``init``, and reaches the target with
+    the update at ``t_end``. The regeneration rate follows the optimizer's ``alpha`` and ``decay``;
+    the paper has ``alpha=0.5`` and ``delta_t=100``.
 
     Args:
-        initial: the density at the start, in (0, 1]; a target that is larger is its own start.
+        initial: the density at the start, in (0, 1]; if the target is larger, training starts at
+            the target.
 
     Raises:
         TypeError: if ``initial`` is not a number.
@@ -62,7 +63,7 @@ class GraNet(Gradual):
         return max(self.initial, density)
 
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
-        """Drop down to the cubic, and a fraction of the rest; grow the fraction back."""
+        """Drop down to the cubic's density; then drop a fraction of the rest and grow as many."""
         pruned = split_by_magnitude(layers, self.excess(layers, update))
         return [
             self._move(layer, excess, update.fraction)

@@ -23,16 +23,16 @@ __all__ = ["MEST"]
 class MEST(DropGrow):
     r"""Memory-economic sparse training: drops by weight and gradient, after a trial.
 
-    With the soft bound, live weights exceed the target by the newcomers, fewer of them as the drop
-    fraction falls; at ``t_end``, which is then the last update, the count is exactly the target.
-    With the hard bound counts stay.
+    With the soft bound, the newly grown weights are live in addition to the target, until the next
+    update drops as many. Their number falls with the drop fraction. The last update is at
+    ``t_end``, and leaves exactly the target. With the hard bound live counts stay the same.
 
     Args:
-        gradient_weight: factor of the gradient's magnitude in the score, not negative. The original
+        gradient_weight: factor of the gradient's magnitude in the score, not negative. The authors'
             code has the default, 0.
         grow: ``"random"``, or ``"gradient"`` for the largest dense gradients.
-        bound: ``"soft"`` (EM&S), with newcomers on top of the target until the next update has
-            judged them, or ``"hard"`` (EM), with counts that stay.
+        bound: ``"soft"`` (EM&S), with new weights in addition to the target until the next update,
+            or ``"hard"`` (EM), with constant live counts.
 
     Raises:
         TypeError: if ``gradient_weight`` is not a number.
@@ -70,21 +70,21 @@ class MEST(DropGrow):
         check_not_negative("gradient_weight", self.gradient_weight)
         check_choice("grow", self.grow, ("random", "gradient"))
         check_choice("bound", self.bound, ("soft", "hard"))
-        # A property can't take a class variable's place; frozen instances are set up like this.
+        # A property can't override a class variable, and a frozen instance is set only like this.
         object.__setattr__(self, "needs_dense_gradient", self.grow == "gradient")
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
-        """Whether ``step`` is on the cadence, or the end, when the last newcomers are judged."""
+        """Whether ``step`` is an update step of the schedule, or ``t_end`` with the soft bound."""
         return schedule.is_update(step) or (self.bound == "soft" and step == schedule.t_end)
 
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
-        """Drop and grow as many, or down to the target and then beyond it."""
+        """Drop and grow equally many, or, with the soft bound, drop to the target and grow more."""
         if self.bound == "hard":
             return super().moves(layers, update)
         return [self._trial(layer, update) for layer in layers]
 
     def drop_scores(self, layer: SparseLayer, update: Update) -> Tensor:
-        """Return the magnitude of weights, and of their gradients with its own weight."""
+        """Return the magnitude of weights plus ``gradient_weight`` times that of gradients."""
         magnitude = super().drop_scores(layer, update)
         if self.gradient_weight == 0.0:
             return magnitude

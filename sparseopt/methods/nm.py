@@ -29,8 +29,8 @@ class NM(RigL):
 
     Groups are M neighbours along the second dimension, the inputs of ``Linear`` and ``Conv``, and
     growth stays within them. The density has to be ``density=n / m``. Layers whose second dimension
-    is no multiple of M stay dense, and so does what ``init`` makes dense; ``init`` decides nothing
-    else.
+    is not a multiple of M stay dense, and so do layers that ``init`` makes dense. ``init`` has no
+    other effect.
 
     Args:
         n: live weights of a group, at least 1.
@@ -38,7 +38,8 @@ class NM(RigL):
 
     Raises:
         TypeError: if ``n`` or ``m`` is not a whole number.
-        ValueError: if they don't fit, or ``regrow="never"`` leaves groups without candidates.
+        ValueError: if ``n`` or ``m`` is out of range, or ``regrow="never"`` leaves groups without
+            candidates.
 
     Example:
         >>> import torch
@@ -56,7 +57,7 @@ class NM(RigL):
 
     name: ClassVar[str] = "n:m"
 
-    # RigL's, which by position would come before n and m.
+    # Keyword-only, because by position this field of RigL would come before n and m.
     gradient: GradientMemory | None = field(default=None, kw_only=True)
     n: int = 2
     m: int = 4
@@ -68,24 +69,24 @@ class NM(RigL):
         if self.regrow == "never" and 2 * self.n > self.m:
             raise ValueError(
                 f"regrow='never' does not suit {self.n}:{self.m}: a group that loses all its "
-                f"{self.n} weights has only {self.m - self.n} others to grow."
+                f"{self.n} live weights has only {self.m - self.n} other weights to grow."
             )
 
     def initial_density(self, density: float) -> float:
         """Return the density, which has to be N over M.
 
         Raises:
-            ValueError: if it is not.
+            ValueError: if it is another density.
         """
         if density != self.n / self.m:
             raise ValueError(
                 f"density={density} does not suit {self.n}:{self.m}: pass density={self.n / self.m}"
-                ", or NM(n=..., m=...) of another ratio."
+                ", or NM(n=..., m=...) with another ratio."
             )
         return density
 
     def live_count(self, shape: tuple[int, ...], target: int) -> int:
-        """Return N of every M; all weights where groups don't fit or the layer is to be dense."""
+        """Return N of every M weights, or all if groups don't fit or the layer shall be dense."""
         numel = torch.Size(shape).numel()
         if target == numel or shape[1] % self.m:
             return numel
@@ -98,7 +99,7 @@ class NM(RigL):
         return self._ungrouped(self._ranks(self._grouped(scores)) < self.n, scores.shape)
 
     def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
-        """Return 1 for as many of each group's best candidates as the group loses, else 0."""
+        """Return 1 for the best candidates of each group, as many as the group drops, else 0."""
         count = self._move(layer, update.fraction).drop
         stays = surviving(layer, self.drop_scores(layer, update), count)
         survivors = self._grouped(whole(layer.expand(stays)))
@@ -119,7 +120,7 @@ class NM(RigL):
 
     @staticmethod
     def _ranks(groups: Tensor) -> Tensor:
-        """Return each score's place in its group, 0 for the highest; ties to the lower index."""
+        """Return each score's rank in its group, 0 for the highest; ties to the lower index."""
         order = groups.argsort(dim=-1, descending=True, stable=True)
         places = torch.arange(groups.shape[-1], device=groups.device).expand_as(order)
         return torch.empty_like(order).scatter_(-1, order, places)

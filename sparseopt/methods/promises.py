@@ -1,4 +1,4 @@
-"""What a class promises by being registered as a method, checked once and said by name."""
+"""Checks that a class meets the requirements of a method before it is registered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparseopt.methods.base import DropGrow, Method
 
 __all__ = ["check_promises"]
 
-#: Attributes of the class by which a method says what it needs, and the type of each.
+#: The class attributes that describe a method, and the type of each.
 FLAGS: Final[Mapping[str, type]] = {
     "name": str,
     "needs_dense_gradient": bool,
@@ -26,7 +26,7 @@ FLAGS: Final[Mapping[str, type]] = {
     "observes_dense_gradient": bool,
     "follows_mask": tuple,
 }
-#: Flags that mean something only beside a function of the class.
+#: Flags that have no effect unless the class overrides the function.
 TOGETHER: Final = {
     "observes_dense_gradient": "observe",
     "follows_mask": "initial_layer_state",
@@ -34,11 +34,11 @@ TOGETHER: Final = {
 
 
 def check_promises(cls: object) -> None:
-    """Raise :class:`TypeError` unless ``cls`` is a method that can be reached by its name.
+    """Raise :class:`TypeError` unless ``cls`` is a method that can be made by its name alone.
 
-    It is a concrete subclass of :class:`Method`, a frozen dataclass with defaults for all fields
-    and nothing in them that changes; its flags have their types; and the functions that it
-    overrides take what they will be given.
+    Such a class is a concrete subclass of :class:`Method` and a frozen dataclass. All its fields
+    have defaults that can't be mutated. Its flags have the right types, and the functions that it
+    overrides take the arguments of the base class.
     """
     if not isinstance(cls, type) or not issubclass(cls, Method) or cls in (Method, DropGrow):
         raise TypeError(f"register_method got {cls!r}, which is not a concrete Method subclass.")
@@ -47,13 +47,13 @@ def check_promises(cls: object) -> None:
 
 
 def _complaints(cls: type[Method]) -> Iterator[str]:
-    """Yield what is wrong, the most basic first; each may rely on those before."""
+    """Yield what is wrong with ``cls``. Each check may rely on the success of earlier checks."""
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
     if missing:
-        yield f"it is not a concrete Method subclass, for it lacks {', '.join(missing)}()."
+        yield f"it is not a concrete Method subclass: it lacks {', '.join(missing)}()."
     if "__dataclass_params__" not in vars(cls):
         yield (
-            "it is no dataclass. Write @register_method above @dataclass(frozen=True), and both "
+            "it is not a dataclass. Write @register_method above @dataclass(frozen=True), and both "
             "above the class."
         )
     yield from _about_flags(cls)
@@ -64,8 +64,8 @@ def _complaints(cls: type[Method]) -> Iterator[str]:
 def _about_flags(cls: type[Method]) -> Iterator[str]:
     """Yield what is wrong with the flags.
 
-    A flag must belong to the class, have the right type, and come with the function that it
-    announces. A name close to a flag's is taken for a misspelling.
+    A flag must be an attribute of the class and have the right type, and the class must override
+    the function that the flag is about. A name similar to a flag is taken for a misspelling.
     """
     fields = {field.name for field in dataclasses.fields(cls)}
     for flag, kind in FLAGS.items():
@@ -83,11 +83,11 @@ def _about_flags(cls: type[Method]) -> Iterator[str]:
         yield f"name={cls.name!r} must be a non-empty string."
     for flag, function in TOGETHER.items():
         if getattr(cls, flag) and getattr(cls, function) is getattr(Method, function):
-            yield f"{flag}={getattr(cls, flag)!r} means nothing without {function}()."
+            yield f"{flag}={getattr(cls, flag)!r} has no effect without {function}()."
     for name, value in vars(cls).items():
         near = difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.85)
         if isinstance(value, bool) and name not in FLAGS and name not in fields and near:
-            yield f"{name} is no flag; did you mean {near[0]!r}?"
+            yield f"{name} is not a flag; did you mean {near[0]!r}?"
 
 
 def _about_fields(cls: type[Method]) -> Iterator[str]:
@@ -95,7 +95,10 @@ def _about_fields(cls: type[Method]) -> Iterator[str]:
     for field in dataclasses.fields(cls):
         factory = field.default_factory
         if field.default is dataclasses.MISSING and factory is dataclasses.MISSING:
-            yield f"its field {field.name!r} has no default, so that a name can't stand for it."
+            yield (
+                f"its field {field.name!r} has no default, so that it can't be made from its name "
+                "alone."
+            )
     try:
         instance = cls()
     except (TypeError, ValueError) as error:
@@ -105,9 +108,9 @@ def _about_fields(cls: type[Method]) -> Iterator[str]:
         value: Any = getattr(instance, field.name)
         if isinstance(value, (dict, MutableSequence, MutableSet, Tensor)):
             yield (
-                f"its field {field.name!r} is a {type(value).__name__}, which may change: what a "
-                "method keeps belongs into initial_layer_state() or initial_run_state(), so that "
-                "it is in checkpoints."
+                f"its field {field.name!r} is a {type(value).__name__}, which may change: put "
+                "state into initial_layer_state() or initial_run_state(), so that checkpoints "
+                "contain it."
             )
 
 
@@ -121,15 +124,15 @@ def _about_signatures(cls: type[Method]) -> Iterator[str]:
         defined = [vars(base)[name] for base in bases if inspect.isfunction(vars(base).get(name))]
         if len(defined) < 2:
             continue
-        # What calls a function knows the class that had it first.
+        # The library calls a function as the class that first defined it declares it.
         used, first = defined[0], defined[-1]
         wanted = inspect.signature(first).parameters.values()
-        by_name = {one.name: None for one in wanted if one.kind is one.KEYWORD_ONLY}
-        by_place = [one.name for one in wanted if one.kind is one.POSITIONAL_OR_KEYWORD]
+        by_name = {item.name: None for item in wanted if item.kind is item.KEYWORD_ONLY}
+        by_place = [item.name for item in wanted if item.kind is item.POSITIONAL_OR_KEYWORD]
         try:
             inspect.signature(used).bind(*by_place, **by_name)
         except TypeError:
             yield (
                 f"{name}{inspect.signature(used)} must take ({', '.join([*by_place, *by_name])}), "
-                "for that is how it is called."
+                "because it is called with these arguments."
             )

@@ -27,14 +27,14 @@ class Pruning(Gradual):
     At ``t_end`` the density is exactly the target; layers that ``init`` makes dense stay dense.
 
     Args:
-        scope: ``"global"`` compares magnitudes across layers, which meet ``init``'s total together;
-            ``"layer"`` within each.
+        scope: ``"global"`` compares magnitudes across layers, which together have the total that
+            ``init`` gives; ``"layer"`` compares them within each layer.
         start: share of the training steps before the first pruning, in [0, 1].
         initial: the density at the start, distributed by ``init``, in (0, 1].
 
     Raises:
         TypeError: if an argument is not a number.
-        ValueError: if ``scope`` is neither, or a number is out of range.
+        ValueError: if ``scope`` is not known, or a number is out of range.
 
     Example:
         >>> import torch

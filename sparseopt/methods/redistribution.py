@@ -1,4 +1,4 @@
-"""Redistribution: what all layers drop together is shared out among them to grow."""
+"""Redistribution: the number of weights that all layers drop is divided among them to grow."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ __all__ = ["Redistributing", "share_out"]
 
 @dataclass(frozen=True)
 class Redistributing(DropGrow):
-    """Drops a fraction of each layer, and grows as many in all, more where a layer matters more.
+    """Drops a fraction of each layer, and grows the same total, in proportion to importance.
 
-    Layers have the parts of the total that :meth:`importance` gives them, so their densities move
-    while the density of the whole is exact. A layer that is full passes the rest on to the others,
-    and none loses its last live weight. If no layer has any importance, counts stay.
+    Each layer grows a part of the total in proportion to its :meth:`importance`. So the densities
+    of layers change, while the density of all layers together stays exact. If a layer becomes full,
+    the rest of its part goes to the other layers. No layer loses its last live weight. If the
+    importance of all layers is 0, live counts stay the same.
 
     Example:
         >>> from dataclasses import dataclass
@@ -42,10 +43,10 @@ class Redistributing(DropGrow):
 
     @abstractmethod
     def importance(self, layer: SparseLayer, update: Update) -> Tensor:
-        """Return a tensor of one number, at least 0, for a layer before anything drops."""
+        """Return a layer's importance before the update: a tensor of one number, at least 0."""
 
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
-        """Drop in each layer alone; grow as many in all, shared out by importance."""
+        """Drop a fraction of each layer; grow as many in total, in proportion to importance."""
         drops = [min(self._move(layer, update.fraction).drop, layer.live - 1) for layer in layers]
         room = [
             layer.numel - layer.live + (0 if self.regrow == "never" else drop)
@@ -63,29 +64,29 @@ class Redistributing(DropGrow):
 
 
 def share_out(total: int, shares: Sequence[float], room: Sequence[int]) -> list[int]:
-    """Split a whole number in proportion to ``shares``, with no part above its ``room``.
+    """Split an integer in proportion to ``shares``, with no part above its ``room``.
 
-    What does not fit goes to the others, in proportion again; to those with a share of 0 only if
-    all others are full. Parts are rounded by largest remainder, ties to the earlier one, so that
-    they add up exactly.
+    The excess of a part above its room is split among the other parts, again in proportion. Parts
+    with a share of 0 get something only if all others are full. Parts are rounded by largest
+    remainder, so that they add up exactly; ties go to the earlier part.
 
     Args:
-        total: what to split.
-        shares: how much each is to have; need not add up to 1.
-        room: how much each can have.
+        total: the number to split.
+        shares: the share of each part; they need not add up to 1.
+        room: the largest value of each part.
 
     Returns:
         The parts, which add up to ``total``.
 
     Raises:
-        ValueError: if ``total`` is negative or exceeds the room of all together.
+        ValueError: if ``total`` is negative or exceeds the sum of ``room``.
 
     Example:
         >>> share_out(10, [3.0, 1.0, 1.0], [4, 9, 9])
         [4, 3, 3]
     """
     if not 0 <= total <= sum(room):
-        raise ValueError(f"total={total} must be between 0 and the room of all, {sum(room)}.")
+        raise ValueError(f"total={total} must be between 0 and sum(room), {sum(room)}.")
     parts = [0] * len(room)
     left = total
     takers = list(range(len(room)))
@@ -109,8 +110,8 @@ def share_out(total: int, shares: Sequence[float], room: Sequence[int]) -> list[
 def _quotas(
     left: int, takers: Sequence[int], shares: Sequence[float], room: Sequence[int]
 ) -> dict[int, float]:
-    whole = sum(shares[i] for i in takers)
-    if whole > 0.0:
-        return {i: left * shares[i] / whole for i in takers}
+    sum_of_shares = sum(shares[i] for i in takers)
+    if sum_of_shares > 0.0:
+        return {i: left * shares[i] / sum_of_shares for i in takers}
     space = sum(room[i] for i in takers)
     return {i: left * room[i] / space if space else 0.0 for i in takers}

@@ -1,4 +1,4 @@
-"""Methods by name."""
+"""The registry of methods by name."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def register_method(cls: M) -> M:
     """Make a method reachable by its ``name``; use it as a class decorator.
 
     Args:
-        cls: a concrete subclass of :class:`Method`, a frozen dataclass whose fields all have
-            defaults that don't change, with a ``name`` that no other method has. Its flags have
-            their types, and the functions that it overrides take the same arguments.
+        cls: a concrete subclass of :class:`Method`: a frozen dataclass whose fields all have
+            defaults that can't be mutated, with a ``name`` that no other method has. Its flags have
+            the right types, and the functions that it overrides take the same arguments.
 
     Returns:
         ``cls`` itself.
 
     Raises:
-        TypeError: if it is not such a class; the message says what is wrong with it.
-        ValueError: if the name is taken.
+        TypeError: if ``cls`` is not such a class; the message says what is wrong with it.
+        ValueError: if another method has the name.
 
     Example:
         >>> from dataclasses import dataclass
@@ -68,7 +68,7 @@ def get_method(method: str | Method, *, regrow: Regrow | None = None) -> Method:
 
     Args:
         method: a registered name, or an instance, which is returned as it is.
-        regrow: set this on the method; only with a name.
+        regrow: the value of the method's ``regrow``; only together with a name.
 
     Raises:
         TypeError: if ``method`` is neither.

@@ -23,13 +23,14 @@ __all__ = ["RigL"]
 class RigL(DropGrow):
     """The rigged lottery: drops the smallest weights, grows where the gradient is largest.
 
-    The dense gradient is needed on update steps only; it is the one that ``backward()`` left in
-    ``weight.grad``: accumulated, averaged over ranks and unscaled.
+    The dense gradient is needed on update steps only. It is the gradient in ``weight.grad`` when
+    ``step()`` is called: accumulated, averaged over ranks and unscaled.
 
     Args:
-        gradient: what to grow by instead of the update step's gradient: ``Smoothed(0.9)``, an
-            exponential moving average, or ``Accumulated(10)``, the sum over the last steps. It is
-            one dense tensor a layer, and gradients are dense on all steps that feed it.
+        gradient: growth by accumulated gradients instead of the update step's gradient:
+            ``Smoothed(0.9)``, an exponential moving average, or ``Accumulated(10)``, the sum over
+            the last steps. It takes one dense tensor a layer, and gradients are dense on all steps
+            that it accumulates.
 
     Raises:
         TypeError: if ``gradient`` is neither ``None`` nor a memory of dense gradients.
@@ -68,18 +69,18 @@ class RigL(DropGrow):
 
     @property
     def memory(self) -> GradientMemory | None:
-        """What growth remembers, if anything."""
+        """The rule in ``gradient``, or ``None``."""
         return self.gradient
 
     def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
-        """Return the magnitude of the dense gradient, or of what is remembered of it."""
+        """Return the magnitude of the dense gradient, or of the accumulated gradients."""
         if self.gradient is not None:
             return update.remembered(layer).abs()
         assert layer.weight.grad is not None
         return layer.weight.grad.abs()
 
     def train_flops(self, cost: TrainingCost) -> float:
-        """Return the average over an update step and the ``delta_t`` ordinary ones."""
+        """Return the average over an update step and ``delta_t`` ordinary steps."""
         if self.gradient is None:
             return cost.with_dense_gradients(1)
         return cost.with_dense_gradients(self.gradient.steps)

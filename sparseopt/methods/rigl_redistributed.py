@@ -1,4 +1,4 @@
-"""RigL-SG and RigL-SM: RigL, with what grows shared out among layers."""
+"""RigL-SG and RigL-SM: RigL with redistribution of growth among layers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["RigLSG", "RigLSM"]
 class RigLSG(Redistributing, RigL):
     """RigL with redistribution by gradient.
 
-    As :class:`RigL`, but each layer grows a share of all that dropped, in proportion to the mean
-    gradient magnitude of its live weights.
+    It is :class:`RigL`, but each layer grows a part of the total number of dropped weights, in
+    proportion to the mean gradient magnitude of its live weights.
 
     Args:
         gradient: as in :class:`RigL`.
@@ -67,8 +67,9 @@ class RigLSG(Redistributing, RigL):
 class RigLSM(Redistributing, RigL):
     """RigL with redistribution by momentum.
 
-    As :class:`RigLSG`, but in proportion to the mean magnitude of the live weights' momentum, which
-    is the method's own, of beta .9. With ``gradient=`` one memory serves both growth and shares.
+    It is :class:`RigLSG`, but in proportion to the mean magnitude of the live weights' momentum.
+    The momentum is the method's own, with a beta of .9. With ``gradient=``, growth and
+    redistribution both use the gradients that it accumulates.
 
     Args:
         gradient: as in :class:`RigL`.
@@ -89,7 +90,7 @@ class RigLSM(Redistributing, RigL):
 
     @property
     def memory(self) -> GradientMemory:
-        """The momentum of live weights, or what growth remembers."""
+        """The momentum of live weights, or the rule in ``gradient``."""
         return Smoothed(dense=False) if self.gradient is None else self.gradient
 
     def importance(self, layer: SparseLayer, update: Update) -> Tensor:

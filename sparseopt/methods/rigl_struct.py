@@ -1,4 +1,4 @@
-"""RigL on whole channels of convolutions, neurons of linear layers and heads of attention."""
+"""RigL on channels of convolutions, neurons of linear layers and heads of attention."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from sparseopt.utils.wrappers import canonical_name
 __all__ = ["RigLStruct"]
 
 
-# Before the class, because registering it makes one.
+# Defined before the class, because register_method makes an instance.
 def _check_kinds(kinds: Kinds) -> None:
     if kinds is None:
         return
@@ -52,33 +52,34 @@ def _check_kinds(kinds: Kinds) -> None:
 @register_method
 @dataclass(frozen=True)
 class RigLStruct(Method):
-    r"""RigL on whole channels, neurons and heads, which :func:`~sparseopt.compact` takes out.
+    r"""RigL on channels, neurons and heads, which :func:`~sparseopt.compact` can remove.
 
-    What drops and grows is a channel of convolutions, a hidden neuron of linear layers or a head of
-    attention, with all that it owns: on both sides of residual connections and depthwise
-    convolutions, in both halves of a gated layer, in queries, keys, values and what reads them. A
-    group of a grouped convolution moves as a whole, and so does a head of keys with all heads of
-    queries that share it. The number of live channels stays.
+    This method drops and grows channels of convolutions, hidden neurons of linear layers and heads
+    of attention, each with all weights that it owns: on both sides of residual connections and
+    depthwise convolutions, in both halves of a gated layer, in queries, keys, values and the layers
+    that read them. A group of a grouped convolution moves as one unit, and so does a head of keys
+    with all heads of queries that share it. The number of live channels stays the same.
 
-    ``density`` is the share of the weights that is live at most: of all convolutions if channels
-    move, and of the linear layers that moving neurons and heads own a part of. With the density
-    :math:`d` that ``init`` gives a layer, it is to have :math:`\sqrt d` of its channels, or
-    :math:`d` of its neurons or heads; all these shares are then scaled alike to meet ``density``
-    (but not the shares of a mapping). All costs are costs of the smaller model; in an update step
-    everything is computed. ``optimizer.layers`` has the vectors that channels own too.
+    ``density`` is the largest share of the weights that is live: of the weights of all convolutions
+    if channels move, and of the linear layers in which neurons or heads that move own weights. If
+    ``init`` gives a layer the density :math:`d`, the aim is :math:`\sqrt d` of its channels, or
+    :math:`d` of its neurons or heads. All these shares are then scaled by one factor to meet
+    ``density``; the shares of a mapping are not. All costs are costs of the smaller model; an
+    update step computes the full model. ``optimizer.layers`` also lists the vectors that channels
+    own.
 
     Args:
         groups: the channels of the model, as :func:`~sparseopt.find_channel_groups`
             returns them. By default they are found with the ``example_inputs=`` that
             :class:`~sparseopt.SparseOptimizer` is given.
-        kinds: what moves, of ``"channel"``, ``"neuron"`` and ``"head"``; or a mapping from these to
-            the share of them that is live in every group, in (0, 1], whatever ``density`` and
-            ``init``. By default channels of convolutions, and neurons and heads in a model that has
-            no channels that can be dropped.
+        kinds: the kinds that move: ``"channel"``, ``"neuron"`` and ``"head"``; or a mapping from
+            kinds to the share that is live in every group, in (0, 1], which overrides ``density``
+            and ``init``. By default channels of convolutions move, and neurons and heads in a model
+            that has no channels that can be dropped.
 
     Raises:
-        ValueError: for ``regrow="zero"``, which would need a filter that was not there, or if a
-            kind is not known or its share out of range.
+        ValueError: for ``regrow="zero"``, which would need a new filter for a channel before that
+            channel is dropped; or if a kind is not known or its share is out of range.
 
     Example:
         >>> import torch
@@ -108,18 +109,18 @@ class RigLStruct(Method):
         super().__post_init__()
         if self.regrow == "zero":
             raise ValueError(
-                "regrow='zero' does not suit method='rigl-struct': a channel that starts afresh "
-                "needs a new filter before it is dropped. Use 'keep' or 'never'."
+                "regrow='zero' does not suit method='rigl-struct': a channel that drops and grows "
+                "in one update would need a new filter before it is dropped. Use 'keep' or 'never'."
             )
         object.__setattr__(self, "groups", canonical_groups(self.groups))
         _check_kinds(self.kinds)
 
     def _with_groups_of(self, model: nn.Module, example_inputs: Any) -> RigLStruct:
-        """Return this method with the channels of ``model``; a method that has some stays.
+        """Return this method with the channels of ``model``, or itself if it has groups already.
 
         Args:
             model: the model.
-            example_inputs: its input, a tuple of its positional or a mapping of its keyword inputs.
+            example_inputs: its input, a tuple of positional or a mapping of keyword arguments.
 
         Raises:
             UntraceableModelError: if ``torch.export`` refuses the model.
@@ -161,7 +162,7 @@ class RigLStruct(Method):
         ]
 
     def train_flops(self, cost: TrainingCost) -> float:
-        """Return the average over a step of all channels and ``delta_t`` of the live ones."""
+        """Return the average over one step of the full model and ``delta_t`` of live channels."""
         ordinary = 3.0 * cost.delta_t * cost.mean_sparse
         return (ordinary + 3.0 * cost.dense) / (cost.delta_t + 1)
 
@@ -186,7 +187,7 @@ class RigLStruct(Method):
 
 
 def _can_move(group: ChannelGroup, masks: Mapping[str, Tensor]) -> bool:
-    """Whether some channels are dropped, and all weights that they own a part of are here."""
+    """Whether some channels are dropped, and ``masks`` has all weights of the group."""
     weights = {place.name for place in group.slices_of(*WEIGHTS)}
     if not group.slices_of(*MAKERS) or not weights <= masks.keys():
         return False

@@ -1,4 +1,4 @@
-"""SNFS: grow, and share out what grows, by momentum."""
+"""SNFS: growth and redistribution among layers, both by momentum."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["SNFS"]
 @register_method
 @dataclass(frozen=True)
 class SNFS(Redistributing):
-    r"""Sparse Networks from Scratch: grows by momentum, within a layer and among layers.
+    r"""Sparse Networks from Scratch: growth by momentum, within a layer and among layers.
 
-    The momentum is the method's own, a dense tensor of the weight's size for each layer, and fed
-    with the dense gradient on every step until masks stop. The inner optimizer's is not read, and
+    The momentum is the method's own: a dense tensor of the weight's size for each layer. Every step
+    adds its dense gradient until masks stop moving. The inner optimizer's momentum is not read, and
     may be compact.
 
     Args:
-        momentum: how much of the moving average stays at each step, in [0, 1).
+        momentum: the factor of the old value in the moving average, in [0, 1).
 
     Raises:
         TypeError: if ``momentum`` is not a number.
@@ -66,5 +66,5 @@ class SNFS(Redistributing):
         return update.remembered(layer).abs()
 
     def train_flops(self, cost: TrainingCost) -> float:
-        """Return the cost of a step with a dense gradient, on average over the steps."""
+        """Return the average cost of steps that all have a dense gradient."""
         return 2.0 * cost.mean_sparse + cost.dense

@@ -1,4 +1,4 @@
-"""SRigL: RigL under a constant fan-in, with neurons that can go out."""
+"""SRigL: RigL under a constant fan-in, with ablation of neurons."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ class SRigL(RigL):
     r"""Structured RigL: every neuron of a layer has the same fan-in, or is ablated.
 
     A neuron is an index along the weight's first dimension: an output of ``Linear`` or a filter of
-    ``Conv``; its fan-in is the number of its live weights. At each update a neuron with too few
-    *salient* weights, those that RigL would leave live, is ablated, and the others have its
-    weights; it returns when it has enough again. The neurons of the model's last layer are its
-    outputs, and never ablated. Neurons under weight norm keep a weight, and are not ablated either.
+    ``Conv``. Its fan-in is the number of its live weights. A weight is *salient* if RigL would
+    leave it live. Each update ablates the neurons with too few salient weights, and gives their
+    weights to the other neurons. An ablated neuron returns when it has enough salient weights
+    again. Two kinds of neurons are never ablated: the neurons of the model's last layer, which are
+    the outputs, and neurons under weight norm.
 
     ``ConvTranspose`` and transformers' ``Conv1D`` have their inputs along the first dimension: in
-    those layers it is the fan-out that is constant.
+    those layers the fan-out is constant.
 
     Args:
         gamma: the share of the fan-in that has to be salient, in [0, 1]; the paper has .3, and .95
-            for a vision transformer. ``None``: no neuron is ablated.
+            for a vision transformer. With ``None`` no neuron is ablated.
         gradient: as in :class:`RigL`.
 
     Raises:
         TypeError: if ``gamma`` is neither a number nor ``None``.
-        ValueError: if it is out of range, or for ``regrow="never"``, since a neuron has to find as
-            many weights to grow as its fan-in wants.
+        ValueError: if it is out of range, or for ``regrow="never"``, with which a neuron may not
+            have enough candidates to reach its fan-in.
 
     Example:
         >>> import torch
@@ -64,7 +65,7 @@ class SRigL(RigL):
 
     name: ClassVar[str] = "srigl"
 
-    # RigL's, which by position would come before gamma.
+    # Keyword-only, because by position this field of RigL would come before gamma.
     gradient: GradientMemory | None = field(default=None, kw_only=True)
     gamma: float | None = 0.3
 
@@ -74,20 +75,20 @@ class SRigL(RigL):
             check_fraction("gamma", self.gamma)
         if self.regrow == "never":
             raise ValueError(
-                "regrow='never' does not suit method='srigl': a neuron has to grow as many weights "
-                "as its fan-in wants, and may have no others left. Use 'keep' or 'zero'."
+                "regrow='never' does not suit method='srigl': a neuron may not have enough other "
+                "weights to grow to its fan-in. Use 'keep' or 'zero'."
             )
 
     def live_count(self, shape: tuple[int, ...], target: int) -> int:
-        """Return the count nearest to ``target`` that gives every neuron as many weights."""
+        """Return the count nearest to ``target`` that gives all neurons the same fan-in."""
         neurons, fan_in = shape[0], math.prod(shape[1:])
         nearest = (2 * target + neurons) // (2 * neurons)
         return neurons * min(max(1, nearest), fan_in)
 
     def initial_mask(self, scores: Tensor, live: int) -> Tensor:
-        """Return the highest scores of every neuron, as many in each.
+        """Return a mask of the highest scores of every neuron, with the same number in each.
 
-        A neuron all of whose scores are 0 starts ablated, unless all do.
+        A neuron whose scores are all 0 starts ablated, unless all scores of the layer are 0.
         """
         rows = scores.reshape(scores.shape[0], -1)
         active = (rows != 0).any(1)
@@ -119,7 +120,7 @@ class SRigL(RigL):
         active = self._active_neurons(layer, update, drop, growth)
         fan_in = layer.target // int(active.sum())
 
-        # What an ablated neuron loses counts for the layer's drop, so that less else drops.
+        # The weights that ablated neurons lose count as drops, so fewer others are dropped.
         magnitude[~active] = -torch.inf
         gone = magnitude.isneginf()
         stay = min(layer.live - drop, gone.numel() - int(gone.sum()))
@@ -138,7 +139,11 @@ class SRigL(RigL):
     def _active_neurons(
         self, layer: SparseLayer, update: Update, drop: int, growth: Tensor
     ) -> Tensor:
-        """Return which neurons are not ablated, bool, ``(neurons,)``."""
+        """Return which neurons are not ablated, bool, ``(neurons,)``.
+
+        They are the neurons with enough salient weights, and at least as many neurons as hold the
+        layer's target if they are full: those with the most salient weights.
+        """
         neurons, columns = growth.shape
         if self.gamma is None or layer is update.layers[-1] or layer.norm_slices:
             return whole(layer.mask).reshape(neurons, columns).any(1)

@@ -1,8 +1,8 @@
-"""What a method keeps from step to step, by layer and for the whole run, and where that is kept.
+"""The state that a method keeps from step to step, by layer and for the run.
 
-A method is frozen and says only with what its state *begins*. The state itself is the optimizer's:
-it goes into checkpoints, copies and pickles, is on the device of the weight, is sharded as the
-weight is, and begins alike on all ranks.
+A method is frozen and declares only the *initial* state. The state itself belongs to the optimizer:
+it is in checkpoints, copies and pickles, is on the weight's device, is sharded as the weight is,
+and starts equal on all ranks.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from sparseopt.masks.layer import SparseLayer
 
 __all__ = ["LayerState", "MethodState", "RunState"]
 
-#: What a checkpoint can hold of a run, beside tensors, that is read without running code.
+#: The types, beside tensors, that torch.load reads from a checkpoint without running code.
 PLAIN: Final = (bool, int, float, str, type(None))
 
 
 class KeepsState(Protocol):
-    """What a method says of its state; see :class:`sparseopt.Method`."""
+    """The attributes of a method that declare its state; see :class:`sparseopt.Method`."""
 
     name: ClassVar[str]
     follows_mask: ClassVar[tuple[str, ...]]
 
     def initial_layer_state(self, layer: SparseLayer) -> Mapping[str, Tensor]:
-        """Return what is kept for a layer, as it begins."""
+        """Return the initial state of a layer."""
 
     def initial_run_state(self) -> Mapping[str, Any]:
-        """Return what is kept for the run, as it begins."""
+        """Return the initial state of the run."""
 
 
 class LayerState(Mapping[str, Tensor]):
     """The tensors that a method keeps for one layer, by name.
 
-    They are changed in place, or by assignment, which copies a tensor of the same shape into the
-    one that is held.
+    Change them in place, or assign a tensor of the same shape, whose values are copied into the
+    tensor that is kept.
 
     Args:
         owner: the method and the layer, for messages.
         tensors: the tensors.
 
     Raises:
-        KeyError: if a name is read or assigned that the method did not declare.
+        KeyError: if a name is read or assigned that the method has not declared.
         ValueError: if a tensor of another shape is assigned.
     """
 
@@ -85,7 +85,7 @@ class LayerState(Mapping[str, Tensor]):
         return f"LayerState({self._tensors!r})"
 
     def follow(self, weight: Tensor) -> None:
-        """Bring the tensors to where ``weight`` is now: to its device, and sharded as it is."""
+        """Bring the tensors to the device of ``weight``, and shard them as it is sharded."""
         for name, tensor in self._tensors.items():
             self._tensors[name] = _placed(tensor, weight)
 
@@ -95,12 +95,12 @@ class RunState(Mapping[str, Any]):
 
     Args:
         owner: the method, for messages.
-        values: what it begins with.
+        values: the initial values.
 
     Raises:
-        KeyError: if a name is read or assigned that the method did not declare.
-        TypeError: if a value is no number, string, None or tensor, so that a checkpoint can't hold
-            it.
+        KeyError: if a name is read or assigned that the method has not declared.
+        TypeError: if a value is not a number, a string, ``None`` or a tensor, so that a checkpoint
+            can't hold it.
     """
 
     def __init__(self, owner: str, values: Mapping[str, Any]) -> None:
@@ -137,13 +137,13 @@ class RunState(Mapping[str, Any]):
 
 
 class MethodState:
-    """All that a method keeps in one optimizer.
+    """All state that a method keeps in one optimizer.
 
     Args:
-        method: says what there is to keep.
+        method: the method, which declares the state.
 
     Attributes:
-        run: what is kept for the whole run.
+        run: the state of the run.
     """
 
     def __init__(self, method: KeepsState) -> None:
@@ -152,7 +152,7 @@ class MethodState:
         self.run = self._agreed_run_state()
 
     def begin(self, layers: Sequence[SparseLayer]) -> None:
-        """Begin the state of layers that are new, as rank 0 does. Collective, if there is any."""
+        """Make the state of new layers, with the values of rank 0. Collective if there is state."""
         if not any(self.initial(layer) for layer in layers[:1]):
             return
         begun = {layer: self.initial(layer) for layer in layers if not layer.is_dense}
@@ -165,17 +165,17 @@ class MethodState:
             )
 
     def of(self, layer: SparseLayer) -> LayerState:
-        """Return what is kept for a layer, on the device of its weight.
+        """Return the state of a layer, on the device of its weight.
 
         Raises:
-            ValueError: if the layer is dense for ever, so that nothing is kept for it.
+            ValueError: if the layer's ``is_dense`` is true: such a layer has no state.
         """
         held = self._layers.get(layer.name)
         if held is None:
             if layer.is_dense:
                 raise ValueError(
-                    f"{self._owner(layer)} has no state: the layer is dense for ever, and no "
-                    "update moves it. Leave layers out whose is_dense is true."
+                    f"{self._owner(layer)} has no state: the layer stays dense, and no update "
+                    "moves it. Leave out layers whose is_dense is true."
                 )
             held = LayerState(self._owner(layer), self.initial(layer))
             self._layers[layer.name] = held
@@ -184,11 +184,11 @@ class MethodState:
 
     @torch.no_grad()
     def initial(self, layer: SparseLayer) -> dict[str, Tensor]:
-        """Return what the method says that a layer begins with, checked and in tensors of its own.
+        """Return the initial state that the method declares for a layer, checked and copied.
 
         Raises:
-            TypeError: if it is no mapping from names to tensors.
-            ValueError: if what is to follow the mask is not there, or not of the weight's shape.
+            TypeError: if it is not a mapping from names to tensors.
+            ValueError: if a name in ``follows_mask`` is missing, or not of the weight's shape.
         """
         method, owner = self._method, self._owner(layer)
         declared: object = method.initial_layer_state(layer)
@@ -215,7 +215,7 @@ class MethodState:
 
     @torch.no_grad()
     def follow_mask(self, layer: SparseLayer, transition: Transition) -> None:
-        """Have weights begin again that a transition, made by now, did not keep."""
+        """Give weights that a transition did not keep their initial state; call it afterwards."""
         if not self._method.follows_mask:
             return
         begun, state = self.initial(layer), self.of(layer)
@@ -226,11 +226,11 @@ class MethodState:
             held.copy_(torch.where(kept, held, local(begun[name])))
 
     def saved(self, layer: SparseLayer) -> dict[str, Tensor]:
-        """Return what a checkpoint keeps for a layer."""
+        """Return the tensors that a checkpoint saves for a layer."""
         return dict(self.of(layer))
 
     def restore(self, layer: SparseLayer, saved: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`saved` returned; nothing, for a layer that is dense for ever."""
+        """Load the tensors that :meth:`saved` returned; a dense layer has none."""
         if layer.is_dense:
             self.forget(layer)
             return
@@ -239,24 +239,24 @@ class MethodState:
             state[name] = tensor
 
     def forget(self, layer: SparseLayer) -> None:
-        """Free what is kept for a layer."""
+        """Free the state of a layer."""
         self._layers.pop(layer.name, None)
 
     def everything(self, layers: Iterable[SparseLayer]) -> list[Any]:
-        """Return all that is kept, to be compared. Collective where weights are sharded."""
+        """Return the complete state, to compare it. Collective where weights are sharded."""
         sparse = [layer for layer in layers if not layer.is_dense]
         tensors = [whole(tensor) for layer in sparse for tensor in self.of(layer).values()]
         return [*tensors, *self.run.values()]
 
     def saved_run(self) -> tuple[tuple[str, Any], ...]:
-        """Return what a checkpoint keeps for the run: pairs of name and value."""
+        """Return what a checkpoint saves for the run: pairs of name and value."""
         return tuple(
             (name, value.clone() if isinstance(value, Tensor) else value)
             for name, value in self.run.items()
         )
 
     def restore_run(self, saved: Iterable[tuple[str, Any]]) -> None:
-        """Take over what :meth:`saved_run` returned."""
+        """Load what :meth:`saved_run` returned."""
         for name, value in saved:
             self.run[name] = value
 

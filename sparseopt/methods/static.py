@@ -36,9 +36,9 @@ class Static(Method):
     moves_masks: ClassVar[bool] = False
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
-        """Never."""
+        """Whether ``step`` is an update step: never."""
         return False
 
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
-        """Nothing moves."""
+        """Return no drops and no growth for every layer."""
         return [Move(0, 0) for _ in layers]

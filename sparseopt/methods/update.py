@@ -1,4 +1,4 @@
-"""What a method is told about an update, and how it answers: how much moves, or what."""
+"""The description of an update that a method gets, and the moves that it returns."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ __all__ = ["Move", "Rewiring", "Update"]
 
 @dataclass(frozen=True)
 class Update:
-    """What a method is told about the update that it scores, or the step that it observes.
+    """The update that a method scores, or the step that it observes.
 
     Attributes:
-        step: the call of ``step()`` that it is, counted from 1.
+        step: the number of this call of ``step()``, counted from 1.
         fraction: the drop fraction now, in [0, 1].
         schedule: the optimizer's schedule.
         total_steps: the horizon, if it is known.
         generator: the optimizer's random source, on the CPU and the same on every rank.
-        memory: what the optimizer remembers for :attr:`Method.memory`, this step included.
-        layers: all layers in the model's order, those that sit the update out included.
-        state: what the optimizer keeps for the method; read it by :meth:`layer_state` and
-            :attr:`run_state`.
+        memory: the gradients accumulated for :attr:`Method.memory`, this step included.
+        layers: all layers in the model's order, including those that the update leaves out.
+        state: the method's state; read it by :meth:`layer_state` and :attr:`run_state`.
 
     Example:
         >>> import torch
@@ -56,31 +55,35 @@ class Update:
     state: MethodState | None = None
 
     def layer_state(self, layer: SparseLayer) -> LayerState:
-        """Return what the method keeps for ``layer``: tensors by name, to be changed in place.
+        """Return the method's state of ``layer``: tensors by name, to be changed in place.
 
-        They began as :meth:`Method.initial_layer_state` says. Assigning to a name copies a tensor
-        of the same shape into the one that is held.
+        :meth:`Method.initial_layer_state` returned their initial values. To assign to a name copies
+        the values of a tensor of the same shape.
 
         Raises:
-            ValueError: if the layer is dense for ever, so that no update moves it.
+            ValueError: if the layer's ``is_dense`` is true, so that no update moves it.
         """
         return self._state.of(layer)
 
     @property
     def run_state(self) -> RunState:
-        """What the method keeps for the whole run, by name, to be read and assigned.
+        """The method's state of the run, by name, to be read and assigned.
 
-        It began as :meth:`Method.initial_run_state` says.
+        :meth:`Method.initial_run_state` returned the initial values.
         """
         return self._state.run
 
     def remembered(self, layer: SparseLayer) -> Tensor:
-        """Return what :attr:`Method.memory` made of the gradients of ``layer`` so far.
+        """Return the gradients of ``layer`` as :attr:`Method.memory` has accumulated them.
 
-        Of the weight's shape, in at least single precision, and dense; 0 where nothing was fed.
+        The tensor has the weight's shape and at least single precision. It is 0 for weights whose
+        gradients were not accumulated.
         """
         if self.memory is None:
-            raise TypeError("the method remembers nothing: its memory is None.")
+            raise TypeError(
+                "the method accumulates no gradients, because its memory is None: let memory "
+                "return a rule such as Smoothed(0.9)."
+            )
         return self.memory.of(layer)
 
     def random_scores(self, layer: SparseLayer) -> Tensor:
@@ -95,7 +98,7 @@ class Update:
     @property
     def _state(self) -> MethodState:
         if self.state is None:
-            raise TypeError("there is no state here: this Update was not made by an optimizer.")
+            raise TypeError("this Update has no state, because an optimizer did not make it.")
         return self.state
 
 
@@ -104,8 +107,8 @@ class Move:
     """How many weights of a layer to drop and to grow in one update.
 
     Attributes:
-        drop: how many live weights to drop, by lowest score.
-        grow: weights to grow, of those that did not survive, by highest score.
+        drop: how many live weights to drop, the lowest scores first.
+        grow: how many of the weights that did not survive to grow, the highest scores first.
 
     Example:
         >>> from sparseopt import Move
@@ -123,8 +126,8 @@ class Rewiring(Move):
 
     Attributes:
         survivors: which live weights don't drop, bool, ``(numel,)`` in logical order.
-        mask: which weights are live afterwards, the survivors among them, bool, ``(numel,)``.
-        values: what a weight that is new starts with, of the weight's shape; 0 by default.
+        mask: which weights are live afterwards, the survivors included, bool, ``(numel,)``.
+        values: the first values of new weights, of the weight's shape; 0 by default.
 
     Example:
         >>> import torch

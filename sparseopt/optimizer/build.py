@@ -1,4 +1,4 @@
-"""From an optimizer, a model and the user's arguments to sparse layers."""
+"""Builds the sparse layers from an optimizer, a model and the user's arguments."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """What the user asked for: how much of each layer is live, and which weights."""
+    """The user's settings: how much of each layer is live, and which weights."""
 
     density: float
     init: Init
@@ -68,13 +68,13 @@ class MaskConfig:
     sparse: Selection | None = None
 
     def among(self, names: Mapping[str, object]) -> MaskConfig:
-        """Return this configuration without what mappings say of other layers than ``names``."""
+        """Return this configuration without the entries of mappings for layers not in ``names``."""
         init, mask = _among(self.init, names), _among(self.mask, names)
         return MaskConfig(self.density, init, mask, self.sparse)
 
 
 def check_wrappable(optimizer: object, model: object, sparse: object) -> None:
-    """Raise :class:`TypeError` unless these are what ``SparseOptimizer`` takes by these names."""
+    """Raise :class:`TypeError` unless these arguments of ``SparseOptimizer`` have usable types."""
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(
             f"model={model!r} must be the torch.nn.Module whose parameters the optimizer trains, "
@@ -87,7 +87,7 @@ def check_wrappable(optimizer: object, model: object, sparse: object) -> None:
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise TypeError(
             "optimizer=SparseAdam(...) cannot be wrapped: it takes gradients with sparse layout, "
-            "which cover only some rows, and masks need dense ones. Use Adam."
+            "which cover only some rows, and masks need dense gradients. Use Adam."
         )
     if hasattr(optimizer, "inner") and hasattr(optimizer, "masks"):
         raise TypeError("optimizer is a SparseOptimizer already: wrap the plain optimizer once.")
@@ -96,14 +96,14 @@ def check_wrappable(optimizer: object, model: object, sparse: object) -> None:
 
 
 def complete_method(method: Method, model: nn.Module | None, example_inputs: Any) -> Method:
-    """Return a method that knows the model's channels, if it is one that needs them."""
+    """Return the method; one that needs the model's channels gets them, if inputs are given."""
     if isinstance(method, RigLStruct) and model is not None and example_inputs is not None:
         return method._with_groups_of(model, example_inputs)
     return method
 
 
 def has_names(optimizer: Optimizer, model: nn.Module | None) -> bool:
-    """Whether layers are called by their parameters' names, not by position."""
+    """Whether layers have their parameters' names, and not names by position."""
     return model is not None or all("param_names" in group for group in optimizer.param_groups)
 
 
@@ -114,10 +114,10 @@ def build_layers(
     method: Method,
     generator: torch.Generator,
 ) -> list[SparseLayer]:
-    """Find what can be sparse in ``groups`` and give it masks; weights are not touched yet.
+    """Find the weights in ``groups`` that can be sparse, and make masks; change no weight yet.
 
     Raises:
-        NoSparseLayerError: if nothing can be sparse.
+        NoSparseLayerError: if no weight can be sparse.
         TypeError: if a weight is of a kind that can't be masked.
         ValueError: if a density or a name is wrong.
     """
@@ -146,13 +146,13 @@ def check_keeps_zeros(
 ) -> None:
     """Warn, before masks are applied, if they would destroy a model that is sparse already.
 
-    Masks that the user chose weight by weight are taken to be meant.
+    There is no warning for masks that the user gave.
 
     Args:
         layers: the layers.
-        config: what the user asked for.
+        config: the user's settings.
         method: the method.
-        stacklevel: of the warning, as seen from here.
+        stacklevel: the stack level of the warning, counted from this function.
     """
     mask = config.mask
     if mask == "nonzero":
@@ -167,16 +167,16 @@ def check_keeps_zeros(
 
 
 def check_ranks_step_together(optimizer: Optimizer, method: Method) -> None:
-    """Warn of masks that move where ranks train apart from each other for some steps."""
+    """Warn if masks move although ranks train independently between averages."""
     if (
         type(optimizer).__name__ == "PostLocalSGDOptimizer"
         and method.moves_masks
         and is_distributed()
     ):
         warnings.warn(
-            "PostLocalSGDOptimizer lets every rank train alone between averages, so that masks "
-            f"which method={method.name!r} moves would differ from rank to rank, and an average of "
-            "their weights would be denser: pass method='static'.",
+            "PostLocalSGDOptimizer lets every rank train alone between averages. So the masks that "
+            f"method={method.name!r} moves would differ from rank to rank, and the average of the "
+            "weights would be denser: pass method='static'.",
             UserWarning,
             stacklevel=3,
         )
@@ -191,13 +191,13 @@ def weights_for(
     must_match: bool = True,
 ) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
     """Find the weights that ``method`` can make sparse; see :func:`find_weights`."""
-    # Of other modules the channels are not known.
+    # The channels of other modules are not known.
     only_known = isinstance(method, RigLStruct)
     return find_weights(groups, model, sparse, only_known=only_known, must_match=must_match)
 
 
 def selected_by(sparse: Selection | None, model: nn.Module | None) -> dict[nn.Parameter, bool]:
-    """Return what ``sparse`` selects of ``model`` as it is now, which may be nothing."""
+    """Return what ``sparse`` selects in the present model; perhaps nothing."""
     return {} if sparse is None or model is None else select(model, sparse, must_match=False)
 
 
@@ -208,7 +208,7 @@ def _structured_layers(
     method: RigLStruct,
     generator: torch.Generator,
 ) -> list[SparseLayer]:
-    """Return the layers of a method that drops whole channels."""
+    """Return the layers for a method that drops channels."""
     if model is None:
         raise TypeError(f"method={method.name!r} needs the model: pass it as the second argument.")
     weights, overrides = weights_for(method, groups, model, config.sparse)
@@ -244,12 +244,12 @@ def make_layers(
 
     Args:
         weights: the weights by name.
-        overrides: densities of some of them.
-        config: what the user asked for.
+        overrides: densities of some of these weights.
+        config: the user's settings.
         method: the method.
         generator: the source of random masks.
-        model: the model, if there is one, which knows the weights that are stacks of matrices or
-            under weight norm.
+        model: the model, if there is one; it shows which weights are stacks of matrices or under
+            weight norm.
         groups: the param groups.
 
     Raises:
@@ -257,7 +257,7 @@ def make_layers(
     """
     for density in overrides.values():
         if density != 1.0:
-            # A method that can have one density only says so.
+            # It raises if the method does not allow this density.
             method.initial_density(density)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     of = {} if model is None else stacked_matrices(model)
@@ -287,8 +287,8 @@ def _note_dense(
     dense = [name for name, shape in shapes.items() if targets[name] == math.prod(shape)]
     if dense:
         logger.warning(
-            "method=%r keeps these layers dense: %s. Either the second dimension is no multiple of "
-            "m=%d, or init makes them dense (init={} makes none dense).",
+            "method=%r keeps these layers dense: %s. Either their second dimension is not a "
+            "multiple of m=%d, or init makes them dense (init={} makes no layer dense).",
             method.name,
             ", ".join(f"{name} ({'x'.join(map(str, shapes[name]))})" for name in dense),
             method.m,
@@ -305,8 +305,8 @@ def _live_at_start(
 ) -> Mapping[str, int]:
     """Return how many weights of each layer are live before the first step.
 
-    A method that starts denser has its own density distributed as the target is. Layers that were
-    given a density start at the method's, or at theirs if that is larger.
+    If the method starts denser than the target, ``init`` distributes this larger density too.
+    Layers with a density of their own start at the larger one of this density and the method's.
     """
     density = method.initial_density(config.density)
     if density == config.density:
@@ -330,7 +330,11 @@ def _among(setting: T, names: Mapping[str, object]) -> T | dict[str, Any]:
 
 
 def _target(mask: Tensor, live: int, target: int) -> int:
-    """Return the final live count: a mask that brings its own count keeps it, or is pruned."""
+    """Return the final live count of a layer.
+
+    A given mask with another count keeps its own count; where the method prunes, it falls to the
+    target if the target is smaller.
+    """
     chosen = count_true(mask)
     if chosen == live:
         return target

@@ -1,10 +1,11 @@
 """Writes masks and progress into an ordinary optimizer state dict, and reads them.
 
 A mask is a bool tensor in its parameter's ``state`` entry, beside one bit a weight for "was ever
-live"; all else is one dictionary in the first param group. Nothing is added at the top level,
-because distributed checkpointing keeps only ``state`` and ``param_groups``. It also loads into the
-keys that a fresh optimizer has, so keys never depend on the step. It splits dictionaries and lists
-into their items, but saves a tuple as one value, so values that grow are tuples.
+live". Everything else is one dictionary in the first param group. Three rules follow from
+distributed checkpointing. It keeps only ``state`` and ``param_groups``, so nothing is added at the
+top level. It loads only the keys that a new optimizer has, so keys never depend on the step. It
+splits dictionaries and lists into their items but saves a tuple as one value, so values that grow
+are tuples.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PROGRESS_KEY: Final = "sparseopt"
 MASK_KEY: Final = "sparse_mask"
 EVER_LIVE_KEY: Final = "sparse_ever_live"
 MEMORY_KEY: Final = "sparse_memory"
-#: What a method keeps goes by this and its own name.
+#: The key of a method's layer state is this and the name of the state.
 STATE_PREFIX: Final = "sparse_state."
 #: Two densities are equal if their relative difference is at most this.
 SAME_DENSITY: Final = 0.01
@@ -50,8 +51,8 @@ SAME_DENSITY: Final = 0.01
 class SavedLayer:
     """The values of one layer in a checkpoint.
 
-    ``mask`` is ``None`` if every weight was live, ``memory`` if the method remembered no gradients.
-    ``state`` is what the method kept, by name.
+    ``mask`` is ``None`` if every weight was live. ``memory`` is ``None`` if the method accumulated
+    no gradients. ``state`` is the method's state of the layer, by name.
     """
 
     name: str
@@ -68,7 +69,7 @@ class SavedLayer:
 
 @dataclass(frozen=True)
 class SavedState:
-    """The two parts of a state dict: what the inner optimizer loads, and what this library loads.
+    """The two parts of a state dict: one for the inner optimizer, and one for this library.
 
     ``layers`` pairs each layer of the optimizer with its values in the checkpoint.
     """
@@ -82,12 +83,12 @@ def attach(updater: MaskUpdater, *, named: bool, compact: bool) -> dict[str, Any
     """Return the inner optimizer's state dict with masks and progress added.
 
     Args:
-        updater: has the layers, their state, the method and the progress.
+        updater: the mask updater, with the layers, their state, the method and the progress.
         named: whether the layers have names of their own.
         compact: whether state is one value a live weight now.
 
     Raises:
-        RuntimeError: if a layer's weight is in no param group any more.
+        RuntimeError: if a layer's weight is no longer in any param group.
     """
     inner, memory = updater.backend.inner, updater.memory
     indices = _parameter_indices(inner, updater.layers)
@@ -107,7 +108,7 @@ def attach(updater: MaskUpdater, *, named: bool, compact: bool) -> dict[str, Any
             }
         )
         if not (layer.is_full and layer.is_dense):
-            # Copies, because distributed checkpointing writes into the tensors that it finds here.
+            # Copies, because distributed checkpointing writes into these tensors when it loads.
             state[index] = {
                 **state.get(index, {}),
                 MASK_KEY: layer.mask.clone(),
@@ -137,7 +138,7 @@ def without_masks(backend: StateBackend) -> dict[str, Any]:
     """Return a state dict that a plain optimizer loads; nothing changes.
 
     Raises:
-        RuntimeError: if a layer's weight is in no param group any more.
+        RuntimeError: if a layer's weight is no longer in any param group.
     """
     inner = backend.inner
     indices = _parameter_indices(inner, backend.layers)
@@ -147,7 +148,7 @@ def without_masks(backend: StateBackend) -> dict[str, Any]:
         for layer in backend.layers
         if layer.weight in inner.state
     }
-    # A view would be saved with the full tensor that it is a part of.
+    # torch.save would write a view with the full tensor that it is a part of.
     state = {
         index: {name: with_own_memory(value) for name, value in entry.items()}
         if isinstance(entry, dict)
@@ -162,25 +163,25 @@ def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool)
 
     Args:
         state_dict: the state dict.
-        updater: has the layers to restore, the method and the inner optimizer.
+        updater: the mask updater, with the layers to restore, the method and the inner optimizer.
         named: whether the layers have names of their own.
 
     Raises:
-        CheckpointError: if it holds no masks, is of another method or of an inner optimizer that
-            it does not suit, the layers or their shapes are not the same, or a parameter has
-            another place in the param groups.
+        CheckpointError: if the state dict has no masks, if it is of another method or of an inner
+            optimizer whose state does not fit, if the layers or their shapes differ, or if a
+            parameter has another position in the param groups.
     """
     groups = [dict(group) for group in state_dict["param_groups"]]
     progress = groups[0].pop(PROGRESS_KEY, None) if groups else None
     if progress is None:
         raise CheckpointError(
-            "the state dict has no masks. If it was saved by a plain optimizer, load it into that "
-            "optimizer before wrapping it, and masks start again. If it went through "
-            "StateDictOptions(flatten_optimizer_state_dict=True), that kept only what a plain "
-            "optimizer has: save and load it without flattening."
+            "the state dict has no masks. If a plain optimizer saved it, load it into the plain "
+            "optimizer before you wrap that; masks then start again. If it was saved with "
+            "StateDictOptions(flatten_optimizer_state_dict=True), only the state of a plain "
+            "optimizer was kept: save and load it without flattening."
         )
     state = {index: dict(entry) for index, entry in state_dict["state"].items()}
-    # Numbers, or names where distributed checkpointing has put them in their place.
+    # The keys are numbers, or names if distributed checkpointing has replaced the numbers.
     keys = [key for group in groups for key in group["params"]]
     layers = []
     for saved in progress["layers"]:
@@ -211,14 +212,14 @@ def restore(saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str,
     """Set layers and progress from a checkpoint, after the inner optimizer has loaded its state.
 
     Args:
-        saved: what :func:`extract` returned.
-        updater: what :func:`extract` was given.
-        mask: the mask that the optimizer was made with.
+        saved: the result of :func:`extract`.
+        updater: the mask updater that :func:`extract` was given.
+        mask: the ``mask=`` that the optimizer was made with.
     """
     _warn_of_another_density(saved.layers, mask)
     backend, memory = updater.backend, updater.memory
     names = {was.name: layer.name for layer, was in saved.layers}
-    # Checkpoints of the first version have no such key.
+    # Checkpoints of the first version lack this key.
     fresh = saved.progress.get("fresh", ())
     backend.noted.update({(names[layer], state): value for layer, state, value in fresh})
     for layer, was in saved.layers:
@@ -236,8 +237,8 @@ def restore(saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str,
 def only_makes_state(inner: Optimizer, gradients: Callable[[], Sequence[Tensor]]) -> bool:
     """Whether a step only creates state, as distributed checkpointing does before it loads.
 
-    Distributed checkpointing sets every learning rate and gradient to zero and steps an optimizer
-    without state.
+    Distributed checkpointing sets every learning rate and gradient to zero, and then steps an
+    optimizer that has no state yet.
 
     Args:
         inner: the optimizer.
@@ -251,23 +252,23 @@ def only_makes_state(inner: Optimizer, gradients: Callable[[], Sequence[Tensor]]
 def _check_kind(
     progress: Mapping[str, Any], group: Mapping[str, Any], updater: MaskUpdater
 ) -> None:
-    """Check that a checkpoint is of this method and of an inner optimizer like this one.
+    """Check that a checkpoint is of this method and of a similar inner optimizer.
 
-    A checkpoint of another class passes if its param groups have the same settings: Adam's and
-    AdamW's do.
+    A checkpoint of another class of optimizer passes if its param groups have all settings of this
+    one, as with Adam and AdamW.
     """
     method, inner = updater.method, updater.backend.inner
     if progress["method"] != method.name:
         raise CheckpointError(
             f"the checkpoint is of method {progress['method']!r}, but this optimizer has "
-            f"method={method.name!r}."
+            f"method={method.name!r}: make the optimizer with the checkpoint's method."
         )
     theirs, mine = progress["optimizer"], type(inner).__name__
     settings = set(inner.param_groups[0]) - set(group)
     if theirs != mine and settings:
         raise CheckpointError(
-            f"the checkpoint is of inner optimizer {theirs}, but this one is {mine}, whose "
-            f"{sorted(settings)[0]!r} the checkpoint does not have."
+            f"the checkpoint is of the inner optimizer {theirs}, but this inner optimizer is "
+            f"{mine}, and the checkpoint lacks its setting {sorted(settings)[0]!r}."
         )
 
 
@@ -284,20 +285,20 @@ def _check_method_state(
     for layer, was in pairs:
         if was.target == layer.numel:
             continue
-        here = {name: tuple(one.shape) for name, one in method_state.initial(layer).items()}
-        there = {name: tuple(one.shape) for name, one in was.state.items()}
+        here = {name: tuple(value.shape) for name, value in method_state.initial(layer).items()}
+        there = {name: tuple(value.shape) for name, value in was.state.items()}
         if here != there:
             raise CheckpointError(
                 f"the method keeps {_described(here)} for layer {layer.name!r}, but the checkpoint "
-                f"has {_described(there)}: it is of another version of the method, or of other "
-                "settings."
+                f"has {_described(there)}: another version of the method saved it, or the method "
+                "had other settings."
             )
     run_here, run_there = set(method_state.run), {name for name, _ in _run_state(progress)}
     if run_here != run_there:
         raise CheckpointError(
             f"the method keeps {_described(run_here)} for the run, but the checkpoint has "
-            f"{_described(run_there)}: it is of another version of the method, or of other "
-            "settings."
+            f"{_described(run_there)}: another version of the method saved it, or the method had "
+            "other settings."
         )
 
 
@@ -306,12 +307,12 @@ def _match_layers(
 ) -> list[tuple[SparseLayer, SavedLayer]]:
     """Pair each layer with its values in the checkpoint.
 
-    They are matched by name where both sides have names, wrappers' prefixes apart, else by
-    position.
+    They are matched by name, without the prefixes of wrappers, if both sides have names; otherwise
+    by position.
 
     Args:
         saved: the layers of the checkpoint.
-        updater: has the layers that there are.
+        updater: the mask updater, with the optimizer's layers.
         named: whether both sides have names.
     """
     layers = updater.layers
@@ -330,8 +331,8 @@ def _match_layers(
     for layer, was in pairs:
         if was.shape != tuple(layer.weight.shape):
             raise CheckpointError(
-                f"layer {layer.name!r} has shape {tuple(layer.weight.shape)}, but in the "
-                f"checkpoint {was.shape}."
+                f"layer {layer.name!r} has shape {tuple(layer.weight.shape)}, but it has shape "
+                f"{was.shape} in the checkpoint."
             )
         if was.index != indices[layer.weight]:
             raise CheckpointError(
@@ -344,14 +345,14 @@ def _match_layers(
 
 
 def _check_slices(layer: SparseLayer, was: SavedLayer) -> None:
-    """Check that a mask leaves a live weight in every slice that weight norm divides by."""
+    """Check that a mask has a live weight in every slice that weight norm divides by its norm."""
     if layer.norm_dim is None or was.mask is None:
         return
     if empty := slices_without(whole(was.mask), layer.norm_dim):
         raise CheckpointError(
             f"the checkpoint's mask of layer {layer.name!r} has no live weight in "
-            f"{described(empty, layer.norm_dim)}, but weight norm divides each by its norm, which "
-            "would be 0 / 0."
+            f"{described(empty, layer.norm_dim)}, but weight norm divides each slice by its norm, "
+            "and that would be 0 / 0."
         )
 
 
@@ -360,18 +361,18 @@ def _warn_of_another_density(
 ) -> None:
     """Warn if the optimizer was made with another density than the checkpoint has.
 
-    A mask with live counts of its own has no density to compare.
+    Masks that set their own live counts ("nonzero", or given masks) are not compared.
     """
     if mask == "nonzero" or not isinstance(mask, str):
         return
     total = sum(layer.numel for layer, _ in pairs)
     here = sum(layer.target for layer, _ in pairs)
     there = sum(was.target for _, was in pairs)
-    # Counts of a group that is added later are rounded separately.
+    # The counts of a group that was added later were rounded separately.
     if abs(here - there) > max(len(pairs), SAME_DENSITY * there):
         warnings.warn(
-            f"the checkpoint's density is used: {there / total:.3g}. The one given at construction "
-            f"is not: {here / total:.3g}.",
+            f"the checkpoint's density is used: {there / total:.3g}. The density given at "
+            f"construction is not: {here / total:.3g}.",
             UserWarning,
             stacklevel=4,
         )
@@ -387,13 +388,13 @@ def _check_same_layers(here: list[str], there: list[str]) -> None:
     surplus = [name for name in there if name not in here]
     if surplus:
         raise CheckpointError(
-            f"the checkpoint has a sparse layer {surplus[0]!r} that this optimizer has not "
-            f"({len(surplus)} such): it belongs to another model or layer set."
+            f"the checkpoint has a sparse layer {surplus[0]!r} that this optimizer does not have "
+            f"({len(surplus)} such layers): it belongs to another model or layer set."
         )
 
 
 def _run_state(progress: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
-    # Checkpoints of the first version have no such key.
+    # Checkpoints of the first version lack this key.
     items: Sequence[tuple[str, Any]] = progress.get("run_state", ())
     return items
 
@@ -412,13 +413,13 @@ def _first_difference(saved: Sequence[SavedLayer], layers: Sequence[SparseLayer]
 
 
 def _parameter_indices(inner: Optimizer, layers: Sequence[SparseLayer]) -> dict[Tensor, int]:
-    """Return each parameter's key in the state dict: its place, counted through the groups."""
+    """Return each parameter's key in the state dict: its index, counted through all groups."""
     parameters = (parameter for group in inner.param_groups for parameter in group["params"])
     indices: dict[Tensor, int] = {parameter: index for index, parameter in enumerate(parameters)}
     for layer in layers:
         if layer.weight not in indices:
             raise RuntimeError(
-                f"the weight of sparse layer {layer.name!r} is in none of the optimizer's "
-                "param_groups any more: call detach(), and wrap what is left again."
+                f"the weight of sparse layer {layer.name!r} is no longer in any of the optimizer's "
+                "param_groups: call detach(), and wrap the optimizer again."
             )
     return indices

@@ -1,4 +1,4 @@
-"""Weights that left the model while an optimizer masks them, as when a head is replaced."""
+"""Weights that leave the model while an optimizer masks them, as when a head is replaced."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["departed_layers", "forget_layers", "warn_of_departed"]
 def departed_layers(
     layers: Sequence[SparseLayer], groups: list[dict[str, Any]], model: nn.Module | None
 ) -> list[SparseLayer]:
-    """Return the layers whose weight is in no param group any more, nor in the model.
+    """Return the layers whose weight is no longer in any param group, nor in the model.
 
-    Without a model these are layers whose name belongs to another parameter of the groups now.
+    Without a model, these are the layers whose name now belongs to another parameter of the groups.
     """
     trained = {parameter for group in groups for parameter in group["params"]}
     left = [layer for layer in layers if layer.weight not in trained]
@@ -33,10 +33,10 @@ def departed_layers(
 def forget_layers(
     departed: Collection[SparseLayer], updater: MaskUpdater, model: nn.Module | None
 ) -> None:
-    """Remove ``departed`` from the updater's list of layers, and all state that is kept for them.
+    """Remove ``departed`` from the updater's list of layers, and remove all their state.
 
-    Optimizer state of other parameters that left with them, such as biases, goes too: torch makes
-    no state dict of what is in no param group.
+    The state of other parameters that left with them, such as biases, is removed too: torch can't
+    make a state dict with state of parameters that are in no param group.
     """
     if not departed:
         return
@@ -48,19 +48,19 @@ def forget_layers(
     inner = updater.backend.inner
     kept = {parameter for group in inner.param_groups for parameter in group["params"]}
     kept.update(() if model is None else model.parameters())
-    # Some optimizers keep state under names too.
+    # Some optimizers have state whose keys are names.
     state: dict[Any, Any] = inner.state
     for key in [key for key in state if isinstance(key, Tensor) and key not in kept]:
         del state[key]
 
 
 def warn_of_departed(updater: MaskUpdater, model: nn.Module | None, *, stacklevel: int) -> None:
-    """Warn once if ``model`` has no longer the weights of the updater's layers.
+    """Warn once if ``model`` no longer has the weights of the updater's layers.
 
     Args:
-        updater: has the layers.
-        model: the model that they were made for, if it is known.
-        stacklevel: of the warning, as seen from here; 1 is this function.
+        updater: the mask updater, with the layers.
+        model: the model that the layers were made for, if it is known.
+        stacklevel: the stack level of the warning; 1 is this function.
     """
     # Another backend may have swapped the weights for smaller ones.
     if model is None or not isinstance(updater.backend, (CompactState, MaskedState)):
@@ -72,9 +72,10 @@ def warn_of_departed(updater: MaskUpdater, model: nn.Module | None, *, stackleve
     more = f" (and of {others} more layer{'s' if others > 1 else ''})" if others else ""
     updater.warn_once(
         "departed",
-        f"the weight of {outside[0].name!r}{more} is no longer a parameter of the model: what took "
-        "its place has no mask, and is not trained unless a param group has it. Masks, density and "
-        "summary() are of the old weight. Make a new optimizer and a new SparseOptimizer.",
+        f"the weight of {outside[0].name!r}{more} is no longer a parameter of the model: the "
+        "parameter that replaced it has no mask, and is trained only if a param group has it. "
+        "Masks, density and summary() describe the old weight. Make a new optimizer and a new "
+        "SparseOptimizer.",
         stacklevel=stacklevel + 1,
     )
 

@@ -1,4 +1,4 @@
-"""Which parameters of an optimizer become sparse layers, and log lines about the others."""
+"""Finds the parameters of an optimizer that become sparse layers, and logs about the others."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ logger = logging.getLogger("sparseopt")
 
 #: FSDP of the first kind, by name, so that nothing has to be imported.
 FSDP1: Final = "FullyShardedDataParallel"
-#: What FSDP of the first kind sets on its flat parameters, and on the parameters that are their
-#: pieces.
+#: Attributes that FSDP of the first kind sets on its flat parameters and on their pieces.
 FLAT_MARKS: Final = ("_is_flat_param", "_fsdp_flattened")
 #: How many names a log line or an error lists.
 MOST_NAMES: Final = 5
@@ -58,23 +57,23 @@ def find_weights(
     only_known: bool = False,
     must_match: bool = True,
 ) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
-    """Return the weights that can be sparse, by name, and the densities that groups ask for.
+    """Return the weights that can be sparse, by name, and the densities that groups give some.
 
-    With a model these are the weights of known modules, the matrices of param groups that ask for a
-    density, and the parameters that the user selects.
+    With a model these are the weights of known modules, the matrices in param groups with a
+    ``density``, and the parameters that the user selects.
 
     Args:
         groups: the param groups.
         model: the model, if there is one.
-        sparse: what the user selects, to be sparse or to be dense.
+        sparse: the user's selection of sparse and dense parameters.
         only_known: whether matrices of other modules stay dense in any case.
         must_match: whether a selector that matches nothing is an error.
 
     Raises:
         TypeError: if a weight is of a kind that can't be masked.
-        ValueError: if a group asks for a density and has no parameter that can have one, a density,
-            a name or a selector is wrong, or a parameter that is selected, or is in such a group,
-            cannot be sparse.
+        ValueError: if a group has a density but no parameter that can be sparse; if a density, a
+            name or a selector is wrong; or if a parameter that is selected, or is in a group with a
+            density, cannot be sparse.
     """
     selected: dict[nn.Parameter, bool] = {}
     also: list[nn.Parameter] = []
@@ -105,11 +104,12 @@ def find_weights(
 
 
 def why_nothing(model: nn.Module | None) -> str:
-    """Return the message for an optimizer none of whose parameters can be sparse."""
+    """Return the message for an optimizer without a parameter that can be sparse."""
     if model is None:
         return (
-            "no parameter of the optimizer can be sparse: none is trainable, of two or more "
-            "dimensions of more than one entry, and in a param group without density=False."
+            "no parameter of the optimizer can be sparse: a sparse parameter must be trainable, "
+            "have two or more dimensions of more than one entry, and be in a param group without "
+            "density=False."
         )
     computed = computed_weights(model)
     if computed:
@@ -130,10 +130,10 @@ def note_what_stays_dense(
     """Log which weights stay dense although a user may expect them to be sparse, and what to do.
 
     Args:
-        groups: the param groups that are looked at.
+        groups: the param groups to check.
         model: the model, if there is one.
         sparse: the weights that are sparse.
-        selected: what the user selects, to be sparse or to be dense.
+        selected: the user's selection: whether each parameter shall be sparse.
     """
     sparse = set(sparse)
     known = optimizer_weights(groups) if model is None else model_weights(model)
@@ -149,7 +149,7 @@ def note_what_stays_dense(
     if frozen:
         logger.warning(
             "%s frozen now and will stay dense, even if trained later: make a new SparseOptimizer "
-            "then, or let the weights be trainable while this one is made.",
+            "when you unfreeze them, or make this one while the weights are trainable.",
             _listed(frozen, "is", "are"),
         )
     if model is None:
@@ -167,8 +167,8 @@ def note_what_stays_dense(
     if asked := [names[p] for p in asked_for if p in sparse and p not in known]:
         logger.warning(
             "%s sparse because a param group asks for a density, although modules of this kind "
-            "are not made sparse by default: give what should be dense a param group with "
-            "density=False.",
+            "are not made sparse by default: put weights that should be dense into a param group "
+            "with density=False.",
             _listed(asked, "is", "are"),
         )
     _note_little_covered(groups, model, sparse)
@@ -177,7 +177,7 @@ def note_what_stays_dense(
 def note_selected_elsewhere(
     groups: list[dict[str, Any]], model: nn.Module, selected: Mapping[nn.Parameter, bool]
 ) -> None:
-    """Log which weights that are to be sparse are in no param group."""
+    """Log which weights are selected to be sparse but are in no param group."""
     trained = {parameter for group in groups for parameter in group["params"]}
     names = _names_in(model)
     if elsewhere := [names[p] for p, yes in selected.items() if yes and p not in trained]:
@@ -202,7 +202,7 @@ def note_computed(model: nn.Module, sparse: Collection[str]) -> None:
 
 
 def refuse_flat_parameters(optimizer: Optimizer, model: nn.Module | None) -> None:
-    """Raise :class:`TypeError` for FSDP of the first kind, whose parameters are pieces."""
+    """Raise :class:`TypeError` for FSDP of the first kind, which splits flattened parameters."""
     modules = () if model is None else model.modules()
     flat = any(
         any(hasattr(parameter, mark) for mark in FLAT_MARKS)
@@ -212,7 +212,7 @@ def refuse_flat_parameters(optimizer: Optimizer, model: nn.Module | None) -> Non
     if flat or any(type(module).__name__ == FSDP1 for module in modules):
         raise TypeError(
             f"the model is wrapped by {FSDP1} (FSDP of the first kind), whose parameters are "
-            "pieces of flat tensors, so that no rank knows a layer's shape. Use fully_shard "
+            "pieces of flat tensors, so that no rank has a layer's shape. Use fully_shard "
             "(FSDP2; fsdp_version=2 in Accelerate) or DistributedDataParallel."
         )
 
@@ -220,10 +220,10 @@ def refuse_flat_parameters(optimizer: Optimizer, model: nn.Module | None) -> Non
 def weights_in_copy(
     layers: Sequence[SparseLayer], model: nn.Module
 ) -> list[tuple[SparseLayer, nn.Parameter]]:
-    """Return each layer with the parameter of its name in another model.
+    """Return each layer with the parameter of the same name in another model.
 
     Raises:
-        ValueError: if there is none of its name and shape.
+        ValueError: if the model has no parameter of a layer's name and shape.
     """
     parameters = {canonical_name(name): value for name, value in model.named_parameters()}
     pairs = []
@@ -252,13 +252,13 @@ def _refuse_unfit_selection(
     for parameter, wanted in selected.items():
         if wanted and parameter in dense:
             raise ValueError(
-                f"sparse selects {names[parameter]!r}, whose param group has density=False: take "
-                "one of the two out."
+                f"sparse selects {names[parameter]!r}, whose param group has density=False: remove "
+                "one of the two."
             )
         if wanted and only_known and parameter not in known:
             raise ValueError(
-                f"sparse selects {names[parameter]!r}, but the method drops whole channels, which "
-                "are known for convolutions and linear layers only."
+                f"sparse selects {names[parameter]!r}, but the method drops whole channels, and "
+                "finds them only in convolutions and linear layers."
             )
 
 
@@ -289,6 +289,7 @@ def _asked_for(groups: Iterable[Mapping[str, Any]], model: nn.Module) -> list[nn
 def _refuse_densities_without_weights(
     groups: list[dict[str, Any]], sparse: Collection[nn.Parameter], model: nn.Module | None
 ) -> None:
+    """Raise :class:`ValueError` if a group has a density but no parameter that can be sparse."""
     names = {} if model is None else _names_in(model)
     for number, group in enumerate(groups):
         trainable = [p for p in group["params"] if p.requires_grad]
@@ -297,16 +298,16 @@ def _refuse_densities_without_weights(
         called = [names.get(p, f"{number}.{index}") for index, p in enumerate(group["params"])]
         raise ValueError(
             f"param group {number} asks for density={group['density']}, but none of its "
-            f"parameters can be sparse ({_shortened(called)}): what can is a trainable weight of "
-            "two or more dimensions that the model has and no embedding uses. Take density= out "
-            "of the group, or write density=False."
+            f"parameters can be sparse ({_shortened(called)}): a sparse parameter must be "
+            "trainable, have two or more dimensions, belong to the model, and not be the weight of "
+            "an embedding. Remove density= from the group, or write density=False."
         )
 
 
 def _note_little_covered(
     groups: list[dict[str, Any]], model: nn.Module, sparse: Collection[nn.Parameter]
 ) -> None:
-    """Log if layers have less than half of the trained parameters, and which modules have the rest.
+    """Log if sparse layers have less than half of the trained parameters, and who has the rest.
 
     Param groups with ``density=False`` are not counted.
     """
@@ -326,7 +327,7 @@ def _note_little_covered(
         own = [p for p in module.parameters(recurse=False) if p in trained and p not in sparse]
         if size := sum(parameter.numel() for parameter in own):
             held.append((size, f"{canonical_name(path) or 'the model'} ({type(module).__name__})"))
-    largest = [f"{name} {size:,}" for size, name in sorted(held, key=lambda one: -one[0])]
+    largest = [f"{name} {size:,}" for size, name in sorted(held, key=lambda item: -item[0])]
     logger.warning(
         "%.0f %% of the %s trained parameters can be sparse. The rest is in %s. sparse= makes more "
         "of them sparse, by name or by the class of their module.",
@@ -345,13 +346,13 @@ def _about_computed(computed: Mapping[str, str]) -> str:
     advice = []
     if pruned:
         advice.append(
-            "Call torch.nn.utils.prune.remove(module, 'weight') and pass mask='nonzero' to go on "
-            "with what prune left."
+            "Call torch.nn.utils.prune.remove(module, 'weight') and pass mask='nonzero' to "
+            "continue with the weights that prune left."
         )
     if len(pruned) < len(by_kind):
         advice.append(
-            "Select them by sparse= to mask what they are computed from, where zeros of that are "
-            "zeros of the weight: under weight_norm and spectral_norm."
+            "Select them by sparse= to mask the parameters that they are computed from. Under "
+            "weight_norm and spectral_norm, zeros of the parameter are zeros of the weight."
         )
     return f"{', '.join(parts)} from other parameters. {' '.join(advice)}"
 

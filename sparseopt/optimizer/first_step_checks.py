@@ -1,4 +1,4 @@
-"""What has to hold before training goes on: the checks that need not run at every step."""
+"""Checks that run before the first step, and again when something changed, not at every step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["FirstStepChecks"]
 
 
 class FirstStepChecks:
-    """Checks, before a step, what construction or a checkpoint could not know yet.
+    """Checks, before a step, the facts that were not known at construction or loading.
 
     Args:
-        updater: has the layers, whose masks were just made, and the progress.
+        updater: the mask updater, with the layers, whose masks were just made, and the progress.
         by_size: whether the first masks keep the largest weights.
 
     Attributes:
-        is_checked: whether :meth:`check` has run since something changed that it looks at.
-        made_alone: whether masks were made by one process, as far as is known now.
+        is_checked: whether :meth:`check` has run since something that it checks has changed.
+        made_alone: whether each process made its masks alone, and they have not been compared yet.
     """
 
     def __init__(self, updater: MaskUpdater, *, by_size: bool) -> None:
@@ -34,16 +34,16 @@ class FirstStepChecks:
     def check(self, model: nn.Module | None) -> None:
         """Warn of weights that training would lose or leave out, and require a horizon.
 
-        For ``step()`` to call: warnings are of the line that calls that.
+        Only ``step()`` calls this: the warnings name the line that calls ``step()``.
 
         Args:
             model: the model, if it is known.
 
         Raises:
-            RankMismatchError: if masks were made by each of several ranks, and differ.
-            ValueError: if training can't start without a horizon and there is none.
+            RankMismatchError: if several ranks made masks alone, and the masks differ.
+            ValueError: if the method needs a horizon and has none.
         """
-        # First: ranks with masks of their own would be warned of weights that others have.
+        # This comes first: a rank with other masks would get warnings that don't apply to rank 0.
         if self.made_alone and is_distributed():
             self._require_equal_masks()
         updater = self._updater
@@ -55,7 +55,7 @@ class FirstStepChecks:
         self.is_checked = True
 
     def _require_equal_masks(self) -> None:
-        """Check, once there are several ranks, that their masks are the same. Collective."""
+        """Check that all ranks have the same masks. Collective."""
         updater = self._updater
         masks = {layer.name: whole(layer.mask) for layer in updater.layers}
         kept = updater.state.everything(updater.layers)

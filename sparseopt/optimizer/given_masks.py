@@ -26,27 +26,27 @@ __all__ = ["set_masks"]
 
 @torch.no_grad()
 def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor], backup: WeightBackup) -> None:
-    """Give layers of ``updater`` the masks that the user wants, as an update between two steps.
+    """Set masks of layers that the user gives, as an update between two steps.
 
-    Collective: rank 0's masks count, and its errors are raised on all ranks.
+    Collective: all ranks get rank 0's masks, and raise rank 0's errors.
 
     Args:
-        updater: has the layers.
+        updater: the mask updater, with the layers.
         masks: the masks by layer.
-        backup: keeps what becomes zero before training starts.
+        backup: keeps the weights that become zero before training starts.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
-        ValueError: if a name is not known or there twice, a shape is wrong, a mask has no live
-            weight or not the structure of the method's masks, it would leave a slice of weight norm
-            zero, a dense layer would become sparse or a sparse one dense, a sharded mask is not
-            given on all ranks, or the method drops whole channels.
+        ValueError: if a name is not known or given twice, if a shape is wrong, if a mask has no
+            live weight or not the structure of the method's masks, if it would leave a slice under
+            weight norm zero, if a dense layer would become sparse or a sparse layer dense, if a
+            sharded mask is not given on all ranks, or if the method drops whole channels.
     """
     method, layers = updater.method, {layer.name: layer for layer in updater.layers}
     if isinstance(method, RigLStruct):
         raise ValueError(
-            f"method={method.name!r} drops whole channels, whose masks belong together: masks "
-            "can't be set one by one. Pass mask= at construction."
+            f"method={method.name!r} drops whole channels, whose masks in several layers belong "
+            "together, so masks can't be set layer by layer. Pass mask= at construction."
         )
     masks = _brought_together(masks, layers)
     agreed = masks_of_rank_zero(lambda: _checked(masks, layers, method))
@@ -68,7 +68,7 @@ def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor], backup: WeightB
         moving,
         updater.backend,
         updater.state,
-        # What the next step reads of dropped weights may be there already.
+        # The next step may read gradients of dropped weights that are computed already.
         mask_gradients_of=() if updater.needs_dense_gradients else everything,
     )
     _adapt_targets(updater, before)
@@ -78,8 +78,8 @@ def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor], backup: WeightB
 def _brought_together(masks: Any, layers: Mapping[str, SparseLayer]) -> Any:
     """Return ``masks`` with every mask that is sharded on rank 0 as a full tensor.
 
-    They may be anything: nothing that one rank alone may find wrong is checked here, for the others
-    would wait.
+    ``masks`` may have any type. Nothing is checked here that could fail on one rank alone, because
+    the other ranks would then wait for ever.
     """
     items = masks.items() if isinstance(masks, Mapping) else ()
     sharded = [key for key, mask in items if isinstance(key, str) and is_sharded(mask)]
@@ -91,12 +91,12 @@ def _brought_together(masks: Any, layers: Mapping[str, SparseLayer]) -> Any:
     ]
     everyones = from_all_ranks(mine)
     wanted = everyones[0]
-    for one in wanted:
-        if not all(one in theirs for theirs in everyones):
+    for entry in wanted:
+        if not all(entry in theirs for theirs in everyones):
             raise ValueError(
-                f"masks[{one[0]!r}] is sharded on rank 0, but not given or sharded otherwise on "
-                "another rank, which has a part of it: give the same sharded masks on all ranks, "
-                "or the whole mask on rank 0."
+                f"masks[{entry[0]!r}] is sharded on rank 0, but on another rank, which has a part "
+                "of it, it is missing or sharded differently: give the same sharded masks on all "
+                "ranks, or the full mask on rank 0."
             )
     together = {keys[name]: whole(masks[keys[name]]) for name, _, _ in wanted}
     return {**masks, **together} if together else masks
@@ -110,7 +110,10 @@ def _checked(
     for key, mask in masks.items():
         name = match_name("masks", key, layers)
         if name in given:
-            raise ValueError(f"masks has two masks of layer {name!r}: {key!r} is the same layer.")
+            raise ValueError(
+                f"masks has two masks for layer {name!r}, because {key!r} names this layer too: "
+                "give one of them."
+            )
         given[name] = mask
     checked = {
         name: check_mask(name, given[name], layer.weight, method.initial_mask)
@@ -123,15 +126,16 @@ def _checked(
 
 
 def _require_same_kind(layer: SparseLayer, mask: Tensor) -> None:
-    """Raise if a layer would become dense for ever, or would be so no longer.
+    """Raise if a mask would make a sparse layer dense, or a dense layer sparse.
 
-    What a checkpoint has of a layer depends on that, and must not depend on how far training is.
+    The keys that a checkpoint has for a layer depend on whether it is dense, and must not change
+    during training.
     """
     drops = count_true(mask) < layer.numel
     if drops and layer.is_dense:
         raise ValueError(
-            f"mask[{layer.name!r}] drops weights of a layer that is dense for ever: make it sparse "
-            f"at construction, init={{{layer.name!r}: density}} with a density below 1."
+            f"mask[{layer.name!r}] drops weights of a layer that stays dense: make it sparse at "
+            f"construction, init={{{layer.name!r}: density}} with a density below 1."
         )
     if not drops and not layer.is_full:
         raise ValueError(
@@ -152,7 +156,7 @@ def _require_layers(masks: Mapping[str, Tensor], layers: Mapping[str, SparseLaye
 
 
 def _require_numbers_in_slices(layer: SparseLayer, mask: Tensor) -> None:
-    """Raise if ``mask`` would leave a slice that weight norm divides by its norm zero."""
+    """Raise if ``mask`` would leave only zeros in a slice that weight norm divides by its norm."""
     if layer.norm_dim is None:
         return
     wanted = mask.to(layer.weight.device).reshape(-1)
@@ -160,12 +164,13 @@ def _require_numbers_in_slices(layer: SparseLayer, mask: Tensor) -> None:
     if zero:
         raise ValueError(
             f"mask[{layer.name!r}] leaves {described(zero, layer.norm_dim)} without a weight that "
-            "is live now and not zero, but weight norm divides each by its norm, and what grows "
-            "starts at zero: keep one or more of the live weights of every slice."
+            "is live now and not zero, but weight norm divides each slice by its norm, and weights "
+            "that grow start at zero: keep one or more of the live weights of every slice."
         )
 
 
 def _transition(layer: SparseLayer, mask: Tensor, updater: MaskUpdater) -> Transition:
+    """Return the transition to a given mask: live weights outside it drop, new ones are zero."""
     wanted = mask.to(layer.weight.device).reshape(-1)
     kept = count_true(take(wanted, layer.positions()))
     return plan_mask(
@@ -180,20 +185,24 @@ def _transition(layer: SparseLayer, mask: Tensor, updater: MaskUpdater) -> Trans
 
 
 def _adapt_targets(updater: MaskUpdater, before: Mapping[SparseLayer, int]) -> None:
-    """Have training end with the live counts that masks have now, or with what they fall to.
+    """Adapt the targets of layers to the live counts of their new masks.
 
-    Methods may share out one number of live weights among layers, so that the counts of single
-    layers are not near their targets, and only the sums tell whether anything is left to fall.
+    If live counts have fallen to their targets already, the new counts become the targets. If they
+    still have to fall, a target falls too where the new count is below both the target and the
+    earlier count, by the difference to the smaller of the two.
+    Some methods move live weights between layers, so that the count of a single layer may be far
+    from its target. So the sums over all layers decide whether counts have fallen.
 
     Args:
-        updater: has the layers, as they are now.
-        before: the live counts that layers whose masks changed had before.
+        updater: the mask updater, with the layers and their new masks.
+        before: the earlier live counts of layers whose masks changed.
     """
     changed = [layer for layer, live in before.items() if layer.live != live]
     if not changed:
         return
     pool = movable(updater.layers, updater.backend)
-    has_fallen = sum(before.get(one, one.live) for one in pool) <= sum(one.target for one in pool)
+    live_before = sum(before.get(layer, layer.live) for layer in pool)
+    has_fallen = live_before <= sum(layer.target for layer in pool)
     for layer in changed:
         if has_fallen:
             layer.target = layer.live
@@ -205,9 +214,10 @@ def _adapt_targets(updater: MaskUpdater, before: Mapping[SparseLayer, int]) -> N
 
 
 def _settle(layers: Sequence[SparseLayer]) -> None:
-    """Make targets of the live counts, with the same sum.
+    """Set the targets to the live counts, with the same sum.
 
-    A target of all weights would make a layer dense for ever, so that others have what it lacks.
+    A target of all weights would make a layer dense. So a full layer gets a target of one weight
+    fewer, and other layers get the difference.
     """
     for layer in layers:
         layer.target = min(layer.live, layer.numel - 1)

@@ -1,4 +1,4 @@
-"""The hooks that mask gradients in ``backward()``, and which gradients an update can use."""
+"""The hooks that mask gradients in ``backward()``, and checks of gradients for an update."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OWNER: Final = "sparseopt_owner"
 
 @dataclass
 class GradientFlag:
-    """Whether ``backward()`` leaves gradients dense; one for all hooks of an optimizer.
+    """Whether ``backward()`` leaves gradients dense; all hooks of an optimizer share this object.
 
     Attributes:
         dense_gradients: whether ``backward()`` leaves gradients dense now.
@@ -45,7 +45,7 @@ class GradientFlag:
     knows_masked: weakref.WeakMethod[Callable[[SparseLayer, Tensor], bool]] | None = None
 
     def is_masked(self, layer: SparseLayer, gradient: Tensor) -> bool:
-        """Whether ``gradient`` is known to be masked, because nothing else was computed."""
+        """Whether ``gradient`` is known to be masked, because only live entries were computed."""
         known = None if self.knows_masked is None else self.knows_masked()
         return known is not None and known(layer, gradient)
 
@@ -68,8 +68,9 @@ class _MaskGradient:
             return
         if gradient.layout != torch.strided:
             raise TypeError(
-                f"the gradient of {layer.name!r} has layout {gradient.layout}: a layer with sparse "
-                "gradients (Embedding(sparse=True)) can only be kept dense, with density=False."
+                f"the gradient of {layer.name!r} has layout {gradient.layout}: a layer whose "
+                "gradients have a sparse layout (Embedding(sparse=True)) can only be kept dense, "
+                "with density=False."
             )
         if self._flag.dense_gradients or self._flag.is_masked(layer, gradient):
             return
@@ -97,7 +98,7 @@ def mask_gradient_of(layer: SparseLayer, flag: GradientFlag, owner: object) -> R
 
 
 def owners_of(weight: Tensor) -> list[Any]:
-    """Return the owners that still exist of the hooks that mask the gradient of ``weight``."""
+    """Return the owners of the hooks that mask the gradient of ``weight``, if they still exist."""
     owners = [getattr(hook, OWNER)() for hook, _ in hooks_on(weight)]
     return [owner for owner in owners if owner is not None]
 
@@ -128,7 +129,7 @@ def finite_norms(gradients: Sequence[Tensor]) -> list[float] | None:
         >>> finite_norms([torch.tensor([3.0, float("inf")])]) is None
         True
     """
-    # The 2-norm takes a CPU a fifteenth of the time, but may overflow where no entry does.
+    # On a CPU the 2-norm takes a fifteenth of the time, but it may overflow where no entry does.
     norms = _norms(gradients, 2.0)
     if not all(map(math.isfinite, norms)):
         norms = _norms(gradients, math.inf)

@@ -51,13 +51,13 @@ class ModelHooks:
 
     Args:
         optimizer: the sparse optimizer; the hooks hold it weakly.
-        updater: prepares forward passes, if its method asks for it. On removal that is undone, and
-            its backend gives the inner optimizer dense state.
-        recorder: its hook is removed too, if there is one.
+        updater: the mask updater, which prepares forward passes if its method needs that. The
+            removal undoes a preparation and makes the state of the inner optimizer dense.
+        recorder: the recorder of inputs, if there is one; its hook is removed too.
 
     Attributes:
         flag: whether the hooks leave gradients dense now.
-        masked_elsewhere: the name of a weight that another optimizer masks from now on.
+        masked_elsewhere: the name of a weight that another optimizer masks now, or ``None``.
         holder: the object that swaps parts of the model now; it ends when the hooks are removed.
     """
 
@@ -82,21 +82,23 @@ class ModelHooks:
         return not self._finalizer.alive
 
     def mask_gradients(self, layers: Sequence[SparseLayer]) -> None:
-        """Have ``backward()`` mask the gradients of ``layers``, unless :attr:`flag` is set."""
-        # With differentiable=True a weight may be no leaf: backward() accumulates nothing in it.
-        # A layer that is dense now may have a mask once a checkpoint is loaded.
+        """Make ``backward()`` mask the gradients of ``layers``, unless :attr:`flag` is set.
+
+        A dense layer gets a hook too: it may have a mask after a checkpoint is loaded.
+        """
+        # With differentiable=True a weight need not be a leaf. Then backward() accumulates nothing.
         for layer in layers:
             if layer.weight.is_leaf:
                 self._handles.append(mask_gradient_of(layer, self.flag, self))
                 self._hooked.append((layer, layer.weight._cdata))
 
     def add_to_model(self, model: nn.Module, first_forward: Callable[[], Any]) -> None:
-        """Put the hooks on the model that have to run before it does.
+        """Register the hooks that have to run before a forward pass of the model.
 
         Args:
             model: the model.
             first_forward: a method, held weakly, to call once before the next training forward
-                pass, if the model may be sharded until then.
+                pass, if the model may be sharded before that pass.
         """
         if may_be_sharded_later():
             self._handles.append(before_first_forward(model, first_forward))
@@ -105,17 +107,17 @@ class ModelHooks:
             self._handles.append(call_before_forward(model, preparing))
 
     def hold(self, holder: Holder) -> None:
-        """Have ``holder`` end when the hooks are removed.
+        """End ``holder`` when the hooks are removed.
 
         Raises:
-            RuntimeError: if the hooks were removed.
+            RuntimeError: if the hooks were removed already.
             ValueError: if there is another holder.
         """
         self.require_attached(f"no {holder.name} can be used with")
         if self.holder is not None:
             raise ValueError(
                 f"the optimizer's model is in use by {self.holder.name} already, so {holder.name} "
-                "can't swap parts of it: end that first."
+                f"can't swap parts of it: end {self.holder.name} first."
             )
         self.holder = holder
         self._handles.append(holder)
@@ -127,19 +129,19 @@ class ModelHooks:
             self._handles[:] = [handle for handle in self._handles if handle is not holder]
 
     def note_layers(self) -> None:
-        """Note that the updater has other layers, and where their weights are now."""
+        """Note the updater's new list of layers, and the positions of their weights."""
         layers = self._updater.layers
         self._hooked = [(layer, tensor) for layer, tensor in self._hooked if layer in layers]
         self._slots = ParameterSlots(layers, self._inner.param_groups)
 
     def follow_weights(self) -> list[tuple[SparseLayer, nn.Parameter]]:
-        """Follow weights that were moved, and find those that a framework has replaced.
+        """Follow weights that were moved, and find weights that a framework has replaced.
 
-        ``model.to(...)`` puts another tensor into a DTensor's parameter, and into any parameter
-        where torch is told to; the hooks stay with the parameter, but have to be registered again.
+        ``model.to(...)`` swaps the tensor of a DTensor's parameter, and of every parameter if torch
+        is configured to do so. The hooks stay with the parameter, but have to be registered again.
 
         Returns:
-            Layers whose weight was replaced, each with the parameter that took its place.
+            Layers whose weight was replaced, each with the parameter that replaced it.
         """
         follow_weights(self._updater.layers)
         for index, (layer, tensor) in enumerate(self._hooked):
@@ -151,8 +153,8 @@ class ModelHooks:
     def detach_other_optimizers(self, layers: Sequence[SparseLayer]) -> None:
         """Detach every other optimizer that masks a weight of ``layers``.
 
-        The optimizer made last masks the weight. An older optimizer is detached from all its
-        weights, because one that masks only some of them would train the others without masks.
+        The newest optimizer masks the weight. An older optimizer is detached from all its weights,
+        because an optimizer that masks only some of them would train the others without masks.
         """
         for layer in layers:
             for other in owners_of(layer.weight):
@@ -168,26 +170,26 @@ class ModelHooks:
         """Raise :class:`RuntimeError` if the hooks were removed.
 
         Args:
-            what: what was to be done, as in "add the group to".
+            what: the action for the message, such as "add the group to".
         """
         if not self.are_removed:
             return
         if self.masked_elsewhere is not None:
             raise RuntimeError(
                 f"this SparseOptimizer no longer masks {self.masked_elsewhere!r}: another "
-                "SparseOptimizer, made later, masks this weight, so this one is detached. Train "
-                "with the other one, or make a new one."
+                "SparseOptimizer, made later, masks this weight, so this SparseOptimizer is "
+                "detached. Train with the other one, or make a new one."
             )
         raise RuntimeError(f"this SparseOptimizer was detached: {what} its inner optimizer.")
 
     def remove_for_replacement(self) -> None:
-        """Remove the hooks, to put others in their place; the state stays as it is."""
+        """Remove the hooks so that others can replace them; the state stays as it is."""
         self._finalizer.detach()
         self._hooked.clear()
         _remove(self._handles)
 
     def remove(self) -> None:
-        """Remove the hooks and give the inner optimizer dense state; once."""
+        """Remove the hooks and make the inner optimizer's state dense; only the first call acts."""
         self._hooked.clear()
         self._finalizer()
         self.holder = None
@@ -196,11 +198,11 @@ class ModelHooks:
 class _Preparing(WeakHook):
     """Calls a method with the model before each training forward pass.
 
-    A pass without gradients, in evaluation mode or for an export does not count.
+    It does not do so for a pass without gradients, in evaluation mode or for an export.
     """
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        # A graph that is exported or traced is of the model as it is.
+        # An exported or traced graph must describe the unprepared model.
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             return
         if module.training and torch.is_grad_enabled():
@@ -231,7 +233,7 @@ def _remove_all(
 
 
 def _remove(handles: list[Handle]) -> None:
-    # A holder forgets itself, and so leaves the list.
+    # remove() of a holder takes the holder out of the list, so the loop needs a copy.
     for handle in list(handles):
         handle.remove()
     handles.clear()

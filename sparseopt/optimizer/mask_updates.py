@@ -1,4 +1,4 @@
-"""Mask updates: when one is due, what surrounds it, and how the masks move in it."""
+"""Mask updates: when an update is due, the work around it, and how it moves the masks."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class MaskUpdater:
     """Decides whether a step is an update, and moves the masks by the scores of the method.
 
     Args:
-        method: what decides.
+        method: the method, which decides.
         layers: the layers; the list is shared and may grow.
         backend: steps the inner optimizer and keeps the layers' optimizer state; it may be
             replaced.
-        progress: the schedule, the history, and how far training is; updates write to it.
+        progress: the schedule, the history and the step count; updates write to it.
 
     Attributes:
         memory: the gradients that the method accumulates, or ``None``.
         state: the state of the method.
-        sees_every_step: whether the method may observe steps that are no updates.
+        sees_every_step: whether the method may observe steps that are not updates.
         needs_dense_gradients: whether the next step reads gradients of dropped weights: to update,
             or to accumulate them.
         is_prepared: whether the method has prepared a forward pass for the next step.
@@ -101,15 +101,16 @@ class MaskUpdater:
     def remembering(
         self, closure: Callable[[], Any] | None, gradients: Callable[[], Sequence[Tensor]]
     ) -> Callable[[], Any] | None:
-        """Let the method observe a step that is no update step, if it does that.
+        """Let the method accumulate and observe the gradients of a step that is not an update.
+
+        Without a closure this happens at once; with a closure, when it is first evaluated.
 
         Args:
-            closure: what the step is given.
+            closure: the closure of the step.
             gradients: returns all gradients of the optimizer's parameters.
 
         Returns:
-            What to give the step instead: the closure, which shows the step to the method when it
-            is first evaluated.
+            The closure to pass to the inner optimizer instead.
         """
         if self.memory is not None and not self._is_remembered():
             self.memory.forget()
@@ -134,7 +135,7 @@ class MaskUpdater:
         """Move the masks, unless a gradient is not finite, and write the history.
 
         Args:
-            step: the call of ``step()`` that this is, counted from 1.
+            step: the number of this call of ``step()``, counted from 1.
             gradients: all gradients of the optimizer's parameters.
         """
         progress = self.progress
@@ -145,15 +146,15 @@ class MaskUpdater:
             self.warn_once(
                 "horizon",
                 "no horizon is known, so the drop fraction stays at "
-                f"alpha={progress.schedule.alpha} and masks move for ever: pass total_steps= (or "
-                "t_end=), or call set_horizon(steps).",
+                f"alpha={progress.schedule.alpha} and masks never stop moving: pass total_steps= "
+                "(or t_end=), or call set_horizon(steps).",
             )
         if self.method.prepares_forward and not self.is_prepared:
             record = skipped_update(self.layers, update)
             self.warn_once(
                 "forward pass",
-                f"the optimizer's model made no training pass before the update at step {step}, so "
-                f"method={self.method.name!r} does not know what to grow, and skipped it.",
+                f"the optimizer's model made no training pass before the update at step {step}. "
+                f"method={self.method.name!r} can't grow without one, so this update was skipped.",
             )
         elif (norms := finite_norms(gradients)) is not None:
             self._accumulate(update)
@@ -166,8 +167,8 @@ class MaskUpdater:
             record = skipped_update(self.layers, update)
             self.warn_once(
                 "gradient",
-                f"a gradient was not finite at step {step}, so this mask update was skipped; "
-                "history tells if it happens again.",
+                f"a gradient was not finite at step {step}, so this mask update was skipped; if it "
+                "happens again, only history shows it.",
             )
         if self.memory is not None and self.memory.rule.steps is not None:
             self.memory.forget()
@@ -176,29 +177,29 @@ class MaskUpdater:
         progress.history.append(record)
 
     def compare_ranks(self) -> None:
-        """Compare from now on what ranks choose, which were not there before. Collective."""
+        """Start comparing the ranks' choices, once there are several ranks. Collective."""
         self._choice_check = SameChoice()
 
     def prepare_forward(self, model: nn.Module) -> None:
-        """Let the method prepare the forward pass of an update step that is due; once for each."""
+        """Let the method prepare the forward pass of a due update; once for each update."""
         if self.is_prepared or not self.is_due:
             return
         self.method.prepare_forward(model, self._about(self.progress.steps + 1))
         self.is_prepared = True
 
     def forget_preparation(self) -> None:
-        """Prepare the next forward pass again: a checkpoint replaced what this one was for."""
+        """Prepare the next forward pass again, because a checkpoint has replaced the weights."""
         self.is_prepared = False
 
     def undo_preparation(self) -> None:
-        """Make all weights zero again that are not live."""
+        """Set all weights to zero again that are not live."""
         if self.is_prepared:
             for layer in self.layers:
                 layer._clear_dropped_()
             self.is_prepared = False
 
     def require_horizon(self) -> None:
-        """Raise :class:`ValueError` if training can't start without a horizon and there is none."""
+        """Raise :class:`ValueError` if the method needs a horizon and has none."""
         if self._lacks_horizon():
             raise ValueError(
                 f"method={self.method.name!r} needs a horizon: pass total_steps= or t_end=, or "
@@ -206,7 +207,7 @@ class MaskUpdater:
             )
 
     def check_horizon(self) -> None:
-        """Warn if the horizon ends before the first update, or if updates are too many."""
+        """Warn if the horizon ends before the first update, or if there are too many updates."""
         self._check_share_of_updates()
         schedule, total_steps = self.progress.schedule, self.progress.total_steps
         if schedule.t_end is None or not self.method.moves_masks or self.method.has_own_schedule:
@@ -215,7 +216,7 @@ class MaskUpdater:
         if not any(self.method.is_update(step, schedule, total_steps) for step in candidates):
             self.warn_once(
                 "short horizon",
-                f"updates end at t_end={schedule.t_end}, before the first one at "
+                f"updates end at t_end={schedule.t_end}, before the first update at "
                 f"delta_t={schedule.delta_t}: masks will not move. Pass a smaller delta_t= or a "
                 "longer horizon.",
                 stacklevel=4,
@@ -223,12 +224,13 @@ class MaskUpdater:
 
     def warn_once(self, kind: str, message: str, *, stacklevel: int = 7) -> None:
         """Give a warning, unless a warning of this kind was given before."""
-        # Between step() and its caller are torch's hooks and the frames that disable dynamo.
+        # The default counts the frames of torch's hooks and of disable_dynamo around step().
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
     def _check_share_of_updates(self) -> None:
+        """Warn if updates replace more than a third of the steps until the horizon."""
         schedule = self.progress.schedule
         if not self.method.moves_masks or self.method.has_own_schedule or not self._can_move():
             return
@@ -239,14 +241,15 @@ class MaskUpdater:
             self.warn_once(
                 "too many updates",
                 f"delta_t={schedule.delta_t}: {share:.0%} of the steps move masks instead of "
-                "training the weights, for an update takes the place of a gradient step. Pass a "
-                "larger delta_t=, about 3 % of the steps.",
+                "training the weights, because an update replaces a gradient step. Pass a larger "
+                "delta_t=, about 3 % of the steps.",
                 stacklevel=5,
             )
 
     def _about(self, step: int) -> Update:
+        """Return the description of ``step`` that the method gets."""
         progress = self.progress
-        # After the end gradients may be masked, and no later update would judge new weights.
+        # After t_end gradients may be masked, and no later update could drop new weights again.
         overdue = self._is_overdue()
         return Update(
             step=step,
@@ -260,13 +263,13 @@ class MaskUpdater:
         )
 
     def _check_gradients_asked_for(self, update: Update) -> None:
-        """Check once, at the first update, that growth asks for the dense gradients it reads."""
+        """Check once, at the first update, that a method that reads dense gradients declares it."""
         if not (self._is_checked or self.needs_dense_gradients or self.method.needs_dense_gradient):
             require_gradients_asked_for(self.layers, self.method, update)
         self._is_checked = True
 
     def _see(self, gradients: Sequence[Tensor]) -> None:
-        """Accumulate, unless a gradient is not finite, and mask what was left dense."""
+        """Accumulate, unless a gradient is not finite, and then mask gradients left dense."""
         if are_finite(gradients):
             self._accumulate(self._about(self.progress.steps + 1))
         if not self.needs_dense_gradients:
@@ -278,7 +281,7 @@ class MaskUpdater:
 
     @torch.no_grad()
     def _accumulate(self, update: Update) -> None:
-        """Feed the memory, and let the method observe."""
+        """Add the gradients to the accumulated ones, and let the method observe."""
         if self.memory is not None and (self.is_due or self._is_remembered()):
             self.memory.feed(self.layers)
         if not self._is_observed():
@@ -308,7 +311,7 @@ class MaskUpdater:
         )
 
     def _is_overdue(self) -> bool:
-        """Whether updates have ended with more live weights than there should be in the end."""
+        """Whether updates have ended with more live weights than the targets."""
         if not self._may_be_overdue:
             return False
         able = able_to_move(self.layers, self.method, self.backend)
@@ -330,20 +333,21 @@ def update_masks(
     *,
     zero: Collection[int] = (),
 ) -> UpdateRecord:
-    """Move the masks of ``layers`` by ``method``, their weights and optimizer state with them.
+    """Move the masks of ``layers`` by ``method``, and with them weights and optimizer state.
 
     All transitions are decided before the first is made, so an error in a method changes nothing.
 
     Args:
         layers: all layers.
-        method: what decides.
+        method: the method, which decides.
         update: the update, as the method gets it.
         backend: keeps the state.
         choice_check: compares the ranks.
         zero: the ids of gradients that are zero in every entry.
 
     Raises:
-        RankMismatchError: if the method chooses differently on ranks that see the same.
+        RankMismatchError: if the method chooses differently on ranks with the same weights and
+            gradients.
     """
     taking_part = able_to_move(layers, method, backend, zero=zero)
     numbers = update.generator.get_state()
@@ -364,17 +368,17 @@ def make_transitions(
     *,
     mask_gradients_of: Sequence[SparseLayer],
 ) -> int:
-    """Move masks as was decided, and with them weights and all state.
+    """Make the planned transitions of masks, and with them of weights and all state.
 
     Args:
         layers: all layers.
-        transitions: what was decided.
+        transitions: the planned transitions.
         backend: keeps the optimizer state.
-        state: what the method keeps.
+        state: the method's state.
         mask_gradients_of: the layers whose gradients may be dense.
 
     Returns:
-        How many weights are live now that were not before.
+        How many weights are live now that were not live before.
     """
     new = _newly_live(transitions)
     for layer in layers:
@@ -405,8 +409,8 @@ def able_to_move(
 
     Excluded are dense layers, layers without a gradient if the method needs one, and layers whose
     weight left the param groups. For methods that read dense gradients, a gradient whose id is in
-    ``zero`` counts as missing: ``zero_grad(set_to_none=False)`` keeps a zero gradient for a layer
-    that was not used, and every candidate would tie by it.
+    ``zero`` counts as missing: ``zero_grad(set_to_none=False)`` leaves a zero gradient on a layer
+    that was not used, and then all candidates would tie.
     """
     return [
         layer
@@ -416,7 +420,7 @@ def able_to_move(
 
 
 def movable(layers: Sequence[SparseLayer], backend: StateBackend) -> list[SparseLayer]:
-    """Return the layers that are not dense for ever and whose weight is in a param group."""
+    """Return the layers that may be sparse and whose weight is in a param group."""
     groups = backend.inner.param_groups
     trained = {id(parameter) for group in groups for parameter in group["params"]}
     return [layer for layer in layers if not layer.is_dense and id(layer.weight) in trained]
@@ -435,7 +439,7 @@ def skipped_update(layers: Sequence[SparseLayer], update: Update) -> UpdateRecor
 
 
 def _newly_live(transitions: Sequence[Planned]) -> int:
-    """Count weights that are live after the transitions and not before; waits once."""
+    """Count the weights that are live after the transitions and were not before; waits once."""
     grown = [transition for _, transition in transitions if transition.grown]
     if not grown:
         return 0

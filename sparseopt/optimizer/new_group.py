@@ -1,4 +1,4 @@
-"""A param group that is added later: the layers that come with it, and those that it replaces."""
+"""Adds a param group later: makes its layers, and forgets layers that they replace."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ def add_group(
 ) -> list[SparseLayer]:
     """Add a param group to the inner optimizer, and its layers to the updater's list.
 
-    The updater's layers whose weight is in no param group and not in the model any more are
+    The updater's layers whose weight is no longer in any param group, nor in the model, are
     forgotten. If a weight of the new group cannot be masked, nothing is added.
 
     Args:
         param_group: the group.
         model: the model, if the optimizer was made with one.
-        config: what the user asked for at construction.
-        updater: its backend has full-size parameters and state.
-        named: whether the layers that there are have names.
+        config: the user's settings at construction.
+        updater: the mask updater; its backend must have full-size parameters and state now.
+        named: whether the present layers have names.
 
     Returns:
-        The group's layers, whose weights the masks have not been applied to yet; perhaps none.
+        The group's layers; perhaps none. Their masks are not applied yet.
 
     Raises:
-        RuntimeError: if the model is needed and gone, because the optimizer was unpickled.
+        RuntimeError: if the model is needed but missing, because the optimizer was unpickled.
         TypeError: if a weight is of a kind that can't be masked.
-        ValueError: if a density is wrong, a weight has the name of another that is sparse already,
-            or the method can have no more layers.
+        ValueError: if a density is wrong, if a weight has the name of a layer, or if the method
+            takes no further layers.
     """
     inner = updater.backend.inner
     if model is None and named and not has_names(inner, None):
         raise RuntimeError(
-            "this SparseOptimizer was unpickled without its model, which says what can be sparse: "
+            "this SparseOptimizer was unpickled without its model, which shows what can be sparse: "
             "make a new one with the model, and load the state dict."
         )
     inner.add_param_group(param_group)
@@ -86,17 +86,18 @@ def _layers_of_last(
 ) -> list[SparseLayer]:
     """Return the layers of the last of ``groups``, made by the same rules as all others.
 
-    They share the density among themselves; none is "the first, so dense".
+    The new layers together have the density. None of them counts as the first layer, which
+    ``"uniform"`` leaves dense.
 
     Args:
         groups: all param groups.
         model: the model, if the optimizer was made with one.
-        config: what the user asked for at construction.
-        updater: has the method, and the source of random masks.
-        known: names of the layers that there are already.
+        config: the user's settings at construction.
+        updater: the mask updater, with the method and the source of random masks.
+        known: names of the present layers.
     """
     method = updater.method
-    # What a selector of construction named may have left the model since.
+    # A module that a selector named at construction may have left the model since.
     everything, overrides = weights_for(method, groups, model, config.sparse, must_match=False)
     added = set(groups[-1]["params"])
     weights = {name: weight for name, weight in everything.items() if weight in added}
@@ -104,16 +105,16 @@ def _layers_of_last(
         return []
     if isinstance(method, RigLStruct):
         raise ValueError(
-            f"method={method.name!r} knows the model's channels from construction, and can't take "
+            f"method={method.name!r} found the model's channels at construction, and can't take "
             f"{next(iter(weights))!r} of the new param group: give the group density=False, or "
-            "make the SparseOptimizer when all groups are there."
+            "make the SparseOptimizer when the optimizer has all groups."
         )
     for name in weights:
         if name in known:
             raise ValueError(
                 f"parameter {name!r} of the new param group has the name of a sparse layer that "
-                "this optimizer has already: a weight that takes another's place in the model "
-                "needs a new SparseOptimizer."
+                "this optimizer has already: a weight that replaces another in the model needs a "
+                "new SparseOptimizer."
             )
     selected = selected_by(config.sparse, model)
     note_what_stays_dense(groups[-1:], model, list(weights.values()), selected)
@@ -126,7 +127,7 @@ def _layers_of_last(
 def _add_in_order(
     layers: list[SparseLayer], more: Sequence[SparseLayer], model: nn.Module | None
 ) -> None:
-    """Extend ``layers``, which are in the order of the model if there is one, and stay so."""
+    """Add ``more`` to ``layers``; with a model, keep them in the model's order."""
     layers.extend(more)
     if model is not None:
         weights = [layer.weight for layer in layers]

@@ -1,7 +1,7 @@
-"""Turns what a method returns into transitions of masks, and checks all of it before any is made.
+"""Turns a method's moves into transitions of masks, and checks all moves before any is made.
 
-A user's own method may return anything. What does not fit raises, and the message names the method,
-the layer, the value and what would be right. No mask, weight or state has changed then.
+A user's own method may return anything. A value that does not fit raises an error that names the
+method, the layer, the value and what would be right. No mask, weight or state has changed by then.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ __all__ = [
     "require_same_moves",
 ]
 
-#: A layer, and what becomes of its mask.
+#: A layer and the transition of its mask.
 Planned = tuple[SparseLayer, Transition]
 
 
 @dataclass(frozen=True)
 class _Doubt:
-    """An error to raise if ``count``, a tensor without dimensions on any device, is not zero."""
+    """An error to raise if ``count``, a 0-dimensional tensor on any device, is not zero.
+
+    Many counts are collected, so that one wait for the device decides them all.
+    """
 
     count: Tensor
     message: str
@@ -48,11 +51,12 @@ def plan_transitions(
 ) -> list[Planned]:
     """Plan the transition of every layer in which weights move; change nothing.
 
-    Waits for the device once, to check scores; on a CPU nothing waits.
+    This waits for the device once, to check scores; on a CPU it does not wait.
 
     Raises:
-        TypeError: if the method answers with what is no move, or scores that are no tensor.
-        ValueError: if counts, shapes or scores are not what the layer can take.
+        TypeError: if the method returns a move that is not a :class:`Move`, or scores that are not
+            a tensor.
+        ValueError: if counts, shapes or scores do not fit the layer.
     """
     moves = _checked_moves(layers, method, update)
     doubts: list[_Doubt] = []
@@ -73,20 +77,20 @@ def require_same_moves(
     numbers: Tensor,
     choice_check: SameChoice,
 ) -> None:
-    """Raise if another rank has planned other moves, although it has the same to plan from.
+    """Raise if another rank has planned other moves from the same weights and gradients.
 
-    Weights and gradients of layers that are sharded are not looked at: the ranks that share them
-    plan the same in any case.
+    Weights and gradients of sharded layers are not compared: the ranks that share them plan the
+    same moves in any case.
 
     Args:
         planned: the moves.
-        method: what planned them.
-        update: what it was told.
+        method: the method that planned them.
+        update: the update that the method got.
         numbers: the state of the random source before.
         choice_check: compares the ranks.
 
     Raises:
-        RankMismatchError: if it has.
+        RankMismatchError: if another rank has planned other moves.
     """
     names = [(layer.name, layer.numel, str(placement(layer.weight))) for layer, _ in planned]
     seen: list[Tensor] = []
@@ -94,7 +98,7 @@ def require_same_moves(
     for layer, transition in planned:
         if not layer.is_sharded:
             gradient = layer.weight.grad
-            seen += [checksum(one) for one in (layer.weight, gradient) if one is not None]
+            seen += [checksum(value) for value in (layer.weight, gradient) if value is not None]
         chosen.append(mixed(transition.positions.long() * 2 + transition.kept).sum())
         if transition.start is not None:
             begins = whole(transition.start).reshape(-1)
@@ -108,12 +112,12 @@ def require_same_moves(
 def require_gradients_asked_for(
     layers: Sequence[SparseLayer], method: Method, update: Update
 ) -> None:
-    """Raise if growth scores come from dense gradients that the method did not ask for.
+    """Raise if growth scores come from dense gradients that the method does not declare.
 
-    Masked gradients are zero wherever a weight could grow. The test makes half of these zeros NaN.
-    If the scores of just these weights turn from numbers into NaN, the scores are made from the
-    gradients. (A sum over gradients, which live weights have too, would spread NaN to all scores.)
-    Nothing changes. Call it where gradients are masked.
+    Masked gradients are zero wherever a weight could grow. The test sets half of these zeros to
+    NaN. If exactly the scores of these weights turn from numbers into NaN, the scores are computed
+    from the gradients. (A method that only sums gradients would return NaN for all scores.) Nothing
+    changes. Call it where gradients are masked.
 
     Raises:
         ValueError: if they do.
@@ -147,17 +151,17 @@ def require_gradients_asked_for(
 
 
 def _tried(layer: SparseLayer, method: Method, update: Update, gradient: Tensor) -> Tensor | None:
-    """Return growth scores with another gradient in place, as a flat tensor, if there are any.
+    """Return the growth scores, 1-D, that a method computes with another gradient.
 
-    Random numbers and the method's state are as before.
+    The result is ``None`` if the method fails. Random numbers and the method's state are restored.
     """
     weight, state, numbers = layer.weight, update.state, update.generator.get_state()
     before = weight.grad
-    kept = {} if state is None else {name: one.clone() for name, one in state.of(layer).items()}
+    kept = {} if state is None else {name: held.clone() for name, held in state.of(layer).items()}
     run = () if state is None else state.saved_run()
     scores: object = None
     devices = [] if weight.device.type == "cpu" else [weight.device]
-    # A method may refuse NaN, or have to be asked for moves() first: then it is not tried.
+    # A method may refuse NaN, or need a call of moves() first. Then there is no result.
     with (
         contextlib.suppress(Exception),
         torch.random.fork_rng(devices, device_type=weight.device.type),
@@ -177,7 +181,7 @@ def _tried(layer: SparseLayer, method: Method, update: Update, gradient: Tensor)
 
 
 def _checked_moves(layers: Sequence[SparseLayer], method: Method, update: Update) -> Sequence[Move]:
-    """Return what the method's ``moves`` answers, of which every layer can take its part."""
+    """Return the method's moves, after a check that each layer has one that fits it."""
     moves: object = method.moves(layers, update)
     what = f"moves() of method {method.name!r}"
     if not isinstance(moves, Sequence) or len(moves) != len(layers):
@@ -188,13 +192,15 @@ def _checked_moves(layers: Sequence[SparseLayer], method: Method, update: Update
         )
     for layer, move in zip(layers, moves, strict=True):
         if not isinstance(move, Move):
-            raise TypeError(f"{what} returned {move!r} for layer {layer.name!r}: no Move.")
+            raise TypeError(
+                f"{what} returned {move!r} for layer {layer.name!r}: it must be a Move."
+            )
         counts: dict[str, object] = {"drop": move.drop, "grow": move.grow}
         for name, count in counts.items():
             if isinstance(count, bool) or not isinstance(count, Integral):
                 raise TypeError(
                     f"{what} returned {name}={count!r} for layer {layer.name!r}: it must be a "
-                    "whole number, as int(...) makes one."
+                    "whole number, such as int(...) returns."
                 )
         spared = layer.live if method.regrow == "never" else layer.live - move.drop
         droppable = layer.live if isinstance(move, Rewiring) else layer.droppable
@@ -215,6 +221,11 @@ def _checked_moves(layers: Sequence[SparseLayer], method: Method, update: Update
 def _transition(
     layer: SparseLayer, move: Move, method: Method, update: Update, doubts: list[_Doubt]
 ) -> Transition:
+    """Return the transition for a move of one layer, from the method's scores or its Rewiring.
+
+    Shapes and types are checked at once. Checks of values, which would wait for the device, are
+    added to ``doubts``.
+    """
     if isinstance(move, Rewiring):
         _check_rewiring(layer, move, method, doubts)
         return plan_mask(
@@ -248,6 +259,7 @@ def _transition(
 def _check_scores(
     function: str, scores: object, shape: tuple[int, ...], layer: SparseLayer, method: Method
 ) -> None:
+    """Raise unless ``scores`` is a tensor of real numbers of the right shape."""
     what = f"{function}() of method {method.name!r} for layer {layer.name!r}"
     if not isinstance(scores, Tensor) or scores.is_complex():
         got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
@@ -255,7 +267,7 @@ def _check_scores(
     if tuple(scores.shape) == shape:
         return
     right = (
-        "one score for each live weight, which layer.gather(scores) makes of scores of the "
+        "one score for each live weight, which layer.gather(scores) takes from scores of the "
         "weight's shape"
         if function == "drop_scores"
         else "one score for each weight, live or not"
@@ -270,19 +282,20 @@ def _check_scores(
 def _doubt_nan(
     function: str, scores: Tensor, layer: SparseLayer, method: Method, doubts: list[_Doubt]
 ) -> None:
+    """Add an error for scores that are NaN; growth scores of survivors may be NaN."""
     unknown, whose = scores.isnan().reshape(-1), "live weights"
     if unknown.device.type == "cpu" and not count_true(unknown):
         return
     if function == "grow_scores":
-        # Of weights that survive, scores may be anything.
+        # Scores of weights that survive don't matter.
         unknown.scatter_(0, layer.positions().long(), False)
         whose = "weights that are not live"
     doubts.append(
         _Doubt(
             unknown.sum(),
             f"{function}() of method {method.name!r} for layer {layer.name!r} returned NaN for "
-            f"{{}} {whose}, of {unknown.numel()} scores: each must be a number, -inf and inf "
-            "included, for NaN has no place in an order.",
+            f"{{}} {whose}, of {unknown.numel()} scores: each must be a number, which may be -inf "
+            "or inf, because NaN can't be ranked.",
         )
     )
 
@@ -290,6 +303,7 @@ def _doubt_nan(
 def _check_rewiring(
     layer: SparseLayer, move: Rewiring, method: Method, doubts: list[_Doubt]
 ) -> None:
+    """Check the tensors of a Rewiring; add errors for wrong counts and for slices of zeros."""
     what = f"moves() of method {method.name!r} for layer {layer.name!r}"
     for name, flags in (("survivors", move.survivors), ("mask", move.mask)):
         if flags.shape != (layer.numel,) or flags.dtype != torch.bool:
@@ -303,27 +317,28 @@ def _check_rewiring(
             f"weight has {tuple(layer.weight.shape)}."
         )
     if layer.norm_slices:
-        # With "keep" a weight that drops and comes straight back keeps its value too.
+        # With "keep" a weight that drops and grows in this update keeps its value too.
         stays = move.mask if method.regrow == "keep" else move.survivors
         doubts.append(
             _Doubt(
                 left_zero(layer, move.mask, stays, move.values).sum(),
                 f"{what} returned a Rewiring after which {{}} of {layer.norm_slices} slices along "
-                f"dimension {layer.norm_dim} are zero, but weight norm divides each by its norm: "
-                "each must keep a live weight.",
+                f"dimension {layer.norm_dim} are zero, but weight norm divides each slice by its "
+                "norm: every slice must keep a live weight that is not zero.",
             )
         )
     live = layer.live - move.drop + move.grow
     doubts.append(
         _Doubt(
             move.mask.sum() - live,
-            f"{what} returned a Rewiring whose mask has {{:+}} weights more than its "
-            f"drop={move.drop}, grow={move.grow} leave of {layer.live}, {live}.",
+            f"{what} returned a Rewiring whose mask has {{:+}} live weights too many or too few: "
+            f"with drop={move.drop} and grow={move.grow}, {layer.live} live weights become {live}.",
         )
     )
 
 
 def _settle(doubts: Sequence[_Doubt]) -> None:
+    """Raise the first error whose count is not zero, after one wait for the device."""
     if not doubts:
         return
     device = doubts[0].count.device

@@ -1,4 +1,4 @@
-"""How far training is: the schedule, the history and the costs."""
+"""The progress of training: the schedule, the step count, the history and the costs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class UpdateRecord:
     """One mask update, over all layers together.
 
     Attributes:
-        step: the call of ``step()`` that was the update, counted from 1.
+        step: the number of the call of ``step()`` that was the update, counted from 1.
         fraction: the drop fraction in force, in [0, 1].
         dropped: live weights that were dropped.
         grown: weights that were grown; some may have been dropped in the same update.
-        new: share of the weights that are live now and were not before the update, in [0, 1].
+        new: share of the live weights that were not live before the update, in [0, 1].
         explored: share of all weights that were ever live, in [0, 1] (the exploration rate
             :math:`R_s` of Liu et al. 2021, "Do We Actually Need Dense Over-Parameterization?").
         density: live weights over all weights after the update.
@@ -64,9 +64,9 @@ class Progress:
         schedule: when masks move.
         total_steps: the horizon, if known.
         generator: the random source of masks and growth, on the CPU.
-        steps: counted calls of ``step()``.
+        steps: number of calls of ``step()``.
         history: one record an update.
-        usage: what measured cost is made from.
+        usage: the counters from which the measured cost is computed.
     """
 
     schedule: UpdateSchedule
@@ -77,7 +77,7 @@ class Progress:
     usage: CostCounters = field(default_factory=CostCounters)
 
     def set_horizon(self, total_steps: int) -> None:
-        """Say how many steps there will be; updates stop at three quarters of them."""
+        """Set the total number of steps; updates stop at three quarters of it."""
         self.schedule = make_schedule(
             total_steps=total_steps,
             t_end=None,
@@ -99,13 +99,13 @@ class Progress:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what :meth:`as_dict` returned; its schedule wins over this one."""
+        """Load what :meth:`as_dict` returned; the saved schedule replaces this one."""
         schedule = UpdateSchedule(**saved["schedule"])
         given_horizon = self.schedule.t_end is not None
         if (given_horizon and schedule != self.schedule) or self._cadence() != _cadence(schedule):
             warnings.warn(
-                f"the checkpoint's schedule is used: {schedule}. The one given at construction is "
-                f"not: {self.schedule}.",
+                f"the checkpoint's schedule is used: {schedule}. The schedule given at "
+                f"construction is not: {self.schedule}.",
                 UserWarning,
                 stacklevel=4,
             )

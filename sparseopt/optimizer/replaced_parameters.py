@@ -1,7 +1,7 @@
-"""Parameters that a framework puts into the param groups after the optimizer was made.
+"""Parameters that a framework replaces in the param groups after the optimizer was made.
 
-Accelerate shards the model of FSDP2 after that, and then replaces the parameters in
-``param_groups`` by the sharded ones.
+With FSDP2, Accelerate shards the model after the optimizer was made, and then replaces the
+parameters in ``param_groups`` by the sharded ones.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["ParameterSlots", "before_first_forward", "may_be_sharded_later", "re
 
 
 class ParameterSlots:
-    """The position of each layer's weight in the param groups, to notice when another replaces it.
+    """The position of each layer's weight in the param groups, to detect replacements.
 
     Args:
         layers: the layers.
-        groups: the param groups that have the layers' weights.
+        groups: the param groups that contain the layers' weights.
     """
 
     def __init__(self, layers: Sequence[SparseLayer], groups: list[dict[str, Any]]) -> None:
@@ -43,8 +43,8 @@ class ParameterSlots:
     def replaced(self, groups: list[dict[str, Any]]) -> list[tuple[SparseLayer, nn.Parameter]]:
         """Return the layers whose weight a new parameter of its shape has replaced.
 
-        A parameter that was in the groups before is no replacement: it moved up because others were
-        taken out. A weight at another position in ``groups`` was moved, not replaced.
+        A parameter that was in the groups before is not a replacement: it moved up because others
+        were removed. A weight at another position in ``groups`` was moved, not replaced.
         """
         found = []
         for layer, (number, index) in self._places.items():
@@ -61,7 +61,7 @@ class ParameterSlots:
 
 
 def before_first_forward(model: nn.Module, act: Callable[[], Any]) -> Handle:
-    """Call ``act``, a method that is held weakly, before the next training forward; once."""
+    """Call ``act``, a weakly held method, once before the next training forward pass."""
     hook = _Once(act)
     hook.handle = call_before_forward(model, hook)
     return hook.handle
@@ -89,8 +89,8 @@ def rebind(replaced: Sequence[tuple[SparseLayer, nn.Parameter]], inner: Optimize
     Collective if a new parameter is sharded.
 
     Args:
-        replaced: what :meth:`ParameterSlots.replaced` returned.
-        inner: the optimizer, its state dense.
+        replaced: the result of :meth:`ParameterSlots.replaced`.
+        inner: the optimizer; its state must be dense.
     """
     for layer, weight in replaced:
         state = inner.state.pop(layer.weight, None)
@@ -100,7 +100,7 @@ def rebind(replaced: Sequence[tuple[SparseLayer, nn.Parameter]], inner: Optimize
 
 
 def may_be_sharded_later() -> bool:
-    """Whether there are several processes over which a model can be spread."""
+    """Whether there are several processes over which a model can be sharded."""
     return dist.is_available() and dist.is_initialized()
 
 

@@ -41,7 +41,7 @@ from sparseopt.utils.validation import check_density
 
 __all__ = ["SparseOptimizer"]
 
-#: In a pickle, whether the optimizer was detached.
+#: The key, in a pickle, for whether the optimizer was detached.
 DETACHED: Final = "_was_detached"
 
 
@@ -49,18 +49,18 @@ class SparseOptimizer(WrappedOptimizer):
     """Wraps an optimizer so that training is sparse from the first step to the last.
 
     A fixed budget of weights is live. All other weights are zero, under any inner optimizer.
-    Every ``delta_t``-th call of :meth:`step`, until ``t_end``, the method drops some live weights
-    and grows as many elsewhere instead of stepping the inner optimizer. The training loop does not
-    change: to schedulers, ``GradScaler``, clipping, accumulation and data parallel training this is
-    an ordinary :class:`torch.optim.Optimizer`, whose ``param_groups``, ``state`` and ``defaults``
-    are the inner optimizer's.
+    Every ``delta_t``-th call of :meth:`step`, until ``t_end``, is an update: the method drops some
+    live weights and grows as many others, and the inner optimizer is not stepped. The training loop
+    does not change: to schedulers, ``GradScaler``, clipping, accumulation and data parallel
+    training this is an ordinary :class:`torch.optim.Optimizer`, whose ``param_groups``, ``state``
+    and ``defaults`` are the inner optimizer's.
 
     Where :mod:`torch.distributed` is initialised, construction is a collective call: all ranks make
     the optimizer, and agree on rank 0's seed and masks.
 
     Args:
-        optimizer: any optimizer of :mod:`torch.optim` (but SparseAdam) or subclass of
-            :class:`torch.optim.Optimizer`. A param group may carry ``density=``: a density of its
+        optimizer: any optimizer of :mod:`torch.optim` (except SparseAdam) or subclass of
+            :class:`torch.optim.Optimizer`. A param group may have ``density=``: a density of its
             own, or ``False`` to leave it dense.
         model: the model. With it, the weights of convolutions, linear layers and attention
             projections are made sparse; without it, every trainable parameter of two or more
@@ -71,26 +71,29 @@ class SparseOptimizer(WrappedOptimizer):
         init: how much of each layer is live: ``"erk"``, ``"er"``, ``"uniform"``, a function from
             shapes and a density to densities by layer, or a mapping from names or patterns to a
             density or one of these, ``{"head": 1.0, "*": "erk"}``: :doc:`/how-to/init`.
-        mask: which weights are live at first: ``"random"``, ``"magnitude"``, ``"nonzero"`` (those
-            that are not zero now, whatever ``density``), or a mapping from layer name to bool
-            tensor.
-        sparse: what is made sparse or dense beside the default, a mapping from names, patterns,
-            classes, modules or parameters, ``{nn.LSTM: True, "encoder.*": False}``, or a function
-            of (name, parameter, module): :doc:`/how-to/dense-layers`.
+        mask: which weights are live at first: ``"random"``, ``"magnitude"``, ``"nonzero"`` (the
+            weights that are not zero now; ``density`` does not count then), or a mapping from layer
+            name to bool tensor.
+        sparse: which weights are sparse or dense, against the default: a mapping from names,
+            patterns, classes, modules or parameters, ``{nn.LSTM: True, "encoder.*": False}``, or a
+            function of (name, parameter, module): :doc:`/how-to/dense-layers`.
         total_steps: how many times :meth:`step` will be called. Updates stop at three quarters.
-        t_end: the step from which on masks stay, if not at three quarters.
+        t_end: the step from which masks no longer move, if not at three quarters.
         delta_t: steps between updates.
         alpha: the drop fraction at the start, in [0, 1].
         decay: how the drop fraction falls until ``t_end``: ``"cosine"``, ``"linear"`` or
             ``"constant"``.
-        seed: of random masks and random growth; rank 0's :func:`torch.initial_seed` by default.
-        state: ``"compact"`` keeps optimizer state for live weights only, ``"masked"`` keeps it
-            dense, ``"auto"`` is compact for element-wise optimizers.
+        seed: the seed of random masks and random growth; rank 0's :func:`torch.initial_seed` by
+            default.
+        state: the form of optimizer state: ``"compact"`` keeps it for live weights only,
+            ``"masked"`` keeps it dense, ``"auto"`` is compact for element-wise optimizers. It has
+            nothing to do with :func:`~sparseopt.compact`, which removes channels from a model.
         regrow: whether a weight that an update drops can grow in the same update: with its value
-            and state (``"keep"``, the default), afresh (``"zero"``), or not (``"never"``).
-        example_inputs: what ``method="rigl-struct"`` finds the model's channels with: an input, a
-            tuple of its positional or a mapping of its keyword inputs. Shapes matter, values do
-            not; two samples suffice. Other methods don't look at it.
+            and state (``"keep"``, the default), from zero with new state (``"zero"``), or not at
+            all (``"never"``).
+        example_inputs: an input by which ``method="rigl-struct"`` finds the model's channels: one
+            value, a tuple of positional or a mapping of keyword arguments. Only shapes matter; two
+            samples suffice. Other methods ignore it.
 
     Attributes:
         inner: the wrapped optimizer.
@@ -101,8 +104,8 @@ class SparseOptimizer(WrappedOptimizer):
             a SparseOptimizer), or a weight is complex or has a layout other than ``torch.strided``
             and no ``density=False`` in its param group.
         ValueError: if an argument is out of range, a name is not known, or ``state="compact"`` is
-            asked for where state has to be dense (DTensors, an optimizer that is not element-wise).
-        NoSparseLayerError: if nothing can be sparse.
+            given where state has to be dense (DTensors, an optimizer that is not element-wise).
+        NoSparseLayerError: if no weight can be sparse.
 
     Example:
         >>> import torch
@@ -170,17 +173,17 @@ class SparseOptimizer(WrappedOptimizer):
         self._start_masking(self._layers)
         self._updater.check_horizon()
 
-    # What torch and its users expect of an optimizer.
+    # The interface of torch.optim.Optimizer.
 
     @disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move the masks if this is an update step, else step the inner optimizer.
 
         Args:
-            closure: evaluates the model again and returns the loss.
+            closure: a function that evaluates the model again and returns the loss.
 
         Returns:
-            The closure's loss, or what the inner optimizer returns.
+            The closure's loss, or the result of the inner optimizer.
 
         Raises:
             RuntimeError: after :meth:`detach`, or if another SparseOptimizer, made later, masks one
@@ -217,15 +220,15 @@ class SparseOptimizer(WrappedOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; weights in it that can be sparse get masks by the same rules.
 
-        Layers whose weight is in no param group and not in the model any more are forgotten: a
-        head that was replaced. If a weight in the group cannot be masked, nothing is added.
+        Layers whose weight is no longer in any param group, nor in the model, are forgotten, as
+        when a head was replaced. If a weight in the group cannot be masked, nothing is added.
 
         Raises:
             RuntimeError: after :meth:`detach`; or after unpickling, if the optimizer was made with
                 a model, which is not in the pickle.
             TypeError: if a weight is of a kind that can't be masked.
-            ValueError: if a density is wrong, a weight has the name of a layer that there is, or
-                the method is ``rigl-struct``, which takes no more layers.
+            ValueError: if a density is wrong, if a weight has the name of a layer, or if the method
+                is ``rigl-struct``, which takes no further layers.
         """
         self._hooks.require_attached("add the group to")
         self.materialize()
@@ -239,10 +242,10 @@ class SparseOptimizer(WrappedOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state dict with masks and progress in it.
 
-        Its top level has nothing but ``state`` and ``param_groups``. See the page on checkpoints.
+        Its top level has only ``state`` and ``param_groups``. See the page on checkpoints.
 
         Raises:
-            RuntimeError: if a sparse layer's weight was taken out of the param groups.
+            RuntimeError: if a sparse layer's weight was removed from the param groups.
         """
         self.materialize()
         self._follow_weights()
@@ -253,13 +256,13 @@ class SparseOptimizer(WrappedOptimizer):
         )
 
     def dense_state_dict(self) -> dict[str, Any]:
-        """Return a state dict that a plain optimizer of the inner one's class loads.
+        """Return a state dict that a plain optimizer of the inner optimizer's class loads.
 
-        State is of the weights' shapes, and what is not live has a fresh parameter's. Training goes
-        on here as if it had not been called.
+        State tensors have the weights' shapes. Weights that are not live have the state of a new
+        parameter. Nothing changes, and training can continue.
 
         Raises:
-            RuntimeError: if a sparse layer's weight was taken out of the param groups.
+            RuntimeError: if a sparse layer's weight was removed from the param groups.
 
         Example:
             >>> import torch
@@ -281,15 +284,15 @@ class SparseOptimizer(WrappedOptimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore masks, optimizer state, schedule, history and random state.
 
-        The schedule of the checkpoint takes the place of the one given at construction. Compact and
+        The schedule of the checkpoint replaces the schedule given at construction. Compact and
         dense state load into either mode. If the checkpoint does not fit, nothing changes.
 
         Raises:
             CheckpointError: if the state dict belongs to a plain optimizer, another method, other
-                layers, or an inner optimizer of another class without all settings of this one.
-            RuntimeError: after :meth:`detach`, or if a sparse layer's weight was taken out of the
+                layers, or an inner optimizer of another class that lacks a setting of this one.
+            RuntimeError: after :meth:`detach`, or if a sparse layer's weight was removed from the
                 param groups.
-            ValueError: if the inner optimizer refuses it.
+            ValueError: if the inner optimizer refuses the state dict.
         """
         self._hooks.require_attached("load into")
         self.materialize()
@@ -307,10 +310,10 @@ class SparseOptimizer(WrappedOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self.materialize()
-        # The user pickles the model, which the accountant refers to.
+        # The accountant refers to the model, which the user pickles.
         here = ("_accountant", "_hooks")
         kept = {name: value for name, value in super().__getstate__().items() if name not in here}
-        # sparse= is of use with the model only, and can seldom be pickled.
+        # sparse= has no use without the model, and can seldom be pickled.
         kept["_mask_config"] = dataclasses.replace(self._mask_config, sparse=None)
         return {**kept, DETACHED: self._hooks.are_removed}
 
@@ -327,8 +330,8 @@ class SparseOptimizer(WrappedOptimizer):
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseOptimizer:
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
-        whole = {"_accountant": self._accountant, "_mask_config": self._mask_config}
-        state = {**self.__getstate__(), **whole}
+        unpickled = {"_accountant": self._accountant, "_mask_config": self._mask_config}
+        state = {**self.__getstate__(), **unpickled}
         clone.__setstate__(copy.deepcopy(state, memo))
         return clone
 
@@ -336,12 +339,12 @@ class SparseOptimizer(WrappedOptimizer):
 
     @property
     def layers(self) -> list[SparseLayer]:
-        """All layers that can be sparse, in the model's order; fully dense ones included."""
+        """All layers that can be sparse, in the model's order; dense layers included."""
         return list(self._layers)
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Bool masks of the weights' shapes by layer name, true where live, as they are now."""
+        """The present masks: bool tensors of the weights' shapes by layer name, true where live."""
         return {layer.name: layer.mask for layer in self._layers}
 
     @property
@@ -372,10 +375,10 @@ class SparseOptimizer(WrappedOptimizer):
         return self._accountant.model
 
     def summary(self) -> str:
-        """Return a table by layer: shape, densities, live weights, and what the last update moved.
+        """Return a table by layer: shape, densities, live weights, and moves of the last update.
 
-        The target is the density that training ends with, or, where methods share out what grows
-        among layers, starts with.
+        The target is the density at the end of training; for methods that move live weights between
+        layers, it is the density at the start.
         """
         warn_of_departed(self._updater, self.model, stacklevel=3)
         return summary_table(self._layers)
@@ -383,14 +386,14 @@ class SparseOptimizer(WrappedOptimizer):
     def flops(
         self, model: nn.Module | None = None, example_inputs: Any = None, *more_inputs: Any
     ) -> FlopsReport:
-        """Return what inference and training cost, in FLOPs per sample.
+        """Return the cost of inference and training, in FLOPs per sample.
 
         Args:
-            model: the model to count; the one given at construction by default.
-            example_inputs: an input of the model, the batch first: one value, a tuple of positional
-                inputs, a mapping of keyword inputs, or a pair of both. By default the shapes of the
-                first training input are replayed.
-            more_inputs: deprecated. Further positional inputs belong into the tuple
+            model: the model to count; by default the model given at construction.
+            example_inputs: an input of the model, with the batch first: one value, a tuple of
+                positional arguments, a mapping of keyword arguments, or a pair of both. By default
+                the shapes of the first training input are replayed.
+            more_inputs: deprecated. Put further positional arguments into the tuple
                 ``example_inputs``.
 
         Raises:
@@ -420,12 +423,12 @@ class SparseOptimizer(WrappedOptimizer):
     # Methods that change the schedule, the masks or the hooks.
 
     def set_horizon(self, total_steps: int) -> None:
-        """Set how many times :meth:`step` will be called in all; updates stop at three quarters.
+        """Set how many times :meth:`step` will be called in total; updates stop at three quarters.
 
-        This takes the place of an earlier ``t_end=`` too.
+        This also replaces an earlier ``t_end=``.
 
         Raises:
-            TypeError: if it is not a whole number.
+            TypeError: if ``total_steps`` is not a whole number.
             ValueError: if it is not positive.
         """
         self.materialize()
@@ -436,10 +439,10 @@ class SparseOptimizer(WrappedOptimizer):
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Change which weights are live now, between two steps, as an update does.
 
-        What drops becomes zero and loses its optimizer state; what grows starts at zero, afresh.
-        A layer keeps its new number of live weights, and layers that are not named stay as they
-        are. With several ranks this is a collective call, and rank 0's masks count. See
-        :doc:`/how-to/schedule`.
+        Weights that drop become zero and lose their optimizer state. Weights that grow start at
+        zero, with new state. A layer keeps its new number of live weights, and layers that are not
+        named stay as they are. With several ranks this is a collective call, and all ranks get rank
+        0's masks. See :doc:`/how-to/schedule`.
 
         Args:
             masks: bool tensors of the weights' shapes, true where live, by layer name.
@@ -447,8 +450,8 @@ class SparseOptimizer(WrappedOptimizer):
         Raises:
             RuntimeError: after :meth:`detach`.
             TypeError: if a mask is not a bool tensor.
-            ValueError: if a name or a shape is wrong, the layer or the method can't have a mask, a
-                sharded mask is not given on all ranks, or the method is
+            ValueError: if a name or a shape is wrong, if the layer or the method can't have the
+                mask, if a sharded mask is not given on all ranks, or if the method is
                 ``rigl-struct``. Then nothing changes.
 
         Example:
@@ -471,10 +474,10 @@ class SparseOptimizer(WrappedOptimizer):
         self._plan_next_step()
 
     def apply_masks(self, model: nn.Module) -> None:
-        """Make the same weights of another model zero: an averaged or a target copy.
+        """Set the same weights to zero in another model, such as an averaged or a target copy.
 
-        An average over steps in which masks moved is denser than any of its parts. If the model
-        does not fit, nothing changes.
+        If masks moved in between, an average over several steps is denser than the model at any of
+        these steps. If the model does not fit, nothing changes.
 
         Raises:
             ValueError: if ``model`` has no parameter of a layer's name and shape.
@@ -484,9 +487,9 @@ class SparseOptimizer(WrappedOptimizer):
                 parameter.masked_fill_(~layer.mask.to(parameter.device), 0)
 
     def detach(self) -> None:
-        """Remove all hooks and give the inner optimizer dense state, to go on without masks.
+        """Remove all hooks and make the inner optimizer's state dense, to train without masks.
 
-        Weights that are not live are zero at that moment, and free to move from then on. The same
+        Weights that are not live are zero at that moment, and can move from then on. The same
         happens when this object is garbage-collected.
         """
         self.materialize()
@@ -496,11 +499,11 @@ class SparseOptimizer(WrappedOptimizer):
 
     @property
     def backend(self) -> StateBackend:
-        """What steps the inner optimizer and keeps the state of sparse layers."""
+        """The backend, which steps the inner optimizer and keeps the state of sparse layers."""
         return self._updater.backend
 
     def use_backend(self, backend: StateBackend) -> None:
-        """Let ``backend`` step the inner optimizer and keep the state from now on."""
+        """Replace the backend, which steps the inner optimizer and keeps the state."""
         self._updater.backend = backend
 
     def materialize(self) -> None:
@@ -509,7 +512,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     @property
     def gradient_flag(self) -> GradientFlag:
-        """Whether ``backward()`` leaves gradients dense now; the object that all hooks share."""
+        """The object, shared by all hooks, that says whether ``backward()`` leaves them dense."""
         return self._hooks.flag
 
     @property
@@ -522,7 +525,7 @@ class SparseOptimizer(WrappedOptimizer):
 
         Raises:
             RuntimeError: after :meth:`detach`.
-            ValueError: if there is another one.
+            ValueError: if there is another holder.
         """
         self._hooks.hold(holder)
 
@@ -533,14 +536,14 @@ class SparseOptimizer(WrappedOptimizer):
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Return zeros in the shapes of the first training step's inputs, ``(args, kwargs)``.
 
-        ``None`` if no input is known yet.
+        The result is ``None`` if no input is known yet.
         """
         return self._accountant.example_inputs()
 
     # Attaching the wrapper to the model and its weights.
 
     def _attach(self) -> None:
-        """Put hooks on the model, and have all hooks removed when this object is collected."""
+        """Register hooks on the model; all hooks are removed when this object is collected."""
         self._first_step_checks.is_checked = False
         self._hooks = ModelHooks(self, self._updater, self._accountant.recorder)
         if self.model is not None:
@@ -551,7 +554,7 @@ class SparseOptimizer(WrappedOptimizer):
         self._follow_weights()
 
     def _follow_weights(self) -> None:
-        """Follow weights to where they are now, and to the parameters that replaced them."""
+        """Follow weights that were moved, and bind layers to parameters that replaced weights."""
         replaced = self._hooks.follow_weights()
         if not replaced:
             return

@@ -1,4 +1,4 @@
-"""The table that ``summary()`` returns: what is live in each layer."""
+"""The table that ``summary()`` returns: densities and live weights of each layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEADER: Final = ("layer", "shape", "density", "target", "live", "weights", "drop
 
 
 def summary_table(layers: Sequence[SparseLayer]) -> str:
-    """Return a table by layer: shape, densities, live weights, and what the last update moved."""
+    """Return a table by layer: shape, densities, live weights, and moves of the last update."""
     rows = [HEADER, *(_row(layer) for layer in layers), _total(layers)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = [

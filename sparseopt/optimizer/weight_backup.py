@@ -33,7 +33,7 @@ class _Copy:
 
     def placed(self) -> Tensor:
         """Return the values on the device, in the dtype and in the sharding of the weight."""
-        # The model may have been moved, or brought into another precision, since.
+        # The model may have been moved, or cast to another precision, in the meantime.
         weight = self.layer.weight
         return shard_like(self.values.to(weight.device, weight.dtype), weight)
 
@@ -61,13 +61,13 @@ class WeightBackup:
         self.add(layers)
 
     def add(self, layers: Sequence[SparseLayer]) -> None:
-        """Copy more weights, before their masks are applied, unless training began."""
+        """Copy more weights, before their masks are applied, unless training has begun."""
         if not self._is_discarded:
             self._copies += [_copy(layer) for layer in layers if not layer.is_full]
 
     @torch.no_grad()
     def before_change(self, layers: Sequence[SparseLayer]) -> None:
-        """Update the copies before other masks of ``layers`` are applied, unless training began.
+        """Update the copies before new masks of ``layers`` are applied, unless training has begun.
 
         A weight that other code has changed is copied again.
         """
@@ -91,7 +91,8 @@ class WeightBackup:
     def put_back(self) -> None:
         """Restore the weights that only masks have changed.
 
-        The next call restores the values that weights have after this one, restored or loaded.
+        The next call restores the values that the weights have after this call, whether this call
+        restored them or other code loaded them.
         """
         for copy in self._copies:
             if copy.is_good():

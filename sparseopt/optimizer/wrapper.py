@@ -1,4 +1,4 @@
-"""What torch and its users expect to find on an optimizer, read through to the inner one."""
+"""The attributes of a torch optimizer, each read through to the inner optimizer."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ __all__ = ["WrappedOptimizer", "share_local_state"]
 
 
 def share_local_state(optimizer: Optimizer) -> None:
-    """Let ``state`` of a ZeroRedundancyOptimizer be what it steps with, if it is one.
+    """Make the ``state`` of a ZeroRedundancyOptimizer the state with which it steps.
 
-    It steps an optimizer of its own, ``.optim``, on the parameters of its rank; its own ``state``
-    is empty at first, and after ``load_state_dict()`` a copy that goes stale.
+    It steps an optimizer of its own, ``.optim``, on the parameters of its rank. Its own ``state``
+    is empty at first, and becomes a stale copy after ``load_state_dict()``. Other optimizers do not
+    change.
     """
     if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
         optimizer.state = optimizer.optim.state  # type: ignore[attr-defined]
 
 
 class WrappedOptimizer(Optimizer):
-    """An optimizer without parameters of its own: they, and all state, are the inner optimizer's.
+    """An optimizer whose parameters and state are those of the inner optimizer.
 
-    ``param_groups``, ``state`` and ``defaults`` are the inner optimizer's objects themselves at any
-    moment. A copied reference would go stale when a state dict is loaded.
+    ``param_groups``, ``state`` and ``defaults`` always return the inner optimizer's own objects. A
+    copied reference would become stale when a state dict is loaded.
 
     Args:
         inner: the optimizer to wrap.
@@ -66,7 +67,7 @@ class WrappedOptimizer(Optimizer):
     @property
     def defaults(self) -> dict[str, Any]:
         """The inner optimizer's defaults themselves."""
-        # Wrappers of other packages may have none.
+        # Wrappers of other packages may have no defaults.
         return getattr(self.inner, "defaults", {})
 
     @defaults.setter
@@ -74,13 +75,13 @@ class WrappedOptimizer(Optimizer):
         self.inner.defaults = defaults
 
     def __getattr__(self, name: str) -> Any:
-        # Schedule-free optimizers have these, and trainers call them on every optimizer that has.
+        # Schedule-free optimizers have these methods, and trainers call them wherever they exist.
         if name in {"train", "eval"} and "inner" in self.__dict__:
             return getattr(self.inner, name)
         if name in {"first_step", "second_step"}:
             raise AttributeError(
-                f"{name}() of a sharpness-aware optimizer moves weights without the masks: let it "
-                "wrap this one, SAM(params, base_optimizer=lambda params, **settings: "
+                f"{name}() of a sharpness-aware optimizer moves weights without the masks: wrap "
+                "the other way round, SAM(params, base_optimizer=lambda params, **settings: "
                 "SparseOptimizer(torch.optim.SGD(params, **settings), model, ...)), or call "
                 "step(closure)."
             )
@@ -100,44 +101,43 @@ class WrappedOptimizer(Optimizer):
 
     def __copy__(self) -> WrappedOptimizer:
         raise TypeError(
-            f"copy.copy() of a {type(self).__name__} would share the inner optimizer, and all that "
-            "is kept about its weights: use copy.deepcopy(), of the optimizer and the model "
-            "together."
+            f"copy.copy() of a {type(self).__name__} would share the inner optimizer and all masks "
+            "with the original: use copy.deepcopy(), of the optimizer and the model together."
         )
 
     @disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients, as the inner optimizer does it."""
+        """Reset all gradients, by the inner optimizer's ``zero_grad()``."""
         self.inner.zero_grad(set_to_none=set_to_none)
 
     def _before_saving(self) -> None:
-        """Call the hooks of users that come before ``state_dict()``."""
+        """Call the users' hooks that run before ``state_dict()``."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
 
     def _after_saving(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Return ``state_dict``, or what hooks of users made of it."""
+        """Return ``state_dict``, or what the users' hooks made of it."""
         for hook in self._optimizer_state_dict_post_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         return state_dict
 
     def _before_loading(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Return the state dict to load: ``state_dict``, or what hooks of users made of it."""
+        """Return the state dict to load: ``state_dict``, or what the users' hooks made of it."""
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         return state_dict
 
     def _after_loading(self) -> None:
-        """Call the hooks of users that come after ``load_state_dict()``."""
+        """Call the users' hooks that run after ``load_state_dict()``."""
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
     def _become_an_optimizer(self) -> None:
-        """Create the hook dictionaries that :class:`torch.optim.Optimizer` keeps, and no more.
+        """Create only the hook dictionaries that :class:`torch.optim.Optimizer` keeps.
 
-        Step hooks are shared with the inner optimizer, whose own ``step`` runs without them, so
-        that a hook fires once wherever it was registered. An inner optimizer that never called
-        ``Optimizer.__init__`` (PostLocalSGDOptimizer, Opacus's DPOptimizer) has none to share.
+        Step hooks are shared with the inner optimizer, whose own ``step`` runs without them. So a
+        hook runs once, wherever it was registered. An inner optimizer that never called
+        ``Optimizer.__init__`` (PostLocalSGDOptimizer, Opacus's DPOptimizer) has no hooks to share.
         """
         inner = self.inner
         self._optimizer_step_pre_hooks = getattr(inner, "_optimizer_step_pre_hooks", OrderedDict())

@@ -1,4 +1,4 @@
-"""A batch with as many samples of each class."""
+"""A batch with equally many samples of each class."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def balanced_batch(
     Args:
         batches: pairs of inputs, ``(n, ...)``, and class indices, ``(n,)``; a data loader, for
             example. No more are drawn than needed.
-        classes: how many classes there are.
-        per_class: samples of each. GraSP's authors take 25.
+        classes: number of classes.
+        per_class: samples of each class. GraSP's authors take 25.
 
     Returns:
         Inputs, ``(classes * per_class, ...)``, and their class indices.
 
     Raises:
-        ValueError: if the batches end too early, or a target is no class.
+        ValueError: if the batches end too early, or a target is not a class index.
 
     Example:
         >>> import torch
@@ -43,7 +43,10 @@ def balanced_batch(
     for inputs, targets in batches:
         for sample, label in zip(inputs, targets.tolist(), strict=True):
             if not 0 <= label < classes:
-                raise ValueError(f"target {label} is no class index below classes={classes}.")
+                raise ValueError(
+                    f"target {label} must be a class index from 0 to {classes - 1}, because "
+                    f"classes={classes}."
+                )
             if len(found[label]) < per_class:
                 found[label].append(sample)
                 missing -= 1

@@ -18,12 +18,12 @@ __all__ = ["Budget", "make_budget"]
 
 @dataclass(frozen=True)
 class Budget:
-    """Live counts: for all layers together, or for each.
+    """Live counts: for all layers together, or for each layer.
 
     Attributes:
         shapes: the weight's shape of each layer, by name, in the model's order.
         total: live weights of all layers together.
-        by_layer: live weights of each; ``None`` if scores are compared across layers.
+        by_layer: live weights of each layer; ``None`` if scores are compared across layers.
     """
 
     shapes: Mapping[str, torch.Size]
@@ -35,13 +35,13 @@ class Budget:
     ) -> dict[str, Tensor]:
         r"""Return masks of the highest scores; every layer keeps one weight or more.
 
-        Ties go to the earlier layer, and in it to the lower logical index.
+        Ties go to the earlier layer, and within a layer to the lower logical index.
 
         Args:
             scores: finite scores of the weights' shapes, by layer.
-            among: bool masks of the weights' shapes: what may be kept.
-            progress: how far down to go, in (0, 1]. A density :math:`d` is
-                :math:`d^\mathrm{progress}` there.
+            among: bool masks of the weights' shapes: the weights that may be kept.
+            progress: the progress towards the final density, in (0, 1]. For a final density
+                :math:`d`, the masks have the density :math:`d^\mathrm{progress}`.
 
         Returns:
             Bool masks of the weights' shapes, by layer, each on the device of its scores.
@@ -86,7 +86,9 @@ def make_budget(
     density: float,
     init: Init | None,
 ) -> Budget:
-    """Return ``round(density * numel)`` live weights in all, or by ``init`` for each layer.
+    """Return a budget of ``round(density * numel)`` live weights in all, or one by layer.
+
+    Without ``init`` scores are compared across layers; ``init`` sets the count of each layer.
 
     Raises:
         TypeError: if a density is not a number or ``init`` is of no usable type.

@@ -25,7 +25,7 @@ from sparseopt.utils.probe import preserve_model_state
 
 __all__ = ["grasp"]
 
-#: What the authors' code divides logits by.
+#: The authors' code divides logits by this number.
 TEMPERATURE: Final = 200.0
 
 
@@ -41,40 +41,41 @@ def grasp(
 ) -> dict[str, Tensor]:
     r"""Return masks that keep the most gradient flow, for ``mask=``.
 
-    Weights of the largest
+    GraSP drops the weights with the largest score
 
     .. math:: s = -w \cdot (H g), \qquad g = \frac{\partial L}{\partial w},\;
         H = \frac{\partial^2 L}{\partial w^2}
 
-    are dropped: without them :math:`g^T g` would grow, or fall the least. Loss and gradient are
-    summed over all batches. The model runs in its current mode, and is left as it was: weights,
-    gradients, buffers, modes and random state.
+    because without them :math:`g^T g` grows, or falls the least. Loss and gradient are summed over
+    all batches. The model runs in its current mode, and is left as it was: weights, gradients,
+    buffers, modes and random state.
 
     Args:
         model: the model, with the weights that training will start from; not wrapped in
             DistributedDataParallel.
         loss: a function of outputs and targets, such as :func:`torch.nn.functional.cross_entropy`;
-            without ``batches`` one of no arguments, which runs the model and returns the loss. It
-            is called twice.
+            without ``batches`` a function of no arguments, which runs the model and returns the
+            loss. It is called twice.
         batches: pairs of inputs and targets, on the model's device. The authors take 25 samples of
             each class: :func:`balanced_batch` collects them.
         density: share of the weights of all layers together that is live, in (0, 1].
-        temperature: what outputs are divided by before the loss, 200 by default. A loss of no
-            arguments has to do that itself.
-        init: ``None`` compares scores across layers, as the paper does. Anything that ``init=`` of
-            :class:`SparseOptimizer` takes sets the count of each layer, and scores choose within.
-        dense: layers to leave out, by the name of the weight or its module: those whose param group
-            has ``density=False``.
+        temperature: the number that outputs are divided by before the loss, 200 by default. A loss
+            of no arguments has to do that itself.
+        init: ``None`` compares scores across layers, as the paper does. Any other value that
+            ``init=`` of :class:`SparseOptimizer` takes sets the live count of each layer, and
+            scores are compared within the layer.
+        dense: layers to leave out, by the name of the weight or its module: name those whose param
+            group has ``density=False``.
 
     Returns:
         A bool mask of the weight's shape for each layer that :class:`SparseOptimizer` makes sparse,
         by name. Exactly ``round(density * numel)`` weights are live, and one or more in each layer.
 
     Raises:
-        TypeError: if an argument has the wrong type or the loss is no scalar.
+        TypeError: if an argument has the wrong type or the loss is not a scalar.
         ValueError: if a density or the temperature is out of range, a name is not known, or a
             gradient is not finite.
-        NoSparseLayerError: if nothing can be sparse.
+        NoSparseLayerError: if no weight can be sparse.
 
     Example:
         >>> import torch
@@ -100,7 +101,7 @@ def grasp(
         products = _hessian_times_gradient(losses, weights)
     # Dropping the largest -w * Hg is keeping the largest w * Hg.
     scores = {name: product * weights[name].detach() for name, product in products.items()}
-    check_finite(scores, "the loss or a derivative of it isn't.")
+    check_finite(scores, "the loss or one of its derivatives isn't.")
     return budget.keep_highest(scores, among=all_live(weights))
 
 
@@ -141,7 +142,7 @@ def _checked(temperature: object, *, closure: bool) -> float:
     if closure:
         raise ValueError(
             f"temperature={temperature!r} has no effect on a loss of no arguments: divide the "
-            "model's outputs by it in there."
+            "model's outputs by it inside the loss."
         )
     if isinstance(temperature, bool) or not isinstance(temperature, Real):
         raise TypeError(f"temperature={temperature!r} must be a positive number, or None.")

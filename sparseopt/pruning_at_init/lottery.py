@@ -1,8 +1,8 @@
-"""Masks of a finished run as the beginning of another: lottery tickets, and their controls.
+"""Masks of a finished run as initial masks of another run: lottery tickets and their controls.
 
-What these functions return goes into ``mask=`` of a new optimizer. With weights rewound to their
-initial values that is the lottery ticket (Frankle & Carbin 2019, "The Lottery Ticket Hypothesis");
-with other initial weights it is a run with re-initialisation.
+Pass the masks that these functions return as ``mask=`` to a new optimizer. With weights rewound to
+their initial values, the new run trains a lottery ticket (Frankle & Carbin 2019, "The Lottery
+Ticket Hypothesis"). With other initial weights it is the control with re-initialisation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["final_masks", "shuffle_masks"]
 
 
 class _Masked(Protocol):
-    """What is read of a :class:`~sparseopt.SparseOptimizer`, which this module may not know."""
+    """The attributes of a ``SparseOptimizer`` that this module reads; it must not import that."""
 
     @property
     def layers(self) -> list[SparseLayer]: ...
@@ -43,7 +43,7 @@ def final_masks(optimizer: _Masked) -> dict[str, Tensor]:
         Bool masks of the weights' shapes by layer name.
 
     Raises:
-        ValueError: if the density is not there yet, as in pruning before ``t_end``.
+        ValueError: if the final density is not reached yet, as in pruning before ``t_end``.
 
     Example:
         >>> import copy
@@ -69,27 +69,27 @@ def final_masks(optimizer: _Masked) -> dict[str, Tensor]:
     if live > target:
         raise ValueError(
             f"the run is not finished: {live} weights are live at step {optimizer.steps}, but "
-            f"{target} are to be in the end."
+            f"{target} shall be live in the end."
         )
     return {name: mask.clone() for name, mask in optimizer.masks.items()}
 
 
 def shuffle_masks(masks: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
-    """Return masks with as many live weights in each layer, but at random places.
+    """Return masks with the same number of live weights in each layer, at random positions.
 
-    What training with them loses against the masks themselves is what the places are worth, beyond
-    the densities of the layers.
+    If training with the shuffled masks is worse than with the given masks, the difference is what
+    the positions are worth, beyond the densities of the layers.
 
     Args:
         masks: bool masks by layer name; not changed.
-        seed: of the places.
+        seed: the seed of the random positions.
 
     Returns:
         Bool masks of the same shapes, by layer name.
 
     Raises:
         TypeError: if ``seed`` is not a whole number.
-        ValueError: if it is out of range.
+        ValueError: if ``seed`` is out of range.
 
     Example:
         >>> import torch

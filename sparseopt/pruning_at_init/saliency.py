@@ -1,4 +1,4 @@
-"""What scores by gradient have in common: the weights, the loss, and its gradients."""
+"""The common parts of scores by gradient: the weights, the loss, and its gradients."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def sparse_weights(model: nn.Module, dense: str | Iterable[str] = ()) -> dict[st
         dense: layers to leave out.
 
     Raises:
-        NoSparseLayerError: if there is none.
-        TypeError: if ``model`` is no module, or a weight is of a kind that can't be masked.
+        NoSparseLayerError: if the model has no such weight.
+        TypeError: if ``model`` is not a module, or a weight is of a kind that can't be masked.
         ValueError: if a name in ``dense`` is not known.
     """
     if not isinstance(model, nn.Module):
@@ -71,12 +71,12 @@ def make_losses(
 
     Args:
         model: the model.
-        loss: a function of outputs and targets if there are batches, else of nothing.
+        loss: a function of outputs and targets if there are batches, else of no arguments.
         batches: pairs of inputs and targets.
-        temperature: what outputs are divided by.
+        temperature: the number that outputs are divided by.
 
     Raises:
-        TypeError: if ``loss`` can't be called, or a batch is no pair.
+        TypeError: if ``loss`` can't be called, or a batch is not a pair.
         ValueError: if ``batches`` is empty.
     """
     _check_callable(loss)
@@ -96,7 +96,7 @@ def gradients(
     ``weight.grad`` is not touched.
 
     Raises:
-        TypeError: if the loss is no scalar tensor with a gradient.
+        TypeError: if the loss is not a scalar tensor with a gradient.
     """
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise TypeError(

@@ -32,34 +32,36 @@ def snip(
     init: Init | None = None,
     dense: str | Iterable[str] = (),
 ) -> dict[str, Tensor]:
-    r"""Return masks of the weights of largest sensitivity, for ``mask=``.
+    r"""Return masks that keep the weights of largest sensitivity, for ``mask=``.
 
     .. math:: s = \left| \frac{\partial L}{\partial w}\, w \right|
 
-    The gradient is summed over the batches before the magnitude is taken, so several batches are
-    as good as a large one. The model runs in the mode it is in, and is left as it was: weights,
-    gradients, buffers, modes and random state.
+    The gradient is summed over the batches before the magnitude is taken, so several batches give
+    the same scores as one large batch. The model runs in its current mode, and is left as it was:
+    weights, gradients, buffers, modes and random state.
 
     Args:
         model: the model, with the weights that training will start from; not wrapped in
             DistributedDataParallel.
         loss: a function of outputs and targets, such as :func:`torch.nn.functional.cross_entropy`;
-            without ``batches`` one of no arguments, which runs the model and returns the loss.
-        batches: pairs of inputs and targets, on the model's device. The paper takes one.
+            without ``batches`` a function of no arguments, which runs the model and returns the
+            loss.
+        batches: pairs of inputs and targets, on the model's device. The paper takes one batch.
         density: share of the weights of all layers together that is live, in (0, 1].
-        init: ``None`` compares scores across layers, as the paper does. Anything that ``init=`` of
-            :class:`SparseOptimizer` takes sets the count of each layer, and scores choose within.
-        dense: layers to leave out, by the name of the weight or its module: those whose param group
-            has ``density=False``.
+        init: ``None`` compares scores across layers, as the paper does. Any other value that
+            ``init=`` of :class:`SparseOptimizer` takes sets the live count of each layer, and
+            scores are compared within the layer.
+        dense: layers to leave out, by the name of the weight or its module: name those whose param
+            group has ``density=False``.
 
     Returns:
         A bool mask of the weight's shape for each layer that :class:`SparseOptimizer` makes sparse,
         by name. Exactly ``round(density * numel)`` weights are live, and one or more in each layer.
 
     Raises:
-        TypeError: if an argument has the wrong type or the loss is no scalar.
+        TypeError: if an argument has the wrong type or the loss is not a scalar.
         ValueError: if a density is out of range, a name is not known, or a gradient is not finite.
-        NoSparseLayerError: if nothing can be sparse.
+        NoSparseLayerError: if no weight can be sparse.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""SynFlow: keep what carries the most flow from input to output, without any data."""
+"""SynFlow: keep the weights that carry the most flow from input to output, without any data."""
 
 from __future__ import annotations
 
@@ -26,34 +26,36 @@ def synflow(
     init: Init | None = None,
     dense: str | Iterable[str] = (),
 ) -> dict[str, Tensor]:
-    r"""Return masks of the weights that carry the most flow, for ``mask=``.
+    r"""Return masks that keep the weights that carry the most flow, for ``mask=``.
 
-    With every parameter and buffer replaced by its magnitude and an input of ones, :math:`R` is the
-    sum of the model's outputs, and a weight scores
+    Every parameter and buffer is replaced by its magnitude, and the input is all ones. With
+    :math:`R` the sum of the model's outputs, the score of a weight is
 
     .. math:: s = \left| \frac{\partial R}{\partial w}\, w \right|
 
-    In round :math:`k` of :math:`n` the highest scores among what is left are kept, down to a
-    density of :math:`d^{k/n}`, and scored again. Scores into a neuron add up to those out of it, so
-    a layer that gets thin gets precious, and none is emptied.
+    Round :math:`k` of :math:`n` scores the weights that are left and keeps the highest scores, down
+    to a density of :math:`d^{k/n}`. The scores of a neuron's incoming weights add up to the scores
+    of its outgoing weights. So the fewer weights a layer has left, the higher is the score of each,
+    and no layer loses all its weights.
 
     Normalisation layers run in eval mode, as in the authors' code: they scale by their running
-    statistics, which for a new model changes nothing. Numbers are float64 where the device has
-    that, because flow through a deep network leaves the range of float32. They are float32 for a
-    model that does not run in float64: one that casts to float32 itself, say. The model is left as
-    it was, and gradients, buffers and random state are too.
+    statistics, which in a new model changes nothing. Numbers are float64 where the device has it,
+    because flow through a deep network leaves the range of float32. They are float32 for a model
+    that does not run in float64, such as a model that casts to float32 itself. The model is left as
+    it was: weights, gradients, buffers, modes and random state.
 
     Args:
         model: the model, with the weights that training will start from; not wrapped in
             DistributedDataParallel.
-        inputs: an input, or the shape of one, with the batch: ``(1, 3, 32, 32)``. Only the shape
-            matters.
+        inputs: an input, or its shape including the batch, such as ``(1, 3, 32, 32)``. Only the
+            shape matters.
         density: share of the weights of all layers together that is live, in (0, 1].
         rounds: how many times to score, at least 1.
-        init: ``None`` compares scores across layers, as the paper does. Anything that ``init=`` of
-            :class:`SparseOptimizer` takes sets the count of each layer, and scores choose within.
-        dense: layers to leave out, by the name of the weight or its module: those whose param group
-            has ``density=False``.
+        init: ``None`` compares scores across layers, as the paper does. Any other value that
+            ``init=`` of :class:`SparseOptimizer` takes sets the live count of each layer, and
+            scores are compared within the layer.
+        dense: layers to leave out, by the name of the weight or its module: name those whose param
+            group has ``density=False``.
 
     Returns:
         A bool mask of the weight's shape for each layer that :class:`SparseOptimizer` makes sparse,
@@ -63,7 +65,7 @@ def synflow(
         TypeError: if an argument has the wrong type, or ``inputs`` has no floating-point numbers.
         ValueError: if a density or a size is out of range, a name is not known, or the flow is not
             finite.
-        NoSparseLayerError: if nothing can be sparse.
+        NoSparseLayerError: if no weight can be sparse.
 
     Example:
         >>> import torch
@@ -83,18 +85,21 @@ def synflow(
     ones = _ones_like(inputs, next(iter(weights.values())))
     masks = all_live(weights)
     for number in range(1, rounds + 1):
-        scores, ones = _flow_in_what_runs(model, ones, masks)
+        scores, ones = _flow_with_fallback(model, ones, masks)
         masks = budget.keep_highest(scores, among=masks, progress=number / rounds)
     return masks
 
 
-def _flow_in_what_runs(
+def _flow_with_fallback(
     model: nn.Module, ones: Tensor, masks: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the scores, and ones in the precision in which they could be had."""
+    """Return the scores, and the ones in the precision in which the model ran.
+
+    A model that does not run in float64 is run again in float32.
+    """
     try:
         return synaptic_flow(model, ones, masks), ones
-    # What torch raises where a model that makes float32 itself meets weights in float64.
+    # Torch raises it if a tensor that the model itself made in float32 meets float64 weights.
     except RuntimeError:
         if ones.dtype is not torch.float64:
             raise
@@ -165,7 +170,7 @@ def _ones_like(inputs: Tensor | Sequence[int], weight: Tensor) -> Tensor:
 
 def _shape(inputs: Sequence[int]) -> torch.Size:
     problem = (
-        f"inputs={inputs!r} must be a tensor, or the shape of one with the batch, such as "
+        f"inputs={inputs!r} must be a tensor, or its shape including the batch, such as "
         "(1, 3, 32, 32)."
     )
     try:

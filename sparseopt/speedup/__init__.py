@@ -1,4 +1,4 @@
-"""Turning sparsity into time: compact models, condensed layers, faster training."""
+"""Turns sparsity into time: compact models, condensed layers, faster training."""
 
 from sparseopt.speedup.compacted_training import CompactedTraining
 from sparseopt.speedup.compaction import (

@@ -1,4 +1,4 @@
-"""Whether two models compute the same, seen from their outputs."""
+"""Checks by their outputs whether two models compute the same."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def check_agreement(
     kwargs: Mapping[str, Any],
     training: Trace,
 ) -> None:
-    """Run both models, in evaluation and, if nothing else there is random, in training mode.
+    """Compare both models in evaluation mode and, if training is not random, in training mode.
 
-    Dropout modules stay off, because a smaller model draws other numbers. What was taken for a
-    constant may have been one for this input alone, so other numbers of the same shapes follow,
-    unless the larger model refuses them.
+    Dropout modules stay off, because a smaller model draws other numbers. A value may have been
+    constant for this input only. So the models are also compared on other numbers of the same
+    shapes, unless the larger model refuses these.
 
     Raises:
-        CompactionError: if the smaller model fails, or its outputs are not the same to about the
+        CompactionError: if the smaller model fails, or if its outputs differ by more than about the
             square root of the precision of their type.
     """
     others = _with_other_numbers(args, kwargs)
@@ -60,14 +60,14 @@ def run_smaller(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     """Return the outputs of a smaller model.
 
     Raises:
-        CompactionError: if it fails.
+        CompactionError: if the model fails.
     """
     try:
         return model(*args, **kwargs)
     except Exception as error:
         raise CompactionError(
-            f"model={type(model).__name__}(...) without the channels that masks took out does not "
-            f"run ({error}): does its forward() have a number of channels written in it?"
+            f"model={type(model).__name__}(...) does not run without its dropped channels "
+            f"({error}): does its forward() have a number of channels written in it?"
         ) from error
 
 
@@ -80,8 +80,8 @@ def compare(expected: Any, found: Any, mode: str) -> None:
         mode: the mode of both models, for the message.
 
     Raises:
-        CompactionError: if they have other shapes, are infinite or NaN in other places, or are not
-            the same to about the square root of the precision of their type.
+        CompactionError: if shapes differ, if other entries are infinite or NaN, or if the outputs
+            differ by more than about the square root of the precision of their type.
     """
     difference = disagreement(expected, found)
     if difference is not None:
@@ -102,7 +102,7 @@ def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _is_random(model: nn.Module, training: Trace) -> bool:
-    """Whether training draws random numbers elsewhere than in modules of dropout."""
+    """Whether training draws random numbers outside of dropout modules."""
     modules = dict(model.named_modules())
     return any(
         torch.Tag.nondeterministic_seeded in node.target.tags
@@ -117,7 +117,7 @@ def _with_other_numbers(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return inputs of the same shapes with other floating-point numbers of the same size.
 
-    None is negative in a tensor without negative numbers, since these may be used as an index.
+    A tensor without negative numbers gets no negative ones, because it may serve as an index.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -144,22 +144,22 @@ def disagreement(expected: Any, found: Any) -> str | None:
     """Return how the outputs of two models differ, or ``None``.
 
     All floating-point tensors in the outputs are compared. Infinite and NaN entries have to be
-    equal. The finite entries have to agree to about the square root of the precision of their type,
-    relative to the largest of them.
+    equal. The finite entries may differ by about the square root of the precision of their type,
+    relative to the largest entry.
 
     Args:
         expected: the outputs of one model.
         found: the outputs of the other model.
 
     Returns:
-        What follows "the output" in a sentence, for example ``"is 0.5 off, of values up to 2"``.
+        The rest of a sentence about "the output", such as ``"is 0.5 off, of values up to 2"``.
     """
     before, after = tree_leaves(expected), tree_leaves(found)
     if len(before) != len(after):
         return f"has {len(after)} parts and not {len(before)}"
     pairs = zip(before, after, strict=True)
     differences = (_difference(*pair) for pair in pairs if _is_compared(pair[0]))
-    return next((one for one in differences if one is not None), None)
+    return next((found for found in differences if found is not None), None)
 
 
 def _is_compared(value: Any) -> bool:
@@ -167,6 +167,7 @@ def _is_compared(value: Any) -> bool:
 
 
 def _difference(before: Tensor, after: Tensor) -> str | None:
+    """Return how two tensors differ, or ``None``; see :func:`disagreement`."""
     if before.shape != after.shape:
         return f"has the shape {tuple(after.shape)} and not {tuple(before.shape)}"
     finite = before.isfinite() & after.isfinite()

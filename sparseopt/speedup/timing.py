@@ -1,10 +1,10 @@
-"""Timing several calls side by side: each once a round, in a new random order every round.
+"""Times several calls side by side: each once a round, in a new random order every round.
 
-A machine does not run at one speed: other jobs come and go, clocks rise and fall. Calls that are
-timed one after the other are timed on different machines, so to speak. Here all calls share every
-round, so that whatever slows one round slows all of them, and two calls can be compared round by
-round. The order within a round is random, because the call that ran before leaves the caches in
-its own state, and in a fixed order it would always be the same call.
+The speed of a machine changes: other jobs come and go, clocks rise and fall. So two calls that are
+timed one after the other are timed at different speeds. Here all calls share every round, so that
+whatever slows one round slows all of them, and two calls can be compared round by round. The order
+within a round is random, because each call leaves the caches in its own state, and in a fixed order
+every call would always follow the same other call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Clock = Literal["wall", "thread"]
 Result = TypeVar("Result")
 
 _CLOCKS: Final = get_args(Clock)
-#: Shorter times are taken for this one, in seconds, to know how often a call fits into another.
+#: The shortest time, in seconds, that is used to compute the number of repetitions.
 _RESOLUTION: Final = 1e-9
 
 
@@ -102,21 +102,21 @@ def time_in_turn(
     """Time every call once a round, in a new random order each round.
 
     Args:
-        calls: What to time, by name. Results are thrown away. Calls are made as they are: wrap
-            inference in :func:`torch.no_grad` yourself.
+        calls: The calls to time, by name. Their results are discarded. They run in the present
+            mode: wrap inference in :func:`torch.no_grad` yourself.
         rounds: Rounds that count, at least 1.
-        device: Where the calls work. An accelerator is waited for before and after each
-            measurement, because it works on after the call that gave it the work has returned.
-        warmup: Calls of each before the first round, which are not counted: the first one
+        device: The device of the calls. Each measurement waits for an accelerator before and after,
+            because its work goes on after the call has returned.
+        warmup: Calls of each before the first round, which are not counted: the first call
             allocates, compiles and chooses algorithms.
-        shortest: Seconds that one measurement takes at least. A call that is shorter is repeated
-            within the measurement, as often as its last warm-up call says, and the time is divided
-            by the number of repetitions. Two warm-up calls are better here, because the first is
-            seldom as fast as the rest.
-        clock: ``"wall"``, or ``"thread"`` for the CPU time of the calling thread. The latter does
-            not count while another process has the core, and misses all other threads: use it
+        shortest: The least time of one measurement, in seconds. A shorter call is repeated within
+            the measurement, as often as the time of its last warm-up call requires, and the time is
+            divided by the number of repetitions. Use two warm-up calls then, because the first is
+            seldom as fast as later ones.
+        clock: ``"wall"``, or ``"thread"`` for the CPU time of the calling thread. The latter leaves
+            out the time in which another process has the core, but also all other threads: use it
             with one thread, on the CPU.
-        seed: Of the order of the calls.
+        seed: The seed of the order of calls.
 
     Returns:
         The seconds of each call, by name, in the order of ``calls``.
@@ -146,7 +146,7 @@ def time_in_turn(
         name: _measure(call, place, warmup, shortest, clock) for name, call in calls.items()
     }
     measured = in_turn(measures, rounds=rounds, seed=seed)
-    return {name: Timing(tuple(one[name] for one in measured)) for name in calls}
+    return {name: Timing(tuple(results[name] for results in measured)) for name in calls}
 
 
 def in_turn(
@@ -154,16 +154,16 @@ def in_turn(
 ) -> list[dict[str, Result]]:
     """Call every measure once a round, in a new random order each round.
 
-    For measurements of several numbers, or of something else than time;
-    :func:`time_in_turn` is this with :func:`seconds`.
+    Use it to measure several numbers, or something other than time. :func:`time_in_turn` does the
+    same with :func:`seconds`.
 
     Args:
-        measures: What to call, by name.
-        rounds: How often to call each, at least 1.
-        seed: Of the order of the calls.
+        measures: The functions to call, by name.
+        rounds: How often to call each function, at least 1.
+        seed: The seed of the order of calls.
 
     Returns:
-        What the measures returned: a dict for each round, by name in the order of ``measures``.
+        The results: a dict for each round, by name in the order of ``measures``.
 
     Raises:
         ValueError: If ``rounds`` is below 1.
@@ -194,9 +194,9 @@ def seconds(
     """Return how long one call takes, until the device has finished its work.
 
     Args:
-        call: What to time.
-        device: Where it works.
-        repeats: How often to call it; the time is divided by it.
+        call: The call to time.
+        device: The device of the call.
+        repeats: How often to make the call; the time is divided by this number.
         clock: ``"wall"``, or ``"thread"`` for the CPU time of the calling thread alone.
 
     Raises:
@@ -226,7 +226,7 @@ def _check(clock: str, device: torch.device) -> None:
 def _measure(
     call: Callable[[], Any], device: torch.device, warmup: int, shortest: float, clock: Clock
 ) -> Callable[[], float]:
-    """Warm ``call`` up, and return what measures it once."""
+    """Warm ``call`` up, and return a function that measures it once."""
     taken = [_seconds(call, device, 1, clock) for _ in range(warmup)]
     repeats = max(1, int(shortest / max(taken[-1], _RESOLUTION))) if shortest else 1
     return lambda: _seconds(call, device, repeats, clock)

@@ -1,4 +1,4 @@
-"""The channels of a model, found in its graph: what belongs together and what cannot go."""
+"""The channels of a model, found in its graph: what belongs together, what can't be removed."""
 
 from sparseopt.structured.channel_groups import ChannelGroup, ChannelSlice, find_channel_groups
 

@@ -10,12 +10,12 @@ from sparseopt.structured.channel_groups import ChannelGroup
 
 __all__ = ["channel_counts", "share_count"]
 
-#: Halvings of the interval that a factor lies in: to the last bit of a float.
+#: Steps of the bisection for a factor: enough for the last bit of a float.
 HALVINGS: Final = 60
 
 
 def share_count(share: float, channels: int) -> int:
-    """Return how many of ``channels`` a share of them is, at least one and at most all."""
+    """Return ``share`` times ``channels``, rounded, at least 1 and at most ``channels``."""
     return min(channels, max(1, int(share * channels + 0.5)))
 
 
@@ -27,30 +27,31 @@ def channel_counts(
 ) -> list[int]:
     """Return how many channels of each group are live, for a density of all weights together.
 
-    All shares are multiplied by one factor, the largest with which the density is not exceeded. A
-    group keeps one channel at least, and one whose share is 1 keeps all.
+    All shares are multiplied by one factor, the largest that does not exceed the density. A group
+    keeps at least one channel, and a group whose share is 1 keeps all.
 
     Args:
         groups: the groups.
-        shares: for each of them the share of channels that it is to have, in (0, 1].
+        shares: the share of live channels wanted for each group, in (0, 1].
         shapes: the shapes of the weights that count, by name.
-        density: which share of these weights is live at most.
+        density: the largest share of these weights that may be live.
 
     Raises:
-        ValueError: if one channel a group is too much, or no group may lose any.
+        ValueError: if one channel a group exceeds the density, or if no group may lose channels.
     """
     total = sum(math.prod(shape) for shape in shapes.values())
     budget = round(density * total)
     least = _live_weights(groups, _counts(groups, shares, 0.0), shapes)
     if least == total and budget < total:
         raise ValueError(
-            f"density={density} can't be had: under this init no group of channels may lose any, "
-            "as those of the first layer under 'uniform' don't, and those that share theirs."
+            f"density={density} can't be met: under this init no group may lose channels. Under "
+            "'uniform', for example, the first layer and all layers that share its channels keep "
+            "all of them. Pass another init=."
         )
     if least > budget:
         raise ValueError(
-            f"density={density} is too low for whole channels: with one in each group "
-            f"that may lose some, {least / total:.4g} of the convolutions' weights are live."
+            f"density={density} is too low for whole channels: with one channel left in each group "
+            f"that may lose channels, {least / total:.4g} of the weights are still live."
         )
     low, high = 0.0, 1.0 / min(shares)
     for _ in range(HALVINGS):

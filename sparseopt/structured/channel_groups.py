@@ -1,4 +1,4 @@
-"""``find_channel_groups``: which channels of a model there are, and where each of them lies."""
+"""``find_channel_groups``: the channels of a model, and their positions in its tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 #: Channels of convolutions, hidden neurons of linear layers, heads of attention.
 KINDS: Final = ("channel", "neuron", "head")
-#: Some kinds, or by kind a share of them.
+#: Some kinds, or a share of live channels for each of some kinds.
 Kinds = Sequence[str] | Mapping[str, float] | None
 
 
@@ -40,13 +40,14 @@ class ChannelSlice:
 
     Attributes:
         name: the parameter's or buffer's name.
-        dim: the dimension that channels lie along.
+        dim: the dimension along which the channels lie.
         index: the positions along ``dim`` of each channel, int64, ``(channels, positions)``. After
-            a flattening, or in a grouped convolution, a channel has several.
-        role: what the dimension is for: ``"producer"`` (a filter, a neuron), ``"bias"``,
-            ``"consumer"`` (what is multiplied with the channel), ``"grouped"`` (filters of a
-            grouped or depthwise convolution, which take a channel in and give it out), ``"scale"``,
-            ``"shift"``, ``"mean"``, ``"variance"`` (of a normalisation) or ``"elementwise"``.
+            a flattening, or in a grouped convolution, a channel has several positions.
+        role: the use of the dimension: ``"producer"`` (a filter, a neuron), ``"bias"``,
+            ``"consumer"`` (weights that the channel is multiplied by), ``"grouped"`` (filters of a
+            grouped or depthwise convolution, which read channels and produce channels of the same
+            group), ``"scale"``, ``"shift"``, ``"mean"``, ``"variance"`` (of a normalisation) or
+            ``"elementwise"``.
 
     Example:
         >>> import torch
@@ -66,17 +67,18 @@ class ChannelSlice:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels of one kind: each can be taken out by itself, with all that belongs to it.
+    """Channels of one kind. Each can be removed independently, with everything that belongs to it.
 
-    Layers whose results are added share their channels, and so are in one group.
+    Layers whose results are added share their channels, so they are in one group.
 
     Attributes:
         name: the name of the first producer.
-        channels: how many there are.
-        slices: what belongs to them, in the model's order.
-        blocked: why none of them can be taken out, or ``None`` if they can.
+        channels: the number of channels.
+        slices: the parts of tensors that belong to the channels, in the model's order.
+        blocked: the reason why no channel can be removed, or ``None`` if all can.
         kind: ``"channel"`` (of convolutions), ``"neuron"`` (of linear layers) or ``"head"`` (of
-            attention; with grouped queries, a head of keys and values with all that share it).
+            attention; with grouped queries, a head of keys and values with all heads of queries
+            that share it).
 
     Example:
         >>> import torch
@@ -103,16 +105,16 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Structure:
-    """What the graphs of a model, in training and in evaluation mode, say of its channels.
+    """The channels of a model, as its graphs in training and in evaluation mode show them.
 
     Attributes:
         groups: the channel groups.
-        roots: for each group the class of each of its channels, in their order.
+        roots: for each group, the class of each of its channels, in their order.
         by_axis: the class of each position along a dimension, by tensor name and dimension.
         classes: the class of every atom; a class has the number of its smallest atom.
-        reasons: why a class cannot be taken out, by its number.
+        reasons: the reason why a class cannot be removed, by its number.
         labellings: the labelled graphs of training and of evaluation mode.
-        divided: classes that the model's code takes apart or spreads, such as heads.
+        divided: classes that the model's code splits or reshapes, such as heads.
     """
 
     groups: list[ChannelGroup]
@@ -127,20 +129,20 @@ class Structure:
 def find_channel_groups(
     model: nn.Module, example_inputs: Any = None, *more_inputs: Any, **keywords: Any
 ) -> list[ChannelGroup]:
-    """Find the channels and neurons of a model, and what belongs to each of them.
+    """Find the channels, neurons and heads of a model, and everything that belongs to each.
 
     The model is traced by :func:`torch.export.export`, in training and in evaluation mode, and left
-    as it was. Channels are coupled by additions and by all other element-wise operators, keep apart
-    in concatenations, and have several columns each in a linear layer after a flattening. Whatever
-    is not known to treat channels apart blocks those that go through it; the reason is in
-    ``blocked`` of the group, with the name of the module.
+    as it was. Additions and all other element-wise operators couple channels. Concatenations keep
+    them separate. In a linear layer after a flattening, each channel has several columns. An
+    operator that is not known to treat channels independently blocks all channels that it reads;
+    the group's ``blocked`` has the reason and the name of the module.
 
     Args:
-        model: the model. Wrappers of data parallel training and of ``torch.compile`` are taken off.
-        example_inputs: an input of the model: one value, a tuple of positional inputs, a mapping of
-            keyword inputs, or a pair of both. Two samples suffice. Shapes matter, values do not.
-        more_inputs: deprecated. Further positional inputs belong into the tuple ``example_inputs``.
-        keywords: deprecated. Keyword inputs belong into the mapping ``example_inputs``.
+        model: the model. Wrappers of data parallel training and of ``torch.compile`` are removed.
+        example_inputs: an input of the model: one value, a tuple of positional arguments, a mapping
+            of keyword arguments, or a pair of both. Two samples suffice. Only shapes matter.
+        more_inputs: deprecated. Put further positional arguments into the tuple ``example_inputs``.
+        keywords: deprecated. Put keyword arguments into the mapping ``example_inputs``.
 
     Returns:
         The groups, in the order of their first parameters.
@@ -175,7 +177,7 @@ def find_channel_groups(
 
 
 def analyse(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
-    """Return all that is known of a model's channels; see :func:`find_channel_groups`."""
+    """Return everything that is known about a model's channels; see :func:`find_channel_groups`."""
     model = unwrapped(model)
     atoms = CoupledIndices()
     roles: dict[tuple[str, int], str] = {}
@@ -209,7 +211,7 @@ _Members = dict[tuple[str, int], list[int]]
 def _members(
     by_axis: Mapping[tuple[str, int], list[int]], roles: Iterable[tuple[str, int]]
 ) -> dict[int, _Members]:
-    """Return by class which positions of which dimensions belong to it, in the model's order."""
+    """Return the positions of each class, by dimension of a tensor, in the model's order."""
     members: dict[int, _Members] = defaultdict(lambda: defaultdict(list))
     for axis in roles:
         for position, root in enumerate(by_axis.get(axis, ())):
@@ -218,7 +220,7 @@ def _members(
 
 
 def _alike(members: Mapping[int, _Members], reasons: Mapping[int, str]) -> list[list[int]]:
-    """Return classes that have as many positions in the same dimensions, side by side."""
+    """Return the classes in groups: those of a group have as many positions in each dimension."""
     alike: dict[Any, list[int]] = defaultdict(list)
     for root, positions in members.items():
         shape = tuple((key, len(found)) for key, found in positions.items())
@@ -229,8 +231,8 @@ def _alike(members: Mapping[int, _Members], reasons: Mapping[int, str]) -> list[
 def _kind(group: ChannelGroup, atoms: CoupledIndices, *, is_head: bool) -> str:
     if is_head:
         return "head"
-    made = [atoms.rank(place.name) for place in group.slices_of("producer", "grouped")]
-    return "channel" if max(made, default=0) > 2 else "neuron"
+    ranks = [atoms.rank(place.name) for place in group.slices_of("producer", "grouped")]
+    return "channel" if max(ranks, default=0) > 2 else "neuron"
 
 
 def _group(

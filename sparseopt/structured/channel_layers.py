@@ -1,4 +1,4 @@
-"""From the channels of a model to layers whose masks drop whole channels."""
+"""Makes layers whose masks drop whole channels of a model."""
 
 from __future__ import annotations
 
@@ -48,29 +48,30 @@ def channel_layers(
     mask: str | Mapping[str, Tensor],
     generator: torch.Generator,
 ) -> list[SparseLayer]:
-    r"""Choose the live channels of each group, and mask all that the others own.
+    r"""Choose the live channels of each group, and mask everything that dropped channels own.
 
-    ``init`` gives each layer a density. A group whose channels are made by convolutions of mean
-    density :math:`d` is to have the share :math:`\sqrt d` of them; of neurons and heads, whose
-    inputs stay, it is :math:`d`. One factor for all groups then brings the live weights of all
-    layers that count to ``density``, unless ``init`` is a mapping. What counts are convolutions if
-    channels move, and the linear layers that moving neurons and heads own a part of.
+    ``init`` gives each layer a density. Let :math:`d` be the mean density of the layers that
+    produce a group's channels. The aim is a share :math:`\sqrt d` of live channels for
+    convolutions, which also lose inputs, and a share :math:`d` for neurons and heads, which don't.
+    Unless ``init`` is a mapping, one factor for all groups then brings the live weights of the
+    layers that count to ``density``. All convolutions count if channels move, and so do the linear
+    layers in which neurons or heads that move own weights.
 
     Args:
         groups: the channels of the model.
-        weights: what can be sparse, by name.
-        trained: all that may be masked, by name: every parameter that the optimizer trains.
-        overrides: densities of their own that some ``weights`` have.
-        kinds: which kinds of groups move, or the share of live ones by kind; ``None`` for channels
-            if any can be dropped, else neurons and heads.
-        density: the share of the weights that count that is live at most.
-        init: how much of each layer.
-        mask: which channels: ``"random"``, ``"magnitude"``, or masks by layer name.
+        weights: the weights that can be sparse, by name.
+        trained: all parameters that may be masked, by name: those that the optimizer trains.
+        overrides: the densities of ``weights`` that have one of their own.
+        kinds: the kinds of groups that move, or the share of live channels by kind; ``None`` for
+            channels if any can be dropped, else neurons and heads.
+        density: the largest live share of the weights that count.
+        init: how much of each layer is live.
+        mask: which channels are live: ``"random"``, ``"magnitude"``, or masks by layer name.
         generator: the random source, on the CPU.
 
     Returns:
-        The ``weights``, and the vectors that dropped channels own a part of, in the order of
-        ``trained``.
+        The layers of ``weights``, and of vectors in which dropped channels own entries, in the
+        order of ``trained``.
 
     Raises:
         NoSparseLayerError: if no channels can be dropped.
@@ -82,7 +83,7 @@ def channel_layers(
     shapes = _shapes_that_count(groups, weights)
     counted = shapes
     if any(group.kind != CHANNEL for group in groups):
-        # The first layer of all has a part of its own in some of them.
+        # Some distributions treat the model's first layer differently, so they need all shapes.
         shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     own = {name: value for name, value in overrides.items() if name in shapes}
     live_of = live_counts(shapes, density, init, own)
@@ -115,7 +116,7 @@ def channel_layers(
 def _droppable(
     groups: Sequence[ChannelGroup], trained: Mapping[str, nn.Parameter], kinds: Kinds
 ) -> list[ChannelGroup]:
-    """Return the groups whose channels can be dropped; a log line says why not the others'."""
+    """Return the groups whose channels can be dropped, and log why others can't."""
     _check_sizes(groups, trained)
     reasons = [(group, _why_not(group, trained)) for group in groups]
     free = {group.kind for group, reason in reasons if reason is None}
@@ -131,7 +132,7 @@ def _droppable(
             "no channels, neurons or heads can be dropped. "
             + (
                 whole
-                or "None are known: pass example_inputs= with the model, or "
+                or "No groups are known: pass example_inputs= with the model, or "
                 "groups=find_channel_groups(model, inputs)."
             )
         )
@@ -142,14 +143,14 @@ def _droppable(
 
 def _left_out(kind: str, kinds: Kinds) -> str:
     if kinds is None:
-        return f"{kind}s stay where channels of convolutions move, unless kinds= has {kind!r}"
+        return f"{kind}s don't move if channels of convolutions do, unless kinds= has {kind!r}"
     return f"kinds={kinds!r} does not have {kind!r}"
 
 
 def _shapes_that_count(
     groups: Sequence[ChannelGroup], weights: Mapping[str, nn.Parameter]
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all convolutions if channels move, and of what neurons and heads own."""
+    """Return the shapes of the weights that count for the density; see :func:`channel_layers`."""
     owned = {
         place.name
         for group in groups
@@ -172,19 +173,20 @@ def _check_sizes(groups: Sequence[ChannelGroup], trained: Mapping[str, nn.Parame
             shape = tuple(trained[place.name].shape)
             if place.dim >= len(shape) or int(place.index.max()) >= shape[place.dim]:
                 raise ValueError(
-                    f"groups= are of another model: {place.name!r} has shape {shape}, which is too "
-                    f"small for them in dimension {place.dim}."
+                    f"groups= belongs to another model: {place.name!r} has shape {shape}, which is "
+                    f"too small for these groups in dimension {place.dim}."
                 )
 
 
 def _why_not(group: ChannelGroup, trained: Mapping[str, nn.Parameter]) -> str | None:
+    """Return why a group's channels cannot be dropped, or ``None`` if they can."""
     if group.blocked is not None:
         return group.blocked
     if group.channels == 1:
         return "there is only one"
     missing = {place.name for place in group.slices_of(*WEIGHTS)} - trained.keys()
     if missing:
-        return f"the optimizer does not train {min(missing)!r}, or is to keep it dense"
+        return f"the optimizer does not train {min(missing)!r}, or keeps it dense"
     if not group.slices_of(*MAKERS):
         return "no weight makes them"
     if not group.slices_of("consumer"):
@@ -198,11 +200,7 @@ def _share(
     live_of: Mapping[str, int],
     kinds: Kinds,
 ) -> float:
-    """Return which share of a group's channels is to be live.
-
-    Of convolutions, which lose inputs too, it is the root of the mean density of the weights that
-    make them.
-    """
+    """Return the share of a group's channels that shall be live; see :func:`channel_layers`."""
     if isinstance(kinds, Mapping):
         return kinds[group.kind]
     names = {place.name for place in group.slices_of(*MAKERS)} & shapes.keys()
@@ -238,6 +236,7 @@ def _choose(
 
 
 def _given(mask: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return given masks by name of the parameter, on the CPU, after a check of each."""
     found = {}
     for key, value in mask.items():
         name = match_name("mask", key, trained)
@@ -253,10 +252,10 @@ def _given(mask: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter]) -> d
 
 
 def _check_whole(given: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Refuse masks that drop anything but whole channels with all that they own."""
+    """Refuse masks that drop anything except whole channels with all their weights."""
     for key, value in given.items():
         if not torch.equal(value.cpu(), masks[match_name("mask", key, masks)]):
             raise ValueError(
-                f"mask[{key!r}] is not that of whole channels: pass all the masks of another run "
-                "of this method on the same model, as final_masks() returns them."
+                f"mask[{key!r}] does not drop whole channels: pass all masks of another run of "
+                "this method on the same model, as final_masks() returns them."
             )

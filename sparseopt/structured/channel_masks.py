@@ -1,4 +1,4 @@
-"""What a channel owns in weights and vectors, and the masks that follow from live channels."""
+"""The parts of weights and vectors that a channel owns, and the masks of live channels."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ __all__ = [
     "refuse_sharded",
 ]
 
-#: Roles of weights that make a channel's values.
+#: Roles of weights that produce a channel's values.
 MAKERS: Final = ("producer", "grouped")
-#: Roles of weights without which there is no channel: what makes it, and what is made of it.
+#: Roles of weights that every channel needs: weights that produce it, and weights that consume it.
 WEIGHTS: Final = (*MAKERS, "consumer")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What the channels of one group own of one tensor.
+    """The part of one tensor that the channels of one group own.
 
     Attributes:
         tensor: a parameter, its gradient or its mask.
-        place: which of its positions are each channel's, and what they are for.
+        place: the positions of each channel in the tensor, and their role.
     """
 
     tensor: Tensor
     place: ChannelSlice
 
     def magnitudes(self) -> Tensor:
-        """Sum the magnitudes of each channel's share: ``(channels,)``, on the CPU.
+        """Sum the magnitudes of each channel's entries: ``(channels,)``, on the CPU.
 
-        In double precision, so that not the order of a sum settles which channel is larger.
+        The sum is in double precision, so that the order of summation does not decide which channel
+        is larger.
         """
         dim = self.place.dim
         values = self.tensor.detach().double().abs().movedim(dim, 0)
@@ -56,7 +57,7 @@ class Part:
 
 
 def canonical_groups(groups: Iterable[ChannelGroup]) -> tuple[ChannelGroup, ...]:
-    """Return groups with the names that layers have: without what wrappers put into them."""
+    """Return groups with the names of layers: without the parts that wrappers add."""
     return tuple(
         replace(group, slices=tuple(_canonical(place) for place in group.slices))
         for group in groups
@@ -64,11 +65,11 @@ def canonical_groups(groups: Iterable[ChannelGroup]) -> tuple[ChannelGroup, ...]
 
 
 def parts_of(group: ChannelGroup, tensors: Mapping[str, Tensor], *roles: str) -> list[Part]:
-    """Return the parts that a group has in ``tensors``, which are by name.
+    """Return the parts that a group owns in ``tensors``.
 
     Args:
         group: the group.
-        tensors: the tensors; what they lack is left out.
+        tensors: the tensors, by name; parts of tensors that are missing here are left out.
         roles: only parts of these roles; by default all.
     """
     places = group.slices_of(*roles) if roles else group.slices
@@ -85,7 +86,7 @@ def live_channels(group: ChannelGroup, masks: Mapping[str, Tensor]) -> Tensor:
 
     Args:
         group: the group.
-        masks: masks by name, that of the first weight that makes its channels among them.
+        masks: masks by name, including the mask of the first weight that produces the channels.
 
     Example:
         >>> from sparseopt import find_channel_groups
@@ -96,8 +97,8 @@ def live_channels(group: ChannelGroup, masks: Mapping[str, Tensor]) -> Tensor:
         >>> live_channels(group, masks)
         tensor([ True, False,  True])
     """
-    made = group.slices_of(*MAKERS)[0]
-    return live_along(masks[made.name], made.dim)[made.index[:, 0]]
+    producer = group.slices_of(*MAKERS)[0]
+    return live_along(masks[producer.name], producer.dim)[producer.index[:, 0]]
 
 
 def mask_from(shape: Sequence[int], along: Mapping[int, Tensor]) -> Tensor:
@@ -114,7 +115,7 @@ def mask_from(shape: Sequence[int], along: Mapping[int, Tensor]) -> Tensor:
 
 
 def refuse_sharded(weights: Mapping[str, Tensor]) -> None:
-    """Raise :class:`TypeError` if a weight is spread over processes."""
+    """Raise :class:`TypeError` if a weight is sharded over processes."""
     for name, weight in weights.items():
         if is_sharded(weight):
             raise TypeError(
@@ -130,14 +131,14 @@ def _canonical(place: ChannelSlice) -> ChannelSlice:
 def changed_masks(
     masks: Mapping[str, Tensor], changes: Sequence[tuple[ChannelGroup, Tensor]]
 ) -> dict[str, Tensor]:
-    """Return what masks become when other channels are live.
+    """Return new masks for a change of the live channels.
 
     Args:
-        masks: the masks of whole channels that there are, by name.
-        changes: groups of which other channels are live, and which, bool, ``(channels,)``.
+        masks: the present masks, which drop whole channels, by name.
+        changes: groups, each with its new live channels, bool, ``(channels,)``.
 
     Returns:
-        The masks that these groups have a part in, by name, on their devices.
+        The new masks of all tensors in which these groups own entries, by name, on their devices.
     """
     along: dict[str, dict[int, Tensor]] = {}
     for group, live in changes:

@@ -1,4 +1,4 @@
-"""How much a channel matters, and how much one would matter that is not there."""
+"""Scores of channels: of live channels for dropping, and of dropped channels for growing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ __all__ = ["gradient_score", "magnitude"]
 
 
 def magnitude(group: ChannelGroup, weights: Mapping[str, Tensor]) -> Tensor:
-    r"""Return how much each channel of a group adds to what is computed from it.
+    r"""Return how much each channel of a group contributes to the layers that consume it.
 
-    It is RigL's :math:`|w|`, summed over the weights that the channel is multiplied by, times the
-    size of its values: :math:`|\gamma|`, summed over the normalisations that it goes through, or if
-    there are none, :math:`|w|`, summed over the weights that make it. A normalisation undoes the
-    size of the latter.
+    The score is a product. One factor is RigL's :math:`|w|`, summed over the weights that the
+    channel is multiplied by. The other factor is the size of the channel's values. If the channel
+    goes through normalisations, that is their :math:`|\gamma|`, summed, because a normalisation
+    cancels the size of the weights before it. Otherwise it is :math:`|w|`, summed over the weights
+    that produce the channel.
 
     Args:
         group: the group.
@@ -33,11 +34,10 @@ def magnitude(group: ChannelGroup, weights: Mapping[str, Tensor]) -> Tensor:
 
 
 def gradient_score(group: ChannelGroup, gradients: Mapping[str, Tensor]) -> Tensor:
-    """Return how much the loss would fall with the weights that each channel is multiplied by.
+    """Return the sum of absolute gradients of the weights that consume each channel.
 
-    It is RigL's :math:`|g|`, summed over these weights. Of a dropped channel it says something only
-    if that had a fresh filter in the forward pass:
-    :func:`~sparseopt.channels.put_fresh_channels`.
+    This is RigL's growth criterion :math:`|g|`, by channel. For a dropped channel it is 0 unless
+    ``put_fresh_channels()`` gave the channel a fresh filter before the forward pass.
 
     Args:
         group: the group.

@@ -1,11 +1,11 @@
-"""What dropped channels hold while it is found out which of them should be live.
+"""Fresh filters for dropped channels, by which an update finds out which of them should grow.
 
 A dropped channel has no signal. Its filter, its scale and the weights that it is multiplied by are
-zero, so all their gradients are, whatever the data. With a fresh filter and scale in place, and
-zeros still in the weights that it is multiplied by, the model computes exactly what it computed
-before, and the gradient of these weights is what they would learn from such a channel. To grow
-where a new unit's gradient is largest, with the function unchanged, is the idea of Evci et al.
-2022, "GradMax: Growing Neural Networks using Gradient Information".
+zero, so all their gradients are zero for any data. So the channel gets a fresh filter and scale,
+while the weights that it is multiplied by stay zero. The model then computes exactly the same as
+before, and the gradient of these weights shows what they would learn from the channel. Growth where
+a new unit's gradient is largest, with the function unchanged, is the idea of Evci et al. 2022,
+"GradMax: Growing Neural Networks using Gradient Information".
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def put_fresh_channels(
 ) -> None:
     """Give all dropped channels fresh filters, scales and statistics.
 
-    Filters are normally distributed, with the root mean square of the layer's live weights, and
-    zero where they meet channels that are dropped. Scales are the mean of those of live channels,
-    and so are running variances; running means are 0.
+    Filters are normally distributed, with the root mean square of the layer's live weights. They
+    are zero where they read dropped channels. Scales and running variances are the mean of those of
+    live channels; running means are 0.
 
     Args:
         groups: the channels of the model.
@@ -66,9 +66,9 @@ def _put_filters(
 ) -> None:
     """Write normal values into the filters of dropped channels.
 
-    The values have the root mean square of the layer's live weights. Only columns that have a
-    live weight are written. Random numbers are drawn for the full weight, so the generator moves
-    equally far whatever was dropped.
+    The values have the root mean square of the layer's live weights. Only columns that have a live
+    weight are written. Random numbers are drawn for the full weight, so the generator advances
+    equally far, whichever channels are dropped.
     """
     weight = layer.weight
     along = {dim: live_along(layer.mask, dim) for dim in range(weight.dim())}

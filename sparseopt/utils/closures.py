@@ -11,7 +11,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(closure: Callable[[], Any] | None) -> Any:
-    """Return what ``closure`` returns, evaluated as torch's optimizers do; ``None`` without one."""
+    """Call ``closure`` with gradients enabled and return its result; ``None`` without a closure."""
     if closure is None:
         return None
     with torch.enable_grad():

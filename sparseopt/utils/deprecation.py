@@ -74,13 +74,13 @@ def renamed_arguments(**new_names: str) -> Callable[[C], C]:
 
 
 class OldField(property):
-    """A field of a dataclass by its old name: it works, and the reference leaves it out."""
+    """The old name of a dataclass field, which still works; the reference leaves it out."""
 
 
 def renamed_fields(**new_names: str) -> Callable[[T], T]:
-    """Let a dataclass take its fields, and be asked for them, by old names too, with a warning.
+    """Let users give and read the fields of a dataclass by their old names too, with a warning.
 
-    Write it above ``@dataclass``, also above subclasses, whose ``__init__`` is their own.
+    Write it above ``@dataclass``, and above the subclasses too: each has its own ``__init__``.
 
     Args:
         new_names: the new name of each field, by its old name.

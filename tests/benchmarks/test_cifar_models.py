@@ -97,6 +97,6 @@ def test_gradients_of_odd_widths_and_batches_are_right_in_channels_last():
         assert error < 1e-2 * reference.grad.abs().max()
 
 
-def test_depth_that_there_is_not_is_refused_by_name():
+def test_depth_that_does_not_exist_is_refused_by_name():
     with pytest.raises(ValueError, match=r"depth must be 6 n \+ 4 .* got 12"):
         WideResNet(depth=12)

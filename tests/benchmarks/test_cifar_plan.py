@@ -59,7 +59,7 @@ def test_plan_counts_what_is_finished_and_what_is_to_do(quick_preset, cifar_tree
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 1
 
 
-def test_jobs_come_behind_those_that_they_build_on(tiny_preset):
+def test_jobs_follow_those_that_they_build_on(tiny_preset):
     protocol = load_preset(str(tiny_preset))
     specs = [RunSpec(m, "erk", 0.2, 0) for m in ("lottery", "rigl-reinit", "pruning", "dense")]
     ordered = [job.spec.method for job in with_sources(Job(protocol, s, "") for s in specs)]
@@ -79,7 +79,7 @@ def test_jobs_come_behind_those_that_they_build_on(tiny_preset):
         ),
     ],
 )
-def test_choices_that_there_are_not_are_named(arguments, message, tmp_path, capsys):
+def test_choices_that_do_not_exist_are_named(arguments, message, tmp_path, capsys):
     base = ["--preset", "paper", "--dry-run", "--out", str(tmp_path / "out")]
     assert cli.main([*base, *arguments]) == 1
     assert re.search(message, capsys.readouterr().err)
@@ -144,7 +144,7 @@ def test_search_and_studies_are_of_the_methods_given():
     choices, parts = chosen("--all", "--methods", "set")
     assert "search" not in parts
     assert "main" in parts
-    with pytest.raises(ProtocolError, match="--studies search: there is none; It is one of main"):
+    with pytest.raises(ProtocolError, match="search: there is no such study; It is one of main"):
         chosen("--studies", "search", "--methods", "set")
 
 

@@ -319,15 +319,18 @@ def test_change_on_the_command_line_changes_the_key_the_name_and_the_label():
         ("sparsity.t_end_fraction=5", "t_end_fraction should be less than or equal to 1, got 5"),
         ("choices.densities=[2.0]", "choices.densities should be .* equal to 1, got 2.0"),
         ("choices.search.seeds=[]", r"choices.search.seeds .* at least 1 item .*got \[\]"),
-        ("choices.search.delta_t=[10, 5, 1]", "choices.search: .* a smallest, a largest"),
+        ("choices.search.delta_t=[10, 5, 1]", "choices.search: .* a smallest and a largest"),
         ("dataset.size=3", "'dataset' is a value"),
-        ("choices.studies.seeds=[3]", "'seeds' is none of densities, longer, "),
+        ("choices.studies.seeds=[3]", "'seeds' must be one of densities, longer, "),
         ("choices.studies.longer.seed=[3]", "unknown setting 'choices.studies.seed'; did you mean"),
         ("choices.studies.longer=3", "unknown setting 'choices.studies.longer'"),
-        ("choices.studies.longer.settings=[{beta=1}]", "'beta' is no setting of 'rigl-3x'.*grow"),
+        (
+            "choices.studies.longer.settings=[{beta=1}]",
+            "'beta' is not a setting of 'rigl-3x'.*grow",
+        ),
         ("choices.studies.longer.settings=[{regrow=1}]", "settings {'regrow': 1} of 'rigl-3x': "),
-        ("choices.methods=['rigle']", "'rigle' is no method; did you mean 'rigl'.*granet"),
-        ("choices.inits=['erkk']", "'erkk' is no init; did you mean 'erk'.*uniform"),
+        ("choices.methods=['rigle']", "'rigle' is not a method; did you mean 'rigl'.*granet"),
+        ("choices.inits=['erkk']", "'erkk' is not an init; did you mean 'erk'.*uniform"),
         ("model.kind=vgg", "model.kind should be 'wrn' or 'resnet', got 'vgg'"),
     ],
 )
@@ -352,7 +355,7 @@ def test_study_is_changed_by_its_name_and_the_others_stay():
             assert (getattr(before, name) == getattr(after, name)) == (name != changed)
 
 
-def test_depths_of_a_resnet_are_those_that_there_are():
+def test_depths_of_a_resnet_are_those_that_exist():
     with pytest.raises(ProtocolError, match="a ResNet is one of 14, 26, 50, 101, got 22"):
         load_preset("resnet-50", ["model.depth=22"])
 

@@ -395,6 +395,6 @@ def test_method_unknown_to_this_version_is_reported_all_the_same():
 
 
 def test_report_without_results_is_refused(tmp_path):
-    with pytest.raises(ResultsError, match="holds no finished run"):
+    with pytest.raises(ResultsError, match="has no finished run"):
         write_report(tmp_path / "results.jsonl", tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -147,7 +147,7 @@ def test_finished_runs_are_timed_once_and_the_report_has_them_or_says_that_it_ha
     kept = lost.read_bytes()
     lost.unlink()
     assert cli.main([*options, "--studies", "timing"]) == 0
-    assert f"not timed, {lost.name} is not here" in capsys.readouterr().out
+    assert f"not timed, because {lost.name} is missing" in capsys.readouterr().out
     three = ["small-dense-0.2-seed0", "rigl-erk-0.2-seed0", "rigl-struct-erk-0.2-seed0"]
     assert labels(out) == three
     lost.write_bytes(kept)

@@ -120,7 +120,7 @@ def test_trial_is_worth_the_mean_validation_accuracy_over_the_seeds(tuning, tmp_
         assert trial.value == pytest.approx(expected, abs=1e-12)
 
 
-def test_finished_search_trains_nothing_more_and_a_longer_one_goes_on(tuning, tmp_path):
+def test_finished_search_trains_nothing_and_a_longer_one_goes_on(tuning, tmp_path):
     store = Folder(tmp_path)
     tuning.run(store, Runs(tmp_path / "log"))
     before = (tmp_path / "log").read_text()

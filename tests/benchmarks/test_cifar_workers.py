@@ -101,7 +101,7 @@ def test_interrupted_session_saves_says_so_and_goes_on(
     interrupter = when_there_is_a_checkpoint(out, interrupt)
     assert cli.main([*arguments, "--set", "training.epochs=40"]) == 130
     interrupter.join()
-    assert "stopped; the same command goes on from what is saved" in capsys.readouterr().err
+    assert "stopped; the same command continues from the saved state" in capsys.readouterr().err
     saved = list(out.glob("checkpoints/*.pt"))
     assert 1 <= len(saved) <= int(workers)
     for path in saved:
@@ -122,7 +122,7 @@ def run(setup, agenda):
     Session(Serial(setup)).run(agenda)
 
 
-def test_job_that_another_session_has_in_hand_is_left_to_it(one_job, tmp_path):
+def test_job_that_another_session_is_running_is_left_to_it(one_job, tmp_path):
     setup, job = one_job
     with Folder(tmp_path / "out").claim(job.key) as is_mine:
         assert is_mine
@@ -153,7 +153,7 @@ def test_session_waits_for_what_another_does_and_does_not_repeat_it(one_job, tmp
     assert folder.results.read_text() == json.dumps({"key": job.key}) + "\n"
 
 
-def test_job_that_fails_takes_only_those_along_that_build_on_it(one_job, monkeypatch, capsys):
+def test_job_that_fails_fails_only_those_that_build_on_it(one_job, monkeypatch, capsys):
     setup, job = one_job
     jobs = [
         Job(job.protocol, RunSpec(method, "erk", 0.2, 0), job.data)

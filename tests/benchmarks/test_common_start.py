@@ -27,4 +27,4 @@ def test_missing_package_is_named_with_what_installs_it(name, tmp_path):
     assert found.returncode == 1
     (line,) = found.stderr.splitlines()
     assert "torch" in line
-    assert line.endswith('is installed by pip install -e ".[bench]"')
+    assert line.endswith('install the packages of the benchmarks by pip install -e ".[bench]"')

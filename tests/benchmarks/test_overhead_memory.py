@@ -19,7 +19,7 @@ def contender() -> Contender:
     return contender
 
 
-def test_plain_optimizer_holds_its_state_and_no_more(contender: Contender) -> None:
+def test_plain_optimizer_holds_only_its_state(contender: Contender) -> None:
     assert resident_bytes(contender) == {
         "weights": 1200,
         "gradients": 1200,

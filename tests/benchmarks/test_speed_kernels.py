@@ -220,7 +220,7 @@ def test_a_layer_is_timed_in_every_way():
 
 
 @needs_kernels
-def test_what_has_been_measured_is_not_measured_again(tmp_path):
+def test_layers_that_have_been_measured_are_not_measured_again(tmp_path):
     shapes = [Layer(8, 8, 2), Layer(8, 4, 2)]
     workload = Workload("tiny", 2, False, lambda: Counter(dict.fromkeys(shapes, 12)))
     choice = Choice((0.1, 0.5), 1, again=False)

@@ -65,7 +65,7 @@ def test_count_flops_takes_names_of_modules_and_of_wrapped_parameters():
         (
             dict.fromkeys(("left", "left.weight"), torch.ones(5, 4, dtype=torch.bool)),
             ValueError,
-            "two masks of 'left.weight'",
+            "two masks for 'left.weight'",
         ),
     ],
 )

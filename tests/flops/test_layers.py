@@ -378,7 +378,7 @@ def one_rank():
     torch.distributed.destroy_process_group()
 
 
-def test_wrapped_for_data_parallel_training_it_costs_the_same(one_rank):
+def test_model_wrapped_for_data_parallel_training_costs_the_same(one_rank):
     expected = report_of(make(), X, density=0.2, seed=1)
     model = make()
     ddp = nn.parallel.DistributedDataParallel(model)

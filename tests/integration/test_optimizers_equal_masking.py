@@ -299,18 +299,18 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize("packaged", cases())
-def test_over_masks_that_stay(packaged):
+def test_optimizer_under_fixed_masks_equals_masking_by_hand(packaged):
     assert_equals_masking(packaged, "static")
 
 
 @pytest.mark.parametrize("method", ["rigl", "set"])
 @pytest.mark.parametrize("packaged", cases())
-def test_over_masks_that_move(packaged, method):
+def test_optimizer_under_moving_masks_equals_masking_by_hand(packaged, method):
     """Weights that grow begin with the state of a fresh parameter."""
     assert_equals_masking(packaged, method)
 
 
-def test_lists_name_optimizers_that_there_are():
+def test_lists_name_only_optimizers_that_exist():
     known = {str(packaged) for packaged in packaged_optimizers()} | LEFT_OUT.keys()
     packages = {name.split("-")[0] for name in known}
     assert {name for name in REPRESENTATIVE if name.split("-")[0] in packages} <= known

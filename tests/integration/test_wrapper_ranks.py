@@ -65,7 +65,7 @@ def test_first_fsdp_is_refused_by_name(when, use_orig_params):
         assert "fully_shard" in message
 
 
-def test_model_that_the_first_fsdp_took_the_weights_of_is_warned_of():
+def test_model_whose_weights_the_first_fsdp_took_is_warned_of():
     """Without ``use_orig_params`` the optimizer has no parameter of the model."""
     for message in two_ranks().run(first_fsdp, "after", use_orig_params=False):
         assert "no longer a parameter of the model" in message

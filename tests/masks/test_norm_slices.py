@@ -235,7 +235,7 @@ def test_given_mask_that_empties_slices_is_refused_by_their_numbers():
         wrap(model, mask="nonzero")
 
 
-def test_set_masks_refuses_what_would_leave_slices_zero_and_changes_nothing():
+def test_masks_that_would_leave_slices_zero_are_refused_and_change_nothing():
     model = net()
     optimizer = wrap(model, density=0.3)
     train(optimizer, loss_of(model), steps=3)

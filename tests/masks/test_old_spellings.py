@@ -25,7 +25,7 @@ def test_members_that_are_private_now_work_and_warn_at_the_caller():
             getattr(one, name)
 
 
-def test_layer_shows_what_users_may_use_and_no_more():
+def test_layer_shows_only_what_users_may_use():
     shown = {name for name in dir(layer()) if not name.startswith("_")}
     assert shown == {
         *("name", "weight", "mask", "mask_version", "target", "live", "numel", "density"),

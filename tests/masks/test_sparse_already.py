@@ -72,7 +72,7 @@ def test_remedy_keeps_every_weight_and_no_other():
         assert torch.equal(mask, before[name] != 0)
 
 
-def test_loading_the_model_alone_after_wrapping_is_told_at_the_first_step(state):
+def test_loading_the_model_alone_after_wrapping_is_warned_of_at_the_first_step(state):
     loaded = sparse_model().state_dict()
     model = make(seed=1)
     optimizer = wrap(model, seed=4, state=state)
@@ -94,7 +94,7 @@ def test_loading_the_model_alone_loses_nothing_where_the_warning_is_an_error(sta
     assert_same(loaded, model)
 
 
-def test_loading_both_after_wrapping_is_silent_and_goes_on(state):
+def test_model_and_optimizer_loaded_after_wrapping_go_on_without_a_warning(state):
     model, optimizer = trained()
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     other = make(seed=1)
@@ -112,7 +112,7 @@ def test_restoring_the_model_then_wrapping_then_the_optimizer_warns_and_loses_no
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     other = make(seed=1)
     other.load_state_dict(saved[0])
-    with pytest.warns(UserWarning, match="its masks count and nothing is lost"):
+    with pytest.warns(UserWarning, match="its masks replace these and nothing is lost"):
         resumed = wrap(other, seed=4)
     resumed.load_state_dict(saved[1])
     train(model, optimizer, 5, start=5)
@@ -131,7 +131,7 @@ def test_dense_pretrained_weights_are_no_matter_in_either_order():
     train(model, optimizer, 2)
 
 
-def test_masks_by_magnitude_of_weights_that_are_gone_are_told():
+def test_masks_by_magnitude_of_weights_that_were_replaced_are_warned_of():
     model = make()
     optimizer = wrap(model, mask="magnitude")
     pretrained = make(seed=5).state_dict()

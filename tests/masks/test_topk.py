@@ -100,7 +100,7 @@ def test_scores_that_belong_to_a_graph():
 
 
 @pytest.mark.parametrize("k", [-1, 11])
-def test_more_than_there_are_or_less_than_none_is_refused(k):
+def test_count_that_is_negative_or_too_large_is_refused(k):
     with pytest.raises(ValueError, match=str(k)):
         largest(torch.randn(10), k)
 

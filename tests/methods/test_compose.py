@@ -115,7 +115,7 @@ def test_label_is_its_name_in_a_checkpoint():
         ),
     ],
 )
-def test_object_that_is_no_score_is_refused(settings, error, words):
+def test_object_that_is_not_a_score_is_refused(settings, error, words):
     with pytest.raises(error, match=words):
         Compose(**settings)
 

@@ -126,7 +126,7 @@ def test_error_in_a_method_changes_nothing():
         assert torch.equal(p, weights[name])
 
 
-def test_class_that_is_no_method_is_not_registered():
+def test_class_that_is_not_a_method_is_not_registered():
     with pytest.raises(TypeError, match="int"):
         register_method(int)
     with pytest.raises(TypeError, match="Method"):
@@ -195,7 +195,7 @@ def refusing(self):
 @pytest.mark.parametrize(
     ("make_class", "words"),
     [
-        (not_decorated, r"Own: it is no dataclass\. Write @register_method above @dataclass"),
+        (not_decorated, r"Own: it is not a dataclass\. Write @register_method above @dataclass"),
         (without_growth, r"Own: .* lacks grow_scores\(\)"),
         (lambda: plain(name=""), "name='' must be a non-empty string"),
         (lambda: plain(name=3), "name=3 must be of type str"),
@@ -207,16 +207,16 @@ def refusing(self):
         ),
         (
             lambda: plain(needs_dense_gradients=True),
-            "needs_dense_gradients is no flag; did you mean 'needs_dense_gradient'",
+            "needs_dense_gradients is not a flag; did you mean 'needs_dense_gradient'",
         ),
         (lambda: plain(follows_mask="age"), "follows_mask='age' must be of type tuple"),
         (
             lambda: plain(follows_mask=("age",)),
-            r"follows_mask=\('age',\) means nothing without initial_layer_state\(\)",
+            r"follows_mask=\('age',\) has no effect without initial_layer_state\(\)",
         ),
         (
             lambda: plain(observes_dense_gradient=True),
-            r"observes_dense_gradient=True means nothing without observe\(\)",
+            r"observes_dense_gradient=True has no effect without observe\(\)",
         ),
         (
             lambda: plain(grow_scores=lambda self, layer: layer.weight),

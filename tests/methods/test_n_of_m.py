@@ -91,7 +91,7 @@ def test_every_group_keeps_its_number_at_every_step():
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (1, 4), (3, 4), (4, 8)])
-def test_any_ratio(n, m):
+def test_ratios_of_all_kinds_are_kept(n, m):
     model = make()
     optimizer = wrap(model, method=NM(n=n, m=m), **{**SETTINGS, "density": n / m})
     train(model, optimizer, 20)

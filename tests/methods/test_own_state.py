@@ -135,7 +135,7 @@ def test_state_is_kept_for_layers_that_can_move_until_masks_stop():
     assert {int(count) for count in seen.values()} == {30}
     dense = next(layer for layer in optimizer.layers if layer.is_dense)
     update = optimizer._updater._about(37)
-    with pytest.raises(ValueError, match=rf"'{dense.name}' has no state: .*dense for ever"):
+    with pytest.raises(ValueError, match=rf"'{dense.name}' has no state: .*stays dense"):
         update.layer_state(dense)
 
 
@@ -320,7 +320,7 @@ def with_state(**functions):
         ),
     ],
 )
-def test_declaration_that_is_none_is_refused_at_construction(functions, error, words):
+def test_invalid_declaration_is_refused_at_construction(functions, error, words):
     with pytest.raises(error, match=words):
         wrap(make(), method=with_state(**functions))
 

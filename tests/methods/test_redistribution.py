@@ -122,7 +122,7 @@ def test_shares_by_hand(total, shares, room, parts):
     assert share_out(total, shares, room) == parts == oracle.water_level(total, shares, room)
 
 
-def test_more_than_fits_is_refused():
+def test_total_above_all_capacities_is_refused():
     with pytest.raises(ValueError, match="total=5"):
         share_out(5, [1.0], [4])
 

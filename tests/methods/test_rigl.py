@@ -67,7 +67,7 @@ def test_weight_dropped_now_may_come_straight_back_with_value_and_state(state):
     assert optimizer.history[-1].new == 0.25
 
 
-def test_zero_makes_it_come_back_as_a_new_weight(state):
+def test_regrow_zero_brings_a_dropped_weight_back_as_a_new_one(state):
     weight, optimizer = tiny(
         WEIGHTS, [0, 5.0, 0, 0, 1.0, 0, 0, 0], MASK, state=state, regrow="zero"
     )

@@ -120,7 +120,7 @@ def test_gradient_that_is_not_finite_moves_nothing():
     assert_dropped_are_fresh(optimizer)
 
 
-def test_update_without_a_forward_pass_is_skipped_and_said():
+def test_update_without_a_forward_pass_is_skipped_with_a_warning():
     model, optimizer = wrapped(**HALF)
     train(model, optimizer, 2)
     for p in model.parameters():
@@ -171,7 +171,7 @@ def test_resumed_run_is_the_uninterrupted_one():
         assert torch.equal(mine, theirs)
 
 
-def test_checkpoint_that_is_loaded_in_the_middle_of_an_update_step_is_gone_on_from():
+def test_checkpoint_loaded_in_the_middle_of_an_update_step_resumes():
     model, optimizer = wrapped("AdamW", **HALF)
     train(model, optimizer, 2)
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
@@ -218,7 +218,7 @@ def test_copy_trains_on_as_the_original_does():
         assert torch.equal(mine, theirs)
 
 
-def test_masks_of_a_run_are_the_beginning_of_another():
+def test_masks_of_a_run_begin_another():
     model, optimizer = wrapped(**HALF)
     train(model, optimizer, STEPS)
     ticket = final_masks(optimizer)

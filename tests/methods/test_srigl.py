@@ -178,7 +178,7 @@ def test_magnitude_keeps_the_largest_of_each_neuron():
     assert optimizer.masks["0.weight"].int().tolist() == [[0, 1, 0, 1], [0, 1, 1, 0]]
 
 
-def test_masks_of_a_run_are_the_beginning_of_another_ablated_neurons_included():
+def test_masks_of_a_run_with_ablated_neurons_begin_another():
     model, optimizer, _ = wrapped(SRigL(gamma=HARSH), alpha=0.6)
     train(model, optimizer, STEPS)
     ticket = final_masks(optimizer)

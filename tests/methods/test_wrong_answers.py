@@ -132,7 +132,7 @@ def rewired(layer, **changes):
         (
             move(lambda layer: rewired(layer, drop=2, grow=1)),
             ValueError,
-            r"'fc1.weight' returned a Rewiring whose mask has \+1 weights more",
+            r"'fc1.weight' returned a Rewiring whose mask has \+1 live weights too many",
         ),
     ],
 )
@@ -195,7 +195,7 @@ class Counting(Answering):
         return {"calls": torch.zeros((), dtype=torch.int64)}
 
 
-def test_looking_for_such_gradients_changes_no_run(monkeypatch):
+def test_search_for_dense_gradients_that_nobody_asked_for_changes_no_run(monkeypatch):
     """Sums over gradients count live weights only; random numbers and state do not change."""
 
     def run(grow_scores):

@@ -106,7 +106,7 @@ def test_sparse_optimizer_is_not_wrapped_twice():
         SparseOptimizer(optimizer, model)
 
 
-def test_model_that_is_none_of_torchs():
+def test_model_that_is_not_a_torch_module_is_refused():
     model = make()
     with pytest.raises(TypeError, match="model"):
         SparseOptimizer(build("SGD", model.parameters()), model.parameters())

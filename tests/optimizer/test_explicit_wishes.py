@@ -177,7 +177,7 @@ def test_most_of_a_model_of_unknown_modules_is_said_to_stay_dense(caplog):
     assert not any("The rest is in" in line for line in caplog.messages)
 
 
-def test_ordinary_models_are_not_talked_about(caplog):
+def test_ordinary_models_give_no_log_line(caplog):
     model = make()
     with caplog.at_level(logging.WARNING, "sparseopt"):
         SparseOptimizer(sgd(model.parameters()), model, method="static")
@@ -267,7 +267,7 @@ def test_updates_in_more_than_a_third_of_the_steps_are_warned_of(settings, share
         {"delta_t": 1, "total_steps": 200, "density": 1.0},
     ],
 )
-def test_fewer_updates_are_not(settings):
+def test_updates_in_at_most_a_third_of_the_steps_are_not_warned_of(settings):
     model = make()
     SparseOptimizer(sgd(model.parameters()), model, **settings)
 

@@ -70,7 +70,7 @@ def test_group_that_the_user_took_out_is_named_and_detach_goes_on(state):
     optimizer = SparseOptimizer(inner, model, state=state, **SETTINGS)
     train(model, optimizer, 3)
     optimizer.param_groups.pop(0)
-    with pytest.raises(RuntimeError, match=r"'conv1\.weight' is in none of"):
+    with pytest.raises(RuntimeError, match=r"'conv1\.weight' is no longer in any of"):
         optimizer.state_dict()
     optimizer.detach()
     for name, p in model.named_parameters():

@@ -34,7 +34,7 @@ def assert_no_hook(model, masks):
         assert not module._forward_pre_hooks
 
 
-def test_detach_takes_the_hooks_off():
+def test_detach_removes_the_hooks():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 3)

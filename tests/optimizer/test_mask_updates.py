@@ -45,7 +45,7 @@ def held_bytes(layer):
     return sum(v.nbytes for v in values if isinstance(v, torch.Tensor) and v is not layer.weight)
 
 
-def test_above_a_quarter_dense_state_leaves_a_byte_and_a_bit_a_weight():
+def test_dense_state_above_a_quarter_leaves_a_byte_and_a_bit_a_weight():
     """During an update positions take four bytes more for each live weight.
 
     Layers of at most 4096 weights hold a byte a weight more: see the page on semantics. Where the

@@ -43,7 +43,7 @@ def test_masks_are_where_the_model_is():
         assert optimizer.masks["weight"].device.type == "cuda"
 
 
-def test_masks_can_be_looked_at_as_soon_as_the_model_was_moved(device, state):
+def test_masks_can_be_read_as_soon_as_the_model_was_moved(device, state):
     model = make()
     optimizer = wrap(model, state=state)
     before = {name: mask.clone() for name, mask in optimizer.masks.items()}

@@ -123,7 +123,7 @@ def test_step_hooks_of_the_inner_optimizer_fire_once_a_step_too():
     assert calls == ["pre", "post"] * 6
 
 
-def test_removed_step_hook_fires_no_more():
+def test_removed_step_hook_no_longer_fires():
     model = make()
     optimizer = wrap(model)
     calls = []

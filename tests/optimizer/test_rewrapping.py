@@ -25,7 +25,7 @@ wrap = partial(wrapping.wrap, name="AdamW")
 
 @pytest.mark.filterwarnings("ignore:the model was sparse before")
 @pytest.mark.parametrize("name", ["AdamW", "Adafactor"])
-def test_wrapping_anew_takes_the_place_of_the_wrapper_before(name, state):
+def test_second_wrapper_replaces_the_first(name, state):
     """A notebook's cell runs twice, with another density."""
     if (name, state) == ("Adafactor", "compact"):
         state = "auto"

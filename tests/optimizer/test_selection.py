@@ -330,7 +330,7 @@ def test_temporal_convolutions_under_the_older_weight_norm_become_sparse():
     assert report.computed == 0.0
 
 
-def test_masks_of_torch_prune_can_be_gone_on_with():
+def test_masks_of_torch_prune_can_be_trained_on():
     model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 2))
     prune.l1_unstructured(model[0], "weight", amount=0.75)
     optimizer = wrap(model, sparse={"0": True}, mask={"0.weight_orig": model[0].weight_mask.bool()},
@@ -570,7 +570,7 @@ def test_selected_weights_that_stay_dense_are_named(caplog):
     assert "'lstm.weight_ih_l0', 'lstm.weight_hh_l0' stay dense" in line
 
 
-def test_frozen_weight_that_the_user_leaves_dense_is_not_talked_about(caplog):
+def test_frozen_weight_that_the_user_leaves_dense_gives_no_log_line(caplog):
     model = LanguageModel()
     model.head.requires_grad_(False)
     with caplog.at_level(logging.WARNING, "sparseopt"):
@@ -658,7 +658,7 @@ def test_model_that_is_mostly_left_dense_is_said_to_be(caplog):
     assert "lstm (LSTM) 2,720, embed (Embedding) 480, head (Linear) 40" in line
 
 
-def test_model_that_is_covered_is_not_talked_about(caplog):
+def test_model_that_is_covered_gives_no_log_line(caplog):
     with caplog.at_level(logging.WARNING, "sparseopt"):
         wrap(LanguageModel(), sparse={nn.LSTM: True})
     assert not [r for r in caplog.records if "parameters can be sparse" in r.getMessage()]

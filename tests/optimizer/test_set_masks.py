@@ -157,7 +157,7 @@ def first_live(live):
     return mask.view(32, 32)
 
 
-def test_setting_the_masks_that_there_are_loses_nothing_once_pruning_is_over():
+def test_setting_the_present_masks_once_pruning_is_over_loses_nothing():
     optimizer, go = uneven(method="pruning")
     go(6)
     assert lives(optimizer) == [511, 1]
@@ -167,7 +167,7 @@ def test_setting_the_masks_that_there_are_loses_nothing_once_pruning_is_over():
 
 
 @pytest.mark.parametrize("method", ["pruning", "granet"])
-def test_setting_the_masks_that_there_are_in_the_middle_loses_nothing(method):
+def test_setting_the_present_masks_in_mid_training_loses_nothing(method):
     optimizer, go = uneven(method=method, total_steps=20)
     optimizer.set_masks(optimizer.masks)
     for _ in range(6):
@@ -231,7 +231,7 @@ def test_layer_that_is_dense_stays_dense():
     train(optimizer, model, 1)
     keys = {index: set(entry) for index, entry in optimizer.state_dict()["state"].items()}
     optimizer.set_masks({"0": torch.ones(16, 12).bool()})
-    with pytest.raises(ValueError, match="dense for ever.*init="):
+    with pytest.raises(ValueError, match="stays dense.*init="):
         optimizer.set_masks({"2": half(torch.ones(4, 16)), "0": half(torch.ones(16, 12))})
     assert optimizer.layers[1].live != 32
     optimizer.set_masks({"2": half(torch.ones(4, 16))})
@@ -301,7 +301,7 @@ def test_measured_cost_counts_each_mask_for_as_long_as_it_was_there():
         (
             {"0": half(torch.ones(16, 12)), "0.weight": half(torch.ones(16, 12))},
             ValueError,
-            "two masks of layer '0.weight'",
+            "two masks for layer '0.weight'",
         ),
     ],
 )
@@ -468,6 +468,6 @@ def test_pruning_starts_when_and_where_it_is_told():
 
 
 @pytest.mark.parametrize("wrong", [{"start": 1.5}, {"initial": 0.0}])
-def test_pruning_refuses_a_start_that_there_cannot_be(wrong):
+def test_pruning_refuses_an_impossible_start(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Pruning(**wrong)

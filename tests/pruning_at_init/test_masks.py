@@ -63,7 +63,7 @@ def test_init_sets_the_count_of_each_layer(make_masks, init):
 
 @every_function
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_any_dtype_will_do(make_masks, dtype):
+def test_dtype_of_the_weights_changes_no_count(make_masks, dtype):
     masks = make_masks(make(dtype=dtype), density=0.1)
     assert live(masks) == live(make_masks(make(), density=0.1))
 
@@ -221,7 +221,7 @@ def test_density_out_of_range_is_refused(make_masks, density):
 
 
 @pytest.mark.parametrize("function", [snip, grasp])
-def test_loss_that_is_none_is_refused(function):
+def test_loss_that_cannot_be_evaluated_is_refused(function):
     model, data = make(), batch(0)
     with pytest.raises(TypeError, match="loss="):
         function(model, torch.zeros(()), [data])

@@ -209,7 +209,7 @@ def test_model_that_runs_in_no_precision_says_why_itself():
         (7, TypeError),
     ],
 )
-def test_inputs_that_are_none_are_refused(inputs, error):
+def test_inputs_of_other_kinds_are_refused(inputs, error):
     with pytest.raises(error, match="inputs"):
         synflow(relu_net(7, 5), inputs)
 

@@ -1,4 +1,4 @@
-"""The report: tables and figures, from the results alone."""
+"""The report: tables and figures, made from the results only."""
 
 from benchmarks.cifar.report.writing import write_report
 

@@ -1,4 +1,4 @@
-"""The figures of the report; each says in its title which protocol its numbers are from."""
+"""The figures of the report; the title of each names the protocol of its numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLORS = [
     for name in ("tab10", "Dark2", "Set1")
     for color in matplotlib.colormaps[name].colors  # type: ignore[attr-defined]
 ]
-# Methods at one density would hide each other: their marks are spread over this factor.
+# Marks of methods at one density are spread over this factor, so that they don't hide each other.
 DODGE = 1.25
 MASK_PANELS = {
     "fraction": "drop fraction",
@@ -38,7 +38,7 @@ MASK_PANELS = {
 }
 # Fewer trials do not span a plane.
 FEWEST_TRIALS = 4
-#: Where a variant stands on an axis; None where that is not known.
+#: The position of a variant on an axis; None if it is not known.
 Place = Callable[[Variant], float | Ratio | None]
 
 
@@ -94,7 +94,7 @@ def against_flops(group: Group) -> Figure:
 
 
 def against_time(group: Group, times: Times) -> Figure | None:
-    """A row for each init; left the largest batch of inference, right training; None untimed."""
+    """A row for each init: inference of the largest batch, and training; None without times."""
     timed = [variant for variant in group.variants if times.of(group, variant)]
     if not timed:
         return None
@@ -107,7 +107,7 @@ def against_time(group: Group, times: Times) -> Figure | None:
 
 
 def masks_over_time(group: Group, density: float) -> Figure | None:
-    """Four panels over the steps of training; None where no run recorded its updates."""
+    """Four panels over the steps of training; None if no run recorded its updates."""
     histories = {v: history(group, v) for v in group.variants if v.density == density}
     recorded = {variant: frame for variant, frame in histories.items() if frame is not None}
     if not recorded:

@@ -15,10 +15,9 @@ from benchmarks.common.words import format_duration
 
 
 def layer_table(group: Group, density: float) -> list[str]:
-    """Density of each layer, mean over the seeds; variants that end alike share a column.
+    """Density of each layer, mean over the seeds; variants with equal densities share a column.
 
-    Methods that drop channels have masks for vectors too, which no other method has: only the
-    layers that all have are compared.
+    Only layers of all methods are compared: methods that drop channels also mask vectors.
     """
     found: dict[Variant, pd.Series] = {}
     for variant in (one for one in group.variants if one.density == density):
@@ -53,7 +52,7 @@ def history(group: Group, variant: Variant) -> pd.DataFrame | None:
 
 def not_recorded(group: Group) -> list[str]:
     """A sentence that names the variants whose runs have not recorded masks, if any."""
-    # A result with None in this place had nothing to record; an old one has no such place.
+    # A result with None here had nothing to record; an old result lacks the key.
     lacking = [
         variant.label
         for variant in group.variants
@@ -63,9 +62,10 @@ def not_recorded(group: Group) -> list[str]:
 
 
 def densities(group: Group) -> list[float]:
-    """The densities at which masks can be compared: where several variants have masks, or all.
+    """The densities at which several variants have masks to compare; if there are none, all.
 
-    A study of one method at other densities would fill the report with figures of one line.
+    Otherwise a study of one method at more densities would fill the report with figures of one
+    line.
     """
     counts = Counter(v.density for v in group.variants if v.density and v.init is not None)
     several = sorted(density for density, count in counts.items() if count > 1)

@@ -1,4 +1,4 @@
-"""The methods in the paper's order and in ours."""
+"""The methods in the paper's order and in the order of our results."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from benchmarks.common.tables import MISSING, table_of
 
 
 class Order:
-    """The variants of one density in the paper's order and in ours.
+    """The variants of one density in the paper's order and in the order of our results.
 
     Attributes:
-        rows: Those that were published and run, by one protocol and one set of authors, the best in
-            the paper first.
-        means: Ours, over the seeds that all have; empty where there is none, since others don't
-            compare.
+        rows: The variants that were published and run here, of one protocol and one set of authors,
+            the best of the paper first.
+        means: Our means over the seeds that all variants have; empty if there is no such seed,
+            because means over different seeds can't be compared.
     """
 
     def __init__(self, group: Group, paper: Paper, density: float) -> None:
@@ -55,10 +55,10 @@ class Order:
         return table_of(rows)
 
     def words(self) -> list[str]:
-        """Of pairs with a common seed, how many are in the paper's order, and which are not.
+        """How many pairs with a common seed are in the paper's order, and which pairs are not.
 
-        A pair counts where neither the paper's bands of one deviation overlap nor the difference
-        here is within its spread.
+        A pair counts if the paper's bands of one deviation do not overlap, and if our difference is
+        beyond its spread.
         """
         pairs = agreeing = 0
         beaten: dict[str, list[str]] = {}
@@ -86,7 +86,7 @@ class Order:
 
 
 def orders(group: Group, paper: Paper | None) -> list[Order]:
-    """One order for each density at which two variants or more have been published and run."""
+    """One order for each density at which at least two variants were published and run."""
     if paper is None:
         return []
     densities = sorted({one.density for one in group.variants if one.density is not None})

@@ -10,9 +10,9 @@ from typing import Any
 from benchmarks.cifar.report.results import Group, Variant
 from benchmarks.cifar.settings import read_toml
 
-#: Decimals as in the file: as a float, 0.20 would become 0.2.
+#: Decimals keep the digits of the file: as a float, 0.20 would become 0.2.
 PAPER = read_toml(Path(__file__).with_suffix(".toml"), Decimal)
-#: What the letters of the sources stand for.
+#: The names of the sources by their letters.
 SOURCES: dict[str, str] = PAPER["sources"]
 
 
@@ -21,7 +21,7 @@ class Published:
     """One published number of one variant; decimals keep the digits as they were printed.
 
     The accuracy and its deviation are in percent, FLOPs and times multiples of the dense network's.
-    None stands for what is not printed.
+    None stands for a number that is not printed.
     """
 
     variant: Variant
@@ -61,7 +61,7 @@ class Paper:
         names = ("results", "original_authors", "redistribution", "structured")
         lists = ([_published(row) for row in table.get(name, [])] for name in names)
         self.main, self.original_authors, self.redistribution, self.structured = lists
-        #: Where searches of (alpha, delta_t) ended, as cells of a table.
+        #: The optima of the searches for (alpha, delta_t), as cells of a table.
         self.tuning = {_variant(row): _optimum(row) for row in table.get("tuning", [])}
 
     def of(self, variant: Variant, *, of_table: str = "main") -> list[Published]:
@@ -86,7 +86,7 @@ def paper_of(group: Group) -> Paper | None:
 
 
 def published_datasets() -> list[str]:
-    """The data sets that ``Paper`` has numbers for."""
+    """The data sets for which ``Paper`` has numbers."""
     return [name for name, table in PAPER.items() if "results" in table]
 
 

@@ -18,7 +18,7 @@ from benchmarks.cifar.records import Record
 from benchmarks.cifar.report.texts import title
 from benchmarks.common.tables import MISSING
 
-#: What a search or a sweep puts in place of the protocol's own.
+#: The settings that a search or a sweep varies.
 SEARCHED = ("alpha", "delta_t", "lr")
 MILLISECONDS_A_MINUTE = 60_000
 
@@ -52,17 +52,17 @@ class Variant:
 
     @property
     def title(self) -> str:
-        """The variant as tables and plots name it, without the density."""
+        """The variant's name in tables and plots, without the density."""
         return self.name if self.init is None else f"{self.name} ({title(self.init)})"
 
     @property
     def label(self) -> str:
-        """The variant as a legend names it."""
+        """The variant's name in a legend."""
         return self.title if self.density is None else f"{self.title} {self.density:.3g}"
 
     @property
     def plain(self) -> Variant:
-        """The same with the protocol's own alpha, delta_t and learning rate."""
+        """The same variant with the protocol's own alpha, delta_t and learning rate."""
         own = tuple(pair for pair in self.settings if pair[0] not in SEARCHED)
         return dataclasses.replace(self, settings=own)
 
@@ -74,7 +74,7 @@ class Variant:
         return {"method": self.name, "init": init, "density": density}
 
     def order(self) -> tuple[Any, ...]:
-        """Sorts dense first, then by density and init, methods in their usual order."""
+        """The sort key: dense first, then by density and init, methods in their usual order."""
         names = list(RECIPES)
         known = names.index(self.method) if self.method in names else len(names)
         density = -1.0 if self.density is None else self.density
@@ -92,12 +92,12 @@ class Group:
 
     Attributes:
         test: Test accuracies, a row for each variant and a column for each seed.
-        variants: Those with the protocol's own settings, in their usual order.
-        deviation: Standard deviation of one run's accuracy. A few seeds say little about it, so it
-            is taken from all runs together: what is left after the mean of their variant and that
-            of their seed (a randomised block design, with the seeds as blocks). None where nothing
-            is left, as with a single seed.
-        freedom: Its degrees of freedom.
+        variants: The variants with the protocol's own settings, in their usual order.
+        deviation: Standard deviation of one run's accuracy. A few seeds are too few to estimate it,
+            so all runs are used: the residuals after subtracting the mean of the variant and the
+            mean of the seed (a randomised block design, with the seeds as blocks). None if there
+            are no degrees of freedom, as with a single seed.
+        freedom: The degrees of freedom of ``deviation``.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -149,10 +149,10 @@ class Group:
         return self.mean(variant, "flops.inference") / self.mean(variant, "flops.dense_inference")
 
     def training_flops(self, variant: Variant, kind: str = "train") -> float | None:
-        """Mean FLOPs of the whole training as a multiple of the full dense network's.
+        """Mean FLOPs of the full training as a multiple of the full dense network's.
 
-        Longer training counts with its length, and masks that come from another run with that
-        run's training. None where that run isn't in the results.
+        Longer training counts in proportion to its length. If the masks come from another run, the
+        training of that run is added; None if that run is not in the results.
         """
         ratio = self.mean(variant, f"flops.{kind}") / self.mean(variant, "flops.dense_train")
         recipe = RECIPES.get(variant.method)
@@ -164,17 +164,17 @@ class Group:
     def quiet_step(self, variant: Variant) -> float | None:
         """CPU milliseconds of a training step in a run's quietest epoch, mean over the seeds.
 
-        Of the runs that trained on a CPU: beside a GPU, a processor only says what is to be done.
-        None where there are none, or one did not record them, as the first ones did not.
+        Only runs that trained on a CPU count: beside a GPU, the CPU only issues work. None if no
+        run trained on a CPU, or if one lacks CPU times, as the oldest runs do.
         """
         on_cpus = [run for run in self.of(variant) if run["environment"]["device"] == "cpu"]
         times = [run.get("cpu", {}).get("quiet_ms_a_step") for run in on_cpus]
         return None if None in times or not times else fmean(times)
 
     def cpu_minutes(self, variant: Variant) -> float | None:
-        """CPU time of the whole training at the pace of its quietest epoch; None if unknown.
+        """CPU time of the full training at the pace of its quietest epoch; None if unknown.
 
-        As with FLOPs, it includes the time of the run that the masks came from.
+        As with FLOPs, it includes the time of the run from which the masks come.
         """
         step, before = self.quiet_step(variant), self._before(variant, self.cpu_minutes)
         if step is None or before is None:
@@ -182,13 +182,13 @@ class Group:
         return before + step * self.mean(variant, "steps") / MILLISECONDS_A_MINUTE
 
     def training_time(self, variant: Variant) -> float | None:
-        """The same as a multiple of the dense network's; None where either is unknown."""
+        """The CPU time as a multiple of the dense network's; None if either is unknown."""
         dense, own = self.dense(), self.cpu_minutes(variant)
         full = None if dense is None else self.cpu_minutes(dense)
         return None if own is None or full is None else own / full
 
     def _before(self, variant: Variant, cost: Callable[[Variant], float | None]) -> float | None:
-        """The cost of the run that masks came from: 0 without such a run, None if it is unknown."""
+        """The cost of the run from which masks come: 0 without such a run, None if unknown."""
         recipe = RECIPES.get(variant.method)
         if recipe is None or recipe.masks_from is None:
             return 0.0

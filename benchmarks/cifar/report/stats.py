@@ -1,7 +1,7 @@
-"""Differences between runs of one seed, and when they are large enough to claim an order.
+"""Differences between runs of one seed, and whether they are large enough to claim an order.
 
-Runs of one seed share the order and the augmentation of the images, and networks of one shape their
-initial weights too, so their difference varies less than either accuracy.
+Runs of one seed share the order and the augmentation of the images, and networks of one shape also
+share their initial weights. So their difference varies less than either accuracy.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from benchmarks.cifar.report.texts import note
 from benchmarks.common.tables import MISSING, table_of
 
 CONFIDENCE = 0.95
-# Densities that were chosen for equal FLOPs meet them to within the rounding of live counts.
+# Densities chosen for equal FLOPs give equal FLOPs up to the rounding of live counts.
 EQUAL_FLOPS = 0.02
-#: What a variant of a group is compared with.
+#: The variant with which a variant of a group is compared.
 Reference = Callable[[Group, Variant], Variant]
 
 
@@ -31,7 +31,7 @@ class Difference:
     """Test accuracy of one variant minus the test accuracy of another.
 
     Attributes:
-        spread: How far from zero the mean has to be before it is called an order: the half width of
+        spread: The least distance of the mean from zero that counts as an order: the half width of
             its 95 % interval by Student's t. None without a deviation.
     """
 

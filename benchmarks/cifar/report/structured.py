@@ -46,7 +46,7 @@ class Times:
         return [self.records[key] for key in keys if key in self.records]
 
     def ratio(self, group: Group, variant: Variant, batch: int | None = None) -> Ratio | None:
-        """Of an inference, or of a whole training with its mask updates; None untimed.
+        """The ratio of an inference, or of a full training with its mask updates; None if untimed.
 
         A variant that trains for more steps takes proportionally longer.
         """
@@ -64,7 +64,7 @@ class Times:
         return Ratio(length * fmean(one["median"] for one in ratios), min(lows), max(highs))
 
     def form(self, group: Group, variant: Variant) -> str:
-        """What is timed in inference, and which share of the removable channels was removed."""
+        """The form that is timed in inference, and the share of removable channels removed."""
         forms = [record["form"] for record in self.of(group, variant)]
         kinds = ", ".join(dict.fromkeys(form["kind"] for form in forms))
         reached = [form["share_reached"] for form in forms if "share_reached" in form]
@@ -90,7 +90,7 @@ def times_of(group: Group, records: Sequence[Record]) -> list[Times]:
 
 
 def rows_of(group: Group, times: Times | None = None) -> list[Variant]:
-    """The rows of the table: structured variants, Small-Dense, RigL, and all that are timed."""
+    """The rows of the table: structured variants, Small-Dense, RigL, and all timed variants."""
     own = [variant for variant in group.variants if variant.method in STRUCTURED]
     places = {(variant.init, variant.density) for variant in own}
     places |= {(None, density) for _, density in places}

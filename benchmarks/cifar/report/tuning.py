@@ -1,4 +1,4 @@
-"""Runs with other settings than the protocol's: (alpha, delta_t), and learning rates."""
+"""Runs with settings other than the protocol's: (alpha, delta_t), and learning rates."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from benchmarks.common.tables import MISSING, table_of
 def varied_runs(group: Group) -> pd.DataFrame:
     """A row for each variant of a search or a sweep: its settings and its accuracy.
 
-    Those that were ``swept`` were trained at another learning rate than the protocol's, or with the
-    alpha and delta_t of one that was, the protocol's own among them.
+    A variant is ``swept`` if it was trained with another learning rate than the protocol's, or with
+    the same alpha and delta_t as such a variant; these may be the protocol's own.
     """
     own = {**group.settings["sparsity"], "lr": group.settings["optimizer"]["lr"]}
     rows = []
@@ -60,7 +60,7 @@ def optimum_table(group: Group, trials: pd.DataFrame, paper: Paper | None) -> li
 
 
 def settings_table(group: Group, runs: pd.DataFrame) -> list[str]:
-    """A row for each, the best first, with its difference from the protocol's own setting.
+    """A row for each variant, the best first, with its difference from the protocol's own setting.
 
     A learning rate is compared with the protocol's at the same alpha and delta_t.
     """

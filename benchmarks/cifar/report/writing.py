@@ -1,4 +1,4 @@
-"""``report.md`` and the figures, made from the results file alone."""
+"""``report.md`` and the figures, made from the results file only."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from benchmarks.common.tables import paragraph, section
 def write_report(results: Path, folder: Path) -> Path:
     """Write ``report.md`` and ``figures/`` into ``folder``; return the path of ``report.md``.
 
-    Runs that haven't ended are not in the results yet, and so not in the report: it can be made at
-    any time.
+    The report can be made at any time. It leaves out runs that have not ended, because they are not
+    in the results yet.
 
     Raises:
         ResultsError: If there are no results yet.
     """
     records = read_results(results)
     if not records:
-        raise ResultsError(f"{results} holds no finished run yet; start one with --all")
+        raise ResultsError(f"{results} has no finished run yet; start one with --all")
     lines = ["# Sparse training on small images", ""]
     used: set[str] = set()
     measured = read_results(Folder(results.parent).timings)
@@ -62,7 +62,7 @@ class Figures:
             return []
         path = Path("figures", f"{self.prefix}-{name}")
         save(figure, self.folder / path)
-        # Only an SVG's name ends differently; with_suffix would take the digits of a density off.
+        # Not with_suffix(), which would remove the digits of a density from the name.
         return paragraph(f"![{self.label}: {caption}]({path.as_posix()}.png)")
 
 

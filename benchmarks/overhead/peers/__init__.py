@@ -1,4 +1,4 @@
-"""Other libraries that train sparse, each driven as its own documentation says."""
+"""Other libraries for sparse training, each used as its own documentation describes."""
 
 from benchmarks.overhead.peers.base import INSTALL, Peer
 from benchmarks.overhead.peers.masks import Torchao, TorchaoFrozen, TorchPrune
@@ -12,7 +12,7 @@ PEERS: dict[str, type[Peer]] = {
     peer.name: peer
     for peer in (RiglTorch, Sparsimony, Torchao, TorchaoFrozen, TorchPrune, SparseLab)
 }
-#: One that can't be driven in one process with us.
+#: A library that can't run in one process with ours.
 NOT_DRIVEN = (
     "`cerebras-pytorch` is missing: version 2.10.0 is compiled for torch 2.4.0 only, and sparseopt "
     "needs 2.14."

@@ -17,11 +17,11 @@ class Peer(Contender):
     """Another library, or one way to use it; it imports the library when it is made.
 
     Attributes:
-        name: What reports call it.
+        name: The library's name in reports.
         distribution: Its package on PyPI.
-        module: What is imported of it.
-        does: What it does in this benchmark, for the report.
-        cannot: What it cannot do.
+        module: The module to import.
+        does: What the library does in this benchmark, for the report.
+        cannot: What it cannot do, for the report.
     """
 
     name: ClassVar[str]
@@ -51,7 +51,7 @@ class Peer(Contender):
             return f"not installed: {INSTALL}"
         try:
             importlib.import_module(cls.module)
-        # Other people's modules fail in any way when imported.
+        # The import of another library may raise anything.
         except Exception as error:
             return f"does not import: {type(error).__name__}: {error}".splitlines()[0]
         return None

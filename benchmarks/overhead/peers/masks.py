@@ -71,7 +71,7 @@ class Torchao(Peer):
 
 
 class TorchaoFrozen(Torchao):
-    """The same after its first step, in its "healing" phase, in which masks stay."""
+    """Torchao after its first step, in its "healing" phase, in which masks stay."""
 
     name = "torchao, frozen"
     does = "the same after its first step, in its healing phase: masks stay"

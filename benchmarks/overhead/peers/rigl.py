@@ -81,14 +81,14 @@ class Sparsimony(Peer):
             ERKDistribution(),
             inner,
             sparsity=1 - self.sparsity.density,
-            # The weights stay those that everyone starts with.
+            # All contenders start with the same weights.
             init_method=None,
         )
         self._sparsifier.prepare(
             self.model, [{"tensor_fqn": f"{name}.weight"} for name in self._names]
         )
         for name in self._names:
-            # As after its first update. Until then it adds up all gradients, at every step.
+            # This is its state after the first update. Before, it accumulates all gradients.
             get_parametrization(self.model.get_submodule(name)).accumulate = False
         return inner
 

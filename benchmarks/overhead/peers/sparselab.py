@@ -74,7 +74,7 @@ class SparseLab(Peer):
         return (self._algorithm._step_idx + 1) % self.sparsity.update_every == 0
 
     def before_update(self, samples: int) -> None:
-        # Its update computes the dense gradient from a layer's last input, so there has to be one.
+        # An update computes the dense gradient from a layer's last input, so the layer needs one.
         generator = torch.Generator().manual_seed(0)
         for layer in self._layers.values():
             inputs = torch.randn(samples, layer.in_features, generator=generator)
@@ -86,7 +86,7 @@ class SparseLab(Peer):
     def holders(self) -> tuple[Any, ...]:
         from sparselab.ops import _transpose_cache
 
-        # The memory of its C++ objects is visible through views only.
+        # The memory of its C++ objects is visible only through views.
         rows = [layer._csr for layer in self._layers.values()]
         names = ("col_indices", "row_start", "row_nnz", "row_capacity")
         arrays = [np.asarray(getattr(row, name)) for row in rows for name in names]

@@ -1,7 +1,7 @@
 """Kernels that compute with live weights only, layer by layer, beside the fastest dense way.
 
 A figure of ``benchmarks/speed/run.py``: layers of known networks in every precision, at several
-densities, on one thread by the CPU time of that thread, or on more by the clock on the wall.
+densities. With one thread the time is the CPU time of that thread, with more it is elapsed time.
 """
 
 from benchmarks.speed.kernels.figure import add_options, measure

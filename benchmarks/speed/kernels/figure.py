@@ -1,4 +1,4 @@
-"""The command: which layers are measured, what has been measured before, and on what machine."""
+"""The command: chooses layers, skips those measured before on this machine, and measures."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sparseopt.speedup import kernels
 
 FIGURE = "kernels"
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
-#: Under three minutes on one quiet core.
+#: These take less than three minutes on one idle core.
 QUICK = ("wrn-22-2-128", "imagenet-resnet50-1", "gpt2-1", "gpt2-512")
 QUICK_DENSITIES = (0.05, 0.1, 0.3)
-#: What makes dense code and ours do with AVX2, each by its own variable.
+#: The environment variables that restrict dense code and our kernels to AVX2.
 AVX2 = {
     "SPARSEOPT_KERNELS": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -40,9 +40,9 @@ class Choice:
     """What to measure.
 
     Attributes:
-        densities: Densities of our kernels.
+        densities: Densities at which our kernels are measured.
         rounds: Rounds that count.
-        again: Whether layers that were measured before are measured again.
+        again: Whether to measure layers again that were measured before.
     """
 
     densities: tuple[float, ...]
@@ -51,14 +51,14 @@ class Choice:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What a user can choose."""
+    """Add the options of this figure."""
     add = parser.add_argument
     parser.set_defaults(threads=1)
     add("--preset", choices=("quick", "full"), default="full", help="quick: some minutes")
     add("--workloads", nargs="+", choices=tuple(WORKLOADS), help="networks at a batch size")
     add("--densities", nargs="+", type=float, help="densities of the kernels")
     add("--rounds", type=int, default=7, help="rounds that count (default: %(default)s)")
-    add("--again", action="store_true", help="measure again what this machine has measured")
+    add("--again", action="store_true", help="measure layers again that this machine has measured")
     add(
         "--isa",
         choices=("native", "avx2"),
@@ -68,14 +68,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
-    """Time layer after layer; yields a workload's record anew after each of its layers."""
+    """Time layer after layer; yield a workload's record again after each of its layers."""
     if options.isa == "avx2" and any(os.environ.get(key) != AVX2[key] for key in AVX2):
         _run_with_avx2()
         return
     if not kernels.available():
         raise SystemExit(f"no kernels to measure: {kernels.why_not()}")
     keep_freed_memory()
-    # A library that brings an OpenMP runtime of its own reads it there when it is imported.
+    # A library with an OpenMP runtime of its own reads this variable when it is imported.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     quick = options.preset == "quick"
     workloads = options.workloads or (QUICK if quick else tuple(WORKLOADS))
@@ -110,7 +110,7 @@ def measure_workload(
             "count": count,
             **measure_layer(layer, choice.densities, workload.training, choice.rounds, clock),
         }
-        # Whatever comes later in the file has been measured too, and is not lost.
+        # Later layers in the file have been measured too, and are kept.
         rest = {key: one for key, one in known.items() if key not in done}
         yield {
             **about,

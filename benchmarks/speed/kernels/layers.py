@@ -1,4 +1,4 @@
-"""Which layers are measured: all shapes of some networks, at the batch sizes they are used with."""
+"""The measured layers: all shapes of some networks, at the usual batch sizes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from benchmarks.speed.models import cifar_resnet50
 
 @dataclass(frozen=True)
 class Layer:
-    """One shape of layer, and what it is given.
+    """One shape of layer, and the shape of its input.
 
     Attributes:
         inputs: Channels, or features, of the input.
-        outputs: The same of the output.
+        outputs: Channels, or features, of the output.
         batch: Samples, or tokens.
         size: Height and width of the map of a convolution; 0 for a linear layer.
         kernel: Height and width of the kernel.
-        stride: Of the convolution.
+        stride: The stride of the convolution.
     """
 
     inputs: int
@@ -69,14 +69,14 @@ class Layer:
 
     @property
     def words(self) -> str:
-        """The shape, as a table says it."""
+        """The shape in the form that tables use."""
         if self.is_linear:
             return f"{self.inputs} -> {self.outputs}"
         kernel = f"{self.kernel}x{self.kernel}" + (f"/{self.stride}" if self.stride > 1 else "")
         return f"{self.inputs} -> {self.outputs}, {kernel}, {self.size}x{self.size}"
 
     def as_record(self) -> dict[str, Any]:
-        """The fields, as results files have them."""
+        """The fields in the form that results files use."""
         return asdict(self)
 
 
@@ -98,14 +98,14 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """As the command line and files have it."""
+        """The name on the command line and in files."""
         return f"{self.network}-{self.batch}"
 
 
 def convolutions(make: Callable[[], nn.Module], size: int, batch: int) -> Counter[Layer]:
     """Count the shapes of a network's convolutions.
 
-    The first one, which reads three colours, is left out: sparse training keeps it dense.
+    The first convolution, which reads three colours, is left out: sparse training keeps it dense.
     """
     found: Counter[Layer] = Counter()
 
@@ -131,7 +131,7 @@ def transformer_layers(width: int, blocks: int, tokens: int) -> Counter[Layer]:
     return Counter({Layer(*shape, batch=tokens): blocks for shape in shapes})
 
 
-#: Tokens that are measured in inference alone.
+#: The numbers of tokens that are measured only in inference.
 FEW_TOKENS = (1, 16, 64)
 MANY_TOKENS = (512, 2048, 4096)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from sparseopt.speedup.kernels import build
 
 SOURCE = Path(__file__).with_name("limits.cpp")
-#: The same instructions as the kernels' variants have.
+#: The compiler options for the instructions of the kernels' variants.
 INSTRUCTIONS = {
     "avx2": ("-mavx2", "-mfma"),
     "avx512": ("-mavx512f",),
@@ -26,11 +26,11 @@ def measure_limits(variant: str) -> dict[str, float]:
         variant: The instruction set of the kernels.
 
     Raises:
-        RuntimeError: There is no C++ compiler.
+        RuntimeError: If there is no C++ compiler.
     """
     compiler = build.find_compiler()
     if compiler is None:
-        raise RuntimeError("the limits of the machine are measured by C++, and no compiler is here")
+        raise RuntimeError("the machine's limits are measured by C++, but no compiler was found")
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "limits"
         flags = ("-O3", "-std=c++17", "-Wno-psabi", *INSTRUCTIONS[variant])

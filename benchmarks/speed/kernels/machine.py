@@ -1,4 +1,4 @@
-"""What a run depends on beside the layer: processor, instructions, threads, versions, memory."""
+"""The conditions of a run: processor, instructions, threads, versions, memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLAGS = {"avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16"}
 
 
 def about_machine(threads: int) -> Record:
-    """What results depend on beside the layer: results of another machine are never continued."""
+    """The conditions of results: results of another machine are never continued."""
     return {
         "kernels": build.source_hash(),
         "variant": kernels.variant(),
@@ -39,7 +39,7 @@ def about_machine(threads: int) -> Record:
 
 
 def file_suffix(about: Record) -> str:
-    """What tells results apart that are not of one thread with all instructions."""
+    """The part of a file's name for results that are not of one thread with all instructions."""
     isa = about["machine"]["isa"]
     parts = [] if isa == "native" else [isa.lower()]
     if about["threads"] > 1:
@@ -48,7 +48,7 @@ def file_suffix(about: Record) -> str:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """What Linux says of the first processor."""
+    """Linux's facts about the first processor."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
@@ -56,7 +56,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _generation() -> str:
-    """Family and model; a virtual machine may call processors of all generations by one name."""
+    """Family and model; in virtual machines, processors of all generations may have one name."""
     found = _cpuinfo()
     numbers = (found.get("cpu family", ""), found.get("model", ""))
     return "family {}, model {}".format(*numbers) if all(numbers) else ""
@@ -88,9 +88,9 @@ def _built_with() -> dict[str, str]:
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what is freed, for dense code and ours alike.
+    """Make malloc keep freed memory, for dense code and for ours.
 
-    Otherwise every large result is mapped anew, and page faults hide what a layer costs.
+    Otherwise every large result is mapped again, and page faults hide the cost of a layer.
     """
     if sys.platform == "linux":
         trim_threshold, mmap_max = -1, -4

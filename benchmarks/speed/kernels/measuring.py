@@ -1,4 +1,4 @@
-"""Timing all ways to compute one layer, in turn."""
+"""Times all ways to compute one layer, in turn."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Row = dict[str, Any]
 
 #: The density at which other libraries are measured, and the parts of our training step.
 HEADLINE = 0.1
-#: A way that takes so many times as long as the fastest dense one is timed only once.
+#: A way is timed only once if it takes this many times as long as the fastest dense way.
 HOPELESS = 1.5
-#: Seconds that one measurement takes at least.
+#: The least time of one measurement, in seconds.
 SHORTEST = 2e-3
-#: Shorter times are taken for this one, in seconds.
+#: The shortest time, in seconds, that is used to compute the number of repetitions.
 RESOLUTION = 1e-7
 MILLI = 1e3
 
@@ -32,14 +32,14 @@ def measure_layer(
 
     Args:
         layer: The layer.
-        densities: At which our kernels are timed.
+        densities: The densities at which our kernels are timed.
         training: Whether gradients are timed too.
         rounds: Rounds that count.
-        clock: Which time.
+        clock: The clock.
 
     Returns:
-        A record: the shape, the machine's load before and after, a row for each contender, and why
-        libraries are missing.
+        A record: the shape, the machine's load before and after, a row for each contender, and the
+        reasons why libraries are missing.
     """
     before = os.getloadavg()[0]
     contenders = list(dense(layer, training))
@@ -61,11 +61,11 @@ def measure_layer(
 
 
 def time_contenders(contenders: Sequence[Contender], rounds: int, clock: Clock) -> list[Row]:
-    """Time contenders in turn; those that are hopeless, once.
+    """Time contenders in turn; hopeless contenders only once.
 
     Returns:
-        For each a row with its milliseconds (median and quartiles) and, unless it is dense, the
-        ratio of the fastest dense time to its own, round by round.
+        A row for each contender with its milliseconds (median and quartiles) and, unless it is
+        dense, the ratio of the fastest dense time to its own, round by round.
     """
     trials = [_trial(one, clock) for one in contenders]
     worth = [
@@ -106,7 +106,7 @@ def _fastest_dense(
 def _rival(
     contender: Contender, contenders: Iterable[Contender], times: Sequence[float]
 ) -> int | None:
-    """The fastest dense way to do the same in the same precision."""
+    """The fastest dense way of the same computation in the same precision."""
     same = [
         index
         for index, one in enumerate(contenders)

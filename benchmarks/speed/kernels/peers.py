@@ -1,4 +1,4 @@
-"""Sparse layers of other libraries, where they are installed and run: all of them float32."""
+"""Sparse layers of other libraries, where they are installed and run; all are float32."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ PRECISION = "float32"
 
 
 class NotForThisLayerError(Exception):
-    """A library does not know this kind of layer."""
+    """A library does not support this kind of layer."""
 
 
 def peers(
     layer: Layer, density: float, training: bool
 ) -> Iterator[tuple[str, list[Contender], str | None]]:
-    """Every library's name, what it can be timed with, and why it can not.
+    """Every library's name, with its calls to time or the reason why it can't be timed.
 
     Args:
         layer: The layer.
-        density: Share of its weights that are live.
+        density: The share of live weights.
         training: Whether gradients are timed too.
     """
     for name, make in PEERS.items():

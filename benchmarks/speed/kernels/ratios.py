@@ -1,4 +1,4 @@
-"""What results files say: times, ratios, sums over networks and break-even densities."""
+"""The numbers of results files: times, ratios, sums over networks and break-even densities."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from benchmarks.speed.records import Record
 
 @dataclass(frozen=True)
 class Comparison:
-    """Our kernels in one precision beside dense code in one."""
+    """A comparison of our kernels in one precision with dense code in one precision."""
 
     ours: str
     dense: str
 
     @property
     def words(self) -> str:
-        """As the head of a column says it."""
+        """The words for the head of a column."""
         return f"{SHORT[self.ours]} / {SHORT[self.dense]}"
 
 
@@ -34,12 +34,12 @@ COMPARISONS = (FP32, BF16, MIXED)
 
 
 def layer_of(one: Record) -> Layer:
-    """The shape that a layer's record is about."""
+    """The layer of a record."""
     return Layer(**{name: one[name] for name in Layer.__dataclass_fields__})
 
 
 def dense_time(one: Record, what: str, precision: str) -> tuple[float, str] | None:
-    """Milliseconds and name of the fastest dense way; ``None`` where it was not measured."""
+    """Milliseconds and name of the fastest dense way; ``None`` if it was not measured."""
     rows = _rows(one, what, precision)
     return min(
         ((row["milliseconds"][0], row["way"]) for row in rows if "density" not in row),
@@ -69,13 +69,13 @@ def densities_of(layers: Iterable[Record]) -> list[float]:
 
 
 def passes_of(record: Record) -> list[str]:
-    """Which of training and inference a workload has, in that order."""
+    """The passes of a workload: training, inference, or both in this order."""
     found = {row["what"] for row in record["layers"][0]["times"]}
     return [what for what in (TRAINING, INFERENCE) if what in found]
 
 
 def is_complete(record: Record) -> bool:
-    """Whether all shapes of the network were measured, so that sums are the network's."""
+    """Whether all shapes of the network were measured, so that sums are over the full network."""
     return bool(len(record["layers"]) == record["shapes"])
 
 
@@ -102,7 +102,7 @@ def dense_total(layers: Sequence[Record], what: str, precision: str) -> float | 
 def sparse_total(
     layers: Sequence[Record], what: str, precision: str, density: float, way: str = OURS
 ) -> float | None:
-    """Milliseconds of a sparse way, in sum; ``None`` if it does not do all layers."""
+    """Milliseconds of a sparse way, in sum; ``None`` if it does not support all layers."""
     rows = [sparse_row(one, what, precision, density, way) for one in layers]
     if None in rows:
         return None
@@ -118,7 +118,7 @@ def break_even(ratios: Mapping[float, float]) -> str:
         ratios: Dense time over sparse time, by density.
 
     Returns:
-        A density, or that it lies beyond those measured.
+        The density, or words for a density beyond the measured ones.
     """
     points = sorted(ratios.items())
     for (low, above), (high, below) in itertools.pairwise(points):
@@ -130,7 +130,7 @@ def break_even(ratios: Mapping[float, float]) -> str:
 
 
 def losers(layers: Iterable[Record], what: str, compared: Comparison) -> list[Layer]:
-    """The shapes in which dense code is ahead at the density of the headline."""
+    """The shapes for which dense code is faster at the headline density."""
     found = []
     for one in layers:
         ratio = speedups([one], what, compared).get(HEADLINE)
@@ -140,7 +140,7 @@ def losers(layers: Iterable[Record], what: str, compared: Comparison) -> list[La
 
 
 def useful_rate(layers: Sequence[Record], part: str, precision: str) -> float | None:
-    """Floating point operations with live weights, in 1e9 a second, of a part of training."""
+    """The rate of a part of training: operations with live weights, in 1e9 a second."""
     total = sparse_total(layers, part, precision, HEADLINE)
     if total is None:
         return None

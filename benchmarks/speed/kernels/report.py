@@ -1,4 +1,4 @@
-"""The section of the report on kernels, and the tables that the docs share with it."""
+"""The section on kernels in the report, and the tables that it shares with the docs."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def machine_of(record: Record) -> str:
 
 
 def processor_of(record: Record) -> str:
-    """What tells the processor from others, in a cell: results of several stand in one table."""
+    """The processor in a cell, because a table may have the results of several processors."""
     machine = record["machine"]
     generation: str = machine.get("generation") or machine["processor"]
     return generation
@@ -130,7 +130,7 @@ def _ratio(value: float | None) -> str:
 
 
 def limits_table(records: Sequence[Record]) -> list[str]:
-    """What a core can do at most."""
+    """The limits of a core."""
     found = [record for record in records if "limits" in record]
     rows = [
         [processor_of(record), record["variant"], name, f"{rate:.0f}"]
@@ -166,7 +166,7 @@ def _products_alone(record: Record, precision: str) -> str:
 
 
 def peers_lines(workloads: Sequence[Record]) -> list[str]:
-    """The table of other libraries, what it is of, and why some of them are not in it."""
+    """The table of other libraries, its explanation, and the reasons for missing libraries."""
     missing = {
         f"{name}: {reason}": None
         for record in workloads
@@ -238,7 +238,7 @@ def _dense_cell(one: Record, what: str, precision: str) -> str:
 
 
 def _spread_cell(one: Record, what: str, compared: Comparison) -> str:
-    """The ratio, and between which quartiles it lay over the rounds."""
+    """The median ratio over the rounds, and its quartiles."""
     row = sparse_row(one, what, compared.ours, HEADLINE)
     if row is None:
         return MISSING

@@ -1,4 +1,4 @@
-"""Which records there are: workloads, their order, their names, and those that are ordinary."""
+"""The records of workloads: their order, their names, and the selection of ordinary ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def not_measured(records: Iterable[Record]) -> list[str]:
 
 
 def title(record: Record) -> str:
-    """The network, its batch, and what is unusual about how it was run."""
+    """The network, its batch, and unusual conditions of the run."""
     notes = [f"{record['threads']} threads"] if record["threads"] > 1 else []
     isa = record["machine"]["isa"]
     notes += [] if isa == "native" else [f"{isa} only"]

@@ -15,11 +15,11 @@ from benchmarks.speed.kernels.layers import Layer
 from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels import calls
 
-#: What is timed of a layer: one forward pass, or one with the gradients of input and weight.
+#: The timed passes of a layer: one forward pass, or one with the gradients of input and weight.
 INFERENCE, TRAINING = "inference", "training"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OURS = "kernels"
-#: What a training step with our kernels is made of, in its order.
+#: The parts of a training step with our kernels, in their order.
 PARTS = ("gather", "forward", "input gradient", "weight gradient", "scatter")
 FORMATS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -32,9 +32,9 @@ class Contender:
 
     Attributes:
         what: ``"inference"``, ``"training"``, or the name of a part of training.
-        precision: Of all tensors; sums are float32 everywhere.
-        way: Who computes.
-        density: Share of weights that are computed with; ``None`` where all are.
+        precision: The precision of all tensors; sums are always float32.
+        way: The library or code that computes.
+        density: The share of weights in the computation; ``None`` for all weights.
         call: The call.
     """
 
@@ -51,8 +51,8 @@ def passes(forward: Forward, x: Tensor, weight: Tensor, training: bool) -> dict[
     Args:
         forward: Computes the layer; gradients come from autograd.
         x: The input.
-        weight: Whatever the layer calls its weights.
-        training: Whether the gradients are asked for.
+        weight: The tensor of the layer's weights, in its own format.
+        training: Whether to compute the gradients too.
     """
     x, weight = x.detach(), weight.detach()
 
@@ -69,7 +69,7 @@ def passes(forward: Forward, x: Tensor, weight: Tensor, training: bool) -> dict[
 
 
 def dense(layer: Layer, training: bool) -> Iterator[Contender]:
-    """All dense ways in both precisions; the fastest of a precision is what counts."""
+    """All dense ways in both precisions; only the fastest of each precision counts."""
     for precision, dtype in PRECISIONS.items():
         x, weight = _tensors(layer, dtype)
         if layer.is_linear:
@@ -109,7 +109,7 @@ def _with_lists(
 
 
 def live_positions(layer: Layer, density: float) -> Tensor:
-    """Random live weights, exactly so many."""
+    """The positions of random live weights, exactly as many as the density gives."""
     live = max(1, round(density * layer.weights))
     return torch.randperm(layer.weights)[:live].sort().values
 

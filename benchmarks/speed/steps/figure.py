@@ -1,4 +1,4 @@
-"""The command: which cases are measured, and how one is."""
+"""The command: the choice of cases, and the measurement of a case."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIGURE = "steps"
 NEVER = 10**9
 FP32, BF16 = "float32", "bfloat16"
 PEERS = ("SparseProp", "SparseLab")
-#: The share of zeros from which on SparseProp's own functions try a layer.
+#: From this share of zeros, SparseProp's own functions try a layer.
 SPARSEPROP_FROM = 0.8
 Step = Callable[[], None]
 
@@ -35,8 +35,8 @@ class Case:
     """One comparison.
 
     Attributes:
-        workload: the name of what is trained.
-        init: the distribution of densities; ``"linear"`` of transformers.
+        workload: the workload's name.
+        init: the distribution of densities; for transformers ``"linear"``.
         density: the density.
     """
 
@@ -61,7 +61,7 @@ CASES = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What a user can choose."""
+    """Add the options of this figure."""
     parser.set_defaults(threads=1)
     add = parser.add_argument
     add("--workloads", nargs="+", choices=tuple(WORKLOADS), help="only these")
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
     if not kernels.available():
         raise SystemExit(f"no kernels to measure: {kernels.why_not()}")
     keep_freed_memory()
-    # A library that brings an OpenMP runtime of its own reads it there when it is imported.
+    # A library with an OpenMP runtime of its own reads this variable when it is imported.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     about = about_machine(options.threads)
     for case in CASES:
@@ -105,7 +105,7 @@ def measure_case(
     steps = {f"dense, {precision}": trainer.dense(precision) for precision in (FP32, BF16)}
     handles = {}
     for precision in (FP32, BF16):
-        # Float32 is no rival where there is bfloat16, but tells what other processors gain.
+        # Where bfloat16 is available, float32 is slower, but it shows the gain on other processors.
         if precision == BF16 or case.workload == "wrn-22-2":
             name = f"speed_up, {precision}"
             steps[name], handles[name] = trainer.sped_up(precision)
@@ -116,10 +116,10 @@ def measure_case(
             if step is not None:
                 step()
                 steps[name] = step
-        # Whatever somebody else's library raises is the reason why it does not take part.
+        # An error of another library is the reason why it does not take part.
         except Exception as error:
             missing[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
-    # The first steps measure and choose.
+    # In the first steps, speed_up measures and chooses.
     times = time_in_turn(steps, rounds=rounds, device="cpu", warmup=2, clock=clock)
     dense = {precision: times[f"dense, {precision}"] for precision in (FP32, BF16)}
     return {
@@ -162,15 +162,15 @@ class _Trainer:
         return self._step(model, self._workload.optimizer(model), precision)
 
     def sped_up(self, precision: str) -> tuple[Step, SpeedUp]:
-        """A step of the sparse network, and what was chosen to make it fast."""
+        """A step of the sparse network, and its speed-up."""
         model, optimizer = self._sparse()
         handle = speed_up(model, optimizer)
         return self._step(model, optimizer, precision), handle
 
     def peer(self, name: str) -> Step | None:
-        """A step of the network with another library's layers; ``None`` if it knows none of them.
+        """A step of the network with another library's layers; ``None`` if it supports no layer.
 
-        Both compute in float32 alone.
+        Both libraries compute only in float32.
         """
         model = self._by_sparseprop() if name == "SparseProp" else self._by_sparselab()
         return None if model is None else self._step(model, self._workload.optimizer(model), FP32)

@@ -1,4 +1,4 @@
-"""The section of the report on whole steps, and the tables that the docs share with it."""
+"""The section on full training steps in the report, and the tables that it shares with the docs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN = "speed_up, "
 
 
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
-    """The table of all cases, other libraries, and what was chosen for each."""
+    """The table of all cases, the table of other libraries, and the choice for each case."""
     return [
         *["## Full training steps on live weights", ""],
         *paragraph(f"{INTRODUCTION} {machine_words(records)}"),
@@ -46,7 +46,7 @@ def in_order(records: Sequence[Record]) -> list[Record]:
 
 
 def machine_words(records: Sequence[Record]) -> str:
-    """On what, and with what, records were made, in a sentence."""
+    """The machines, the rounds, the load and the clock of the records, in sentences."""
     found = in_order(records)
     machines = "; ".join(dict.fromkeys(map(machine_of, found)))
     rounds = sorted({record["rounds"] for record in found})
@@ -110,7 +110,7 @@ def peers_table(records: Sequence[Record]) -> list[str]:
 
 
 def _choice(record: Record) -> list[str]:
-    """What `speed_up` said, as it is printed."""
+    """The printed report of `speed_up`."""
     title = f"{record['title']}, {record['init']} {record['density']:g}"
     threads = "" if record["threads"] == 1 else f", {record['threads']} threads"
     said = record["report"][f"{OWN}{BF16}"]

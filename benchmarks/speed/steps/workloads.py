@@ -23,12 +23,12 @@ class Workload:
     """A network in training.
 
     Attributes:
-        title: its name in tables.
+        title: the network's name in tables.
         batch: samples of a step.
-        model: makes it.
-        inputs: makes a batch of so many samples.
-        optimizer: makes the inner optimizer.
-        linear_only: whether its linear layers are made sparse, all but the last, and nothing else.
+        model: a function that makes the network.
+        inputs: a function that makes a batch of a given number of samples.
+        optimizer: a function that makes the inner optimizer.
+        linear_only: whether only linear layers are made sparse, all except the last.
     """
 
     title: str
@@ -70,7 +70,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.transpose(1, 3).unbind(2)
-        # On CPUs torch's scaled_dot_product_attention takes twice as long as what it fuses.
+        # On CPUs torch's scaled_dot_product_attention takes twice as long as these operations.
         scores = q @ k.mT * q.shape[-1] ** -0.5
         if self.causal:
             length = x.shape[1]

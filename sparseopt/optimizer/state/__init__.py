@@ -1,4 +1,4 @@
-"""The inner optimizer's state of sparse layers: held for live weights only, or dense and masked."""
+"""The inner optimizer's state of sparse layers: of live weights only, or dense and masked."""
 
 from sparseopt.optimizer.state.base import StateBackend, unhooked_step
 from sparseopt.optimizer.state.choice import StateMode, make_backend

@@ -1,4 +1,4 @@
-"""What both ways of keeping the inner optimizer's state have in common."""
+"""The base of both backends that keep the inner optimizer's state."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class StateBackend(ABC):
         self.inner = inner
         self.layers = layers
         self.knows_fresh_state = is_known(inner)
-        #: What state began with, by layer and name, of optimizers of which it isn't known.
+        #: The recorded initial values of state, by layer and name, if they are not known.
         self.noted: dict[tuple[str, str], float] = {}
 
     @abstractmethod
@@ -67,11 +67,11 @@ class StateBackend(ABC):
 
     @abstractmethod
     def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
-        """Bring the state that the inner optimizer holds for a layer into this store's form.
+        """Bring a layer's state in the inner optimizer into the form of this backend.
 
         Args:
-            layer: the layer, its mask in place.
-            compact: whether that state is now one value a live weight, ``(live,)``, and not of the
+            layer: the layer, with its mask set.
+            compact: whether the state has one value a live weight now, ``(live,)``, instead of the
                 weight's shape.
         """
 
@@ -81,10 +81,10 @@ class StateBackend(ABC):
 
     @abstractmethod
     def to_dense(self) -> None:
-        """Bring all state into the form in which the inner optimizer alone would have it."""
+        """Bring all state into the form that the inner optimizer has without this library."""
 
     def dense_entry(self, layer: SparseLayer) -> dict[str, Any]:
-        """Return a layer's state as the inner optimizer alone would have it; nothing changes."""
+        """Return a layer's state in the form of a plain optimizer; nothing changes."""
         entry: dict[str, Any] = copied_containers(self.inner.state[layer.weight])
         return entry
 
@@ -92,17 +92,17 @@ class StateBackend(ABC):
         """Restore full-size parameters and state if this backend has swapped them out."""
 
     def forget_curvature(self) -> None:
-        """Drop state that describes the old live weights as a whole: L-BFGS's history."""
+        """Remove state that describes all old live weights together: L-BFGS's history."""
         if isinstance(self.inner, LBFGS):
             self.inner.state.clear()
 
     def per_weight(
         self, layer: SparseLayer, shape: torch.Size, group: dict[str, Any] | None = None
     ) -> Iterator[tuple[Any, Any, Tensor, float]]:
-        """Yield the state of a layer that has one value for each weight, as tensors of ``shape``.
+        """Yield a layer's state tensors of ``shape``, which have one value for each weight.
 
-        Each is given as the container that holds the tensor, the key there, the tensor, and the
-        value for a fresh parameter. Bool tensors are left out.
+        Each item is the container that holds the tensor, the key there, the tensor, and the value
+        for a fresh parameter. Bool tensors are left out.
         """
         if layer.weight not in self.inner.state:
             return
@@ -114,7 +114,7 @@ class StateBackend(ABC):
             if shape == layer.weight.shape and self.is_factor(layer, path):
                 continue
             if group.get("differentiable"):
-                # The graph of the last step may need the value as it was.
+                # The graph of the last step may need the old value.
                 with torch.enable_grad():
                     value = container[key] = value.clone()
             yield container, key, value, self.fresh(layer, group, path)
@@ -126,7 +126,8 @@ class StateBackend(ABC):
     def fresh(self, layer: SparseLayer, group: dict[str, Any], path: str) -> float:
         """Return the value of the state at ``path`` before a weight's first gradient.
 
-        For torch's optimizers the value is known. For others it is noted when they make the state.
+        For torch's optimizers the value is known. For other optimizers it is recorded when they
+        make the state.
         """
         if self.knows_fresh_state:
             return fresh_value(self.inner, group, path)
@@ -149,11 +150,13 @@ class StateBackend(ABC):
                 self.noted[layer.name, name] = value
 
     def recognise_fresh_values(self, layer: SparseLayer, names: Collection[str]) -> None:
-        """Find the values in the dense state of dropped weights, of a checkpoint or an optimizer.
+        """Read initial values from the dense state of dropped weights.
+
+        The state comes from a checkpoint, or from an optimizer that made it at construction.
 
         Args:
             layer: the layer.
-            names: of the state.
+            names: the names of the state.
         """
         if not names or self.knows_fresh_state or layer.is_sharded:
             return
@@ -164,11 +167,11 @@ class StateBackend(ABC):
                 self.noted[layer.name, name] = common_value(dropped)
 
     def state_names(self, layer: SparseLayer) -> set[str]:
-        """Return the names of what the inner optimizer holds for a layer's weight."""
+        """Return the names of the inner optimizer's state for a layer's weight."""
         return set(self.inner.state.get(layer.weight, ()))
 
     def trains(self, layer: SparseLayer) -> bool:
-        """Whether the layer's weight still is in a param group."""
+        """Whether the layer's weight is still in a param group."""
         return self._find_group(layer.weight) is not None
 
     def _group_of(self, weight: Tensor) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which way of keeping state suits an optimizer."""
+"""Chooses the state backend that suits an optimizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["StateMode", "make_backend"]
 
 StateMode = Literal["auto", "compact", "masked"]
 
-#: Optimizers that treat every entry of a parameter alike and alone.
+#: Element-wise optimizers: they treat all entries of a parameter alike, each independently.
 ELEMENTWISE: Final[frozenset[type[optim.Optimizer]]] = frozenset(
     {
         optim.SGD,
@@ -34,30 +34,30 @@ ELEMENTWISE: Final[frozenset[type[optim.Optimizer]]] = frozenset(
         optim.Rprop,
     }
 )
-#: Optimizers that move weights inside of ``backward()``, before anything can mask a gradient.
-#: transformers wraps others so, for its ``optim=`` names that end in ``layerwise``.
+#: Optimizers that move weights inside ``backward()``, before anything can mask a gradient.
+#: transformers wraps other optimizers in this way, for ``optim=`` names that end in ``layerwise``.
 STEPS_IN_BACKWARD: Final = ("AdaLomo", "LOMO", "LayerWiseDummyOptimizer", "Lomo")
 #: Optimizers of torch that need a parameter's shape, or all parameters at once.
 NOT_ELEMENTWISE: Final = ("Adafactor", "LBFGS", "Muon")
 
 
 def make_backend(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -> StateBackend:
-    """Return the store that ``mode`` asks for.
+    """Return the backend for ``mode``.
 
-    ``"auto"`` takes compact state for exactly the element-wise classes of :mod:`torch.optim` and
-    masked state for every other class, subclasses included: what they do is not known. Sharded
-    weights have masked state, whose tensors are sharded like them.
+    ``"auto"`` takes compact state for exactly the element-wise classes of :mod:`torch.optim`. It
+    takes masked state for every other class, also for their subclasses, because their computation
+    is not known. Sharded weights have masked state, whose tensors are sharded alike.
 
     Raises:
-        TypeError: if the optimizer's ``step`` is not what moves weights.
+        TypeError: if the optimizer moves weights outside of its ``step``.
         ValueError: if ``mode`` is not known, or is ``"compact"`` for an optimizer that cannot
             work on a 1-D tensor of live weights.
     """
     check_choice("state", mode, ("auto", "compact", "masked"))
     if type(inner).__name__ in STEPS_IN_BACKWARD:
         raise TypeError(
-            f"optimizer={type(inner).__name__}(...) cannot be wrapped: it moves weights inside of "
-            "backward(), where dropped ones would be moved too. Use an optimizer that moves them "
+            f"optimizer={type(inner).__name__}(...) cannot be wrapped: it moves weights inside "
+            "backward(), where dropped weights would move too. Use an optimizer that moves weights "
             "in step()."
         )
     if mode == "masked":
@@ -77,7 +77,7 @@ def make_backend(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -
 
 
 def _obstacle(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:
-    """Return what rules out that a 1-D tensor stands for a weight, if anything does."""
+    """Return the reason why a 1-D tensor of live weights can't replace a weight, if any."""
     if any(layer.is_sharded for layer in layers):
         return "sharded weights (DTensor)"
     if any(group.get("differentiable") for group in inner.param_groups):
@@ -88,7 +88,7 @@ def _obstacle(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:
 
 
 def _state_of_all_weights(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:
-    """Return which state has the shape of a layer's weight, but not a value for each weight."""
+    """Return a state with the shape of a weight but without one value for each entry, if any."""
     shapes = {probe_shape(layer.weight.shape): layer.weight for layer in layers}
     for weight in shapes.values():
         for path, is_shown in show_per_weight(inner, weight).shown.items():

@@ -1,4 +1,4 @@
-"""Optimizer state for live weights only: the plan of a step, and what an update does to it."""
+"""Optimizer state for live weights only: the plan of a step, and the changes in an update."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ from sparseopt.utils.closures import evaluate
 
 __all__ = ["CompactState", "StepPlan"]
 
-#: Live weights in pools up to which one call of the inner optimizer steps everything.
+#: Up to this many live weights in pools, one call of the inner optimizer steps everything.
 ONE_TURN: Final = 1 << 17
 
 
 class CompactState(StateBackend):
-    """Lends the inner optimizer the live weights of the layers as 1-D tensors.
+    """Swaps in 1-D tensors of live weights for the layers while the inner optimizer steps.
 
-    During a step it sees live weights and their gradients only, gathered from the dense ones;
-    afterwards they are scattered back. So an element-wise optimizer makes state for live weights
-    only: it takes ``density`` of the memory and the step ``density`` of the work, a dropped weight
-    has none that could bring it back, and a grown weight starts with a fresh parameter's. The state
-    stays keyed by the user's own parameters. What is dense, layers that are full included, is
-    stepped as it is; where it is small, together with live weights.
+    During a step the inner optimizer sees only live weights and their gradients. They are gathered
+    from the dense tensors before the step and scattered back after it. So an element-wise optimizer
+    makes state for live weights only. The state takes ``density`` of the memory, and the step
+    ``density`` of the work. A dropped weight has no state that could revive it, and a grown weight
+    starts with the state of a fresh parameter. The keys of the state are still the user's own
+    parameters. Dense parameters, and layers that are full, are stepped as they are; small ones are
+    stepped together with live weights.
 
     Args:
         inner: the optimizer.
         layers: its sparse layers; the list is shared and may grow.
-        pooled: whether many layers may be one 1-D parameter; otherwise each is one of its own,
-            and ``step`` of the inner optimizer is called once.
+        pooled: whether many layers may form one 1-D parameter. Otherwise each layer is a parameter
+            of its own, and ``step`` of the inner optimizer is called once.
     """
 
     gathers = True
@@ -53,11 +54,11 @@ class CompactState(StateBackend):
         super().__init__(inner, layers)
         self.pooled = pooled
         self._plan: StepPlan | None = None
-        #: Parameters whose state is views of a pool's.
+        #: Parameters whose state tensors are views of a pool's state.
         self._sharing: list[Tensor] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy's would be of the original's parameters; the first step makes a new one.
+        # The plan refers to the original's parameters; the copy's first step makes a new plan.
         return {**self.__dict__, "_plan": None}
 
     def step(self, closure: Closure | None = None) -> Any:
@@ -79,7 +80,7 @@ class CompactState(StateBackend):
     def _take_turns(self, plan: StepPlan, inner_step: Callable[[], Any]) -> None:
         """Let the inner optimizer step one turn after the other.
 
-        In each turn the param groups have only the parameters of the turn. Invariant: after the
+        In each turn the param groups contain only the parameters of this turn. Invariant: after the
         last turn, or after an error, the groups have their own lists again.
         """
         everything = [(group, group["params"]) for group in self.inner.param_groups]
@@ -94,7 +95,7 @@ class CompactState(StateBackend):
 
     def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
         """Gather dense state; see :meth:`StateBackend.load_layer`."""
-        # What was loaded may be written into the tensors that pools have, and differ by layer.
+        # State may have been loaded into the tensors of pools, and may now differ between layers.
         self._plan = None
         if compact:
             return
@@ -105,7 +106,7 @@ class CompactState(StateBackend):
             entry[key] = layer.gather(values)
 
     def apply_transition(self, layer: SparseLayer, transition: Transition) -> None:
-        """Collect the new live weights' state; see :meth:`StateBackend.apply_transition`."""
+        """Make the new live weights' state; see :meth:`StateBackend.apply_transition`."""
         shape = layer.weight.shape if layer.is_full else torch.Size([layer.live])
         held = list(self.per_weight(layer, shape))
         transition.make(layer)
@@ -129,7 +130,7 @@ class CompactState(StateBackend):
                 entry[key] = layer.expand(values, fresh)
 
     def dense_entry(self, layer: SparseLayer) -> dict[str, Any]:
-        """Expand what is compact; see :meth:`StateBackend.dense_entry`."""
+        """Expand compact state; see :meth:`StateBackend.dense_entry`."""
         entry, group = super().dense_entry(layer), self._group_of(layer.weight)
         for container, key, path, values in tensors_in(entry):
             if not layer.is_full and values.shape == (layer.live,) and values.dtype != torch.bool:
@@ -137,7 +138,7 @@ class CompactState(StateBackend):
         return entry
 
     def _plan_step(self) -> StepPlan:
-        """Keep the arrangement while it holds."""
+        """Return the plan of the last step if it still holds, else a new one."""
         plan = self._plan
         if plan is None or not plan.holds(self.inner, self.layers):
             plan = StepPlan(self.inner, self.layers, pooled=self.pooled)
@@ -146,7 +147,9 @@ class CompactState(StateBackend):
         return plan
 
     def _separate(self, pooled: list[Tensor]) -> None:
-        """Give what left a pool state of its own: a view would keep all of the pool's.
+        """Give parameters that left a pool state of their own.
+
+        A view would keep the memory of the pool's complete state alive.
 
         Args:
             pooled: the parameters that are in pools now.
@@ -162,9 +165,9 @@ class CompactState(StateBackend):
 def _take_turn(turn: Turn, inner_step: Callable[[], Any]) -> None:
     """Step the parameters of one turn: gather live weights, step, scatter them back.
 
-    Flat parameters of pools replace their members, and live weights replace single layers.
-    Invariant: afterwards, also after an error, every parameter holds its dense weight and gradient
-    again.
+    Flat parameters of pools replace their members, and live weights replace the weights of single
+    layers. Invariant: afterwards, also after an error, every parameter holds its dense weight and
+    gradient again.
     """
     try:
         for pool in turn.pools:
@@ -183,7 +186,11 @@ def _take_turn(turn: Turn, inner_step: Callable[[], Any]) -> None:
 
 @contextmanager
 def _live_weights_swapped_in(layers: Sequence[SparseLayer]) -> Iterator[None]:
-    """Hold live weights and gradients in the parameters; put everything back at the end."""
+    """Swap live weights and gradients into the parameters, and swap the dense tensors back.
+
+    Invariant: on exit, also after an error, every parameter has its dense weight and gradient, and
+    the weight has the values of the step.
+    """
     swapped = []
     try:
         for layer in layers:
@@ -210,9 +217,9 @@ class Turn:
     """One call of the inner optimizer's step.
 
     Attributes:
-        pools: each stepped as one parameter.
-        swapped: layers whose parameters hold live weights only.
-        parameters: what the inner optimizer is left with, by the id of the param group.
+        pools: the pools, each stepped as one parameter.
+        swapped: the layers whose parameters hold live weights only.
+        parameters: the parameters of each param group in this turn, by the id of the group.
     """
 
     pools: Sequence[Pool]
@@ -221,11 +228,11 @@ class Turn:
 
 
 class StepPlan:
-    """How the parameters of one step are stepped, and of the next ones while :meth:`holds`.
+    """The plan by which parameters are stepped: the turns of a step.
 
-    Each pool has a turn of its own, so that what is gathered for one is freed before the next. If
-    all of them are small, one turn is for everything: a call of an optimizer takes longer than its
-    work for a small network.
+    It serves all steps for which :meth:`holds` is true. Each pool has a turn of its own, so that
+    its gathered tensors are freed before the next pool. If all pools are small, one turn steps
+    everything: for a small network, a call of an optimizer takes longer than its work.
 
     Args:
         inner: the optimizer.
@@ -233,7 +240,7 @@ class StepPlan:
         pooled: whether many layers, and small dense parameters, may be one 1-D parameter.
 
     Attributes:
-        pools: what is stepped together.
+        pools: the groups of layers that are stepped together.
         turns: the calls of the inner optimizer's step.
     """
 
@@ -241,7 +248,7 @@ class StepPlan:
         self._basis = _basis(inner, layers)
         by_weight = {layer.weight: layer for layer in _swapped_layers(layers)}
         self.pools: list[Pool] = []
-        #: What would be in a pool if it had a gradient.
+        #: Parameters that would be in a pool if they had a gradient.
         self._waiting: list[Tensor] = []
         if pooled and by_weight:
             self._make_pools(inner, by_weight)
@@ -260,7 +267,7 @@ class StepPlan:
             self.turns = [*alone, Turn([], swapped, others)]
 
     def holds(self, inner: Optimizer, layers: Sequence[SparseLayer]) -> bool:
-        """Whether the same parameters have gradients and nobody replaced their state."""
+        """Whether the same parameters have gradients, and other code has not replaced state."""
         if self._basis != _basis(inner, layers):
             return False
         if any(weight.grad is not None for weight in self._waiting):
@@ -268,6 +275,10 @@ class StepPlan:
         return all(pool.fits() for pool in self.pools)
 
     def _make_pools(self, inner: Optimizer, by_weight: Mapping[Any, SparseLayer]) -> None:
+        """Make the pools of each param group, from its sparse layers and small dense parameters.
+
+        A small dense parameter without a gradient waits: the plan no longer holds when it gets one.
+        """
         for group in inner.param_groups:
             members: list[Member] = []
             for weight in group["params"]:
@@ -282,13 +293,14 @@ class StepPlan:
 
 
 def _swapped_layers(layers: Sequence[SparseLayer]) -> list[SparseLayer]:
-    """Return the layers whose live weights are stepped in place of the dense ones."""
+    """Return the layers whose live weights are stepped instead of the dense weights."""
     return [layer for layer in layers if layer.weight.grad is not None and not layer.is_full]
 
 
 def _basis(inner: Optimizer, layers: Sequence[SparseLayer]) -> tuple[Any, ...]:
-    """Return all that a plan depends on, for comparison."""
+    """Return everything that a plan depends on, for comparison."""
     groups = inner.param_groups
-    # Tensors would be compared by their entries. A plan keeps them, so ids don't recur.
+    # Ids, because tensors would be compared by their entries. A plan keeps the tensors alive, so
+    # no other tensor can get one of the ids.
     members = [(id(group), [id(weight) for weight in group["params"]]) for group in groups]
     return _swapped_layers(layers), members

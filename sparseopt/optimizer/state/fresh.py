@@ -33,8 +33,8 @@ __all__ = [
 def tensors_in(entry: dict[str, Any]) -> Iterator[tuple[Any, Any, str, Tensor]]:
     """Yield every tensor in the state of a parameter, also tensors in containers.
 
-    Each is given as the container that holds the tensor, the key there, the path in ``entry``, and
-    the tensor.
+    Each item is the container that holds the tensor, the key there, the path in ``entry``, and the
+    tensor.
 
     Example:
         >>> import torch
@@ -47,7 +47,7 @@ def tensors_in(entry: dict[str, Any]) -> Iterator[tuple[Any, Any, str, Tensor]]:
 
 
 def copied_containers(value: Any) -> Any:
-    """Return a state with its dictionaries and lists copied, and the tensors in them the same."""
+    """Return a state with copies of its dictionaries and lists, but with the same tensors."""
     if isinstance(value, dict):
         return {key: copied_containers(inner) for key, inner in value.items()}
     if isinstance(value, (list, deque)):
@@ -56,7 +56,7 @@ def copied_containers(value: Any) -> Any:
 
 
 def ends_in_shape(tensor: Tensor, shape: torch.Size) -> bool:
-    """Whether ``tensor`` has the shape, or is a stack of tensors that have it.
+    """Whether ``tensor`` has the shape, or is a stack of tensors of this shape.
 
     Example:
         >>> ends_in_shape(torch.zeros(2, 3, 4), torch.Size([3, 4]))
@@ -66,7 +66,7 @@ def ends_in_shape(tensor: Tensor, shape: torch.Size) -> bool:
 
 
 def each_of_shape(tensor: Tensor, shape: torch.Size) -> Iterator[Tensor]:
-    """Yield the tensor, or the tensors of ``shape`` that it is a stack of, as views."""
+    """Yield the tensor, or, if it is a stack, the tensors of ``shape`` in it, as views."""
     if tensor.ndim == len(shape):
         yield tensor
     else:
@@ -98,7 +98,7 @@ def is_factor(path: str, state: Mapping[Any, Any]) -> bool:
 def zero_code(entry: Mapping[str, Any], name: str, value: Tensor) -> int | None:
     """Return which of the 256 codes of a state stands for 0.
 
-    It knows the codes of bitsandbytes (indices into a map that is kept beside them), torchao (the
+    Known are the codes of bitsandbytes (indices into a map that is kept beside them), torchao (the
     same, or float8) and FlashAdamW (codes are proportional to values).
 
     Args:
@@ -107,14 +107,14 @@ def zero_code(entry: Mapping[str, Any], name: str, value: Tensor) -> int | None:
         value: the state.
 
     Returns:
-        The code, or ``None`` if the state has no codes, or none is known to stand for 0.
+        The code, or ``None`` if the state has no codes, or if the code of 0 is not known.
     """
     codes = getattr(value, "codes", value)
     if codes.element_size() != 1 or codes.dtype == torch.bool:
         return None
     if codes.is_floating_point() or name.endswith("::quantized"):
         return 0
-    # It is not always the lowest code, nor the same for all states of an optimizer.
+    # The code of 0 is not always the lowest, nor the same for all states of an optimizer.
     levels = getattr(value, "qmap", entry.get(name.replace("state", "qmap")))
     if not isinstance(levels, Tensor) or levels is value or levels.numel() != 256:
         return None
@@ -131,6 +131,7 @@ def codes_of(value: Tensor) -> Tensor:
 def _tensors_at(
     container: Any, key: Any, path: str, value: Any
 ) -> Iterator[tuple[Any, Any, str, Tensor]]:
+    """Yield the tensors in ``value``; the items of a list share the path of the list."""
     if isinstance(value, Tensor):
         yield container, key, path, value
     elif isinstance(value, dict):
@@ -147,11 +148,11 @@ def is_known(optimizer: Optimizer) -> bool:
 
 
 def fresh_value(optimizer: Optimizer, group: dict[str, Any], key: str) -> float:
-    """Return what ``optimizer`` would fill the state ``key`` of a fresh parameter with.
+    """Return the initial value of the state ``key`` of a fresh parameter in ``optimizer``.
 
     Moments start at zero. Rprop's step size starts at the learning rate, and Adagrad's accumulator
     at ``initial_accumulator_value``. If these started at zero, a grown weight would never move
-    under Rprop, and move too far under Adagrad.
+    under Rprop, and would move too far under Adagrad.
     """
     if isinstance(optimizer, Rprop) and key == "step_size":
         return float(group["lr"])
@@ -161,7 +162,7 @@ def fresh_value(optimizer: Optimizer, group: dict[str, Any], key: str) -> float:
 
 
 class _Noting(dict[str, Any]):
-    """A state entry that records the value which every new tensor was filled with."""
+    """A state entry that records the initial value of every new tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +184,7 @@ class _Noting(dict[str, Any]):
 
 
 class _NotingState(defaultdict[Any, Any]):
-    """An optimizer's state that records the values in new entries, however they are added."""
+    """An optimizer's state that records the values in all new entries, however they are added."""
 
     def __init__(self, entries: Mapping[Any, Any]) -> None:
         super().__init__(_Noting, entries)
@@ -222,7 +223,7 @@ def noting_first_values(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str,
     try:
         optimizer.state = noting
     except AttributeError:
-        # A wrapper whose state is read through to another optimizer's.
+        # The optimizer is a wrapper whose state is that of another optimizer.
         yield found
         return
     try:

@@ -1,11 +1,11 @@
-"""Gathering the live weights of one layer, or of many small layers at once, on all cores.
+"""Gathers the live weights of one layer, or of many small layers at once, on all cores.
 
-A call of torch takes longer than its work for a small layer. So small layers are copied into one
-dense tensor, with one call for all of them, and their live weights are taken from that tensor. It
-exists for a moment only.
+For a small layer, a call of torch takes longer than its work. So small layers are copied into one
+temporary dense tensor, with one call for all of them, and their live weights are gathered from that
+tensor.
 
-Torch gathers from a 1-D tensor in one thread, and one core does not exhaust the memory bandwidth;
-so large layers are shared among threads.
+Torch gathers from a 1-D tensor in one thread, and one core does not use the full memory bandwidth.
+So large layers are divided among threads.
 """
 
 from __future__ import annotations
@@ -37,28 +37,29 @@ __all__ = [
     "shares",
 ]
 
-#: Weights of a layer up to which copying all of it costs less than the calls that this saves.
+#: Up to this many weights in a layer, copying all of them costs less than the calls that it saves.
 CPU_SMALL: Final = 1 << 12
-#: On an accelerator a launch takes as long as copying far more.
+#: The same on an accelerator, where a launch takes as long as copying far more weights.
 ACCELERATOR_SMALL: Final = 1 << 18
-#: Weights of a bundle: few enough to stay in the cache, enough to make what a call costs disappear.
+#: Weights of a bundle: few enough to stay in the cache, and enough that the cost of a call does not
+#: matter.
 CPU_BUNDLE: Final = 1 << 17
-#: On an accelerator this bounds what a step needs for a moment.
+#: The same on an accelerator, where it bounds the temporary memory of a step.
 ACCELERATOR_BUNDLE: Final = 1 << 22
-#: Layers of a bundle from which on its own calls are fewer than those that it saves.
+#: A bundle of at least this many layers makes fewer calls than it saves.
 WORTH_A_BUNDLE: Final = 2
 
 
 class WholeParameter:
-    """A small dense parameter, such as a bias, as a member of a pool: all of its entries are live.
+    """A small dense parameter, such as a bias, as a member of a pool: all its entries are live.
 
     Args:
-        weight: the parameter, contiguous, of one dimension at least.
+        weight: the parameter, contiguous, of at least one dimension.
 
     Attributes:
         live: number of entries.
         numel: the same.
-        mask_version: always 0, for there is no mask.
+        mask_version: always 0, because there is no mask.
     """
 
     mask_version: Final = 0
@@ -68,7 +69,7 @@ class WholeParameter:
         self.live = self.numel = weight.numel()
 
     def _offsets(self) -> Tensor:
-        """Return the places of all entries, as a :class:`SparseLayer` does."""
+        """Return the indices of all entries, as for a :class:`SparseLayer`."""
         return torch.arange(self.numel, dtype=index_dtype(self.numel), device=self.weight.device)
 
     def _flat(self, tensor: Tensor) -> Tensor:
@@ -80,12 +81,12 @@ class WholeParameter:
         return self.weight.is_contiguous()
 
 
-#: What can be stepped in a pool.
+#: Everything that can be stepped in a pool.
 Member: TypeAlias = SparseLayer | WholeParameter
 
 
 class Part(ABC):
-    """Members of a pool whose live weights lie in a row in the pool's tensors.
+    """Members of a pool whose live weights are contiguous in the pool's tensors.
 
     Args:
         members: layers that are not full and whole parameters, all of one dtype and on one device.
@@ -101,22 +102,25 @@ class Part(ABC):
         self.numel = sum(member.numel for member in members)
 
     def fits(self) -> bool:
-        """Whether the members' weights still are where, and as, this needs them."""
+        """Whether the members' weights still have the memory and the layout that this needs."""
         return True
 
     def works_in_threads(self) -> bool:
-        """Whether this shares its own work in threads, and needs none around it."""
+        """Whether this part uses several threads itself, so that it needs no thread of its own."""
         return False
 
     @abstractmethod
     def gather(self, weights: Tensor, gradients: Tensor) -> None:
-        """Write live weights and their gradients, which all members have, to two ``(live,)``."""
+        """Write live weights and their gradients to two tensors, each ``(live,)``.
+
+        All members must have gradients.
+        """
 
     @abstractmethod
     def put_back(self, weights: Tensor) -> None:
         """Make ``weights``, ``(live,)``, the live weights of the members, and all others zero.
 
-        Each entry is written once at most, with its final value; see :class:`SparseLayer`.
+        Each entry is written at most once, with its final value; see :class:`SparseLayer`.
         """
 
 
@@ -128,7 +132,7 @@ class GatherOne(Part):
         self._layer = layer
 
     def works_in_threads(self) -> bool:
-        """Whether the layer does; see :meth:`Part.works_in_threads`."""
+        """Whether the layer uses several threads; see :meth:`Part.works_in_threads`."""
         return self._layer._copies_in_threads()
 
     def gather(self, weights: Tensor, gradients: Tensor) -> None:
@@ -144,18 +148,18 @@ class GatherOne(Part):
 class GatherMany(Part):
     """Small members that lie in memory without gaps; see :class:`Part`.
 
-    The positions of live weights in all of them together are kept, four bytes each: to put them
-    together at every step takes a small network as long as to gather by them.
+    The positions of live weights in the concatenated members are kept, four bytes each. To compute
+    them at every step would take a small network as long as the gathering itself.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__(members)
-        # Views, made once: to make them takes a small network longer than to copy what is in them.
+        # Views, made once: for a small network, making them takes longer than copying the data.
         self._dense = [member._flat(member.weight.detach()) for member in members]
         self._are_logical = all(member.weight.is_contiguous() for member in members)
         self._places = [_place(member.weight) for member in members]
         self._numels = [member.numel for member in members]
-        # Kept on the device, so that nothing waits for them to come there.
+        # Kept on the device, so that no step waits for a transfer.
         device = members[0].weight.device
         numels = torch.tensor(self._numels, device="cpu")
         self._starts = (numels.cumsum(0) - numels).to(device, torch.int32)
@@ -164,7 +168,7 @@ class GatherMany(Part):
         self._positions: Tensor
 
     def fits(self) -> bool:
-        """Whether all weights have no gaps, and are where they were; see :meth:`Part.fits`."""
+        """Whether all weights have the same memory and strides as before; see :meth:`Part.fits`."""
         return all(
             _place(member.weight) == place
             for member, place in zip(self.members, self._places, strict=True)
@@ -188,7 +192,7 @@ class GatherMany(Part):
     def _dense_gradients(self) -> Tensor:
         gradients = [gradient_of(member).detach() for member in self.members]
         if self._are_logical:
-            # One call makes what the loop below makes, and a small network waits for Python.
+            # One call does the same as the loop below, and Python is slow for a small network.
             together: Tensor = _flatten_dense_tensors(gradients)  # type: ignore[no-untyped-call]
             return together
         return torch.cat(
@@ -197,7 +201,7 @@ class GatherMany(Part):
 
 
 def parts_of(members: Sequence[Member]) -> list[Part]:
-    """Return parts that have each of ``members`` once: small ones in bundles, all others alone.
+    """Return parts that contain each member once: small members in bundles, all others alone.
 
     Args:
         members: layers that are not full and whole parameters, all of one dtype and on one device.
@@ -226,21 +230,22 @@ def _place(weight: Tensor) -> tuple[int, tuple[int, ...]]:
 
 
 def gradient_of(member: Member) -> Tensor:
-    """Return the gradient of a member's weight, which it has."""
+    """Return the gradient of a member's weight, which must not be ``None``."""
     gradient = member.weight.grad
     assert gradient is not None
     return gradient
 
 
-#: Live weights from which on waking a thread costs less than it saves.
+#: From this many live weights, waking a thread costs less than it saves.
 WORTH_A_THREAD: Final = 1 << 17
 
 
 def shares(parts: Sequence[Part], device: torch.device) -> list[list[int]]:
-    """Return the indices of ``parts`` in as many lists as threads are worth, about equally heavy.
+    """Return the indices of ``parts`` in lists of about equal work, one list for each thread.
 
-    One list where there is nothing to gain: on an accelerator, whose calls only queue, where torch
-    is told to use one thread, or where parts use several themselves.
+    The number of threads is the largest that pays off. There is one list where threads gain
+    nothing: on an accelerator, whose calls only queue work, if torch is set to one thread, or if
+    the parts use several threads themselves.
     """
     live = sum(part.live for part in parts)
     count = min(torch.get_num_threads(), live // WORTH_A_THREAD, len(parts))
@@ -256,9 +261,9 @@ def shares(parts: Sequence[Part], device: torch.device) -> list[list[int]]:
 
 
 def for_each(function: Callable[[int], None], indices: Sequence[Sequence[int]]) -> None:
-    """Call ``function`` for every one of ``indices``, each list in a thread of its own.
+    """Call ``function`` for every index, each list of indices in a thread of its own.
 
-    ``function`` should not use torch's own threads: each thread here would have a team of them.
+    ``function`` should not use torch's own threads: each thread here would start a team of them.
     """
 
     def run(mine: Sequence[int]) -> None:

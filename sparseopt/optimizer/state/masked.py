@@ -1,4 +1,4 @@
-"""Dense optimizer state, masked after every step and update: right for any optimizer."""
+"""Dense optimizer state, masked after every step and update: correct for any optimizer."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ logger = logging.getLogger("sparseopt")
 
 
 class MaskedState(StateBackend):
-    """Lets the inner optimizer step on dense tensors, and undoes what it did to dropped weights.
+    """Steps the inner optimizer on dense tensors, and resets dropped weights afterwards.
 
     After each step, dropped weights are zero and have the per-weight state of a fresh parameter,
-    also if the optimizer changed them (Muon, for example, mixes all entries of a matrix).
-    State that is not known, or shown, to be per weight is left alone: Adafactor's factors, moments
-    in another basis. If it has the weight's shape and is no factor, it describes the old live
-    weights, and an update that moves the layer has the optimizer make all of its state again.
+    even if the optimizer changed them (Muon, for example, mixes all entries of a matrix).
+    State is left alone unless it is known, or was shown, to be per weight: Adafactor's factors,
+    for example, or moments in another basis. If such state has the weight's shape and is not a
+    factor, it describes the old live weights. Then an update that moves the layer deletes all its
+    state, and the optimizer makes it again.
     """
 
     gathers = False
@@ -59,7 +60,7 @@ class MaskedState(StateBackend):
                     return inner_step()
                 return inner_step(self._masked_closure(closure))
         finally:
-            # An error half-way, or Ctrl-C, leaves some weights stepped.
+            # After an error or Ctrl-C in the middle, some weights have been stepped.
             self._mask_weights()
             self._mask_state()
 
@@ -70,7 +71,7 @@ class MaskedState(StateBackend):
                 entry[key] = layer.expand(whole(values), fresh)
             return
         if not self.knows_fresh_state and self.trains(layer):
-            # Before the optimizer has changed what it brought with it when it was made.
+            # Now, before the optimizer changes the state that it made at construction.
             self._show(layer, self._group_of(layer.weight))
         self.recognise_fresh_values(layer, self.state_names(layer))
         for entry, key, values, fresh in self.per_weight(layer, layer.weight.shape):
@@ -92,10 +93,11 @@ class MaskedState(StateBackend):
     def per_weight(
         self, layer: SparseLayer, shape: torch.Size, group: dict[str, Any] | None = None
     ) -> Iterator[tuple[Any, Any, Tensor, float]]:
-        """Yield what is known or shown; see :meth:`StateBackend.per_weight`.
+        """Yield state that is known or shown to be per weight; see :meth:`StateBackend.per_weight`.
 
-        Of state of one more dimension each part of the weight's shape comes by itself, and of codes
-        of 8 bits the codes come, with the one for 0: assigning to their containers has no effect.
+        State with one more dimension is yielded in parts of the weight's shape. State in 8-bit
+        codes is yielded as codes, with the code of 0. For both, assigning to the container has no
+        effect: write to the tensor.
         """
         if self.knows_fresh_state or shape != layer.weight.shape:
             yield from super().per_weight(layer, shape, group)
@@ -117,7 +119,7 @@ class MaskedState(StateBackend):
                     yield parts, index, part, fresh
 
     def is_factor(self, layer: SparseLayer, path: str) -> bool:
-        """Decide by the shapes that other parameters have; see :meth:`StateBackend.is_factor`."""
+        """Decide by the state of other parameters; see :meth:`StateBackend.is_factor`."""
         if not may_be_factor(layer.weight):
             return False
         known = path, len(self.inner.state)
@@ -127,7 +129,7 @@ class MaskedState(StateBackend):
 
     @contextmanager
     def record_initial_state(self) -> Iterator[Mapping[Tensor, dict[str, float]]]:
-        """Look at dropped weights too; see :meth:`StateBackend.record_initial_state`."""
+        """Read dropped weights' state too; see :meth:`StateBackend.record_initial_state`."""
         if self.knows_fresh_state:
             yield {}
             return
@@ -135,19 +137,19 @@ class MaskedState(StateBackend):
         with super().record_initial_state() as begun:
             yield begun
         for layer, names in zip(self.layers, before, strict=True):
-            # An optimizer that brings an entry of its own has filled it unseen; where there was no
-            # gradient, that is what is in it still.
+            # The values in an entry that the optimizer itself makes were not recorded. Where there
+            # was no gradient, the entry still has its initial values.
             seen = names | set(begun.get(layer.weight, {}))
             self.recognise_fresh_values(layer, self.state_names(layer) - seen)
 
     def _state_of_shape(self, layer: SparseLayer) -> Iterator[tuple[Any, Any, str, Tensor]]:
-        """Yield what has the shape of the layer's weight, flags apart; see :func:`tensors_in`."""
+        """Yield state of the weight's shape, without bool tensors; see :func:`tensors_in`."""
         for found in tensors_in(self.inner.state.get(layer.weight, {})):
             if ends_in_shape(found[3], layer.weight.shape) and found[3].dtype != torch.bool:
                 yield found
 
     def _show(self, layer: SparseLayer, group: dict[str, Any]) -> PerWeight:
-        """Find out, once for each kind of weight, which state is per weight."""
+        """Return which state is per weight; it is found out once for each kind of weight."""
         kind = id(group), probe_shape(layer.weight.shape)
         if kind not in self._per_weight:
             found = self._per_weight[kind] = show_per_weight(self.inner, layer.weight)
@@ -159,7 +161,7 @@ class MaskedState(StateBackend):
         return self._per_weight[kind]
 
     def _begins_again(self, layer: SparseLayer) -> bool:
-        """Whether there is state that only makes sense for the live weights that made it."""
+        """Whether an update has to delete state, because it describes the old live weights."""
         if self.knows_fresh_state or layer.weight not in self.inner.state:
             return False
         entry = self.inner.state[layer.weight]
@@ -173,7 +175,7 @@ class MaskedState(StateBackend):
 
     def _masked_closure(self, closure: Closure) -> Closure:
         def masked() -> Any:
-            # An optimizer that evaluates more than once has moved the weights in between.
+            # If the optimizer evaluates more than once, it has moved the weights in between.
             self._mask_weights()
             loss = evaluate(closure)
             self._mask_gradients()
@@ -182,6 +184,7 @@ class MaskedState(StateBackend):
         return masked
 
     def _mask_gradients(self) -> None:
+        """Set gradients of dropped weights to zero, in place unless autograd may need them."""
         for layer in self.layers:
             gradient = layer.weight.grad
             if gradient is None or layer.is_full:
@@ -189,7 +192,7 @@ class MaskedState(StateBackend):
             if gradient.grad_fn is None:
                 layer._mask_(gradient)
             else:
-                # Others may need what it was for their own backward().
+                # The old gradient may be needed by another backward(), so it is not overwritten.
                 layer.weight.grad = gradient.masked_fill(~layer.mask, 0.0)
 
     def _mask_weights(self) -> None:
@@ -197,6 +200,7 @@ class MaskedState(StateBackend):
             layer._clear_dropped_()
 
     def _mask_state(self) -> None:
+        """Give dropped weights the per-weight state of a fresh parameter."""
         by_weight = {layer.weight: layer for layer in self.layers if not layer.is_full}
         for group in self.inner.param_groups:
             for parameter in group["params"]:

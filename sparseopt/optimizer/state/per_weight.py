@@ -1,11 +1,12 @@
-"""Which state of an optimizer has one value for each weight.
+"""Finds out which state of an optimizer has one value for each weight.
 
-Of torch's own optimizers that is known. Of others it is shown: a copy of the optimizer steps on a
-small parameter, another one on the same with the indices of every axis permuted, in weights and
-gradients alike. State of a value for each weight comes out permuted alike, even if the optimizer
-centres gradients by row; moments in another basis, factors and codes do not. State that is drawn at
-random doesn't either, so what fails is tried once more: where only some entries have another
-gradient, with the same random numbers, the state of all others has to stay as it was.
+For torch's own optimizers this is known. For other optimizers it is shown by an experiment. One
+copy of the optimizer steps on a small parameter. Another copy steps on the same parameter with the
+indices of every axis permuted, in weights and gradients. State with one value for each weight comes
+out permuted in the same way, even if the optimizer centres gradients by row. Moments in another
+basis, factors and codes do not. Neither does per-weight state that is drawn at random, so a second
+experiment decides about state that fails. A third copy gets the same random numbers, but other
+gradients for some entries: the state of all other entries has to be unchanged.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ from sparseopt.optimizer.state.fresh import common_value, ends_in_shape, tensors
 __all__ = ["PerWeight", "probe_shape", "show_per_weight"]
 
 STEPS: Final = 5
-#: Times its learning rate a copy steps with: an update that looks at the whole matrix, as Muon's
-#: does, must leave no trace in what is compared.
+#: The factor of a copy's learning rate. It is small, so that an update that mixes all entries of a
+#: matrix, such as Muon's, has no visible effect on the state that is compared.
 LITTLE: Final = 1e-5
-#: Entries from which on optimizers of 8 bits (bitsandbytes, torchao) keep their state in codes.
+#: From this many entries, 8-bit optimizers (bitsandbytes, torchao) keep their state in codes.
 CODES_FROM: Final = 4096
 
-#: The weights, and the slopes of the loss, of each step.
+#: The weights and the slopes of the loss in each step.
 Course: TypeAlias = list[tuple[Tensor, Tensor]]
 Step: TypeAlias = Callable[[Optimizer, Parameter, Tensor], Any]
 
 
 def probe_shape(shape: torch.Size) -> torch.Size:
-    """Return a shape of few entries that an optimizer should treat as it treats ``shape``.
+    """Return a shape of few entries that an optimizer should treat like ``shape``.
 
-    It is as square, and has as many entries as codes of 8 bits need, if ``shape`` has.
+    It is square if ``shape`` is, and it has enough entries for 8-bit codes if ``shape`` has.
 
     Example:
         >>> probe_shape(torch.Size([1024, 1024])), probe_shape(torch.Size([10, 16]))
@@ -65,13 +66,13 @@ def probe_shape(shape: torch.Size) -> torch.Size:
 
 @dataclass(frozen=True)
 class PerWeight:
-    """What copies of an optimizer showed of the state that has a weight's shape.
+    """The result of the experiment about the state that has a weight's shape.
 
     Attributes:
-        shown: whether it has one value a weight, by its path, as
+        shown: whether each state has one value a weight, by its path, as
             :func:`~sparseopt.optimizer.state.fresh.tensors_in` names it. Empty if no copy could be
             stepped on its own.
-        can_begin_again: whether the optimizer makes all state of a weight for which there is none.
+        can_begin_again: whether the optimizer makes the state of a weight again if it is deleted.
     """
 
     shown: Mapping[str, bool]
@@ -82,7 +83,7 @@ def show_per_weight(inner: Optimizer, weight: Tensor) -> PerWeight:
     """Find out which state has one value a weight.
 
     Args:
-        inner: the optimizer; it is not stepped, and nothing of it changes.
+        inner: the optimizer; it is not stepped, and it does not change.
         weight: a parameter in its groups.
     """
     shape = probe_shape(weight.shape)
@@ -113,12 +114,12 @@ def show_per_weight(inner: Optimizer, weight: Tensor) -> PerWeight:
             after_permutation = _state_after(start, permuted_course, step)
             after_others = _state_after(start, other_course, step)
         except Exception:
-            # What another's optimizer raises can't be known.
+            # The code of a user's optimizer may raise anything.
             continue
         shown = {
             path: all(map(_is_plain, tensors))
             and (
-                _equal([permuted(one) for one in tensors], after_permutation.get(path, []))
+                _equal([permuted(value) for value in tensors], after_permutation.get(path, []))
                 or _equal(_at(elsewhere, tensors), _at(elsewhere, after_others.get(path, [])))
             )
             for path, tensors in state.items()
@@ -130,16 +131,16 @@ def show_per_weight(inner: Optimizer, weight: Tensor) -> PerWeight:
 def _state_after(
     start: Callable[[Tensor], tuple[Optimizer, Parameter]], course: Course, step: Step
 ) -> dict[str, list[Tensor]]:
-    """Return, by path, the state of the parameter's shape that an optimizer has made in the end."""
+    """Return, by path, the state of the parameter's shape after all steps of ``course``."""
     with _random_state_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer, parameter = start(course[0][0])
         for group in optimizer.param_groups:
             if "lr" in group:
-                # A warm-up may have it at zero.
+                # During a warm-up the learning rate may be zero.
                 group["lr"] = group["lr"] * LITTLE or LITTLE**2
             if isinstance(group.get("step"), int):
-                # Some make a part of their state every so many steps only, the first included.
+                # Some optimizers make a part of their state only at every n-th step from the first.
                 group["step"] = 0
         for weights, slopes in course:
             with torch.no_grad():
@@ -158,12 +159,12 @@ def _step_on_gradient(optimizer: Optimizer, parameter: Parameter, slopes: Tensor
 
 
 def _step_on_closure(optimizer: Optimizer, parameter: Parameter, slopes: Tensor) -> None:
-    """Let it evaluate a loss itself, and differentiate the gradient once more."""
+    """Step with a closure, whose loss the optimizer may differentiate twice."""
 
     def closure() -> Tensor:
         parameter.grad = None
         with torch.enable_grad():
-            # Of which every weight has its own slope and a curvature of 1.
+            # In this loss every weight has its own slope and a curvature of 1.
             loss: Tensor = (slopes * parameter + parameter.square() / 2).sum()
             loss.backward(create_graph=True)  # type: ignore[no-untyped-call]
         return loss
@@ -191,7 +192,7 @@ def _copy_on(
     memo[id(weight)] = parameter
     clone = _copy(inner, memo)
     for group in clone.param_groups:
-        group["params"][:] = [one for one in group["params"] if one is parameter]
+        group["params"][:] = [own for own in group["params"] if own is parameter]
     clone.param_groups[:] = [group for group in clone.param_groups if group["params"]]
     if keeps_entry:
         clone.state[parameter] = {
@@ -204,10 +205,13 @@ def _copy_on(
 
 
 def _copy(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
-    """Copy an optimizer with all attributes; its own copying leaves out what torch has not."""
+    """Copy an optimizer with all attributes.
+
+    Its own ``__deepcopy__`` would leave out attributes that torch's class does not have.
+    """
     clone: Optimizer = object.__new__(type(optimizer))
     memo[id(optimizer)] = clone
-    # What is kept for all parameters together, under keys that are none.
+    # State whose keys are not parameters is common to all parameters, and is copied.
     state: dict[Any, Any] = dict(optimizer.state)
     common = {key: value for key, value in state.items() if not isinstance(key, Tensor)}
     memo[id(optimizer.state)] = defaultdict(dict, copy.deepcopy(common))
@@ -225,23 +229,23 @@ def _at(where: Tensor, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _equal(tensors: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether they are equal, but for sums that are rounded by the order of what is summed up."""
+    """Whether tensors are equal, except for rounding that depends on the order of a sum."""
     return len(tensors) == len(others) and all(
         torch.allclose(
-            one.detach(), other.detach().cpu(), rtol=1e-3, atol=1e-5 * float(one.abs().max())
+            mine.detach(), other.detach().cpu(), rtol=1e-3, atol=1e-5 * float(mine.abs().max())
         )
-        for one, other in zip(tensors, others, strict=True)
+        for mine, other in zip(tensors, others, strict=True)
     )
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    # Codes and wrapped tensors of few bits mean nothing without the scale of their block.
+    # Codes and wrapped low-bit tensors can't be compared without the scale of their block.
     return type(tensor) in (Tensor, Parameter) and tensor.is_floating_point()
 
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Leave all random numbers as they were: some optimizers draw them, from three sources."""
+    """Restore the random state of Python, NumPy and torch: some optimizers draw from these."""
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

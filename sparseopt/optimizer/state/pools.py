@@ -1,4 +1,4 @@
-"""Many layers and small dense parameters stepped by the inner optimizer as one parameter."""
+"""Pools: many layers and small dense parameters that the inner optimizer steps as one parameter."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from sparseopt.optimizer.state.gather import (
 
 __all__ = ["Pool", "is_small_and_dense", "make_pools", "with_own_memory"]
 
-#: Live weights of a pool on a CPU: few enough for the dense weights that they are gathered from to
-#: stay in the cache until they are written back, enough to make what a call costs disappear.
+#: Live weights of a pool on a CPU: few enough that the dense weights stay in the cache until live
+#: weights are written back, and enough that the cost of a call does not matter.
 CPU_POOL: Final = 1 << 17
-#: Where each thread gathers layers of its own, a pool has to have several large ones.
+#: The same where each thread gathers layers of its own, so that a pool needs several large layers.
 CPU_POOL_OF_THREADS: Final = 1 << 20
-#: On an accelerator a call costs a launch; this bounds what a step needs for a moment.
+#: The same on an accelerator, where it bounds the temporary memory of a step.
 ACCELERATOR_POOL: Final = 1 << 24
 
 
-#: In these, what an optimizer makes of an entry doesn't depend on where in a tensor it lies.
+#: With these types, an optimizer's result for an entry doesn't depend on its index in a tensor.
 SAME_EVERYWHERE: Final = frozenset({torch.float32, torch.float64})
 
 
@@ -40,20 +40,20 @@ class Pool:
 
     Members are layers that are not full, and small dense parameters.
 
-    Right for optimizers that treat every entry of a parameter alike and alone, and for members that
-    have had the same steps: then what the optimizer holds once a parameter, such as the number of
-    steps, is the same for all. The state stays in the entries of the members' own parameters, as
-    views of what the optimizer works on.
+    A pool is correct for element-wise optimizers and for members that have had the same steps. Then
+    state of which the optimizer keeps one value for each parameter, such as the number of steps, is
+    the same for all members. The state stays in the entries of the members' own parameters, as
+    views of the pool's state.
 
     Args:
         inner: the optimizer.
         group: the param group.
-        members: all of one dtype and on one device, with state to be pooled.
+        members: the members, all of one dtype and on one device, with state that can be pooled.
 
     Attributes:
         live: number of live weights.
-        flat_parameter: what the inner optimizer steps between :meth:`stand_in` and
-            :meth:`stand_down`; without entries otherwise.
+        flat_parameter: the parameter that the inner optimizer steps between :meth:`stand_in` and
+            :meth:`stand_down`; empty otherwise.
     """
 
     def __init__(self, inner: Optimizer, group: dict[str, Any], members: Sequence[Member]) -> None:
@@ -68,19 +68,20 @@ class Pool:
         self._nothing = members[0].weight.detach().new_empty(0)
         self.flat_parameter = Parameter(self._nothing)
         self._state: dict[str, Any] = {}
-        #: What :attr:`_state` had last, to see what is new; of numbers, the other members'.
+        #: The last tensors of :attr:`_state`, to detect new ones; for 0-dimensional tensors, the
+        #: values of all members but the first.
         self._memory: dict[str, Tensor] = {}
         self._views: dict[str, list[Any]] = {}
         self._addresses: dict[str, list[int | None]] = {}
         self._join([inner.state.get(member.weight, {}) for member in self.members])
 
     def fits(self) -> bool:
-        """Whether the members' state is still what this pool made of it, and of the same size."""
+        """Whether the members' state is still the views that this pool made, of the same sizes."""
         dtype, state, count = self.flat_parameter.dtype, self.inner.state, len(self._views)
         entries = []
         for member, size in zip(self.members, self.sizes, strict=True):
             weight = member.weight
-            # One of them may have been brought into another precision since.
+            # A member may have been cast to another precision in the meantime.
             if member.live != size or weight.dtype != dtype or weight.grad is None:
                 return False
             entry = state.get(weight, {})
@@ -89,13 +90,13 @@ class Pool:
             entries.append(entry)
         for name, views in self._views.items():
             for entry, view, address in zip(entries, views, self._addresses[name], strict=True):
-                # It is the same object still when somebody assigned to its .data.
+                # After an assignment to its .data, it is the same object at another address.
                 if entry.get(name) is not view or _address(view) != address:
                     return False
         return all(part.fits() for part in self._parts)
 
     def stand_in(self) -> None:
-        """Gather all members, every one of which has a gradient, into :attr:`flat_parameter`."""
+        """Gather all members, which must have gradients, into :attr:`flat_parameter`."""
         weights = self.members[0].weight.detach().new_empty(self.live)
         gradients = gradient_of(self.members[0]).new_empty(self.live)
         live, live_gradient = self._by_part(weights), self._by_part(gradients)
@@ -109,7 +110,7 @@ class Pool:
         self.inner.state[self.flat_parameter] = self._state
 
     def write_back(self) -> None:
-        """Give the members what the inner optimizer made of :attr:`flat_parameter`."""
+        """Write the values and the state of :attr:`flat_parameter` back to the members."""
         live = self._by_part(self.flat_parameter.detach())
 
         def put_back(index: int) -> None:
@@ -120,7 +121,7 @@ class Pool:
         for_each(put_back, self._shares)
 
     def stand_down(self) -> None:
-        """Free what was gathered."""
+        """Free the gathered tensors."""
         self._state = self.inner.state.pop(self.flat_parameter, self._state)
         self.flat_parameter.grad = None
         self.flat_parameter.data = self._nothing
@@ -137,7 +138,12 @@ class Pool:
         self._share()
 
     def _share(self) -> None:
-        """Bring the members' entries up to what the optimizer made of the pool's state."""
+        """Make the members' state entries views of the pool's state, after a step changed it.
+
+        A number is the same for all members. A 0-dimensional tensor becomes one tensor for each
+        member, all with the first one's value. A 1-D tensor is split into views, one a member.
+        Invariant: afterwards, each member's entry has every name of the pool's state.
+        """
         for name, value in self._state.items():
             held = self._memory.get(name)
             if not isinstance(value, Tensor):
@@ -148,7 +154,7 @@ class Pool:
                 if held is not None and value is self._views[name][0]:
                     held.copy_(value)
                     continue
-                # One element each: a common one would be stepped once a parameter after detach().
+                # One tensor each: after detach(), a common one would be stepped once a parameter.
                 each = value.repeat(len(self.members))
                 self._memory[name] = each[1:]
                 views = list(each.unbind())
@@ -172,8 +178,8 @@ class Pool:
 def is_small_and_dense(weight: Any, group: Mapping[str, Any]) -> bool:
     """Whether a parameter without a mask is small enough to be stepped with others.
 
-    Not on an accelerator, whose optimizers step all parameters with a few launches, nor where its
-    entries would come out otherwise in the last bit than if it were stepped alone.
+    It is not on an accelerator, where optimizers step all parameters with a few launches. Neither
+    is it where the last bit of its entries would differ from a step of the parameter alone.
     """
     return (
         type(weight) is Parameter
@@ -194,7 +200,7 @@ def make_pools(inner: Optimizer, group: dict[str, Any], members: Iterable[Member
     one value a parameter, and a dense parameter that would be alone in its pool.
     """
     by_kind: dict[Any, list[Member]] = {}
-    # Small members last, so that one bundle has them and not one a pool.
+    # Small members come last, so that one bundle contains them, and not one bundle in each pool.
     for member in sorted(members, key=lambda member: member.numel <= CPU_SMALL):
         history = _history(inner.state.get(member.weight, {}), member)
         if history is not None:
@@ -209,7 +215,7 @@ def make_pools(inner: Optimizer, group: dict[str, Any], members: Iterable[Member
 
 
 def with_own_memory(value: Any) -> Any:
-    """Return a copy of a tensor that is a part of a larger one; anything else as it is."""
+    """Return a copy of a tensor that is a part of a larger tensor; anything else unchanged."""
     if type(value) is not Tensor or value.untyped_storage().nbytes() <= value.nbytes:
         return value
     return value.clone()
@@ -224,7 +230,11 @@ def _is_plain(gradient: Tensor) -> bool:
 
 
 def _history(entry: Mapping[str, Any], member: Member) -> tuple[Any, ...] | None:
-    """Return what has to be the same for members to share state; None if it can't be shared."""
+    """Return the facts that must be equal for members to share state; ``None`` if they can't.
+
+    These are the names, types and devices of state, and the values of state that the optimizer
+    keeps once a parameter.
+    """
     is_layer = isinstance(member, SparseLayer)
     shape = torch.Size([member.live]) if is_layer else member.weight.shape
     facts: list[Any] = []
@@ -267,4 +277,6 @@ def _within_limit(members: Sequence[Member]) -> Iterator[list[Member]]:
 
 
 def _work_in_threads(members: Sequence[Member]) -> bool:
-    return any(isinstance(one, SparseLayer) and one._copies_in_threads() for one in members)
+    return any(
+        isinstance(member, SparseLayer) and member._copies_in_threads() for member in members
+    )

@@ -1,4 +1,4 @@
-"""Training on a model without its dropped channels, while the masks keep moving."""
+"""Trains a model without its dropped channels, while the masks keep moving."""
 
 from sparseopt.speedup.compacted_training.training import CompactedTraining
 

@@ -25,12 +25,12 @@ __all__ = ["ParameterSwap", "SwappedTensor"]
 
 @dataclass(frozen=True)
 class SwappedTensor:
-    """A parameter or buffer, and the smaller one that replaces it.
+    """A parameter or buffer, and the smaller tensor that replaces it.
 
     Attributes:
         full: the model's own tensor.
         smaller: the tensor of the entries that are kept.
-        kept: their positions by dimension, ascending.
+        kept: the positions of these entries by dimension, ascending.
     """
 
     full: Tensor
@@ -39,7 +39,7 @@ class SwappedTensor:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Write the values of the full tensor into the smaller one."""
+        """Write the values of the full tensor into the smaller tensor."""
         self.smaller.copy_(shrunk(self.full, self.kept))
 
     @torch.no_grad()
@@ -49,7 +49,10 @@ class SwappedTensor:
 
     @torch.no_grad()
     def spread(self, values: Tensor) -> Tensor:
-        """Return zeros like the full tensor, with ``values``, like the smaller one, in place."""
+        """Return zeros like the full tensor, with ``values`` in the entries that are kept.
+
+        ``values`` is a tensor like the smaller one.
+        """
         spread = torch.zeros_like(self.full, requires_grad=False)
         self.write(spread, values)
         return spread
@@ -62,14 +65,14 @@ class SwappedTensor:
             for dim in range(last + 1)
         ]
         index = tuple(
-            one.to(full.device).view(-1, *[1] * (last - dim)) for dim, one in enumerate(positions)
+            kept.to(full.device).view(-1, *[1] * (last - dim)) for dim, kept in enumerate(positions)
         )
         full.detach()[index] = values.detach()
 
 
 @dataclass(frozen=True)
 class _Place:
-    """One place of a module that has a smaller tensor now."""
+    """One entry of a module's parameters or buffers that is a smaller tensor now."""
 
     module: nn.Module
     own: MutableMapping[str, Any]
@@ -77,12 +80,12 @@ class _Place:
     swapped: SwappedTensor
 
     def swap_out(self) -> None:
-        # Forward may have put another buffer there.
+        # A forward pass may have replaced the buffer.
         smaller, full = self.own[self.name], self.swapped.full
         if smaller is full:
             return
         if (smaller.device, smaller.dtype) != (full.device, full.dtype):
-            # The model was moved, or brought into another precision.
+            # The model was moved, or cast to another precision.
             full.data = full.detach().to(smaller.device, smaller.dtype)
         self.swapped.write(full, smaller)
         if isinstance(full, nn.Parameter):
@@ -96,8 +99,8 @@ class _Place:
 class ParameterSwap:
     """Temporarily replaces parameters and buffers by smaller ones, and writes trained values back.
 
-    The model's modules stay what they are. The smaller tensors are the same each time, as long as
-    their shapes are.
+    The model keeps its modules. The smaller tensors are the same objects each time, as long as
+    their shapes stay the same.
 
     Args:
         model: the model.
@@ -112,22 +115,22 @@ class ParameterSwap:
 
     @torch.no_grad()
     def swap_in(self, kept: Kept, numbers: Numbers) -> list[SwappedTensor]:
-        """Cut tensors and their gradients, and put the smaller ones in place of the full ones.
+        """Cut tensors and their gradients, and replace the full tensors by the smaller ones.
 
-        If it fails, :meth:`swap_out` undoes what it did.
+        If this fails half-way, :meth:`swap_out` restores the full tensors.
 
         Args:
-            kept: by canonical name what is to stay of each.
-            numbers: what attributes of modules become.
+            kept: the positions to keep of each tensor, by canonical name.
+            numbers: the new values of attributes of modules.
 
         Returns:
-            Each that was cut, with its smaller one.
+            All tensors that were cut, each with its smaller tensor.
 
         Raises:
-            RuntimeError: if a smaller parameter was given a gradient while it was in no place.
+            RuntimeError: if a smaller parameter got a gradient while it was swapped out.
         """
         self._refuse_lost_gradients()
-        # All that needs memory comes first, while nothing is in any place.
+        # Everything that needs memory comes first, before any tensor is replaced.
         known = {
             full: _swapped(self._known.get(full), full, stays)
             for full, stays in self._tensors_of(kept).items()
@@ -139,7 +142,7 @@ class ParameterSwap:
         ]
         self._known = known
         self._places = self._places_of(known)
-        # Encoders come last: they ask what became of the attention in them.
+        # Encoders come last, because they check the attention in them.
         changed = [*(place.module for place in self._places), *encoders_in(self._model)]
         modules = {id(module): module for module in changed}.values()
         self._sizes = [(module, sizes_of(module)) for module in modules]
@@ -158,7 +161,7 @@ class ParameterSwap:
 
     @torch.no_grad()
     def swap_out(self) -> None:
-        """Write smaller tensors and their gradients back, and put the full ones in place."""
+        """Write smaller tensors and their gradients back, and restore the full tensors."""
         for place in self._places:
             place.swap_out()
         for module, sizes in self._sizes:
@@ -187,7 +190,7 @@ class ParameterSwap:
     def _refuse_lost_gradients(self) -> None:
         if any(one.smaller.grad is not None for one in self._known.values()):
             raise RuntimeError(
-                "the model was made whole between a forward pass and its backward(), so this "
+                "the full model was restored between a forward pass and its backward(), so this "
                 "step's gradients are lost: save, copy and call whole() before the forward pass or "
                 "after backward()."
             )

@@ -1,4 +1,4 @@
-"""The optimizer's state while the parameters of a smaller model are in its param groups."""
+"""The optimizer's state while its param groups contain the parameters of a smaller model."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ class CompactedBackend(StateBackend):
     """Steps the inner optimizer on smaller parameters.
 
     All entries of a smaller layer are live. Compact state has the same values in the same order,
-    one for each live weight, so it is only given another shape. A parameter without a mask is
-    stepped in full, with dense state: weight decay and momentum move dropped channels' entries too.
+    one for each live weight, so it only needs another shape. A parameter without a mask is stepped
+    in full, with dense state, because weight decay and momentum move the entries of dropped
+    channels too.
 
     Args:
         full: the backend of the full parameters.
-        swapped: the smaller parameters; buffers, and parameters that are not trained, may be among
+        swapped: the smaller tensors; buffers, and parameters that are not trained, may be among
             them.
-        make_full: swaps the full parameters of model and optimizer in again.
+        make_full: a function that swaps the full parameters of model and optimizer in again.
     """
 
     gathers = True
@@ -43,19 +44,21 @@ class CompactedBackend(StateBackend):
         self.full = full
         self._make_full = make_full
         trained = {parameter for group in self.inner.param_groups for parameter in group["params"]}
-        smaller = {one.full: one.smaller for one in swapped if one.full in trained}
+        smaller = {swap.full: swap.smaller for swap in swapped if swap.full in trained}
         self._smaller = {
             layer: smaller[layer.weight] for layer in full.layers if layer.weight in smaller
         }
         masked = {layer.weight for layer in self._smaller}
-        self._unmasked = [one for one in swapped if one.full in smaller and one.full not in masked]
+        self._unmasked = [
+            swap for swap in swapped if swap.full in smaller and swap.full not in masked
+        ]
         self._place_of = smaller
         self._is_swapped_in = False
 
     def swap_in(self) -> None:
         """Put the smaller parameters into the param groups, with their state.
 
-        If it fails, :meth:`swap_out` undoes what it did.
+        If this fails half-way, :meth:`swap_out` restores the full parameters.
         """
         shaped = [
             (container, key, _shaped(values, parameter))
@@ -68,7 +71,7 @@ class CompactedBackend(StateBackend):
         self._exchange(self._place_of)
 
     def swap_out(self) -> None:
-        """Put the full parameters, with the smaller ones' state, back into the param groups."""
+        """Put the full parameters back into the param groups, with the smaller ones' state."""
         self._exchange({smaller: full for full, smaller in self._place_of.items()})
         for layer, parameter in self._smaller.items():
             for container, key, _, values in tensors_in(self.inner.state.get(layer.weight, {})):
@@ -80,7 +83,7 @@ class CompactedBackend(StateBackend):
     def step(self, closure: Closure | None = None) -> Any:
         """Step the inner optimizer; see :meth:`StateBackend.step`.
 
-        The closure is evaluated before, on the smaller parameters: element-wise optimizers evaluate
+        The closure is evaluated first, on the smaller parameters: element-wise optimizers evaluate
         it once, before anything else.
         """
         loss = evaluate(closure)
@@ -88,7 +91,7 @@ class CompactedBackend(StateBackend):
             with self._unmasked_full():
                 unhooked_step(self.inner)()
         else:
-            # The closure swapped the full parameters in, by a state dict say.
+            # The closure swapped the full parameters in, for example by saving a state dict.
             self.full.step()
         return loss
 
@@ -97,43 +100,47 @@ class CompactedBackend(StateBackend):
         self._make_full()
 
     def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
-        """Leave it to the backend of the full parameters; see :meth:`StateBackend.load_layer`."""
+        """Call the backend of the full parameters; see :meth:`StateBackend.load_layer`."""
         self._make_full()
         self.full.load_layer(layer, compact=compact)
 
     def apply_transition(self, layer: SparseLayer, transition: Transition) -> None:
-        """Leave it to the full backend; see :meth:`StateBackend.apply_transition`."""
+        """Call the full parameters' backend; see :meth:`StateBackend.apply_transition`."""
         self._make_full()
         self.full.apply_transition(layer, transition)
 
     def to_dense(self) -> None:
-        """Leave it to the backend of the full parameters; see :meth:`StateBackend.to_dense`."""
+        """Call the backend of the full parameters; see :meth:`StateBackend.to_dense`."""
         self._make_full()
         self.full.to_dense()
 
     def dense_entry(self, layer: SparseLayer) -> dict[str, Any]:
-        """Leave it to the backend of the full parameters; see :meth:`StateBackend.dense_entry`."""
+        """Call the backend of the full parameters; see :meth:`StateBackend.dense_entry`."""
         self._make_full()
         return self.full.dense_entry(layer)
 
     @contextmanager
     def _unmasked_full(self) -> Iterator[None]:
-        """Have the inner optimizer step each parameter that has no mask in full."""
+        """Swap in the full tensor of each parameter without a mask, with its gradient.
+
+        Invariant: on exit, also after an error, the smaller parameters are in the groups again, and
+        have the values of the step.
+        """
         if not self._unmasked:
             yield
             return
         try:
-            for one in self._unmasked:
-                one.write_back()
-                if one.smaller.grad is not None:
-                    one.full.grad = one.spread(one.smaller.grad)
-            self._exchange({one.smaller: one.full for one in self._unmasked})
+            for swap in self._unmasked:
+                swap.write_back()
+                if swap.smaller.grad is not None:
+                    swap.full.grad = swap.spread(swap.smaller.grad)
+            self._exchange({swap.smaller: swap.full for swap in self._unmasked})
             yield
         finally:
-            self._exchange({one.full: one.smaller for one in self._unmasked})
-            for one in self._unmasked:
-                one.full.grad = None
-                one.refresh()
+            self._exchange({swap.full: swap.smaller for swap in self._unmasked})
+            for swap in self._unmasked:
+                swap.full.grad = None
+                swap.refresh()
 
     def _exchange(self, others: Mapping[Tensor, Tensor]) -> None:
         for group in self.inner.param_groups:

@@ -32,20 +32,20 @@ __all__ = ["CompactedTraining"]
 
 
 class CompactedTraining:
-    """Trains a model without its dropped channels, and with them in mask updates.
+    """Trains a model without its dropped channels between mask updates.
 
     The training loop does not change. Between updates the modules of ``model`` have smaller
     parameters, which ``optimizer`` steps. Before the forward pass of an update step the full
-    parameters are swapped in again, with weights, gradients, statistics and optimizer state. The
-    model learns the same, except for rounding (dropout draws other numbers).
+    parameters are swapped in again, with weights, gradients, statistics and optimizer state.
+    Training computes the same, except for rounding (dropout draws other numbers).
 
     The full model is restored for state dicts of model and optimizer, for copies of the optimizer,
     for :meth:`SparseOptimizer.flops` and :func:`compact`, and after the ``with`` block. For
-    anything else that needs the full model, such as an average of its weights, or a copy of it
-    together with the optimizer, call :meth:`whole`. A copy of the model alone is a smaller model.
-    After each swap ``model.parameters()`` and ``optimizer.param_groups`` have other objects, so
-    read them at each step. The weights of ``optimizer.layers`` have the values of the last time
-    that the model was full.
+    anything else that needs the full model, such as an average of its weights, or a copy of the
+    model together with the optimizer, call :meth:`whole`. A copy of the model alone is a smaller
+    model. After each swap ``model.parameters()`` and ``optimizer.param_groups`` contain other
+    objects, so read them at each step. The weights of ``optimizer.layers`` have the values from
+    when the model was last full.
 
     Args:
         model: the model that ``optimizer`` trains; ``torch.compile`` may have wrapped it.
@@ -60,10 +60,10 @@ class CompactedTraining:
     Raises:
         TypeError: if the method drops anything but whole channels, or observes every step, or if
             inputs are given twice.
-        ValueError: if the optimizer's state is not compact, the model is not the one that it
-            trains, it does not have a trainable parameter that would become smaller, there are
-            several processes, the model is in DistributedDataParallel, or it is sped up or in
-            another CompactedTraining.
+        ValueError: if the optimizer's state is not compact, if the optimizer trains another model
+            or lacks a trainable parameter that would become smaller, if there are several
+            processes, or if the model is in DistributedDataParallel, sped up by
+            :func:`speed_up`, or in another CompactedTraining.
         CompactionError: if the smaller model does not run or does not compute the same.
 
     Example:
@@ -140,7 +140,7 @@ class CompactedTraining:
     def whole(self) -> None:
         """Restore all channels of model and optimizer, until the next ``step()`` has ended.
 
-        Not between a forward pass and its ``backward()``.
+        Do not call it between a forward pass and its ``backward()``.
         """
         self._tensors.swap_out()
         backend = self._optimizer.backend
@@ -171,6 +171,10 @@ class CompactedTraining:
                 self._make_smaller_and_check(kept)
 
     def _make_smaller(self, kept: Kept) -> None:
+        """Swap the smaller parameters into model and optimizer, by the present guess.
+
+        Invariant: after an error, model and optimizer are full again.
+        """
         numbers = list(guesses(self._model, self._groups, kept))[self._guess]
         full = self._optimizer.backend
         assert isinstance(full, CompactState)
@@ -183,7 +187,10 @@ class CompactedTraining:
             raise
 
     def _make_smaller_and_check(self, kept: Kept) -> None:
-        """Compare both models in evaluation mode, where nothing is random."""
+        """Swap the smaller parameters in, and compare both models once, in evaluation mode.
+
+        Evaluation mode has no random numbers.
+        """
         try:
             args, kwargs = self._inputs or recorded_inputs(self._optimizer)
             with preserve_model_state(self._model), torch.no_grad():
@@ -197,7 +204,11 @@ class CompactedTraining:
     def _try_guesses(
         self, kept: Kept, args: tuple[Any, ...], kwargs: Mapping[str, Any], expected: Any
     ) -> None:
-        """Find what numbers of heads and the like in the model's modules have to become."""
+        """Find the new values of written numbers, such as numbers of heads, by trial.
+
+        Each guess is swapped in and compared with ``expected``. The first guess that agrees stays
+        swapped in. If all fail, raise the error of the first.
+        """
         count = len(list(guesses(self._model, self._groups, kept)))
         failure: CompactionError | None = None
         for self._guess in range(count):
@@ -230,8 +241,8 @@ def _refuse_data_parallel(model: nn.Module, optimizer: SparseOptimizer) -> None:
     else:
         return
     raise ValueError(
-        f"{what}, and data parallel training knows the parameters that the model began with: train "
-        "the whole model there, or this one in a single process without DistributedDataParallel."
+        f"{what}, and data parallel training keeps the parameters that the model had at first: "
+        "train the full model there, or train without DistributedDataParallel in a single process."
     )
 
 
@@ -245,8 +256,8 @@ def _groups_of(model: nn.Module, optimizer: SparseOptimizer) -> Sequence[Channel
         )
     if method.has_observer or method.memory is not None:
         raise TypeError(
-            f"method={method.name!r} sees the gradients of all weights between updates, and the "
-            "smaller model does not have them: train without CompactedTraining."
+            f"method={method.name!r} reads the gradients of all weights between updates, and the "
+            "smaller model does not have all: train without CompactedTraining."
         )
     if not isinstance(optimizer.backend, CompactState):
         raise ValueError(
@@ -270,17 +281,17 @@ def _refuse_untrained(model: nn.Module, optimizer: SparseOptimizer, kept: Kept) 
     for name, parameter in model.named_parameters():
         if canonical_name(name) in kept and parameter.requires_grad and parameter not in trained:
             raise ValueError(
-                f"parameter {name!r} would become smaller, but is not in this optimizer: what "
-                "trains it would train another parameter than the model has. Put it into this "
-                "optimizer, in a param group with density=False if it is to have no mask, or "
-                "freeze it with requires_grad_(False)."
+                f"parameter {name!r} would become smaller, but is not in this optimizer: its own "
+                "optimizer would go on with the full parameter, which the model no longer has. Put "
+                "it into this optimizer, in a param group with density=False if it shall have no "
+                "mask, or freeze it with requires_grad_(False)."
             )
 
 
 def _kept(
     groups: Sequence[ChannelGroup], masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
 ) -> Kept:
-    """Return the live positions of each tensor that dropped channels have a part in, by name."""
+    """Return the live positions of each tensor in which dropped channels own entries, by name."""
     stays: dict[str, dict[int, Tensor]] = {}
     for group in groups:
         made = group.slices_of(*MAKERS)
@@ -292,7 +303,7 @@ def _kept(
         for place in group.slices:
             if place.name not in shapes:
                 continue
-            # What reads a concatenation has columns of several groups in one dimension.
+            # A weight that reads a concatenation has columns of several groups in one dimension.
             along = stays.setdefault(place.name, {})
             if place.dim not in along:
                 size = shapes[place.name][place.dim]

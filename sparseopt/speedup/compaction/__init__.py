@@ -1,4 +1,4 @@
-"""Removing from a model, physically, the channels that its masks dropped."""
+"""Physically removes from a model the channels that its masks dropped."""
 
 from sparseopt.speedup.compaction.pipeline import Compaction, compact
 from sparseopt.speedup.compaction.report import CompactionReport, LayerSizes, Remaining

@@ -1,4 +1,4 @@
-"""Which channels have one value whatever goes into the model, and which value."""
+"""Finds the channels that have one constant value for all inputs of the model."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = ["Constants", "find_constants"]
 
 @dataclass(frozen=True)
 class Constants:
-    """What is known of channels at the place where they are summed over.
+    """The constant channels at one contraction, a place where channels are summed.
 
     Attributes:
-        known: bool, ``(channels,)``: the value is one and the same for every input, sample and
+        known: bool, ``(channels,)``: whether the value is the same for every input, sample and
             place.
-        values: the values, ``(channels,)``; of no meaning where not known.
+        values: the values, ``(channels,)``; meaningless where not known.
     """
 
     known: Tensor
@@ -51,19 +51,19 @@ def find_constants(
     live: Mapping[str, Tensor],
     inputs: Iterable[Any],
 ) -> list[Constants]:
-    """Run a graph on one input, and follow what of every tensor another input could change.
+    """Run a graph on one input, and follow which entries of tensors another input could change.
 
-    A channel that is known but not the same at every place counts as not known: how it differs
-    depends on the size of the input.
+    A channel whose values differ between places counts as not known, even if all are constant,
+    because the differences depend on the size of the input.
 
     Args:
         labelling: the labelled graph.
         tensors: parameters and buffers by name.
-        live: masks by parameter name; a weight without one is live everywhere.
+        live: masks by parameter name; a weight without a mask is live everywhere.
         inputs: the inputs of the graph, flattened.
 
     Returns:
-        What is known at each of ``labelling.contractions``.
+        The constants at each of ``labelling.contractions``.
     """
     found = _ConstantPropagation(labelling, tensors, live, iter(inputs)).constants()
     return [found[contraction.node] for contraction in labelling.contractions]
@@ -72,13 +72,13 @@ def find_constants(
 class _ConstantPropagation:
     """Abstract interpretation of one graph, from the inputs to the outputs.
 
-    Each tensor has a value from a run on one input, and a bool tensor ``open``: whether another
-    input could change the entry. Inputs are open and parameters are closed, except a parameter with
-    a single entry: training may move such a gate away from zero.
+    Each tensor has a value from a run on one input, and a bool tensor ``open``, which is true where
+    another input could change the entry. Inputs are open and parameters are closed. The exception
+    is a parameter with a single entry, such as a gate, which training may move away from zero.
 
     Invariant: an entry that is not open has its value for every input. Rules may open more entries
-    than necessary, and never fewer. ``_made_of_parameters`` has, for tensors computed from
-    parameters alone, which entries training could make nonzero.
+    than necessary, and never fewer. For tensors computed from parameters alone,
+    ``_made_of_parameters`` says which entries training could make nonzero.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class _ConstantPropagation:
         return constants
 
     def _constants_of(self, node: Node, dim: int) -> Constants:
-        """Return what is known of the channels along ``dim`` of ``node``.
+        """Return the constants of the channels along ``dim`` of ``node``.
 
-        A channel is known if no entry of it is open, if all its entries are equal, and if training
-        cannot change it.
+        A channel is known if none of its entries is open, if all its entries are equal, and if
+        training cannot change it.
         """
         value = self._values[node]
         known = ~any_along(value.open, dim) & is_uniform(value.tensor, dim)
@@ -124,20 +124,20 @@ class _ConstantPropagation:
     def _placeholder(self, node: Node) -> Any:
         """Return the value of a parameter, a buffer, a constant of the code, or an input.
 
-        Masked entries of a parameter are zero for ever. Its other entries have a gradient, so
-        training can make them nonzero even if they are zero now. A parameter with one entry is open
-        where it is live.
+        Masked entries of a parameter stay zero. Its other entries have a gradient, so training can
+        make them nonzero even if they are zero now. A parameter with one entry is open where it is
+        live.
         """
         trace = self._labelling.trace
         if node in trace.tensors:
             name = trace.tensors[node]
             tensor = self._tensors[name]
-            # A copy, because the graph may count batches in it.
+            # A copy, because the graph may write to it, as to BatchNorm's count of batches.
             value = closed(tensor.detach().clone())
             if isinstance(tensor, nn.Parameter):
                 counts = self._live.get(name, torch.ones_like(value.open))
                 if tensor.numel() == 1:
-                    # It stays whatever goes, with a gradient of all that it is multiplied by.
+                    # It is never removed, and its gradient depends on everything it multiplies.
                     return Value(value.tensor, counts.clone())
                 self._made_of_parameters[node] = counts
             return value
@@ -150,9 +150,9 @@ class _ConstantPropagation:
         """Run one operator, and decide which entries of its result are open.
 
         First the rules compute ``open`` from the arguments, because the operator may write into
-        them. Then the operator runs; sums run with zero in open entries, so that the known part of
-        a sum is exact. At last a channel with one open entry, or with different entries, becomes
-        open as a whole.
+        them. Then the operator runs. Sums run with zeros in open entries, so that the known part of
+        a sum is exact. Finally, all entries become open in channels that have an open entry or
+        entries that differ.
         """
         if node.target is operator.getitem:
             source, index = node.args
@@ -172,18 +172,22 @@ class _ConstantPropagation:
         if made is not None:
             self._made_of_parameters[node] = made
         if isinstance(result, (list, tuple)):
-            return [Value(one, its) for one, its in zip(result, is_open, strict=True)]
+            return [Value(part, own) for part, own in zip(result, is_open, strict=True)]
         if not isinstance(result, Tensor):
             return result
         if name.endswith("_") and not name.endswith("__"):
-            # Views of what is written see this too.
+            # Written in place, so that views of the argument see it too.
             is_open = self._values[node.args[0]].open.copy_(is_open)  # type: ignore[index]
         elif not is_move(node):
             is_open = is_open.clone()
         return self._uniform_or_open(node, Value(result, is_open))
 
     def _batch_norm_in_training(self, node: Node) -> Value:
-        """Return the shift for a channel of one value; the statistics are left as they are."""
+        """Return the result of batch norm in training mode, without an update of the statistics.
+
+        A channel that is constant over the batch is normalised to zero, so its result is the shift.
+        All other channels are open.
+        """
         given = arguments(node)
         value = self._values[given["input"]]
         result = torch.zeros_like(value.tensor)
@@ -198,13 +202,16 @@ class _ConstantPropagation:
         return Value(result, is_open.clone())
 
     def _may_count(self, node: Node) -> Tensor:
-        """Return where a factor may be other than zero, now or after further training."""
+        """Return where a factor may be nonzero, now or after further training."""
         value: Value = self._values[node]
         made: Tensor | None = self._made_of_parameters.get(node)
         return value.open | (value.tensor != 0) if made is None else made
 
     def _uniform_or_open(self, node: Node, value: Value) -> Value:
-        """Open all of a channel that is open at one place, or not the same at all places."""
+        """Open all entries of channels that have an open entry, or entries that differ.
+
+        If the channels don't lie along exactly one dimension, one open entry opens the tensor.
+        """
         labelled = [dim for dim, atoms in enumerate(self._labelling.of(node)) if atoms is not None]
         if len(labelled) != 1:
             is_open = value.open.any().expand_as(value.open)
@@ -222,12 +229,12 @@ class _ConstantPropagation:
 
 
 def _nothing_known(node: Node) -> Any:
-    """Return open values for what a region of the graph returns, without running it."""
+    """Return open values for the results of a region of the graph, without running it."""
     results = node.meta["val"]
     several = isinstance(results, (list, tuple))
     unknown = [
-        opened(torch.zeros(one.shape, dtype=one.dtype, device=one.device))
-        for one in (results if several else [results])
+        opened(torch.zeros(result.shape, dtype=result.dtype, device=result.device))
+        for result in (results if several else [results])
     ]
     return unknown if several else unknown[0]
 
@@ -237,5 +244,5 @@ def _tensor(value: Value) -> Tensor:
 
 
 def _settled(value: Value) -> Tensor:
-    """Return a tensor with zero where it is open, so that what is known of a sum is exact."""
+    """Return a tensor with zeros where it is open, so that the known part of a sum is exact."""
     return value.tensor.masked_fill(value.open, 0)

@@ -1,4 +1,4 @@
-"""Where channels are summed over, and what is known of them there, in both modes."""
+"""The uses of channels: places where channels are summed, with the constants known there."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Use:
-    """One place where channels are summed over, in both modes.
+    """One place where channels are summed, in training and in evaluation mode.
 
     Attributes:
-        name: path of the module that sums.
-        weight: name of the weight that they are multiplied by, or ``None`` if it is no parameter.
-        roots: the class of each position that is summed over, ``(positions,)``.
-        rows: the class of each result, ``(results,)``; -1 for one that is none.
+        name: path of the module that computes the sum.
+        weight: name of the weight in the sum, or ``None`` if it is not a parameter.
+        roots: the class of each position in the sum, ``(positions,)``.
+        rows: the class of each result, ``(results,)``; -1 for a result that is not a channel.
         counts: where the weight is live, ``(positions, results)``.
-        known: whether a channel is constant, in every mode.
+        known: whether each channel is constant, in both modes.
         values: its constant, ``(positions,)``.
-        agrees: whether that is the same in every mode.
-        padded: whether zeros are put around what is summed.
-        has_bias: whether the module that sums has a bias or can be given one.
+        agrees: whether the constant is the same in both modes.
+        padded: whether zeros are put around the channels' values before the sum.
+        has_bias: whether the module that computes the sum has a bias or can get one.
     """
 
     name: str
@@ -50,13 +50,16 @@ class Use:
     has_bias: bool
 
     def dead(self, removed: Flags) -> Flags:
-        """Return which positions count for no result that stays."""
+        """Return which positions have no live weight to any result that stays."""
         stays = np.append(~removed, True)[self.rows]
         dead: Flags = np.logical_not(self.counts[:, stays].any(1))
         return dead
 
     def harmless(self, removed: Flags) -> Flags:
-        """Return which positions can go without a change of any result that stays."""
+        """Return which positions can be removed without changing any result that stays.
+
+        These are dead positions, and constants that are zero or that a bias can take.
+        """
         foldable = self.has_bias and not self.padded
         fits = self.known & self.agrees & ((self.values == 0) | foldable)
         harmless: Flags = np.logical_or(self.dead(removed), fits)
@@ -73,9 +76,9 @@ def uses_of(
 
     Args:
         structure: the model's channels.
-        constants: for each labelling of ``structure``, what is known at each of its contractions.
+        constants: the constants at each contraction, for each labelling of ``structure``.
         live: masks by parameter name.
-        model: the model, to know which biases there can be.
+        model: the model, whose modules show where a bias is possible.
     """
     paired: dict[tuple[str, int], list[tuple[Labelling, Contraction, Constants]]] = {}
     for labelling, known in zip(structure.labellings, constants, strict=True):
@@ -103,8 +106,8 @@ def _use(
     """Return one use of channels, from its contraction in training and in evaluation mode.
 
     A channel is known only if it is known in both modes, and it agrees if both modes have the same
-    value. ``once`` says whether the weight is summed over once in each mode: only then can its bias
-    take constants.
+    value. ``once`` says whether each mode has exactly one sum with this weight: only then can its
+    bias take constants.
     """
     labelling, contraction, _ = found[0]
     node, dim = contraction.weight
@@ -130,7 +133,11 @@ def _use(
 def _counts(
     structure: Structure, labelling: Labelling, contraction: Contraction, live: Mapping[str, Tensor]
 ) -> tuple[Flags, Positions]:
-    """Return which position counts for which result, and the classes of the results."""
+    """Return which positions have a live weight to which results, and the results' classes.
+
+    Without a mask every position counts. If the weight is not a parameter, or its channels lie
+    along a later dimension, one result that always stays represents all results.
+    """
     node, dim = contraction.weight
     weight = labelling.trace.tensors.get(node)
     if weight is None or dim > 1:
@@ -145,9 +152,10 @@ def _counts(
 
 
 def _can_have_bias(model: nn.Module, weight: str | None, *, summing: str) -> bool:
-    """Whether constants can go into the bias of the weight's module, and so into these sums alone.
+    """Whether the bias of the weight's module can take constants, and affects only these sums.
 
-    That module need not be what sums: its weight is tied, or forward() takes it out of it.
+    The module of the weight need not compute the sum: the weight may be tied, or another module's
+    forward() may use it.
     """
     path, _, name = (weight or "").rpartition(".")
     module = model.get_submodule(path)

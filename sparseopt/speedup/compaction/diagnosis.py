@@ -1,4 +1,4 @@
-"""Making the report of a compaction out of what is known of channels, masks and uses."""
+"""Makes the report of a compaction from channels, masks and uses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_report(
     live: Mapping[str, Tensor],
     model: nn.Module,
 ) -> CompactionReport:
-    """Return what is taken out of ``model``, what is not, and why."""
+    """Return what is removed from ``model``, what is not, and why."""
     return _Reporter(structure, uses, removal, live).report(model)
 
 
@@ -79,7 +79,7 @@ class _Reporter:
         return CompactionReport(layers, tuple(self._remaining()), before, after, left)
 
     def _classes_dropped(self) -> Flags:
-        """Return the classes that no live filter makes, or that no live column reads."""
+        """Return the classes that no live filter produces, or that no live column reads."""
         size = len(self._structure.classes)
         made, read, has_makers, has_readers = (np.zeros(size, dtype=np.bool_) for _ in range(4))
         for axis, alive in self._live.items():
@@ -111,7 +111,7 @@ class _Reporter:
         )
 
     def _remaining(self) -> list[Remaining]:
-        """Return dropped channels that stay in the model, with one reason for each of them."""
+        """Return the dropped channels that stay in the model, each with one reason."""
         found: dict[tuple[str, int, str], list[int]] = defaultdict(list)
         for (name, dim), alive in self._live.items():
             if alive is None:
@@ -135,7 +135,7 @@ class _Reporter:
         return "what it belongs to is needed to keep a layer from being empty"
 
     def _reason_at(self, use: Use, position: int, root: int) -> str:
-        """Return why one use keeps a channel: it is not constant, or its constant has no place."""
+        """Return why a use keeps a channel: it varies, or no bias can take its constant."""
         if not use.known[position]:
             makers = self._makers.get(root)
             if makers:
@@ -168,12 +168,13 @@ def _alive(mask: Tensor, dim: int) -> Flags:
 
 
 def _multiplications(labelling: Labelling) -> dict[str, int]:
-    """Return how often each entry of a weight is multiplied with something in one run."""
+    """Return how often each entry of a weight is multiplied in one run, by the weight's name."""
     found: dict[str, int] = defaultdict(int)
     for node in labelling.trace.module.graph.nodes:
         if node.op != "call_function" or not is_sum(node):
             continue
-        for weight in [one for one in factors(node)[:2] if one in labelling.trace.tensors][:1]:
+        weights = [factor for factor in factors(node)[:2] if factor in labelling.trace.tensors]
+        for weight in weights[:1]:
             found[labelling.trace.tensors[weight]] += _places(node, weight)
     return dict(found)
 

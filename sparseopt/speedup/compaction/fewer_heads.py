@@ -13,8 +13,8 @@ __all__ = ["FewerHeads", "with_fewer_heads"]
 class FewerHeads(nn.MultiheadAttention):
     """Attention whose heads together are narrower than its embedding.
 
-    torch's own forward pass has the number of heads times their width equal to ``embed_dim``. This
-    class has the same parameters under the same names, and takes and returns the same.
+    torch's own forward pass requires that the number of heads times their width is ``embed_dim``.
+    This class has the same parameters with the same names, the same arguments and the same results.
     """
 
     def forward(
@@ -79,7 +79,7 @@ class FewerHeads(nn.MultiheadAttention):
     def _mask(
         self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, queries: Tensor
     ) -> Tensor | None:
-        """Return what is added to the scores, ``(batch or 1, heads or 1, queries, keys)``."""
+        """Return the sum of both masks, ``(batch or 1, heads or 1, queries, keys)``, for scores."""
         added = [
             F._canonical_mask(mask, name, None, "", queries.dtype, check_other=False)
             for mask, name in ((attn_mask, "attn_mask"), (key_padding_mask, "key_padding_mask"))
@@ -95,10 +95,10 @@ class FewerHeads(nn.MultiheadAttention):
 
 
 def with_fewer_heads(attention: nn.MultiheadAttention) -> None:
-    """Make attention, whose weights were cut already, run with the heads that are left."""
+    """Make attention, whose weights were cut already, compute with its remaining heads."""
     packed: Tensor | None = attention.in_proj_weight
     rows = len(attention.q_proj_weight) if packed is None else len(packed) // 3
     attention.num_heads = rows // attention.head_dim
-    # What torch asks before it takes a faster path, which does not know such heads.
+    # torch checks this before it takes a fast path, which can't compute with fewer heads.
     attention._qkv_same_embed_dim = False
     attention.__class__ = FewerHeads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from sparseopt.speedup.compaction.result import Compacted
 from sparseopt.speedup.compaction.surgery import Kept, cut, shrunk
 from sparseopt.speedup.compaction.written_numbers import guesses, is_divided
 from sparseopt.speedup.equivalence import check_agreement
+from sparseopt.speedup.inference.masks import Masks
 from sparseopt.structured.channel_groups import ChannelGroup, Structure, analyse
 from sparseopt.utils.deprecation import renamed_arguments, warn_old_spelling
 from sparseopt.utils.errors import CompactionError
@@ -32,12 +33,10 @@ from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["Compaction", "compact", "recorded_inputs"]
 
-#: Samples of the first training input that are looked at: enough for BatchNorm.
+#: Number of samples in the shapes of the first training input: enough for BatchNorm.
 SAMPLES = 4
 
-#: An optimizer, bool tensors by name of the weight or of its module, or ``"nonzero"``.
-Masks = SparseOptimizer | Mapping[str, Tensor] | Literal["nonzero"]
-#: The name of a class of modules, and the kind of groups that its code takes apart.
+#: The name of a class of modules, and the kind of groups that its code splits.
 _Divider = tuple[str, str]
 
 
@@ -45,21 +44,22 @@ _Divider = tuple[str, str]
 def compact(
     model: nn.Module, masks: Masks, *inputs: Any, example_inputs: Any = None, **keywords: Any
 ) -> Any:
-    """Return a smaller model without the channels and neurons that the masks took out.
+    """Return a smaller model without the channels and neurons that the masks dropped.
 
-    A channel goes if nothing of its filter is live, or nothing that reads it, and if nothing that
-    the model computes changes by that: in evaluation mode or in training mode, where
-    BatchNorm makes its shift of a constant. What it leaves behind (its bias, or that shift) goes
-    into the biases of the layers that read it where it can. The smaller model computes the same
-    to rounding, which is checked by running both, and has the same gradients for what is left. It
-    is a copy: the given model and optimizer are left as they are.
+    A channel is removed if its filter has no live weight or no live weight reads it, and if its
+    removal changes nothing that the model computes, neither in evaluation mode nor in training
+    mode, where BatchNorm turns a constant into its shift. The constant that the channel leaves (its
+    bias, or that shift) is added to the biases of the layers that read it, where this is possible.
+    The smaller model computes the same up to rounding, which is checked by running both, and has
+    the same gradients for the remaining weights. It is a copy: the given model and optimizer stay
+    as they are.
 
     Args:
-        model: the model, with the weights that the masks are of. Wrappers of data parallel
-            training and of ``torch.compile`` are taken off.
-        masks: what is live: the optimizer that trains the model; bool tensors by the name of the
-            weight or of its module, others being live everywhere; or ``"nonzero"``, of a model
-            that somebody else pruned.
+        model: the model that has the masked weights. Wrappers of data parallel training and of
+            ``torch.compile`` are removed.
+        masks: which weights are live: the optimizer that trains the model; bool tensors by the name
+            of the weight or of its module, where all other weights are live; or ``"nonzero"``, for
+            a model that was pruned by other means.
         inputs: the spelling of 0.1.0 for positional example inputs, deprecated.
         example_inputs: inputs of the model, the batch first: a tensor, a tuple of positional
             inputs, a mapping of keyword inputs, or a pair of both. BatchNorm needs at least two
@@ -108,15 +108,15 @@ class Compaction:
 
     Args:
         model: the model.
-        masks: what is live.
+        masks: which weights are live.
         inputs: positional inputs.
         example_inputs: inputs in one argument.
         keywords: keyword inputs.
 
     Attributes:
         model: the smaller model.
-        masks: the masks of weights, cut alike.
-        report: what was taken out, what could not be and why.
+        masks: the masks of the smaller model's weights.
+        report: what was removed, what could not be removed, and why.
         kept: the positions that stayed.
 
     Example:
@@ -197,7 +197,11 @@ class _Cut:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> _Cut:
-        """Cut all that can go; of heads and the like only what the model's code lets go.
+        """Cut all channels that can be removed, and return the first model that runs.
+
+        The code of a module that splits channels, into heads for example, may not run with fewer.
+        If the model with all removals fails, these kinds of groups are tried one by one, and only
+        the kinds that run alone are removed.
 
         Raises:
             CompactionError: if no smaller model runs and computes the same.
@@ -231,6 +235,10 @@ def _attempt(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> _Cut:
+    """Cut a copy of the model for each guess of its written numbers, until one computes the same.
+
+    If all guesses fail, raise the error of the first, which is the most likely guess.
+    """
     removal = decide_removal(structure, uses)
     kept = _kept(structure, removal.removed)
     failure: CompactionError | None = None
@@ -247,7 +255,7 @@ def _attempt(
 
 
 def _divider(group: ChannelGroup, model: nn.Module) -> _Divider | None:
-    """Return the class whose code takes a group's channels apart, if there is one."""
+    """Return the class whose code splits a group's channels, if there is one."""
     if group.blocked is not None or not is_divided(group):
         return None
     path = group.name.rpartition(".")[0].rpartition(".")[0]
@@ -255,7 +263,7 @@ def _divider(group: ChannelGroup, model: nn.Module) -> _Divider | None:
 
 
 def _without_divided(structure: Structure, model: nn.Module, allowed: set[_Divider]) -> Structure:
-    """Return the structure with channels blocked that code of other classes takes apart."""
+    """Return the structure with those channels blocked that code of other classes splits."""
     groups, reasons = [], dict(structure.reasons)
     for group, roots in zip(structure.groups, structure.roots, strict=True):
         divider = _divider(group, model)
@@ -277,7 +285,7 @@ def _masks(model: nn.Module, given: Masks) -> dict[str, Tensor]:
         return _masks_of(given, model, parameters)
     if isinstance(given, Mapping):
         named = {
-            parameters[match_name("masks", key, parameters)]: one for key, one in given.items()
+            parameters[match_name("masks", key, parameters)]: mask for key, mask in given.items()
         }
         for name, mask in named.items():
             shape = model.get_parameter(name).shape
@@ -292,24 +300,32 @@ def _masks(model: nn.Module, given: Masks) -> dict[str, Tensor]:
             f"masks={given!r} must be a SparseOptimizer, a mapping from name to bool tensor, or "
             "'nonzero'."
         )
-    return {name: one.detach() != 0 for name, one in model.named_parameters() if one.dim() > 1}
+    weights = {name: value for name, value in model.named_parameters() if value.dim() > 1}
+    return {name: weight.detach() != 0 for name, weight in weights.items()}
 
 
 def _masks_of(
     optimizer: SparseOptimizer, model: nn.Module, parameters: Mapping[str, str]
 ) -> dict[str, Tensor]:
+    """Return the optimizer's masks by the model's own names.
+
+    Args:
+        optimizer: the optimizer.
+        model: the model.
+        parameters: the model's own names of its parameters, by canonical name.
+    """
     masks = {}
     for layer in optimizer.layers:
         if is_sharded(layer.weight):
             raise TypeError(
-                f"layer {layer.name!r} is sharded: compact a model that is whole, for example one "
-                "that loaded the full state dict."
+                f"layer {layer.name!r} is sharded: compact a model without sharded weights, for "
+                "example one that loaded the full state dict."
             )
         name = parameters.get(layer.name)
         if name is None or model.get_parameter(name).shape != layer.weight.shape:
             raise ValueError(
                 f"model={type(model).__name__}(...) has no parameter {layer.name!r} of shape "
-                f"{tuple(layer.weight.shape)}, which the optimizer has a mask for."
+                f"{tuple(layer.weight.shape)}, for which the optimizer has a mask."
             )
         masks[name] = layer.mask
     return masks
@@ -319,7 +335,7 @@ def recorded_inputs(masks: Masks) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return a small batch in the shapes of the first training input.
 
     Raises:
-        ValueError: if there was none yet.
+        ValueError: if no input is recorded yet.
     """
     inputs = masks.example_inputs() if isinstance(masks, SparseOptimizer) else None
     if inputs is None:

@@ -1,4 +1,4 @@
-"""Which entries of an operator's result another input, or training, could change."""
+"""Rules for which entries of an operator's result another input, or training, could change."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Value:
     """One tensor of a graph.
 
     Attributes:
-        tensor: what it is for the input at hand.
-        open: bool, of its shape: true where another input could make it another.
+        tensor: its value for the present input.
+        open: bool, of its shape: true where another input could change the value.
     """
 
     tensor: Tensor
@@ -44,12 +44,12 @@ class Value:
 
 
 def closed(tensor: Tensor) -> Value:
-    """Return a tensor that no input changes."""
+    """Return the value of a tensor that no input changes."""
     return Value(tensor, torch.zeros_like(tensor, dtype=torch.bool))
 
 
 def opened(tensor: Tensor) -> Value:
-    """Return a tensor that the input may change everywhere."""
+    """Return the value of a tensor that the input may change everywhere."""
     return Value(tensor, torch.ones_like(tensor, dtype=torch.bool))
 
 
@@ -84,7 +84,7 @@ _MOVES: Final = frozenset(
         *("unbind", "cat", "concat", "concatenate", "expand", "expand_as", "repeat", "clone"),
     }
 )
-#: Beginnings of the names of operators that mix values, none of them negatively.
+#: Prefixes of the names of operators that mix values with factors that are not negative.
 _MIXES: Final = (
     *("avg_pool", "adaptive_avg_pool", "max_pool", "adaptive_max_pool"),
     *("upsample", "_upsample", "pad", "constant_pad", "reflection_pad", "replication_pad"),
@@ -104,7 +104,7 @@ Values = Mapping[Node, Any]
 
 
 def is_move(node: Node) -> bool:
-    """Whether a call moves values about and leaves them as they are."""
+    """Whether a call moves values and does not change them."""
     return operator_name(node) in _MOVES
 
 
@@ -114,7 +114,7 @@ def is_sum(node: Node) -> bool:
 
 
 def factors(node: Node) -> tuple[Node, Node, Node | None]:
-    """Return the two factors of a call that sums products, and what it adds to the sums."""
+    """Return the two factors of a call that sums products, and the term that it adds, if any."""
     given = arguments(node)
     if operator_name(node) == "addmm":
         return given["mat1"], given["mat2"], given["self"]
@@ -124,7 +124,7 @@ def factors(node: Node) -> tuple[Node, Node, Node | None]:
 
 
 def run(node: Node, values: Values, part: Callable[[Value], Any]) -> Any:
-    """Make a call on one part of the values of its arguments."""
+    """Make a call with ``part`` of each argument's value, such as its tensor or its ``open``."""
 
     def argument(found: Node) -> Any:
         value = values[found]
@@ -135,12 +135,12 @@ def run(node: Node, values: Values, part: Callable[[Value], Any]) -> Any:
 
 
 def open_of(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> Any:
-    """Return what of a call's result is open: a tensor, or one for each of several.
+    """Return which entries of a call's result are open: one tensor, or a list for several results.
 
     Args:
         node: the call.
         values: the values of its arguments, before the call.
-        may_count: says where a factor of a product may be other than zero.
+        may_count: returns where a factor of a product may be nonzero.
     """
     name = operator_name(node).removesuffix("_")
     if is_move(node):
@@ -157,7 +157,7 @@ def open_of(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> 
         return _any(node, values)
     if name.startswith(_MIXES):
         mixed = run(node, values, lambda value: value.open.float())
-        # Of several the others are indices of the first.
+        # Further results, such as the indices of a max pool, are open where the first is.
         return [mixed[0] != 0 for _ in mixed] if isinstance(mixed, (list, tuple)) else mixed != 0
     return _all(node, values)
 
@@ -171,7 +171,7 @@ def _any(node: Node, values: Values) -> Tensor:
 
 
 def _of_product(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> Tensor:
-    """Zero times whatever is zero."""
+    """Return where a product is open: any factor is open, and no factor is zero for certain."""
     result = _any(node, values)
     for argument in node.all_input_nodes:
         if isinstance(values[argument], Value):
@@ -180,7 +180,11 @@ def _of_product(node: Node, values: Values, may_count: Callable[[Node], Tensor])
 
 
 def _of_channelwise(node: Node, values: Values) -> Tensor:
-    """What scales or shifts channels may come from the input too; a slope leaves zero alone."""
+    """Return where a call that scales or shifts channels is open.
+
+    The scales and shifts may depend on the input too. Then every nonzero entry is open, and after
+    batch norm every entry.
+    """
     first, *others = _operands(node, values)
     if not any(bool(other.open.any()) for other in others):
         return first.open
@@ -188,14 +192,18 @@ def _of_channelwise(node: Node, values: Values) -> Tensor:
 
 
 def _of_dropout(node: Node, values: Values) -> Tensor:
-    """Dropout leaves zero alone, and makes two values of any other."""
+    """Return where dropout is open: it keeps zeros, and any other value may become zero."""
     given, value = arguments(node), _first(node, values)
     dropping = given["train"] and given["p"] > 0
     return value.open | (value.tensor != 0) if dropping else value.open.clone()
 
 
 def _of_sum(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> Tensor:
-    """An open value opens the sums in which its factor counts, and those it is added to."""
+    """Return which sums are open: those with an open entry whose factor may be nonzero.
+
+    Such sums are found by the operator itself: it sums, over the 0-1 tensor of open entries, the
+    0-1 tensor of factors that may be nonzero. A sum above 0 is open. Open added terms open it too.
+    """
     left, right, added = factors(node)
     of_added = None if added is None else values[added].open.float()
     opened = _sum(node, values[left].open.float(), may_count(right).float(), of_added) != 0
@@ -215,13 +223,13 @@ def _sum(node: Node, left: Tensor, right: Tensor, added: Tensor | None) -> Tenso
 
 
 def _all(node: Node, values: Values) -> Any:
-    """Nothing is known of the operator: if anything is open, everything is."""
+    """Return the result for an unknown operator: if any argument is open, all entries are."""
     some = any(bool(value.open.any()) for value in _operands(node, values))
     results = node.meta["val"]
     several = isinstance(results, (list, tuple))
     opened = [
-        torch.full(one.shape, some, device=one.device) if isinstance(one, Tensor) else None
-        for one in (results if several else [results])
+        torch.full(result.shape, some, device=result.device) if isinstance(result, Tensor) else None
+        for result in (results if several else [results])
     ]
     return opened if several else opened[0]
 
@@ -240,17 +248,17 @@ def _first(node: Node, values: Values) -> Value:
 def nonzero_after_training(
     node: Node, values: Mapping[Node, Any], made: Mapping[Node, Any], result: Any
 ) -> Any:
-    """Return where a call's result may be other than zero after further training.
+    """Return where a call's result may be nonzero after further training.
 
     Args:
         node: the call.
         values: the values of its arguments.
-        made: the same of every argument that is made of parameters alone.
-        result: what the call returned.
+        made: where each argument that is computed from parameters alone may be nonzero.
+        result: the result of the call.
 
     Returns:
-        A tensor of the result's shape, or one for each of several; ``None`` if the result is made
-        of something that the input may change, or of no parameter.
+        A tensor of the result's shape, or a list for several results; ``None`` if the result
+        depends on the input, or on no parameter.
     """
     operands = [one for one in node.all_input_nodes if isinstance(values[one], Value)]
     if not any(one in made for one in operands):

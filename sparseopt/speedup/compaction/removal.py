@@ -1,4 +1,4 @@
-"""Which channels can be taken out so that nothing the model computes changes."""
+"""Decides which channels can be removed without changing what the model computes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Fold", "Removal", "decide_removal"]
 
 @dataclass(frozen=True)
 class Fold:
-    """Constants that go into the bias of a layer when the channels that have them go.
+    """Constants of removed channels that go into the bias of a layer.
 
     Attributes:
         weight: name of the layer's weight.
@@ -32,11 +32,11 @@ class Fold:
 
 @dataclass(frozen=True)
 class Removal:
-    """The classes of channels that go.
+    """The classes of channels that are removed.
 
     Attributes:
-        removed: which classes go, by their smallest atom, ``(atoms,)``.
-        pinned: classes that could go and stay, because a layer cannot be empty.
+        removed: which classes are removed, by their smallest atom, ``(atoms,)``.
+        pinned: classes that could be removed but stay, because a layer cannot be empty.
         folds: the constants that go into biases.
     """
 
@@ -46,11 +46,13 @@ class Removal:
 
 
 def decide_removal(structure: Structure, uses: Sequence[Use]) -> Removal:
-    """Find the most channels that can go.
+    """Find the largest set of channels that can be removed.
 
-    A channel can go if, wherever it is summed over, it counts for nothing that stays, or it is zero
-    for every input, or it is a constant that fits into a bias. What it was made of then counts for
-    less itself, and so on.
+    A channel can be removed if every sum that it is in is harmless: the sum gives it no live weight
+    to a result that stays, or the channel is zero for every input, or it is a constant that a bias
+    can take. When a channel is removed, the channels that it was computed from lose a use, so more
+    of them can be removed. If a dimension would become empty, one of its classes is pinned, and the
+    search starts again.
     """
     blocked = _blocked(structure)
     pinned: set[int] = set()
@@ -63,7 +65,7 @@ def decide_removal(structure: Structure, uses: Sequence[Use]) -> Removal:
 
 
 def _blocked(structure: Structure) -> Flags:
-    """Return which classes are out of the question: not free, or not channels at all."""
+    """Return which classes can't be removed: those of blocked groups, or of no group."""
     blocked = np.ones(len(structure.classes), dtype=np.bool_)
     for group, roots in zip(structure.groups, structure.roots, strict=True):
         blocked[roots] = group.blocked is not None
@@ -73,8 +75,8 @@ def _blocked(structure: Structure) -> Flags:
 def _largest(blocked: Flags, pinned: set[int], uses: Sequence[Use]) -> Flags:
     """Return the largest set of classes that can be removed together.
 
-    Start with nothing removed. In each round a class can go if it is neither blocked nor pinned,
-    and if every use of it is harmless, given the classes that are removed so far. Each round makes
+    Nothing is removed at first. In each round a class can be removed if it is neither blocked nor
+    pinned, and if all its uses are harmless, given the classes removed so far. Each round makes
     more uses harmless, so the set only grows, and the loop ends.
     """
     removed: Flags = np.zeros_like(blocked)
@@ -89,7 +91,7 @@ def _largest(blocked: Flags, pinned: set[int], uses: Sequence[Use]) -> Flags:
 
 
 def _emptied(structure: Structure, removed: Flags) -> set[int]:
-    """Return one class of each dimension of which nothing would stay."""
+    """Return one class of each dimension that would become empty."""
     return {
         roots[0] for roots in structure.by_axis.values() if all(removed[root] for root in roots)
     }

@@ -1,4 +1,4 @@
-"""What a compaction took out, what it could not and why, and how much of the saving it reached."""
+"""The report of a compaction: what it removed, what it could not remove and why, what it saved."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class LayerSizes:
         name: the weight's name.
         shape: its shape before.
         compacted: its shape after.
-        possible: its shape if every channel that masks took out could go by itself.
-        multiplications: how often each weight was multiplied in the run that was looked at.
+        possible: its shape if every dropped channel could be removed independently.
+        multiplications: how often each weight was multiplied in the analysed run.
 
     Example:
         >>> import torch
@@ -42,13 +42,14 @@ class LayerSizes:
 
 @dataclass(frozen=True)
 class Remaining:
-    """Positions of a weight that its mask took out whole, and that are still in the model.
+    """Positions along which a weight has no live entry, but which are still in the model.
 
     Attributes:
         name: the weight's name.
-        dim: the dimension of the weight that they lie along: filters and neurons, or input columns.
-        positions: which ones, in the weight as it was.
-        reason: why they cannot go.
+        dim: the dimension of the positions in the weight: of filters and neurons, or of input
+            columns.
+        positions: the positions in the full weight.
+        reason: why they cannot be removed.
 
     Example:
         >>> import torch
@@ -72,17 +73,17 @@ class Remaining:
 
 @dataclass(frozen=True)
 class CompactionReport:
-    """What became of a model.
+    """The report of a compaction.
 
-    ``str(report)`` is a table. All ratios are to the dense model.
+    ``str(report)`` is a table. All ratios are relative to the dense model.
 
     Attributes:
-        layers: every weight that is multiplied with channels, in the model's order.
-        remaining: what masks took out whole and could not be removed.
+        layers: all weights that are multiplied with channels, in the model's order.
+        remaining: dropped channels that could not be removed.
         parameters: number of parameters before.
         compacted_parameters: number of parameters after.
-        left_out: sparse weights whose module has no channels that are known, such as recurrent
-            layers, embeddings and computed weights; they stay as they are.
+        left_out: sparse weights of modules whose channels are not known, such as recurrent layers,
+            embeddings and computed weights; they stay as they are.
 
     Example:
         >>> import torch
@@ -113,12 +114,12 @@ class CompactionReport:
 
     @property
     def possible_flops_ratio(self) -> float:
-        """What :attr:`flops_ratio` would be if every dropped channel could go by itself."""
+        """The :attr:`flops_ratio` if every dropped channel could be removed independently."""
         return _total(self.layers, "possible") / _total(self.layers, "shape")
 
     @property
     def share_reached(self) -> float:
-        """Multiplications saved over those that could be; 1 if there is nothing to save."""
+        """Saved multiplications over those that could be saved; 1 if nothing could be saved."""
         possible = 1 - self.possible_flops_ratio
         return (1 - self.flops_ratio) / possible if possible else 1.0
 
@@ -138,11 +139,11 @@ class CompactionReport:
         if self.remaining:
             lines.append("not removed:")
         lines += [
-            f"  {one.name}, {len(one.positions)} along dimension {one.dim}: {one.reason}"
-            for one in self.remaining
+            f"  {kept.name}, {len(kept.positions)} along dimension {kept.dim}: {kept.reason}"
+            for kept in self.remaining
         ]
         if self.left_out:
-            lines.append(f"no channels are known of: {', '.join(self.left_out)}")
+            lines.append(f"weights without known channels: {', '.join(self.left_out)}")
         return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What ``compact`` returns."""
+"""The result of ``compact``: the smaller model, its masks and a report."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["Compacted"]
 
 @dataclass(frozen=True, eq=False)
 class Compacted:
-    """What :func:`compact` returns.
+    """The result of :func:`compact`: the smaller model, its masks and a report.
 
-    In 0.1.0 :func:`compact` returned the model. So a call, an index, and an attribute that is not
-    below are the model's, with a ``DeprecationWarning``.
+    In 0.1.0 :func:`compact` returned the model. So calls, indexing, and attributes that are not
+    listed below are passed on to the model, with a ``DeprecationWarning``.
 
     Attributes:
         model: the smaller model: of the same class, with smaller layers.
-        masks: the masks of weights, cut alike, by name: pass them as ``mask=`` to a new
+        masks: the masks of the smaller model's weights, by name. Pass them as ``mask=`` to a new
             :class:`SparseOptimizer` of the smaller model, to train it further or to condense it.
-        report: what was taken out, what could not be and why; print it.
+        report: what was removed, what could not be removed, and why; it can be printed.
         kept: for each parameter and buffer that became smaller, by dimension the positions that
             stayed, ascending: ``{"conv1.weight": {0: tensor([0, 3, ...])}}``.
 

@@ -1,4 +1,4 @@
-"""Cutting a copy of a model to size."""
+"""Cuts the parameters and buffers of a copy of a model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sparseopt.utils.hooks import copy_without_hooks
 
 __all__ = ["Kept", "cut", "put_sizes_back", "resize", "shrunk", "sizes_of"]
 
-#: By tensor name, for each dimension that becomes smaller the positions that stay, ascending.
+#: The positions that stay, ascending, for each dimension that becomes smaller, by tensor name.
 Kept = Mapping[str, Mapping[int, Tensor]]
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-#: What :func:`resize` may change.
+#: The attributes that :func:`resize` may change.
 _SIZES: Final = (
     "in_channels",
     "out_channels",
@@ -42,9 +42,8 @@ _CLASS: Final = "__class__"
 def cut(model: nn.Module, kept: Kept, folds: list[Fold], numbers: Numbers) -> nn.Module:
     """Return a copy of ``model`` with parameters and buffers cut, and constants in biases.
 
-    ``numbers`` are what attributes of its modules become.
-
-    Gradients and the optimizer's hooks stay behind.
+    ``numbers`` has the new values of attributes of its modules. The copy has neither gradients nor
+    the optimizer's hooks.
     """
     smaller = _copy(model)
     set_numbers(smaller, numbers)
@@ -73,7 +72,7 @@ def cut(model: nn.Module, kept: Kept, folds: list[Fold], numbers: Numbers) -> nn
 
 
 def encoders_in(model: nn.Module) -> list[nn.Module]:
-    """Return what asks whether its layers have torch's fast path; see :func:`resize`."""
+    """Return the modules that check their layers for torch's fast path; see :func:`resize`."""
     return [module for module in model.modules() if isinstance(module, nn.TransformerEncoder)]
 
 
@@ -98,7 +97,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _fold(model: nn.Module, folds: list[Fold], kept: Kept) -> dict[str, Mapping[int, Tensor]]:
-    """Put constants into biases, and return what is to be kept of biases that are new."""
+    """Add constants to biases, and return the positions to keep in biases that are new."""
     new: dict[str, Mapping[int, Tensor]] = {}
     for fold in folds:
         path = fold.weight.rpartition(".")[0]
@@ -123,23 +122,24 @@ def _like(tensor: Tensor, smaller: Tensor) -> Tensor:
 
 
 def sizes_of(module: nn.Module) -> dict[str, Any]:
-    """Return what a module says of its size, by attribute, as it is before :func:`resize`.
+    """Return the attributes of a module that describe its size, before :func:`resize`.
 
-    Tensors that became larger don't say it: with one group left, how many there were is not known.
+    The sizes can't be read off the full tensors later: from a convolution with one group left, the
+    old number of groups is not known.
     """
     own = vars(module)
     return {_CLASS: type(module), **{name: own[name] for name in _SIZES if name in own}}
 
 
 def put_sizes_back(module: nn.Module, sizes: Mapping[str, Any]) -> None:
-    """Undo :func:`resize`, with what :func:`sizes_of` returned before."""
+    """Undo :func:`resize`, with the attributes that :func:`sizes_of` returned before it."""
     sizes = dict(sizes)
     module.__class__ = sizes.pop(_CLASS)
     vars(module).update(sizes)
 
 
 def resize(module: nn.Module) -> None:
-    """Bring what a module of torch says of its size into line with its tensors, which were cut."""
+    """Adapt the attributes of a torch module that describe its size to its cut tensors."""
     if isinstance(module, _CONVOLUTIONS):
         per_group = module.out_channels // module.groups
         module.out_channels = module.weight.shape[0]
@@ -155,18 +155,18 @@ def resize(module: nn.Module) -> None:
     elif type(module) is nn.MultiheadAttention:
         with_fewer_heads(module)
     elif isinstance(module, nn.TransformerEncoder):
-        # It makes padded batches nested, which only torch's fast path takes.
-        if any(isinstance(one, FewerHeads) for one in module.modules()):
+        # The encoder makes padded batches nested tensors, which only torch's fast path accepts.
+        if any(isinstance(inner, FewerHeads) for inner in module.modules()):
             module.use_nested_tensor = False
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         tensors = (module.weight, module.running_mean)
-        module.num_features = next(len(one) for one in tensors if one is not None)
+        module.num_features = next(len(tensor) for tensor in tensors if tensor is not None)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif type(module).__name__ == "Conv1D":
-        # That of transformers: a linear layer with its weight transposed.
+        # Conv1D of transformers is a linear layer with a transposed weight.
         module.nx, module.nf = module.weight.shape  # type: ignore[misc, assignment]

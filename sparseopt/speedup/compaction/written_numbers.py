@@ -1,9 +1,9 @@
 """Attributes of modules that count heads or channels, and their values in the smaller model.
 
 A module that splits a dimension into heads has an attribute with the number of heads, or with the
-width of all heads together, or neither (``view(..., -1, self.head_dim)``). The values of attributes
-only suggest which of them are such numbers. So there are several guesses, the most likely one
-first, and the smaller model is run with each until it computes the same.
+total width of all heads, or neither (``view(..., -1, self.head_dim)``). Whether an attribute is
+such a number can only be guessed from its value. So there are several guesses, the most likely one
+first, and the smaller model runs with each until it computes the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sparseopt.structured.channel_masks import MAKERS
 
 __all__ = ["Numbers", "guesses", "is_divided", "set_numbers"]
 
-#: By path of a module, the attributes that change, and what they become.
+#: The attributes that change, with their new values, by path of the module.
 Numbers = Mapping[str, Mapping[str, Any]]
 
 #: Names of the width of one head.
@@ -42,7 +42,7 @@ def guesses(
     Args:
         model: the full model.
         groups: its channels.
-        kept: by tensor name, for each dimension that becomes smaller the positions that stay.
+        kept: the positions that stay, for each dimension that becomes smaller, by tensor name.
     """
     changes: dict[str, dict[int, int]] = {}
     for group in groups:
@@ -112,6 +112,7 @@ def _modules_of(group: ChannelGroup) -> list[str]:
 def _attributes(
     module: nn.Module, becomes: Mapping[int, int], may_change: Callable[[str], bool]
 ) -> dict[str, Any]:
+    """Return the integer attributes of a module that ``becomes`` maps to new values."""
     if isinstance(module, nn.MultiheadAttention | nn.Linear):
         return {}
     return {

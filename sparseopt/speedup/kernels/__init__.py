@@ -1,7 +1,7 @@
-"""Kernels for CPUs that do only the live work: convolutions and linear layers, all three products.
+"""Kernels for CPUs that compute with live weights only: all products of convolutions and linears.
 
-They are C++, compiled at first use (or with the wheel) and called through ctypes. Where they can
-not be had, :func:`available` is false and :func:`why_not` says why.
+They are C++, compiled at first use (or with the wheel) and called through ctypes. Where they are
+not available, :func:`available` returns false and :func:`why_not` returns the reason.
 """
 
 from sparseopt.masks.live_copies import provide_live_copies

@@ -12,10 +12,10 @@ from sparseopt.speedup.kernels.ops import plain_call
 
 __all__ = ["batch_norm", "knows_batch_norm", "relu"]
 
-_STATISTICS = 5  # of each channel: struct Statistics of batch_norm.h
-#: Under this name a normalised map has what it was made of.
+_STATISTICS = 5  # numbers for each channel: struct Statistics of batch_norm.h
+#: The attribute of a normalised map that holds the tensors from which it was computed.
 _NORMALISED: Final = "_sparseopt_normalised"
-_WORK = 8  # multiply-adds in the time of one element: it is memory that is waited for
+_WORK = 8  # multiply-adds in the time of one element, which is the time of a memory access
 
 
 def knows_batch_norm(x: Tensor, *of_channels: Tensor | None) -> bool:
@@ -30,12 +30,16 @@ def knows_batch_norm(x: Tensor, *of_channels: Tensor | None) -> bool:
         and plain_call((x, *of_channels))
         and x.device.type == "cpu"
         and x.dtype in DTYPES
-        # Of a single value torch says that it has no variance.
+        # torch raises an error for a single value in each channel, which has no variance.
         and x.numel() > x.shape[1]
         and all(
-            one is None
-            or (one.dtype == torch.float32 and one.device.type == "cpu" and one.is_contiguous())
-            for one in of_channels
+            vector is None
+            or (
+                vector.dtype == torch.float32
+                and vector.device.type == "cpu"
+                and vector.is_contiguous()
+            )
+            for vector in of_channels
         )
     )
 
@@ -49,7 +53,7 @@ def batch_norm(
         x: (N, C, H, W) in the kernels' layout, float32 or bfloat16.
         weight: (C,), float32, or ``None``.
         bias: (C,), float32, or ``None``.
-        eps: what is added to the variance.
+        eps: the number that is added to the variance.
 
     Returns:
         The map, in the layout and the dtype of ``x``; the mean of each channel, and its variance
@@ -61,24 +65,25 @@ def batch_norm(
     function: Any = _BatchNorm
     y, statistics = function.apply(x, weight, bias, eps)
     if y.requires_grad:
-        # For the nonlinearity that may follow. It takes this from the tensor.
+        # A nonlinearity that follows reads this attribute; see relu().
         setattr(y, _NORMALISED, (x, weight, bias, statistics))
     mean, _, variance, *_ = statistics.unbind()
     return y, mean, variance
 
 
 def relu(y: Tensor, *, inplace: bool) -> Tensor | None:
-    """Return the positive part of what :func:`batch_norm` returned; one backward pass is for both.
+    """Return the positive part of a result of :func:`batch_norm`, with one backward pass for both.
 
-    The gradient of ``y`` is still made where somebody may see it: where the tensor ``y`` still
-    exists when the backward pass comes here, or had hooks before.
+    The gradient of ``y`` itself is computed only where other code could see it: if the tensor ``y``
+    still exists in the backward pass, or if it has hooks.
 
     Args:
         y: a map.
         inplace: whether to change ``y`` itself.
 
     Returns:
-        ``None`` if ``y`` was not made by :func:`batch_norm`, or was changed since.
+        The map; ``None`` if :func:`batch_norm` did not make ``y``, or if ``y`` has hooks or was
+        changed.
     """
     made_of = vars(y).pop(_NORMALISED, None)
     if made_of is None or y._version or y._backward_hooks or y.retains_grad:
@@ -115,18 +120,18 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if grad is None:  # the nonlinearity has made the gradients
+        if grad is None:  # the backward pass of the nonlinearity has computed the gradients
             return None, None, None, None
         x, weight, statistics = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
-        # Derivatives of higher order are torch's.
+        # torch computes derivatives of higher order.
         if torch.is_grad_enabled() or not plain_call((grad, x)):
             return (*_by_torch(grad, x, weight, statistics, ctx.eps, wanted), None)
         return (*_gradients(grad, x, statistics, wanted, relu=False), None)
 
 
 class _ReluOfNormalised(torch.autograd.Function):
-    """The positive part of a normalised map, with the gradients of what was normalised."""
+    """The positive part of a normalised map, with the gradients of the normalisation's inputs."""
 
     @staticmethod
     def forward(
@@ -143,7 +148,7 @@ class _ReluOfNormalised(torch.autograd.Function):
             result = y.relu_()
         else:
             result = y.relu()
-        # There is a tensor as long as anybody, Python or a graph, has it.
+        # The weak reference is alive as long as Python or a graph refers to the tensor.
         ctx.y = None if inplace else weakref.ref(y)
         ctx.save_for_backward(x, statistics, result)
         return result
@@ -162,7 +167,7 @@ class _ReluOfNormalised(torch.autograd.Function):
 def _gradients(
     grad: Tensor, x: Tensor, statistics: Tensor, wanted: tuple[bool, ...], *, relu: bool
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of map, weight and bias, those that are wanted."""
+    """Return the gradients of map, weight and bias; ``None`` for those that are not wanted."""
     grad = kernel_layout(grad.to(x.dtype))
     dx = empty_map(x, x.shape[1], x.shape[2:])
     dweight, dbias = x.new_empty((2, x.shape[1]), dtype=torch.float32).unbind()
@@ -177,8 +182,8 @@ def _gradients(
         *_size(x),
     )
     raise_if(failed)
-    made = zip((dx, dweight, dbias), wanted, strict=True)
-    return tuple(one if is_wanted else None for one, is_wanted in made)
+    gradients = zip((dx, dweight, dbias), wanted, strict=True)
+    return tuple(gradient if is_wanted else None for gradient, is_wanted in gradients)
 
 
 def _by_torch(
@@ -189,11 +194,14 @@ def _by_torch(
     eps: float,
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
+    """Return the same gradients, computed by torch, which can differentiate them again."""
     mean, inverse, *_ = statistics.unbind()
     found: tuple[Tensor | None, ...] = torch.ops.aten.native_batch_norm_backward(
         grad, x, weight, None, None, mean, inverse, True, eps, list(wanted)
     )
-    return tuple(one if is_wanted else None for one, is_wanted in zip(found, wanted, strict=True))
+    return tuple(
+        gradient if is_wanted else None for gradient, is_wanted in zip(found, wanted, strict=True)
+    )
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -201,7 +209,7 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _size(x: Tensor) -> tuple[int, int, bool, int]:
-    """Channels, elements of each, whether they are bfloat16, and threads."""
+    """Return the channels, the elements of each, whether they are bfloat16, and the threads."""
     channels = x.shape[1]
     count = x.numel() // channels
     return channels, count, x.dtype is torch.bfloat16, threads(x.numel() * _WORK)

@@ -1,6 +1,7 @@
-"""Compiling the C++ of the kernels: at first use into a cache, or while a wheel is built.
+"""Compiles the C++ of the kernels: at first use into a cache, or while a wheel is built.
 
-Imports the standard library only, so that a build hook can load it by its path, without torch.
+This module imports only the standard library, so that a build hook can load it by its path, without
+torch.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "x86_64": ("avx512_bf16", "avx512", "avx2"),
     "aarch64": ("neon",),
 }
-"""The instruction sets that there is a binary for, by machine, best first."""
+"""The instruction sets for which a binary can be made, by machine, best first."""
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
@@ -46,7 +47,7 @@ _INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "avx512_bf16": (*_AVX512, "-mavx512bf16"),
     "neon": (),
 }
-# Contraction makes multiply-adds of products and sums. Nothing else departs from IEEE arithmetic.
+# Contraction turns a product and a sum into a multiply-add; all else is IEEE arithmetic.
 _FLAGS = (
     "-O3",
     "-std=c++17",
@@ -62,11 +63,11 @@ _FLAGS = (
 
 
 class BuildError(RuntimeError):
-    """The compiler is not there, or it failed; the message is one line."""
+    """There is no compiler, or it failed; the message is one line."""
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler: the environment's ``CXX``, else the first of g++, c++ and clang++."""
+    """Return the C++ compiler: the environment's ``CXX``, else the first of g++, c++, clang++."""
     named = os.environ.get("CXX")
     candidates = [named] if named else ["g++", "c++", "clang++"]
     for candidate in candidates:
@@ -77,7 +78,7 @@ def find_compiler() -> str | None:
 
 
 def source_hash() -> str:
-    """Ten hexadecimal digits that change with the source and with the flags."""
+    """Return ten hexadecimal digits that change with the source and with the flags."""
     digest = hashlib.sha256(repr((_FLAGS, _INSTRUCTIONS)).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode())
@@ -86,14 +87,14 @@ def source_hash() -> str:
 
 
 def prebuilt_path(variant: str) -> Path:
-    """Where a binary that came with the package lies; its name says which source it is of."""
+    """Return the path of a binary that came with the package; its name has the source's hash."""
     return PREBUILT / f"{variant}-{source_hash()}.so"
 
 
 def compile_variant(variant: str, compiler: str, destination: Path) -> None:
     """Compile the kernels for one instruction set.
 
-    The file appears whole or not at all.
+    The file is renamed into place when it is complete, so that no process reads a part of it.
 
     Args:
         variant: An instruction set of :data:`VARIANTS`.
@@ -101,7 +102,7 @@ def compile_variant(variant: str, compiler: str, destination: Path) -> None:
         destination: The shared library to write.
 
     Raises:
-        BuildError: The compiler could not be started, or it failed.
+        BuildError: If the compiler could not be started, or if it failed.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".build-") as folder:
@@ -125,18 +126,18 @@ def compile_variant(variant: str, compiler: str, destination: Path) -> None:
 
 
 def _first_error(result: subprocess.CompletedProcess[str]) -> str:
-    """One line that says what a compiler stumbled over."""
+    """Return the line of the compiler's output that describes the error."""
     lines = result.stderr.splitlines() or [f"exit status {result.returncode}"]
     return next((line for line in lines if "error" in line), lines[-1]).strip()
 
 
 def compiled(variant: str) -> Path:
-    """The kernels for one instruction set, compiled now if no earlier process has done so.
+    """Return the kernels for one instruction set, compiled now unless an earlier process did so.
 
-    Many processes may ask at once: one compiles, the others wait for it.
+    Many processes may call this at the same time: one compiles, and the others wait for it.
 
     Raises:
-        BuildError: There is no compiler, it failed, or the cache can not be written.
+        BuildError: If there is no compiler, if it failed, or if the cache cannot be written.
     """
     compiler = find_compiler()
     if compiler is None:
@@ -156,16 +157,16 @@ def compiled(variant: str) -> Path:
                 logger.warning("compiling the sparse kernels for %s, once (some seconds)", variant)
                 compile_variant(variant, compiler, path)
     except OSError as error:
-        raise BuildError(f"the cache for compiled kernels can not be written: {error}") from error
+        raise BuildError(f"the cache for compiled kernels cannot be written: {error}") from error
     return path
 
 
 def path_if_built(variant: str) -> Path | None:
-    """Where the kernels for one instruction set are; ``None`` if they have to be compiled first."""
+    """Return the path of kernels for one instruction set; ``None`` if they must be compiled."""
     prebuilt = prebuilt_path(variant)
     if prebuilt.exists():
         return prebuilt
-    # Only where some compiler has made them, it is worth asking which one there is now.
+    # find_compiler() takes time, and is called only if some compiler has made such kernels.
     compiler = find_compiler() if any(_cache().glob(f"{variant}-{source_hash()}-*.so")) else None
     cached = None if compiler is None else _cached_path(variant, compiler)
     return cached if cached is not None and cached.exists() else None
@@ -176,7 +177,7 @@ def _cached_path(variant: str, compiler: str) -> Path:
 
 
 def _cache() -> Path:
-    """The folder of compiled kernels: SPARSEOPT_CACHE, else the user's cache folder."""
+    """Return the folder of compiled kernels: SPARSEOPT_CACHE, else the user's cache folder."""
     named = os.environ.get("SPARSEOPT_CACHE")
     if named:
         return Path(named)
@@ -185,7 +186,7 @@ def _cache() -> Path:
 
 
 def _compiler_hash(compiler: str) -> str:
-    """Ten hexadecimal digits that change with the compiler, its version and the machine."""
+    """Return ten hexadecimal digits that change with the compiler, its version and the machine."""
     try:
         result = subprocess.run(
             [*shlex.split(compiler), "--version"], capture_output=True, text=True, check=False
@@ -199,7 +200,7 @@ def _compiler_hash(compiler: str) -> str:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file; the system releases it when the process ends."""
-    import fcntl  # Windows, where nothing is compiled, has no such module
+    import fcntl  # not on Windows, where nothing is compiled
 
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

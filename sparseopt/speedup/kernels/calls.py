@@ -1,8 +1,8 @@
-"""The kernels on tensors, without autograd: shapes are checked here, then C++ computes.
+"""Calls the kernels on tensors, without autograd: Python checks shapes, then C++ computes.
 
-Everywhere, ``lists`` and ``layout`` are the ``tensor`` and the ``layout`` of a
+In all functions, ``lists`` and ``layout`` are the ``tensor`` and the ``layout`` of a
 :class:`~sparseopt.speedup.kernels.formats.LiveLists`. ``values`` are the live weights in row-major
-order: 1-D, float32, rounded to bfloat16 where the input is bfloat16. Sums are float32 always.
+order: 1-D, float32, rounded to bfloat16 where the input is bfloat16. Sums are always float32.
 """
 
 import ctypes
@@ -36,15 +36,15 @@ __all__ = [
 ]
 
 DTYPES = (torch.float32, torch.bfloat16)
-_TRANSPOSED_FROM = 32  # samples
-_MOVED = 8  # multiply-adds in the time of one element that comes from memory and goes back
+_TRANSPOSED_FROM = 32  # samples from which a layout is changed by a transposed matrix
+_MOVED = 8  # multiply-adds in the time of reading one element from memory and writing it back
 _ACCESS = 16  # multiply-adds in the time of one scattered access to memory
 
 
 def kernel_layout(x: Tensor) -> Tensor:
-    """The tensor in the kernels' layout: logical (N, C, H, W) with strides (1, HWN, WN, N).
+    """Return a tensor in the kernels' layout: logical (N, C, H, W) with strides (1, HWN, WN, N).
 
-    A tensor that lies like that already is returned as it is.
+    A tensor that has this layout already is returned unchanged.
     """
     by_channel = x.permute(1, 2, 3, 0)
     if by_channel.is_contiguous():
@@ -57,21 +57,21 @@ def kernel_layout(x: Tensor) -> Tensor:
 
 
 def standard_layout(x: Tensor) -> Tensor:
-    """A tensor in the kernels' layout as torch makes it: (N, C, H, W), contiguous."""
+    """Return a tensor in the kernels' layout as a contiguous tensor, (N, C, H, W)."""
     if x.shape[0] < _TRANSPOSED_FROM:
         return x.contiguous()
     return x.permute(1, 2, 3, 0).reshape(-1, x.shape[0]).t().contiguous().view(x.shape)
 
 
 def kernel_layout_of_channels_last(x: Tensor) -> Tensor:
-    """A map in channels-last format in the kernels' layout; it is no view."""
+    """Return a copy of a channels-last map in the kernels' layout; it is not a view."""
     result = empty_map(x, x.shape[1], x.shape[2:])
     _change_layout(x, result, into=True)
     return result
 
 
 def channels_last_layout(x: Tensor) -> Tensor:
-    """A map in the kernels' layout in channels-last format."""
+    """Return a copy of a map in the kernels' layout in channels-last format."""
     result = torch.empty_like(x, memory_format=torch.channels_last)
     _change_layout(x, result, into=False)
     return result
@@ -94,9 +94,9 @@ def _change_layout(x: Tensor, result: Tensor, *, into: bool) -> None:
 
 
 def empty_map(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
-    """An uninitialised tensor in the kernels' layout, with the batch and dtype of another.
+    """Return an uninitialised tensor in the kernels' layout, with the batch and dtype of ``like``.
 
-    It is no view: operations in place may follow.
+    It is not a view, so that operations in place may follow.
     """
     batch, (height, width) = like.shape[0], size
     strides = (1, height * width * batch, width * batch, batch)
@@ -104,7 +104,7 @@ def empty_map(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
 
 
 def out_size(size: Sequence[int], layout: Sequence[int]) -> tuple[int, int]:
-    """Height and width of a convolution's output."""
+    """Return height and width of a convolution's output."""
     _, _, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = layout
     return (
         (size[0] + 2 * pad_h - (kernel_h - 1) * dilation_h - 1) // stride_h + 1,
@@ -113,7 +113,7 @@ def out_size(size: Sequence[int], layout: Sequence[int]) -> tuple[int, int]:
 
 
 def live_values(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
-    """The live weights of a dense weight of any strides: float32, in row-major order."""
+    """Return the live weights of a dense weight of any strides: float32, in row-major order."""
     live = _check_weight(weight, lists, layout)
     values = weight.new_empty(live, dtype=torch.float32)
     failed = library().sparseopt_gather(
@@ -131,7 +131,7 @@ def live_values(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
 def live_values_if_masked(
     weight: Tensor, lists: Tensor, layout: Sequence[int]
 ) -> tuple[Tensor, bool]:
-    """The same, and whether all weights that are not live are zero, by their bits."""
+    """Return the live weights, and whether all other weights are zero, by their bits."""
     live = _check_weight(weight, lists, layout)
     if not _is_dense(weight):
         weight = weight.contiguous()
@@ -151,7 +151,7 @@ def live_values_if_masked(
 
 
 def _check_weight(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> int:
-    """The number of live weights of a weight that fits the lists."""
+    """Check that a weight fits the lists, and return its number of live weights."""
     _check(weight, "weight")
     out, channels, height, width = layout[:4]
     shape = (out, channels, height, width) if weight.dim() == 4 else (out, channels)
@@ -161,7 +161,7 @@ def _check_weight(weight: Tensor, lists: Tensor, layout: Sequence[int]) -> int:
 
 
 def _is_dense(weight: Tensor) -> bool:
-    """Whether the weights of each output lie in one piece."""
+    """Whether the weights of each output are contiguous in memory."""
     return weight.is_contiguous() or (
         weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     )
@@ -175,7 +175,7 @@ def scatter_values(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    """A dense tensor that has the values at the live places and zeros elsewhere."""
+    """Return a dense tensor with the values at the live positions and zeros elsewhere."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     dense = torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format)
     values = values.float().contiguous()
@@ -200,10 +200,10 @@ def conv2d(
     residual: Tensor | None = None,
     bounds: Sequence[float] | None = None,
 ) -> Tensor:
-    """The convolution of ``x`` (N, C, H, W); the result is in the kernels' layout.
+    """Return the convolution of ``x`` (N, C, H, W), in the kernels' layout.
 
-    ``residual``, of the shape of the result, is added, and then the sums are clamped to ``bounds``,
-    two numbers: before they are rounded.
+    ``residual``, of the shape of the result, is added. Then the sums are clamped to ``bounds``, two
+    numbers, and only then rounded.
     """
     _check_map(x, "x", layout[1])
     size = out_size(x.shape[2:], layout)
@@ -226,7 +226,7 @@ def conv2d(
 def conv2d_input(
     grad: Tensor, values: Tensor, lists: Tensor, layout: Sequence[int], size: Sequence[int]
 ) -> Tensor:
-    """The gradient of a convolution's input, whose maps have this (height, width)."""
+    """Return the gradient of a convolution's input, whose maps have (height, width) ``size``."""
     _check_map(grad, "grad", layout[0])
     grad = kernel_layout(grad)
     result = empty_map(grad, layout[1], size)
@@ -239,7 +239,7 @@ def conv2d_input(
 
 
 def conv2d_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
-    """The gradients of a convolution's live weights: float32, in row-major order."""
+    """Return the gradients of a convolution's live weights: float32, in row-major order."""
     _check_map(x, "x", layout[1])
     _check_map(grad, "grad", layout[0])
     x, grad = kernel_layout(x), kernel_layout(grad.to(x.dtype))
@@ -259,7 +259,7 @@ def linear(
     layout: Sequence[int],
     bounds: Sequence[float] | None = None,
 ) -> Tensor:
-    """``x @ weight.T + bias`` for ``x`` (..., in), clamped to ``bounds``, two numbers."""
+    """Return ``x @ weight.T + bias`` for ``x`` (..., in), clamped to ``bounds``, two numbers."""
     _check_last(x, "x", layout[1])
     x, bias = x.contiguous(), _bias(bias, layout[0])
     y = x.new_empty((*x.shape[:-1], layout[0]))
@@ -272,7 +272,7 @@ def linear(
 
 
 def linear_input(grad: Tensor, values: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
-    """The gradient of a linear layer's input, from ``grad`` (..., out)."""
+    """Return the gradient of a linear layer's input, from ``grad`` (..., out)."""
     _check_last(grad, "grad", layout[0])
     grad = grad.contiguous()
     result = grad.new_empty((*grad.shape[:-1], layout[1]))
@@ -284,7 +284,7 @@ def linear_input(grad: Tensor, values: Tensor, lists: Tensor, layout: Sequence[i
 
 
 def linear_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
-    """The gradients of a linear layer's live weights: float32, in row-major order."""
+    """Return the gradients of a linear layer's live weights: float32, in row-major order."""
     _check_last(x, "x", layout[1])
     _check_last(grad, "grad", layout[0])
     x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
@@ -298,9 +298,9 @@ def linear_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
 def affine(
     x: Tensor, factor: Tensor, shift: Tensor, bounds: Sequence[float] | None = None
 ) -> Tensor:
-    """``x * factor + shift`` by channel, for ``x`` in the kernels' layout; clamped to ``bounds``.
+    """Return ``x * factor + shift`` by channel, clamped to ``bounds``, in the kernels' layout.
 
-    ``factor`` and ``shift`` are (C,) and float32. The result is in the kernels' layout.
+    ``factor`` and ``shift`` are (C,) and float32.
     """
     _check_map(x, "x", factor.shape[0])
     x = kernel_layout(x)
@@ -323,7 +323,7 @@ def affine(
 
 
 def sum_tokens(grad: Tensor) -> Tensor:
-    """The sums of a (..., out) over all but its last dimension: float32, (out,)."""
+    """Return the sums of ``grad`` (..., out) over all but its last dimension: float32, (out,)."""
     _check(grad, "grad")
     grad = grad.contiguous()
     out = grad.shape[-1]
@@ -351,18 +351,19 @@ def _run(
     """Call a function of the library.
 
     Args:
-        name: Its name there, without the prefix.
-        lists: The live weights.
-        layout: What they are laid out for.
-        sizes: Of the tensors.
-        tensors: What it reads and, last, what it writes; the first has the number format.
-        columns: How often each live weight is multiplied, which decides how many threads pay.
+        name: The function's name, without the prefix.
+        lists: The lists of live weights.
+        layout: The layout of the lists.
+        sizes: The sizes of the tensors.
+        tensors: The tensors that it reads and, last, the tensor that it writes; the first one
+            decides the number format.
+        columns: How often each live weight is multiplied, which decides how many threads pay off.
     """
     first = tensors[0]
     failed = getattr(library(), f"sparseopt_{name}")(
         *_lists(lists, layout),
         sizes,
-        *(one.data_ptr() if isinstance(one, Tensor) else one for one in tensors),
+        *(given.data_ptr() if isinstance(given, Tensor) else given for given in tensors),
         isinstance(first, Tensor) and first.dtype is torch.bfloat16,
         threads(count_live(lists, layout) * columns),
     )
@@ -389,7 +390,7 @@ def _check_last(x: Tensor, name: str, features: int) -> None:
 
 
 def _values(values: Tensor, x: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
-    """The values as the inner loops read them: in the number format of the input."""
+    """Return the values in the number format of the input, as the inner loops read them."""
     live = count_live(lists, layout)
     if values.shape != (live,):
         raise ValueError(f"values must have the shape ({live},), not {tuple(values.shape)}")
@@ -426,7 +427,7 @@ def _lists(lists: Tensor, layout: Sequence[int]) -> tuple[int, int, ctypes.Array
 
 
 def _sizes(x: Sequence[int], out: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-    """The ``Sizes`` of grid.h for an input (N, C, H, W) and an output (H', W')."""
+    """Return the ``Sizes`` of grid.h for an input (N, C, H, W) and an output (H', W')."""
     return (ctypes.c_int64 * 6)(x[0], x[2], x[3], *out, False)
 
 

@@ -1,4 +1,4 @@
-"""What this machine's processor can do."""
+"""The instruction sets that this machine's processor can run."""
 
 import platform
 import sys
@@ -18,7 +18,7 @@ _NEEDED: dict[str, frozenset[str]] = {
 
 
 def supported_variants(candidates: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The candidates for this kind of machine that its processor can run, in their order.
+    """Return the candidates for this kind of machine that its processor can run, in their order.
 
     Args:
         candidates: Instruction sets by machine, such as ``{"x86_64": ("avx512", "avx2")}``.
@@ -30,7 +30,7 @@ def supported_variants(candidates: dict[str, tuple[str, ...]]) -> tuple[str, ...
 
 
 def _flags(cpuinfo: Path) -> frozenset[str]:
-    """The flags of the first processor; x86 calls the line "flags" and ARM "Features"."""
+    """Return the flags of the first processor; the line is "flags" on x86 and "Features" on ARM."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where the live weights of a layer are, in the form that the kernels read."""
+"""The lists of a layer's live weights that the kernels read."""
 
 import ctypes
 import functools
@@ -14,7 +14,7 @@ __all__ = ["LiveLists", "count_live", "layer_struct"]
 _TAPS = 1 << 12
 _CHANNELS = 1 << 20
 _LARGEST = 2**31 - 1
-_NO_PLACES = 2  # what the library says of positions
+_NO_PLACES = 2  # the library's error code for wrong positions
 
 
 @functools.lru_cache(maxsize=4096)
@@ -23,7 +23,7 @@ def _struct(layout: tuple[int, ...]) -> ctypes.Array[ctypes.c_int]:
 
 
 def layer_struct(layout: Sequence[int]) -> ctypes.Array[ctypes.c_int]:
-    """The ``Layer`` of kernels.cpp for the ten integers of :attr:`LiveLists.layout`."""
+    """Return the ``Layer`` of kernels.cpp for the ten integers of :attr:`LiveLists.layout`."""
     return _struct(tuple(layout))
 
 
@@ -33,7 +33,7 @@ def _fixed_size(layout: Sequence[int]) -> int:
 
 
 def count_live(lists: Tensor, layout: Sequence[int]) -> int:
-    """The number of live weights in the tensor of a :class:`LiveLists`."""
+    """Return the number of live weights in the tensor of a :class:`LiveLists`."""
     return (lists.shape[0] - _fixed_size(layout)) // 3
 
 
@@ -47,23 +47,23 @@ def _pair(value: int | Sequence[int], name: str, least: int) -> tuple[int, int]:
 class LiveLists:
     """The live weights of one layer, listed by output and by input.
 
-    The lists take 12 bytes for each live weight. They are made anew when the version of the mask
-    changes, never because of what tensor the positions are in.
+    The lists take 12 bytes for each live weight. They are made again only when the version of the
+    mask changes.
 
     Args:
         shape: The shape of the weight: ``(out, in)`` of a linear layer,
             ``(out, in, height, width)`` of a convolution.
-        stride: Of the convolution; one number or (height, width).
+        stride: The stride of the convolution; one number or (height, width).
         padding: Zeros around the map, the same on opposite sides; one number or (height, width).
-        dilation: Of the convolution; one number or (height, width).
+        dilation: The dilation of the convolution; one number or (height, width).
 
     Attributes:
         layout: The shape, stride, padding and dilation as ten integers.
         tensor: The lists: one int32 tensor on the CPU.
-        version: The version of the mask that the lists are of; ``None`` before the first one.
+        version: The version of the mask in the lists; ``None`` before the first mask.
 
     Raises:
-        ValueError: A shape or a setting that the kernels do not know.
+        ValueError: If the kernels do not support the shape or a setting.
 
     Example:
         >>> import torch
@@ -89,7 +89,7 @@ class LiveLists:
         out, channels, height, width = shape if len(shape) == 4 else (*shape, 1, 1)
         if height * width > _TAPS or max(out, channels) > _CHANNELS:
             raise ValueError(
-                f"shape may have {_TAPS} taps and {_CHANNELS} channels at most, not {shape}"
+                f"shape must have at most {_TAPS} taps and {_CHANNELS} channels, not {shape}"
             )
         self.shape: tuple[int, ...] = shape
         self.layout: list[int] = [
@@ -108,16 +108,16 @@ class LiveLists:
         return count_live(self.tensor, self.layout)
 
     def update(self, positions: Tensor, version: int) -> None:
-        """List these weights, unless the lists are of this version already.
+        """List these weights, unless the lists have this version already.
 
         Args:
-            positions: Where the live weights are in the flattened (row-major) weight: 1-D,
+            positions: The positions of live weights in the flattened (row-major) weight: 1-D,
                 integers, ascending.
             version: A number that changes whenever the mask does.
 
         Raises:
-            ValueError: Positions that are not 1-D, not ascending, or outside of the weight.
-            TypeError: Positions that are not integers.
+            ValueError: If positions are not 1-D, not ascending, or outside the weight.
+            TypeError: If positions are not integers.
         """
         if version == self.version:
             return
@@ -125,7 +125,7 @@ class LiveLists:
             raise TypeError(f"positions must be int64 or int32, not {positions.dtype}")
         if positions.dim() != 1 or positions.shape[0] > _LARGEST:
             raise ValueError(
-                f"positions must have one dimension of {_LARGEST} entries at most, "
+                f"positions must have one dimension of at most {_LARGEST} entries, "
                 f"not the shape {tuple(positions.shape)}"
             )
         positions = positions.detach().to("cpu", torch.int64).contiguous()
@@ -137,23 +137,23 @@ class LiveLists:
         )
         if failed == _NO_PLACES:
             raise ValueError(
-                f"positions must ascend and lie within the {torch.Size(self.shape).numel()} "
-                f"weights of the shape {self.shape}"
+                f"positions must be ascending and below {torch.Size(self.shape).numel()}, the "
+                f"number of weights of the shape {self.shape}"
             )
         raise_if(failed)
         self.tensor, self.version, self._cached = tensor, version, None
 
     def remembered(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
-        """The values made under this key for this version of the mask, made now if need be."""
+        """Return the cached values of this key and mask version, or make and cache them."""
         cached = self._cached
         if cached is None or cached[0] != key:
             cached = self._cached = (key, make())
         return cached[1]
 
     def forget_values(self) -> None:
-        """Forget the weights remembered for inference.
+        """Forget the weights that are cached for inference.
 
-        Needed only after a write that does not raise the weight's version: through ``.data``, or
-        from outside of torch.
+        This is needed only after a write that does not raise the weight's version: through
+        ``.data``, or from outside torch.
         """
         self._cached = None

@@ -1,8 +1,8 @@
-"""The kernels for inference as operators of torch: products with what follows them, in one pass.
+"""The kernels for inference as torch operators: a product and its epilogue in one pass.
 
-Registered with ``torch.library``, so that ``torch.export`` and ``torch.compile`` see one operator.
-Ordinary eager calls go past the dispatcher. None of them has a derivative: where a gradient is
-asked for, the same is computed by operators that have one.
+They are registered with ``torch.library``, so that ``torch.export`` and ``torch.compile`` see one
+operator. Ordinary eager calls bypass the dispatcher. These operators have no derivatives: if a
+gradient is needed, operators that have a derivative compute the same result.
 """
 
 from collections.abc import Callable, Sequence
@@ -84,7 +84,7 @@ def linear(
 
 
 def affine(x: Tensor, factor: Tensor, shift: Tensor, bounds: Sequence[float] | None) -> Tensor:
-    """Return ``clamp(x * factor + shift, *bounds)`` by channel; it is in the kernels' layout."""
+    """Return ``clamp(x * factor + shift, *bounds)`` by channel, in the kernels' layout."""
     if _wants_gradient((x,)):
         by_channel = (-1, 1, 1)
         return _clamped((x * factor.view(by_channel) + shift.view(by_channel)).to(x.dtype), bounds)
@@ -94,7 +94,8 @@ def affine(x: Tensor, factor: Tensor, shift: Tensor, bounds: Sequence[float] | N
 
 
 def _wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+    given = [tensor for tensor in tensors if tensor is not None]
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
 
 
 def _clamped(y: Tensor, bounds: Sequence[float] | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The one binary that this process uses: finding it, loading it, and saying why there is none."""
+"""Finds and loads the one binary that this process uses, or says why it has none."""
 
 import ctypes
 import functools
@@ -25,7 +25,7 @@ __all__ = [
 
 logger = logging.getLogger("sparseopt")
 
-WORK_OF_A_THREAD = 500_000  # multiply-adds: some ten microseconds
+WORK_OF_A_THREAD = 500_000  # multiply-adds: about ten microseconds
 
 _INTERFACE = 3
 _OFF = {"0", "off", "false", "no"}
@@ -67,7 +67,7 @@ class _Loaded:
     """The outcome of looking for a binary: the library and its variant, or a reason.
 
     Args:
-        may_compile: Whether a binary is compiled if there is none.
+        may_compile: Whether to compile a binary if none is found.
     """
 
     def __init__(self, *, may_compile: bool) -> None:
@@ -83,16 +83,16 @@ class _Loaded:
         if not variants:
             self.reason = (
                 f"there are no kernels for this machine ({sys.platform}, {platform.machine()}); "
-                f"they need Linux, and AVX2 or NEON"
+                f"they need Linux and a processor with AVX2 or NEON"
             )
             return
         if setting and setting not in variants:
             self.reason = (
-                f"the environment says SPARSEOPT_KERNELS={setting}, and this processor can run "
-                f"{', '.join(variants)}"
+                f"the environment says SPARSEOPT_KERNELS={setting}, but this processor can run "
+                f"only {', '.join(variants)}"
             )
             return
-        # A compiler may be older than the processor, and not know its best instructions.
+        # A compiler that is older than the processor may lack its best instructions.
         for candidate in [setting] if setting else variants:
             library = self._load(candidate)
             if library is not None:
@@ -100,7 +100,7 @@ class _Loaded:
                 return
 
     def _load(self, variant: str) -> ctypes.CDLL | None:
-        """The library of one variant, or ``None``; then the first reason is remembered."""
+        """Return the library of one variant, or ``None``; then keep the first reason."""
         try:
             path = build.path_if_built(variant)
             if path is None and not self._may_compile:
@@ -118,7 +118,7 @@ def _open(path: Path) -> ctypes.CDLL:
     # torch is imported above: its OpenMP runtime is loaded, and the library finds it by name.
     library = ctypes.CDLL(str(path))
     if library.sparseopt_version() != _INTERFACE:
-        raise OSError(f"{path} has another interface")
+        raise OSError(f"{path} was built for another version of this package")
     for name, (result, *arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
@@ -139,7 +139,7 @@ def _state_if_built() -> _Loaded:
 
 
 def library_if_built() -> ctypes.CDLL | None:
-    """The library, if this process has loaded it or nothing has to be compiled to load it."""
+    """Return the library if it is loaded, or if it can be loaded without compiling."""
     state = _state() if _state.cache_info().currsize else _state_if_built()
     return state.library
 
@@ -156,24 +156,24 @@ def available() -> bool:
 
 
 def why_not() -> str | None:
-    """Why there are no kernels, in one sentence; ``None`` where there are."""
+    """Return the reason why there are no kernels, in one sentence; ``None`` if there are."""
     return _state().reason
 
 
 def variant() -> str | None:
-    """The instruction set of the kernels in use: ``"avx512_bf16"``, for example."""
+    """Return the instruction set of the kernels in use: ``"avx512_bf16"``, for example."""
     return _state().variant
 
 
 def library() -> ctypes.CDLL:
-    """The loaded library.
+    """Return the loaded library.
 
     Raises:
-        RuntimeError: There is none; the message says why.
+        RuntimeError: If there is no library; the message says why.
     """
     state = _state()
     if state.library is None:
-        raise RuntimeError(f"there are no sparse kernels here: {state.reason}")
+        raise RuntimeError(f"there are no sparse kernels on this machine: {state.reason}")
     return state.library
 
 
@@ -181,12 +181,12 @@ _IMPORTED_BY = os.getpid()
 
 
 def threads(work: int) -> int:
-    """How many threads a call may use: as many as torch uses, and one in a forked process.
+    """Return how many threads a call may use: at most torch's number, and one after a fork.
 
-    A forked child has the parent's OpenMP state and none of its threads: more than one hangs.
+    A forked child has the parent's OpenMP state but none of its threads, so several would hang.
 
     Args:
-        work: Multiply-adds of the call. Few of them are not worth waking many threads.
+        work: Multiply-adds of the call. A small call is not worth the waking of many threads.
     """
     if os.getpid() != _IMPORTED_BY:
         return 1
@@ -194,10 +194,10 @@ def threads(work: int) -> int:
 
 
 def raise_if(failed: int) -> None:
-    """Raise what a function of the library reports.
+    """Raise the error that a function of the library reports.
 
     Raises:
-        MemoryError: There is no memory for its scratch.
+        MemoryError: If there is not enough memory for its scratch space.
     """
     if failed:
-        raise MemoryError("there is no memory for the scratch of the sparse kernels")
+        raise MemoryError("there is not enough memory for the scratch space of the sparse kernels")

@@ -1,7 +1,7 @@
-"""Copies between a tensor and its live entries by the kernels, once there is a binary.
+"""Copies between a tensor and its live entries by the kernels, if there is a binary.
 
-An ordinary step makes them, of everybody who trains sparse. So nothing is ever compiled for them:
-they are there where the binary came with the package, or where it was compiled for something else.
+Every ordinary step of sparse training makes such copies. So nothing is compiled for them: they use
+a binary that came with the package, or one that was compiled for another purpose.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ _ACCESS = 4  # multiply-adds in the time of one entry
 
 
 class KernelCopies:
-    """What :class:`sparseopt.masks.live_copies.LiveCopies` asks for."""
+    """The implementation of :class:`sparseopt.masks.live_copies.LiveCopies` by the kernels."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -31,7 +31,7 @@ class KernelCopies:
         other: Tensor | None = None,
         other_live: Tensor | None = None,
     ) -> None:
-        """Read one tensor, or two on one way through memory."""
+        """Read one tensor, or two in one pass over memory."""
         self._library.sparseopt_gather_live(
             bits.data_ptr(),
             bits.numel() // 8,
@@ -56,7 +56,7 @@ class KernelCopies:
         _note_write(dense)
 
     def keep(self, bits: Tensor, dense: Tensor) -> None:
-        """Write every entry that is not live, and live ones as they were."""
+        """Write zero to every entry that is not live, and the old value to live entries."""
         self._library.sparseopt_keep_live(
             bits.data_ptr(),
             dense.numel(),
@@ -68,11 +68,11 @@ class KernelCopies:
 
 
 def find_live_copies() -> KernelCopies | None:
-    """Return the copies if there is a binary, and nobody looks into what torch is called for."""
+    """Return the copies if there is a binary and the call is plain; see :func:`plain_call`."""
     library = library_if_built()
     return KernelCopies(library) if library is not None and plain_call(()) else None
 
 
 def _note_write(tensor: Tensor) -> None:
-    # Autograd refuses to compute with a tensor that was written to since it was saved.
+    # By the version, autograd notices that a tensor that it saved was overwritten.
     torch.autograd.graph.increment_version(tensor)

@@ -1,13 +1,13 @@
-"""The kernels as operators of torch, with autograd.
+"""The kernels as torch operators, with autograd.
 
-All three products of a layer are linear in each of their two arguments, and the derivative of any
-of them is made of the other two: ``<g, conv(x, v)>``, ``<conv_input(g, v), x>`` and
-``<conv_values(x, g), v>`` are the same number. So every order of derivatives comes from the same
-kernels.
+Each of the three products of a layer is linear in each of its two arguments, and its derivatives
+are the other two products: ``<g, conv(x, v)>``, ``<conv_input(g, v), x>`` and
+``<conv_values(x, g), v>`` are the same number. So the same kernels compute derivatives of every
+order.
 
-Each operator exists twice: registered with ``torch.library``, for ``torch.compile`` and whatever
-else looks into a program, and as an ``autograd.Function``, which ordinary eager calls use because
-its dispatch costs a third.
+Each operator exists in two forms. One is registered with ``torch.library``, for ``torch.compile``
+and other code that traces a program. The other is an ``autograd.Function``, which ordinary eager
+calls use because its dispatch costs a third.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def plain_call(args: Sequence[Any]) -> bool:
-    """Whether nobody looks into a call: no compiler, no mode, no transform, no subclass."""
+    """Whether a call is plain: not traced by a compiler or a mode, no transform, no subclass."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -46,8 +46,8 @@ def plain_call(args: Sequence[Any]) -> bool:
 
 
 def _function(name: str, **methods: Callable[..., Any]) -> Callable[..., Tensor]:
-    """The call of an ``autograd.Function`` with these methods."""
-    namespace = {method: staticmethod(made) for method, made in methods.items()}
+    """Return the ``apply`` of a new ``autograd.Function`` with these methods."""
+    namespace = {name: staticmethod(method) for name, method in methods.items()}
     return type(f"_{name}", (torch.autograd.Function,), namespace).apply  # type: ignore[attr-defined, no-any-return]
 
 
@@ -58,7 +58,12 @@ def _operator(
     remember: Callable[..., None],
     backward: Callable[..., Any],
 ) -> Callable[..., Tensor]:
-    """One function for both forms of an operator; ``schema`` begins with its name."""
+    """Return one function for all forms of an operator; ``schema`` begins with its name.
+
+    A call takes the cheapest form that is correct: under a functional transform a Function with
+    ``setup_context``, in traced code the registered operator, with gradients the eager Function,
+    and otherwise the kernel itself.
+    """
     name, _, signature = schema.partition("(")
     registered = torch.library.custom_op(
         f"sparseopt::{name}",
@@ -75,12 +80,12 @@ def _operator(
         remember(ctx, args, output)
         return output
 
-    # Functional transforms ask for `setup_context`, which makes eager calls slow.
+    # Functional transforms need `setup_context`, which makes eager calls slow.
     eager = _function(name, forward=forward, backward=backward)
     transformed = _function(name, forward=call, setup_context=remember, backward=backward)
 
     def operator(*args: Any) -> Tensor:
-        if torch._C._are_functorch_transforms_active():  # they know no registered derivatives
+        if torch._C._are_functorch_transforms_active():  # these can't use registered derivatives
             return transformed(*args)
         if not plain_call(args):
             return registered(*args)  # type: ignore[no-any-return]
@@ -100,18 +105,22 @@ def _sum(grad: Tensor, dims: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of a linear layer's bias."""
-    # Torch's sum has derivatives of higher order, and takes thrice as long.
+    """Return the gradient of a linear layer's bias."""
+    # torch's sum has derivatives of higher order, but takes three times as long.
     if torch.is_grad_enabled() or not plain_call((grad,)):
         return _sum(grad.reshape(-1, grad.shape[-1]), (0,), dtype)
     return calls.sum_tokens(grad).to(dtype)
 
 
 def _remember_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Save for backward the lists, and the layout, shape and dtype of the weight's gradient.
+
+    The lists are those of the forward pass, also if the masks move before backward.
+    """
     weight, lists, layout = inputs
     ctx.save_for_backward(lists)
     ctx.layout, ctx.shape, ctx.dtype = layout, weight.shape, weight.dtype
-    # A gradient that lies like its weight is taken by autograd without a copy.
+    # Autograd takes a gradient with the layout of its weight without a copy.
     ctx.channels_last = (
         weight.dim() == 4
         and weight.is_contiguous(memory_format=torch.channels_last)
@@ -136,7 +145,7 @@ def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _remember_product(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """For forward products: (x, values, bias, lists, layout)."""
+    """Save the inputs of a forward product: (x, values, bias, lists, layout)."""
     x, values, bias, lists, ctx.layout = inputs
     ctx.save_for_backward(x, values, lists)
     ctx.bias_dtype = None if bias is None else bias.dtype
@@ -165,7 +174,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _remember_two(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """For products of a backward pass: (tensor, tensor, lists, layout, ...)."""
+    """Save the inputs of a product in a backward pass: (tensor, tensor, lists, layout, ...)."""
     first, second, lists, ctx.layout, *_ = inputs
     ctx.save_for_backward(first, second, lists)
 
@@ -216,7 +225,7 @@ def _fake_values(tensor: Tensor, other: Any, *rest: Any) -> Tensor:
     return tensor.new_empty(count_live(lists, layout), dtype=torch.float32)
 
 
-# Clamped results are for inference, which has no derivatives: the operators end before ``bounds``.
+# Without ``residual`` and ``bounds``, which are for inference and have no derivatives.
 def _conv2d(
     x: Tensor, values: Tensor, bias: Tensor | None, lists: Tensor, layout: Sequence[int]
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""Convolution and linear layer on the live weights only, of a dense weight and its lists."""
+"""Convolution and linear layer with the live weights only, from a dense weight and its lists."""
 
 import torch
 from torch import Tensor
@@ -10,25 +10,25 @@ __all__ = ["conv2d", "linear"]
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, lists: LiveLists) -> Tensor:
-    """A 2-dimensional convolution that computes with the live weights only.
+    """Return a 2-dimensional convolution, computed with the live weights only.
 
     ``lists`` has stride, padding and dilation. Under CPU autocast the input becomes bfloat16. Sums
     are float32.
 
     Args:
         x: (N, C, H, W), float32 or bfloat16, any strides. Strides (1, HWN, WN, N) need no copy.
-        weight: (out, C, height, width), float32 or bfloat16, any strides. What it holds at places
-            that are not live is not looked at; its gradient is zero there.
+        weight: (out, C, height, width), float32 or bfloat16, any strides. Its values at positions
+            that are not live are ignored, and its gradient there is zero.
         bias: (out,), or ``None``.
-        lists: The live weights.
+        lists: The lists of live weights.
 
     Returns:
         (N, out, H', W') in the dtype of the input, with strides (1, H'W'N, W'N, N).
 
     Raises:
-        TypeError: A dtype other than float32 and bfloat16.
-        ValueError: Shapes that do not fit the lists.
-        RuntimeError: There are no kernels on this machine.
+        TypeError: If a dtype is neither float32 nor bfloat16.
+        ValueError: If shapes do not fit the lists.
+        RuntimeError: If there are no kernels on this machine.
 
     Example:
         >>> import torch
@@ -47,24 +47,24 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, lists: LiveLists) -> 
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, lists: LiveLists) -> Tensor:
-    """A linear layer that computes with the live weights only.
+    """Return a linear layer's result, computed with the live weights only.
 
     Under CPU autocast the input becomes bfloat16. Sums are float32.
 
     Args:
         x: (..., in), float32 or bfloat16.
-        weight: (out, in), float32 or bfloat16, any strides. What it holds at places that are not
-            live is not looked at; its gradient is zero there.
+        weight: (out, in), float32 or bfloat16, any strides. Its values at positions that are not
+            live are ignored, and its gradient there is zero.
         bias: (out,), or ``None``.
-        lists: The live weights.
+        lists: The lists of live weights.
 
     Returns:
         (..., out) in the dtype of the input, contiguous.
 
     Raises:
-        TypeError: A dtype other than float32 and bfloat16.
-        ValueError: Shapes that do not fit the lists.
-        RuntimeError: There are no kernels on this machine.
+        TypeError: If a dtype is neither float32 nor bfloat16.
+        ValueError: If shapes do not fit the lists.
+        RuntimeError: If there are no kernels on this machine.
     """
     x = _autocast(x)
     return ops.linear(x, _values(weight, x.dtype, lists), bias, lists.tensor, lists.layout)
@@ -75,14 +75,14 @@ def _autocast(x: Tensor) -> Tensor:
         return x
     dtype = torch.get_autocast_dtype("cpu")
     if dtype not in calls.DTYPES:
-        raise TypeError(f"the kernels know autocast to bfloat16, not to {dtype}")
+        raise TypeError(f"the kernels support autocast to bfloat16, not to {dtype}")
     return x.to(dtype)
 
 
 def _values(weight: Tensor, dtype: torch.dtype, lists: LiveLists) -> Tensor:
-    """The live weights: gathered at every call while training, remembered otherwise."""
+    """Return the live weights: gathered at every call in training, cached otherwise."""
     training = torch.is_grad_enabled() and weight.requires_grad
-    # An inference tensor has no version that would tell of a write.
+    # An inference tensor has no version, so that a write to it would not be noticed.
     if training or not ops.plain_call((weight,)) or weight.is_inference():
         return ops.live_values(weight, lists.tensor, lists.layout)
     return lists.remembered(

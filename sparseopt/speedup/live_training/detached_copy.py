@@ -1,4 +1,4 @@
-"""A copy of a model that can be measured: it has no hooks, and its passes leave nothing behind."""
+"""A copy of a model for measurements: it has no hooks, and its passes have no side effects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HOOKS: Final = tuple(
 
 
 def copy_to_measure(model: nn.Module) -> nn.Module:
-    """Return a deep copy without any hook, and without copying what hooks refer to."""
+    """Return a deep copy without any hooks, and without copies of objects that hooks refer to."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for name in _HOOKS:
@@ -34,7 +34,7 @@ def copy_to_measure(model: nn.Module) -> nn.Module:
 
 
 def copy_of_inputs(inputs: Any) -> Any:
-    """Return nested inputs whose tensors belong to no graph."""
+    """Return a copy of nested inputs whose tensors belong to no graph."""
 
     def detached(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -45,10 +45,10 @@ def copy_of_inputs(inputs: Any) -> Any:
 
 
 def training_pass(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Run a model forwards and backwards, by the sum of all that it returns.
+    """Run a model forwards, and backwards from the sum of its outputs.
 
     Raises:
-        ValueError: if it returns nothing that has a gradient.
+        ValueError: if no output has a gradient.
     """
     outputs = [
         leaf
@@ -56,7 +56,7 @@ def training_pass(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point()
     ]
     if not outputs:
-        raise ValueError("the model returns nothing that has a gradient")
+        raise ValueError("the model returns no tensor that has a gradient")
     torch.autograd.backward([output.float().sum() for output in outputs])
     for parameter in model.parameters():
         parameter.grad = None
@@ -64,8 +64,8 @@ def training_pass(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @contextmanager
 def untouched_surroundings(model: nn.Module) -> Iterator[None]:
-    """Put back the random states, and what autocast has cached, that passes of a copy change."""
-    # A user's code may still draw from numpy's old global state.
+    """Restore the random states and the cache of autocast, which passes of a copy change."""
+    # A user's code may draw from NumPy's old global state.
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with preserve_model_state(model):

@@ -13,10 +13,10 @@ _VALUES = 1 << 16  # of a random number of 16 bits
 def drop_entries(x: Tensor, p: float, *, inplace: bool = False) -> Tensor:
     """Set entries of a map in the kernels' layout to zero, and scale the others up.
 
-    Each entry is dropped independently with the probability ``p``, rounded to 1 in 131,072. Other
-    entries are divided by the exact probability to stay. Random numbers come from torch's generator
-    for the CPU. Four entries share one number of 64 bits, so the draws differ from
-    :func:`torch.nn.functional.dropout`.
+    Each entry is dropped independently with the probability ``p``, rounded to a multiple of 1 in
+    65,536. Other entries are divided by the exact probability to stay. Random numbers come from
+    torch's generator for the CPU. Four entries share one number of 64 bits, so the draws differ
+    from those of :func:`torch.nn.functional.dropout`.
 
     Args:
         x: (N, C, H, W), in the kernels' layout.
@@ -25,7 +25,7 @@ def drop_entries(x: Tensor, p: float, *, inplace: bool = False) -> Tensor:
     """
     dropped = min(round(p * _VALUES), _VALUES - 1)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device="cpu")
-    # Without the lower bound the sign would never be drawn.
+    # Without the lower bound all numbers would be positive.
     drawn = words.random_(-(2**63), None).view(torch.int16)[: x.numel()]
     factors = _factors(drawn.ge_(dropped - _VALUES // 2), _VALUES / (_VALUES - dropped), x.dtype)
     batch, channels, height, width = x.shape
@@ -37,6 +37,6 @@ def _factors(kept: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """Return ``scale`` where ``kept``, int16 and overwritten, is 1, and 0 where it is 0."""
     if dtype.itemsize != kept.element_size():
         return kept.to(dtype).mul_(scale)
-    # The bits of the number as an integer, because torch converts to bfloat16 slowly.
+    # The product of 0 or 1 and the number's bits as an integer: torch's conversion is slow.
     bits = torch.tensor(scale, dtype=dtype, device="cpu").view(torch.int16).item()
     return kept.mul_(bits).view(dtype)

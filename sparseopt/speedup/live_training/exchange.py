@@ -1,4 +1,4 @@
-"""Exchanging the modules of a model by a plan, and back."""
+"""Exchanges the classes of a model's modules by a plan, and restores them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["ModelExchange"]
 
 
 class ModelExchange:
-    """The modules of a model, as they are or exchanged.
+    """The modules of a model, some of which may be exchanged.
 
     Args:
-        model: the model, none of its modules exchanged.
-        layers: by name of the module, which of its weights are live.
-        flag: whether ``backward()`` is to leave gradients dense now.
+        model: the model, with no module exchanged.
+        layers: the sparse layers, by name of the module.
+        flag: whether ``backward()`` leaves gradients dense now.
 
     Attributes:
         model: the model.
@@ -45,7 +45,7 @@ class ModelExchange:
         self._is_between_exchanged = False
 
     def apply(self, plan: Plan) -> None:
-        """Exchange modules so that this plan holds, and put back those that it leaves dense."""
+        """Exchange the modules of a plan, and restore modules that it leaves dense."""
         wanted = {
             name: choices_of(choices)
             for name, choices in plan.items()
@@ -65,11 +65,11 @@ class ModelExchange:
         self._exchange_between(has_maps)
 
     def end(self) -> None:
-        """Put all modules back."""
+        """Restore all modules."""
         self.apply({})
 
     def refresh(self) -> None:
-        """Make the lists of live weights anew where masks have changed."""
+        """Make the lists of live weights again where masks have changed."""
         for name in self._exchanged:
             if "live" in self._states[name].choices.values():
                 self._states[name].refresh()
@@ -89,7 +89,7 @@ class ModelExchange:
         return self._states[name]
 
     def _exchange_between(self, wanted: bool) -> None:
-        """Exchange, or put back, what lies between convolutions."""
+        """Exchange or restore the modules between convolutions, such as normalisations."""
         if wanted == self._is_between_exchanged:
             return
         for module in self._between:

@@ -1,4 +1,4 @@
-"""What an exchanged layer knows: which of its weights are live, and what computes it."""
+"""The state of an exchanged layer: its live weights, and the implementation that computes it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def convolution_padding(module: nn.Conv2d) -> tuple[int, int] | None:
     if module.padding == "valid":
         return 0, 0
     around = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    return None if any(one % 2 for one in around) else (around[0] // 2, around[1] // 2)
+    return None if any(zeros % 2 for zeros in around) else (around[0] // 2, around[1] // 2)
 
 
 def has_kernels(module: nn.Module) -> bool:
-    """Whether the kernels know layers like ``module``."""
+    """Whether the kernels can compute ``module``."""
     weight = module._parameters.get("weight")
     if weight is None or max(weight.shape[:2]) > _MOST_CHANNELS:
         return False
@@ -52,12 +52,12 @@ class LayerState:
     """The state of one exchanged convolution or linear layer.
 
     Args:
-        module: the layer.
-        layer: which of its weights are live; ``None`` if it has no mask.
-        flag: whether ``backward()`` is to leave gradients dense now.
+        module: the module.
+        layer: its sparse layer; ``None`` if it has no mask.
+        flag: whether ``backward()`` leaves gradients dense now.
 
     Attributes:
-        choices: by shape of the input what computes the layer; empty for "dense" always.
+        choices: the implementation for each shape of the input; if empty, always "dense".
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class LayerState:
         self._masked: tuple[int, int, int | None] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """Be left out of a copy, whose weights are not those that the optimizer masks."""
+        """Leave the state out of a copy, because the optimizer does not mask the copy's weights."""
 
     @property
     def is_sparse(self) -> bool:
@@ -79,7 +79,7 @@ class LayerState:
         return self.layer is not None and not self.layer.is_full
 
     def implementation(self, x: Any, module: nn.Module) -> Implementation:
-        """Return what computes ``module(x)`` now."""
+        """Return the implementation that computes ``module(x)`` now."""
         if not self.choices or not self._can_be_exchanged(x, module):
             return DENSE
         chosen = self._choice(x)
@@ -87,11 +87,11 @@ class LayerState:
 
     @property
     def version(self) -> int | None:
-        """The version of the mask that the lists are of."""
+        """The version of the mask in the lists."""
         return self._lists.version
 
     def refresh(self) -> LiveLists:
-        """Return the lists of live weights, made anew if the mask has changed."""
+        """Return the lists of live weights, made again if the mask has changed."""
         layer = self.layer
         if layer is None or layer.is_full:
             if self._lists.version != -1:
@@ -101,9 +101,9 @@ class LayerState:
         return self._lists
 
     def values(self, weight: Tensor) -> tuple[Tensor, LiveLists] | None:
-        """Return the live weights and their lists; ``None`` if others are not zero.
+        """Return the live weights and their lists; ``None`` if other weights are not zero.
 
-        A compiler can't look: there the weights count as masked, which the optimizer sees to.
+        Compiled code can't check that. It assumes masked weights, which the optimizer guarantees.
         """
         if torch.compiler.is_compiling():
             lists = self._lists
@@ -117,22 +117,22 @@ class LayerState:
         return (values, lists) if is_masked else None
 
     def read(self, weight: Tensor, lists: Tensor, layout: list[int]) -> tuple[Tensor, bool]:
-        """Return the live weights, and whether all others are zero."""
+        """Return the live weights, and whether all other weights are zero."""
         if self.is_sparse:
             return live_values_if_masked(weight.detach(), lists, layout)
         return live_values(weight, lists, layout), True
 
     def note_masked(self, gradient: Tensor, version: int | None) -> None:
-        """Note a gradient that is masked, before autograd adds others.
+        """Note a masked gradient, before autograd adds other gradients.
 
         Args:
-            gradient: it has zeros at all places that were dropped.
-            version: of the mask at the time of the forward pass.
+            gradient: the gradient, with zeros for all dropped weights.
+            version: the version of the mask at the time of the forward pass.
         """
         self._masked = gradient.data_ptr(), gradient._version, version
 
     def is_masked(self, gradient: Tensor) -> bool:
-        """Whether ``gradient`` is the one that was noted last, unchanged; asked once for each."""
+        """Whether ``gradient`` is the last noted gradient, unchanged. Each note serves once."""
         noted, self._masked = self._masked, None
         now = self.layer.mask_version if self.is_sparse and self.layer is not None else -1
         return noted == (gradient.data_ptr(), gradient._version, now)
@@ -147,24 +147,25 @@ class LayerState:
     def _can_be_exchanged(self, x: Any, module: nn.Module) -> bool:
         """Whether this call can run on live weights.
 
-        It cannot while gradients are dense, for an average of the weights, inside a transformation
-        of torch such as ``vmap``, or if the kernels do not know the types. Each of these would give
-        other results.
+        It cannot while gradients are dense, if another tensor replaces the weight (such as an
+        average), inside a transformation of torch such as ``vmap``, or if the kernels don't support
+        the types. In each of these cases the result would be different.
         """
         if torch.compiler.is_compiling():
-            # Weights of an average, swapped in to be evaluated, are not masked.
+            # In evaluation, averaged weights may be swapped in, which are not masked.
             if torch.compiler.is_exporting() or not module.training:
                 return False
         elif not plain_call((x,)):
             return False
-        # A checkpointed pass without gradients has to draw what its repetition with them draws.
+        # With activation checkpointing, a pass without gradients is repeated with gradients, and
+        # must draw the same random numbers in the same implementation.
         if self.flag.dense_gradients and (module.training or torch.is_grad_enabled()):
             return False
         weight = module._parameters.get("weight")
         return weight is not None and weight is self.weight and _fits(x, weight)
 
     def _takes(self, x: Tensor) -> bool:
-        """Whether the kernels take this shape; if they don't, the error is to be torch's."""
+        """Whether the kernels take this shape; if not, torch computes, or raises its own error."""
         layout = self._lists.layout
         if self.weight.dim() == 2:
             return x.dim() > 0 and x.shape[-1] == layout[1]
@@ -172,10 +173,11 @@ class LayerState:
 
 
 class _LiveValues(torch.autograd.Function):
-    """Gathers live weights; notes that the gradient it makes has zeros everywhere else.
+    """Gathers live weights, and notes that their gradient is masked.
 
-    Autograd hands a gradient that is the only one on to the parameter as it is. If it adds
-    another, it does so in a new tensor, or in this one, which raises the version.
+    If there is only one gradient, autograd gives it to the parameter unchanged. If autograd adds
+    another gradient, the result is a new tensor, or this tensor with a higher version. So address
+    and version show whether the parameter's gradient is still the masked one.
     """
 
     @staticmethod
@@ -201,8 +203,9 @@ class _LiveValues(torch.autograd.Function):
 
 
 def _lists_for(module: nn.Conv2d | nn.Linear) -> LiveLists:
+    """Return lists for the module's weight; the caller has to fill them by its mask."""
     if not has_kernels(module):
-        # Then the lists are never asked for, and the shape may be none that there are lists for.
+        # The lists are never used then, and may not support the module's shape.
         return LiveLists((1, 1))
     if isinstance(module, nn.Linear):
         return LiveLists(module.weight.shape)
@@ -214,7 +217,7 @@ def _lists_for(module: nn.Conv2d | nn.Linear) -> LiveLists:
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels know this device and these number formats."""
+    """Whether the kernels support this device and these number formats."""
     if x.device.type != "cpu" or weight.device.type != "cpu":
         return False
     if x.dtype not in _DTYPES or weight.dtype not in _DTYPES:

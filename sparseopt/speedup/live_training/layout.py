@@ -1,9 +1,9 @@
 """The kernels' layout of maps: logical (N, C, H, W) whose memory is (C, H, W, N).
 
-Element-wise operations keep the strides, so that a map passes through a user's own code as it is.
-What does not run at full speed on these strides sees the same memory as another shape: (1, C, HW,
-N) for normalisation by channel, (C, N, H, W) in channels-last format for pooling, and (C, HWN) for
-a product with a matrix.
+Element-wise operations keep the strides, so that a map keeps its layout in a user's own code.
+Operations that are slow on these strides get a view of the same memory with another shape: (1, C,
+HW, N) for normalisation by channel, (C, N, H, W) in channels-last format for pooling, and (C, HWN)
+for a product with a matrix.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ __all__ = [
 
 
 def in_kernel_layout(x: Tensor) -> bool:
-    """Whether ``x`` is a map in the kernels' layout; a batch of one lies alike in both layouts."""
+    """Whether ``x`` is a map in the kernels' layout, with more than one sample.
+
+    A batch of one sample has the same memory in both layouts.
+    """
     return x.dim() == 4 and x.shape[0] > 1 and x.permute(1, 2, 3, 0).is_contiguous()
 
 
@@ -39,9 +42,9 @@ def by_channel(x: Tensor) -> Tensor:
 
 
 def from_channels(values: Tensor, batch: int, height: int, width: int) -> Tensor:
-    """Return values of a contiguous (..., C, HW, N) or (C, HWN) as a map that is no view.
+    """Return a contiguous tensor (..., C, HW, N) or (C, HWN) as a map that is not a view.
 
-    It shares memory with ``values``, which must be new, and which no backward pass may need.
+    The map shares memory with ``values``, which must be new, and which no backward pass may need.
     """
     if torch.compiler.is_compiling() or not plain_call((values,)):
         return values.view(-1, height, width, batch).permute(3, 0, 1, 2)
@@ -61,7 +64,7 @@ def to_kernel_layout(x: Tensor) -> Tensor:
 
 
 class _FromChannels(torch.autograd.Function):
-    """Autograd treats changes of a view in place by copies; ``data`` makes a tensor of its own."""
+    """Makes a map that is not a view, by ``data``: autograd copies a view that changes in place."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, batch: int, height: int, width: int) -> Tensor:
@@ -74,7 +77,10 @@ class _FromChannels(torch.autograd.Function):
 
 
 class _Moved(torch.autograd.Function):
-    """Without it a dense convolution would get the gradient in strides that it is slow on."""
+    """Changes the layout of a map, and of its gradient.
+
+    Without it, a dense convolution would get its gradient in strides on which it is slow.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, into_kernel_layout: bool) -> Tensor:
@@ -104,7 +110,7 @@ def _moved(x: Tensor, *, into_kernel_layout: bool) -> Tensor:
 def _copied(x: Tensor, into_kernel_layout: bool) -> Tensor:
     if into_kernel_layout:
         return kernel_layout(x)
-    # In two steps, each of which torch is fast at.
+    # torch is fast at each of these two steps.
     return standard_layout(x).contiguous(memory_format=torch.channels_last)
 
 

@@ -1,11 +1,11 @@
-"""Choosing what computes each layer, by measuring on a detached copy of the model.
+"""Chooses the implementation of each layer, by measurements on a detached copy of the model.
 
-First every layer is timed by itself, forwards and backwards on the shapes that it sees: of a
-convolution the fastest implementation *within* the kernels' layout is wanted, of a linear layer
-whether the kernels are faster than torch. Then the whole model is timed, because only that knows
-what normalisation, additions and conversions cost: as it is, with its convolutions exchanged, with
-its linear layers exchanged, and with both. It stays as it is unless one of these is faster beyond
-the spread of the measurement.
+First every layer is timed alone, forwards and backwards on the shapes of its inputs. For a
+convolution this finds the fastest implementation *within* the kernels' layout, and for a linear
+layer whether the kernels are faster than torch. Then the full model is timed, because only its time
+includes normalisation, additions and conversions: unchanged, with its convolutions exchanged, with
+its linear layers exchanged, and with both. The model stays unchanged unless one of these is faster
+beyond the spread of the measurement.
 """
 
 from __future__ import annotations
@@ -41,19 +41,20 @@ __all__ = ["Measured", "TimedLayer", "fastest", "measure"]
 _LAYER_ROUNDS: Final = 3
 _MODEL_ROUNDS: Final = 5
 
-#: Times calls, given by name, in a number of rounds.
+#: A function that times calls, given by name, in a number of rounds.
 Timer = Callable[[Mapping[str, Callable[[], Any]], int], dict[str, Timing]]
 
 
 @dataclass(frozen=True)
 class TimedLayer:
-    """One layer's times; none, of a layer that only torch can compute.
+    """The times of one layer, for one shape of its input.
 
     Attributes:
-        name: the layer.
-        shape: of its input.
-        density: of its weights.
-        seconds: the median of a forward and a backward pass, by implementation.
+        name: the layer's name.
+        shape: the shape of the input.
+        density: the density of the weights.
+        seconds: the median time of a forward and a backward pass, by implementation; empty for a
+            layer that only torch can compute.
     """
 
     name: str
@@ -64,15 +65,16 @@ class TimedLayer:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured, and chosen.
+    """The result of a measurement, and the choice that follows from it.
 
     Attributes:
-        plan: the choice.
-        layers: each layer's times.
-        model: the whole model's times: "dense", and what else was tried.
-        chosen: which of these.
-        operations: the seconds of each operation in a pass that is computed so.
-        slow_calls: functions that user code calls in it, slow on maps in the kernels' layout.
+        plan: the chosen plan.
+        layers: the times of each layer.
+        model: the times of the full model: "dense", and other plans by name.
+        chosen: the name of the chosen one.
+        operations: the seconds of each operation in a pass by the chosen plan.
+        slow_calls: functions that user code calls in this pass and that are slow on maps in the
+            kernels' layout.
     """
 
     plan: Plan
@@ -94,7 +96,7 @@ class _Seen:
 
     @property
     def text(self) -> str:
-        """The shape as plans write it."""
+        """The shape in the form that plans use, ``"128x16x32x32"``."""
         return "x".join(map(str, self.shape))
 
     def tensor(self) -> Tensor:
@@ -106,7 +108,7 @@ class _Seen:
 
 @dataclass
 class _Found:
-    """Plans to try on the whole model, growing with each layer that is timed."""
+    """The plans to time on the full model; they grow with each layer that is timed."""
 
     maps: Plan = field(default_factory=dict)
     linear: Plan = field(default_factory=dict)
@@ -131,14 +133,14 @@ def measure(
     *,
     timer: Timer | None = None,
 ) -> Measured:
-    """Measure on a copy of ``model``, in the autocast mode of this moment, and choose.
+    """Measure on a copy of ``model``, in the present autocast mode, and choose a plan.
 
     Args:
-        model: the model, none of its modules exchanged.
-        layers: by name of the module, which of its weights are live.
-        args: its positional inputs.
+        model: the model, with no module exchanged.
+        layers: the sparse layers, by name of the module.
+        args: the model's positional inputs.
         kwargs: its keyword inputs.
-        timer: what measures; by default calls are timed in turn.
+        timer: the function that times calls; by default calls are timed in turn.
     """
     timer = _timed_in_turn if timer is None else timer
     args, kwargs = copy_of_inputs((args, kwargs))
@@ -167,14 +169,14 @@ def _what_remains(
 ) -> tuple[dict[str, float], list[SlowCall]]:
     try:
         return seconds_by_operation(call), slow_calls(forward)
-    except Exception:  # a model that can't be watched is no slower for it
+    except Exception:  # a model whose operations can't be watched is not slower because of that
         return {}, []
 
 
 def fastest(times: Mapping[str, Timing]) -> str:
     """Return the call of lowest median if it is faster than "dense" beyond the spread.
 
-    That is: in more than three quarters of the rounds.
+    The call must be faster in more than three quarters of the rounds.
 
     Example:
         >>> dense = Timing((2.0, 2.0, 2.0, 2.0))
@@ -188,7 +190,7 @@ def fastest(times: Mapping[str, Timing]) -> str:
 
 
 def _timed_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
-    # What other processes take from the core is no reason to choose; threads must be waited for.
+    # The CPU time of one thread is not affected by other processes. Several threads need wall time.
     clock: Clock = "thread" if torch.get_num_threads() == 1 else "wall"
     return time_in_turn(calls, rounds=rounds, device="cpu", warmup=1, clock=clock)
 
@@ -196,7 +198,7 @@ def _timed_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
 def _inputs_of_layers(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, list[_Seen]]:
-    """Run the copy once, and note what each layer is given."""
+    """Run the copy once, and record the inputs of each layer."""
     seen: dict[str, list[_Seen]] = {}
     handles = []
     for name, module in exchangeable_layers(model).items():
@@ -205,9 +207,9 @@ def _inputs_of_layers(
             x = inputs[0] if inputs else None
             if isinstance(x, Tensor):
                 channels_last = x.dim() == 4 and not x.is_contiguous()
-                one = _Seen(tuple(x.shape), x.dtype, x.requires_grad, channels_last)
-                if all(one.shape != other.shape for other in seen.get(name, [])):
-                    seen.setdefault(name, []).append(one)
+                new = _Seen(tuple(x.shape), x.dtype, x.requires_grad, channels_last)
+                if all(new.shape != other.shape for other in seen.get(name, [])):
+                    seen.setdefault(name, []).append(new)
 
         handles.append(module.register_forward_pre_hook(note))
     try:
@@ -231,15 +233,15 @@ def _time_layers(
         layer = layers.get(name)
         possible = candidates(module, layer)
         density = 1.0 if layer is None else layer.density
-        for one in seen.get(name, []):
+        for given in seen.get(name, []):
             if possible == {DENSE}:
-                found.times.append(TimedLayer(name, one.text, density, {}))
+                found.times.append(TimedLayer(name, given.text, density, {}))
                 continue
-            key = module.extra_repr(), one, round(density, 2)
+            key = module.extra_repr(), given, round(density, 2)
             if key not in known:
-                known[key] = _time_layer(exchanged, name, module, possible, one, timer)
+                known[key] = _time_layer(exchanged, name, module, possible, given, timer)
             times = known[key]
-            shape = one.text
+            shape = given.text
             seconds = {implementation: time.median for implementation, time in times.items()}
             found.times.append(TimedLayer(name, shape, density, seconds))
             if isinstance(module, nn.Linear):

@@ -1,9 +1,9 @@
 """The classes that modules have while a speed-up lasts.
 
-A module is exchanged by its class: it stays the same object, with the same parameters, buffers and
-hooks, and finds what the new class needs in itself. So there is nothing in it that refers to
-another module. A copy or a pickle of it is of its own class again, because its weights are not
-those that the optimizer masks.
+Only the class of a module is exchanged. The module stays the same object, with the same parameters,
+buffers and hooks. The state that the new class needs is in the module itself, and refers to no
+other module. A copy or a pickle of the module has its original class, because the optimizer does
+not mask the copy's weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sparseopt.speedup.live_training.layout import (
 
 __all__ = ["LIVE_CLASSES", "STATE", "Exchanged", "exchange", "put_back"]
 
-#: Under this name a layer has its :class:`LayerState`.
+#: The attribute of a module that holds its :class:`LayerState`.
 STATE: Final = "_sparseopt_live"
 
 
@@ -38,7 +38,7 @@ class Exchanged:
     """A module whose class was exchanged.
 
     Attributes:
-        plain: the class that it had.
+        plain: the module's original class.
     """
 
     plain: ClassVar[type[nn.Module]]
@@ -49,7 +49,7 @@ class Exchanged:
 
 
 class LiveConv2d(Exchanged, nn.Conv2d):
-    """A convolution; what it returns is in the kernels' layout, unless it runs as plain torch."""
+    """A convolution. Its result is in the kernels' layout, unless it runs as plain torch."""
 
     plain = nn.Conv2d
 
@@ -86,9 +86,9 @@ class LiveLinear(Exchanged, nn.Linear):
 
 
 class ByChannelBatchNorm2d(Exchanged, nn.BatchNorm2d):
-    """Batch normalisation of maps in the kernels' layout: in training by a kernel of its own.
+    """Batch normalisation of maps in the kernels' layout, in training by a kernel of its own.
 
-    Whatever that does not know, torch computes on a view of the map as (1, C, HW, N).
+    Where the kernel can't be used, torch computes on a view of the map as (1, C, HW, N).
     """
 
     plain = nn.BatchNorm2d
@@ -112,7 +112,7 @@ class ByChannelBatchNorm2d(Exchanged, nn.BatchNorm2d):
         share = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if share is None:  # then it is the average over all batches
+            if share is None:  # momentum=None means the average over all batches
                 share = 1 / float(self.num_batches_tracked)
         with torch.no_grad():
             self.running_mean.lerp_(mean, share or 0.0)
@@ -121,7 +121,7 @@ class ByChannelBatchNorm2d(Exchanged, nn.BatchNorm2d):
 
 
 class ReluOfNormalised(Exchanged, nn.ReLU):
-    """ReLU; of a map that was normalised by the kernel, one backward pass is for both."""
+    """ReLU. For a map that the kernel normalised, one backward pass serves both."""
 
     plain = nn.ReLU
 
@@ -140,8 +140,8 @@ class _ByChannelPool(Exchanged):
         if not in_kernel_layout(input):
             return plain.forward(input)
         pooled = plain.forward(input.permute(1, 0, 2, 3))
-        if isinstance(pooled, tuple):  # with the places of the maxima
-            return tuple(one.permute(1, 0, 2, 3) for one in pooled)
+        if isinstance(pooled, tuple):  # with the indices of the maxima
+            return tuple(part.permute(1, 0, 2, 3) for part in pooled)
         return pooled.permute(1, 0, 2, 3)
 
 
@@ -181,7 +181,7 @@ class FastDropout(Exchanged, nn.Dropout):
         return drop_entries(input, self.p, inplace=self.inplace)
 
 
-#: By its own class the class that a module is given. Subclasses may compute something else.
+#: The new class for each original class. Subclasses are left out: they may compute otherwise.
 LIVE_CLASSES: Final[dict[type[nn.Module], type[nn.Module]]] = {
     live.plain: live
     for live in (
@@ -198,16 +198,16 @@ LIVE_CLASSES: Final[dict[type[nn.Module], type[nn.Module]]] = {
 
 
 def exchange(module: nn.Module, state: LayerState | None) -> None:
-    """Give a module the class that :data:`LIVE_CLASSES` has for its own."""
+    """Give a module the new class for its class in :data:`LIVE_CLASSES`."""
     if state is not None:
         vars(module)[STATE] = state
     module.__class__ = LIVE_CLASSES[type(module)]
 
 
 def put_back(module: nn.Module) -> None:
-    """Give a module its own class back, if it was exchanged."""
+    """Restore the original class of a module, if it was exchanged."""
     vars(module).pop(STATE, None)
-    # A class that was made of the exchanged one, by a parametrization, keeps what it added.
+    # A parametrization may have made a subclass of the exchanged class. It stays.
     if isinstance(module, Exchanged) and type(module) in LIVE_CLASSES.values():
         plain: type = module.plain
         module.__class__ = plain
@@ -218,7 +218,7 @@ def _autocast(x: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, module: nn.Conv2d) -> Tensor:
-    """A convolution by kernels of one pixel, as a product of matrices."""
+    """Return a convolution with kernels of one pixel, computed as a product of matrices."""
     if module.stride != (1, 1):
         x = x[:, :, :: module.stride[0], :: module.stride[1]]
     x = kernel_layout(x)

@@ -1,4 +1,4 @@
-"""The plan of a speed-up: for each layer and shape of its input, what computes it; plain data."""
+"""The plan of a speed-up: the implementation of each layer by shape of its input; plain data."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Final, Literal, get_args
 __all__ = ["DENSE", "Choices", "Implementation", "Plan", "check_plan", "choices_of", "nearest"]
 
 #: ``"dense"``: torch, as without a speed-up. ``"live"``: the kernels, with live weights only. In a
-#: model whose maps are in the kernels' layout also, of a convolution, ``"full"``: the kernels, with
-#: all weights; ``"product"``: a product with a matrix, of kernels of one pixel; ``"converted"``:
-#: torch, on maps that are converted there and back.
+#: model whose maps are in the kernels' layout, convolutions also have ``"full"``: the kernels, with
+#: all weights; ``"product"``: a matrix product, for kernels of one pixel; ``"converted"``: torch,
+#: on maps that are converted to its layout and back.
 Implementation = Literal["dense", "live", "full", "product", "converted"]
 DENSE: Final = "dense"
 
-#: By layer name and shape of the input (``"128x16x32x32"``) the implementation.
+#: The implementation by layer name and shape of the input (``"128x16x32x32"``).
 Plan = dict[str, dict[str, Implementation]]
-#: The same for one layer, by shape.
+#: The implementations of one layer by shape of the input.
 Choices = dict[tuple[int, ...], Implementation]
 
 
@@ -26,20 +26,20 @@ def check_plan(plan: object, possible: Mapping[str, Collection[str]]) -> Plan:
 
     Args:
         plan: the plan.
-        possible: which implementations each layer of the model has, by name.
+        possible: the possible implementations of each layer of the model, by name.
 
     Raises:
-        TypeError: if it is no mapping of mappings.
-        ValueError: if it has a layer, a shape or an implementation that there is not.
+        TypeError: if the plan is not a mapping of mappings.
+        ValueError: if a layer, a shape or an implementation in it is not possible.
     """
     if not isinstance(plan, Mapping):
-        raise TypeError(f"plan={plan!r} must be what handle.plan was, a mapping, or None.")
+        raise TypeError(f"plan={plan!r} must be None or a mapping, such as handle.plan returns.")
     copied: Plan = {}
     for name, choices in plan.items():
         if name not in possible:
             raise ValueError(
-                f"plan has the layer {name!r}, which is no convolution or linear layer of the "
-                "model whose computation can be exchanged."
+                f"plan has the layer {name!r}, but the model has no convolution or linear layer of "
+                "this name whose computation can be exchanged."
             )
         if not isinstance(choices, Mapping):
             raise TypeError(f"plan[{name!r}]={choices!r} must map shapes to implementations.")
@@ -64,12 +64,12 @@ def _checked(name: str, shape: object, chosen: Any, possible: Collection[str]) -
 
 
 def choices_of(plan: Mapping[str, Implementation]) -> Choices:
-    """Return a layer's part of a plan by shapes that are tuples."""
+    """Return a layer's part of a plan with tuples as shapes."""
     return {tuple(map(int, shape.split("x"))): chosen for shape, chosen in plan.items()}
 
 
 def nearest(choices: Choices, shape: tuple[int, ...]) -> Implementation:
-    """Return the choice for the shape that has the number of entries nearest to ``shape``'s.
+    """Return the choice for the known shape whose number of entries is nearest to ``shape``'s.
 
     Example:
         >>> nearest({(128, 8): "live", (4, 8): "dense"}, (100, 8))

@@ -1,4 +1,4 @@
-"""Which layers of a model can be exchanged, and what can compute each of them."""
+"""The layers of a model that can be exchanged, and the possible implementations of each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["candidates", "exchangeable_layers", "possible_implementations"]
 
-#: With more weights for each output a dense convolution is faster by any other implementation.
+#: With more weights for each output, "full" is the slowest implementation of a dense convolution.
 FULL_UP_TO = 72
 
 
 def exchangeable_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Return convolutions and linear layers of exactly these classes, by canonical name."""
+    """Return the modules of exactly the classes Conv2d and Linear, by canonical name."""
     return dict(_layers(model))
 
 
@@ -29,7 +29,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
 
 
 def possible_implementations(module: nn.Module) -> set[Implementation]:
-    """Return what can compute a layer, whatever its mask."""
+    """Return the implementations that can compute a layer with any mask."""
     if isinstance(module, nn.Linear):
         return {"dense", "live"} if has_kernels(module) else {"dense"}
     possible: set[Implementation] = {"dense", "converted"}
@@ -41,7 +41,7 @@ def possible_implementations(module: nn.Module) -> set[Implementation]:
 
 
 def candidates(module: nn.Conv2d | nn.Linear, layer: SparseLayer | None) -> set[Implementation]:
-    """Return what might be the fastest for a layer as its mask is now, "dense" included."""
+    """Return the implementations that may be the fastest for a layer's present mask."""
     possible = possible_implementations(module)
     if layer is None or layer.is_full:
         possible.discard("live")

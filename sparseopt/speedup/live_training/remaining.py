@@ -1,8 +1,8 @@
-"""Where the time of a pass goes once its products are fast: by operation, and by slow calls.
+"""The time of a pass that is left once its products are fast: by operation, and by slow calls.
 
-Between modules a user's own code may call functions on maps in the kernels' layout. Most run as
-fast on them as on others. Those that do not are found by timing each call again on copies of its
-maps in channels-last format.
+Between modules, a user's own code may call functions on maps in the kernels' layout. Most functions
+are as fast on this layout as on others. Slow ones are found by timing each call again on copies of
+its maps in channels-last format.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ __all__ = ["SlowCall", "seconds_by_operation", "slow_calls"]
 
 #: Shorter calls are not timed again.
 _WORTH_NAMING: Final = 1e-3
-#: A call that takes so many times as long as on other maps is slow.
+#: A call is slow if it takes more than this many times as long as on channels-last maps.
 _SLOW: Final = 2.0
 _EVALUATES: Final = "autograd::engine::evaluate_function: "
 
 
 @dataclass(frozen=True)
 class SlowCall:
-    """A function that user code calls on maps in the kernels' layout, and what that costs.
+    """A function that user code calls on maps in the kernels' layout, with the time of its calls.
 
     Attributes:
-        name: the function.
-        calls: how many of them there are in a forward pass.
-        seconds: what they take together.
-        elsewhere: what they take on maps in channels-last format.
-        leaves_layout: whether they return maps in another layout.
+        name: the function's name.
+        calls: the number of calls in a forward pass.
+        seconds: the time of all these calls.
+        elsewhere: their time on maps in channels-last format.
+        leaves_layout: whether the function returns maps in another layout.
     """
 
     name: str
@@ -51,27 +51,27 @@ class SlowCall:
         if self.leaves_layout:
             return (
                 f"{self.name} leaves the kernels' layout ({calls}, {1e3 * self.seconds:.3g} ms): "
-                "the next convolution converts"
+                "the next convolution converts its input back"
             )
         if self.name.endswith(".dropout"):
             return (
-                f"{self.name} draws as torch does ({calls}, {1e3 * self.seconds:.3g} ms): "
-                "torch.nn.Dropout would draw more cheaply"
+                f"{self.name} draws torch's random numbers ({calls}, {1e3 * self.seconds:.3g} ms): "
+                "with a torch.nn.Dropout module they would be cheaper"
             )
         return (
-            f"{self.name} takes {1e3 * self.seconds:.3g} ms ({calls}) in the kernels' layout, "
-            f"{1e3 * self.elsewhere:.3g} ms channels-last: a module may be fast in both"
+            f"{self.name} takes {1e3 * self.seconds:.3g} ms ({calls}) in the kernels' layout and "
+            f"{1e3 * self.elsewhere:.3g} ms in channels-last: a torch.nn module may be fast in both"
         )
 
 
 def seconds_by_operation(call: Callable[[], Any]) -> dict[str, float]:
-    """Return the seconds of each operation of torch in ``call``, without those that it calls.
+    """Return the seconds of each torch operation in ``call``, without operations that it calls.
 
-    Nothing is returned where a profiler is running already: there can be one only.
+    The result is empty if a profiler is running already, because torch allows only one.
     """
     if torch.autograd.profiler._is_profiler_enabled:
         return {}
-    # The newer implementation writes lines of its own to the standard error stream.
+    # The newer profiler writes to the standard error stream.
     from torch.autograd.profiler_legacy import profile
 
     with profile() as profiled:  # type: ignore[no-untyped-call]
@@ -84,7 +84,7 @@ def seconds_by_operation(call: Callable[[], Any]) -> dict[str, float]:
 
 
 def slow_calls(forward: Callable[[], Any]) -> list[SlowCall]:
-    """Return which functions that ``forward`` calls are slow on maps in the kernels' layout."""
+    """Return the functions called by ``forward`` that are slow on maps in the kernels' layout."""
     watch = _Watch()
     with watch:
         forward()
@@ -98,7 +98,7 @@ def slow_calls(forward: Callable[[], Any]) -> list[SlowCall]:
 
 
 class _Watch(TorchFunctionMode):
-    """Times calls of functions that are given maps in the kernels' layout."""
+    """Times calls of functions on maps in the kernels' layout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class _Watch(TorchFunctionMode):
         maps = [leaf for leaf in tree_leaves((args, kwargs)) if _is_map(leaf)]
         if not maps:
             return func(*args, **kwargs)
-        # What it does to its arguments in place must not be there when it is timed again.
+        # Copied before the call, which may change its arguments in place.
         copied = tree_map(_channels_last, (args, kwargs))
         seconds, result = _timed(func, args, kwargs)
         if seconds >= _WORTH_NAMING:
@@ -130,7 +130,7 @@ class _Watch(TorchFunctionMode):
 def _timed(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[float, Any]:
-    # What other processes take from the core is none of the call's.
+    # The CPU time of one thread is not affected by other processes.
     now = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     start = now()
     result = func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a speed-up tells the user."""
+"""The report of a speed-up."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sparseopt.speedup.live_training.plan import DENSE, Plan
 
 __all__ = ["report_text"]
 
-#: How many operations are named, the largest first.
+#: How many operations are named, the longest first.
 _MOST_OPERATIONS = 12
-#: What the kernels' own operations are called.
+#: Readable names of the kernels' own operations.
 _OWN = {
     "_conv2d": "convolutions by kernels, forward",
     "_conv2dBackward": "convolutions by kernels, backward",
@@ -30,23 +30,25 @@ _HEADER = ("layer", "input", "density", "dense ms", "other ms", "chosen", "why")
 def report_text(
     status: str, plan: Plan, measured: Sequence[Measured], unknown: Sequence[str] = ()
 ) -> str:
-    """Return a text: what holds now, the times of whole passes, a table by layer, and the rest.
+    """Return the report: the status, the times of full passes, a table by layer, and the rest.
 
     Args:
-        status: one sentence.
-        plan: what holds.
-        measured: what led to it; nothing, where the user passed the plan.
-        unknown: names of sparse weights that no kernel computes with, whatever is chosen.
+        status: the status, one sentence.
+        plan: the present plan.
+        measured: the measurements that led to it; empty if the user passed the plan.
+        unknown: names of sparse weights that no kernel supports.
     """
     parts = [status]
     if unknown:
         parts.append(
-            f"no kernel is for the modules of these sparse weights, which run dense: "
+            f"no kernel supports the modules of these sparse weights, which run dense: "
             f"{', '.join(unknown)}"
         )
-    parts += [_about_model(one) for one in measured if one.model]
+    parts += [_about_model(result) for result in measured if result.model]
     rows = [
-        _row(times, plan, _reason(times, plan, one)) for one in measured for times in one.layers
+        _row(times, plan, _reason(times, plan, result))
+        for result in measured
+        for times in result.layers
     ]
     if not measured:
         rows = [
@@ -56,8 +58,8 @@ def report_text(
         ]
     if rows:
         parts.append(_table(rows))
-    for one in measured:
-        parts += _about_rest(one)
+    for result in measured:
+        parts += _about_rest(result)
     return "\n".join(parts)
 
 
@@ -71,7 +73,7 @@ def _about_model(measured: Measured) -> str:
 
 
 def _about_rest(measured: Measured) -> list[str]:
-    """What the time of a pass goes to, and which calls are slow because of the layout."""
+    """Return lines about the longest operations of a pass, and calls that the layout makes slow."""
     total = sum(measured.operations.values())
     largest = list(measured.operations.items())[:_MOST_OPERATIONS]
     if not largest:
@@ -99,7 +101,7 @@ def _row(times: TimedLayer, plan: Plan, why: str) -> tuple[str, ...]:
 
 
 def _reason(times: TimedLayer, plan: Plan, measured: Measured) -> str:
-    """Return in words why an implementation was chosen for a layer."""
+    """Return the reason why an implementation was chosen for a layer."""
     chosen = plan.get(times.name, {}).get(times.shape, DENSE)
     if not times.seconds:
         return "every weight is live"

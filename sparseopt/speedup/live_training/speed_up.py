@@ -1,4 +1,4 @@
-"""``speed_up``: the training loop as it is, on live weights only."""
+"""``speed_up``: the same training loop, on live weights only."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ __all__ = ["SpeedUp", "speed_up"]
 
 logger = logging.getLogger("sparseopt")
 
-#: Of how many shapes of the model's inputs the choice is measured; others go by the nearest.
+#: For at most this many shapes of the model's inputs the choice is measured. Other shapes use the
+#: choice of the nearest.
 _MOST_SHAPES: Final = 4
-#: The factor by which the number of live weights changes until the choice is measured again.
+#: When the number of live weights has changed by this factor, the choice is measured again.
 _MUCH: Final = 1.5
-#: How many shapes are counted before the count begins anew.
+#: After this many shapes, the count of shapes starts again.
 _MOST_COUNTED: Final = 256
 
 
@@ -48,38 +49,39 @@ def speed_up(
 ) -> SpeedUp:
     """Run forward and backward passes on live weights only, wherever that is faster here.
 
-    The training loop, the parameters, state dicts, hooks and checkpoints stay what they are, and
-    so does what is learned, to rounding (dropout draws other numbers). Convolutions, linear layers
-    and what lies between them are computed otherwise: by kernels for CPUs that leave dropped
-    weights out, in a memory layout of their own.
+    The training loop, the parameters, state dicts, hooks and checkpoints do not change. Training
+    computes the same, except for rounding (dropout draws other numbers). Convolutions, linear
+    layers and the modules between them are computed by kernels for CPUs, which leave out dropped
+    weights and use a memory layout of their own.
 
-    At the first training pass of ``model``, and again for up to three other shapes of its inputs,
-    passes of a copy are timed: as it is, and otherwise. What is not faster beyond the spread of
-    the measurement stays as it is. It is measured again when the number of live weights has
-    changed by half, as it does where training begins with all of them. On a GPU, and on machines
-    without kernels, everything stays as it is, and one line of the log says so.
+    The first training pass of ``model`` times passes of a copy, unchanged and with other
+    implementations. Up to three other shapes of the inputs are timed too. A layer stays dense
+    unless another implementation is faster beyond the spread of the measurement. The measurement is
+    repeated when the number of live weights has changed by half, as in training that begins with
+    all weights. On a GPU, and on machines without kernels, everything stays dense, and one line of
+    the log says so.
 
-    On steps whose gradients of dropped weights the method reads, everything runs as it is. So does
-    a layer while weights that are not live are other than zero.
+    If the method reads gradients of dropped weights on a step, the whole step runs dense. A layer
+    also runs dense while it has weights that are not live and not zero.
 
     Args:
         model: the model that ``optimizer`` trains; DistributedDataParallel or ``torch.compile``
             may have wrapped it.
         optimizer: its sparse optimizer.
-        plan: what :attr:`SpeedUp.plan` was in an earlier run: nothing is measured, and the same is
-            chosen. By default it is measured.
+        plan: :attr:`SpeedUp.plan` of an earlier run, to make the same choice without a measurement.
+            By default the choice is measured.
 
     Returns:
-        A handle that says what was chosen, and can end the speed-up. It need not be kept.
+        A handle with the choice, which can end the speed-up. You need not keep it.
 
         The speed-up lasts until ``undo()`` of the handle, or until ``optimizer`` is detached or
         garbage-collected.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if the model is not the one that ``optimizer`` trains, is spread over processes
-            (FSDP2, tensor parallel), or is sped up or in :class:`CompactedTraining` already; or if
-            the plan does not fit it.
+        ValueError: if ``optimizer`` trains another model, if the model is sharded over processes
+            (FSDP2, tensor parallel), if it is sped up or in :class:`CompactedTraining` already, or
+            if the plan does not fit it.
         RuntimeError: if ``optimizer`` was detached.
 
     Example:
@@ -118,15 +120,15 @@ def speed_up(
 
 
 class SpeedUp:
-    """What :func:`speed_up` returns: what was chosen and why, and how to end it.
+    """The result of :func:`speed_up`: it has the choice and its reasons, and can end the speed-up.
 
     It is a context manager; the speed-up ends with the ``with`` block.
 
     Args:
-        model: the model, without what wraps it.
+        model: the model, without wrappers.
         optimizer: its sparse optimizer.
-        layers: by name of the module, which of its weights are live.
-        plan: what computes each layer; ``None`` to measure.
+        layers: the sparse layers, by name of the module.
+        plan: the implementation of each layer; ``None`` to measure.
 
     Example:
         >>> import torch
@@ -151,7 +153,7 @@ class SpeedUp:
     ) -> None:
         self.name = "speed_up"
         self._model = model
-        # An optimizer whose speed-up held it would never be collected.
+        # A weak reference, so that the optimizer can be garbage-collected.
         self._optimizer = weakref.ref(optimizer)
         self._layers = layers
         self._flag = optimizer.gradient_flag
@@ -164,7 +166,7 @@ class SpeedUp:
         self._counts: Counter[Any] = Counter()
         self._states: dict[SparseLayer, Any] = {}
         self._handles: list[RemovableHandle] = []
-        self._status = "nothing was measured yet: the model made no training pass"
+        self._status = "nothing is measured yet: the model has made no training pass"
         self._is_active = False
 
     def __enter__(self) -> SpeedUp:
@@ -183,21 +185,22 @@ class SpeedUp:
 
     @property
     def is_active(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the speed-up has not ended."""
         return self._is_active
 
     @property
     def plan(self) -> Plan:
-        """What computes each layer, by its name and the shape of its input; plain data, for JSON.
+        """The implementation of each layer, by its name and the shape of its input, for JSON.
 
-        Layers that are not in it stay as they are. ``"live"`` means live weights only; ``"full"``,
-        ``"product"`` and ``"converted"`` are ways of a dense convolution between others.
+        Layers that are not in it are computed by torch, and so is ``"dense"``. ``"live"`` means
+        live weights only. ``"full"``, ``"product"`` and ``"converted"`` are implementations of a
+        convolution with all its weights, for maps in the kernels' layout.
         """
         return {name: dict(choices) for name, choices in self._plan.items()}
 
     @property
     def report(self) -> str:
-        """What was timed, what was chosen, and why, of the whole model and in a table by layer."""
+        """The times and the choice with its reasons, for the full model and in a table by layer."""
         optimizer = self._optimizer()
         known = set(self._layers.values())
         unknown = [
@@ -210,13 +213,13 @@ class SpeedUp:
     def measure(self, *args: Any, **kwargs: Any) -> None:
         """Measure now, as at the first training pass of the model.
 
-        For models under ``torch.compile``, whose passes are not measured, and to choose the moment.
-        Call it in the autocast mode that training has. Nothing happens where training stays dense,
-        where a plan was passed, and for inputs whose shapes were measured already.
+        Use it for models under ``torch.compile``, whose passes are not measured, or to choose the
+        time of the measurement. Call it in the autocast mode of training. It does nothing if
+        training stays dense, if a plan was passed, or if these shapes were measured already.
 
         Args:
-            *args: inputs of the model, as in training.
-            **kwargs: more of them, by name.
+            *args: positional inputs of the model, as in training.
+            **kwargs: keyword inputs.
 
         Raises:
             RuntimeError: if the speed-up has ended.
@@ -241,14 +244,14 @@ class SpeedUp:
             self._measure(key, args, kwargs)
 
     def undo(self) -> None:
-        """Leave the model as it was; nothing happens if it has ended."""
+        """End the speed-up and restore the model; do nothing if it has ended already."""
         self.remove()
         optimizer = self._optimizer()
         if optimizer is not None:
             optimizer.release(self)
 
     def remove(self) -> None:
-        """End, as the optimizer has it do when it is detached; :meth:`undo` is for users."""
+        """End the speed-up, when the optimizer is detached; users call :meth:`undo`."""
         if not self._is_active:
             return
         self._is_active = False
@@ -258,12 +261,12 @@ class SpeedUp:
         self._exchange.end()
         self._states = {}
         self._flag.knows_masked = None
-        self._status = "ended: the model is as it was"
+        self._status = "ended: the model computes as before"
 
     def _start(self, optimizer: SparseOptimizer) -> None:
         """Register hooks on optimizer and model, and apply the plan if one was passed.
 
-        Where no kernel can run, training stays dense, and a warning says why once.
+        If no kernel can run, training stays dense, and a log line says why.
         """
         self._is_active = True
         reason = kernels.why_not()
@@ -281,7 +284,7 @@ class SpeedUp:
         self._flag.knows_masked = weakref.WeakMethod(self._knows_masked)
         if self._is_given:
             self._apply()
-            self._status = "as the plan says that was passed"
+            self._status = "as in the plan that was passed"
             return
         if self._flag.dense_gradients and optimizer.method.always_reads_dense_gradient:
             self._status = (
@@ -298,7 +301,7 @@ class SpeedUp:
         logger.warning("speed_up: %s", status)
 
     def _before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Measure, if these inputs ask for it, before the model's pass."""
+        """Measure before the model's pass, if inputs of these shapes have to be measured."""
         if self._flag.dense_gradients or not plain_call((*args, *kwargs.values())):
             return
         self._forget_other_densities()
@@ -310,13 +313,13 @@ class SpeedUp:
         if len(self._counts) >= _MOST_COUNTED:
             self._counts.clear()
         self._counts[key] += 1
-        # The last batch of an epoch is smaller, and a single pass is no reason to measure.
+        # A shape that is seen once may be the smaller last batch of an epoch: wait for a second.
         if self._measured and self._counts[key] < 2:
             return
         self._measure(key, args, kwargs)
 
     def _forget_other_densities(self) -> None:
-        """Measure again once live counts have changed by much: pruning begins with all weights."""
+        """Discard measurements if live counts have changed by much since, as in pruning."""
         live = sum(layer.live for layer in self._layers.values())
         if self._measured and not self._live / _MUCH < live < self._live * _MUCH:
             self._measured, self._failed, self._plan = {}, set(), {}
@@ -335,7 +338,7 @@ class SpeedUp:
             with torch.enable_grad():
                 measured = measure(self._model, self._layers, args, kwargs)
         except Exception as error:
-            # Whatever a model does that a copy of it can't: training must go on.
+            # The code of a model may raise anything in a copy.
             self._failed.add(key)
             if not self._measured:
                 self._stay_dense(f"training stays dense: measuring failed ({error})")
@@ -361,7 +364,7 @@ class SpeedUp:
 
 
 class _Weakly(OwnHook):
-    """Calls a method of a speed-up that it does not keep alive."""
+    """Calls a method of a speed-up through a weak reference."""
 
     def __init__(self, act: Any) -> None:
         self._act: weakref.WeakMethod[Any] | None = weakref.WeakMethod(act)
@@ -376,7 +379,7 @@ class _Weakly(OwnHook):
 
 
 class _BeforeForward(OwnHook):
-    """Asks before each training pass whether to measure; in a copy of the model it does nothing."""
+    """Calls the speed-up before each training pass; in a copy of the model it does nothing."""
 
     def __init__(self, handle: SpeedUp) -> None:
         self._handle: weakref.ref[SpeedUp] | None = weakref.ref(handle)
@@ -384,7 +387,7 @@ class _BeforeForward(OwnHook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling() or not module.training or not torch.is_grad_enabled():
             return
-        # A pass that backward() repeats has to be computed as it was the first time.
+        # A pass that backward() repeats (activation checkpointing) must be computed as before.
         if torch._C._current_graph_task_id() != -1:
             return
         handle = None if self._handle is None else self._handle()
@@ -396,13 +399,13 @@ class _BeforeForward(OwnHook):
 
 
 def _layers_of(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, SparseLayer]:
-    """Return the optimizer's layers by name of the module that has the weight.
+    """Return the optimizer's layers, by name of the module with the weight.
 
     Raises:
         ValueError: if the model can't be sped up with this optimizer.
     """
     kind = type(model).__name__
-    # What has a smaller weight in place of one would make this another model.
+    # A holder such as CompactedTraining may have swapped other weights into the model.
     if optimizer.holder is not None:
         raise ValueError(
             f"the optimizer's model is in use by {optimizer.holder.name} already: end that before "
@@ -410,14 +413,15 @@ def _layers_of(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Sparse
         )
     if any(isinstance(module, Exchanged) for module in model.modules()):
         raise ValueError(
-            f"model={kind}(...) is sped up already, with another optimizer: end that first."
+            f"model={kind}(...) is sped up already, with another optimizer: end that speed-up "
+            "first."
         )
     if any(placement(parameter) is not None for parameter in model.parameters()):
         raise ValueError(
-            f"model={kind}(...) has weights that are spread over processes (FSDP2 or tensor "
-            "parallel), and the kernels need whole ones: use DistributedDataParallel."
+            f"model={kind}(...) has weights that are sharded over processes (FSDP2 or tensor "
+            "parallel), and the kernels need full weights: use DistributedDataParallel."
         )
-    parameters = {canonical_name(name): one for name, one in model.named_parameters()}
+    parameters = {canonical_name(name): value for name, value in model.named_parameters()}
     owned = set(map(id, parameters.values()))
     for layer in optimizer.layers:
         if id(layer.weight) not in owned:
@@ -434,9 +438,9 @@ def _layers_of(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Sparse
 
 
 def _with_dense(measured: Measured) -> Plan:
-    """Return the plan, with "dense" for every layer that was timed and is not in it.
+    """Return the plan, with "dense" for every layer and shape that was timed and is not in it.
 
-    Without it, these shapes would go by the choice for others.
+    Without these entries, the layers would use the choice for another shape.
     """
     plan: Plan = {}
     for times in measured.layers:
@@ -447,9 +451,9 @@ def _with_dense(measured: Measured) -> Plan:
 
 
 def _shapes(inputs: Any) -> tuple[Any, ...]:
-    """Return what of a model's inputs its time depends on, as far as can be seen."""
+    """Return the key of a measurement: shapes and types of the inputs, and the autocast mode."""
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     return (
-        tuple((tuple(one.shape), one.dtype) for one in tensors),
+        tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors),
         torch.is_autocast_enabled("cpu"),
     )

@@ -1,1 +1,1 @@
-"""The traced graph of a model, and which indices of its tensors belong together."""
+"""The traced graph of a model, and the indices of its tensors that belong together."""

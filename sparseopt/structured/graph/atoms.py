@@ -1,4 +1,4 @@
-"""Single positions along dimensions of tensors of a model, and which of them belong together."""
+"""Atoms: single positions along dimensions of a model's tensors, and their coupling."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = [
     "without_dims",
 ]
 
-#: An atom for every position along one dimension; or, where a reshape spread atoms over several
-#: dimensions (of heads and their positions, say), a *grid*: an array of the tensor's rank, of
-#: size 1 along the other dimensions.
+#: One atom for every position along one dimension. If a reshape spread the atoms over several
+#: dimensions (over heads and the positions in a head, say), they form a *grid*: an array of the
+#: tensor's rank, of size 1 along the other dimensions.
 Positions = NDArray[np.int64]
-#: For every dimension of a tensor its atoms, or ``None`` where nothing can be taken out. A grid
-#: stands at each of its dimensions.
+#: The atoms of every dimension of a tensor, or ``None`` where nothing can be removed. A grid is the
+#: entry of each of its dimensions.
 Labels = tuple[Positions | None, ...]
 
 
@@ -50,7 +50,7 @@ def axes_of(grid: Positions) -> list[int]:
 
 
 def of_rank(labels: Iterable[Positions | None]) -> Labels:
-    """Give grids that come from tensors of fewer dimensions as many as there are labels."""
+    """Add leading dimensions to grids from tensors of lower rank, up to the number of labels."""
     labels = tuple(labels)
     longer: dict[int, Positions] = {}
     for atoms in labels:
@@ -61,7 +61,7 @@ def of_rank(labels: Iterable[Positions | None]) -> Labels:
 
 
 def without_dims(labels: Labels, dims: Iterable[int]) -> Labels:
-    """Return the labels of a tensor that has lost ``dims``, along which no grid lies."""
+    """Return the labels of a tensor that has lost ``dims``. No grid may lie along these."""
     dims = set(dims)
     shorter = {id(atoms): atoms.squeeze(tuple(dims)) for atoms in labels if is_grid(atoms)}
     return tuple(
@@ -70,13 +70,13 @@ def without_dims(labels: Labels, dims: Iterable[int]) -> Labels:
 
 
 def settle(labels: Labels, dim: int, atoms: CoupledIndices) -> Labels:
-    """Couple what a grid has along ``dim``, so that nothing can be taken out along it alone.
+    """Couple the atoms of a grid along ``dim``, so that none can be removed along it alone.
 
-    What lies at one place of the other dimensions then goes together, as all positions of a head
-    do.
+    Afterwards all atoms at one place of the other dimensions belong together, such as all positions
+    of one head.
 
     Returns:
-        The labels after that: without the grid at ``dim``.
+        The new labels, without the grid at ``dim``.
     """
     grid = labels[dim]
     if grid is None or grid.ndim == 1:
@@ -92,10 +92,10 @@ def settle(labels: Labels, dim: int, atoms: CoupledIndices) -> Labels:
 
 
 class CoupledIndices:
-    """Positions along dimensions of named tensors, coupled wherever one cannot go alone.
+    """Positions along dimensions of named tensors, with the couplings between them.
 
-    Two atoms are coupled if to take one out of the model takes out the other. A blocked atom
-    cannot be taken out, and neither can what is coupled with it.
+    Two atoms are coupled if removing one from the model requires removing the other. A blocked atom
+    cannot be removed, and neither can any atom that is coupled with it.
     """
 
     def __init__(self) -> None:
@@ -110,13 +110,13 @@ class CoupledIndices:
 
     @property
     def axes(self) -> list[AxisOfTensor]:
-        """Every dimension that has atoms, in the order in which tensors were met."""
+        """All dimensions that have atoms, in the order in which their tensors were added."""
         return list(self._axes.values())
 
     def of_tensor(self, name: str, shape: tuple[int, ...]) -> Labels:
         """Return atoms for a named tensor, the same ones every time.
 
-        A dimension of one position has none: it cannot become smaller.
+        A dimension of one position has no atoms, because it cannot become smaller.
         """
         self._ranks[name] = len(shape)
         return tuple(self._along(name, dim, size) for dim, size in enumerate(shape))
@@ -126,48 +126,54 @@ class CoupledIndices:
         return self._ranks[name]
 
     def couple(self, left: Positions, right: Positions) -> None:
-        """Say that atoms of equal place in ``left`` and ``right`` go together or not at all."""
+        """Couple each atom in ``left`` with the atom at the same place in ``right``."""
         self._edges.append((left, right))
 
     def block(self, atoms: Positions | None, reason: str) -> None:
-        """Say that none of ``atoms`` can be taken out, and why."""
+        """Block ``atoms``, which cannot be removed, and record the reason."""
         if atoms is not None:
             self._blocked.append((atoms, reason))
 
     def note_piece(self, piece: Positions, whole: Positions, reason: str) -> None:
-        """Say that a call takes ``piece`` out of ``whole``, by numbers that the code has.
+        """Record that a call takes ``piece`` from ``whole``, by numbers written in the code.
 
-        What has the same share of its atoms in both can go: all pieces shrink alike. Whatever else
-        is blocked.
+        A class can be removed if it has the same share of the atoms in both, because then all
+        pieces shrink in proportion. All other classes are blocked.
         """
         self._pieces.append((piece.reshape(-1), whole.reshape(-1), reason))
 
     def note_grid(self, grid: Positions, reason: str) -> None:
-        """Say that a call spreads atoms over the dimensions of ``grid``.
+        """Record that a call spreads atoms over the dimensions of ``grid``.
 
-        What takes whole slices out along one dimension, such as heads, can go. Whatever else is
-        blocked.
+        A class can be removed if it consists of complete slices along one dimension, such as heads.
+        All other classes are blocked.
         """
         self._grids.append((grid.squeeze(), reason))
 
     def note_heads(self, atoms: Positions | None) -> None:
-        """Say that products are repeated over ``atoms``, as over the heads of attention."""
+        """Record that products are repeated over ``atoms``, as over the heads of attention."""
         if atoms is not None:
             self._heads.append(atoms.reshape(-1))
 
     def heads(self) -> set[int]:
-        """Return the classes, by their smallest atom, that products are repeated over."""
+        """Return the classes over which products are repeated, by their smallest atoms."""
         classes = self.classes()
         return {int(root) for atoms in self._heads for root in np.unique(classes[atoms])}
 
     def divided(self) -> set[int]:
-        """Return the classes that code takes apart, by numbers of its own, or spreads."""
+        """Return the classes that calls split by numbers in the code, or spread over a grid."""
         classes = self.classes()
         noted = [whole for _, whole, _ in self._pieces] + [grid for grid, _ in self._grids]
         return {int(root) for atoms in noted for root in np.unique(classes[atoms])}
 
     def classes(self) -> Positions:
-        """Return for each atom the smallest atom that it is coupled with, ``(atoms,)``."""
+        """Return for each atom the smallest atom that it is coupled with, ``(atoms,)``.
+
+        These are the connected components of the couplings. Each atom points to a smaller or equal
+        atom of its component. A round lowers the roots of both ends of every coupling to the
+        smaller of the two, and then shortens all chains of pointers. The loop ends when a round
+        changes nothing.
+        """
         lowest = np.arange(self._count)
         if not self._edges:
             return lowest
@@ -177,7 +183,7 @@ class CoupledIndices:
             before = lowest
             lowest = lowest.copy()
             least = np.minimum(lowest[left], lowest[right])
-            # Roots are lowered, so that everything that already points to them follows.
+            # The roots are lowered, so that all atoms that point to them follow.
             np.minimum.at(lowest, before[left], least)
             np.minimum.at(lowest, before[right], least)
             lowest = _shortened(lowest)
@@ -185,7 +191,7 @@ class CoupledIndices:
                 return lowest
 
     def reasons(self) -> dict[int, str]:
-        """Return why a class cannot be taken out, the first reason found, by its smallest atom."""
+        """Return the first reason why a class cannot be removed, by its smallest atom."""
         classes = self.classes()
         found: dict[int, str] = {}
         for atoms, reason in (
@@ -211,7 +217,7 @@ class CoupledIndices:
 
 
 def _shortened(parents: Positions) -> Positions:
-    """Let every atom point to the root of its chain."""
+    """Make every atom point to the root of its chain."""
     while True:
         further = parents[parents]
         if np.array_equal(further, parents):
@@ -220,7 +226,7 @@ def _shortened(parents: Positions) -> Positions:
 
 
 def _in_other_shares(piece: Positions, whole: Positions) -> Positions:
-    """Return the classes that do not have the same share of both."""
+    """Return the classes whose share of the atoms in ``piece`` differs from that in ``whole``."""
     roots, places = np.unique(whole, return_inverse=True)
     in_whole = np.bincount(places, minlength=len(roots))
     in_piece = np.bincount(np.searchsorted(roots, piece), minlength=len(roots))
@@ -229,7 +235,11 @@ def _in_other_shares(piece: Positions, whole: Positions) -> Positions:
 
 
 def _across_slices(grid: Positions) -> Positions:
-    """Return the classes that are not whole slices of a grid along one of its dimensions."""
+    """Return the classes that are not complete slices of a grid along one of its dimensions.
+
+    A class is good if, along some dimension, the slices that contain only this class have all its
+    cells.
+    """
     roots, places = np.unique(grid, return_inverse=True)
     places = places.reshape(grid.shape)
     cells = np.bincount(places.reshape(-1), minlength=len(roots))

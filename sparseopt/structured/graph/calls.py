@@ -1,4 +1,4 @@
-"""Operator calls: what a rule sees of one, what it may say about channels, and the rules."""
+"""Operator calls as rules see them, the labels that rules set, and the registry of rules."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from sparseopt.structured.graph.tracing import Trace, arguments, operator_name, 
 
 __all__ = ["Call", "Contraction", "Labelled", "Labelling", "Rule", "find_rule", "rule_for"]
 
-#: What a node is: one tensor, several, or (with empty labels) no tensor.
+#: The labels of a node: of one tensor, of several, or (empty labels) of something else.
 Labelled = Labels | list[Labels]
 
 
 @dataclass(frozen=True)
 class Contraction:
-    """A sum over channels: the place where a channel's value meets what it is multiplied by.
+    """A sum over channels: a channel's value is multiplied by weights and added up.
 
     Attributes:
         node: the operator call.
-        atoms: the channels that are summed over.
-        operand: the node whose values are the channels, and the dimension that they lie along.
-        weight: the node that they are multiplied by, and the dimension that they lie along there.
-        padded: whether zeros are put around or between the channels' values before they are summed.
+        atoms: the channels in the sum.
+        operand: the node whose values are the channels, and the dimension of the channels.
+        weight: the node that they are multiplied by, and the dimension of the channels there.
+        padded: whether zeros are put around or between the channels' values before the sum.
     """
 
     node: Node
@@ -45,7 +45,7 @@ class Contraction:
 
 
 class Labelling:
-    """Labels of every node of one trace, and the contractions in it."""
+    """The labels of all nodes of one trace, and the contractions in it."""
 
     def __init__(
         self, trace: Trace, atoms: CoupledIndices, roles: dict[tuple[str, int], str]
@@ -57,25 +57,25 @@ class Labelling:
         self._labels: dict[Node, Labelled] = {}
 
     def of(self, node: Node) -> Labels:
-        """Return the labels of a node that is one tensor."""
+        """Return the labels of a node whose value is one tensor."""
         labels = self._labels[node]
         assert isinstance(labels, tuple)
         return labels
 
     def each(self, node: Node) -> list[Labels]:
-        """Return the labels of all tensors that a node is."""
+        """Return the labels of all tensors of a node."""
         labels = self._labels[node]
         return labels if isinstance(labels, list) else [labels]
 
     def set(self, node: Node, labels: Labelled) -> None:
-        """Note what a node's labels are."""
+        """Set the labels of a node."""
         self._labels[node] = labels
 
     def note_role(self, node: Node | None, dim: int, role: str) -> None:
-        """Say what a dimension of a parameter or buffer is for; the first word stands.
+        """Record the role of a dimension of a parameter or buffer; only the first role counts.
 
-        Of one that was moved about before, as in ``weight.t()``, or cut into parts, it is the
-        dimension that has the same atoms.
+        If the node is a rearranged or split parameter, such as ``weight.t()``, the role belongs to
+        the parameter's dimension that has the same atoms.
         """
         if node is None:
             return
@@ -89,20 +89,20 @@ class Labelling:
                     self._roles.setdefault((self.trace.tensors[source], place), role)
 
     def source(self, node: Node) -> Node | None:
-        """Return the parameter or buffer that a node is, or that it alone is made of."""
+        """Return the parameter or buffer that a node is, or is computed from without others."""
         while node.op == "call_function" and len(node.all_input_nodes) == 1:
             (node,) = node.all_input_nodes
         return node if node in self.trace.tensors else None
 
 
 class Call:
-    """One operator call, with what rules ask about it.
+    """One operator call, with the questions and actions that rules need.
 
     Attributes:
         node: the call.
         arguments: its arguments by name.
-        labelling: the labels of everything before it.
-        atoms: where rules couple and block.
+        labelling: the labels of all earlier nodes.
+        atoms: the atoms, which rules couple and block.
     """
 
     def __init__(self, node: Node, labelling: Labelling) -> None:
@@ -113,11 +113,11 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The operator's name, without the underscore of the variant that writes in place."""
+        """The operator's name, without the underscore of an in-place variant."""
         return operator_name(self.node).removesuffix("_")
 
     def labels(self, argument: Node) -> Labels:
-        """Return the labels of a tensor argument, and block what lies along several dimensions."""
+        """Return the labels of a tensor argument; atoms along several dimensions are blocked."""
         labels = self.labelling.of(argument)
         for atoms in labels:
             if is_grid(atoms):
@@ -125,11 +125,11 @@ class Call:
         return tuple(None if is_grid(atoms) else atoms for atoms in labels)
 
     def labels_and_grids(self, argument: Node, *, settled: Iterable[int] = ()) -> Labels:
-        """Return the labels of a tensor argument, with the grids of those that lie along several.
+        """Return the labels of a tensor argument, with its grids.
 
         Args:
             argument: the tensor.
-            settled: dimensions along which nothing is to be taken out of a grid by itself.
+            settled: dimensions along which nothing may be removed from a grid alone.
         """
         labels = self.labelling.of(argument)
         for dim in settled:
@@ -138,7 +138,7 @@ class Call:
         return labels
 
     def keep_only(self, argument: Node, dim: int) -> Positions | None:
-        """Settle a grid to one of its dimensions, and return the atoms along it."""
+        """Settle a grid along all dimensions except ``dim``, and return the atoms along ``dim``."""
         atoms = self.labelling.of(argument)[dim]
         if atoms is not None and is_grid(atoms):
             others = [axis for axis in axes_of(atoms) if axis != dim]
@@ -150,27 +150,30 @@ class Call:
         return tuple((self.node if argument is None else argument).meta["val"].shape)
 
     def role(self, argument: Node | None, dim: int, role: str) -> None:
-        """Say what a dimension of an argument is for, if that is a parameter or buffer."""
+        """Record the role of a dimension of an argument, if that is a parameter or buffer."""
         self.labelling.note_role(argument, dim, role)
 
     def block(self, atoms: Positions | None, reason: str) -> None:
-        """Say that ``atoms`` cannot be taken out because of this call, which ``reason`` ends."""
+        """Block ``atoms`` because of this call; ``reason`` completes a sentence about the call."""
         self.atoms.block(atoms, self.reason(reason))
 
     def reason(self, reason: str) -> str:
-        """Return why this call keeps something from being taken out: a sentence."""
+        """Return the full sentence: the name of this call, and ``reason``."""
         return f"{where(self.node)} {reason}"
 
     def block_all(self, argument: Any, reason: str) -> None:
-        """Say that no position of a tensor argument can be taken out."""
+        """Block all positions of a tensor argument."""
         if isinstance(argument, Node):
             for atoms in self.labels(argument):
                 self.block(atoms, reason)
 
     def line_up(self, arguments: Sequence[Node], dims: Iterable[int]) -> None:
-        """Settle grids to what is common to the arguments where ``dims``, negative, meet.
+        """Settle the grids of arguments that are combined along ``dims``, which are negative.
 
-        What one of them has no atoms for cannot become smaller there in another.
+        Afterwards all arguments that have atoms along such a dimension have grids over the same
+        dimensions. If one argument has no atoms there, the dimension can't become smaller in the
+        others either. Settling one dimension may change another, so the loop goes on until nothing
+        changes.
         """
         dims = list(dims)
         changed = True
@@ -178,40 +181,45 @@ class Call:
             changed = False
             for dim in dims:
                 size = max(self.size(argument, dim) for argument in arguments)
-                meeting = [one for one in arguments if size > 1 and self.size(one, dim) == size]
+                meeting = [node for node in arguments if size > 1 and self.size(node, dim) == size]
                 changed |= self._line_up_along(meeting, dim)
 
     def _line_up_along(self, meeting: Sequence[Node], dim: int) -> bool:
-        entries = [self.labelling.of(one)[dim] for one in meeting]
+        """Settle grids of ``meeting`` that lie along other dimensions than their neighbours'.
+
+        If all arguments have a grid that begins at ``dim``, the grids are reduced to ``dim``.
+        Otherwise the grids are settled along ``dim``. Return whether labels have changed.
+        """
+        entries = [self.labelling.of(node)[dim] for node in meeting]
         axes = [
             None if entry is None else [dim] if entry.ndim == 1 else _from_the_end(entry)
             for entry in entries
         ]
-        if len({str(one) for one in axes}) < 2:
+        if len({str(dims) for dims in axes}) < 2:
             return False
-        before = [self.labelling.of(one) for one in meeting]
+        before = [self.labelling.of(node) for node in meeting]
         for argument, entry in zip(meeting, entries, strict=True):
             if entry is None or entry.ndim == 1:
                 continue
             place = len(self.labelling.of(argument)) + dim
             if None in axes or place != axes_of(entry)[0]:
-                # Of heads and their positions, heads stay apart.
+                # For a grid of heads and positions, the heads stay removable.
                 self.labels_and_grids(argument, settled=[place])
             else:
                 self.keep_only(argument, place)
         return any(
-            own is not self.labelling.of(one) for own, one in zip(before, meeting, strict=True)
+            own is not self.labelling.of(node) for own, node in zip(before, meeting, strict=True)
         )
 
     def size(self, argument: Node, dim: int) -> int:
-        """Return a tensor argument's size along a negative dimension; 1 where it has none."""
+        """Return a tensor argument's size along a negative dimension; 1 without this dimension."""
         shape = self.shape(argument)
         return shape[dim] if len(shape) >= -dim else 1
 
     def join(self, left: Positions | None, right: Positions | None) -> Positions | None:
         """Couple two dimensions of equal size and return their atoms.
 
-        If only one of them has atoms, it meets a size that is fixed, and is blocked.
+        If only one of them has atoms, the size of the other is fixed, so the atoms are blocked.
         """
         if left is None or right is None:
             self.block(right if left is None else left, "combines them with a fixed dimension")
@@ -220,7 +228,7 @@ class Call:
         return left
 
     def join_all(self, atoms: Positions | None, *vectors: tuple[Node | None, str]) -> None:
-        """Couple a dimension with vectors along it, if they are given, and name their roles."""
+        """Couple a dimension with vectors along it, if they are given, and record their roles."""
         for vector, role in vectors:
             if vector is not None:
                 self.join(atoms, self.labels(vector)[0])
@@ -236,7 +244,7 @@ _rules: dict[str, Rule] = {}
 
 
 def rule_for(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators of these names, in place or not."""
+    """Register a rule for operators of these names and their in-place variants."""
 
     def register(rule: Rule) -> Rule:
         _rules.update(dict.fromkeys(names, rule))

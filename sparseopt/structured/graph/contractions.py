@@ -17,6 +17,7 @@ __all__: list[str] = []
 
 @rule_for("linear")
 def _linear(call: Call) -> Labels:
+    """Sum over the last dimension of the input; the rows of the weight label the results."""
     weight, bias = call.arguments["weight"], call.arguments["bias"]
     operand = call.arguments["input"]
     *leading, _ = call.labels_and_grids(operand, settled=[len(call.shape(operand)) - 1])
@@ -27,11 +28,11 @@ def _linear(call: Call) -> Labels:
 
 @rule_for("conv1d", "conv2d", "conv3d")
 def _convolution(call: Call) -> Labels:
-    """A sum over the channels of the input, once for each filter.
+    """Sum over the channels of the input, once for each filter.
 
-    Without groups, the input's channels and the columns of the weight are coupled in a contraction,
-    and the filters get new atoms for the output. With groups, everything in a group is coupled, so
-    that only full groups can go.
+    Without groups, a contraction couples the input's channels with the columns of the weight, and
+    the filters give their atoms to the output. With groups, everything in a group is coupled, so
+    that only complete groups can be removed.
     """
     operand, weight = call.arguments["input"], call.arguments["weight"]
     dim = _channel_dim(call, operand, weight)
@@ -49,7 +50,7 @@ def _convolution(call: Call) -> Labels:
 
 @rule_for("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _transposed_convolution(call: Call) -> Labels:
-    """As a convolution, with filters and columns of the weight exchanged.
+    """Do the same as for a convolution, with filters and columns of the weight exchanged.
 
     Zeros are put between the input's values, so a constant channel is not constant in the sums.
     """
@@ -69,6 +70,12 @@ def _transposed_convolution(call: Call) -> Labels:
 
 @rule_for("matmul", "mm", "bmm")
 def _product(call: Call) -> Labels:
+    """Sum over the columns of the left matrix and the rows of the right matrix.
+
+    The matrix that comes from a parameter alone is the weight; by default it is the right one. The
+    other dimensions are batch dimensions, such as heads: those of both operands are coupled. The
+    result has the left operand's rows and the right operand's columns.
+    """
     left, right = (node for node in call.node.args if isinstance(node, Node))
     rank, other_rank = len(call.shape(left)), len(call.shape(right))
     if min(rank, other_rank) < 2:
@@ -90,7 +97,7 @@ def _product(call: Call) -> Labels:
 
 @rule_for("scaled_dot_product_attention")
 def _attention(call: Call) -> Labels:
-    """Couple the heads of queries, keys and values; nothing else of queries and keys can go."""
+    """Couple the heads of queries, keys and values; block all else in queries and keys."""
     query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
     mask = call.arguments.get("attn_mask")
     if call.arguments.get("enable_gqa"):
@@ -110,7 +117,10 @@ def _attention(call: Call) -> Labels:
 
 
 def _repeat_heads(call: Call, query: Node, *others: Node) -> None:
-    """Couple heads of keys and values with all heads of queries that share them."""
+    """Couple each head of keys and values with all heads of queries that share it.
+
+    Afterwards keys and values have the labels of as many heads as the queries.
+    """
     heads = call.keep_only(query, len(call.shape(query)) - 3)
     for argument in others:
         dim = len(call.shape(argument)) - 3
@@ -124,7 +134,12 @@ def _repeat_heads(call: Call, query: Node, *others: Node) -> None:
 
 
 def _batch_labels(call: Call, operands: Sequence[Node], rank: int) -> list[Positions | None]:
-    """Couple what a product is repeated over, such as heads, and return its labels."""
+    """Couple the batch dimensions of a product, such as heads, and return their labels.
+
+    First the last two dimensions of each operand are settled, where a grid extends from them into
+    batch dimensions. Then the grids of all operands are lined up along the batch dimensions, and
+    operands of equal size there are coupled. An operand of size 1 is broadcast and left out.
+    """
     for argument in operands:
         labels = call.labelling.of(argument)
         for dim in range(len(labels) - 2, len(labels)):
@@ -136,7 +151,7 @@ def _batch_labels(call: Call, operands: Sequence[Node], rank: int) -> list[Posit
     found: list[Positions | None] = []
     for dim in dims:
         size = call.shape()[dim]
-        meeting = [one for one in operands if call.size(one, dim) == size > 1]
+        meeting = [node for node in operands if call.size(node, dim) == size > 1]
         result = call.labelling.of(meeting[0])[dim] if meeting else None
         for other in meeting[1:]:
             result = call.join(result, call.labelling.of(other)[dim])
@@ -147,7 +162,7 @@ def _batch_labels(call: Call, operands: Sequence[Node], rank: int) -> list[Posit
 
 @rule_for("addmm")
 def _product_and_sum(call: Call) -> Labels:
-    """A matrix product plus a bias; a matrix in place of the bias blocks what it is added to."""
+    """Contract a matrix product and couple its bias; a matrix in place of the bias blocks both."""
     added, left, right = (call.arguments[name] for name in ("self", "mat1", "mat2"))
     _contract(call, (left, 1), (right, 0), padded=False)
     rows = call.labels(right)[1]
@@ -173,8 +188,8 @@ def _contract(
 ) -> None:
     """Couple the channels of an operand with a dimension of a weight, and record the contraction.
 
-    Invariant: every place where channels are summed over is in ``labelling.contractions``, or its
-    channels are blocked. Constant propagation and removal rely on this.
+    Invariant: every sum over channels is in ``labelling.contractions``, or its channels are
+    blocked. Constant propagation and removal rely on this.
     """
     along_operand = call.labels(operand[0])[operand[1]]
     along_weight = call.labels(weight[0])[weight[1]]
@@ -194,7 +209,7 @@ def _contract(
 
 
 def _reads_embedding(call: Call, weight: Node) -> bool:
-    """Whether a projection of ``nn.MultiheadAttention`` sums over what goes into that."""
+    """Whether ``weight`` is an input projection of ``nn.MultiheadAttention``."""
     if not call.labelling.trace.is_made_by(call.node, nn.MultiheadAttention):
         return False
     source = call.labelling.source(weight)
@@ -211,9 +226,9 @@ def _produced(call: Call, weight: Node, dim: int, bias: Node | None) -> Position
 
 
 def _tie_groups(call: Call, channels: Positions | None, of_weight: Positions | None) -> None:
-    """Couple all that goes into one group of a grouped convolution and all that comes out of it.
+    """Couple all inputs and all outputs of each group of a grouped convolution.
 
-    A group is the smallest unit: all groups have the same number of channels.
+    A group is the smallest unit that can be removed: all groups have equally many channels.
     """
     if channels is None or of_weight is None:
         call.join(channels, of_weight)
@@ -226,7 +241,10 @@ def _tie_groups(call: Call, channels: Positions | None, of_weight: Positions | N
 
 
 def _first_of_groups(call: Call, columns: Positions | None, channels: int) -> Positions | None:
-    """Return atoms of a transposed grouped convolution's results, which its weight has none of."""
+    """Return atoms for the results of a transposed grouped convolution.
+
+    Its weight has no dimension for them, so each result gets an atom of its group.
+    """
     if columns is None:
         return None
     groups = call.arguments["groups"]

@@ -1,4 +1,4 @@
-"""Rules of operators whose result at a place is made of the values at that place."""
+"""Rules of operators that compute each result from the values at the same place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparseopt.structured.graph.tracing import operator_name
 
 __all__ = ["is_pointwise", "pointwise"]
 
-#: Pointwise, and not tagged so by torch.
+#: Pointwise operators that torch does not tag as such.
 UNTAGGED: Final = frozenset(
     {
         "alias",
@@ -34,14 +34,14 @@ UNTAGGED: Final = frozenset(
 
 
 def is_pointwise(node: Node) -> bool:
-    """Whether each value of a result is made of the arguments' values at the same place."""
+    """Whether each value of a result is computed from the arguments' values at the same place."""
     assert isinstance(node.target, torch._ops.OpOverload)
     tagged = torch.Tag.pointwise in node.target.tags
     return tagged or operator_name(node).removesuffix("_") in UNTAGGED
 
 
 def pointwise(call: Call) -> Labels:
-    """Couple dimensions that are lined up; one of size 1 is spread, and not coupled."""
+    """Couple the dimensions that broadcasting lines up; a dimension of size 1 is not coupled."""
     shape = call.shape()
     tensors = [node for node in call.node.all_input_nodes if call.labelling.each(node) != [()]]
     call.line_up(tensors, range(-len(shape), 0))
@@ -51,8 +51,8 @@ def pointwise(call: Call) -> Labels:
 def _lined_up(call: Call, tensors: list[Node], dim: int) -> Positions | None:
     """Couple what an element-wise operator combines along one dimension, counted from the end.
 
-    Tensors of size 1 there are broadcast and stay out. If one of the others has no atoms, its size
-    is fixed, so all are blocked.
+    Tensors of size 1 in this dimension are broadcast and left out. If one of the others has no
+    atoms, its size is fixed, so the atoms of all are blocked.
     """
     size = call.shape()[dim]
     meeting = []
@@ -60,7 +60,7 @@ def _lined_up(call: Call, tensors: list[Node], dim: int) -> Positions | None:
         shape = call.shape(tensor)
         if len(shape) >= -dim and shape[dim] == size:
             meeting.append(call.labels_and_grids(tensor)[dim])
-            # What becomes of a single one, a cast say, gives the role.
+            # A single tensor, as in a cast, gets its role from the operator that uses the result.
             if len(tensors) > 1:
                 call.role(tensor, len(shape) + dim, "elementwise")
     if not meeting:

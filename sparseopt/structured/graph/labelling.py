@@ -1,4 +1,4 @@
-"""Which channels the dimensions of every tensor in a graph are, operator by operator."""
+"""Labels the dimensions of every tensor in a graph with channels, operator by operator."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ __all__ = ["label"]
 
 
 def label(trace: Trace, atoms: CoupledIndices, roles: dict[tuple[str, int], str]) -> Labelling:
-    """Label every node of a graph: couple what goes together, block what cannot go.
+    """Label every node of a graph: couple atoms that belong together, block those that must stay.
 
-    An operator without a rule blocks all that goes into it, so that nothing is ever assumed.
+    Nodes are visited in the order of the graph, so the labels of a call's arguments are known. An
+    operator without a rule blocks all its arguments. So nothing is removed on an assumption.
 
     Args:
         trace: the graph.
-        atoms: where positions are coupled and blocked; shared by the graphs of one model.
-        roles: what dimensions of parameters and buffers are for, by name and dimension; added to.
+        atoms: the atoms to couple and block; the graphs of one model share them.
+        roles: the roles of dimensions of parameters and buffers, by name and dimension; this adds
+            to them.
     """
     labelling = Labelling(trace, atoms, roles)
     for node in trace.module.graph.nodes:
@@ -77,5 +79,5 @@ def _block_all(labelling: Labelling, node: Node, reason: str) -> None:
 def _unlabelled(node: Node) -> Labelled:
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):
-        return [(None,) * one.dim() if isinstance(one, Tensor) else () for one in value]
+        return [(None,) * item.dim() if isinstance(item, Tensor) else () for item in value]
     return (None,) * value.dim() if isinstance(value, Tensor) else ()

@@ -1,4 +1,4 @@
-"""Rules of operators that move values about: reshaping, permuting, joining, cutting."""
+"""Rules of operators that rearrange values: reshape, permute, concatenate, split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__: list[str] = []
 
 @rule_for("cat", "concat", "concatenate")
 def _concatenation(call: Call) -> Labels:
-    """Put atoms one after another along the joined dimension, and couple them along the others."""
+    """Concatenate atoms along the joined dimension, and couple them along the other dimensions."""
     tensors = [node for node in call.arguments["tensors"] if call.shape(node) != (0,)]
     rank = len(call.shape())
     along = call.arguments["dim"] % rank
@@ -38,7 +38,7 @@ def _concatenation(call: Call) -> Labels:
 
 
 def _joined_grid(parts: Sequence[Positions | None], along: int) -> Positions | None:
-    """Return the grid that parts make one after another, if all of them are alike elsewhere."""
+    """Return the concatenated grid, if all parts are grids of equal size in other dimensions."""
     shapes = {
         part.shape[:along] + part.shape[along + 1 :]
         for part in parts
@@ -98,24 +98,24 @@ def _side_by_side(call: Call, tensors: list[Node], dim: int) -> Positions | None
     "view",
 )
 def _movement(call: Call) -> Labelled:
-    """Follow atoms by moving them as the values are moved.
+    """Follow atoms by running the operator on tensors that hold atoms instead of values.
 
-    A reshape may spread the atoms of one dimension over several, which then have a grid.
+    A reshape may spread the atoms of one dimension over several dimensions, which then have a grid.
     """
     operand = call.node.args[0]
     assert isinstance(operand, Node)
     results = call.node.meta["val"]
     several = isinstance(results, (list, tuple))
-    shapes = [tuple(one.shape) for one in (results if several else [results])]
+    shapes = [tuple(result.shape) for result in (results if several else [results])]
     labels: list[list[Positions | None]] = [[None] * len(shape) for shape in shapes]
     for atoms in _families(call.labels_and_grids(operand), len(call.shape(operand))):
         for number, moved in enumerate(_move(call, operand, atoms)):
             _place(call, atoms, moved.numpy(), labels[number])
-    return [tuple(one) for one in labels] if several else tuple(labels[0])
+    return [tuple(own) for own in labels] if several else tuple(labels[0])
 
 
 def _families(labels: Labels, rank: int) -> list[Positions]:
-    """Return what lies along one dimension or several, each in the form of a grid."""
+    """Return each set of atoms once, along one dimension or several, in the form of a grid."""
     found: list[Positions] = []
     for dim, atoms in enumerate(labels):
         if atoms is None:
@@ -128,12 +128,12 @@ def _families(labels: Labels, rank: int) -> list[Positions]:
 
 
 def _move(call: Call, operand: Node, atoms: Positions) -> list[Tensor]:
-    """Run the operator on a tensor that holds atoms in the place of values."""
+    """Run the operator on a tensor that holds atoms instead of values."""
     expanded = torch.from_numpy(atoms).expand(call.shape(operand))
     try:
         result = _called(call, operand, expanded)
     except RuntimeError:
-        # A view that the operand's own memory allows.
+        # It was a view that only the operand's own memory layout allows.
         result = _called(call, operand, expanded.contiguous())
     return list(result) if isinstance(result, (list, tuple)) else [result]
 
@@ -147,7 +147,12 @@ def _called(call: Call, operand: Node, stand_in: Tensor) -> Any:
 
 
 def _place(call: Call, atoms: Positions, moved: Positions, labels: list[Positions | None]) -> None:
-    """Find the dimensions along which ``atoms`` lie now."""
+    """Find the dimensions of the result along which ``atoms`` lie, and set its labels there.
+
+    These are the dimensions along which the moved atoms differ. If other atoms have such a
+    dimension already, the operator merged both into one dimension, and both are blocked. If some
+    atoms are missing, or not all appear equally often, the result is a piece of the operand.
+    """
     axes = [dim for dim, size in enumerate(moved.shape) if size > 1 and _varies(moved, dim)]
     kept = tuple(slice(None if dim in axes else 1) for dim in range(moved.ndim))
     grid = moved[kept].copy()
@@ -173,7 +178,7 @@ def _varies(moved: Positions, dim: int) -> bool:
 
 
 def _is_whole(atoms: Positions, moved: Positions) -> bool:
-    """Whether every atom is still there, all of them equally often."""
+    """Whether every atom is still there, and all appear equally often."""
     before, expected = np.unique(atoms, return_counts=True)
     after, counts = np.unique(moved, return_counts=True)
     if not np.array_equal(before, after):

@@ -12,7 +12,7 @@ __all__: list[str] = []
 
 @rule_for("batch_norm", "instance_norm")
 def _by_channel(call: Call) -> Labels:
-    """A normalisation of each channel alone: its vectors are coupled with the channels."""
+    """Couple the vectors of a normalisation that treats each channel alone with the channels."""
     labels = call.labels(call.arguments["input"])
     call.join_all(
         labels[1],
@@ -34,6 +34,10 @@ def _over_groups_of_channels(call: Call) -> Labels:
 
 @rule_for("layer_norm", "rms_norm")
 def _over_last_dims(call: Call) -> Labels:
+    """Block the dimensions over which the statistics are taken, and couple their scale and shift.
+
+    Other dimensions keep their atoms, such as heads before a normalisation of each head.
+    """
     rank = len(call.shape())
     first = rank - len(call.arguments["normalized_shape"])
     labels = call.labels_and_grids(call.arguments["input"], settled=range(first, rank))
@@ -57,6 +61,7 @@ def _over_one_dim(call: Call) -> Labels:
 
 @rule_for("mean", "sum", "amax", "amin")
 def _reduction(call: Call) -> Labels:
+    """Block the dimensions that are reduced; the others keep their atoms."""
     operand = call.arguments["self"]
     rank = len(call.shape(operand))
     dims = call.arguments.get("dim")

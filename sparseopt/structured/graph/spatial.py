@@ -1,4 +1,4 @@
-"""Rules of operators that work on the last dimensions and leave channels apart."""
+"""Rules of operators that work on the last dimensions and treat channels independently."""
 
 from __future__ import annotations
 

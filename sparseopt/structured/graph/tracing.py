@@ -1,4 +1,4 @@
-"""The operations of a model, as ``torch.export`` sees them, with the names of its tensors."""
+"""The operations of a model, as ``torch.export`` traces them, with the names of its tensors."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class Trace:
 
     Attributes:
         module: the graph; parameters and buffers are placeholders in it, before the inputs.
-        tensors: name of the parameter or buffer by placeholder; one name for a shared one.
+        tensors: the name of the parameter or buffer of each placeholder; a shared tensor has one
+            name.
         constants: values of placeholders that are tensors written in the model's code.
-        training: whether it is the pass of training mode.
-        modules: the model's modules by path, shared ones by each of theirs.
+        training: whether this is the pass in training mode.
+        modules: the model's modules by path; a shared module has several paths.
     """
 
     module: GraphModule
@@ -42,9 +43,9 @@ class Trace:
     modules: Mapping[str, nn.Module]
 
     def is_made_by(self, node: Node, kind: type[nn.Module]) -> bool:
-        """Whether a module of a class, or one inside of it, made a call."""
+        """Whether a module of a class, or a module inside it, made a call."""
         stack = node.meta.get("nn_module_stack") or {}
-        # Another call of the same module has a number behind its path.
+        # In a second call of the same module, its path is followed by "@" and a number.
         paths = (path.partition("@")[0] for path, _ in stack.values())
         return any(isinstance(self.modules.get(path), kind) for path in paths)
 
@@ -69,7 +70,7 @@ def trace(
                 f"model={type(model).__name__}(...) has no graph in {mode} mode, because "
                 f"torch.export refuses it: {_first_line(error)}"
             ) from error
-    # What nothing comes of, such as weights of attention that nobody asked for, blocks nothing.
+    # Operations with unused results, such as attention weights, must not block channels.
     program.graph.eliminate_dead_code()
     signature = program.graph_signature
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -102,14 +103,14 @@ def arguments(node: Node) -> dict[str, Any]:
 
 
 def operator_name(node: Node) -> str:
-    """Return what an operator is called, without its overload: ``"conv2d"``, ``"add_"``."""
+    """Return the name of an operator without its overload: ``"conv2d"``, ``"add_"``."""
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target.overloadpacket.__name__)
     return str(getattr(node.target, "__name__", node.target))
 
 
 def only_checks(node: Node) -> bool:
-    """Whether a call only asserts something: it returns nothing and writes nothing."""
+    """Whether a call only asserts something: it neither returns nor writes anything."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     return not node.target._schema.returns and not node.target._schema.is_mutable

@@ -214,7 +214,7 @@ def test_weights_may_change_their_memory_format_or_storage_between_steps():
         assert torch.equal(mine, theirs)
 
 
-def test_between_steps_no_more_is_held_of_a_step_than_where_small_layers_live_weights_are():
+def test_memory_held_between_steps_is_the_positions_of_small_layers_only():
     """Four bytes a live weight, of layers of at most 4096 weights.
 
     To put these positions together takes a small network as long as a whole gathering by them.

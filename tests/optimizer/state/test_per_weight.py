@@ -91,7 +91,7 @@ def test_per_weight_state_is_recognised(kind, path, is_shown, shape):
     assert found.shown == {"momentum": True, path: is_shown}
 
 
-def test_showing_it_leaves_no_trace():
+def test_showing_per_weight_state_leaves_no_trace():
     weight, other = nn.Parameter(torch.randn(6, 10)), nn.Parameter(torch.randn(3))
     inner = Random([other, weight])
     fired = []

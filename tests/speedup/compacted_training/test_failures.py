@@ -179,5 +179,5 @@ def test_method_that_observes_every_step_is_refused():
     model = make(ChannelNet)
     inner = build("SGD", model.parameters())
     optimizer = SparseOptimizer(inner, model, method=Watching(groups=groups()), total_steps=1000)
-    with pytest.raises(TypeError, match="'rigl-struct' sees the gradients of all weights"):
+    with pytest.raises(TypeError, match="'rigl-struct' reads the gradients of all weights"):
         CompactedTraining(model, optimizer)

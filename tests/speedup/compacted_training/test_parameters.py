@@ -81,7 +81,7 @@ def test_writes_into_a_parameter_without_a_mask_stay():
     assert torch.equal(model.bn3.weight, torch.where(live, 0.5, 1.0).double())
 
 
-def test_closure_steps_it_too_and_may_save():
+def test_closure_may_save_the_model_inside_a_step():
     expected = unmasked()
     train(*expected, 7)
     model, optimizer = unmasked()
@@ -116,7 +116,7 @@ def test_parameter_of_another_optimizer_is_refused_and_nothing_changes():
         assert model.bn0.weight.shape == (3,)
 
 
-def test_later_refusal_leaves_the_model_full():
+def test_refusal_during_training_leaves_the_model_full():
     model = make(ChannelNet, dtype=torch.float64)
     model.bn3.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]

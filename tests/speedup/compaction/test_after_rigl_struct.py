@@ -113,7 +113,7 @@ def test_training_the_smaller_model_leaves_the_larger_one_alone():
     assert optimizer.history[-1].new > 0
 
 
-def test_model_compacted_while_it_trains_compacted_is_none_of_that_training():
+def test_model_compacted_during_compacted_training_is_independent_of_it():
     model, optimizer = trained(DELTA_T)
     with CompactedTraining(model, optimizer) as training:
         train(model, optimizer, 1, start=DELTA_T)

@@ -298,14 +298,14 @@ def larger_next_to_masked(scores, neurons):
         (larger_next_to_masked, "off, of values up to"),
     ],
 )
-def test_next_to_infinite_outputs_a_difference_is_still_found(finish, difference):
+def test_difference_next_to_infinite_outputs_is_found(finish, difference):
     model = Scores(finish)
     optimizer = optimizer_without(model, {"first": [1]})
     with pytest.raises(CompactionError, match=f"{difference}.*in evaluation mode"):
         compact(model, optimizer, example_inputs=torch.randn(5, 6))
 
 
-def test_model_that_the_masks_are_not_of_is_refused():
+def test_masks_of_another_model_are_refused():
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
     optimizer = optimizer_without(model, {"0": [1]})
     with pytest.raises(ValueError, match=r"no parameter '0.weight' of shape \(8, 6\)"):
@@ -412,7 +412,7 @@ def test_hidden_neurons_of_gpt2_go():
     torch.testing.assert_close(smaller(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-def test_wrappers_are_taken_off():
+def test_wrappers_are_removed():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
     optimizer = optimizer_without(model, {"0": [1]})
     smaller = compact(nn.DataParallel(model), optimizer, example_inputs=torch.randn(4, 6)).model
@@ -456,4 +456,4 @@ def test_report_names_sparse_weights_whose_channels_are_not_known():
     )
     report = compact(model, optimizer, example_inputs=torch.randn(2, 5, 6)).report
     assert report.left_out == ("lstm.weight_ih_l0", "lstm.weight_hh_l0")
-    assert "no channels are known of: lstm.weight_ih_l0, lstm.weight_hh_l0" in str(report)
+    assert "weights without known channels: lstm.weight_ih_l0, lstm.weight_hh_l0" in str(report)

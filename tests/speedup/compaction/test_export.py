@@ -21,7 +21,7 @@ def smaller():
     return smaller
 
 
-def test_torch_export_takes_it(smaller):
+def test_smaller_model_is_exported_by_torch(smaller):
     image = torch.randn(IMAGE)
     program = torch.export.export(smaller, (image,))
     torch.testing.assert_close(program.module()(image), smaller(image))
@@ -29,7 +29,7 @@ def test_torch_export_takes_it(smaller):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_onnx_takes_it_and_another_runtime_computes_the_same(smaller, tmp_path):
+def test_smaller_model_is_exported_to_onnx_and_another_runtime_computes_the_same(smaller, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     image = torch.randn(IMAGE)

@@ -30,7 +30,7 @@ def cut(case):
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_all_that_was_dropped_is_cut_and_the_rest_computes_the_same(name):
+def test_dropped_parts_are_all_cut_and_the_rest_computes_the_same(name):
     if name in {"gpt2", "llama", "bert"}:
         pytest.importorskip("transformers")
     case = TRANSFORMERS[name]
@@ -75,7 +75,7 @@ class Attending(nn.Module):
 
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_attention_of_torch_takes_what_it_took(batch_first, separate):
+def test_compacted_attention_of_torch_accepts_the_same_arguments(batch_first, separate):
     model = Attending(batch_first, separate)
     x, y = torch.randn(5, 4, 8), torch.randn(5, 4, 6 if separate else 8)
     optimizer = SparseOptimizer(

@@ -200,7 +200,7 @@ def test_live_weight_that_is_zero_at_the_moment_counts_where_it_is_transposed():
     torch.testing.assert_close(smaller.middle.weight.grad[0, 2], model.middle.weight.grad[0, 2])
 
 
-def test_analysis_that_holds_for_one_input_only_is_noticed(monkeypatch):
+def test_error_of_the_analysis_is_found_by_the_last_check(monkeypatch):
     """The last check finds any error of the analysis: here all channels count as constants."""
     model = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 3))
 

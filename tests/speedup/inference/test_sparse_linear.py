@@ -53,7 +53,7 @@ def test_condensed_layer_stores_values_and_indices_of_live_weights_only():
     assert layer.values.shape == layer.indices.shape == (15, 4)
 
 
-def test_saved_and_loaded_it_computes_the_same(tmp_path):
+def test_layers_that_are_saved_and_loaded_compute_the_same(tmp_path):
     mask = constant_fan_in(16, 24, 4)
     layers = [kind(masked_linear(mask).weight, mask, None) for kind in (CondensedLinear, CSRLinear)]
     model = nn.Sequential(layers[0], nn.Linear(16, 24), layers[1])

@@ -133,7 +133,7 @@ def both(x, weight, bias, inplace, relu=relu):
 @pytest.mark.parametrize("inplace", [True, False])
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_relu_after_it_has_the_gradients_of_both(shape, dtype, inplace):
+def test_relu_after_batch_norm_has_the_gradients_of_both(shape, dtype, inplace):
     torch.manual_seed(0)
     x, grad = map_of(shape, dtype), map_of(shape, dtype).detach()
     weight, bias = of_channels(shape)

@@ -49,7 +49,7 @@ def fresh(monkeypatch, tmp_path):
     library._state.cache_clear()
 
 
-def test_either_there_are_kernels_or_a_reason():
+def test_kernels_are_available_or_a_reason_is_given():
     assert kernels.available() == (kernels.why_not() is None) == (kernels.variant() is not None)
 
 
@@ -103,7 +103,7 @@ def test_empty_path_and_an_empty_cache_leave_no_kernels(tmp_path):
 
 
 @needs_processor
-def test_compiler_that_is_not_there_is_named(fresh):
+def test_compiler_that_is_missing_is_named(fresh):
     fresh.setenv("CXX", "no-such-compiler")
     assert "CXX (no-such-compiler) was not found" in kernels.why_not()
 
@@ -140,11 +140,11 @@ def test_compiler_that_is_older_than_the_processor_makes_the_next_best(fresh, tm
 
 @needs_processor
 @needs_compiler
-def test_cache_that_can_not_be_written_is_a_sentence(fresh, tmp_path):
+def test_cache_that_cannot_be_written_is_a_sentence(fresh, tmp_path):
     file = tmp_path / "file"
     file.touch()
     fresh.setenv("SPARSEOPT_CACHE", str(file / "folder"))
-    assert "cache for compiled kernels can not be written" in kernels.why_not()
+    assert "cache for compiled kernels cannot be written" in kernels.why_not()
 
 
 @needs_processor

@@ -89,7 +89,7 @@ def test_lists_can_be_copied_and_saved(again):
 @pytest.mark.parametrize("positions", [[1, 1], [2, 1], [0, 8], [-1, 2]])
 def test_positions_that_are_no_places_are_refused(positions):
     lists = kernels.LiveLists((2, 4))
-    with pytest.raises(ValueError, match=r"ascend and lie within the 8 weights"):
+    with pytest.raises(ValueError, match=r"ascending and below 8, the number of weights"):
         lists.update(torch.tensor(positions), version=1)
     assert lists.version is None
 

@@ -98,7 +98,7 @@ def test_model_can_be_measured_before_its_first_pass(clock):
         handle.measure(images())
 
 
-def test_plan_that_was_passed_is_not_measured(clock):
+def test_plan_that_is_given_is_not_measured(clock):
     timer = clock()
     model = make()
     optimizer = wrap(model)
@@ -203,7 +203,7 @@ def test_failure_to_measure_leaves_training_dense_and_one_line_says_so(caplog, m
     assert train(plain, wrap(plain), 3) == losses
 
 
-def test_model_that_no_copy_can_be_made_of_trains_on_densely(caplog):
+def test_model_that_cannot_be_copied_trains_on_densely(caplog):
     model = make()
     model.owner = (one for one in [1])  # a generator can't be copied
     optimizer = wrap(model)

@@ -51,7 +51,7 @@ def test_gradients_are_those_of_dense_training_until_masks_move(accumulate):
 
 def test_weights_spread_over_ranks_are_refused():
     for message in two_ranks().run(refused):
-        assert "spread over processes" in message
+        assert "sharded over processes" in message
 
 
 def test_weights_that_are_replaced_by_shards_end_it():

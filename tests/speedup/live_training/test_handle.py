@@ -70,7 +70,7 @@ def test_ending_leaves_the_model_as_it_was(end):
 
 
 @needs_kernels
-def test_collection_of_the_optimizer_ends_it():
+def test_collection_of_the_optimizer_ends_the_speed_up():
     model = make()
     classes = classes_of(model)
     optimizer = wrap(model)

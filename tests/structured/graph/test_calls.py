@@ -130,7 +130,7 @@ def test_inputs_of_torchs_attention_stay_and_layers_before_them_are_free(attenti
     assert "stem.weight" in by_name(groups)
 
 
-def test_wrappers_are_taken_off():
+def test_wrappers_are_removed():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     x = torch.randn(4, 6)
     expected = [(group.name, places(group)) for group in find_channel_groups(model, x)]
