@@ -106,10 +106,9 @@ def write_tree(root: Path, classes: list[str], train: int, test: int) -> Path:
     return root
 
 
-@pytest.fixture
-def quick_preset(tmp_path: Path) -> Path:
-    """A file with a protocol of twelve steps on the images of ``cifar_tree``."""
-    path = tmp_path / "quick.toml"
+def write_quick_preset(folder: Path) -> Path:
+    """Write a protocol of twelve steps on the images of ``write_cifar_tree``."""
+    path = folder / "quick.toml"
     methods = 'methods = ["static", "rigl", "pruning", "lottery"]'
     text = TINY.replace('methods = ["dense", "rigl"]', methods)
     text = text.replace('dataset = "digits"', 'dataset = "cifar10"')
@@ -117,10 +116,21 @@ def quick_preset(tmp_path: Path) -> Path:
     return path
 
 
+def write_cifar_tree(folder: Path) -> Path:
+    """Write class folders as CIFAR-10 has them, with 6 and 2 random images of each class."""
+    return write_tree(folder / "cifar", CIFAR10_NAMES, 6, 2)
+
+
+@pytest.fixture
+def quick_preset(tmp_path: Path) -> Path:
+    """A file with a protocol of twelve steps on the images of ``cifar_tree``."""
+    return write_quick_preset(tmp_path)
+
+
 @pytest.fixture
 def cifar_tree(tmp_path: Path) -> Path:
     """Class folders as CIFAR-10 has them, with 6 and 2 random images of each class."""
-    return write_tree(tmp_path / "cifar", CIFAR10_NAMES, 6, 2)
+    return write_cifar_tree(tmp_path)
 
 
 def end_after(steps, run, checkpoint, monkeypatch):

@@ -22,15 +22,31 @@ from benchmarks.cifar.plan import Agenda, Job
 from benchmarks.cifar.pools import Serial, Session
 from benchmarks.cifar.records import FinishedRuns, Folder, append_result, read_results
 from benchmarks.cifar.worker import Setup, do
+from tests.benchmarks.conftest import write_cifar_tree, write_quick_preset
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0
+SEEDS = ("0", "1", "2")
 SAME = ("key", "curve", "accuracy", "weights_sha256", "density", "flops")
 
 
 @pytest.fixture
 def options(quick_preset, cifar_tree):
     return ["--preset", str(quick_preset), "--data-dir", str(cifar_tree), "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The results of one session that ran alone, of three seeds."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    preset, data = write_quick_preset(folder), write_cifar_tree(folder)
+    options = ["--preset", str(preset), "--data-dir", str(data), "--threads", "1"]
+    assert cli.main([*options, "--all", "--seeds", *SEEDS, "--out", str(folder / "out")]) == 0
+    return results(folder / "out")
+
+
+def of_one_seed(records):
+    return {label: record for label, record in records.items() if label.endswith("seed0")}
 
 
 @pytest.fixture
@@ -63,9 +79,10 @@ def when_there_is_a_checkpoint(out, act):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills a process by a POSIX signal")
-def test_job_of_a_killed_worker_is_done_again_and_nothing_else(options, tmp_path, capsys, children):
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    assert cli.main([*options, "--all", "--out", str(alone)]) == 0
+def test_job_of_a_killed_worker_is_done_again_and_nothing_else(
+    options, undisturbed, tmp_path, capsys, children
+):
+    together = tmp_path / "together"
 
     def kill_one():
         started = children()
@@ -78,8 +95,8 @@ def test_job_of_a_killed_worker_is_done_again_and_nothing_else(options, tmp_path
     killer.join()
     assert status == 0
     assert "a process died, trying again" in capsys.readouterr().out
-    assert len(results(alone)) == 4
-    assert results(together) == results(alone)
+    assert len(results(together)) == 4
+    assert results(together) == of_one_seed(undisturbed)
     assert children() == []
 
 
@@ -219,10 +236,9 @@ def descendants(pid, prefix):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker to kill in /proc")
-def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, tmp_path):
+def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, undisturbed, tmp_path):
     pytest.importorskip("ray")
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    assert cli.main([*options, "--all", "--out", str(alone)]) == 0
+    together = tmp_path / "together"
     script = str(ROOT / "benchmarks" / "cifar" / "run.py")
     arguments = [*options, "--all", "--cluster", "local", "--out", str(together)]
     process = subprocess.Popen(
@@ -245,7 +261,7 @@ def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, tmp_pat
     killer.join()
     assert process.returncode == 0, output
     assert killed
-    assert results(together) == results(alone)
+    assert results(together) == of_one_seed(undisturbed)
 
 
 def trained(output):
@@ -255,12 +271,11 @@ def trained(output):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("other", [["--workers", "1"], ["--cluster", "local"]])
-def test_sessions_share_a_plan_and_train_nothing_twice(options, tmp_path, other):
+def test_sessions_share_a_plan_and_train_nothing_twice(options, undisturbed, tmp_path, other):
     if "--cluster" in other:
         pytest.importorskip("ray")
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    arguments = [*options, "--all", "--seeds", "0", "1", "2"]
-    assert cli.main([*arguments, "--out", str(alone)]) == 0
+    together = tmp_path / "together"
+    arguments = [*options, "--all", "--seeds", *SEEDS]
     script = str(ROOT / "benchmarks" / "cifar" / "run.py")
     sessions = [
         subprocess.Popen(
@@ -274,9 +289,9 @@ def test_sessions_share_a_plan_and_train_nothing_twice(options, tmp_path, other)
     outputs = [session.communicate(timeout=PATIENCE)[0] for session in sessions]
     assert [session.returncode for session in sessions] == [0, 0], outputs
     labels = [label for output in outputs for label in trained(output)]
-    assert len(results(alone)) == 12
-    assert sorted(labels) == sorted(results(alone))
-    assert results(together) == results(alone)
+    assert len(undisturbed) == 12
+    assert sorted(labels) == sorted(undisturbed)
+    assert results(together) == undisturbed
 
 
 RECORDS = 60
