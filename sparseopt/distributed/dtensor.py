@@ -17,13 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
+    "full_tensor",
     "is_sharded",
     "local",
     "on_any_rank",
     "placement",
     "shard_like",
     "sums_over_shards",
-    "whole",
 ]
 
 
@@ -42,7 +42,7 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return the full tensor, gathered. Collective over its mesh: every rank has to call it."""
     if not is_sharded(tensor):
         return tensor
@@ -62,7 +62,7 @@ def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
     """
     if placement(tensor) == placement(weight):
         return tensor
-    tensor = whole(tensor)
+    tensor = full_tensor(tensor)
     if not is_sharded(weight):
         return tensor
     from torch.distributed.tensor import distribute_tensor

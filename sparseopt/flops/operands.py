@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from sparseopt.distributed.dtensor import is_sharded, whole
+from sparseopt.distributed.dtensor import full_tensor, is_sharded
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.utils.wrappers import canonical_name
 
@@ -65,7 +65,7 @@ class WeightMemory:
         for full_name, parameter in model.named_parameters():
             name = canonical_name(full_name)
             if name in masks:
-                self._masks[name] = _laid_out(whole(masks[name]), parameter)
+                self._masks[name] = _laid_out(full_tensor(masks[name]), parameter)
             if parameter.dim() >= 2 and not is_sharded(parameter):
                 address = parameter.untyped_storage().data_ptr()
                 self._weights.setdefault(address, []).append((name, parameter))

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparseopt.distributed.dtensor import whole
+from sparseopt.distributed.dtensor import full_tensor
 from sparseopt.masks.indices import live_indices, match_positions, merged, take, where
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.norm_slices import protected
@@ -117,7 +117,7 @@ def plan_update(
         kept = torch.ones_like(survivors, dtype=torch.bool)
         return Transition(survivors, places, kept, drop, 0, kept.sum())
     assert grow_scores is not None
-    scores = whole(grow_scores).reshape(-1)
+    scores = full_tensor(grow_scores).reshape(-1)
     if not scores.is_floating_point():
         scores = scores.float()
     grown = largest_indices(scores, grow, before if regrow == "never" else survivors)

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from sparseopt.distributed.dtensor import whole
+from sparseopt.distributed.dtensor import full_tensor
 from sparseopt.distributions import match_name
 from sparseopt.masks.indices import count_true
 from sparseopt.masks.norm_slices import (
@@ -68,19 +68,19 @@ def initial_masks(
         if name in given:
             chosen = check_mask(name, given[name], weight, select)
         elif mask == "nonzero":
-            nonzero = whole(weight.detach()) != 0
+            nonzero = full_tensor(weight.detach()) != 0
             _refuse_all_zero(name, nonzero)
             chosen = check_mask(name, nonzero, weight, select)
         elif live[name] == weight.numel():
             chosen = torch.ones(weight.shape, dtype=torch.bool, device="cpu")
         else:
             if mask == "magnitude":
-                scores = whole(weight.detach()).abs()
+                scores = full_tensor(weight.detach()).abs()
             else:
                 scores = uniform((weight.numel(),), generator).view(weight.shape)
             if name in norm_dims:
                 check_counts(name, tuple(weight.shape), norm_dims[name], live[name])
-                scores = with_best_first(scores, whole(weight.detach()), norm_dims[name])
+                scores = with_best_first(scores, full_tensor(weight.detach()), norm_dims[name])
             chosen = select(scores, live[name])
         if name in norm_dims:
             _check_slices(name, chosen, norm_dims[name])
@@ -126,7 +126,7 @@ def check_mask(
             f"mask[{name!r}] has shape {tuple(mask.shape)}, but must have the weight's shape "
             f"{tuple(weight.shape)}."
         )
-    mask = whole(mask)
+    mask = full_tensor(mask)
     if not mask.any():
         raise ValueError(f"mask[{name!r}] has no live weight, but every layer needs at least one.")
     live = count_true(mask)

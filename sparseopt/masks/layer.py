@@ -9,7 +9,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sparseopt.distributed.dtensor import local, placement, shard_like, sums_over_shards, whole
+from sparseopt.distributed.dtensor import (
+    full_tensor,
+    local,
+    placement,
+    shard_like,
+    sums_over_shards,
+)
 from sparseopt.masks.indices import count_true, index_dtype, live_indices, mark, where
 from sparseopt.masks.live_copies import LiveCopies, live_copies_for, word_bits
 from sparseopt.masks.memory_layout import Layout, clear_, fill_where_false_, write_only_
@@ -249,7 +255,7 @@ class SparseLayer:
 
     def _rebind(self, weight: torch.nn.Parameter) -> None:
         """Replace the weight by ``weight``, of the same shape: a framework sharded the model."""
-        mask, ever_live = whole(self.mask), whole(self._ever_live_bits)
+        mask, ever_live = full_tensor(self.mask), full_tensor(self._ever_live_bits)
         self.weight = weight
         self._note_place()
         self._set_mask(mask)
@@ -337,7 +343,7 @@ class SparseLayer:
             out: where to write them, ``(live,)``; by default a new tensor.
         """
         # detach() costs a tenth of a no_grad() block, and this runs for every layer at every step.
-        tensor = whole(tensor) if self.is_sharded else tensor.detach()
+        tensor = full_tensor(tensor) if self.is_sharded else tensor.detach()
         if self.is_full:
             flat = tensor.reshape(-1)
             return flat.clone() if out is None else out.copy_(flat)
@@ -536,11 +542,11 @@ class SparseLayer:
             self._mask = torch.empty_like(self.weight, dtype=torch.bool, requires_grad=False).copy_(
                 shard_like(mask, self.weight)
             )
-            self.live = count_true(whole(self._mask))
+            self.live = count_true(full_tensor(self._mask))
             self.is_full = self.live == self.numel
             self._index = self._bits = None
             return
-        flat = whole(mask).to(self.weight.device).reshape(-1)
+        flat = full_tensor(mask).to(self.weight.device).reshape(-1)
         self._set_positions(live_indices(flat, count_true(flat)))
 
     def _set_positions(self, positions: Tensor) -> None:
@@ -568,7 +574,7 @@ class SparseLayer:
         """
         if self._index is None:
             assert self._mask is not None
-            positions = live_indices(whole(self._mask).reshape(-1), self.live)
+            positions = live_indices(full_tensor(self._mask).reshape(-1), self.live)
             self._index = self._layout.offsets(positions)
         return self._index
 

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.weight_norm import WeightNorm
 
-from sparseopt.distributed.dtensor import whole
+from sparseopt.distributed.dtensor import full_tensor
 from sparseopt.masks.indices import take
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import largest_in_rows
@@ -151,7 +151,7 @@ def left_zero(
     kept.scatter_(0, before.long(), keeps)
     if values is not None:
         was_kept = torch.zeros_like(kept).scatter_(0, before.long(), take(stays, before))
-        kept |= mask & ~was_kept & (whole(values).reshape(-1) != 0)
+        kept |= mask & ~was_kept & (full_tensor(values).reshape(-1) != 0)
     return ~_rows(kept.view(layer.weight.shape), layer.norm_dim).any(1)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparseopt.distributed.dtensor import whole
+from sparseopt.distributed.dtensor import full_tensor
 from sparseopt.masks.drop_and_grow import surviving
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.gradient_memory import GradientMemory
@@ -102,11 +102,11 @@ class NM(RigL):
         """Return 1 for the best candidates of each group, as many as the group drops, else 0."""
         count = self._move(layer, update.fraction).drop
         stays = surviving(layer, self.drop_scores(layer, update), count)
-        survivors = self._grouped(whole(layer.expand(stays)))
-        before = self._grouped(whole(layer.mask))
+        survivors = self._grouped(full_tensor(layer.expand(stays)))
+        before = self._grouped(full_tensor(layer.mask))
         lost = before.sum(-1, keepdim=True) - survivors.sum(-1, keepdim=True)
         taken = before if self.regrow == "never" else survivors
-        scores = self._grouped(whole(super().grow_scores(layer, update)))
+        scores = self._grouped(full_tensor(super().grow_scores(layer, update)))
         scores = scores.masked_fill(taken, -torch.inf)
         return self._ungrouped(self._ranks(scores) < lost, layer.weight.shape).float()
 

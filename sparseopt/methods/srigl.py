@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparseopt.distributed.dtensor import whole
+from sparseopt.distributed.dtensor import full_tensor
 from sparseopt.masks.drop_and_grow import surviving
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.norm_slices import protected
@@ -115,8 +115,8 @@ class SRigL(RigL):
         if (kept := protected(layer)) is not None:
             scores = scores.masked_fill(kept, torch.inf)
         live_only = layer.expand(scores, -torch.inf)
-        magnitude = whole(live_only).reshape(neurons, -1)
-        growth = whole(self.grow_scores(layer, update)).reshape(neurons, -1)
+        magnitude = full_tensor(live_only).reshape(neurons, -1)
+        growth = full_tensor(self.grow_scores(layer, update)).reshape(neurons, -1)
         active = self._active_neurons(layer, update, drop, growth)
         fan_in = layer.target // int(active.sum())
 
@@ -146,9 +146,9 @@ class SRigL(RigL):
         """
         neurons, columns = growth.shape
         if self.gamma is None or layer is update.layers[-1] or layer.norm_slices:
-            return whole(layer.mask).reshape(neurons, columns).any(1)
+            return full_tensor(layer.mask).reshape(neurons, columns).any(1)
         stays = surviving(layer, self.drop_scores(layer, update), drop)
-        survivors = whole(layer.expand(stays)).reshape(-1)
+        survivors = full_tensor(layer.expand(stays)).reshape(-1)
         newcomers = largest(growth.reshape(-1), drop, survivors)
         salient = (survivors | newcomers).view(neurons, columns).sum(1)
         enough = salient >= max(1, int(self.gamma * (layer.target // neurons)))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, Protocol, cast
 import torch
 from torch import Tensor
 
-from sparseopt.distributed.dtensor import is_sharded, local, shard_like, whole
+from sparseopt.distributed.dtensor import full_tensor, is_sharded, local, shard_like
 from sparseopt.distributed.ranks import agree_on_values
 from sparseopt.masks.drop_and_grow import Transition
 from sparseopt.masks.indices import mark
@@ -72,7 +72,7 @@ class LayerState(Mapping[str, Tensor]):
             )
         with torch.no_grad():
             value = value.detach()
-            value = shard_like(value, held) if is_sharded(held) else whole(value)
+            value = shard_like(value, held) if is_sharded(held) else full_tensor(value)
             local(held).copy_(local(value))
 
     def __iter__(self) -> Iterator[str]:
@@ -156,7 +156,7 @@ class MethodState:
         if not any(self.initial(layer) for layer in layers[:1]):
             return
         begun = {layer: self.initial(layer) for layer in layers if not layer.is_dense}
-        plain = [whole(tensor) for state in begun.values() for tensor in state.values()]
+        plain = [full_tensor(tensor) for state in begun.values() for tensor in state.values()]
         agreed = iter(agree_on_values(plain))
         for layer, state in begun.items():
             self._layers[layer.name] = LayerState(
@@ -245,7 +245,7 @@ class MethodState:
     def everything(self, layers: Iterable[SparseLayer]) -> list[Any]:
         """Return the complete state, to compare it. Collective where weights are sharded."""
         sparse = [layer for layer in layers if not layer.is_dense]
-        tensors = [whole(tensor) for layer in sparse for tensor in self.of(layer).values()]
+        tensors = [full_tensor(tensor) for layer in sparse for tensor in self.of(layer).values()]
         return [*tensors, *self.run.values()]
 
     def saved_run(self) -> tuple[tuple[str, Any], ...]:
@@ -281,7 +281,7 @@ class MethodState:
 
 def _placed(tensor: Tensor, weight: Tensor) -> Tensor:
     tensor = tensor.to(weight.device)
-    return shard_like(tensor, weight) if tensor.shape == weight.shape else whole(tensor)
+    return shard_like(tensor, weight) if tensor.shape == weight.shape else full_tensor(tensor)
 
 
 def _undeclared(function: str, name: str, owner: str, declared: Mapping[str, object]) -> KeyError:

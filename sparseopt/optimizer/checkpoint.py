@@ -18,7 +18,7 @@ from typing import Any, Final
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparseopt.distributed.dtensor import whole
+from sparseopt.distributed.dtensor import full_tensor
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.norm_slices import described, slices_without
 from sparseopt.methods.state import MethodState
@@ -348,7 +348,7 @@ def _check_slices(layer: SparseLayer, was: SavedLayer) -> None:
     """Check that a mask has a live weight in every slice that weight norm divides by its norm."""
     if layer.norm_dim is None or was.mask is None:
         return
-    if empty := slices_without(whole(was.mask), layer.norm_dim):
+    if empty := slices_without(full_tensor(was.mask), layer.norm_dim):
         raise CheckpointError(
             f"the checkpoint's mask of layer {layer.name!r} has no live weight in "
             f"{described(empty, layer.norm_dim)}, but weight norm divides each slice by its norm, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparseopt.distributed.dtensor import whole
+from sparseopt.distributed.dtensor import full_tensor
 from sparseopt.distributed.ranks import is_distributed, require_agreement
 from sparseopt.masks.already_sparse import warn_of_weights_outside
 from sparseopt.optimizer.departed import warn_of_departed
@@ -57,7 +57,7 @@ class FirstStepChecks:
     def _require_equal_masks(self) -> None:
         """Check that all ranks have the same masks. Collective."""
         updater = self._updater
-        masks = {layer.name: whole(layer.mask) for layer in updater.layers}
+        masks = {layer.name: full_tensor(layer.mask) for layer in updater.layers}
         kept = updater.state.everything(updater.layers)
         require_agreement(masks, updater.progress.generator, kept)
         updater.compare_ranks()

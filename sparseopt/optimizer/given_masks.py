@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparseopt.distributed.dtensor import is_sharded, whole
+from sparseopt.distributed.dtensor import full_tensor, is_sharded
 from sparseopt.distributed.ranks import from_all_ranks, masks_of_rank_zero
 from sparseopt.distributions import layer_named, match_name
 from sparseopt.masks.drop_and_grow import Transition, plan_mask
@@ -98,7 +98,7 @@ def _brought_together(masks: Any, layers: Mapping[str, SparseLayer]) -> Any:
                 "of it, it is missing or sharded differently: give the same sharded masks on all "
                 "ranks, or the full mask on rank 0."
             )
-    together = {keys[name]: whole(masks[keys[name]]) for name, _, _ in wanted}
+    together = {keys[name]: full_tensor(masks[keys[name]]) for name, _, _ in wanted}
     return {**masks, **together} if together else masks
 
 

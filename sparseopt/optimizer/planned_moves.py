@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparseopt.distributed.choice_check import SameChoice, checksum, mixed
-from sparseopt.distributed.dtensor import placement, whole
+from sparseopt.distributed.dtensor import full_tensor, placement
 from sparseopt.masks.drop_and_grow import Transition, plan_mask, plan_update
 from sparseopt.masks.indices import count_true
 from sparseopt.masks.layer import SparseLayer
@@ -101,7 +101,7 @@ def require_same_moves(
             seen += [checksum(value) for value in (layer.weight, gradient) if value is not None]
         chosen.append(mixed(transition.positions.long() * 2 + transition.kept).sum())
         if transition.start is not None:
-            begins = whole(transition.start).reshape(-1)
+            begins = full_tensor(transition.start).reshape(-1)
             new = transition.positions.long()
             chosen.append(checksum(torch.where(transition.kept, 0, begins[new])))
     about = (method.name, update.step, numbers.numpy().tobytes(), *names)
@@ -245,7 +245,7 @@ def _transition(
     if move.grow:
         grow_scores = method.grow_scores(layer, update)
         _check_scores("grow_scores", grow_scores, tuple(layer.weight.shape), layer, method)
-        _doubt_nan("grow_scores", whole(grow_scores), layer, method, doubts)
+        _doubt_nan("grow_scores", full_tensor(grow_scores), layer, method, doubts)
     return plan_update(
         layer,
         drop=move.drop,

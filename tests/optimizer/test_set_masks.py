@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from sparseopt import NM, Pruning
-from sparseopt.distributed.dtensor import is_sharded, whole
+from sparseopt.distributed.dtensor import full_tensor, is_sharded
 from tests.support.ranks import needs_gloo, two_ranks
 from tests.support.wrapping import wrap
 
@@ -426,7 +426,7 @@ def sharded_masks_set():
     later.set_masks(ordered)
     begun = wrap(sharded_net(), method="static", mask=dict(masks), seed=2)
     every = (masks, first.masks, later.masks, begun.masks)
-    return [{name: whole(mask) for name, mask in one.items()} for one in every]
+    return [{name: full_tensor(mask) for name, mask in one.items()} for one in every]
 
 
 @needs_gloo

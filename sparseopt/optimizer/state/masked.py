@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparseopt.distributed.dtensor import shard_like, whole
+from sparseopt.distributed.dtensor import full_tensor, shard_like
 from sparseopt.masks.drop_and_grow import Transition
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.optimizer.state.base import Closure, StateBackend, unhooked_step
@@ -68,7 +68,7 @@ class MaskedState(StateBackend):
         """Give dropped weights fresh state; see :meth:`StateBackend.load_layer`."""
         if compact:
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
-                entry[key] = layer.expand(whole(values), fresh)
+                entry[key] = layer.expand(full_tensor(values), fresh)
             return
         if not self.knows_fresh_state and self.trains(layer):
             # Now, before the optimizer changes the state that it made at construction.

@@ -191,8 +191,8 @@ class ParameterSwap:
         if any(one.smaller.grad is not None for one in self._known.values()):
             raise RuntimeError(
                 "the full model was restored between a forward pass and its backward(), so this "
-                "step's gradients are lost: save, copy and call whole() before the forward pass or "
-                "after backward()."
+                "step's gradients are lost: save, copy and call restore() before the forward pass "
+                "or after backward()."
             )
 
 

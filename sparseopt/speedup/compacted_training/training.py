@@ -22,6 +22,7 @@ from sparseopt.speedup.compaction.written_numbers import guesses
 from sparseopt.speedup.equivalence import compare, run_smaller
 from sparseopt.structured import ChannelGroup
 from sparseopt.structured.channel_masks import MAKERS, live_channels
+from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.errors import CompactionError
 from sparseopt.utils.example_inputs import as_arguments, with_old_inputs
 from sparseopt.utils.hooks import WeakHook
@@ -42,7 +43,7 @@ class CompactedTraining:
     The full model is restored for state dicts of model and optimizer, for copies of the optimizer,
     for :meth:`SparseOptimizer.flops` and :func:`compact`, and after the ``with`` block. For
     anything else that needs the full model, such as an average of its weights, or a copy of the
-    model together with the optimizer, call :meth:`whole`. A copy of the model alone is a smaller
+    model together with the optimizer, call :meth:`restore`. A copy of the model alone is a smaller
     model. After each swap ``model.parameters()`` and ``optimizer.param_groups`` contain other
     objects, so read them at each step. The weights of ``optimizer.layers`` have the values from
     when the model was last full.
@@ -116,7 +117,7 @@ class CompactedTraining:
         optimizer.hold(self._mark)
         self._handles = [
             optimizer.register_step_post_hook(lambda *_: self._prepare_next_step()),
-            *_before_state_dicts(self._model, _MakesWhole(self.whole)),
+            *_before_state_dicts(self._model, _RestoresFullModel(self.restore)),
         ]
         if self._inputs or optimizer.example_inputs() is not None:
             self._prepare_next_step()
@@ -133,11 +134,11 @@ class CompactedTraining:
         self.end()
 
     @property
-    def is_whole(self) -> bool:
+    def is_full(self) -> bool:
         """Whether model and optimizer have all channels now."""
         return not isinstance(self._optimizer.backend, CompactedBackend)
 
-    def whole(self) -> None:
+    def restore(self) -> None:
         """Restore all channels of model and optimizer, until the next ``step()`` has ended.
 
         Do not call it between a forward pass and its ``backward()``.
@@ -148,10 +149,21 @@ class CompactedTraining:
             backend.swap_out()
             self._optimizer.use_backend(backend.full)
 
+    @property
+    def is_whole(self) -> bool:
+        """The spelling of 0.1.0 for :attr:`is_full`, deprecated."""
+        warn_old_spelling("CompactedTraining.is_whole", "CompactedTraining.is_full")
+        return self.is_full
+
+    def whole(self) -> None:
+        """The spelling of 0.1.0 for :meth:`restore`, deprecated."""
+        warn_old_spelling("CompactedTraining.whole()", "CompactedTraining.restore()")
+        self.restore()
+
     def end(self) -> None:
         """Restore all channels for good; leaving the ``with`` block does the same."""
         try:
-            self.whole()
+            self.restore()
         finally:
             for handle in self._handles:
                 handle.remove()
@@ -161,8 +173,8 @@ class CompactedTraining:
     def _prepare_next_step(self) -> None:
         """Swap in the full or the smaller parameters, whichever the next step needs."""
         if self._optimizer.is_update_step:
-            self.whole()
-        elif self.is_whole:
+            self.restore()
+        elif self.is_full:
             kept = self._kept()
             _refuse_untrained(self._model, self._optimizer, kept)
             if self._is_checked:
@@ -179,11 +191,11 @@ class CompactedTraining:
         full = self._optimizer.backend
         assert isinstance(full, CompactState)
         try:
-            smaller = CompactedBackend(full, self._tensors.swap_in(kept, numbers), self.whole)
+            smaller = CompactedBackend(full, self._tensors.swap_in(kept, numbers), self.restore)
             self._optimizer.use_backend(smaller)
             smaller.swap_in()
         except BaseException:
-            self.whole()
+            self.restore()
             raise
 
     def _make_smaller_and_check(self, kept: Kept) -> None:
@@ -219,7 +231,7 @@ class CompactedTraining:
                 compare(expected, found, "evaluation")
             except CompactionError as error:
                 failure = failure or error
-                self.whole()
+                self.restore()
             else:
                 return
         assert failure is not None
@@ -324,7 +336,7 @@ class _InUse:
         pass
 
 
-class _MakesWhole(WeakHook):
+class _RestoresFullModel(WeakHook):
     def __call__(self, *_: Any) -> None:
         self.act()
 

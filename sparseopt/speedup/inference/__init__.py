@@ -1,4 +1,4 @@
-"""Trained sparse, deployed sparse: whole networks for inference, and small files."""
+"""Sparse models for inference: faster copies of a model, and small files."""
 
 from sparseopt.speedup.inference.condensation import Condensation, Condensed, condense
 from sparseopt.speedup.inference.files import load_sparse, save_sparse

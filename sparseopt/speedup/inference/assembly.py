@@ -1,4 +1,4 @@
-"""Assembling every way to run a model, in each number format that may be handed over."""
+"""Builds all implementations of a model, dense and sparse, in each number format."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from torch.utils._pytree import tree_map_only
 
 from sparseopt.speedup.equivalence import disagreement
 from sparseopt.speedup.inference.candidates import candidates_for, uncovered
-from sparseopt.speedup.inference.copies import lost_in_programs, lost_in_trace
-from sparseopt.speedup.inference.dense_ways import AS_IT_IS, Prepared, UnderAutocast, dense_ways
+from sparseopt.speedup.inference.copies import skipped_by_programs, skipped_by_trace
+from sparseopt.speedup.inference.dense_implementations import (
+    AS_IT_IS,
+    Prepared,
+    UnderAutocast,
+    dense_implementations,
+)
 from sparseopt.speedup.inference.network import ModuleNetwork, Network
 from sparseopt.speedup.inference.regions import Candidates, choose_layers
 from sparseopt.speedup.inference.report import LayerTimes
@@ -29,40 +34,40 @@ _FOLDED: Final = "folded"
 
 @dataclass
 class Format:
-    """All ways of the model in one number format.
+    """All implementations of the model in one number format.
 
     Attributes:
-        name: of the number format.
-        ways: modules by name of the way.
-        failed: why others are not among them.
-        layers: by sparse way, what each layer takes, and what it chose.
+        name: the number format.
+        implementations: the modules, by name of the implementation.
+        failed: for each implementation that is not available, the reason.
+        layers: for each sparse implementation, the times and the choice of each layer.
     """
 
     name: str
-    ways: dict[str, nn.Module]
+    implementations: dict[str, nn.Module]
     failed: dict[str, str]
     layers: dict[str, list[LayerTimes]]
 
 
 class Assembly:
-    """A model, its masks and inputs, and all ways to run it.
+    """Builds all implementations of a model with its masks.
 
-    Each way is run once, and is none if it does not compute the same.
+    Each implementation is run once. If it does not compute the same as the model, it is left out.
 
     Args:
-        model: the model; it is left alone.
-        copied: its copy, in evaluation mode, with hooks of the user only.
+        model: the model, which is not changed.
+        copied: a copy of the model, in evaluation mode, with only the hooks of the user.
         masks: which weights are live, by canonical name of the parameter.
         args: positional inputs.
         kwargs: keyword inputs.
-        programs: which frozen programs are among the ways: ``"scripted"``, ``"compiled"``.
+        programs: which frozen programs to build: ``"scripted"``, ``"compiled"``.
 
     Attributes:
-        device: of the model.
-        dtype: the number format that it computes in now.
-        lost: what of its code a graph would not run, or ``None``.
-        lost_in_programs: the same of frozen programs.
-        untraced: why it can't be traced, or ``None``.
+        device: the device of the model.
+        dtype: the number format that the model computes in now.
+        skipped_by_trace: code of the model that its graph would not run, or ``None``.
+        skipped_by_programs: code of the model that a frozen program would not run, or ``None``.
+        untraced: why the model can't be traced, or ``None``.
     """
 
     def __init__(
@@ -86,34 +91,33 @@ class Assembly:
         self.dtype = torch.get_autocast_dtype(self.device.type) if self.autocast else own
         self.expected = self._outputs(model)
         self.copied = copied
-        self.lost = lost_in_trace(copied, *self.inputs())
-        self.lost_in_programs = lost_in_programs(copied, self.lost)
-        self.network, self.untraced = take_apart(copied, *self.inputs(), self.lost)
+        self.skipped_by_trace = skipped_by_trace(copied, *self.inputs())
+        self.skipped_by_programs = skipped_by_programs(copied, self.skipped_by_trace)
+        self.network, self.untraced = take_apart(copied, *self.inputs(), self.skipped_by_trace)
 
     def formats(self) -> list[Format]:
-        """Return all ways in the model's number format, and in bfloat16 if that is another."""
-        formats = [self._ways_in(self.dtype, None)]
+        """Return all implementations in the model's number format, and in bfloat16 if available."""
+        formats = [self._implementations_in(self.dtype, None)]
         if self.dtype == torch.float32 and has_bfloat16(self.device):
-            formats.append(self._ways_in(torch.bfloat16, torch.bfloat16))
+            formats.append(self._implementations_in(torch.bfloat16, torch.bfloat16))
         return formats
 
-    def _ways_in(self, dtype: torch.dtype, other: torch.dtype | None) -> Format:
-        """Return all ways; ``other`` is the number format that the model is converted to."""
-        name = str(dtype).removeprefix("torch.")
-        ways, failed = dense_ways(
-            self.copied, *self.inputs(), other, self.programs, self.lost_in_programs
+    def _implementations_in(self, dtype: torch.dtype, other: torch.dtype | None) -> Format:
+        """Return all implementations; ``other`` is the number format to convert the model to."""
+        implementations, failed = dense_implementations(
+            self.copied, *self.inputs(), other, self.programs, self.skipped_by_programs
         )
-        for way in list(ways):
-            fault = None if way == AS_IT_IS else self._fault(ways[way], dtype)
+        for name, module in list(implementations.items()):
+            fault = None if name == AS_IT_IS else self._fault(module, dtype)
             if fault is not None:
-                del ways[way]
-                failed[way] = fault
-        form = Format(name, ways, failed, {})
+                del implementations[name]
+                failed[name] = fault
+        form = Format(str(dtype).removeprefix("torch."), implementations, failed, {})
         self._add_networks(form, dtype, other)
         return form
 
     def _add_networks(self, form: Format, dtype: torch.dtype, other: torch.dtype | None) -> None:
-        """Add the ways that exchange layers: dense, and sparse."""
+        """Add the implementations that replace layers: folded, and sparse."""
         candidates, obstacles = candidates_for(self.network, self.masks, dtype)
         dense = {one.site.name: "dense" for one in candidates}
         self._add(form, _FOLDED, candidates, dense, other)
@@ -124,11 +128,11 @@ class Assembly:
             if everywhere != plans[SPARSE]:
                 plans[_EVERYWHERE] = everywhere
         absent = uncovered(self.copied, self.network, self.masks)
-        for way, plan in plans.items():
+        for implementation, plan in plans.items():
             exchanged: Mapping[str, str] = plan
             if any(chosen not in {"dense", "full"} for chosen in plan.values()):
-                exchanged = self._add(form, way, candidates, plan, other)
-            form.layers[way] = [
+                exchanged = self._add(form, implementation, candidates, plan, other)
+            form.layers[implementation] = [
                 _layer_times(one, exchanged[one.site.name], obstacles.get(one.site.name))
                 for one in candidates
                 if one.density < 1
@@ -137,21 +141,25 @@ class Assembly:
     def _add(
         self,
         form: Format,
-        way: str,
+        implementation: str,
         candidates: list[Candidates],
         plan: Mapping[str, str],
         other: torch.dtype | None,
     ) -> Mapping[str, str]:
-        """Add a way, if it computes the same, and return what then computes each layer."""
+        """Add an implementation, and return the kind of each of its layers.
+
+        If the model does not compute the same with all layers replaced, they are replaced one by
+        one, and those that change the result stay dense.
+        """
         layers = {one.site.name: one.layers[plan[one.site.name]] for one in candidates}
         built, fault = self._tried(self.network, layers, other)
         if fault is not None:
-            form.failed[way] = fault
-            if way == _FOLDED:
+            form.failed[implementation] = fault
+            if implementation == _FOLDED:
                 return plan
             plan, built = self._one_by_one(layers, plan, other)
         if built is not None:
-            form.ways[way] = built
+            form.implementations[implementation] = built
         return plan
 
     def _one_by_one(
@@ -160,7 +168,7 @@ class Assembly:
         plan: Mapping[str, str],
         other: torch.dtype | None,
     ) -> tuple[dict[str, str], nn.Module | None]:
-        """Exchange those layers alone, without folding, with which the model computes the same."""
+        """Replace layers one by one without folding, if the model still computes the same."""
         network = ModuleNetwork(self.copied, self.network.sites)
         made = dict.fromkeys(plan, "dense")
         working: dict[str, nn.Module] = {}
@@ -180,10 +188,10 @@ class Assembly:
         layers: Mapping[str, nn.Module],
         other: torch.dtype | None,
     ) -> tuple[nn.Module | None, str | None]:
-        """Return the model with these layers, and what is wrong with it."""
+        """Return the model with these layers, and why it can't be used, or ``None``."""
         try:
             built = self._built(network, layers, other)
-        # Whatever the model's code makes of a layer that is none of torch's.
+        # The model's code may read attributes that only torch's own layers have.
         except Exception as error:
             return None, f"the model can't be built ({type(error).__name__}: {error})"
         return built, self._fault(built, other or self.dtype)
@@ -200,7 +208,7 @@ class Assembly:
         return built if other is None else Prepared(built, other)
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return a copy of the inputs, which a model may write to."""
+        """Return a copy of the inputs, because a model may write to its inputs."""
         copied: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(
             Tensor, Tensor.clone, (self.args, dict(self.kwargs))
         )
@@ -213,7 +221,7 @@ class Assembly:
             return model.eval()(*args, **kwargs)
 
     def _fault(self, model: nn.Module, dtype: torch.dtype) -> str | None:
-        """Return what is wrong with what a way computes in a number format, or ``None``."""
+        """Return why the outputs of a model are wrong in a number format, or ``None``."""
         try:
             found = self._outputs(model)
         except Exception as error:
@@ -224,7 +232,7 @@ class Assembly:
 
 
 def _rounded(outputs: Any, dtype: torch.dtype) -> Any:
-    """Return outputs in a number format, whose precision decides what counts as the same."""
+    """Return the outputs rounded to a number format, so that its precision sets the tolerance."""
 
     def convert(value: Tensor) -> Tensor:
         return value.to(dtype) if value.is_floating_point() else value
@@ -240,8 +248,8 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def _least_dense(one: Candidates) -> str:
-    """Return the way that reads the fewest weights."""
-    return next((way for way in one.layers if way != "dense"), "dense")
+    """Return the kind of layer that reads the fewest weights."""
+    return next((kind for kind in one.layers if kind != "dense"), "dense")
 
 
 def _layer_times(one: Candidates, chosen: str, obstacle: str | None) -> LayerTimes:

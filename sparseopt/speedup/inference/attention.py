@@ -1,4 +1,4 @@
-"""Attention in a graph, as the two linear layers that it has and what lies between them."""
+"""Splits attention in a graph into two linear layers and the operations between them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ __all__ = ["attend", "split_attention"]
 
 
 def attend(qkv: Tensor, heads: int, batch_first: bool) -> Tensor:
-    """Return what every place sees of the others.
+    """Return scaled dot-product attention, without its projections.
 
     Args:
-        qkv: queries, keys and values side by side, (batch, length, 3 * width), or the first two
-            the other way round.
-        heads: among which the width is divided.
-        batch_first: which of both.
+        qkv: queries, keys and values, concatenated: (batch, length, 3 * width) if ``batch_first``,
+            else (length, batch, 3 * width). One sequence may also be (length, 3 * width).
+        heads: the number of heads, which divides the width.
+        batch_first: whether the batch is the first dimension.
 
     Returns:
-        (batch, length, width), or the first two the other way round. For one sequence without a
-        dimension of the batch (length, width).
+        The attended values, with ``width`` instead of ``3 * width``.
     """
     if qkv.dim() == 2:
         return attend(qkv.unsqueeze(0), heads, True).squeeze(0)
@@ -34,17 +33,18 @@ def attend(qkv: Tensor, heads: int, batch_first: bool) -> Tensor:
         qkv = qkv.transpose(0, 1)
     batch, length, _ = qkv.shape
     q, k, v = qkv.reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    return seen if batch_first else seen.transpose(0, 1)
+    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return attended if batch_first else attended.transpose(0, 1)
 
 
 def split_attention(traced: fx.GraphModule) -> dict[str, Origin]:
-    """Compute each ``MultiheadAttention`` that is a plain one of a sequence to itself by its parts.
+    """Replace each plain ``MultiheadAttention`` by its parts.
 
-    It is plain without masks and without weights in the output. Others are left as they are.
+    It is plain if it is self-attention without masks, and without attention weights in its output.
+    Others are not changed.
 
     Returns:
-        Of the new linear layers, by path, the names of the parameters in the model.
+        For each new linear layer, by path, the names of its parameters in the model.
     """
     origins: dict[str, Origin] = {}
     for node in list(traced.graph.nodes):
@@ -63,11 +63,11 @@ def _is_plain(node: fx.Node, traced: fx.GraphModule) -> bool:
     if type(module) is not nn.MultiheadAttention or len(node.args) != 3:
         return False
     query, *others = node.args
-    asks = {name: value for name, value in node.kwargs.items() if value not in {None, False}}
+    options = {name: value for name, value in node.kwargs.items() if value not in {None, False}}
     return bool(
         all(other is query for other in others)
         and node.kwargs.get("need_weights") is False
-        and not asks
+        and not options
         and bool(module._qkv_same_embed_dim)
         and module.bias_k is None
         and not module.add_zero_attn
@@ -89,22 +89,25 @@ def _split(node: fx.Node, traced: fx.GraphModule) -> dict[str, Origin]:
     """Replace an attention module by a linear layer, attention without weights, and another one.
 
     The linear layers have the parameters of the module, so that they can be replaced like other
-    linear layers. Returns the names of their parameters in the model, by layer.
+    linear layers.
+
+    Returns:
+        The names of their parameters in the model, by path of the layer.
     """
     path = str(node.target)
     module: Any = traced.get_submodule(path)
     name = canonical_name(path)
     weight, bias = module.in_proj_weight, module.in_proj_bias
     out = module.out_proj
-    # Names of the module's own children; the module itself belongs to the model, too.
+    # A new module takes the new layers, because the model still uses the old module.
     traced.set_submodule(path, nn.Module())
     traced.add_submodule(f"{path}.in_proj", _linear(weight, bias))
     traced.add_submodule(f"{path}.out_proj", _linear(out.weight, out.bias))
     graph = traced.graph
     with graph.inserting_before(node):
         qkv = graph.call_module(f"{path}.in_proj", (node.args[0],))
-        seen = graph.call_function(attend, (qkv, module.num_heads, module.batch_first))
-        result = graph.call_module(f"{path}.out_proj", (seen,))
+        attended = graph.call_function(attend, (qkv, module.num_heads, module.batch_first))
+        result = graph.call_module(f"{path}.out_proj", (attended,))
     for user in list(node.users):
         if _is_first_item(user):
             user.replace_all_uses_with(result)

@@ -1,4 +1,4 @@
-"""What can compute each layer of a network in one number format."""
+"""The implementations of each layer of a network in one number format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ __all__ = ["candidates_for", "uncovered"]
 def candidates_for(
     network: Network | ModuleNetwork, masks: Mapping[str, Tensor], dtype: torch.dtype
 ) -> tuple[list[Candidates], dict[str, str]]:
-    """Return what can compute each layer, in the network's order, and why not live, by name.
+    """Return the implementations of each layer, in the order of the network.
+
+    Also return, by name of the layer, why no implementation can use live weights only.
 
     Args:
         network: the model.
@@ -59,7 +61,7 @@ def candidates_for(
 def uncovered(
     model: nn.Module, network: Network | ModuleNetwork, masks: Mapping[str, Tensor]
 ) -> list[LayerTimes]:
-    """Return an entry for each sparse weight that no layer of the network has."""
+    """Return an entry for each sparse weight that belongs to no layer of the network."""
     covered = {site.origin.weight for site in network.sites.values()}
     modules = {canonical_name(name): module for name, module in model.named_modules()}
     entries = []
@@ -69,9 +71,9 @@ def uncovered(
         owner = modules.get(name.rpartition(".")[0], model)
         density = mask.sum().item() / mask.numel()
         if has_hooks(owner):
-            reason = "it has hooks, which another layer would not run"
+            reason = "it has hooks, which a sparse layer would not run"
         else:
-            reason = f"no kernel is for its module, {type(owner).__name__}"
+            reason = f"the kernels do not support its module, {type(owner).__name__}"
         entries.append(LayerTimes(name, density, "", {}, "dense", reason))
     return entries
 
@@ -79,10 +81,10 @@ def uncovered(
 def _sparse(
     site: Site, mask: Tensor, dtype: torch.dtype, inputs: tuple[Tensor, ...]
 ) -> tuple[dict[str, nn.Module], str | None]:
-    """Return what computes a layer without its dropped weights, and why nothing does."""
+    """Return the sparse implementations of a layer, or none and the reason."""
     weight = site.module.weight.detach()
     if bool(weight[~mask.to(weight.device)].any()):
-        return {}, "weights that the mask drops are not zero"
+        return {}, "it has dropped weights that are not zero"
     obstacle = _fits(site.module, dtype)
     if obstacle is None:
         return {"live": _live(site, mask, dtype)}, None
@@ -93,26 +95,26 @@ def _sparse(
 
 
 def _fits(module: nn.Conv2d | nn.Linear, dtype: torch.dtype) -> str | None:
-    """Return why the kernels do not compute a layer in this number format, or ``None``."""
+    """Return why the kernels can't compute a layer in this number format, or ``None``."""
     reason = kernels.why_not()
     if reason is not None:
         return f"there are no sparse kernels: {reason}"
     if module.weight.device.type != "cpu":
         return "there are sparse kernels for CPUs only"
     if dtype not in DTYPES:
-        return f"the kernels know no {str(dtype).removeprefix('torch.')}"
+        return f"the kernels do not support {str(dtype).removeprefix('torch.')}"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
-        return "the kernels know no groups"
-    return None if has_kernels(module) else "the kernels know no layer like it"
+        return "the kernels do not support groups"
+    return None if has_kernels(module) else "the kernels do not support its settings"
 
 
 def _is_small(module: nn.Conv2d | nn.Linear) -> bool:
-    """Whether the kernels may be the fastest for all weights between sparse convolutions."""
+    """Whether to try the kernels with all weights, which saves conversions to their layout."""
     return isinstance(module, nn.Conv2d) and module.weight[0].numel() <= FULL_UP_TO
 
 
 def _sparse_linear(site: Site, mask: Tensor, dtype: torch.dtype, x: Tensor) -> dict[str, nn.Module]:
-    """Return torch's sparse products, as far as this device and number format have them."""
+    """Return layers by torch's sparse products that support this device and number format."""
     module = site.module
     weight = module.weight.detach().to(dtype)
     bias = None if module.bias is None else module.bias.detach().to(dtype)
@@ -129,7 +131,7 @@ def _sparse_linear(site: Site, mask: Tensor, dtype: torch.dtype, x: Tensor) -> d
 def _runs(module: nn.Module, x: Tensor) -> bool:
     try:
         module(x)
-    # Of which NotImplementedError is one kind; builds without MKL raise the other.
+    # This includes NotImplementedError. Builds without MKL raise a plain RuntimeError.
     except RuntimeError:
         return False
     return True
@@ -147,7 +149,7 @@ def _dense(site: Site, dtype: torch.dtype) -> nn.Module:
 
 
 def _live(site: Site, mask: Tensor, dtype: torch.dtype) -> LiveLayer:
-    """Return the layer that multiplies only live weights, with the values of ``site``."""
+    """Return a layer that multiplies only live weights, with the weights of ``site``."""
     module = site.module
     layer: LiveLayer
     if isinstance(module, nn.Conv2d):

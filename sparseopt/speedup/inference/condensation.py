@@ -1,4 +1,4 @@
-"""``condense``: a copy of a model for inference, in the way that is fastest on this machine."""
+"""``condense``: the fastest implementation of a model for inference on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.speedup.inference.assembly import SPARSE, Assembly, Format
 from sparseopt.speedup.inference.copies import copy_for_inference
-from sparseopt.speedup.inference.dense_ways import AS_IT_IS
+from sparseopt.speedup.inference.dense_implementations import AS_IT_IS
 from sparseopt.speedup.inference.masks import Masks, masks_by_name
 from sparseopt.speedup.inference.regions import clock_of
 from sparseopt.speedup.inference.report import CondensationReport, LayerTimes
@@ -31,7 +31,7 @@ __all__ = ["Condensation", "Condensed", "condense"]
 Precision = Literal["same", "fastest"]
 
 _WARMUP: Final = 2
-#: One measurement takes about so long at least, in seconds.
+#: The shortest duration of one measurement, in seconds.
 _LONG_ENOUGH: Final = 5e-3
 
 
@@ -40,8 +40,8 @@ class Condensed:
     """What :func:`condense` returns.
 
     Attributes:
-        model: the copy for inference, in evaluation mode. It takes the inputs that the model took.
-        report: what was timed and chosen; print it.
+        model: the copy for inference, in evaluation mode. It takes the same inputs as the model.
+        report: all times, and what was chosen; print it.
 
     Example:
         >>> import torch
@@ -67,47 +67,52 @@ def condense(
     compiled: bool = True,
     rounds: int = 7,
 ) -> Any:
-    """Return a copy of a model for inference that is as fast as this machine allows.
+    """Return a copy of a model for inference, in the fastest implementation on this machine.
 
     Convolutions and linear layers compute with live weights only, by kernels for CPUs, wherever
-    that is measured to be faster. BatchNorm is folded into weights and biases; ReLU and additions
-    of residuals are computed by the kernels; maps stay in the kernels' layout from layer to layer.
+    that is measured to be faster. BatchNorm is folded into weights and biases. The kernels also
+    compute ReLU and add residuals. Between sparse layers, maps stay in the kernels' layout.
 
-    The whole is timed on the example inputs, with the threads of this moment, beside every dense
-    way: as it is, channels-last, folded (by oneDNN), frozen TorchScript, and frozen
-    ``torch.compile``. What is fastest beyond the spread of the measurement is handed over, if it
-    computes the same: so the copy is never slower than the fastest dense way. All of them are
-    timed in bfloat16, too, and the report says first if one of those is faster.
+    The full model is timed on the example inputs, with the current number of threads: as it is,
+    channels-last, folded (by oneDNN), as frozen TorchScript, as frozen ``torch.compile``, and
+    sparse. An implementation that does not compute the same as the model is left out. The returned
+    model is the one that is fastest beyond the spread of the measurement, so it is never slower
+    than the fastest dense implementation. All implementations are timed in bfloat16 as well. If one
+    of these is faster, the first line of the report says so.
 
-    Weights that are computed from other parameters (by ``torch.nn.utils.prune``, a parametrization,
-    ``weight_norm``) are what those compute now. Layers with hooks stay as they are, and modules
-    around them, or a ``forward()`` that writes to buffers, keep their own code: nothing is folded
-    then, and the report says why. What is condensed under autocast computes under it always; it
-    warns where it is called without.
+    Some weights are computed from other parameters: by ``torch.nn.utils.prune``, a parametrization,
+    or ``weight_norm``. In the copy they have their current values. Layers with hooks are not
+    replaced. If a module around the layers has hooks, or if ``forward()`` writes to buffers, the
+    modules keep their own code and nothing is folded; the report says why. A model that is
+    condensed under autocast always computes under autocast, and warns if autocast is off.
 
     Args:
-        model: the model; it is left alone.
+        model: the model, which is not changed.
         masks: which weights are live: the optimizer that trains them, bool tensors by name, or
-            ``"nonzero"`` for a model that somebody else pruned, with ``torch.nn.utils.prune``, too.
+            ``"nonzero"`` for a model that another tool has pruned, such as
+            ``torch.nn.utils.prune``.
         inputs: the spelling of 0.1.0 for example inputs, deprecated.
         example_inputs: inputs as in inference: a tensor, a tuple of positional inputs, a mapping of
-            keyword inputs, or a pair of both. What is fastest depends on the batch. By default
-            random numbers in the shapes of the first training step.
-        precision: ``"same"`` keeps the number format. ``"fastest"`` also hands over a model that
-            computes in bfloat16; it takes and returns what the model did.
-        scripted: whether frozen TorchScript is tried. Like a compiled one, such a program can't be
-            pickled, exported or loaded into, if it turns out to be the fastest; and it may give 0
-            for NaN where torch has fused a ReLU into a convolution.
-        compiled: whether frozen ``torch.compile`` is tried, which takes up to minutes.
-        rounds: measurements of each way of the whole model; quartiles count.
+            keyword inputs, or a pair of both. Which implementation is fastest depends on the batch.
+            By default random numbers in the shapes of the first training step.
+        precision: ``"same"`` keeps the number format. ``"fastest"`` may also return a model that
+            computes in bfloat16; its inputs and outputs keep their number format.
+        scripted: whether to try frozen TorchScript. A frozen program can't be pickled, exported or
+            loaded into. It may also return 0 for NaN where torch has fused a ReLU into a
+            convolution.
+        compiled: whether to try frozen ``torch.compile``, which takes up to minutes and also makes
+            a frozen program.
+        rounds: how often each implementation of the model is timed. Quartiles of the times are
+            compared.
 
     Returns:
-        :class:`Condensed`, with ``model`` and ``report``. (The deprecated spelling returns the
-        model.)
+        :class:`Condensed`, with ``model`` and ``report``. The deprecated spelling returns only the
+        model.
 
     Raises:
-        TypeError: if ``masks`` is none of these.
-        ValueError: if no inputs are known, a mask does not fit, or an argument is out of range.
+        TypeError: if ``masks`` has another type.
+        ValueError: if there are no example inputs, a mask does not fit its weight, or an argument
+            is out of range.
 
     Example:
         >>> import torch
@@ -129,13 +134,13 @@ def condense(
             "condense(model, optimizer, *inputs)",
             "condense(model, optimizer, example_inputs=inputs).model",
         )
-        # What 0.1.0 returned could be pickled.
+        # The model that 0.1.0 returned could be pickled, and a frozen program can't.
         example_inputs, scripted, compiled = inputs, False, False
     model = unwrapped(model)
     args, kwargs = _arguments(example_inputs, masks)
     wanted = {"scripted": scripted, "compiled": compiled}
     programs = {name for name, is_wanted in wanted.items() if is_wanted}
-    # Tensors made in inference mode can't be used, or written to, in any other.
+    # A tensor that is made in inference mode can't be written to, or used in autograd, outside it.
     with torch.inference_mode(False), torch.no_grad():
         if isinstance(masks, SparseOptimizer):
             masks.materialize()  # before weights are copied
@@ -147,13 +152,13 @@ def condense(
 
 
 class Condensation:
-    """The spelling of 0.1.0, deprecated: use :func:`condense`, which returns the same.
+    """The spelling of 0.1.0, deprecated: use :func:`condense`.
 
     Args:
         model: the model.
-        optimizer: has the masks.
+        optimizer: the optimizer, which has the masks.
         inputs: positional inputs as in inference.
-        rounds: measurements of each way.
+        rounds: how often each implementation is timed.
 
     Attributes:
         model: the copy for inference.
@@ -190,13 +195,14 @@ class Condensation:
 
 
 def _arguments(example_inputs: Any, masks: Masks) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword inputs."""
+    """Return positional and keyword inputs, as given or in the shapes of a training step."""
     if example_inputs is None:
         known = masks.example_inputs() if isinstance(masks, SparseOptimizer) else None
         if known is None:
             raise ValueError(
                 "example_inputs=None: condense() needs inputs to time the model with. Pass a "
-                "batch, or call it with an optimizer that was given the model and has trained."
+                "batch, or pass an optimizer that was created with the model and has made a "
+                "training step."
             )
         numbers: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(_random_numbers, known)
         return numbers
@@ -211,17 +217,17 @@ def _random_numbers(value: Any) -> Any:
 
 
 def _choose(assembly: Assembly, masks: Masks, precision: Precision, rounds: int) -> Condensed:
-    """Time the whole model in every way, and return the fastest one."""
+    """Time all implementations of the model, and return the fastest one."""
     tried = assembly.formats()
-    # A model that computes in float32 need not run in bfloat16.
-    formats = [one for one in tried if AS_IT_IS in one.ways]
+    # A model may run in float32 and fail in bfloat16.
+    formats = [one for one in tried if AS_IT_IS in one.implementations]
     times = _time(assembly, formats, rounds)
     winners = [_winner(one, times) for one in formats]
     chosen = 0
     if precision == "fastest" and len(formats) == 2:
-        keys = [f"{way}, {one.name}" for way, one in zip(winners, formats, strict=True)]
+        keys = [f"{name}, {one.name}" for name, one in zip(winners, formats, strict=True)]
         chosen = int(times[keys[1]].over(times[keys[0]]).q3 < 1)
-    form, way = formats[chosen], winners[chosen]
+    form, implementation = formats[chosen], winners[chosen]
     failed = {f"{name}, {one.name}": why for one in tried for name, why in one.failed.items()}
     if assembly.untraced is not None:
         failed["folding"] = f"the model can't be traced ({assembly.untraced})"
@@ -229,24 +235,24 @@ def _choose(assembly: Assembly, masks: Masks, precision: Precision, rounds: int)
         failed[SPARSE] = "the masks drop no weight" + (
             " (no weight of two or more dimensions has a zero)" if masks == "nonzero" else ""
         )
-    layers = form.layers.get(way)
+    layers = form.layers.get(implementation)
     if layers is None:
         layers = [_left_dense(one) for one in form.layers[SPARSE]]
-    report = CondensationReport(way, form.name, times, layers, failed)
-    return Condensed(form.ways[way].eval(), report)
+    report = CondensationReport(implementation, form.name, times, layers, failed)
+    return Condensed(form.implementations[implementation].eval(), report)
 
 
 def _time(assembly: Assembly, formats: list[Format], rounds: int) -> dict[str, Timing]:
     calls = {
-        f"{way}, {form.name}": _call(module, *assembly.inputs())
+        f"{implementation}, {form.name}": _call(module, *assembly.inputs())
         for form in formats
-        for way, module in form.ways.items()
+        for implementation, module in form.implementations.items()
     }
     with ExitStack() as stack:
-        if assembly.lost is not None:
-            # The model may count its calls, or keep what it was given.
+        if assembly.skipped_by_trace is not None:
+            # forward() writes to buffers, such as a counter of its calls.
             for form in formats:
-                for module in form.ways.values():
+                for module in form.implementations.values():
                     stack.enter_context(preserve_buffers(module))
         return time_in_turn(
             calls,
@@ -263,20 +269,24 @@ def _call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 
 def _winner(form: Format, times: Mapping[str, Timing]) -> str:
-    """Return the fastest way: another than the one before only beyond the spread."""
-    sparse = [way for way in form.ways if way in form.layers]
-    dense = [way for way in form.ways if way not in form.layers]
-    of = {way: times[f"{way}, {form.name}"] for way in form.ways}
+    """Return the fastest implementation.
+
+    From the model as it is, to the fastest dense implementation, to the fastest sparse one, each
+    step is taken only if the gain exceeds the spread of the measurement.
+    """
+    sparse = [name for name in form.implementations if name in form.layers]
+    dense = [name for name in form.implementations if name not in form.layers]
+    of = {name: times[f"{name}, {form.name}"] for name in form.implementations}
     best = _faster(of, dense, AS_IT_IS)
     return _faster(of, sparse, best)
 
 
-def _faster(times: Mapping[str, Timing], ways: list[str], base: str) -> str:
-    """Return the fastest of the ways if it takes less time than ``base`` in 3 of 4 rounds."""
-    best = min([*ways, base], key=lambda way: times[way].median)
+def _faster(times: Mapping[str, Timing], implementations: list[str], base: str) -> str:
+    """Return the fastest implementation if it is faster than ``base`` in 3 of 4 rounds."""
+    best = min([*implementations, base], key=lambda implementation: times[implementation].median)
     return best if times[best].over(times[base]).q3 < 1 else base
 
 
 def _left_dense(times: LayerTimes) -> LayerTimes:
-    reason = times.obstacle or "the whole model is faster without"
+    reason = times.obstacle or "the model is faster with all layers dense"
     return LayerTimes(times.name, times.density, times.shape, times.seconds, "dense", reason)

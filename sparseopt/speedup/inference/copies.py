@@ -1,4 +1,4 @@
-"""The copy of a model that ``condense`` works on, and what of its code must not be lost."""
+"""The copy of a model for ``condense``, and the code that a graph of the model would skip."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch.nn.utils.weight_norm import WeightNorm
 from sparseopt.utils.hooks import copy_without_hooks, has_hooks
 from sparseopt.utils.probe import preserve_model_state
 
-__all__ = ["copy_for_inference", "lost_in_programs", "lost_in_trace"]
+__all__ = ["copy_for_inference", "skipped_by_programs", "skipped_by_trace"]
 
 _Attributes = dict[tuple[str, str], tuple[object, int]]
 
 
 def copy_for_inference(model: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode, whose weights are parameters of their own.
+    """Return a copy in evaluation mode, in which each weight is a parameter.
 
-    A weight that is computed from other parameters before each call (``torch.nn.utils.prune``, a
-    parametrization, ``weight_norm`` and ``spectral_norm`` of old) is what they compute now. The
-    user's hooks are the very same objects, so that they note what the copy does where they are
-    looked at.
+    Some weights are computed from other parameters before each call: by ``torch.nn.utils.prune``, a
+    parametrization, or the older ``weight_norm`` and ``spectral_norm``. In the copy they have their
+    current values. The user's hooks are not copied, so that a hook of the copy records into the
+    object that the user has.
     """
     copied = copy_without_hooks(model).eval()
     for module in copied.modules():
@@ -45,10 +45,10 @@ def copy_for_inference(model: nn.Module) -> nn.Module:
 
 
 def _settle(module: nn.Module) -> None:
-    """Register the values of a module's parametrizations, and give it back its own class.
+    """Replace the parametrizations of a module by their values, and restore its own class.
 
-    ``remove_parametrizations`` can't be used: a copy shares the class that it would take the
-    parametrization out of.
+    ``remove_parametrizations`` can't be used. It changes the parametrized class, which the copy
+    shares with the original.
     """
     chains: Any = module.parametrizations
     values = {name: getattr(module, name).detach().clone() for name in chains}
@@ -80,7 +80,7 @@ class _Shared:
 
 
 def _share_hooks(original: nn.Module, copied: nn.Module) -> None:
-    """Have a copy call the hooks of its original, except methods of modules, which are copied."""
+    """Share the hooks of the original with a copy, except methods of modules, which are copied."""
     for kind in ("_forward_pre_hooks", "_forward_hooks"):
         hooks = getattr(copied, kind)
         for number in hooks:
@@ -89,11 +89,13 @@ def _share_hooks(original: nn.Module, copied: nn.Module) -> None:
                 hooks[number] = _Shared(hook)
 
 
-def lost_in_trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    """Return what code of a model a graph of it would not run, or ``None``.
+def skipped_by_trace(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str | None:
+    """Return which code of a model its graph would skip, or ``None``.
 
-    A graph calls torch's own layers as modules, with their hooks. It has only the operations of
-    other modules, and those only as far as they lead to the result.
+    A graph calls torch's own layers as modules, with their hooks. Of other modules it has only
+    operations, and only operations that the result depends on.
     """
     tracer = fx.Tracer()
     for name, module in model.named_modules():
@@ -103,12 +105,14 @@ def lost_in_trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return f"forward() writes {written!r}" if written else None
 
 
-def lost_in_programs(model: nn.Module, trace: str | None) -> str | None:
-    """Return what code a frozen program would not run, which is more than in a graph: all hooks.
+def skipped_by_programs(model: nn.Module, trace: str | None) -> str | None:
+    """Return which code of a model a frozen program would skip, or ``None``.
+
+    This is the code that a graph would skip, and all hooks.
 
     Args:
         model: the model.
-        trace: what :func:`lost_in_trace` says.
+        trace: the result of :func:`skipped_by_trace`.
     """
     if trace is not None:
         return trace
@@ -118,7 +122,7 @@ def lost_in_programs(model: nn.Module, trace: str | None) -> str | None:
 
 
 def _written(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    """Run a model, and return the first buffer or attribute that it wrote to, or ``None``."""
+    """Run a model, and return the first buffer or attribute that changed, or ``None``."""
     before = _attributes(model)
     with preserve_model_state(model), torch.no_grad():
         model(*args, **kwargs)
@@ -131,7 +135,7 @@ def _written(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def _attributes(model: nn.Module) -> _Attributes:
-    """Return all attributes, with the number of writes to a tensor, or the length of a list."""
+    """Return all attributes, with a tensor's version or a container's length, to see changes."""
     found: _Attributes = {}
     for path, module in model.named_modules():
         for name, value in {**vars(module), **module._buffers}.items():

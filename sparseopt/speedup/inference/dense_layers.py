@@ -1,7 +1,7 @@
-"""Layers for inference on all weights, by oneDNN: the fastest dense ones, and what lies between.
+"""Dense layers for inference by oneDNN, and the BatchNorms and pooling layers between layers.
 
-Weights are brought into oneDNN's own layout at the first call. A BatchNorm that followed is folded
-in; a residual is added in the same pass, and ReLU or ReLU6 are computed in place.
+The first call converts weights to oneDNN's own layout. A BatchNorm after the layer is folded into
+its weights. A residual is added in the same pass, and ReLU or ReLU6 are computed in place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sparseopt.speedup.inference.live_layers import (
     Bounds,
     NormStatistics,
     Origin,
-    result_of_one,
+    result_of_sample,
 )
 from sparseopt.speedup.inference.sparse_linear import autocast_type
 from sparseopt.speedup.kernels import calls, inference_ops
@@ -30,12 +30,13 @@ __all__ = ["Affine", "DenseConv2d", "DenseLayer", "DenseLinear", "KernelLayoutPo
 
 
 class DenseLayer(nn.Module):
-    """What convolution and linear layer share: weight, bias, and the packed weight.
+    """The base of dense convolutions and linear layers: weight, bias, and the packed weight.
 
     Args:
-        dtype: of the weight.
-        origin: what it is made of.
-        bounds: what the result is clamped to.
+        dtype: the number format of the weight.
+        origin: the names of the parameters that the layer is made of.
+        bounds: the bounds that the result is clamped to.
+        device: the device of the weight.
     """
 
     def __init__(
@@ -52,13 +53,13 @@ class DenseLayer(nn.Module):
         self.bias: Tensor | None
         self.register_buffer("weight", torch.empty(0, dtype=dtype, device=device))
         self.register_buffer("bias", None)
-        # With the address and version of the weight that it was made of.
+        # The address and version of the weight, and the packed weight that was made of it.
         self._packed: tuple[tuple[int, int], Tensor] | None = None
 
     def set_weights(
         self, weight: Tensor, bias: Tensor | None, norm: NormStatistics | None = None
     ) -> None:
-        """Take this weight and bias, with a BatchNorm folded into both."""
+        """Set weight and bias, with a BatchNorm folded into both."""
         dtype = self.weight.dtype
         weight = weight.detach()
         bias = None if bias is None else bias.detach()
@@ -79,7 +80,7 @@ class DenseLayer(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _is_packable(self, *inputs: Tensor | None) -> bool:
-        """Whether oneDNN's own operators can be called now; they have no derivatives."""
+        """Whether oneDNN's own operators can be called, which have no derivatives."""
         weight = self.weight
         if weight.device.type != "cpu" or not plain_call(inputs):
             return False
@@ -94,15 +95,15 @@ class DenseLayer(nn.Module):
         return weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
     def _as_read(self, x: Tensor) -> Tensor:
-        """Return an input in the number format that autocast brings it into, if it is the layer's.
+        """Convert an input to the number format of autocast, if the weight has this format.
 
-        oneDNN's own operators are none of those that autocast knows.
+        Autocast itself does not convert inputs of oneDNN's own operators.
         """
         dtype = self.weight.dtype
         return x.to(dtype) if autocast_type(x, self.weight) == dtype else x
 
     def _packed_by(self, pack: Callable[[], Tensor]) -> Tensor:
-        """Return the packed weight; a weight that was written to is packed again."""
+        """Return the packed weight; pack the weight again after a write to it."""
         weight, packed = self.weight, self._packed
         state = weight.data_ptr(), -1 if weight.is_inference() else weight._version
         if packed is None or packed[0] != state:
@@ -110,18 +111,18 @@ class DenseLayer(nn.Module):
         return packed[1]
 
     def _clamped(self, y: Tensor) -> Tensor:
-        """Clamp a result of oneDNN in place: oneDNN's own ReLU makes 0 of NaN, and torch's not."""
+        """Clamp a result of oneDNN in place. Unlike oneDNN's own ReLU, this keeps NaN."""
         return y if self.bounds is None else y.clamp_(*self.bounds)
 
 
 class DenseConv2d(DenseLayer):
-    """A convolution; what it returns is channels-last.
+    """A convolution that returns channels-last maps.
 
     Args:
-        module: the convolution, whose padding is zeros, as many on opposite sides.
-        dtype: of the weight.
-        origin: what it is made of.
-        bounds: what the result is clamped to.
+        module: the convolution, with equal zero padding on opposite sides.
+        dtype: the number format of the weight.
+        origin: the names of the parameters that the layer is made of.
+        bounds: the bounds that the result is clamped to.
     """
 
     def __init__(
@@ -130,13 +131,13 @@ class DenseConv2d(DenseLayer):
         super().__init__(dtype, origin, bounds, module.weight.device)
         padding = convolution_padding(module)
         assert padding is not None
-        # The order in which oneDNN's operators take them.
+        # In the order of the arguments of oneDNN's operators.
         self.geometry = (list(padding), list(module.stride), list(module.dilation), module.groups)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
         """Return (N, out, H', W') for (N, C, H, W); a residual has the shape of the result."""
         if input.dim() == 3:
-            return result_of_one(self, input, residual)
+            return result_of_sample(self, input, residual)
         x = _channels_last(self._as_read(input))
         residual = None if residual is None else _channels_last(residual)
         padding, stride, dilation, groups = self.geometry
@@ -149,7 +150,7 @@ class DenseConv2d(DenseLayer):
         return y if self.bounds is None else y.clamp(*self.bounds)
 
     def _result_shape(self, x: Tensor) -> tuple[int, ...]:
-        """Return the shape of the result: of other inputs, a residual may have to broadcast."""
+        """Return the shape of the result. A residual of another shape has to broadcast."""
         padding, stride, dilation, _ = self.geometry
         out, _, *kernel = self.weight.shape
         size = (
@@ -185,9 +186,10 @@ class DenseLinear(DenseLayer):
     """A linear layer.
 
     Args:
-        dtype: of the weight.
-        origin: what it is made of.
-        bounds: what the result is clamped to.
+        dtype: the number format of the weight.
+        origin: the names of the parameters that the layer is made of.
+        bounds: the bounds that the result is clamped to.
+        device: the device of the weight.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -205,12 +207,12 @@ class DenseLinear(DenseLayer):
 
 
 class Affine(nn.Module):
-    """A BatchNorm in inference that nothing could be folded into, and the ReLU that follows.
+    """A BatchNorm in inference that could not be folded into a layer, and the ReLU after it.
 
     Args:
         norm: factor and shift of each channel.
-        origin: the name of the BatchNorm in the model, as ``norm``.
-        bounds: what the result is clamped to.
+        origin: ``origin.norm`` is the name of the BatchNorm in the model.
+        bounds: the bounds that the result is clamped to.
     """
 
     def __init__(self, norm: NormStatistics, origin: Origin, bounds: Bounds = None) -> None:
@@ -223,7 +225,7 @@ class Affine(nn.Module):
         self.register_buffer("shift", norm.shift.clone())
 
     def set_norm(self, norm: NormStatistics) -> None:
-        """Take another factor and shift."""
+        """Set factor and shift."""
         device = self.factor.device
         self.factor = norm.factor.to(device, copy=True)
         self.shift = norm.shift.to(device, copy=True)
@@ -246,10 +248,13 @@ class Affine(nn.Module):
 
 
 class KernelLayoutPool(nn.Module):
-    """Pooling that sees a map in the kernels' layout as (C, N, H, W) in channels-last format.
+    """Pooling that keeps the kernels' layout.
+
+    In memory, a map (N, C, H, W) in the kernels' layout is a channels-last map (C, N, H, W), which
+    torch pools without a conversion.
 
     Args:
-        pool: a module of torch for pooling in two dimensions.
+        pool: torch's module for pooling in two dimensions.
     """
 
     def __init__(self, pool: nn.Module) -> None:

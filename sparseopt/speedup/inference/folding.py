@@ -1,4 +1,4 @@
-"""Steps that simplify a traced model; ``tracing.py`` has the list."""
+"""The steps that simplify a traced model; ``tracing.py`` lists them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["POOL_FUNCTIONS", "Folding", "drop_identities", "pool_by_module"]
 
-#: By function of torch the module that computes the same.
+#: For each pooling function of torch, the module that computes the same.
 POOL_FUNCTIONS: Final[dict[Any, type[nn.Module]]] = {
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     F.max_pool2d: nn.MaxPool2d,
@@ -42,7 +42,7 @@ _CLAMPS: Final[dict[Any, tuple[float, float]]] = {
 
 
 def drop_identities(graph: fx.Graph, traced: fx.GraphModule) -> None:
-    """Take out of a graph what does nothing in evaluation mode."""
+    """Remove the modules that do nothing in evaluation mode from a graph."""
     for node in list(graph.nodes):
         if node.op != "call_module":
             continue
@@ -55,7 +55,7 @@ def drop_identities(graph: fx.Graph, traced: fx.GraphModule) -> None:
 
 
 def pool_by_module(node: fx.Node, traced: fx.GraphModule) -> None:
-    """Compute a function that pools by a module that knows the kernels' layout."""
+    """Replace a pooling function by a module that keeps the kernels' layout."""
     if any(isinstance(one, fx.Node) for one in (*node.args[1:], *node.kwargs.values())):
         return
     if node.kwargs.get("return_indices"):
@@ -69,12 +69,12 @@ def pool_by_module(node: fx.Node, traced: fx.GraphModule) -> None:
 
 
 class Folding:
-    """Steps 2 to 4.
+    """Folds BatchNorms, additions and ReLUs into layers: steps 2 to 4 of ``tracing.py``.
 
     Args:
-        network: the network, whose graph, sites and normalisations are changed.
+        network: the network, whose graph, sites and BatchNorms are changed in place.
         traced: the modules that the graph refers to.
-        shapes: shape and dtype of the tensors in the graph.
+        shapes: shape and dtype of each tensor in the graph.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Folding:
         self.calls = Counter(node.target for node in nodes if node.op == "call_module")
 
     def run(self) -> None:
-        """Take them, each over the whole graph."""
+        """Apply each step to the full graph."""
         for node in list(self.network.graph.nodes):
             if self._norm(node) is not None:
                 self._fold_norm(node)
-        # Several additions in a row end in the last.
+        # In graph order, so that a layer takes the first of several additions in a row.
         for node in list(self.network.graph.nodes):
             if self._is_addition(node):
                 self._fold_addition(node)
@@ -102,7 +102,7 @@ class Folding:
             self._fold_clamp(node)
 
     def _site(self, node: Any) -> Site | None:
-        """Return the site of a node that is the only call of a layer, and read by one node only."""
+        """Return the site of a node if its layer is called once, and its result is read once."""
         if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) != 1:
             return None
         return self.network.sites.get(node.target) if self.calls[node.target] == 1 else None  # type: ignore[arg-type]
@@ -119,9 +119,9 @@ class Folding:
         self.network.graph.erase_node(node)
 
     def _fold_norm(self, node: fx.Node) -> None:
-        """Move a BatchNorm into the convolution before it, or else keep it as an affine kernel.
+        """Move a BatchNorm into the convolution before it, or else replace it by an ``Affine``.
 
-        The convolution must have no other reader. Its weights are not scaled here: the
+        No other node may read the result of the convolution. Its weights are not scaled here: the
         site keeps the statistics, and each layer that is built from the site applies them.
         """
         norm = self._norm(node)
@@ -154,10 +154,10 @@ class Folding:
         return first is not None and first == second and node.args[0] is not node.args[1]
 
     def _fold_addition(self, node: fx.Node) -> None:
-        """Make an addition the second input of the convolution that runs last.
+        """Move an addition into the convolution that computes the later one of its terms.
 
-        Both terms exist when the later convolution runs, so it can add the other term to its sums.
-        A convolution takes one addition at most.
+        When this convolution runs, the other term exists, so it becomes the second input of the
+        convolution. A convolution takes at most one addition.
         """
         order = {one: place for place, one in enumerate(self.network.graph.nodes)}
         last, other = sorted(node.args, key=order.__getitem__, reverse=True)
@@ -172,8 +172,8 @@ class Folding:
     def _fold_clamp(self, node: fx.Node) -> None:
         """Move a ReLU or ReLU6 into the layer before it, which then clamps its own result.
 
-        The layer must have no other reader, and takes one clamp at most. A layer with hooks is no
-        site.
+        No other node may read the result of the layer, and a layer takes at most one clamp. Layers
+        with hooks are not changed.
         """
         target: Any = node.target
         if node.op == "call_module":

@@ -1,9 +1,9 @@
 """Layers for inference on live weights only, by the kernels.
 
-Their weights are buffers: the values of the live weights, in the number format of the input, and
-the lists that say where these are. A BatchNorm that followed is folded into values and bias; a
-residual that is added, and ReLU or ReLU6, are computed by the same kernel. Under autocast they
-compute in the number format of the values, and the result has the type that torch's layers give.
+Their weights are buffers: the values of the live weights, and lists of their positions. A BatchNorm
+after the layer is folded into values and bias. The kernel also adds a residual, and computes ReLU
+or ReLU6. Under autocast the layers compute in the number format of the values, and their results
+have the number format that results of torch's layers have.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ __all__ = [
     "LiveLinear",
     "NormStatistics",
     "Origin",
-    "result_of_one",
+    "result_of_sample",
 ]
 
-#: What results are clamped to: (0, inf) is ReLU, (0, 6) is ReLU6.
+#: The bounds that results are clamped to: (0, inf) is ReLU, (0, 6) is ReLU6.
 Bounds = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a layer was made of, by name in the model that it was made of.
+    """The names, in the model, of the parameters and the BatchNorm that a layer is made of.
 
     Attributes:
-        weight: the parameter.
-        bias: the parameter, or ``None``.
-        norm: the BatchNorm that was folded in, or ``None``.
-        eps: what that adds to the variance.
+        weight: the name of the weight.
+        bias: the name of the bias, or ``None``.
+        norm: the name of the BatchNorm that is folded in, or ``None``.
+        eps: the number that the BatchNorm adds to the variance.
     """
 
     weight: str
@@ -66,7 +66,7 @@ class NormStatistics:
         bias: Tensor | None,
         eps: float,
     ) -> NormStatistics:
-        """Compute both, in float32, or in float64 if that is what the statistics have."""
+        """Compute factor and shift, in float64 if the statistics are float64, else in float32."""
         dtype = torch.promote_types(variance.dtype, torch.float32)
         factor = (variance.to(dtype) + eps).rsqrt()
         if weight is not None:
@@ -75,21 +75,21 @@ class NormStatistics:
         return cls(factor, shift if bias is None else shift + bias.to(dtype))
 
     def fold_into(self, bias: Tensor | None) -> Tensor:
-        """Return the bias of a layer and of the BatchNorm that follows it, in one."""
+        """Return the bias of a layer with this BatchNorm folded into it."""
         if bias is None:
             return self.shift
         return bias.to(self.factor.dtype) * self.factor + self.shift
 
 
 class LiveLayer(nn.Module):
-    """What convolution and linear layer share: values, lists, bias.
+    """The base of sparse convolutions and linear layers: values, lists, bias.
 
     Args:
-        shape: of the dense weight.
-        lists: empty, of this shape.
-        dtype: of the values: float32 or bfloat16.
-        origin: what it is made of.
-        bounds: what the result is clamped to.
+        shape: the shape of the dense weight.
+        lists: lists for this shape, without live weights yet.
+        dtype: the number format of the values: float32 or bfloat16.
+        origin: the names of the parameters that the layer is made of.
+        bounds: the bounds that the result is clamped to.
     """
 
     def __init__(
@@ -119,16 +119,17 @@ class LiveLayer(nn.Module):
         bias: Tensor | None,
         norm: NormStatistics | None = None,
     ) -> None:
-        """Take these live weights instead of those that are there.
+        """Replace the live weights and the bias.
 
         Args:
-            positions: where they are in the flattened weight: 1-D, integers, ascending.
-            values: their values, 1-D.
+            positions: positions of the live weights in the flattened weight: 1-D, integers,
+                ascending.
+            values: the values of the live weights, 1-D.
             bias: (out,), or ``None``.
-            norm: the BatchNorm to fold into both.
+            norm: the BatchNorm to fold into values and bias.
 
         Raises:
-            ValueError: if the positions are not ascending, or not in the weight.
+            ValueError: if the positions are not ascending, or outside the weight.
         """
         stride, padding, dilation = self.layout[4:6], self.layout[6:8], self.layout[8:10]
         lists = LiveLists(self.shape, stride=stride, padding=padding, dilation=dilation)
@@ -139,19 +140,19 @@ class LiveLayer(nn.Module):
             of_output = self.shape.numel() // self.shape[0]
             values = values * norm.factor[positions // of_output]
             bias = norm.fold_into(bias)
-        # A tensor from a file may be the file's own memory.
+        # A tensor from a file may be a view of the mapped file, so the values are copied.
         self.values = values.to(self.values.dtype, copy=True)
         self.lists = lists.tensor
         self.bias = None if bias is None else bias.clone()
 
     def extra_repr(self) -> str:
-        """Return what is shown between the brackets of the layer's representation."""
+        """Return the text between the brackets of the layer's ``repr()``."""
         after = "" if self.bounds is None else f", bounds={self.bounds}"
         return f"{tuple(self.shape)}, live={len(self.values)}{after}"
 
 
-def result_of_one(layer: nn.Module, input: Tensor, residual: Tensor | None) -> Tensor:  # noqa: A002
-    """Return what a convolution makes of one sample (C, H, W) that is no batch."""
+def result_of_sample(layer: nn.Module, input: Tensor, residual: Tensor | None) -> Tensor:  # noqa: A002
+    """Return the result of a convolution for one sample (C, H, W) without a batch dimension."""
     if residual is not None and residual.dim() == 3:
         residual = residual.unsqueeze(0)
     y: Tensor = layer(input.unsqueeze(0), residual)
@@ -159,13 +160,13 @@ def result_of_one(layer: nn.Module, input: Tensor, residual: Tensor | None) -> T
 
 
 class LiveConv2d(LiveLayer):
-    """A convolution; what it returns is in the kernels' layout.
+    """A convolution that returns maps in the kernels' layout.
 
     Args:
-        module: the convolution, of a kind that the kernels know.
-        dtype: of the values.
-        origin: what it is made of.
-        bounds: what the result is clamped to.
+        module: the convolution, which the kernels have to support.
+        dtype: the number format of the values.
+        origin: the names of the parameters that the layer is made of.
+        bounds: the bounds that the result is clamped to.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class LiveConv2d(LiveLayer):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
         """Return (N, out, H', W') for (N, C, H, W); a residual has the shape of the result."""
         if input.dim() == 3:
-            return result_of_one(self, input, residual)
+            return result_of_sample(self, input, residual)
         y = self._product(input, residual)
         dtype = autocast_type(input, self.values)
         if dtype is None:
@@ -193,7 +194,7 @@ class LiveConv2d(LiveLayer):
         if residual is not None:
             size = calls.out_size(x.shape[2:], self.layout)
             if residual.shape != (x.shape[0], self.layout[0], *size):
-                # For inputs of other shapes than the example it broadcasts.
+                # The residual broadcasts. Its shape equalled the result's in the example inputs.
                 y = inference_ops.conv2d(
                     x, self.values, self.bias, self.lists, self.layout, None, None
                 )
@@ -206,7 +207,7 @@ class LiveConv2d(LiveLayer):
 
 
 class InKernelLayout(nn.Module):
-    """Brings a map into the kernels' layout, if it is in another."""
+    """Converts a map to the kernels' layout, unless the map has it already."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return the same map."""
@@ -217,10 +218,10 @@ class LiveLinear(LiveLayer):
     """A linear layer.
 
     Args:
-        shape: of the weight, (out, in).
-        dtype: of the values.
-        origin: what it is made of.
-        bounds: what the result is clamped to.
+        shape: the shape of the weight, (out, in).
+        dtype: the number format of the values.
+        origin: the names of the parameters that the layer is made of.
+        bounds: the bounds that the result is clamped to.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The three ways to say which weights are live: an optimizer, masks by name, or "nonzero"."""
+"""Which weights are live, from an optimizer, from masks by name, or from "nonzero"."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ Masks = SparseOptimizer | Mapping[str, Tensor] | Literal["nonzero"]
 
 
 def masks_by_name(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
-    """Return the masks of weights that have dropped ones, by canonical name of the parameter.
+    """Return the masks that drop any weight, by canonical name of the parameter.
 
     Args:
         model: the model.
-        masks: an optimizer, masks by name, or ``"nonzero"``: weights of two or more dimensions
-            that have zeros are live where they are not zero.
+        masks: an optimizer, masks by name, or ``"nonzero"``. With ``"nonzero"``, in tensors of two
+            or more dimensions the nonzero weights are live.
 
     Raises:
-        TypeError: if it is none of these, or a mask is no bool tensor.
-        ValueError: if a name is not known, or a mask has another shape than its weight.
+        TypeError: if ``masks`` has another type, or if a mask is not a bool tensor.
+        ValueError: if the model has no weight of a name, or if a mask and its weight have
+            different shapes.
     """
     weights = {canonical_name(name): one.detach() for name, one in model.named_parameters()}
     if isinstance(masks, SparseOptimizer):
@@ -51,9 +52,10 @@ def masks_by_name(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
 
 
 def _of_weights(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return an optimizer's masks by the weight that is computed from each masked parameter.
+    """Return an optimizer's masks by name of the weight that each masked parameter belongs to.
 
-    Of a magnitude or another parameter that has not the shape of the weight there is none.
+    The parameter may be the weight itself, or one that the weight is computed from. In the second
+    case, parameters of another shape than the weight, such as magnitudes, have no mask here.
     """
     found = {}
     for name, mask in masks.items():
@@ -68,7 +70,7 @@ def _is_full(name: str, mask: object, weight: Tensor) -> bool:
         raise TypeError(f"masks[{name!r}]={mask!r} must be a bool tensor.")
     if mask.shape != weight.shape:
         raise ValueError(
-            f"masks[{name!r}] has the shape {tuple(mask.shape)}, and the weight "
+            f"masks[{name!r}] has the shape {tuple(mask.shape)}, but the weight has the shape "
             f"{tuple(weight.shape)}."
         )
     return bool(mask.all())

@@ -1,4 +1,4 @@
-"""A model's layers, and a copy of the model with others in their places."""
+"""The layers of a model that can be replaced, and copies of the model with other layers."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ POOLS: Final = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 @dataclass
 class Site:
-    """A place of a convolution or linear layer in the model.
+    """The place of a convolution or linear layer in the model.
 
     Attributes:
         name: path of the module.
-        module: the layer that is there.
+        module: the model's own layer.
         origin: the names of its parameters, and of the BatchNorm that is folded in.
-        norm: that BatchNorm.
-        bounds: what its results are clamped to.
-        inputs: what it was given, the residual last; of several calls the last.
+        norm: the BatchNorm that is folded in.
+        bounds: the bounds that its results are clamped to.
+        inputs: the inputs of the layer's last call, the residual last.
     """
 
     name: str
@@ -51,9 +51,10 @@ class Network:
     """A traced model.
 
     Attributes:
-        graph: its graph, simplified.
+        graph: the simplified graph.
         targets: modules, parameters and buffers that the graph refers to, by path.
-        sites: the layers, in the order of the graph.
+        sites: the layers that can be replaced, in the order of the graph.
+        affine: the BatchNorms that are not folded, by path.
     """
 
     graph: fx.Graph
@@ -62,11 +63,13 @@ class Network:
     affine: dict[str, Affine] = field(default_factory=dict)
 
     def build(self, layers: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> nn.Module:
-        """Return the model with these layers at their sites; the others' are shared.
+        """Return a copy of the model with these layers at their sites.
+
+        All other modules and tensors are shared between the copies, unless they are converted.
 
         Args:
             layers: a layer for each site, by path.
-            dtype: the number format that everything else is converted to.
+            dtype: the number format that all other modules and tensors are converted to.
         """
         others = {path: one for path, one in self.targets.items() if path not in layers}
         if dtype is not None:
@@ -98,15 +101,18 @@ class ModuleNetwork:
 def _with_conversions(
     graph: fx.Graph, layers: Mapping[str, nn.Module]
 ) -> tuple[fx.Graph, dict[str, nn.Module]]:
-    """Return a copy of the graph in which a map that several live layers read is converted once."""
+    """Return a copy of the graph that converts a map once if several sparse layers read it.
+
+    Without the extra node, each of the layers would convert the map to the kernels' layout.
+    """
     copied = fx.Graph()
     output = copied.graph_copy(graph, {})
     copied.output(output)
     conversions: dict[str, nn.Module] = {}
     for node in list(copied.nodes):
         readers = [one for one in node.users if isinstance(layers.get(str(one.target)), LiveConv2d)]
-        made_so = isinstance(layers.get(str(node.target)), LiveConv2d)
-        if len(readers) < 2 or made_so or node.op == "output":
+        is_converted = isinstance(layers.get(str(node.target)), LiveConv2d)
+        if len(readers) < 2 or is_converted or node.op == "output":
             continue
         name = f"in_kernel_layout_{len(conversions)}"
         conversions[name] = InKernelLayout()
@@ -120,7 +126,7 @@ def _with_conversions(
 
 def _converted(one: Any, dtype: torch.dtype) -> Any:
     if isinstance(one, Affine):
-        return one  # it computes in float32, and keeps the number format of the map
+        return one  # factor and shift stay float32; the result has the map's number format
     if isinstance(one, nn.Module):
         return copy.deepcopy(one).to(dtype)
     return one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one

@@ -1,10 +1,12 @@
-"""What computes each layer: by measurement, with the conversions between two memory layouts.
+"""Chooses the implementation of each layer by measured times and conversions between layouts.
 
-A dense convolution is fastest on channels-last maps, the kernels have a layout of their own, and a
-map that goes from one to the other is converted. So the choice for one convolution depends on its
-neighbours'. Of all choices along the order of the graph, the one of the least sum of times is
-found by dynamic programming: after each layer, the least time for each layout that its result can
-be in. Where branches meet this is an approximation, which is why the whole model is timed after.
+A dense convolution is fastest on channels-last maps, and the kernels have their own memory layout.
+Between the two, the map has to be converted, so the best choice for a convolution depends on the
+layers next to it.
+
+Algorithm: dynamic programming along the order of the graph. Invariant: after each layer, ``best``
+has the least total time, conversions included, for each layout that the result can have. Where
+branches meet, this is an approximation, so the full model is timed afterwards.
 """
 
 from __future__ import annotations
@@ -29,15 +31,15 @@ _DENSE: Final = "dense"
 
 @dataclass
 class Candidates:
-    """What can compute one layer.
+    """The implementations of one layer.
 
     Attributes:
-        site: its place.
-        density: live weights over all.
-        layers: modules by name; ``"dense"`` is one of them.
-        inputs: what it is given.
-        seconds: their times, once measured.
-        conversion: seconds to bring its inputs from one layout to the other.
+        site: the layer's place in the model.
+        density: live weights over all weights.
+        layers: modules by name of the implementation; ``"dense"`` is always there.
+        inputs: the layer's inputs.
+        seconds: times by name of the implementation, once they are measured.
+        conversion: seconds to convert the inputs from one layout to the other.
     """
 
     site: Site
@@ -49,13 +51,13 @@ class Candidates:
 
 
 def clock_of(device: torch.device) -> Clock:
-    """Return the clock to choose by: what other processes take from the core is no reason."""
+    """Return the clock to measure with: with one thread, it ignores time of other processes."""
     is_alone = device.type == "cpu" and torch.get_num_threads() == 1
     return "thread" if is_alone else "wall"
 
 
 def choose_layers(candidates: Sequence[Candidates], device: torch.device) -> dict[str, str]:
-    """Time every layer, and return the choice for each site, by its name."""
+    """Time all implementations of each layer, and return the choices by name of the site."""
     known: dict[Any, tuple[dict[str, float], float]] = {}
     for one in candidates:
         if len(one.layers) < 2 or not one.inputs:
@@ -73,7 +75,10 @@ def choose_layers(candidates: Sequence[Candidates], device: torch.device) -> dic
 
 
 def cheapest_chain(chain: Sequence[Candidates]) -> list[str]:
-    """Return the choices along a chain of convolutions whose times and conversions sum to least."""
+    """Return the choices along a chain of convolutions with the least total time.
+
+    The total includes the conversions between layouts.
+    """
     best: dict[bool, tuple[float, list[str]]] = {True: (0.0, []), False: (0.0, [])}
     for one in chain:
         options = {name: one.seconds.get(name, 0.0) for name in one.layers}
@@ -95,7 +100,7 @@ def cheapest_chain(chain: Sequence[Candidates]) -> list[str]:
 
 
 def _kind(one: Candidates) -> Any:
-    """Return a key; layers with equal keys (geometry, inputs, density) take the same time."""
+    """Return a key of geometry, inputs and density: layers with equal keys are timed once."""
     site = one.site
     shapes = tuple((x.shape, x.dtype) for x in one.inputs)
     layers = tuple(one.layers)
@@ -104,7 +109,7 @@ def _kind(one: Candidates) -> Any:
 
 @torch.no_grad()
 def _time(one: Candidates, device: torch.device) -> tuple[dict[str, float], float]:
-    """Return the seconds of each layer for one place, and of a conversion of its inputs.
+    """Return the seconds of each implementation, and of one conversion of the inputs.
 
     Each layer gets inputs in the memory layout that it reads, so no time includes a conversion.
     """
@@ -140,5 +145,6 @@ def _call(layer: nn.Module, inputs: Sequence[Tensor]) -> Any:
 def _conversion(inputs: Sequence[Tensor]) -> Any:
     last = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
     own = [to_kernel_layout(x) for x in inputs]
-    # Half of the way there and back.
+    # Switching to the kernels and back converts each input in both directions. Half of this is
+    # timed: the first input in one direction, and the residual in the other.
     return lambda: [to_kernel_layout(x) for x in last[:1]] + [to_channels_last(x) for x in own[1:]]

@@ -1,11 +1,11 @@
-"""What ``condense`` tells: the whole model's times, cheap ways first, then layer by layer."""
+"""The report of ``condense``: the times of all implementations, then of each layer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sparseopt.speedup.inference.dense_ways import AS_IT_IS
+from sparseopt.speedup.inference.dense_implementations import AS_IT_IS
 from sparseopt.speedup.timing import Timing
 
 __all__ = ["CondensationReport", "LayerTimes"]
@@ -13,16 +13,16 @@ __all__ = ["CondensationReport", "LayerTimes"]
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """What one layer takes, in every way.
+    """The times of one layer, in each implementation.
 
     Attributes:
         name: path of the module.
         density: live weights over all weights.
-        shape: of its input: ``"1x64x56x56"``.
-        seconds: by way: ``"dense"``, ``"live"`` (live weights only), and of a dense convolution
-            ``"full"`` (all weights, by the kernels); empty if it has no choice.
-        chosen: the way that was chosen.
-        obstacle: why it stays dense whatever is faster, or ``None``.
+        shape: shape of the input, such as ``"1x64x56x56"``.
+        seconds: time by implementation: ``"dense"``; ``"live"`` (live weights only); for a dense
+            convolution also ``"full"`` (all weights, by the kernels). Empty if there is only one.
+        chosen: the implementation that was chosen.
+        obstacle: why the layer has to stay dense, or ``None``.
 
     Example:
         >>> from sparseopt import LayerTimes
@@ -40,33 +40,33 @@ class LayerTimes:
 
     @property
     def speed_up(self) -> float:
-        """Time of the dense way over the time of the chosen one; 1 if there is no choice."""
+        """Time of the dense layer over the time of the chosen one; 1 if there is no choice."""
         return self.seconds["dense"] / self.seconds[self.chosen] if self.seconds else 1.0
 
     def __str__(self) -> str:
         start = f"{self.name or '(the model)'}: density {self.density:.3g}, {self.shape}: "
-        times = ", ".join(f"{way} {1e6 * time:.1f} us" for way, time in self.seconds.items())
-        reason = "" if self.obstacle is None else f", since {self.obstacle}"
+        times = ", ".join(f"{name} {1e6 * time:.1f} us" for name, time in self.seconds.items())
+        reason = "" if self.obstacle is None else f", because {self.obstacle}"
         return f"{start}{self.chosen}{reason}" + (f" ({times})" if times else "")
 
 
 @dataclass(frozen=True)
 class CondensationReport:
-    """What was timed and chosen.
+    """The times of all implementations, and which one was chosen.
 
     Attributes:
-        chosen: the way of the model that is handed over.
+        chosen: the implementation of the model that ``condense`` returned.
         precision: the number format that it computes in.
-        times: the whole model's time in each way, by ``"way, number format"``.
-        layers: each layer's times (:class:`LayerTimes`), in the model's order.
-        failed: ways that this model or machine does not have, and why.
+        times: time of the full model, by ``"implementation, number format"``.
+        layers: the times of each layer (:class:`LayerTimes`), in the order of the model.
+        failed: for each implementation that this model or machine does not have, the reason.
 
     Example:
         >>> from sparseopt import CondensationReport
         >>> from sparseopt.speedup.timing import Timing
         >>> times = {"as it is, float32": Timing((2.0,)), "sparse, float32": Timing((1.0,))}
         >>> print(CondensationReport("sparse", "float32", times, [], {}))
-        handed over: sparse, float32: 1000 ms, 2.00 x the speed of the fastest dense way in float32
+        returned: sparse, float32: 1000 ms, 2.00 x as fast as dense in float32
         sparse, float32: 1000 ms (1000 to 1000), 2.00 x
         as it is, float32: 2000 ms (2000 to 2000)
     """
@@ -79,16 +79,16 @@ class CondensationReport:
 
     @property
     def key(self) -> str:
-        """The entry of ``times`` that is handed over."""
+        """The key in ``times`` of the returned model."""
         return f"{self.chosen}, {self.precision}"
 
     @property
     def fastest(self) -> str:
-        """The fastest entry of ``times``, whatever its number format."""
+        """The key of the shortest time, in any number format."""
         return min(self.times, key=lambda name: self.times[name].median)
 
     def fastest_dense(self, precision: str) -> str:
-        """Return the fastest entry of ``times`` in a number format that is not sparse."""
+        """Return the key of the fastest dense implementation in one number format."""
         dense = [
             name
             for name in self.times
@@ -98,7 +98,10 @@ class CondensationReport:
 
     @property
     def speed_up(self) -> float:
-        """Time of the fastest dense way in the precision, over the time of what is handed over."""
+        """Time of the fastest dense implementation over the time of the returned model.
+
+        Both compute in the number format of the returned model.
+        """
         dense = self.times[self.fastest_dense(self.precision)]
         return dense.median / self.times[self.key].median
 
@@ -108,12 +111,12 @@ class CondensationReport:
         fastest = self.times[self.fastest]
         if self.fastest != self.key and fastest.over(own).q3 < 1:
             lines.append(
-                f"first of all: {self.fastest} takes {fastest.median / own.median:.2f} of the "
-                "time; precision='fastest' hands it over"
+                f"faster than the returned model: {self.fastest} takes "
+                f"{fastest.median / own.median:.2f} of its time; precision='fastest' returns it"
             )
         lines.append(
-            f"handed over: {self.key}: {1e3 * own.median:.4g} ms, {self.speed_up:.2f} x the speed "
-            f"of the fastest dense way in {self.precision}"
+            f"returned: {self.key}: {1e3 * own.median:.4g} ms, {self.speed_up:.2f} x as fast as "
+            f"dense in {self.precision}"
         )
         base = self.times.get(f"{AS_IT_IS}, {self.precision}", own)
         for name, time in sorted(self.times.items(), key=lambda item: item[1].median):
@@ -123,6 +126,6 @@ class CondensationReport:
                 f"{name}: {1e3 * time.median:.4g} ms "
                 f"({1e3 * time.q1:.4g} to {1e3 * time.q3:.4g}){ratio}"
             )
-        lines += [f"without {name}: {why}" for name, why in self.failed.items()]
+        lines += [f"{name} is not available: {why}" for name, why in self.failed.items()]
         lines += [str(layer) for layer in self.layers]
         return "\n".join(lines)

@@ -13,11 +13,11 @@ __all__ = ["CSRLinear", "CondensedLinear", "autocast_type", "is_constant_fan_in"
 
 
 class _SparseLinear(nn.Module):
-    """What both layers share: live values, bias, and the type and shape of results.
+    """The base of both layers: live values, bias, and the dtype and shape of results.
 
     Args:
-        weight: dense, ``(out_features, in_features)``.
-        values: the live ones of the weight.
+        weight: the dense weight, ``(out_features, in_features)``.
+        values: the live values of the weight.
         bias: ``(out_features,)``, or ``None``.
     """
 
@@ -45,16 +45,16 @@ class _SparseLinear(nn.Module):
 
 
 class CondensedLinear(_SparseLinear):
-    """A linear layer of constant fan-in: every neuron that is there has as many live weights.
+    """A linear layer with constant fan-in: all neurons have equally many live weights, or none.
 
-    It stores ``neurons x fan-in`` values and as many indices. Neurons without live weights are
-    not computed; their result is the bias. For inference: the values are buffers, and do not train.
-    Under autocast the result has the type that ``nn.Linear`` would give it; it is computed in that
-    of the values.
+    It stores ``neurons x fan-in`` values and as many indices. A neuron without live weights is not
+    computed; its result is the bias. The layer is for inference: its values are buffers, and are
+    not trained. Under autocast the result has the dtype of a result of ``nn.Linear``, but is
+    computed in the dtype of the values.
 
     Args:
-        weight: dense, ``(out_features, in_features)``.
-        mask: bool, of its shape, with equally many true entries in every row that has any.
+        weight: the dense weight, ``(out_features, in_features)``.
+        mask: bool, in the shape of the weight. All rows have equally many true entries, or none.
         bias: ``(out_features,)``, or ``None``.
 
     Raises:
@@ -74,8 +74,8 @@ class CondensedLinear(_SparseLinear):
     def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
         if not is_constant_fan_in(mask):
             raise ValueError(
-                "mask has rows with different numbers of live weights: a condensed layer needs "
-                "constant fan-in, as method 'srigl' trains."
+                "mask has rows with different numbers of live weights, but a condensed layer needs "
+                "constant fan-in, as in models that method='srigl' has trained."
             )
         neurons = mask.any(1).nonzero()[:, 0]
         indices = mask[neurons].nonzero()[:, 1].view(len(neurons), -1)
@@ -86,7 +86,7 @@ class CondensedLinear(_SparseLinear):
         self.register_buffer("neurons", neurons)
 
     def _product(self, inputs: Tensor) -> Tensor:
-        # Each neuron is a bag of rows of the input, weighted by its values.
+        # A neuron is the sum of the rows of the input at its indices, times its values.
         found = F.embedding_bag(
             self.indices, inputs.contiguous(), per_sample_weights=self.values, mode="sum"
         ).t()
@@ -95,7 +95,7 @@ class CondensedLinear(_SparseLinear):
         return found.new_zeros(len(found), self.out_features).index_copy(1, self.neurons, found)
 
     def extra_repr(self) -> str:
-        """Return what is shown between the brackets of the layer's representation."""
+        """Return the text between the brackets of the layer's ``repr()``."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"neurons={len(self.neurons)}, fan_in={self.indices.shape[1]}"
@@ -105,12 +105,13 @@ class CondensedLinear(_SparseLinear):
 class CSRLinear(_SparseLinear):
     """A linear layer whose weight is stored in compressed sparse rows, for any mask.
 
-    For inference: the weight is a buffer, and does not train. Under autocast the result has the
-    type that ``nn.Linear`` would give it, and is computed in the type of the values.
+    The layer is for inference: its weight is a buffer, and is not trained. Under autocast the
+    result has the dtype of a result of ``nn.Linear``, but is computed in the dtype of the values.
 
     Args:
-        weight: dense, ``(out_features, in_features)``; what the mask drops has to be zero.
-        mask: bool, of its shape.
+        weight: the dense weight, ``(out_features, in_features)``. Weights that the mask drops have
+            to be zero.
+        mask: bool, in the shape of the weight.
         bias: ``(out_features,)``, or ``None``.
 
     Example:
@@ -133,7 +134,7 @@ class CSRLinear(_SparseLinear):
 
     def _product(self, inputs: Tensor) -> Tensor:
         with warnings.catch_warnings():
-            # torch calls all of CSR a beta.
+            # torch warns that all CSR tensors are in beta state.
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
             weight = torch.sparse_csr_tensor(
                 self.rows,
@@ -145,7 +146,7 @@ class CSRLinear(_SparseLinear):
         return (weight @ inputs).t()
 
     def extra_repr(self) -> str:
-        """Return what is shown between the brackets of the layer's representation."""
+        """Return the text between the brackets of the layer's ``repr()``."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"live={len(self.values)}"
@@ -153,17 +154,17 @@ class CSRLinear(_SparseLinear):
 
 
 def is_constant_fan_in(mask: Tensor) -> bool:
-    """Return whether all rows of a mask that have live weights have equally many."""
+    """Return whether all rows of a mask have equally many live weights, or none."""
     counts = set(mask.sum(1).tolist())
     return len(counts - {0}) == 1
 
 
 def autocast_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """Return the type in which autocast has ``F.linear`` computed, or ``None`` if it has no say."""
+    """Return the dtype in which autocast computes ``F.linear``, or ``None`` if it does not."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
-    # Autocast leaves double precision alone.
+    # Autocast does not convert float64.
     if torch.float64 in (x.dtype, weight.dtype):
         return None
     return torch.get_autocast_dtype(device)
@@ -173,6 +174,6 @@ def _as_under_autocast(product: Callable[[Tensor], Tensor], x: Tensor, values: T
     dtype = autocast_type(x, values)
     if dtype is None:
         return product(x)
-    # Autocast knows of some sparse operations only, and few have half precision on the CPU.
+    # Autocast supports few sparse operations, and few of them have half precision on the CPU.
     with torch.autocast(x.device.type, enabled=False):
         return product(x.to(values.dtype)).to(dtype)

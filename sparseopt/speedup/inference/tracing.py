@@ -1,15 +1,17 @@
-"""Taking a model apart for inference.
+"""Finds the layers of a model, in a simplified graph if ``torch.fx`` can trace the model.
 
-If ``torch.fx`` can trace the model, the copy is its graph, simplified:
+The graph is simplified in four steps:
 
-1. dropout and identities go, and attention becomes two linear layers and what is between them;
-2. a BatchNorm is folded into the convolution that alone it reads;
-3. an addition is computed by the convolution that it alone reads, if the other operand is known by
-   then: of two operands the one that is computed last;
-4. ReLU and ReLU6 are computed by the layer that they alone read, or by a BatchNorm that is left.
+1. Dropout and identities are removed. Attention is split into two linear layers and the operations
+   between them.
+2. A BatchNorm is folded into the convolution before it.
+3. An addition is computed by the convolution that makes one of its operands, if the other operand
+   is computed earlier.
+4. ReLU and ReLU6 are computed by the layer before them, or by a BatchNorm that was not folded.
 
-Invariant: each step replaces nodes by one that has the same value. If the model can't be traced,
-the copy is a deep copy, in which layers are exchanged one by one and nothing is folded.
+In steps 2 to 4 no other node may read the result of the layer before. Invariant: each step replaces
+nodes by one node with the same value. If the model can't be traced, the copy is a deep copy. Then
+layers are replaced one by one and nothing is folded.
 """
 
 from __future__ import annotations
@@ -40,24 +42,24 @@ __all__ = ["take_apart"]
 
 
 def take_apart(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], lost: str | None = None
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], skipped: str | None = None
 ) -> tuple[Network | ModuleNetwork, str | None]:
-    """Take a model in evaluation mode apart; nothing of it is changed.
+    """Find the layers of a model that can be replaced, with their inputs; don't change the model.
 
     Args:
-        model: the model.
-        args: positional inputs, which it is run on.
+        model: the model, in evaluation mode.
+        args: positional inputs, which the model is run on.
         kwargs: keyword inputs.
-        lost: what of its code a graph would not run, so that it must not be traced.
+        skipped: code of the model that its graph would not run. Then the model is not traced.
 
     Returns:
-        The network, and why it could not be traced, or ``None``.
+        The network, and why the model could not be traced, or ``None``.
     """
     try:
-        if lost is not None:
-            raise ValueError(lost)
+        if skipped is not None:
+            raise ValueError(skipped)
         return _traced(model, args, kwargs), None
-    # Whatever a model's code makes of proxies in the place of tensors.
+    # Code of the model may raise any error for the proxies that a trace passes instead of tensors.
     except Exception as error:
         sites = {
             name: Site(name, module, _origin(name, module))
@@ -65,14 +67,14 @@ def take_apart(
             if _is_layer(module)
         }
         network = ModuleNetwork(model, sites)
-        _note_inputs(network, args, kwargs)
+        _record_inputs(network, args, kwargs)
         reason = str(error).partition("\n")[0]
         return network, f"{type(error).__name__}: {reason}"
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a layer of exactly torch's class can be exchanged; others may compute otherwise."""
-    # Hooks belong to the layer that is there.
+    """Whether a layer can be replaced. Subclasses can't, because they may compute other results."""
+    # The replacement would not run the hooks.
     if has_hooks(module):
         return False
     if not {"weight", "bias"} <= module._parameters.keys():
@@ -92,17 +94,19 @@ def _origin(name: str, module: nn.Module) -> Origin:
     return Origin(f"{path}weight", f"{path}bias" if has_bias else None)
 
 
-def _note_inputs(network: ModuleNetwork, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Run the model once, and note the input that each layer gets."""
+def _record_inputs(
+    network: ModuleNetwork, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Run the model once, and record the input of each layer."""
 
-    def note(site: Site) -> Any:
+    def record(site: Site) -> Any:
         def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             site.inputs = (given[0] if given else named["input"],)
 
         return hook
 
     handles = [
-        site.module.register_forward_pre_hook(note(site), with_kwargs=True)
+        site.module.register_forward_pre_hook(record(site), with_kwargs=True)
         for site in network.sites.values()
     ]
     try:
@@ -147,7 +151,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     graph.lint()
     for node in graph.nodes:
         if node.op in {"call_module", "get_attr"}:
-            network.targets[node.target] = network.affine.get(node.target) or _found(
+            network.targets[node.target] = network.affine.get(node.target) or _attribute(
                 traced, node.target
             )
     order = {node.target: None for node in graph.nodes if node.op == "call_module"}
@@ -158,7 +162,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return network
 
 
-def _found(module: nn.Module, path: str) -> Any:
+def _attribute(module: nn.Module, path: str) -> Any:
     parent, _, last = path.rpartition(".")
     return getattr(module.get_submodule(parent), last)
 
@@ -174,7 +178,7 @@ def _positional(
 
 
 class _Shapes(fx.Interpreter):
-    """Notes the shape and dtype of every tensor that the graph computes."""
+    """Records the shape and dtype of every tensor that the graph computes."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -188,7 +192,7 @@ class _Shapes(fx.Interpreter):
 
 
 class _Inputs(fx.Interpreter):
-    """Notes what each site is given. Residuals are added here, which torch's modules don't."""
+    """Records the inputs of each site. Sites add residuals, which torch's modules can't do."""
 
     def __init__(self, network: Network) -> None:
         modules = {name: _Plain(site) for name, site in network.sites.items()}
@@ -196,7 +200,7 @@ class _Inputs(fx.Interpreter):
 
 
 class _Plain(nn.Module):
-    """A site computed by torch, which notes its inputs."""
+    """Computes a site with torch's own operations, and records its inputs."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()

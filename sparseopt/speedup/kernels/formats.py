@@ -143,7 +143,7 @@ class LiveLists:
         raise_if(failed)
         self.tensor, self.version, self._cached = tensor, version, None
 
-    def remembered(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+    def cached(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
         """Return the cached values of this key and mask version, or make and cache them."""
         cached = self._cached
         if cached is None or cached[0] != key:

@@ -85,7 +85,7 @@ def _values(weight: Tensor, dtype: torch.dtype, lists: LiveLists) -> Tensor:
     # An inference tensor has no version, so that a write to it would not be noticed.
     if training or not ops.plain_call((weight,)) or weight.is_inference():
         return ops.live_values(weight, lists.tensor, lists.layout)
-    return lists.remembered(
+    return lists.cached(
         (weight.data_ptr(), weight._version, dtype),
         lambda: calls.live_values(weight, lists.tensor, lists.layout).to(dtype),
     )

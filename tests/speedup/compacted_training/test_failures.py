@@ -69,14 +69,14 @@ def test_failure_while_it_becomes_smaller_is_undone(monkeypatch, module, name, a
     shown = repr(model)
     train(model, optimizer, steps)
     with CompactedTraining(model, optimizer) as training:
-        training.whole()
+        training.restore()
         optimizer.zero_grad()
         loss_of(model, steps + 1).backward()
         with monkeypatch.context() as patch:
             patch.setattr(module, name, failing(getattr(module, name), after))
             with pytest.raises(torch.OutOfMemoryError):
                 optimizer.step()
-        assert training.is_whole
+        assert training.is_full
         assert repr(model) == shown
         parameters = optimizer.param_groups[0]["params"]
         for own in (model.parameters(), parameters):

@@ -126,7 +126,7 @@ def test_refusal_during_training_leaves_the_model_full():
     train(model, optimizer, 3)
     with pytest.raises(ValueError, match=r"'bn3\.weight'.*not in this optimizer"):
         train_step(model, optimizer, 4)
-    assert training.is_whole
+    assert training.is_full
     training.end()
     assert model.bn3.weight.shape == (8,)
     train(model, optimizer, 3, start=4)

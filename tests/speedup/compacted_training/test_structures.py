@@ -92,7 +92,7 @@ def test_concatenation_trains_as_in_the_whole_model(kind, inputs):
     numel = sum(p.numel() for p in model.parameters())
     with CompactedTraining(model, optimizer, example_inputs=inputs) as training:
         train(model, optimizer, STEPS)
-        assert not training.is_whole
+        assert not training.is_full
         assert sum(p.numel() for p in model.parameters()) < 0.6 * numel
     assert any(record.new > 0 for record in optimizer.history)
     assert_same_training(model, optimizer, *expected)

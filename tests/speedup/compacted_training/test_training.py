@@ -102,9 +102,9 @@ def test_model_is_small_but_for_update_steps():
 def test_first_step_records_the_shapes_of_inputs_that_are_not_given():
     model, optimizer = wrapped()
     with CompactedTraining(model, optimizer) as training:
-        assert training.is_whole
+        assert training.is_full
         train_step(model, optimizer, 1)
-        assert not training.is_whole
+        assert not training.is_full
         assert model.c1.weight.shape == (3, 3, 3, 3)
 
 
@@ -114,7 +114,7 @@ def test_checkpoint_has_the_full_model_and_resumes_anywhere():
     model, optimizer = wrapped("AdamW")
     with CompactedTraining(model, optimizer) as training:
         train(model, optimizer, 14)
-        assert not training.is_whole
+        assert not training.is_full
         saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
         train(model, optimizer, STEPS - 14, start=14)
     assert_same_training(model, optimizer, *expected)
@@ -139,7 +139,7 @@ def test_checkpoint_can_be_loaded_on_the_way():
     assert_same_training(model, optimizer, *expected)
 
 
-def test_gradients_survive_that_the_model_becomes_whole():
+def test_gradients_survive_that_the_full_model_is_restored():
     runs = []
     for compacted in (False, True):
         model, optimizer = wrapped()
@@ -149,7 +149,7 @@ def test_gradients_survive_that_the_model_becomes_whole():
             train(model, optimizer, 5)
             optimizer.zero_grad()
             loss_of(model, 6).backward()
-            training.whole()
+            training.restore()
             loss_of(model, 7).backward()
             optimizer.step()
         runs.append((model, optimizer))
@@ -162,25 +162,25 @@ def test_restoring_the_full_model_before_backward_raises_an_error():
         train(model, optimizer, 5)
         optimizer.zero_grad()
         loss = loss_of(model, 6)
-        training.whole()
+        training.restore()
         loss.backward()
         with pytest.raises(RuntimeError, match="between a forward pass and its backward"):
             optimizer.step()
 
 
-def test_figures_masks_and_copies_are_those_of_the_whole():
+def test_figures_masks_and_copies_describe_the_full_model():
     expected_model, expected = wrapped()
     train(expected_model, expected, 4)
     model, optimizer = wrapped()
     with CompactedTraining(model, optimizer) as training:
         train(model, optimizer, 4)
-        assert not training.is_whole
+        assert not training.is_full
         assert optimizer.masks.keys() == expected.masks.keys()
         assert optimizer.density == expected.density
-        assert not training.is_whole
+        assert not training.is_full
         assert optimizer.flops() == expected.flops()
         train_step(model, optimizer, 5)
-        assert not training.is_whole
+        assert not training.is_full
         found, smaller = (
             {
                 name: p.shape
@@ -193,7 +193,7 @@ def test_figures_masks_and_copies_are_those_of_the_whole():
         assert found == smaller
         train_step(model, optimizer, 6)
         assert copy.deepcopy(model).c1.weight.shape == (3, 3, 3, 3)
-        training.whole()
+        training.restore()
         other_model, other = copy.deepcopy((model, optimizer))
         train(model, optimizer, 3, start=6)
     train(other_model, other, 3, start=6)
@@ -241,7 +241,7 @@ class Written(ChannelNet):
         return self.fc2(self.fc1(x.reshape(-1, 72)))
 
 
-def test_number_of_channels_that_is_written_out_is_found_and_all_stays_whole():
+def test_number_of_channels_that_is_written_out_is_found_and_all_channels_stay():
     model, optimizer = wrapped(kind=Written)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(CompactionError, match="shape"):

@@ -120,10 +120,10 @@ def test_model_compacted_during_compacted_training_is_independent_of_it():
         smaller = compact(model, optimizer, example_inputs=batch(90)[0]).model
         train(model, optimizer, 1, start=DELTA_T + 1)
         loss_of(model, 7)
-        assert not training.is_whole
+        assert not training.is_full
         smaller.state_dict()
         smaller.load_state_dict(copy.deepcopy(smaller.state_dict()))
-        assert not training.is_whole
+        assert not training.is_full
         content = saved(smaller)
     assert b"sparseopt" not in content
 

@@ -83,5 +83,5 @@ def test_compacted_training_takes_example_inputs():
         delta_t=2,
     )
     with CompactedTraining(model, optimizer, example_inputs=inputs) as training:
-        assert not training.is_whole
+        assert not training.is_full
         assert model.first.out_features < 5

@@ -93,6 +93,18 @@ def test_compacted_training_with_old_inputs_is_smaller_at_once_and_warns(inputs,
     assert model.first.out_features == 5
 
 
+def test_compacted_training_restores_the_full_model_by_the_old_names_and_warns():
+    model, optimizer = moving()
+    with CompactedTraining(model, optimizer, example_inputs=(X, SCALE)) as training:
+        assert model.first.out_features == 3
+        with pytest.warns(DeprecationWarning, match=r"whole\(\).* write .*restore\(\)") as w:
+            training.whole()
+        assert model.first.out_features == 5
+        with pytest.warns(DeprecationWarning, match="is_whole.* write .*is_full") as v:
+            assert training.is_whole
+        assert [warning.filename for warning in (*w, *v)] == [__file__] * 2
+
+
 def test_masks_by_the_old_name_optimizer_work_and_warn_at_the_caller():
     model, optimizer = without_two_neurons()
     with pytest.warns(DeprecationWarning, match="optimizer= is an old.* write masks=") as w:

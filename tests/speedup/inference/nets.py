@@ -1,4 +1,4 @@
-"""Sparse networks, with BatchNorms as training leaves them, and condensing them quickly."""
+"""Sparse networks, with BatchNorms as after training, and a fast call of ``condense``."""
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ def settled(model, seed=0):
 
 
 class Residual(nn.Module):
-    """Two residual blocks: one that a ReLU ends, one that a BatchNorm begins; and a head."""
+    """A block that ends with a ReLU, a block that begins with a BatchNorm, and a head."""
 
     def __init__(self, channels=16):
         super().__init__()
@@ -72,7 +72,7 @@ class Residual(nn.Module):
 
 
 class Untraceable(nn.Module):
-    """Its code depends on numbers, which no trace of a graph can follow."""
+    """A model that branches on values of its input, so that it can't be traced."""
 
     def __init__(self):
         super().__init__()

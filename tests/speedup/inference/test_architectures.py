@@ -1,4 +1,4 @@
-"""Networks as people have them: condensed, they compute what the masked model does."""
+"""Condensed copies of popular architectures compute the same as the masked models."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def live(model, masks, x, dtype):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", IMAGES)
-def test_condensed_network_computes_what_the_masked_one_does(name, batch):
+def test_condensed_network_computes_the_same_as_the_masked_network(name, batch):
     make, size = IMAGES[name]
     torch.manual_seed(0)
     model = settled(make())
@@ -66,7 +66,7 @@ def test_condensed_network_computes_what_the_masked_one_does(name, batch):
     x = torch.randn(batch, 3, size, size)
     network, obstacles, condensed = live(model, masks, x, torch.float32)
     assert isinstance(network, Network)
-    # Depthwise convolutions have one channel a group, and no mask here.
+    # Depthwise convolutions have no mask here, because they have one channel in each group.
     assert obstacles == {}
     with torch.no_grad():
         expected, found = model(x), condensed(x)
@@ -75,7 +75,7 @@ def test_condensed_network_computes_what_the_masked_one_does(name, batch):
 
 
 @pytest.mark.parametrize("name", ["wrn-22-2", "resnet18"])
-def test_bfloat16_is_as_exact_as_in_the_masked_network(name):
+def test_condensed_network_in_bfloat16_is_as_exact_as_the_masked_network(name):
     make, size = IMAGES[name]
     torch.manual_seed(0)
     model = settled(make())

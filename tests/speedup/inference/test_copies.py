@@ -1,4 +1,4 @@
-"""Condensing models whose code does more than compute a result from inputs and parameters."""
+"""``condense`` for models with computed weights, hooks, or a ``forward()`` that keeps state."""
 
 import copy
 import functools
@@ -14,7 +14,12 @@ from sparseopt.speedup.inference.copies import copy_for_inference
 from tests.speedup.inference.nets import Residual, live_layers, quickly, settled, sparse_masks
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
-WAYS = ["sparse, float32", "folded, float32", "as it is, float32", "frozen TorchScript, float32"]
+IMPLEMENTATIONS = [
+    "sparse, float32",
+    "folded, float32",
+    "as it is, float32",
+    "frozen TorchScript, float32",
+]
 
 
 def two_layers():
@@ -33,7 +38,7 @@ class Masked(nn.Module):
 @needs_kernels
 @pytest.mark.parametrize("how", ["prune", "prune twice", "parametrization", "weight_norm"])
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_zeros_of_weights_that_are_computed_from_others_are_found(times, how):
+def test_zeros_of_weights_that_are_computed_from_other_parameters_are_found(times, how):
     times["sparse, float32"] = 1.0
     model = two_layers()
     sparse_masks(model)
@@ -50,7 +55,7 @@ def test_zeros_of_weights_that_are_computed_from_others_are_found(times, how):
             if how == "prune twice":
                 prune.l1_unstructured(layer, "weight", 0.2)
     x = torch.randn(4, 32)
-    # A weight that has a history, which torch does not copy.
+    # Now the computed weights have an autograd graph, and torch can't copy such tensors.
     model(x).sum().backward()
     before = {name: one.clone() for name, one in model.state_dict().items()}
     condensed = quickly(model, "nonzero", x)
@@ -76,7 +81,7 @@ def test_mask_of_a_pruned_weight_is_given_by_either_name(times, key):
 @needs_kernels
 @pytest.mark.parametrize("norm", [parametrizations.weight_norm, nn.utils.weight_norm])
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_optimizers_mask_of_a_parameter_is_that_of_the_weight_computed_from_it(times, norm):
+def test_optimizers_mask_of_a_parameter_applies_to_the_weight_computed_from_it(times, norm):
     times["sparse, float32"] = 1.0
     model = nn.Sequential(norm(nn.Linear(32, 32)), nn.Linear(32, 8))
     optimizer = SparseOptimizer(
@@ -91,7 +96,7 @@ def test_optimizers_mask_of_a_parameter_is_that_of_the_weight_computed_from_it(t
     assert chosen == {"0": "live", "1": "live"}
 
 
-def test_copy_leaves_the_parametrizations_of_its_model_alone():
+def test_copy_does_not_change_the_parametrizations_of_the_model():
     model = nn.Sequential(parametrizations.orthogonal(nn.Linear(8, 8)), nn.LSTM(8, 8))
     parametrizations.weight_norm(model[1], "weight_hh_l0")
     copied = copy_for_inference(model)
@@ -107,11 +112,11 @@ def test_copy_leaves_the_parametrizations_of_its_model_alone():
 
 def test_report_says_that_no_weight_has_zeros():
     report = quickly(two_layers(), "nonzero", torch.randn(4, 32)).report
-    assert "without sparse: the masks drop no weight" in str(report)
+    assert "sparse is not available: the masks drop no weight" in str(report)
 
 
 class Counts(nn.Module):
-    """It counts its calls, and keeps the mean of its last input."""
+    """Counts its calls, and keeps the mean of its last input."""
 
     def __init__(self, in_place):
         super().__init__()
@@ -130,10 +135,10 @@ class Counts(nn.Module):
         return self.layer(x) + self.calls
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fastest", IMPLEMENTATIONS)
 @pytest.mark.parametrize("in_place", [True, False])
-def test_buffers_that_forward_writes_are_written_at_each_call(times, way, in_place):
-    times[way] = 1.0
+def test_buffers_that_forward_writes_to_are_written_at_each_call(times, fastest, in_place):
+    times[fastest] = 1.0
     model = Counts(in_place)
     masks, x = sparse_masks(model), torch.randn(4, 16)
     model(x)
@@ -166,7 +171,7 @@ def test_attribute_that_forward_sets_is_set_at_each_call(times):
 
 
 class Notes:
-    """Notes the shapes that modules return."""
+    """Records the shapes that modules return."""
 
     def __init__(self):
         self.found = []
@@ -179,10 +184,10 @@ def note(found, module, given):
     found.append(given[0].shape)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fastest", IMPLEMENTATIONS)
 @pytest.mark.parametrize("place", ["", "conv1", "norm1", "relu", "dropout", "pool", "head"])
-def test_hooks_of_the_user_run_and_see_what_they_saw(times, way, place):
-    times[way] = 1.0
+def test_hooks_of_the_user_run_and_get_the_same_shapes_as_before(times, fastest, place):
+    times[fastest] = 1.0
     model = settled(Residual())
     masks, x = sparse_masks(model), torch.randn(4, 3, 8, 8)
     notes, before = Notes(), []
@@ -201,7 +206,7 @@ def test_hooks_of_the_user_run_and_see_what_they_saw(times, way, place):
 
 
 @needs_kernels
-def test_layer_with_a_hook_stays_as_it_is_and_the_report_says_so(times):
+def test_layer_with_a_hook_is_not_replaced_and_the_report_says_so(times):
     times["sparse, float32"] = 1.0
     model = two_layers()
     masks, x = sparse_masks(model), torch.randn(4, 32)

@@ -1,4 +1,4 @@
-"""Layers with all weights: what is folded in, and what later inputs and weights ask of them."""
+"""Dense layers for inference: residuals that broadcast, and weights written after a call."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def convolution(bounds=None):
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("bounds", [None, (0.0, float("inf"))])
 @torch.no_grad()
-def test_residual_of_one_sample_is_added_to_all(batch, bounds):
+def test_residual_of_one_sample_is_added_to_all_samples(batch, bounds):
     module, layer = convolution(bounds)
     x, residual = torch.randn(batch, 4, 6, 6), torch.randn(1, 8, 6, 6)
     expected = module(x) + residual
@@ -28,7 +28,7 @@ def test_residual_of_one_sample_is_added_to_all(batch, bounds):
 
 
 @torch.no_grad()
-def test_weights_that_are_written_after_a_call_are_used():
+def test_convolution_weights_that_are_written_after_a_call_are_used():
     _, layer = convolution()
     x = torch.randn(2, 4, 6, 6)
     layer(x)

@@ -1,4 +1,4 @@
-"""``save_sparse`` and ``load_sparse``: the same weights, few bytes, and refusals by name."""
+"""``save_sparse`` and ``load_sparse``: equal weights, small files, and errors that name them."""
 
 import copy
 from pathlib import Path
@@ -11,8 +11,7 @@ from torch.nn.utils import prune
 
 from sparseopt import CheckpointError, SparseOptimizer, condense, load_sparse, save_sparse
 from sparseopt.speedup import kernels
-from sparseopt.speedup.inference import assembly
-from sparseopt.speedup.inference import condensation as room
+from sparseopt.speedup.inference import assembly, condensation
 from sparseopt.speedup.inference.dense_layers import DenseLinear
 from sparseopt.speedup.inference.files import format as file_format
 from sparseopt.speedup.inference.files.positions import decode, encode
@@ -26,7 +25,7 @@ needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.w
 
 @pytest.mark.parametrize("density", [0.0, 1e-4, 0.01, 0.1, 0.3, 1.0])
 @pytest.mark.parametrize("size", [1, 7, 8, 1000, 40_001])
-def test_positions_come_back_as_they_went(size, density):
+def test_positions_are_decoded_exactly(size, density):
     mask = np.random.default_rng(0).random(size) < density
     positions = torch.from_numpy(np.flatnonzero(mask))
     name, code = encode(positions, size)
@@ -35,7 +34,7 @@ def test_positions_come_back_as_they_went(size, density):
 
 
 @pytest.mark.parametrize("last", [253, 254, 255, 256, 509, 510, 511, 5000])
-def test_gaps_of_any_length_come_back(last):
+def test_gaps_of_any_length_are_decoded_exactly(last):
     positions = torch.tensor([0, 1, last])
     name, code = encode(positions, 50_000)
     assert name == "gaps"
@@ -46,17 +45,17 @@ def test_gaps_of_any_length_come_back(last):
     ("name", "code", "words"),
     [
         ("bits", [0, 0], "2 bytes"),
-        ("bits", [128], "behind"),
+        ("bits", [128], "after the last"),
         ("gaps", [255], "does not end"),
-        ("gaps", [9], "behind"),
+        ("gaps", [9], "after the last"),
     ],
 )
-def test_damaged_positions_are_refused(name, code, words):
+def test_damaged_positions_raise_an_error(name, code, words):
     with pytest.raises(ValueError, match=words):
         decode(name, torch.tensor(code, dtype=torch.uint8), 7)
 
 
-def test_model_comes_back_bit_by_bit(tmp_path):
+def test_model_is_loaded_bit_for_bit(tmp_path):
     model = settled(Residual())
     sparse_masks(model)
     save_sparse(tmp_path / "model.safetensors", model)
@@ -66,7 +65,7 @@ def test_model_comes_back_bit_by_bit(tmp_path):
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_optimizers_masks_are_stored_with_live_weights_that_are_zero(tmp_path):
+def test_live_weights_that_are_zero_are_stored_with_the_masks_of_an_optimizer(tmp_path):
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
     optimizer = SparseOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1), model, method="static", density=0.1
@@ -86,7 +85,7 @@ def test_optimizers_masks_are_stored_with_live_weights_that_are_zero(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(None, 0.14), (torch.bfloat16, 0.09)])
-def test_file_at_a_tenth_is_much_smaller_than_a_dense_file(tmp_path, dtype, most):
+def test_file_at_a_density_of_a_tenth_is_much_smaller_than_the_dense_weights(tmp_path, dtype, most):
     model = nn.Sequential(nn.Conv2d(128, 128, 3), nn.Conv2d(128, 256, 1), nn.Linear(512, 512))
     sparse_masks(model, 0.1)
     save_sparse(tmp_path / "model.safetensors", model, dtype=dtype)
@@ -94,7 +93,7 @@ def test_file_at_a_tenth_is_much_smaller_than_a_dense_file(tmp_path, dtype, most
     assert (tmp_path / "model.safetensors").stat().st_size <= most * dense
 
 
-def test_values_in_bfloat16_are_the_weights_rounded(tmp_path):
+def test_values_in_bfloat16_are_the_rounded_weights(tmp_path):
     model = nn.Linear(64, 64)
     sparse_masks(nn.Sequential(model), 0.1)
     save_sparse(tmp_path / "model.safetensors", model, dtype=torch.bfloat16)
@@ -104,7 +103,7 @@ def test_values_in_bfloat16_are_the_weights_rounded(tmp_path):
     assert torch.equal(again.bias, model.bias)
 
 
-def test_tied_weights_are_stored_once_and_come_back(tmp_path):
+def test_tied_weights_are_stored_once_and_loaded_tied(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -123,13 +122,13 @@ def test_tied_weights_are_stored_once_and_come_back(tmp_path):
 
 @pytest.fixture
 def sparse_is_fastest(monkeypatch):
-    def made_up(calls, **_):
+    def given_times(calls, **_):
         return {name: Timing((1.0 if name == "sparse, float32" else 2.0,) * 4) for name in calls}
 
     def all_live(candidates, device):
         return {one.site.name: "live" if "live" in one.layers else "dense" for one in candidates}
 
-    monkeypatch.setattr(room, "time_in_turn", made_up)
+    monkeypatch.setattr(condensation, "time_in_turn", given_times)
     monkeypatch.setattr(assembly, "choose_layers", all_live)
 
 
@@ -137,7 +136,7 @@ def sparse_is_fastest(monkeypatch):
 @pytest.mark.usefixtures("sparse_is_fastest")
 @pytest.mark.parametrize("net", [Residual, Untraceable])
 def test_condensed_model_loads_other_weights_under_other_masks(tmp_path, net):
-    """With BatchNorms folded anew, and without a dense weight in between."""
+    """The BatchNorms of the file are folded in."""
     one, other = settled(net()), settled(net(), seed=5)
     x = torch.randn(4, 3 if net is Residual else 4, 8, 8)
     sparse_masks(other, 0.3, seed=7)
@@ -151,19 +150,19 @@ def test_condensed_model_loads_other_weights_under_other_masks(tmp_path, net):
 
 @needs_kernels
 @pytest.mark.usefixtures("sparse_is_fastest")
-def test_condensed_model_is_not_saved(tmp_path):
+def test_condensed_model_can_not_be_saved(tmp_path):
     model = settled(Residual())
     x = torch.randn(4, 3, 8, 8)
     condensed = condense(model, sparse_masks(model), example_inputs=x, rounds=1, compiled=False)
-    with pytest.raises(CheckpointError, match="save the model that it was made of"):
+    with pytest.raises(CheckpointError, match="save the original model"):
         save_sparse(tmp_path / "model.safetensors", condensed.model)
 
 
-def test_nothing_is_loaded_into_a_frozen_program(tmp_path, monkeypatch):
-    def made_up(calls, **_):
+def test_frozen_program_can_not_load_a_file(tmp_path, monkeypatch):
+    def given_times(calls, **_):
         return {name: Timing((2.0 - ("Script" in name),) * 4) for name in calls}
 
-    monkeypatch.setattr(room, "time_in_turn", made_up)
+    monkeypatch.setattr(condensation, "time_in_turn", given_times)
     model = nn.Sequential(nn.Linear(8, 8))
     save_sparse(tmp_path / "model.safetensors", model)
     condensed = condense(model, "nonzero", example_inputs=torch.randn(1, 8), compiled=False)
@@ -181,33 +180,33 @@ def test_files_that_do_not_fit_raise_an_error_and_load_nothing(tmp_path):
     for words in (
         "'c.weight' is not in the file",
         "'b.bias' is not in the model",
-        "'a.weight' has the shape (8, 8), and the model's (9, 8)",
+        "'a.weight' has the shape (8, 8), but (9, 8) in the model",
     ):
         assert words in str(caught.value)
     assert all(torch.equal(model.state_dict()[name], one) for name, one in before.items())
 
 
-def test_files_of_another_kind_are_refused(tmp_path):
+def test_files_of_another_kind_raise_an_error(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"weight": torch.ones(2)}, tmp_path / "plain.safetensors")
     with pytest.raises(CheckpointError, match="not written by save_sparse"):
         load_sparse(tmp_path / "plain.safetensors", nn.Linear(2, 1))
     (tmp_path / "no.safetensors").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         load_sparse(tmp_path / "no.safetensors", nn.Linear(2, 1))
 
 
-def test_weights_outside_of_their_mask_are_refused_by_name(tmp_path):
+def test_dropped_weights_that_are_not_zero_raise_an_error_that_names_them(tmp_path):
     model = nn.Linear(4, 4)
     mask = torch.zeros(4, 4, dtype=torch.bool)
-    with pytest.raises(CheckpointError, match="'weight' has values other than zero"):
+    with pytest.raises(CheckpointError, match="'weight' has dropped weights that are not zero"):
         save_sparse(tmp_path / "model.safetensors", model, {"weight": mask})
     with pytest.raises(TypeError, match="dtype="):
         save_sparse(tmp_path / "model.safetensors", model, dtype=torch.int8)
 
 
-def test_file_stays_whole_if_another_cannot_be_written_over_it(tmp_path, monkeypatch):
+def test_file_stays_complete_if_overwriting_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     model = nn.Linear(64, 8)
     save_sparse(path, model)
@@ -224,7 +223,7 @@ def test_file_stays_whole_if_another_cannot_be_written_over_it(tmp_path, monkeyp
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_module_names_with_a_colon_come_back(tmp_path):
+def test_module_names_with_a_colon_are_loaded(tmp_path):
     model = nn.ModuleDict({"user:buys": nn.Linear(16, 4)})
     other = nn.ModuleDict({"user:buys": nn.Linear(16, 4)})
     save_sparse(tmp_path / "model", model)
@@ -232,7 +231,7 @@ def test_module_names_with_a_colon_come_back(tmp_path):
     assert torch.equal(other["user:buys"].weight, model["user:buys"].weight)
 
 
-def test_folded_dense_layers_are_not_saved(tmp_path):
+def test_folded_dense_layers_can_not_be_saved(tmp_path):
     layer = DenseLinear(torch.float32, Origin("weight", "bias"))
     layer.set_weights(torch.randn(4, 16), None)
     with pytest.raises(CheckpointError, match="folded"):
@@ -241,7 +240,7 @@ def test_folded_dense_layers_are_not_saved(tmp_path):
 
 
 class WithExtraState(nn.Linear):
-    """A layer with state that is neither parameter nor buffer."""
+    """A layer with extra state, which is neither a parameter nor a buffer."""
 
     def __init__(self, extra=None):
         super().__init__(8, 8)
@@ -257,7 +256,7 @@ class WithExtraState(nn.Linear):
 @pytest.mark.parametrize(
     "extra", [{"scale": 0.5, "names": ["a", "b"]}, [1, None, True], None, torch.arange(5)]
 )
-def test_extra_state_comes_back(tmp_path, extra):
+def test_extra_state_is_loaded(tmp_path, extra):
     model, again = nn.Sequential(WithExtraState(extra)), nn.Sequential(WithExtraState("other"))
     save_sparse(tmp_path / "model", model)
     load_sparse(tmp_path / "model", again)
@@ -269,7 +268,7 @@ def test_extra_state_comes_back(tmp_path, extra):
 
 
 @pytest.mark.parametrize("extra", [{1: "a"}, (1, 2), object(), {"x": torch.ones(2)}])
-def test_extra_state_that_only_a_pickle_holds_is_refused_by_name(tmp_path, extra):
+def test_extra_state_that_needs_a_pickle_raises_an_error_that_names_it(tmp_path, extra):
     model = nn.Sequential(WithExtraState(extra))
     with pytest.raises(CheckpointError, match=r"'0\._extra_state'.*without pickle"):
         save_sparse(tmp_path / "model", model)
@@ -285,7 +284,7 @@ def test_extra_state_that_the_model_or_the_file_lacks_is_named(tmp_path):
         load_sparse(tmp_path / "without", nn.Sequential(WithExtraState()))
 
 
-def test_weights_that_prune_still_holds_are_refused_until_they_are_removed(tmp_path):
+def test_weights_that_torch_pruned_raise_an_error_until_their_pruning_is_removed(tmp_path):
     model = nn.Sequential(nn.Linear(64, 64))
     prune.l1_unstructured(model[0], "weight", 0.9)
     with pytest.raises(CheckpointError, match=r"'0.weight_orig'.*prune.remove\(module, 'weight'\)"):
@@ -299,7 +298,7 @@ def test_weights_that_prune_still_holds_are_refused_until_they_are_removed(tmp_p
 
 @needs_kernels
 @pytest.mark.usefixtures("sparse_is_fastest")
-def test_condensed_model_that_loads_in_inference_mode_has_tensors_like_any_other(tmp_path):
+def test_condensed_model_that_loads_in_inference_mode_has_no_inference_tensors(tmp_path):
     model = settled(Residual())
     x = torch.randn(4, 3, 8, 8)
     masks = sparse_masks(model)
@@ -311,7 +310,7 @@ def test_condensed_model_that_loads_in_inference_mode_has_tensors_like_any_other
 
 
 @needs_kernels
-def test_model_condensed_under_autocast_loads(tmp_path, times):
+def test_model_condensed_under_autocast_loads_a_file(tmp_path, times):
     times["sparse, bfloat16"] = 1.0
     one, other = settled(Residual()), settled(Residual(), seed=5)
     x = torch.randn(4, 3, 8, 8)
@@ -326,7 +325,7 @@ def test_model_condensed_under_autocast_loads(tmp_path, times):
 
 
 @torch.no_grad()
-def test_float64_weights_are_loaded_into_folded_layers_as_float64(tmp_path, times):
+def test_float64_weights_are_loaded_into_folded_layers_without_rounding(tmp_path, times):
     times["folded, float64"] = 1.0
     one, other = (settled(Residual(), seed=seed).double() for seed in (0, 5))
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)

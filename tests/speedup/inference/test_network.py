@@ -1,4 +1,4 @@
-"""Networks taken apart: what is folded where, and that nothing changes by it."""
+"""Traced networks: what is folded into which layer, and that the results stay the same."""
 
 import copy
 
@@ -17,14 +17,14 @@ needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.w
 INFINITY = float("inf")
 
 
-def built(model, masks, x, way, dtype=torch.float32):
+def built(model, masks, x, kind, dtype=torch.float32):
     network, _ = take_apart(model, (x,), {})
     candidates, _ = candidates_for(network, masks, dtype)
-    layers = {one.site.name: one.layers.get(way, one.layers["dense"]) for one in candidates}
+    layers = {one.site.name: one.layers.get(kind, one.layers["dense"]) for one in candidates}
     return network.build(layers, None if dtype == torch.float32 else dtype)
 
 
-def test_norms_additions_and_activations_are_folded_into_the_layers_before():
+def test_norms_additions_and_activations_are_folded_into_the_layers_before_them():
     model = settled(Residual())
     network, why = take_apart(model, (torch.randn(2, 3, 8, 8),), {})
     assert why is None
@@ -37,7 +37,8 @@ def test_norms_additions_and_activations_are_folded_into_the_layers_before():
         "conv3": None,
         "head": None,
     }
-    # The shortcut is computed after the second convolution, so it adds that, and is clamped.
+    # The shortcut runs after the second convolution, so it adds the result of the second
+    # convolution, and clamps the sum.
     assert sites["short"].bounds == (0, 6)
     assert len(sites["short"].inputs) == 2
     assert sites["stem"].bounds == sites["conv1"].bounds == (0, INFINITY)
@@ -46,26 +47,26 @@ def test_norms_additions_and_activations_are_folded_into_the_layers_before():
 
 
 @needs_kernels
-@pytest.mark.parametrize("way", ["dense", "live"])
+@pytest.mark.parametrize("kind", ["dense", "live"])
 @pytest.mark.parametrize("batch", [1, 2, 16, 33])
-def test_folded_network_computes_what_the_model_does(batch, way):
+def test_folded_network_computes_the_same_as_the_model(batch, kind):
     model = settled(Residual())
     masks = sparse_masks(model)
     x = torch.randn(batch, 3, 9, 8)
     with torch.no_grad():
-        found, expected = built(model, masks, x, way)(x), model(x)
+        found, expected = built(model, masks, x, kind)(x), model(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @needs_kernels
-@pytest.mark.parametrize("way", ["dense", "live"])
-def test_folded_network_in_bfloat16_is_as_exact_as_the_model_in_it(way):
+@pytest.mark.parametrize("kind", ["dense", "live"])
+def test_folded_network_in_bfloat16_is_as_exact_as_the_model_in_bfloat16(kind):
     model = settled(Residual())
     masks = sparse_masks(model)
     x = torch.randn(32, 3, 8, 8)
     with torch.no_grad():
         expected = model(x)
-        found = built(model, masks, x, way, torch.bfloat16)(x.bfloat16()).float()
+        found = built(model, masks, x, kind, torch.bfloat16)(x.bfloat16()).float()
         plain = copy.deepcopy(model).bfloat16()(x.bfloat16()).float()
     assert (found - expected).norm() <= 1.2 * (plain - expected).norm()
 
@@ -81,7 +82,7 @@ def test_network_computes_the_same_for_other_batches_and_sizes():
 
 
 @needs_kernels
-def test_gradients_of_the_input_are_those_of_the_model():
+def test_gradients_of_the_input_equal_the_gradients_of_the_model():
     model = settled(Residual())
     masks = sparse_masks(model)
     x = torch.randn(4, 3, 8, 8, requires_grad=True)
@@ -92,7 +93,7 @@ def test_gradients_of_the_input_are_those_of_the_model():
 
 
 @needs_kernels
-def test_model_that_no_trace_follows_has_its_layers_exchanged_one_by_one():
+def test_model_that_cannot_be_traced_has_its_layers_replaced_one_by_one():
     model = settled(Untraceable())
     masks = sparse_masks(model)
     x = torch.randn(5, 4, 8, 8)
@@ -106,7 +107,7 @@ def test_model_that_no_trace_follows_has_its_layers_exchanged_one_by_one():
 
 @needs_kernels
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_attention_of_a_sequence_to_itself_becomes_its_two_linear_layers(batch_first):
+def test_self_attention_is_split_into_two_linear_layers(batch_first):
     class Attends(nn.Module):
         def __init__(self):
             super().__init__()
@@ -132,7 +133,7 @@ def test_attention_of_a_sequence_to_itself_becomes_its_two_linear_layers(batch_f
     assert isinstance(model.attention, nn.MultiheadAttention)
 
 
-def test_layer_that_is_called_twice_keeps_what_follows_each_call():
+def test_layer_that_is_called_twice_has_nothing_folded_into_it():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -151,7 +152,7 @@ def test_layer_that_is_called_twice_keeps_what_follows_each_call():
         torch.testing.assert_close(built(model, masks, x, "live")(x), model(x))
 
 
-def test_addition_that_broadcasts_is_left_alone():
+def test_addition_that_broadcasts_is_not_folded():
     class Gate(nn.Module):
         def __init__(self):
             super().__init__()
@@ -166,7 +167,7 @@ def test_addition_that_broadcasts_is_left_alone():
         torch.testing.assert_close(built(model, sparse_masks(model), x, "live")(x), model(x))
 
 
-def test_masks_are_given_by_name_of_weight_or_module_or_as_nonzero():
+def test_masks_by_name_of_weight_or_module_and_nonzero_are_the_same():
     model = settled(Residual())
     masks = sparse_masks(model)
     by_module = {name.removesuffix(".weight"): mask for name, mask in masks.items()}

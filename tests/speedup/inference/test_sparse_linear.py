@@ -1,4 +1,4 @@
-"""Linear layers that multiply live weights only: the same numbers as dense ones."""
+"""Linear layers that multiply live weights only compute the same as dense layers."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def masked_linear(mask, bias=True):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(24,), (1, 24), (5, 24), (2, 3, 24)])
 @pytest.mark.parametrize("kind", [CondensedLinear, CSRLinear])
-def test_result_is_that_of_the_dense_layer(kind, shape, bias):
+def test_result_equals_the_result_of_the_dense_layer(kind, shape, bias):
     mask = constant_fan_in(16, 24, 4, ablated=(0, 9))
     dense = masked_linear(mask, bias)
     x = torch.randn(shape)
@@ -40,7 +40,7 @@ def test_csr_takes_any_mask():
     torch.testing.assert_close(CSRLinear(dense.weight, mask, dense.bias)(x), dense(x))
 
 
-def test_condensed_layer_refuses_a_fan_in_that_is_not_constant():
+def test_condensed_layer_with_a_fan_in_that_is_not_constant_raises_an_error():
     mask = constant_fan_in(4, 6, 2)
     mask[0] = True
     with pytest.raises(ValueError, match="constant fan-in"):
@@ -69,7 +69,7 @@ HALVES = [torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kind", [CondensedLinear, CSRLinear])
-def test_autocast_gives_the_result_of_the_dense_layer(kind, given, half):
+def test_result_under_autocast_equals_the_result_of_the_dense_layer(kind, given, half):
     """Of a double, too, which autocast leaves as it is; the others it makes ``half``."""
     mask = constant_fan_in(16, 24, 4, ablated=(0, 9))
     dense = masked_linear(mask)

@@ -1,11 +1,17 @@
-"""How a sparse model lies in a safetensors file.
+"""The format of a sparse model in a safetensors file.
 
-Tensors: of a sparse weight ``name`` its live values, 1-D in row-major order, as ``name:values``,
-and where they are as ``name:bits`` or ``name:gaps`` (see ``positions.py``); everything else of the
-state dict by its own name. Metadata: ``sparseopt``, the version of this format; ``shapes``, the
-shapes of the sparse weights by name, as JSON; ``aliases``, which names are of a tensor that has
-another name, too, as JSON; ``extra``, what modules' ``get_extra_state()`` returned, by name, as
-JSON.
+Tensors:
+
+- For a sparse weight ``name``: ``name:values``, its live values, 1-D in row-major order; and
+  ``name:bits`` or ``name:gaps``, their positions (see ``positions.py``).
+- All other tensors of the state dict, by their own names.
+
+Metadata, of which all but the first are JSON:
+
+- ``sparseopt``: the version of this format.
+- ``shapes``: the shapes of the sparse weights, by name.
+- ``aliases``: for each further name of a tied tensor, the name under which the tensor is stored.
+- ``extra``: the results of the modules' ``get_extra_state()``, by name.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ def library() -> Any:
     """Return ``safetensors``.
 
     Raises:
-        ImportError: if it is not installed; the message says how to.
+        ImportError: if it is not installed; the message says how to install it.
     """
     try:
         import safetensors
@@ -47,12 +53,12 @@ def library() -> Any:
 
 @dataclass(frozen=True)
 class SparseWeight:
-    """A weight by its live values.
+    """A weight, as its live values and their positions.
 
     Attributes:
-        shape: of the dense weight.
-        positions: of the live weights in the flattened weight, ascending.
-        values: of them, 1-D.
+        shape: the shape of the dense weight.
+        positions: positions of the live weights in the flattened weight, ascending.
+        values: the values of the live weights, 1-D.
     """
 
     shape: torch.Size
@@ -60,25 +66,25 @@ class SparseWeight:
     values: Tensor
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight with zeros where nothing is live."""
+        """Return the dense weight, with zeros at all other positions."""
         weight = torch.zeros(self.shape.numel(), dtype=dtype)
         weight[self.positions] = self.values.to(dtype)
         return weight.view(self.shape)
 
 
 class SparseFile:
-    """A file that is open for reading, a tensor at a time.
+    """A file that is open for reading, one tensor at a time.
 
     Args:
         path: the file.
 
     Attributes:
-        shapes: of its sparse weights, by name.
-        aliases: by name, the name under which a tensor is stored.
-        extra: by name, state of modules that is no tensor.
+        shapes: the shapes of the sparse weights, by name.
+        aliases: for each further name of a tied tensor, the name under which it is stored.
+        extra: extra state of modules that is not a tensor, by name.
 
     Raises:
-        CheckpointError: if it is no sparse file, or of a later version.
+        CheckpointError: if the file was not written by ``save_sparse``, or has a later version.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -86,15 +92,15 @@ class SparseFile:
         try:
             self._file = library().safe_open(str(path), framework="pt")
         except library().SafetensorError as error:
-            raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+            raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
         metadata = self._file.metadata() or {}
         version = metadata.get("sparseopt")
         if version != _VERSION:
             raise CheckpointError(
                 f"{path} was not written by save_sparse()"
                 if version is None
-                else f"{path} has version {version} of the format, and this library reads "
-                f"{_VERSION}: update sparseopt"
+                else f"{path} has version {version} of the format, but this sparseopt reads "
+                f"version {_VERSION}: update sparseopt"
             )
         self.shapes: dict[str, torch.Size] = {
             name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()
@@ -105,7 +111,7 @@ class SparseFile:
 
     @property
     def names(self) -> set[str]:
-        """The names of the state dict that the file has."""
+        """The names of the saved state dict."""
         parts = {f"{name}:{part}" for name in self.shapes for part in (*CODES, _VALUES)}
         return (self._keys - parts) | set(self.shapes) | set(self.aliases) | set(self.extra)
 
@@ -113,16 +119,16 @@ class SparseFile:
         return name in self.names
 
     def is_sparse(self, name: str) -> bool:
-        """Whether the file has a weight by its live values."""
+        """Whether the file stores only the live values of a weight."""
         return self.aliases.get(name, name) in self.shapes
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor that is stored as it is."""
+        """Return a tensor that is stored unchanged."""
         tensor: Tensor = self._file.get_tensor(self.aliases.get(name, name))
         return tensor
 
     def sparse(self, name: str) -> SparseWeight:
-        """Return a weight by its live values.
+        """Return a sparse weight.
 
         Raises:
             CheckpointError: if its positions or values do not fit its shape.
@@ -151,7 +157,7 @@ def write(
     aliases: Mapping[str, str],
     extra: Mapping[str, Any],
 ) -> None:
-    """Write a file; see the module's text."""
+    """Write a file in the format that the docstring of this module describes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in dense.items()}
     for name, weight in sparse.items():
         code, positions = encode(weight.positions, weight.shape.numel())
@@ -163,7 +169,8 @@ def write(
         "aliases": json.dumps(dict(aliases)),
         "extra": json.dumps(dict(extra)),
     }
-    # Until all is written, the file that was there stays; who has it mapped keeps it.
+    # The new file replaces an old one only once it is complete. Other processes that have the old
+    # file mapped still read the old one.
     target = Path(path)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         written = Path(folder) / target.name

@@ -1,4 +1,4 @@
-"""``load_sparse``: a small file into a model, or into a condensed one."""
+"""``load_sparse``: loads a small file into a model, or into a condensed model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from sparseopt.speedup.inference.dense_implementations import Frozen, Prepared, UnderAutocast
 from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
-from sparseopt.speedup.inference.dense_ways import Frozen, Prepared, UnderAutocast
 from sparseopt.speedup.inference.files.format import SparseFile, SparseWeight
 from sparseopt.speedup.inference.live_layers import LiveLayer, NormStatistics, Origin
 from sparseopt.utils.errors import CheckpointError
@@ -17,30 +17,30 @@ from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["load_sparse"]
 
-#: The last part of the name of extra state.
+#: The last part of the names of extra state in a state dict.
 _EXTRA_STATE: Final = nn.modules.module._EXTRA_STATE_KEY_SUFFIX
-#: Of a BatchNorm these are stored and, once it is folded, needed no more.
+#: A file may have this buffer of a BatchNorm, but a folded BatchNorm does not need it.
 _UNUSED = "num_batches_tracked"
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def load_sparse(path: str | Path, model: nn.Module) -> None:
-    """Load what :func:`save_sparse` wrote into a model.
+    """Load a file that :func:`save_sparse` wrote into a model.
 
-    The model is an ordinary one, whose dropped weights become zeros, or the model that
-    :func:`condense` returned of one like it: then live values go straight into its layers, with
-    the file's BatchNorms folded in, and no dense weight is made. Which weights are live may differ
-    from those that it was condensed with. Nothing is loaded if something does not fit.
+    The dropped weights of an ordinary model become zeros. The model may also be one that
+    :func:`condense` returned for the same network. Then its layers take the live values without a
+    dense weight in between, and the BatchNorms of the file are folded in. The live weights may
+    differ from the live weights that the model was condensed with. If something does not fit,
+    nothing is loaded.
 
     Args:
         path: the file.
         model: the model to load into.
 
     Raises:
-        CheckpointError: if the file is none of ``save_sparse``; if it lacks something that the
-            model has, has something that the model lacks, or has it in another shape; named all.
-            And for a model that is a frozen program.
+        CheckpointError: if the file was not written by ``save_sparse``; if names or shapes differ
+            between file and model, with all differences; or if the model is a frozen program.
         ImportError: if safetensors is not installed.
 
     Example:
@@ -51,20 +51,20 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
         >>> load_sparse(path, torch.nn.Linear(8, 4, bias=False))
         Traceback (most recent call last):
         ...
-        sparseopt.CheckpointError: ... 'weight' has the shape (8, 8), and the model's (4, 8).
+        sparseopt.CheckpointError: ... 'weight' has the shape (8, 8), but (4, 8) in the model.
     """
     file = SparseFile(path)
     model = unwrapped(model)
     if isinstance(model, Frozen):
         raise CheckpointError(
-            "what condense() found fastest is a frozen program, which has no weights to load: load "
-            "into the model, and condense it again."
+            "the model that condense() returned is a frozen program, which can't load weights: "
+            "load the file into the original model, and condense the original model again."
         )
     if isinstance(model, (Prepared, UnderAutocast)):
         model = model.model
     folded = [one for one in model.modules() if isinstance(one, (LiveLayer, DenseLayer, Affine))]
     inside = {id(tensor) for layer in folded for tensor in layer.buffers()}
-    # Tied weights come under each of their names.
+    # Tied weights have an entry for each of their names.
     others = {
         canonical_name(name): tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
@@ -72,7 +72,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
     }
     extra = _with_extra_state(model)
     for name in extra:
-        # It may be a tensor of any shape, which belongs to the module only once it takes it.
+        # Extra state may be a tensor, of any shape. Only set_extra_state() may write it.
         others.pop(name, None)
     wanted = {*others, *extra}
     shapes: dict[str, torch.Size] = {name: one.shape for name, one in others.items()}
@@ -85,7 +85,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
     _check(file, wanted, shapes, {layer.origin.norm for layer in folded} - {None})
     for name in wanted:
         if file.is_sparse(name):
-            file.sparse(name)  # raises where it is damaged, before anything is loaded
+            file.sparse(name)  # raises an error for damaged weights before anything is loaded
     for name, tensor in others.items():
         tensor.copy_(_dense(file, name, tensor.dtype))
     for layer in folded:
@@ -95,7 +95,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
 
 
 def _with_extra_state(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that have state besides tensors, by its name in the state dict."""
+    """Return the modules that have extra state, by its name in the state dict."""
     none = nn.Module.get_extra_state
     return {
         canonical_name(f"{path}.{_EXTRA_STATE}" if path else _EXTRA_STATE): module
@@ -105,10 +105,10 @@ def _with_extra_state(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _fill(layer: LiveLayer | DenseLayer | Affine, file: SparseFile) -> None:
-    """Set the weights of a layer from a file, whichever form the file and the layer have.
+    """Set the weights of a layer from a file. Both the layer and the weight may be dense or sparse.
 
-    A live layer takes a dense weight as one with all positions live, and a dense layer takes the
-    live values with zeros between them.
+    For a sparse layer, a dense weight has all positions live. For a dense layer, a sparse weight
+    has zeros at all other positions.
     """
     origin = layer.origin
     norm = _norm(origin, file)
@@ -149,7 +149,7 @@ def _norm(origin: Origin, file: SparseFile) -> NormStatistics | None:
 
 
 def _names(origin: Origin) -> set[str]:
-    """Return the names that a layer can't do without."""
+    """Return the names that the file must have for a layer."""
     names = {origin.weight, origin.bias}
     if origin.norm is not None:
         names |= {f"{origin.norm}.running_mean", f"{origin.norm}.running_var"}
@@ -173,7 +173,7 @@ def _check(
         shape = file.tensor(name).shape if stored is None else stored
         if shape != shapes[name]:
             faults.append(
-                f"{name!r} has the shape {tuple(shape)}, and the model's {tuple(shapes[name])}"
+                f"{name!r} has the shape {tuple(shape)}, but {tuple(shapes[name])} in the model"
             )
     if faults:
         raise CheckpointError(f"{file.path} does not fit the model: {'; '.join(faults)}.")

@@ -1,9 +1,10 @@
-"""Where the live weights of a layer are, in few bytes.
+"""Codes for the positions of live weights, in few bytes.
 
-``bits``: one bit for each weight in row-major order, the first in the lowest bit of a byte.
-``gaps``: for each live weight the number of weights since the one before, in bytes: 255 means "255,
-and more follows", any other value ends the gap. One byte a live weight, mostly, so that gaps are
-smaller below a density of about an eighth.
+``bits``: one bit for each weight, in row-major order, from the lowest bit of each byte.
+
+``gaps``: for each live weight, the number of dropped weights since the last live weight. A gap is
+the sum of its bytes: a byte of 255 continues the gap, and a smaller byte ends it. Most gaps take
+one byte, so ``gaps`` is smaller than ``bits`` below a density of about an eighth.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _MORE: Final = 255
 
 
 def encode(positions: Tensor, size: int) -> tuple[str, Tensor]:
-    """Return the smaller of both codes, by name.
+    """Return the name of the smaller code, and the code.
 
     Args:
-        positions: ascending, 1-D, of the live ones among ``size`` weights.
+        positions: positions of the live weights, 1-D, ascending.
         size: the number of weights.
 
     Example:
@@ -50,7 +51,7 @@ def decode(name: str, code: Tensor, size: int) -> Tensor:
     """Return the positions that :func:`encode` was given: int64, ascending.
 
     Raises:
-        ValueError: if the code is not one of ``size`` weights.
+        ValueError: if it is not a code for ``size`` weights.
 
     Example:
         >>> decode("gaps", torch.tensor([5, 255, 39], dtype=torch.uint8), 400)
@@ -59,15 +60,15 @@ def decode(name: str, code: Tensor, size: int) -> Tensor:
     values = code.numpy()
     if name == "bits":
         if len(values) != (size + 7) // 8:
-            raise ValueError(f"{len(values)} bytes are no bits of {size} weights")
+            raise ValueError(f"{len(values)} bytes do not have one bit for each of {size} weights")
         bits = np.unpackbits(values, bitorder="little")
         if bits[size:].any():
-            raise ValueError(f"a bit is set behind the last of {size} weights")
+            raise ValueError(f"a bit is set after the last of {size} weights")
         return torch.from_numpy(np.flatnonzero(bits))
     if len(values) and values[-1] == _MORE:
         raise ValueError("the last gap does not end")
     ends = values != _MORE
     places = np.cumsum(values, dtype=np.int64)[ends] + np.arange(int(ends.sum()))
     if len(places) and places[-1] >= size:
-        raise ValueError(f"a gap ends behind the last of {size} weights")
+        raise ValueError(f"a gap ends after the last of {size} weights")
     return torch.from_numpy(places)

@@ -1,4 +1,4 @@
-"""``save_sparse``: a file as small as the model."""
+"""``save_sparse``: a file with live weights only."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
+from sparseopt.speedup.inference.dense_implementations import Frozen
 from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
-from sparseopt.speedup.inference.dense_ways import Frozen
 from sparseopt.speedup.inference.files.format import SparseWeight, write
 from sparseopt.speedup.inference.live_layers import LiveLayer
 from sparseopt.speedup.inference.masks import Masks, masks_by_name
@@ -31,28 +31,30 @@ def save_sparse(
     *,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a model's state into a safetensors file that has live weights only.
+    """Write the state of a model to a safetensors file that has live weights only.
 
-    Of a sparse weight the file has the live values and where they are: a bit for each weight, or a
-    byte for each live one, whichever is less. At a density of .1 that is .125 of the dense weight
-    in float32, and .075 with values in bfloat16. Everything else of the state dict is stored as it
-    is. The file has no pickle: what a module's ``get_extra_state()`` returns has to be a tensor, or
-    of what JSON knows.
+    For a sparse weight, the file has the live values and their positions. The positions take one
+    bit for each weight, or about one byte for each live weight, whichever is less. At a density of
+    .1, values and positions take .125 of the bytes of the dense float32 weight, or .075 with values
+    in bfloat16. All other tensors of the state dict are stored unchanged. The file has no pickle,
+    so ``get_extra_state()`` of a module has to return a tensor, or values that JSON can store.
 
     Args:
         path: the file to write.
-        model_or_optimizer: the model, or the optimizer that was given the model and has its masks.
+        model_or_optimizer: the model, or an optimizer that was created with the model and has its
+            masks.
         masks: which weights of a model are live: an optimizer, masks by name, or ``"nonzero"``,
-            the default.
-        dtype: the number format of live values, such as ``torch.bfloat16``; their own by default.
+            which is the default.
+        dtype: the number format to store live values in, such as ``torch.bfloat16``. By default
+            they keep their format.
 
     Raises:
-        TypeError: if an argument has the wrong type, or ``dtype`` is no floating-point format.
-        ValueError: if the optimizer was not given its model, or a mask does not fit.
-        CheckpointError: if the model is a condensed one, whose weights are folded; if a weight has
-            values other than zero outside of its mask; if a weight is pruned by
+        TypeError: if an argument has the wrong type, or ``dtype`` is not a floating-point format.
+        ValueError: if the optimizer was created without the model, or a mask does not fit.
+        CheckpointError: if the model is a condensed model, because BatchNorms are folded into its
+            weights; if dropped weights are not zero; if a weight is pruned by
             ``torch.nn.utils.prune``, which keeps the dropped values; or if a module has extra state
-            that only a pickle could hold.
+            that needs a pickle.
         ImportError: if safetensors is not installed.
 
     Example:
@@ -73,7 +75,8 @@ def save_sparse(
         model = model_or_optimizer.model
         if model is None:
             raise ValueError(
-                "the optimizer was not given its model: save_sparse(path, model, optimizer)."
+                "the optimizer was created without the model: call "
+                "save_sparse(path, model, optimizer)."
             )
         masks = model_or_optimizer if masks is None else masks
     elif isinstance(model_or_optimizer, nn.Module):
@@ -86,8 +89,8 @@ def save_sparse(
     made = (LiveLayer, DenseLayer, Affine, Frozen, CSRLinear, CondensedLinear)
     if any(isinstance(module, made) for module in model.modules()):
         raise CheckpointError(
-            "a condensed model has BatchNorms folded into its weights: save the model that it was "
-            "made of."
+            "the model is a condensed model, which has BatchNorms folded into its weights: save "
+            "the original model."
         )
     found = masks_by_name(model, "nonzero" if masks is None else masks)
     _refuse_pruned(model, found)
@@ -100,12 +103,13 @@ def save_sparse(
         name = canonical_name(key)
         if any(name in one for one in (dense, sparse, aliases, extra)):
             raise CheckpointError(
-                f"two tensors of the model have the name {name!r} without 'module.'"
+                f"two tensors of the model have the same name, {name!r}, once the prefixes of "
+                "wrappers (such as 'module.') are removed"
             )
         if not isinstance(tensor, Tensor):
             extra[name] = _plain(name, tensor)
             continue
-        # Weights that are tied, of which safetensors stores one.
+        # safetensors refuses tensors that share memory, so tied weights are stored once.
         identity = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if tensor.numel() and identity in stored:
             aliases[name] = stored[identity]
@@ -118,10 +122,12 @@ def save_sparse(
 
 
 def _refuse_pruned(model: nn.Module, found: Mapping[str, Tensor]) -> None:
-    """Raise if weights are pruned that would be stored with their dropped values.
+    """Refuse weights that ``torch.nn.utils.prune`` has pruned, unless they have a mask.
+
+    Their parameters keep the dropped values, which would be stored as live.
 
     Raises:
-        CheckpointError: if there is one.
+        CheckpointError: if there is such a weight.
     """
     for path, module in model.named_modules():
         for hook in module._forward_pre_hooks.values():
@@ -131,17 +137,17 @@ def _refuse_pruned(model: nn.Module, found: Mapping[str, Tensor]) -> None:
             name = canonical_name(f"{path}.{own}_orig" if path else f"{own}_orig")
             if name not in found:
                 raise CheckpointError(
-                    f"{name!r} has the values that torch.nn.utils.prune dropped: call "
-                    f"torch.nn.utils.prune.remove(module, {own!r}) for {path or 'the model'!r}, "
-                    "which makes them zero, before it is saved."
+                    f"{name!r} still has the values that torch.nn.utils.prune dropped. To set "
+                    f"them to zero before saving, call torch.nn.utils.prune.remove(module, {own!r})"
+                    f" for {path or 'the model'!r}."
                 )
 
 
 def _plain(name: str, state: object) -> object:
-    """Return what ``get_extra_state()`` of a module returned, if JSON gives it back.
+    """Return extra state of a module unchanged.
 
     Raises:
-        CheckpointError: if not.
+        CheckpointError: if it is not equal after it is written to JSON and read again.
     """
     try:
         if json.loads(json.dumps(state)) == state:
@@ -149,9 +155,9 @@ def _plain(name: str, state: object) -> object:
     except (TypeError, ValueError):
         pass
     raise CheckpointError(
-        f"{name!r}, from get_extra_state(), is {type(state).__name__}, which a file without pickle "
-        "can't hold: return a tensor, or numbers, strings, lists and dictionaries with strings as "
-        "keys."
+        f"{name!r}, from get_extra_state(), is a {type(state).__name__} that a file without pickle "
+        "can't store: return a tensor, or a value that JSON stores unchanged (numbers, strings, "
+        "lists, and dictionaries with strings as keys)."
     )
 
 
@@ -159,13 +165,13 @@ def _live(name: str, weight: Tensor, mask: Tensor, dtype: torch.dtype | None) ->
     """Return the live values of a weight with their positions.
 
     Raises:
-        CheckpointError: if a weight outside the mask is not zero, since the file would lose it.
+        CheckpointError: if a dropped weight is not zero, because the file would lose its value.
     """
     mask = mask.to(weight.device)
     if bool(weight[~mask].any()):
         raise CheckpointError(
-            f"{name!r} has values other than zero outside of its mask: set them to zero, or pass "
-            "the masks that it was trained with."
+            f"{name!r} has dropped weights that are not zero: set them to zero, or pass the masks "
+            "that the model was trained with."
         )
     positions = mask.flatten().nonzero()[:, 0]
     values = weight.detach().flatten()[positions]

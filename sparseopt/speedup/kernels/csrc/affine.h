@@ -1,9 +1,9 @@
 // Batch normalisation in inference: a factor and a shift for each channel of a map
-// [channel][row][column][sample], and the nonlinearity that follows.
+// [channel][row][column][sample], and the clamp of a ReLU after it.
 #pragma once
 #include "batch_norm.h"
 
-// y = clamp(x * factor + shift, bounds); no clamp without bounds.
+// y = clamp(x * factor + shift, bounds), or y = x * factor + shift without bounds.
 template <class E>
 static void scale_and_shift(const E* x, const float* factor, const float* shift,
                             const float* bounds, E* y, int channels, int64_t count, int threads) {

@@ -1,9 +1,9 @@
 // Batch normalisation in training, forward and backward, of maps [channel][row][column][sample].
 //
-// A channel is one piece of memory, which the second-level cache mostly holds: it comes from
-// memory once, however often it is read here. A channel is one thread's, so that results do not
-// depend on how many there are. Sums over a few thousand elements are float, sums of those double;
-// squares are of differences from the mean.
+// A channel is contiguous in memory, and mostly fits the second-level cache. So it is read from
+// memory once, although the code below reads it several times. One thread computes a channel, so
+// results do not depend on the number of threads. Sums over a few thousand elements are float, and
+// these sums are added in double. Variances are sums of squared differences from the mean.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -11,7 +11,8 @@
 
 constexpr int64_t SUMMED_AS_FLOATS = 4096;  // elements
 
-// A line as floats. The elements of bfloat16 come out as even and odd ones, and go back so.
+// Loads a line as floats. A line of bfloat16 becomes two vectors: its even elements, and its odd
+// elements. L::rounded() is the inverse.
 INLINE void take(const float* p, Floats (&x)[1]) { x[0] = load(p); }
 INLINE void take(const bf16* p, Floats (&x)[2]) {
   const Words pair = (Words)load(p);
@@ -22,12 +23,13 @@ INLINE float take_one(const bf16* p) { return bits_to_float((uint32_t)*p << 16);
 INLINE void put_one(float* p, float x) { *p = x; }
 INLINE void put_one(bf16* p, float x) { *p = round_to_bf16(broadcast(x))[0] >> 16; }
 
-// The sums of SUMS functions of the elements of a channel: of_line(i, sums) adds those of a line of
-// elements from i on, part by part of the line, and of_one(i, total) those of one element.
+// Sums SUMS functions over the elements of a channel. of_line(i, sums) adds the functions of a line
+// of elements that starts at i, one part of the line at a time. of_one(i, total) adds the functions
+// of element i.
 template <class E, int SUMS, class OfLine, class OfOne>
 static void sum_up(int64_t count, double (&total)[SUMS], OfLine of_line, OfOne of_one) {
   using L = Line<E>;
-  constexpr int WAYS = 2;  // lines in independent sums, for the latency of an addition
+  constexpr int WAYS = 2;  // independent sums, which hide the latency of additions
   for (int s = 0; s < SUMS; s++) total[s] = 0;
   int64_t i = 0;
   while (i + L::elements <= count) {
@@ -46,10 +48,10 @@ static void sum_up(int64_t count, double (&total)[SUMS], OfLine of_line, OfOne o
   for (; i < count; i++) of_one(i, total);
 }
 
-// Of each channel. y = (x - mean) * factor + shift; `variance` is divided by count - 1, for the
-// running one.
+// Statistics of each channel: y = (x - mean) * factor + shift. `variance` is for the running
+// variance, so its divisor is count - 1.
 struct Statistics {
-  float *mean, *inverse, *variance, *factor, *shift;  // inverse: 1 / deviation
+  float *mean, *inverse, *variance, *factor, *shift;  // inverse: 1 / standard deviation
   Statistics(float* all, int64_t channels)
       : mean(all), inverse(all + channels), variance(all + 2 * channels),
         factor(all + 3 * channels), shift(all + 4 * channels) {}
@@ -74,7 +76,8 @@ static void normalise(const E* x, const float* weight, const float* bias, float 
         [&](int64_t i, double (&total)[1]) { total[0] += take_one(from + i); });
     const float middle = of.mean[c] = (float)(sum[0] / count);
     const Floats middles = broadcast(middle);
-    // The differences themselves add up to what rounding took from the mean, and it is given back.
+    // The mean is rounded to float. The sum of the differences from it is the rounding error times
+    // count, by which squares and shift are corrected.
     sum_up<E>(
         count, squares,
         [&](int64_t i, Floats (&sums)[L::sums][2]) __attribute__((always_inline)) {
@@ -108,8 +111,9 @@ static void normalise(const E* x, const float* weight, const float* bias, float 
   }
 }
 
-// Gradients of the map, and of weight and bias. With RELU `dy` is the gradient of the positive part
-// of y, and what is positive is computed again, as it was: nothing more is read from memory.
+// Gradients of the map, the weight and the bias. With RELU, `dy` is the gradient of relu(y). The
+// sign of y is computed again by the same operations as in the forward pass, which costs no memory
+// traffic.
 template <class E, bool RELU>
 static void normalise_backward(const E* x, const E* dy, const Statistics of, E* dx, float* dweight,
                                float* dbias, int channels, int64_t count, int threads) {
@@ -122,7 +126,8 @@ static void normalise_backward(const E* x, const E* dy, const Statistics of, E* 
     const float factor = of.factor[c], shift = of.shift[c];
     const Floats middles = broadcast(middle);
     const Floats factors = broadcast(factor), shifts = broadcast(shift);
-    // Differences from the mean, and the gradient; of NaN it passes, as in torch.
+    // Loads differences from the mean, and gradients. Where y is NaN, ReLU passes the gradient, as
+    // in torch.
     auto take_both = [&](int64_t i, Floats (&d)[L::sums], Floats (&g)[L::sums])
         __attribute__((always_inline)) {
       take(from + i, d), take(gradient + i, g);

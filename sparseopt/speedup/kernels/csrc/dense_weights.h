@@ -1,10 +1,11 @@
-// Between a dense weight and its live values, row by row: a row is all weights of one output, which
-// lie in one piece, contiguous or channels-last, and which the first-level cache mostly holds. So
-// what is done to all of a row, and what is done to live weights, is one way through memory.
+// Copies between a dense weight and its live values, row by row. A row is all weights of one
+// output. It is one piece of memory, contiguous or channels-last, and mostly fits the first-level
+// cache. So one pass through memory is enough for an operation on the full row and one on its live
+// weights.
 #pragma once
 #include "lists.h"
 
-// For every row: begin(place of its first weight), then visit(k, place) for its live weights.
+// For every row: begin(offset of its first weight), then visit(k, offset) for its live weights.
 template <class Begin, class Visit>
 static void for_rows(const Lists& lists, const Layer& layer, const int64_t* stride, int threads,
                      Begin begin, Visit visit) {
@@ -38,7 +39,7 @@ static void gather(const Lists& lists, const Layer& layer, const int64_t* stride
       [=](int64_t k, int64_t at) { move(values[k], from[at]); });
 }
 
-// Gathers live values; returns how many of the other weights are not zero, bit by bit.
+// Gathers live values, and returns how many of the other weights have any bit set.
 template <class E>
 static int64_t gather_and_count(const Lists& lists, const Layer& layer, const int64_t* stride,
                                 int threads, const E* from, float* values) {
@@ -55,7 +56,7 @@ static int64_t gather_and_count(const Lists& lists, const Layer& layer, const in
   return others - count_nonzero(bits_of(values), lists.live);
 }
 
-// Writes all of a dense weight: the values, and zeros elsewhere.
+// Writes the full dense weight: the values at live positions, and zeros elsewhere.
 template <class E>
 static void scatter_with_zeros(const Lists& lists, const Layer& layer, const int64_t* stride,
                                int threads, const float* values, E* to) {

@@ -1,22 +1,23 @@
 // The geometry of one pass over a layer.
 //
 // Tensors of a convolution are [channel][row][column][sample]. A pass copies a block of samples and
-// a band of rows of its source, padding included, to a scratch
-// [channel][phase][row][column][sample] that fits the second-level cache. There every live weight
-// is one offset, and
+// a band of rows of its source, padding included, to a scratch buffer
+// [channel][phase][row][column][sample] that fits the second-level cache. In the scratch buffer,
+// every live weight has one offset, and
 //
 //   destination[o][q] = sum over the live weights k of row o:  w[k] * scratch[offset(k) + q]
 //
 // where q runs over the flattened (row, column, sample) of a grid. The lanes of a vector are
-// samples where there are many, and pixels where there is one. Columns of the grid that lie in the
-// right-hand padding are computed in vain and thrown away.
+// samples if there are many samples, and pixels if there is one sample. Columns of the grid in the
+// right-hand padding are computed too, and their results are dropped.
 //
 // A stride splits the source into phases (forward, gradient of the weights), or the destination
 // (gradient of the input, which is a convolution of the output's gradient at stride 1).
 //
-// Where a kernel is one pixel, maps have no shape: every pixel of every sample is a sample of its
-// own. A linear layer is the same on tensors [sample][channel], which are transposed on the way to
-// the scratch and back.
+// If the convolution's kernel is one pixel, the shape of a map does not matter: every pixel of
+// every sample counts as a sample. A linear layer is computed like that, on tensors
+// [sample][channel]. They are transposed when they are copied to the scratch buffer, and back for
+// the destination.
 #pragma once
 #include <vector>
 #include "lists.h"
@@ -26,32 +27,33 @@ struct Sizes { int64_t batch, height, width, out_height, out_width, linear; };
 
 struct Grid {
   bool linear = false;
-  int line;                              // elements of one
-  int64_t batch, block;                  // samples of the tensors, and at a time
-  int channels, height = 1, width = 1;   // the source
-  int row_channels;                      // in memory from one sample to the next, if linear
+  int line;                              // elements of a line
+  int64_t batch, block;                  // samples in the tensors, and in one block
+  int channels, height = 1, width = 1;   // of the source
+  int row_channels;                      // channels between two samples in memory, if linear
   int step_h = 1, step_w = 1, phases_h = 1, phases_w = 1, pad_h = 0, pad_w = 0;
-  int packed_rows = 1, packed_columns = 1, extra_rows = 0;  // of one phase of the scratch
-  int out, out_height = 1, out_width = 1;  // the destination
-  int rows = 1, columns = 1, band = 1;   // of the grid, and rows at a time
+  int packed_rows = 1, packed_columns = 1, extra_rows = 0;  // of one phase of the scratch buffer
+  int out, out_height = 1, out_width = 1;  // of the destination
+  int rows = 1, columns = 1, band = 1;   // of the grid, and rows of one band
   int out_step_h = 1, out_step_w = 1, shift_h = 0, shift_w = 0;  // row * step + phase + shift
-  std::vector<int64_t> tap_offset;       // in pixels of the scratch
+  std::vector<int64_t> tap_offset;       // in pixels of the scratch buffer
 
   int64_t blocks() const { return (batch + block - 1) / block; }
   int bands() const { return (rows + band - 1) / band; }
   int64_t out_plane() const { return (int64_t)out_height * out_width * batch; }
-  // Elements of a channel in the scratch. Channels whose distance is a multiple of 16 lines would
-  // share few sets of a first-level cache.
+  // Elements from one channel to the next in the scratch buffer. If this were a multiple of 16
+  // lines, all channels would share a few sets of the first-level cache.
   int64_t plane(int64_t samples) const {
     int64_t size = (int64_t)phases_h * phases_w * packed_rows * packed_columns * samples;
     if (linear) size = (size + line - 1) / line * line;
     return size % (16 * line) ? size : size + 8 * line;
   }
-  // The last lines may reach behind the last pixel: by a tile, and by rows of a tile of four.
+  // Elements after the last channel: the last tile may read past the last pixel, by its lines and
+  // by up to four rows.
   int64_t slack(int64_t samples) const { return packed_columns * samples * 4 + 16 * line; }
 };
 
-// What is computed at a time.
+// One unit of work: a block of samples, a band of rows, a phase, and a range of outputs.
 struct Item {
   int64_t sample0, samples;
   int row0, rows, phase, out0, out1;
@@ -59,14 +61,14 @@ struct Item {
 };
 
 constexpr int64_t CACHE_BYTES = 820000;  // most of a second-level cache
-constexpr int AHEAD = 8;                 // lines; strides of whole batches escape the prefetcher
+constexpr int AHEAD = 8;                 // lines; hardware does not prefetch strides of a batch
 
 template <class E>
 static Grid grid_of_samples(int channels, int out, int64_t samples, bool linear) {
   Grid g;
   g.linear = linear, g.line = Line<E>::elements;
   g.batch = samples, g.channels = g.row_channels = channels, g.out = out;
-  // The long lists of a linear layer pass through the same cache with every tile.
+  // Half of the cache is for the lists of a linear layer, which are long and read for every tile.
   const int64_t lines = (linear ? CACHE_BYTES / 2 : CACHE_BYTES) / (channels * LANES * 4);
   g.block = std::min(samples, g.line * (lines < 8 ? 4 : lines / 8 * 8));
   g.tap_offset = {0};
@@ -77,8 +79,8 @@ static bool is_pointwise(const Layer& l) {
   return l.taps() == 1 && l.phases() == 1 && l.pad_h == 0 && l.pad_w == 0;
 }
 
-// A convolution's grid. As few bands as fit the cache; every band packs `extra_rows` rows that its
-// neighbour packs, too.
+// Chooses blocks and bands of a convolution: the fewest bands that fit the cache. Fewer is better,
+// because two bands that are next to each other both pack the same `extra_rows` rows.
 template <class E> static void choose_bands(Grid& g, int64_t batch) {
   g.line = Line<E>::elements;
   g.batch = batch, g.block = std::min<int64_t>(batch, std::max(g.line, 16));
@@ -91,7 +93,7 @@ template <class E> static void choose_bands(Grid& g, int64_t batch) {
   } while (g.band > 1 && g.packed_rows * bytes_of_row > CACHE_BYTES && bands++);
 }
 
-// Forward, and the gradient of the weights.
+// The grid of the forward pass, and of the gradient of the weights.
 template <class E> static Grid grid_of_outputs(const Layer& l, const Sizes& s) {
   if (is_pointwise(l))
     return grid_of_samples<E>(l.in, l.out, s.batch * s.height * s.width, s.linear);
@@ -112,8 +114,9 @@ template <class E> static Grid grid_of_outputs(const Layer& l, const Sizes& s) {
   return g;
 }
 
-// Gradient of the input: padded input row = m * stride + phase, and tap `row` of that phase meets
-// gradient row m - row / stride.
+// The grid of the gradient of the input. A row of the padded input is m * stride + phase. It gets
+// contributions of the kernel rows `row` of the same phase, from row m - row / stride of the
+// gradient.
 template <class E> static Grid grid_of_inputs(const Layer& l, const Sizes& s) {
   if (is_pointwise(l))
     return grid_of_samples<E>(l.out, l.in, s.batch * s.height * s.width, s.linear);
@@ -138,7 +141,7 @@ template <class E> static Grid grid_of_inputs(const Layer& l, const Sizes& s) {
   return g;
 }
 
-// Copies elements, and fetches those that are `ahead` of them.
+// Copies elements, and prefetches the elements that are `ahead` further.
 template <class E> INLINE void copy(E* to, const E* from, int64_t count, int64_t ahead) {
   constexpr int line = Line<E>::elements;
   for (; count >= line; count -= line, to += line, from += line) {
@@ -148,14 +151,14 @@ template <class E> INLINE void copy(E* to, const E* from, int64_t count, int64_t
   while (count-- > 0) *to++ = *from++;
 }
 
-// The few zeros beside a row are not worth the call of a function.
+// Writes zeros. There are few beside a row, so calling memset() would take longer.
 template <class E> INLINE void clear(E* p, int64_t count) {
   for (; count >= Line<E>::elements; count -= Line<E>::elements, p += Line<E>::elements)
     store(p, Floats{});
   while (count-- > 0) *p++ = 0;
 }
 
-// Copies the samples of an item, from its first grid row on, to the scratch.
+// Copies the samples of an item, from its first grid row on, to the scratch buffer.
 template <class E> static void pack(const E* source, E* scratch, const Grid& g, const Item& item) {
   const int64_t samples = item.samples, plane = g.plane(samples);
   if (g.linear)
@@ -186,14 +189,14 @@ template <class E> static void pack(const E* source, E* scratch, const Grid& g, 
           for (int i = first; i < last; i++, from += pixel)
             copy(row_start + i * samples, from, samples, ahead);
         };
-        if (samples == 1 && pixel == 2)  // with a step that it knows the compiler uses vectors
+        if (samples == 1 && pixel == 2)  // the compiler vectorizes a constant stride
           for (int i = first; i < last; i++) row_start[i] = from[2 * (i - first)];
         else if (joined) copy(row_start + first * samples, from, (last - first) * samples, ahead);
         else if (samples == Line<E>::elements) copy_pixels(Line<E>::elements);
         else copy_pixels(samples);
       }
     }
-    *row_start = 0;  // the other half of the last pair: a zero weight makes no zero of NaN
+    *row_start = 0;  // the last pair's other half is read with weight 0, and 0 * NaN is NaN
     clear(row_start, scratch + plane - row_start);
   }
 }

@@ -1,8 +1,11 @@
-// The C interface: plain pointers and integers, called through ctypes. `layer` is struct Layer,
-// `sizes` struct Sizes; `half` says whether tensors are bfloat16 or float. `values` are the live
-// weights in row-major order, in the format of the tensors; gradients of them are float. A linear
-// layer is a convolution of maps of one pixel, in tensors [sample][channel].
-// Functions return 0, 1 where there is no memory, and 2 where positions are not ascending places.
+// The C interface, which is called through ctypes with plain pointers and integers. `layer` points
+// to a struct Layer, and `sizes` to a struct Sizes. `half` is true for bfloat16 tensors, and false
+// for float tensors. `values` are the live weights in row-major order, in the number format of the
+// tensors; their gradients are float. A linear layer is a convolution of maps of one pixel, with
+// tensors [sample][channel].
+//
+// Functions return 0 for success, 1 if there is not enough memory, and 2 if positions are not
+// ascending or lie outside the weight.
 #include <new>
 #include "affine.h"
 #include "dense_weights.h"
@@ -15,7 +18,7 @@
 #define API extern "C" __attribute__((visibility("default")))
 #define LISTS int32_t *data, int64_t live, const Layer *layer
 
-// work(bf16()) or work(float()).
+// Calls work(bf16()) or work(float()).
 template <class Work> static int run(int half, Work work) {
   try {
     half ? work(bf16()) : work(float());
@@ -25,7 +28,7 @@ template <class Work> static int run(int half, Work work) {
   }
 }
 
-// work(an unsigned integer of 2, 4 or 8 bytes).
+// Calls work() with an unsigned integer of 2, 4 or 8 bytes.
 template <class Work> static void run_by_size(int bytes, Work work) {
   bytes == 2 ? work(uint16_t()) : bytes == 4 ? work(uint32_t()) : work(uint64_t());
 }

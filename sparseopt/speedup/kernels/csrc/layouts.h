@@ -1,20 +1,21 @@
-// Maps between channels-last format, [sample][pixel][channel], and the kernels' layout,
-// [channel][pixel][sample], through a buffer in the first-level cache: memory is read and written
-// in pieces of whole cache lines.
+// Converts maps between channels-last format, [sample][pixel][channel], and the kernels' layout,
+// [channel][pixel][sample]. A buffer in the first-level cache lets memory be read and written in
+// runs of full cache lines.
 #pragma once
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 constexpr int CHANNELS_OF_BUFFER = 64;
-constexpr int BYTES_OF_RUN = 128;  // pixels times samples, of one channel
+constexpr int BYTES_OF_RUN = 128;  // of one channel: pixels times samples
 
-// INTO: from channels-last format into the kernels' layout. E is any type of the entries' size.
+// INTO converts to the kernels' layout; otherwise to channels-last format. E is any type that has
+// the size of the elements.
 template <bool INTO, class E>
 static void change_layout(const E* from, E* to, int64_t batch, int64_t channels, int64_t pixels,
                           int threads) {
   constexpr int64_t most = BYTES_OF_RUN / sizeof(E);
-  const int64_t samples = std::min(batch, most);                 // of a buffer
+  const int64_t samples = std::min(batch, most);                 // in a buffer
   const int64_t together = std::max<int64_t>(1, most / batch);   // pixels, if all samples fit
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t pixel = 0; pixel < pixels; pixel += together) {

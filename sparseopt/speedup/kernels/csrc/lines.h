@@ -1,6 +1,6 @@
-// The two number formats. A "line" is what one step of the inner loop takes from memory: one
-// vector of floats, or one of pairs of bfloat16. Sums are always float: a line of bfloat16 needs
-// two vectors of sums, one for the even and one for the odd elements.
+// The two number formats. A "line" is the vector that one step of the inner loop loads: of floats,
+// or of pairs of bfloat16. Sums are always float, so a line of bfloat16 needs two vectors of sums,
+// one for its even elements and one for its odd elements.
 #pragma once
 #include <algorithm>
 #include "vectors.h"
@@ -27,7 +27,8 @@ template <> struct Line<bf16> {
     sum[1] += odd(x);
   }
 #if defined(__AVX512BF16__)
-  // The instruction adds the products of both halves of a lane: a weight beside a zero takes one.
+  // The instruction adds the products of both halves of a lane. A weight in one half and zero in
+  // the other select one of the two products.
   struct Weight { __m512bh even, odd; };
   INLINE Weight weight(bf16 w) {
     __m512i low = _mm512_set1_epi32(w);
@@ -43,7 +44,7 @@ template <> struct Line<bf16> {
   }
   INLINE Floats rounded(const Floats* sum) {
     const Words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const __m512i order = (__m512i)(lane | (lane + 16) << 16);  // even elements come first
+    const __m512i order = (__m512i)(lane | (lane + 16) << 16);  // interleaves even and odd elements
     const auto halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)sum[1], (__m512)sum[0]);
     return (Floats)_mm512_permutexvar_epi16(order, halves);
   }
@@ -65,10 +66,10 @@ template <> struct Line<bf16> {
 #endif
 };
 
-// sum[t] += w[k] * line t at the place of k, for all live weights k of one row of a list.
-// LINES lines stand in ROWS rows that are `row` elements apart; `at` gives the place of a weight.
-// Few lines are too few independent sums for the latency of a multiply-add: then several weights
-// go to sums of their own, which are added in the end.
+// For all live weights k of one row of a list: sum[t] += w[k] * (line t at the offset of k).
+// The LINES lines are in ROWS rows that are `row` elements apart, and at(k) is the offset of weight
+// k. A few lines alone are too few independent sums to hide the latency of multiply-adds. Then
+// several weights are added to separate sums, which are added in the end.
 template <class E, int LINES, int ROWS, class At>
 INLINE void accumulate(Floats (&sum)[LINES][Line<E>::sums], const E* block, int64_t row, At at,
                        const E* w, int64_t k, int64_t end) {
@@ -79,7 +80,7 @@ INLINE void accumulate(Floats (&sum)[LINES][Line<E>::sums], const E* block, int6
     UNROLL for (int i = 0; i < L::sums; i++) more[0][t][i] = sum[t][i];
   auto step = [&](int way, int64_t k) __attribute__((always_inline)) {
     const E* p = block + at(k);
-    asm("" : "+r"(p));  // one register for the address, or GCC computes and spills one per line
+    asm("" : "+r"(p));  // keeps one address in a register; GCC would compute and spill one per line
     auto weight = L::weight(w[k]);
     UNROLL for (int t = 0; t < LINES; t++)
       L::multiply_add(more[way][t], p + t / COLUMNS * row + t % COLUMNS * L::elements, weight);
@@ -94,9 +95,9 @@ INLINE void accumulate(Floats (&sum)[LINES][Line<E>::sums], const E* block, int6
     UNROLL for (int i = 0; i < L::sums; i++) sum[t][i] = more[0][t][i];
 }
 
-// grad[k + j] += the dot product of `lines` lines of the output's gradient with those of the input
-// at the place of weight k + j, for `count` weights. STREAMS products share every line of the
-// gradient; those too many repeat the last one.
+// For j < count: grad[k + j] += the dot product of `lines` lines of the output's gradient with the
+// lines of the input at the offset of weight k + j. STREAMS dot products share each loaded line of
+// the gradient. If `count` is less than STREAMS, the last product is repeated and ignored.
 template <class E, int STREAMS, class At>
 INLINE void dots(const E* block, const E* gradient, int64_t lines, At at, float* grad, int64_t k,
                  int64_t count) {

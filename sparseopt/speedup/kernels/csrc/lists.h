@@ -1,14 +1,15 @@
-// Where the live weights of one layer are. The lists are one array of 32-bit integers, owned by
-// the caller, so that they travel as a tensor:
+// The positions of the live weights of one layer. The lists are one array of 32-bit integers, which
+// the caller owns, so that a tensor can hold them:
 //
 //   rows      [out + 1]            where the weights of an output begin in `codes`
-//   codes     [live]               input channel and tap of a weight, in row-major order
-//   columns   [phases * in + 1]    where the weights of (phase, input) begin in the next two
-//   transposed_codes  [live]       output channel and tap of a weight
-//   order     [live]               index of that weight in row-major order
+//   codes     [live]               input channel and tap of each weight, in row-major order
+//   columns   [phases * in + 1]    where the weights of (phase, input) begin in the next two lists
+//   transposed_codes  [live]       output channel and tap of each weight
+//   order     [live]               index of the same weight in row-major order
 //
-// A phase is the place of a tap between two steps of the stride: the gradient of the input is made
-// phase by phase. A code is channel << TAP_BITS | tap, with tap = row * kernel width + column.
+// A tap is a position in the convolution's kernel: row * kernel width + column. Its phase is its
+// row and column in the input, dilation included, modulo the stride. The gradient of the input is
+// computed one phase at a time. A code is channel << TAP_BITS | tap.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -43,7 +44,8 @@ struct Lists {
   }
 };
 
-// A counting sort by (phase, input); false where positions are not ascending or lie outside.
+// Fills the lists by a counting sort by (phase, input). Returns false if positions are not
+// ascending or lie outside the weight.
 static bool build_lists(const int64_t* positions, const Layer& layer, Lists lists) {
   const uint32_t taps = layer.taps();
   const int64_t row_size = (int64_t)layer.in * taps, size = row_size * layer.out;

@@ -1,7 +1,8 @@
-// Between a tensor and its live entries in a row, by one bit an entry: bit k % 64 of word k / 64,
-// and zeros after the last. Most cache lines of a tensor hold a live entry. So it is read from end
-// to end, as memory is fastest, and live entries are moved together in registers.
-// Nothing is computed: entries are unsigned integers of their size.
+// Copies between a dense tensor and a compact one, which has only the live entries. The mask has
+// one bit per entry, bit k % 64 of word k / 64, and zeros after the last entry. Most cache lines of
+// the dense tensor have a live entry. So the tensor is read sequentially, which is fastest, and
+// live entries are compressed in registers. Entries are only moved, so they have an unsigned
+// integer type of their size.
 #pragma once
 #include "vectors.h"
 
@@ -9,8 +10,8 @@ constexpr int WORD = 64;
 INLINE int count(uint64_t bits) { return __builtin_popcountll(bits); }
 
 #if LANES == 16
-// Registers of entries, and masks with a bit for each of them. What a mask leaves out is neither
-// read nor written, so it may lie outside of a tensor.
+// Operations on registers of entries, with a mask bit for each entry. Masked-out entries are
+// neither read nor written, so they may lie outside a tensor.
 template <class E> constexpr int HOLDS = sizeof(E) == 8 ? 8 : 16;
 INLINE __mmask16 first(int many) { return (1u << many) - 1; }
 INLINE __m512i read(const uint16_t* p, __mmask16 m) {
@@ -40,8 +41,8 @@ template <class E> INLINE __m512i expand(__m512i x, __mmask16 m) {
   return sizeof(E) == 8 ? _mm512_maskz_expand_epi64(m, x) : _mm512_maskz_expand_epi32(m, x);
 }
 
-// The live entries of a word; more than those may be written, up to `room`, and are overwritten by
-// the next words' (a whole register is written in half the time of a masked one).
+// Gathers the live entries of a word. If `room` is at least a word, full registers are written, in
+// half of the time of masked writes. The next words overwrite the surplus entries.
 template <class E> INLINE void gather(uint64_t bits, const E* dense, E* live, int64_t room) {
   UNROLL for (int i = 0; i < WORD; i += HOLDS<E>) {
     const __mmask16 m = bits >> i & first(HOLDS<E>);
@@ -51,7 +52,7 @@ template <class E> INLINE void gather(uint64_t bits, const E* dense, E* live, in
   }
 }
 
-// The live entries among zeros; those are all that is written to a word, and each once.
+// Writes a full word, the live entries and zeros. Each entry is written once.
 template <class E> INLINE void spread(uint64_t bits, const E* live, E* dense, bool past_caches) {
   UNROLL for (int i = 0; i < WORD; i += HOLDS<E>) {
     const __mmask16 m = bits >> i & first(HOLDS<E>);
@@ -88,7 +89,8 @@ INLINE int64_t count(const uint64_t* bits, int64_t from, int64_t to) {
   return live;
 }
 
-// visit(word, index of its first live entry, room from there on), each thread for words in a row.
+// Calls visit(word, index of its first live entry, room from there on). Each thread visits a range
+// of words; `room` ends with the live entries of this range.
 template <class Visit>
 static void for_words(const uint64_t* bits, int64_t words, int threads, Visit visit) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
@@ -101,7 +103,7 @@ static void for_words(const uint64_t* bits, int64_t words, int threads, Visit vi
   }
 }
 
-// From one tensor or two at once: while one waits for memory, the other has it.
+// Gathers from one tensor, or from two tensors at once, which hides the latency of memory better.
 template <class E>
 static void gather_live(const uint64_t* bits, int64_t words, const E* one, E* live_one,
                         const E* other, E* live_other, int threads) {
@@ -113,8 +115,9 @@ static void gather_live(const uint64_t* bits, int64_t words, const E* one, E* li
 
 constexpr int64_t LARGE = 1 << 20;  // bytes
 
-// Each entry once, with its final value: others may read meanwhile. A network with large tensors
-// has more weights than the caches hold until they are read again.
+// Writes each entry once, with its final value, because other threads may read the tensor
+// meanwhile. Large tensors are written past the caches: their network has more weights than the
+// caches can keep until the next read.
 template <class E>
 static void write_live(const uint64_t* bits, int64_t size, const E* live, E* dense, int threads) {
   const bool past_caches = size * (int64_t)sizeof(E) >= LARGE && (uintptr_t)dense % 64 == 0;
@@ -127,7 +130,7 @@ static void write_live(const uint64_t* bits, int64_t size, const E* live, E* den
   });
 }
 
-// Makes all others zero.
+// Sets all entries that are not live to zero.
 template <class E>
 static void keep_live(const uint64_t* bits, int64_t size, E* dense, int threads) {
   const int64_t words = size / WORD;

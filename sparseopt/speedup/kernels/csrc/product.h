@@ -1,12 +1,12 @@
-// Forward, and the gradient of the input, which is the same with the transposed lists.
+// The forward pass, and the gradient of the input, which is the same with the transposed lists.
 #pragma once
 #include <omp.h>
 #include <memory>
 #include "grid.h"
 
-constexpr int64_t LARGE_BYTES = 4 << 20;  // of a result: several second-level caches
+constexpr int64_t LARGE_BYTES = 4 << 20;  // results larger than several second-level caches
 
-// Scratch of one call: one piece for every thread.
+// The scratch buffers of one call, one for every thread.
 template <class E> struct Scratch {
   std::unique_ptr<void, void (*)(void*)> memory{nullptr, free};
   int64_t size;
@@ -19,17 +19,17 @@ template <class E> struct Scratch {
 
 template <class E> struct Pass {
   const Grid grid;
-  const int32_t* rows;    // of the lists of this pass, phase after phase of the destination
+  const int32_t* rows;    // of the lists of this pass, in order of the destination's phases
   const uint32_t* codes;
   const E* weights;       // in the order of `codes`
   const float* bias;
   E* out;
-  const E* residual = nullptr;  // a map like `out` that is added, of convolutions only
-  const float* bounds = nullptr;  // the results are clamped to these two
+  const E* residual = nullptr;  // a map like `out` that is added; convolutions only
+  const float* bounds = nullptr;  // results are clamped to [bounds[0], bounds[1]]
 };
 
 // Where the lines of one tile go in a plane of the destination. A line that lies in one pixel is
-// written directly; otherwise lines go through a buffer, and from there piece by piece.
+// written directly. Other lines are written to a buffer, and copied from it in pieces.
 template <class E, int LINES> struct Target {
   struct Piece { int from, count; int64_t to; };
   static constexpr int size = LINES * Line<E>::elements;
@@ -38,7 +38,7 @@ template <class E, int LINES> struct Target {
   int count = 0;
 };
 
-// The place of a grid pixel in a plane of the destination, -1 where it lies outside.
+// The offset of a grid pixel in a plane of the destination, or -1 if it lies outside.
 INLINE int64_t destination(const Grid& g, int row, int column, int phase) {
   if (row >= g.rows || column >= g.columns) return -1;
   const int y = row * g.out_step_h + phase / g.out_step_w + g.shift_h;
@@ -58,13 +58,14 @@ static void aim(Target<E, LINES>& target, const Grid& g, const Item& item, int r
   };
   if (samples % elements == 0) {
     for (int t = 0; t < LINES; t++) {
-      int64_t element = start + t % columns * elements;  // tiles of one row run on into the next
+      int64_t element = start + t % columns * elements;  // a tile of one row may go on in the next
       const int64_t wrapped = ROWS == 1 ? element / row_size : 0;
       target.line[t] = place(row + t / columns + wrapped, element - wrapped * row_size);
     }
     return;
   }
-  // Flat tiles only. A piece ends with the pixel, or with the row where pixels lie side by side.
+  // Tiles of one row only. A piece ends with its pixel, or with its row if the pixels of a row are
+  // contiguous in the destination.
   const bool joined = samples == g.batch && g.out_step_w == 1;
   for (int64_t q = start, end = start + target.size; q < end;) {
     const int64_t y = q / row_size, element = q % row_size, sample = element % samples;
@@ -77,8 +78,8 @@ static void aim(Target<E, LINES>& target, const Grid& g, const Item& item, int r
   }
 }
 
-// Adds a plane of the residual to the sums of a tile; `buffer` has room for its lines. Planes are
-// too far apart for the processor to see what will be read next: `next` is fetched for later.
+// Adds a plane of the residual to the sums of a tile; `buffer` has room for the lines of the tile.
+// Planes are too far apart for hardware prefetching, so the plane `next` is prefetched for later.
 template <class E, int LINES>
 INLINE void add_residual(Floats (&sum)[LINES][Line<E>::sums], const E* plane, const E* next,
                          const Target<E, LINES>& target, bool by_line, E* buffer) {
@@ -96,7 +97,8 @@ INLINE void add_residual(Floats (&sum)[LINES][Line<E>::sums], const E* plane, co
   }
 }
 
-// One tile of the grid for the outputs of the item: sums in registers, one weight after the other.
+// Computes one tile of the grid for all outputs of the item. The sums of an output stay in
+// registers while the loop goes through its live weights.
 template <class E, int LINES, int ROWS>
 static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int row, int64_t start) {
   using L = Line<E>;
@@ -113,7 +115,7 @@ static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int ro
   Target<E, LINES> target;
   if (!g.linear) aim<E, LINES, ROWS>(target, g, item, row, start);
   const bool by_line = !g.linear && samples % side == 0;
-  alignas(64) E buffer[side * size];  // of as many outputs as are transposed at a time
+  alignas(64) E buffer[side * size];  // room for the outputs that are transposed together
   for (int o = item.out0; o < item.out1; o++) {
     Floats sum[LINES][L::sums];
     const Floats bias = broadcast(pass.bias ? pass.bias[o] : 0.f);
@@ -153,7 +155,7 @@ static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int ro
   }
 }
 
-// All tiles of an item. Tiles of one row run over the flattened grid.
+// Computes all tiles of an item. Tiles of one row cover the flattened grid.
 template <class E, int LINES, int ROWS>
 static void tiles(const Pass<E>& pass, const Item& item, const E* scratch) {
   const Grid& g = pass.grid;
@@ -165,7 +167,8 @@ static void tiles(const Pass<E>& pass, const Item& item, const E* scratch) {
       tile<E, LINES, ROWS>(pass, item, scratch, row, q);
 }
 
-// Tiles of two or four rows where they compute less in vain, short ones for short grids.
+// Chooses tiles of two or four rows if they compute fewer results that are dropped, and short tiles
+// for short grids.
 template <class E> static void best_tiles(const Pass<E>& pass, const Item& item, const E* scratch) {
   using L = Line<E>;
   const Grid& g = pass.grid;
@@ -185,7 +188,7 @@ template <class E> static void best_tiles(const Pass<E>& pass, const Item& item,
   tiles<E, L::tile, 1>(pass, item, scratch);
 }
 
-// Threads take (samples, band, part of the outputs); what one computes depends on no other.
+// A thread takes an item (samples, band, part of the outputs), which depends on no other item.
 template <class E> static void multiply(const Pass<E>& pass, const E* source, int threads) {
   const Grid& g = pass.grid;
   const int64_t bands = g.bands(), items = g.blocks() * bands;

@@ -1,11 +1,11 @@
-// Sums over tokens, which are the gradient of a linear layer's bias.
+// Sums over tokens: the gradient of the bias of a linear layer.
 #pragma once
 #include <algorithm>
 #include <vector>
 #include "batch_norm.h"
 
-constexpr int64_t COLUMNS_AT_A_TIME = 2048;  // their sums stay in the first-level cache
-constexpr int64_t TOKENS_AT_A_TIME = 32;     // their sums are float, sums of those double
+constexpr int64_t COLUMNS_AT_A_TIME = 2048;  // their sums fit the first-level cache
+constexpr int64_t TOKENS_AT_A_TIME = 32;     // float sums of so many are added in double
 
 // sums[j] = the sum over tokens of x[token][j].
 template <class E>
@@ -19,7 +19,7 @@ static void sum_tokens(const E* x, int64_t tokens, int64_t columns, float* sums,
     std::vector<double> all(count, 0.0);
     for (int64_t token = 0; token < tokens; token += TOKENS_AT_A_TIME) {
       std::fill(some.begin(), some.end(), 0.f);
-      // Of a line of bfloat16 the even elements have one vector of sums and the odd ones the next.
+      // A line of bfloat16 has two vectors of sums: for even elements, then for odd elements.
       for (int64_t t = token; t < std::min(tokens, token + TOKENS_AT_A_TIME); t++) {
         const E* from = x + t * columns + first;
         for (int64_t line = 0; line < lines; line++) {

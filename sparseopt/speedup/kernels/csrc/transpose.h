@@ -1,5 +1,5 @@
-// From [sample][channel], as a linear layer's tensors are, to lines of samples and back: squares of
-// elements, transposed in registers.
+// Converts [sample][channel], the layout of a linear layer's tensors, to lines of samples, and
+// back. Squares of elements are transposed in registers.
 #pragma once
 #include "lines.h"
 
@@ -13,10 +13,13 @@ INLINE void exchange_halves(Floats& a, Floats& b) {  // of 16 bits: (a0 a1, b0 b
   a = (Floats)((x & 0xffff) | (y << 16)), b = (Floats)((x >> 16) | (y & 0xffff0000));
 }
 
-// Transposes a square of as many elements as a line has. Rows and columns that do not exist are
-// zero on the way to lines, and not written on the way back. Lines themselves are always whole.
-// A line of bfloat16 holds token i in the low half of lane i and token LANES + i in the high half:
-// two transpositions of 32-bit lanes and one exchange of halves, in this order or back.
+// Transposes a square whose side is the number of elements of a line. Missing rows and columns are
+// read as zeros when lines are made, and not written when lines are converted back. Lines are
+// always full.
+//
+// A line of bfloat16 has token i in the low half of lane i, and token LANES + i in the high half.
+// To make such lines, two squares of 32-bit lanes are transposed, and then 16-bit halves are
+// exchanged. The way back exchanges halves first.
 template <class E, bool TO_LINES, bool WHOLE>
 INLINE void turn(const E* from, int64_t from_row, int rows, int columns, E* to, int64_t to_row,
                  bool past_caches) {
@@ -56,8 +59,8 @@ static void turn_square(const E* from, int64_t from_row, int64_t rows, int64_t c
                              to_row, false);
 }
 
-// `channels` channels of `samples` samples, each in a row of `row` elements, to lines of samples:
-// each channel in a row of `plane` elements.
+// Converts samples, which are `row` elements apart, to lines of samples: channels, which are
+// `plane` elements apart.
 template <class E>
 static void to_lines(const E* from, int64_t row, int64_t samples, int channels, E* to,
                      int64_t plane) {
@@ -68,7 +71,7 @@ static void to_lines(const E* from, int64_t row, int64_t samples, int channels, 
                            plane);
 }
 
-// The other way, for as many channels as a line has elements at most.
+// The inverse, for at most as many channels as a line has elements.
 template <class E>
 static void from_lines(const E* from, int64_t plane, int64_t samples, int channels, E* to,
                        int64_t row, bool past_caches) {

@@ -1,10 +1,10 @@
-// A linear layer of one token: there is no second sample to fill a line with, and the token itself
-// fits the first-level cache, so that live weights read it where it is.
+// A linear layer for one token. One sample can't fill a line, and the token fits the first-level
+// cache. So live weights read the token directly, without a scratch buffer.
 #pragma once
 #include "product.h"
 
-// out = clamp(weights * x + bias). Sums of one output are independent, for the latency of a
-// multiply-add, and are added in a fixed order.
+// out = clamp(weights * x + bias). An output has several independent sums, which hide the latency
+// of multiply-adds. They are added in a fixed order.
 template <class E> static void multiply_vector(const Pass<E>& pass, const E* x, int threads) {
   constexpr int WAYS = 8;
 #pragma omp parallel for num_threads(threads) if (threads > 1)

@@ -1,5 +1,5 @@
-// Vectors of 32-bit lanes on every instruction set. The vector extensions of GCC and Clang say
-// almost everything; intrinsics stand only where those extensions have no word for an operation.
+// Vectors of 32-bit lanes for every instruction set. Most code uses the vector extensions of GCC
+// and Clang. Intrinsics are used only for operations that the extensions do not have.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -17,13 +17,14 @@
 
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
-// The same in memory: at any address, and whatever the memory was declared as.
+// The same vector in memory, at any address that is a multiple of 2, and of any declared type.
 typedef float FloatsInMemory __attribute__((vector_size(LANES * 4), aligned(2), may_alias));
 typedef uint16_t bf16;  // the bits of a bfloat16
 
 INLINE Floats load(const void* p) { return *(const FloatsInMemory*)p; }
 INLINE void store(void* p, Floats x) { *(FloatsInMemory*)p = x; }
-// For large results: memory that is overwritten whole is not fetched first. At vectors' addresses.
+// Writes a large result without reading its cache lines first. The address has to be a multiple of
+// the size of the vector.
 INLINE void store_past_caches(void* p, Floats x) {
 #if LANES == 16
   _mm512_stream_ps((float*)p, (__m512)x);
@@ -34,7 +35,7 @@ INLINE void store_past_caches(void* p, Floats x) {
 #endif
 }
 INLINE Floats broadcast(float x) { return x - Floats{}; }
-// A NaN stays a NaN.
+// Clamps to [low, high]. A NaN stays NaN.
 INLINE Floats clamped(Floats x, float low, float high) {
   x = x < low ? broadcast(low) : x;
   return x > high ? broadcast(high) : x;
@@ -63,7 +64,7 @@ INLINE float bits_to_float(uint32_t bits) {
 INLINE Floats zip_first(Floats a, Floats b) { return SHUFFLE(a, b, FIRST_HALVES); }
 INLINE Floats zip_last(Floats a, Floats b) { return SHUFFLE(a, b, LAST_HALVES); }
 
-// A LANES x LANES matrix, transposed in log2(LANES) perfect shuffles of its rows.
+// Transposes a LANES x LANES matrix, by log2(LANES) perfect shuffles of its rows.
 INLINE void transpose(Floats (&rows)[LANES]) {
   UNROLL for (int done = 1; done < LANES; done *= 2) {
     Floats next[LANES];
@@ -95,7 +96,8 @@ INLINE void add_four_sums(const Floats* x, float* out) {
 #endif
 
 // out[j] += the sum of the lanes of x[j], for the first `count` of N vectors; N is a power of two.
-// Halves of the vectors are zipped and added until lane i belongs to vector i % N.
+// Algorithm: zip and add the first and last half of the vectors, until one vector is left. Its lane
+// i belongs to x[i % N].
 template <int N> INLINE void add_sums_of_lanes(Floats (&x)[N], float* out, int64_t count) {
 #if LANES == 16
   if (count == N) {
@@ -111,7 +113,7 @@ template <int N> INLINE void add_sums_of_lanes(Floats (&x)[N], float* out, int64
   for (int64_t j = 0; j < count; j++) out[j] += lanes[j];
 }
 
-// Rounds to nearest, ties to even. The bfloat16 is the high half of a lane; a NaN stays a NaN.
+// Rounds to nearest, ties to even. The bfloat16 is the high half of a lane. A NaN stays NaN.
 INLINE Words round_to_bf16(Floats x) {
   Words bits = (Words)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);
   Words nan = (Words)((bits & 0x7fffffff) > 0x7f800000);

@@ -1,6 +1,7 @@
-// Gradients of the live weights: one dot product each. Work is divided into parts of the samples
-// and groups of the outputs. The parts depend on the shape alone and are added in order, so that
-// the sums are the same for every number of threads; only the groups follow the threads.
+// Gradients of the live weights, one dot product for each. The work is divided into parts of the
+// samples and groups of the outputs. Only the number of groups depends on the number of threads.
+// The number of parts does not, and parts are added in order. So the sums are the same for every
+// number of threads.
 #pragma once
 #include "product.h"
 
@@ -8,7 +9,7 @@ constexpr int MAX_PARTS = 8;
 constexpr int64_t MAX_PARTIAL_SUMS = 4 << 20;  // of all parts together: 16 MB
 constexpr int64_t CHUNK = 128;                 // lines of a dot product before its lanes are added
 
-// work(part, parts, first output, last output, sums of all live weights)
+// Calls work(part, parts, first output, end of the outputs, sums of all live weights).
 template <class Work>
 static void in_parts(const int32_t* rows, int out, int64_t items, float* grad, int threads,
                      Work work) {
@@ -35,9 +36,9 @@ static void in_parts(const int32_t* rows, int out, int64_t items, float* grad, i
   }
 }
 
-// A scratch holds `together` channels of the input: the fewer they are, the more lines a product
-// has. The output's gradient goes to a scratch of its own, on the grid of the packed input. It is
-// zero in the columns that lie in the right-hand padding, so that they add nothing.
+// The scratch buffer of a thread has `together` channels of the input. The fewer channels, the more
+// lines a dot product has. The output's gradient has a separate scratch buffer, on the grid of the
+// packed input. It is zero in columns in the right-hand padding, so these add nothing.
 template <class E>
 static void add_dots(const Grid& whole, int together, const int32_t* rows, const uint32_t* codes,
                      const E* input, const E* gradient, float* grad, int threads) {
@@ -47,7 +48,7 @@ static void add_dots(const Grid& whole, int together, const int32_t* rows, const
   const int64_t blocks = g.blocks(), bands = g.bands();
   const int groups = (whole.channels + together - 1) / together;  // of input channels
   const int64_t items = groups * bands * blocks;
-  std::vector<int32_t> starts;  // of all groups in row 0, and its end; then of row 1
+  std::vector<int32_t> starts;  // of each group in row 0, and the end of row 0; then of row 1
   for (int o = 0; o < g.out; o++) {
     int32_t k = rows[o];
     for (int group = 0; group < groups; group++, starts.push_back(k))
@@ -57,7 +58,7 @@ static void add_dots(const Grid& whole, int together, const int32_t* rows, const
   const int64_t in_plane = linear ? 1 : g.height * g.width * g.batch;
   const int64_t out_plane = linear ? 1 : g.out_plane();
   const int64_t* tap_offset = g.tap_offset.data();
-  Grid of_gradient = g;  // of as many outputs as are transposed at a time
+  Grid of_gradient = g;  // for the outputs that are transposed together
   of_gradient.channels = linear ? g.line : 1, of_gradient.row_channels = g.out;
   of_gradient.height = g.out_height, of_gradient.width = g.out_width;
   of_gradient.packed_rows = g.band, of_gradient.pad_h = of_gradient.pad_w = 0;
@@ -66,7 +67,7 @@ static void add_dots(const Grid& whole, int together, const int32_t* rows, const
   Scratch<E> gradients(of_gradient.channels * of_gradient.plane(g.block) + g.line, threads);
   in_parts(rows, g.out, items, grad, threads,
            [&](int part, int parts, int o0, int o1, float* sums) {
-    Grid g = whole, h = of_gradient;  // this thread's: their channels change
+    Grid g = whole, h = of_gradient;  // copies for this thread, whose number of channels changes
     E *x = inputs.of_this_thread(), *dy = gradients.of_this_thread();
     for (int64_t i = items * part / parts; i < items * (part + 1) / parts; i++) {
       Item item = {};
@@ -98,13 +99,14 @@ static void add_dots(const Grid& whole, int together, const int32_t* rows, const
   });
 }
 
-// Without taps, input and gradient play the same part in a dot product: the narrower one goes to
-// the scratch.
+// If a kernel is one pixel, input and gradient can change places in the dot products. Then the one
+// with fewer channels is packed into the scratch buffer by channel groups.
 template <class E>
 static void weight_gradient(const Layer& l, const Sizes& s, const Lists& lists, const E* input,
                             const E* gradient, float* grad, int threads) {
-  Layer part = l;  // as much of the source as goes to the scratch at a time
-  // Transposing an output's gradient again for every part would take as long as it gains.
+  Layer part = l;  // the channels that are in the scratch buffer at a time
+  // A linear layer is not split by channels: transposing its output's gradient once more for each
+  // split would take as long as the split saves.
   const int most = s.linear ? std::max(l.in, l.out) : std::max(64, 256 / l.taps());
   part.in = std::min(most, l.in), part.out = std::min(most, l.out);
   if (!is_pointwise(l) || l.in <= l.out) {

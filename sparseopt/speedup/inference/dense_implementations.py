@@ -1,4 +1,4 @@
-"""The ways to run a model densely that torch offers, each as a module that takes its inputs."""
+"""The dense implementations of a model that torch offers, each as a module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from sparseopt.utils.probe import preserve_buffers
 
-__all__ = ["AS_IT_IS", "Frozen", "Prepared", "UnderAutocast", "dense_ways"]
+__all__ = ["AS_IT_IS", "Frozen", "Prepared", "UnderAutocast", "dense_implementations"]
 
 AS_IT_IS: Final = "as it is"
 _SCRIPTED: Final = "frozen TorchScript"
@@ -23,13 +23,14 @@ _COMPILED: Final = "torch.compile, frozen"
 
 
 class Prepared(nn.Module):
-    """A model whose inputs are brought into another number format or memory format before.
+    """A model whose inputs are first converted to another number format or memory format.
 
     Args:
-        model: the model, in that number format.
-        dtype: what floating-point inputs become; outputs of it become float32, as which the model
-            was given. ``None`` leaves all as they are.
-        channels_last: whether maps are brought into channels-last format.
+        model: the model, already in the number format ``dtype``.
+        dtype: the number format that floating-point inputs are converted to. Outputs of this
+            format are converted back to float32, the format of the user's model. ``None`` converts
+            nothing.
+        channels_last: whether maps are converted to channels-last format.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Prepared(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model returns."""
+        """Return the outputs of the model."""
         args, kwargs = tree_map(self._prepared, (args, kwargs))
         outputs = self.model(*args, **kwargs)
         return outputs if self.dtype is None else tree_map(self._restored, outputs)
@@ -57,18 +58,18 @@ class Prepared(nn.Module):
 
     def _restored(self, value: Any) -> Any:
         is_own = isinstance(value, Tensor) and value.dtype == self.dtype
-        return value.to(_given_now(value.device.type)) if is_own else value
+        return value.to(_result_dtype(value.device.type)) if is_own else value
 
 
 class UnderAutocast(nn.Module):
-    """A model whose layers were exchanged under autocast, and which computes under it always.
+    """A model that was condensed under autocast, and always computes under autocast.
 
-    Where autocast is off, its outputs are float32, as which the model was given, and it warns that
-    they are no more precise than under autocast.
+    If it is called without autocast, its outputs are float32, the format of the user's model. It
+    then warns that they are no more precise than under autocast.
 
     Args:
-        model: the model, some of whose layers have weights in the number format of autocast.
-        device: the kind of device.
+        model: the model. Some of its layers have weights in the number format of autocast.
+        device: the type of the device, such as ``"cpu"``.
         dtype: the number format of autocast.
     """
 
@@ -79,14 +80,14 @@ class UnderAutocast(nn.Module):
         self.dtype = dtype
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model returns."""
-        now = _given_now(self.device)
+        """Return the outputs of the model."""
+        now = _result_dtype(self.device)
         if now == self.dtype:
             return self.model(*args, **kwargs)
         warnings.warn(
-            f"this model was condensed under autocast: it computes in {self.dtype} here, too, "
-            "where autocast is off or has another number format. Condense it without autocast for "
-            "float32, or call it under autocast.",
+            f"this model was condensed under autocast, so it computes in {self.dtype} although "
+            "autocast is off or has another number format here. Call it under the same autocast, "
+            "or condense it without autocast for float32.",
             UserWarning,
             stacklevel=2,
         )
@@ -97,67 +98,68 @@ class UnderAutocast(nn.Module):
         )
 
 
-def _given_now(device: str) -> torch.dtype:
-    """Return the number format in which a model in float32 returns results of matrix products."""
+def _result_dtype(device: str) -> torch.dtype:
+    """Return the number format that a float32 model gives matrix products, autocast or not."""
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return torch.float32
 
 
 class Frozen(nn.Module):
-    """A frozen program: it has no weights, modes or gradients any more.
+    """A frozen program: a model whose weights are constants, without modes or gradients.
 
     Args:
         program: a compiled or scripted model.
-        otherwise: what computes inputs of other shapes than a trace was made for, and all inputs
-            under autocast, which is off in the program.
-        args: the inputs of the trace; ``None`` where the program takes other shapes.
+        fallback: the model that computes inputs of shapes that the program was not traced for. It
+            also computes all inputs under autocast, because the program was made without autocast.
+        args: the inputs of the trace, or ``None`` if the program takes all shapes.
     """
 
     def __init__(
-        self, program: Any, otherwise: nn.Module, args: tuple[Any, ...] | None = None
+        self, program: Any, fallback: nn.Module, args: tuple[Any, ...] | None = None
     ) -> None:
         super().__init__()
-        # In a tuple it is no submodule: scripted ones have no mode, which every module asks for.
+        # The tuple hides the program from nn.Module: eval() of all submodules would fail, because
+        # a frozen script has no mode.
         self._program = (program,)
-        self.otherwise = otherwise
+        self.fallback = fallback
         self._known = None if args is None else _shapes(args)
-        self._device = device_of(otherwise).type
+        self._device = device_of(fallback).type
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model returns."""
+        """Return the outputs of the model."""
         is_other = self._known is not None and (kwargs or _shapes(args) != self._known)
         if is_other or torch.is_autocast_enabled(self._device):
-            return self.otherwise(*args, **kwargs)
+            return self.fallback(*args, **kwargs)
         return self._program[0](*args, **kwargs)
 
 
 def _shapes(args: tuple[Any, ...]) -> list[Any]:
-    """Return the shapes of tensors, and other inputs as they are."""
+    """Return the inputs with each tensor replaced by its shape."""
     return [one.shape if isinstance(one, Tensor) else one for one in tree_leaves(args)]
 
 
-def dense_ways(
+def dense_implementations(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     dtype: torch.dtype | None,
     programs: Collection[str] = (),
-    lost: str | None = None,
+    skipped: str | None = None,
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Return modules that compute ``model(*args, **kwargs)``, by name of the way.
+    """Return modules that compute ``model(*args, **kwargs)``, by name of the implementation.
 
     Args:
-        model: the model, in evaluation mode; it is copied.
+        model: the model, in evaluation mode. The modules have copies of it.
         args: positional inputs.
         kwargs: keyword inputs.
         dtype: the number format to compute in; ``None`` for the model's own.
-        programs: which frozen ones are among the ways: ``"scripted"``, ``"compiled"``.
-        lost: what of the model a frozen program would not run, and therefore is none of the ways.
+        programs: which frozen programs to make: ``"scripted"``, ``"compiled"``.
+        skipped: code of the model that a frozen program would not run. Then none is made.
 
     Returns:
-        The modules, and why others could not be made, by name.
+        The modules by name, and for each implementation that failed the reason, by name.
     """
     copied = copy.deepcopy(model)
     if dtype is not None:
@@ -168,7 +170,7 @@ def dense_ways(
     has_maps = any(parameter.dim() == 4 for parameter in copied.parameters())
     if has_maps:
         makers["channels-last"] = lambda: _channels_last(copied, dtype)
-    # Autocast is off in a traced or compiled graph, or frozen into it.
+    # Autocast would be frozen into a traced or compiled graph.
     if not torch.is_autocast_enabled(device_of(copied).type):
         if "scripted" in programs:
             makers[_SCRIPTED] = lambda: _scripted(
@@ -178,23 +180,23 @@ def dense_ways(
             makers[_COMPILED] = lambda: _compiled(
                 _channels_last(copied, dtype) if has_maps else Prepared(copied, dtype)
             )
-    ways: dict[str, nn.Module] = {}
+    implementations: dict[str, nn.Module] = {}
     failed: dict[str, str] = {}
-    if lost is not None:
+    if skipped is not None:
         for name in makers.keys() & {_SCRIPTED, _COMPILED}:
             del makers[name]
-            failed[name] = lost
+            failed[name] = skipped
     for name, make in makers.items():
-        # Compilers and tracers refuse models in many ways.
+        # Tracers and compilers raise errors of many types for models that they do not support.
         try:
             with torch.no_grad(), _quiet():
-                ways[name] = make()
-                with preserve_buffers(ways[name]):
-                    ways[name](*args, **kwargs)
+                implementations[name] = make()
+                with preserve_buffers(implementations[name]):
+                    implementations[name](*args, **kwargs)
         except Exception as error:
-            ways.pop(name, None)
+            implementations.pop(name, None)
             failed[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    return ways, failed
+    return implementations, failed
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -212,7 +214,8 @@ def _scripted(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         raise ValueError("keyword inputs are not traced")
     trace: Any = torch.jit.trace
     with warnings.catch_warnings():
-        # What depends on numbers in the input would be frozen as it is for these inputs.
+        # torch warns if the result depends on values of the inputs, such as in a branch. The trace
+        # would be wrong for other inputs.
         warnings.simplefilter("error", TracerWarning)
         traced = trace(model.eval(), args, check_trace=False)
     optimized: Any = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
@@ -225,13 +228,13 @@ def _scripted(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 def _compiled(model: nn.Module) -> nn.Module:
     import torch._inductor.config as config
 
-    config.freezing = True  # read at the first call, which dense_ways() makes
+    config.freezing = True  # read at the first call, in dense_implementations()
     return Frozen(torch.compile(model.eval()), model)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what compilers warn of their own code to themselves, and put their settings back."""
+    """Ignore the warnings that compilers raise about their own code, and restore their settings."""
     import torch._inductor.config as config
 
     freezing = config.freezing
