@@ -142,7 +142,7 @@ def test_whole_training_step_is_its_parts(results: dict) -> None:
 def test_library_that_is_not_installed_is_named_with_the_reason(results: dict, out: Path) -> None:
     missing = results["peers"][ABSENT]["absent"]
     report = (out / "report.md").read_text()
-    assert "compiled for torch 2.4.0 alone" in report
+    assert "compiled for torch 2.4.0 only" in report
     if missing is None:
         pytest.skip(f"{ABSENT} is installed")
     assert find(results, "steps", MODEL, "sgd-foreach")["absent"][ABSENT] == missing
