@@ -345,7 +345,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """The present masks: bool tensors of the weights' shapes by layer name, true where live."""
+        """The present masks by layer name, bool tensors of the weights' shapes, true where live."""
         return {layer.name: layer.mask for layer in self._layers}
 
     @property
