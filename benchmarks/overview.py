@@ -42,7 +42,7 @@ SPEED_COLUMNS = {
 
 
 def cost_table(results: Results, density: float = DENSITY) -> list[str]:
-    """Time of a step and an update, and memory, as multiples of those of the plain optimizer."""
+    """Time of a step and an update, and memory, as multiples of the plain optimizer's figures."""
     return table_of(_costs(results, entry) for entry in cost_entries(results, density))
 
 

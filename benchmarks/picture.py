@@ -238,7 +238,7 @@ def draw(source: Source, colors: tuple[str, str] = THEMED) -> Figure:
 
 
 def _shades(points: Sequence[Point]) -> Mapping[Point, str]:
-    """Gray for networks that are not sparse; other networks have colours that all eyes can tell."""
+    """Gray for networks that are not sparse; the other colours suit colour-blind readers."""
     palette = iter(PALETTE * len(points))
     return {point: GRAY if point.method in MARKS else next(palette) for point in points}
 

@@ -80,7 +80,7 @@ def _wrapped(text: str) -> str:
 
 def main() -> None:
     """Write the file, and the picture in it."""
-    # Run as a script, Python puts this folder first; the package is found from the root.
+    # For a script Python puts its folder first; the package is found from the root.
     sys.path[0] = str(ROOT)
     from benchmarks import picture
 

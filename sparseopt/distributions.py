@@ -216,8 +216,8 @@ def live_counts(
             density to the density of each layer, or a mapping from keys to a density, a name or a
             function. A key is a layer's name, a module's name or a pattern (``"encoder.*"``). If
             several keys fit a layer, names win over patterns, an inner module wins over an outer
-            one, and the last pattern wins over earlier ones. Layers that share a distribution have
-            ``density`` together. Layers that no key fits have ``density`` each.
+            one, and the last pattern wins over earlier ones. Layers that share a distribution meet
+            ``density`` together. Each layer that no key fits has the density ``density``.
         overrides: layers with a density of their own. ``init`` distributes each such density among
             the layers that share it. A density in a mapping wins over an override.
         stacks: the weights that are a stack of matrices along their first dimension, as the gates

@@ -50,7 +50,7 @@ class Split:
         else:
             padding = 0 if augmentation is None else augmentation.crop_padding
             self._crop = PaddedCrop(images.to(device), padding)
-        # One multiplication and one addition instead of a division and two of each.
+        # One multiplication and one addition, instead of two divisions and a subtraction.
         self._scale = (1.0 / (255.0 * std)).view(1, 3, 1, 1).to(device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format

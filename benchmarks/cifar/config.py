@@ -95,7 +95,7 @@ class AugmentationConfig(Section):
     @model_validator(mode="after")
     def _crops_in_one_way(self) -> AugmentationConfig:
         if self.min_scale is not None and self.crop_padding:
-            raise ValueError(f"min_scale takes crop_padding = 0, got {self.crop_padding}")
+            raise ValueError(f"min_scale needs crop_padding = 0, got {self.crop_padding}")
         return self
 
 
@@ -110,7 +110,7 @@ class OptimizerConfig(Section):
     @model_validator(mode="after")
     def _has_momentum_for_nesterov(self) -> OptimizerConfig:
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov = true takes a momentum above 0, got 0")
+            raise ValueError("nesterov = true needs a momentum above 0, got 0")
         return self
 
 

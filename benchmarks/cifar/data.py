@@ -130,10 +130,10 @@ def _find(name: str, data_dir: Path) -> Path:
 
 def _expectation(name: str) -> str:
     return (
-        f"For {DATASET_TITLES[name]}, give a folder that holds either class folders, as in "
-        f"train/cat/1.png and test/cat/2.png (32x32 images), in it or in {name!r} in it, or "
-        f"torchvision's own {CIFARS[name].folder}; without --data-dir, torchvision downloads it. "
-        "The preset 'smoke' needs no data at all."
+        f"For {DATASET_TITLES[name]}, give a folder with class folders, as in train/cat/1.png and "
+        f"test/cat/2.png (32x32 images), or a folder that has these in its subfolder {name!r}, or "
+        f"a folder with torchvision's own {CIFARS[name].folder}; without --data-dir, torchvision "
+        "downloads it. The preset 'smoke' needs no data at all."
     )
 
 

@@ -205,7 +205,7 @@ def sampling(stride: int) -> nn.Module:
 
 
 def init_weights(model: nn.Module) -> None:
-    """Draw all convolutions for a ReLU after each (He et al. 2015), and set biases to 0."""
+    """Draw weights of convolutions as for a ReLU after each (He et al. 2015); set biases to 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -26,7 +26,7 @@ from sparseopt.speedup import timing
 
 SEARCHES = "searches for alpha and delta_t"
 STATIC = RunSpec("static", "erk", 0.1, 0)
-# A step that takes longer, in seconds, is measured on a few images and in proportion.
+# A step that takes longer, in seconds, is measured on few images, and the time is scaled up.
 SLOW_STEP = 1.0
 FEW_IMAGES, MEASURED_STEPS = 16, 4
 

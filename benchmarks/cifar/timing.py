@@ -34,13 +34,13 @@ from sparseopt import SparseOptimizer, compact, condense
 from sparseopt.speedup import timing
 
 DENSE, ZEROS, COMPACTED = "dense", "dense tensors with zeros", "compacted"
-#: Beside the number formats, a way to run any of them.
+#: A way to run a network, beside the number formats: condensed, in the fastest format.
 CONDENSED = "condensed"
 #: The parts of the environment that times depend on; if they differ, times are measured again.
 MACHINE = ("processor", "device", "threads", "system", "torch", "sparseopt")
 #: A single image takes little time, and varies the most.
 MORE_ROUNDS_OF_ONE = 4
-#: Steps of a round; the last one of a method that moves masks is a mask update.
+#: Steps of a round; if the method moves masks, the last step is a mask update.
 STEPS = 4
 #: The timed part of a run is so short that the drop fraction keeps its first value.
 STRETCH = 20
@@ -70,7 +70,7 @@ def time_jobs(jobs: Sequence[Job], setup: Setup, threads: int) -> None:
             continue
         print(f"{job.title}: measuring its times")
         process = psutil.Process()
-        # From now on: the whole machine's work and this process's, in per cent.
+        # These calls start the counting; the next calls return the load since then, in per cent.
         psutil.cpu_percent()
         process.cpu_percent()
         measured = _measure(job, timed, record, structure, device)
@@ -148,10 +148,10 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
     """Median times of a forward pass, and their ratio in the same round.
 
     Returns:
-        ``batch``; what ``compare`` finds; and the medians in all ``ways``. These are the number
-        formats and what ``condense`` makes of the network in the fastest of them, which skips
-        zeros; each with one thread and with as many as torch has now: a small network may wait
-        for threads longer than it computes.
+        ``batch``; what ``compare`` finds; and the medians in all ``ways``. The ways are the number
+        formats, and the condensed network, which skips zeros. Each way is measured with one thread
+        and with as many as torch has now, because a small network may wait for threads longer than
+        it computes.
     """
     device = next(dense.model.parameters()).device
     images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE).to(device)
@@ -252,7 +252,7 @@ def step_ratio(rounds: Rounds, updates_a_step: float) -> Quartiles:
 def _cycle(
     protocol: Protocol, spec: RunSpec, device: torch.device, rounds: int
 ) -> Callable[[], dict[str, float]]:
-    """A function that measures ordinary steps, their median, and a mask update after them."""
+    """A function that measures the median of ordinary steps, and a mask update after them."""
     training = protocol.training
     longer = training.model_copy(update={"epochs": STRETCH * STEPS * (rounds + 1)})
     longer_protocol = protocol.model_copy(update={"training": longer})

@@ -173,8 +173,8 @@ class Run:
         if not path.exists():
             return False
         state = torch.load(path, map_location="cpu", weights_only=True)
-        # The plan is not measured again, because another plan would give other bits. Only an empty
-        # plan is, because the network may have been too dense when it was made.
+        # A plan is not measured again, because another plan would give other bits. An empty plan is
+        # measured again, because the network may have been too dense when it was made.
         self._start_speed_up(state["plan"] or None)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])

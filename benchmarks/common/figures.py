@@ -31,7 +31,7 @@ def legend_beside(figure: Figure, panels: Sequence[Axes]) -> None:
     )
 
 
-#: Without a salt and with a date, the same results would give another file each time.
+#: No date and no version, so that the same results give the same file each time.
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
 
 

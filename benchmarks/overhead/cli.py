@@ -27,7 +27,7 @@ from sparseopt.speedup import kernels
 DESCRIPTION = f"""\
 Measure the cost of sparse training, beside the plain optimizer and beside other libraries: time of
 a step, of a mask update and of a full training step, and bytes held. All contenders are stepped in
-turn in one process, and every ratio is of two times of the same round.
+turn in one process, and every ratio compares two times of the same round.
 
 Other libraries are installed with {INSTALL}. Those that are missing are named in
 the report, with the reason.
@@ -64,10 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_choices(parser, "--figures", FIGURES, figures)
     add = parser.add_argument
     densities = "shares of live weights, above 0 and below 1 (default: 0.1 0.5)"
+    between = "steps between updates (default: 8)"
+    full = "rounds of full training steps (default: 10)"
     add("--densities", nargs="+", type=_density, default=[0.1, 0.5], metavar="D", help=densities)
-    add("--rounds", type=_positive, default=32, metavar="N", help="of steps (default: 32)")
-    add("--update-every", type=_positive, default=8, metavar="N", help="steps (default: 8)")
-    add("--training-rounds", type=_positive, default=10, metavar="N", help="default: 10")
+    add("--rounds", type=_positive, default=32, metavar="N", help="rounds of steps (default: 32)")
+    add("--update-every", type=_positive, default=8, metavar="N", help=between)
+    add("--training-rounds", type=_positive, default=10, metavar="N", help=full)
     add("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
     add("--device", type=_device, help="cpu, cuda:1, ... (default: an accelerator, if any)")
     add("--out", type=Path, default=Path("results/overhead"), metavar="DIR", help="%(default)s")
@@ -112,7 +114,7 @@ def _measure(options: argparse.Namespace, path: Path) -> None:
     """Measure all figures of all cases and write ``path``, the results file, after every entry."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    # A step copies live weights by the kernels where they are compiled already.
+    # Load the kernels now: where they are compiled already, a step copies live weights with them.
     kernels.available()
     results = Results(path)
     for name, peer in PEERS.items():

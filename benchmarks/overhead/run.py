@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run as a script, Python puts this folder first; the package is found from the root.
+    # For a script Python puts its folder first; the package is found from the root.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     from benchmarks.common.start import start
 

@@ -1,4 +1,4 @@
-"""Inference of whole networks on live weights, beside every dense way, and the files they take."""
+"""Inference of full networks: live weights against all dense implementations; file sizes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from sparseopt.speedup.timing import Timing, time_in_turn
 
 FIGURE = "condensed"
 TOKENS = 50_257
-#: Latencies of calls one after the other: at most this many, at least LEAST_CALLS, and in between
-#: as many as fit into SECONDS.
+#: How many calls are timed one after the other: as many as fit into SECONDS, but at least
+#: LEAST_CALLS and at most this many.
 CALLS = 200
 LEAST_CALLS = 40
 SECONDS = 8.0

@@ -15,9 +15,9 @@ from benchmarks.structured import accuracy, timing
 from benchmarks.structured.report import report_lines
 
 DESCRIPTION = """\
-Measure the cost of whole neurons and heads in accuracy, and their gain in time. Every run or figure
-is written into a file of its own in DIR, and is not measured again if its file exists. All files
-together give DIR/report.md; `report` makes it again and measures nothing.
+Measure what dropping full neurons and heads costs in accuracy and gains in time. Every run or
+figure is written into a file of its own in DIR, and is not measured again if its file exists. All
+files together give DIR/report.md; `report` makes it again and measures nothing.
 """
 FIGURES = {"accuracy": accuracy, "time": timing}
 

@@ -24,7 +24,7 @@ MODELS = ("vit-192", "vit-384", "gpt-384")
 PRECISIONS = ("float32", "bfloat16")
 HEAD_DIM = 32
 TOKENS = 256
-#: Mask updates are far apart, or every second step: an ordinary one, and the update.
+#: Steps between mask updates: so many that none comes, or two (an ordinary step, the update).
 NEVER = 10**9
 EVERY_SECOND = 2
 MILLI = 1e3

@@ -79,7 +79,7 @@ folder = Path(tempfile.mkdtemp())
 save_sparse(folder / "digits.safetensors", optimizer)
 torch.save(model.state_dict(), folder / "digits.pt")
 small, large = ((folder / name).stat().st_size for name in ("digits.safetensors", "digits.pt"))
-print(f"{small} bytes, and {large} of a dense checkpoint")
+print(f"the file has {small} bytes, a dense checkpoint has {large}")
 
 # %%
 # Load and condense

@@ -138,8 +138,8 @@ print(smaller.blocks[1])
 # Single weights, and neurons without weights
 # -------------------------------------------
 #
-# ``SRigL`` moves single weights. If other neurons need most weights of a neuron more, the neuron
-# is ablated. The method chooses how many neurons it ablates, by ``gamma``.
+# ``SRigL`` moves single weights. A neuron is ablated if most of its weights would be of more use in
+# other neurons. The method chooses how many neurons it ablates, by ``gamma``.
 
 torch.manual_seed(0)
 model = Rows(64)

@@ -29,8 +29,9 @@ __all__ = ["SameChoice", "checksum", "mixed"]
 #: spread over all 64 bits.
 MULTIPLIER: Final = 0x9E3779B97F4A7C15 - 2**64
 INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-#: How often this process has made each choice, by its key in the store. After a checkpoint is
-#: loaded again, or in a copy of the optimizer, a method may draw other numbers, on all ranks alike.
+#: How often this process has made each choice, by its key in the store. Only choices with equal
+#: counts are compared: after a checkpoint is loaded again, or in a copy of the optimizer, a method
+#: may choose differently the second time, on all ranks alike.
 _times: Final[Counter[str]] = Counter()
 
 

@@ -104,7 +104,7 @@ def agree_on_values(values: Sequence[Any]) -> list[Any]:
     """Return rank 0's tensors and plain values. Collective: every rank has to call it.
 
     The values are sent only if they differ. A rank keeps its own values if their shapes or their
-    number are not rank 0's, as where each rank has layers of its own.
+    number are not rank 0's, for example because each rank has layers of its own.
     """
     if not is_distributed():
         return list(values)

@@ -73,7 +73,7 @@ class WeightMemory:
     def find(self, operand: Tensor) -> tuple[str, float] | None:
         """Return the name of the weight that ``operand`` shows, and its number of live entries.
 
-        The entries are those of ``operand``. An entry that an expanded view repeats counts each
+        Live entries of ``operand`` are counted. An entry that an expanded view repeats counts each
         time.
         """
         owner = self._owner(operand)

@@ -128,7 +128,7 @@ def merged(first: Tensor, second: Tensor) -> Tensor:
     """
     together = torch.cat([first, second])
     if together.device.type == "cpu":
-        # NumPy's stable sort merges two sorted runs; its other sorts start from nothing.
+        # NumPy's stable sort merges two sorted runs; its other sorts ignore the runs.
         return torch.from_numpy(np.sort(together.numpy(), kind="stable"))
     return together.sort().values
 

@@ -67,7 +67,7 @@ class SparseLayer:
 
     Other threads and processes may read the weight at any moment. So every function that writes to
     the weight writes each entry at most once, with its final value: no reader ever sees a live
-    weight that is zero only for a moment.
+    weight become zero for a moment.
 
     Attributes:
         name: the parameter's name.
@@ -390,7 +390,7 @@ class SparseLayer:
             self._write_(values)
 
     def _clear_dropped_(self) -> None:
-        """Set all weights to zero that are not live."""
+        """Set all weights that are not live to zero."""
         if self._mask is not None or self.is_full or self.weight.grad_fn is not None:
             self._mask_(self.weight)
         else:
@@ -499,7 +499,7 @@ class SparseLayer:
         self._watch.note(weight)
 
     def _keep_(self, tensor: Tensor) -> bool:
-        """Set entries to zero that are not live, if the kernels can; return whether they did."""
+        """Set entries that are not live to zero, if the kernels can; return whether they did."""
         if self.numel <= SMALL or self.is_sharded or tensor.grad_fn is not None:
             return False
         tensor = tensor.detach()

@@ -40,7 +40,7 @@ class LiveCopies(Protocol):
         """Make ``live`` the live entries of ``dense``, and all others zero; write each once."""
 
     def keep(self, bits: Tensor, dense: Tensor) -> None:
-        """Set all entries of ``dense`` to zero that are not live."""
+        """Set all entries of ``dense`` that are not live to zero."""
 
 
 #: At most one function, which returns the kernels if they can be used now.

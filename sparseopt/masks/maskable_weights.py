@@ -56,8 +56,8 @@ def has_shape(parameter: torch.Tensor) -> bool:
 def is_matrix(parameter: torch.Tensor) -> bool:
     """Whether two or more dimensions have more than one entry.
 
-    The magnitudes of weight norm, ``(N, 1, 1)``, have not: they have one entry a filter, and a mask
-    on them would remove complete filters.
+    The magnitudes of weight norm, ``(N, 1, 1)``, are no matrix: they have one entry for each
+    filter, so a mask on them would remove complete filters.
     """
     return sum(size > 1 for size in parameter.shape) >= 2
 
@@ -109,8 +109,8 @@ def model_weights(model: nn.Module, also: Collection[nn.Parameter] = ()) -> dict
 def optimizer_weights(groups: list[dict[str, Any]]) -> dict[nn.Parameter, str]:
     """Return every matrix (see :func:`is_matrix`) in ``groups``, with a name, in group order.
 
-    Names are those that the groups carry if the optimizer was made from ``named_parameters()``,
-    else ``"group.index"``.
+    If the optimizer was made from ``named_parameters()``, the groups carry the names. Otherwise
+    the names are ``"group.index"``.
 
     Raises:
         ValueError: if two have the same name.
@@ -192,7 +192,7 @@ def computed_from(module: nn.Module) -> str | None:
 
 
 def _computed_by(module: nn.Module) -> str | None:
-    """Return by what the module's weight is computed from other parameters, if it is."""
+    """Return what computes the module's weight from other parameters; ``None`` if nothing does."""
     if is_parametrized(module, "weight"):
         chain: Any = module.parametrizations
         kind = type(chain.weight[0]).__name__.removeprefix("_")

@@ -65,7 +65,7 @@ def normed_dimensions_of_groups(groups: Iterable[Mapping[str, Any]]) -> dict[Ten
     """Do the same as :func:`normed_dimensions` by shapes, where no model is known.
 
     The magnitudes ``g`` come just before ``v`` in a group. Their shape is 1 in every dimension
-    except one, where it is that of ``v``.
+    except one, where it equals the shape of ``v``.
     """
     return {
         weight: dim

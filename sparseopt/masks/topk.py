@@ -143,7 +143,7 @@ def _largest_on_cpu(
 def _candidates(
     values: npt.NDArray[Any], k: int, free: Bools | None
 ) -> npt.NDArray[np.intp] | None:
-    """Return ascending indices that include those of the ``k`` largest; ``None`` for all indices.
+    """Return ascending indices, the ``k`` largest scores included; ``None`` for all indices.
 
     A sample gives a guess below the threshold. If at least ``k`` scores reach the guess, it is a
     lower bound of the threshold, and the ``k`` largest are among these scores.

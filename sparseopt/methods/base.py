@@ -28,7 +28,7 @@ class TrainingCost:
     Attributes:
         dense: inference with every weight live, :math:`f_d`.
         sparse: inference with the present masks, :math:`f_s`.
-        mean_sparse: the average of that over the steps so far, :math:`E[f_{s,t}]`.
+        mean_sparse: the average of ``sparse`` over the steps so far, :math:`E[f_{s,t}]`.
         delta_t: steps between updates.
 
     Example:
@@ -312,7 +312,7 @@ class DropGrow(Method):
     """Drops ``int(fraction * live)`` weights of each layer and grows the same number.
 
     So live counts stay the same. With ``regrow="never"`` it drops no more weights than it can grow.
-    Under weight norm it drops no more than leaves a live weight in every slice.
+    Under weight norm every slice keeps a live weight, so it may drop fewer weights.
 
     Example:
         >>> from dataclasses import dataclass

@@ -21,7 +21,7 @@ __all__ = ["MEST"]
 @register_method
 @dataclass(frozen=True)
 class MEST(DropGrow):
-    r"""Memory-economic sparse training: drops by weight and gradient, after a trial.
+    r"""Memory-economic sparse training: drops by weight and gradient; new weights are on trial.
 
     With the soft bound, the newly grown weights are live in addition to the target, until the next
     update drops as many. Their number falls with the drop fraction. The last update is at
@@ -70,7 +70,7 @@ class MEST(DropGrow):
         check_not_negative("gradient_weight", self.gradient_weight)
         check_choice("grow", self.grow, ("random", "gradient"))
         check_choice("bound", self.bound, ("soft", "hard"))
-        # A property can't override a class variable, and a frozen instance is set only like this.
+        # A property can't override a class variable. A frozen instance has no other assignment.
         object.__setattr__(self, "needs_dense_gradient", self.grow == "gradient")
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
@@ -84,7 +84,7 @@ class MEST(DropGrow):
         return [self._trial(layer, update) for layer in layers]
 
     def drop_scores(self, layer: SparseLayer, update: Update) -> Tensor:
-        """Return the magnitude of weights plus ``gradient_weight`` times that of gradients."""
+        """Return the magnitude of weights plus ``gradient_weight`` times the gradient's."""
         magnitude = super().drop_scores(layer, update)
         if self.gradient_weight == 0.0:
             return magnitude

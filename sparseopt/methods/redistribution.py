@@ -1,4 +1,4 @@
-"""Redistribution: the number of weights that all layers drop is divided among them to grow."""
+"""Redistribution: layers grow as many weights as they drop in total, divided by importance."""
 
 from __future__ import annotations
 

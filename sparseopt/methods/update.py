@@ -57,8 +57,8 @@ class Update:
     def layer_state(self, layer: SparseLayer) -> LayerState:
         """Return the method's state of ``layer``: tensors by name, to be changed in place.
 
-        :meth:`Method.initial_layer_state` returned their initial values. To assign to a name copies
-        the values of a tensor of the same shape.
+        :meth:`Method.initial_layer_state` returned their initial values. Assigning a tensor
+        of the same shape to a name copies its values.
 
         Raises:
             ValueError: if the layer's ``is_dense`` is true, so that no update moves it.

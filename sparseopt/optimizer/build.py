@@ -332,8 +332,8 @@ def _among(setting: T, names: Mapping[str, object]) -> T | dict[str, Any]:
 def _target(mask: Tensor, live: int, target: int) -> int:
     """Return the final live count of a layer.
 
-    A given mask with another count keeps its own count; where the method prunes, it falls to the
-    target if the target is smaller.
+    A given mask with another count keeps this count. But if the method prunes, and the target is
+    smaller, the final count is the target.
     """
     chosen = count_true(mask)
     if chosen == live:

@@ -307,7 +307,7 @@ def _refuse_densities_without_weights(
 def _note_little_covered(
     groups: list[dict[str, Any]], model: nn.Module, sparse: Collection[nn.Parameter]
 ) -> None:
-    """Log if sparse layers have less than half of the trained parameters, and who has the rest.
+    """Log if sparse layers have less than half of the trained parameters, and name the others.
 
     Param groups with ``density=False`` are not counted.
     """

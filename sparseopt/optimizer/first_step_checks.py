@@ -17,7 +17,7 @@ class FirstStepChecks:
     """Checks, before a step, the facts that were not known at construction or loading.
 
     Args:
-        updater: the mask updater, with the layers, whose masks were just made, and the progress.
+        updater: the mask updater, which has the layers (with their first masks) and the progress.
         by_size: whether the first masks keep the largest weights.
 
     Attributes:

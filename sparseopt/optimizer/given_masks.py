@@ -26,7 +26,7 @@ __all__ = ["set_masks"]
 
 @torch.no_grad()
 def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor], backup: WeightBackup) -> None:
-    """Set masks of layers that the user gives, as an update between two steps.
+    """Set the masks that the user gives, between two steps, as an update does.
 
     Collective: all ranks get rank 0's masks, and raise rank 0's errors.
 
@@ -188,10 +188,10 @@ def _adapt_targets(updater: MaskUpdater, before: Mapping[SparseLayer, int]) -> N
     """Adapt the targets of layers to the live counts of their new masks.
 
     If live counts have fallen to their targets already, the new counts become the targets. If they
-    still have to fall, a target falls too where the new count is below both the target and the
-    earlier count, by the difference to the smaller of the two.
-    Some methods move live weights between layers, so that the count of a single layer may be far
-    from its target. So the sums over all layers decide whether counts have fallen.
+    still have to fall, a target falls by as much as the new count is below the target and below the
+    earlier count, whichever is smaller. Some methods move live weights between layers, so that the
+    count of a single layer may be far from its target. So the sums over all layers decide whether
+    counts have fallen.
 
     Args:
         updater: the mask updater, with the layers and their new masks.

@@ -192,7 +192,7 @@ class MaskUpdater:
         self.is_prepared = False
 
     def undo_preparation(self) -> None:
-        """Set all weights to zero again that are not live."""
+        """Set all weights that are not live to zero again."""
         if self.is_prepared:
             for layer in self.layers:
                 layer._clear_dropped_()
@@ -269,7 +269,7 @@ class MaskUpdater:
         self._is_checked = True
 
     def _see(self, gradients: Sequence[Tensor]) -> None:
-        """Accumulate, unless a gradient is not finite, and then mask gradients left dense."""
+        """Accumulate if all gradients are finite; then mask the gradients that were left dense."""
         if are_finite(gradients):
             self._accumulate(self._about(self.progress.steps + 1))
         if not self.needs_dense_gradients:

@@ -86,7 +86,7 @@ def require_same_moves(
         planned: the moves.
         method: the method that planned them.
         update: the update that the method got.
-        numbers: the state of the random source before.
+        numbers: the state of the random generator before the moves were planned.
         choice_check: compares the ranks.
 
     Raises:
@@ -267,15 +267,15 @@ def _check_scores(
     if tuple(scores.shape) == shape:
         return
     right = (
-        "one score for each live weight, which layer.gather(scores) takes from scores of the "
+        "one score for each live weight; layer.gather(scores) selects these from scores of the "
         "weight's shape"
         if function == "drop_scores"
         else "one score for each weight, live or not"
     )
     raise ValueError(
         f"{what} returned shape {tuple(scores.shape)}: the weight has shape "
-        f"{tuple(layer.weight.shape)} and {layer.live} live entries, and it must return {shape}, "
-        f"{right}."
+        f"{tuple(layer.weight.shape)} and {layer.live} live entries, and {function}() must "
+        f"return {shape}, {right}."
     )
 
 
@@ -331,7 +331,7 @@ def _check_rewiring(
     doubts.append(
         _Doubt(
             move.mask.sum() - live,
-            f"{what} returned a Rewiring whose mask has {{:+}} live weights too many or too few: "
+            f"{what} returned a Rewiring whose mask is off by {{:+}} live weights: "
             f"with drop={move.drop} and grow={move.grow}, {layer.live} live weights become {live}.",
         )
     )

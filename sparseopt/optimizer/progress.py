@@ -58,7 +58,7 @@ class UpdateRecord:
 
 @dataclass
 class Progress:
-    """The state of the wrapper that is not masks.
+    """The state of the wrapper, except the masks.
 
     Attributes:
         schedule: when masks move.

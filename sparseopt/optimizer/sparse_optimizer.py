@@ -74,9 +74,10 @@ class SparseOptimizer(WrappedOptimizer):
         mask: which weights are live at first: ``"random"``, ``"magnitude"``, ``"nonzero"`` (the
             weights that are not zero now; ``density`` does not count then), or a mapping from layer
             name to bool tensor.
-        sparse: which weights are sparse or dense, against the default: a mapping from names,
-            patterns, classes, modules or parameters, ``{nn.LSTM: True, "encoder.*": False}``, or a
-            function of (name, parameter, module): :doc:`/how-to/dense-layers`.
+        sparse: which weights are sparse or dense, if the default does not fit: a mapping from
+            names, patterns, classes, modules or parameters, such as
+            ``{nn.LSTM: True, "encoder.*": False}``, or a function of (name, parameter,
+            module): :doc:`/how-to/dense-layers`.
         total_steps: how many times :meth:`step` will be called. Updates stop at three quarters.
         t_end: the step from which masks no longer move, if not at three quarters.
         delta_t: steps between updates.
@@ -310,7 +311,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self.materialize()
-        # The accountant refers to the model, which the user pickles.
+        # The accountant refers to the model, which the user pickles separately.
         here = ("_accountant", "_hooks")
         kept = {name: value for name, value in super().__getstate__().items() if name not in here}
         # sparse= has no use without the model, and can seldom be pickled.
@@ -344,7 +345,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """The present masks: bool tensors of the weights' shapes by layer name, true where live."""
+        """The present masks by layer name, bool tensors of the weights' shapes, true where live."""
         return {layer.name: layer.mask for layer in self._layers}
 
     @property
@@ -512,7 +513,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     @property
     def gradient_flag(self) -> GradientFlag:
-        """The object, shared by all hooks, that says whether ``backward()`` leaves them dense."""
+        """The object, shared by all hooks, that says whether gradients are left dense."""
         return self._hooks.flag
 
     @property

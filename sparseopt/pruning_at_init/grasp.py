@@ -1,4 +1,4 @@
-"""GraSP: keep the weights without which the gradient would flow less."""
+"""GraSP: drop the weights whose removal harms the gradient flow least."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ __all__ = ["final_masks", "shuffle_masks"]
 
 
 class _Masked(Protocol):
-    """The attributes of a ``SparseOptimizer`` that this module reads; it must not import that."""
+    """The attributes of a ``SparseOptimizer``, which this module reads without importing it."""
 
     @property
     def layers(self) -> list[SparseLayer]: ...

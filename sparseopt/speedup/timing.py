@@ -218,8 +218,8 @@ def _check(clock: str, device: torch.device) -> None:
         raise ValueError(f"clock={clock!r} is unknown; choose from {', '.join(map(repr, _CLOCKS))}")
     if clock == "thread" and device.type != "cpu":
         raise ValueError(
-            f"clock='thread' counts the CPU time of a thread, and device={str(device)!r} works "
-            "without it; use clock='wall'"
+            f"clock='thread' counts the CPU time of a thread, which does not include the work of "
+            f"device={str(device)!r}; use clock='wall'"
         )
 
 

@@ -187,7 +187,7 @@ def analyse(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     )
     for axis in atoms.axes:
         if (axis.name, axis.dim) not in roles:
-            atoms.block(axis.atoms, f"{axis.name} goes into them in a way that is not known")
+            atoms.block(axis.atoms, f"the model uses {axis.name} in a way that is not known")
     classes, reasons = atoms.classes(), atoms.reasons()
     by_axis = {
         (axis.name, axis.dim): classes[axis.atoms].tolist()
@@ -220,7 +220,10 @@ def _members(
 
 
 def _alike(members: Mapping[int, _Members], reasons: Mapping[int, str]) -> list[list[int]]:
-    """Return the classes in groups: those of a group have as many positions in each dimension."""
+    """Group the classes that have equally many positions along the same dimensions of tensors.
+
+    A group is either blocked as a whole, for one reason, or not at all.
+    """
     alike: dict[Any, list[int]] = defaultdict(list)
     for root, positions in members.items():
         shape = tuple((key, len(found)) for key, found in positions.items())

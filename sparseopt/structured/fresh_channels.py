@@ -33,8 +33,8 @@ def put_fresh_channels(
     """Give all dropped channels fresh filters, scales and statistics.
 
     Filters are normally distributed, with the root mean square of the layer's live weights. They
-    are zero where they read dropped channels. Scales and running variances are the mean of those of
-    live channels; running means are 0.
+    are zero where they read dropped channels. Scales are the mean scale of live channels, and
+    running variances their mean running variance. Running means are 0.
 
     Args:
         groups: the channels of the model.

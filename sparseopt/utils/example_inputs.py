@@ -43,7 +43,7 @@ def with_old_inputs(
     new: str,
     stacklevel: int = 2,
 ) -> Any:
-    """Return ``example_inputs``, or with a warning the inputs that 0.1.0 took one by one.
+    """Return ``example_inputs``; or warn and return inputs given one by one, as in 0.1.0.
 
     Args:
         example_inputs: what the caller's code gave under this name.

@@ -315,7 +315,7 @@ def test_change_on_the_command_line_changes_the_key_the_name_and_the_label():
         ("training.validation_fraction=0", "validation_fraction should be greater than 0, got 0"),
         ("model.depth=11", "model: depth of a WRN is 10, 16, 22, ..., got 11"),
         ("optimizer.lr=nan", "optimizer.lr should be a finite number, got nan"),
-        ("optimizer.momentum=0", "optimizer: nesterov = true takes a momentum above 0"),
+        ("optimizer.momentum=0", "optimizer: nesterov = true needs a momentum above 0"),
         ("sparsity.t_end_fraction=5", "t_end_fraction should be less than or equal to 1, got 5"),
         ("choices.densities=[2.0]", "choices.densities should be .* equal to 1, got 2.0"),
         ("choices.search.seeds=[]", r"choices.search.seeds .* at least 1 item .*got \[\]"),

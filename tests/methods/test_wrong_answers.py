@@ -77,8 +77,8 @@ def rewired(layer, **changes):
             drop(lambda layer: layer.weight.abs()),
             ValueError,
             r"^drop_scores\(\) of method 'answering' for layer 'fc1.weight' returned shape "
-            r"\(16, 72\): the weight has shape \(16, 72\) and (\d+) live entries, and it must "
-            r"return \(\1,\), .*layer\.gather",
+            r"\(16, 72\): the weight has shape \(16, 72\) and (\d+) live entries, and "
+            r"drop_scores\(\) must return \(\1,\), .*layer\.gather",
         ),
         (
             grow(lambda layer: layer.gather(layer.weight)),
@@ -132,7 +132,7 @@ def rewired(layer, **changes):
         (
             move(lambda layer: rewired(layer, drop=2, grow=1)),
             ValueError,
-            r"'fc1.weight' returned a Rewiring whose mask has \+1 live weights too many",
+            r"'fc1.weight' returned a Rewiring whose mask is off by \+1 live weights: with drop=2",
         ),
     ],
 )

@@ -150,7 +150,7 @@ class Untidy(nn.Module):
 def test_operation_that_mixes_channels_is_named_as_the_reason():
     why = reasons(groups_of(Untidy(), 3, 6))
     assert "'sort'" in why["sorts.weight", 0]
-    assert "takes some of them apart" in why["halves.weight", 0]
+    assert "separates some of them" in why["halves.weight", 0]
     assert "spreads them over several dimensions" in why["heads.weight", 0]
     assert why["norm.weight", 0] == "layer_norm normalises over them"
     assert why["groups.weight", 0] == "group_norm normalises over groups of them"

@@ -101,7 +101,7 @@ class Uneven(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "words"), [(Shuffled(), "several dimensions"), (Uneven(), "takes some")]
+    ("model", "words"), [(Shuffled(), "several dimensions"), (Uneven(), "separates some")]
 )
 def test_channels_that_are_split_by_fixed_numbers_are_blocked(model, words):
     groups = {group.name: group for group in find_channel_groups(model, torch.zeros(2, 6))}

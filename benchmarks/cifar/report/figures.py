@@ -81,7 +81,7 @@ def against_density(group: Group) -> Figure:
 
 
 def against_flops(group: Group) -> Figure:
-    """A row for each init; over FLOPs of the training, of an inference, and over training time."""
+    """A row of panels for each init; columns for training FLOPs, inference FLOPs, and time."""
     places: dict[str, Place] = {
         "training FLOPs, multiple of dense": group.training_flops,
         "inference FLOPs, multiple of dense": group.inference_flops,
@@ -94,7 +94,7 @@ def against_flops(group: Group) -> Figure:
 
 
 def against_time(group: Group, times: Times) -> Figure | None:
-    """A row for each init: inference of the largest batch, and training; None without times."""
+    """A row of panels for each init; columns for inference and training; None without times."""
     timed = [variant for variant in group.variants if times.of(group, variant)]
     if not timed:
         return None
@@ -116,7 +116,7 @@ def masks_over_time(group: Group, density: float) -> Figure | None:
     panels = list(figure.subplots(2, 2, sharex=True).flat)
     for axes, (name, heading) in zip(panels, MASK_PANELS.items(), strict=True):
         for variant, frame in recorded.items():
-            # Pruning drops down to a count, independent of the fraction.
+            # Pruning drops weights until a count is left, whatever the fraction.
             if (variant.method, name) != ("pruning", "fraction"):
                 look = {"linestyle": _style(variant.init)[1], "color": _color(variant.method)}
                 axes.plot(frame.index, frame[name], label=variant.title, **look)
@@ -162,7 +162,7 @@ def _new(group: Group, heading: str, size: tuple[float, float]) -> Figure:
 def _against(
     group: Group, heading: str, places: Mapping[str, Place], variants: Sequence[Variant]
 ) -> Figure:
-    """A row of panels for each init and a column for each axis; lines differ in density alone."""
+    """A row of panels for each init and a column for each axis; a line for each method."""
     inits = sorted({one.init for one in variants if one.init is not None}) or [""]
     figure = _new(group, heading, (2.6 + 4.2 * len(places), 1.2 + 3.6 * len(inits)))
     grid = figure.subplots(len(inits), len(places), sharex="col", sharey=True, squeeze=False)

@@ -17,7 +17,7 @@ from benchmarks.common.words import format_duration
 def layer_table(group: Group, density: float) -> list[str]:
     """Density of each layer, mean over the seeds; variants with equal densities share a column.
 
-    Only layers of all methods are compared: methods that drop channels also mask vectors.
+    Only layers that all methods have are compared: methods that drop channels also mask vectors.
     """
     found: dict[Variant, pd.Series] = {}
     for variant in (one for one in group.variants if one.density == density):
@@ -64,8 +64,8 @@ def not_recorded(group: Group) -> list[str]:
 def densities(group: Group) -> list[float]:
     """The densities at which several variants have masks to compare; if there are none, all.
 
-    Otherwise a study of one method at more densities would fill the report with figures of one
-    line.
+    Densities with one variant are left out, because a study of one method at many densities would
+    fill the report with figures of one line.
     """
     counts = Counter(v.density for v in group.variants if v.density and v.init is not None)
     several = sorted(density for density, count in counts.items() if count > 1)

@@ -1,4 +1,4 @@
-"""Differences between runs of one seed, and whether they are large enough to claim an order.
+"""Differences between runs of one seed, and whether they are large enough to say who is ahead.
 
 Runs of one seed share the order and the augmentation of the images, and networks of one shape also
 share their initial weights. So their difference varies less than either accuracy.
@@ -31,8 +31,8 @@ class Difference:
     """Test accuracy of one variant minus the test accuracy of another.
 
     Attributes:
-        spread: The least distance of the mean from zero that counts as an order: the half width of
-            its 95 % interval by Student's t. None without a deviation.
+        spread: The half width of the 95 % interval of the mean, by Student's t. A mean is claimed
+            if it is further from zero. None if the deviation is not known.
     """
 
     variant: Variant
@@ -46,7 +46,7 @@ class Difference:
 
     @property
     def is_claimed(self) -> bool:
-        """Whether the difference comes from several seeds and is beyond the spread."""
+        """Whether the difference comes from several seeds and is larger than the spread."""
         several = len(self.by_seed) > 1
         return several and self.spread is not None and abs(self.mean) > self.spread
 
@@ -129,7 +129,8 @@ def _uniform_of_equal_flops(group: Group, variant: Variant) -> Variant:
     return variant
 
 
-#: The reference of each variant, by the table's heading; the variant itself for no difference.
+#: By a table's heading, the function that returns the reference of a variant. If the variant has
+#: no reference, the function returns the variant itself.
 REFERENCES: dict[str, Reference] = {
     "Minus Static": _minus("static"),
     "Minus Small-Dense": _minus(SMALL_DENSE, init=False),

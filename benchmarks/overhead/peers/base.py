@@ -1,4 +1,4 @@
-"""The base of all other libraries: its package, and the reason if it is absent."""
+"""The base class for other libraries: the package of each, and why it is absent if it is."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
 def measure_workload(
     workload: Workload, choice: Choice, about: Record, path: Path
 ) -> Iterator[Record]:
-    """Time the layers of a network that the results file lacks, one after the other."""
+    """Time each layer of a network that is not in the results file yet."""
     known = {} if choice.again else measured_before(path, about, choice.densities)
     done: dict[Layer, Record] = {}
     for layer, count in workload.layers().items():
@@ -123,7 +123,7 @@ def measure_workload(
 
 
 def measured_before(path: Path, about: Record, densities: Sequence[float]) -> dict[Layer, Record]:
-    """The layers in a results file that the same kernels on the same machine were timed with."""
+    """The layers in a results file, if it is about the same kernels and machine; else none."""
     if not path.exists():
         return {}
     record = json.loads(path.read_text())

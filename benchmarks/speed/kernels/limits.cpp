@@ -1,6 +1,6 @@
 // What one core can do at most, in 1e9 floating point operations a second: multiply-adds from
 // registers, and multiply-adds that load one operand each, from L1 and from L2. The kernels' inner
-// loop is of the second kind, because every live weight multiplies another line of the input.
+// loop is of the second kind, because every live weight multiplies a different line of the input.
 #include <ctime>
 #include <cstdio>
 #include <vector>

@@ -1,4 +1,4 @@
-"""Times all ways to compute one layer, in turn."""
+"""Times all implementations of one layer, in turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 #: The density at which other libraries are measured, and the parts of our training step.
 HEADLINE = 0.1
-#: A way is timed only once if it takes this many times as long as the fastest dense way.
+#: Code that takes this many times as long as the fastest dense code is timed only once.
 HOPELESS = 1.5
 #: The least time of one measurement, in seconds.
 SHORTEST = 2e-3
@@ -28,7 +28,7 @@ MILLI = 1e3
 def measure_layer(
     layer: Layer, densities: Sequence[float], training: bool, rounds: int, clock: Clock
 ) -> Row:
-    """Time a layer in every way.
+    """Time all implementations of a layer.
 
     Args:
         layer: The layer.
@@ -106,7 +106,7 @@ def _fastest_dense(
 def _rival(
     contender: Contender, contenders: Iterable[Contender], times: Sequence[float]
 ) -> int | None:
-    """The fastest dense way of the same computation in the same precision."""
+    """The fastest dense code for the same computation in the same precision."""
     same = [
         index
         for index, one in enumerate(contenders)

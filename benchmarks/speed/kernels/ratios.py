@@ -39,7 +39,7 @@ def layer_of(one: Record) -> Layer:
 
 
 def dense_time(one: Record, what: str, precision: str) -> tuple[float, str] | None:
-    """Milliseconds and name of the fastest dense way; ``None`` if it was not measured."""
+    """Milliseconds and name of the fastest dense code; ``None`` if it was not measured."""
     rows = _rows(one, what, precision)
     return min(
         ((row["milliseconds"][0], row["way"]) for row in rows if "density" not in row),
@@ -50,7 +50,7 @@ def dense_time(one: Record, what: str, precision: str) -> tuple[float, str] | No
 def sparse_row(
     one: Record, what: str, precision: str, density: float, way: str = OURS
 ) -> Row | None:
-    """The row of a sparse way, our kernels by default."""
+    """The row of a sparse implementation, our kernels by default."""
     found = (row for row in _rows(one, what, precision) if row.get("density") == density)
     return next((row for row in found if row["way"] == way), None)
 
@@ -92,7 +92,7 @@ def speedups(layers: Sequence[Record], what: str, compared: Comparison) -> dict[
 
 
 def dense_total(layers: Sequence[Record], what: str, precision: str) -> float | None:
-    """Milliseconds of the fastest dense way of each layer, in sum."""
+    """Milliseconds of the fastest dense code for each layer, in sum."""
     found = [dense_time(one, what, precision) for one in layers]
     if None in found:
         return None
@@ -102,7 +102,7 @@ def dense_total(layers: Sequence[Record], what: str, precision: str) -> float | 
 def sparse_total(
     layers: Sequence[Record], what: str, precision: str, density: float, way: str = OURS
 ) -> float | None:
-    """Milliseconds of a sparse way, in sum; ``None`` if it does not support all layers."""
+    """Milliseconds of sparse code, in sum; ``None`` if it does not support all layers."""
     rows = [sparse_row(one, what, precision, density, way) for one in layers]
     if None in rows:
         return None

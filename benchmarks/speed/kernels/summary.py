@@ -88,7 +88,7 @@ def _span(values: Iterable[float]) -> str:
 
 
 def _words(values: Iterable[str]) -> str:
-    """The range of break-even densities; those beyond what was measured only if all are."""
+    """The range of break-even densities; values such as ``> 0.5`` count only if all are such."""
     found = set(values)
     inside = {word for word in found if word[0].isdigit()} or found
     words = sorted(inside, key=lambda word: float(word.strip("<> ")))

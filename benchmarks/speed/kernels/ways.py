@@ -1,4 +1,4 @@
-"""The ways to compute a layer: dense ones, our kernels, and other libraries' sparse layers."""
+"""The implementations of a layer: dense code, our kernels, other libraries' sparse layers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def passes(forward: Forward, x: Tensor, weight: Tensor, training: bool) -> dict[
 
 
 def dense(layer: Layer, training: bool) -> Iterator[Contender]:
-    """All dense ways in both precisions; only the fastest of each precision counts."""
+    """All dense implementations in both precisions; the fastest of each precision counts."""
     for precision, dtype in PRECISIONS.items():
         x, weight = _tensors(layer, dtype)
         if layer.is_linear:

@@ -61,7 +61,7 @@ def machine_words(records: Sequence[Record]) -> str:
 
 
 def steps_table(records: Sequence[Record]) -> list[str]:
-    """A row for each case and precision of ours."""
+    """A row for each case and each precision of our models."""
     header = ["network, batch", "density", "processor", "threads"]
     header += ["dense fp32, ms", "dense bf16, ms"]
     header += ["ours", "ms", "faster than dense fp32", "faster than dense bf16"]

@@ -45,8 +45,8 @@ def make_backend(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -
     """Return the backend for ``mode``.
 
     ``"auto"`` takes compact state for exactly the element-wise classes of :mod:`torch.optim`. It
-    takes masked state for every other class, also for their subclasses, because their computation
-    is not known. Sharded weights have masked state, whose tensors are sharded alike.
+    takes masked state for every other class, subclasses of these included, because their
+    computation is not known. Sharded weights have masked state, whose tensors are sharded alike.
 
     Raises:
         TypeError: if the optimizer moves weights outside of its ``step``.

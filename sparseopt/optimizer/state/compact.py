@@ -147,9 +147,9 @@ class CompactState(StateBackend):
         return plan
 
     def _separate(self, pooled: list[Tensor]) -> None:
-        """Give parameters that left a pool state of their own.
+        """Copy the state of parameters that have left their pool.
 
-        A view would keep the memory of the pool's complete state alive.
+        Until then it is a view, which would keep the memory of the pool's full state alive.
 
         Args:
             pooled: the parameters that are in pools now.

@@ -223,7 +223,7 @@ def noting_first_values(optimizer: Optimizer) -> Iterator[dict[Tensor, dict[str,
     try:
         optimizer.state = noting
     except AttributeError:
-        # The optimizer is a wrapper whose state is that of another optimizer.
+        # The optimizer is a wrapper whose state belongs to another optimizer.
         yield found
         return
     try:

@@ -89,7 +89,7 @@ class Part(ABC):
     """Members of a pool whose live weights are contiguous in the pool's tensors.
 
     Args:
-        members: layers that are not full and whole parameters, all of one dtype and on one device.
+        members: whole parameters, and layers that are not full; of one dtype and on one device.
 
     Attributes:
         live: number of live weights.
@@ -204,7 +204,7 @@ def parts_of(members: Sequence[Member]) -> list[Part]:
     """Return parts that contain each member once: small members in bundles, all others alone.
 
     Args:
-        members: layers that are not full and whole parameters, all of one dtype and on one device.
+        members: whole parameters, and layers that are not full; of one dtype and on one device.
     """
     on_cpu = members[0].weight.device.type == "cpu"
     small, limit = (CPU_SMALL, CPU_BUNDLE) if on_cpu else (ACCELERATOR_SMALL, ACCELERATOR_BUNDLE)

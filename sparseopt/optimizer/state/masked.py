@@ -137,8 +137,8 @@ class MaskedState(StateBackend):
         with super().record_initial_state() as begun:
             yield begun
         for layer, names in zip(self.layers, before, strict=True):
-            # The values in an entry that the optimizer itself makes were not recorded. Where there
-            # was no gradient, the entry still has its initial values.
+            # If the optimizer makes a full entry itself, its first values are not recorded. But
+            # dropped weights had no gradient, so their state still has its initial values.
             seen = names | set(begun.get(layer.weight, {}))
             self.recognise_fresh_values(layer, self.state_names(layer) - seen)
 

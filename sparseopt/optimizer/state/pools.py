@@ -154,7 +154,7 @@ class Pool:
                 if held is not None and value is self._views[name][0]:
                     held.copy_(value)
                     continue
-                # One tensor each: after detach(), a common one would be stepped once a parameter.
+                # One tensor each: after detach(), every member would step a shared one.
                 each = value.repeat(len(self.members))
                 self._memory[name] = each[1:]
                 views = list(each.unbind())
@@ -178,8 +178,8 @@ class Pool:
 def is_small_and_dense(weight: Any, group: Mapping[str, Any]) -> bool:
     """Whether a parameter without a mask is small enough to be stepped with others.
 
-    It is not on an accelerator, where optimizers step all parameters with a few launches. Neither
-    is it where the last bit of its entries would differ from a step of the parameter alone.
+    The answer is no on an accelerator, where optimizers step all parameters with a few launches,
+    and where the last bit of an entry would differ from a step of the parameter alone.
     """
     return (
         type(weight) is Parameter

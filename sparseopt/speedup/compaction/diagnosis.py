@@ -132,7 +132,7 @@ class _Reporter:
             return "a layer cannot be empty"
         if root in self._stuck:
             return self._reason_at(*self._stuck[root], root)
-        return "what it belongs to is needed to keep a layer from being empty"
+        return "it belongs to a channel that keeps a layer from being empty"
 
     def _reason_at(self, use: Use, position: int, root: int) -> str:
         """Return why a use keeps a channel: it varies, or no bias can take its constant."""
@@ -143,8 +143,8 @@ class _Reporter:
             return f"no live filter makes it, but it is not one constant where {use.name} reads it"
         if not use.agrees[position]:
             return (
-                f"its constant is another in training than in evaluation where {use.name} reads "
-                "it: running statistics have not settled"
+                f"its constant differs between training and evaluation where {use.name} reads it: "
+                "running statistics have not settled"
             )
         constant = f"{use.name} reads it as the constant {use.values[position]:.3g}"
         if use.padded:

@@ -172,7 +172,7 @@ def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     cut_masks = {
         canonical_name(name): shrunk(mask, cut_model.kept.get(name, {}))
         for name, mask in live.items()
-        # What vectors have dropped follows from the channels, and is no mask of other methods.
+        # Dropped entries of vectors follow from the channels. Other methods mask no vectors.
         if mask.dim() > 1
     }
     report = make_report(cut_model.structure, uses, cut_model.removal, live, model)
@@ -263,7 +263,7 @@ def _divider(group: ChannelGroup, model: nn.Module) -> _Divider | None:
 
 
 def _without_divided(structure: Structure, model: nn.Module, allowed: set[_Divider]) -> Structure:
-    """Return the structure with those channels blocked that code of other classes splits."""
+    """Return the structure, with channels blocked if code of other classes splits them."""
     groups, reasons = [], dict(structure.reasons)
     for group, roots in zip(structure.groups, structure.roots, strict=True):
         divider = _divider(group, model)

@@ -1,4 +1,4 @@
-"""Rules for which entries of an operator's result another input, or training, could change."""
+"""Rules that say which entries of a result could change with another input, or by training."""
 
 from __future__ import annotations
 
@@ -201,8 +201,8 @@ def _of_dropout(node: Node, values: Values) -> Tensor:
 def _of_sum(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> Tensor:
     """Return which sums are open: those with an open entry whose factor may be nonzero.
 
-    Such sums are found by the operator itself: it sums, over the 0-1 tensor of open entries, the
-    0-1 tensor of factors that may be nonzero. A sum above 0 is open. Open added terms open it too.
+    The operator itself finds these sums. It is called with 0 and 1 as values: 1 for an open entry,
+    for a factor that may be nonzero, and for an open added term. A sum above 0 is open.
     """
     left, right, added = factors(node)
     of_added = None if added is None else values[added].open.float()

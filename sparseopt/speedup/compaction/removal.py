@@ -65,7 +65,7 @@ def decide_removal(structure: Structure, uses: Sequence[Use]) -> Removal:
 
 
 def _blocked(structure: Structure) -> Flags:
-    """Return which classes can't be removed: those of blocked groups, or of no group."""
+    """Return which classes can't be removed: classes in blocked groups, or in no group."""
     blocked = np.ones(len(structure.classes), dtype=np.bool_)
     for group, roots in zip(structure.groups, structure.roots, strict=True):
         blocked[roots] = group.blocked is not None

@@ -155,7 +155,7 @@ def resize(module: nn.Module) -> None:
     elif type(module) is nn.MultiheadAttention:
         with_fewer_heads(module)
     elif isinstance(module, nn.TransformerEncoder):
-        # The encoder makes padded batches nested tensors, which only torch's fast path accepts.
+        # The encoder turns padded batches into nested tensors, which need torch's fast path.
         if any(isinstance(inner, FewerHeads) for inner in module.modules()):
             module.use_nested_tensor = False
     elif isinstance(module, nn.Linear):

@@ -100,7 +100,7 @@ class _Loaded:
                 return
 
     def _load(self, variant: str) -> ctypes.CDLL | None:
-        """Return the library of one variant, or ``None``; then keep the first reason."""
+        """Return the library of one variant. If it fails, return ``None`` and keep the reason."""
         try:
             path = build.path_if_built(variant)
             if path is None and not self._may_compile:

@@ -115,7 +115,7 @@ def _bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
 def _remember_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Save for backward the lists, and the layout, shape and dtype of the weight's gradient.
 
-    The lists are those of the forward pass, also if the masks move before backward.
+    Backward uses the lists of the forward pass, even if the masks move in between.
     """
     weight, lists, layout = inputs
     ctx.save_for_backward(lists)

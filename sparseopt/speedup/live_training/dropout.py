@@ -34,9 +34,9 @@ def drop_entries(x: Tensor, p: float, *, inplace: bool = False) -> Tensor:
 
 
 def _factors(kept: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """Return ``scale`` where ``kept``, int16 and overwritten, is 1, and 0 where it is 0."""
+    """Return ``scale`` where ``kept`` is 1, else 0; this overwrites ``kept``, which is int16."""
     if dtype.itemsize != kept.element_size():
         return kept.to(dtype).mul_(scale)
-    # The product of 0 or 1 and the number's bits as an integer: torch's conversion is slow.
+    # Multiply the bits of ``scale`` by 0 or 1, because torch's conversion from int16 is slow.
     bits = torch.tensor(scale, dtype=dtype, device="cpu").view(torch.int16).item()
     return kept.mul_(bits).view(dtype)

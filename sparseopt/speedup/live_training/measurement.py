@@ -5,7 +5,7 @@ convolution this finds the fastest implementation *within* the kernels' layout, 
 layer whether the kernels are faster than torch. Then the full model is timed, because only its time
 includes normalisation, additions and conversions: unchanged, with its convolutions exchanged, with
 its linear layers exchanged, and with both. The model stays unchanged unless one of these is faster
-beyond the spread of the measurement.
+by more than the spread of the measurement.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _what_remains(
 
 
 def fastest(times: Mapping[str, Timing]) -> str:
-    """Return the call of lowest median if it is faster than "dense" beyond the spread.
+    """Return the call of lowest median if it is clearly faster than "dense".
 
     The call must be faster in more than three quarters of the rounds.
 

@@ -1,4 +1,4 @@
-"""The time of a pass that is left once its products are fast: by operation, and by slow calls.
+"""Finds what takes the time of a pass once its products are fast: operations, and slow calls.
 
 Between modules, a user's own code may call functions on maps in the kernels' layout. Most functions
 are as fast on this layout as on others. Slow ones are found by timing each call again on copies of

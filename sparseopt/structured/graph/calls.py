@@ -89,7 +89,10 @@ class Labelling:
                     self._roles.setdefault((self.trace.tensors[source], place), role)
 
     def source(self, node: Node) -> Node | None:
-        """Return the parameter or buffer that a node is, or is computed from without others."""
+        """Return the parameter or buffer that is the node, or the only input of its computation.
+
+        The result is ``None`` if the node is computed from several tensors, or from another kind.
+        """
         while node.op == "call_function" and len(node.all_input_nodes) == 1:
             (node,) = node.all_input_nodes
         return node if node in self.trace.tensors else None
@@ -121,7 +124,7 @@ class Call:
         labels = self.labelling.of(argument)
         for atoms in labels:
             if is_grid(atoms):
-                self.block(atoms, f"computes {self.name!r} of them, spread over several dimensions")
+                self.block(atoms, f"applies {self.name!r} to them along several dimensions")
         return tuple(None if is_grid(atoms) else atoms for atoms in labels)
 
     def labels_and_grids(self, argument: Node, *, settled: Iterable[int] = ()) -> Labels:
@@ -129,7 +132,7 @@ class Call:
 
         Args:
             argument: the tensor.
-            settled: dimensions along which nothing may be removed from a grid alone.
+            settled: dimensions along which grids are settled first: see :func:`settle`.
         """
         labels = self.labelling.of(argument)
         for dim in settled:
@@ -185,10 +188,10 @@ class Call:
                 changed |= self._line_up_along(meeting, dim)
 
     def _line_up_along(self, meeting: Sequence[Node], dim: int) -> bool:
-        """Settle grids of ``meeting`` that lie along other dimensions than their neighbours'.
+        """Settle the grids of the nodes in ``meeting`` if they lie along different dimensions.
 
-        If all arguments have a grid that begins at ``dim``, the grids are reduced to ``dim``.
-        Otherwise the grids are settled along ``dim``. Return whether labels have changed.
+        If all nodes have a grid that begins at ``dim``, the grids are reduced to ``dim``. Otherwise
+        the grids are settled along ``dim``. Return whether labels have changed.
         """
         entries = [self.labelling.of(node)[dim] for node in meeting]
         axes = [

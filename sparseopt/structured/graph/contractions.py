@@ -73,7 +73,7 @@ def _product(call: Call) -> Labels:
     """Sum over the columns of the left matrix and the rows of the right matrix.
 
     The matrix that comes from a parameter alone is the weight; by default it is the right one. The
-    other dimensions are batch dimensions, such as heads: those of both operands are coupled. The
+    other dimensions are batch dimensions, such as heads, and are coupled between the operands. The
     result has the left operand's rows and the right operand's columns.
     """
     left, right = (node for node in call.node.args if isinstance(node, Node))

@@ -1,4 +1,4 @@
-"""Labels the dimensions of every tensor in a graph with channels, operator by operator."""
+"""Finds the channels along each dimension of every tensor in a graph, operator by operator."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _of_call(node: Node, labelling: Labelling) -> Labelled:
             return rule(Call(node, labelling))
     if only_checks(node):
         return ()
-    reason = f"{where(node)} computes {operator_name(node)!r} of them, which is not known"
+    reason = f"{where(node)} passes them to {operator_name(node)!r}, an operator that is not known"
     for argument in node.all_input_nodes:
         _block_all(labelling, argument, reason)
     return _unlabelled(node)

@@ -38,7 +38,7 @@ def _concatenation(call: Call) -> Labels:
 
 
 def _joined_grid(parts: Sequence[Positions | None], along: int) -> Positions | None:
-    """Return the concatenated grid, if all parts are grids of equal size in other dimensions."""
+    """Return the concatenated grid, if all parts are grids with equal other dimensions."""
     shapes = {
         part.shape[:along] + part.shape[along + 1 :]
         for part in parts
@@ -157,7 +157,7 @@ def _place(call: Call, atoms: Positions, moved: Positions, labels: list[Position
     kept = tuple(slice(None if dim in axes else 1) for dim in range(moved.ndim))
     grid = moved[kept].copy()
     if not _is_whole(atoms, moved):
-        call.atoms.note_piece(grid, atoms, call.reason("takes some of them apart from others"))
+        call.atoms.note_piece(grid, atoms, call.reason("separates some of them from others"))
     taken = {id(labels[dim]): labels[dim] for dim in axes if labels[dim] is not None}
     if taken:
         call.block(atoms, "merges them with others into one dimension")

@@ -12,7 +12,7 @@ __all__: list[str] = []
 
 @rule_for("batch_norm", "instance_norm")
 def _by_channel(call: Call) -> Labels:
-    """Couple the vectors of a normalisation that treats each channel alone with the channels."""
+    """Couple the channels with the scale, shift and statistics of their normalisation."""
     labels = call.labels(call.arguments["input"])
     call.join_all(
         labels[1],

@@ -43,7 +43,7 @@ class Trace:
     modules: Mapping[str, nn.Module]
 
     def is_made_by(self, node: Node, kind: type[nn.Module]) -> bool:
-        """Whether a module of a class, or a module inside it, made a call."""
+        """Whether a call was made by a module of class ``kind``, or inside such a module."""
         stack = node.meta.get("nn_module_stack") or {}
         # In a second call of the same module, its path is followed by "@" and a number.
         paths = (path.partition("@")[0] for path, _ in stack.values())
