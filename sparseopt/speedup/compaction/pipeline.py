@@ -72,8 +72,8 @@ def compact(
 
     Raises:
         TypeError: if a weight is sharded, ``masks`` is none of these, or inputs are given twice.
-        ValueError: if no input is given and none was recorded, or the model lacks a weight that
-            has a mask.
+        ValueError: if no input is given and none was recorded, the model lacks a weight that has a
+            mask, or a mask drops a weight that is not zero.
         UntraceableModelError: if ``torch.export`` refuses the model.
         CompactionError: if the smaller model does not run or does not compute the same.
 
@@ -156,6 +156,7 @@ class Compaction:
 def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     model = unwrapped(model)
     live = _masks(model, masks)
+    _check_dropped_are_zero(model, live)
     if example_inputs is None:
         args, kwargs = recorded_inputs(masks)
     else:
@@ -302,6 +303,19 @@ def _masks(model: nn.Module, given: Masks) -> dict[str, Tensor]:
         )
     weights = {name: value for name, value in model.named_parameters() if value.dim() > 1}
     return {name: weight.detach() != 0 for name, weight in weights.items()}
+
+
+def _check_dropped_are_zero(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Check that the model computes with live weights only: the smaller model does."""
+    for name, mask in masks.items():
+        weight = model.get_parameter(name).detach()
+        dropped = int(weight.masked_fill(mask.to(weight.device), 0).count_nonzero())
+        if dropped and mask.dim() > 1:
+            raise ValueError(
+                f"masks[{name!r}] drops {dropped} weights that are not zero, so the smaller model "
+                "would compute something else. Set them to zero first, for example with "
+                "optimizer.apply_masks(model)."
+            )
 
 
 def _masks_of(

@@ -34,9 +34,9 @@ class Compacted:
         >>> from sparseopt import compact
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
-        >>> neurons = torch.tensor([True, False, True, True])
-        >>> compacted = compact(
-        ...     model, {"0": neurons[:, None].expand(4, 6)}, example_inputs=torch.randn(2, 6))
+        >>> with torch.no_grad():
+        ...     model[0].weight[1] = 0
+        >>> compacted = compact(model, "nonzero", example_inputs=torch.randn(2, 6))
         >>> compacted.model[0]
         Linear(in_features=6, out_features=3, bias=True)
         >>> compacted.kept["0.weight"][0].tolist(), tuple(compacted.masks["0.weight"].shape)

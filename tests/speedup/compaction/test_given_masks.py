@@ -65,6 +65,20 @@ def test_masks_that_do_not_fit_are_refused(masks, error, words):
         compact(model, masks, example_inputs=inputs)
 
 
+def test_masks_that_drop_weights_other_than_zeros_are_refused_by_name():
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    mask = torch.ones(4, 6, dtype=torch.bool)
+    mask[1] = False
+    with pytest.raises(ValueError, match=r"masks\['0.weight'\] drops 6 weights .* not zero"):
+        compact(model, {"0": mask}, example_inputs=torch.randn(2, 6))
+    with torch.no_grad():
+        model[0].weight[1] = 0
+    compacted = compact(model, {"0": mask}, example_inputs=torch.randn(2, 6))
+    assert compacted.model[0].weight.shape == (3, 6)
+
+
 def test_inputs_are_needed_without_an_optimizer():
     model, _ = pruned()
     with pytest.raises(ValueError, match="example_inputs"):
