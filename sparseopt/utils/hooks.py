@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 __all__ = [
@@ -53,11 +54,12 @@ class WeakHook(OwnHook):
 
 def copy_without_hooks(model: nn.Module) -> nn.Module:
     """Return a deep copy of ``model`` that has the user's own hooks only."""
-    # torch copies no tensor that has a history, such as a weight that a hook computed.
+    # torch copies no tensor that has a history, such as a weight that a hook computed, or outputs
+    # that a forward pass kept in a list.
     computed: dict[int, object] = {
         id(value): value.detach().clone()
         for module in model.modules()
-        for value in vars(module).values()
+        for value in tree_leaves(list(vars(module).values()))
         if isinstance(value, Tensor) and not value.is_leaf
     }
     copied = copy.deepcopy(model, computed)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["preserve_buffers", "preserve_model_state"]
+__all__ = [
+    "preserve_attributes",
+    "preserve_buffers",
+    "preserve_model_state",
+    "preserve_random_state",
+]
+
+#: The attributes of every module, such as its parameters and hooks.
+_OF_TORCH: Final = frozenset(vars(nn.Module()))
 
 
 @contextmanager
@@ -18,14 +28,19 @@ def preserve_model_state(model: nn.Module) -> Iterator[None]:
 
     Gradients are not restored.
     """
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(preserve_random_state(model))
         stack.enter_context(_same_modes(model))
         stack.enter_context(preserve_buffers(model))
         stack.enter_context(_same_sharding(model))
         stack.enter_context(_no_cached_casts())
         yield
+
+
+def preserve_random_state(model: nn.Module) -> AbstractContextManager[None]:
+    """Restore the random state of the CPU and of the model's GPUs after this block."""
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    return torch.random.fork_rng(devices=devices)
 
 
 @contextmanager
@@ -41,7 +56,11 @@ def _same_modes(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def preserve_buffers(model: nn.Module) -> Iterator[None]:
     """Restore buffers that the forward pass wrote to or replaced."""
-    places = [(module, dict(module._buffers)) for module in model.modules()]
+    places = [
+        (module, dict(module._buffers))
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # Its buffers can't be replaced.
+    ]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
@@ -53,6 +72,38 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
             for buffer, saved in values:
                 if not _same_values(buffer, saved):
                     buffer.copy_(saved)
+
+
+@contextmanager
+def preserve_attributes(model: nn.Module) -> Iterator[None]:
+    """Restore attributes that the forward pass set, and the items of their lists, dicts and sets.
+
+    Tensors that it wrote to in place are not restored.
+    """
+    saved = [
+        (vars(module), {name: (value, _items(value)) for name, value in _own_attributes(module)})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for attributes, before in saved:
+            for name in attributes.keys() - before.keys() - _OF_TORCH:
+                del attributes[name]
+            for name, (value, items) in before.items():
+                attributes[name] = value
+                if items is not None:
+                    value.clear()
+                    getattr(value, "extend" if isinstance(value, list) else "update")(items)
+
+
+def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(module).items() if name not in _OF_TORCH]
+
+
+def _items(value: object) -> object:
+    """Return a copy of a list, dict or set, and ``None`` for anything else."""
+    return copy.copy(value) if type(value) in {list, dict, set} else None
 
 
 def _same_values(left: Tensor, right: Tensor) -> bool:

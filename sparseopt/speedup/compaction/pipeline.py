@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from sparseopt.distributed.dtensor import is_sharded
 from sparseopt.distributions import match_name
@@ -153,6 +153,7 @@ class Compaction:
         self.kept: Kept = compacted.kept
 
 
+@torch.inference_mode(False)  # Tensors that are made in inference mode can't be trained.
 def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     model = unwrapped(model)
     live = _masks(model, masks)
@@ -160,7 +161,7 @@ def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     if example_inputs is None:
         args, kwargs = recorded_inputs(masks)
     else:
-        args, kwargs = as_arguments(example_inputs)
+        args, kwargs = tree_map_only(Tensor, _ordinary, as_arguments(example_inputs))
     structure = analyse(model, args, kwargs)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     leaves = tree_leaves((args, kwargs))
@@ -178,6 +179,11 @@ def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     }
     report = make_report(cut_model.structure, uses, cut_model.removal, live, model)
     return Compacted(cut_model.model, cut_masks, report, cut_model.kept)
+
+
+def _ordinary(value: Tensor) -> Tensor:
+    """Return a tensor that autograd takes; those that are made in inference mode are copied."""
+    return value.clone() if value.is_inference() else value
 
 
 @dataclass(frozen=True)

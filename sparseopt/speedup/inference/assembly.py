@@ -23,7 +23,7 @@ from sparseopt.speedup.inference.network import ModuleNetwork, Network
 from sparseopt.speedup.inference.regions import Candidates, choose_layers
 from sparseopt.speedup.inference.report import LayerTimes
 from sparseopt.speedup.inference.tracing import take_apart
-from sparseopt.utils.probe import preserve_model_state
+from sparseopt.utils.probe import preserve_attributes, preserve_model_state
 
 __all__ = ["SPARSE", "Assembly", "Format", "has_bfloat16"]
 
@@ -216,7 +216,7 @@ class Assembly:
 
     def _outputs(self, model: nn.Module) -> Any:
         args, kwargs = self.inputs()
-        with preserve_model_state(model):
+        with preserve_model_state(model), preserve_attributes(model):
             torch.manual_seed(0)
             return model.eval()(*args, **kwargs)
 

@@ -21,7 +21,7 @@ from sparseopt.speedup.inference.report import CondensationReport, LayerTimes
 from sparseopt.speedup.timing import Timing, time_in_turn
 from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.example_inputs import as_arguments
-from sparseopt.utils.probe import preserve_buffers
+from sparseopt.utils.probe import preserve_attributes, preserve_buffers, preserve_random_state
 from sparseopt.utils.random import normal
 from sparseopt.utils.validation import check_count
 from sparseopt.utils.wrappers import unwrapped
@@ -141,7 +141,7 @@ def condense(
     wanted = {"scripted": scripted, "compiled": compiled}
     programs = {name for name, is_wanted in wanted.items() if is_wanted}
     # A tensor that is made in inference mode can't be written to, or used in autograd, outside it.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), preserve_random_state(model):
         if isinstance(masks, SparseOptimizer):
             masks.materialize()  # before weights are copied
         copied = copy_for_inference(model)
@@ -254,6 +254,7 @@ def _time(assembly: Assembly, formats: list[Format], rounds: int) -> dict[str, T
             for form in formats:
                 for module in form.implementations.values():
                     stack.enter_context(preserve_buffers(module))
+                    stack.enter_context(preserve_attributes(module))
         return time_in_turn(
             calls,
             rounds=rounds,

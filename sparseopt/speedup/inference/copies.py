@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sparseopt.utils.hooks import copy_without_hooks, has_hooks
-from sparseopt.utils.probe import preserve_model_state
+from sparseopt.utils.probe import preserve_attributes, preserve_model_state
 
 __all__ = ["copy_for_inference", "skipped_by_programs", "skipped_by_trace"]
 
@@ -37,6 +39,9 @@ def copy_for_inference(model: nn.Module) -> nn.Module:
                     del hooks[number]
         if is_parametrized(module):
             _settle(module)
+        if isinstance(module, nn.RNNBase):
+            # Otherwise the next forward pass notes that its weights are other tensors.
+            module._init_flat_weights()
     originals = dict(model.named_modules())
     for name, module in copied.named_modules():
         if name in originals:
@@ -80,13 +85,34 @@ class _Shared:
 
 
 def _share_hooks(original: nn.Module, copied: nn.Module) -> None:
-    """Share the hooks of the original with a copy, except methods of modules, which are copied."""
+    """Share the hooks of the original with a copy, except hooks that hold a module or parameter.
+
+    A shared hook would read or write the original's modules. Such hooks are copied instead, and the
+    copies hold the modules of the copy.
+    """
     for kind in ("_forward_pre_hooks", "_forward_hooks"):
         hooks = getattr(copied, kind)
         for number in hooks:
             hook = getattr(original, kind)[number]
-            if not isinstance(getattr(hook, "__self__", hook), nn.Module):
+            if not _holds_module(hook, set()):
                 hooks[number] = _Shared(hook)
+
+
+def _holds_module(value: Any, seen: set[int]) -> bool:
+    """Whether a copy of ``value`` would copy modules or parameters with it."""
+    if isinstance(value, (nn.Module, nn.Parameter)):
+        return True
+    if id(value) in seen or isinstance(value, (type, ModuleType, FunctionType)):
+        return False
+    seen.add(id(value))
+    parts: list[Any] = [getattr(value, "__self__", None), *getattr(value, "__dict__", {}).values()]
+    if isinstance(value, functools.partial):
+        parts += [value.func, value.args, value.keywords]
+    elif isinstance(value, Mapping):
+        parts += value.values()
+    elif isinstance(value, (list, tuple, set)):
+        parts += value
+    return any(_holds_module(part, seen) for part in parts)
 
 
 def skipped_by_trace(
@@ -124,7 +150,7 @@ def skipped_by_programs(model: nn.Module, trace: str | None) -> str | None:
 def _written(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """Run a model, and return the first buffer or attribute that changed, or ``None``."""
     before = _attributes(model)
-    with preserve_model_state(model), torch.no_grad():
+    with preserve_model_state(model), preserve_attributes(model), torch.no_grad():
         model(*args, **kwargs)
         after = _attributes(model)
     for (path, name), (value, count) in after.items():
@@ -151,5 +177,8 @@ def _attributes(model: nn.Module) -> _Attributes:
 def _is_same(before: object, after: object) -> bool:
     if before is after:
         return True
-    plain = (bool, int, float, str, tuple)
+    if isinstance(before, tuple) and isinstance(after, tuple):
+        # Tuples may hold tensors, whose comparison is a tensor.
+        return len(before) == len(after) and all(map(_is_same, before, after))
+    plain = (bool, int, float, str, torch.device)
     return isinstance(before, plain) and isinstance(after, plain) and before == after

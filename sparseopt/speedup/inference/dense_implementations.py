@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from sparseopt.utils.probe import preserve_buffers
+from sparseopt.utils.probe import preserve_attributes, preserve_buffers
 
 __all__ = ["AS_IT_IS", "Frozen", "Prepared", "UnderAutocast", "dense_implementations"]
 
@@ -190,9 +190,9 @@ def dense_implementations(
         # Tracers and compilers raise errors of many types for models that they do not support.
         try:
             with torch.no_grad(), _quiet():
-                implementations[name] = make()
-                with preserve_buffers(implementations[name]):
-                    implementations[name](*args, **kwargs)
+                made = implementations[name] = make()
+                with preserve_buffers(made), preserve_attributes(made):
+                    made(*args, **kwargs)
         except Exception as error:
             implementations.pop(name, None)
             failed[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -112,7 +112,10 @@ class DenseLayer(nn.Module):
 
     def _clamped(self, y: Tensor) -> Tensor:
         """Clamp a result of oneDNN in place. Unlike oneDNN's own ReLU, this keeps NaN."""
-        return y if self.bounds is None else y.clamp_(*self.bounds)
+        if self.bounds is None:
+            return y
+        # relu_() takes less time than clamp_() with an infinite bound.
+        return y.relu_() if self.bounds == (0.0, float("inf")) else y.clamp_(*self.bounds)
 
 
 class DenseConv2d(DenseLayer):

@@ -35,7 +35,7 @@ from sparseopt.speedup.inference.live_layers import Origin
 from sparseopt.speedup.inference.network import POOLS, ModuleNetwork, Network, Site
 from sparseopt.speedup.live_training.layer_state import convolution_padding
 from sparseopt.utils.hooks import has_hooks
-from sparseopt.utils.probe import preserve_model_state
+from sparseopt.utils.probe import preserve_attributes, preserve_model_state
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["take_apart"]
@@ -75,17 +75,14 @@ def take_apart(
 def _is_layer(module: nn.Module) -> bool:
     """Whether a layer can be replaced. Subclasses can't, because they may compute other results."""
     # The replacement would not run the hooks.
-    if has_hooks(module):
+    if type(module) not in {nn.Linear, nn.Conv2d} or has_hooks(module):
         return False
     if not {"weight", "bias"} <= module._parameters.keys():
         return False
-    if type(module) is nn.Linear:
+    if isinstance(module, nn.Linear):
         return True
-    return (
-        type(module) is nn.Conv2d
-        and module.padding_mode == "zeros"
-        and convolution_padding(module) is not None
-    )
+    assert isinstance(module, nn.Conv2d)
+    return module.padding_mode == "zeros" and convolution_padding(module) is not None
 
 
 def _origin(name: str, module: nn.Module) -> Origin:
@@ -110,7 +107,11 @@ def _record_inputs(
         for site in network.sites.values()
     ]
     try:
-        with preserve_model_state(network.model), torch.no_grad():
+        with (
+            preserve_model_state(network.model),
+            preserve_attributes(network.model),
+            torch.no_grad(),
+        ):
             network.model(*args, **kwargs)
     finally:
         for handle in handles:
@@ -126,7 +127,9 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """
     if _is_layer(model):
         raise ValueError("it is a single layer, with nothing to fold")
-    traced = fx.symbolic_trace(model)
+    # A model may keep what it was given, such as its shape, which is no value during a trace.
+    with preserve_attributes(model):
+        traced = fx.symbolic_trace(model)
     origins = split_attention(traced)
     traced.recompile()
     positional = _positional(model, traced.graph, args, kwargs)

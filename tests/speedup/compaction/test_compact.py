@@ -457,3 +457,17 @@ def test_report_names_sparse_weights_whose_channels_are_not_known():
     report = compact(model, optimizer, example_inputs=torch.randn(2, 5, 6)).report
     assert report.left_out == ("lstm.weight_ih_l0", "lstm.weight_hh_l0")
     assert "weights without known channels: lstm.weight_ih_l0, lstm.weight_hh_l0" in str(report)
+
+
+def test_model_that_was_compacted_in_inference_mode_can_be_trained():
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    neurons = torch.tensor([True, False, True, True])
+    with torch.no_grad():
+        model[0].weight[~neurons] = 0
+    masks = {"0": neurons[:, None].expand(4, 6)}
+    with torch.inference_mode():
+        smaller = compact(model, masks, example_inputs=torch.randn(2, 6)).model
+    x = torch.randn(5, 6)
+    for one in (model, smaller):
+        one(x).pow(2).sum().backward()
+    torch.testing.assert_close(smaller[0].weight.grad, model[0].weight.grad[neurons])

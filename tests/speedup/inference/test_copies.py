@@ -255,3 +255,126 @@ def test_hook_that_is_a_method_of_the_model_is_a_method_of_the_copy(times):
     copied(torch.randn(2, 16))
     assert (model.calls, copied.calls) == (0, 1)
     assert copy.deepcopy(copied).layer is not copied.layer
+
+
+class Stateful(nn.Module):
+    """It keeps its state from call to call, as a tuple, and what it returned, as a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.recurrent, self.layer = nn.LSTM(16, 32), nn.Linear(32, 32)
+        self.state, self.outputs, self.calls = None, [], 0
+
+    def forward(self, x):
+        y, self.state = self.recurrent(x, self.state)
+        self.calls += 1
+        self.outputs.append(self.layer(y))
+        return self.outputs[-1]
+
+
+@pytest.mark.parametrize("way", ["as it is, float32", "sparse, float32"])
+def test_state_that_forward_keeps_is_left_alone_and_goes_on_in_the_copy(times, way):
+    times[way] = 1.0
+    model, x = Stateful(), torch.randn(3, 2, 16)
+    masks = sparse_masks(model)
+    model(x)
+    state, outputs = model.state, list(model.outputs)
+    condensed = quickly(model, masks, x)
+    assert model.state is state
+    assert model.calls == 1
+    assert len(model.outputs) == len(outputs) == 1
+    assert model.outputs[0] is outputs[0]
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(condensed.model(x), model(x))
+
+
+def test_attributes_from_shapes_do_not_hinder_folding(times):
+    class Shaped(nn.Sequential):
+        def forward(self, x):
+            self.shape, self.device = x.shape, x.device
+            return super().forward(x)
+
+    times["folded, float32"] = 1.0
+    model, x = Shaped(nn.Linear(16, 16), nn.ReLU()), torch.randn(4, 16)
+    masks = sparse_masks(model)
+    model(x)
+    condensed = quickly(model, masks, x)
+    assert "folding" not in condensed.report.failed
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x))
+
+
+class Masking:
+    """A hook that masks the weight of the module that it holds."""
+
+    def __init__(self, module, mask):
+        self.module, self.mask = module, mask
+
+    def before(self, *_):
+        self.module.weight.data.mul_(self.mask)
+
+    __call__ = before
+
+
+@pytest.mark.parametrize("kind", ["object", "method", "partial"])
+def test_hook_that_holds_a_module_holds_the_copy_of_the_module(times, kind):
+    times["as it is, float32"] = 1.0
+    model, x = two_layers(), torch.randn(4, 32)
+    masking = Masking(model[0], torch.rand(32, 32) < 0.1)
+    hook = {
+        "object": masking,
+        "method": masking.before,
+        "partial": functools.partial(Masking.before, masking),
+    }[kind]
+    model[0].register_forward_pre_hook(hook)
+    copied = copy_for_inference(model)
+    weight = model[0].weight.detach().clone()
+    with torch.no_grad():
+        found = copied(x)
+        torch.testing.assert_close(model[0].weight, weight, rtol=0, atol=0)
+        torch.testing.assert_close(found, model(x))
+
+
+@pytest.mark.parametrize("how", ["prune", "weight_norm"])
+def test_weights_of_recurrent_layers_that_are_computed_do_not_hinder_programs(times, how):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent, self.layer = nn.LSTM(16, 32), nn.Linear(32, 8)
+
+        def forward(self, x):
+            return self.layer(self.recurrent(x)[0])
+
+    model, x = Recurrent(), torch.randn(3, 2, 16)
+    masks = {"layer": sparse_masks(model)["layer.weight"]}
+    if how == "prune":
+        prune.l1_unstructured(model.recurrent, "weight_hh_l0", 0.9)
+    else:
+        parametrizations.weight_norm(model.recurrent, "weight_hh_l0")
+    condensed = quickly(model, masks, x)
+    assert "forward() writes" not in str(condensed.report.failed)
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x))
+
+
+def test_random_state_is_left_alone_by_condensing_a_model_that_draws_numbers():
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 0 * torch.randn_like(x)
+
+    model, x = nn.Sequential(Noisy(16, 16)), torch.randn(4, 16)
+    masks = sparse_masks(model)
+    before = torch.get_rng_state()
+    quickly(model, masks, x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_model_with_a_scripted_part_is_condensed(times):
+    times["sparse, float32"] = 1.0
+    model, x = nn.Sequential(two_layers(), torch.jit.script(nn.Linear(8, 8))), torch.randn(4, 32)
+    masks = sparse_masks(model[0])
+    condensed = quickly(model, {f"0.{name}": mask for name, mask in masks.items()}, x)
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x), model(x))

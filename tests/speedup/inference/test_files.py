@@ -17,7 +17,7 @@ from sparseopt.speedup.inference.files import format as file_format
 from sparseopt.speedup.inference.files.positions import decode, encode
 from sparseopt.speedup.inference.live_layers import Origin
 from sparseopt.speedup.timing import Timing
-from tests.speedup.inference.nets import Residual, Untraceable, settled, sparse_masks
+from tests.speedup.inference.nets import Residual, Untraceable, quickly, settled, sparse_masks
 
 pytest.importorskip("safetensors")
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
@@ -336,3 +336,33 @@ def test_float64_weights_are_loaded_into_folded_layers_without_rounding(tmp_path
     assert condensed.report.chosen == "folded"
     load_sparse(tmp_path / "other", condensed.model)
     torch.testing.assert_close(condensed.model(x), other(x), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("way", ["folded, float32", "as it is, float32"])
+def test_file_of_a_module_that_is_used_twice_and_has_extra_state_fits_the_condensed_model(
+    tmp_path, times, way
+):
+    def make():
+        class Part(nn.Module):
+            get_extra_state = WithExtraState.get_extra_state
+            set_extra_state = WithExtraState.set_extra_state
+
+            def __init__(self):
+                super().__init__()
+                self.inside, self.extra = nn.Linear(16, 16), {"scale": 0.5}
+
+            def forward(self, x):
+                return self.inside(x).relu()
+
+        part = Part()
+        return nn.Sequential(part, nn.Linear(16, 16), part)
+
+    times[way] = 1.0
+    model, other, x = make(), make(), torch.randn(4, 16)
+    sparse_masks(model)
+    sparse_masks(other, seed=1)
+    save_sparse(tmp_path / "model.safetensors", model)
+    condensed = quickly(other, "nonzero", x).model
+    load_sparse(tmp_path / "model.safetensors", condensed)
+    with torch.no_grad():
+        torch.testing.assert_close(condensed(x), model(x))

@@ -82,7 +82,8 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
             shapes[layer.origin.weight] = layer.shape
         elif isinstance(layer, DenseLayer):
             shapes[layer.origin.weight] = layer.weight.shape
-    _check(file, wanted, shapes, {layer.origin.norm for layer in folded} - {None})
+    unused = _unused(file, wanted, folded) if folded else set()
+    _check(file, wanted, shapes, unused)
     for name in wanted:
         if file.is_sparse(name):
             file.sparse(name)  # raises an error for damaged weights before anything is loaded
@@ -156,8 +157,25 @@ def _names(origin: Origin) -> set[str]:
     return {name for name in names if name}
 
 
+def _unused(
+    file: SparseFile, wanted: set[str], folded: list[LiveLayer | DenseLayer | Affine]
+) -> set[str]:
+    """Return the names in the file that a condensed model has no use for.
+
+    These are parts of folded BatchNorms, further names of tied tensors, and extra state of modules
+    of which the graph has only the operations.
+    """
+    norms = {layer.origin.norm for layer in folded} - {None}
+    stored = {file.aliases.get(name, name) for name in wanted}
+    return {
+        *(f"{norm}.{part}" for norm in norms for part in ("weight", "bias", _UNUSED)),
+        *(name for name in file.names if file.aliases.get(name, name) in stored),
+        *(name for name in file.names if name.rpartition(".")[2] == _EXTRA_STATE),
+    }
+
+
 def _check(
-    file: SparseFile, wanted: set[str], shapes: dict[str, torch.Size], norms: set[str | None]
+    file: SparseFile, wanted: set[str], shapes: dict[str, torch.Size], unused: set[str]
 ) -> None:
     """Compare names and shapes with the file, and raise one error with all differences.
 
@@ -165,9 +183,8 @@ def _check(
         CheckpointError: if a name is missing or unknown, or a shape differs.
     """
     names = file.names
-    known = wanted | {f"{norm}.{part}" for norm in norms for part in ("weight", "bias", _UNUSED)}
     faults = [f"{name!r} is not in the file" for name in sorted(wanted - names)]
-    faults += [f"{name!r} is not in the model" for name in sorted(names - known)]
+    faults += [f"{name!r} is not in the model" for name in sorted(names - wanted - unused)]
     for name in sorted(wanted & names & set(shapes)):
         stored = file.shapes.get(file.aliases.get(name, name))
         shape = file.tensor(name).shape if stored is None else stored
