@@ -28,7 +28,7 @@ def copy_for_inference(model: nn.Module) -> nn.Module:
     Some weights are computed from other parameters before each call: by ``torch.nn.utils.prune``, a
     parametrization, or the older ``weight_norm`` and ``spectral_norm``. In the copy they have their
     current values. The user's hooks are not copied, so that a hook of the copy records into the
-    object that the user has.
+    object that the user has. Hooks that hold a module of the model are copied with it.
     """
     copied = copy_without_hooks(model).eval()
     for module in copied.modules():
