@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -55,11 +55,12 @@ def time_jobs(jobs: Sequence[Job], setup: Setup, threads: int) -> None:
     environment = describe_environment(device)
     results = {record["key"]: record for record in read_results(folder.results)}
     known = FinishedRuns(folder.timings)
+    dense: dict[Protocol, Form] = {}
     for job in jobs:
         timed = job.protocol.choices.timing
         assert timed is not None
         config = timed.model_dump(mode="json", exclude={"study"})
-        config |= {"formats": list(FORMATS), "steps_a_round": STEPS}
+        config |= {"formats": [*FORMATS, CONDENSED], "steps_a_round": STEPS}
         text = json.dumps([config, {name: environment[name] for name in MACHINE}], sort_keys=True)
         key = f"{job.key}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         record, structure = results.get(job.key), folder.structure(job.key)
@@ -73,7 +74,9 @@ def time_jobs(jobs: Sequence[Job], setup: Setup, threads: int) -> None:
         # These calls start the counting; the next calls return the load since then, in per cent.
         psutil.cpu_percent()
         process.cpu_percent()
-        measured = _measure(job, timed, record, structure, device)
+        if job.protocol not in dense:
+            dense[job.protocol] = form_of(job.protocol, DENSE_RUN, device)
+        measured = _measure(job, timed, record, dense[job.protocol], structure, device)
         others = psutil.cpu_percent() * psutil.cpu_count() - process.cpu_percent()
         measured |= {
             "key": key,
@@ -89,11 +92,10 @@ def time_jobs(jobs: Sequence[Job], setup: Setup, threads: int) -> None:
 
 
 def _measure(
-    job: Job, timed: Timing, record: Record, structure: Path, device: torch.device
+    job: Job, timed: Timing, record: Record, dense: Form, structure: Path, device: torch.device
 ) -> Record:
     protocol = job.protocol
     own = form_of(protocol, job.spec, device, structure)
-    dense = form_of(protocol, DENSE_RUN, device)
     updates = record["updates"]
     rate = 0.0 if updates is None else updates["count"] / record["steps"]
     return {
@@ -103,12 +105,27 @@ def _measure(
     }
 
 
-class Form(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Form:
     """A network for inference, its form, and some numbers about it."""
 
     kind: str
     model: nn.Module
     about: dict[str, Any]
+    _condensed: dict[tuple[int, int], nn.Module] = dataclasses.field(default_factory=dict)
+
+    def condensed(self, images: Tensor, threads: int) -> nn.Module:
+        """The network as ``condense`` returns it for this batch and number of threads.
+
+        ``condense`` takes seconds, so each network is condensed once.
+        """
+        key = len(images), threads
+        if key not in self._condensed:
+            torch.set_num_threads(threads)
+            self._condensed[key] = condense(
+                self.model, "nonzero", example_inputs=images, precision="fastest", compiled=False
+            ).model
+        return self._condensed[key]
 
 
 def form_of(
@@ -160,7 +177,7 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
     for side, form in (("own", own), ("dense", dense)):
         in_formats = {name: placed(form.model, images, name) for name in FORMATS}
         for count in {1, threads} if device.type == "cpu" else {threads}:
-            forms = {**in_formats, CONDENSED: (_condensed(form.model, images, count), images)}
+            forms = {**in_formats, CONDENSED: (form.condensed(images, count), images)}
             words = f"{count} {'thread' if count == 1 else 'threads'}"
             for name, (model, inputs) in forms.items():
                 ways[f"{side}, {name}, {words}"] = functools.partial(_seconds, model, inputs, count)
@@ -172,13 +189,6 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
         measured = timing.in_turn(ways, rounds=times)
     torch.set_num_threads(threads)
     return {"batch": batch, **compare(measured)}
-
-
-def _condensed(model: nn.Module, images: Tensor, threads: int) -> nn.Module:
-    torch.set_num_threads(threads)
-    return condense(
-        model, "nonzero", example_inputs=images, precision="fastest", compiled=False
-    ).model
 
 
 def _seconds(model: nn.Module, images: Tensor, threads: int) -> float:

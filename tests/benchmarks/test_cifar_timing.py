@@ -118,6 +118,15 @@ def test_inference_is_timed_in_every_format_and_condensed_on_both_sides(protocol
     assert torch.get_num_threads() == threads
 
 
+def test_network_is_condensed_once_for_a_batch_and_a_number_of_threads(protocol):
+    form = form_of(protocol, RunSpec("rigl", "erk", 0.2, 0), CPU)
+    images = torch.randn(2, 3, 32, 32)
+    condensed = form.condensed(images, 1)
+    torch.testing.assert_close(condensed(images), form.model(images), rtol=0.05, atol=0.05)
+    assert form.condensed(torch.randn(2, 3, 32, 32), 1) is condensed
+    assert form.condensed(images[:1], 1) is not condensed
+
+
 def test_training_is_timed_with_mask_updates_where_the_method_makes_any(protocol):
     training = protocol.training.model_copy(update={"batch_size": 4})
     protocol = protocol.model_copy(update={"training": training})
