@@ -81,8 +81,8 @@ class Update:
         """
         if self.memory is None:
             raise TypeError(
-                "the method accumulates no gradients, because its memory is None: let memory "
-                "return a rule such as Smoothed(0.9)."
+                "the method accumulates no gradients, because its memory is None. Make its memory "
+                "property return a rule such as Smoothed(0.9)."
             )
         return self.memory.of(layer)
 

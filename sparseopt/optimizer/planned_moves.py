@@ -157,7 +157,9 @@ def _tried(layer: SparseLayer, method: Method, update: Update, gradient: Tensor)
     """
     weight, state, numbers = layer.weight, update.state, update.generator.get_state()
     before = weight.grad
-    kept = {} if state is None else {name: held.clone() for name, held in state.of(layer).items()}
+    kept = (
+        {} if state is None else {name: tensor.clone() for name, tensor in state.of(layer).items()}
+    )
     run = () if state is None else state.saved_run()
     scores: object = None
     devices = [] if weight.device.type == "cpu" else [weight.device]

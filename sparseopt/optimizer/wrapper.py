@@ -25,7 +25,7 @@ def share_local_state(optimizer: Optimizer) -> None:
 
 
 class WrappedOptimizer(Optimizer):
-    """An optimizer whose parameters and state are those of the inner optimizer.
+    """An optimizer that shares its parameters and state with the inner optimizer.
 
     ``param_groups``, ``state`` and ``defaults`` always return the inner optimizer's own objects. A
     copied reference would become stale when a state dict is loaded.

@@ -81,7 +81,7 @@ def copy_without_hooks(model: nn.Module) -> nn.Module:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of ``module`` runs hooks, be it in the backward pass."""
+    """Whether the forward or backward pass of ``module`` runs hooks."""
     return bool(
         module._forward_pre_hooks
         or module._forward_hooks

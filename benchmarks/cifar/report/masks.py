@@ -62,7 +62,7 @@ def not_recorded(group: Group) -> list[str]:
 
 
 def densities(group: Group) -> list[float]:
-    """The densities at which several variants have masks to compare; if there are none, all.
+    """The densities at which several variants have masks; all densities if no variants do.
 
     Densities with one variant are left out, because a study of one method at many densities would
     fill the report with figures of one line.
