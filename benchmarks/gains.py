@@ -22,7 +22,7 @@ from benchmarks.speed.steps.workloads import WORKLOADS
 DENSITY = overview.DENSITY
 #: Networks of a common size. Small networks have tables of their own.
 NETWORKS = ("wrn-22-2", "resnet-50", "gpt")
-HEADER = ("", f"at density {DENSITY:g}, compared with the same training dense", "details")
+HEADER = ("", f"at density {DENSITY:g}, compared with dense training", "details")
 
 
 def lines(docs: str = "") -> list[str]:
@@ -72,7 +72,7 @@ def structured_conclusion() -> str:
     group = cifar.headline()[-1]
     found = {one.method: one for one in cifar.main_variants(group)}
     names = {
-        "rigl-struct": "full channels",
+        "rigl-struct": "entire channels",
         "rigl": "single weights",
         "small-dense": "small dense",
     }
@@ -159,7 +159,7 @@ def _compacted() -> str:
         if row["density"] == f"{DENSITY:g}" and row["batch"] != "1"
     ]
     times = span((float(row["compacted / dense"]) for row in rows), 2)
-    names = dict.fromkeys(WORKLOADS[row["model"]].title for row in rows)
+    names = dict.fromkeys(WORKLOADS[row["model"]].title.replace(",", " at") for row in rows)
     return (
         f"models without dropped channels (`compact`) take {times} of the dense time "
         f"({_listed(names)})"
@@ -186,10 +186,13 @@ def _not_faster() -> str:
     denser = [one for one in _steps() if one["density"] > DENSITY]
     ratios = [ratio for one in denser for ratio in _speedups([one], BF16, ours=FP32) if ratio < 1]
     slow = (
-        f"; fp32 compared with dense bf16 at density .2 ({span(ratios, 2)} times)" if ratios else ""
+        f"; fp32 at density 0.2 compared with dense bf16 ({span(ratios, 2)} times as fast)"
+        if ratios
+        else ""
     )
     return (
-        "both passes on a GPU, which multiplies by zeros too (not measured on a GPU); "
+        "forward and backward passes on a GPU, which multiplies by the zeros (expected, not "
+        "measured); "
         f"update steps{slow}"
     )
 

@@ -25,7 +25,7 @@ from benchmarks.common.files import write_atomic
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "_static"
 NAME = "accuracy-against-time"
-#: Ink and paper of each theme. The background stays transparent; the paper is behind open marks.
+#: Colours of ink and paper in each theme. The background is transparent; paper fills hollow marks.
 THEMES = {"light": ("#1f2328", "#ffffff"), "dark": ("#e6edf3", "#0d1117")}
 #: Pages that have colours of their own replace black and white.
 THEMED = ("#000000", "#ffffff")
@@ -249,7 +249,7 @@ def path_of(theme: str) -> Path:
 
 
 def written(source: Source) -> dict[Path, bytes]:
-    """The files of the picture, one a theme. Letters are shapes, which look the same everywhere."""
+    """The files of the picture, one for each theme. Text is drawn as paths, so it needs no font."""
     files = {}
     for theme, colors in THEMES.items():
         buffer = io.BytesIO()

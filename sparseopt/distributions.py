@@ -1,6 +1,6 @@
 """How much of each layer is live: densities by layer, and exact live counts.
 
-This module knows only the shapes of weights: ``(out, in, *kernel)`` of a convolution,
+This module needs only the shapes of weights: ``(out, in, *kernel)`` of a convolution,
 ``(out, in)`` of a linear layer.
 """
 

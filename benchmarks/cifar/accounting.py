@@ -64,7 +64,7 @@ def count(run: Run) -> dict[str, Any]:
 
 @functools.cache
 def channels_of(protocol: Protocol) -> tuple[ChannelGroup, ...]:
-    """The channel groups of the full network, for methods that drop full channels."""
+    """The channel groups of the full network, for methods that drop entire channels."""
     # BatchNorm needs more than one image.
     images = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE)
     return tuple(find_channel_groups(full_model(protocol), images))

@@ -1,4 +1,4 @@
-"""The data sets that the benchmarks know, by name."""
+"""The data sets of the benchmarks, by name."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ Every finished run is appended to DIR/results.jsonl at once. Start the same comm
 interruption: finished runs are skipped, and interrupted runs continue from their saved state.
 """
 ALL = (
-    "everything that the preset lists, its studies and its search included, within --methods, "
-    "--inits, --densities and --seeds; without --preset, 'paper' on a GPU, else 'cpu'"
+    "everything that the preset lists, its studies and its search included, limited to the given "
+    "--methods, --inits, --densities and --seeds; without --preset, 'paper' on a GPU, else 'cpu'"
 )
 PRESET = (
     f"one of {', '.join(PRESETS)}, or a .toml file of the same form: smoke (digits, minutes, no "
@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     inits = ", ".join(available_distributions())
     what("--inits", metavar="I", **several, help=f"of {inits}, or your own")
     what("--densities", metavar="D", type=float, **several, help="above 0 and at most 1")
-    what("--seeds", metavar="S", type=int, **several, help="integers from 0 on")
+    what("--seeds", metavar="S", type=int, **several, help="integers of at least 0")
     what("--import", metavar="MODULE", dest="imports", default=[], **several, help=IMPORT)
     files = parser.add_argument_group("data and files").add_argument
     files("--data-dir", metavar="DIR", type=Path, help=DATA_DIR)

@@ -70,8 +70,8 @@ def parse_value(text: str) -> Any:
 def meant(name: str, known: Mapping[str, Any] | list[str]) -> str:
     """A hint for a mistyped name: the most similar known name, and all known names."""
     close = difflib.get_close_matches(name, list(known), 1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}It is one of {', '.join(known)}"
+    hint = f"did you mean {close[0]!r}? It" if close else "it"
+    return f"{hint} must be one of {', '.join(known)}"
 
 
 def _words(section: type[Section], error: Any) -> str:

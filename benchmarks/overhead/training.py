@@ -21,7 +21,7 @@ def measure(case: Case) -> dict[str, Any]:
 
     By contender and phase: milliseconds, and ratio to the plain optimizer. The phases are
     ``passes`` (forward and backward), ``step`` and ``whole``. ``beyond``: how much longer ``step``
-    is than the plain optimizer's, as a share of the plain whole.
+    takes than the plain optimizer's, as a share of the plain optimizer's ``whole``.
     """
     contenders, absent = case.line_up(case.contenders, NEVER)
     contenders.pop(REFERENCE, None)

@@ -15,7 +15,7 @@ from benchmarks.structured import accuracy, timing
 from benchmarks.structured.report import report_lines
 
 DESCRIPTION = """\
-Measure what dropping full neurons and heads costs in accuracy and gains in time. Every run or
+Measure what dropping entire neurons and heads costs in accuracy and gains in time. Every run or
 figure is written into a file of its own in DIR, and is not measured again if its file exists. All
 files together give DIR/report.md; `report` makes it again and measures nothing.
 """

@@ -1,4 +1,4 @@
-"""Time of training steps and inference: dense, without dropped neurons and heads, and by hand."""
+"""Times of training and inference: dense, without dropped neurons and heads, built by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS = ("vit-192", "vit-384", "gpt-384")
 PRECISIONS = ("float32", "bfloat16")
 HEAD_DIM = 32
 TOKENS = 256
-#: Steps between mask updates: so many that none comes, or two (an ordinary step, the update).
+#: Steps between mask updates: so many that there is no update, or an update in every second step.
 NEVER = 10**9
 EVERY_SECOND = 2
 MILLI = 1e3

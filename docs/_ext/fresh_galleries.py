@@ -1,4 +1,4 @@
-"""Pages of tutorials and of the gallery are made anew when anything that they show has changed.
+"""Pages of tutorials and of the gallery are made again when anything that they show has changed.
 
 Sphinx-Gallery runs a script again when the script has changed. What it prints also depends on the
 library, on the scripts that it starts, and on the files that it reads.

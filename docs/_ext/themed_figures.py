@@ -19,7 +19,7 @@ COLORS = {
 }
 OPENING = re.compile(r'.*?<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
 METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
-# Two figures on one page would share them, and nothing refers to them.
+# Two figures on one page would have the same ids, and nothing refers to these ids.
 NUMBERED_GROUPS = re.compile(r' id="[a-zA-Z]+[\w.]*_\d+"')
 
 
@@ -28,7 +28,7 @@ def themed(draw: Callable[[], Figure | None], caption: str, kind: str = "drawing
 
     Args:
         draw: Makes the figure; its black, gray and white become colours of the theme, others stay.
-            Where it makes none, there is nothing.
+            If it returns None, the result is empty.
         caption: What it shows, for those who cannot see it.
         kind: Its class, for the style sheet.
     """
@@ -36,7 +36,7 @@ def themed(draw: Callable[[], Figure | None], caption: str, kind: str = "drawing
     with matplotlib.rc_context():
         # The gallery, whose scripts run in this process, has a style of its own.
         matplotlib.rcdefaults()
-        # Text stays text, which can be selected and searched; the salt makes builds alike.
+        # Text stays text, which can be selected and searched; the salt makes builds reproducible.
         matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": caption})
         figure = draw()
         if figure is None:

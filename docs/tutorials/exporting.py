@@ -2,7 +2,7 @@
 Exporting a smaller model
 =========================
 
-On this page a network drops full channels while it trains. Then the dropped channels are removed,
+On this page a network drops entire channels while it trains. Then the dropped channels are removed,
 which leaves an ordinary smaller model. The model is saved by ``torch.export`` and run by ONNX
 Runtime.
 """
@@ -27,11 +27,11 @@ train_images, test_images = images[:-360], images[-360:]
 train_labels, test_labels = labels[:-360], labels[-360:]
 
 # %%
-# Train with full channels
+# Train with entire channels
 # ------------------------
 #
 # Other methods leave zeros scattered over a model of the same shape. ``RigLStruct`` drops and grows
-# full channels, with all their parts. An example input is enough to find the channels.
+# entire channels, with all their parts. An example input is enough to find the channels.
 
 torch.manual_seed(0)
 model = nn.Sequential(

@@ -83,10 +83,10 @@ class SameChoice:
         first = store.compare_set(f"{place}/{_times[place]}", "", mine).decode()
         if first != mine:
             raise RankMismatchError(
-                f"{who} chose other weights on rank {dist.get_rank()} than on another rank, from "
-                "the same weights and gradients: it draws random numbers that differ from rank to "
-                "rank. Draw them with update.random_scores(layer), or from update.generator, which "
-                "is the same everywhere."
+                f"{who} chose different weights on rank {dist.get_rank()} and on another rank "
+                "from the same weights and gradients: it draws random numbers that differ from "
+                "rank to rank. Draw them with update.random_scores(layer), or from "
+                "update.generator, which is the same everywhere."
             )
 
 

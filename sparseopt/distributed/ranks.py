@@ -40,7 +40,7 @@ def agreed_generator(seed: int | None) -> torch.Generator:
         seed: the seed; torch's initial seed by default.
 
     Raises:
-        TypeError: if it is no whole number.
+        TypeError: if it is not a whole number.
         ValueError: if torch does not take it.
     """
     mine = torch.initial_seed() if seed is None else check_seed("seed", seed)
@@ -150,7 +150,7 @@ def is_distributed() -> bool:
 
 
 def from_all_ranks(mine: T) -> list[T]:
-    """Return the value of each rank, in their order. Collective: every rank has to call it."""
+    """Return the values of all ranks, in rank order. Collective: every rank has to call it."""
     if not is_distributed():
         return [mine]
     theirs: list[Any] = [None] * dist.get_world_size()

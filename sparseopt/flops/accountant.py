@@ -70,8 +70,8 @@ class Accountant:
     """Counts the FLOPs of a model under its masks, and of the training that moved them.
 
     Args:
-        model: the model in training, if the optimizer knows it. The shapes of its first input are
-            recorded.
+        model: the model in training, if the optimizer was given one. The shapes of its first input
+            are recorded.
     """
 
     def __init__(self, model: nn.Module | None) -> None:

@@ -115,7 +115,7 @@ class FlopsReport:
 
     @property
     def train_expected_ratio(self) -> float | None:
-        """``train_expected`` over the FLOPs of as many dense steps; ``None`` if that is."""
+        """``train_expected`` over the FLOPs of as many dense steps, or ``None`` if unknown."""
         if self.train_expected is None or self.total_steps is None:
             return None
         return self.train_expected / (max(self.steps, self.total_steps) * self.train_dense)
@@ -277,7 +277,7 @@ def _prices(
     dense: float,
     sparse: float,
 ) -> Prices:
-    """Return the cost of a live weight in each layer, whose cost is proportional to their number.
+    """Return the cost per live weight of each layer: its cost is proportional to its live count.
 
     All other costs are in ``fixed``.
     """
@@ -339,7 +339,7 @@ def comparison_line(report: FlopsReport) -> str:
     else:
         parts.append(f"training {report.train_ratio:.3f}x")
     if report.train_expected_ratio is not None:
-        parts.append(f"{report.train_expected_ratio:.3f}x over all {report.total_steps:,}")
+        parts.append(f"{report.train_expected_ratio:.3f}x over all {report.total_steps:,} steps")
     return (
         f"{', '.join(parts)}, of the dense network's FLOPs; "
         f"a small dense network of as many weights: about {report.small_dense_ratio:.3f}x"

@@ -158,7 +158,7 @@ def _as_index(positions: Integers, count: int) -> Tensor:
 
 
 def _indices_on_device(mask: Tensor, live: int) -> Tensor:
-    # nonzero() would make the host wait for a count that it already knows.
+    # nonzero() would make the host wait for a count that is already known.
     slots = torch.where(mask, mask.cumsum(0) - 1, live)
     positions = torch.empty(live + 1, dtype=torch.int64, device=mask.device)
     return positions.scatter_(0, slots, torch.arange(mask.numel(), device=mask.device))[:live]

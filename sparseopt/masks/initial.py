@@ -39,7 +39,7 @@ def initial_masks(
 
     Args:
         weights: the layers' weights by name, in order.
-        live: how many weights of each layer shall be live. Under ``"nonzero"``, and for layers that
+        live: how many weights of each layer will be live. Under ``"nonzero"``, and for layers that
             a mapping names, the masks themselves decide.
         mask: ``"random"``; ``"magnitude"``, the largest of each layer; ``"nonzero"``, the weights
             that are not zero now; or a mapping from layer name to bool tensor, in which case layers
@@ -51,8 +51,8 @@ def initial_masks(
 
     Raises:
         TypeError: if a given mask is not a bool tensor, or ``mask`` is of no usable type.
-        ValueError: if a name is not known, a shape is wrong, or a mask has no live weight, not the
-            structure that ``select`` makes, or no live weight in a slice of weight norm.
+        ValueError: if a name is not known, or if a mask has the wrong shape, has no live weight,
+            could not come from ``select``, or has no live weight in a slice of weight norm.
     """
     given: dict[str, Tensor] = {}
     if isinstance(mask, Mapping):
@@ -133,6 +133,6 @@ def check_mask(
     if live < mask.numel() and not torch.equal(select(mask.float(), live), mask):
         raise ValueError(
             f"mask[{name!r}] has {live} live weights of {mask.numel()}, but not at positions that "
-            "the method allows: its masks have a structure."
+            "the method allows: the method's masks have a structure."
         )
     return mask

@@ -53,7 +53,7 @@ class SparseLayer:
     """One weight and the mask that says which of its entries are live.
 
     Positions are logical (row-major over the shape), whatever the weight's memory format. A layer
-    does not know which method moves it, nor which optimizer trains it.
+    has no reference to the method that moves it or to the optimizer that trains it.
 
     Up to a density of a quarter a layer keeps the positions of its live weights, four bytes each.
     Above that it keeps a mask of one byte a weight, and also positions while compact state needs

@@ -17,7 +17,7 @@ __all__ = ["LiveCopies", "live_copies_for", "provide_live_copies", "word_bits"]
 
 #: Up to this many entries, torch takes no longer than the call of a kernel.
 SMALL: Final = 1 << 12
-#: The sizes of an entry that the kernels know, in bytes.
+#: The sizes of an entry that the kernels support, in bytes.
 SIZES: Final = frozenset({2, 4, 8})
 #: Bits in a word.
 WORD: Final = 64

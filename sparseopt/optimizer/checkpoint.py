@@ -41,7 +41,7 @@ PROGRESS_KEY: Final = "sparseopt"
 MASK_KEY: Final = "sparse_mask"
 EVER_LIVE_KEY: Final = "sparse_ever_live"
 MEMORY_KEY: Final = "sparse_memory"
-#: The key of a method's layer state is this and the name of the state.
+#: The key of a method's layer state is this prefix and the name of the state.
 STATE_PREFIX: Final = "sparse_state."
 #: Two densities are equal if their relative difference is at most this.
 SAME_DENSITY: Final = 0.01
@@ -176,7 +176,7 @@ def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool)
     if progress is None:
         raise CheckpointError(
             "the state dict has no masks. If a plain optimizer saved it, load it into the plain "
-            "optimizer before you wrap that; masks then start again. If it was saved with "
+            "optimizer before you wrap it; new masks are then made. If it was saved with "
             "StateDictOptions(flatten_optimizer_state_dict=True), only the state of a plain "
             "optimizer was kept: save and load it without flattening."
         )
@@ -323,7 +323,7 @@ def _match_layers(
     else:
         if len(saved) != len(layers):
             raise CheckpointError(
-                f"the checkpoint has {len(saved)} sparse layers, this optimizer "
+                f"the checkpoint has {len(saved)} sparse layers, but this optimizer has "
                 f"{len(layers)} ({_first_difference(saved, layers)})."
             )
         pairs = list(zip(layers, saved, strict=True))
@@ -359,7 +359,7 @@ def _check_slices(layer: SparseLayer, was: SavedLayer) -> None:
 def _warn_of_another_density(
     pairs: Sequence[tuple[SparseLayer, SavedLayer]], mask: str | Mapping[str, Tensor]
 ) -> None:
-    """Warn if the optimizer was made with another density than the checkpoint has.
+    """Warn if the optimizer was made with a density that differs from the checkpoint's.
 
     Masks that set their own live counts ("nonzero", or given masks) are not compared.
     """
@@ -383,13 +383,13 @@ def _check_same_layers(here: list[str], there: list[str]) -> None:
     if missing:
         raise CheckpointError(
             f"the checkpoint has no sparse layer {missing[0]!r} ({len(missing)} of this "
-            f"optimizer's {len(here)} are missing): it belongs to another model or layer set."
+            f"optimizer's {len(here)} are missing): it is of another model, or of other layers."
         )
     surplus = [name for name in there if name not in here]
     if surplus:
         raise CheckpointError(
             f"the checkpoint has a sparse layer {surplus[0]!r} that this optimizer does not have "
-            f"({len(surplus)} such layers): it belongs to another model or layer set."
+            f"({len(surplus)} such layers): it is of another model, or of other layers."
         )
 
 

@@ -58,7 +58,7 @@ def grasp(
             loss. It is called twice.
         batches: pairs of inputs and targets, on the model's device. The authors take 25 samples of
             each class: :func:`balanced_batch` collects them.
-        density: share of the weights of all layers together that is live, in (0, 1].
+        density: the share of live weights, over all layers together, in (0, 1].
         temperature: the number that outputs are divided by before the loss, 200 by default. A loss
             of no arguments has to do that itself.
         init: ``None`` compares scores across layers, as the paper does. Any other value that

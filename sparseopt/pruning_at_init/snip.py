@@ -47,7 +47,7 @@ def snip(
             without ``batches`` a function of no arguments, which runs the model and returns the
             loss.
         batches: pairs of inputs and targets, on the model's device. The paper takes one batch.
-        density: share of the weights of all layers together that is live, in (0, 1].
+        density: the share of live weights, over all layers together, in (0, 1].
         init: ``None`` compares scores across layers, as the paper does. Any other value that
             ``init=`` of :class:`SparseOptimizer` takes sets the live count of each layer, and
             scores are compared within the layer.

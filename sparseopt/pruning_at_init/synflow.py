@@ -49,7 +49,7 @@ def synflow(
             DistributedDataParallel.
         inputs: an input, or its shape including the batch, such as ``(1, 3, 32, 32)``. Only the
             shape matters.
-        density: share of the weights of all layers together that is live, in (0, 1].
+        density: the share of live weights, over all layers together, in (0, 1].
         rounds: how many times to score, at least 1.
         init: ``None`` compares scores across layers, as the paper does. Any other value that
             ``init=`` of :class:`SparseOptimizer` takes sets the live count of each layer, and

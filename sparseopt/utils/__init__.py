@@ -1,1 +1,1 @@
-"""Helpers that know nothing of sparsity: validation, errors, random numbers, hooks, probes."""
+"""Helpers that are not about sparsity: validation, errors, random numbers, hooks, probes."""

@@ -54,8 +54,8 @@ class WeakHook(OwnHook):
 
 def copy_without_hooks(model: nn.Module) -> nn.Module:
     """Return a deep copy of ``model`` that has the user's own hooks only."""
-    # torch copies no tensor that has a history, such as a weight that a hook computed, or outputs
-    # that a forward pass kept in a list.
+    # torch can't copy a tensor with an autograd history, such as a weight that a hook computed, or
+    # outputs that a forward pass kept in a list.
     computed: dict[int, object] = {
         id(value): value.detach().clone()
         for module in model.modules()

@@ -59,7 +59,7 @@ def test_plan_counts_what_is_finished_and_what_is_to_do(quick_preset, cifar_tree
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 1
 
 
-def test_jobs_follow_those_that_they_build_on(tiny_preset):
+def test_jobs_come_after_the_jobs_that_they_build_on(tiny_preset):
     protocol = load_preset(str(tiny_preset))
     specs = [RunSpec(m, "erk", 0.2, 0) for m in ("lottery", "rigl-reinit", "pruning", "dense")]
     ordered = [job.spec.method for job in with_sources(Job(protocol, s, "") for s in specs)]
@@ -117,13 +117,13 @@ def test_parts_of_a_preset_can_be_run_alone(tmp_path, capsys):
 
 
 def chosen(*arguments):
-    """The choices and the parts of ``cpu`` by these options."""
+    """The choices and the parts of ``cpu`` that these options select."""
     options = build_parser().parse_args(["--preset", "cpu", *arguments])
     ((protocol, parts),) = choose("cpu", options)
     return protocol.choices, parts
 
 
-def test_all_is_everything_narrowed_also_in_the_search():
+def test_all_narrows_every_part_and_the_search_too():
     whole = load_preset("cpu").choices
     narrowing = ["--seeds", "3", "4", "--densities", "0.3", "--inits", "uniform"]
     choices, parts = chosen("--all", *narrowing)
@@ -134,7 +134,7 @@ def test_all_is_everything_narrowed_also_in_the_search():
     assert chosen(*narrowing)[1] == ("main",)
 
 
-def test_search_and_studies_are_of_the_methods_given():
+def test_search_and_studies_use_only_the_given_methods():
     choices, parts = chosen("--all", "--methods", "rigl", "set")
     assert "search" in parts
     assert choices.methods == ("rigl", "set")
@@ -144,11 +144,11 @@ def test_search_and_studies_are_of_the_methods_given():
     choices, parts = chosen("--all", "--methods", "set")
     assert "search" not in parts
     assert "main" in parts
-    with pytest.raises(ProtocolError, match="search: there is no such study; It is one of main"):
+    with pytest.raises(ProtocolError, match="search: there is no such study; it must be one of"):
         chosen("--studies", "search", "--methods", "set")
 
 
-def test_densities_of_equal_flops_are_those_for_the_classes_that_there_are(tiny_preset):
+def test_densities_of_equal_flops_depend_on_the_number_of_classes(tiny_preset):
     (study,) = [s for s in load_preset("smoke").choices.studies if s.name == "equal-flops"]
     protocol = load_preset(str(tiny_preset))
     choices = protocol.choices.model_copy(update={"studies": (study,)})

@@ -1,4 +1,4 @@
-"""The report's table of structured methods: measured times and counted FLOPs, by hand."""
+"""The report's table of structured methods: times and FLOPs compared with values by hand."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_table_is_there_once_a_structured_method_has_been_run():
         ("srigl", "erk", 0.1, "cifar10", "-", "-"),
     ],
 )
-def test_papers_numbers_stand_beside_ours(method, init, density, dataset, accuracy, wall_time):
+def test_published_numbers_stand_beside_ours(method, init, density, dataset, accuracy, wall_time):
     line = record(method, init, density, 0, 0.69, dataset=dataset)
     (row,) = table(lines=[line]).values()
     assert row["test %"] == "69.00"
@@ -48,7 +48,7 @@ def test_papers_numbers_stand_beside_ours(method, init, density, dataset, accura
     assert row['paper, "wall time" (FLOPs)'] == wall_time
 
 
-def test_papers_numbers_of_what_stands_beside_are_of_the_same_table():
+def test_published_numbers_of_the_other_methods_come_from_the_same_table():
     found = table()
     assert found["Small-Dense"]["paper %, full protocol"] == "89.0 ± 0.35 [S]"
     assert found["Small-Dense"]['paper, "wall time" (FLOPs)'] == "0.11x"
@@ -56,12 +56,12 @@ def test_papers_numbers_of_what_stands_beside_are_of_the_same_table():
     assert found["RigL"]['paper, "wall time" (FLOPs)'] == "1.0x"
 
 
-def test_times_are_means_over_seeds_with_the_widest_quartiles_and_no_flops():
+def test_times_are_means_over_seeds_with_the_widest_quartiles_and_leave_flops_alone():
     row = table(TIMES)["RigL-Struct"]
     assert row["inference time, batch 1"] == "0.650x (0.500 to 0.900)"
     assert row[TIME] == "0.450x (0.300 to 0.550)"
     assert row["training time"] == "1.200x (1.000 to 3.000)"
-    # 200 of 1,000, and as much of a training.
+    # FLOPs of inference are 200 of 1,000, and FLOPs of training have the same ratio.
     assert row["inference FLOPs"] == row["train FLOPs"] == "0.200x"
 
 
@@ -87,7 +87,7 @@ def test_last_times_of_a_run_count_and_machines_are_not_mixed():
     assert rows(text, "Times on CPU, 1 thread")["RigL-Struct"][TIME] == "8.000x (7.000 to 9.000)"
 
 
-def test_form_says_what_was_taken_out_and_a_busy_machine_is_named():
+def test_form_says_what_was_removed_and_a_busy_machine_is_mentioned():
     lines = [record("srigl", "erk", 0.1, 0, 0.7), STRUCT[0]]
     full = {"parameters": 100, "share_reached": 1.0}
     measured = [

@@ -1,4 +1,4 @@
-"""Runs that drop full channels and neurons, and the structures that they save for timing."""
+"""Runs that drop entire channels and neurons, and the structures that they save for timing."""
 
 import dataclasses
 

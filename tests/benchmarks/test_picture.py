@@ -1,4 +1,4 @@
-"""The picture shows what was measured, and the results that say most."""
+"""The picture shows what was measured, and the most informative results."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -45,7 +45,7 @@ def test_results_with_the_dense_network_are_shown_before_others(tmp_path):
     assert picture.best_source(tmp_path).folder == "b-both"
 
 
-def test_runs_that_were_timed_stand_at_a_multiple_of_the_dense_network(tmp_path):
+def test_timed_runs_are_drawn_at_a_multiple_of_the_dense_networks_time(tmp_path):
     lines = [one for one in lines_of_accuracies() if one["run"]["method"] in ("dense", "rigl")]
     written(tmp_path, "a", lines)
     timings = [
@@ -94,7 +94,7 @@ def test_picture_needs_a_run_that_recorded_its_time(tmp_path):
         picture.best_source(tmp_path)
 
 
-def test_both_themes_are_drawn_alike_each_time():
+def test_both_themes_are_drawn_to_the_same_bytes_each_time():
     source = picture.best_source()
     first, again = picture.written(source), picture.written(source)
     assert first == again

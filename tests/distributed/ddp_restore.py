@@ -32,12 +32,12 @@ def wrap(module: nn.Module, method: str, name: str, named_by: str) -> SparseOpti
 
 
 def steady(name: str) -> dict[str, float]:
-    """With its usual epsilon Adam makes a full step from a sum that is zero except for rounding."""
+    """With its default epsilon Adam takes a full step where a gradient is zero up to rounding."""
     return {"eps": 1e-3} if name == "AdamW" else {}
 
 
 def train_joined(model: nn.Module, optimizer: SparseOptimizer, start: int, stop: int) -> None:
-    """One process, on the batches of both ranks as one."""
+    """Train in one process, on the joined batches of both ranks."""
     for t in range(start + 1, stop + 1):
         batches = [batch(batch_number(rank, t)) for rank in range(RANKS)]
         x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -47,7 +47,7 @@ def train_joined(model: nn.Module, optimizer: SparseOptimizer, start: int, stop:
 
 
 def train_ranks(model: nn.Module, optimizer: SparseOptimizer, start: int, stop: int) -> None:
-    """One of two ranks, on its own batches."""
+    """Train as one of two ranks, on its own batches."""
     for t in range(start + 1, stop + 1):
         optimizer.zero_grad()
         loss_of(model, batch_number(dist.get_rank(), t)).backward()

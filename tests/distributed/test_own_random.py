@@ -20,7 +20,7 @@ def test_rank_that_would_choose_otherwise_raises_before_anything_moves(method):
     """The first rank to choose goes on; the other one knows that something is wrong."""
     answers = two_ranks().run(train, method)
     (wrong,) = (answer for answer in answers if answer["error"])
-    assert f"method '{method}' chose other weights on rank" in wrong["error"]
+    assert f"method '{method}' chose different weights on rank" in wrong["error"]
     assert "update.random_scores(layer)" in wrong["error"]
     assert wrong["moved"] == []
 

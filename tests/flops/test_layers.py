@@ -114,7 +114,7 @@ def test_attention_costs_its_projections(need_weights, training, own):
     assert report.inference_dense == pytest.approx(query + key + value + output)
 
 
-def test_sparse_attention_costs_what_each_projection_has_live():
+def test_sparse_attention_costs_the_live_weights_of_each_projection():
     """Query, key and value lie in one weight, and are used for different numbers of tokens."""
     model = Attention(need_weights=False)
     packed = torch.zeros(24, 8, dtype=torch.bool)
@@ -136,7 +136,7 @@ def test_fast_path_of_a_transformer_layer_hides_nothing():
 
 
 class Functional(nn.Module):
-    """Parameters without modules; the name of the bias does not name its weight."""
+    """Parameters without modules; the name of the bias does not show which weight it belongs to."""
 
     def __init__(self):
         super().__init__()
@@ -160,7 +160,7 @@ def test_functional_calls_on_a_parameter_count():
     assert report.inference_sparse == 2 * live["kernel"] * 36 + 2 * live["matrix"] + 4
 
 
-def test_module_used_twice_costs_twice_and_one_never_used_nothing():
+def test_module_used_twice_costs_twice_and_an_unused_module_costs_nothing():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -304,7 +304,7 @@ def test_part_of_the_model_is_counted_with_the_masks():
     assert report.inference_sparse == 2 * 36 * live["0.conv1.weight"]
 
 
-def test_model_of_other_weights_is_refused():
+def test_model_with_other_weights_is_refused():
     optimizer = wrap(make())
     with pytest.raises(ValueError, match=r"Linear.*has no weight that this optimizer trains"):
         optimizer.flops(nn.Linear(2, 2), torch.zeros(1, 2))
@@ -349,7 +349,7 @@ class Stateful(nn.Module):
         return self.fc(self.drop(torch.relu(self.norm(self.conv(x)))).mean((2, 3)))
 
 
-def test_model_that_changes_itself_is_as_before():
+def test_flops_leaves_a_model_that_changes_itself_as_it_was():
     model = Stateful()
     optimizer = wrap(model, density=0.2)
     loss = model(torch.randn(4, 3, 6, 6)).square().mean()

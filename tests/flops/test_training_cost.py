@@ -180,7 +180,8 @@ def test_report_prints_a_table_by_layer_and_one_line_that_compares():
     assert line == report.comparison()
     ours, small = line.split("; ")
     assert ours == (
-        f"inference {ratio}, training {ratio}, {ratio} over all 40, of the dense network's FLOPs"
+        f"inference {ratio}, training {ratio}, {ratio} over all 40 steps, "
+        "of the dense network's FLOPs"
     )
     assert small == (f"a small dense network of as many weights: about {optimizer.density:.3f}x")
     train(model, optimizer, 10)

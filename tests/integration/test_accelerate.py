@@ -123,7 +123,7 @@ def double_loss(model, index):
 def test_run_is_the_plain_loop_masked_by_hand(worlds, name):
     """Compared are update steps, schedulers, clipping, accumulation, mixed precision and ranks.
 
-    To the last bit; under FSDP2 but for the norm that is clipped, which is a sum over ranks.
+    Equal to the last bit. Under FSDP2 the clipped norm is a sum over ranks, so only nearly equal.
     """
     seen, run = worlds[name].of(name), RUNS[name]
     assert_same_run(seen, reference(run, worlds[name].ranks), exactly=not run.fsdp)

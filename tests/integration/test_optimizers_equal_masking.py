@@ -4,7 +4,7 @@ By hand: a plain optimizer on a dense model. After every step its weights and al
 value for each weight are masked by index, and before it the gradients are. What is per weight is
 shown by a permutation (`tests.support.per_weight`). Other state is left alone; where it has the
 weight's shape it describes the old live weights, and an update that moves them has the optimizer
-make all of it anew.
+create all of it again.
 """
 
 import random

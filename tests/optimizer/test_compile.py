@@ -77,7 +77,7 @@ def assert_trains_like_an_eager_run(one_step, model, optimizer, tolerance=None, 
 
 
 @pytest.mark.parametrize(("method", "state"), RUNS)
-def test_compiled_model_is_one_graph_for_ever_and_trains_as_if_it_were_not(method, state, backend):
+def test_compiled_model_stays_one_graph_and_trains_like_an_eager_model(method, state, backend):
     model = make()
     optimizer = wrap(model, method=method, state=state)
     net = torch.compile(model, backend=backend, fullgraph=True)
@@ -87,9 +87,7 @@ def test_compiled_model_is_one_graph_for_ever_and_trains_as_if_it_were_not(metho
 
 
 @pytest.mark.parametrize(("method", "state"), RUNS)
-def test_compiled_training_step_is_compiled_once_and_trains_as_if_it_were_not(
-    method, state, backend
-):
+def test_training_step_is_compiled_once_and_trains_like_an_eager_step(method, state, backend):
     model = make()
     optimizer = wrap(model, method=method, state=state)
     one_step = torch.compile(step_of(model, optimizer), backend=backend)
@@ -97,7 +95,7 @@ def test_compiled_training_step_is_compiled_once_and_trains_as_if_it_were_not(
     assert backend.graphs == 1, "forward is the only part of the step that is a graph"
 
 
-def test_compiled_training_step_breaks_no_oftener_than_with_a_plain_optimizer(backend):
+def test_compiled_step_has_no_more_graph_breaks_than_with_a_plain_optimizer(backend):
     def breaks(optimizer_of):
         torch.compiler.reset()
         model = make()
@@ -121,7 +119,7 @@ def test_model_and_optimizer_may_be_made_in_any_order(order, backend):
 
 @pytest.mark.parametrize("what", ["model", "step"])
 @pytest.mark.parametrize("method", ["set", "rigl"])
-def test_compiled_gradients_are_masked_but_for_update_steps_of_rigl(method, what, backend):
+def test_compiled_gradients_are_masked_except_on_update_steps_of_rigl(method, what, backend):
     model = make()
     optimizer = wrap(model, method=method)
     net = torch.compile(model, backend=backend) if what == "model" else model
@@ -146,7 +144,7 @@ def test_compiled_gradients_are_masked_but_for_update_steps_of_rigl(method, what
     assert backend.graphs == 1
 
 
-def test_learning_rate_that_changes_at_every_step_compiles_nothing_anew(backend):
+def test_learning_rate_that_changes_at_every_step_compiles_nothing_again(backend):
     model, eager = make(), make()
     optimizer, reference = wrap(model), wrap(eager)
     schedulers = [
@@ -164,7 +162,7 @@ def test_learning_rate_that_changes_at_every_step_compiles_nothing_anew(backend)
     assert backend.graphs == 1
 
 
-def test_compiled_step_may_ask_whether_it_is_an_update_step(backend):
+def test_compiled_step_can_read_is_update_step(backend):
     model = make()
     optimizer = wrap(model, name="SGD")
 
@@ -288,7 +286,7 @@ def container():
         ("a function", "one of torch's", True),
     ],
 )
-def test_flops_knows_the_input_of_a_model_that_only_ever_ran_compiled(how, root, dynamic):
+def test_flops_has_the_input_of_a_model_that_only_ever_ran_compiled(how, root, dynamic):
     """Recording the input breaks no graph and causes no second compilation."""
     backend = Counting()
     model = make() if root == "a user's module" else container()

@@ -60,7 +60,7 @@ def test_unpickled_optimizer_does_not_guess_what_a_group_is():
     assert len(copied.param_groups) == 1
 
 
-def test_group_that_the_user_took_out_is_named_and_detach_goes_on(state):
+def test_group_that_the_user_removed_is_named_and_detach_still_works(state):
     model = make()
     groups = [
         {"params": list(model.conv1.parameters()) + list(model.conv2.parameters())},
@@ -96,7 +96,7 @@ def test_state_dict_of_a_detached_optimizer_loads_into_a_sparse_one(state):
     assert_same_weights(*runs)
 
 
-def test_detached_optimizer_takes_nothing_in():
+def test_detached_optimizer_refuses_groups_and_checkpoints():
     model = make()
     optimizer = wrap(model)
     saved = optimizer.state_dict()
@@ -111,7 +111,7 @@ def test_detached_optimizer_takes_nothing_in():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_layer_whose_precision_changes_goes_on_as_with_dense_state(dtype):
+def test_layer_whose_precision_changes_continues_as_with_dense_state(dtype):
     """With SGD; torch's own AdamW does not take state of another precision."""
     weights = []
     for state in ("compact", "masked"):
@@ -158,7 +158,7 @@ class FilledLate(OneAfterTheOther):
 
 
 @pytest.mark.parametrize("method", ["set", "rigl"])
-def test_state_that_is_filled_unseen_begins_where_it_began(method):
+def test_state_that_is_filled_late_starts_at_its_own_value(method):
     model = make()
     optimizer = SparseOptimizer(FilledLate(model.parameters()), model, method=method, **SETTINGS)
     for t in range(1, 30 + 1):
@@ -190,7 +190,7 @@ def take_out_the_group(optimizer, model):
 
 @pytest.mark.parametrize("take_out", [take_out_by_filter, take_out_the_group])
 @pytest.mark.parametrize("method", ["set", "rigl", "granet"])
-def test_layer_that_is_taken_out_leaves_those_alone_that_move_up(take_out, method, state):
+def test_removed_layer_does_not_disturb_layers_that_take_its_index(take_out, method, state):
     """Layers of one shape, so that another layer takes the index of a removed one."""
     model = three_alike()
     each = [{"params": list(layer.parameters())} for layer in model]
@@ -224,7 +224,7 @@ def test_layer_that_is_taken_out_leaves_those_alone_that_move_up(take_out, metho
 
 
 @pytest.mark.parametrize("method", ["static", "set"])
-def test_state_whose_data_is_replaced_is_that_of_dense_state(method):
+def test_compact_state_whose_data_is_replaced_equals_dense_state(method):
     """Replace the optimizer's state in place, as a move to another device and back does."""
     weights, moments = [], []
     for state, replaced in [("masked", False), ("masked", True), ("compact", True)]:
@@ -244,7 +244,7 @@ def test_state_whose_data_is_replaced_is_that_of_dense_state(method):
         torch.testing.assert_close(moments[other], moments[0])
 
 
-def test_layers_that_are_frozen_one_by_one_keep_no_more_state_than_theirs(tmp_path):
+def test_freezing_layers_one_by_one_does_not_increase_the_state(tmp_path):
     model = nn.Sequential(*(nn.Linear(100, 100) for _ in range(5)))
     optimizer = SparseOptimizer(
         torch.optim.AdamW(model.parameters()), model, method="static", density=0.1, init={}
@@ -280,7 +280,7 @@ class Scaled(OneAfterTheOther):
 
 
 @pytest.mark.parametrize("resumes", [False, True])
-def test_compact_state_of_an_optimizer_of_ones_own_begins_where_it_began(resumes):
+def test_compact_state_of_a_users_optimizer_starts_at_its_own_value(resumes):
     weights = []
     for state in ("masked", "compact"):
         model = make()
@@ -360,7 +360,7 @@ def test_copy_loads_a_checkpoint_of_other_masks_without_loss(copied):
     assert_same_weights(model, other_model)
 
 
-def test_layers_that_come_later_were_dense_before():
+def test_layers_added_later_count_as_dense_before():
     model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10))
     optimizer = SparseOptimizer(
         torch.optim.SGD(model[2].parameters(), lr=0.1),
@@ -404,7 +404,7 @@ def test_gradients_are_masked_after_a_checkpoint_gave_dense_layers_masks():
 
 
 @pytest.mark.filterwarnings("ignore:the model was sparse before")
-def test_replaced_layer_is_no_obstacle():
+def test_model_can_be_wrapped_again_with_other_masks():
     model = make()
     optimizer = wrap(model)
     optimizer = wrap(model, seed=4)

@@ -320,7 +320,7 @@ def test_masks_without_the_methods_structure_are_refused():
     optimizer = wrap(model, method=NM(2, 4), density=0.5)
     mask = torch.zeros(16, 12, dtype=torch.bool)
     mask[:, :6] = True
-    with pytest.raises(ValueError, match="its masks have a structure"):
+    with pytest.raises(ValueError, match="the method's masks have a structure"):
         optimizer.set_masks({"0": mask})
 
 

@@ -21,7 +21,7 @@ def wrap(model, name="AdamW", **changes):
 
 
 @pytest.mark.parametrize("method", ["static", "rigl"])
-def test_second_one_takes_over_while_the_first_is_referenced(method, state):
+def test_second_wrapper_takes_over_while_the_first_is_referenced(method, state):
     """Equal to the same two phases with ``detach()`` between them."""
     models = []
     for detaches in (False, True):
@@ -39,7 +39,7 @@ def test_second_one_takes_over_while_the_first_is_referenced(method, state):
     assert_same_weights(*models)
 
 
-def test_first_ones_step_raises_and_changes_nothing(state):
+def test_step_of_the_first_wrapper_raises_and_changes_nothing(state):
     model = make()
     first = wrap(model, state=state)
     train(model, first, 3)
@@ -57,7 +57,7 @@ def test_first_ones_step_raises_and_changes_nothing(state):
     assert first.steps == 3
 
 
-def test_first_ones_inner_optimizer_has_dense_state_as_after_detach():
+def test_inner_optimizer_of_the_first_wrapper_has_dense_state_as_after_detach():
     model = make()
     first = wrap(model, state="compact")
     train(model, first, 3)
@@ -67,7 +67,7 @@ def test_first_ones_inner_optimizer_has_dense_state_as_after_detach():
 
 
 def test_wrapper_is_detached_by_one_common_weight(state):
-    """`step()` raises if one weight is gone: half an optimizer must not train without masks."""
+    """`step()` raises if one weight was taken over: it must not train without its mask."""
     model = make()
     first = wrap(model, state=state)
     train(model, first, 2)
@@ -118,7 +118,7 @@ def test_optimizers_of_different_weights_leave_each_other_alone(state):
         assert_dropped_are_fresh(optimizer)
 
 
-def test_copy_is_another_models():
+def test_copy_belongs_to_the_copied_model():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 2)
@@ -130,7 +130,7 @@ def test_copy_is_another_models():
 
 
 def test_rounds_of_iterative_pruning_with_every_optimizer_kept():
-    """Magnitude pruning with rewinding, one optimizer a round, as of several ``fit()`` calls."""
+    """Magnitude pruning with rewinding, one optimizer a round, as after several ``fit()``s."""
     model = make()
     start = copy.deepcopy(model.state_dict())
     kept = []
@@ -210,7 +210,7 @@ def test_name_is_free_again_without_a_model_too():
     assert_dropped_are_fresh(optimizer)
 
 
-def test_group_that_is_refused_forgets_nothing():
+def test_refused_group_leaves_the_layers_unchanged():
     model = three()
     groups = [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
     optimizer = SparseOptimizer(torch.optim.SGD(groups, lr=0.1), model, **SETTINGS)
@@ -241,7 +241,7 @@ def test_weights_that_left_the_model_are_named_once_at_an_update(method):
 
 
 @pytest.mark.parametrize("look", ["summary", "flops"])
-def test_weights_that_left_the_model_are_named_where_one_looks(look):
+def test_weights_that_left_the_model_are_named_by_summary_and_flops(look):
     model = three()
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer = SparseOptimizer(inner, model, **{**SETTINGS, "method": "static"})

@@ -1,4 +1,4 @@
-"""Optimizers with masks that drop full channels, chosen by hand."""
+"""Optimizers with masks that drop entire channels, chosen by hand."""
 
 import torch
 from torch import nn

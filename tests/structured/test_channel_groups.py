@@ -81,7 +81,7 @@ def test_inputs_and_outputs_of_the_model_cannot_go():
     assert why["head.weight", 0] == why["head.bias", 0] == "they are outputs of the model"
 
 
-def test_flattened_channel_owns_one_column_for_each_place():
+def test_flattened_channel_owns_one_column_for_each_pixel():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 9, 5))
     group = by_name(groups_of(model, 2, 3, 5, 5))["0.weight"]
     columns = parts(group)["2.weight", 1].index
@@ -156,7 +156,7 @@ def test_operation_that_mixes_channels_is_named_as_the_reason():
     assert why["groups.weight", 0] == "group_norm normalises over groups of them"
 
 
-def test_neurons_and_heads_of_a_transformer_are_free_and_its_embedding_is_not():
+def test_neurons_and_heads_of_a_transformer_can_be_removed_but_its_embedding_cannot():
     model = torchvision.models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=24
     )
@@ -244,7 +244,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_model_cut_by_its_groups_computes_what_it_did_with_the_columns_at_zero(name):
+def test_cut_model_computes_the_same_as_the_model_with_zero_columns(name):
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     image = torch.randn(2, 3, 64, 64)

@@ -58,7 +58,7 @@ def assert_dropped_are_fresh(
 ) -> None:
     """Every dropped weight is zero, and its state is what a fresh parameter has.
 
-    For optimizers that are not torch's that is 0, but for the keys in `known`.
+    For optimizers of other libraries this is 0, except for the keys in `known`.
     """
     for layer in optimizer.layers:
         dropped = ~logical(layer.mask)

@@ -1,4 +1,4 @@
-"""The oracle that answers to the same arguments as a `SparseOptimizer`."""
+"""Makes the oracle for the arguments of a `SparseOptimizer`."""
 
 from torch import nn
 

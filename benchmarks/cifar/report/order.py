@@ -77,7 +77,7 @@ class Order:
             others = "; ".join(f"{ahead} above {', '.join(rest)}" for ahead, rest in beaten.items())
             text += f" In the other order here: {others}."
         if len(self.means):
-            text += " Places are by means over the seeds that all of them have."
+            text += " The places rank the means over the seeds that all of them have."
         if len(self.rows) > 2 and len(self.means):
             theirs = [float(one.accuracy) for _, one in self.rows]
             tau = float(stats.kendalltau(theirs, list(self.means)).statistic)

@@ -1,7 +1,7 @@
-"""Differences between runs of one seed, and whether they are large enough to say who is ahead.
+"""Differences between runs of the same seed, and whether they show which method is ahead.
 
-Runs of one seed share the order and the augmentation of the images, and networks of one shape also
-share their initial weights. So their difference varies less than either accuracy.
+Runs of the same seed share the order and the augmentation of the images, and networks of the same
+shape also share their initial weights. So their difference varies less than either accuracy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Difference:
 
     Attributes:
         spread: The half width of the 95 % interval of the mean, by Student's t. A mean is claimed
-            if it is further from zero. None if the deviation is not known.
+            if it is further from zero than the spread. None if the deviation is not known.
     """
 
     variant: Variant

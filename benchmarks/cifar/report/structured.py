@@ -1,4 +1,4 @@
-"""Methods for full channels and neurons: accuracy, measured times, and FLOPs."""
+"""Methods for entire channels and neurons: accuracy, measured times, and FLOPs."""
 
 from __future__ import annotations
 

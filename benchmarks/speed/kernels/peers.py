@@ -65,7 +65,7 @@ def _sparseprop(layer: Layer, density: float, training: bool) -> dict[str, Any]:
     if layer.is_linear:
         module = SparseLinear(weight)
         return _with_weights(module, "W_val", x, training)
-    # It vectorises over samples, in whose layout it is given the input, or over pixels.
+    # SparseProp vectorises over pixels or over samples. Then samples are innermost in its input.
     over_pixels = layer.batch == 1 and layer.stride == 1
     module = SparseConv2d(weight, None, layer.padding, layer.stride, over_pixels)
     return _with_weights(module, "W_val", x if over_pixels else kernel_layout(x), training)

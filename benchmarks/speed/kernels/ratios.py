@@ -92,7 +92,7 @@ def speedups(layers: Sequence[Record], what: str, compared: Comparison) -> dict[
 
 
 def dense_total(layers: Sequence[Record], what: str, precision: str) -> float | None:
-    """Milliseconds of the fastest dense code for each layer, in sum."""
+    """The sum over the layers of the milliseconds of the fastest dense code."""
     found = [dense_time(one, what, precision) for one in layers]
     if None in found:
         return None
@@ -102,7 +102,7 @@ def dense_total(layers: Sequence[Record], what: str, precision: str) -> float | 
 def sparse_total(
     layers: Sequence[Record], what: str, precision: str, density: float, way: str = OURS
 ) -> float | None:
-    """Milliseconds of sparse code, in sum; ``None`` if it does not support all layers."""
+    """The sum of the milliseconds of sparse code; ``None`` if it does not support all layers."""
     rows = [sparse_row(one, what, precision, density, way) for one in layers]
     if None in rows:
         return None
@@ -112,7 +112,7 @@ def sparse_total(
 
 
 def break_even(ratios: Mapping[float, float]) -> str:
-    """The density at which the ratio falls to 1, between two measured ones by a power law.
+    """The density at which the ratio falls to 1, by a power law between two measured densities.
 
     Args:
         ratios: Dense time over sparse time, by density.

@@ -123,7 +123,7 @@ def zero_code(entry: Mapping[str, Any], name: str, value: Tensor) -> int | None:
 
 
 def codes_of(value: Tensor) -> Tensor:
-    """Return the codes of a state that :func:`zero_code` knows: a view, uint8."""
+    """Return the codes of a state that :func:`zero_code` accepts: a view, uint8."""
     codes: Tensor = getattr(value, "codes", value)
     return codes.view(torch.uint8)
 

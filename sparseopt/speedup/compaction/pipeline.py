@@ -46,13 +46,13 @@ def compact(
 ) -> Any:
     """Return a smaller model without the channels and neurons that the masks dropped.
 
-    A channel is removed if its filter has no live weight or no live weight reads it, and if its
-    removal changes nothing that the model computes, neither in evaluation mode nor in training
-    mode, where BatchNorm turns a constant into its shift. The constant that the channel leaves (its
-    bias, or that shift) is added to the biases of the layers that read it, where this is possible.
-    The smaller model computes the same up to rounding, which is checked by running both, and has
-    the same gradients for the remaining weights. It is a copy: the given model and optimizer stay
-    as they are.
+    A channel is removed if its filter has no live weight or no live weight reads it, and if the
+    model computes the same without it, in evaluation mode and in training mode. A channel whose
+    filter has no live weight leaves a constant: its bias, or the shift of the BatchNorm after it.
+    This constant is added to the biases of the layers that read the channel, where this is
+    possible. The smaller model computes the same up to rounding, which is checked by running both,
+    and has the same gradients for the remaining weights. It is a copy: the given model and
+    optimizer stay as they are.
 
     Args:
         model: the model that has the masked weights. Wrappers of data parallel training and of
@@ -174,7 +174,7 @@ def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     cut_masks = {
         canonical_name(name): shrunk(mask, cut_model.kept.get(name, {}))
         for name, mask in live.items()
-        # Dropped entries of vectors follow from the channels. Other methods mask no vectors.
+        # Only rigl-struct masks vectors, and their dropped entries follow from the channels.
         if mask.dim() > 1
     }
     report = make_report(cut_model.structure, uses, cut_model.removal, live, model)
@@ -242,7 +242,7 @@ def _attempt(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> _Cut:
-    """Cut a copy of the model for each guess of its written numbers, until one computes the same.
+    """Cut a copy for each guess of the sizes in the model's code, until one computes the same.
 
     If all guesses fail, raise the error of the first, which is the most likely guess.
     """
@@ -360,7 +360,7 @@ def recorded_inputs(masks: Masks) -> tuple[tuple[Any, ...], dict[str, Any]]:
     inputs = masks.example_inputs() if isinstance(masks, SparseOptimizer) else None
     if inputs is None:
         raise ValueError(
-            "compact() knows no input yet: pass some, as example_inputs=, or call it after the "
+            "compact() has no input yet: pass some, as example_inputs=, or call it after the "
             "first training step of an optimizer that was given the model."
         )
     args, kwargs = tree_map(_few_random_samples, inputs)

@@ -92,7 +92,7 @@ def _numbers(group: ChannelGroup, stay: int) -> dict[int, int]:
 
 
 def _modules_of(group: ChannelGroup) -> list[str]:
-    """Return the paths of modules whose code may know the group's numbers.
+    """Return the paths of modules whose code may contain the group's numbers.
 
     They are the modules around each layer, up to the one that has all of the group's layers.
     """

@@ -7,14 +7,14 @@ from torch import Tensor
 
 __all__ = ["drop_entries"]
 
-_VALUES = 1 << 16  # of a random number of 16 bits
+_VALUES = 1 << 16  # the number of values of a random number of 16 bits
 
 
 def drop_entries(x: Tensor, p: float, *, inplace: bool = False) -> Tensor:
     """Set entries of a map in the kernels' layout to zero, and scale the others up.
 
     Each entry is dropped independently with the probability ``p``, rounded to a multiple of 1 in
-    65,536. Other entries are divided by the exact probability to stay. Random numbers come from
+    65,536. Other entries are divided by the exact probability of staying. Random numbers come from
     torch's generator for the CPU. Four entries share one number of 64 bits, so the draws differ
     from those of :func:`torch.nn.functional.dropout`.
 

@@ -204,7 +204,7 @@ def test_flattened_channel_takes_all_its_columns_along():
 def test_input_of_the_first_training_step_is_used_if_none_is_given():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
     optimizer = optimizer_without(model, {"0": [1]})
-    with pytest.raises(ValueError, match="knows no input yet"):
+    with pytest.raises(ValueError, match="has no input yet"):
         compact(model, optimizer)
     model(torch.randn(64, 6)).sum().backward()
     optimizer.step()

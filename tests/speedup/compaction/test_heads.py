@@ -59,7 +59,7 @@ def test_smaller_model_is_copied_saved_and_exported(name):
 
 
 class Attending(nn.Module):
-    """Attention of torch, called in all ways."""
+    """Attention of torch, called with all combinations of arguments."""
 
     def __init__(self, batch_first=True, separate=False):
         super().__init__()
@@ -115,7 +115,7 @@ def test_compacted_attention_of_torch_accepts_the_same_arguments(batch_first, se
 
 
 class Stubborn(nn.Module):
-    """Attention whose width of a head follows from the residual stream's."""
+    """Attention whose code computes the width of a head from the width of the residual stream."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Constants go into the bias of the module that sums, or nowhere."""
+"""Constants are added only to the bias of the module that sums over the channels."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ def agrees(model, compacted):
 
 
 class Tied(nn.Module):
-    """Two layers of one weight, of which the second one is called."""
+    """Two layers share a weight, and only the second layer is called."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ class TakenOut(nn.Module):
         return F.linear(self.first(x).sigmoid(), self.second.weight)
 
 
-def test_weight_that_forward_takes_out_of_its_layer_takes_no_constants():
+def test_no_constant_is_folded_if_forward_uses_a_weight_without_its_layer():
     model = TakenOut()
     compacted = compact(
         model, optimizer_without(model, {"first": [0, 1]}), example_inputs=torch.randn(4, 6)

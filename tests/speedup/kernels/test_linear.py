@@ -48,7 +48,7 @@ def test_products_are_those_of_a_dense_layer(leading, features, out, density, dt
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_wide_layers(dtype):
     mask = torch.rand(70, 3100) < 0.05
-    mask[::3] = False  # rows with none
+    mask[::3] = False  # rows without a live weight
     mask[:, ::4] = False
     compare((300,), 3100, 70, mask, dtype)
 
