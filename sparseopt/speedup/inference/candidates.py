@@ -69,13 +69,28 @@ def uncovered(
         if name in covered:
             continue
         owner = modules.get(name.rpartition(".")[0], model)
+        around = _module_around(name, network)
         density = mask.sum().item() / mask.numel()
         if has_hooks(owner):
             reason = "it has hooks, which a sparse layer would not run"
+        elif around is not None:
+            path, kind = around
+            reason = f"the {kind} around it, {path!r}, is computed as a whole"
         else:
             reason = f"the kernels do not support its module, {type(owner).__name__}"
         entries.append(LayerTimes(name, density, "", {}, "dense", reason))
     return entries
+
+
+def _module_around(name: str, network: Network | ModuleNetwork) -> tuple[str, str] | None:
+    """Return path and class of the module of a graph that has the module of a weight inside it."""
+    if isinstance(network, ModuleNetwork):
+        return None
+    owner = name.rpartition(".")[0]
+    for path, one in network.targets.items():
+        if isinstance(one, nn.Module) and owner.startswith(f"{canonical_name(path)}."):
+            return path, type(one).__name__
+    return None
 
 
 def _sparse(

@@ -2,8 +2,8 @@
 
 The graph is simplified in four steps:
 
-1. Dropout and identities are removed. Attention is split into two linear layers and the operations
-   between them.
+1. Torch's encoders are traced from the layers inside them. Attention is split into two linear
+   layers and the operations between them. Dropout and identities are removed.
 2. A BatchNorm is folded into the convolution before it.
 3. An addition is computed by the convolution that makes one of its operands, if the other operand
    is computed earlier.
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparseopt.speedup.inference.attention import split_attention
+from sparseopt.speedup.inference.attention import OpeningTracer, split_attention
 from sparseopt.speedup.inference.dense_layers import KernelLayoutPool
 from sparseopt.speedup.inference.folding import (
     POOL_FUNCTIONS,
@@ -129,7 +129,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         raise ValueError("it is a single layer, with nothing to fold")
     # A model may keep what it was given, such as its shape, which is no value during a trace.
     with preserve_attributes(model):
-        traced = fx.symbolic_trace(model)
+        traced = fx.GraphModule(model, _graph(model))
     origins = split_attention(traced)
     traced.recompile()
     positional = _positional(model, traced.graph, args, kwargs)
@@ -163,6 +163,15 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     with torch.no_grad():
         inputs.run(*positional)
     return network
+
+
+def _graph(model: nn.Module) -> fx.Graph:
+    """Return the graph of a model, with the layers inside torch's encoders if possible."""
+    try:
+        return OpeningTracer().trace(model)
+    # An encoder's activation may be any function, and its arguments may be computed.
+    except Exception:
+        return fx.Tracer().trace(model)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

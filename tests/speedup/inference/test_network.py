@@ -7,18 +7,18 @@ import torch
 from torch import nn
 
 from sparseopt.speedup import kernels
-from sparseopt.speedup.inference.candidates import candidates_for
+from sparseopt.speedup.inference.candidates import candidates_for, uncovered
 from sparseopt.speedup.inference.masks import masks_by_name
 from sparseopt.speedup.inference.network import ModuleNetwork, Network
 from sparseopt.speedup.inference.tracing import take_apart
-from tests.speedup.inference.nets import Residual, Untraceable, settled, sparse_masks
+from tests.speedup.inference.nets import Residual, Untraceable, live_layers, settled, sparse_masks
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
 INFINITY = float("inf")
 
 
 def built(model, masks, x, kind, dtype=torch.float32):
-    network, _ = take_apart(model, (x,), {})
+    network, _ = take_apart(model, x if isinstance(x, tuple) else (x,), {})
     candidates, _ = candidates_for(network, masks, dtype)
     layers = {one.site.name: one.layers.get(kind, one.layers["dense"]) for one in candidates}
     return network.build(layers, None if dtype == torch.float32 else dtype)
@@ -189,3 +189,135 @@ def test_masks_by_name_of_weight_or_module_and_nonzero_are_the_same():
 def test_masks_that_do_not_fit_are_refused_by_name(given, error, words):
     with pytest.raises(error, match=words):
         masks_by_name(Residual(), given)
+
+
+class Encodes(nn.Module):
+    """A layer, torch's encoder with the masks of the call, and a head."""
+
+    def __init__(self, settings, nested=False):
+        super().__init__()
+        self.embed = nn.Linear(16, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, **settings)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x, mask=None, padding=None):
+        return self.head(self.encoder(self.embed(x), mask, padding))
+
+
+def sparse_everywhere(model):
+    """Mask all matrices of a model, in place, and return the masks."""
+    masks = {name: torch.rand(p.shape) < 0.3 for name, p in model.named_parameters() if p.dim() > 1}
+    with torch.no_grad():
+        for name, mask in masks.items():
+            model.get_parameter(name)[~mask] = 0
+    return masks
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_first": True},
+        {"batch_first": False, "activation": "gelu"},
+        {"batch_first": True, "norm_first": True, "activation": nn.GELU("tanh")},
+        {"batch_first": True, "bias": False},
+    ],
+    ids=str,
+)
+def test_all_weights_inside_torchs_encoder_are_computed_sparse(settings):
+    torch.manual_seed(0)
+    model = settled(Encodes(settings))
+    masks = sparse_everywhere(model)
+    x = torch.randn(3, 7, 16)
+    network, why = take_apart(model, (x,), {})
+    assert why is None
+    assert {site.origin.weight for site in network.sites.values()} == set(masks)
+    condensed = built(model, masks, x, "live")
+    assert len(live_layers(condensed)) == len(masks)
+    with torch.no_grad():
+        torch.testing.assert_close(condensed(x), model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(condensed(x[0]), model(x[0]), rtol=1e-4, atol=1e-5)
+
+
+def causal(length):
+    return nn.Transformer.generate_square_subsequent_mask(length)
+
+
+@needs_kernels
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize(
+    ("mask", "lengths"),
+    [
+        (causal(7), None),
+        (causal(7) != 0, [7, 4, 1]),
+        ((torch.rand(12, 7, 7) < 0.5) & ~torch.eye(7, dtype=torch.bool), None),
+        (None, [7, 4, 1]),
+        (None, [2, 5, 3]),
+    ],
+    ids=["causal", "both", "by head", "padding", "padding everywhere"],
+)
+@pytest.mark.filterwarnings(
+    "ignore:enable_nested_tensor",
+    "ignore:Support for mismatched",
+    "ignore:The PyTorch API of nested tensors",
+)
+def test_masks_of_torchs_encoder_are_applied(mask, lengths, batch_first, nested):
+    torch.manual_seed(0)
+    model = settled(Encodes({"batch_first": batch_first}, nested))
+    masks = sparse_everywhere(model)
+    x = torch.randn(3, 7, 16) if batch_first else torch.randn(7, 3, 16)
+    padding = None if lengths is None else torch.arange(7) >= torch.tensor(lengths)[:, None]
+    condensed = built(model, masks, (x, mask, padding), "live")
+    assert len(live_layers(condensed)) == len(masks)
+    with torch.no_grad():
+        # Padding on the left would hide all keys from the first query under a causal mask.
+        for one in (padding, padding.flip(1) if mask is None else padding):
+            expected, found = (each(x, mask, one) for each in (model, condensed))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_encoder_with_an_activation_that_cannot_be_traced_stays_as_it_is():
+    def activation(x):
+        return x.relu() if x.sum() > -1e9 else x
+
+    model = settled(Encodes({"batch_first": True, "activation": activation}))
+    masks = sparse_everywhere(model)
+    x = torch.randn(3, 7, 16)
+    network, why = take_apart(model, (x,), {})
+    assert why is None
+    assert set(network.sites) == {"embed", "head"}
+    absent = {one.name: one.obstacle for one in uncovered(model, network, masks)}
+    assert "encoder" in absent["encoder.layers.0.linear1.weight"]
+    assert "TransformerEncoder around it" in absent["encoder.layers.0.linear1.weight"]
+
+
+def test_layer_of_an_encoder_with_hooks_stays_as_it_is():
+    model = settled(Encodes({"batch_first": True}))
+    calls = []
+    model.encoder.layers[1].register_forward_hook(lambda *_: calls.append(1))
+    network, why = take_apart(model, (torch.randn(3, 7, 16),), {})
+    assert why is None
+    assert "encoder.layers.0.linear1" in network.sites
+    assert "encoder.layers.1.linear1" not in network.sites
+    calls.clear()
+    network.build({})(torch.randn(3, 7, 16))
+    assert calls == [1]
+
+
+def test_attention_whose_weights_nobody_reads_is_split():
+    class Attends(nn.Module):
+        def __init__(self, reads):
+            super().__init__()
+            self.attention, self.reads = nn.MultiheadAttention(16, 4), reads
+
+        def forward(self, x):
+            y, weights = self.attention(x, x, x)
+            return (y, weights) if self.reads else y
+
+    x = torch.randn(7, 3, 16)
+    for reads in (True, False):
+        network, _ = take_apart(settled(Attends(reads)), (x,), {})
+        assert len(network.sites) == (0 if reads else 2)
