@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 from numbers import Integral, Real
 
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
 
 def unknown_name(argument: str, value: object, known: Iterable[str]) -> ValueError:
     """Return the error for an unknown name, with the most similar known name as a suggestion."""
@@ -86,3 +89,23 @@ def check_count(argument: str, value: object, *, minimum: int, of: str = "") -> 
 def check_steps(argument: str, value: object, *, minimum: int) -> int:
     """Return ``value`` as a number of steps that is at least ``minimum``."""
     return check_count(argument, value, minimum=minimum, of=" of step() calls")
+
+
+def check_has_values(argument: str, model: nn.Module) -> None:
+    """Raise unless all parameters and buffers have values: those on the meta device have none."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"{argument} has no values, because {name!r} is on the meta device: call "
+                f"to_empty(device='cpu') of the model, and load its weights."
+            )
+
+
+def check_inputs_have_values(argument: str, inputs: object) -> None:
+    """Raise if a tensor in ``inputs`` is on the meta device, and so has no values."""
+    for leaf in tree_leaves(inputs):
+        if isinstance(leaf, Tensor) and leaf.is_meta:
+            raise ValueError(
+                f"{argument} has a tensor of the shape {tuple(leaf.shape)} on the meta device, "
+                "which has no values: pass inputs on the device of the model."
+            )

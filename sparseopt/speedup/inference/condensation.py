@@ -23,7 +23,11 @@ from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.example_inputs import as_arguments
 from sparseopt.utils.probe import preserve_attributes, preserve_buffers, preserve_random_state
 from sparseopt.utils.random import normal
-from sparseopt.utils.validation import check_count
+from sparseopt.utils.validation import (
+    check_count,
+    check_has_values,
+    check_inputs_have_values,
+)
 from sparseopt.utils.wrappers import unwrapped
 
 __all__ = ["Condensation", "Condensed", "condense"]
@@ -111,8 +115,8 @@ def condense(
 
     Raises:
         TypeError: if ``masks`` has another type.
-        ValueError: if there are no example inputs, a mask does not fit its weight, or an argument
-            is out of range.
+        ValueError: if there are no example inputs, a mask does not fit its weight, an argument is
+            out of range, or the model or its inputs are on the meta device.
 
     Example:
         >>> import torch
@@ -137,7 +141,9 @@ def condense(
         # The model that 0.1.0 returned could be pickled, and a frozen program can't.
         example_inputs, scripted, compiled = inputs, False, False
     model = unwrapped(model)
+    check_has_values("model", model)
     args, kwargs = _arguments(example_inputs, masks)
+    check_inputs_have_values("example_inputs", (args, kwargs))
     wanted = {"scripted": scripted, "compiled": compiled}
     programs = {name for name, is_wanted in wanted.items() if is_wanted}
     # A tensor that is made in inference mode can't be written to, or used in autograd, outside it.

@@ -127,8 +127,17 @@ def skipped_by_trace(
     for name, module in model.named_modules():
         if has_hooks(module) and (not name or not tracer.is_leaf_module(module, name)):
             return f"{name or 'the model'!r} has hooks"
-    written = _written(model, args, kwargs)
-    return f"forward() writes {written!r}" if written else None
+    with preserve_model_state(model), preserve_attributes(model), torch.no_grad():
+        written = _written(model, args, kwargs)
+        again = None if written is None else _written(model, args, kwargs)
+    if written is None:
+        return None
+    if again is None:
+        return (
+            f"forward() writes {written!r} in its first call only: call the model once before "
+            "condense()"
+        )
+    return f"forward() writes {again!r}"
 
 
 def skipped_by_programs(model: nn.Module, trace: str | None) -> str | None:
@@ -150,9 +159,8 @@ def skipped_by_programs(model: nn.Module, trace: str | None) -> str | None:
 def _written(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """Run a model, and return the first buffer or attribute that changed, or ``None``."""
     before = _attributes(model)
-    with preserve_model_state(model), preserve_attributes(model), torch.no_grad():
-        model(*args, **kwargs)
-        after = _attributes(model)
+    model(*args, **kwargs)
+    after = _attributes(model)
     for (path, name), (value, count) in after.items():
         known = before.get((path, name))
         if known is None or known[1] != count or not _is_same(known[0], value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
@@ -44,8 +45,22 @@ class Prepared(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of the model."""
         args, kwargs = tree_map(self._prepared, (args, kwargs))
-        outputs = self.model(*args, **kwargs)
-        return outputs if self.dtype is None else tree_map(self._restored, outputs)
+        if self.dtype is None:
+            return self.model(*args, **kwargs)
+        return tree_map(self._restored, self._converted(args, kwargs))
+
+    def _converted(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return the outputs of a model that has all its weights in the number format ``dtype``.
+
+        Autocast is off, because it would mix its own number format with the format of the weights,
+        which operations such as LayerNorm do not take.
+        """
+        device = device_of(self.model).type
+        # A trace records no context, and makes its program without autocast.
+        if not torch.is_autocast_enabled(device):
+            return self.model(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return self.model(*args, **kwargs)
 
     def _prepared(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -200,8 +215,9 @@ def dense_implementations(
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter; without parameters, the CPU."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    """Return the device of a model's first parameter or buffer; without any, the CPU."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((one.device for one in tensors), torch.device("cpu"))
 
 
 def _channels_last(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:

@@ -440,6 +440,23 @@ def test_model_in_bfloat16_has_under_autocast_the_dtype_of_the_original(times, f
         assert condensed.model(x).dtype == model(x).dtype == torch.bfloat16
 
 
+@pytest.mark.skipif(not assembly.has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
+@pytest.mark.parametrize("fastest", ["sparse", "folded", "as it is", "frozen TorchScript"])
+@pytest.mark.parametrize("net", [mixed, Residual])
+def test_model_in_bfloat16_runs_under_autocast_with_float16(times, fastest, net):
+    times[f"{fastest}, bfloat16"] = 1.0
+    model = settled(net())
+    x = torch.randn(4, 32) if net is mixed else torch.randn(4, 3, 8, 8)
+    condensed = quickly(model, sparse_masks(model), x, precision="fastest")
+    assert condensed.report.key == f"{fastest}, bfloat16"
+    with torch.no_grad():
+        exact, expected = model(x), condensed.model(x)
+        with torch.autocast("cpu", torch.float16):
+            found, dtype = condensed.model(x), model(x).dtype
+    assert found.dtype == dtype
+    assert (found.float() - exact).norm() <= 1.2 * (expected - exact).norm() + 1e-3 * exact.norm()
+
+
 @pytest.mark.parametrize("fastest", ["sparse", "folded"])
 @pytest.mark.parametrize("net", [mixed, Residual])
 def test_model_condensed_under_autocast_computes_under_it_always_and_warns(times, fastest, net):
@@ -517,3 +534,13 @@ def test_nan_stays_nan_through_activations(times, fastest, batch):
         torch.testing.assert_close(found, model(x), equal_nan=True)
     assert found[0].isnan().all()
     assert not found[1:].isnan().any()
+
+
+def test_model_on_the_meta_device_raises_an_error_that_names_the_argument():
+    masks = {"0.weight": torch.rand(16, 16) < 0.5}
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(16, 16))
+    with pytest.raises(ValueError, match=r"model has no values.*'0.weight'.*to_empty"):
+        quickly(model, masks, torch.randn(2, 16))
+    with pytest.raises(ValueError, match=r"example_inputs .*\(2, 16\) on the meta device"):
+        quickly(nn.Sequential(nn.Linear(16, 16)), masks, torch.randn(2, 16, device="meta"))

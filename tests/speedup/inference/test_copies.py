@@ -358,6 +358,30 @@ def test_weights_of_recurrent_layers_that_are_computed_do_not_hinder_programs(ti
         torch.testing.assert_close(condensed.model(x), model(x))
 
 
+@needs_kernels
+def test_model_that_caches_in_its_first_call_is_folded_after_that_call(times):
+    class Caches(nn.Sequential):
+        places = None
+
+        def forward(self, x):
+            if self.places is None:
+                self.places = torch.arange(x.shape[-1]) / x.shape[-1]
+            return super().forward(x + self.places)
+
+    times["sparse, float32"] = 1.0
+    model, x = Caches(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(4, 16)
+    masks = sparse_masks(model)
+    unknown = quickly(model, masks, x)
+    assert (
+        "'places' in its first call only: call the model once" in unknown.report.failed["folding"]
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(unknown.model(x), model(x))
+        condensed = quickly(model, masks, x)
+        assert "folding" not in condensed.report.failed
+        torch.testing.assert_close(condensed.model(x), model(x))
+
+
 def test_random_state_is_left_alone_by_condensing_a_model_that_draws_numbers():
     class Noisy(nn.Linear):
         def forward(self, x):

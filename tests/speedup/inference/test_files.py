@@ -296,6 +296,28 @@ def test_weights_that_torch_pruned_raise_an_error_until_their_pruning_is_removed
     assert torch.equal(again[0].weight, model[0].weight)
 
 
+def test_pruned_bias_is_stored_with_its_pruning(tmp_path):
+    model, again = nn.Sequential(nn.Linear(64, 64)), nn.Sequential(nn.Linear(64, 64))
+    for one in (model, again):
+        prune.random_unstructured(one[0], "bias", 0.5)
+    save_sparse(tmp_path / "model", model)
+    load_sparse(tmp_path / "model", again)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    x = torch.randn(3, 64)
+    assert torch.equal(again(x), model(x))
+
+
+def test_model_on_the_meta_device_raises_an_error(tmp_path):
+    save_sparse(tmp_path / "model", nn.Linear(4, 4))
+    with torch.device("meta"):
+        model = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="model_or_optimizer has no values.*'weight'"):
+        save_sparse(tmp_path / "other", model)
+    with pytest.raises(ValueError, match="model has no values.*'weight'"):
+        load_sparse(tmp_path / "model", model)
+
+
 @needs_kernels
 @pytest.mark.usefixtures("sparse_is_fastest")
 def test_condensed_model_that_loads_in_inference_mode_has_no_inference_tensors(tmp_path):

@@ -13,6 +13,7 @@ from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
 from sparseopt.speedup.inference.files.format import SparseFile, SparseWeight
 from sparseopt.speedup.inference.live_layers import LiveLayer, NormStatistics, Origin
 from sparseopt.utils.errors import CheckpointError
+from sparseopt.utils.validation import check_has_values
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["load_sparse"]
@@ -41,6 +42,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: if the file was not written by ``save_sparse``; if names or shapes differ
             between file and model, with all differences; or if the model is a frozen program.
+        ValueError: if the model is on the meta device.
         ImportError: if safetensors is not installed.
 
     Example:
@@ -55,6 +57,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
     """
     file = SparseFile(path)
     model = unwrapped(model)
+    check_has_values("model", model)
     if isinstance(model, Frozen):
         raise CheckpointError(
             "the model that condense() returned is a frozen program, which can't load weights: "

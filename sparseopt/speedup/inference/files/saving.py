@@ -19,6 +19,7 @@ from sparseopt.speedup.inference.live_layers import LiveLayer
 from sparseopt.speedup.inference.masks import Masks, masks_by_name
 from sparseopt.speedup.inference.sparse_linear import CondensedLinear, CSRLinear
 from sparseopt.utils.errors import CheckpointError
+from sparseopt.utils.validation import check_has_values
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["save_sparse"]
@@ -50,11 +51,12 @@ def save_sparse(
 
     Raises:
         TypeError: if an argument has the wrong type, or ``dtype`` is not a floating-point format.
-        ValueError: if the optimizer was created without the model, or a mask does not fit.
+        ValueError: if the optimizer was created without the model, if a mask does not fit, or if
+            the model is on the meta device.
         CheckpointError: if the model is a condensed model, because BatchNorms are folded into its
-            weights; if dropped weights are not zero; if a weight is pruned by
-            ``torch.nn.utils.prune``, which keeps the dropped values; or if a module has extra state
-            that needs a pickle.
+            weights; if dropped weights are not zero; if a weight of two or more dimensions is
+            pruned by ``torch.nn.utils.prune``, which keeps the dropped values; or if a module has
+            extra state that needs a pickle.
         ImportError: if safetensors is not installed.
 
     Example:
@@ -86,6 +88,7 @@ def save_sparse(
             f"model_or_optimizer={model_or_optimizer!r} must be a model or a SparseOptimizer."
         )
     model = unwrapped(model)
+    check_has_values("model_or_optimizer", model)
     made = (LiveLayer, DenseLayer, Affine, Frozen, CSRLinear, CondensedLinear)
     if any(isinstance(module, made) for module in model.modules()):
         raise CheckpointError(
@@ -124,7 +127,8 @@ def save_sparse(
 def _refuse_pruned(model: nn.Module, found: Mapping[str, Tensor]) -> None:
     """Refuse weights that ``torch.nn.utils.prune`` has pruned, unless they have a mask.
 
-    Their parameters keep the dropped values, which would be stored as live.
+    Their parameters keep the dropped values, which would be stored as live. Parameters of one
+    dimension, such as a bias, are always stored in full, so they are stored with their pruning.
 
     Raises:
         CheckpointError: if there is such a weight.
@@ -135,7 +139,7 @@ def _refuse_pruned(model: nn.Module, found: Mapping[str, Tensor]) -> None:
                 continue
             own = hook._tensor_name
             name = canonical_name(f"{path}.{own}_orig" if path else f"{own}_orig")
-            if name not in found:
+            if name not in found and getattr(module, f"{own}_orig").dim() > 1:
                 raise CheckpointError(
                     f"{name!r} still has the values that torch.nn.utils.prune dropped. To set "
                     f"them to zero before saving, call torch.nn.utils.prune.remove(module, {own!r})"
