@@ -33,7 +33,7 @@ def _encoder_layer(
     src: Any,
     src_mask: Any = None,
     src_key_padding_mask: Any = None,
-    is_causal: bool = False,
+    is_causal: Any = False,
 ) -> Any:
     """Compute a ``TransformerEncoderLayer`` in evaluation mode."""
 
@@ -65,7 +65,7 @@ def _encoder(
     src: Any,
     mask: Any = None,
     src_key_padding_mask: Any = None,
-    is_causal: bool | None = None,
+    is_causal: Any = None,
 ) -> Any:
     """Compute a ``TransformerEncoder`` in evaluation mode.
 
@@ -73,9 +73,7 @@ def _encoder(
     """
     x = src
     for layer in encoder.layers:
-        x = layer(
-            x, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=bool(is_causal)
-        )
+        x = layer(x, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
     if src_key_padding_mask is not None and getattr(encoder, "use_nested_tensor", False):
         x = clear_padding(x, mask, src_key_padding_mask)
     return x if encoder.norm is None else encoder.norm(x)
@@ -90,6 +88,12 @@ _DEFINITIONS: Final[Mapping[type[nn.Module], Callable[..., Any]]] = {
 
 class OpeningTracer(fx.Tracer):
     """Traces torch's encoders by their definition, except encoders with hooks."""
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Return the graph of a model, which may itself be an encoder."""
+        if isinstance(root, nn.Module) and _can_open(root):
+            root = _as_defined(root)
+        return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the graph calls a module as a whole."""
@@ -106,6 +110,14 @@ class OpeningTracer(fx.Tracer):
         if _can_open(m):
             forward = functools.partial(_DEFINITIONS[type(m)], m)
         return super().call_module(m, forward, args, kwargs)
+
+
+def _as_defined(module: nn.Module) -> nn.Module:
+    """Return a module that shares all attributes of a module, and whose code is its definition."""
+    kind = type("Defined", (nn.Module,), {"forward": _DEFINITIONS[type(module)]})
+    defined: nn.Module = kind.__new__(kind)
+    vars(defined).update(vars(module))
+    return defined
 
 
 def _can_open(module: nn.Module) -> bool:
@@ -128,7 +140,9 @@ def clear_padding(x: Tensor, mask: Tensor | None, padding: Tensor | None) -> Ten
     """
     if x.dim() != 3 or mask is not None or padding is None:
         return x
-    if not torch.backends.mha.get_fastpath_enabled() or torch.is_autocast_enabled():
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled():
+        return x
+    if not torch.backends.mha.get_fastpath_enabled():
         return x
     padded = _added(padding, x.dtype) != 0
     aligned = torch._nested_tensor_from_mask_left_aligned(x, ~padded)
@@ -262,6 +276,7 @@ def _split(node: fx.Node, traced: fx.GraphModule) -> dict[str, Origin]:
     with graph.inserting_before(node):
         qkv = graph.call_module(f"{path}.in_proj", (given["query"],))
         attended = graph.call_function(attend, (qkv, module.num_heads, module.batch_first), masks)
+        attended.meta["is_wrapped"] = True  # or else a pickle would trace the function's own code
         result = graph.call_module(f"{path}.out_proj", (attended,))
     for user in list(node.users):
         if _is_first_item(user):

@@ -1,6 +1,7 @@
 """Traced networks: what is folded into which layer, and that the results stay the same."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -321,3 +322,36 @@ def test_attention_whose_weights_nobody_reads_is_split():
     for reads in (True, False):
         network, _ = take_apart(settled(Attends(reads)), (x,), {})
         assert len(network.sites) == (0 if reads else 2)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["encoder", "layer"])
+def test_model_that_is_itself_torchs_encoder_is_traced(kind):
+    torch.manual_seed(0)
+    model = settled(Encodes({"batch_first": True})).encoder
+    if kind == "layer":
+        model = model.layers[0]
+    masks = sparse_everywhere(model)
+    x = torch.randn(3, 7, 16)
+    network, why = take_apart(model, (x,), {})
+    assert why is None
+    assert {site.origin.weight for site in network.sites.values()} == set(masks)
+    condensed = built(model, masks, x, "live")
+    with torch.no_grad():
+        torch.testing.assert_close(condensed(x), model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            condensed(x, causal(7)), model(x, causal(7)), rtol=1e-4, atol=1e-5
+        )
+
+
+@needs_kernels
+def test_condensed_encoder_is_exported_and_pickled():
+    torch.manual_seed(0)
+    model = settled(Encodes({"batch_first": True}, nested=True))
+    masks, x = sparse_everywhere(model), torch.randn(3, 7, 16)
+    condensed = built(model, masks, x, "live")
+    again = pickle.loads(pickle.dumps(condensed))
+    exported = torch.export.export(condensed, (x,)).module()
+    with torch.no_grad():
+        for one in (again, exported):
+            torch.testing.assert_close(one(x), model(x), rtol=1e-4, atol=1e-5)
