@@ -115,7 +115,7 @@ class OpeningTracer(fx.Tracer):
 def _as_defined(module: nn.Module) -> nn.Module:
     """Return a module that shares all attributes of a module, and whose code is its definition."""
     kind = type("Defined", (nn.Module,), {"forward": _DEFINITIONS[type(module)]})
-    defined: nn.Module = kind.__new__(kind)
+    defined: nn.Module = object.__new__(kind)
     vars(defined).update(vars(module))
     return defined
 
