@@ -183,27 +183,25 @@ class LiveConv2d(LiveLayer):
         """Return (N, out, H', W') for (N, C, H, W); a residual has the shape of the result."""
         if input.dim() == 3:
             return result_of_sample(self, input, residual)
-        y = self._product(input, residual)
-        dtype = autocast_type(input, self.values)
+        values = self.values
+        y = self._product(input, values, residual)
+        dtype = autocast_type(input, values)
         if dtype is None:
             return y
         return y.to(dtype if residual is None else torch.promote_types(dtype, residual.dtype))
 
-    def _product(self, input: Tensor, residual: Tensor | None) -> Tensor:  # noqa: A002
-        x = to_kernel_layout(input.to(self.values.dtype))
+    def _product(self, input: Tensor, values: Tensor, residual: Tensor | None) -> Tensor:  # noqa: A002
+        x = to_kernel_layout(input.to(values.dtype))
+        weights = (values, self.bias, self.lists, self.layout)
         if residual is not None:
             size = calls.out_size(x.shape[2:], self.layout)
             if residual.shape != (x.shape[0], self.layout[0], *size):
                 # The residual broadcasts. Its shape equalled the result's in the example inputs.
-                y = inference_ops.conv2d(
-                    x, self.values, self.bias, self.lists, self.layout, None, None
-                )
+                y = inference_ops.conv2d(x, *weights, None, None)
                 y = y + residual.to(y.dtype)
                 return y if self.bounds is None else y.clamp(*self.bounds)
-            residual = to_kernel_layout(residual.to(self.values.dtype))
-        return inference_ops.conv2d(
-            x, self.values, self.bias, self.lists, self.layout, residual, self.bounds
-        )
+            residual = to_kernel_layout(residual.to(values.dtype))
+        return inference_ops.conv2d(x, *weights, residual, self.bounds)
 
 
 class InKernelLayout(nn.Module):
@@ -231,7 +229,8 @@ class LiveLinear(LiveLayer):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return (..., out) for (..., in)."""
-        x = input.to(self.values.dtype)
-        y = inference_ops.linear(x, self.values, self.bias, self.lists, self.layout, self.bounds)
-        dtype = autocast_type(input, self.values)
+        values = self.values
+        x = input.to(values.dtype)
+        y = inference_ops.linear(x, values, self.bias, self.lists, self.layout, self.bounds)
+        dtype = autocast_type(input, values)
         return y if dtype is None else y.to(dtype)

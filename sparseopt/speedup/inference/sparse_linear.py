@@ -161,6 +161,8 @@ def is_constant_fan_in(mask: Tensor) -> bool:
 
 def autocast_type(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """Return the dtype in which autocast computes ``F.linear``, or ``None`` if it does not."""
+    if x.is_cpu and not torch.is_autocast_enabled("cpu"):  # the usual case, without more calls
+        return None
     device = x.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None

@@ -213,13 +213,14 @@ def conv2d(
         )
     x = kernel_layout(x)
     y = empty_map(x, layout[0], size)
-    values, bias = _values(values, x, lists, layout), _bias(bias, layout[0])
+    live = count_live(lists, layout)
+    values, bias = _values(values, x, live), _bias(bias, layout[0])
     if residual is not None:
         residual = _residual(residual, y)
-    if y.numel():
-        pixels = y.numel() // layout[0]
+    pixels = y.numel() // layout[0]
+    if pixels:
         tensors = (x, values, bias, residual, _bounds(bounds), y)
-        _run("output", lists, layout, _sizes(x.shape, size), tensors, pixels)
+        _run("output", lists, live, layout, _sizes(x.shape, size), tensors, pixels)
     return y
 
 
@@ -230,11 +231,12 @@ def conv2d_input(
     _check_map(grad, "grad", layout[0])
     grad = kernel_layout(grad)
     result = empty_map(grad, layout[1], size)
-    values = _values(values, grad, lists, layout)
+    live = count_live(lists, layout)
+    values = _values(values, grad, live)
     if result.numel():
         sizes = _sizes((*grad.shape[:2], *size), grad.shape[2:])
         pixels = grad.numel() // layout[0]
-        _run("input", lists, layout, sizes, (grad, values, result), pixels)
+        _run("input", lists, live, layout, sizes, (grad, values, result), pixels)
     return result
 
 
@@ -243,11 +245,12 @@ def conv2d_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
     _check_map(x, "x", layout[1])
     _check_map(grad, "grad", layout[0])
     x, grad = kernel_layout(x), kernel_layout(grad.to(x.dtype))
-    result = x.new_zeros(count_live(lists, layout), dtype=torch.float32)
+    live = count_live(lists, layout)
+    result = x.new_zeros(live, dtype=torch.float32)
     if grad.numel():
         sizes = _sizes(x.shape, grad.shape[2:])
         pixels = grad.numel() // layout[0]
-        _run("values", lists, layout, sizes, (x, grad, result), pixels)
+        _run("values", lists, live, layout, sizes, (x, grad, result), pixels)
     return result
 
 
@@ -263,11 +266,12 @@ def linear(
     _check_last(x, "x", layout[1])
     x, bias = x.contiguous(), _bias(bias, layout[0])
     y = x.new_empty((*x.shape[:-1], layout[0]))
-    values = _values(values, x, lists, layout)
-    if y.numel():
-        tokens = x.numel() // layout[1]
+    live = count_live(lists, layout)
+    values = _values(values, x, live)
+    tokens = x.numel() // layout[1]
+    if tokens:
         tensors = (x, values, bias, None, _bounds(bounds), y)
-        _run("output", lists, layout, _sizes_of_linear(tokens), tensors, tokens)
+        _run("output", lists, live, layout, _sizes_of_linear(tokens), tensors, tokens)
     return y
 
 
@@ -276,10 +280,11 @@ def linear_input(grad: Tensor, values: Tensor, lists: Tensor, layout: Sequence[i
     _check_last(grad, "grad", layout[0])
     grad = grad.contiguous()
     result = grad.new_empty((*grad.shape[:-1], layout[1]))
-    values = _values(values, grad, lists, layout)
+    live = count_live(lists, layout)
+    values = _values(values, grad, live)
     if result.numel():
         tokens = grad.numel() // layout[0]
-        _run("input", lists, layout, _sizes_of_linear(tokens), (grad, values, result), tokens)
+        _run("input", lists, live, layout, _sizes_of_linear(tokens), (grad, values, result), tokens)
     return result
 
 
@@ -288,10 +293,11 @@ def linear_values(x: Tensor, grad: Tensor, lists: Tensor, layout: Sequence[int])
     _check_last(x, "x", layout[1])
     _check_last(grad, "grad", layout[0])
     x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
-    result = x.new_zeros(count_live(lists, layout), dtype=torch.float32)
+    live = count_live(lists, layout)
+    result = x.new_zeros(live, dtype=torch.float32)
     if x.numel():
         tokens = x.numel() // layout[1]
-        _run("values", lists, layout, _sizes_of_linear(tokens), (x, grad, result), tokens)
+        _run("values", lists, live, layout, _sizes_of_linear(tokens), (x, grad, result), tokens)
     return result
 
 
@@ -343,6 +349,7 @@ def sum_tokens(grad: Tensor) -> Tensor:
 def _run(
     name: str,
     lists: Tensor,
+    live: int,
     layout: Sequence[int],
     sizes: ctypes.Array[ctypes.c_int64],
     tensors: Sequence[Tensor | ctypes.Array[ctypes.c_float] | None],
@@ -353,6 +360,7 @@ def _run(
     Args:
         name: The function's name, without the prefix.
         lists: The lists of live weights.
+        live: The number of live weights.
         layout: The layout of the lists.
         sizes: The sizes of the tensors.
         tensors: The tensors that it reads and, last, the tensor that it writes; the first one
@@ -361,11 +369,13 @@ def _run(
     """
     first = tensors[0]
     failed = getattr(library(), f"sparseopt_{name}")(
-        *_lists(lists, layout),
+        lists.data_ptr(),
+        live,
+        layer_struct(layout),
         sizes,
-        *(given.data_ptr() if isinstance(given, Tensor) else given for given in tensors),
+        *[given.data_ptr() if isinstance(given, Tensor) else given for given in tensors],
         isinstance(first, Tensor) and first.dtype is torch.bfloat16,
-        threads(count_live(lists, layout) * columns),
+        threads(live * columns),
     )
     raise_if(failed)
 
@@ -373,7 +383,7 @@ def _run(
 def _check(tensor: Tensor, name: str) -> None:
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32 or bfloat16, not {tensor.dtype}")
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise ValueError(f"{name} must be on the CPU, not on {tensor.device}")
 
 
@@ -389,10 +399,9 @@ def _check_last(x: Tensor, name: str, features: int) -> None:
         raise ValueError(f"{name} must have the shape (..., {features}), not {tuple(x.shape)}")
 
 
-def _values(values: Tensor, x: Tensor, lists: Tensor, layout: Sequence[int]) -> Tensor:
+def _values(values: Tensor, x: Tensor, live: int) -> Tensor:
     """Return the values in the number format of the input, as the inner loops read them."""
-    live = count_live(lists, layout)
-    if values.shape != (live,):
+    if values.dim() != 1 or values.shape[0] != live:
         raise ValueError(f"values must have the shape ({live},), not {tuple(values.shape)}")
     return values.to(x.dtype).contiguous()
 
@@ -400,7 +409,7 @@ def _values(values: Tensor, x: Tensor, lists: Tensor, layout: Sequence[int]) -> 
 def _bias(bias: Tensor | None, out: int) -> Tensor | None:
     if bias is None:
         return None
-    if bias.shape != (out,):
+    if bias.dim() != 1 or bias.shape[0] != out:
         raise ValueError(f"bias must have the shape ({out},), not {tuple(bias.shape)}")
     return bias.float().contiguous()
 
@@ -428,11 +437,16 @@ def _lists(lists: Tensor, layout: Sequence[int]) -> tuple[int, int, ctypes.Array
 
 def _sizes(x: Sequence[int], out: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     """Return the ``Sizes`` of grid.h for an input (N, C, H, W) and an output (H', W')."""
-    return (ctypes.c_int64 * 6)(x[0], x[2], x[3], *out, False)
+    return _six(x[0], x[2], x[3], *out, False)
 
 
 def _sizes_of_linear(tokens: int) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * 6)(tokens, 1, 1, 1, 1, True)
+    return _six(tokens, 1, 1, 1, 1, True)
+
+
+@functools.lru_cache(maxsize=4096)
+def _six(*sizes: int) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * 6)(*sizes)
 
 
 def _strides(weight: Tensor) -> ctypes.Array[ctypes.c_int64]:

@@ -28,8 +28,7 @@ def layer_struct(layout: Sequence[int]) -> ctypes.Array[ctypes.c_int]:
 
 
 def _fixed_size(layout: Sequence[int]) -> int:
-    out, channels, _, _, stride_h, stride_w = layout[:6]
-    return out + 1 + stride_h * stride_w * channels + 1
+    return layout[0] + 2 + layout[4] * layout[5] * layout[1]
 
 
 def count_live(lists: Tensor, layout: Sequence[int]) -> int:

@@ -94,8 +94,9 @@ def affine(x: Tensor, factor: Tensor, shift: Tensor, bounds: Sequence[float] | N
 
 
 def _wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
-    given = [tensor for tensor in tensors if tensor is not None]
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
 
 
 def _clamped(y: Tensor, bounds: Sequence[float] | None) -> Tensor:

@@ -3,27 +3,35 @@
 #pragma once
 #include "product.h"
 
+INLINE const float* as_floats(const float* x, int64_t, std::vector<float>&) { return x; }
+static const float* as_floats(const bf16* x, int64_t count, std::vector<float>& copy) {
+  copy.resize(count);
+  for (int64_t i = 0; i < count; i++) move(copy[i], x[i]);
+  return copy.data();
+}
+
 // out = clamp(weights * x + bias). An output has several independent sums, which hide the latency
 // of multiply-adds. They are added in a fixed order.
 template <class E> static void multiply_vector(const Pass<E>& pass, const E* x, int threads) {
-  constexpr int WAYS = 8;
+  constexpr int WAYS = 4;
+  std::vector<float> copy;  // each input is read many times, so it is converted once
+  const float* inputs = as_floats(x, pass.grid.channels, copy);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int o = 0; o < pass.grid.out; o++) {
     float sums[WAYS] = {pass.bias ? pass.bias[o] : 0.f};
     auto add = [&](int way, int64_t k) __attribute__((always_inline)) {
-      float w, value;
-      move(w, pass.weights[k]), move(value, x[pass.codes[k] >> TAP_BITS]);
-      sums[way] += w * value;
+      uint64_t channel = pass.codes[k] >> TAP_BITS;
+      asm("" : "+r"(channel));  // GCC would gather the inputs into vectors, which takes longer
+      float w;
+      move(w, pass.weights[k]);
+      sums[way] += w * inputs[channel];
     };
     int64_t k = pass.rows[o];
-    for (const int64_t end = pass.rows[o + 1]; k < end; k += WAYS) {
-      if (k + WAYS <= end) UNROLL for (int way = 0; way < WAYS; way++) add(way, k + way);
-      else
-        for (int way = 0; k + way < end; way++) add(way, k + way);
-    }
-    for (int n = WAYS / 2; n > 0; n /= 2)
-      for (int way = 0; way < n; way++) sums[way] += sums[way + n];
-    Floats sum = broadcast(sums[0]);
+    const int64_t end = pass.rows[o + 1];
+    for (; k + WAYS <= end; k += WAYS)
+      UNROLL for (int way = 0; way < WAYS; way++) add(way, k + way);
+    for (; k < end; k++) add(0, k);
+    Floats sum = broadcast((sums[0] + sums[1]) + (sums[2] + sums[3]));
     if (pass.bounds) sum = clamped(sum, pass.bounds[0], pass.bounds[1]);
     move(pass.out[o], sum[0]);
   }
