@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import os
 import statistics
 import tempfile
 import threading
@@ -10,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +186,37 @@ def serve(model: nn.Module, x: Tensor) -> Record:
         caller.join()
     together = count / (time.perf_counter() - start)
     rates = {"1": alone, str(CALLERS): together}
-    return {"count": count, "p50": p50, "p90": p90, "p99": p99, "calls": rates}
+    latencies_ms = {"count": count, "p50": p50, "p90": p90, "p99": p99}
+    return latencies_ms | {"calls": rates, "bytes": bytes_to_serve(model, x)}
+
+
+def bytes_to_serve(model: nn.Module, x: Tensor) -> int:
+    """Return the memory that a fresh process takes to load a model and to call it three times.
+
+    Python, torch and the kernels are loaded before, and do not count.
+    """
+    with tempfile.TemporaryDirectory() as folder, get_context("spawn").Pool(1) as pool:
+        path = Path(folder) / "model.pt"
+        torch.save((model, x), path)
+        return pool.apply(_bytes_to_serve, (path, torch.get_num_threads()))
+
+
+@torch.no_grad()
+def _bytes_to_serve(path: Path, threads: int) -> int:
+    torch.set_num_threads(threads)
+    kernels.available()
+    before = _resident_bytes()
+    model, x = torch.load(path, weights_only=False)
+    for _ in range(3):
+        model(x)
+    gc.collect()
+    return _resident_bytes() - before
+
+
+def _resident_bytes() -> int:
+    """Return the resident memory of this process; Linux only."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _seconds(model: nn.Module, x: Tensor) -> float:
@@ -290,6 +323,7 @@ def _served(record: Record) -> Iterator[dict[str, str]]:
             "model": name,
             "threads": str(record["environment"]["threads"]),
             **{f"{p}, ms": f"{one[p]:.3g}" for p in ("p50", "p90", "p99")},
+            "memory, MB": f"{one['bytes'] / 1e6:.0f}" if "bytes" in one else "-",
             **{
                 f"calls/s, {callers} caller{'s' * (callers != '1')}": f"{rate:.3g}"
                 for callers, rate in one["calls"].items()

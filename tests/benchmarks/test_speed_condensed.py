@@ -1,0 +1,12 @@
+"""The memory that a model takes in a process that serves it."""
+
+import torch
+from torch import nn
+
+from benchmarks.speed.condensed import bytes_to_serve
+
+
+def test_memory_to_serve_a_model_is_mostly_its_weights():
+    model = nn.Linear(4096, 4096)
+    weights = 4 * 4096 * 4096
+    assert weights <= bytes_to_serve(model, torch.randn(1, 4096)) < 2 * weights
