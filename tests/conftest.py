@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.support.seeding import seed_torch
+
 torch.set_num_threads(1)
 
 settings.register_profile(
@@ -46,4 +48,4 @@ def state(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Every test starts from the same random numbers."""
-    torch.manual_seed(0)
+    seed_torch(0)

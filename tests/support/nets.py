@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.support.seeding import seed_torch
+
 CLASSES = 5
 SPARSE_NAMES = ("conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight")
 
@@ -48,7 +50,7 @@ def make(
 ) -> nn.Module:
     """The same model for the same seed, independent of random numbers that were drawn before."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         model = kind()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return model.to(device=device, dtype=dtype, memory_format=layout)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from tests.support.seeding import seed_torch
+
 STEPS = 5
 #: The optimizer steps with its learning rate times this factor.
 LITTLE = 1e-5
@@ -97,7 +99,7 @@ def _state_after(
     build: Build, course: list[tuple[torch.Tensor, torch.Tensor]]
 ) -> dict[str, list[torch.Tensor]]:
     """Step on a separable loss, of which every weight has its own slope and a curvature of 1."""
-    torch.manual_seed(0)
+    seed_torch(0)
     parameter = torch.nn.Parameter(course[0][0].clone())
     optimizer = build([parameter])
     switch_to_training(optimizer)
