@@ -1,22 +1,17 @@
 """Sessions that are killed and started again end like uninterrupted sessions."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 
 import pytest
 
-from benchmarks.cifar import cli
+from tests.support.processes import ROOT, start_script
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cifar" / "run.py"
+SCRIPT = ROOT / "benchmarks" / "cifar" / "run.py"
 PATIENCE = 3600.0
 KILLS = 10
 SAME = ("curve", "accuracy", "weights_sha256", "density", "flops", "layers", "history")
@@ -30,47 +25,11 @@ pytestmark = [
 def start(folder, *options):
     """Start the script as a user does, in an empty folder."""
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, options)],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-class Forked:
-    """The same in a process that has imported torch already, which takes seconds each time."""
-
-    def __init__(self, folder, *options):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([cli.__name__])
-        self._said = folder.with_name("said")
-        arguments = (folder, self._said, [str(option) for option in options])
-        self._process = context.Process(target=run_session, args=arguments)
-        self._process.start()
-
-    def poll(self):
-        return self._process.exitcode
-
-    def send_signal(self, number):
-        if self._process.is_alive():
-            os.kill(self._process.pid, number)
-
-    def communicate(self, timeout):
-        self._process.join(timeout)
-        self.returncode = self._process.exitcode
-        return self._said.read_text() if self._said.exists() else "", None
-
-
-def run_session(folder, said, arguments):
-    os.chdir(folder)
-    with said.open("w") as file, redirect_stdout(file), redirect_stderr(file):
-        sys.exit(cli.main(arguments))
+    return start_script(SCRIPT, *map(str, options), folder=folder)
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=PATIENCE)
+    output = process.communicate(PATIENCE)
     assert process.returncode == 0, output
     return output
 
@@ -79,15 +38,15 @@ def kill_when_it_got_on(process, out, events, delay):
     """SIGKILL some time after a number of new checkpoints and results; return the output."""
     deadline = time.monotonic() + PATIENCE
     seen = progress(out)
-    while events and process.poll() is None:
+    while events and process.returncode is None:
         assert time.monotonic() < deadline
         now = progress(out)
         events -= bool(now - seen)
         seen = now
         time.sleep(0.002)
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=PATIENCE)
+    process.kill()
+    output = process.communicate(PATIENCE)
     # It may have been done by then.
     assert process.returncode in (0, -signal.SIGKILL), output
     return output
@@ -122,13 +81,13 @@ def tables(out):
     return [re.sub(times, "|", line) for line in text.splitlines()]
 
 
-def check_that_kills_change_nothing(options, tmp_path, events, begin=start):
+def check_that_kills_change_nothing(options, tmp_path, events):
     whole, broken, folder = tmp_path / "whole", tmp_path / "broken", tmp_path / "cwd"
     finish(start(folder, *options, "--out", whole))
     moments = random.Random(0)
     said = [
         kill_when_it_got_on(
-            begin(folder, *options, "--out", broken), broken, events, moments.uniform(0, 0.3)
+            start(folder, *options, "--out", broken), broken, events, moments.uniform(0, 0.3)
         )
         for _ in range(KILLS)
     ]
@@ -146,7 +105,7 @@ def test_session_killed_ten_times_ends_as_an_undisturbed_one(quick_preset, cifar
     options = ["--preset", quick_preset, "--all", "--data-dir", cifar_tree, "--threads", "1"]
     # Four runs of so many epochs have a checkpoint for every kill and more.
     options += ["--set", "training.epochs=10"]
-    check_that_kills_change_nothing(options, tmp_path, events=1, begin=Forked)
+    check_that_kills_change_nothing(options, tmp_path, events=1)
 
 
 @pytest.mark.skipif(

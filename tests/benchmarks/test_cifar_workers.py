@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -23,8 +21,9 @@ from benchmarks.cifar.pools import Serial, Session
 from benchmarks.cifar.records import FinishedRuns, Folder, append_result, read_results
 from benchmarks.cifar.worker import Setup, do
 from tests.benchmarks.conftest import write_cifar_tree, write_quick_preset
+from tests.support.processes import ROOT, forkserver, start_script
 
-ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "cifar" / "run.py"
 PATIENCE = 300.0
 SEEDS = ("0", "1", "2")
 SAME = ("key", "curve", "accuracy", "weights_sha256", "density", "flops")
@@ -239,14 +238,8 @@ def descendants(pid, prefix):
 def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, undisturbed, tmp_path):
     pytest.importorskip("ray")
     together = tmp_path / "together"
-    script = str(ROOT / "benchmarks" / "cifar" / "run.py")
     arguments = [*options, "--all", "--cluster", "local", "--out", str(together)]
-    process = subprocess.Popen(
-        [sys.executable, script, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start_script(SCRIPT, *arguments)
 
     def kill_one():
         workers = descendants(process.pid, "ray::do")
@@ -257,7 +250,7 @@ def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, undistu
 
     killed = []
     killer = when_there_is_a_checkpoint(together, kill_one)
-    output, _ = process.communicate(timeout=PATIENCE)
+    output = process.communicate(PATIENCE)
     killer.join()
     assert process.returncode == 0, output
     assert killed
@@ -276,17 +269,11 @@ def test_sessions_share_a_plan_and_train_nothing_twice(options, undisturbed, tmp
         pytest.importorskip("ray")
     together = tmp_path / "together"
     arguments = [*options, "--all", "--seeds", *SEEDS]
-    script = str(ROOT / "benchmarks" / "cifar" / "run.py")
     sessions = [
-        subprocess.Popen(
-            [sys.executable, script, *arguments, *more, "--out", str(together)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        start_script(SCRIPT, *arguments, *more, "--out", str(together))
         for more in (["--workers", "1"], other)
     ]
-    outputs = [session.communicate(timeout=PATIENCE)[0] for session in sessions]
+    outputs = [session.communicate(PATIENCE) for session in sessions]
     assert [session.returncode for session in sessions] == [0, 0], outputs
     labels = [label for output in outputs for label in trained(output)]
     assert len(undisturbed) == 12
@@ -301,7 +288,7 @@ def test_results_of_writers_at_the_same_time_are_all_there(tmp_path):
     path = tmp_path / "results.jsonl"
     finished = FinishedRuns(path)
     records = [{"key": f"run-{number}", "text": "x" * 20_000} for number in range(RECORDS)]
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
+    with forkserver().Pool(3) as pool:
         work = pool.starmap_async(append_result, [(path, record) for record in records], 1)
         while not work.ready():
             # The file is read while it grows: an incomplete line does not count as damage.

@@ -20,7 +20,7 @@ def test_killed_and_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_pat
     finish([start(MODULE, str(whole))])
 
     process = start(MODULE, str(killed), "23")
-    output, _ = process.communicate()
+    output = process.communicate()
     assert process.returncode == -signal.SIGKILL, output
     at_the_kill = torch.load(killed / "checkpoint.pt")
     assert at_the_kill["optimizer"]["param_groups"][0]["sparseopt"]["steps"] == 20

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.integration.kill_worker import SAVE_EVERY, STEPS, train
-from tests.support.ranks import forkserver, needs_fork
+from tests.support.processes import forkserver
+from tests.support.ranks import needs_fork
 
 KILLS, KILLS_OF_EACH_KIND = 20, 5
 SIGKILLED = -9

@@ -15,7 +15,8 @@ from PIL import Image
 from benchmarks.cifar.records import read_results
 from tests.benchmarks.conftest import CIFAR10_NAMES
 from tests.integration.kill_benchmark import EPOCHS, run, write_preset
-from tests.support.ranks import forkserver, needs_fork
+from tests.support.processes import forkserver
+from tests.support.ranks import needs_fork
 
 KILLS, SIGKILLED = 6, -9
 METHODS = ("set", "rigl")

@@ -1,10 +1,6 @@
-"""Two real processes in one process group (gloo), started once and used by many tests.
-
-They are forked from a server that has imported torch already, which takes seconds.
-"""
+"""Two real processes in one process group (gloo), started once and used by many tests."""
 
 import io
-import multiprocessing
 import os
 import traceback
 import warnings
@@ -18,6 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.support.processes import forkserver
+
 RANKS = 2
 LIMIT_S = 300
 # A shorter timeout, so that a rank that waits for a broken one raises the error itself.
@@ -28,14 +26,6 @@ needs_gloo = pytest.mark.skipif(
     os.name != "posix" or not dist.is_available() or not dist.is_gloo_available(),
     reason="needs a torch with gloo, and processes that can be forked",
 )
-
-
-def forkserver() -> Any:
-    """A context whose fresh processes start in milliseconds, because torch is imported already."""
-    context = multiprocessing.get_context("forkserver")
-    # Every optimizer of torch imports the compiler when it is made.
-    context.set_forkserver_preload(["torch", "torch._dynamo", "benchmarks.cifar.cli"])
-    return context
 
 
 @cache
