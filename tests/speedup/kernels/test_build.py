@@ -40,7 +40,11 @@ def ask(**environment):
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    """This process looks for the binary again, in an empty cache."""
+    """This process looks for the binary again, in an empty cache; it compiles quickly."""
+    # What is compiled is only loaded.
+    quickly = tuple("-O0" if flag == "-O3" else flag for flag in build._FLAGS)
+    assert quickly != build._FLAGS
+    monkeypatch.setattr(build, "_FLAGS", quickly)
     monkeypatch.setenv("SPARSEOPT_CACHE", str(tmp_path))
     monkeypatch.delenv("SPARSEOPT_KERNELS", raising=False)
     monkeypatch.setattr(build, "PREBUILT", tmp_path / "prebuilt")
