@@ -9,6 +9,7 @@ create all of it again.
 
 import random
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from tests.support.per_weight import (
     switch_to_training,
     tensors_by_path,
 )
+from tests.support.seeding import seed_torch
 
 # The packages raise warnings about their own code.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -128,12 +130,18 @@ def net_for(optimizer: Packaged) -> nn.Module:
     return make(Matrices if str(optimizer) in MATRICES_ONLY else Convolutional)
 
 
+@cache
+def shown_per_weight(packaged: Packaged, shape: tuple[int, ...]) -> dict[str, bool]:
+    """`names_per_weight` of an optimizer, once for all tests of it."""
+    return names_per_weight(packaged.build, shape)
+
+
 class ByHand(HandMasked):
     """Masks and resets only state that was shown to have one value a weight."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, oracle: Any, packaged: Packaged):
         self.per_weight = {
-            shape: names_per_weight(packaged.build, shape)
+            shape: dict(shown_per_weight(packaged, shape))
             for shape in {
                 tuple(dict(model.named_parameters())[name].shape) for name in oracle.masks
             }
@@ -243,7 +251,7 @@ def fresh_of(optimizer: Optimizer) -> dict[str, float]:
 
 def seeded(t: int) -> None:
     """Some of them draw random numbers, from all three sources."""
-    torch.manual_seed(t)
+    seed_torch(t)
     random.seed(t)
     np.random.seed(t)  # noqa: NPY002
 
