@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet
+from torchvision.models import densenet, resnet
 
 from benchmarks.cifar.models import WideResNet
 from sparseopt import find_channel_groups
@@ -21,6 +21,16 @@ def cifar_resnet50() -> nn.Module:
     model = resnet.ResNet(resnet.Bottleneck, [3, 4, 6, 3], num_classes=100)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()  # type: ignore[assignment]
+    return model
+
+
+def cifar_densenet() -> nn.Module:
+    """DenseNet-BC-100-12 for 32x32 images (Huang et al., CVPR 2017, section 3) and 10 classes."""
+    model = densenet.DenseNet(12, (16, 16, 16), num_init_features=24, num_classes=10)
+    stem = model.features
+    stem.conv0 = nn.Conv2d(3, 24, 3, padding=1, bias=False)
+    # torchvision's stem for larger images goes on with these.
+    stem.norm0 = stem.relu0 = stem.pool0 = nn.Identity()
     return model
 
 

@@ -54,6 +54,7 @@ CASES = (
     *(Case("wrn-22-2", init, d) for init in ("uniform", "erk") for d in (0.05, 0.1, 0.2)),
     *(Case("wrn-22-2-dropout", init, 0.1) for init in ("uniform", "erk")),
     *(Case("cifar-resnet50", init, 0.1) for init in ("uniform", "erk")),
+    *(Case("densenet", init, 0.1) for init in ("uniform", "erk")),
     *(Case("resnet50", init, 0.1) for init in ("uniform", "erk")),
     Case("gpt", "linear", 0.1),
     Case("vit-s", "linear", 0.1),

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torchvision.models import resnet50
 
 from benchmarks.cifar.models import WideResNet
-from benchmarks.speed.models import cifar_resnet50
+from benchmarks.speed.models import cifar_densenet, cifar_resnet50
 
 CLASSES = 10
 CHARACTERS = 256
@@ -143,6 +143,7 @@ WORKLOADS: dict[str, Workload] = {
         "WRN-22-2, dropout 0.3", 128, lambda: WideResNet(22, 2, 0.3), _images(32), _sgd
     ),
     "cifar-resnet50": Workload("ResNet-50, 32x32", 64, cifar_resnet50, _images(32), _sgd),
+    "densenet": Workload("DenseNet-BC-100-12, 32x32", 64, cifar_densenet, _images(32), _sgd),
     "resnet50": Workload("ResNet-50, 224x224", 16, resnet50, _images(224), _sgd),
     "gpt": Workload("two GPT blocks, width 768", 8, Gpt, _characters, _adamw, True),
     "vit-s": Workload("ViT-S/16, 224x224", 16, VisionTransformer, _images(224), _adamw, True),

@@ -8,6 +8,7 @@ from torch import nn
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.optimizer.gradients import GradientFlag
+from sparseopt.speedup.live_training.concatenation import ConcatenatingModules
 from sparseopt.speedup.live_training.layer_state import LayerState
 from sparseopt.speedup.live_training.modules import LIVE_CLASSES, exchange, put_back
 from sparseopt.speedup.live_training.plan import DENSE, Plan, choices_of
@@ -41,6 +42,7 @@ class ModelExchange:
             for module in model.modules()
             if type(module) in LIVE_CLASSES and type(module) not in {nn.Conv2d, nn.Linear}
         ]
+        self._concatenating = ConcatenatingModules(model)
         self._exchanged: dict[str, nn.Module] = {}
         self._is_between_exchanged = False
 
@@ -97,4 +99,8 @@ class ModelExchange:
                 exchange(module, None)
             else:
                 put_back(module)
+        if wanted:
+            self._concatenating.exchange()
+        else:
+            self._concatenating.put_back()
         self._is_between_exchanged = wanted

@@ -18,6 +18,7 @@ from sparseopt.speedup.kernels.batch_norm import batch_norm, knows_batch_norm
 from sparseopt.speedup.kernels.batch_norm import relu as relu_of_normalised
 from sparseopt.speedup.kernels.calls import kernel_layout
 from sparseopt.speedup.kernels.ops import plain_call
+from sparseopt.speedup.live_training.concatenation import outside_of_mode
 from sparseopt.speedup.live_training.dropout import drop_entries
 from sparseopt.speedup.live_training.layer_state import LayerState
 from sparseopt.speedup.live_training.layout import (
@@ -53,6 +54,7 @@ class LiveConv2d(Exchanged, nn.Conv2d):
 
     plain = nn.Conv2d
 
+    @outside_of_mode
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         state: LayerState | None = self.__dict__.get(STATE)
         implementation = "dense" if state is None else state.implementation(input, self)
@@ -74,6 +76,7 @@ class LiveLinear(Exchanged, nn.Linear):
 
     plain = nn.Linear
 
+    @outside_of_mode
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         state: LayerState | None = self.__dict__.get(STATE)
         found = None
@@ -93,6 +96,7 @@ class ByChannelBatchNorm2d(Exchanged, nn.BatchNorm2d):
 
     plain = nn.BatchNorm2d
 
+    @outside_of_mode
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if not in_kernel_layout(input):
             return super().forward(input)
@@ -125,6 +129,7 @@ class ReluOfNormalised(Exchanged, nn.ReLU):
 
     plain = nn.ReLU
 
+    @outside_of_mode
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         found = None
         if not torch.compiler.is_compiling():
@@ -135,6 +140,7 @@ class ReluOfNormalised(Exchanged, nn.ReLU):
 class _ByChannelPool(Exchanged):
     """Pooling that sees a map in the kernels' layout as (C, N, H, W) in channels-last format."""
 
+    @outside_of_mode
     def forward(self, input: Tensor) -> Any:  # noqa: A002
         plain: Any = super()
         if not in_kernel_layout(input):
@@ -168,6 +174,7 @@ class FastDropout(Exchanged, nn.Dropout):
 
     plain = nn.Dropout
 
+    @outside_of_mode
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         is_fast = (
             self.training

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import densenet
 
 from sparseopt import SparseOptimizer, speed_up
 from sparseopt.speedup.live_training.possible import (
@@ -68,6 +69,53 @@ class Tokens(nn.Module):
         x = x.flatten(2).mT.repeat(1, 1, 6)[..., :16]
         x = x + self.down(F.gelu(self.up(x)))
         return self.head(x).mean(1)
+
+
+class DenseLayer(nn.Module):
+    """Normalisation, ReLU, convolution; the result is concatenated to the input."""
+
+    def __init__(self, channels, growth, p=0.0):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, growth, 3, padding=1, bias=False)
+        self.drop = nn.Dropout(p)
+
+    def forward(self, x):
+        return torch.cat([x, self.drop(self.conv(F.relu(self.norm(x))))], dim=1)
+
+
+class DenseNet(nn.Module):
+    """Every layer reads all earlier ones; the numbers of channels are odd."""
+
+    def __init__(self, p=0.0):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 7, 3, padding=1)
+        self.dense1 = nn.Sequential(*(DenseLayer(7 + 5 * i, 5, p) for i in range(3)))
+        self.norm1, self.relu = nn.BatchNorm2d(22), nn.ReLU(inplace=True)
+        self.narrow, self.mean = nn.Conv2d(22, 11, 1), nn.AvgPool2d(2)
+        self.dense2 = nn.Sequential(*(DenseLayer(11 + 5 * i, 5, p) for i in range(2)))
+        self.norm2 = nn.BatchNorm2d(21)
+        self.last, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(21, CLASSES)
+
+    def forward(self, x):
+        x = self.dense1(self.stem(x))
+        x = self.dense2(self.mean(self.narrow(self.relu(self.norm1(x)))))
+        return self.head(self.last(F.relu(self.norm2(x))).flatten(1))
+
+
+class TorchvisionDenseNet(densenet.DenseNet):
+    """densenet121 with fewer layers and channels."""
+
+    def __init__(self, p=0.0, memory_efficient=False):
+        super().__init__(
+            growth_rate=6,
+            block_config=(2, 3),
+            num_init_features=10,
+            bn_size=2,
+            drop_rate=p,
+            num_classes=CLASSES,
+            memory_efficient=memory_efficient,
+        )
 
 
 def images(index=0, size=6, side=9, dtype=torch.float32):

@@ -4,10 +4,20 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from sparseopt import speed_up
 from tests.speedup.kernels.dense import needs_kernels
-from tests.speedup.live_training.nets import ConvNet, Tokens, full_plan, images, make, train, wrap
+from tests.speedup.live_training.nets import (
+    ConvNet,
+    DenseLayer,
+    Tokens,
+    full_plan,
+    images,
+    make,
+    train,
+    wrap,
+)
 
 pytestmark = [needs_kernels, pytest.mark.slow]
 
@@ -45,6 +55,28 @@ def test_compiled_training_goes_the_same_way_in_whole_graphs(kind):
     assert len(graphs) == 2
     has_kernels = [any("sparseopt" in target for target in targets) for targets in graphs]
     assert sorted(has_kernels) == [False, True]
+
+
+class ConcatenatesAfterAPart(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.part, self.last = nn.Conv2d(3, 7, 3), DenseLayer(7, 5), nn.Conv2d(19, 5, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.last(torch.cat([x, self.part(x)], 1)).mean((2, 3))
+
+
+def test_part_of_a_model_that_concatenates_can_be_compiled():
+    """The mode that keeps the layout in ``torch.cat`` is left out of the graph."""
+    model = make(ConcatenatesAfterAPart)
+    optimizer = wrap(model, method="static", init="uniform")
+    plan = full_plan(model, optimizer)
+    plain = copy.deepcopy(model)
+    model.part.compile(backend="eager", fullgraph=True)
+    speed_up(model, optimizer, plan=plan)
+    for index in range(2):
+        torch.testing.assert_close(model(images(index)), plain(images(index)))
 
 
 def test_speed_up_before_and_after_compiling_trains_with_inductor():

@@ -12,7 +12,9 @@ from sparseopt import SparseOptimizer, SpeedUp, speed_up
 from tests.speedup.kernels.dense import needs_kernels
 from tests.speedup.live_training.nets import (
     ConvNet,
+    DenseNet,
     Tokens,
+    TorchvisionDenseNet,
     full_plan,
     images,
     labels,
@@ -23,6 +25,8 @@ from tests.speedup.live_training.nets import (
 )
 
 pytestmark = needs_kernels
+
+KINDS = [ConvNet, DenseNet, TorchvisionDenseNet, Tokens]
 
 
 def error_of(gradients, exact):
@@ -55,7 +59,7 @@ def sped_up(kind=ConvNet, changes=None, **settings):
     return Run(model, dense, exact, optimizer, handle)
 
 
-@pytest.mark.parametrize("kind", [ConvNet, Tokens])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_as_near_to_float64_as_those_of_torch(kind):
     run = sped_up(kind)
     model, dense, exact, optimizer, _ = run
@@ -70,7 +74,7 @@ def test_gradients_are_as_near_to_float64_as_those_of_torch(kind):
     assert error_of(found, exact_gradients) <= 2 * error_of(torchs, exact_gradients) + 1e-6
 
 
-@pytest.mark.parametrize("kind", [ConvNet, Tokens])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_under_autocast_are_as_near_to_float64_as_those_of_torch(kind):
     model, dense, exact, optimizer, _ = sped_up(kind)
     exact_gradients = gradients_of(exact)
@@ -105,21 +109,24 @@ def test_every_kind_of_batch_norm_keeps_the_same_statistics(norm):
     torch.testing.assert_close(model.eval()(images(4)), dense.eval()(images(4)))
 
 
-def test_maps_stay_in_the_layout_of_the_kernels_until_something_copies_them():
-    run = sped_up(p=0.5)
+@pytest.mark.parametrize("kind", [ConvNet, DenseNet, TorchvisionDenseNet])
+def test_maps_stay_in_the_layout_of_the_kernels(kind):
+    run = sped_up(kind, p=0.5)
     seen = {}
     for name, module in run.model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d)):
+        if isinstance(
+            module, (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d)
+        ):
 
             def note(module, inputs, output, name=name):
-                seen[name] = output.permute(1, 2, 3, 0).is_contiguous()
+                seen[name] = all(x.permute(1, 2, 3, 0).is_contiguous() for x in (*inputs, output))
 
             module.register_forward_hook(note)
     run.model(images())
-    # torch.cat returns contiguous maps, so that the next convolution brings them back.
     outside = {name for name, is_inside in seen.items() if not is_inside}
-    assert len(seen) == 12
-    assert outside == {"norm", "max", "mean"}
+    assert len(seen) >= 12
+    # The first convolution gets the images as they are.
+    assert outside == {next(iter(seen))}
 
 
 def test_places_of_maxima_are_the_same_in_both_layouts():
@@ -141,7 +148,7 @@ def test_places_of_maxima_are_the_same_in_both_layouts():
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("kind", [ConvNet, Tokens])
+@pytest.mark.parametrize("kind", KINDS)
 def test_training_goes_the_same_way(kind):
     """Over a mask update, in which the same weights are chosen."""
     runs = []

@@ -10,7 +10,9 @@ from sparseopt.speedup.live_training import layer_state
 from tests.speedup.kernels.dense import needs_kernels
 from tests.speedup.live_training.nets import (
     ConvNet,
+    DenseNet,
     Tokens,
+    TorchvisionDenseNet,
     loss_of,
     make,
     sped_up,
@@ -33,7 +35,7 @@ def gathered(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("kind", [ConvNet, Tokens])
+@pytest.mark.parametrize("kind", [ConvNet, DenseNet, TorchvisionDenseNet, Tokens])
 def test_update_steps_leave_the_gradient_of_torch_bit_by_bit(kind, gathered):
     model, optimizer = sped_up(kind, method="rigl")
     train(model, optimizer, 4)
@@ -50,8 +52,9 @@ def test_update_steps_leave_the_gradient_of_torch_bit_by_bit(kind, gathered):
         assert torch.equal(layer.weight.grad, expected[layer.name].grad)
 
 
-def test_accumulated_update_gradients_are_dense_and_whole():
-    model, optimizer = sped_up(method="rigl")
+@pytest.mark.parametrize("kind", [ConvNet, DenseNet, TorchvisionDenseNet])
+def test_accumulated_update_gradients_are_dense_and_whole(kind):
+    model, optimizer = sped_up(kind, method="rigl")
     train(model, optimizer, 4)
     dense = copy.deepcopy(model)
     optimizer.zero_grad()
@@ -114,8 +117,9 @@ def test_gradient_of_a_pass_before_the_masks_moved_is_masked():
         assert not layer.weight.grad[~layer.mask].any()
 
 
-def test_accumulated_gradients_are_those_of_a_dense_model():
-    model, optimizer = sped_up(method="rigl")
+@pytest.mark.parametrize("kind", [ConvNet, DenseNet, TorchvisionDenseNet])
+def test_accumulated_gradients_are_those_of_a_dense_model(kind):
+    model, optimizer = sped_up(kind, method="rigl")
     dense = copy.deepcopy(model)
     for index in (1, 2, 3):
         loss_of(model, index).backward()

@@ -13,7 +13,9 @@ from sparseopt import speed_up
 from tests.speedup.kernels.dense import needs_kernels
 from tests.speedup.live_training.nets import (
     ConvNet,
+    DenseNet,
     Tokens,
+    TorchvisionDenseNet,
     full_plan,
     images,
     labels,
@@ -168,7 +170,7 @@ def with_functional_copies(model, optimizer, steps):
         with_functional_copies,
     ],
 )
-@pytest.mark.parametrize("kind", [ConvNet, Tokens])
+@pytest.mark.parametrize("kind", [ConvNet, DenseNet, Tokens])
 def test_loop_goes_the_same_way(loop, kind):
     assert_same_way(loop, kind=kind, method="rigl")
 
@@ -236,7 +238,7 @@ def test_checkpointing_draws_dropout_again(reentrant, steps):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [ConvNet, Tokens])
+@pytest.mark.parametrize("kind", [ConvNet, DenseNet, TorchvisionDenseNet, Tokens])
 def test_gradient_of_the_gradient(kind):
     """Derivatives of second order, as in a gradient penalty."""
     results = []

@@ -1,0 +1,210 @@
+"""Concatenation of maps along channels, in the kernels' layout.
+
+``torch.cat`` returns a contiguous map, whatever the strides of its inputs. In the kernels' layout a
+channel is one piece of memory. So a concatenation along channels copies one map behind the other,
+and the gradient of each input is a slice of memory, without a copy.
+
+A module whose methods call ``torch.cat`` gets a subclass of its class while a speed-up lasts. In
+its forward pass, a mode replaces these calls where an input is in the kernels' layout. The mode
+costs a microsecond for every use of a tensor, so exchanged modules leave it while they compute.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import CodeType, new_class
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode,
+    _pop_mode,
+    _push_mode,
+)
+
+from sparseopt.speedup.kernels.ops import plain_call
+from sparseopt.speedup.live_training.layout import (
+    from_channels,
+    in_kernel_layout,
+    to_kernel_layout,
+)
+
+__all__ = ["ConcatenatingModules", "concatenated", "outside_of_mode"]
+
+Forward = Callable[..., Any]
+
+_FUNCTIONS: Final = frozenset({torch.cat, torch.concat, torch.concatenate})
+_NAMES: Final = frozenset({"cat", "concat", "concatenate"})
+_CHANNELS: Final = (1, -3)
+
+
+def concatenated(tensors: Any, dim: Any = 0, **others: Any) -> Tensor | None:
+    """Return ``torch.cat(tensors, dim)`` as a map in the kernels' layout.
+
+    Inputs in another layout are converted.
+
+    Returns:
+        The map; ``None`` if no input is in the kernels' layout, or if this is not a concatenation
+        of maps along channels. Then torch has to compute it, or to raise its error.
+    """
+    if others or dim not in _CHANNELS or not isinstance(tensors, (list, tuple)):
+        return None
+    if not all(isinstance(x, Tensor) and x.dim() == 4 for x in tensors) or not plain_call(tensors):
+        return None
+    sizes = {(x.shape[0], *x.shape[2:]) for x in tensors}
+    if len(sizes) != 1 or not any(map(in_kernel_layout, tensors)):
+        return None
+    joined = torch.cat([to_kernel_layout(x).permute(1, 2, 3, 0) for x in tensors])
+    return from_channels(joined, *sizes.pop())
+
+
+def outside_of_mode(forward: Forward) -> Forward:
+    """Return a method like ``forward`` that leaves the mode of a concatenating module first."""
+
+    @functools.wraps(forward)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or _mode() is None:
+            return forward(self, *args, **kwargs)
+        mode = _pop_mode()
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            _push_mode(mode)
+
+    return call
+
+
+class ConcatenatingModules:
+    """The modules of a model whose methods call ``torch.cat``.
+
+    Args:
+        model: the model, with no module exchanged.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        kinds = {kind for kind in map(type, model.modules()) if _calls_cat(kind)}
+        self._modules = [module for module in model.modules() if type(module) in kinds]
+        self._new: dict[type[nn.Module], type[nn.Module]] = {}
+
+    def exchange(self) -> None:
+        """Give every module a class that keeps maps in the kernels' layout in ``torch.cat``."""
+        for module in self._modules:
+            plain = type(module)
+            if plain not in self._new:
+                try:
+                    self._new[plain] = _subclass(plain)
+                # A class may refuse subclasses. Then torch concatenates, in another layout.
+                except Exception:
+                    self._new[plain] = plain
+            module.__class__ = self._new[plain]
+
+    def put_back(self) -> None:
+        """Restore the original classes."""
+        plain_of = {new: plain for plain, new in self._new.items()}
+        for module in self._modules:
+            # A parametrization may have made a subclass of the new class. It stays.
+            module.__class__ = plain_of.get(type(module), type(module))
+
+
+class _Concatenates(TorchFunctionMode):
+    """Concatenates maps in the kernels' layout in place of torch.
+
+    Args:
+        training: whether the module that runs is in training mode.
+    """
+
+    def __init__(self, training: bool) -> None:
+        super().__init__()
+        self.training = training
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # a compiled module in the forward pass traces this
+            return func(*args, **kwargs)
+        if func in _FUNCTIONS and not _may_be_repeated(self.training):
+            result = concatenated(*args, **kwargs)
+            if result is not None:
+                return result
+        return func(*args, **kwargs)
+
+
+def _subclass(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass with the name of ``kind``, whose forward pass runs in the mode.
+
+    A copy or a pickle of its instances has the class ``kind``.
+    """
+
+    @functools.wraps(kind.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return kind.forward(self, *args, **kwargs)
+        mode = _mode()
+        if mode is not None and mode.training == self.training:
+            return kind.forward(self, *args, **kwargs)
+        with _Concatenates(self.training):
+            return kind.forward(self, *args, **kwargs)
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        reduced = kind.__reduce_ex__(self, protocol)
+        if not isinstance(reduced, tuple):
+            return reduced
+        make, args, *state = reduced
+        return make, tuple(kind if value is new else value for value in args), *state
+
+    names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    body = {**names, "forward": forward, "__reduce_ex__": reduce}
+    new: type[nn.Module] = new_class(
+        kind.__name__, (kind,), exec_body=lambda all_: all_.update(body)
+    )
+    return new
+
+
+def _mode() -> _Concatenates | None:
+    """Return the innermost mode if it is that of a concatenating module."""
+    mode = _get_current_function_mode()
+    return mode if isinstance(mode, _Concatenates) else None
+
+
+def _may_be_repeated(training: bool) -> bool:
+    """Whether activation checkpointing may run this code twice.
+
+    The second run, in ``backward()``, may be outside of the module's forward pass. Both runs have
+    to return the same layout: modules that follow draw random numbers and save tensors by it.
+    """
+    return (
+        torch._C._current_graph_task_id() != -1
+        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        or (training and not torch.is_grad_enabled())
+    )
+
+
+def _calls_cat(kind: type[nn.Module]) -> bool:
+    return any(not _NAMES.isdisjoint(code.co_names) for code in _codes_of(kind))
+
+
+def _codes_of(kind: type[nn.Module]) -> Iterator[CodeType]:
+    """Return the code of all methods, and of the functions that are defined in them."""
+    for base in kind.__mro__:
+        if base in nn.Module.__mro__:
+            continue
+        for value in vars(base).values():
+            function = getattr(value, "__func__", value)  # of a static method or a class method
+            if inspect.isfunction(function):
+                yield from _with_inner(inspect.unwrap(function).__code__)
+
+
+def _with_inner(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _with_inner(constant)

@@ -1,0 +1,327 @@
+"""``torch.cat`` along channels stays in the kernels' layout, and computes what torch computes."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from sparseopt import speed_up
+from sparseopt.speedup.live_training.concatenation import ConcatenatingModules, concatenated
+from sparseopt.speedup.live_training.layout import in_kernel_layout, to_kernel_layout
+from tests.speedup.kernels.dense import needs_kernels
+from tests.speedup.live_training.nets import (
+    DenseNet,
+    TorchvisionDenseNet,
+    full_plan,
+    images,
+    make,
+    train,
+    wrap,
+)
+
+WIDTHS = [(3, 5), (1, 7, 2), (16,), (33, 1)]
+
+
+def maps(*widths, batch=6, dtype=torch.float32, inside=True):
+    torch.manual_seed(0)
+    made = [torch.randn(batch, width, 4, 3).to(dtype) for width in widths]
+    return [(to_kernel_layout(x) if inside else x).detach().requires_grad_() for x in made]
+
+
+def gradients(result, inputs):
+    weights = torch.linspace(-1, 1, result.numel()).view(result.shape)
+    return torch.autograd.grad((result * weights).sum(), inputs)
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_and_gradients_are_those_of_torch(widths, dtype):
+    inputs = maps(*widths, dtype=dtype)
+    found, expected = concatenated(inputs, 1), torch.cat(inputs, 1)
+    assert torch.equal(found, expected)
+    assert found.dtype == dtype
+    assert in_kernel_layout(found)
+    mine, theirs = gradients(found, inputs), gradients(expected, inputs)
+    for gradient, other in zip(mine, theirs, strict=True):
+        assert torch.equal(gradient, other)
+        assert in_kernel_layout(gradient)
+
+
+def test_map_that_was_outside_comes_in_and_its_gradient_goes_out():
+    inputs = maps(3) + maps(5, inside=False)
+    found, expected = concatenated(inputs, -3), torch.cat(inputs, 1)
+    assert torch.equal(found, expected)
+    assert in_kernel_layout(found)
+    mine, theirs = gradients(found, inputs), gradients(expected, inputs)
+    assert all(map(torch.equal, mine, theirs))
+    assert in_kernel_layout(mine[0])
+    assert mine[1].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_number_formats_are_promoted_as_by_torch(autocast):
+    inputs = maps(3) + maps(5, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, expected = concatenated(inputs, 1), torch.cat(inputs, 1)
+    assert found.dtype == expected.dtype == torch.float32
+    assert torch.equal(found, expected)
+    mine, theirs = gradients(found, inputs), gradients(expected, inputs)
+    assert [one.dtype for one in mine] == [torch.float32, torch.bfloat16]
+    assert all(map(torch.equal, mine, theirs))
+
+
+def test_derivatives_of_second_order():
+    inputs = [x.detach().double().requires_grad_() for x in maps(1, 2, batch=2)]
+    assert torch.autograd.gradgradcheck(lambda *xs: concatenated(xs, 1).pow(3), inputs)
+
+
+def test_result_can_be_changed_in_place():
+    inputs = maps(3, 2)
+    concatenated(inputs, 1).relu_().sum().backward()
+    for x in inputs:
+        assert torch.equal(x.grad, (x > 0).float())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda: (maps(3, 5, inside=False), 1),
+        lambda: (maps(3, 5, batch=1), 1),
+        lambda: (maps(3, 3), 0),
+        lambda: (maps(3, 3), 2),
+        lambda: (maps(3, 3), -1),
+        lambda: (maps(3),),
+        lambda: (maps(3) + maps(3, batch=5), 1),
+        lambda: ([*maps(3), torch.ones(0)], 1),
+        lambda: ([*maps(3), torch.ones(4, 3)], 1),
+        lambda: ([], 1),
+        lambda: (maps(3)[0], 1),
+        lambda: ([None], 1),
+    ],
+)
+def test_all_else_is_left_to_torch(arguments):
+    assert concatenated(*arguments()) is None
+
+
+def test_given_output_is_left_to_torch():
+    assert concatenated(maps(3, 5), 1, out=torch.empty(6, 8, 4, 3)) is None
+
+
+class Inner(nn.Module):
+    """Concatenates in its own forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 3
+
+    def forward(self, x, *, scale=1):
+        return torch.cat((x, scale * x), 1)
+
+
+def by_alias(x, y):
+    return torch.concat((x, y), -3)
+
+
+class Concatenations(nn.Module):
+    """Calls all names of the function, from a method, a static method and a closure."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, x):
+        def closure():
+            return torch.concatenate([x, x], axis=1)
+
+        return self.inner(x, scale=2), self.method(x), self.static(x), closure()
+
+    def method(self, x):
+        return torch.cat(tensors=[x, x], dim=1)
+
+    @staticmethod
+    def static(x):
+        return by_alias(x, x)
+
+
+def test_all_calls_in_a_forward_pass_stay_in_the_layout():
+    model = Concatenations()
+    x = to_kernel_layout(torch.randn(4, 3, 2, 2))
+    expected = model(x)
+    assert not any(map(in_kernel_layout, expected))
+    modules = ConcatenatingModules(model)
+    modules.exchange()
+    found = model(x)
+    assert all(map(in_kernel_layout, found))
+    assert all(map(torch.equal, found, expected))
+    # Outside of the forward pass nothing is changed.
+    assert not in_kernel_layout(model.method(x))
+    modules.put_back()
+    assert not any(map(in_kernel_layout, model(x)))
+    assert [type(module) for module in model.modules()] == [Concatenations, Inner]
+
+
+def test_error_in_a_forward_pass_ends_the_mode():
+    model = Inner()
+    ConcatenatingModules(model).exchange()
+    with pytest.raises(TypeError):
+        model(None)
+    x = to_kernel_layout(torch.ones(4, 3, 2, 2))
+    assert not in_kernel_layout(torch.cat([x, x], 1))
+    with pytest.raises(RuntimeError, match="dimension"):
+        Concatenations().inner.forward(x, scale=torch.ones(2, 2, 2, 2, 2))
+
+
+def test_exchanged_class_looks_like_the_original():
+    model = Inner()
+    ConcatenatingModules(model).exchange()
+    assert isinstance(model, Inner)
+    assert type(model).__name__ == "Inner"
+    assert repr(model) == repr(Inner())
+    assert type(copy.deepcopy(model)) is Inner
+    assert type(copy.copy(model)) is Inner
+    assert type(pickle.loads(pickle.dumps(model))) is Inner
+
+
+class Refusing(Inner):
+    """Allows no subclass, as a registry of models may."""
+
+    def __init_subclass__(cls):
+        raise TypeError("no subclasses")
+
+
+class WithState(Inner):
+    """Leaves something out of copies."""
+
+    def __getstate__(self):
+        return {**vars(self), "size": 0}
+
+
+def test_class_without_subclasses_stays():
+    model = Refusing()
+    modules = ConcatenatingModules(model)
+    modules.exchange()
+    assert type(model) is Refusing
+    modules.put_back()
+    assert type(model) is Refusing
+
+
+def test_copies_are_made_in_the_way_of_the_class():
+    model = WithState()
+    ConcatenatingModules(model).exchange()
+    copied = copy.deepcopy(model)
+    assert (type(copied), copied.size, model.size) == (WithState, 0, 3)
+
+
+def test_modules_without_concatenation_keep_their_class():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Dropout())
+    ConcatenatingModules(model).exchange()
+    assert type(model) is nn.Sequential
+
+
+class Checkpointed(DenseNet):
+    """Checkpoints its blocks."""
+
+    reentrant = False
+
+    def forward(self, x):
+        x = checkpoint(self.dense1, self.stem(x), use_reentrant=self.reentrant)
+        x = self.mean(self.narrow(self.relu(self.norm1(x))))
+        x = checkpoint(self.dense2, x, use_reentrant=self.reentrant)
+        return self.head(self.last(F.relu(self.norm2(x))).flatten(1))
+
+
+class CheckpointedReentrant(Checkpointed):
+    reentrant = True
+
+
+class MemoryEfficient(TorchvisionDenseNet):
+    """Checkpoints a method, which runs again outside of the forward pass of its module."""
+
+    def __init__(self, p=0.0):
+        super().__init__(p, memory_efficient=True)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("kind", "plain"),
+    [
+        (Checkpointed, DenseNet),
+        (CheckpointedReentrant, DenseNet),
+        (MemoryEfficient, TorchvisionDenseNet),
+    ],
+)
+@pytest.mark.parametrize("steps", [2, 4], ids=["ordinary", "update"])
+def test_checkpointing_goes_the_same_way(kind, plain, steps):
+    losses = []
+    for one in (kind, plain):
+        model = make(one)
+        optimizer = wrap(model, method="rigl")
+        if one is kind:
+            speed_up(model, optimizer, plan=full_plan(model, optimizer))
+        losses.append(train(model, optimizer, steps + 2))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+class DropsConcatenated(nn.Module):
+    """Checkpoints a method that concatenates, and drops entries of the result."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.stem, self.left, self.right = (nn.Conv2d(3, 3, 3) for _ in range(3))
+        self.drop = nn.Dropout(0.5)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        return checkpoint(self.block, self.stem(x), use_reentrant=self.reentrant)
+
+    def block(self, x):
+        return self.drop(torch.cat([self.left(x), self.right(x)], 1))
+
+
+@needs_kernels
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_draws_dropout_of_concatenated_maps_again(reentrant):
+    model = make(DropsConcatenated, reentrant=reentrant)
+    optimizer = wrap(model, method="static", init="uniform")
+    speed_up(model, optimizer, plan=full_plan(model, optimizer))
+    y = model(images())
+    y.sum().backward()
+    kept = (y != 0).sum((0, 2, 3)).float() * 2
+    torch.testing.assert_close(torch.cat([model.left.bias.grad, model.right.bias.grad]), kept)
+    assert type(model.left) is not nn.Conv2d
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda x, y: F.relu(x),
+        lambda x, y: F.relu(x, inplace=True),
+        lambda x, y: x.add_(y),
+        lambda x, y: F.relu(x + y),
+        lambda x, y: torch.relu_(torch.add(x, y)),
+        lambda x, y: F.gelu(x) * y.mean((2, 3), keepdim=True),
+        lambda x, y: F.silu(x - y),
+        lambda x, y: F.dropout(x, 0.5),
+        lambda x, y: torch.chunk(x, 3, dim=1)[1],
+        lambda x, y: torch.where(x > 0, x, y),
+        lambda x, y: F.leaky_relu(x).clamp(max=1),
+    ],
+)
+def test_functions_that_keep_the_layout(of):
+    x, y = maps(6, 6)
+    result = of(x * 1, y)
+    assert in_kernel_layout(result)
+    for gradient in torch.autograd.grad(result.square().sum(), [x, y], allow_unused=True):
+        assert gradient is None or in_kernel_layout(gradient)
+
+
+def test_sum_in_place_keeps_the_layout():
+    x, y = maps(3, 3)
+    z = x * 1
+    z += y
+    assert in_kernel_layout(z)
