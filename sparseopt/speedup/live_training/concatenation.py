@@ -19,12 +19,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import (
-    TorchFunctionMode,
-    _get_current_function_mode,
-    _pop_mode,
-    _push_mode,
-)
+from torch.overrides import TorchFunctionMode
 
 from sparseopt.speedup.kernels.ops import plain_call
 from sparseopt.speedup.live_training.layout import (
@@ -40,18 +35,21 @@ Forward = Callable[..., Any]
 _FUNCTIONS: Final = frozenset({torch.cat, torch.concat, torch.concatenate})
 _NAMES: Final = frozenset({"cat", "concat", "concatenate"})
 _CHANNELS: Final = (1, -3)
+#: The function with which copy and pickle make an instance by default.
+_NEW: Final = object().__reduce_ex__(2)[0]
 
 
-def concatenated(tensors: Any, dim: Any = 0, **others: Any) -> Tensor | None:
+def concatenated(tensors: Any, dim: Any = 0, *, axis: Any = None, out: Any = None) -> Tensor | None:
     """Return ``torch.cat(tensors, dim)`` as a map in the kernels' layout.
 
-    Inputs in another layout are converted.
+    Inputs in another layout are converted. ``axis`` is another name for ``dim``, as in torch.
 
     Returns:
         The map; ``None`` if no input is in the kernels' layout, or if this is not a concatenation
         of maps along channels. Then torch has to compute it, or to raise its error.
     """
-    if others or dim not in _CHANNELS or not isinstance(tensors, (list, tuple)):
+    along_channels = (dim if axis is None else axis) in _CHANNELS
+    if out is not None or not along_channels or not isinstance(tensors, (list, tuple)):
         return None
     if not all(isinstance(x, Tensor) and x.dim() == 4 for x in tensors) or not plain_call(tensors):
         return None
@@ -69,11 +67,11 @@ def outside_of_mode(forward: Forward) -> Forward:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or _mode() is None:
             return forward(self, *args, **kwargs)
-        mode = _pop_mode()
+        mode = torch._C._pop_torch_function_stack()
         try:
             return forward(self, *args, **kwargs)
         finally:
-            _push_mode(mode)
+            torch._C._push_on_torch_function_stack(mode)
 
     return call
 
@@ -101,6 +99,23 @@ class ConcatenatingModules:
                 except Exception:
                     self._new[plain] = plain
             module.__class__ = self._new[plain]
+
+    def enter(self, module: nn.Module) -> None:
+        """Run the rest of a module's forward pass in the mode, if the module was exchanged.
+
+        A module that is exchanged by a hook before its forward pass would run this pass as before.
+        """
+        if self._new.get(type(module).__bases__[0]) is not type(module):
+            return
+        mode = _Concatenates(module.training)
+        torch._C._push_on_torch_function_stack(mode)
+
+        def leave(*_: Any) -> None:
+            handle.remove()
+            if _mode() is mode:
+                torch._C._pop_torch_function_stack()
+
+        handle = module.register_forward_hook(leave, always_call=True)
 
     def put_back(self) -> None:
         """Restore the original classes."""
@@ -159,6 +174,8 @@ def _subclass(kind: type[nn.Module]) -> type[nn.Module]:
         if not isinstance(reduced, tuple):
             return reduced
         make, args, *state = reduced
+        # pickle refuses this function for another class than that of the instance.
+        make = kind.__new__ if make is _NEW else make
         return make, tuple(kind if value is new else value for value in args), *state
 
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -171,7 +188,8 @@ def _subclass(kind: type[nn.Module]) -> type[nn.Module]:
 
 def _mode() -> _Concatenates | None:
     """Return the innermost mode if it is that of a concatenating module."""
-    mode = _get_current_function_mode()
+    depth = torch._C._len_torch_function_stack()
+    mode = torch._C._get_function_stack_at(depth - 1) if depth else None
     return mode if isinstance(mode, _Concatenates) else None
 
 

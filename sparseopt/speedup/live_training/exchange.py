@@ -66,6 +66,10 @@ class ModelExchange:
                 self._exchanged[name] = module
         self._exchange_between(has_maps)
 
+    def continue_pass(self) -> None:
+        """Run the rest of the model's forward pass, in which a plan was applied, by this plan."""
+        self._concatenating.enter(self.model)
+
     def end(self) -> None:
         """Restore all modules."""
         self.apply({})

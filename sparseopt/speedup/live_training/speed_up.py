@@ -317,6 +317,7 @@ class SpeedUp:
         if self._measured and self._counts[key] < 2:
             return
         self._measure(key, args, kwargs)
+        self._exchange.continue_pass()
 
     def _forget_other_densities(self) -> None:
         """Discard measurements if live counts have changed by much since, as in pruning."""

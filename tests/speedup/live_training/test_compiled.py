@@ -67,6 +67,8 @@ class ConcatenatesAfterAPart(nn.Module):
         return self.last(torch.cat([x, self.part(x)], 1)).mean((2, 3))
 
 
+# A compiled part whose input has a history.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_part_of_a_model_that_concatenates_can_be_compiled():
     """The mode that keeps the layout in ``torch.cat`` is left out of the graph."""
     model = make(ConcatenatesAfterAPart)
