@@ -1,4 +1,4 @@
-"""Linear layers of constant fan-in, in every dense and sparse way that this machine has."""
+"""Linear layers of constant fan-in, by every dense and sparse implementation on this machine."""
 
 from __future__ import annotations
 
@@ -47,43 +47,44 @@ def measure_layer(shape: tuple[int, int], density: float, rows: int, rounds: int
     mask.scatter_(1, torch.rand(outputs, inputs).topk(fan_in).indices, True)
     layer.weight.data[~mask] = 0
     x = torch.randn(rows, inputs)
-    dense = dense_ways(layer, x)
+    dense = dense_implementations(layer, x)
     sparse = {
         "CSR": CSRLinear(layer.weight, mask, layer.bias),
         "condensed": CondensedLinear(layer.weight, mask, layer.bias),
     }
-    seconds = measure_ways({**dense, **{way: _call(one, x) for way, one in sparse.items()}}, rounds)
+    calls = {**dense, **{name: _call(one, x) for name, one in sparse.items()}}
+    seconds = measure_calls(calls, rounds)
     fastest = min(sparse, key=seconds.__getitem__)
-    is_faster = seconds[fastest] < min(seconds[way] for way in dense)
+    is_faster = seconds[fastest] < min(seconds[name] for name in dense)
     return {
         "shape": list(shape),
         "density": density,
         "rows": rows,
-        "dense": {way: seconds[way] for way in dense},
-        "sparse": {way: seconds[way] for way in sparse},
+        "dense": {name: seconds[name] for name in dense},
+        "sparse": {name: seconds[name] for name in sparse},
         "chosen": fastest if is_faster else "dense",
     }
 
 
 @torch.no_grad()
-def measure_ways(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def measure_calls(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Return the median seconds of each call, all of them in turn in every round."""
-    times = time_in_turn(ways, rounds=rounds, device="cpu", warmup=2, shortest=1e-3)
+    times = time_in_turn(calls, rounds=rounds, device="cpu", warmup=2, shortest=1e-3)
     return {name: time.median for name, time in times.items()}
 
 
-def dense_ways(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], Any]]:
+def dense_implementations(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], Any]]:
     """Return calls that compute a layer densely: torch and oneDNN, in two number formats."""
-    ways: dict[str, Callable[[], Any]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         given = (x.to(dtype), layer.weight.detach().to(dtype), layer.bias.detach().to(dtype))
         packed = torch.ops.mkldnn._reorder_linear_weight(given[1], len(x))
-        ways[f"F.linear {name}"] = lambda given=given: F.linear(*given)
-        ways[f"oneDNN packed {name}"] = lambda given=given, packed=packed: (
+        calls[f"F.linear {name}"] = lambda given=given: F.linear(*given)
+        calls[f"oneDNN packed {name}"] = lambda given=given, packed=packed: (
             torch.ops.mkldnn._linear_pointwise(given[0], packed, given[2], "none", [], "")
         )
-    return ways
+    return calls
 
 
 def _call(module: nn.Module, x: Tensor) -> Callable[[], Any]:
@@ -107,15 +108,15 @@ def rows(records: Sequence[Record]) -> list[dict[str, str]]:
 
 def _row(one: Record) -> dict[str, str]:
     kinds = (one[kind].items() for kind in ("dense", "sparse"))
-    (dense, dense_way), (sparse, sparse_way) = (
-        min((seconds, way) for way, seconds in ways) for ways in kinds
+    (dense, dense_name), (sparse, sparse_name) = (
+        min((seconds, name) for name, seconds in times) for times in kinds
     )
     return {
         "in x out": " x ".join(map(str, one["shape"])),
         "density": str(one["density"]),
         "rows": str(one["rows"]),
-        "fastest dense": f"{1e6 * dense:.0f}, {dense_way}",
-        "fastest sparse": f"{1e6 * sparse:.0f}, {sparse_way}",
+        "fastest dense": f"{1e6 * dense:.0f}, {dense_name}",
+        "fastest sparse": f"{1e6 * sparse:.0f}, {sparse_name}",
         "speed-up": f"{dense / sparse:.2f}",
         "chosen": one["chosen"],
     }

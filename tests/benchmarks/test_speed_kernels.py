@@ -10,11 +10,18 @@ from torchvision.models import ResNet50_Weights
 from benchmarks.cifar.models import WideResNet
 from benchmarks.speed.kernels import report, runs, summary
 from benchmarks.speed.kernels.figure import Choice, measure_workload
+from benchmarks.speed.kernels.implementations import (
+    INFERENCE,
+    OURS,
+    PARTS,
+    TRAINING,
+    Contender,
+    passes,
+)
 from benchmarks.speed.kernels.layers import WORKLOADS, Layer, Workload
 from benchmarks.speed.kernels.machine import file_suffix
 from benchmarks.speed.kernels.measuring import measure_layer, time_contenders
 from benchmarks.speed.kernels.ratios import BF16, FP32, MIXED, break_even, losers, speedups
-from benchmarks.speed.kernels.ways import INFERENCE, OURS, PARTS, TRAINING, Contender, passes
 from sparseopt.speedup import kernels
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
@@ -30,8 +37,13 @@ ABOUT = {
 }
 
 
-def row(what, precision, way, milliseconds, density=None, speedup=None):
-    made = {"what": what, "precision": precision, "way": way, "milliseconds": [milliseconds] * 3}
+def row(what, precision, implementation, milliseconds, density=None, speedup=None):
+    made = {
+        "what": what,
+        "precision": precision,
+        "way": implementation,
+        "milliseconds": [milliseconds] * 3,
+    }
     if density is not None:
         made["density"] = density
         made["speedup"] = [speedup or 1.0] * 3
@@ -184,8 +196,8 @@ def test_a_ratio_is_to_the_fastest_dense_way_and_the_hopeless_are_timed_once(mon
         ("peer", 0.1): iter([7.0, 6.5]),
     }
     contenders = [
-        Contender(INFERENCE, "float32", way, density, lambda times=times: next(times))
-        for (way, density), times in takes.items()
+        Contender(INFERENCE, "float32", name, density, lambda times=times: next(times))
+        for (name, density), times in takes.items()
     ]
     rows = {one["way"]: one for one in time_contenders(contenders, 3, "thread")}
     assert rows["slow"]["milliseconds"] == [8000.0] * 3
@@ -207,7 +219,7 @@ def test_a_training_pass_has_both_gradients():
 
 
 @needs_kernels
-def test_a_layer_is_timed_in_every_way():
+def test_a_layer_is_timed_by_every_implementation():
     one = measure_layer(Layer(8, 16, 4, size=6, kernel=3), (0.1, 0.5), True, 1, "thread")
     ours = {(r["what"], r["precision"], r["density"]) for r in one["times"] if r["way"] == OURS}
     precisions = ("float32", "bfloat16")
@@ -215,8 +227,8 @@ def test_a_layer_is_timed_in_every_way():
         *((what, p, d) for what in (TRAINING, INFERENCE) for p in precisions for d in (0.1, 0.5)),
         *((part, p, 0.1) for part in PARTS for p in precisions),
     }
-    ways = {r["way"] for r in one["times"] if "density" not in r}
-    assert ways == {"channels-last", "contiguous"}
+    dense = {r["way"] for r in one["times"] if "density" not in r}
+    assert dense == {"channels-last", "contiguous"}
 
 
 @needs_kernels

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from benchmarks.speed.kernels.implementations import OURS, Contender, dense, ours
 from benchmarks.speed.kernels.layers import Layer
 from benchmarks.speed.kernels.peers import peers
-from benchmarks.speed.kernels.ways import OURS, Contender, dense, ours
 from sparseopt.speedup.timing import Clock, Timing, in_turn, seconds
 
 Row = dict[str, Any]
@@ -71,7 +71,8 @@ def time_contenders(contenders: Sequence[Contender], rounds: int, clock: Clock) 
     worth = [
         index
         for index, one in enumerate(contenders)
-        if one.way == OURS or trials[index] <= HOPELESS * _fastest_dense(one, contenders, trials)
+        if one.implementation == OURS
+        or trials[index] <= HOPELESS * _fastest_dense(one, contenders, trials)
     ]
     measures = {
         str(index): partial(
@@ -120,7 +121,7 @@ def _row(
     index: int, contenders: Sequence[Contender], timings: Sequence[Timing], in_turn: bool
 ) -> Row:
     one, timing = contenders[index], timings[index]
-    row: Row = {"what": one.what, "precision": one.precision, "way": one.way}
+    row: Row = {"what": one.what, "precision": one.precision, "way": one.implementation}
     row["milliseconds"] = quartiles(timing, MILLI)
     if not in_turn:
         row["once"] = True

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.speed.kernels.implementations import Contender, live_positions, passes
 from benchmarks.speed.kernels.layers import Layer
-from benchmarks.speed.kernels.ways import Contender, live_positions, passes
 from sparseopt.speedup.kernels.calls import kernel_layout
 
 PRECISION = "float32"

@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.speed.kernels.implementations import INFERENCE, OURS, TRAINING
 from benchmarks.speed.kernels.layers import Layer
 from benchmarks.speed.kernels.measuring import HEADLINE, Row
-from benchmarks.speed.kernels.ways import INFERENCE, OURS, TRAINING
 from benchmarks.speed.records import Record
 
 
@@ -48,11 +48,11 @@ def dense_time(one: Record, what: str, precision: str) -> tuple[float, str] | No
 
 
 def sparse_row(
-    one: Record, what: str, precision: str, density: float, way: str = OURS
+    one: Record, what: str, precision: str, density: float, implementation: str = OURS
 ) -> Row | None:
     """The row of a sparse implementation, our kernels by default."""
     found = (row for row in _rows(one, what, precision) if row.get("density") == density)
-    return next((row for row in found if row["way"] == way), None)
+    return next((row for row in found if row["way"] == implementation), None)
 
 
 def _rows(one: Record, what: str, precision: str) -> Iterable[Row]:
@@ -100,10 +100,10 @@ def dense_total(layers: Sequence[Record], what: str, precision: str) -> float | 
 
 
 def sparse_total(
-    layers: Sequence[Record], what: str, precision: str, density: float, way: str = OURS
+    layers: Sequence[Record], what: str, precision: str, density: float, implementation: str = OURS
 ) -> float | None:
     """The sum of the milliseconds of sparse code; ``None`` if it does not support all layers."""
-    rows = [sparse_row(one, what, precision, density, way) for one in layers]
+    rows = [sparse_row(one, what, precision, density, implementation) for one in layers]
     if None in rows:
         return None
     return sum(

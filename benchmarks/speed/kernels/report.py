@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common.tables import MISSING, paragraph, section, table
+from benchmarks.speed.kernels.implementations import PARTS, TRAINING
 from benchmarks.speed.kernels.measuring import HEADLINE
 from benchmarks.speed.kernels.peers import PEERS
 from benchmarks.speed.kernels.ratios import (
@@ -27,7 +28,6 @@ from benchmarks.speed.kernels.ratios import (
 )
 from benchmarks.speed.kernels.runs import not_measured, of_workloads, ordinary, title
 from benchmarks.speed.kernels.summary import summary
-from benchmarks.speed.kernels.ways import PARTS, TRAINING
 from benchmarks.speed.records import Record
 
 INTRODUCTION = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from benchmarks.speed.kernels.implementations import INFERENCE, TRAINING
 from benchmarks.speed.kernels.measuring import HEADLINE
 from benchmarks.speed.kernels.ratios import (
     BF16,
@@ -17,7 +18,6 @@ from benchmarks.speed.kernels.ratios import (
     speedups,
 )
 from benchmarks.speed.kernels.runs import ordinary, title
-from benchmarks.speed.kernels.ways import INFERENCE, TRAINING
 from benchmarks.speed.records import Record
 
 

@@ -33,14 +33,14 @@ class Contender:
     Attributes:
         what: ``"inference"``, ``"training"``, or the name of a part of training.
         precision: The precision of all tensors; sums are always float32.
-        way: The library or code that computes.
+        implementation: The name of the library or code that computes.
         density: The share of weights in the computation; ``None`` for all weights.
         call: The call.
     """
 
     what: str
     precision: str
-    way: str
+    implementation: str
     density: float | None
     call: Callable[[], Any]
 
@@ -143,10 +143,10 @@ def _parts(
 
 
 def _contenders(
-    found: dict[str, Any], precision: str, way: str, density: float | None = None
+    found: dict[str, Any], precision: str, implementation: str, density: float | None = None
 ) -> Iterator[Contender]:
     for what, call in found.items():
-        yield Contender(what, precision, way, density, call)
+        yield Contender(what, precision, implementation, density, call)
 
 
 def _tensors(layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
