@@ -131,7 +131,7 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank, restarts = dist.get_rank(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if restarts == 0:
-        train(folder / "whole", seed=rank, dies=False)
+        train(folder / "uninterrupted", seed=rank, dies=False)
     # After a restart seeds and initial weights differ, so the checkpoint has to restore everything.
     train(folder / "broken", seed=rank + 10 * restarts, dies=True)
     save({"restarts": restarts}, folder / f"restarts-{rank}.pt")

@@ -79,7 +79,7 @@ class Recorder:
         self.seen["updating"].append(self._updating)
         self.seen["lr"].append(self._lr)
         self.seen["weights"].append(weights_of(self.model))
-        self.seen["masks"].append({n: whole(mask) for n, mask in self.optimizer.masks.items()})
+        self.seen["masks"].append({n: gathered(mask) for n, mask in self.optimizer.masks.items()})
         self.seen["gradients"].append(gradients_of(self.model))
 
 
@@ -155,14 +155,14 @@ def _mean_gradient(
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: whole(p.detach()) for name, p in model.named_parameters()}
+    return {name: gathered(p.detach()) for name, p in model.named_parameters()}
 
 
 def gradients_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: whole(p.grad) for name, p in model.named_parameters()}
+    return {name: gathered(p.grad) for name, p in model.named_parameters()}
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """A copy; a DTensor is gathered from all ranks."""
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
 

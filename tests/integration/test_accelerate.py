@@ -168,13 +168,13 @@ def test_accelerate_sees_which_steps_an_overflow_skipped_and_they_advance_nothin
 @every_run
 def test_load_state_goes_on_in_fresh_processes_to_the_last_bit(worlds, name):
     """FSDP2 resumes from shards that both ranks saved."""
-    whole, rest = worlds[name].of(name), worlds[name].of(name, "resume")
-    assert 0 < len(rest["weights"]) == len(whole["weights"]) - SAVED_AT
-    assert_same_run(rest, {key: whole[key][SAVED_AT:] for key in RECORDED})
-    assert rest["history"] == whole["history"]
+    uninterrupted, rest = worlds[name].of(name), worlds[name].of(name, "resume")
+    assert 0 < len(rest["weights"]) == len(uninterrupted["weights"]) - SAVED_AT
+    assert_same_run(rest, {key: uninterrupted[key][SAVED_AT:] for key in RECORDED})
+    assert rest["history"] == uninterrupted["history"]
     assert rest["history"][-1]["step"] > SAVED_AT
     if not RUNS[name].fsdp:
-        assert_same_outcome(rest["outcome"], whole["outcome"])
+        assert_same_outcome(rest["outcome"], uninterrupted["outcome"])
 
 
 @pytest.mark.parametrize("name", ONE_PROCESS)

@@ -36,7 +36,7 @@ def test_rank_was_killed_and_all_ranks_were_started_again_once(folder):
 
 
 def test_all_ranks_go_on_from_the_last_checkpoint_with_the_same_masks(folder):
-    whole, broken = (seen_by_ranks(folder, run)[0] for run in ("whole", "broken"))
+    uninterrupted, broken = (seen_by_ranks(folder, run)[0] for run in ("uninterrupted", "broken"))
     first, second = seen_by_ranks(folder, "broken")
     last_save = KILLED_AT // SAVE_EVERY * SAVE_EVERY
     assert first["begun"] == second["begun"] == last_save > 0
@@ -44,18 +44,20 @@ def test_all_ranks_go_on_from_the_last_checkpoint_with_the_same_masks(folder):
     for step, masks in first["masks"].items():
         for name, mask in masks.items():
             assert torch.equal(mask, second["masks"][step][name]), (name, step)
-            assert torch.equal(mask, whole["masks"][step][name]), (name, step)
+            assert torch.equal(mask, uninterrupted["masks"][step][name]), (name, step)
 
 
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_end_is_that_of_the_uninterrupted_run_to_the_last_bit(folder, rank):
-    whole, broken = (seen_by_ranks(folder, run)[rank]["outcome"] for run in ("whole", "broken"))
+    uninterrupted, broken = (
+        seen_by_ranks(folder, run)[rank]["outcome"] for run in ("uninterrupted", "broken")
+    )
     for part in ("weights", "masks", "state"):
-        assert whole[part].keys() == broken[part].keys()
-        for name, tensor in whole[part].items():
+        assert uninterrupted[part].keys() == broken[part].keys()
+        for name, tensor in uninterrupted[part].items():
             assert torch.equal(tensor, broken[part][name]), (part, name)
-    assert whole["history"] == broken["history"]
-    assert whole["steps"] == broken["steps"] == dict.fromkeys(RUNS, STEPS)
+    assert uninterrupted["history"] == broken["history"]
+    assert uninterrupted["steps"] == broken["steps"] == dict.fromkeys(RUNS, STEPS)
     for method in RUNS:
         steps = [record["step"] for record in broken["history"][method] if record["dropped"]]
         assert min(steps) < KILLED_AT < max(steps)

@@ -81,11 +81,11 @@ def test_trainer_clips_and_logs_the_norm_of_live_gradients_and_the_learning_rate
 @every_run
 def test_resume_from_checkpoint_goes_on_in_a_fresh_process_to_the_last_bit(resumed, name):
     """The optimizer is made before the model is loaded if it is passed, and after it otherwise."""
-    whole = torch.load(resumed / f"{name}-start.pt")
+    uninterrupted = torch.load(resumed / f"{name}-start.pt")
     rest = torch.load(resumed / f"{name}-resume.pt")
     assert len(rest["weights"]) == STEPS - SAVED_AT
-    assert_same_run(rest, {key: whole[key][SAVED_AT:] for key in RECORDED})
-    assert_same_outcome(rest["outcome"], whole["outcome"])
+    assert_same_run(rest, {key: uninterrupted[key][SAVED_AT:] for key in RECORDED})
+    assert_same_outcome(rest["outcome"], uninterrupted["outcome"])
     assert rest["outcome"]["history"][-1]["step"] > SAVED_AT
 
 

@@ -98,9 +98,9 @@ def assert_same_outcome(expected, outcome):
 
 @pytest.mark.parametrize(("method", "name"), [("set", "AdamW"), ("rigl", "SGD")])
 def test_run_killed_at_random_moments_ends_as_if_it_had_never_been(tmp_path, method, name):
-    whole = Run(tmp_path / "whole", method, name)
-    whole.finish()
-    expected = whole.outcome()
+    uninterrupted = Run(tmp_path / "uninterrupted", method, name)
+    uninterrupted.finish()
+    expected = uninterrupted.outcome()
     assert expected["steps"] == STEPS
     assert sum(record["dropped"] > 0 for record in expected["history"]) > 10
 

@@ -107,9 +107,9 @@ class Benchmark:
 
 
 def test_results_survive_kills_and_end_as_if_there_had_been_none(tmp_path, arguments):
-    whole = Benchmark(tmp_path / "whole", arguments)
-    whole.finish()
-    expected = whole.results()
+    uninterrupted = Benchmark(tmp_path / "uninterrupted", arguments)
+    uninterrupted.finish()
+    expected = uninterrupted.results()
     assert len(expected) == len(METHODS)
 
     moments = random.Random(0)

@@ -128,12 +128,12 @@ def test_overflow_under_fp16_advances_nothing(folder):
 def test_checkpoint_of_lightning_goes_on_in_a_fresh_process_to_the_last_bit(resumed, name):
     """Lightning loads the model, makes the optimizer, and only then loads its state."""
     uninterrupted = torch.load(resumed / f"{name}-start.pt")
-    for whole, rest in zip(uninterrupted, torch.load(resumed / f"{name}-resume.pt"), strict=True):
+    for full, rest in zip(uninterrupted, torch.load(resumed / f"{name}-resume.pt"), strict=True):
         steps = len(rest["weights"])
-        assert 0 < steps < len(whole["weights"])
-        assert_same_run(rest, {key: whole[key][-steps:] for key in rest if key in RECORDED})
-        assert_same_outcome(rest["outcome"], whole["outcome"])
-        assert rest["outcome"]["history"][-1]["step"] > whole["outcome"]["steps"] - steps
+        assert 0 < steps < len(full["weights"])
+        assert_same_run(rest, {key: full[key][-steps:] for key in rest if key in RECORDED})
+        assert_same_outcome(rest["outcome"], full["outcome"])
+        assert rest["outcome"]["history"][-1]["step"] > full["outcome"]["steps"] - steps
 
 
 @pytest.mark.parametrize("name", RUNS)
