@@ -26,7 +26,7 @@ DENSITY = 0.1
 
 #: The explanation of the columns in the table of costs.
 COST_COLUMNS = (
-    "RigL, ERK, automatic (compact) state; medians. Times of `step()`, masking and full training "
+    "RigL, ERK, automatic (live) state; medians. Times of `step()`, masking and full training "
     "steps are multiples of the plain optimizer's times. Both optimizers step in turn in one "
     "process. The quartiles of a second copy of the plain optimizer are in brackets. Memory is "
     "held between steps, and is a multiple of the plain optimizer's state: first state only, then "

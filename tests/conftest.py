@@ -39,7 +39,7 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["compact", "masked"])
+@pytest.fixture(params=["live", "masked"])
 def state(request: pytest.FixtureRequest) -> str:
     """Both forms of the optimizer's state."""
     return request.param

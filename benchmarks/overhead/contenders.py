@@ -36,7 +36,7 @@ PLAIN = "plain"
 #: A second copy of the plain optimizer: its ratio to the first is the spread of the measurement.
 AGAIN = "plain, again"
 #: The contenders in short tables.
-OURSELVES = "sparseopt, compact"
+OURSELVES = "sparseopt, live"
 
 #: The plain optimizer that mask updates are also compared with, for every inner optimizer.
 REFERENCE = "adamw-for-loop"
@@ -119,7 +119,7 @@ class Contender:
 class Wrapped(Contender):
     """The optimizer wrapped in :class:`SparseOptimizer` with RigL."""
 
-    state = "compact"
+    state = "live"
 
     def prepare(self, optimizer: str) -> SparseOptimizer:
         return SparseOptimizer(

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.files import write_atomic
-from benchmarks.overhead.contenders import OPTIMIZERS
+from benchmarks.overhead.contenders import OPTIMIZERS, OURSELVES
 from benchmarks.overhead.workloads import WORKLOADS
 
 Entry = dict[str, Any]
 
 FIGURES = ("steps", "training", "profile")
+#: Names of contenders in older results files, and their names now.
+RENAMED = {"sparseopt, compact": OURSELVES}
 
 
 class Results:
@@ -36,7 +38,9 @@ class Results:
         write_atomic(self._path, (json.dumps(content, indent=1) + "\n").encode())
 
     def _read(self) -> dict[str, Any]:
-        return json.loads(self._path.read_text()) if self._path.exists() else {}
+        if not self._path.exists():
+            return {}
+        return json.loads(self._path.read_text(), object_pairs_hook=_with_present_names)
 
     def of(self, figures: str, workload: str, density: float) -> list[Entry]:
         """Return the entries of one table, in the order of the optimizers."""
@@ -47,6 +51,10 @@ class Results:
     def groups(self) -> Sequence[tuple[str, float]]:
         """Return every model and density that has an entry."""
         return list(dict.fromkeys((entry["workload"], entry["density"]) for entry in self.entries))
+
+
+def _with_present_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {RENAMED.get(name, name): value for name, value in pairs}
 
 
 def _key(entry: Entry) -> tuple[Any, ...]:

@@ -56,7 +56,7 @@ class SparseLayer:
     has no reference to the method that moves it or to the optimizer that trains it.
 
     Up to a density of a quarter a layer keeps the positions of its live weights, four bytes each.
-    Above that it keeps a mask of one byte a weight, and also positions while compact state needs
+    Above that it keeps a mask of one byte a weight, and also positions while live state needs
     them. In both cases it keeps one bit a weight for "was ever live". A layer of up to 4096 weights
     also keeps the inverse of its mask, one byte a weight: with it, one call masks a gradient. Where
     the kernels copy live entries, the layer also keeps the mask as one bit a weight.

@@ -25,7 +25,7 @@ class SNFS(Redistributing):
 
     The momentum is the method's own: a dense tensor of the weight's size for each layer. Every step
     adds its dense gradient until masks stop moving. The inner optimizer's momentum is not read, and
-    may be compact.
+    may be of live weights only.
 
     Args:
         momentum: the factor of the old value in the moving average, in [0, 1).

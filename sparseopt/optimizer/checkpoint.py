@@ -79,13 +79,13 @@ class SavedState:
     progress: dict[str, Any]
 
 
-def attach(updater: MaskUpdater, *, named: bool, compact: bool) -> dict[str, Any]:
+def attach(updater: MaskUpdater, *, named: bool, live_only: bool) -> dict[str, Any]:
     """Return the inner optimizer's state dict with masks and progress added.
 
     Args:
         updater: the mask updater, with the layers, their state, the method and the progress.
         named: whether the layers have names of their own.
-        compact: whether state is one value a live weight now.
+        live_only: whether the state of layers has one value a live weight now.
 
     Raises:
         RuntimeError: if a layer's weight is no longer in any param group.
@@ -124,7 +124,7 @@ def attach(updater: MaskUpdater, *, named: bool, compact: bool) -> dict[str, Any
     groups[0][PROGRESS_KEY] = {
         "method": updater.method.name,
         "optimizer": type(inner).__name__,
-        "compact": compact,
+        "state": "live" if live_only else "masked",
         **updater.progress.as_dict(),
         "named": named,
         "fresh": tuple((*key, value) for key, value in updater.backend.noted.items()),
@@ -222,11 +222,12 @@ def restore(saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str,
     # Checkpoints of the first version lack this key.
     fresh = saved.progress.get("fresh", ())
     backend.noted.update({(names[layer], state): value for layer, state, value in fresh})
+    live_only = _has_live_state(saved.progress)
     for layer, was in saved.layers:
         layer._restore(was.mask, was.ever_live_bits, was.target)
         layer.last_dropped, layer.last_grown = was.last_dropped, was.last_grown
         layer._clear_dropped_()
-        backend.load_layer(layer, compact=saved.progress["compact"])
+        backend.load_layer(layer, live_only=live_only)
         if memory is not None:
             memory.restore(layer, was.memory)
         updater.state.restore(layer, was.state)
@@ -247,6 +248,12 @@ def only_makes_state(inner: Optimizer, gradients: Callable[[], Sequence[Tensor]]
     if inner.state or any(group.get("lr") != 0.0 for group in inner.param_groups):
         return False
     return not any(bool(gradient.any()) for gradient in gradients())
+
+
+def _has_live_state(progress: Mapping[str, Any]) -> bool:
+    """Whether the state of layers in a checkpoint has one value a live weight."""
+    # Checkpoints of the first version have the bool "compact" instead.
+    return bool(progress["compact"] if "compact" in progress else progress["state"] == "live")
 
 
 def _check_kind(

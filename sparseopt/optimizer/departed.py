@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.maskable_weights import optimizer_weights
 from sparseopt.optimizer.mask_updates import MaskUpdater
-from sparseopt.optimizer.state import CompactState, MaskedState
+from sparseopt.optimizer.state import LiveState, MaskedState
 
 __all__ = ["departed_layers", "forget_layers", "warn_of_departed"]
 
@@ -63,7 +63,7 @@ def warn_of_departed(updater: MaskUpdater, model: nn.Module | None, *, stackleve
         stacklevel: the stack level of the warning; 1 is this function.
     """
     # Another backend may have swapped the weights for smaller ones.
-    if model is None or not isinstance(updater.backend, (CompactState, MaskedState)):
+    if model is None or not isinstance(updater.backend, (LiveState, MaskedState)):
         return
     outside = _outside(updater.layers, model)
     if not outside:

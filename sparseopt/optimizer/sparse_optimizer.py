@@ -29,7 +29,13 @@ from sparseopt.optimizer.mask_updates import MaskUpdater
 from sparseopt.optimizer.new_group import add_group
 from sparseopt.optimizer.progress import Progress, UpdateRecord
 from sparseopt.optimizer.replaced_parameters import rebind
-from sparseopt.optimizer.state import CompactState, StateBackend, StateMode, make_backend
+from sparseopt.optimizer.state import (
+    LiveState,
+    StateBackend,
+    StateMode,
+    make_backend,
+    renamed_mode,
+)
 from sparseopt.optimizer.summary import summary_table
 from sparseopt.optimizer.weight_backup import WeightBackup
 from sparseopt.optimizer.wrapper import WrappedOptimizer, share_local_state
@@ -86,9 +92,9 @@ class SparseOptimizer(WrappedOptimizer):
             ``"constant"``.
         seed: the seed of random masks and random growth; rank 0's :func:`torch.initial_seed` by
             default.
-        state: the form of optimizer state: ``"compact"`` keeps it for live weights only,
-            ``"masked"`` keeps it dense, ``"auto"`` is compact for element-wise optimizers. It has
-            nothing to do with :func:`~sparseopt.compact`, which removes channels from a model.
+        state: the form of optimizer state: ``"live"`` keeps it for live weights only,
+            ``"masked"`` keeps it dense, ``"auto"`` is ``"live"`` for element-wise optimizers and
+            ``"masked"`` for others.
         regrow: whether a weight that an update drops can grow in the same update: with its value
             and state (``"keep"``, the default), from zero with new state (``"zero"``), or not at
             all (``"never"``).
@@ -104,7 +110,7 @@ class SparseOptimizer(WrappedOptimizer):
         TypeError: if an argument has the wrong type, the optimizer cannot be wrapped (SparseAdam,
             a SparseOptimizer), or a weight is complex or has a layout other than ``torch.strided``
             and no ``density=False`` in its param group.
-        ValueError: if an argument is out of range, a name is not known, or ``state="compact"`` is
+        ValueError: if an argument is out of range, a name is not known, or ``state="live"`` is
             given where state has to be dense (DTensors, an optimizer that is not element-wise).
         NoSparseLayerError: if no weight can be sparse.
 
@@ -161,8 +167,8 @@ class SparseOptimizer(WrappedOptimizer):
         self._layers = build.build_layers(
             optimizer.param_groups, model, self._mask_config, self.method, self._progress.generator
         )
-        self._state_mode = state
-        backend = make_backend(state, optimizer, self._layers)
+        self._state_mode = renamed_mode(state, stacklevel=2)
+        backend = make_backend(self._state_mode, optimizer, self._layers)
         self._updater = MaskUpdater(self.method, self._layers, backend, self._progress)
         self._first_step_checks = FirstStepChecks(self._updater, by_size=mask == "magnitude")
         self._accountant = Accountant(model)
@@ -251,9 +257,9 @@ class SparseOptimizer(WrappedOptimizer):
         self.materialize()
         self._follow_weights()
         self._before_saving()
-        compact = isinstance(self.backend, CompactState) and not self._hooks.are_removed
+        live_only = isinstance(self.backend, LiveState) and not self._hooks.are_removed
         return self._after_saving(
-            checkpoint.attach(self._updater, named=self._named, compact=compact)
+            checkpoint.attach(self._updater, named=self._named, live_only=live_only)
         )
 
     def dense_state_dict(self) -> dict[str, Any]:
@@ -285,8 +291,8 @@ class SparseOptimizer(WrappedOptimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore masks, optimizer state, schedule, history and random state.
 
-        The schedule of the checkpoint replaces the schedule given at construction. Compact and
-        dense state load into either mode. If the checkpoint does not fit, nothing changes.
+        The schedule of the checkpoint replaces the schedule given at construction. Live and
+        masked state load into either mode. If the checkpoint does not fit, nothing changes.
 
         Raises:
             CheckpointError: if the state dict belongs to a plain optimizer, another method, other

@@ -55,8 +55,8 @@ class WrappedOptimizer(Optimizer):
     def state(self) -> Any:
         """The inner optimizer's state itself, keyed by parameter.
 
-        With compact state the tensors of a sparse layer hold one value a live weight, ``(live,)``,
-        in logical order.
+        With live state the tensors of a sparse layer hold one value a live weight, ``(live,)``, in
+        logical order.
         """
         return self.inner.state
 

@@ -18,17 +18,18 @@ def cells(name):
 
 
 def test_memory_is_from_least_to_most_of_the_networks():
+    # Entries that were measured before have the contender's former name.
+    text = OVERHEAD.read_text().replace("sparseopt, compact", "sparseopt, live")
     found = [
         entry["contenders"]
-        for entry in json.loads(OVERHEAD.read_text())["entries"]
+        for entry in json.loads(text)["entries"]
         if entry["figures"] == "steps"
         and entry["density"] == 0.1
         and entry["workload"] in ("wrn-22-2", "resnet-50", "gpt")
         and entry["optimizer"].startswith("adamw")
     ]
     ratios = [
-        one["sparseopt, compact"]["bytes"]["state"] / one["plain"]["bytes"]["state"]
-        for one in found
+        one["sparseopt, live"]["bytes"]["state"] / one["plain"]["bytes"]["state"] for one in found
     ]
     assert f"{min(ratios):.2f} to {max(ratios):.2f} of the memory" in cells("memory")
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "overhead"
 OPTIMIZERS = ("sgd-foreach", "adamw-for-loop")
-OURS = ("sparseopt, compact", "sparseopt, masked")
+OURS = ("sparseopt, live", "sparseopt, masked")
 MODEL = "mlp"
 PRUNE = "torch.nn.utils.prune"
 ABSENT = "SparseLab"
@@ -121,7 +121,7 @@ def test_bytes_are_those_of_the_tensors_that_optimizers_must_hold(
     }
     assert held["plain"]["state"] == held["sparseopt, masked"]["state"] == dense
     live = 4 * moments * (weights - sparse + DENSITY * sparse) + counters
-    assert held["sparseopt, compact"]["state"] == pytest.approx(live, rel=1e-3)
+    assert held["sparseopt, live"]["state"] == pytest.approx(live, rel=1e-3)
     # A float32 mask and the product of weight and mask, each of every weight.
     assert held[PRUNE]["masks"] == held[PRUNE]["other"] == 4 * sparse
     for name in OURS:
@@ -179,6 +179,16 @@ def test_committed_report_is_that_of_the_committed_results(tmp_path: Path) -> No
     assert (tmp_path / "report.md").read_text() == (committed / "report.md").read_text()
     # Another version of matplotlib may draw the same figure in other words.
     assert (committed / "cost.svg").exists()
+
+
+def test_results_with_the_former_name_of_a_contender_give_the_same_report(
+    out: Path, tmp_path: Path
+) -> None:
+    text = (out / "results.json").read_text()
+    assert "sparseopt, live" in text
+    (tmp_path / "results.json").write_text(text.replace("sparseopt, live", "sparseopt, compact"))
+    assert main(["--report-only", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "report.md").read_text() == (out / "report.md").read_text()
 
 
 def test_measuring_a_part_again_replaces_it_and_leaves_the_others(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_masks_move_at_updates_alone_and_only_where_they_should(name: str) -> No
     assert moved == (name in MOVING)
 
 
-@pytest.mark.parametrize("name", ["sparseopt, compact", "rigl-torch", "sparsimony"])
+@pytest.mark.parametrize("name", ["sparseopt, live", "rigl-torch", "sparsimony"])
 def test_update_is_rigl_as_numpy_does_it(name: str) -> None:
     contender, timer = make(name)
     run(contender, timer, 2 * UPDATE_EVERY - 1)

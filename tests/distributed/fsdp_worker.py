@@ -264,9 +264,9 @@ def large(folder: Path) -> dict:
 
 
 def refused(folder: Path) -> str:
-    """The error for compact state."""
+    """The error for live state."""
     try:
-        begin(shard(dense()), "rigl", "SGD", state="compact")
+        begin(shard(dense()), "rigl", "SGD", state="live")
     except ValueError as error:
         return str(error)
     return "nothing"

@@ -267,7 +267,7 @@ def test_checkpoint_of_two_ranks_is_resumed_on_any_number(two, resumed, run, ran
     assert rest["history"][-1]["step"] > STOP
 
 
-@pytest.mark.parametrize("state", ["compact", "masked"])
+@pytest.mark.parametrize("state", ["live", "masked"])
 @pytest.mark.parametrize("run", CHECKPOINTED, ids=CHECKPOINT_IDS)
 def test_whole_checkpoint_of_two_ranks_is_resumed_without_any(two, run, state):
     """`full_state_dict=True`, loaded by `load_state_dict()` where nothing is sharded."""
@@ -286,5 +286,5 @@ def test_whole_checkpoint_of_two_ranks_is_resumed_without_any(two, run, state):
     assert_equal(rest["final_masks"], two["save"][run]["final_masks"])
 
 
-def test_compact_state_is_refused_for_sharded_weights_with_the_reason(two):
-    assert re.search("state='compact' .* sharded weights .*state='auto'", two["refused"])
+def test_live_state_is_refused_for_sharded_weights_with_the_reason(two):
+    assert re.search("state='live' .* sharded weights .*state='auto'", two["refused"])

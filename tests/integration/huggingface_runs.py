@@ -68,7 +68,7 @@ RUNS = {
         accumulate=2,
         passed=False,
     ),
-    # In compact state a fused optimizer may round differently from a dense one.
+    # In live state a fused optimizer may round differently from a dense one.
     "made by a subclass, bf16": Run(
         "GPT-2",
         _in_layers("transformer.h", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),

@@ -22,11 +22,11 @@ RUNS = [
     for method, (name, out_of, into) in itertools.product(
         ["set", "rigl", "pruning", "snfs", "granet", "mest"],
         [
-            ("AdamW", "compact", "compact"),
+            ("AdamW", "live", "live"),
             ("AdamW", "masked", "masked"),
-            ("AdamW", "compact", "masked"),
-            ("SGD", "masked", "compact"),
-            ("Rprop", "compact", "compact"),
+            ("AdamW", "live", "masked"),
+            ("SGD", "masked", "live"),
+            ("Rprop", "live", "live"),
             ("Adafactor", "auto", "auto"),
             ("Muon", "auto", "auto"),
             ("LBFGS", "auto", "auto"),
@@ -35,7 +35,7 @@ RUNS = [
 ] + [
     (method.name, name, out_of, into)
     for method in (SmoothedSalience, FrequentGradient)
-    for name, out_of, into in [("AdamW", "compact", "compact"), ("SGD", "masked", "compact")]
+    for name, out_of, into in [("AdamW", "live", "live"), ("SGD", "masked", "live")]
 ]
 
 

@@ -116,7 +116,7 @@ def test_memory_is_fed_once_a_step_with_the_mean_of_all_micro_batches():
         assert_held(optimizer, momentum)
 
 
-@pytest.mark.parametrize("state", ["compact", "masked"])
+@pytest.mark.parametrize("state", ["live", "masked"])
 def test_memory_holds_unscaled_gradients_and_none_of_a_step_that_overflowed(state):
     """A power of two scales without loss, so the run is the unscaled one to the last bit."""
     model, other = make(), make()

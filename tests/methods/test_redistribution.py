@@ -47,15 +47,15 @@ def test_every_update_agrees_with_the_oracle(method, name, dtype, state):
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 @pytest.mark.parametrize("method", METHODS)
 def test_whole_run_agrees_with_a_dense_run_masked_by_hand(method, name, state):
-    if state == "compact" and not place_does_not_matter(name, {}, torch.float32):
+    if state == "live" and not place_does_not_matter(name, {}, torch.float32):
         pytest.skip("torch's own last bit depends on the place")
     model, optimizer, reference = wrapped(method, name, state)
     assert_run_is_that_by_hand(name, model, optimizer, reference, STEPS)
 
 
 def test_snfs_grows_alike_whatever_the_inner_optimizer_keeps():
-    """Plain SGD has no momentum that the method could read, and AdamW's is compact."""
-    for name, state in (("SGD", "compact"), ("AdamW", "compact"), ("AdamW", "masked")):
+    """Plain SGD has no momentum that the method could read, and AdamW's is of live weights only."""
+    for name, state in (("SGD", "live"), ("AdamW", "live"), ("AdamW", "masked")):
         model, optimizer, reference = wrapped("snfs", name, state)
         for group in optimizer.param_groups:
             if "momentum" in group:

@@ -19,8 +19,8 @@ from tests.support.resuming import STEPS, assert_same_run, resumed, saved_and_lo
 from tests.support.training import train
 
 
-@pytest.mark.parametrize("into", ["compact", "masked"])
-@pytest.mark.parametrize("out_of", ["compact", "masked"])
+@pytest.mark.parametrize("into", ["live", "masked"])
+@pytest.mark.parametrize("out_of", ["live", "masked"])
 @pytest.mark.parametrize("steps", [0, 9, 10])
 @pytest.mark.parametrize("method", ["static", "set", "rigl", "pruning"])
 def test_resumed_run_is_the_uninterrupted_one(method, steps, out_of, into, tmp_path):

@@ -29,7 +29,7 @@ pytestmark = [
 
 STEPS = 16
 wrap = partial(wrapping.wrap, name="AdamW")
-RUNS = [("set", "compact"), ("rigl", "compact"), ("rigl", "masked"), ("pruning", "masked")]
+RUNS = [("set", "live"), ("rigl", "live"), ("rigl", "masked"), ("pruning", "masked")]
 
 
 @pytest.fixture(autouse=True)

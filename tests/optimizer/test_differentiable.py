@@ -130,9 +130,9 @@ def test_leaves_are_refused_in_torchs_words(name):
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_compact_state_is_refused_with_a_reason(name):
+def test_live_state_is_refused_with_a_reason(name):
     """A 1-D tensor of live weights has no place in the graph of the weights."""
     weight, bias, _ = meta_parameters()
     inner = build(name, [weight.clone(), bias.clone()], differentiable=True)
     with pytest.raises(ValueError, match="differentiable=True"):
-        SparseOptimizer(inner, state="compact", **SETTINGS)
+        SparseOptimizer(inner, state="live", **SETTINGS)

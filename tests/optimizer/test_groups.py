@@ -71,7 +71,7 @@ def test_density_of_a_param_group_overrides_the_default():
 
 
 def test_dense_param_group_trains_like_a_dense_one():
-    """Gradients of a `density=False` group are never masked and its state never compact."""
+    """Gradients of a `density=False` group are never masked, and its state is always dense."""
     model = make()
     inner = torch.optim.AdamW(
         [

@@ -41,9 +41,9 @@ def test_interrupted_update_leaves_no_layer_empty(number, channels_last, state):
             optimizer.step()
     except KeyboardInterrupt:
         pass
-    # With compact state a step of this model has fewer operations than 60, and than 50 in a row.
+    # With live state a step of this model has fewer operations than 60, and than 50 in a row.
     if interrupting.number > 0:
-        assert state == "compact"
+        assert state == "live"
         assert number >= (60 if channels_last else 50)
     for layer in optimizer.layers:
         assert int(layer.weight.count_nonzero()) == layer.live
@@ -86,7 +86,7 @@ def test_weights_that_were_lent_come_back_in_their_shape():
     model = make()
     shapes = [parameter.shape for parameter in model.parameters()]
     inner = StoppingSGD(model.parameters(), lr=0.05, momentum=0.9)
-    optimizer = SparseOptimizer(inner, model, state="compact", **SETTINGS)
+    optimizer = SparseOptimizer(inner, model, state="live", **SETTINGS)
     train(model, optimizer, 2)
     backward(model, 3)
     inner.stops = True

@@ -114,7 +114,7 @@ def test_detached_optimizer_refuses_groups_and_checkpoints():
 def test_layer_whose_precision_changes_continues_as_with_dense_state(dtype):
     """With SGD; torch's own AdamW does not take state of another precision."""
     weights = []
-    for state in ("compact", "masked"):
+    for state in ("live", "masked"):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
         optimizer = SparseOptimizer(build("SGD", model.parameters()), model, **POOLED, state=state)
@@ -126,9 +126,9 @@ def test_layer_whose_precision_changes_continues_as_with_dense_state(dtype):
                 weight.grad = torch.randn(weight.shape, generator=noise).to(weight.dtype)
             optimizer.step()
         weights.append([weight.detach().clone() for weight in model.parameters()])
-    for compact, masked in zip(*weights, strict=True):
-        assert compact.dtype == masked.dtype
-        torch.testing.assert_close(compact, masked)
+    for live, masked in zip(*weights, strict=True):
+        assert live.dtype == masked.dtype
+        torch.testing.assert_close(live, masked)
 
 
 class OneAfterTheOther(torch.optim.Optimizer):
@@ -224,10 +224,10 @@ def test_removed_layer_does_not_disturb_layers_that_take_its_index(take_out, met
 
 
 @pytest.mark.parametrize("method", ["static", "set"])
-def test_compact_state_whose_data_is_replaced_equals_dense_state(method):
+def test_live_state_whose_data_is_replaced_equals_dense_state(method):
     """Replace the optimizer's state in place, as a move to another device and back does."""
     weights, moments = [], []
-    for state, replaced in [("masked", False), ("masked", True), ("compact", True)]:
+    for state, replaced in [("masked", False), ("masked", True), ("live", True)]:
         model = make()
         optimizer = wrap(model, "AdamW", method=method, state=state)
         for t in range(1, 21):
@@ -280,9 +280,9 @@ class Scaled(OneAfterTheOther):
 
 
 @pytest.mark.parametrize("resumes", [False, True])
-def test_compact_state_of_a_users_optimizer_starts_at_its_own_value(resumes):
+def test_live_state_of_a_users_optimizer_starts_at_its_own_value(resumes):
     weights = []
-    for state in ("masked", "compact"):
+    for state in ("masked", "live"):
         model = make()
         optimizer = SparseOptimizer(
             Scaled(model.parameters()), model, method="set", state=state, **SETTINGS

@@ -59,7 +59,7 @@ def backward(model: nn.Module, optimizer: SparseOptimizer, index: int) -> None:
 def test_every_weight_is_as_it_was_or_as_it_will_be(method, channels_last, monkeypatch):
     monkeypatch.setattr(gather, "WORTH_A_BUNDLE", 2)
     model = sizes(channels_last=channels_last)
-    optimizer = wrap(model, method, "compact")
+    optimizer = wrap(model, method, "live")
     for index in range(1, 8):
         backward(model, optimizer, index)
         # Layers that are full are the inner optimizer's to write.
@@ -145,7 +145,7 @@ def train_shared(weight: nn.Parameter, steps: int) -> None:
     torch.set_num_threads(1)
     sgd = torch.optim.SGD([weight], lr=1e-4)
     optimizer = SparseOptimizer(
-        sgd, method="static", density=0.1, init={}, mask="nonzero", state="compact"
+        sgd, method="static", density=0.1, init={}, mask="nonzero", state="live"
     )
     for _ in range(steps):
         weight.grad = torch.ones_like(weight)

@@ -44,7 +44,7 @@ def half(mask):
     return first.view(mask.shape)
 
 
-@pytest.mark.parametrize("state", ["compact", "masked"])
+@pytest.mark.parametrize("state", ["live", "masked"])
 @pytest.mark.parametrize("name", ["SGD", "Adam"])
 def test_set_masks_acts_as_a_plain_optimizer_whose_state_is_cleared(name, state):
     model = net()
@@ -206,7 +206,7 @@ def test_layer_that_pruning_leaves_full_is_not_dense_for_ever_after_set_masks():
     assert lives(optimizer) == [1024, 300]
 
 
-@pytest.mark.parametrize("state", ["compact", "masked"])
+@pytest.mark.parametrize("state", ["live", "masked"])
 def test_gradients_that_an_update_is_to_read_are_left(state):
     model = net()
     optimizer = wrap(model, method="rigl", delta_t=2, init={}, state=state)

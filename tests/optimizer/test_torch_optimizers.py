@@ -1,6 +1,6 @@
 """Every torch optimizer, in every implementation and with every switch, in fp32 and bf16.
 
-Compact state and masked state give the same weights, and both go where a dense run goes whose
+Live state and masked state give the same weights, and both go where a dense run goes whose
 masks are put on by hand. No dropped weight comes back, and its state is a fresh parameter's.
 """
 
@@ -61,12 +61,12 @@ def variant_id(variant):
 
 
 @pytest.mark.parametrize("variant", elementwise_variants(), ids=variant_id)
-def test_compact_masked_and_by_hand_agree(variant):
+def test_live_masked_and_by_hand_agree(variant):
     assert_agreement(*variant)
 
 
 @pytest.mark.parametrize("variant", elementwise_variants(), ids=variant_id)
-def test_compact_masked_and_by_hand_agree_in_bf16_channels_last(variant):
+def test_live_masked_and_by_hand_agree_in_bf16_channels_last(variant):
     assert_agreement(*variant, dtype=torch.bfloat16, channels_last=True, steps=SHORT)
 
 
@@ -81,12 +81,12 @@ def assert_agreement(name, options, **form):
     if "dtype" in form or not place_does_not_matter(name, options, torch.float32):
         assert_every_single_step_agrees(name, options, **form)
         return
-    compact, compact_optimizer = sparse_run(name, options, "compact", **form)
-    assert_same_weights(compact, masked)
-    for left, right in zip(compact_optimizer.layers, masked_optimizer.layers, strict=True):
+    live, live_optimizer = sparse_run(name, options, "live", **form)
+    assert_same_weights(live, masked)
+    for left, right in zip(live_optimizer.layers, masked_optimizer.layers, strict=True):
         assert torch.equal(left.mask, right.mask), left.name
         assert_same_state(
-            per_weight_state(compact_optimizer, left.weight, left.mask),
+            per_weight_state(live_optimizer, left.weight, left.mask),
             per_weight_state(masked_optimizer, right.weight, right.mask),
         )
 
@@ -97,7 +97,7 @@ def assert_every_single_step_agrees(
     """From equal weights, gradients and state every step is within two ulps of the plain one."""
     model = make(dtype=dtype, channels_last=channels_last)
     inner = build(name, model.parameters(), **options)
-    optimizer = SparseOptimizer(inner, model, method="rigl", state="compact", **SETTINGS)
+    optimizer = SparseOptimizer(inner, model, method="rigl", state="live", **SETTINGS)
     for t in range(1, steps + 1):
         updating = optimizer.is_update_step
         backward(model, t)
@@ -203,13 +203,13 @@ def test_adafactors_factored_state_is_left_alone():
         assert torch.equal(optimizer.state[parameter][key], value), (name, key)
 
 
-def test_shape_dependent_optimizers_refuse_compact_state():
+def test_shape_dependent_optimizers_refuse_live_state():
     for name in ("LBFGS", "Adafactor", "Muon"):
         if name not in torch_optimizers():
             continue
         model = model_for(name)
         with pytest.raises((ValueError, TypeError), match=name):
-            wrap(model, name, state="compact", **SETTINGS)
+            wrap(model, name, state="live", **SETTINGS)
 
 
 def test_subclass_is_not_taken_for_an_elementwise_optimizer():
@@ -237,16 +237,16 @@ def test_subclass_is_not_taken_for_an_elementwise_optimizer():
     assert_dropped_are_fresh(optimizer)
 
 
-def test_compact_state_may_be_forced_for_an_elementwise_optimizer_of_ones_own():
+def test_live_state_may_be_forced_for_an_elementwise_optimizer_of_ones_own():
     class Own(torch.optim.SGD):
         pass
 
     model, other = make(), make()
-    for net, state in ((model, "compact"), (other, "masked")):
+    for net, state in ((model, "live"), (other, "masked")):
         inner = Own(net.parameters(), lr=0.05, momentum=0.9)
         optimizer = SparseOptimizer(inner, net, state=state, **SETTINGS)
         train(net, optimizer, STEPS)
         layer = optimizer.layers[0]
         buffer = optimizer.state[layer.weight]["momentum_buffer"]
-        assert buffer.shape == ((layer.live,) if state == "compact" else layer.weight.shape)
+        assert buffer.shape == ((layer.live,) if state == "live" else layer.weight.shape)
     assert_same_weights(model, other)

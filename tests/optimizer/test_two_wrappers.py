@@ -59,7 +59,7 @@ def test_step_of_the_first_wrapper_raises_and_changes_nothing(state):
 
 def test_inner_optimizer_of_the_first_wrapper_has_dense_state_as_after_detach():
     model = make()
-    first = wrap(model, state="compact")
+    first = wrap(model, state="live")
     train(model, first, 3)
     wrap(model, mask="nonzero")
     for layer in first.layers:

@@ -2,7 +2,7 @@
 
 Torch works through a tensor in vectors and does what is left over one by one. In some kernels (the
 fused ones, and bf16 additions with a factor) the two round differently, so that a weight's new
-value depends on where it lies. Compact state moves weights to other places; there the last bit
+value depends on where it lies. Live state moves weights to other places; there the last bit
 cannot be promised, by anyone.
 """
 

@@ -29,7 +29,7 @@ def per_weight_state(
 ) -> dict[str, np.ndarray]:
     """Every state tensor with a value per weight, written out for all weights of the parameter.
 
-    Compact state, which holds the live weights in logical order, is put back into its places; the
+    Live state, which holds the live weights in logical order, is put back into its places; the
     others get what a fresh parameter has.
     """
     inner = optimizer.inner if isinstance(optimizer, SparseOptimizer) else optimizer

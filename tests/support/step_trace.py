@@ -76,7 +76,7 @@ def trace_steps() -> dict[str, StepTrace]:
         model,
         method="rigl",
         density=0.2,
-        state="compact",
+        state="live",
         total_steps=1000,
         delta_t=DELTA_T,
         seed=0,

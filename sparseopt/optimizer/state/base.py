@@ -66,13 +66,13 @@ class StateBackend(ABC):
         """Step the inner optimizer so that only live weights and their state change."""
 
     @abstractmethod
-    def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
+    def load_layer(self, layer: SparseLayer, *, live_only: bool = False) -> None:
         """Bring a layer's state in the inner optimizer into the form of this backend.
 
         Args:
             layer: the layer, with its mask set.
-            compact: whether the state has one value a live weight now, ``(live,)``, instead of the
-                weight's shape.
+            live_only: whether the state has one value a live weight now, ``(live,)``, instead of
+                the weight's shape.
         """
 
     @abstractmethod

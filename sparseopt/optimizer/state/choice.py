@@ -8,15 +8,16 @@ from torch import optim
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.optimizer.state.base import StateBackend
-from sparseopt.optimizer.state.compact import CompactState
 from sparseopt.optimizer.state.fresh import is_known
+from sparseopt.optimizer.state.live import LiveState
 from sparseopt.optimizer.state.masked import MaskedState
 from sparseopt.optimizer.state.per_weight import probe_shape, show_per_weight
+from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.validation import check_choice
 
-__all__ = ["StateMode", "make_backend"]
+__all__ = ["StateMode", "make_backend", "renamed_mode"]
 
-StateMode = Literal["auto", "compact", "masked"]
+StateMode = Literal["auto", "live", "masked"]
 
 #: Element-wise optimizers: they treat all entries of a parameter alike, each independently.
 ELEMENTWISE: Final[frozenset[type[optim.Optimizer]]] = frozenset(
@@ -41,19 +42,33 @@ STEPS_IN_BACKWARD: Final = ("AdaLomo", "LOMO", "LayerWiseDummyOptimizer", "Lomo"
 NOT_ELEMENTWISE: Final = ("Adafactor", "LBFGS", "Muon")
 
 
+def renamed_mode(mode: str, *, stacklevel: int) -> str:
+    """Return a mode by its present name; ``"compact"`` is the name of ``"live"`` in 0.1.0.
+
+    Args:
+        mode: the mode as the user gave it.
+        stacklevel: the frame that a warning names: 1 is the caller of this function, 2 is its
+            caller, and so on.
+    """
+    if mode != "compact":
+        return mode
+    warn_old_spelling('state="compact"', 'state="live"', stacklevel=stacklevel + 1)
+    return "live"
+
+
 def make_backend(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -> StateBackend:
     """Return the backend for ``mode``.
 
-    ``"auto"`` takes compact state for exactly the element-wise classes of :mod:`torch.optim`. It
+    ``"auto"`` takes live state for exactly the element-wise classes of :mod:`torch.optim`. It
     takes masked state for every other class, subclasses of these included, because their
     computation is not known. Sharded weights have masked state, whose tensors are sharded alike.
 
     Raises:
         TypeError: if the optimizer moves weights outside of its ``step``.
-        ValueError: if ``mode`` is not known, or is ``"compact"`` for an optimizer that cannot
+        ValueError: if ``mode`` is not known, or is ``"live"`` for an optimizer that cannot
             work on a 1-D tensor of live weights.
     """
-    check_choice("state", mode, ("auto", "compact", "masked"))
+    check_choice("state", mode, ("auto", "live", "masked"))
     if type(inner).__name__ in STEPS_IN_BACKWARD:
         raise TypeError(
             f"optimizer={type(inner).__name__}(...) cannot be wrapped: it moves weights inside "
@@ -70,10 +85,10 @@ def make_backend(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -
         obstacle = _state_of_all_weights(inner, layers)
     if obstacle is not None:
         raise ValueError(
-            f"state='compact' does not suit {type(inner).__name__} with {obstacle}; "
+            f"state='live' does not suit {type(inner).__name__} with {obstacle}; "
             "use state='auto' or state='masked'."
         )
-    return CompactState(inner, layers, pooled=known)
+    return LiveState(inner, layers, pooled=known)
 
 
 def _obstacle(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:

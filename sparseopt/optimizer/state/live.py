@@ -24,13 +24,13 @@ from sparseopt.optimizer.state.pools import (
 )
 from sparseopt.utils.closures import evaluate
 
-__all__ = ["CompactState", "StepPlan"]
+__all__ = ["LiveState", "StepPlan"]
 
 #: Up to this many live weights in pools, one call of the inner optimizer steps everything.
 ONE_TURN: Final = 1 << 17
 
 
-class CompactState(StateBackend):
+class LiveState(StateBackend):
     """Swaps in 1-D tensors of live weights for the layers while the inner optimizer steps.
 
     During a step the inner optimizer sees only live weights and their gradients. They are gathered
@@ -93,11 +93,11 @@ class CompactState(StateBackend):
             for group, parameters in everything:
                 group["params"] = parameters
 
-    def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
+    def load_layer(self, layer: SparseLayer, *, live_only: bool = False) -> None:
         """Gather dense state; see :meth:`StateBackend.load_layer`."""
         # State may have been loaded into the tensors of pools, and may now differ between layers.
         self._plan = None
-        if compact:
+        if live_only:
             return
         self.recognise_fresh_values(layer, self.state_names(layer))
         if layer.is_full:
@@ -130,7 +130,7 @@ class CompactState(StateBackend):
                 entry[key] = layer.expand(values, fresh)
 
     def dense_entry(self, layer: SparseLayer) -> dict[str, Any]:
-        """Expand compact state; see :meth:`StateBackend.dense_entry`."""
+        """Expand live state; see :meth:`StateBackend.dense_entry`."""
         entry, group = super().dense_entry(layer), self._group_of(layer.weight)
         for container, key, path, values in tensors_in(entry):
             if not layer.is_full and values.shape == (layer.live,) and values.dtype != torch.bool:

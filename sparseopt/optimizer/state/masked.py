@@ -64,9 +64,9 @@ class MaskedState(StateBackend):
             self._mask_weights()
             self._mask_state()
 
-    def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
+    def load_layer(self, layer: SparseLayer, *, live_only: bool = False) -> None:
         """Give dropped weights fresh state; see :meth:`StateBackend.load_layer`."""
-        if compact:
+        if live_only:
             for entry, key, values, fresh in self.per_weight(layer, torch.Size([layer.live])):
                 entry[key] = layer.expand(full_tensor(values), fresh)
             return

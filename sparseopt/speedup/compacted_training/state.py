@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparseopt.masks.drop_and_grow import Transition
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.optimizer.state import CompactState, StateBackend, unhooked_step
+from sparseopt.optimizer.state import LiveState, StateBackend, unhooked_step
 from sparseopt.optimizer.state.base import Closure
 from sparseopt.optimizer.state.fresh import tensors_in
 from sparseopt.speedup.compacted_training.parameter_swap import SwappedTensor
@@ -23,7 +23,7 @@ __all__ = ["CompactedBackend"]
 class CompactedBackend(StateBackend):
     """Steps the inner optimizer on smaller parameters.
 
-    All entries of a smaller layer are live. Compact state has the same values in the same order,
+    All entries of a smaller layer are live. Live state has the same values in the same order,
     one for each live weight, so it only needs another shape. A parameter without a mask is stepped
     in full, with dense state, because weight decay and momentum move the entries of dropped
     channels too.
@@ -38,7 +38,7 @@ class CompactedBackend(StateBackend):
     gathers = True
 
     def __init__(
-        self, full: CompactState, swapped: Sequence[SwappedTensor], make_full: Callable[[], None]
+        self, full: LiveState, swapped: Sequence[SwappedTensor], make_full: Callable[[], None]
     ) -> None:
         super().__init__(full.inner, full.layers)
         self.full = full
@@ -77,7 +77,7 @@ class CompactedBackend(StateBackend):
             for container, key, _, values in tensors_in(self.inner.state.get(layer.weight, {})):
                 if values.shape == parameter.shape:
                     container[key] = values.reshape(-1)
-            self.full.load_layer(layer, compact=True)
+            self.full.load_layer(layer, live_only=True)
         self._is_swapped_in = False
 
     def step(self, closure: Closure | None = None) -> Any:
@@ -99,10 +99,10 @@ class CompactedBackend(StateBackend):
         """Swap the full parameters in; see :meth:`StateBackend.materialize`."""
         self._make_full()
 
-    def load_layer(self, layer: SparseLayer, *, compact: bool = False) -> None:
+    def load_layer(self, layer: SparseLayer, *, live_only: bool = False) -> None:
         """Call the backend of the full parameters; see :meth:`StateBackend.load_layer`."""
         self._make_full()
-        self.full.load_layer(layer, compact=compact)
+        self.full.load_layer(layer, live_only=live_only)
 
     def apply_transition(self, layer: SparseLayer, transition: Transition) -> None:
         """Call the full parameters' backend; see :meth:`StateBackend.apply_transition`."""

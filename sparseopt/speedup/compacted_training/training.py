@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from sparseopt.distributed.ranks import is_distributed
 from sparseopt.methods import RigLStruct
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
-from sparseopt.optimizer.state import CompactState
+from sparseopt.optimizer.state import LiveState
 from sparseopt.speedup.compacted_training.parameter_swap import ParameterSwap
 from sparseopt.speedup.compacted_training.state import CompactedBackend
 from sparseopt.speedup.compaction.pipeline import recorded_inputs
@@ -50,7 +50,7 @@ class CompactedTraining:
 
     Args:
         model: the model that ``optimizer`` trains; ``torch.compile`` may have wrapped it.
-        optimizer: of ``method="rigl-struct"``, with compact state, in one process.
+        optimizer: of ``method="rigl-struct"``, with live state, in one process.
         inputs: the spelling of 0.1.0 for positional example inputs, deprecated.
         example_inputs: inputs of the model, the batch first, on which both models are compared
             once: a tensor, a tuple of positional inputs, a mapping of keyword inputs, or a pair of
@@ -61,10 +61,10 @@ class CompactedTraining:
     Raises:
         TypeError: if the method drops anything but whole channels, or observes every step, or if
             inputs are given twice.
-        ValueError: if the optimizer's state is not compact, if the optimizer trains another model
-            or lacks a trainable parameter that would become smaller, if there are several
-            processes, or if the model is in DistributedDataParallel, sped up by
-            :func:`speed_up`, or in another CompactedTraining.
+        ValueError: if the optimizer has no live state, trains another model, or lacks a trainable
+            parameter that would become smaller, if there are several processes, or if the model is
+            in DistributedDataParallel, sped up by :func:`speed_up`, or in another
+            CompactedTraining.
         CompactionError: if the smaller model does not run or does not compute the same.
 
     Example:
@@ -189,7 +189,7 @@ class CompactedTraining:
         """
         numbers = list(guesses(self._model, self._groups, kept))[self._guess]
         full = self._optimizer.backend
-        assert isinstance(full, CompactState)
+        assert isinstance(full, LiveState)
         try:
             smaller = CompactedBackend(full, self._tensors.swap_in(kept, numbers), self.restore)
             self._optimizer.use_backend(smaller)
@@ -271,10 +271,10 @@ def _groups_of(model: nn.Module, optimizer: SparseOptimizer) -> Sequence[Channel
             f"method={method.name!r} reads the gradients of all weights between updates, and the "
             "smaller model does not have all: train without CompactedTraining."
         )
-    if not isinstance(optimizer.backend, CompactState):
+    if not isinstance(optimizer.backend, LiveState):
         raise ValueError(
             f"optimizer={type(optimizer.inner).__name__} has dense state here, or is in a "
-            "CompactedTraining already: it needs compact state, which element-wise optimizers "
+            "CompactedTraining already: it needs live state, which element-wise optimizers "
             "have with state='auto'."
         )
     parameters = {canonical_name(name): value for name, value in model.named_parameters()}

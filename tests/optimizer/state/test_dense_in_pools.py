@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 
 def wrapped(net, inner):
-    settings = {"method": "static", "state": "compact", "seed": 3, "init": DENSITIES}
+    settings = {"method": "static", "state": "live", "seed": 3, "init": DENSITIES}
     return SparseOptimizer(inner, net, **settings)
 
 

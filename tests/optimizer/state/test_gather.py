@@ -19,7 +19,7 @@ from tests.support.oracles import oracle_for
 from tests.support.training import train_step
 
 SIZES = (5, 7, 11, 6, 9, 13, 8)
-SETTINGS = {"state": "compact", "seed": 3}
+SETTINGS = {"state": "live", "seed": 3}
 
 
 class Zoo(nn.Module):
@@ -135,7 +135,7 @@ def test_steps_and_updates_are_those_of_a_plain_optimizer_masked_by_hand(
         twin, build("AdamW", twin.parameters()), oracle_for(method, twin, **settings)
     )
     inner = build("AdamW", model.parameters())
-    optimizer = SparseOptimizer(inner, model, method=method, state="compact", **settings)
+    optimizer = SparseOptimizer(inner, model, method=method, state="live", **settings)
     for step in range(1, 21):
         train_step(model, optimizer, step)
         reference.step()

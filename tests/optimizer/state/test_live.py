@@ -1,4 +1,4 @@
-"""Compact state holds the live weights only."""
+"""Live state holds the live weights only."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def state_bytes(optimizer):
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_auto_keeps_the_state_of_elementwise_optimizers_compact(name):
+def test_auto_keeps_the_state_of_elementwise_optimizers_live(name):
     _, optimizer = trained(name, "auto")
     for layer in optimizer.layers:
         if layer.density == 1:
@@ -57,22 +57,22 @@ def test_auto_keeps_all_other_state_as_it_is(name):
         assert shapes == expected
 
 
-def test_compact_state_takes_the_share_of_memory_that_is_live():
-    model, compact = trained("AdamW", "compact")
+def test_live_state_takes_the_share_of_memory_that_is_live():
+    model, optimizer = trained("AdamW", "live")
     _, masked = trained("AdamW", "masked")
     _, plain_like = trained("AdamW", "masked", steps=1)
-    sparse = sum(layer.numel - layer.live for layer in compact.layers)
+    sparse = sum(layer.numel - layer.live for layer in optimizer.layers)
     assert state_bytes(masked) == state_bytes(plain_like)
-    assert state_bytes(masked) - state_bytes(compact) == 2 * 4 * sparse
+    assert state_bytes(masked) - state_bytes(optimizer) == 2 * 4 * sparse
     assert sum(p.numel() for p in model.parameters()) > sparse > 0
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_compact_state_is_in_logical_order(channels_last):
+def test_live_state_is_in_logical_order(channels_last):
     """After one step of SGD the momentum buffer is the gradient of the live weights."""
     model = make(channels_last=channels_last)
     inner = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    optimizer = SparseOptimizer(inner, model, state="compact", **SETTINGS)
+    optimizer = SparseOptimizer(inner, model, state="live", **SETTINGS)
     train(model, optimizer, 1)
     for layer in optimizer.layers:
         if layer.density < 1:
@@ -84,7 +84,7 @@ def test_compact_state_is_in_logical_order(channels_last):
 def test_parameters_are_whole_whenever_the_user_looks():
     """The inner optimizer has 1-D parameters only during its step."""
     model = make(channels_last=True)
-    optimizer = wrap(model, "AdamW", state="compact")
+    optimizer = wrap(model, "AdamW", state="live")
     parameters = list(model.parameters())
     pointers = [p.data_ptr() for p in parameters]
     shapes = [p.shape for p in parameters]
@@ -101,7 +101,7 @@ def test_error_inside_the_step_gives_everything_back():
     """After a step that fails half-way, weights and gradients have their shapes."""
     model = make()
     inner = build("AdamW", model.parameters())
-    optimizer = SparseOptimizer(inner, model, state="compact", **SETTINGS)
+    optimizer = SparseOptimizer(inner, model, state="live", **SETTINGS)
     train(model, optimizer, 2)
     shapes = [p.shape for p in model.parameters()]
     gradients = [p.grad for p in model.parameters()]
@@ -140,6 +140,6 @@ def test_state_that_was_there_before_wrapping_is_taken_over(name, state):
 
 
 def test_state_is_keyed_by_the_users_own_parameters():
-    model, optimizer = trained("AdamW", "compact")
+    model, optimizer = trained("AdamW", "live")
     assert set(optimizer.state) == set(model.parameters())
     assert set(optimizer.state) == set(optimizer.inner.state)

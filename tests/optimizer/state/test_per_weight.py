@@ -186,8 +186,8 @@ def test_run_whose_state_an_update_took_away_resumes(steps, tmp_path):
 
 def test_state_of_another_basis_cannot_be_compact():
     model = make()
-    with pytest.raises(ValueError, match="state='compact'.*InAnotherBasis.*'turned'"):
-        SparseOptimizer(InAnotherBasis(model.parameters()), model, state="compact", **SETTINGS)
+    with pytest.raises(ValueError, match="state='live'.*InAnotherBasis.*'turned'"):
+        SparseOptimizer(InAnotherBasis(model.parameters()), model, state="live", **SETTINGS)
 
 
 class Lomo(torch.optim.SGD):

@@ -15,7 +15,7 @@ from tests.support.nets import make
 from tests.support.training import train
 
 CPU = torch.device("cpu")
-SETTINGS = {"method": "static", "density": 0.3, "init": "uniform", "seed": 3, "state": "compact"}
+SETTINGS = {"method": "static", "density": 0.3, "init": "uniform", "seed": 3, "state": "live"}
 
 
 class Branches(nn.Module):

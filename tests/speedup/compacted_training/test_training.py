@@ -256,7 +256,7 @@ def test_wrong_arguments_raise_an_error():
     with pytest.raises(TypeError, match=r"method='rigl'.*rigl-struct"):
         CompactedTraining(model, optimizer)
     model, optimizer = wrapped(state="masked")
-    with pytest.raises(ValueError, match="compact state"):
+    with pytest.raises(ValueError, match="live state"):
         CompactedTraining(model, optimizer)
     model, optimizer = wrapped()
     with pytest.raises(ValueError, match="not the model"):

@@ -180,7 +180,7 @@ def test_method_goes_the_same_way(method):
     assert_same_way(train, steps=11, method=method, density=0.5)
 
 
-@pytest.mark.parametrize("state", ["compact", "masked"])
+@pytest.mark.parametrize("state", ["live", "masked"])
 def test_state_goes_the_same_way(state):
     assert_same_way(train, method="rigl", state=state)
 
