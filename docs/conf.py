@@ -55,7 +55,7 @@ completeness_overview = "reference/index"
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(abc|collections|numpy|torch|typing)\..*"),
-    ("py:class", r"sparseopt\.methods\.gradient_memory\.RememberedGradients"),
+    ("py:class", r"sparseopt\.methods\.gradient_memory\.AccumulatedGradients"),
     ("py:class", r"sparseopt\.methods\.state\.(LayerState|MethodState|RunState)"),
     ("py:class", r"sparseopt\.optimizer\.(gradients\.GradientFlag|hooks\.Holder)"),
     ("py:class", r"sparseopt\.optimizer\.state\.base\.StateBackend"),

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sparseopt.utils.deprecation import OldField
+from sparseopt.utils.deprecation import OldName
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _members(of: PublicName, public: Collection[type]) -> Iterator[PublicName]:
                 continue
             seen.add(name)
             value = vars(base).get(name)
-            if isinstance(value, OldField):
+            if isinstance(value, OldName):
                 continue
             is_field = not (inspect.isroutine(value) or isinstance(value, property))
             yield PublicName(f"{of.path}.{name}", None if is_field else value, cls, is_field)

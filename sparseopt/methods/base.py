@@ -15,7 +15,7 @@ from sparseopt.masks.topk import largest
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.update import Move, Update
 from sparseopt.schedules import UpdateSchedule
-from sparseopt.utils.deprecation import warn_old_spelling
+from sparseopt.utils.deprecation import renamed_member, warn_old_spelling
 from sparseopt.utils.validation import check_choice
 
 __all__ = ["DropGrow", "Method", "TrainingCost"]
@@ -133,6 +133,9 @@ class Method(ABC):
         if "settles" in vars(cls):
             warn_old_spelling("settles in a method", "reaches_target_at_t_end")
             cls.reaches_target_at_t_end = bool(vars(cls)["settles"])
+        if "remembers" in vars(cls):
+            warn_old_spelling("remembers() in a method", "accumulates()")
+            cls.accumulates = vars(cls)["remembers"]  # type: ignore[method-assign]
         for flag in {"prepares_forward", "dense_passes"} & vars(cls).keys():
             warn_old_spelling(f"{flag} in a method", "prepare_forward() alone")
 
@@ -143,7 +146,7 @@ class Method(ABC):
     def memory(self) -> GradientMemory | None:
         """How gradients are accumulated between updates; by default they are not.
 
-        The optimizer keeps it, and :meth:`Update.remembered` returns it.
+        The optimizer keeps it, and :meth:`Update.accumulated_gradient` returns it.
         """
         return None
 
@@ -192,7 +195,7 @@ class Method(ABC):
         """Whether the method overrides :meth:`observe`."""
         return type(self).observe is not Method.observe
 
-    def remembers(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
+    def accumulates(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
         """Whether the gradients of ``step`` are accumulated for an update."""
         rule = self.memory
         if rule is None:
@@ -204,12 +207,14 @@ class Method(ABC):
         coming = range(step, step + rule.steps)
         return any(self.is_update(number, schedule, total_steps) for number in coming)
 
+    remembers = renamed_member("remembers", "accumulates")
+
     def reads_dense_gradient(
         self, step: int, schedule: UpdateSchedule, total_steps: int | None
     ) -> bool:
         """Whether ``step`` needs gradients of dropped weights: to update, accumulate or observe."""
         coming, rule = (step, schedule, total_steps), self.memory
-        if rule is not None and rule.dense and self.remembers(*coming):
+        if rule is not None and rule.dense and self.accumulates(*coming):
             return True
         if self.observes_dense_gradient and self.observes(*coming):
             return True

@@ -57,7 +57,7 @@ SCORES: Final[dict[str, Score]] = {
     "magnitude": lambda layer, update: layer.weight.detach().abs(),
     "gradient": _gradient,
     "salience": _salience,
-    "momentum": lambda layer, update: update.remembered(layer).abs(),
+    "momentum": lambda layer, update: update.accumulated_gradient(layer).abs(),
     "random": lambda layer, update: update.random_scores(layer),
 }
 #: Scores that can rank weights that are not live. The other scores are 0 for all such weights.
@@ -88,7 +88,7 @@ class Compose(DropGrow):
         schedule: when masks move, and how much, in place of the optimizer's ``delta_t``, ``alpha``,
             ``t_end`` and ``decay``: an :class:`UpdateSchedule`, or any object with the same
             functions ``is_update(step)`` and ``fraction(step)``.
-        gradient: how to accumulate the gradients that :meth:`Update.remembered` returns.
+        gradient: how to accumulate the gradients that :meth:`Update.accumulated_gradient` returns.
         label: the method's name in checkpoints.
 
     Raises:

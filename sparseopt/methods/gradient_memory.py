@@ -22,7 +22,7 @@ from sparseopt.masks.layer import SparseLayer
 from sparseopt.utils.deprecation import renamed_fields
 from sparseopt.utils.validation import check_decay, check_steps
 
-__all__ = ["Accumulated", "GradientMemory", "RememberedGradients", "Smoothed"]
+__all__ = ["Accumulated", "AccumulatedGradients", "GradientMemory", "Smoothed"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Accumulated(GradientMemory):
         held.add_(gradient)
 
 
-class RememberedGradients:
+class AccumulatedGradients:
     """Accumulated gradients: one tensor a layer, in at least single precision.
 
     No memory is taken before the first gradients are added.

@@ -75,7 +75,7 @@ class RigL(DropGrow):
     def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return the magnitude of the dense gradient, or of the accumulated gradients."""
         if self.gradient is not None:
-            return update.remembered(layer).abs()
+            return update.accumulated_gradient(layer).abs()
         assert layer.weight.grad is not None
         return layer.weight.grad.abs()
 

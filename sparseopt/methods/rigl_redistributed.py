@@ -95,4 +95,4 @@ class RigLSM(Redistributing, RigL):
 
     def importance(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return the mean magnitude of the live weights' momentum."""
-        return layer.gather(update.remembered(layer)).abs().mean()
+        return layer.gather(update.accumulated_gradient(layer)).abs().mean()

@@ -59,11 +59,11 @@ class SNFS(Redistributing):
 
     def importance(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return the mean magnitude of the live weights' momentum."""
-        return layer.gather(update.remembered(layer)).abs().mean()
+        return layer.gather(update.accumulated_gradient(layer)).abs().mean()
 
     def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return the magnitude of the momentum."""
-        return update.remembered(layer).abs()
+        return update.accumulated_gradient(layer).abs()
 
     def train_flops(self, cost: TrainingCost) -> float:
         """Return the average cost of steps that all have a dense gradient."""

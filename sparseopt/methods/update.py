@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import shard_like
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.methods.gradient_memory import RememberedGradients
+from sparseopt.methods.gradient_memory import AccumulatedGradients
 from sparseopt.methods.state import LayerState, MethodState, RunState
 from sparseopt.schedules import UpdateSchedule
+from sparseopt.utils.deprecation import renamed_member
 from sparseopt.utils.random import uniform
 
 __all__ = ["Move", "Rewiring", "Update"]
@@ -50,7 +51,7 @@ class Update:
     schedule: UpdateSchedule
     total_steps: int | None
     generator: torch.Generator
-    memory: RememberedGradients | None = None
+    memory: AccumulatedGradients | None = None
     layers: Sequence[SparseLayer] = ()
     state: MethodState | None = None
 
@@ -73,8 +74,8 @@ class Update:
         """
         return self._state.run
 
-    def remembered(self, layer: SparseLayer) -> Tensor:
-        """Return the gradients of ``layer`` as :attr:`Method.memory` has accumulated them.
+    def accumulated_gradient(self, layer: SparseLayer) -> Tensor:
+        """Return the gradient of ``layer`` that :attr:`Method.memory` has accumulated.
 
         The tensor has the weight's shape and at least single precision. It is 0 for weights whose
         gradients were not accumulated.
@@ -85,6 +86,8 @@ class Update:
                 "property return a rule such as Smoothed(0.9)."
             )
         return self.memory.of(layer)
+
+    remembered = renamed_member("remembered", "accumulated_gradient")
 
     def random_scores(self, layer: SparseLayer) -> Tensor:
         """Draw one uniform number for each weight of ``layer``: the weight's shape and device.

@@ -13,7 +13,7 @@ from sparseopt.distributed.choice_check import SameChoice
 from sparseopt.distributed.ranks import is_distributed
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method
-from sparseopt.methods.gradient_memory import RememberedGradients
+from sparseopt.methods.gradient_memory import AccumulatedGradients
 from sparseopt.methods.state import MethodState
 from sparseopt.methods.update import Update
 from sparseopt.optimizer.gradients import are_finite, finite_norms, zero_everywhere
@@ -67,7 +67,7 @@ class MaskUpdater:
         self.backend = backend
         self.progress = progress
         rule = method.memory
-        self.memory = None if rule is None else RememberedGradients(rule)
+        self.memory = None if rule is None else AccumulatedGradients(rule)
         self.state = MethodState(method)
         self._choice_check = SameChoice()
         self.sees_every_step = rule is not None or method.has_observer
@@ -98,7 +98,7 @@ class MaskUpdater:
         )
         self.needs_dense_gradients = can_move and method.reads_dense_gradient(*coming)
 
-    def remembering(
+    def accumulating(
         self, closure: Callable[[], Any] | None, gradients: Callable[[], Sequence[Tensor]]
     ) -> Callable[[], Any] | None:
         """Let the method accumulate and observe the gradients of a step that is not an update.
@@ -112,16 +112,16 @@ class MaskUpdater:
         Returns:
             The closure to pass to the inner optimizer instead.
         """
-        if self.memory is not None and not self._is_remembered():
+        if self.memory is not None and not self._is_accumulated():
             self.memory.forget()
-        if not (self._is_remembered() or self._is_observed()):
+        if not (self._is_accumulated() or self._is_observed()):
             return closure
         if closure is None:
             self._see(gradients())
             return None
         evaluated = False
 
-        def remembered() -> Any:
+        def evaluate_and_accumulate() -> Any:
             nonlocal evaluated
             loss = closure()
             if not evaluated:
@@ -129,7 +129,7 @@ class MaskUpdater:
                 evaluated = True
             return loss
 
-        return remembered
+        return evaluate_and_accumulate
 
     def update(self, step: int, gradients: Sequence[Tensor]) -> None:
         """Move the masks, unless a gradient is not finite, and write the history.
@@ -282,7 +282,7 @@ class MaskUpdater:
     @torch.no_grad()
     def _accumulate(self, update: Update) -> None:
         """Add the gradients to the accumulated ones, and let the method observe."""
-        if self.memory is not None and (self.is_due or self._is_remembered()):
+        if self.memory is not None and (self.is_due or self._is_accumulated()):
             self.memory.feed(self.layers)
         if not self._is_observed():
             return
@@ -296,10 +296,10 @@ class MaskUpdater:
                 layer._mask_(gradient)
             method.observe(layer, gradient, update)
 
-    def _is_remembered(self) -> bool:
+    def _is_accumulated(self) -> bool:
         """Whether the next step's gradients will count for an update."""
         progress = self.progress
-        return self._can_move() and self.method.remembers(
+        return self._can_move() and self.method.accumulates(
             progress.steps + 1, progress.schedule, progress.total_steps
         )
 

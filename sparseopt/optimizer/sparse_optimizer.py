@@ -216,7 +216,7 @@ class SparseOptimizer(WrappedOptimizer):
             warn_of_departed(updater, self.model, stacklevel=6)
         else:
             if updater.sees_every_step:
-                closure = updater.remembering(closure, self._gradients)
+                closure = updater.accumulating(closure, self._gradients)
             loss = self.backend.step(closure)
             if updater.is_prepared:
                 updater.undo_preparation()

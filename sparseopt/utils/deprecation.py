@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-__all__ = ["renamed_arguments", "renamed_fields", "warn_old_spelling"]
+__all__ = ["OldName", "renamed_arguments", "renamed_fields", "renamed_member", "warn_old_spelling"]
 
 C = TypeVar("C", bound=Callable[..., Any])
 T = TypeVar("T", bound=type)
@@ -73,8 +73,23 @@ def renamed_arguments(**new_names: str) -> Callable[[C], C]:
     return decorate
 
 
-class OldField(property):
-    """The old name of a dataclass field, which still works; the reference leaves it out."""
+class OldName(property):
+    """The old name of a member of a class, which still works; the reference leaves it out."""
+
+
+def renamed_member(old: str, new: str) -> OldName:
+    """Return a property that reads the member ``new`` by its old name, with a warning.
+
+    Example:
+        >>> class Tank:
+        ...     def volume(self):
+        ...         return 3.0
+        ...     size = renamed_member("size", "volume")
+        >>> Tank().volume()
+        3.0
+    """
+    # Without a docstring, so that the reference leaves it out.
+    return OldName(functools.partial(_read, old=old, new=new), doc="")
 
 
 def renamed_fields(**new_names: str) -> Callable[[T], T]:
@@ -102,7 +117,7 @@ def renamed_fields(**new_names: str) -> Callable[[T], T]:
         init = vars(cls)["__init__"]
         cls.__init__ = renamed_arguments(**new_names)(init)  # type: ignore[misc]
         for old, new in new_names.items():
-            setattr(cls, old, OldField(functools.partial(_read, old=old, new=new)))
+            setattr(cls, old, renamed_member(old, new))
         return cls
 
     return decorate

@@ -20,7 +20,7 @@ from tests.support.training import backward, dense_gradients, train, train_step
 from tests.support.wrapping import SETTINGS, wrap
 
 KEY = "sparse_memory"
-REMEMBERING = [SNFS(), RigL(gradient=Smoothed(0.9)), RigL(gradient=Accumulated(3)), RigLSM()]
+ACCUMULATING = [SNFS(), RigL(gradient=Smoothed(0.9)), RigL(gradient=Accumulated(3)), RigLSM()]
 
 
 def snfs(model, name="SGD", **changes):
@@ -63,7 +63,7 @@ def test_growth_by_many_gradients_agrees_with_the_oracle(name, rule, state):
     assert run_against_oracle(model, optimizer, reference, 40) == 5
 
 
-def test_gradients_are_dense_until_step_on_every_step_that_is_remembered():
+def test_gradients_are_dense_until_step_on_every_step_that_is_accumulated():
     model = make()
     optimizer = snfs(model)
     t_end = int(0.75 * 40)
@@ -93,9 +93,9 @@ def test_gradients_are_masked_on_all_other_steps(method):
     window = 1 if isinstance(method, RigLSM) else 3
     for t in range(1, 36):
         backward(model, t)
-        remembered = t < 30 and (-t) % 5 < window
+        accumulated = t < 30 and (-t) % 5 < window
         dropped = [layer.weight.grad[~layer.mask].any() for layer in optimizer.layers]
-        assert any(dropped) == (remembered and -(-t // 5) * 5 < 30), t
+        assert any(dropped) == (accumulated and -(-t // 5) * 5 < 30), t
         optimizer.step()
 
 
@@ -157,7 +157,7 @@ def test_closure_feeds_the_memory_once_with_the_gradient_where_the_step_began(na
 
 
 @pytest.mark.parametrize("step", [4, 5])
-def test_gradient_that_is_not_finite_is_not_remembered(step):
+def test_gradient_that_is_not_finite_is_not_accumulated(step):
     """Also on an ordinary step, although its weights are lost then."""
     model = make()
     optimizer = snfs(model)
@@ -178,7 +178,7 @@ def test_gradient_that_is_not_finite_is_not_remembered(step):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_layer_without_a_gradient_remembers_what_it_had():
+def test_layer_without_a_gradient_keeps_what_it_had():
     model = make()
     optimizer = snfs(model)
     train(model, optimizer, 3)
@@ -210,7 +210,7 @@ def test_memory_is_not_fed_after_masks_have_stopped():
 
 
 @pytest.mark.parametrize("stop", [7, 10, 12, 23])
-@pytest.mark.parametrize("method", REMEMBERING)
+@pytest.mark.parametrize("method", ACCUMULATING)
 def test_resumed_run_is_the_uninterrupted_one_to_the_last_bit(method, stop, state, tmp_path):
     model = make()
     optimizer = resuming.wrap(model, method=method, state=state)
@@ -227,8 +227,8 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_last_bit(method, stop, stat
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
-@pytest.mark.parametrize("method", REMEMBERING)
-def test_copies_remember_alike_and_apart(method, how):
+@pytest.mark.parametrize("method", ACCUMULATING)
+def test_copies_accumulate_alike_and_apart(method, how):
     model = make()
     inner = build("AdamW", model.parameters())
     optimizer = SparseOptimizer(inner, model, method=method, **SETTINGS)

@@ -16,6 +16,7 @@ from sparseopt import (
     RigLSM,
     Smoothed,
     SRigL,
+    UpdateSchedule,
 )
 from tests.support.wrapping import wrap
 
@@ -63,6 +64,46 @@ def test_method_that_settles_reaches_its_target():
 
     assert Own().reaches_target_at_t_end
     assert not RigL().reaches_target_at_t_end
+
+
+def test_accumulated_gradient_is_read_as_remembered():
+    seen = []
+
+    @dataclass(frozen=True)
+    class Own(RigL):
+        def grow_scores(self, layer, update):
+            with pytest.warns(
+                DeprecationWarning, match=r"\.remembered is .*\.accumulated_gradient"
+            ):
+                old = update.remembered(layer)
+            seen.append(torch.equal(old, update.accumulated_gradient(layer)))
+            return old.abs()
+
+    model = nn.Linear(8, 8)
+    optimizer = wrap(model, method=Own(gradient=ACCUMULATED), delta_t=2)
+    for _ in range(2):
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+    assert seen == [True]
+
+
+def test_steps_that_a_method_remembers_are_those_that_it_accumulates():
+    with pytest.warns(DeprecationWarning, match=r"remembers\(\) in a .* write accumulates\(\)"):
+
+        @dataclass(frozen=True)
+        class Own(RigL):
+            def remembers(self, step, schedule, total_steps):
+                return step % 2 == 0
+
+    schedule = UpdateSchedule(delta_t=10, alpha=0.3, t_end=100, decay="cosine")
+    method = Own(gradient=Smoothed())
+    assert [method.reads_dense_gradient(step, schedule, 200) for step in (1, 2, 3)] == [
+        False,
+        True,
+        False,
+    ]
+    with pytest.warns(DeprecationWarning, match=r"\.remembers is .*\.accumulates"):
+        assert RigL(gradient=Smoothed()).remembers(1, schedule, 200)
 
 
 def test_method_that_prepares_the_forward_pass_need_not_say_so():

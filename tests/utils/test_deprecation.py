@@ -7,7 +7,12 @@ import warnings
 
 import pytest
 
-from sparseopt.utils.deprecation import renamed_arguments, renamed_fields, warn_old_spelling
+from sparseopt.utils.deprecation import (
+    renamed_arguments,
+    renamed_fields,
+    renamed_member,
+    warn_old_spelling,
+)
 
 
 @renamed_arguments(decay="beta", old_size="size")
@@ -68,6 +73,18 @@ def test_unknown_argument_is_refused_as_before():
 
 def test_signature_shows_new_names_only():
     assert list(inspect.signature(smooth).parameters) == ["beta", "size"]
+
+
+def test_member_by_its_old_name_works_and_warns_at_the_caller():
+    class Tank:
+        def volume(self, share=1.0):
+            return 3.0 * share
+
+        size = renamed_member("size", "volume")
+
+    with pytest.warns(DeprecationWarning, match=r"\.size is an old .* write \.volume") as caught:
+        assert Tank().size(0.5) == 1.5
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_old_spelling_is_reported_at_the_frame_that_is_asked_for():
