@@ -184,7 +184,7 @@ def test_run_whose_state_an_update_took_away_resumes(steps, tmp_path):
     assert_same_run(model, optimizer, other_model, other)
 
 
-def test_state_of_another_basis_cannot_be_compact():
+def test_state_of_another_basis_cannot_be_live_state():
     model = make()
     with pytest.raises(ValueError, match="state='live'.*InAnotherBasis.*'turned'"):
         SparseOptimizer(InAnotherBasis(model.parameters()), model, state="live", **SETTINGS)
