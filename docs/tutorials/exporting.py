@@ -28,7 +28,7 @@ train_labels, test_labels = labels[:-360], labels[-360:]
 
 # %%
 # Train with entire channels
-# ------------------------
+# --------------------------
 #
 # Other methods leave zeros scattered over a model of the same shape. ``RigLStruct`` drops and grows
 # entire channels, with all their parts. An example input is enough to find the channels.
