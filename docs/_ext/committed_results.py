@@ -17,7 +17,7 @@ PAGES = Path("results", "reports")
 RELATIVE_IMAGE = re.compile(r"(!\[[^\]]*\]\()(?!https?://|/)([^)\s]+)")
 SECTION = re.compile(r"^## (.*)\n", re.MULTILINE)
 NOT_IN_A_NAME = re.compile(r"[^a-z0-9.]+")
-#: Who searches is led to pages that say what the numbers mean.
+#: Leaves a report out of the search, so that the search finds the pages that explain its numbers.
 NOT_SEARCHED = "---\nnosearch: true\n---\n"
 #: A report of more words is not read from its beginning to its end.
 LONG = 12_000
@@ -36,7 +36,7 @@ def page_name(folder: Path, benchmarks: Path) -> str:
 
 
 def pages_of(report: Path, folder: Path, name: str) -> dict[Path, str]:
-    """The pages of a report in a folder, by file; that of its name comes first."""
+    """The pages of a report, by their files in ``folder``; the page ``name`` comes first."""
     title, _, text = report.read_text(encoding="utf-8").partition("\n")
     if report.parent.name != "results":
         title = f"{title}: `{report.parent.name}`"

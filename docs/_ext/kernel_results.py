@@ -1,4 +1,4 @@
-"""The directives that show what was measured of the kernels: the argument is a part of it."""
+"""The directives that show the results of the kernels; the argument names the part to show."""
 
 from collections.abc import Callable, Iterator
 

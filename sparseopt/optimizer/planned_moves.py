@@ -284,12 +284,12 @@ def _check_scores(
 def _doubt_nan(
     function: str, scores: Tensor, layer: SparseLayer, method: Method, doubts: list[_Doubt]
 ) -> None:
-    """Add an error for scores that are NaN; growth scores of survivors may be NaN."""
+    """Add an error for scores that are NaN; growth scores of live weights may be NaN."""
     unknown, whose = scores.isnan().reshape(-1), "live weights"
     if unknown.device.type == "cpu" and not count_true(unknown):
         return
     if function == "grow_scores":
-        # Scores of weights that survive don't matter.
+        # Scores of survivors don't matter; among the weights that drop, NaN ranks last.
         unknown.scatter_(0, layer.positions().long(), False)
         whose = "weights that are not live"
     doubts.append(

@@ -56,7 +56,7 @@ class Runs:
     """Replaces the training: an accuracy that depends on the settings; each run is done once.
 
     Args:
-        log: The results file, as far as a search needs it.
+        log: A file with the labels of the runs that are done; it replaces the results file.
     """
 
     def __init__(self, log):
@@ -138,7 +138,7 @@ def test_finished_search_trains_nothing_and_a_longer_one_goes_on(tuning, tmp_pat
     assert (tmp_path / "log").read_text().startswith(before)
 
 
-def test_search_that_was_killed_takes_the_same_way_and_trains_nothing_twice(
+def test_search_that_was_killed_proposes_the_same_trials_and_trains_nothing_twice(
     tuning, tiny_preset, tmp_path
 ):
     whole, broken = tmp_path / "whole.log", tmp_path / "broken.log"
@@ -150,7 +150,7 @@ def test_search_that_was_killed_takes_the_same_way_and_trains_nothing_twice(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("done", [0, 8, 10])
-def test_search_that_was_interrupted_takes_the_same_way(tuning, tmp_path, error, done):
+def test_search_that_was_interrupted_proposes_the_same_trials(tuning, tmp_path, error, done):
     whole, broken = tmp_path / "whole.log", tmp_path / "broken.log"
     tuning.run(Folder(tmp_path / "whole"), Runs(whole))
 

@@ -1,8 +1,8 @@
 """Two ranks train as one process on the batches of both, except for the order of sums.
 
-In another order of summation a score differs in its last bits, so of two weights whose scores
-differ by less, the other may be dropped or grown. Such differences are counted, and each must
-vanish when the scores in question are nudged by a hair.
+Another order of summation changes the last bits of a score. So if the scores of two weights are as
+close as that, the two runs may drop or grow different ones. Such differences are counted, and each
+must vanish when the scores in question are nudged by a hair.
 """
 
 import copy
@@ -42,8 +42,8 @@ class Comparison:
     """A run of one process that is compared with the checkpoints of two ranks.
 
     Attributes:
-        moved: How many weights changed sides in all updates together.
-        fell_otherwise: How many of them on one side of the comparison only.
+        moved: How many weights changed between live and dropped in all updates together.
+        fell_otherwise: At how many weights the two runs had different masks after an update.
     """
 
     def __init__(self, run: Run, *, hair: float):
@@ -119,7 +119,8 @@ def masks_of_oracle(oracle, t, weights, gradients):
 def are_near_ties(oracle, t, weights, gradients, mine, theirs, hair):
     """Whether the two sets of masks differ only at near ties.
 
-    Scores where only `theirs` is live are made larger by it, and smaller where only `mine` is.
+    Weights and gradients are scaled by 1 + `hair` where only `theirs` is live, and by 1 - `hair`
+    where only `mine` is.
     """
 
     def nudged(values):

@@ -44,7 +44,7 @@ ONE_PROCESS = {
     "set, accumulated": Run("set", accumulate=2),
     "pruning": Run("pruning"),
     "bf16": Run("set", precision="bf16"),
-    # The second overflow is of an update step: the fifth that is not skipped.
+    # The second overflow comes when step 5, an update step, is due: batch 2 was skipped.
     "fp16": Run(precision="fp16", overflows=(2, 5)),
 }
 

@@ -37,7 +37,7 @@ SHAPES = st.lists(st.integers(1, 5), min_size=2, max_size=3).map(tuple)
 
 
 def slices_of(array, dim):
-    """One slice a row; -1 is the norm of the whole."""
+    """One slice a row; with dim -1 the full weight is one slice."""
     return (
         array.reshape(1, -1)
         if dim == -1
@@ -182,7 +182,7 @@ def test_weight_norm_is_known_by_shapes_without_a_model(norm):
 
 @pytest.mark.parametrize("mask", ["random", "magnitude"])
 def test_first_masks_differ_only_where_a_slice_would_have_no_live_weight(mask):
-    """The best of such a slice is live, and so the count costs the lowest of the others."""
+    """Such a slice gets its best weight, in place of the lowest of the other live weights."""
     changed = 0
     for seed in range(20):
         model = net(seed=seed)
@@ -300,7 +300,7 @@ class TooMany(Method):
 
 @dataclass(frozen=True)
 class Emptying(Method):
-    """Rewires the first slice away, or to a weight that begins at what ``start`` says."""
+    """Exchanges live and dropped weights of the first slice; new ones begin at ``start``."""
 
     name = "emptying"
     start: float | None = None

@@ -158,7 +158,7 @@ def test_closure_feeds_the_memory_once_with_the_gradient_where_the_step_began(na
 
 @pytest.mark.parametrize("step", [4, 5])
 def test_gradient_that_is_not_finite_is_not_accumulated(step):
-    """Also on an ordinary step, although its weights are lost then."""
+    """The NaN is at a dropped weight: step 4 masks it, and step 5, an update step, is skipped."""
     model = make()
     optimizer = snfs(model)
     train(model, optimizer, step - 1)

@@ -62,7 +62,7 @@ def hessian_product(weights, direction, x, t, temperature=1.0):
 
 
 def keep_highest(scores, live, among=None):
-    """Masks of the `live` highest of all scores; the best of each layer first; ties by position."""
+    """Masks of the `live` highest scores; every layer keeps its highest; ties go by position."""
     among = among or [np.ones(score.shape, dtype=bool) for score in scores]
     ranked = []
     for score, allowed in zip(scores, among, strict=True):

@@ -99,7 +99,10 @@ class Gpt(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT-S/16 (Dosovitskiy et al., ICLR 2021; Touvron et al., ICML 2021), by the mean token."""
+    """ViT-S/16 (Dosovitskiy et al., ICLR 2021; Touvron et al., ICML 2021).
+
+    The head reads the mean of all tokens.
+    """
 
     def __init__(self, width: int = 384, blocks: int = 12, size: int = 224) -> None:
         super().__init__()

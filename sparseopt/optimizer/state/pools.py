@@ -154,7 +154,7 @@ class Pool:
                 if held is not None and value is self._views[name][0]:
                     held.copy_(value)
                     continue
-                # One tensor each: after detach(), every member would step a shared one.
+                # One tensor each: after detach(), each member's step would change a shared one.
                 each = value.repeat(len(self.members))
                 self._memory[name] = each[1:]
                 views = list(each.unbind())

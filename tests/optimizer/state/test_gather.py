@@ -59,14 +59,14 @@ class Zoo(nn.Module):
 
 
 def wrap(model, name, **settings):
-    """Every layer is sparse, each at another density."""
+    """Every layer is sparse, at one of six densities."""
     densities = {f"0.{place}": 0.1 + 0.07 * (place % 6) for place in range(len(model.weights))}
     inner = build(name, model.parameters())
     return SparseOptimizer(inner, **{**SETTINGS, "init": densities, "mask": "random", **settings})
 
 
 def masked_by_hand(optimizer, model):
-    """The weights of a plain model as the wrapped one has them, and the masks to keep them so."""
+    """Mask the weights of a plain model like the wrapped model's, and return the masks."""
     masks = [layer.mask for layer in optimizer.layers]
     with torch.no_grad():
         for weight, mask in zip(model.weights, masks, strict=True):
@@ -108,7 +108,7 @@ def test_each_step_is_that_of_the_plain_optimizer_on_masked_weights(name, dtype,
 
 
 @pytest.mark.filterwarnings("ignore:a sparse model was loaded after:UserWarning")
-def test_weights_that_somebody_wrote_where_none_is_live_are_zero_after_the_step():
+def test_values_that_were_written_to_dropped_weights_are_zero_after_the_step():
     model = Zoo()
     optimizer = wrap(model, "SGD", method="static")
     model.set_gradients(1)
@@ -217,7 +217,7 @@ def test_weights_may_change_their_memory_format_or_storage_between_steps():
 def test_memory_held_between_steps_is_the_positions_of_small_layers_only():
     """Four bytes a live weight, of layers of at most 4096 weights.
 
-    To put these positions together takes a small network as long as a whole gathering by them.
+    In a small network, to put these positions together takes as long as to gather by them.
     Nothing else that a step needs is held, and of larger layers nothing is.
     """
     layers = [nn.Linear(32, 32, bias=False) for _ in range(50)]

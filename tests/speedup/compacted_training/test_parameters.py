@@ -1,4 +1,4 @@
-"""Training without dropped channels of parameters without masks, and of frozen ones."""
+"""Parameters without masks, and frozen ones, in training without dropped channels."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def parts_of(model):
 
 
 def wrapped(inner, model):
-    """Return the model with its optimizer: half of the channels of each convolution."""
+    """Return the model and its optimizer; half of the channels of each convolution are live."""
     method = RigLStruct(groups=groups_of(type(model)))
     return model, SparseOptimizer(
         inner, model, method=method, density=0.25, init={}, total_steps=40, delta_t=4,
@@ -29,7 +29,7 @@ def wrapped(inner, model):
 
 
 def unmasked(name="SGD", *, kind=ChannelNet, **settings):
-    """Return a model and an optimizer that has no masks for vectors, but ``settings``."""
+    """Return a model and an optimizer; vectors have no masks, and ``settings`` of their own."""
     model = make(kind, dtype=torch.float64)
     matrices, vectors = parts_of(model)
     groups = [{"params": matrices}, {"params": vectors, "density": False, **settings}]
@@ -66,7 +66,8 @@ def test_normalisations_without_masks_learn_the_same(name, decay):
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_every_element_wise_optimizer_learns_the_same_without_masks(name):
-    # Without normalisation, before which a bias has no gradient but rounding: Rprop takes its sign.
+    # PlainNet has no normalisation. Before one, the gradient of a bias is only rounding, and Rprop
+    # steps by its sign.
     assert_learns_the_same(name, kind=PlainNet)
 
 

@@ -35,8 +35,8 @@ MODELS = {
     "densenet121": torchvision.models.densenet121,
     "vit_b_16": vision_transformer,
 }
-#: Multiplications left, of dense, with half of all filters dropped at random: what is expected of
-#: the architecture. Where many layers are added, few channels are dropped in all of them.
+#: Upper bounds on the share of multiplications that is left if half of all filters are dropped at
+#: random. Where the outputs of many layers are added, few channels are dropped in all of them.
 AT_MOST = {
     "wrn-22-2": 0.65,
     "cifar resnet50": 0.6,

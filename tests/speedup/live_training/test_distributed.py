@@ -54,6 +54,6 @@ def test_weights_spread_over_ranks_are_refused():
         assert "sharded over processes" in message
 
 
-def test_weights_that_are_replaced_by_shards_end_it():
+def test_speed_up_ends_when_shards_replace_the_weights():
     for seen in two_ranks().run(sharded_later):
         assert seen == {"ended": True, "stem": "Conv2d"}
