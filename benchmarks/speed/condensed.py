@@ -186,15 +186,19 @@ def serve(model: nn.Module, x: Tensor) -> Record:
         caller.join()
     together = count / (time.perf_counter() - start)
     rates = {"1": alone, str(CALLERS): together}
-    latencies_ms = {"count": count, "p50": p50, "p90": p90, "p99": p99}
-    return latencies_ms | {"calls": rates, "bytes": bytes_to_serve(model, x)}
+    record = {"count": count, "p50": p50, "p90": p90, "p99": p99, "calls": rates}
+    taken = bytes_to_serve(model, x)
+    return record if taken is None else record | {"bytes": taken}
 
 
-def bytes_to_serve(model: nn.Module, x: Tensor) -> int:
+def bytes_to_serve(model: nn.Module, x: Tensor) -> int | None:
     """Return the memory that a fresh process takes to load a model and to call it three times.
 
-    Python, torch and the kernels are loaded before, and do not count.
+    Python, torch and the kernels are loaded before, and do not count. The result is ``None`` for a
+    model with a TorchScript program, which cannot be saved together with other modules.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return None
     with tempfile.TemporaryDirectory() as folder, get_context("spawn").Pool(1) as pool:
         path = Path(folder) / "model.pt"
         torch.save((model, x), path)
