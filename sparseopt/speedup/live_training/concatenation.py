@@ -7,19 +7,27 @@ and the gradient of each input is a slice of memory, without a copy.
 A module whose methods call ``torch.cat`` gets a subclass of its class while a speed-up lasts. In
 its forward pass, a mode replaces these calls where an input is in the kernels' layout. The mode
 costs a microsecond for every use of a tensor, so exchanged modules leave it while they compute.
+
+These modules keep their class: graph modules and parametrized modules, because torch changes their
+classes, and modules whose class refuses or registers subclasses.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+from abc import ABCMeta
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType, new_class
-from typing import Any, Final
+from typing import Any, Final, Generic
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from sparseopt.speedup.kernels.ops import plain_call
 from sparseopt.speedup.live_training.layout import (
@@ -37,6 +45,11 @@ _NAMES: Final = frozenset({"cat", "concat", "concatenate"})
 _CHANNELS: Final = (1, -3)
 #: The function with which copy and pickle make an instance by default.
 _NEW: Final = object().__reduce_ex__(2)[0]
+#: Classes that do not register their subclasses.
+_PLAIN_BASES: Final = frozenset({*nn.Module.__mro__, Generic})
+_PLAIN_METACLASSES: Final = frozenset({type, ABCMeta})
+#: So many wrappers of a method are read. A wrapper may wrap itself.
+_MOST_WRAPPERS: Final = 100
 
 
 def concatenated(tensors: Any, dim: Any = 0, *, axis: Any = None, out: Any = None) -> Tensor | None:
@@ -87,18 +100,14 @@ class ConcatenatingModules:
         kinds = {kind for kind in map(type, model.modules()) if _calls_cat(kind)}
         self._modules = [module for module in model.modules() if type(module) in kinds]
         self._new: dict[type[nn.Module], type[nn.Module]] = {}
+        self._entered: tuple[_Concatenates, RemovableHandle] | None = None
 
     def exchange(self) -> None:
         """Give every module a class that keeps maps in the kernels' layout in ``torch.cat``."""
         for module in self._modules:
-            plain = type(module)
-            if plain not in self._new:
-                try:
-                    self._new[plain] = _subclass(plain)
-                # A class may refuse subclasses. Then torch concatenates, in another layout.
-                except Exception:
-                    self._new[plain] = plain
-            module.__class__ = self._new[plain]
+            # A parametrization that is removed restores the base of the class at that time.
+            if not is_parametrized(module):
+                module.__class__ = self._new_class(type(module))
 
     def enter(self, module: nn.Module) -> None:
         """Run the rest of a module's forward pass in the mode, if the module was exchanged.
@@ -107,22 +116,48 @@ class ConcatenatingModules:
         """
         if self._new.get(type(module).__bases__[0]) is not type(module):
             return
+        self._leave()
         mode = _Concatenates(module.training)
         torch._C._push_on_torch_function_stack(mode)
 
-        def leave(*_: Any) -> None:
-            handle.remove()
-            if _mode() is mode:
-                torch._C._pop_torch_function_stack()
-
-        handle = module.register_forward_hook(leave, always_call=True)
+        # A copy of the model in this pass must not copy this object, as it would for a method.
+        handle = module.register_forward_hook(lambda *_: self._leave(), always_call=True)
+        self._entered = mode, handle
 
     def put_back(self) -> None:
         """Restore the original classes."""
-        plain_of = {new: plain for plain, new in self._new.items()}
+        self._leave()
+        plain_of = {new: plain for plain, new in self._new.items() if new is not plain}
         for module in self._modules:
-            # A parametrization may have made a subclass of the new class. It stays.
-            module.__class__ = plain_of.get(type(module), type(module))
+            if type(module) in plain_of:
+                module.__class__ = plain_of[type(module)]
+                continue
+            # A module that was parametrized since has a subclass of the new class.
+            for kind in type(module).__mro__:
+                if not plain_of.keys().isdisjoint(kind.__bases__):
+                    kind.__bases__ = tuple(plain_of.get(base, base) for base in kind.__bases__)
+
+    def _leave(self) -> None:
+        """Leave the mode that was entered, if its forward pass has not left it.
+
+        No hook runs after a forward pass that ``KeyboardInterrupt`` ended.
+        """
+        if self._entered is None:
+            return
+        mode, handle = self._entered
+        self._entered = None
+        handle.remove()
+        _remove_from_stack(mode)
+
+    def _new_class(self, plain: type[nn.Module]) -> type[nn.Module]:
+        """Return the class in place of ``plain``: itself if it can't have a subclass."""
+        if plain not in self._new:
+            self._new[plain] = plain
+            if not _registers_subclasses(plain):
+                # A class may refuse subclasses. Then torch concatenates, in another layout.
+                with contextlib.suppress(Exception):
+                    self._new[plain] = _subclass(plain)
+        return self._new[plain]
 
 
 class _Concatenates(TorchFunctionMode):
@@ -193,6 +228,18 @@ def _mode() -> _Concatenates | None:
     return mode if isinstance(mode, _Concatenates) else None
 
 
+def _remove_from_stack(mode: _Concatenates) -> None:
+    """Remove a mode from this thread's stack of modes, if it is there."""
+    depth = torch._C._len_torch_function_stack()
+    if all(torch._C._get_function_stack_at(i) is not mode for i in range(depth)):
+        return
+    above = []
+    while (top := torch._C._pop_torch_function_stack()) is not mode:
+        above.append(top)
+    for other in reversed(above):
+        torch._C._push_on_torch_function_stack(other)
+
+
 def _may_be_repeated(training: bool) -> bool:
     """Whether activation checkpointing may run this code twice.
 
@@ -206,7 +253,17 @@ def _may_be_repeated(training: bool) -> bool:
     )
 
 
+def _registers_subclasses(kind: type[nn.Module]) -> bool:
+    """Whether a subclass runs code of the user, which may keep this subclass."""
+    return type(kind) not in _PLAIN_METACLASSES or any(
+        "__init_subclass__" in vars(base) for base in kind.__mro__ if base not in _PLAIN_BASES
+    )
+
+
 def _calls_cat(kind: type[nn.Module]) -> bool:
+    # GraphModule.recompile() writes methods into the class of its instance.
+    if issubclass(kind, GraphModule):
+        return False
     return any(not _NAMES.isdisjoint(code.co_names) for code in _codes_of(kind))
 
 
@@ -218,7 +275,18 @@ def _codes_of(kind: type[nn.Module]) -> Iterator[CodeType]:
         for value in vars(base).values():
             function = getattr(value, "__func__", value)  # of a static method or a class method
             if inspect.isfunction(function):
-                yield from _with_inner(inspect.unwrap(function).__code__)
+                yield from _codes_of_wrappers(function)
+
+
+def _codes_of_wrappers(function: Any) -> Iterator[CodeType]:
+    """Return the code of a function and of all that it wraps, which may be builtins."""
+    for _ in range(_MOST_WRAPPERS):
+        code = getattr(function, "__code__", None)
+        if isinstance(code, CodeType):
+            yield from _with_inner(code)
+        function = getattr(function, "__wrapped__", None)
+        if function is None:
+            return
 
 
 def _with_inner(code: CodeType) -> Iterator[CodeType]:

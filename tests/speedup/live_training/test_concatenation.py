@@ -1,12 +1,16 @@
 """``torch.cat`` along channels stays in the kernels' layout, and computes what torch computes."""
 
 import copy
+import functools
 import pickle
+from abc import ABC
+from typing import ClassVar, Generic, TypeVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from sparseopt import speed_up
@@ -234,6 +238,195 @@ def test_class_without_subclasses_stays():
     assert type(model) is Refusing
     modules.put_back()
     assert type(model) is Refusing
+
+
+class Registering(Inner):
+    """Keeps its subclasses by name."""
+
+    kinds: ClassVar = {}
+
+    def __init_subclass__(cls):
+        Registering.kinds[cls.__name__] = cls
+
+
+class Registered(Registering):
+    pass
+
+
+class RegisteringMeta(type):
+    kinds: ClassVar = {}
+
+    def __init__(cls, name, bases, body):
+        super().__init__(name, bases, body)
+        RegisteringMeta.kinds[name] = cls
+
+
+class RegisteredByMeta(Inner, metaclass=RegisteringMeta):
+    pass
+
+
+@pytest.mark.parametrize("registry", [Registering, RegisteringMeta])
+def test_registry_of_subclasses_is_not_changed(registry):
+    (kind,) = registry.kinds.values()
+    model = kind()
+    ConcatenatingModules(model).exchange()
+    assert list(registry.kinds.values()) == [kind]
+    assert type(model) is kind
+
+
+T = TypeVar("T")
+
+
+class Abstract(Inner, ABC, Generic[T]):
+    pass
+
+
+def test_generic_and_abstract_classes_are_exchanged():
+    model = Abstract()
+    ConcatenatingModules(model).exchange()
+    assert in_kernel_layout(model(to_kernel_layout(torch.ones(4, 3, 2, 2))))
+
+
+def joining(function):
+    @functools.wraps(function)
+    def call(self, x):
+        return torch.cat([x, x], 1)
+
+    return call
+
+
+def doubling(function):
+    @functools.wraps(function)
+    def call(self, x):
+        return x * 2
+
+    return call
+
+
+def wrapping_itself():
+    call = joining(torch.relu)
+    call.__wrapped__ = call
+    return call
+
+
+@pytest.mark.parametrize(
+    ("method", "is_exchanged"),
+    [
+        (joining(torch.cat), True),
+        (joining(nn.ReLU()), True),
+        (doubling(torch.relu), False),
+        (doubling(joining(torch.relu)), True),
+        (wrapping_itself(), True),
+    ],
+)
+def test_code_of_wrappers_is_read(method, is_exchanged):
+    kind = type("Joins", (nn.Module,), {"forward": method})
+    model = kind()
+    ConcatenatingModules(model).exchange()
+    assert (type(model) is not kind) == is_exchanged
+
+
+def test_graph_module_can_be_recompiled():
+    model = torch.fx.symbolic_trace(Inner())
+    modules = ConcatenatingModules(model)
+    x = to_kernel_layout(torch.randn(4, 3, 2, 2))
+    expected = model(x)
+    modules.exchange()
+    model.recompile()
+    assert torch.equal(model(x), expected)
+    modules.put_back()
+    model.recompile()
+    assert torch.equal(model(x), expected)
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+class Scaled(nn.Module):
+    """Concatenates, and multiplies by two parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (nn.Parameter(torch.ones(1)) for _ in range(2))
+
+    def forward(self, x):
+        return torch.cat([x, x], 1) * self.one * self.two
+
+
+def joined(x):
+    return torch.cat([x, x], 1)
+
+
+def test_parametrizations_may_change_while_modules_are_exchanged():
+    x = to_kernel_layout(torch.randn(4, 3, 2, 2))
+    model = Scaled()
+    parametrize.register_parametrization(model, "one", Doubled())
+    modules = ConcatenatingModules(model)
+    modules.exchange()
+    assert torch.equal(model(x), 2 * joined(x))
+    parametrize.register_parametrization(model, "two", Doubled())
+    assert torch.equal(model(x), 4 * joined(x))
+    parametrize.remove_parametrizations(model, "one", leave_parametrized=False)
+    assert torch.equal(model(x), 2 * joined(x))
+    modules.put_back()
+    assert torch.equal(model(x), 2 * joined(x))
+    parametrize.remove_parametrizations(model, "two", leave_parametrized=False)
+    assert torch.equal(model(x), joined(x))
+    assert type(model) is Scaled
+
+
+@pytest.mark.parametrize("removed_after", [False, True])
+def test_module_that_is_parametrized_after_the_exchange_is_put_back(removed_after):
+    x = to_kernel_layout(torch.randn(4, 3, 2, 2))
+    model = Scaled()
+    modules = ConcatenatingModules(model)
+    modules.exchange()
+    parametrize.register_parametrization(model, "one", Doubled())
+    assert in_kernel_layout(model(x))
+    assert torch.equal(model(x), 2 * joined(x))
+    if not removed_after:
+        parametrize.remove_parametrizations(model, "one", leave_parametrized=False)
+    modules.put_back()
+    assert not in_kernel_layout(model(x))
+    if removed_after:
+        modules.exchange()
+        assert torch.equal(model(x), 2 * joined(x))
+        assert torch.equal(copy.deepcopy(model)(x), 2 * joined(x))
+        modules.put_back()
+        parametrize.remove_parametrizations(model, "one", leave_parametrized=False)
+    assert torch.equal(model(x), joined(x))
+    assert type(model) is Scaled
+
+
+class Interrupted(Inner):
+    def forward(self, x):
+        if x is None:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("again", ["put back", "enter"])
+def test_interrupted_pass_leaves_no_mode_for_long(again):
+    model = Interrupted()
+    modules = ConcatenatingModules(model)
+    modules.exchange()
+    handle = model.register_forward_pre_hook(lambda *_: modules.enter(model))
+    with pytest.raises(KeyboardInterrupt):
+        model(None)
+    x = to_kernel_layout(torch.ones(4, 3, 2, 2))
+    with torch.device("cpu"):  # another mode above
+        depth = torch._C._len_torch_function_stack()
+        if again == "enter":
+            assert in_kernel_layout(model(x))
+            handle.remove()
+        else:
+            modules.put_back()
+        assert torch._C._len_torch_function_stack() == depth - 1
+        assert not in_kernel_layout(joined(x))
+    assert torch._C._len_torch_function_stack() == 0
+    assert not model._forward_hooks
 
 
 def test_copies_are_made_in_the_way_of_the_class():
