@@ -15,10 +15,25 @@ from sparseopt.masks.topk import largest
 from sparseopt.methods.gradient_memory import GradientMemory
 from sparseopt.methods.update import Move, Update
 from sparseopt.schedules import UpdateSchedule
-from sparseopt.utils.deprecation import renamed_member, warn_old_spelling
+from sparseopt.utils.deprecation import OldName, warn_old_spelling
 from sparseopt.utils.validation import check_choice
 
 __all__ = ["DropGrow", "Method", "TrainingCost"]
+
+
+class _Remembers(OldName):
+    """The old name of the ``accumulates`` of one class, so that ``super()`` does not start over."""
+
+    def __init__(self, accumulates: Any) -> None:
+        def read(method: Method) -> Any:
+            warn_old_spelling(".remembers", ".accumulates")
+            return accumulates.__get__(method, type(method))
+
+        super().__init__(read, doc="")
+
+    def __call__(self, method: Method, *args: Any) -> Any:
+        """Call it as a function of the class."""
+        return self.__get__(method)(*args)
 
 
 @dataclass(frozen=True)
@@ -133,9 +148,17 @@ class Method(ABC):
         if "settles" in vars(cls):
             warn_old_spelling("settles in a method", "reaches_target_at_t_end")
             cls.reaches_target_at_t_end = bool(vars(cls)["settles"])
-        if "remembers" in vars(cls):
-            warn_old_spelling("remembers() in a method", "accumulates()")
-            cls.accumulates = vars(cls)["remembers"]  # type: ignore[method-assign]
+        # With both names in each class, super() finds the next class by either name.
+        for one in cls.__mro__[: cls.__mro__.index(Method)]:
+            functions = vars(one)
+            if isinstance(functions.get("remembers"), OldName):
+                continue
+            if "remembers" in functions:
+                warn_old_spelling("remembers() in a method", "accumulates()")
+                if "accumulates" not in functions:
+                    setattr(one, "accumulates", functions["remembers"])  # noqa: B010
+            if "accumulates" in functions:
+                setattr(one, "remembers", _Remembers(functions["accumulates"]))  # noqa: B010
         for flag in {"prepares_forward", "dense_passes"} & vars(cls).keys():
             warn_old_spelling(f"{flag} in a method", "prepare_forward() alone")
 
@@ -207,7 +230,7 @@ class Method(ABC):
         coming = range(step, step + rule.steps)
         return any(self.is_update(number, schedule, total_steps) for number in coming)
 
-    remembers = renamed_member("remembers", "accumulates")
+    remembers = _Remembers(accumulates)
 
     def reads_dense_gradient(
         self, step: int, schedule: UpdateSchedule, total_steps: int | None

@@ -106,6 +106,57 @@ def test_steps_that_a_method_remembers_are_those_that_it_accumulates():
         assert RigL(gradient=Smoothed()).remembers(1, schedule, 200)
 
 
+def test_super_remembers_is_what_the_next_class_accumulates():
+    class Even:
+        def remembers(self, step, schedule, total_steps):
+            return [*super().remembers(step, schedule, total_steps), "even"]
+
+    class Third:
+        def accumulates(self, step, schedule, total_steps):
+            return [*super().remembers(step, schedule, total_steps), "third"]
+
+    class Base(RigL):
+        def accumulates(self, step, schedule, total_steps):
+            return [super().accumulates(step, schedule, total_steps)]
+
+    coming = (1, UpdateSchedule(delta_t=10, alpha=0.3, t_end=100, decay="cosine"), 200)
+    with pytest.warns(DeprecationWarning, match=r"remembers\(\) in a .* write accumulates\(\)"):
+
+        class Own(Even, Third, Base):
+            def remembers(self, step, schedule, total_steps):
+                return [*super().remembers(step, schedule, total_steps), "own"]
+
+    with pytest.warns(DeprecationWarning, match=r"remembers\(\) in a .* write accumulates\(\)"):
+
+        class Explicit(Own):
+            def remembers(self, step, schedule, total_steps):
+                return [*Own.remembers(self, step, schedule, total_steps), "explicit"]
+
+    for kind, own in ((Own, []), (Explicit, ["explicit"])):
+        method = kind(gradient=Smoothed())
+        expected = [True, "third", "even", "own", *own]
+        with pytest.warns(DeprecationWarning, match=r"\.remembers is .*\.accumulates"):
+            assert method.accumulates(*coming) == expected
+        with pytest.warns(DeprecationWarning, match=r"\.remembers is .*\.accumulates"):
+            assert method.remembers(*coming) == expected
+
+
+def test_remembers_of_a_class_before_the_method_is_used():
+    class Never:
+        def remembers(self, step, schedule, total_steps):
+            return False
+
+    with pytest.warns(DeprecationWarning, match=r"remembers\(\) in a .* write accumulates\(\)"):
+
+        class Own(Never, RigL):
+            pass
+
+    schedule = UpdateSchedule(delta_t=10, alpha=0.3, t_end=100, decay="cosine")
+    assert not Own(gradient=Smoothed()).accumulates(1, schedule, 200)
+    with pytest.warns(DeprecationWarning, match=r"\.remembers is .*\.accumulates"):
+        assert not Own(gradient=Smoothed()).remembers(1, schedule, 200)
+
+
 def test_method_that_prepares_the_forward_pass_need_not_say_so():
     seen = []
 
