@@ -19,6 +19,8 @@ __all__ = [
     "call_before_forward",
     "copy_without_hooks",
     "has_hooks",
+    "has_own_code",
+    "has_own_functions",
 ]
 
 #: ``torch.jit.script`` calls this method of a module and scripts what it returns.
@@ -88,6 +90,16 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or module._backward_hooks
     )
+
+
+def has_own_functions(module: nn.Module) -> bool:
+    """Whether a function of the class, such as ``forward``, is replaced on ``module`` itself."""
+    return any(callable(getattr(type(module), name, None)) for name in vars(module))
+
+
+def has_own_code(module: nn.Module) -> bool:
+    """Whether ``module`` may compute something else than its class, by hooks or own functions."""
+    return has_hooks(module) or has_own_functions(module)
 
 
 class Handle(Protocol):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sparseopt.speedup.inference.live_layers import Origin
-from sparseopt.utils.hooks import has_hooks
+from sparseopt.utils.hooks import has_hooks, has_own_functions
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["OpeningTracer", "attend", "clear_padding", "split_attention"]
@@ -87,7 +87,10 @@ _DEFINITIONS: Final[Mapping[type[nn.Module], Callable[..., Any]]] = {
 
 
 class OpeningTracer(fx.Tracer):
-    """Traces torch's encoders by their definition, except encoders with hooks."""
+    """Traces torch's encoders by their definition, except encoders with code of their own.
+
+    This code is a hook, or a function that is replaced on an encoder or on a module inside it.
+    """
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Return the graph of a model, which may itself be an encoder."""
@@ -121,7 +124,12 @@ def _as_defined(module: nn.Module) -> nn.Module:
 
 
 def _can_open(module: nn.Module) -> bool:
-    return type(module) in _DEFINITIONS and not has_hooks(module)
+    return type(module) in _DEFINITIONS and not has_hooks(module) and not _is_changed_inside(module)
+
+
+def _is_changed_inside(module: nn.Module) -> bool:
+    # torch's fast path reads the weights of the modules inside, and does not call their functions.
+    return any(has_own_functions(one) for one in module.modules())
 
 
 def clear_padding(x: Tensor, mask: Tensor | None, padding: Tensor | None) -> Tensor:
@@ -179,8 +187,10 @@ def attend(
         return attend(qkv.unsqueeze(0), heads, True, attn_mask, key_padding_mask).squeeze(0)
     if not batch_first:
         qkv = qkv.transpose(0, 1)
-    batch, length, _ = qkv.shape
-    q, k, v = qkv.reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    batch, length, width = qkv.shape
+    q, k, v = (
+        qkv.reshape(batch, length, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    )
     mask = None if attn_mask is None else _added(attn_mask, qkv.dtype)
     if mask is not None and mask.dim() == 3:
         mask = mask.view(batch, heads, length, length)
@@ -223,8 +233,8 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 def _is_plain(node: fx.Node, traced: fx.GraphModule) -> bool:
     """Return whether a node is self-attention of which only the result is used.
 
-    Query, keys and values must be one tensor, so that one projection computes all three. Hooks, and
-    a second call of the module, are excluded.
+    Query, keys and values must be one tensor, so that one projection computes all three. Hooks,
+    replaced functions, and a second call of the module, are excluded.
     """
     module = traced.get_submodule(str(node.target))
     if type(module) is not nn.MultiheadAttention:
@@ -239,6 +249,7 @@ def _is_plain(node: fx.Node, traced: fx.GraphModule) -> bool:
         and module.bias_k is None
         and not module.add_zero_attn
         and not has_hooks(module)
+        and not _is_changed_inside(module)
         and all(_is_first_item(user) or _is_unused(user) for user in node.users)
         and sum(one.target == node.target for one in traced.graph.nodes) == 1
     )

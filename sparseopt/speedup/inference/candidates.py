@@ -21,7 +21,7 @@ from sparseopt.speedup.inference.sparse_linear import (
 from sparseopt.speedup.kernels.calls import DTYPES
 from sparseopt.speedup.live_training.layer_state import has_kernels
 from sparseopt.speedup.live_training.possible import FULL_UP_TO
-from sparseopt.utils.hooks import has_hooks
+from sparseopt.utils.hooks import has_hooks, has_own_functions
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["candidates_for", "uncovered"]
@@ -73,6 +73,8 @@ def uncovered(
         density = mask.sum().item() / mask.numel()
         if has_hooks(owner):
             reason = "it has hooks, which a sparse layer would not run"
+        elif has_own_functions(owner):
+            reason = "a function of its module is replaced, which a sparse layer would not call"
         elif around is not None:
             path, kind = around
             reason = f"the {kind} around it, {path!r}, is computed as a whole"

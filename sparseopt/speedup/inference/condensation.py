@@ -85,10 +85,11 @@ def condense(
     of these is faster, the first line of the report says so.
 
     Some weights are computed from other parameters: by ``torch.nn.utils.prune``, a parametrization,
-    or ``weight_norm``. In the copy they have their current values. Layers with hooks are not
-    replaced. If a module around the layers has hooks, or if ``forward()`` writes to buffers, the
-    modules keep their own code and nothing is folded; the report says why. A model that is
-    condensed under autocast always computes under autocast, and warns if autocast is off.
+    or ``weight_norm``. In the copy they have their current values. Layers with hooks, or with
+    a function that is replaced on the layer itself, stay as they are. If a module around the layers
+    has hooks, if ``forward`` is replaced on the model itself, or if ``forward()`` writes to
+    buffers, the modules keep their own code and nothing is folded; the report says why. A model
+    that is condensed under autocast always computes under autocast, and warns if autocast is off.
 
     Args:
         model: the model, which is not changed.

@@ -121,8 +121,11 @@ def skipped_by_trace(
     """Return which code of a model its graph would skip, or ``None``.
 
     A graph calls torch's own layers as modules, with their hooks. Of other modules it has only
-    operations, and only operations that the result depends on.
+    operations, and only operations that the result depends on. Of the model itself it has the
+    ``forward`` of the class.
     """
+    if "forward" in vars(model):
+        return "its forward() is replaced on the model itself"
     tracer = fx.Tracer()
     for name, module in model.named_modules():
         if has_hooks(module) and (not name or not tracer.is_leaf_module(module, name)):

@@ -14,7 +14,7 @@ from torch import fx, nn
 from sparseopt.speedup.inference.dense_layers import Affine, KernelLayoutPool
 from sparseopt.speedup.inference.live_layers import NormStatistics, Origin
 from sparseopt.speedup.inference.network import Network, Site
-from sparseopt.utils.hooks import has_hooks
+from sparseopt.utils.hooks import has_own_code
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["POOL_FUNCTIONS", "Folding", "drop_identities", "pool_by_module"]
@@ -47,7 +47,7 @@ def drop_identities(graph: fx.Graph, traced: fx.GraphModule) -> None:
         if node.op != "call_module":
             continue
         module = traced.get_submodule(node.target)
-        if has_hooks(module):
+        if has_own_code(module):
             continue
         if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
             node.replace_all_uses_with(node.args[0])
@@ -112,7 +112,7 @@ class Folding:
             return None
         module = self.traced.get_submodule(str(node.target))
         is_fixed = type(module) is nn.BatchNorm2d and module.running_mean is not None
-        return module if is_fixed and not has_hooks(module) else None  # type: ignore[return-value]
+        return module if is_fixed and not has_own_code(module) else None  # type: ignore[return-value]
 
     def _replace(self, node: fx.Node, by: fx.Node) -> None:
         node.replace_all_uses_with(by)
@@ -173,12 +173,12 @@ class Folding:
         """Move a ReLU or ReLU6 into the layer before it, which then clamps its own result.
 
         No other node may read the result of the layer, and a layer takes at most one clamp. Layers
-        with hooks are not changed.
+        with hooks or replaced functions are not changed.
         """
         target: Any = node.target
         if node.op == "call_module":
             module = self.traced.get_submodule(str(node.target))
-            target = None if has_hooks(module) else type(module)
+            target = None if has_own_code(module) else type(module)
         bounds = _CLAMPS.get(target)
         before = node.args[0] if node.args else None
         if bounds is None or not isinstance(before, fx.Node) or len(before.users) != 1:

@@ -18,7 +18,7 @@ from sparseopt.speedup.inference.live_layers import (
     NormStatistics,
     Origin,
 )
-from sparseopt.utils.hooks import has_hooks
+from sparseopt.utils.hooks import has_own_code
 
 __all__ = ["POOLS", "ModuleNetwork", "Network", "Site"]
 
@@ -92,7 +92,7 @@ class ModuleNetwork:
         }
         copied = copy.deepcopy(self.model, memo)
         for path, module in list(copied.named_modules()):
-            if type(module) in POOLS and not has_hooks(module):
+            if type(module) in POOLS and not has_own_code(module):
                 parent, _, last = path.rpartition(".")
                 setattr(copied.get_submodule(parent), last, KernelLayoutPool(module))
         return (copied if dtype is None else copied.to(dtype)).eval()

@@ -34,7 +34,7 @@ from sparseopt.speedup.inference.folding import (
 from sparseopt.speedup.inference.live_layers import Origin
 from sparseopt.speedup.inference.network import POOLS, ModuleNetwork, Network, Site
 from sparseopt.speedup.live_training.layer_state import convolution_padding
-from sparseopt.utils.hooks import has_hooks
+from sparseopt.utils.hooks import has_own_code
 from sparseopt.utils.probe import preserve_attributes, preserve_model_state
 from sparseopt.utils.wrappers import canonical_name
 
@@ -74,8 +74,8 @@ def take_apart(
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a layer can be replaced. Subclasses can't, because they may compute other results."""
-    # The replacement would not run the hooks.
-    if type(module) not in {nn.Linear, nn.Conv2d} or has_hooks(module):
+    # The replacement would not run this code.
+    if type(module) not in {nn.Linear, nn.Conv2d} or has_own_code(module):
         return False
     if not {"weight", "bias"} <= module._parameters.keys():
         return False
@@ -145,7 +145,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
             if _is_layer(module):
                 origin = origins.get(node.target) or _origin(node.target, module)
                 network.sites.setdefault(node.target, Site(node.target, module, origin))  # type: ignore[arg-type]
-            elif type(module) in POOLS and not has_hooks(module):
+            elif type(module) in POOLS and not has_own_code(module):
                 traced.set_submodule(node.target, KernelLayoutPool(module))
         elif node.op == "call_function" and node.target in POOL_FUNCTIONS:
             pool_by_module(node, traced)

@@ -1,7 +1,9 @@
 """Traced networks: what is folded into which layer, and that the results stay the same."""
 
 import copy
+import functools
 import pickle
+from types import MethodType
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from sparseopt.speedup import kernels
 from sparseopt.speedup.inference.candidates import candidates_for, uncovered
+from sparseopt.speedup.inference.copies import skipped_by_trace
 from sparseopt.speedup.inference.masks import masks_by_name
 from sparseopt.speedup.inference.network import ModuleNetwork, Network
 from sparseopt.speedup.inference.tracing import take_apart
@@ -355,3 +358,99 @@ def test_condensed_encoder_is_exported_and_pickled():
     with torch.no_grad():
         for one in (again, exported):
             torch.testing.assert_close(one(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "function"),
+    [
+        ("encoder", "forward"),
+        ("encoder.layers.0", "forward"),
+        ("encoder.layers.0", "_sa_block"),
+        ("encoder.layers.1", "_ff_block"),
+        ("encoder.layers.0.self_attn", "forward"),
+        ("encoder.layers.0.linear1", "forward"),
+    ],
+)
+def test_encoder_with_a_replaced_function_inside_stays_as_it_is(path, function):
+    torch.manual_seed(0)
+    model = settled(Encodes({"batch_first": True}))
+    module = model.get_submodule(path)
+    of_class = getattr(module, function)
+
+    def doubled_unless_positive(self, x, *args, **kwargs):
+        y = of_class(x, *args, **kwargs)
+        y, *rest = y if isinstance(y, tuple) else (y,)
+        y = y if x.min() > 0 else 2 * y
+        return (y, *rest) if rest else y
+
+    setattr(module, function, MethodType(doubled_unless_positive, module))
+    masks, x = sparse_everywhere(model), torch.randn(3, 7, 16)
+    network, why = take_apart(model, (x,), {})
+    assert why is None
+    assert set(network.sites) == {"embed", "head"}
+    absent = {one.name: one.obstacle for one in uncovered(model, network, masks)}
+    assert "TransformerEncoder around it" in absent["encoder.layers.1.linear1.weight"]
+    built_again = network.build({})
+    with torch.no_grad():
+        for one in (x, x.abs() + 1):
+            torch.testing.assert_close(built_again(one), model(one), rtol=1e-4, atol=1e-5)
+
+
+class Stacked(nn.Module):
+    """Attention, a convolution, a norm, a clamp, dropout, pooling and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.convolution = nn.Conv2d(1, 1, 3, padding=1)
+        self.norm = nn.BatchNorm2d(1)
+        self.relu = nn.ReLU()
+        self.dropout = nn.Dropout()
+        self.pool = nn.MaxPool2d(3, 1, 1)
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.attention(x, x, x)[0].unsqueeze(1)
+        x = self.dropout(self.relu(self.norm(self.convolution(x))))
+        return self.linear(self.pool(x))
+
+
+@pytest.mark.parametrize(
+    "path", ["attention", "convolution", "norm", "relu", "dropout", "pool", "linear", ""]
+)
+def test_replaced_forward_of_any_module_is_called(path):
+    torch.manual_seed(0)
+    model = settled(Stacked())
+    module = model.get_submodule(path)
+    of_class, calls = module.forward, []
+
+    @functools.wraps(of_class)
+    def forward(*args, **kwargs):
+        calls.append(path)
+        return of_class(*args, **kwargs)
+
+    module.forward = forward
+    masks, x = sparse_everywhere(model), torch.randn(3, 7, 8)
+    network, _ = take_apart(model, (x,), {}, skipped_by_trace(model, (x,), {}))
+    assert path not in network.sites
+    if path in {"attention", "convolution", "linear"}:
+        absent = {one.name: one.obstacle for one in uncovered(model, network, masks)}
+        weight = f"{path}.in_proj_weight" if path == "attention" else f"{path}.weight"
+        assert "function of its module is replaced" in absent[weight]
+    candidates, _ = candidates_for(network, masks, torch.float32)
+    condensed = network.build({one.site.name: one.layers["dense"] for one in candidates})
+    calls.clear()
+    with torch.no_grad():
+        found = condensed(x)
+        assert calls == [path]
+        torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["live", "dense"])
+def test_attention_of_an_empty_batch_is_empty(kind):
+    model = settled(Encodes({"batch_first": True}))
+    masks, x = sparse_everywhere(model), torch.randn(3, 7, 16)
+    condensed = built(model, masks, x, kind)
+    with torch.no_grad():
+        assert condensed(x[:0]).shape == model(x[:0]).shape == (0, 7, 5)
