@@ -161,7 +161,7 @@ def _compacted() -> str:
     times = span((float(row["compacted / dense"]) for row in rows), 2)
     names = dict.fromkeys(WORKLOADS[row["model"]].title.replace(",", " at") for row in rows)
     return (
-        f"models without dropped channels (`compact`) take {times} of the dense time "
+        f"models whose dropped channels are removed (`compact`) take {times} of the dense time "
         f"({_listed(names)})"
     )
 

@@ -80,7 +80,7 @@ def _wrapped(text: str) -> str:
 
 def main() -> None:
     """Write the file, and the picture in it."""
-    # For a script Python puts its folder first; the package is found from the root.
+    # Python puts the script's folder first in sys.path; the package is imported from the root.
     sys.path[0] = str(ROOT)
     from benchmarks import picture
 

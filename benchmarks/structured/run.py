@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # For a script Python puts its folder first; the package is found from the root.
+    # Python puts the script's folder first in sys.path; the package is imported from the root.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     from benchmarks.common.start import start
 

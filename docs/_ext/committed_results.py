@@ -19,7 +19,7 @@ SECTION = re.compile(r"^## (.*)\n", re.MULTILINE)
 NOT_IN_A_NAME = re.compile(r"[^a-z0-9.]+")
 #: Leaves a report out of the search, so that the search finds the pages that explain its numbers.
 NOT_SEARCHED = "---\nnosearch: true\n---\n"
-#: A report of more words is not read from its beginning to its end.
+#: A report of more words is split into a page for each section.
 LONG = 12_000
 SECTIONS = """
 ```{{toctree}}

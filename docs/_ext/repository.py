@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 
 def repository_url(environment: Mapping[str, str]) -> str:
-    """The page of the repository, as GitHub's or Read the Docs' builders name it; else nothing.
+    """The URL of the repository, as GitHub or Read the Docs sets it; else an empty string.
 
     Example:
         >>> repository_url({"READTHEDOCS_GIT_CLONE_URL": "https://example.org/a/b.git"})

@@ -20,7 +20,7 @@ def assert_same(mine, theirs):
 
 @pytest.mark.parametrize("optimizer_first", [False, True])
 @pytest.mark.parametrize("method", [SmoothedSalience.name, FrequentGradient.name])
-def test_ranks_keep_the_same_and_go_on_from_what_rank_zero_saved(method, optimizer_first):
+def test_ranks_have_the_same_state_and_resume_from_what_rank_zero_saved(method, optimizer_first):
     """``frequent-gradient`` begins at random, from another torch seed on each rank."""
     first, second = two_ranks().run(train, method, optimizer_first=optimizer_first)
     assert len(first["seen"]) == STEPS + 1

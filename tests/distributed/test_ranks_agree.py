@@ -34,7 +34,7 @@ SETTINGS = st.fixed_dictionaries(
 REGROW = st.sampled_from(["keep", "zero", "never"])
 OPTIMIZERS = st.sampled_from([*ELEMENTWISE, "Adafactor"])
 BUCKET_VIEWS, STATIC_GRAPH = {"gradient_as_bucket_view": True}, {"static_graph": True}
-# Micro-batches a step, and options of the wrapper, which has no static graph with `no_sync`.
+# Micro-batches a step, and options of DDP, which does not allow `static_graph` with `no_sync`.
 WRAPPERS = st.sampled_from(
     [(1, {}), (2, {}), (1, BUCKET_VIEWS), (2, BUCKET_VIEWS), (1, STATIC_GRAPH)]
 )

@@ -1,7 +1,7 @@
 """Every torch optimizer, in every implementation and with every switch, in fp32 and bf16.
 
-Live state and masked state give the same weights, and both go where a dense run goes whose
-masks are put on by hand. No dropped weight comes back, and its state is a fresh parameter's.
+Live state and masked state give the same weights as a dense run that is masked by hand. Dropped
+weights stay zero, and have the state of a fresh parameter.
 """
 
 import numpy as np
@@ -73,7 +73,7 @@ def test_live_masked_and_by_hand_agree_in_bf16_channels_last(variant):
 def assert_agreement(name, options, **form):
     """Equal to the last bit, unless torch's last bit depends on the position in a tensor.
 
-    In bf16 it may in any of them.
+    In bf16 it may depend on the position under every optimizer.
     """
     by_hand, _ = run_by_hand(name, options, **form)
     masked, masked_optimizer = sparse_run(name, options, "masked", **form)
@@ -164,7 +164,7 @@ OTHER_VARIANTS = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", OTHER_VARIANTS, ids=variant_id)
-def test_optimizers_that_are_not_elementwise_go_where_the_run_by_hand_goes(variant, dtype):
+def test_optimizers_that_are_not_elementwise_equal_masking_by_hand(variant, dtype):
     """New optimizers of torch's next release are included until they are known as element-wise."""
     name, options = variant
     model, own_model = model_for(name, dtype=dtype), model_for(name, dtype=dtype)

@@ -76,7 +76,7 @@ def test_synflow_scores_a_hundred_times_by_default():
     assert any(not torch.equal(masks[name], other[name]) for name in masks)
 
 
-def test_sign_and_the_values_of_the_input_do_not_matter():
+def test_signs_of_weights_and_values_of_the_input_do_not_matter():
     net = relu_net(7, 11, 5)
     expected = synflow(net, (1, 7), density=0.2)
     masks = synflow(net, torch.randn(1, 7), density=0.2)
@@ -102,7 +102,7 @@ class ConvNet(nn.Module):
 
 
 def test_every_layer_carries_the_whole_flow():
-    """Theorem 2 (network-wise conservation): scores of a cut add up to R, here by hand from |w|."""
+    """Theorem 2 (network-wise conservation): scores of a layer add up to the output for |w|."""
     net = ConvNet()
     masks = synflow(net, (1, 3, 8, 8), density=0.2)
     scores = synaptic_flow(net, torch.ones(1, 3, 8, 8, dtype=torch.float64), masks)
@@ -128,7 +128,7 @@ def test_flow_into_a_neuron_equals_the_flow_out_of_it():
 
 @pytest.mark.parametrize("live", [3, 6, 20])
 def test_layers_do_not_collapse_while_there_is_a_weight_for_each(live):
-    """A path from input to output is left (maximal critical compression); one round breaks it."""
+    """Every live weight is on a path from input to output (maximal critical compression)."""
     net = relu_net(100, 100, 3, 100, bias=False)
     numel = 100 * 100 + 300 + 300
     ones = torch.ones(1, 100, dtype=torch.float64)
@@ -194,7 +194,7 @@ def test_flow_beyond_single_precision_is_refused_in_a_model_that_casts_to_it():
         synflow(net, (1, 32), density=0.1, rounds=5)
 
 
-def test_model_that_runs_in_no_precision_says_why_itself():
+def test_error_of_a_model_that_runs_in_no_precision_is_raised():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         synflow(relu_net(7, 11, 5), (1, 8))
 

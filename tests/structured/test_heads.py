@@ -1,4 +1,4 @@
-"""Heads of attention and hidden neurons, in own code, torch's blocks and transformers'."""
+"""Attention heads and hidden neurons, in hand-written blocks, torch's and transformers'."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_heads_and_neurons_are_found_in_every_block(name):
     assert neurons[: case.blocks] == [case.neurons] * case.blocks
 
 
-def test_head_of_keys_has_all_heads_of_queries_that_share_it():
+def test_key_head_comes_with_all_query_heads_that_share_it():
     pytest.importorskip("transformers")
     case = TRANSFORMERS["llama"]
     group = free(case.build(), case.inputs())[0]
@@ -49,7 +49,7 @@ class Grouped(nn.Module):
         return self.out(attended.transpose(1, 2).flatten(2))
 
 
-def test_grouped_queries_may_be_repeated_by_attention_itself():
+def test_attention_itself_may_repeat_keys_and_values_for_grouped_queries():
     (group,) = free(Grouped(), torch.zeros(2, 3, 6))
     sizes = {part.name: tuple(part.index.shape) for part in group.slices}
     assert sizes["q.weight"] == (2, 8)
@@ -58,7 +58,7 @@ def test_grouped_queries_may_be_repeated_by_attention_itself():
 
 
 class Single(nn.Module):
-    """Attention without heads: what its values have can go, and nothing of queries and keys."""
+    """Attention without heads: channels of values can be removed, of queries and keys none."""
 
     def __init__(self):
         super().__init__()
@@ -90,7 +90,7 @@ class Shuffled(nn.Module):
 
 
 class Uneven(nn.Module):
-    """A slice whose size is a number, and a product of two parts of other sizes."""
+    """The next layer reads a slice of the channels, whose size is a number in the code."""
 
     def __init__(self):
         super().__init__()

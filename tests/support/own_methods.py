@@ -11,7 +11,7 @@ from sparseopt import DropGrow, register_method
 @register_method
 @dataclass(frozen=True)
 class SmoothedSalience(DropGrow):
-    """Drops the smallest |w g|, smoothed over every step; grows the largest |g| at random."""
+    """Drops the smallest |w g|, smoothed over every step; grows by |g| times a random number."""
 
     name: ClassVar[str] = "smoothed-salience"
     needs_dense_gradient: ClassVar[bool] = True
@@ -49,13 +49,13 @@ class SmoothedSalience(DropGrow):
 @register_method
 @dataclass(frozen=True)
 class FrequentGradient(DropGrow):
-    """Grows where the dense gradient was among the larger half most often, over every step."""
+    """Grows where the dense gradient was larger than the layer's mean in most steps."""
 
     name: ClassVar[str] = "frequent-gradient"
     observes_dense_gradient: ClassVar[bool] = True
 
     def initial_layer_state(self, layer):
-        # At random, so that ties are broken, and ranks would differ.
+        # Random, so that there are no ties, and so that ranks differ without the state of rank 0.
         return {"count": torch.rand(layer.weight.shape) / 2}
 
     def observe(self, layer, gradient, update):

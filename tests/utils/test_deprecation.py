@@ -32,7 +32,7 @@ class Average:
     beta: float = 0.9
 
 
-def test_renamed_field_is_no_field_and_survives_pickles_and_copies():
+def test_old_name_is_no_field_and_pickles_and_copies_do_not_warn():
     assert [field.name for field in dataclasses.fields(Average)] == ["beta"]
     assert repr(Average(0.5)) == "Average(beta=0.5)"
     with warnings.catch_warnings():

@@ -64,7 +64,7 @@ class Times:
         return Ratio(length * fmean(one["median"] for one in ratios), min(lows), max(highs))
 
     def form(self, group: Group, variant: Variant) -> str:
-        """The form that is timed in inference, and the share of removable channels removed."""
+        """The form that is timed in inference, and the share of the possible saving that it has."""
         forms = [record["form"] for record in self.of(group, variant)]
         kinds = ", ".join(dict.fromkeys(form["kind"] for form in forms))
         reached = [form["share_reached"] for form in forms if "share_reached" in form]
@@ -104,7 +104,7 @@ def rows_of(group: Group, times: Times | None = None) -> list[Variant]:
 
 
 def structured_table(group: Group, paper: Paper | None, times: Times | None) -> list[str]:
-    """Accuracy, measured times and counted FLOPs; the two never in one column."""
+    """Accuracy, measured times and counted FLOPs; no column has both times and FLOPs."""
     columns: dict[str, int | None] = {"inference time": 0}
     if times is not None:
         columns = {f"inference time, batch {batch}": batch for batch in times.batches}

@@ -183,7 +183,9 @@ class CompactedTraining:
                 self._make_smaller_and_check(kept)
 
     def _make_smaller(self, kept: Kept) -> None:
-        """Swap the smaller parameters into model and optimizer, by the present guess.
+        """Swap the smaller parameters into model and optimizer.
+
+        Numbers in the model's code, such as numbers of heads, get the values of the current guess.
 
         Invariant: after an error, model and optimizer are full again.
         """
@@ -328,7 +330,7 @@ def _kept(
 
 
 class _InUse:
-    """Marks the optimizer's model as in use. The optimizer restores the full model on detaching."""
+    """Marks the model as in use. ``remove`` has no work: ``detach()`` restores the full model."""
 
     name = "CompactedTraining"
 

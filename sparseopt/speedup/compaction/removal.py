@@ -35,7 +35,7 @@ class Removal:
     """The classes of channels that are removed.
 
     Attributes:
-        removed: which classes are removed, by their smallest atom, ``(atoms,)``.
+        removed: whether each class is removed, at the position of its smallest atom, ``(atoms,)``.
         pinned: classes that could be removed but stay, because a layer cannot be empty.
         folds: the constants that go into biases.
     """
@@ -48,9 +48,9 @@ class Removal:
 def decide_removal(structure: Structure, uses: Sequence[Use]) -> Removal:
     """Find the largest set of channels that can be removed.
 
-    A channel can be removed if every sum that it is in is harmless: the sum gives it no live weight
-    to a result that stays, or the channel is zero for every input, or it is a constant that a bias
-    can take. When a channel is removed, the channels that it was computed from lose a use, so more
+    A channel can be removed if it is harmless in every sum: no live weight connects it to a result
+    that stays, or the channel is zero for every input, or it is a constant that a bias can take.
+    When a channel is removed, the channels that it was computed from lose a use, so more
     of them can be removed. If a dimension would become empty, one of its classes is pinned, and the
     search starts again.
     """

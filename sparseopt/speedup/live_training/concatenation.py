@@ -48,7 +48,7 @@ _NEW: Final = object().__reduce_ex__(2)[0]
 #: Classes that do not register their subclasses.
 _PLAIN_BASES: Final = frozenset({*nn.Module.__mro__, Generic})
 _PLAIN_METACLASSES: Final = frozenset({type, ABCMeta})
-#: So many wrappers of a method are read. A wrapper may wrap itself.
+#: At most this many wrappers of a method are followed, because a wrapper may wrap itself.
 _MOST_WRAPPERS: Final = 100
 
 
@@ -105,14 +105,15 @@ class ConcatenatingModules:
     def exchange(self) -> None:
         """Give every module a class that keeps maps in the kernels' layout in ``torch.cat``."""
         for module in self._modules:
-            # A parametrization that is removed restores the base of the class at that time.
+            # To remove a parametrization, torch sets the class to the base of the current class.
             if not is_parametrized(module):
                 module.__class__ = self._new_class(type(module))
 
     def enter(self, module: nn.Module) -> None:
         """Run the rest of a module's forward pass in the mode, if the module was exchanged.
 
-        A module that is exchanged by a hook before its forward pass would run this pass as before.
+        torch looks up ``forward`` before it runs the hooks. So if a hook exchanges the module, this
+        pass still runs the old ``forward``, outside of the mode.
         """
         if self._new.get(type(module).__bases__[0]) is not type(module):
             return
@@ -120,7 +121,7 @@ class ConcatenatingModules:
         mode = _Concatenates(module.training)
         torch._C._push_on_torch_function_stack(mode)
 
-        # A copy of the model in this pass must not copy this object, as it would for a method.
+        # A lambda, because a copy of the model in this pass would copy the object of a method.
         handle = module.register_forward_hook(lambda *_: self._leave(), always_call=True)
         self._entered = mode, handle
 
@@ -209,7 +210,7 @@ def _subclass(kind: type[nn.Module]) -> type[nn.Module]:
         if not isinstance(reduced, tuple):
             return reduced
         make, args, *state = reduced
-        # pickle refuses this function for another class than that of the instance.
+        # pickle refuses ``copyreg.__newobj__`` with a class that the instance does not have.
         make = kind.__new__ if make is _NEW else make
         return make, tuple(kind if value is new else value for value in args), *state
 
@@ -254,7 +255,7 @@ def _may_be_repeated(training: bool) -> bool:
 
 
 def _registers_subclasses(kind: type[nn.Module]) -> bool:
-    """Whether a subclass runs code of the user, which may keep this subclass."""
+    """Whether the definition of a subclass runs code of the user, which may register it."""
     return type(kind) not in _PLAIN_METACLASSES or any(
         "__init_subclass__" in vars(base) for base in kind.__mro__ if base not in _PLAIN_BASES
     )

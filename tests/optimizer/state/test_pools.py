@@ -19,7 +19,7 @@ SETTINGS = {"method": "static", "density": 0.3, "init": "uniform", "seed": 3, "s
 
 
 class Branches(nn.Module):
-    """Two layers, of which one, both or none has a gradient, as with experts."""
+    """Two layers; on every third step the second has no gradient, as an expert that is not used."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ def test_training_continues_from_state_that_is_loaded_in_place():
     assert steps == [3 + index + 1 for index in range(len(steps))]
 
 
-def test_count_of_steps_that_the_user_sets_back_is_counted_on_from():
+def test_step_count_continues_from_the_value_that_the_user_sets():
     model = make()
     inner = torch.optim.AdamW(model.parameters(), lr=0.01)
     optimizer = SparseOptimizer(inner, model, **SETTINGS)
@@ -150,7 +150,7 @@ def test_size_of_a_pool_changes_nothing(limit, monkeypatch):
 
 
 def test_threads_change_no_bit(monkeypatch):
-    """A step writes the same values, for any thread that gathers a layer's weights."""
+    """A step writes the same values, whichever thread gathers a layer's weights."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     results = []
     for worth in (1, 10**9):

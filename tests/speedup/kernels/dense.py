@@ -12,7 +12,7 @@ needs_kernels = pytest.mark.skipif(
     not kernels.available(), reason=f"no kernels here: {kernels.why_not()}"
 )
 
-RELATIVE = 5e-7  # of float32 sums, in norm
+RELATIVE = 5e-7  # the error of float32 sums: its norm over the norm of the sums
 HALF_ULP = 2**-8  # of a bfloat16
 
 
@@ -32,7 +32,7 @@ def lists_of(mask, **settings):
 
 
 def rounded(shape, dtype):
-    """Normal numbers that the dtype has exactly, as float32 or as the dtype."""
+    """Normally distributed numbers, rounded to the dtype."""
     return torch.randn(shape).to(dtype)
 
 
@@ -64,7 +64,8 @@ def check(function, dense, x, weight, bias, grad, mask):
 def _close(actual, exact, size, name):
     """`size` is the same product of absolute values, an upper bound of the sum.
 
-    A few sums may cancel, so that only `size` says how exact they can be; many do not.
+    If there are few sums, all of them may cancel. Then the error is large compared with the sums,
+    so it is compared with `size`. Many sums do not all cancel.
     """
     error = (actual.double() - exact).abs()
     scale = size.norm() if exact.numel() < 100 else exact.norm()

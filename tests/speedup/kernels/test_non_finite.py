@@ -28,7 +28,7 @@ def test_outputs_are_bad_where_a_live_weight_meets_a_bad_input(bad):
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_other_sample_of_a_pair_may_be_bad_too_in_bfloat16(bad):
+def test_bfloat16_may_spread_a_bad_input_to_the_other_sample_of_its_pair(bad):
     y, met = with_a_bad_sample(bad, torch.bfloat16)
     assert not y[met].isfinite().any()
     met[2] = met[3]
@@ -69,7 +69,8 @@ def test_bad_values_of_dropped_weights_are_not_looked_at():
 
 def test_nan_stays_a_nan_when_it_is_rounded():
     lists = lists_of(torch.ones(1, 1) > 0)
-    x = torch.tensor([[0x7F800001]], dtype=torch.int32).view(torch.float32)  # a NaN of low bits
+    # A NaN whose only mantissa bit is the lowest: without it the number would be infinite.
+    x = torch.tensor([[0x7F800001]], dtype=torch.int32).view(torch.float32)
     weight = torch.ones(1, 1)
     assert kernels.linear(x, weight, None, lists).isnan().all()
     assert kernels.linear(torch.ones(1, 1).bfloat16(), weight * x, None, lists).isnan().all()

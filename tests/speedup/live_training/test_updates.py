@@ -1,4 +1,4 @@
-"""Dense gradients on the steps that read them, none of a dropped weight on the others."""
+"""Gradients are dense on steps that read them so, and zero at dropped weights on the others."""
 
 import copy
 
@@ -168,7 +168,7 @@ def changed_by_another_tensor(weight):
 )
 @pytest.mark.parametrize("kind", [ConvNet, Tokens])
 def test_weights_outside_of_the_mask_count(kind, change):
-    """Weights are swapped like an average for evaluation, or perturbed as by SAM."""
+    """An average may be swapped in for evaluation, or SAM may perturb the weights."""
     model, optimizer = sped_up(kind, method="static", init="uniform")
     for weight in [layer.weight for layer in optimizer.layers]:
         change(weight)
@@ -194,7 +194,7 @@ def test_layer_runs_on_live_weights_again_once_others_are_zero(gathered):
     assert len(gathered) == 2
 
 
-def test_state_dict_of_a_dense_model_is_computed_as_it_is():
+def test_model_that_loads_dense_weights_computes_with_all_of_them():
     model, optimizer = sped_up(method="static")
     dense = make(seed=7)
     model.load_state_dict(dense.state_dict())
