@@ -13,7 +13,7 @@ from sparseopt import SparseOptimizer
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-#: GitHub's own pages of the repository, from wherever it lies.
+#: The start of links to GitHub's own pages of the repository, whoever owns it.
 GITHUB = "../../"
 LOOP = re.compile(r"## The loop\n\n```python\n(.*?)```", re.DOTALL)
 REMEDY = "write it again with: python benchmarks/readme.py"
@@ -76,7 +76,7 @@ def test_every_cell_of_the_comparison_is_linked_to_its_proof():
     assert [cell for cell in cells if not re.fullmatch(r"\[[^]]+\]\([^)]+\)", cell)] == []
 
 
-def test_new_source_of_links_is_the_page_that_has_the_table():
+def test_links_within_the_page_of_the_table_lead_there_from_the_readme():
     text = COMPARED.read_text(encoding="utf-8")
     assert "](#trials)" in text
     assert "](docs/moving/compared.md#trials)" in compared_text()

@@ -101,8 +101,8 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     explanation = (
         "Channels of each layer that are live, and that were ever live, after each update of a "
         "short training. A channel of `srigl` is a neuron: a filter with live weights. Under "
-        "`srigl` weights move, and layers with more weights count. Updates end at three quarters "
-        "of the training."
+        "`srigl` weights move, so a layer counts if more of its weights became live. Updates end "
+        "at three quarters of the training."
     )
     lines = ["## Masks that move", "", *paragraph(explanation), *made_with(records, *SHOWN)]
     protocols = dict.fromkeys(f"Training: {record['protocol']}, uniform." for record in records)

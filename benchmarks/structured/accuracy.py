@@ -27,7 +27,7 @@ METHODS = ("dense", "narrower", "thinner", "rigl-struct", "srigl", "rigl")
 MEANING = {
     "dense": "the network itself",
     "narrower": "a residual stream of half the width, and so a quarter of the weights",
-    "thinner": "that width, with as many heads and neurons as `rigl-struct` leaves",
+    "thinner": "the full width, with as many heads and neurons as `rigl-struct` leaves",
     "rigl-struct": "whole neurons and heads move; the rest is taken out by `compact`",
     "srigl": "`SRigL(gamma=.95)`, and ablated neurons taken out by `compact`",
     "rigl": "single weights move; `speed_up` where it makes training faster",

@@ -28,7 +28,7 @@ STYLE = {
 
 def prepare(gallery_conf: dict[str, Any], script: str) -> None:
     """Draw for light and dark pages, and fail on warnings that readers would see."""
-    # A package of Furo has every library of the process log all that it does.
+    # A package of Furo makes every library in the process log everything.
     logging.getLogger().setLevel(logging.WARNING)
     mpl.rcParams.update(STYLE)
     warnings.resetwarnings()

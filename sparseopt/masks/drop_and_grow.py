@@ -165,8 +165,9 @@ def _between(
 ) -> Transition:
     """Return the transition from live weights at ``before`` to live weights at ``after``.
 
-    ``stays`` says which weights at ``before`` do not drop. A weight in both is dropped and grown in
-    one update where ``stays`` is false, and is kept only if ``regrow`` is ``"keep"``.
+    ``stays`` says which weights at ``before`` do not drop. If a weight is at ``before`` and
+    at ``after``, but ``stays`` is false for it, this update drops and grows it. Then it is kept
+    only if ``regrow`` is ``"keep"``.
     """
     origin, was_live = match_positions(before, after, layer.numel)
     kept = was_live if regrow == "keep" else was_live & take(stays, origin)

@@ -399,9 +399,9 @@ class SparseLayer:
 
     @torch.no_grad()
     def expand(self, values: Tensor, fill: float = 0.0) -> Tensor:
-        """Return a tensor in the weight's shape and layout with ``values``, ``(live,)``, in place.
+        """Return a tensor in the weight's shape and layout with ``values`` at the live positions.
 
-        Entries that are not live are ``fill``.
+        ``values`` is ``(live,)``. Entries that are not live are ``fill``.
         """
         if self.is_sharded:
             flat = values.new_full((self.numel,), fill)

@@ -59,7 +59,10 @@ class Layout:
         )
 
     def put_back_(self, tensor: Tensor, flat: Tensor) -> None:
-        """Copy ``flat``, which :meth:`flat` made of ``tensor``, back to it, unless it is a view."""
+        """Copy the result ``flat`` of :meth:`flat` back to ``tensor``.
+
+        If ``flat`` is a view of ``tensor``, nothing is copied.
+        """
         if not self.has(tensor):
             tensor.copy_(self.shaped(flat))
 

@@ -106,8 +106,8 @@ def _largest_on_cpu(
 ) -> tuple[npt.NDArray[np.intp] | None, Bools]:
     """Return candidates for the ``k`` largest scores, and which of the candidates are chosen.
 
-    The threshold is the ``k``-th largest score. All scores above it are chosen, and as many of
-    those equal to it as are missing, the lowest indices first.
+    The threshold is the ``k``-th largest score. All scores above it are chosen. Scores equal to it
+    are chosen until there are ``k``, the lowest indices first.
 
     Args:
         scores: the scores, ``(n,)``.
@@ -165,7 +165,8 @@ def _kth_largest(values: npt.NDArray[Any], k: int) -> Any:
     """Return the ``k``-th largest value, counted from 1.
 
     A sample gives two bounds between which the value probably lies, and only the values between
-    them are partitioned. The counts prove whether it lies there; if not, all values are.
+    them are partitioned. The counts prove whether it lies there. If it does not, all values
+    are partitioned.
     """
     if values.size >= SAMPLE_FROM:
         sample = values[::SAMPLE_EVERY]
@@ -193,8 +194,8 @@ def _with_nan_last(scores: Tensor) -> Tensor:
 def _largest_on_device(scores: Tensor, k: int, excluded: Tensor | None) -> Tensor:
     """Mark the ``k`` largest scores without waiting for the device.
 
-    All scores above the ``k``-th largest are marked, and of those equal to it as many as are
-    missing, by their rank among the ties.
+    All scores above the ``k``-th largest are marked. Scores equal to it are marked by their rank
+    among the ties, until there are ``k``.
     """
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)

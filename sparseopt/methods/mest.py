@@ -70,7 +70,7 @@ class MEST(DropGrow):
         check_not_negative("gradient_weight", self.gradient_weight)
         check_choice("grow", self.grow, ("random", "gradient"))
         check_choice("bound", self.bound, ("soft", "hard"))
-        # A property can't override a class variable. A frozen instance has no other assignment.
+        # A property can't override a class variable, and a frozen instance is set only like this.
         object.__setattr__(self, "needs_dense_gradient", self.grow == "gradient")
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:

@@ -71,7 +71,7 @@ def _counts(groups: Sequence[ChannelGroup], shares: Sequence[float], factor: flo
 def _live_weights(
     groups: Sequence[ChannelGroup], counts: Sequence[int], shapes: Mapping[str, Sequence[int]]
 ) -> int:
-    """Return how many weights of all convolutions are live with these counts of channels."""
+    """Return how many of the weights that count are live with these counts of channels."""
     sizes = {name: list(shape) for name, shape in shapes.items()}
     for group, count in zip(groups, counts, strict=True):
         for place in group.slices:

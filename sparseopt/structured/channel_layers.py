@@ -53,9 +53,9 @@ def channel_layers(
     ``init`` gives each layer a density. Let :math:`d` be the mean density of the layers that
     produce a group's channels. The aim is a share :math:`\sqrt d` of live channels for
     convolutions, which also lose inputs, and a share :math:`d` for neurons and heads, which don't.
-    Unless ``init`` is a mapping, one factor for all groups then brings the live weights of the
-    layers that count to ``density``. All convolutions count if channels move, and so do the linear
-    layers in which neurons or heads that move own weights.
+    Unless ``init`` or ``kinds`` is a mapping, one factor for all groups then brings the live
+    weights of the layers that count to ``density``. All convolutions count if channels move, and so
+    do the linear layers in which neurons or heads that move own weights.
 
     Args:
         groups: the channels of the model.

@@ -76,7 +76,7 @@ def test_options_without_a_meaning_are_refused(arguments, named, capsys):
     ],
 )
 def test_typos_are_answered_by_what_there_is(arguments, named, tmp_path, capsys):
-    # Of an option that is given twice the last counts.
+    # If an option is given twice, the last value counts.
     base = ["--out", str(tmp_path), "--dry-run", "--preset", "smoke"]
     assert cli.main([*base, *arguments]) == 1
     message = capsys.readouterr().err
@@ -178,7 +178,7 @@ class Swept(DropGrow):
 """
 
 
-def test_sweep_over_settings_of_an_own_method_takes_its_one_file(
+def test_sweep_over_settings_of_an_own_method_needs_only_the_method_file(
     quick_preset, cifar_tree, tmp_path, monkeypatch
 ):
     (tmp_path / "swept_method.py").write_text(SWEPT)

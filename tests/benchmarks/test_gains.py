@@ -1,4 +1,4 @@
-"""The table of gains says what the results files have, read here without it."""
+"""The table of gains agrees with the results files, which these tests read on their own."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def cells(name):
     return line
 
 
-def test_memory_is_from_least_to_most_of_the_networks():
+def test_memory_row_has_the_range_over_the_networks():
     # Entries that were measured before have the contender's former name.
     text = OVERHEAD.read_text().replace("sparseopt, compact", "sparseopt, live")
     found = [
@@ -34,7 +34,7 @@ def test_memory_is_from_least_to_most_of_the_networks():
     assert f"{min(ratios):.2f} to {max(ratios):.2f} of the memory" in cells("memory")
 
 
-def test_training_is_from_the_least_to_the_most_speed_up():
+def test_training_row_has_the_range_of_the_speed_ups():
     records = [json.loads(path.read_text()) for path in SPEED.glob("steps-*.json")]
     ratios = [
         one["speedup"]["speed_up, bfloat16"]["bfloat16"][0]

@@ -46,7 +46,7 @@ def test_model_by_hand_has_the_shapes_of_the_compacted_one_and_nothing_else_of_i
     assert type(compacted.norm) is nn.BatchNorm2d
 
 
-def test_square_root_of_the_density_stays_of_every_width(built):
+def test_share_of_every_width_that_stays_is_the_square_root_of_the_density(built):
     (dense, compacted, _), flops_ratio = built[0].values(), built[1]
     assert compacted.stem.weight.shape == (5, 3, 3, 3)
     assert compacted.head.in_features == 20

@@ -59,7 +59,7 @@ def test_checksums_see_a_single_bit(dtype):
     assert checksum(values) != checksum(other)
 
 
-def test_sums_of_positions_tell_sets_of_equal_sums_apart():
+def test_sums_of_mixed_positions_differ_for_sets_of_equal_sum():
     sets = [(1, 4), (2, 3), (0, 5), (0, 1, 4), (1, 4, 0, 0), ()]
     sums = [int(mixed(torch.tensor(one)).sum()) for one in sets]
     assert len(set(sums)) == len(sets)

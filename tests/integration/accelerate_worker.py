@@ -113,7 +113,7 @@ class Training:
         return seen
 
     def _watched(self, loader: DataLoader, epoch: int, save_to: Path | None) -> Iterator[Any]:
-        """The batches; between them, checks that are no part of the loop."""
+        """The batches. After each step, note whether it was skipped, and save when it is time."""
         for number, (inputs, labels) in enumerate(loader):
             place = epoch * STEPS_PER_EPOCH * self.run.accumulate + number
             factor = nan if place in self.run.overflows else 1.0

@@ -38,7 +38,7 @@ Plan = Sequence[Sequence[Sequence[int]]]
 
 
 def plan(steps: int, *, ranks: int = 1, accumulate: int = 1, per_epoch: int) -> Plan:
-    """Which batches a step sees if `per_epoch` batches go around in order, rank after rank."""
+    """Which batches each step sees if ranks take `per_epoch` batches in turn, again and again."""
     numbers = iter(range(steps * ranks * accumulate))
     steps_of_ranks = []
     for _ in range(steps):
@@ -57,8 +57,9 @@ class Recorder:
     """Records every `step()` of an optimizer.
 
     Attributes:
-        seen: Lists with an entry a step: "weights" and "masks" after it, "gradients" (clipped, of
-            ordinary steps) and "lr" in it, and whether it was "updating" the masks.
+        seen: Lists with one entry for each step: "weights" and "masks" after the step, "gradients"
+            (on ordinary steps, after clipping) and "lr" during the step, and "updating": whether
+            it moved the masks.
     """
 
     def __init__(self, model: nn.Module, optimizer: SparseOptimizer):
@@ -106,8 +107,8 @@ def by_hand(
         scheduler: A scheduler of `optimizer`.
         scheduler_steps: How often it is stepped after each step.
         loss: The loss of a model on a batch.
-        overflows: How often the scheduler is stepped at the places of `steps` that overflow, and
-            at which nothing else happens. If there are any, losses are scaled.
+        overflows: For each place in `steps` that overflows, how often the scheduler is stepped
+            there. Nothing else happens at such a place. If there are any, losses are scaled.
     """
     hand = HandMasked(model, optimizer, oracle)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -227,7 +228,10 @@ def counts_of(masks: dict[str, Tensor]) -> dict[str, int]:
 
 
 def flops_by_hand(counts: dict[str, int]) -> int:
-    """FLOPs of `SmallNet` on 6x6 pixels: two a live weight and position, one a `Linear` bias."""
+    """FLOPs of `SmallNet` on 6x6 pixels.
+
+    Two for each live weight at each position, and one for each bias of a `Linear`.
+    """
     positions = {"conv1.weight": 36, "conv2.weight": 9, "fc1.weight": 1, "fc2.weight": 1}
     return sum(2 * positions[name] * live for name, live in counts.items()) + 16 + CLASSES
 

@@ -33,6 +33,6 @@ AUTOMATIC = {
     "set, accumulated": Run("set", accumulate=2),
     "pruning": Run("pruning"),
     "bf16": Run("set", precision="bf16-mixed"),
-    # The second overflow is of an update step: the fifth that is not skipped.
+    # Batch 5 overflows in an update step: the fifth step, because the step of batch 2 is skipped.
     "fp16, fused": Run("rigl", "masked", fused=True, precision="16-mixed", overflows=(2, 5)),
 }

@@ -1,4 +1,4 @@
-"""A run that SIGKILL ends at random moments ends like an uninterrupted run."""
+"""A run that is killed at random moments ends like an uninterrupted run."""
 
 import itertools
 import random
@@ -81,7 +81,7 @@ class Run:
 
 
 def moment_of_death(run):
-    """The last event of the process."""
+    """Whether the process was killed while saving or while training."""
     events = run.events()
     return "saving" if events and events[-1][0] == "saving" else "training"
 
@@ -97,7 +97,7 @@ def assert_same_outcome(expected, outcome):
 
 
 @pytest.mark.parametrize(("method", "name"), [("set", "AdamW"), ("rigl", "SGD")])
-def test_run_killed_at_random_moments_ends_as_if_it_had_never_been(tmp_path, method, name):
+def test_run_killed_at_random_moments_ends_like_an_uninterrupted_run(tmp_path, method, name):
     uninterrupted = Run(tmp_path / "uninterrupted", method, name)
     uninterrupted.finish()
     expected = uninterrupted.outcome()

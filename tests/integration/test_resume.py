@@ -28,7 +28,7 @@ def outcomes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(len(RUNS)), ids=["-".join(run) for run in RUNS])
-def test_fresh_process_goes_on_to_the_last_bit(outcomes, number):
+def test_fresh_process_continues_bit_for_bit(outcomes, number):
     uninterrupted, resumed = outcomes[number]
     for part in ("weights", "masks"):
         for name, tensor in uninterrupted[part].items():

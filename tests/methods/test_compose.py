@@ -33,7 +33,7 @@ def run(method, steps=30, **changes):
         (Compose(grow=lambda layer, update: layer.weight.grad.abs()), "rigl"),
     ],
 )
-def test_known_methods_put_together_are_those_methods(composed, known):
+def test_known_methods_composed_of_scores_equal_the_originals(composed, known):
     model, optimizer = run(composed)
     other_model, other = run(known)
     assert_same_weights(model, other_model)

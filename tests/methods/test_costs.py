@@ -35,7 +35,7 @@ def ratio(method, *, sparse, mean=None, delta_t=100):
 
 @pytest.mark.parametrize(("test", "train"), SNFS_ROWS)
 def test_snfs_costs_what_the_report_prints(test, train):
-    """To the digit that rounding of both figures leaves."""
+    """Up to the rounding of both printed figures."""
     assert ratio("snfs", sparse=test) == pytest.approx(train, abs=0.0101)
 
 

@@ -92,7 +92,7 @@ def test_layers_given_a_density_start_at_half_or_at_theirs():
     assert sum(layer.live for layer in rest) == sum(layer.target for layer in rest)
 
 
-def test_regrow_never_grows_nothing_that_this_update_dropped():
+def test_no_weight_dropped_in_an_update_grows_in_it_if_regrow_is_never():
     model, optimizer, _ = wrapped("SGD", "auto", method=GraNet(regrow="never"))
     for t in range(1, STEPS + 1):
         old = masks_of(optimizer)

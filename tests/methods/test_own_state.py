@@ -207,7 +207,7 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_last_bit(method, stop, stat
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
-def test_copies_keep_alike_and_apart(how):
+def test_copies_train_alike_and_independently(how):
     model = make()
     inner = build("AdamW", model.parameters())
     optimizer = SparseOptimizer(inner, model, method="smoothed-salience", **SETTINGS)

@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning: the only method here whose density changes."""
+"""Gradual magnitude pruning: the density falls along a cubic."""
 
 import math
 from functools import partial
@@ -140,7 +140,7 @@ def test_layers_compete_globally():
     assert sgd_of([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]) == [[0, 0, 0, 1], [0, 1, 1, 1]]
 
 
-def test_layers_do_not_compete_by_layer():
+def test_layers_do_not_compete_under_scope_layer():
     masks = sgd_of([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]], scope="layer")
     assert masks == [[0, 0, 1, 1], [0, 0, 1, 1]]
 

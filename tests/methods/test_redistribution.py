@@ -189,7 +189,7 @@ def test_dense_layers_and_layers_without_a_gradient_stay_out_of_it(state):
     assert optimizer.history[-1].dropped > 0
 
 
-def test_regrow_never_grows_nothing_that_was_just_dropped():
+def test_update_with_regrow_never_grows_no_weight_it_dropped():
     model = make()
     optimizer = wrap(model, method=SNFS(regrow="never"), **SETTINGS)
     total = sum(layer.live for layer in optimizer.layers)

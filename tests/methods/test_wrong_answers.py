@@ -195,7 +195,7 @@ class Counting(Answering):
         return {"calls": torch.zeros((), dtype=torch.int64)}
 
 
-def test_search_for_dense_gradients_that_nobody_asked_for_changes_no_run(monkeypatch):
+def test_check_for_undeclared_dense_gradients_changes_no_run(monkeypatch):
     """Sums over gradients count live weights only; random numbers and state do not change."""
 
     def run(grow_scores):
@@ -218,7 +218,7 @@ def test_search_for_dense_gradients_that_nobody_asked_for_changes_no_run(monkeyp
     assert set(looked[1][1]) == {2}
 
 
-def test_method_that_can_not_be_tried_is_not(monkeypatch):
+def test_method_that_fails_in_this_check_trains_as_usual(monkeypatch):
     def grow_scores(self, layer, update):
         if layer.weight.grad.isnan().any():
             raise ZeroDivisionError

@@ -87,7 +87,7 @@ def test_argument_that_does_not_exist_is_refused():
             wrap(make(), **{typo: 0.1})
 
 
-def test_everything_after_the_model_is_named():
+def test_all_arguments_after_the_model_are_keyword_only():
     model = make()
     with pytest.raises(TypeError):
         SparseOptimizer(build("SGD", model.parameters()), model, "rigl")
@@ -142,7 +142,7 @@ def test_mapping_that_names_no_layer(argument):
 
 
 @pytest.mark.parametrize("density", [0.0, -1, 1.5, "much"])
-def test_mapping_with_a_density_that_is_none(density):
+def test_mapping_with_a_wrong_density(density):
     with pytest.raises((ValueError, TypeError), match="fc1"):
         wrap(make(), init={"fc1": density})
 

@@ -135,7 +135,7 @@ def test_masks_and_history_of_two_runs_from_one_checkpoint_are_their_own():
         assert torch.equal(optimizer.masks[name], mask)
 
 
-def test_loading_replaces_masks_weights_have_to_follow():
+def test_loading_replaces_masks_and_weights_have_to_follow():
     """Weights outside the loaded mask are zero, even if the model was not loaded."""
     model = make()
     optimizer = wrap(model)

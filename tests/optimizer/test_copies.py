@@ -26,7 +26,7 @@ def continue_both(model, optimizer, other_model, other, start, steps=12):
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 @pytest.mark.parametrize("steps", [0, 7])
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
-def test_copy_of_model_and_optimizer_goes_on_alike_and_apart(method, steps, how, state):
+def test_copy_of_model_and_optimizer_trains_alike_and_independently(method, steps, how, state):
     model = make()
     optimizer = wrap(model, "AdamW", method=method, state=state)
     train(model, optimizer, steps)

@@ -11,7 +11,8 @@ from sparseopt.masks.live_copies import live_copies_for
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_update_in_which_nothing_moves_changes_nothing(method, channels_last, state):
-    # A 1x1 kernel in channels-last: the mask seen flat and seen in shape differ in strides.
+    # With a 1x1 kernel in channels-last, a flat mask that is viewed in the weight's shape has other
+    # strides than a mask that was made in this shape.
     model = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 8, 3, bias=False))
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -45,7 +46,7 @@ def held_bytes(layer):
     return sum(v.nbytes for v in values if isinstance(v, torch.Tensor) and v is not layer.weight)
 
 
-def test_dense_state_above_a_quarter_leaves_a_byte_and_a_bit_a_weight():
+def test_layer_above_density_a_quarter_holds_a_byte_and_a_bit_a_weight_with_masked_state():
     """During an update positions take four bytes more for each live weight.
 
     Layers of at most 4096 weights hold a byte a weight more: see the page on semantics. Where the

@@ -31,7 +31,7 @@ def test_sparse_optimizer_is_an_optimizer():
 
 
 def test_groups_and_state_read_through_after_loading():
-    """A copied reference would be stale after `load_state_dict` replaced the inner one's."""
+    """`load_state_dict` replaces both in the inner optimizer; a stored reference would be stale."""
     model = make()
     optimizer = wrap(model, "AdamW")
     train(model, optimizer, 3)
@@ -146,7 +146,7 @@ def test_state_dict_hooks_fire_once():
     assert calls == ["save", "saved", "load", "loaded"]
 
 
-def test_profiler_names_one_step_by_the_wrapper_or_its_inner_optimizer():
+def test_profiler_shows_every_step_once_under_the_name_of_the_wrapper():
     model = make()
     optimizer = wrap(model)
     train(model, optimizer, 4)

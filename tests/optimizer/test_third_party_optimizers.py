@@ -25,8 +25,8 @@ package = pytest.importorskip("pytorch_optimizer", reason="pytorch_optimizer is 
 
 STEPS = 12
 
-#: Their state has the weight's shape, but no value for each weight, or more than one. What becomes
-#: of it is tested with all other optimizers in `integration/test_optimizers_equal_masking.py`.
+#: Their state has the weight's shape, but not exactly one value for each weight. What becomes of it
+#: is tested with all other optimizers in `integration/test_optimizers_equal_masking.py`.
 NOT_A_VALUE_A_WEIGHT = frozenset({"alice", "conda", "dash", "soap"})
 #: Why these are not tested.
 LEFT_OUT = {

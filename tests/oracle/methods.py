@@ -20,7 +20,7 @@ class LayerUpdate:
         mask: The live weights after the update.
         reset: Weights that start afresh: value 0, optimizer state as of a new parameter.
         dropped: How many weights were dropped.
-        grown: How many were grown (as many, whether or not they had just been dropped).
+        grown: How many were grown, weights that had just been dropped included.
     """
 
     mask: np.ndarray

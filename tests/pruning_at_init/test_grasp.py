@@ -33,7 +33,7 @@ def oracle(net, batches, density, temperature):
     return keep_highest([-score for score in scores], round(density * NUMEL))
 
 
-def test_oracles_second_derivative_is_that_of_its_first():
+def test_hessian_product_of_the_oracle_is_the_derivative_of_its_gradient():
     weights, data = weights_of(TanhNet()), batch(0)
     direction = [np.cos(np.arange(w.size)).reshape(w.shape) for w in weights]
     step = 1e-5
@@ -65,7 +65,7 @@ def test_temperature_is_200_unless_said():
     assert_masks(masks, [mask.numpy() for mask in expected.values()])
 
 
-def test_loss_of_no_arguments_divides_by_itself():
+def test_loss_without_arguments_has_to_divide_by_the_temperature():
     net, (x, t) = TanhNet(), tensors(*batch(0))
     expected = grasp(net, squared_error, [(x, t)], density=0.3, temperature=5.0)
     masks = grasp(net, lambda: squared_error(net(x) / 5.0, t), density=0.3)

@@ -99,7 +99,7 @@ def implementations(name: str) -> list[dict[str, Any]]:
 
 
 def switches(name: str) -> list[dict[str, Any]]:
-    """No switch, each switch alone the other way round, and all of them together."""
+    """No change, each option alone set to the opposite of its default, and all of them."""
     taken = inspect.signature(getattr(torch.optim, name)).parameters
     alone: list[dict[str, Any]] = [
         {key: not option.default}

@@ -37,7 +37,7 @@ class Published:
         return f"{self.accuracy}{deviation} [{self.source}]"
 
     def is_near(self, mean: float, std: float | None) -> str:
-        """Whether the bands of one deviation around two means overlap; a dash without both."""
+        """Whether the bands of one deviation around two means overlap; a dash if one is unknown."""
         if self.std is None or std is None:
             return "-"
         distance = abs(100 * mean - float(self.accuracy))
@@ -65,7 +65,7 @@ class Paper:
         self.tuning = {_variant(row): _optimum(row) for row in table.get("tuning", [])}
 
     def of(self, variant: Variant, *, of_table: str = "main") -> list[Published]:
-        """Every published number of a variant; a row without an init stands for both."""
+        """Every published number of a variant; a row without an init counts for every init."""
         rows: list[Published] = getattr(self, of_table)
         if of_table == "main":
             methods = {row.variant.method for row in self.main}

@@ -58,7 +58,7 @@ def compact(
         model: the model that has the masked weights. Wrappers of data parallel training and of
             ``torch.compile`` are removed.
         masks: which weights are live: the optimizer that trains the model; bool tensors by the name
-            of the weight or of its module, where all other weights are live; or ``"nonzero"``, for
+            of the weight or of its module (a weight without one is full); or ``"nonzero"``, for
             a model that was pruned by other means.
         inputs: the spelling of 0.1.0 for positional example inputs, deprecated.
         example_inputs: inputs of the model, the batch first: a tensor, a tuple of positional
@@ -174,7 +174,7 @@ def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     cut_masks = {
         canonical_name(name): shrunk(mask, cut_model.kept.get(name, {}))
         for name, mask in live.items()
-        # Only rigl-struct masks vectors, and their dropped entries follow from the channels.
+        # Only rigl-struct has masks of vectors. Their dropped entries follow from the channels.
         if mask.dim() > 1
     }
     report = make_report(cut_model.structure, uses, cut_model.removal, live, model)
@@ -278,7 +278,7 @@ def _without_divided(structure: Structure, model: nn.Module, allowed: set[_Divid
             groups.append(group)
             continue
         name, kind = divider
-        reason = f"the code of {name} has a number that does not follow from its {kind}s"
+        reason = f"the code of {name} has a fixed number that does not fit fewer {kind}s"
         groups.append(replace(group, blocked=reason))
         reasons.update(dict.fromkeys(roots, reason))
     return replace(structure, groups=groups, reasons=reasons)

@@ -56,7 +56,7 @@ class Prepared(nn.Module):
         which operations such as LayerNorm do not take.
         """
         device = device_of(self.model).type
-        # A trace records no context, and makes its program without autocast.
+        # A trace can't record a context. It is made without autocast, so it needs none.
         if not torch.is_autocast_enabled(device):
             return self.model(*args, **kwargs)
         with torch.autocast(device, enabled=False):

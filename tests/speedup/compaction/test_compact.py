@@ -183,7 +183,7 @@ def test_grouped_convolution_loses_full_groups():
 
 def test_layer_is_never_left_empty():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 5))
-    # Seven neurons of the first layer are read by nothing, and the reader of the eighth by nothing.
+    # One neuron of the second layer alone reads the first layer, and nothing reads this neuron.
     optimizer = optimizer_without(model, {"2": [1, 2, 3]}, {"4": [0]})
     compacted = compact(model, optimizer, example_inputs=torch.randn(4, 6))
     agree(model, compacted.model, torch.randn(4, 6))
@@ -245,7 +245,7 @@ def test_forward_with_a_number_of_channels_written_in_it_is_refused():
 
 
 class Scores(nn.Module):
-    """What ``finish`` makes of the scores, and of how many hidden neurons there are."""
+    """Its output is what ``finish`` returns for the scores and the number of hidden neurons."""
 
     def __init__(self, finish):
         super().__init__()

@@ -75,7 +75,7 @@ def test_rows_and_columns_of_a_left_factor_go():
 
 
 @pytest.mark.parametrize("multiply", [plain, added])
-def test_multiplications_are_those_of_the_shapes(multiply):
+def test_every_weight_is_multiplied_once_for_each_row_of_the_input(multiply):
     model = Product(multiply)
     optimizer = optimizer_without(model, {"first": [4, 5, 6, 7]})
     nn.init.constant_(model.first.bias, -1.0)
@@ -86,7 +86,7 @@ def test_multiplications_are_those_of_the_shapes(multiply):
     assert report.flops_ratio == (24 + 400 + 300) / (48 + 800 + 300)
 
 
-def test_multiplications_of_convolutions_are_those_of_their_places():
+def test_every_weight_of_a_convolution_is_multiplied_once_for_each_position():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 2, stride=2), nn.Conv2d(6, 5, 3, stride=2)
     )

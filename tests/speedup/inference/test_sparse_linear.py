@@ -70,7 +70,7 @@ HALVES = [torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kind", [CondensedLinear, CSRLinear])
 def test_result_under_autocast_equals_the_result_of_the_dense_layer(kind, given, half):
-    """Of a double, too, which autocast leaves as it is; the others it makes ``half``."""
+    """Autocast casts inputs to ``half``, except doubles, which it leaves as they are."""
     mask = constant_fan_in(16, 24, 4, ablated=(0, 9))
     dense = masked_linear(mask)
     if given is torch.float64:

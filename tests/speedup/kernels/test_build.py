@@ -41,7 +41,7 @@ def ask(**environment):
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """This process looks for the binary again, in an empty cache; it compiles quickly."""
-    # What is compiled is only loaded.
+    # These tests load the binary and call no kernel, so it need not be optimised.
     quickly = tuple("-O0" if flag == "-O3" else flag for flag in build._FLAGS)
     assert quickly != build._FLAGS
     monkeypatch.setattr(build, "_FLAGS", quickly)
@@ -114,7 +114,7 @@ def test_compiler_that_is_missing_is_named(fresh):
 
 @needs_processor
 @needs_compiler
-def test_failed_build_is_a_sentence(fresh, tmp_path):
+def test_failed_build_gives_its_reason_in_one_sentence(fresh, tmp_path):
     sources = tmp_path / "csrc"
     shutil.copytree(build.SOURCES, sources)
     (sources / "vectors.h").write_text('#error "no such machine"')
@@ -144,7 +144,7 @@ def test_compiler_that_is_older_than_the_processor_makes_the_next_best(fresh, tm
 
 @needs_processor
 @needs_compiler
-def test_cache_that_cannot_be_written_is_a_sentence(fresh, tmp_path):
+def test_cache_that_cannot_be_written_is_given_as_the_reason(fresh, tmp_path):
     file = tmp_path / "file"
     file.touch()
     fresh.setenv("SPARSEOPT_CACHE", str(file / "folder"))
@@ -152,7 +152,7 @@ def test_cache_that_cannot_be_written_is_a_sentence(fresh, tmp_path):
 
 
 @needs_processor
-def test_file_that_is_no_library_is_a_sentence(fresh):
+def test_file_that_is_no_library_is_given_as_the_reason(fresh):
     path = build.prebuilt_path(cpu.supported_variants(build.VARIANTS)[0])
     path.parent.mkdir()
     path.write_text("nothing")

@@ -84,7 +84,7 @@ def gradients(network, call, x):
     return [p.grad for p in network.parameters()]
 
 
-def test_training_compiles_whole_and_again_once_at_most_when_live_counts_change():
+def test_training_compiles_as_one_graph_and_at_most_once_more_when_live_counts_change():
     network, x = Network(), torch.randn(5, 4, 6, 6)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(network, fullgraph=True, backend=counter)
