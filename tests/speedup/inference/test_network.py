@@ -218,6 +218,15 @@ def sparse_everywhere(model):
     return masks
 
 
+def built_sparse_everywhere(model, x):
+    """Masks of all matrices, and the model with a live layer for each of them."""
+    masks = sparse_everywhere(model)
+    network, why = take_apart(model, (x,), {})
+    assert why is None
+    assert {site.origin.weight for site in network.sites.values()} == set(masks)
+    return masks, built(model, masks, x, "live")
+
+
 @needs_kernels
 @pytest.mark.parametrize(
     "settings",
@@ -232,12 +241,8 @@ def sparse_everywhere(model):
 def test_all_weights_inside_torchs_encoder_are_computed_sparse(settings):
     torch.manual_seed(0)
     model = settled(Encodes(settings))
-    masks = sparse_everywhere(model)
     x = torch.randn(3, 7, 16)
-    network, why = take_apart(model, (x,), {})
-    assert why is None
-    assert {site.origin.weight for site in network.sites.values()} == set(masks)
-    condensed = built(model, masks, x, "live")
+    masks, condensed = built_sparse_everywhere(model, x)
     assert len(live_layers(condensed)) == len(masks)
     with torch.no_grad():
         torch.testing.assert_close(condensed(x), model(x), rtol=1e-4, atol=1e-5)
@@ -334,12 +339,8 @@ def test_model_that_is_itself_torchs_encoder_is_traced(kind):
     model = settled(Encodes({"batch_first": True})).encoder
     if kind == "layer":
         model = model.layers[0]
-    masks = sparse_everywhere(model)
     x = torch.randn(3, 7, 16)
-    network, why = take_apart(model, (x,), {})
-    assert why is None
-    assert {site.origin.weight for site in network.sites.values()} == set(masks)
-    condensed = built(model, masks, x, "live")
+    _, condensed = built_sparse_everywhere(model, x)
     with torch.no_grad():
         torch.testing.assert_close(condensed(x), model(x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(
