@@ -12,7 +12,7 @@ from benchmarks.cifar import overview as cifar
 from benchmarks.cifar.report.results import Group
 from benchmarks.common.tables import span, table
 from benchmarks.overhead.contenders import OURSELVES, PLAIN
-from benchmarks.overhead.results import Entry, Results
+from benchmarks.overhead.results import Entry, Results, threads
 from benchmarks.overhead.tables import held_in_all
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.figure import BF16, FP32
@@ -109,7 +109,11 @@ def _step() -> str:
     kinds = {"AdamW": ("adamw-for-loop", "adamw-foreach"), "fused AdamW": ("adamw-fused",)}
     kinds["SGD"] = ("sgd-for-loop", "sgd-foreach")
     said = (f"{kind} {_step_times(optimizers)}" for kind, optimizers in kinds.items())
-    return f"time of `step()`, as a multiple of the plain optimizer's: {', '.join(said)}"
+    counts = " or ".join(str(count) for count in sorted({threads(entry) for entry in _costs()}))
+    return (
+        f"time of `step()` on {counts} threads, as a multiple of the plain optimizer's: "
+        f"{', '.join(said)}"
+    )
 
 
 def _step_times(optimizers: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.common.environment import machines
 from benchmarks.common.tables import MISSING, table_of
 from benchmarks.overhead.contenders import AGAIN, OURSELVES, PLAIN
-from benchmarks.overhead.results import Entry, Results
+from benchmarks.overhead.results import Entry, Results, threads
 from benchmarks.overhead.tables import held_in_all, share_of_training
 from benchmarks.overhead.workloads import WORKLOADS
 from benchmarks.speed.cli import FIGURES
@@ -67,6 +67,7 @@ def _costs(results: Results, entry: Entry) -> dict[str, str]:
     return {
         "model": WORKLOADS[entry["workload"]].title,
         "optimizer": f"`{entry['optimizer']}`",
+        "threads": str(threads(entry)),
         "`step()`": f"{step['median']:.2f} ({again['q1']:.2f} to {again['q3']:.2f})",
         "masking": f"+ {ours['masking']['ratio']['median']:.2f}",
         "state": f"{ours['bytes']['state'] / state:.2f}",
@@ -84,7 +85,8 @@ def training_shares(results: Results, entries: Iterable[Entry]) -> list[float]:
 
 def _share(results: Results, entry: Entry) -> float | None:
     for training in results.of("training", entry["workload"], entry["density"]):
-        if training["optimizer"] == entry["optimizer"] and OURSELVES in training["contenders"]:
+        same = (training["optimizer"], threads(training)) == (entry["optimizer"], threads(entry))
+        if same and OURSELVES in training["contenders"]:
             return share_of_training(training, entry, OURSELVES)
     return None
 

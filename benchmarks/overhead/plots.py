@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.overhead.contenders import PLAIN, REFERENCE
-from benchmarks.overhead.results import Entry, Results
+from benchmarks.overhead.results import Entry, Results, threads
 from benchmarks.overhead.tables import ordinary_step
 from benchmarks.overhead.workloads import WORKLOADS
 
@@ -16,8 +16,12 @@ COLORS = {"state": "tab:blue", "index": "tab:orange", "masks": "tab:green", "oth
 
 
 def cost_figure(results: Results) -> Figure | None:
-    """A row for each optimizer: times on the left, bytes on the right; None without results."""
-    entries = results.of("steps", LARGE, DENSITY)
+    """A row for each optimizer: times on the left, bytes on the right; None without results.
+
+    An optimizer that was measured with several numbers of threads is shown with the most.
+    """
+    ascending = sorted(results.of("steps", LARGE, DENSITY), key=threads)
+    entries = list({entry["optimizer"]: entry for entry in ascending}.values())
     if not entries:
         return None
     figure = Figure(figsize=(11, 0.6 + 2.9 * len(entries)), layout="constrained")
@@ -28,7 +32,8 @@ def cost_figure(results: Results) -> Figure | None:
         names = [name for name in entry["contenders"] if name != REFERENCE]
         _times(left, entry, names)
         _bytes(right, entry, names)
-        left.set_title(entry["optimizer"], fontsize=9)
+        count = threads(entry)
+        left.set_title(f"{entry['optimizer']}, {count} thread{'s' * (count > 1)}", fontsize=9)
     return figure
 
 

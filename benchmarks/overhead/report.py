@@ -94,7 +94,6 @@ def _group(results: Results, workload: str, density: float) -> list[str]:
     steps, training, profiles = (
         results.of(figures, workload, density) for figures in ("steps", "training", "profile")
     )
-    by_optimizer = {entry["optimizer"]: entry for entry in steps}
     lines = [f"## {WORKLOADS[workload].title}, density {density:g}", ""]
     if steps:
         size = f"{steps[0]['parameters']:,} parameters in {steps[0]['tensors']} tensors."
@@ -105,7 +104,7 @@ def _group(results: Results, workload: str, density: float) -> list[str]:
     lines += section(
         f"Full training step, {sample}",
         _measured_on(training),
-        training_table(training, by_optimizer),
+        training_table(training, steps),
     )
     lines += section("Where the time goes", _measured_on(profiles), profile_table(profiles))
     return [*lines, *_absent([*steps, *training])]

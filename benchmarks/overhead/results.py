@@ -53,6 +53,11 @@ class Results:
         return list(dict.fromkeys((entry["workload"], entry["density"]) for entry in self.entries))
 
 
+def threads(entry: Entry) -> int:
+    """The CPU threads of an entry. Measurements with other numbers of threads are other cases."""
+    return int(entry["made_with"]["threads"])
+
+
 def _with_present_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {RENAMED.get(name, name): value for name, value in pairs}
 
@@ -63,4 +68,5 @@ def _key(entry: Entry) -> tuple[Any, ...]:
         entry["density"],
         OPTIMIZERS.index(entry["optimizer"]),
         FIGURES.index(entry["figures"]),
+        threads(entry),
     )

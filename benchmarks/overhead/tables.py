@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.common.tables import MISSING, table_of
 from benchmarks.overhead.contenders import AGAIN, OURSELVES, PLAIN, REFERENCE
-from benchmarks.overhead.results import Entry
+from benchmarks.overhead.results import Entry, threads
 
 #: The cadence for which the mean over ordinary and update steps is shown: the wrapper's default.
 USUAL_DELTA_T = 100
@@ -22,7 +22,8 @@ def time_table(entries: Sequence[Entry]) -> list[str]:
     """Ordinary steps and updates of the optimizer alone."""
     return table_of(
         {
-            "optimizer": optimizer,
+            "optimizer": entry["optimizer"],
+            "threads": str(threads(entry)),
             "contender": name,
             **_both("step", times["step"]),
             "masking, x plain": MISSING if name == PLAIN else _ratio(times["masking"]["ratio"]),
@@ -33,44 +34,46 @@ def time_table(entries: Sequence[Entry]) -> list[str]:
             "density": MISSING if times["density"] is None else f"{times['density']:.4f}",
             "moved": MISSING if times["moved"] is None else f"{times['moved']:.2f}",
         }
-        for optimizer, name, times in _rows(entries)
+        for entry, name, times in _rows(entries)
     )
 
 
 def byte_table(entries: Sequence[Entry]) -> list[str]:
     """Memory between steps; implementations with equal figures share a row."""
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for entry in entries:
-        state = entry["contenders"][PLAIN]["bytes"]["state"]
-        for optimizer, name, figures in _rows([entry]):
-            held = figures["bytes"]
-            row = {
-                "contender": name,
-                **{f"{kind}, MB": f"{held[kind] / MEGA:.2f}" for kind in KINDS},
-                "state + index, x plain": f"{(held['state'] + held['index']) / state:.3f}",
-                "all four, x plain": f"{held_in_all(figures) / state:.3f}",
-                "masks, bytes a weight": f"{held['masks'] / entry['sparse_weights']:.3f}",
-                "weights, MB": f"{held['weights'] / MEGA:.2f}",
-            }
-            if name != AGAIN:
-                known = rows.setdefault(tuple(row.values()), {"optimizer": "", **row})
-                known["optimizer"] += f"{', ' * bool(known['optimizer'])}{optimizer}"
-    return table_of(rows.values())
+    optimizers: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for entry, name, figures in _rows(entries):
+        if name == AGAIN:
+            continue
+        state, held = entry["contenders"][PLAIN]["bytes"]["state"], figures["bytes"]
+        row = {
+            "contender": name,
+            **{f"{kind}, MB": f"{held[kind] / MEGA:.2f}" for kind in KINDS},
+            "state + index, x plain": f"{(held['state'] + held['index']) / state:.3f}",
+            "all four, x plain": f"{held_in_all(figures) / state:.3f}",
+            "masks, bytes a weight": f"{held['masks'] / entry['sparse_weights']:.3f}",
+            "weights, MB": f"{held['weights'] / MEGA:.2f}",
+        }
+        optimizers.setdefault(tuple(row.items()), []).append(entry["optimizer"])
+    return table_of(
+        {"optimizer": ", ".join(dict.fromkeys(names)), **dict(row)}
+        for row, names in optimizers.items()
+    )
 
 
-def training_table(entries: Sequence[Entry], steps: Mapping[str, Entry]) -> list[str]:
+def training_table(entries: Sequence[Entry], steps: Sequence[Entry]) -> list[str]:
     """Full training steps; the time of masking comes from the figures of the optimizer alone."""
+    alone = {(entry["optimizer"], threads(entry)): entry for entry in steps}
     rows = []
-    for entry in entries:
-        for optimizer, name, times in _rows([entry]):
-            row = {"optimizer": optimizer, "contender": name}
-            for phase, title in PHASES.items():
-                row |= _both(title, times[phase])
-            beyond = MISSING if name == PLAIN else _ratio(times["beyond"], digits=4)
-            share = share_of_training(entry, steps.get(optimizer), name)
-            row["`step()` beyond plain's, share of whole"] = beyond
-            row["with masking"] = MISSING if share is None else f"{share:+.4f}"
-            rows.append(row)
+    for entry, name, times in _rows(entries):
+        optimizer = entry["optimizer"]
+        row = {"optimizer": optimizer, "threads": str(threads(entry)), "contender": name}
+        for phase, title in PHASES.items():
+            row |= _both(title, times[phase])
+        beyond = MISSING if name == PLAIN else _ratio(times["beyond"], digits=4)
+        share = share_of_training(entry, alone.get((optimizer, threads(entry))), name)
+        row["`step()` beyond plain's, share of whole"] = beyond
+        row["with masking"] = MISSING if share is None else f"{share:+.4f}"
+        rows.append(row)
     return table_of(rows)
 
 
@@ -128,11 +131,11 @@ def held_in_all(figures: Mapping[str, Any]) -> int:
     return sum(figures["bytes"][kind] for kind in KINDS)
 
 
-def _rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, Any]]:
+def _rows(entries: Sequence[Entry]) -> Iterator[tuple[Entry, str, Any]]:
     for entry in entries:
         for name, figures in entry["contenders"].items():
             if name != REFERENCE:
-                yield entry["optimizer"], name, figures
+                yield entry, name, figures
 
 
 def _both(title: str, times: Mapping[str, Any]) -> dict[str, str]:

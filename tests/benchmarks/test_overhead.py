@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.overhead.cli import main
+from benchmarks.overhead.results import Results
 
 pytestmark = pytest.mark.slow
 
@@ -204,6 +205,23 @@ def test_measuring_a_part_again_replaces_it_and_leaves_the_others(tmp_path: Path
     assert other == adamw
     assert again["optimizer"] == "sgd-for-loop"
     assert again["made_with"]["update_every"] == 4
+
+
+def test_measurements_with_other_numbers_of_threads_stand_side_by_side(
+    out: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "results.json"
+    path.write_bytes((out / "results.json").read_bytes())
+    measured = Results(path).of("steps", MODEL, DENSITY)
+    (one,) = (entry for entry in measured if entry["optimizer"] == "sgd-foreach")
+    two = {**one, "made_with": {**one["made_with"], "threads": 2}}
+    for _ in range(2):
+        Results(path).put(two)
+    kept = Results(path).of("steps", MODEL, DENSITY)
+    assert [entry for entry in kept if entry["optimizer"] == "sgd-foreach"] == [one, two]
+    assert main(["--report-only", "--out", str(tmp_path)]) == 0
+    report = (tmp_path / "report.md").read_text()
+    assert all(f"| sgd-foreach | {threads} | plain |" in report for threads in (1, 2))
 
 
 def test_report_without_results_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
