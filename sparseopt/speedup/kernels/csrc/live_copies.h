@@ -7,6 +7,7 @@
 #include "vectors.h"
 
 constexpr int WORD = 64;
+constexpr int PAGE = 4096;  // bytes; hardware prefetching stops at the end of a page
 INLINE int count(uint64_t bits) { return __builtin_popcountll(bits); }
 
 #if LANES == 16
@@ -55,6 +56,7 @@ template <class E> INLINE __m512i masked(__m512i x, __mmask16 m) {
 template <class E> INLINE void gather(uint64_t bits, const E* dense, E* live, bool inside) {
   UNROLL for (int i = 0; i < WORD; i += HOLDS<E>) {
     const __mmask16 m = bits >> i & first(HOLDS<E>);
+    __builtin_prefetch((const char*)(dense + i) + PAGE);
     const __m512i x = compress<E>(inside ? read(dense + i) : read(dense + i, m), m);
     inside ? write(live, x) : write(live, x, first(count(m)));
     live += count(m);
