@@ -126,10 +126,9 @@ def test_costs_are_those_of_the_results_file():
     for entry in steps:
         ours, plain = (entry["contenders"][name] for name in ("sparseopt, live", "plain"))
         held = sum(ours["bytes"][kind] for kind in ("state", "index", "masks", "other"))
-        title = TITLES[entry["workload"]]
-        (line,) = (
-            line for line in found if line.startswith(f"| {title} | `{entry['optimizer']}` |")
-        )
+        threads = entry["made_with"]["threads"]
+        case = f"| {TITLES[entry['workload']]} | `{entry['optimizer']}` | {threads} |"
+        (line,) = (line for line in found if line.startswith(case))
         assert f"| {ours['step']['ratio']['median']:.2f} (" in line
         assert f"| {held / plain['bytes']['state']:.2f} |" in line
 
