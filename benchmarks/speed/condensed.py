@@ -306,10 +306,10 @@ def _row(record: Record) -> dict[str, str]:
         ]
         if not dense or not sparse:
             continue
-        way = min(dense, key=dense.__getitem__)
-        cells[f"dense, {form}"] = f"{dense[way]:.4g}, {way}"
+        implementation = min(dense, key=dense.__getitem__)
+        cells[f"dense, {form}"] = f"{dense[implementation]:.4g}, {implementation}"
         cells[f"sparse, {form}"] = f"{min(sparse):.4g}"
-        cells[f"ratio, {form}"] = f"{dense[way] / min(sparse):.2f}"
+        cells[f"ratio, {form}"] = f"{dense[implementation] / min(sparse):.2f}"
     if "onnxruntime" in record:
         cells["ONNX Runtime, float32"] = f"{record['onnxruntime']:.4g}"
     files = record["files"]

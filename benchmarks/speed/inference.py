@@ -54,18 +54,18 @@ def build_models(workload: str, density: float) -> tuple[dict[str, nn.Module], f
 
 @torch.no_grad()
 def measure_models(models: Mapping[str, nn.Module], batch: int, rounds: int) -> Record:
-    """Return medians of a forward pass, of every model in every way, in milliseconds."""
+    """Return medians of a forward pass, of every model in every number format, in milliseconds."""
     image = torch.randn(batch, *IMAGE)
     calls = {
-        f"{name}, {way}": _forward(model, image, way)
+        f"{name}, {form}": _forward(model, image, form)
         for name, model in models.items()
-        for way in FORMATS
+        for form in FORMATS
     }
     return timed(calls, batch, rounds)
 
 
-def _forward(model: nn.Module, inputs: torch.Tensor, way: str) -> Callable[[], Any]:
-    copied, images = placed(model.eval(), inputs, way)
+def _forward(model: nn.Module, inputs: torch.Tensor, form: str) -> Callable[[], Any]:
+    copied, images = placed(model.eval(), inputs, form)
     return lambda: copied(images)
 
 

@@ -43,21 +43,21 @@ def timed(calls: Mapping[str, Callable[[], Any]], batch: int, rounds: int) -> Re
 def fastest_row(
     record: Record, batch: int, times: Mapping[str, float], ratios: Sequence[tuple[str, str]]
 ) -> dict[str, str]:
-    """The fastest way of each model, and ratios of their times.
+    """The fastest implementation of each model, and ratios of their times.
 
     Args:
         record: The record of the models.
         batch: The batch size.
-        times: Milliseconds by ``"model, way"``.
+        times: Milliseconds by ``"model, implementation"``.
         ratios: Pairs of models whose ratio is shown.
     """
     found: dict[str, tuple[float, str]] = {}
     for name, time in times.items():
-        model, _, way = name.partition(", ")
-        found[model] = min((time, way), found.get(model, (time, way)))
+        model, _, implementation = name.partition(", ")
+        found[model] = min((time, implementation), found.get(model, (time, implementation)))
     return {
         **model_cells(record, batch),
-        **{f"{name}, fastest": f"{time:.4g} ms, {way}" for name, (time, way) in found.items()},
+        **{f"{name}, fastest": f"{time:.4g} ms, {how}" for name, (time, how) in found.items()},
         **{f"{one} / {other}": f"{found[one][0] / found[other][0]:.3f}" for one, other in ratios},
     }
 

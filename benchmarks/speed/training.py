@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
 
 
 def measure_training(workload: str, density: float, batch: int, rounds: int) -> Record:
-    """Return medians of whole training steps, in milliseconds, of every model in every way.
+    """Return medians of whole training steps, in milliseconds, of every model in every format.
 
     *A pair* is an ordinary step and an update step. In between, a compacted model becomes full and
     small again.
@@ -60,9 +60,9 @@ def measure_training(workload: str, density: float, batch: int, rounds: int) -> 
     trainers = _Trainers(workload, density, batch)
     with contextlib.ExitStack() as stack:
         calls = {
-            f"{name}, {way}": call
-            for way in FORMATS
-            for name, call in trainers.of(way, stack).items()
+            f"{name}, {form}": call
+            for form in FORMATS
+            for name, call in trainers.of(form, stack).items()
         }
         return timed(calls, batch, rounds)
 
@@ -81,31 +81,31 @@ class _Trainers:
             model, self._rigl_struct(model, NEVER), example_inputs=self._images[:2]
         ).model
 
-    def of(self, way: str, stack: contextlib.ExitStack) -> dict[str, Call]:
-        """Return a call for each model, stored and run in ``way``, by name."""
-        dense = self._dense(way)
-        by_hand = built_by_hand(self._smaller).to(memory_format=layout_of(way))
+    def of(self, form: str, stack: contextlib.ExitStack) -> dict[str, Call]:
+        """Return a call for each model, stored and run in a number format, by name."""
+        dense = self._dense(form)
+        by_hand = built_by_hand(self._smaller).to(memory_format=layout_of(form))
         return {
-            "dense": self._step(way, dense, _sgd(dense)),
-            "by hand": self._step(way, by_hand, _sgd(by_hand)),
-            "masked": self._sparse(way, NEVER),
-            "masked pair": _twice(self._sparse(way, EVERY_SECOND)),
-            "compacted": self._sparse(way, NEVER, stack),
-            "compacted pair": _twice(self._sparse(way, EVERY_SECOND, stack)),
+            "dense": self._step(form, dense, _sgd(dense)),
+            "by hand": self._step(form, by_hand, _sgd(by_hand)),
+            "masked": self._sparse(form, NEVER),
+            "masked pair": _twice(self._sparse(form, EVERY_SECOND)),
+            "compacted": self._sparse(form, NEVER, stack),
+            "compacted pair": _twice(self._sparse(form, EVERY_SECOND, stack)),
         }
 
-    def _sparse(self, way: str, delta_t: int, stack: contextlib.ExitStack | None = None) -> Call:
+    def _sparse(self, form: str, delta_t: int, stack: contextlib.ExitStack | None = None) -> Call:
         """Train a masked model; with a stack, by a CompactedTraining that the stack ends."""
-        model = self._dense(way)
+        model = self._dense(form)
         optimizer = self._rigl_struct(model, delta_t)
-        step = self._step(way, model, optimizer)
+        step = self._step(form, model, optimizer)
         if stack is not None:
-            images = self._images[:2].to(memory_format=layout_of(way))
+            images = self._images[:2].to(memory_format=layout_of(form))
             stack.enter_context(CompactedTraining(model, optimizer, example_inputs=images))
         return step
 
-    def _dense(self, way: str) -> nn.Module:
-        return WORKLOADS[self._workload]().to(memory_format=layout_of(way))
+    def _dense(self, form: str) -> nn.Module:
+        return WORKLOADS[self._workload]().to(memory_format=layout_of(form))
 
     def _rigl_struct(self, model: nn.Module, delta_t: int) -> SparseOptimizer:
         return SparseOptimizer(
@@ -118,12 +118,12 @@ class _Trainers:
             delta_t=delta_t,
         )
 
-    def _step(self, way: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Call:
-        images = self._images.to(memory_format=layout_of(way))
+    def _step(self, form: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Call:
+        images = self._images.to(memory_format=layout_of(form))
 
         def step() -> None:
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in way):
+            with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in form):
                 outputs = model(images)
             F.cross_entropy(outputs.float(), self._labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -146,18 +146,18 @@ def _twice(call: Call) -> Call:
 
 
 def average_steps(times: Mapping[str, float]) -> dict[str, float]:
-    """Return the mean milliseconds of a step over ``DELTA_T`` steps, by ``"model, way"``."""
+    """Return the mean milliseconds of a step over ``DELTA_T`` steps, by ``"model, format"``."""
     average = {}
     for key, step in times.items():
-        model, _, way = key.partition(", ")
+        model, _, form = key.partition(", ")
         if model in MODELS:
-            pair = times.get(f"{model} pair, {way}", 2 * step)
+            pair = times.get(f"{model} pair, {form}", 2 * step)
             average[key] = ((DELTA_T - 2) * step + pair) / DELTA_T
     return average
 
 
 def report_lines(records: Sequence[Record], _: Path) -> list[str]:
-    """A row for each workload, density and batch size; then a row for each way."""
+    """A row for each workload, density and batch size; then a row for each number format."""
     explanation = (
         "Full training steps: forward pass, backward pass and SGD with momentum. *Masked* is "
         "`rigl-struct`; *compacted* is the same in `CompactedTraining`, which computes dropped "
@@ -166,10 +166,10 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
         "full and then small again. Dense models and models made by hand have no update steps."
     )
     every = [
-        _row(record, one["batch"], way, one["milliseconds"])
+        _row(record, one["batch"], form, one["milliseconds"])
         for record in records
         for one in record["training"]
-        for way in FORMATS
+        for form in FORMATS
     ]
     lines = ["## Training", "", *paragraph(explanation), *made_with(records, "workload", "density")]
     return [
@@ -189,11 +189,11 @@ def rows(records: Sequence[Record]) -> list[dict[str, str]]:
     ]
 
 
-def _row(record: Record, batch: int, way: str, times: Mapping[str, float]) -> dict[str, str]:
-    values = {model: times[f"{model}, {way}"] for model in MODELS}
+def _row(record: Record, batch: int, form: str, times: Mapping[str, float]) -> dict[str, str]:
+    values = {model: times[f"{model}, {form}"] for model in MODELS}
     average = average_steps(times)
     for model in SPARSE:
-        values[f"{model} update"] = times[f"{model} pair, {way}"] - values[model]
-        values[f"{model}, average over {DELTA_T}"] = average[f"{model}, {way}"]
+        values[f"{model} update"] = times[f"{model} pair, {form}"] - values[model]
+        values[f"{model}, average over {DELTA_T}"] = average[f"{model}, {form}"]
     shown = {title: f"{value:.1f}" for title, value in values.items()}
-    return {**model_cells(record, batch), "way": way, **shown}
+    return {**model_cells(record, batch), "number format": form, **shown}

@@ -1,8 +1,8 @@
-// Copies between a dense tensor and a compact one, which has only the live entries. The mask has
-// one bit per entry, bit k % 64 of word k / 64, and zeros after the last entry. Most cache lines of
-// the dense tensor have a live entry. So the tensor is read sequentially, which is fastest, and
-// live entries are compressed in registers. Entries are only moved, so they have an unsigned
-// integer type of their size.
+// Copies between a dense tensor and a tensor of its live entries only. The mask has one bit per
+// entry, bit k % 64 of word k / 64, and zeros after the last entry. Most cache lines of the dense
+// tensor have a live entry. So the tensor is read sequentially, which is fastest, and live entries
+// are compressed in registers. Entries are only moved, so they have an unsigned integer type of
+// their size.
 #pragma once
 #include "vectors.h"
 
