@@ -16,6 +16,7 @@ from sparseopt.masks.live_copies import word_bits
 from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels import build
 from sparseopt.speedup.kernels.live_copies import find_live_copies
+from tests.support.processes import finish, start
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no kernels here")
 
@@ -115,7 +116,7 @@ def test_kernels_copy_what_torch_copies(shape, dtype, density, monkeypatch, coun
 @needs_kernels
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_write_their_own_entries_only(threads):
-    size = 200_003
+    size = 1_000_003  # enough for five threads
     mask = random_mask((size,), 0.1)
     # Few live entries in the middle, where one thread ends and the next begins.
     mask[size // 3 : 2 * size // 3] = False
@@ -135,6 +136,12 @@ def test_threads_write_their_own_entries_only(threads):
     assert around[0] == around[-1] == 7.0
     assert same_bits(around[1:-1], values[mask])
     assert same_bits(written, values)
+
+
+@needs_kernels
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+def test_kernels_read_and_write_nothing_past_the_end_of_a_tensor(threads):
+    finish([start("tests.masks.page_end_worker", threads)])
 
 
 @needs_kernels

@@ -51,14 +51,15 @@ template <class E> INLINE __m512i masked(__m512i x, __mmask16 m) {
   return sizeof(E) == 8 ? _mm512_maskz_mov_epi64(m, x) : _mm512_maskz_mov_epi32(m, x);
 }
 
-// Gathers the live entries of a word. Full registers are written if `inside` is true: a full word
-// can be read, and there is room to write one. The next words overwrite the surplus entries.
-template <class E> INLINE void gather(uint64_t bits, const E* dense, E* live, bool inside) {
+// Gathers the live entries of a word. Full registers are read if the word is `full`, and written if
+// there is room for a full word. The next words overwrite the surplus entries.
+template <class E>
+INLINE void gather(uint64_t bits, const E* dense, E* live, bool full, int64_t room) {
   UNROLL for (int i = 0; i < WORD; i += HOLDS<E>) {
     const __mmask16 m = bits >> i & first(HOLDS<E>);
-    __builtin_prefetch((const char*)(dense + i) + PAGE);
-    const __m512i x = compress<E>(inside ? read(dense + i) : read(dense + i, m), m);
-    inside ? write(live, x) : write(live, x, first(count(m)));
+    __builtin_prefetch((const void*)((uintptr_t)(dense + i) + PAGE));
+    const __m512i x = compress<E>(full ? read(dense + i) : read(dense + i, m), m);
+    room >= WORD ? write(live, x) : write(live, x, first(count(m)));
     live += count(m);
   }
 }
@@ -78,7 +79,7 @@ template <class E> INLINE void keep(uint64_t bits, E* dense) {
     write(dense + i, masked<E>(read(dense + i), bits >> i & first(HOLDS<E>)));
 }
 #else
-template <class E> INLINE void gather(uint64_t bits, const E* dense, E* live, bool) {
+template <class E> INLINE void gather(uint64_t bits, const E* dense, E* live, bool, int64_t) {
   for (; bits; bits &= bits - 1) *live++ = dense[__builtin_ctzll(bits)];
 }
 
@@ -119,9 +120,9 @@ template <class E>
 static void gather_live(const uint64_t* bits, int64_t words, const E* one, E* live_one,
                         const E* other, E* live_other, int threads) {
   for_words(bits, words, threads, [=](int64_t word, int64_t live, int64_t room) {
-    const bool inside = word + 1 < words && room >= WORD;  // the last word may be shorter
-    gather(bits[word], one + WORD * word, live_one + live, inside);
-    if (other) gather(bits[word], other + WORD * word, live_other + live, inside);
+    const bool full = word + 1 < words;  // the last word may be shorter
+    gather(bits[word], one + WORD * word, live_one + live, full, room);
+    if (other) gather(bits[word], other + WORD * word, live_other + live, full, room);
   });
 }
 
