@@ -5,7 +5,7 @@ Tables of the CIFAR benchmark are in :mod:`benchmarks.cifar.overview`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.common.environment import machines
@@ -63,7 +63,7 @@ def _costs(results: Results, entry: Entry) -> dict[str, str]:
     ours, plain = (entry["contenders"][name] for name in (OURSELVES, PLAIN))
     again, step = (entry["contenders"][name]["step"]["ratio"] for name in (AGAIN, OURSELVES))
     state = plain["bytes"]["state"]
-    update, share = ours["update"]["ratio_to_reference"], _share(results, entry)
+    update, share = ours["update"]["ratio_to_reference"], training_share(results, entry)
     return {
         "model": WORKLOADS[entry["workload"]].title,
         "optimizer": f"`{entry['optimizer']}`",
@@ -77,13 +77,8 @@ def _costs(results: Results, entry: Entry) -> dict[str, str]:
     }
 
 
-def training_shares(results: Results, entries: Iterable[Entry]) -> list[float]:
-    """The time that the wrapper adds to full training steps, in per cent, where it was measured."""
-    found = (_share(results, entry) for entry in entries)
-    return [100 * share for share in found if share is not None]
-
-
-def _share(results: Results, entry: Entry) -> float | None:
+def training_share(results: Results, entry: Entry) -> float | None:
+    """The time that the wrapper adds to full training steps, as a share, if it was measured."""
     for training in results.of("training", entry["workload"], entry["density"]):
         same = (training["optimizer"], threads(training)) == (entry["optimizer"], threads(entry))
         if same and OURSELVES in training["contenders"]:

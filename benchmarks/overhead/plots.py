@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.overhead.contenders import PLAIN, REFERENCE
-from benchmarks.overhead.results import Entry, Results, threads
+from benchmarks.overhead.results import Entry, Results, in_threads
 from benchmarks.overhead.tables import ordinary_step
 from benchmarks.overhead.workloads import WORKLOADS
 
@@ -20,8 +20,9 @@ def cost_figure(results: Results) -> Figure | None:
 
     An optimizer that was measured with several numbers of threads is shown with the most.
     """
-    ascending = sorted(results.of("steps", LARGE, DENSITY), key=threads)
-    entries = list({entry["optimizer"]: entry for entry in ascending}.values())
+    # Entries are sorted by optimizer, then by threads.
+    found = {entry["optimizer"]: entry for entry in results.of("steps", LARGE, DENSITY)}
+    entries = list(found.values())
     if not entries:
         return None
     figure = Figure(figsize=(11, 0.6 + 2.9 * len(entries)), layout="constrained")
@@ -32,8 +33,7 @@ def cost_figure(results: Results) -> Figure | None:
         names = [name for name in entry["contenders"] if name != REFERENCE]
         _times(left, entry, names)
         _bytes(right, entry, names)
-        count = threads(entry)
-        left.set_title(f"{entry['optimizer']}, {count} thread{'s' * (count > 1)}", fontsize=9)
+        left.set_title(f"{entry['optimizer']}, {in_threads(entry)}", fontsize=9)
     return figure
 
 

@@ -12,7 +12,7 @@ from benchmarks.common.tables import MISSING, paragraph, section, table_of
 from benchmarks.overhead.contenders import REFERENCE
 from benchmarks.overhead.peers import INSTALL, NOT_DRIVEN, PEERS
 from benchmarks.overhead.plots import cost_figure
-from benchmarks.overhead.results import Entry, Results
+from benchmarks.overhead.results import Entry, Results, in_threads, threads
 from benchmarks.overhead.tables import (
     USUAL_DELTA_T,
     byte_table,
@@ -111,7 +111,14 @@ def _group(results: Results, workload: str, density: float) -> list[str]:
 
 
 def _measured_on(entries: Sequence[Entry]) -> list[str]:
-    return measured_on((entry["optimizer"], processor(entry)) for entry in entries)
+    counts = {threads(entry) for entry in entries}
+    return measured_on(
+        (
+            entry["optimizer"] + f" ({in_threads(entry)})" * (len(counts) > 1),
+            processor(entry),
+        )
+        for entry in entries
+    )
 
 
 def _absent(entries: Sequence[Entry]) -> list[str]:

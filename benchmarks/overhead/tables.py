@@ -97,6 +97,7 @@ def profile_table(entries: Sequence[Entry]) -> list[str]:
     return table_of(
         {
             "optimizer": entry["optimizer"],
+            "threads": str(threads(entry)),
             "contender": name,
             "phase": phase,
             "share of the time": _largest(found),

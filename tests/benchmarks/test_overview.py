@@ -147,7 +147,7 @@ def test_time_of_compacted_models_is_of_fastest_to_fastest():
     assert row == ["net", "0.2", "64", "0.190", "0.500", "0.375"]
 
 
-def test_condensed_layers_are_compared_with_the_fastest_dense_way():
+def test_condensed_layers_are_compared_with_the_fastest_dense_implementation():
     linear = {"shape": [8, 16], "density": 0.1, "rows": 1, "chosen": "condensed"}
     linear |= {"dense": {"a": 3e-6, "b": 2e-6}, "sparse": {"c": 4e-6, "d": 1e-6}}
     row = cells(overview.speed_table("linear", [{"linear": [linear]}]))["8 x 16"]
