@@ -41,7 +41,7 @@ def test_training_row_has_the_range_of_the_speed_ups():
         for one in records
         if one["threads"] == 1 and one["density"] == 0.1
     ]
-    assert f"bf16: {min(ratios):.1f} to {max(ratios):.1f} times" in cells("training, CPU")
+    assert f"one thread: {min(ratios):.1f} to {max(ratios):.1f} times" in cells("training, CPU")
 
 
 def test_links_are_found_from_where_the_table_stands():

@@ -66,8 +66,8 @@ class CondensationReport:
         >>> from sparseopt.speedup.timing import Timing
         >>> times = {"as it is, float32": Timing((2.0,)), "sparse, float32": Timing((1.0,))}
         >>> print(CondensationReport("sparse", "float32", times, [], {}))
-        returned: sparse, float32: 1000 ms, 2.00 x as fast as dense in float32
-        sparse, float32: 1000 ms (1000 to 1000), 2.00 x
+        returned: sparse, float32: 1000 ms, 2.00 x as fast as the fastest dense: as it is, float32
+        sparse, float32: 1000 ms (1000 to 1000), 2.00 x as it is
         as it is, float32: 2000 ms (2000 to 2000)
     """
 
@@ -116,12 +116,12 @@ class CondensationReport:
             )
         lines.append(
             f"returned: {self.key}: {1e3 * own.median:.4g} ms, {self.speed_up:.2f} x as fast as "
-            f"dense in {self.precision}"
+            f"the fastest dense: {self.fastest_dense(self.precision)}"
         )
         base = self.times.get(f"{AS_IT_IS}, {self.precision}", own)
         for name, time in sorted(self.times.items(), key=lambda item: item[1].median):
             faster = base.median / time.median
-            ratio = "" if time is base else f", {faster:.2f} x"
+            ratio = "" if time is base else f", {faster:.2f} x as it is"
             lines.append(
                 f"{name}: {1e3 * time.median:.4g} ms "
                 f"({1e3 * time.q1:.4g} to {1e3 * time.q3:.4g}){ratio}"

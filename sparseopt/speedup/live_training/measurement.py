@@ -73,8 +73,8 @@ class Measured:
         model: the times of the full model: "dense", and other plans by name.
         chosen: the name of the chosen one.
         operations: the seconds of each operation in a pass by the chosen plan.
-        slow_calls: functions that user code calls in this pass and that are slow on maps in the
-            kernels' layout.
+        slow_calls: functions that user code calls in this pass, or in a pass by the fastest other
+            plan if "dense" is chosen, and that are slow on maps in the kernels' layout.
     """
 
     plan: Plan
@@ -157,11 +157,19 @@ def measure(
         }
         times = timer(calls, _MODEL_ROUNDS)
         chosen = fastest(times)
-        if chosen == DENSE:
-            return Measured({}, found.times, times, DENSE)
-        exchanged.apply(plans[chosen])
-        rest = _what_remains(calls[chosen], lambda: copied(*args, **kwargs))
-    return Measured(plans[chosen], found.times, times, chosen, *rest)
+        # If nothing is faster, the calls that make the best of the other plans slow may say why.
+        others = (name for name in times if name != DENSE)
+        watched = min(others, key=lambda name: times[name].median) if chosen == DENSE else chosen
+        exchanged.apply(plans[watched])
+        operations, slow = _what_remains(calls[watched], lambda: copied(*args, **kwargs))
+    return Measured(
+        plans[chosen],
+        found.times,
+        times,
+        chosen,
+        operations if watched == chosen else {},
+        slow,
+    )
 
 
 def _what_remains(

@@ -74,15 +74,15 @@ def _about_model(measured: Measured) -> str:
 
 def _about_rest(measured: Measured) -> list[str]:
     """Return lines about the longest operations of a pass, and calls that the layout makes slow."""
+    lines = []
     total = sum(measured.operations.values())
     largest = list(measured.operations.items())[:_MOST_OPERATIONS]
-    if not largest:
-        return []
-    named = ", ".join(
-        f"{_OWN.get(name, name)} {1e3 * seconds:.3g} ({100 * seconds / total:.0f} %)"
-        for name, seconds in largest
-    )
-    lines = [f"operations of such a pass, ms: {named}"]
+    if largest:
+        named = ", ".join(
+            f"{_OWN.get(name, name)} {1e3 * seconds:.3g} ({100 * seconds / total:.0f} %)"
+            for name, seconds in largest
+        )
+        lines.append(f"operations of such a pass, ms: {named}")
     return lines + [f"slow: {call}" for call in measured.slow_calls]
 
 

@@ -409,8 +409,8 @@ def _layers_of(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Sparse
     # A holder such as CompactedTraining may have swapped other weights into the model.
     if optimizer.holder is not None:
         raise ValueError(
-            f"the optimizer's model is in use by {optimizer.holder.name} already: end that before "
-            "you call speed_up()."
+            f"the optimizer's model is in use by {optimizer.holder.name} already: call undo() "
+            "(speed_up) or restore() (CompactedTraining) on the object that it returned first."
         )
     if any(isinstance(module, Exchanged) for module in model.modules()):
         raise ValueError(

@@ -1,6 +1,7 @@
 """``save_sparse`` and ``load_sparse``: equal weights, small files, and errors that name them."""
 
 import copy
+import os
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,26 @@ def test_dropped_weights_that_are_not_zero_raise_an_error_that_names_them(tmp_pa
         save_sparse(tmp_path / "model.safetensors", model, {"weight": mask})
     with pytest.raises(TypeError, match="dtype="):
         save_sparse(tmp_path / "model.safetensors", model, dtype=torch.int8)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are of POSIX")
+def test_file_can_be_read_by_whom_other_new_files_can(tmp_path):
+    save_sparse(tmp_path / "model.safetensors", nn.Linear(4, 4))
+    torch.save({}, tmp_path / "model.pt")
+    mode = (tmp_path / "model.pt").stat().st_mode
+    assert (tmp_path / "model.safetensors").stat().st_mode == mode
+    (tmp_path / "model.safetensors").chmod(0o640)
+    save_sparse(tmp_path / "model.safetensors", nn.Linear(4, 4))
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_file_is_loaded_into_a_model_and_not_into_its_optimizer(tmp_path):
+    model = nn.Linear(8, 8)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(inner, model, method="static", density=0.5)
+    save_sparse(tmp_path / "model.safetensors", optimizer)
+    with pytest.raises(TypeError, match=r"model=SparseOptimizer.*must be a torch.nn.Module"):
+        load_sparse(tmp_path / "model.safetensors", optimizer)
 
 
 def test_file_stays_complete_if_overwriting_it_fails(tmp_path, monkeypatch):

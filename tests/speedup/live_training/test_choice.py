@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -118,6 +119,23 @@ def test_convolutions_stay_if_they_are_faster_and_the_whole_model_is_not(clock):
     assert type(model.block.conv1) is nn.Conv2d
     assert type(model.block.norm1) is nn.BatchNorm2d
     assert "nothing is faster" in handle.report
+
+
+class DropoutByFunction(nn.Sequential):
+    def forward(self, x):
+        return self[1](F.dropout(self[0](x)))
+
+
+def test_slow_calls_are_named_if_nothing_is_faster_because_of_them(clock):
+    clock(live=0.5, convolutions=2.0)
+    model = DropoutByFunction(nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 8, 3))
+    optimizer = wrap(model)
+    handle = speed_up(model, optimizer)
+    model(torch.randn(32, 3, 32, 32)).sum().backward()
+    assert "nothing is faster" in handle.report
+    assert "slow: torch.nn.functional.dropout" in handle.report
+    assert "operations of such a pass" not in handle.report
+    assert all(type(module) is nn.Conv2d for module in model)
 
 
 def test_linear_layers_are_exchanged_alone_if_that_is_fastest(clock):

@@ -17,6 +17,7 @@ Metadata, of which all but the first are JSON:
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,9 +46,7 @@ def library() -> Any:
         import safetensors
         import safetensors.torch
     except ImportError as error:
-        raise ImportError(
-            "sparse files need safetensors: pip install 'sparseopt[files]'"
-        ) from error
+        raise ImportError("sparse files need safetensors: pip install safetensors") from error
     return safetensors
 
 
@@ -175,4 +174,8 @@ def write(
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         written = Path(folder) / target.name
         library().torch.save_file(tensors, str(written), metadata)
+        # safetensors makes files that only their owner may read.
+        ordinary = Path(folder) / "ordinary"
+        ordinary.touch()
+        shutil.copymode(target if target.exists() else ordinary, written)
         written.replace(target)

@@ -42,6 +42,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: if the file was not written by ``save_sparse``; if names or shapes differ
             between file and model, with all differences; or if the model is a frozen program.
+        TypeError: if the model is not a module.
         ValueError: if the model is on the meta device.
         ImportError: if safetensors is not installed.
 
@@ -55,6 +56,11 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
         ...
         sparseopt.CheckpointError: ... 'weight' has the shape (8, 8), but (4, 8) in the model.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model={type(model).__name__}(...) must be a torch.nn.Module: load the file into the "
+            "model, and then make the SparseOptimizer with mask='nonzero'."
+        )
     file = SparseFile(path)
     model = unwrapped(model)
     check_has_values("model", model)
