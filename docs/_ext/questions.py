@@ -1,7 +1,8 @@
 """Asks the search of the built site what people ask, and warns where it does not find their page.
 
 The questions are in `questions.toml`. Search runs in the reader's browser, so that it takes Node.js
-to run it here; where there is none, nothing is asked.
+to run it here; where there is none, nothing is asked. Nor is anything asked after a build that read
+only the pages that had changed, because Sphinx then forgets the index entries of all other pages.
 """
 
 import json
@@ -10,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 from benchmarks.cifar.settings import read_toml
@@ -39,8 +41,15 @@ def ask(site: Path, questions: dict[str, str]) -> list[str]:
     return complaints
 
 
+def note_pages(app: Sphinx, env: BuildEnvironment, names: list[str]) -> None:
+    app.all_pages_are_read = set(names) >= env.found_docs
+
+
 def check_search(app: Sphinx, failure: Exception | None) -> None:
     if failure is not None or app.builder.name != "html":
+        return
+    if not app.all_pages_are_read:
+        logger.info("the search was not asked: only pages that had changed were read")
         return
     if shutil.which("node") is None:
         logger.info("the search was not asked: there is no Node.js")
@@ -50,5 +59,6 @@ def check_search(app: Sphinx, failure: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("env-before-read-docs", note_pages)
     app.connect("build-finished", check_search)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
