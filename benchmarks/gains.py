@@ -73,7 +73,7 @@ def structured_conclusion() -> str:
     """The conclusion of the page on structured sparsity."""
     rows = [row for row in overview.speed_rows("training") if row["density"] == f"{DENSITY:g}"]
     steps = span(float(row["compacted / dense"]) for row in rows)
-    group = cifar.headline()[-1]
+    group = cifar.most_telling("rigl-struct")
     found = {one.method: one for one in cifar.main_variants(group)}
     names = {
         "rigl-struct": "entire channels",

@@ -49,6 +49,23 @@ def headline(results: Path = RESULTS) -> list[Group]:
     return [*(group for group in found if not group.protocol["reduced"]), *most]
 
 
+def most_telling(method: str, results: Path = RESULTS) -> Group:
+    """The most informative protocol with runs of a method; full protocols come first.
+
+    Raises:
+        LookupError: If no run of the method is among the results.
+    """
+    found = [
+        group
+        for folder in folders(results)
+        for group in groups(folder)
+        if any(variant.method == method for variant in group.variants)
+    ]
+    if not found:
+        raise LookupError(f"no run of method={method!r} is among the results in {results}")
+    return max(found, key=lambda group: (not group.protocol["reduced"], *_telling(group)))
+
+
 def _telling(group: Group) -> tuple[bool, bool, int]:
     """The rank of a reduced protocol: has the dense network, shortens a full one, has most runs."""
     is_shortened = group.protocol.get("full_steps") is not None

@@ -102,6 +102,15 @@ def test_every_full_protocol_and_the_largest_reduced_one_come_first(tmp_path):
     assert [(one.protocol["name"], len(one.records)) for one in shown] == [("paper", 2), ("cpu", 3)]
 
 
+def test_a_method_is_shown_by_the_protocol_that_has_it(tmp_path):
+    folder_of(tmp_path, "large", runs("rigl", STATIC))
+    folder_of(tmp_path, "small", runs("rigl-struct", STATIC[:1]))
+    assert len(cifar.most_telling("rigl-struct", tmp_path).records) == 1
+    assert len(cifar.most_telling("rigl", tmp_path).records) == 3
+    with pytest.raises(LookupError, match="method='set'"):
+        cifar.most_telling("set", tmp_path)
+
+
 TITLES = {
     "wrn-22-2": "WRN-22-2",
     "resnet-50": "ResNet-50",
