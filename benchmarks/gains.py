@@ -215,7 +215,10 @@ def _accuracy() -> str:
 
 def _protocol(group: Group) -> str:
     about = ", ".join(group.protocol["description"].split(", ")[:3])
-    return f"{about}: a reduced protocol" if group.protocol["reduced"] else about
+    notes = ["a reduced protocol"] if group.protocol["reduced"] else []
+    if len({record["run"]["seed"] for record in group.records}) == 1:
+        notes.append("one seed")
+    return f"{about}: {', '.join(notes)}" if notes else about
 
 
 def _not_faster() -> str:

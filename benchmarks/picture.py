@@ -119,10 +119,11 @@ class Source:
     def caption(self, docs: str = "") -> str:
         """The caption below the picture; ``docs`` is the path to the folder of the docs."""
         page = "reproduction" if self.has_dense else "live-training"
-        seeds = max(point.seeds for point in self.points)
+        most = max(point.seeds for point in self.points)
+        seeds = "one seed each" if most == 1 else f"mean ± standard deviation of up to {most} seeds"
         return (
-            f"Test accuracy against measured time of training: {self.protocol}; mean ± standard "
-            f"deviation of up to {seeds} seeds. [How it was measured]({docs}results/{page}.md)."
+            f"Test accuracy against measured time of training: {self.protocol}; {seeds}. [How it "
+            f"was measured]({docs}results/{page}.md)."
         )
 
 
