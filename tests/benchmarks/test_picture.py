@@ -39,6 +39,14 @@ def test_points_stand_at_their_time_and_accuracy(tmp_path):
     assert points["rigl"].accuracy == pytest.approx(100 * sum(rigl) / len(rigl))
 
 
+def test_caption_says_how_many_seeds_there_are(tmp_path):
+    lines = timed(lines_of_accuracies(), dense=500.0, rigl=200.0)
+    written(tmp_path / "all", "a", lines)
+    assert "deviation of up to 3 seeds" in picture.best_source(tmp_path / "all").caption()
+    written(tmp_path / "one", "a", [one for one in lines if one["run"]["seed"] == 0])
+    assert "one seed each" in picture.best_source(tmp_path / "one").caption()
+
+
 def test_results_with_the_dense_network_are_shown_before_others(tmp_path):
     written(tmp_path, "a-sparse", timed(lines_of_accuracies(), rigl=200.0, set=200.0, static=200.0))
     written(tmp_path, "b-both", timed(lines_of_accuracies(), dense=500.0, rigl=200.0))
