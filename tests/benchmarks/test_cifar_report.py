@@ -99,8 +99,23 @@ def test_short_protocol_says_how_long_a_full_run_would_take():
     text = text_of(lines)
     assert rows(text, "Cost and exploration")["RigL"]["seconds a step"] == "1.5"
     # 88,000 steps of 90 s / 60 are 132,000 s.
-    assert "88,000 steps of a full run on this machine: Dense 36 h 40 min, " in text
+    assert "else wall time): Dense 36 h 40 min, " in text
+    assert "88,000 steps of a full run on this machine" in text
     assert "Projected" not in text_of(lines_of_accuracies())
+
+
+def test_full_run_is_projected_from_cpu_time_of_one_thread():
+    """Wall time has the work of others in it, and CPU time of several threads is not their time."""
+    lines = lines_of_accuracies()
+    for line in lines:
+        line["protocol"] |= {"full_steps": 88_000}
+        line["cpu"] = {"seconds": 30.0, "quiet_ms_a_step": 400.0}
+        threads = 1 if line["run"]["method"] == "dense" else 2
+        line["environment"] = {**line["environment"], "threads": threads}
+    text = text_of(lines)
+    # 88,000 steps of 30 s / 60 are 44,000 s.
+    assert "Dense 12 h 13 min, " in text
+    assert "RigL 36 h 40 min" in text
 
 
 def test_training_time_is_told_where_runs_recorded_their_cpu_time():

@@ -108,7 +108,7 @@ def projection(group: Group) -> list[str]:
     if steps is None:
         return []
     each = ", ".join(
-        f"{title(variant.method)} {format_duration(steps * _seconds_a_step(group, variant))}"
+        f"{title(variant.method)} {format_duration(steps * _own_seconds_a_step(group, variant))}"
         for variant in group.variants
     )
     return note("projection", steps=steps, each=each)
@@ -122,3 +122,11 @@ def environment_lines(group: Group) -> list[str]:
 
 def _seconds_a_step(group: Group, variant: Variant) -> float:
     return fmean(run["seconds"] / run["steps"] for run in group.of(variant))
+
+
+def _own_seconds_a_step(group: Group, variant: Variant) -> float:
+    """CPU time if it is known of all runs and they have one thread, else wall time."""
+    runs = group.of(variant)
+    if all("cpu" in run and run["environment"]["threads"] == 1 for run in runs):
+        return fmean(run["cpu"]["seconds"] / run["steps"] for run in runs)
+    return _seconds_a_step(group, variant)
