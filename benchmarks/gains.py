@@ -11,6 +11,7 @@ from benchmarks import overview
 from benchmarks.cifar import overview as cifar
 from benchmarks.cifar.report.results import Group
 from benchmarks.common.tables import span, table
+from benchmarks.common.words import counted
 from benchmarks.overhead.contenders import OURSELVES, PLAIN
 from benchmarks.overhead.results import Entry, Results, threads
 from benchmarks.overhead.tables import held_in_all
@@ -135,8 +136,8 @@ def _step() -> str:
     said = (f"{kind} {_step_times(optimizers)}" for kind, optimizers in kinds.items())
     most = max(threads(entry) for entry in _costs())
     return (
-        f"time of `step()` as a multiple of the plain optimizer's, on up to {most} "
-        f"thread{'s' * (most > 1)}: {', '.join(said)}"
+        f"time of `step()` as a multiple of the plain optimizer's, on up to "
+        f"{counted(most, 'thread')}: {', '.join(said)}"
     )
 
 

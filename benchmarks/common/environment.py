@@ -14,6 +14,7 @@ import torch
 
 import sparseopt
 from benchmarks.common.tables import paragraph
+from benchmarks.common.words import counted
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -67,10 +68,7 @@ def measured_on(pairs: Iterable[tuple[str, str]]) -> list[str]:
 
 def _hardware(environment: dict[str, Any]) -> str:
     threads = environment["threads"]
-    return (
-        f"{environment['processor']}, {threads} thread{'s' * (threads != 1)}, on "
-        f"{environment['device']}"
-    )
+    return f"{environment['processor']}, {counted(threads, 'thread')}, on {environment['device']}"
 
 
 def processor_name() -> str:

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, with a plural in -s.
+
+    Example:
+        >>> counted(1, "thread"), counted(2, "thread")
+        ('1 thread', '2 threads')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def format_duration(seconds: float) -> str:
     """A duration in suitable units.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.common.words import counted
 from benchmarks.overhead.contenders import PLAIN, REFERENCE
-from benchmarks.overhead.results import Entry, Results, in_threads
+from benchmarks.overhead.results import Entry, Results, threads
 from benchmarks.overhead.tables import ordinary_step
 from benchmarks.overhead.workloads import WORKLOADS
 
@@ -33,7 +34,7 @@ def cost_figure(results: Results) -> Figure | None:
         names = [name for name in entry["contenders"] if name != REFERENCE]
         _times(left, entry, names)
         _bytes(right, entry, names)
-        left.set_title(f"{entry['optimizer']}, {in_threads(entry)}", fontsize=9)
+        left.set_title(f"{entry['optimizer']}, {counted(threads(entry), 'thread')}", fontsize=9)
     return figure
 
 

@@ -9,10 +9,11 @@ from benchmarks.common.environment import in_words, measured_on
 from benchmarks.common.figures import save
 from benchmarks.common.files import write_atomic
 from benchmarks.common.tables import MISSING, paragraph, section, table_of
+from benchmarks.common.words import counted
 from benchmarks.overhead.contenders import REFERENCE
 from benchmarks.overhead.peers import INSTALL, NOT_DRIVEN, PEERS
 from benchmarks.overhead.plots import cost_figure
-from benchmarks.overhead.results import Entry, Results, in_threads, threads
+from benchmarks.overhead.results import Entry, Results, threads
 from benchmarks.overhead.tables import (
     USUAL_DELTA_T,
     byte_table,
@@ -114,7 +115,7 @@ def _measured_on(entries: Sequence[Entry]) -> list[str]:
     counts = {threads(entry) for entry in entries}
     return measured_on(
         (
-            entry["optimizer"] + f" ({in_threads(entry)})" * (len(counts) > 1),
+            entry["optimizer"] + f" ({counted(threads(entry), 'thread')})" * (len(counts) > 1),
             processor(entry),
         )
         for entry in entries

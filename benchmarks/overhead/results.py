@@ -58,12 +58,6 @@ def threads(entry: Entry) -> int:
     return int(entry["made_with"]["threads"])
 
 
-def in_threads(entry: Entry) -> str:
-    """The CPU threads of an entry in words."""
-    count = threads(entry)
-    return f"{count} thread{'s' * (count > 1)}"
-
-
 def _with_present_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {RENAMED.get(name, name): value for name, value in pairs}
 

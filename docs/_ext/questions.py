@@ -1,8 +1,8 @@
 """Asks the search of the built site what people ask, and warns where it does not find their page.
 
 The questions are in `questions.toml`. Search runs in the reader's browser, so that it takes Node.js
-to run it here; where there is none, nothing is asked. Nor is anything asked after a build that read
-only the pages that had changed, because Sphinx then forgets the index entries of all other pages.
+to run it here; where there is none, nothing is asked. If a build read only the pages that had
+changed, nothing is asked either, because Sphinx then forgets the index entries of all other pages.
 """
 
 import json

@@ -186,9 +186,7 @@ def test_runs_with_other_instructions_or_threads_stay_apart(record):
     assert summary.summary([record]) == summary.summary([record, other])
 
 
-def test_a_ratio_is_to_the_fastest_dense_code_and_the_hopeless_are_timed_once(
-    monkeypatch,
-):
+def test_a_ratio_is_to_the_fastest_dense_code_and_hopeless_code_is_timed_once(monkeypatch):
     # The fake clock makes a call take as long as its return value; the last three are the rounds.
     monkeypatch.setattr("benchmarks.speed.kernels.measuring.seconds", lambda call, **_: call())
     takes = {

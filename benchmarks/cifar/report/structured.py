@@ -13,6 +13,7 @@ from benchmarks.cifar.report.paper import Paper
 from benchmarks.cifar.report.results import Group, Variant, multiple
 from benchmarks.cifar.report.texts import note
 from benchmarks.common.tables import MISSING, table_of
+from benchmarks.common.words import counted
 
 STRUCTURED = tuple(name for name, recipe in RECIPES.items() if recipe.leaves_structure)
 # Number of processors that other work may use before the notes mention it.
@@ -83,7 +84,7 @@ def times_of(group: Group, records: Sequence[Record]) -> list[Times]:
         if record["run_key"] in keys:
             about, device = record["environment"], record["environment"]["device"]
             name = about["processor"] if device == "cpu" else f"{device}, {about['processor']}"
-            threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
+            threads = counted(about["threads"], "thread")
             machines.setdefault(f"{name}, {threads}", []).append(record)
     found = [Times(machine, lines) for machine, lines in machines.items()]
     return sorted(found, key=lambda times: -len(times.records))

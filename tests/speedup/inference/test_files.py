@@ -208,7 +208,7 @@ def test_dropped_weights_that_are_not_zero_raise_an_error_that_names_them(tmp_pa
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files are of POSIX")
-def test_file_can_be_read_by_whom_other_new_files_can(tmp_path):
+def test_file_has_the_mode_of_other_new_files(tmp_path):
     save_sparse(tmp_path / "model.safetensors", nn.Linear(4, 4))
     torch.save({}, tmp_path / "model.pt")
     mode = (tmp_path / "model.pt").stat().st_mode
