@@ -1,49 +1,43 @@
 // Converts maps between channels-last format, [sample][pixel][channel], and the kernels' layout,
-// [channel][pixel][sample]. A buffer in the first-level cache lets memory be read and written in
-// runs of full cache lines.
+// [channel][pixel][sample]. Both are matrices of channels and entries (pixel, sample), so that
+// squares of them can be transposed in registers.
 #pragma once
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
+#include "product.h"
+#include "transpose.h"
 
-constexpr int CHANNELS_OF_BUFFER = 64;
-constexpr int BYTES_OF_RUN = 128;  // of one channel: pixels times samples
-
-// INTO converts to the kernels' layout; otherwise to channels-last format. E is any type that has
-// the size of the elements.
+// INTO converts to the kernels' layout; otherwise to channels-last format.
 template <bool INTO, class E>
 static void change_layout(const E* from, E* to, int64_t batch, int64_t channels, int64_t pixels,
                           int threads) {
-  constexpr int64_t most = BYTES_OF_RUN / sizeof(E);
-  const int64_t samples = std::min(batch, most);                 // in a buffer
-  const int64_t together = std::max<int64_t>(1, most / batch);   // pixels, if all samples fit
+  constexpr int64_t side = Line<E>::elements;
+  const int64_t entries = pixels * batch;
+  // Successive squares are in successive pixels of the same samples. There the memory of both maps
+  // is contiguous, or nearly so, and each square needs the same pages.
+  const bool same_samples = batch % side == 0;
+  const bool past_caches = entries * channels * (int64_t)sizeof(E) >= LARGE_BYTES &&
+                           (INTO ? batch : channels) % side == 0 && (uintptr_t)to % 64 == 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t pixel = 0; pixel < pixels; pixel += together) {
-    E buffer[CHANNELS_OF_BUFFER][most];
-    const int64_t some_pixels = std::min(together, pixels - pixel);
-    for (int64_t sample = 0; sample < batch; sample += samples)
-      for (int64_t channel = 0; channel < channels; channel += CHANNELS_OF_BUFFER) {
-        const int64_t n_samples = std::min(samples, batch - sample);
-        const int64_t n_channels = std::min<int64_t>(CHANNELS_OF_BUFFER, channels - channel);
-        const int64_t run = some_pixels * n_samples;
-        auto of_channel = [&](int64_t c) {
-          return ((channel + c) * pixels + pixel) * batch + sample;
-        };
-        auto of_entry = [&](int64_t n, int64_t p) {
-          return ((sample + n) * pixels + pixel + p) * channels + channel;
-        };
-        if (!INTO)
-          for (int64_t c = 0; c < n_channels; c++)
-            memcpy(buffer[c], from + of_channel(c), run * sizeof(E));
-        for (int64_t p = 0; p < some_pixels; p++)
-          for (int64_t n = 0; n < n_samples; n++)
-            for (int64_t c = 0; c < n_channels; c++) {
-              if (INTO) buffer[c][p * n_samples + n] = from[of_entry(n, p) + c];
-              else to[of_entry(n, p) + c] = buffer[c][p * n_samples + n];
-            }
-        if (INTO)
-          for (int64_t c = 0; c < n_channels; c++)
-            memcpy(to + of_channel(c), buffer[c], run * sizeof(E));
+  for (int64_t i = 0; i < (entries + side - 1) / side; i++) {
+    const int64_t first = same_samples ? i % pixels * batch + i / pixels * side : i * side;
+    const int64_t count = std::min(side, entries - first);
+    int64_t entry[side];  // the places of the entries in the channels-last map
+    for (int64_t k = 0, pixel = first / batch, sample = first % batch; k < count; k++, sample++) {
+      if (sample == batch) sample = 0, pixel++;
+      entry[k] = (sample * pixels + pixel) * channels;
+    }
+    for (int64_t c = 0; c < channels; c += side) {
+      auto of_entry = [&](int64_t k) { return entry[k] + c; };
+      auto of_channel = [&](int64_t k) { return (c + k) * entries + first; };
+      const int64_t some = std::min(side, channels - c);
+      if (some < side / 4) {  // such as the colours of images: most of a square would be missing
+        for (int64_t j = 0; j < some; j++)
+          for (int64_t k = 0; k < count; k++)
+            if (INTO) to[of_channel(j) + k] = from[of_entry(k) + j];
+            else to[of_entry(k) + j] = from[of_channel(j) + k];
+        continue;
       }
+      if (INTO) turn_square<E, PLAIN>(from, of_entry, count, some, to, of_channel, past_caches);
+      else turn_square<E, PLAIN>(from, of_channel, some, count, to, of_entry, past_caches);
+    }
   }
 }
