@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.models import resnet50
 
 from benchmarks.cifar.models import WideResNet
@@ -38,6 +38,8 @@ CALLS = 200
 LEAST_CALLS = 40
 SECONDS = 8.0
 CALLERS = 2
+#: How many kinds of calls the table of where the time goes has for each model.
+KINDS = 5
 
 
 def gpt2_small() -> nn.Module:
@@ -124,6 +126,8 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
         "layers": {one.name: one.chosen for one in report.layers},
         "files": file_sizes(model, masks),
     }
+    if isinstance(condensed.model, fx.GraphModule):
+        record["profile"] = profile(condensed.model, x, options.rounds)
     if options.batch == 1:
         record["server"] = serve(condensed.model, x) | {"dense": serve(model, x)}
     if not options.no_onnx:
@@ -149,6 +153,42 @@ def masks_of(network: Network, model: nn.Module, init: str, density: float) -> d
     masks = {name: mask.clone() for name, mask in optimizer.masks.items()}
     optimizer.detach()
     return masks
+
+
+class _Stopwatch(fx.Interpreter):
+    """Runs a graph, and adds up the seconds of its calls by kind."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        super().__init__(model)
+        self.seconds: dict[str, float] = {}
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        kind = type(self.fetch_attr(target)).__name__
+        return self._timed(kind, super().call_module, target, args, kwargs)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._timed(target.__name__, super().call_function, target, args, kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._timed(target, super().call_method, target, args, kwargs)
+
+    def _timed(self, kind: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = call(*arguments)
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
+        return result
+
+
+@torch.no_grad()
+def profile(model: fx.GraphModule, x: Tensor, rounds: int) -> dict[str, float]:
+    """Return the median milliseconds that each kind of call takes in one pass, longest first."""
+    passes = []
+    for _ in range(rounds):
+        watch = _Stopwatch(model)
+        watch.run(x)
+        passes.append(watch.seconds)
+    median = {k: MILLI * statistics.median(one[k] for one in passes) for k in passes[0]}
+    return dict(sorted(median.items(), key=lambda item: -item[1]))
 
 
 def file_sizes(model: nn.Module, masks: dict[str, Tensor]) -> Record:
@@ -272,6 +312,8 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
             *paragraph("Calls one after the other with one sample each, and calls per second."),
         ]
         lines += table_of(served(records))
+    if any("profile" in one for one in records):
+        lines += ["", *paragraph(PROFILES), *table_of(profiles(records))]
     return lines
 
 
@@ -283,6 +325,34 @@ def rows(records: Sequence[Record]) -> list[dict[str, str]]:
 def served(records: Sequence[Record]) -> list[dict[str, str]]:
     """Two rows for each network that was called with one sample at a time."""
     return [row for one in records if "server" in one for row in _served(one)]
+
+
+PROFILES = (
+    "Where the time of the sparse model goes: milliseconds of the calls of its graph by kind, in "
+    "float32. `Live...` are layers on live weights, `Dense...` are dense layers."
+)
+
+
+def profiles(records: Sequence[Record]) -> list[dict[str, str]]:
+    """A row for each model whose calls were timed one by one."""
+    return [
+        {
+            "network": NETWORKS[one["network"]].title,
+            "batch": str(one["batch"]),
+            "density": f"{one['density']:g}, {one['init']}",
+            "threads": str(one["environment"]["threads"]),
+            "milliseconds": _longest(one["profile"]),
+        }
+        for one in records
+        if "profile" in one
+    ]
+
+
+def _longest(profile: dict[str, float]) -> str:
+    shown = list(profile.items())[:KINDS]
+    rest = sum(profile.values()) - sum(time for _, time in shown)
+    cells = [f"{kind} {time:.3g}" for kind, time in shown]
+    return ", ".join(cells if len(profile) <= KINDS else [*cells, f"others {rest:.2g}"])
 
 
 def _row(record: Record) -> dict[str, str]:

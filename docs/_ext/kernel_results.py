@@ -41,6 +41,10 @@ CONDENSED_PARTS: dict[str, Callable[[list[Record]], list[str]]] = {
         *table_of(condensed.rows(records)),
     ],
     "server": lambda records: table_of(condensed.served(records)),
+    "profile": lambda records: [
+        *paragraph(condensed.PROFILES),
+        *table_of(condensed.profiles(records)),
+    ],
 }
 
 

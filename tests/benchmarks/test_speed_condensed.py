@@ -1,10 +1,12 @@
-"""The memory that a model takes in a process that serves it."""
+"""The memory that a model takes in a process that serves it, and where its time goes."""
+
+import time
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
-from benchmarks.speed.condensed import bytes_to_serve
+from benchmarks.speed.condensed import bytes_to_serve, profile, profiles
 
 
 def test_memory_to_serve_a_model_is_mostly_its_weights():
@@ -17,3 +19,36 @@ def test_memory_to_serve_a_model_is_mostly_its_weights():
 def test_memory_of_a_torchscript_program_is_not_known():
     model = nn.Sequential(torch.jit.script(nn.Linear(2, 2)))
     assert bytes_to_serve(model, torch.randn(1, 2)) is None
+
+
+class Slow(nn.Module):
+    def forward(self, x):
+        time.sleep(0.01)
+        return x
+
+
+class Tracer(fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return isinstance(module, Slow) or super().is_leaf_module(module, name)
+
+
+def test_profile_adds_up_the_calls_of_a_kind():
+    model = nn.Sequential(nn.Linear(2, 2), Slow(), nn.Flatten(), Slow())
+    found = profile(fx.GraphModule(model, Tracer().trace(model)), torch.randn(1, 2), 3)
+    assert list(found)[0] == "Slow"
+    assert 20 <= found["Slow"] < 200
+    assert set(found) == {"Linear", "Slow", "Flatten"}
+
+
+def test_table_has_the_longest_kinds_and_the_sum_of_the_others():
+    record = {
+        "network": "gpt2",
+        "batch": 1,
+        "init": "uniform",
+        "density": 0.1,
+        "environment": {"threads": 2},
+        "profile": {kind: 10.0 / 2**place for place, kind in enumerate("abcdefg")},
+    }
+    (row,) = profiles([record, {"network": "gpt2"}])
+    assert row["milliseconds"] == "a 10, b 5, c 2.5, d 1.25, e 0.625, others 0.47"
+    assert row["threads"] == "2"
