@@ -16,6 +16,8 @@ from benchmarks.overhead.contenders import OURSELVES, PLAIN
 from benchmarks.overhead.results import Entry, Results, threads
 from benchmarks.overhead.tables import held_in_all
 from benchmarks.overhead.workloads import WORKLOADS as MODELS
+from benchmarks.speed import condensed
+from benchmarks.speed.kernels.machine import has_amx
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.report import OWN
@@ -24,6 +26,8 @@ from benchmarks.speed.steps.workloads import WORKLOADS
 DENSITY = overview.DENSITY
 #: Networks of a common size. Small networks have tables of their own.
 NETWORKS = ("wrn-22-2", "resnet-50", "gpt")
+#: Processors on which less is gained.
+AMX = "on Xeons with AMX, where dense bf16 is fast"
 HEADER = ("", f"at density {DENSITY:g}, compared with dense training", "details")
 
 
@@ -93,11 +97,19 @@ def structured_conclusion() -> str:
 
 def live_training_conclusion() -> str:
     """The conclusion of the page on training with live weights only."""
-    bf16, fp32, networks = _training_spans()
-    return (
+    bf16, fp32, networks = _training_spans(_steps())
+    said = (
         f"At density {DENSITY:g}, full training steps on one thread in bfloat16 with `speed_up` "
         f"are {bf16} times as fast as dense steps in bfloat16, and {fp32} times as fast as dense "
         f"steps in float32 ({networks})."
+    )
+    found = _steps(amx=True)
+    if not found:
+        return said
+    bf16, fp32, networks = _training_spans(found)
+    return (
+        f"{said} On a Xeon with AMX, which multiplies dense bfloat16 matrices much faster, these "
+        f"numbers are {bf16} and {fp32} ({networks})."
     )
 
 
@@ -151,16 +163,21 @@ def _step_times(optimizers: Iterable[str]) -> str:
 
 
 def _training() -> str:
-    bf16, fp32, networks = _training_spans()
-    return (
+    bf16, fp32, networks = _training_spans(_steps())
+    said = (
         f"`speed_up`, bf16, one thread: {bf16} times as fast as dense bf16, and {fp32} times as "
         f"fast as dense fp32 ({networks})"
     )
+    found = _steps(amx=True)
+    if not found:
+        return said
+    bf16, fp32, networks = _training_spans(found)
+    return f"{said}; {AMX}: {bf16} and {fp32} times ({networks})"
 
 
-def _training_spans() -> tuple[str, str, str]:
+def _training_spans(records: Iterable[Record]) -> tuple[str, str, str]:
     """How many times as fast as dense steps in bfloat16 and in float32, and the networks."""
-    steps = [one for one in _steps() if one["density"] == DENSITY]
+    steps = [one for one in records if one["density"] == DENSITY]
     names = dict.fromkeys(one["title"].partition(",")[0] for one in steps)
     return span(_speedups(steps, BF16), 1), span(_speedups(steps, FP32), 1), _listed(names)
 
@@ -170,23 +187,39 @@ def _inference() -> str:
 
 
 def _condensed() -> str:
-    """The row on condensed layers, if they were measured."""
-    found = overview.speed_rows("condensed")
-    rows = [row for row in found if row["density"].startswith(f"{DENSITY:g},")]
-    ratios = {
-        form: [float(row[f"ratio, {form}"]) for row in rows if f"ratio, {form}" in row]
-        for form in (FP32, BF16)
-    }
-    said = [
-        f"{span(values, 1)} times as fast in {form}" for form, values in ratios.items() if values
-    ]
-    names = dict.fromkeys(row["network"].partition(",")[0] for row in rows)
-    if not said:
+    """The row on condensed models, if they were measured."""
+    ratios, names = _condensed_ratios(amx=False)
+    if not ratios:
         return ""
-    return (
-        f"models from `condense` are {' and '.join(said)} as torch's fastest dense "
-        f"implementation that was timed ({_listed(names)})"
+    said = (
+        f"models from `condense` are {span(ratios[FP32], 1)} times as fast in float32 and "
+        f"{span(ratios[BF16], 1)} times as fast in bfloat16 as torch's fastest dense "
+        f"implementation that was timed ({names})"
     )
+    ratios, names = _condensed_ratios(amx=True)
+    if not ratios:
+        return said
+    return (
+        f"{said}; {AMX}: {span(ratios[FP32], 1)} times in float32, and at most "
+        f"{max(ratios[BF16]):.1f} times in bfloat16 ({names})"
+    )
+
+
+def _condensed_ratios(*, amx: bool) -> tuple[dict[str, list[float]], str]:
+    """How many times as fast as dense models, by number format, and the networks."""
+    found = [
+        one
+        for one in overview.speed_records("condensed")
+        if one["density"] == DENSITY and has_amx(one["machine"]) == amx
+    ]
+    titles = (condensed.NETWORKS[one["network"]].title for one in found)
+    names = dict.fromkeys(title.partition(",")[0] for title in titles)
+    ratios: dict[str, list[float]] = {}
+    for form in condensed.FORMS:
+        for fastest in filter(None, (condensed.fastest_of(one, form) for one in found)):
+            _, dense, sparse = fastest
+            ratios.setdefault(form, []).append(dense / sparse)
+    return ratios, _listed(names)
 
 
 def _compacted() -> str:
@@ -242,8 +275,12 @@ def _costs() -> list[Entry]:
     return [entry for entry in entries if entry["workload"] in NETWORKS]
 
 
-def _steps() -> list[Record]:
-    return [one for one in overview.speed_records("steps") if one["threads"] == 1 and "plan" in one]
+def _steps(*, amx: bool = False) -> list[Record]:
+    return [
+        one
+        for one in overview.speed_records("steps")
+        if one["threads"] == 1 and "plan" in one and has_amx(one) == amx
+    ]
 
 
 def _speedups(records: Iterable[Record], dense: str, ours: str = BF16) -> Iterator[float]:

@@ -24,6 +24,7 @@ from torchvision.models import resnet50
 from benchmarks.cifar.models import WideResNet
 from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.kernels.machine import about_machine, file_suffix, keep_freed_memory
+from benchmarks.speed.kernels.report import processor_of
 from benchmarks.speed.records import MILLI, Record, made_with
 from benchmarks.speed.steps.workloads import Gpt, VisionTransformer, layers_of
 from sparseopt import SparseOptimizer, condense, save_sparse
@@ -37,6 +38,7 @@ TOKENS = 50_257
 CALLS = 200
 LEAST_CALLS = 40
 SECONDS = 8.0
+FORMS = ("float32", "bfloat16")
 CALLERS = 2
 #: How many kinds of calls the table of where the time goes has for each model.
 KINDS = 5
@@ -317,6 +319,21 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
     return lines
 
 
+def fastest_of(record: Record, form: str) -> tuple[str, float, float] | None:
+    """The fastest dense implementation in a number format, its milliseconds, and ours."""
+    medians = {
+        name.removesuffix(f", {form}"): times[1]
+        for name, times in record["milliseconds"].items()
+        if name.endswith(form)
+    }
+    sparse = [time for name, time in medians.items() if name.startswith("sparse")]
+    dense = {name: time for name, time in medians.items() if not name.startswith("sparse")}
+    if not dense or not sparse:
+        return None
+    implementation = min(dense, key=dense.__getitem__)
+    return implementation, dense[implementation], min(sparse)
+
+
 def rows(records: Sequence[Record]) -> list[dict[str, str]]:
     """The cells of each row by their column."""
     return [_row(record) for record in records]
@@ -340,6 +357,7 @@ def profiles(records: Sequence[Record]) -> list[dict[str, str]]:
             "network": NETWORKS[one["network"]].title,
             "batch": str(one["batch"]),
             "density": f"{one['density']:g}, {one['init']}",
+            "processor": processor_of(one["machine"]),
             "threads": str(one["environment"]["threads"]),
             "milliseconds": _longest(one["profile"]),
         }
@@ -360,26 +378,17 @@ def _row(record: Record) -> dict[str, str]:
         "network": NETWORKS[record["network"]].title,
         "batch": str(record["batch"]),
         "density": f"{record['density']:g}, {record['init']}",
+        "processor": processor_of(record["machine"]),
         "threads": str(record["environment"]["threads"]),
     }
-    medians = {name: one[1] for name, one in record["milliseconds"].items()}
-    for form in ("float32", "bfloat16"):
-        dense = {
-            name.removesuffix(f", {form}"): time
-            for name, time in medians.items()
-            if name.endswith(form) and not name.startswith("sparse")
-        }
-        sparse = [
-            time
-            for name, time in medians.items()
-            if name.endswith(form) and name.startswith("sparse")
-        ]
-        if not dense or not sparse:
+    for form in FORMS:
+        fastest = fastest_of(record, form)
+        if fastest is None:
             continue
-        implementation = min(dense, key=dense.__getitem__)
-        cells[f"dense, {form}"] = f"{dense[implementation]:.4g}, {implementation}"
-        cells[f"sparse, {form}"] = f"{min(sparse):.4g}"
-        cells[f"ratio, {form}"] = f"{dense[implementation] / min(sparse):.2f}"
+        implementation, dense, sparse = fastest
+        cells[f"dense, {form}"] = f"{dense:.4g}, {implementation}"
+        cells[f"sparse, {form}"] = f"{sparse:.4g}"
+        cells[f"ratio, {form}"] = f"{dense / sparse:.2f}"
     if "onnxruntime" in record:
         cells["ONNX Runtime, float32"] = f"{record['onnxruntime']:.4g}"
     files = record["files"]
@@ -395,6 +404,7 @@ def _served(record: Record) -> Iterator[dict[str, str]]:
             "network": NETWORKS[record["network"]].title,
             "density": f"{record['density']:g}, {record['init']}",
             "model": name,
+            "processor": processor_of(record["machine"]),
             "threads": str(record["environment"]["threads"]),
             **{f"{p}, ms": f"{one[p]:.3g}" for p in ("p50", "p90", "p99")},
             "memory, MB": f"{one['bytes'] / 1e6:.0f}" if "bytes" in one else "-",

@@ -17,6 +17,10 @@ def cells(name):
     return line
 
 
+def has_amx(record):
+    return "amx_bf16" in record["machine"]["flags"]
+
+
 def test_memory_row_has_the_range_over_the_networks():
     # Entries that were measured before have the contender's former name.
     text = OVERHEAD.read_text().replace("sparseopt, compact", "sparseopt, live")
@@ -39,9 +43,33 @@ def test_training_row_has_the_range_of_the_speed_ups():
     ratios = [
         one["speedup"]["speed_up, bfloat16"]["bfloat16"][0]
         for one in records
-        if one["threads"] == 1 and one["density"] == 0.1
+        if one["threads"] == 1 and one["density"] == 0.1 and not has_amx(one)
     ]
     assert f"one thread: {min(ratios):.1f} to {max(ratios):.1f} times" in cells("training, CPU")
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_inference_row_has_the_range_of_the_ratios(amx):
+    records = [json.loads(path.read_text()) for path in SPEED.glob("condensed-*.json")]
+    found = [one for one in records if one["density"] == 0.1 and has_amx(one["machine"]) == amx]
+
+    def ratios(form):
+        for one in found:
+            times = {
+                name: quartiles[1]
+                for name, quartiles in one["milliseconds"].items()
+                if name.endswith(form)
+            }
+            dense = min(time for name, time in times.items() if not name.startswith("sparse"))
+            yield dense / min(time for name, time in times.items() if name.startswith("sparse"))
+
+    fp32, bf16 = list(ratios("float32")), list(ratios("bfloat16"))
+    said = f"{min(fp32):.1f} to {max(fp32):.1f} times"
+    if amx:
+        said += f" in float32, and at most {max(bf16):.1f} times in bfloat16"
+    else:
+        said += f" as fast in float32 and {min(bf16):.1f} to {max(bf16):.1f} times as fast"
+    assert said in cells("inference, CPU")
 
 
 def test_links_are_found_from_where_the_table_stands():

@@ -14,6 +14,7 @@ from benchmarks.common.formats import FORMATS
 from benchmarks.speed import condensed, models
 from benchmarks.speed.cli import main, report_lines, write_report
 from benchmarks.speed.inference import build_models, measure_models
+from benchmarks.speed.kernels.report import processor_of
 from benchmarks.speed.linear import measure_layer
 from benchmarks.speed.movement import METHODS, watch
 from benchmarks.speed.training import DELTA_T, average_steps, measure_training
@@ -163,4 +164,4 @@ def test_network_in_inference_is_measured_and_reported(monkeypatch, tmp_path):
     assert set(record["server"]["calls"]) == {"1", "2"}
     report = (tmp_path / "report.md").read_text()
     assert "## Inference on live weights" in report
-    assert "| Tiny | 1 | 0.1, uniform | 1 |" in report
+    assert f"| Tiny | 1 | 0.1, uniform | {processor_of(record['machine'])} | 1 |" in report

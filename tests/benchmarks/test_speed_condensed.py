@@ -35,7 +35,7 @@ class Tracer(fx.Tracer):
 def test_profile_adds_up_the_calls_of_a_kind():
     model = nn.Sequential(nn.Linear(2, 2), Slow(), nn.Flatten(), Slow())
     found = profile(fx.GraphModule(model, Tracer().trace(model)), torch.randn(1, 2), 3)
-    assert list(found)[0] == "Slow"
+    assert next(iter(found)) == "Slow"
     assert 20 <= found["Slow"] < 200
     assert set(found) == {"Linear", "Slow", "Flatten"}
 
@@ -47,8 +47,12 @@ def test_table_has_the_longest_kinds_and_the_sum_of_the_others():
         "init": "uniform",
         "density": 0.1,
         "environment": {"threads": 2},
+        "machine": {
+            "machine": {"generation": "family 6, model 143", "isa": "native", "flags": ["amx_bf16"]}
+        },
         "profile": {kind: 10.0 / 2**place for place, kind in enumerate("abcdefg")},
     }
     (row,) = profiles([record, {"network": "gpt2"}])
     assert row["milliseconds"] == "a 10, b 5, c 2.5, d 1.25, e 0.625, others 0.47"
     assert row["threads"] == "2"
+    assert row["processor"] == "family 6, model 143, AMX"

@@ -38,10 +38,18 @@ def about_machine(threads: int) -> Record:
     }
 
 
+def has_amx(about: Record) -> bool:
+    """Whether dense code could use AMX, which multiplies bfloat16 matrices much faster."""
+    machine = about["machine"]
+    return machine["isa"] == "native" and "amx_bf16" in machine["flags"]
+
+
 def file_suffix(about: Record) -> str:
-    """The part of a file's name for results that are not of one thread with all instructions."""
+    """The part of a file's name for results of AMX, of fewer instructions, or of many threads."""
     isa = about["machine"]["isa"]
     parts = [] if isa == "native" else [isa.lower()]
+    if has_amx(about):
+        parts.append("amx")
     if about["threads"] > 1:
         parts.append(f"{about['threads']}-threads")
     return "".join(f"-{part}" for part in parts)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.common.tables import MISSING, paragraph, section, table
 from benchmarks.speed.kernels.implementations import PARTS, TRAINING
+from benchmarks.speed.kernels.machine import has_amx
 from benchmarks.speed.kernels.measuring import HEADLINE
 from benchmarks.speed.kernels.peers import PEERS
 from benchmarks.speed.kernels.ratios import (
@@ -95,7 +96,7 @@ def processor_of(record: Record) -> str:
     """The processor in a cell, because a table may have the results of several processors."""
     machine = record["machine"]
     generation: str = machine.get("generation") or machine["processor"]
-    return generation
+    return f"{generation}, AMX" if has_amx(record) else generation
 
 
 def sums_table(workloads: Sequence[Record]) -> list[str]:

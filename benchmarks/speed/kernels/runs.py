@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from benchmarks.speed.kernels.layers import WORKLOADS
+from benchmarks.speed.kernels.machine import has_amx
 from benchmarks.speed.kernels.ratios import is_complete
 from benchmarks.speed.records import Record
 
@@ -16,13 +17,22 @@ def of_workloads(records: Iterable[Record]) -> list[Record]:
     return sorted(found, key=lambda one: (_special(one), order.index(one["workload"])))
 
 
-def _special(record: Record) -> tuple[bool, bool]:
-    return record["threads"] > 1, record["machine"]["isa"] != "native"
+def _special(record: Record) -> tuple[bool, bool, bool]:
+    return record["threads"] > 1, record["machine"]["isa"] != "native", has_amx(record)
 
 
 def ordinary(records: Iterable[Record]) -> list[Record]:
-    """Complete workloads on one thread with all instructions that the processor has."""
-    return [one for one in of_workloads(records) if is_complete(one) and _special(one) == (0, 0)]
+    """Complete workloads on one thread with all instructions that a processor without AMX has."""
+    return [one for one in of_workloads(records) if is_complete(one) and not any(_special(one))]
+
+
+def with_amx(records: Iterable[Record]) -> list[Record]:
+    """Complete workloads on one thread where dense code used AMX."""
+    return [
+        one
+        for one in of_workloads(records)
+        if is_complete(one) and _special(one) == (False, False, True)
+    ]
 
 
 def not_measured(records: Iterable[Record]) -> list[str]:
