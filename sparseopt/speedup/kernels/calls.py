@@ -271,7 +271,9 @@ def linear(
     tokens = x.numel() // layout[1]
     if tokens:
         tensors = (x, values, bias, None, _bounds(bounds), y)
-        _run("output", lists, live, layout, _sizes_of_linear(tokens), tensors, tokens)
+        # For a few tokens, reading the weight and its code takes longer than multiplying by it.
+        work = max(tokens, _ACCESS)
+        _run("output", lists, live, layout, _sizes_of_linear(tokens), tensors, work)
     return y
 
 
@@ -365,7 +367,8 @@ def _run(
         sizes: The sizes of the tensors.
         tensors: The tensors that it reads and, last, the tensor that it writes; the first one
             decides the number format.
-        columns: How often each live weight is multiplied, which decides how many threads pay off.
+        columns: The multiply-adds in the time that each live weight takes, which decide how many
+            threads pay off.
     """
     first = tensors[0]
     failed = getattr(library(), f"sparseopt_{name}")(

@@ -10,6 +10,9 @@ static const float* as_floats(const bf16* x, int64_t count, std::vector<float>& 
   return copy.data();
 }
 
+// Codes and weights are read once, from memory. Hardware alone prefetches them too late.
+constexpr int64_t WEIGHTS_AHEAD = 512;
+
 // out = clamp(weights * x + bias). An output has several independent sums, which hide the latency
 // of multiply-adds. They are added in a fixed order.
 template <class E> static void multiply_vector(const Pass<E>& pass, const E* x, int threads) {
@@ -28,8 +31,11 @@ template <class E> static void multiply_vector(const Pass<E>& pass, const E* x, 
     };
     int64_t k = pass.rows[o];
     const int64_t end = pass.rows[o + 1];
-    for (; k + WAYS <= end; k += WAYS)
+    for (; k + WAYS <= end; k += WAYS) {
+      __builtin_prefetch(pass.codes + k + WEIGHTS_AHEAD);
+      __builtin_prefetch(pass.weights + k + WEIGHTS_AHEAD);
       UNROLL for (int way = 0; way < WAYS; way++) add(way, k + way);
+    }
     for (; k < end; k++) add(0, k);
     Floats sum = broadcast((sums[0] + sums[1]) + (sums[2] + sums[3]));
     if (pass.bounds) sum = clamped(sum, pass.bounds[0], pass.bounds[1]);
