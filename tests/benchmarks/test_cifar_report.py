@@ -8,7 +8,7 @@ import pytest
 from benchmarks.cifar.records import ResultsError, append_result
 from benchmarks.cifar.report import write_report
 from benchmarks.cifar.report.figures import against_flops
-from benchmarks.cifar.report.results import group_by_protocol
+from benchmarks.cifar.report.results import Variant, group_by_protocol
 from benchmarks.cifar.report.writing import Figures, group_lines
 from tests.benchmarks.report_records import record, with_masks
 
@@ -116,6 +116,25 @@ def test_full_run_is_projected_from_cpu_time_of_one_thread():
     # 88,000 steps of 30 s / 60 are 44,000 s.
     assert "Dense 12 h 13 min, " in text
     assert "RigL 36 h 40 min" in text
+
+
+def test_times_of_different_processors_are_never_compared():
+    lines = lines_of_accuracies()
+    for line in lines:
+        is_dense = line["run"]["method"] == "dense"
+        line["cpu"] = {"seconds": 1.0, "quiet_ms_a_step": 500.0 if is_dense else 200.0}
+    (rigl,) = (
+        line for line in lines if line["run"]["method"] == "rigl" and line["run"]["seed"] == 0
+    )
+    rigl["cpu"]["quiet_ms_a_step"] = 800.0
+    rigl["seconds"] = 9000.0
+    rigl["environment"] = {**rigl["environment"], "processor": "a slow one"}
+    row = rows(text_of(lines), "Cost and exploration")["RigL"]
+    assert (row["minutes a run"], row["CPU ms a step, quiet"]) == ("1.5", "200")
+    (group,) = group_by_protocol(lines)
+    assert group.training_time(Variant.of(rigl["run"])) == pytest.approx(0.4)
+    assert "Times are means over the runs on " in text_of(lines)
+    assert "a slow one" not in text_of(lines).partition("## Made with")[0]
 
 
 def test_training_time_is_told_where_runs_recorded_their_cpu_time():

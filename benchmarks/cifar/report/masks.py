@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from statistics import fmean
 
 import pandas as pd
 
+from benchmarks.cifar.records import Record
 from benchmarks.cifar.report.results import Group, Variant, multiple
 from benchmarks.cifar.report.texts import note, title
 from benchmarks.common.environment import in_words
@@ -90,8 +92,7 @@ def cost_table(group: Group) -> list[str]:
                 "measured": multiple(group.training_flops(variant, "train_measured")),
                 "mask updates": MISSING if updates is None else str(updates["count"]),
                 "ever live": explored or MISSING,
-                "minutes a run": f"{group.mean(variant, 'seconds') / 60:.1f}",
-                "seconds a step": f"{_seconds_a_step(group, variant):.3g}",
+                **_wall_times(group.timed(variant)),
             }
         )
         if any(quiet.values()):
@@ -99,7 +100,8 @@ def cost_table(group: Group) -> list[str]:
                 f"{quiet[variant]:.0f}" if quiet[variant] else MISSING
             )
     quietest = note("quiet") if any(quiet.values()) else []
-    return [*table_of(rows), *note("wall"), *quietest, *projection(group)]
+    elsewhere = note("one_machine", processor=group.machine[0]) if group.machines > 1 else []
+    return [*table_of(rows), *note("wall"), *elsewhere, *quietest, *projection(group)]
 
 
 def projection(group: Group) -> list[str]:
@@ -108,8 +110,9 @@ def projection(group: Group) -> list[str]:
     if steps is None:
         return []
     each = ", ".join(
-        f"{title(variant.method)} {format_duration(steps * _own_seconds_a_step(group, variant))}"
+        f"{title(variant.method)} {format_duration(steps * _own_seconds_a_step(runs))}"
         for variant in group.variants
+        if (runs := group.timed(variant))
     )
     return note("projection", steps=steps, each=each)
 
@@ -120,13 +123,21 @@ def environment_lines(group: Group) -> list[str]:
     return [*(f"- {count} runs: {line}" for line, count in lines.items()), ""]
 
 
-def _seconds_a_step(group: Group, variant: Variant) -> float:
-    return fmean(run["seconds"] / run["steps"] for run in group.of(variant))
+def _wall_times(runs: Sequence[Record]) -> dict[str, str]:
+    if not runs:
+        return {"minutes a run": MISSING, "seconds a step": MISSING}
+    return {
+        "minutes a run": f"{fmean(run['seconds'] for run in runs) / 60:.1f}",
+        "seconds a step": f"{_seconds_a_step(runs):.3g}",
+    }
 
 
-def _own_seconds_a_step(group: Group, variant: Variant) -> float:
+def _seconds_a_step(runs: Sequence[Record]) -> float:
+    return fmean(run["seconds"] / run["steps"] for run in runs)
+
+
+def _own_seconds_a_step(runs: Sequence[Record]) -> float:
     """CPU time if it is known of all runs and they have one thread, else wall time."""
-    runs = group.of(variant)
     if all("cpu" in run and run["environment"]["threads"] == 1 for run in runs):
         return fmean(run["cpu"]["seconds"] / run["steps"] for run in runs)
-    return _seconds_a_step(group, variant)
+    return _seconds_a_step(runs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -98,6 +99,10 @@ class Group:
             mean of the seed (a randomised block design, with the seeds as blocks). None if there
             are no degrees of freedom, as with a single seed.
         freedom: The degrees of freedom of ``deviation``.
+        machine: Processor and device whose times are compared, because times of different
+            processors are not comparable: those of the dense network, if possible, and among these
+            the ones that trained the most variants.
+        machines: The number of different processors and devices.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -114,6 +119,13 @@ class Group:
         self._numbers = numbers.agg([("mean", fmean), "std"])
         self._records = runs.groupby("variant")["record"].agg(list)
         self.variants = [variant for variant in self.test.index if variant == variant.plain]
+        reached = Counter(
+            machine for runs in self._records for machine in set(map(_machine_of, runs))
+        )
+        dense = self.dense()
+        of_dense = set() if dense is None else set(map(_machine_of, self.of(dense)))
+        self.machine = max(reached, key=lambda one: (one in of_dense, reached[one]))
+        self.machines = len(reached)
         codes = [pd.factorize(runs[name])[0] for name in ("variant", "run.seed")]
         design = np.hstack([pd.get_dummies(one) for one in codes]).astype(float)
         accuracies = runs["accuracy.test"].to_numpy()
@@ -128,6 +140,10 @@ class Group:
     def of(self, variant: Variant) -> list[Record]:
         """The records of a variant, one for each seed."""
         return list(self._records.get(variant, []))
+
+    def timed(self, variant: Variant) -> list[Record]:
+        """The records of a variant whose times can be compared; see ``machine``."""
+        return [run for run in self.of(variant) if _machine_of(run) == self.machine]
 
     def mean(self, variant: Variant, number: str) -> float:
         """The mean over the seeds of a number in the record, by its path such as `flops.train`."""
@@ -164,10 +180,10 @@ class Group:
     def quiet_step(self, variant: Variant) -> float | None:
         """CPU milliseconds of a training step in a run's quietest epoch, mean over the seeds.
 
-        Only runs that trained on a CPU count: beside a GPU, the CPU only issues work. None if no
-        run trained on a CPU, or if one lacks CPU times, as the oldest runs do.
+        Only runs on ``machine`` count, and only if it is a CPU: beside a GPU, the CPU only issues
+        work. None if there is no such run, or if one lacks CPU times, as the oldest runs do.
         """
-        on_cpus = [run for run in self.of(variant) if run["environment"]["device"] == "cpu"]
+        on_cpus = [run for run in self.timed(variant) if run["environment"]["device"] == "cpu"]
         times = [run.get("cpu", {}).get("quiet_ms_a_step") for run in on_cpus]
         return None if None in times or not times else fmean(times)
 
@@ -198,6 +214,10 @@ class Group:
     def dense(self) -> Variant | None:
         """The dense network, if it was trained."""
         return next((variant for variant in self.variants if variant.method == DENSE), None)
+
+
+def _machine_of(record: Record) -> tuple[str, str]:
+    return record["environment"]["processor"], record["environment"]["device"]
 
 
 def percent(mean: float, std: float | None, *, sign: bool = False) -> str:
