@@ -23,7 +23,12 @@ from torchvision.models import resnet50
 
 from benchmarks.cifar.models import WideResNet
 from benchmarks.common.tables import paragraph, table_of
-from benchmarks.speed.kernels.machine import about_machine, file_suffix, keep_freed_memory
+from benchmarks.speed.kernels.machine import (
+    about_machine,
+    file_suffix,
+    has_amx,
+    keep_freed_memory,
+)
 from benchmarks.speed.kernels.report import processor_of
 from benchmarks.speed.records import MILLI, Record, made_with
 from benchmarks.speed.steps.workloads import Gpt, VisionTransformer, layers_of
@@ -128,7 +133,7 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
         "layers": {one.name: one.chosen for one in report.layers},
         "files": file_sizes(model, masks),
     }
-    if isinstance(condensed.model, fx.GraphModule):
+    if report.key.startswith("sparse") and isinstance(condensed.model, fx.GraphModule):
         record["profile"] = profile(condensed.model, x, options.rounds)
     if options.batch == 1:
         record["server"] = serve(condensed.model, x) | {"dense": serve(model, x)}
@@ -155,6 +160,12 @@ def masks_of(network: Network, model: nn.Module, init: str, density: float) -> d
     masks = {name: mask.clone() for name, mask in optimizer.masks.items()}
     optimizer.detach()
     return masks
+
+
+PROFILES = (
+    "Where the time of the sparse model goes: milliseconds of wall time in the calls of its graph, "
+    "by kind, in float32. `Live...` are layers on live weights, `Dense...` are dense layers."
+)
 
 
 class _Stopwatch(fx.Interpreter):
@@ -336,18 +347,23 @@ def fastest_of(record: Record, form: str) -> tuple[str, float, float] | None:
 
 def rows(records: Sequence[Record]) -> list[dict[str, str]]:
     """The cells of each row by their column."""
-    return [_row(record) for record in records]
+    return [_row(record) for record in _in_order(records)]
 
 
 def served(records: Sequence[Record]) -> list[dict[str, str]]:
     """Two rows for each network that was called with one sample at a time."""
-    return [row for one in records if "server" in one for row in _served(one)]
+    return [row for one in _in_order(records) if "server" in one for row in _served(one)]
 
 
-PROFILES = (
-    "Where the time of the sparse model goes: milliseconds of the calls of its graph by kind, in "
-    "float32. `Live...` are layers on live weights, `Dense...` are dense layers."
-)
+def _in_order(records: Sequence[Record]) -> list[Record]:
+    """By network and batch, and processors without AMX first."""
+
+    def place(record: Record) -> tuple[Any, ...]:
+        machine, threads = record["machine"], record["environment"]["threads"]
+        case = list(NETWORKS).index(record["network"]), record["batch"]
+        return *case, has_amx(machine), threads, record["init"] == "erk", record["density"]
+
+    return sorted(records, key=place)
 
 
 def profiles(records: Sequence[Record]) -> list[dict[str, str]]:
@@ -361,8 +377,7 @@ def profiles(records: Sequence[Record]) -> list[dict[str, str]]:
             "threads": str(one["environment"]["threads"]),
             "milliseconds": _longest(one["profile"]),
         }
-        for one in records
-        if "profile" in one
+        for one in _in_order([one for one in records if "profile" in one])
     ]
 
 

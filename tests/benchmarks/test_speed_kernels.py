@@ -186,6 +186,20 @@ def test_runs_with_other_instructions_or_threads_stay_apart(record):
     assert summary.summary([record]) == summary.summary([record, other])
 
 
+def test_results_with_amx_stay_apart_and_have_a_sentence_of_their_own(record):
+    amx = {**record, "machine": {**MACHINE, "flags": ["amx_bf16"]}}
+    assert file_suffix(record) == ""
+    assert file_suffix(amx) == "-amx"
+    assert report.processor_of(amx) == f"{report.processor_of(record)}, AMX"
+    assert runs.ordinary([record, amx]) == [record]
+    assert runs.with_amx([record, amx]) == [amx]
+    plain = summary.summary([record])
+    said = summary.summary([record, amx])
+    assert said[: len(plain)] == plain
+    assert len(said) == len(plain) + 2
+    assert "wrn-22-2, 128 in training" in said[-1]
+
+
 def test_a_ratio_is_to_the_fastest_dense_code_and_hopeless_code_is_timed_once(monkeypatch):
     # The fake clock makes a call take as long as its return value; the last three are the rounds.
     monkeypatch.setattr("benchmarks.speed.kernels.measuring.seconds", lambda call, **_: call())

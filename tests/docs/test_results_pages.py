@@ -163,3 +163,15 @@ def test_every_part_of_the_page_on_whole_steps_has_something_to_say():
     for part, make in STEP_PARTS.items():
         assert f"```{{step-results}} {part}\n" in page
         assert "".join(make(records))
+
+
+def test_every_part_of_the_page_on_inference_has_something_to_say():
+    from kernel_results import CONDENSED_PARTS
+
+    from benchmarks import overview
+
+    records = overview.speed_records("condensed")
+    page = (ROOT / "docs" / "results" / "inference.md").read_text(encoding="utf-8")
+    for part, make in CONDENSED_PARTS.items():
+        assert f"```{{condensed-results}} {part}\n" in page
+        assert "".join(make(records))

@@ -45,7 +45,7 @@ def has_amx(about: Record) -> bool:
 
 
 def file_suffix(about: Record) -> str:
-    """The part of a file's name for results of AMX, of fewer instructions, or of many threads."""
+    """The part of a file's name for results with AMX, with fewer instructions, or more threads."""
     isa = about["machine"]["isa"]
     parts = [] if isa == "native" else [isa.lower()]
     if has_amx(about):

@@ -173,6 +173,7 @@ def peers_lines(workloads: Sequence[Record]) -> list[str]:
         for record in workloads
         for layer in record["layers"]
         for name, reason in layer["missing"].items()
+        if record["versions"].get(name.lower()) != "not installed"
     }
     did_not_run = paragraph(f"These did not run. {' '.join(f'{one}.' for one in missing)}")
     return [

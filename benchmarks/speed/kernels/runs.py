@@ -22,7 +22,7 @@ def _special(record: Record) -> tuple[bool, bool, bool]:
 
 
 def ordinary(records: Iterable[Record]) -> list[Record]:
-    """Complete workloads on one thread with all instructions that a processor without AMX has."""
+    """Complete workloads on one thread, with all instructions, on processors without AMX."""
     return [one for one in of_workloads(records) if is_complete(one) and not any(_special(one))]
 
 

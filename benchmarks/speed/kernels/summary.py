@@ -67,15 +67,20 @@ def _amx_sentences(records: Sequence[Record]) -> list[str]:
     """How much is left where dense code can use AMX, network by network."""
     said = []
     for record in records:
-        fp32, bf16 = (
-            speedups(record["layers"], TRAINING, compared)[HEADLINE] for compared in (FP32, BF16)
-        )
-        said.append(f"{title(record)}: {fp32:.1f} times in float32, {bf16:.1f} times in bfloat16")
+        for what in passes_of(record):
+            fp32, bf16 = (
+                speedups(record["layers"], what, compared)[HEADLINE] for compared in (FP32, BF16)
+            )
+            said.append(
+                f"{title(record)} in {what}, {fp32:.1f} times in float32 and {bf16:.1f} "
+                "times in bfloat16"
+            )
     if not said:
         return []
     return [
+        "All this is about processors without AMX.",
         "On a processor with AMX, which multiplies dense bfloat16 matrices much faster, the "
-        f"kernels are this many times as fast as dense code in training: {'; '.join(said)}."
+        f"kernels are this many times as fast as dense code: {'; '.join(said)}.",
     ]
 
 

@@ -114,7 +114,9 @@ def _choice(record: Record) -> list[str]:
     title = f"{record['title']}, {record['init']} {record['density']:g}"
     threads = "" if record["threads"] == 1 else f", {record['threads']} threads"
     said = record["report"][f"{OWN}{BF16}"]
-    return section(f"Choice: {title}{threads}", ["```text", *said, "```", ""])
+    return section(
+        f"Choice: {title}{threads} ({processor_of(record)})", ["```text", *said, "```", ""]
+    )
 
 
 def _ms(quartiles: Sequence[float]) -> str:

@@ -39,6 +39,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 _TRANSPOSED_FROM = 32  # samples from which a layout is changed by a transposed matrix
 _MOVED = 8  # multiply-adds in the time of reading one element from memory and writing it back
 _ACCESS = 16  # multiply-adds in the time of one scattered access to memory
+_READ_WEIGHT = 16  # multiply-adds in the time of reading a live weight and its code from memory
 
 
 def kernel_layout(x: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def _change_layout(x: Tensor, result: Tensor, *, into: bool) -> None:
         height * width,
         into,
         x.dtype is torch.bfloat16,
-        threads(x.numel() * _ACCESS),
+        threads(x.numel() * _MOVED),
     )
     raise_if(failed)
 
@@ -272,7 +273,7 @@ def linear(
     if tokens:
         tensors = (x, values, bias, None, _bounds(bounds), y)
         # For a few tokens, reading the weight and its code takes longer than multiplying by it.
-        work = max(tokens, _ACCESS)
+        work = max(tokens, _READ_WEIGHT)
         _run("output", lists, live, layout, _sizes_of_linear(tokens), tensors, work)
     return y
 
@@ -367,8 +368,8 @@ def _run(
         sizes: The sizes of the tensors.
         tensors: The tensors that it reads and, last, the tensor that it writes; the first one
             decides the number format.
-        columns: The multiply-adds in the time that each live weight takes, which decide how many
-            threads pay off.
+        columns: The work for each live weight, in multiply-adds, which decides how many threads
+            are worth it.
     """
     first = tensors[0]
     failed = getattr(library(), f"sparseopt_{name}")(

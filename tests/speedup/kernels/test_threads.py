@@ -78,6 +78,14 @@ def test_large_results_are_the_same_wherever_the_parts_of_threads_begin(dtype, s
         assert torch.equal(alone, kernels.linear(x, weight, None, lists))
 
 
+def test_reading_a_large_layer_for_one_token_is_work_for_several_threads(monkeypatch):
+    asked = []
+    monkeypatch.setattr(calls, "threads", lambda work: asked.append(work) or 1)
+    lists = lists_of(torch.rand(768, 3072) < 0.1)
+    kernels.linear(torch.randn(1, 3072), torch.randn(768, 3072), None, lists)
+    assert asked[-1] >= 2 * library.WORK_OF_A_THREAD
+
+
 def test_several_threads_may_call_at_once():
     expected = conv2d_products(37, torch.float32)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

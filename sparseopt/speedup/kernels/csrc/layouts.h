@@ -11,10 +11,11 @@ static void change_layout(const E* from, E* to, int64_t batch, int64_t channels,
                           int threads) {
   constexpr int64_t side = Line<E>::elements;
   const int64_t entries = pixels * batch;
-  // Successive squares are in successive pixels of the same samples. There the memory of both maps
-  // is contiguous, or nearly so, and each square needs the same pages.
+  // Successive squares take successive pixels of the same samples, so they stay in the same pages
+  // of both maps.
   const bool same_samples = batch % side == 0;
-  const bool past_caches = entries * channels * (int64_t)sizeof(E) >= LARGE_BYTES &&
+  // Only vectors of a full cache line are written past the caches.
+  const bool past_caches = sizeof(Floats) == 64 && entries * channels * (int64_t)sizeof(E) >= LARGE_BYTES &&
                            (INTO ? batch : channels) % side == 0 && (uintptr_t)to % 64 == 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < (entries + side - 1) / side; i++) {
@@ -29,15 +30,16 @@ static void change_layout(const E* from, E* to, int64_t batch, int64_t channels,
       auto of_entry = [&](int64_t k) { return entry[k] + c; };
       auto of_channel = [&](int64_t k) { return (c + k) * entries + first; };
       const int64_t some = std::min(side, channels - c);
-      if (some < side / 4) {  // such as the colours of images: most of a square would be missing
+      if (some < side / 4) {  // most of a square would be missing
         for (int64_t j = 0; j < some; j++)
           for (int64_t k = 0; k < count; k++)
             if (INTO) to[of_channel(j) + k] = from[of_entry(k) + j];
             else to[of_entry(k) + j] = from[of_channel(j) + k];
-        continue;
+      } else if constexpr (INTO) {
+        turn_square<E, PLAIN>(from, of_entry, count, some, to, of_channel, past_caches);
+      } else {
+        turn_square<E, PLAIN>(from, of_channel, some, count, to, of_entry, past_caches);
       }
-      if (INTO) turn_square<E, PLAIN>(from, of_entry, count, some, to, of_channel, past_caches);
-      else turn_square<E, PLAIN>(from, of_channel, some, count, to, of_entry, past_caches);
     }
   }
 }

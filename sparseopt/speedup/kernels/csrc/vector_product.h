@@ -10,7 +10,8 @@ static const float* as_floats(const bf16* x, int64_t count, std::vector<float>& 
   return copy.data();
 }
 
-// Codes and weights are read once, from memory. Hardware alone prefetches them too late.
+// In weights. A large layer's codes and weights come from memory, and are read once. Hardware alone
+// prefetches them too late.
 constexpr int64_t WEIGHTS_AHEAD = 512;
 
 // out = clamp(weights * x + bias). An output has several independent sums, which hide the latency
