@@ -203,7 +203,7 @@ def _condensed() -> str:
     said = (
         f"models from `condense`, one thread, are {span(ratios[FP32], 1)} times as fast in float32 "
         f"and {span(ratios[BF16], 1)} times as fast in bfloat16 as torch's fastest dense "
-        f"implementation that was timed ({names})"
+        f"implementation that was timed ({names}{_not_compiled()})"
     )
     ratios, names = _condensed_ratios(amx=True)
     if not ratios:
@@ -214,15 +214,30 @@ def _condensed() -> str:
     )
 
 
-def _condensed_ratios(*, amx: bool) -> tuple[dict[str, list[float]], str]:
-    """How many times as fast as dense models, by number format, and the networks."""
-    found = [
+def _not_compiled() -> str:
+    """A note on the networks for which torch.compile was not always timed, without AMX."""
+    found = _condensed_records(amx=False)
+    names = dict.fromkeys(
+        condensed.NETWORKS[one["network"]].title.partition(",")[0]
+        for one in found
+        if not condensed.was_compiled(one)
+    )
+    return f"; not all of {_listed(names)} was timed with torch.compile" if names else ""
+
+
+def _condensed_records(*, amx: bool) -> list[Record]:
+    return [
         one
         for one in overview.speed_records("condensed")
         if one["density"] == DENSITY
         and one["environment"]["threads"] == 1
         and has_amx(one["machine"]) == amx
     ]
+
+
+def _condensed_ratios(*, amx: bool) -> tuple[dict[str, list[float]], str]:
+    """How many times as fast as dense models, by number format, and the networks."""
+    found = _condensed_records(amx=amx)
     titles = (condensed.NETWORKS[one["network"]].title for one in found)
     names = dict.fromkeys(title.partition(",")[0] for title in titles)
     ratios: dict[str, list[float]] = {}

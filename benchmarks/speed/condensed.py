@@ -345,6 +345,11 @@ def fastest_of(record: Record, form: str) -> tuple[str, float, float] | None:
     return implementation, dense[implementation], min(sparse)
 
 
+def was_compiled(record: Record) -> bool:
+    """Whether torch.compile was among the dense implementations that were timed."""
+    return any(name.startswith("torch.compile") for name in record["milliseconds"])
+
+
 def rows(records: Sequence[Record]) -> list[dict[str, str]]:
     """The cells of each row by their column."""
     return [_row(record) for record in _in_order(records)]
@@ -404,6 +409,7 @@ def _row(record: Record) -> dict[str, str]:
         cells[f"dense, {form}"] = f"{dense:.4g}, {implementation}"
         cells[f"sparse, {form}"] = f"{sparse:.4g}"
         cells[f"ratio, {form}"] = f"{dense / sparse:.2f}"
+    cells["torch.compile timed"] = "yes" if was_compiled(record) else "no"
     if "onnxruntime" in record:
         cells["ONNX Runtime, float32"] = f"{record['onnxruntime']:.4g}"
     files = record["files"]
