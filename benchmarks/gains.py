@@ -222,7 +222,7 @@ def _not_compiled() -> str:
         for one in found
         if not condensed.was_compiled(one)
     )
-    return f"; not all of {_listed(names)} was timed with torch.compile" if names else ""
+    return f"; some rows of {_listed(names)} without torch.compile" if names else ""
 
 
 def _condensed_records(*, amx: bool) -> list[Record]:

@@ -18,13 +18,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def table_of(rows: Iterable[Mapping[str, str]], columns: Sequence[str] = ()) -> list[str]:
     """The lines of a table from rows that map columns to cells; ``columns`` may select some.
 
+    Raises:
+        KeyError: If no row has one of ``columns``.
+
     Example:
         >>> table_of([{"a": "1"}, {"a": "2", "b": "3"}])
         ['| a | b |', '| --- | --- |', '| 1 | - |', '| 2 | 3 |', '']
     """
     cells = list(rows)
-    header = columns or tuple(dict.fromkeys(name for row in cells for name in row))
-    return table(header, [[row.get(name, MISSING) for name in header] for row in cells])
+    gaps = {name: MISSING for row in cells for name in row}
+    header = columns or tuple(gaps)
+    return table(header, [[{**gaps, **row}[name] for name in header] for row in cells])
 
 
 def section(heading: str, *parts: Sequence[str]) -> list[str]:

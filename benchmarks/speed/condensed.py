@@ -31,6 +31,7 @@ from benchmarks.speed.kernels.machine import (
 )
 from benchmarks.speed.kernels.report import processor_of
 from benchmarks.speed.records import MILLI, Record, made_with
+from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.workloads import Gpt, VisionTransformer, layers_of
 from sparseopt import SparseOptimizer, condense, save_sparse
 from sparseopt.speedup import kernels
@@ -43,7 +44,7 @@ TOKENS = 50_257
 CALLS = 200
 LEAST_CALLS = 40
 SECONDS = 8.0
-FORMS = ("float32", "bfloat16")
+FORMS = (FP32, BF16)
 CALLERS = 2
 #: How many kinds of calls the table of where the time goes has for each model.
 KINDS = 5

@@ -140,38 +140,21 @@ def test_page_on_smaller_models_has_the_committed_times_of_transformers():
         assert quarter[f"{phase}, compacted / dense"] in page, phase
 
 
-def test_every_part_of_the_page_on_kernels_has_something_to_say():
-    from kernel_results import PARTS
+@pytest.mark.parametrize(
+    ("figure", "page", "parts", "directive"),
+    [
+        ("kernels", "kernels", "PARTS", "kernel-results"),
+        ("steps", "live-training", "STEP_PARTS", "step-results"),
+        ("condensed", "inference", "CONDENSED_PARTS", "condensed-results"),
+    ],
+)
+def test_every_part_of_a_page_on_speed_has_something_to_say(figure, page, parts, directive):
+    import kernel_results
 
     from benchmarks import overview
 
-    records = overview.speed_records("kernels")
-    page = (ROOT / "docs" / "results" / "kernels.md").read_text(encoding="utf-8")
-    for part, make in PARTS.items():
-        assert f"```{{kernel-results}} {part}\n" in page
-        assert "".join(make(records))
-
-
-def test_every_part_of_the_page_on_whole_steps_has_something_to_say():
-    from kernel_results import STEP_PARTS
-
-    from benchmarks import overview
-    from benchmarks.speed.records import read_records
-
-    records = [one for one in read_records(overview.SPEED) if one["figure"] == "steps"]
-    page = (ROOT / "docs" / "results" / "live-training.md").read_text(encoding="utf-8")
-    for part, make in STEP_PARTS.items():
-        assert f"```{{step-results}} {part}\n" in page
-        assert "".join(make(records))
-
-
-def test_every_part_of_the_page_on_inference_has_something_to_say():
-    from kernel_results import CONDENSED_PARTS
-
-    from benchmarks import overview
-
-    records = overview.speed_records("condensed")
-    page = (ROOT / "docs" / "results" / "inference.md").read_text(encoding="utf-8")
-    for part, make in CONDENSED_PARTS.items():
-        assert f"```{{condensed-results}} {part}\n" in page
+    records = overview.speed_records(figure)
+    text = (ROOT / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8")
+    for part, make in getattr(kernel_results, parts).items():
+        assert f"```{{{directive}}} {part}\n" in text
         assert "".join(make(records))

@@ -99,9 +99,9 @@ class Group:
             mean of the seed (a randomised block design, with the seeds as blocks). None if there
             are no degrees of freedom, as with a single seed.
         freedom: The degrees of freedom of ``deviation``.
-        machine: Processor and device whose times are compared, because times of different
-            processors are not comparable: those of the dense network, if possible, and among these
-            the ones that trained the most variants.
+        machine: The processor and the device whose times are compared, because times of different
+            processors are not comparable. A processor that trained the dense network comes first,
+            and then the processor that trained the most variants.
         machines: The number of different processors and devices.
     """
 
@@ -123,8 +123,8 @@ class Group:
             machine for runs in self._records for machine in set(map(_machine_of, runs))
         )
         dense = self.dense()
-        of_dense = set() if dense is None else set(map(_machine_of, self.of(dense)))
-        self.machine = max(reached, key=lambda one: (one in of_dense, reached[one]))
+        trained_dense = set() if dense is None else set(map(_machine_of, self.of(dense)))
+        self.machine = max(reached, key=lambda one: (one in trained_dense, reached[one]))
         self.machines = len(reached)
         codes = [pd.factorize(runs[name])[0] for name in ("variant", "run.seed")]
         design = np.hstack([pd.get_dummies(one) for one in codes]).astype(float)

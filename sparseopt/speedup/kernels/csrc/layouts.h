@@ -15,8 +15,9 @@ static void change_layout(const E* from, E* to, int64_t batch, int64_t channels,
   // of both maps.
   const bool same_samples = batch % side == 0;
   // Only vectors of a full cache line are written past the caches.
-  const bool past_caches = sizeof(Floats) == 64 && entries * channels * (int64_t)sizeof(E) >= LARGE_BYTES &&
-                           (INTO ? batch : channels) % side == 0 && (uintptr_t)to % 64 == 0;
+  const int64_t bytes = entries * channels * sizeof(E);
+  const bool aligned = (INTO ? batch : channels) % side == 0 && (uintptr_t)to % 64 == 0;
+  const bool past_caches = sizeof(Floats) == 64 && bytes >= LARGE_BYTES && aligned;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < (entries + side - 1) / side; i++) {
     const int64_t first = same_samples ? i % pixels * batch + i / pixels * side : i * side;
