@@ -1,4 +1,4 @@
-"""Accuracy of a small vision transformer: dense, narrower, and sparse in five ways."""
+"""Accuracy of a small vision transformer: dense, narrower, and sparse in several ways."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,16 +23,19 @@ from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, SRigL, com
 
 Record = dict[str, Any]
 
-METHODS = ("dense", "narrower", "thinner", "rigl-struct", "srigl", "rigl")
+METHODS = ("dense", "narrower", "thinner", "rigl-struct", "srigl", "rigl", "rigl-same-time")
 #: The trained networks, each with its words in the report.
 MEANING = {
     "dense": "the network itself",
     "narrower": "a residual stream of half the width, and so a quarter of the weights",
     "thinner": "the full width, with as many heads and neurons as `rigl-struct` leaves",
     "rigl-struct": "whole neurons and heads move; the rest is taken out by `compact`",
-    "srigl": "`SRigL(gamma=.95)`, and ablated neurons taken out by `compact`",
-    "rigl": "single weights move; `speed_up` where it makes training faster",
+    "srigl": "`SRigL(gamma=.95)` with `speed_up`, and ablated neurons taken out by `compact`",
+    "rigl": "single weights move, with `speed_up`",
+    "rigl-same-time": "`rigl`, for so many epochs that it trains for as long as `rigl-struct`",
 }
+#: Methods that keep a share of the weights of each layer live, wherever they are.
+WEIGHTS_MOVE = frozenset({"srigl", "rigl", "rigl-same-time"})
 WARM_UP = 0.1
 LABEL_SMOOTHING = 0.1
 
@@ -72,22 +76,46 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
                 device = torch.device(options.device)
                 cache = options.out / "cache"
                 images = load_images(options.data_dir, cache, device, options.images)
-            yield (
-                name,
-                Run(method, seed, options, images).finish(options.out / "checkpoints" / name),
-            )
+            epochs = epochs_of(method, seed, options)
+            run = Run(method, seed, options, images, epochs)
+            yield name, run.finish(options.out / "checkpoints" / name)
+
+
+def epochs_of(method: str, seed: int, options: argparse.Namespace) -> int:
+    """The epochs to train, from the times of the finished runs where times have to be equal.
+
+    Raises:
+        SystemExit: if the runs whose times count have no result yet.
+    """
+    if method != "rigl-same-time":
+        return int(options.epochs)
+    seconds = {}
+    for other in ("rigl-struct", "rigl"):
+        path = options.out / f"accuracy-{other}-{seed}.json"
+        if not path.exists():
+            raise SystemExit(f"{method} needs the times in {path}: train {other} first")
+        seconds[other] = seconds_per_epoch(json.loads(path.read_text()))
+    return max(1, round(options.epochs * seconds["rigl-struct"] / seconds["rigl"]))
+
+
+def seconds_per_epoch(record: Record) -> float:
+    """The median over the epochs: a run may have stood still for a while."""
+    return median(epoch["seconds"] for epoch in record["epochs"])
 
 
 class Run:
     """One network in training, from its seed to its result; resumable after every epoch."""
 
-    def __init__(self, method: str, seed: int, options: argparse.Namespace, images: Images) -> None:
+    def __init__(
+        self, method: str, seed: int, options: argparse.Namespace, images: Images, epochs: int
+    ) -> None:
         self.method = method
+        self.last_epoch = epochs
         self.seed = seed
         self.options = options
         self.images = images
         self.device = images.train.device
-        self.steps = options.epochs * (len(images.train_labels) // options.batch_size)
+        self.steps = epochs * (len(images.train_labels) // options.batch_size)
         torch.manual_seed(seed)
         self.model = ViT(self._shape(), patch=options.patch).to(self.device)
         self.example = images.test[:2]
@@ -102,7 +130,7 @@ class Run:
             self._restore(checkpoint)
         faster = self._faster()
         with faster:
-            while len(self.epochs) < self.options.epochs:
+            while len(self.epochs) < self.last_epoch:
                 self.epochs.append(self._epoch())
                 print(f"{self.method} {self.seed}: {json.dumps(self.epochs[-1])}", flush=True)
                 self._save(checkpoint)
@@ -133,7 +161,7 @@ class Run:
                 example_inputs=self.example,
                 **settings,
             )
-        if self.method in {"srigl", "rigl"}:
+        if self.method in WEIGHTS_MOVE:
             method = SRigL(gamma=0.95) if self.method == "srigl" else "rigl"
             keep = {"embed": 1.0, "head": 1.0, "*": "uniform"}
             return SparseOptimizer(
@@ -153,7 +181,7 @@ class Run:
         if isinstance(self.optimizer, SparseOptimizer):
             if self.method == "rigl-struct" and self.options.compacted:
                 return CompactedTraining(self.model, self.optimizer, example_inputs=self.example)
-            if self.method == "rigl" and self.device.type == "cpu":
+            if self.method in WEIGHTS_MOVE and self.device.type == "cpu":
                 return speed_up(self.model, self.optimizer)
         return nullcontext()
 
@@ -171,7 +199,7 @@ class Run:
             losses.append(loss.detach())
         mean = float(torch.stack(losses).mean())
         seconds = time.perf_counter() - start
-        last = len(self.epochs) + 1 == self.options.epochs
+        last = len(self.epochs) + 1 == self.last_epoch
         tested = {"test": self.accuracy(self.model)} if last or len(self.epochs) % 5 == 4 else {}
         return {"loss": round(mean, 4), "seconds": round(seconds, 2), **tested}
 
