@@ -29,13 +29,15 @@ MEANING = {
     "dense": "the network itself",
     "narrower": "a residual stream of half the width, and so a quarter of the weights",
     "thinner": "the full width, with as many heads and neurons as `rigl-struct` leaves",
-    "rigl-struct": "whole neurons and heads move; the rest is taken out by `compact`",
-    "srigl": "`SRigL(gamma=.95)` with `speed_up`, and ablated neurons taken out by `compact`",
+    "rigl-struct": "neurons and heads move, in `CompactedTraining`; `compact` removes the dropped",
+    "srigl": "`SRigL(gamma=.95)` with `speed_up`; `compact` removes the ablated neurons",
     "rigl": "single weights move, with `speed_up`",
-    "rigl-same-time": "`rigl`, for so many epochs that it trains for as long as `rigl-struct`",
+    "rigl-same-time": "`rigl`, for as many epochs as take the training time of `rigl-struct`",
 }
 #: Methods that keep a share of the weights of each layer live, wherever they are.
 WEIGHTS_MOVE = frozenset({"srigl", "rigl", "rigl-same-time"})
+#: The width of an attention head.
+HEAD_DIM = 32
 WARM_UP = 0.1
 LABEL_SMOOTHING = 0.1
 
@@ -103,6 +105,16 @@ def seconds_per_epoch(record: Record) -> float:
     return median(epoch["seconds"] for epoch in record["epochs"])
 
 
+def shape_at_first(method: str, options: argparse.Namespace) -> Shape:
+    """The widths of a method's network when its training begins."""
+    dense = Shape.uniform(options.depth, options.width, HEAD_DIM)
+    if method == "narrower":
+        return Shape.uniform(options.depth, options.width // 2, HEAD_DIM)
+    if method == "thinner":
+        return dense.thinner(options.density)
+    return dense
+
+
 class Run:
     """One network in training, from its seed to its result; resumable after every epoch."""
 
@@ -117,7 +129,7 @@ class Run:
         self.device = images.train.device
         self.steps = epochs * (len(images.train_labels) // options.batch_size)
         torch.manual_seed(seed)
-        self.model = ViT(self._shape(), patch=options.patch).to(self.device)
+        self.model = ViT(shape_at_first(method, options), patch=options.patch).to(self.device)
         self.example = images.test[:2]
         self.optimizer = self._optimizer()
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
@@ -138,15 +150,6 @@ class Run:
         checkpoint.unlink(missing_ok=True)
         return record
 
-    def _shape(self) -> Shape:
-        options = self.options
-        dense = Shape.uniform(options.depth, options.width, 32)
-        if self.method == "narrower":
-            return Shape.uniform(options.depth, options.width // 2, 32)
-        if self.method == "thinner":
-            return dense.thinner(options.density)
-        return dense
-
     def _optimizer(self) -> torch.optim.Optimizer:
         options = self.options
         inner = torch.optim.AdamW(
@@ -163,10 +166,8 @@ class Run:
             )
         if self.method in WEIGHTS_MOVE:
             method = SRigL(gamma=0.95) if self.method == "srigl" else "rigl"
-            keep = {"embed": 1.0, "head": 1.0, "*": "uniform"}
-            return SparseOptimizer(
-                inner, self.model, method=method, density=options.weights, init=keep, **settings
-            )
+            densities = {"embed": 1.0, "head": 1.0, "*": options.weights}
+            return SparseOptimizer(inner, self.model, method=method, init=densities, **settings)
         return inner
 
     def _rate(self, step: int) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common.files import write_atomic
-from benchmarks.structured import accuracy, timing
+from benchmarks.structured import accuracy, inference, timing
 from benchmarks.structured.report import report_lines
 
 DESCRIPTION = """\
@@ -19,7 +19,7 @@ Measure what dropping entire neurons and heads costs in accuracy and gains in ti
 figure is written into a file of its own in DIR, and is not measured again if its file exists. All
 files together give DIR/report.md; `report` makes it again and measures nothing.
 """
-FIGURES = {"accuracy": accuracy, "time": timing}
+FIGURES = {"accuracy": accuracy, "inference": inference, "time": timing}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.common.environment import in_words
 from benchmarks.common.tables import MISSING, paragraph, span, table_of
-from benchmarks.structured.accuracy import MEANING, METHODS
+from benchmarks.structured.accuracy import HEAD_DIM, MEANING, METHODS, seconds_per_epoch
+from benchmarks.structured.inference import SAME_NETWORK
 from benchmarks.structured.timing import MODELS
 
 Record = dict[str, Any]
@@ -31,7 +32,7 @@ def report_lines(folder: Path) -> list[str]:
     if times:
         lines += time_lines(times)
     if runs:
-        lines += accuracy_lines(runs)
+        lines += accuracy_lines(runs, read_records(folder, "inference"))
     return lines
 
 
@@ -110,36 +111,82 @@ def fastest_of(times: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def accuracy_lines(records: Sequence[Record]) -> list[str]:
-    """A row for each method: mean and deviation over seeds."""
+def accuracy_lines(records: Sequence[Record], inference: Sequence[Record]) -> list[str]:
+    """How the networks were trained, and a row for each method."""
     options = records[0]["options"]
     what = "CIFAR-10" if records[0]["data"] == "cifar10" else "scikit-learn's digits"
     explanation = (
-        f"A vision transformer {options['width']} wide, {options['depth']} blocks, heads of 32, "
-        f"patches of {options['patch']} pixels, on {what}: {options['epochs']} epochs of batches "
-        f"of {options['batch_size']}, AdamW, a cosine after a warm-up, crops and mirroring. "
+        f"A vision transformer {options['width']} wide, {options['depth']} blocks, heads of "
+        f"{HEAD_DIM}, patches of {options['patch']} pixels, on {what}: batches of "
+        f"{options['batch_size']}, AdamW, a cosine after a warm-up, crops and mirroring, float32. "
         f"Density {options['density']} of neurons and heads, {options['weights']} of single "
-        "weights. Accuracy is of all test images after the last epoch."
+        "weights. Accuracy is of all test images after the last epoch: mean and standard deviation "
+        "over the seeds."
     )
     lines = ["## Accuracy", "", *paragraph(explanation), *_where(records)]
     lines += [f"- `{name}`: {MEANING[name]}." for name in METHODS]
+    lines += ["", *table_of(accuracy_rows(records, inference))]
+    if inference:
+        (batch,) = {record["batch"] for record in inference}
+        lines += paragraph(
+            "Training time is the median time of an epoch, times the epochs. Inference is of "
+            f"{batch} images in float32, by the model that `condense` returns. Both are multiples "
+            "of the dense network's time on the same processor."
+        )
+        lines += _where(inference)
+    return lines
+
+
+def accuracy_rows(
+    records: Sequence[Record], inference: Sequence[Record] = ()
+) -> list[dict[str, str]]:
+    """A row for each method: means over seeds, and the deviation of accuracies."""
     grouped = {name: [one for one in records if one["method"] == name] for name in METHODS}
-    rows = [accuracy_row(name, runs) for name, runs in grouped.items() if runs]
-    return [*lines, "", *table_of(rows)]
+    return [accuracy_row(runs, grouped["dense"], inference) for runs in grouped.values() if runs]
 
 
-def accuracy_row(name: str, runs: Sequence[Record]) -> dict[str, str]:
+def accuracy_row(
+    runs: Sequence[Record], dense: Sequence[Record], inference: Sequence[Record]
+) -> dict[str, str]:
     """The cells of one method by their column."""
+    name = runs[0]["method"]
     accuracies = [100 * run["accuracy"] for run in runs]
     spread = f" ± {stdev(accuracies):.2f}" if len(runs) > 1 else ""
     smaller = [run.get("compacted_parameters", run["parameters"]) for run in runs]
     return {
         "method": f"`{name}`",
         "runs": str(len(runs)),
+        "epochs": span((len(run["epochs"]) for run in runs), digits=0),
         "accuracy, %": f"{fmean(accuracies):.2f}{spread}",
-        "parameters in the end": f"{fmean(smaller) / 1e6:.2f} M",
+        "training time / dense": _mean(_training_shares(runs, dense)),
+        "inference / dense": _mean(_inference_shares(name, inference)),
+        "parameters, zeros included": f"{fmean(smaller) / 1e6:.2f} M",
         "weights ever live": _ever(runs),
     }
+
+
+def _training_shares(runs: Sequence[Record], dense: Sequence[Record]) -> list[float]:
+    """The training time of each run, divided by the dense run's of its seed and processor."""
+    times = {_place(run): _training_time(run) for run in dense}
+    return [_training_time(run) / times[_place(run)] for run in runs if _place(run) in times]
+
+
+def _place(run: Record) -> tuple[int, str]:
+    return run["seed"], run["environment"]["processor"]
+
+
+def _training_time(run: Record) -> float:
+    return seconds_per_epoch(run) * len(run["epochs"])
+
+
+def _inference_shares(method: str, inference: Sequence[Record]) -> list[float]:
+    name = SAME_NETWORK.get(method, method)
+    times = [record["milliseconds"] for record in inference]
+    return [one[name] / one["dense"] for one in times if {name, "dense"} <= set(one)]
+
+
+def _mean(shares: Sequence[float]) -> str:
+    return f"{fmean(shares):.2f}" if shares else MISSING
 
 
 def _ever(runs: Sequence[Record]) -> str:

@@ -1,14 +1,16 @@
 """The benchmark of whole neurons and heads: it trains, times, resumes and reports."""
 
+import argparse
 import json
 
 import pytest
 import torch
 
-from benchmarks.structured.accuracy import METHODS
+from benchmarks.structured.accuracy import METHODS, epochs_of, shape_at_first
 from benchmarks.structured.cli import build_parser, main
+from benchmarks.structured.inference import trained_network
 from benchmarks.structured.models import GPTBlocks, Shape, ViT, shape_of
-from benchmarks.structured.report import average, fastest_of, short_time_rows
+from benchmarks.structured.report import accuracy_rows, average, fastest_of, short_time_rows
 
 TINY = ["--width", "64", "--depth", "1", "--batch-size", "700", "--threads", "1", "--delta-t", "1"]
 
@@ -31,6 +33,59 @@ def test_every_method_is_trained_and_reported(tmp_path):
         assert run["compacted_accuracy"] == pytest.approx(run["accuracy"], abs=0.01)
     report = (tmp_path / "report.md").read_text()
     assert all(f"| `{name}` | 1 |" in report for name in METHODS)
+    assert main(["inference", "--out", str(tmp_path), "--threads", "1", "--rounds", "1"]) == 0
+    timed = json.loads((tmp_path / "inference-0.json").read_text())["milliseconds"]
+    assert set(timed) == set(METHODS) - {"rigl-same-time"}
+
+
+@pytest.mark.parametrize("method", ["rigl-struct", "srigl", "rigl", "thinner"])
+def test_network_whose_inference_is_timed_has_the_widths_and_live_weights_of_the_run(
+    tmp_path, method
+):
+    accuracy(tmp_path, "--epochs", "3", "--methods", method)
+    run = json.loads((tmp_path / f"accuracy-{method}-0.json").read_text())
+    network = trained_network(run)
+    made = shape_of(network)
+    if method in {"rigl-struct", "srigl"}:
+        assert (list(made.heads), list(made.neurons)) == (run["heads"], run["neurons"])
+    else:
+        assert made == shape_at_first(method, argparse.Namespace(**run["options"]))
+    live = int(network.blocks[0].fc1.weight.count_nonzero())
+    # A quarter of the neurons of dense layers, or of the 256 x 64 weights those that are live.
+    share = run["live"]["blocks.0.fc1.weight"] if method in {"srigl", "rigl"} else 0.25
+    assert live == pytest.approx(share * 256 * 64, rel=0.1)
+
+
+def test_rigl_trains_as_many_epochs_as_take_the_time_of_structured_rigl(tmp_path):
+    options = build_parser().parse_args(["accuracy", "--epochs", "12", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"accuracy-rigl-struct-0\.json: train rigl-struct first"):
+        epochs_of("rigl-same-time", 0, options)
+    for name, seconds in {"rigl-struct": 3.0, "rigl": 4.0}.items():
+        epochs = [{"seconds": seconds}, {"seconds": 100.0}, {"seconds": seconds}]
+        path = tmp_path / f"accuracy-{name}-0.json"
+        path.write_text(json.dumps({"epochs": epochs}))
+    assert epochs_of("rigl-same-time", 0, options) == 9
+    assert epochs_of("rigl", 0, options) == 12
+
+
+def test_times_are_compared_with_the_dense_run_of_the_same_seed_and_processor():
+    def run(method, seconds, epochs, processor="one"):
+        return {
+            "method": method,
+            "seed": 0,
+            "accuracy": 0.5,
+            "parameters": 1,
+            "epochs": [{"seconds": seconds}] * epochs,
+            "environment": {"processor": processor},
+        }
+
+    runs = [run("dense", 4.0, 2), run("narrower", 1.0, 4), run("thinner", 1.0, 2, "another")]
+    timed = [{"milliseconds": {"dense": 8.0, "narrower": 2.0}}]
+    dense, narrower, thinner = accuracy_rows(runs, timed)
+    assert dense["training time / dense"] == dense["inference / dense"] == "1.00"
+    assert narrower["training time / dense"] == "0.50"
+    assert narrower["inference / dense"] == "0.25"
+    assert thinner["training time / dense"] == thinner["inference / dense"] == "-"
 
 
 def test_run_that_was_stopped_is_the_uninterrupted_one(tmp_path, monkeypatch):
