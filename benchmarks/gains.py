@@ -17,7 +17,7 @@ from benchmarks.overhead.results import Entry, Results, threads
 from benchmarks.overhead.tables import held_in_all
 from benchmarks.overhead.workloads import WORKLOADS as MODELS
 from benchmarks.speed import condensed
-from benchmarks.speed.kernels.machine import has_amx
+from benchmarks.speed.kernels.machine import AMX, AVX2, ORDINARY, kind_of
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.report import OWN
@@ -26,8 +26,9 @@ from benchmarks.speed.steps.workloads import WORKLOADS
 DENSITY = overview.DENSITY
 #: Networks of a common size. Small networks have tables of their own.
 NETWORKS = ("wrn-22-2", "resnet-50", "gpt")
-#: Processors on which less is gained.
-AMX = "on a Xeon with AMX, where dense bf16 is fast"
+#: Processors on which dense bfloat16 is much faster, or much slower, than on ordinary ones.
+WITH_AMX = "on a Xeon with AMX, where dense bf16 is fast"
+WITH_AVX2 = "on a processor with AVX2 and nothing wider"
 HEADER = ("", f"at density {DENSITY:g}, compared with dense training", "details")
 
 
@@ -103,13 +104,20 @@ def live_training_conclusion() -> str:
         f"are {bf16} times as fast as dense steps in bfloat16, and {fp32} times as fast as dense "
         f"steps in float32 ({networks})."
     )
-    found = _steps(amx=True)
-    if not found:
-        return said
-    return (
-        f"{said} On a Xeon with AMX, which multiplies dense bfloat16 matrices much faster, the "
-        f"first of these numbers is {_with_amx(found)}."
-    )
+    older = [one for one in _steps(AVX2) if one["density"] == DENSITY]
+    found = _steps(AMX)
+    if older:
+        ratios = span(_speedups(older, FP32, FP32), 1)
+        said += (
+            f" On a processor with AVX2 and nothing wider, steps in float32 with `speed_up` are "
+            f"{ratios} times as fast as dense steps in float32 ({_networks(older)})."
+        )
+    if found:
+        said += (
+            " On a Xeon with AMX, which multiplies dense bfloat16 matrices much faster, the first "
+            f"of these numbers is {_network_by_network(found)}."
+        )
+    return said
 
 
 def inference_conclusion() -> str:
@@ -167,13 +175,17 @@ def _training() -> str:
         f"`speed_up`, bf16, one thread: {bf16} times as fast as dense bf16, and {fp32} times as "
         f"fast as dense fp32 ({networks})"
     )
-    found = _steps(amx=True)
-    if not found:
-        return said
-    return f"{said}; {AMX}, the first number is {_with_amx(found)}"
+    older = [one for one in _steps(AVX2) if one["density"] == DENSITY]
+    found = _steps(AMX)
+    if older:
+        ratios = span(_speedups(older, FP32, FP32), 1)
+        said += f"; {WITH_AVX2}, fp32: {ratios} times dense fp32 ({_networks(older)})"
+    if found:
+        said += f"; {WITH_AMX}, the first number is {_network_by_network(found)}"
+    return said
 
 
-def _with_amx(records: Iterable[Record]) -> str:
+def _network_by_network(records: Iterable[Record]) -> str:
     """How many times as fast as dense steps in bfloat16, network by network."""
     found: dict[str, list[Record]] = {}
     for one in records:
@@ -187,8 +199,11 @@ def _with_amx(records: Iterable[Record]) -> str:
 def _training_spans(records: Iterable[Record]) -> tuple[str, str, str]:
     """How many times as fast as dense steps in bfloat16 and in float32, and the networks."""
     steps = [one for one in records if one["density"] == DENSITY]
-    names = dict.fromkeys(one["title"].partition(",")[0] for one in steps)
-    return span(_speedups(steps, BF16), 1), span(_speedups(steps, FP32), 1), _listed(names)
+    return span(_speedups(steps, BF16), 1), span(_speedups(steps, FP32), 1), _networks(steps)
+
+
+def _networks(records: Iterable[Record]) -> str:
+    return _listed(dict.fromkeys(one["title"].partition(",")[0] for one in records))
 
 
 def _inference() -> str:
@@ -197,26 +212,29 @@ def _inference() -> str:
 
 def _condensed() -> str:
     """The row on condensed models, if they were measured."""
-    ratios, names = _condensed_ratios(amx=False)
-    if not ratios:
+    ratios, names = _condensed_ratios()
+    if len(ratios) < len(condensed.FORMS):
         return ""
     said = (
         f"models from `condense`, one thread, are {span(ratios[FP32], 1)} times as fast in float32 "
         f"and {span(ratios[BF16], 1)} times as fast in bfloat16 as torch's fastest dense "
         f"implementation that was timed ({names}{_not_compiled()})"
     )
-    ratios, names = _condensed_ratios(amx=True)
-    if not ratios:
-        return said
-    return (
-        f"{said}; {AMX}: {span(ratios[FP32], 1)} times in float32, and {span(ratios[BF16], 1)} "
-        f"times in bfloat16 ({names})"
-    )
+    ratios, names = _condensed_ratios(AVX2)
+    if ratios:
+        said += f"; {WITH_AVX2}: {span(ratios[FP32], 1)} times in float32 ({names})"
+    ratios, names = _condensed_ratios(AMX)
+    if ratios:
+        said += (
+            f"; {WITH_AMX}: {span(ratios[FP32], 1)} times in float32, and {span(ratios[BF16], 1)} "
+            f"times in bfloat16 ({names})"
+        )
+    return said
 
 
 def _not_compiled() -> str:
-    """A note on the networks for which torch.compile was not always timed, without AMX."""
-    found = _condensed_records(amx=False)
+    """A note on networks for which torch.compile was not always timed on ordinary processors."""
+    found = _condensed_records()
     names = dict.fromkeys(
         condensed.NETWORKS[one["network"]].title.partition(",")[0]
         for one in found
@@ -225,19 +243,19 @@ def _not_compiled() -> str:
     return f"; some rows of {_listed(names)} without torch.compile" if names else ""
 
 
-def _condensed_records(*, amx: bool) -> list[Record]:
+def _condensed_records(kind: str = ORDINARY) -> list[Record]:
     return [
         one
         for one in overview.speed_records("condensed")
         if one["density"] == DENSITY
         and one["environment"]["threads"] == 1
-        and has_amx(one["machine"]) == amx
+        and kind_of(one["machine"]) == kind
     ]
 
 
-def _condensed_ratios(*, amx: bool) -> tuple[dict[str, list[float]], str]:
+def _condensed_ratios(kind: str = ORDINARY) -> tuple[dict[str, list[float]], str]:
     """How many times as fast as dense models, by number format, and the networks."""
-    found = _condensed_records(amx=amx)
+    found = _condensed_records(kind)
     titles = (condensed.NETWORKS[one["network"]].title for one in found)
     names = dict.fromkeys(title.partition(",")[0] for title in titles)
     ratios: dict[str, list[float]] = {}
@@ -245,7 +263,7 @@ def _condensed_ratios(*, amx: bool) -> tuple[dict[str, list[float]], str]:
         for fastest in filter(None, (condensed.fastest_of(one, form) for one in found)):
             _, dense, sparse = fastest
             ratios.setdefault(form, []).append(dense / sparse)
-    return (ratios if len(ratios) == len(condensed.FORMS) else {}), _listed(names)
+    return ratios, _listed(names)
 
 
 def _compacted() -> str:
@@ -301,11 +319,11 @@ def _costs() -> list[Entry]:
     return [entry for entry in entries if entry["workload"] in NETWORKS]
 
 
-def _steps(*, amx: bool = False) -> list[Record]:
+def _steps(kind: str = ORDINARY) -> list[Record]:
     return [
         one
         for one in overview.speed_records("steps")
-        if one["threads"] == 1 and "plan" in one and has_amx(one) == amx
+        if one["threads"] == 1 and "plan" in one and kind_of(one) == kind
     ]
 
 

@@ -26,8 +26,8 @@ from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.kernels.machine import (
     about_machine,
     file_suffix,
-    has_amx,
     keep_freed_memory,
+    kind_of,
 )
 from benchmarks.speed.kernels.report import processor_of
 from benchmarks.speed.records import MILLI, Record, made_with
@@ -362,12 +362,12 @@ def served(records: Sequence[Record]) -> list[dict[str, str]]:
 
 
 def _in_order(records: Sequence[Record]) -> list[Record]:
-    """By network and batch, and processors without AMX first."""
+    """By network and batch, and ordinary processors first."""
 
     def place(record: Record) -> tuple[Any, ...]:
         machine, threads = record["machine"], record["environment"]["threads"]
         case = list(NETWORKS).index(record["network"]), record["batch"]
-        return *case, has_amx(machine), threads, record["init"] == "erk", record["density"]
+        return *case, kind_of(machine), threads, record["init"] == "erk", record["density"]
 
     return sorted(records, key=place)
 

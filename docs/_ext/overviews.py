@@ -230,6 +230,21 @@ class TransformerOverview(Overview):
         yield f"The models are {models}, on {made}. Everything else is in the {report}."
 
 
+class TransformerAccuracy(Overview):
+    """Accuracy of small transformers, with their times as multiples of the dense times."""
+
+    def parts(self) -> Iterator[str]:
+        for file in overview.STRUCTURED.glob("*.json"):
+            self.read(file)
+        records, inference = (
+            neurons_and_heads.read_records(overview.STRUCTURED, figure)
+            for figure in ("accuracy", "inference")
+        )
+        yield "\n".join(table_of(neurons_and_heads.accuracy_rows(records, inference)))
+        made = machines(record["environment"] for record in (*records, *inference))
+        yield f"Trained on {made}. Everything else is in the {self.link(overview.STRUCTURED)}."
+
+
 class Gains(Overview):
     """What is gained and what it costs, in a line each."""
 
@@ -284,4 +299,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("overhead-figure", OverheadFigure)
     app.add_directive("speed-overview", SpeedOverview)
     app.add_directive("transformer-overview", TransformerOverview)
+    app.add_directive("transformer-accuracy", TransformerAccuracy)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -19,7 +19,7 @@ from benchmarks.speed.kernels.implementations import (
     passes,
 )
 from benchmarks.speed.kernels.layers import WORKLOADS, Layer, Workload
-from benchmarks.speed.kernels.machine import file_suffix
+from benchmarks.speed.kernels.machine import AMX, file_suffix
 from benchmarks.speed.kernels.measuring import measure_layer, time_contenders
 from benchmarks.speed.kernels.ratios import BF16, FP32, MIXED, break_even, losers, speedups
 from sparseopt.speedup import kernels
@@ -192,12 +192,28 @@ def test_results_with_amx_stay_apart_and_have_a_sentence_of_their_own(record):
     assert file_suffix(amx) == "-amx"
     assert report.processor_of(amx) == f"{report.processor_of(record)}, AMX"
     assert runs.ordinary([record, amx]) == [record]
-    assert runs.with_amx([record, amx]) == [amx]
+    assert runs.of_kind([record, amx], AMX) == [amx]
     plain = summary.summary([record])
     said = summary.summary([record, amx])
     assert said[: len(plain)] == plain
     assert len(said) == len(plain) + 2
     assert "wrn-22-2, 128 in training" in said[-1]
+
+
+def test_results_with_avx2_only_stay_apart_and_have_a_sentence_of_their_own(record):
+    machine = {**MACHINE, "flags": ["avx2", "fma"]}
+    avx2 = {**record, "machine": machine}
+    assert file_suffix(avx2) == "-avx2"
+    assert file_suffix({**avx2, "machine": {**machine, "flags": ["avx2", "avx512f"]}}) == ""
+    assert report.processor_of(avx2) == f"{report.processor_of(record)}, AVX2 only"
+    assert runs.ordinary([record, avx2]) == [record]
+    plain = summary.summary([record])
+    *others, last = summary.summary([record, avx2])
+    assert others[: len(plain)] == plain
+    ratio = speedups(record["layers"], TRAINING, FP32)[0.1]
+    assert f"wrn-22-2, 128 in training, {ratio:.1f} times" in last
+    assert "float32" in last
+    assert "bfloat16" not in last
 
 
 def test_a_ratio_is_to_the_fastest_dense_code_and_hopeless_code_is_timed_once(monkeypatch):

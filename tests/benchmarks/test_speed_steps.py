@@ -27,15 +27,20 @@ def small(monkeypatch):
 
 
 @needs_kernels
-def test_dense_and_sparse_steps_are_timed_and_the_choice_is_kept(small):
+@pytest.mark.parametrize("precisions", [("float32", "bfloat16"), ("float32",)])
+def test_dense_and_sparse_steps_are_timed_in_the_precisions_of_the_processor(
+    small, monkeypatch, precisions
+):
+    monkeypatch.setattr(figure, "has_bfloat16", lambda _: "bfloat16" in precisions)
     record = measure_case(small, 2)
-    names = {f"{who}, {p}" for who in ("dense", "speed_up") for p in ("float32", "bfloat16")}
+    names = {f"{who}, {p}" for who in ("dense", "speed_up") for p in precisions}
     assert record["milliseconds"].keys() == names
-    assert record["speedup"].keys() == {"speed_up, float32", "speed_up, bfloat16"}
+    assert record["speedup"].keys() == {f"speed_up, {p}" for p in precisions}
+    assert all(ratios.keys() == set(precisions) for ratios in record["speedup"].values())
     for low, median, high in [(q1, m, q3) for m, q1, q3 in record["milliseconds"].values()]:
         assert 0 < low <= median <= high
-    assert "measured" in record["report"]["speed_up, bfloat16"][0]
-    assert isinstance(record["plan"]["speed_up, bfloat16"], dict)
+    assert "measured" in record["report"][f"speed_up, {precisions[-1]}"][0]
+    assert isinstance(record["plan"][f"speed_up, {precisions[-1]}"], dict)
 
 
 @needs_kernels
@@ -63,7 +68,7 @@ def test_the_report_has_the_ratios_and_other_libraries():
         "threads": 1,
         "kernels": "k",
         "plan": {},
-        "machine": {"processor": "P", "cores": 2, "flags": ["avx2"], "isa": "native"},
+        "machine": {"processor": "P", "cores": 2, "flags": ["avx2", "avx512f"], "isa": "native"},
         "versions": {"torch": "T", "sparselab": "0.2", "sparseprop": "0.1"},
         "milliseconds": {
             "dense, float32": [400.0, 390.0, 410.0],
@@ -85,7 +90,7 @@ def test_the_report_has_the_ratios_and_other_libraries():
     assert "| SparseProp 0.1 | RuntimeError: no |" in peers
     text = "\n".join(report_lines([record], None))
     assert "as measured" in text
-    assert "Made on P, 2 cores (avx2)" in text
+    assert "Made on P, 2 cores (avx2, avx512f)" in text
 
 
 def test_every_case_has_a_workload_and_a_file_of_its_own():

@@ -18,6 +18,8 @@ from sparseopt.speedup.kernels import build
 #: Libraries that take part where they are installed.
 PEER_PACKAGES = ("sparselab", "sparseprop")
 FLAGS = {"avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16"}
+#: Kinds of processors whose results stay apart: see ``kind_of``.
+ORDINARY, AMX, AVX2 = "", "amx", "avx2"
 
 
 def about_machine(threads: int) -> Record:
@@ -38,18 +40,25 @@ def about_machine(threads: int) -> Record:
     }
 
 
-def has_amx(about: Record) -> bool:
-    """Whether dense code could use AMX, which multiplies bfloat16 matrices much faster."""
-    machine = about["machine"]
-    return machine["isa"] == "native" and "amx_bf16" in machine["flags"]
+def kind_of(about: Record) -> str:
+    """The instructions that set a processor apart from an ordinary one.
+
+    Returns:
+        ``AMX`` if dense code could use AMX, which multiplies bfloat16 matrices much faster;
+        ``AVX2`` if nothing wider could be used, so that there are no bfloat16 instructions; the
+        name of any other restriction; ``ORDINARY`` for all other processors.
+    """
+    isa, flags = about["machine"]["isa"], set(about["machine"]["flags"])
+    if isa != "native":
+        return str(isa).lower()
+    if "amx_bf16" in flags:
+        return AMX
+    return AVX2 if "avx2" in flags and "avx512f" not in flags else ORDINARY
 
 
 def file_suffix(about: Record) -> str:
-    """The part of a file's name for results with AMX, with fewer instructions, or more threads."""
-    isa = about["machine"]["isa"]
-    parts = [] if isa == "native" else [isa.lower()]
-    if has_amx(about):
-        parts.append("amx")
+    """The part of a file's name for processors of another kind, and for more threads."""
+    parts = list(filter(None, [kind_of(about)]))
     if about["threads"] > 1:
         parts.append(f"{about['threads']}-threads")
     return "".join(f"-{part}" for part in parts)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.common.tables import MISSING, paragraph, section, table
 from benchmarks.speed.kernels.implementations import PARTS, TRAINING
-from benchmarks.speed.kernels.machine import has_amx
+from benchmarks.speed.kernels.machine import AMX, AVX2, kind_of
 from benchmarks.speed.kernels.measuring import HEADLINE
 from benchmarks.speed.kernels.peers import PEERS
 from benchmarks.speed.kernels.ratios import (
@@ -96,7 +96,9 @@ def processor_of(record: Record) -> str:
     """The processor in a cell, because a table may have the results of several processors."""
     machine = record["machine"]
     generation: str = machine.get("generation") or machine["processor"]
-    return f"{generation}, AMX" if has_amx(record) else generation
+    if machine["isa"] != "native":
+        return generation  # the title has the restriction
+    return generation + {AMX: ", AMX", AVX2: ", AVX2 only"}.get(kind_of(record), "")
 
 
 def sums_table(workloads: Sequence[Record]) -> list[str]:

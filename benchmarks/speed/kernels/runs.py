@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from benchmarks.speed.kernels.layers import WORKLOADS
-from benchmarks.speed.kernels.machine import has_amx
+from benchmarks.speed.kernels.machine import ORDINARY, kind_of
 from benchmarks.speed.kernels.ratios import is_complete
 from benchmarks.speed.records import Record
 
@@ -17,22 +17,19 @@ def of_workloads(records: Iterable[Record]) -> list[Record]:
     return sorted(found, key=lambda one: (_special(one), order.index(one["workload"])))
 
 
-def _special(record: Record) -> tuple[bool, bool, bool]:
-    return record["threads"] > 1, record["machine"]["isa"] != "native", has_amx(record)
+def _special(record: Record) -> tuple[bool, str]:
+    return record["threads"] > 1, kind_of(record)
+
+
+def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
+    """Complete workloads on one thread of a kind of processor."""
+    found = of_workloads(records)
+    return [one for one in found if is_complete(one) and _special(one) == (False, kind)]
 
 
 def ordinary(records: Iterable[Record]) -> list[Record]:
-    """Complete workloads on one thread, with all instructions, on processors without AMX."""
-    return [one for one in of_workloads(records) if is_complete(one) and not any(_special(one))]
-
-
-def with_amx(records: Iterable[Record]) -> list[Record]:
-    """Complete workloads on one thread where dense code used AMX."""
-    return [
-        one
-        for one in of_workloads(records)
-        if is_complete(one) and _special(one) == (False, False, True)
-    ]
+    """Complete workloads on one thread of an ordinary processor."""
+    return of_kind(records, ORDINARY)
 
 
 def not_measured(records: Iterable[Record]) -> list[str]:

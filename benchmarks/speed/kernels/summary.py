@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from benchmarks.speed.kernels.implementations import INFERENCE, TRAINING
+from benchmarks.speed.kernels.machine import AMX, AVX2
 from benchmarks.speed.kernels.measuring import HEADLINE
 from benchmarks.speed.kernels.ratios import (
     BF16,
@@ -17,7 +18,7 @@ from benchmarks.speed.kernels.ratios import (
     passes_of,
     speedups,
 )
-from benchmarks.speed.kernels.runs import ordinary, title, with_amx
+from benchmarks.speed.kernels.runs import of_kind, ordinary, title
 from benchmarks.speed.records import Record
 
 
@@ -27,9 +28,9 @@ def summary(records: Sequence[Record]) -> list[str]:
     trained = [record for record in found if TRAINING in passes_of(record)]
     sentences = []
     for name, is_linear in (("a network's convolutions", False), ("a transformer's layers", True)):
-        of_kind = [one for one in trained if layer_of(one["layers"][0]).is_linear == is_linear]
-        if of_kind:
-            sentences += _training_sentences(name, of_kind)
+        named = [one for one in trained if layer_of(one["layers"][0]).is_linear == is_linear]
+        if named:
+            sentences += _training_sentences(name, named)
     lost = {
         layer.words: None
         for record in trained
@@ -46,7 +47,14 @@ def summary(records: Sequence[Record]) -> list[str]:
         sentences.append(
             f"At density {HEADLINE:g} dense code is faster in none of {shapes} shapes."
         )
-    return sentences + _inference_sentences(found) + _amx_sentences(with_amx(records))
+    others = [
+        *_avx2_sentences(of_kind(records, AVX2)),
+        *_amx_sentences(of_kind(records, AMX)),
+    ]
+    if others:
+        scope = "All this is about processors with bfloat16 instructions, and without AMX."
+        others.insert(0, scope)
+    return sentences + _inference_sentences(found) + others
 
 
 def _training_sentences(name: str, records: Sequence[Record]) -> list[str]:
@@ -78,9 +86,24 @@ def _amx_sentences(records: Sequence[Record]) -> list[str]:
     if not said:
         return []
     return [
-        "All this is about processors without AMX.",
         "On a processor with AMX, which multiplies dense bfloat16 matrices much faster, the "
-        f"kernels are this many times as fast as dense code: {'; '.join(said)}.",
+        f"kernels are this many times as fast as dense code: {'; '.join(said)}."
+    ]
+
+
+def _avx2_sentences(records: Sequence[Record]) -> list[str]:
+    """What is gained without wider vectors, network by network; bfloat16 is hopeless there."""
+    said = [
+        f"{record['network']}, {record['batch']} in {what}, "
+        f"{speedups(record['layers'], what, FP32)[HEADLINE]:.1f} times"
+        for record in records
+        for what in passes_of(record)
+    ]
+    if not said:
+        return []
+    return [
+        "On a processor with AVX2 and nothing wider, the kernels in float32 are this many times as "
+        f"fast as dense code in float32: {'; '.join(said)}."
     ]
 
 

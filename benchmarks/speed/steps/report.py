@@ -16,8 +16,8 @@ INTRODUCTION = (
     "channels-last and have the plain optimizer. Sparse models are the same models with "
     "`SparseOptimizer` (RigL) and `speed_up`, whose choice is in the results files. Models take "
     "turns in one process. Steps that update masks, one in a hundred or fewer, take as long as "
-    "dense steps, and are not timed. *bf16* is autocast. The quartiles of the ratio over the "
-    "rounds are in brackets."
+    "dense steps, and are not timed. *bf16* is autocast, and is left out on processors without "
+    "instructions for it. The quartiles of the ratio over the rounds are in brackets."
 )
 OWN = "speed_up, "
 
@@ -77,10 +77,10 @@ def steps_table(records: Sequence[Record]) -> list[str]:
                         f"{record['init']} {record['density']:g}",
                         processor_of(record),
                         str(record["threads"]),
-                        *(_ms(times[f"dense, {precision}"]) for precision in (FP32, BF16)),
+                        *(_ms(times.get(f"dense, {precision}")) for precision in (FP32, BF16)),
                         ours,
                         _ms(times[name]),
-                        *(_ratio(ratios[precision]) for precision in (FP32, BF16)),
+                        *(_ratio(ratios.get(precision)) for precision in (FP32, BF16)),
                     ]
                 )
     return table(header, rows)
@@ -94,15 +94,13 @@ def peers_table(records: Sequence[Record]) -> list[str]:
         peers = [name for name in ratios if not name.startswith(OWN)]
         for name in [*peers, *record["missing"]]:
             found = _ratio(ratios[name][FP32]) if name in ratios else record["missing"][name]
-            own = ratios.get(f"{OWN}{FP32}", {}).get(FP32)
             rows.append(
                 [
                     f"{record['title']}, {record['batch']}",
                     f"{record['init']} {record['density']:g}",
                     f"{name} {record['versions'][name.lower()]}",
                     found,
-                    MISSING if own is None else _ratio(own),
-                    _ratio(ratios[f"{OWN}{BF16}"][FP32]),
+                    *(_ratio(ratios.get(f"{OWN}{one}", {}).get(FP32)) for one in (FP32, BF16)),
                 ]
             )
     header = ["network, batch", "density", "library", "faster than dense fp32"]
@@ -113,16 +111,18 @@ def _choice(record: Record) -> list[str]:
     """The printed report of `speed_up`."""
     title = f"{record['title']}, {record['init']} {record['density']:g}"
     threads = "" if record["threads"] == 1 else f", {record['threads']} threads"
-    said = record["report"][f"{OWN}{BF16}"]
+    *_, said = record["report"].values()  # the fastest precision of the processor is the last
     return section(
         f"Choice: {title}{threads} ({processor_of(record)})", ["```text", *said, "```", ""]
     )
 
 
-def _ms(quartiles: Sequence[float]) -> str:
-    return f"{quartiles[0]:,.0f}"
+def _ms(quartiles: Sequence[float] | None) -> str:
+    return MISSING if quartiles is None else f"{quartiles[0]:,.0f}"
 
 
-def _ratio(quartiles: Sequence[float]) -> str:
+def _ratio(quartiles: Sequence[float] | None) -> str:
+    if quartiles is None:
+        return MISSING
     median, low, high = quartiles
     return f"{median:.2f} ({low:.2f} to {high:.2f})"
