@@ -179,7 +179,7 @@ def _training() -> str:
     found = _steps(AMX)
     if older:
         ratios = span(_speedups(older, FP32, FP32), 1)
-        said += f"; {WITH_AVX2}, fp32: {ratios} times dense fp32 ({_networks(older)})"
+        said += f"; {WITH_AVX2}, fp32 is {ratios} times as fast as dense fp32 ({_networks(older)})"
     if found:
         said += f"; {WITH_AMX}, the first number is {_network_by_network(found)}"
     return said

@@ -17,8 +17,11 @@ def cells(name):
     return line
 
 
-def has_amx(record):
-    return "amx_bf16" in record["machine"]["flags"]
+def processor(record):
+    flags = record["machine"]["flags"]
+    if "amx_bf16" in flags:
+        return "AMX"
+    return "AVX2 only" if "avx512f" not in flags else "ordinary"
 
 
 def test_memory_row_has_the_range_over_the_networks():
@@ -43,7 +46,7 @@ def test_training_row_has_the_range_of_the_speed_ups():
     ratios = [
         one["speedup"]["speed_up, bfloat16"]["bfloat16"][0]
         for one in records
-        if one["threads"] == 1 and one["density"] == 0.1 and not has_amx(one)
+        if one["threads"] == 1 and one["density"] == 0.1 and processor(one) == "ordinary"
     ]
     assert f"one thread: {min(ratios):.1f} to {max(ratios):.1f} times" in cells("training, CPU")
 
@@ -52,7 +55,7 @@ def test_training_row_has_the_speed_up_of_each_network_where_dense_code_has_amx(
     records = [json.loads(path.read_text()) for path in SPEED.glob("steps-*.json")]
     found = {}
     for one in records:
-        if one["threads"] == 1 and one["density"] == 0.1 and has_amx(one):
+        if one["threads"] == 1 and one["density"] == 0.1 and processor(one) == "AMX":
             ratio = one["speedup"]["speed_up, bfloat16"]["bfloat16"][0]
             found.setdefault(one["title"], []).append(f"{ratio:.1f}")
     assert {"WRN-22-2", "WRN-22-2, dropout 0.3"} <= found.keys()
@@ -63,15 +66,27 @@ def test_training_row_has_the_speed_up_of_each_network_where_dense_code_has_amx(
         assert said in gains.CONCLUSIONS["live-training"]()
 
 
-@pytest.mark.parametrize("amx", [False, True])
-def test_inference_row_has_the_range_of_the_ratios(amx):
+def test_training_row_has_the_speed_ups_in_float32_without_wider_vectors_than_avx2():
+    records = [json.loads(path.read_text()) for path in SPEED.glob("steps-*.json")]
+    ratios = [
+        one["speedup"]["speed_up, float32"]["float32"][0]
+        for one in records
+        if one["threads"] == 1 and one["density"] == 0.1 and processor(one) == "AVX2 only"
+    ]
+    span = " to ".join(dict.fromkeys(f"{one(ratios):.1f}" for one in (min, max)))
+    assert f"wider, fp32 is {span} times as fast as dense fp32" in cells("training, CPU")
+    assert f"float32 with `speed_up` are {span} times" in gains.CONCLUSIONS["live-training"]()
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "AMX", "AVX2 only"])
+def test_inference_row_has_the_range_of_the_ratios(kind):
     records = [json.loads(path.read_text()) for path in SPEED.glob("condensed-*.json")]
     found = [
         one
         for one in records
         if one["density"] == 0.1
         and one["environment"]["threads"] == 1
-        and has_amx(one["machine"]) == amx
+        and processor(one["machine"]) == kind
     ]
 
     def ratios(form):
@@ -84,9 +99,12 @@ def test_inference_row_has_the_range_of_the_ratios(amx):
             dense = min(time for name, time in times.items() if not name.startswith("sparse"))
             yield dense / min(time for name, time in times.items() if name.startswith("sparse"))
 
-    fp32, bf16 = list(ratios("float32")), list(ratios("bfloat16"))
+    fp32 = list(ratios("float32"))
+    bf16 = list(ratios("bfloat16")) if kind != "AVX2 only" else []
     said = f"{min(fp32):.1f} to {max(fp32):.1f} times"
-    if amx:
+    if kind == "AVX2 only":
+        said = f"AVX2 and nothing wider: {said} in float32"
+    elif kind == "AMX":
         said += f" in float32, and {min(bf16):.1f} to {max(bf16):.1f} times in bfloat16"
     else:
         said += f" as fast in float32 and {min(bf16):.1f} to {max(bf16):.1f} times as fast"
