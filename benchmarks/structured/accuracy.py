@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -18,10 +17,9 @@ from torch import nn
 
 from benchmarks.common.environment import describe_environment
 from benchmarks.structured.data import Images, load_images
-from benchmarks.structured.models import Shape, ViT, shape_of
+from benchmarks.structured.models import HEAD_DIM, Shape, ViT, shape_of
+from benchmarks.structured.records import Record, conditions_of, seconds_per_epoch
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, SRigL, compact, speed_up
-
-Record = dict[str, Any]
 
 METHODS = ("dense", "narrower", "thinner", "rigl-struct", "srigl", "rigl", "rigl-same-time")
 #: The trained networks, each with its words in the report.
@@ -30,14 +28,12 @@ MEANING = {
     "narrower": "a residual stream of half the width, and so a quarter of the weights",
     "thinner": "the full width, with as many heads and neurons as `rigl-struct` leaves",
     "rigl-struct": "neurons and heads move, in `CompactedTraining`; `compact` removes the dropped",
-    "srigl": "`SRigL(gamma=.95)` with `speed_up`; `compact` removes the ablated neurons",
-    "rigl": "single weights move, with `speed_up`",
+    "srigl": "`SRigL(gamma=.95)`, on a CPU with `speed_up`; `compact` removes ablated neurons",
+    "rigl": "single weights move, on a CPU with `speed_up`",
     "rigl-same-time": "`rigl`, for as many epochs as take the training time of `rigl-struct`",
 }
-#: Methods that keep a share of the weights of each layer live, wherever they are.
+#: Methods with masks of single weights.
 WEIGHTS_MOVE = frozenset({"srigl", "rigl", "rigl-same-time"})
-#: The width of an attention head.
-HEAD_DIM = 32
 WARM_UP = 0.1
 LABEL_SMOOTHING = 0.1
 
@@ -60,7 +56,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--delta-t", type=int, default=50, help="steps between updates (default: %(default)s)")
     add("--images", type=int, default=0, help="training images to use (default: all)")
     add("--only-data", action="store_true", help="decode the images, and train nothing")
-    add("--compacted", action="store_true", help="train rigl-struct without what is dropped")
+    add(
+        "--compacted",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train rigl-struct in CompactedTraining",
+    )
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
@@ -84,25 +85,29 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
 
 
 def epochs_of(method: str, seed: int, options: argparse.Namespace) -> int:
-    """The epochs to train, from the times of the finished runs where times have to be equal.
+    """How many epochs to train.
+
+    They are ``--epochs``, or for ``rigl-same-time`` as many as take the time of ``rigl-struct``.
 
     Raises:
-        SystemExit: if the runs whose times count have no result yet.
+        SystemExit: if ``rigl-struct`` or ``rigl`` has no result of this seed yet, or if their times
+            can't be compared.
     """
     if method != "rigl-same-time":
         return int(options.epochs)
-    seconds = {}
+    runs = {}
     for other in ("rigl-struct", "rigl"):
         path = options.out / f"accuracy-{other}-{seed}.json"
         if not path.exists():
             raise SystemExit(f"{method} needs the times in {path}: train {other} first")
-        seconds[other] = seconds_per_epoch(json.loads(path.read_text()))
-    return max(1, round(options.epochs * seconds["rigl-struct"] / seconds["rigl"]))
-
-
-def seconds_per_epoch(record: Record) -> float:
-    """The median over the epochs: a run may have stood still for a while."""
-    return median(epoch["seconds"] for epoch in record["epochs"])
+        runs[other] = json.loads(path.read_text())
+    structured, single = runs["rigl-struct"], runs["rigl"]
+    if conditions_of(structured) != conditions_of(single):
+        raise SystemExit(f"{method} needs rigl-struct and rigl trained on the same hardware")
+    if not structured["options"]["compacted"]:
+        raise SystemExit(f"{method} needs the times of rigl-struct with --compacted")
+    share = seconds_per_epoch(structured) / seconds_per_epoch(single)
+    return max(1, round(options.epochs * share))
 
 
 def shape_at_first(method: str, options: argparse.Namespace) -> Shape:
@@ -122,7 +127,7 @@ class Run:
         self, method: str, seed: int, options: argparse.Namespace, images: Images, epochs: int
     ) -> None:
         self.method = method
-        self.last_epoch = epochs
+        self.total_epochs = epochs
         self.seed = seed
         self.options = options
         self.images = images
@@ -142,7 +147,7 @@ class Run:
             self._restore(checkpoint)
         faster = self._faster()
         with faster:
-            while len(self.epochs) < self.last_epoch:
+            while len(self.epochs) < self.total_epochs:
                 self.epochs.append(self._epoch())
                 print(f"{self.method} {self.seed}: {json.dumps(self.epochs[-1])}", flush=True)
                 self._save(checkpoint)
@@ -200,7 +205,7 @@ class Run:
             losses.append(loss.detach())
         mean = float(torch.stack(losses).mean())
         seconds = time.perf_counter() - start
-        last = len(self.epochs) + 1 == self.last_epoch
+        last = len(self.epochs) + 1 == self.total_epochs
         tested = {"test": self.accuracy(self.model)} if last or len(self.epochs) % 5 == 4 else {}
         return {"loss": round(mean, 4), "seconds": round(seconds, 2), **tested}
 
@@ -239,7 +244,8 @@ class Run:
         return record
 
     def _sparsity(self, optimizer: SparseOptimizer) -> Record:
-        smaller = compact(self.model, optimizer, example_inputs=self.example).model
+        compacted = compact(self.model, optimizer, example_inputs=self.example)
+        smaller = compacted.model
         shape = shape_of(smaller)
         return {
             "density": optimizer.density,
@@ -247,8 +253,14 @@ class Run:
             "compacted_parameters": sum(one.numel() for one in smaller.parameters()),
             "heads": shape.heads,
             "neurons": shape.neurons,
-            # Shares of the weights that are live, and that have ever been live, by sparse layer.
+            # Shares of the weights that are live, that are live of those that `compact` leaves,
+            # and that have ever been live, by sparse layer.
             "live": {layer.name: layer.density for layer in optimizer.layers if not layer.is_dense},
+            "live_compacted": {
+                name: float(mask.float().mean())
+                for name, mask in compacted.masks.items()
+                if not mask.all()
+            },
             "ever": {
                 one.name: one.ever_live / one.numel for one in optimizer.layers if not one.is_dense
             },

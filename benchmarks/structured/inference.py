@@ -1,4 +1,4 @@
-"""Inference times of the networks whose accuracy was measured, as they would be used."""
+"""Inference times of networks with the widths and densities of the trained ones."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 
 from benchmarks.common.environment import describe_environment
-from benchmarks.structured.accuracy import METHODS, WEIGHTS_MOVE, shape_at_first
+from benchmarks.speed.records import MILLI
+from benchmarks.structured.accuracy import METHODS, shape_at_first
 from benchmarks.structured.models import Shape, ViT
+from benchmarks.structured.records import Record, read_records
 from sparseopt import condense
 from sparseopt.speedup.timing import time_in_turn
 
-Record = dict[str, Any]
-
-#: The same network as another method's, trained with another number of steps.
+#: Methods whose inference time is another method's, because only the number of epochs differs.
 SAME_NETWORK = {"rigl-same-time": "rigl"}
-#: Methods whose dropped neurons and heads `compact` removes.
-COMPACTED = frozenset({"rigl-struct", "srigl"})
-MILLI = 1e3
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,15 +30,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
-    """Time the networks of every seed whose inference has no result yet."""
-    found: dict[int, list[Record]] = {}
-    for path in sorted(options.out.glob("accuracy-*.json")):
-        record = json.loads(path.read_text())
-        found.setdefault(record["seed"], []).append(record)
-    for seed, records in sorted(found.items()):
+    """Time the networks of every seed that has a trained network without a time."""
+    found: dict[int, dict[str, Record]] = {}
+    for run in read_records(options.out, "accuracy"):
+        if run["method"] not in SAME_NETWORK:
+            found.setdefault(run["seed"], {})[run["method"]] = run
+    for seed, runs in sorted(found.items()):
         name = f"inference-{seed}"
-        if not (options.out / f"{name}.json").exists():
-            runs = {record["method"]: record for record in records}
+        path = options.out / f"{name}.json"
+        known = json.loads(path.read_text())["milliseconds"] if path.exists() else {}
+        if not runs.keys() <= known.keys():
             yield name, times(seed, runs, options)
 
 
@@ -56,7 +53,7 @@ def times(seed: int, runs: Mapping[str, Record], options: argparse.Namespace) ->
     device = torch.device(options.device)
     images = torch.randn(options.batch_size, 3, 32, 32, device=device)
     calls = {}
-    for method in (one for one in METHODS if one in runs and one not in SAME_NETWORK):
+    for method in (one for one in METHODS if one in runs):
         network = trained_network(runs[method]).to(device).eval()
         fastest = condense(network, "nonzero", example_inputs=images, compiled=False).model
         calls[method] = partial(fastest, images)
@@ -72,24 +69,16 @@ def times(seed: int, runs: Mapping[str, Record], options: argparse.Namespace) ->
 
 
 def trained_network(run: Record) -> ViT:
-    """A network with the widths and the number of live weights of a run's result.
+    """A network with the widths and densities of a run's network, as `compact` returns it.
 
     The values of the weights are random, and so are the positions of the zeros.
     """
     options = argparse.Namespace(**run["options"])
-    whole = shape_at_first(run["method"], options)
-    network = ViT(shape_at_last(run, whole), patch=options.patch)
-    if run["method"] in WEIGHTS_MOVE:
-        sizes = {name: one.numel() for name, one in ViT(whole).named_parameters()}
-        for name, weight in network.named_parameters():
-            if name in run["live"]:
-                share = run["live"][name] * sizes[name] / weight.numel()
-                weight.data *= torch.rand_like(weight) < share
+    shape = shape_at_first(run["method"], options)
+    if "heads" in run:
+        shape = Shape(shape.width, shape.head_dim, tuple(run["heads"]), tuple(run["neurons"]))
+    network = ViT(shape, patch=options.patch)
+    for name, share in run.get("live_compacted", {}).items():
+        weight = network.get_parameter(name)
+        weight.data *= torch.rand_like(weight) < share
     return network
-
-
-def shape_at_last(run: Record, whole: Shape) -> Shape:
-    """The widths of a run's result, without the neurons and heads that it dropped."""
-    if run["method"] not in COMPACTED:
-        return whole
-    return Shape(whole.width, whole.head_dim, tuple(run["heads"]), tuple(run["neurons"]))

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: The width of an attention head.
+HEAD_DIM = 32
+
 
 @dataclass(frozen=True)
 class Shape:

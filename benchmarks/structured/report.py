@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from benchmarks.common.environment import in_words
 from benchmarks.common.tables import MISSING, paragraph, span, table_of
-from benchmarks.structured.accuracy import HEAD_DIM, MEANING, METHODS, seconds_per_epoch
+from benchmarks.structured.accuracy import MEANING, METHODS
 from benchmarks.structured.inference import SAME_NETWORK
+from benchmarks.structured.models import HEAD_DIM
+from benchmarks.structured.records import (
+    Record,
+    conditions_of,
+    read_records,
+    seconds_per_epoch,
+)
 from benchmarks.structured.timing import MODELS
-
-Record = dict[str, Any]
 
 #: Steps from one mask update to the next, of the average that is reported.
 DELTA_T = 100
-
-
-def read_records(folder: Path, figure: str) -> list[Record]:
-    """Return the results of a figure, in the order of their names."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{figure}-*.json"))]
 
 
 def report_lines(folder: Path) -> list[str]:
@@ -115,23 +113,25 @@ def accuracy_lines(records: Sequence[Record], inference: Sequence[Record]) -> li
     """How the networks were trained, and a row for each method."""
     options = records[0]["options"]
     what = "CIFAR-10" if records[0]["data"] == "cifar10" else "scikit-learn's digits"
+    on_cpu = records[0]["environment"]["device"] == "cpu"
     explanation = (
         f"A vision transformer {options['width']} wide, {options['depth']} blocks, heads of "
         f"{HEAD_DIM}, patches of {options['patch']} pixels, on {what}: batches of "
-        f"{options['batch_size']}, AdamW, a cosine after a warm-up, crops and mirroring, float32. "
-        f"Density {options['density']} of neurons and heads, {options['weights']} of single "
-        "weights. Accuracy is of all test images after the last epoch: mean and standard deviation "
-        "over the seeds."
+        f"{options['batch_size']}, AdamW, a cosine after a warm-up, crops and mirroring, "
+        f"{'float32' if on_cpu else 'bfloat16 autocast'}. Density {options['density']} of neurons "
+        f"and heads, {options['weights']} of single weights. Accuracy is of all test images after "
+        "the last epoch: mean and standard deviation over the seeds. Training time is the median "
+        "time of an epoch, times the number of epochs; times are compared on the same hardware."
     )
     lines = ["## Accuracy", "", *paragraph(explanation), *_where(records)]
     lines += [f"- `{name}`: {MEANING[name]}." for name in METHODS]
     lines += ["", *table_of(accuracy_rows(records, inference))]
     if inference:
-        (batch,) = {record["batch"] for record in inference}
+        batches = " or ".join(str(one) for one in sorted({one["batch"] for one in inference}))
         lines += paragraph(
-            "Training time is the median time of an epoch, times the epochs. Inference is of "
-            f"{batch} images in float32, by the model that `condense` returns. Both are multiples "
-            "of the dense network's time on the same processor."
+            f"Inference time is for {batches} images in float32, of the model that `condense` "
+            "returns (without `torch.compile`). The networks have the widths and densities of the "
+            "trained ones, and random weights."
         )
         lines += _where(inference)
     return lines
@@ -159,20 +159,17 @@ def accuracy_row(
         "epochs": span((len(run["epochs"]) for run in runs), digits=0),
         "accuracy, %": f"{fmean(accuracies):.2f}{spread}",
         "training time / dense": _mean(_training_shares(runs, dense)),
-        "inference / dense": _mean(_inference_shares(name, inference)),
+        "inference time / dense": _mean(_inference_shares(name, inference)),
         "parameters, zeros included": f"{fmean(smaller) / 1e6:.2f} M",
         "weights ever live": _ever(runs),
     }
 
 
 def _training_shares(runs: Sequence[Record], dense: Sequence[Record]) -> list[float]:
-    """The training time of each run, divided by the dense run's of its seed and processor."""
-    times = {_place(run): _training_time(run) for run in dense}
-    return [_training_time(run) / times[_place(run)] for run in runs if _place(run) in times]
-
-
-def _place(run: Record) -> tuple[int, str]:
-    return run["seed"], run["environment"]["processor"]
+    """The training time of each run, divided by the dense run's under the same conditions."""
+    times = {conditions_of(run): _training_time(run) for run in dense}
+    found = [(run, times.get(conditions_of(run))) for run in runs]
+    return [_training_time(run) / base for run, base in found if base is not None]
 
 
 def _training_time(run: Record) -> float:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common.environment import describe_environment
-from benchmarks.structured.models import GPTBlocks, Shape, ViT, shape_of
+from benchmarks.speed.records import MILLI
+from benchmarks.structured.models import HEAD_DIM, GPTBlocks, Shape, ViT, shape_of
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact
 from sparseopt.speedup.timing import time_in_turn
 
@@ -22,12 +23,10 @@ Call = Callable[[], Any]
 
 MODELS = ("vit-192", "vit-384", "gpt-384")
 PRECISIONS = ("float32", "bfloat16")
-HEAD_DIM = 32
 TOKENS = 256
 #: Steps between mask updates: so many that there is no update, or an update in every second step.
 NEVER = 10**9
 EVERY_SECOND = 2
-MILLI = 1e3
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

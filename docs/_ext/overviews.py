@@ -28,6 +28,7 @@ from benchmarks.common.tables import table_of
 from benchmarks.overhead.plots import cost_figure
 from benchmarks.overhead.results import Results
 from benchmarks.structured import report as neurons_and_heads
+from benchmarks.structured.records import read_records
 
 SPREAD = re.compile(r"(?<=[\d.]) (±|to) (?=[\d.])")
 
@@ -222,7 +223,7 @@ class TransformerOverview(Overview):
     def parts(self) -> Iterator[str]:
         for file in overview.STRUCTURED.glob("*.json"):
             self.read(file)
-        records = neurons_and_heads.read_records(overview.STRUCTURED, "time")
+        records = read_records(overview.STRUCTURED, "time")
         yield "\n".join(table_of(neurons_and_heads.short_time_rows(records)))
         made = machines(record["environment"] for record in records)
         models = ", ".join(dict.fromkeys(f"`{record['model']}`" for record in records))
@@ -237,12 +238,14 @@ class TransformerAccuracy(Overview):
         for file in overview.STRUCTURED.glob("*.json"):
             self.read(file)
         records, inference = (
-            neurons_and_heads.read_records(overview.STRUCTURED, figure)
-            for figure in ("accuracy", "inference")
+            read_records(overview.STRUCTURED, figure) for figure in ("accuracy", "inference")
         )
         yield "\n".join(table_of(neurons_and_heads.accuracy_rows(records, inference)))
-        made = machines(record["environment"] for record in (*records, *inference))
-        yield f"Trained on {made}. Everything else is in the {self.link(overview.STRUCTURED)}."
+        trained, timed = (
+            machines(record["environment"] for record in one) for one in (records, inference)
+        )
+        report = self.link(overview.STRUCTURED)
+        yield f"Trained on {trained}; inference on {timed}. Everything else is in the {report}."
 
 
 class Gains(Overview):

@@ -121,7 +121,7 @@ TRANSFORMER_PAGES = ("how-to/faster", "methods/rigl-struct", "methods/srigl", "r
 def test_pages_say_that_no_accuracy_of_transformers_is_committed_while_there_is_none():
     """Whoever commits such figures finds here which pages have to have them."""
     from benchmarks import overview
-    from benchmarks.structured.report import read_records
+    from benchmarks.structured.records import read_records
 
     pages = {page: (ROOT / "docs" / f"{page}.md").read_text("utf-8") for page in TRANSFORMER_PAGES}
     missing = {page: "not measured" in " ".join(text.split()) for page, text in pages.items()}
@@ -131,7 +131,8 @@ def test_pages_say_that_no_accuracy_of_transformers_is_committed_while_there_is_
 
 def test_page_on_smaller_models_has_the_committed_times_of_transformers():
     from benchmarks import overview
-    from benchmarks.structured.report import read_records, short_time_rows
+    from benchmarks.structured.records import read_records
+    from benchmarks.structured.report import short_time_rows
 
     rows = short_time_rows(read_records(overview.STRUCTURED, "time"))
     quarter = next(row for row in rows if row["density"] == "0.25")

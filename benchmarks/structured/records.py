@@ -1,0 +1,26 @@
+"""The results in a folder, and what makes the times of two runs comparable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def read_records(folder: Path, figure: str) -> list[Record]:
+    """Return the results of a figure, in the order of their names."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{figure}-*.json"))]
+
+
+def conditions_of(run: Record) -> tuple[int, str, str, int]:
+    """The seed, and the hardware: only times under equal conditions are compared."""
+    where = run["environment"]
+    return run["seed"], where["processor"], where["device"], where["threads"]
+
+
+def seconds_per_epoch(run: Record) -> float:
+    """The median over the epochs, because another job may have slowed some of them."""
+    return float(median(epoch["seconds"] for epoch in run["epochs"]))
