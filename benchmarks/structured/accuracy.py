@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from benchmarks.common.environment import describe_environment
 from benchmarks.structured.data import Images, load_images
 from benchmarks.structured.models import HEAD_DIM, Shape, ViT, shape_of
-from benchmarks.structured.records import Record, conditions_of, seconds_per_epoch
+from benchmarks.structured.records import Record, hardware_of, read_records, seconds_per_epoch
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, SRigL, compact, speed_up
 
 METHODS = ("dense", "narrower", "thinner", "rigl-struct", "srigl", "rigl", "rigl-same-time")
@@ -79,35 +80,35 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
                 device = torch.device(options.device)
                 cache = options.out / "cache"
                 images = load_images(options.data_dir, cache, device, options.images)
-            epochs = epochs_of(method, seed, options)
+            epochs = epochs_of(method, options)
             run = Run(method, seed, options, images, epochs)
             yield name, run.finish(options.out / "checkpoints" / name)
 
 
-def epochs_of(method: str, seed: int, options: argparse.Namespace) -> int:
+def epochs_of(method: str, options: argparse.Namespace) -> int:
     """How many epochs to train.
 
-    They are ``--epochs``, or for ``rigl-same-time`` as many as take the time of ``rigl-struct``.
+    They are ``--epochs``, or for ``rigl-same-time`` as many as take the time of ``rigl-struct``,
+    according to the finished runs of all seeds.
 
     Raises:
-        SystemExit: if ``rigl-struct`` or ``rigl`` has no result of this seed yet, or if their times
+        SystemExit: if ``rigl-struct`` or ``rigl`` has no result yet, or if the times of the results
             can't be compared.
     """
     if method != "rigl-same-time":
         return int(options.epochs)
-    runs = {}
-    for other in ("rigl-struct", "rigl"):
-        path = options.out / f"accuracy-{other}-{seed}.json"
-        if not path.exists():
-            raise SystemExit(f"{method} needs the times in {path}: train {other} first")
-        runs[other] = json.loads(path.read_text())
-    structured, single = runs["rigl-struct"], runs["rigl"]
-    if conditions_of(structured) != conditions_of(single):
+    finished = read_records(options.out, "accuracy")
+    structured, single = (
+        [run for run in finished if run["method"] == other] for other in ("rigl-struct", "rigl")
+    )
+    if not (structured and single):
+        raise SystemExit(f"{method} needs times in {options.out}: train rigl-struct and rigl first")
+    if len({hardware_of(run) for run in structured + single}) > 1:
         raise SystemExit(f"{method} needs rigl-struct and rigl trained on the same hardware")
-    if not structured["options"]["compacted"]:
+    if not all(run["options"]["compacted"] for run in structured):
         raise SystemExit(f"{method} needs the times of rigl-struct with --compacted")
-    share = seconds_per_epoch(structured) / seconds_per_epoch(single)
-    return max(1, round(options.epochs * share))
+    times = [fmean(map(seconds_per_epoch, runs)) for runs in (structured, single)]
+    return max(1, round(options.epochs * times[0] / times[1]))
 
 
 def shape_at_first(method: str, options: argparse.Namespace) -> Shape:

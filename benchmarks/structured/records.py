@@ -15,10 +15,10 @@ def read_records(folder: Path, figure: str) -> list[Record]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{figure}-*.json"))]
 
 
-def conditions_of(run: Record) -> tuple[int, str, str, int]:
-    """The seed, and the hardware: only times under equal conditions are compared."""
+def hardware_of(run: Record) -> tuple[str, str, int]:
+    """Processor, device and threads: only times on the same hardware are compared."""
     where = run["environment"]
-    return run["seed"], where["processor"], where["device"], where["threads"]
+    return where["processor"], where["device"], where["threads"]
 
 
 def seconds_per_epoch(run: Record) -> float:

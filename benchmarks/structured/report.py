@@ -13,7 +13,7 @@ from benchmarks.structured.inference import SAME_NETWORK
 from benchmarks.structured.models import HEAD_DIM
 from benchmarks.structured.records import (
     Record,
-    conditions_of,
+    hardware_of,
     read_records,
     seconds_per_epoch,
 )
@@ -167,9 +167,13 @@ def accuracy_row(
 
 def _training_shares(runs: Sequence[Record], dense: Sequence[Record]) -> list[float]:
     """The training time of each run, divided by the dense run's under the same conditions."""
-    times = {conditions_of(run): _training_time(run) for run in dense}
-    found = [(run, times.get(conditions_of(run))) for run in runs]
+    times = {_conditions(run): _training_time(run) for run in dense}
+    found = [(run, times.get(_conditions(run))) for run in runs]
     return [_training_time(run) / base for run, base in found if base is not None]
+
+
+def _conditions(run: Record) -> tuple[object, ...]:
+    return run["seed"], *hardware_of(run)
 
 
 def _training_time(run: Record) -> float:

@@ -147,8 +147,7 @@ optimizer = SparseOptimizer(
     torch.optim.AdamW(model.parameters()),
     model,
     method=SRigL(gamma=0.95),
-    density=0.1,
-    init={"embed": 1.0, "head": 1.0, "*": "uniform"},
+    init={"embed": 1.0, "head": 1.0, "*": 0.1},
     total_steps=STEPS,
     delta_t=20,
 )

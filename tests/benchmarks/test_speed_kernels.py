@@ -181,9 +181,11 @@ def test_a_network_that_is_not_complete_has_no_sum(record, tmp_path):
 
 def test_runs_with_other_instructions_or_threads_stay_apart(record):
     other = {**record, "threads": 2, "machine": {**MACHINE, "isa": "AVX2"}}
-    assert file_suffix(other) == "-avx2-2-threads"
-    assert runs.title(other) == "wrn-22-2, 128, 2 threads, AVX2 only"
-    assert summary.summary([record]) == summary.summary([record, other])
+    assert file_suffix(other) == "-restricted-to-avx2-2-threads"
+    assert runs.title(other) == "wrn-22-2, 128, 2 threads"
+    assert report.processor_of(other) == f"{report.processor_of(record)}, restricted to AVX2"
+    restricted = {**other, "threads": 1}
+    assert summary.summary([record]) == summary.summary([record, other, restricted])
 
 
 def test_results_with_amx_stay_apart_and_have_a_sentence_of_their_own(record):
@@ -210,8 +212,7 @@ def test_results_with_avx2_only_stay_apart_and_have_a_sentence_of_their_own(reco
     plain = summary.summary([record])
     *others, last = summary.summary([record, avx2])
     assert others[: len(plain)] == plain
-    ratio = speedups(record["layers"], TRAINING, FP32)[0.1]
-    assert f"wrn-22-2, 128 in training, {ratio:.1f} times" in last
+    assert "wrn-22-2, 128 in training, 3.4 times" in last
     assert "float32" in last
     assert "bfloat16" not in last
 

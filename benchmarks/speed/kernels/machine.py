@@ -20,6 +20,8 @@ PEER_PACKAGES = ("sparselab", "sparseprop")
 FLAGS = {"avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16"}
 #: Kinds of processors whose results stay apart: see ``kind_of``.
 ORDINARY, AMX, AVX2 = "", "amx", "avx2"
+#: How pages call processors of the kind ``AVX2``.
+WITHOUT_AVX512 = "with AVX2 but without AVX-512"
 
 
 def about_machine(threads: int) -> Record:
@@ -45,19 +47,19 @@ def kind_of(about: Record) -> str:
 
     Returns:
         ``AMX`` if dense code could use AMX, which multiplies bfloat16 matrices much faster;
-        ``AVX2`` if nothing wider could be used, so that there are no bfloat16 instructions; the
-        name of any other restriction; ``ORDINARY`` for all other processors.
+        ``AVX2`` if the processor has no AVX-512, and so no bfloat16 instructions; the name of a
+        restriction to fewer instructions; ``ORDINARY`` for all other processors.
     """
     isa, flags = about["machine"]["isa"], set(about["machine"]["flags"])
     if isa != "native":
-        return str(isa).lower()
+        return f"restricted-to-{isa.lower()}"
     if "amx_bf16" in flags:
         return AMX
     return AVX2 if "avx2" in flags and "avx512f" not in flags else ORDINARY
 
 
 def file_suffix(about: Record) -> str:
-    """The part of a file's name for processors of another kind, and for more threads."""
+    """The part of a file's name for processors that are not ordinary, and for more threads."""
     parts = list(filter(None, [kind_of(about)]))
     if about["threads"] > 1:
         parts.append(f"{about['threads']}-threads")

@@ -97,7 +97,7 @@ def processor_of(record: Record) -> str:
     machine = record["machine"]
     generation: str = machine.get("generation") or machine["processor"]
     if machine["isa"] != "native":
-        return generation  # the title has the restriction
+        return f"{generation}, restricted to {machine['isa']}"
     return generation + {AMX: ", AMX", AVX2: ", AVX2 only"}.get(kind_of(record), "")
 
 

@@ -39,8 +39,6 @@ def not_measured(records: Iterable[Record]) -> list[str]:
 
 
 def title(record: Record) -> str:
-    """The network, its batch, and unusual conditions of the run."""
-    notes = [f"{record['threads']} threads"] if record["threads"] > 1 else []
-    isa = record["machine"]["isa"]
-    notes += [] if isa == "native" else [f"{isa} only"]
-    return f"{record['network']}, {record['batch']}" + "".join(f", {note}" for note in notes)
+    """The network, its batch, and the threads if there are several."""
+    threads = f", {record['threads']} threads" if record["threads"] > 1 else ""
+    return f"{record['network']}, {record['batch']}{threads}"

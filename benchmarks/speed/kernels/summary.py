@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from benchmarks.speed.kernels.implementations import INFERENCE, TRAINING
-from benchmarks.speed.kernels.machine import AMX, AVX2
+from benchmarks.speed.kernels.machine import AMX, AVX2, WITHOUT_AVX512
 from benchmarks.speed.kernels.measuring import HEADLINE
 from benchmarks.speed.kernels.ratios import (
     BF16,
@@ -52,7 +52,7 @@ def summary(records: Sequence[Record]) -> list[str]:
         *_amx_sentences(of_kind(records, AMX)),
     ]
     if others:
-        scope = "All this is about processors with bfloat16 instructions, and without AMX."
+        scope = "All this is about processors with AVX-512 and without AMX."
         others.insert(0, scope)
     return sentences + _inference_sentences(found) + others
 
@@ -92,17 +92,19 @@ def _amx_sentences(records: Sequence[Record]) -> list[str]:
 
 
 def _avx2_sentences(records: Sequence[Record]) -> list[str]:
-    """What is gained without wider vectors, network by network; bfloat16 is hopeless there."""
+    """How many times as fast the kernels are in float32, network by network.
+
+    Without instructions for bfloat16, dense bfloat16 is no fair comparison.
+    """
     said = [
-        f"{record['network']}, {record['batch']} in {what}, "
-        f"{speedups(record['layers'], what, FP32)[HEADLINE]:.1f} times"
+        f"{title(record)} in {what}, {speedups(record['layers'], what, FP32)[HEADLINE]:.1f} times"
         for record in records
         for what in passes_of(record)
     ]
     if not said:
         return []
     return [
-        "On a processor with AVX2 and nothing wider, the kernels in float32 are this many times as "
+        f"On a processor {WITHOUT_AVX512}, the kernels in float32 are this many times as "
         f"fast as dense code in float32: {'; '.join(said)}."
     ]
 
