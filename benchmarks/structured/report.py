@@ -38,7 +38,8 @@ def time_lines(records: Sequence[Record]) -> list[str]:
     """Tables of training steps and of inference."""
     explanation = (
         "Times are medians of calls in turn, in a new random order each round, in one process. "
-        "Each contender has its faster precision of float32 and bfloat16. *Density* is the share "
+        "Each contender has its faster precision of float32 and bfloat16 (bfloat16 where the "
+        "processor has instructions for it). *Density* is the share "
         "of neurons and heads that is live in each block. *Compacted* is `CompactedTraining`, on "
         f"average over {DELTA_T} steps with one mask update, or in inference the model that "
         "`compact` returns. *By hand* is a model that was built in the smaller shapes, with a "

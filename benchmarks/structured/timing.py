@@ -16,6 +16,7 @@ from benchmarks.common.environment import describe_environment
 from benchmarks.speed.records import MILLI
 from benchmarks.structured.models import HEAD_DIM, GPTBlocks, Shape, ViT, shape_of
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact
+from sparseopt.speedup.inference.assembly import has_bfloat16
 from sparseopt.speedup.timing import time_in_turn
 
 Record = dict[str, Any]
@@ -63,6 +64,8 @@ class Case:
         self.device = device
         kind, _, width = name.partition("-")
         self.is_vit = kind == "vit"
+        # Without instructions for it, dense code takes many times as long in bfloat16.
+        self.precisions = PRECISIONS if has_bfloat16(device) else PRECISIONS[:1]
         self.dense_shape = Shape.uniform(options.depth, int(width), HEAD_DIM)
         batch = options.batch_size
         self.inputs = (
@@ -99,13 +102,13 @@ class Case:
         with contextlib.ExitStack() as stack:
             calls = {
                 f"{contender}, {precision}": call
-                for precision in PRECISIONS
+                for precision in self.precisions
                 for contender, call in self._trainings(precision, stack).items()
             }
             training = time_in_turn(calls, rounds=rounds, device=self.device)
         calls = {
             f"{contender}, {precision}": _forward(model, self.inputs, precision)
-            for precision in PRECISIONS
+            for precision in self.precisions
             for contender, model in self._models().items()
         }
         with torch.no_grad():
