@@ -121,8 +121,9 @@ def accuracy_lines(records: Sequence[Record], inference: Sequence[Record]) -> li
         f"{options['batch_size']}, AdamW, a cosine after a warm-up, crops and mirroring, "
         f"{'float32' if on_cpu else 'bfloat16 autocast'}. Density {options['density']} of neurons "
         f"and heads, {options['weights']} of single weights. Accuracy is of all test images after "
-        "the last epoch: mean and standard deviation over the seeds. Training time is the median "
-        "time of an epoch, times the number of epochs; times are compared on the same hardware."
+        "the last epoch: mean and standard deviation over the seeds. Training time is the time "
+        "of the fastest epoch, times the number of epochs; other jobs slowed some epochs. Times "
+        "are compared on the same hardware."
     )
     lines = ["## Accuracy", "", *paragraph(explanation), *_where(records)]
     lines += [f"- `{name}`: {MEANING[name]}." for name in METHODS]
