@@ -331,7 +331,9 @@ def test_torch_compile_is_one_of_the_dense_implementations():
     assert "torch.compile, frozen, float32" in known
 
 
-def test_model_that_does_not_run_in_bfloat16_is_condensed_in_float32():
+def test_model_that_does_not_run_in_bfloat16_is_condensed_in_float32(monkeypatch):
+    monkeypatch.setattr(assembly, "has_bfloat16", lambda _: True)
+
     class InFloat32(nn.Module):
         def __init__(self):
             super().__init__()
