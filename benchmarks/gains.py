@@ -104,14 +104,13 @@ def live_training_conclusion() -> str:
         f"are {bf16} times as fast as dense steps in bfloat16, and {fp32} times as fast as dense "
         f"steps in float32 ({networks})."
     )
-    older, found = _steps_at_density(AVX2), _steps_at_density(AMX)
-    if older:
-        ratios = span(_speedups(older, FP32, FP32), 1)
+    if older := _steps_at_density(AVX2):
+        ratios, networks = _float32_span(older)
         said += (
             f" On a processor {WITHOUT_AVX512}, steps in float32 with `speed_up` are {ratios} "
-            f"times as fast as dense steps in float32 ({_networks(older)})."
+            f"times as fast as dense steps in float32 ({networks})."
         )
-    if found:
+    if found := _steps_at_density(AMX):
         said += (
             " On a Xeon with AMX, which multiplies dense bfloat16 matrices much faster, steps in "
             f"bfloat16 are {_network_by_network(found)} as fast as dense steps in bfloat16."
@@ -174,11 +173,10 @@ def _training() -> str:
         f"`speed_up`, bf16, one thread: {bf16} times as fast as dense bf16, and {fp32} times as "
         f"fast as dense fp32 ({networks})"
     )
-    older, found = _steps_at_density(AVX2), _steps_at_density(AMX)
-    if older:
-        ratios = span(_speedups(older, FP32, FP32), 1)
-        said += f"; {WITH_AVX2}, fp32 is {ratios} times as fast as dense fp32 ({_networks(older)})"
-    if found:
+    if older := _steps_at_density(AVX2):
+        ratios, networks = _float32_span(older)
+        said += f"; {WITH_AVX2}, fp32 is {ratios} times as fast as dense fp32 ({networks})"
+    if found := _steps_at_density(AMX):
         said += f"; {WITH_AMX}, bf16 is {_network_by_network(found)} as fast as dense bf16"
     return said
 
@@ -196,6 +194,11 @@ def _network_by_network(records: Iterable[Record]) -> str:
 def _training_spans(steps: Sequence[Record]) -> tuple[str, str, str]:
     """How many times as fast as dense steps in bfloat16 and in float32, and the networks."""
     return span(_speedups(steps, BF16), 1), span(_speedups(steps, FP32), 1), _networks(steps)
+
+
+def _float32_span(steps: Sequence[Record]) -> tuple[str, str]:
+    """How many times as fast as dense steps our steps are, both in float32, and the networks."""
+    return span(_speedups(steps, FP32, FP32), 1), _networks(steps)
 
 
 def _networks(records: Iterable[Record]) -> str:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.common.formats import precisions_of
 from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.records import Record, add_amounts, made_with
 from sparseopt import CondensedLinear, CSRLinear
-from sparseopt.speedup.inference.assembly import has_bfloat16
 from sparseopt.speedup.timing import time_in_turn
 
 #: Inputs and outputs of the layers, as in a transformer's feed-forward block.
@@ -75,14 +75,10 @@ def measure_calls(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[s
 
 
 def dense_implementations(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], Any]]:
-    """Return calls that compute a layer densely: torch and oneDNN, in two number formats.
-
-    bfloat16 is left out on processors without instructions for it, for which oneDNN packs nothing.
-    """
+    """Return calls that compute a layer densely: torch and oneDNN, in each number format."""
     calls: dict[str, Callable[[], Any]] = {}
-    formats = (torch.float32, torch.bfloat16) if has_bfloat16(x.device) else (torch.float32,)
-    for dtype in formats:
-        name = str(dtype).removeprefix("torch.")
+    for name in precisions_of(x.device):
+        dtype = getattr(torch, name)
         given = (x.to(dtype), layer.weight.detach().to(dtype), layer.bias.detach().to(dtype))
         packed = torch.ops.mkldnn._reorder_linear_weight(given[1], len(x))
         calls[f"F.linear {name}"] = lambda given=given: F.linear(*given)

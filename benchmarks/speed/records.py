@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.common.environment import machines, measured_on
 from sparseopt.speedup.timing import time_in_turn
 
@@ -33,9 +35,14 @@ def made_with(records: Iterable[Record], *names: str) -> list[str]:
     )
 
 
-def timed(calls: Mapping[str, Callable[[], Any]], batch: int, rounds: int) -> Record:
+def timed(
+    calls: Mapping[str, Callable[[], Any]],
+    batch: int,
+    rounds: int,
+    device: torch.device | str = "cpu",
+) -> Record:
     """Return medians of calls in turn, in milliseconds."""
-    times = time_in_turn(calls, rounds=rounds, device="cpu")
+    times = time_in_turn(calls, rounds=rounds, device=device)
     milliseconds = {name: MILLI * time.median for name, time in times.items()}
     return {"batch": batch, "rounds": rounds, "milliseconds": milliseconds}
 

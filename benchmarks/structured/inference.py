@@ -10,12 +10,11 @@ from functools import partial
 import torch
 
 from benchmarks.common.environment import describe_environment
-from benchmarks.speed.records import MILLI
+from benchmarks.speed.records import timed
 from benchmarks.structured.accuracy import METHODS, shape_at_first
 from benchmarks.structured.models import Shape, ViT
 from benchmarks.structured.records import Record, read_records
 from sparseopt import condense
-from sparseopt.speedup.timing import time_in_turn
 
 #: Methods whose inference time is another method's, because only the number of epochs differs.
 SAME_NETWORK = {"rigl-same-time": "rigl"}
@@ -58,14 +57,8 @@ def times(seed: int, runs: Mapping[str, Record], options: argparse.Namespace) ->
         fastest = condense(network, "nonzero", example_inputs=images, compiled=False).model
         calls[method] = partial(fastest, images)
     with torch.no_grad():
-        measured = time_in_turn(calls, rounds=options.rounds, device=device)
-    return {
-        "seed": seed,
-        "batch": options.batch_size,
-        "rounds": options.rounds,
-        "milliseconds": {name: MILLI * time.median for name, time in measured.items()},
-        "environment": describe_environment(device),
-    }
+        measured = timed(calls, options.batch_size, options.rounds, device)
+    return {"seed": seed, **measured, "environment": describe_environment(device)}
 
 
 def trained_network(run: Record) -> ViT:

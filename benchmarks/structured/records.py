@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-Record = dict[str, Any]
+from benchmarks.speed.records import Record
 
 
 def read_records(folder: Path, figure: str) -> list[Record]:

@@ -11,12 +11,7 @@ from benchmarks.common.tables import MISSING, paragraph, span, table_of
 from benchmarks.structured.accuracy import MEANING, METHODS
 from benchmarks.structured.inference import SAME_NETWORK
 from benchmarks.structured.models import HEAD_DIM
-from benchmarks.structured.records import (
-    Record,
-    hardware_of,
-    read_records,
-    seconds_per_epoch,
-)
+from benchmarks.structured.records import Record, hardware_of, read_records, seconds_per_epoch
 from benchmarks.structured.timing import MODELS
 
 #: Steps from one mask update to the next, of the average that is reported.
@@ -39,8 +34,8 @@ def time_lines(records: Sequence[Record]) -> list[str]:
     explanation = (
         "Times are medians of calls in turn, in a new random order each round, in one process. "
         "Each contender has its faster precision of float32 and bfloat16 (bfloat16 where the "
-        "processor has instructions for it). *Density* is the share "
-        "of neurons and heads that is live in each block. *Compacted* is `CompactedTraining`, on "
+        "processor has instructions for it). *Density* is the share of neurons and heads that is "
+        "live in each block. *Compacted* is `CompactedTraining`, on "
         f"average over {DELTA_T} steps with one mask update, or in inference the model that "
         "`compact` returns. *By hand* is a model that was built in the smaller shapes, with a "
         "plain optimizer."
@@ -139,9 +134,7 @@ def accuracy_lines(records: Sequence[Record], inference: Sequence[Record]) -> li
     return lines
 
 
-def accuracy_rows(
-    records: Sequence[Record], inference: Sequence[Record] = ()
-) -> list[dict[str, str]]:
+def accuracy_rows(records: Sequence[Record], inference: Sequence[Record]) -> list[dict[str, str]]:
     """A row for each method: means over seeds, and the deviation of accuracies."""
     grouped = {name: [one for one in records if one["method"] == name] for name in METHODS}
     return [accuracy_row(runs, grouped["dense"], inference) for runs in grouped.values() if runs]

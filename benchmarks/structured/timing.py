@@ -13,17 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common.environment import describe_environment
+from benchmarks.common.formats import precisions_of
 from benchmarks.speed.records import MILLI
 from benchmarks.structured.models import HEAD_DIM, GPTBlocks, Shape, ViT, shape_of
+from benchmarks.structured.records import Record
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact
-from sparseopt.speedup.inference.assembly import has_bfloat16
 from sparseopt.speedup.timing import time_in_turn
 
-Record = dict[str, Any]
 Call = Callable[[], Any]
 
 MODELS = ("vit-192", "vit-384", "gpt-384")
-PRECISIONS = ("float32", "bfloat16")
 TOKENS = 256
 #: Steps between mask updates: so many that there is no update, or an update in every second step.
 NEVER = 10**9
@@ -64,8 +63,7 @@ class Case:
         self.device = device
         kind, _, width = name.partition("-")
         self.is_vit = kind == "vit"
-        # Without instructions for it, dense code takes many times as long in bfloat16.
-        self.precisions = PRECISIONS if has_bfloat16(device) else PRECISIONS[:1]
+        self.precisions = precisions_of(device)
         self.dense_shape = Shape.uniform(options.depth, int(width), HEAD_DIM)
         batch = options.batch_size
         self.inputs = (

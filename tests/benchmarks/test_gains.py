@@ -24,6 +24,16 @@ def processor(record):
     return "AVX2 only" if "avx512f" not in flags else "ordinary"
 
 
+def steps(kind):
+    """The records of steps on one thread at density 0.1, on one kind of processor."""
+    records = [json.loads(path.read_text()) for path in SPEED.glob("steps-*.json")]
+    return [
+        one
+        for one in records
+        if one["threads"] == 1 and one["density"] == 0.1 and processor(one) == kind
+    ]
+
+
 def test_memory_row_has_the_range_over_the_networks():
     # Entries that were measured before have the contender's former name.
     text = OVERHEAD.read_text().replace("sparseopt, compact", "sparseopt, live")
@@ -42,22 +52,15 @@ def test_memory_row_has_the_range_over_the_networks():
 
 
 def test_training_row_has_the_range_of_the_speed_ups():
-    records = [json.loads(path.read_text()) for path in SPEED.glob("steps-*.json")]
-    ratios = [
-        one["speedup"]["speed_up, bfloat16"]["bfloat16"][0]
-        for one in records
-        if one["threads"] == 1 and one["density"] == 0.1 and processor(one) == "ordinary"
-    ]
+    ratios = [one["speedup"]["speed_up, bfloat16"]["bfloat16"][0] for one in steps("ordinary")]
     assert f"one thread: {min(ratios):.1f} to {max(ratios):.1f} times" in cells("training, CPU")
 
 
 def test_training_row_has_the_speed_up_of_each_network_where_dense_code_has_amx():
-    records = [json.loads(path.read_text()) for path in SPEED.glob("steps-*.json")]
     found = {}
-    for one in records:
-        if one["threads"] == 1 and one["density"] == 0.1 and processor(one) == "AMX":
-            ratio = one["speedup"]["speed_up, bfloat16"]["bfloat16"][0]
-            found.setdefault(one["title"], []).append(f"{ratio:.1f}")
+    for one in steps("AMX"):
+        ratio = one["speedup"]["speed_up, bfloat16"]["bfloat16"][0]
+        found.setdefault(one["title"], []).append(f"{ratio:.1f}")
     assert {"WRN-22-2", "WRN-22-2, dropout 0.3"} <= found.keys()
     for title, ratios in found.items():
         span = " to ".join(dict.fromkeys((min(ratios), max(ratios))))
@@ -67,12 +70,7 @@ def test_training_row_has_the_speed_up_of_each_network_where_dense_code_has_amx(
 
 
 def test_training_row_has_the_speed_ups_in_float32_without_avx512():
-    records = [json.loads(path.read_text()) for path in SPEED.glob("steps-*.json")]
-    ratios = [
-        one["speedup"]["speed_up, float32"]["float32"][0]
-        for one in records
-        if one["threads"] == 1 and one["density"] == 0.1 and processor(one) == "AVX2 only"
-    ]
+    ratios = [one["speedup"]["speed_up, float32"]["float32"][0] for one in steps("AVX2 only")]
     span = " to ".join(dict.fromkeys(f"{one(ratios):.1f}" for one in (min, max)))
     said = f"without AVX-512, fp32 is {span} times as fast as dense fp32"
     assert said in cells("training, CPU")

@@ -31,7 +31,7 @@ def small(monkeypatch):
 def test_dense_and_sparse_steps_are_timed_in_the_precisions_of_the_processor(
     small, monkeypatch, precisions
 ):
-    monkeypatch.setattr(figure, "has_bfloat16", lambda _: "bfloat16" in precisions)
+    monkeypatch.setattr(figure, "precisions_of", lambda _: precisions)
     record = measure_case(small, 2)
     names = {f"{who}, {p}" for who in ("dense", "speed_up") for p in precisions}
     assert record["milliseconds"].keys() == names

@@ -149,17 +149,17 @@ def test_run_that_was_stopped_is_the_uninterrupted_one(tmp_path, monkeypatch):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("precisions", [1, 2])
+@pytest.mark.parametrize("precisions", [("float32",), ("float32", "bfloat16")])
 def test_times_are_of_every_contender_in_every_precision(tmp_path, monkeypatch, precisions):
-    monkeypatch.setattr(timing, "has_bfloat16", lambda _: precisions == 2)
+    monkeypatch.setattr(timing, "precisions_of", lambda _: precisions)
     options = ["time", "--models", "vit-192", "--densities", "0.25", "--depth", "1"]
     sizes = ["--batch-size", "4", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
     assert main([*options, *sizes]) == 0
     record = json.loads((tmp_path / "time-vit-192-0.25-cpu.json").read_text())
     assert record["neurons"] == [192]
     assert record["heads"] == [2]
-    assert len(record["inference"]) == 3 * precisions
-    assert len(record["training"]) == 4 * precisions
+    assert len(record["inference"]) == 3 * len(precisions)
+    assert len(record["training"]) == 4 * len(precisions)
     assert "| vit-192 | 0.25 |" in (tmp_path / "report.md").read_text()
 
 

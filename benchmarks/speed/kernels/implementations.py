@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.common.formats import precisions_of
 from benchmarks.speed.kernels.layers import Layer
 from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels import calls
@@ -162,7 +163,7 @@ def _dense_convolution(layer: Layer) -> Forward:
 def _packed(layer: Layer, x: Tensor, weight: Tensor, precision: str) -> Iterator[Contender]:
     """OneDNN on a weight in its own layout, which inference can prepare once."""
     x, weight = x.detach(), weight.detach()
-    if precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if precision not in precisions_of(x.device):
         return
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, layer.batch)
     pointwise = torch.ops.mkldnn._linear_pointwise

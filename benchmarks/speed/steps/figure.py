@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 
+from benchmarks.common.formats import precisions_of
 from benchmarks.speed.kernels.machine import about_machine, file_suffix, keep_freed_memory
 from benchmarks.speed.kernels.measuring import MILLI, quartiles
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.workloads import WORKLOADS, Workload, layers_of
 from sparseopt import SparseOptimizer, SpeedUp, speed_up
 from sparseopt.speedup import kernels
-from sparseopt.speedup.inference.assembly import has_bfloat16
 from sparseopt.speedup.timing import time_in_turn
 
 FIGURE = "steps"
@@ -104,8 +104,7 @@ def measure_case(
     """
     workload = WORKLOADS[case.workload]
     trainer = _Trainer(workload, case)
-    # Without instructions for it, dense code takes many times as long in bfloat16.
-    precisions = (FP32, BF16) if has_bfloat16(torch.device("cpu")) else (FP32,)
+    precisions = precisions_of(torch.device("cpu"))
     steps = {f"dense, {precision}": trainer.dense(precision) for precision in precisions}
     handles = {}
     for precision in precisions:
