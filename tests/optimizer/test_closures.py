@@ -108,7 +108,9 @@ def flat_positions_of_dropped(model, optimizer):
 @pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
 def test_lbfgs_history_knows_no_dropped_weight_and_is_reset_by_an_update(line_search):
     model = make()
-    inner = build("LBFGS", model.parameters(), line_search_fn=line_search)
+    # The history takes two iterations of a step to begin, and by default a line search may spend
+    # all of a step's evaluations on the first.
+    inner = build("LBFGS", model.parameters(), line_search_fn=line_search, max_eval=200)
     optimizer = SparseOptimizer(inner, model, **SETTINGS)
     for t in range(1, 21):
         updating = optimizer.is_update_step
