@@ -34,7 +34,7 @@ from sparseopt import SparseOptimizer, compact, condense
 from sparseopt.speedup import timing
 
 DENSE, ZEROS, COMPACTED = "dense", "dense tensors with zeros", "compacted"
-#: A way to run a network, beside the number formats: condensed, in the fastest format.
+#: An implementation of a network, beside those in each number format.
 CONDENSED = "condensed"
 #: The parts of the environment that times depend on; if they differ, times are measured again.
 MACHINE = ("processor", "device", "threads", "system", "torch", "sparseopt")
@@ -165,28 +165,30 @@ def measure_inference(own: Form, dense: Form, batch: int, rounds: int) -> dict[s
     """Median times of a forward pass, and their ratio in the same round.
 
     Returns:
-        ``batch``; what ``compare`` finds; and the medians in all ``ways``. The ways are the number
-        formats, and the condensed network, which skips zeros. Each way is measured with one thread
-        and with as many as torch has now, because a small network may wait for threads longer than
-        it computes.
+        ``batch`` and what :func:`compare` finds. The implementations are the network in each number
+        format, and the condensed network, which skips zeros. Each is measured with one thread and
+        with as many as torch has now, because a small network may wait for threads longer than it
+        computes.
     """
     device = next(dense.model.parameters()).device
     images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE).to(device)
     threads = torch.get_num_threads()
-    ways = {}
+    implementations = {}
     for side, form in (("own", own), ("dense", dense)):
         in_formats = {name: placed(form.model, images, name) for name in FORMATS}
         for count in {1, threads} if device.type == "cpu" else {threads}:
             forms = {**in_formats, CONDENSED: (form.condensed(images, count), images)}
             words = f"{count} {'thread' if count == 1 else 'threads'}"
             for name, (model, inputs) in forms.items():
-                ways[f"{side}, {name}, {words}"] = functools.partial(_seconds, model, inputs, count)
+                implementations[f"{side}, {name}, {words}"] = functools.partial(
+                    _seconds, model, inputs, count
+                )
     torch.set_num_threads(threads)
     with torch.inference_mode():
-        for way in ways.values():
-            way()
+        for run in implementations.values():
+            run()
         times = rounds * MORE_ROUNDS_OF_ONE if batch == 1 else rounds
-        measured = timing.in_turn(ways, rounds=times)
+        measured = timing.in_turn(implementations, rounds=times)
     torch.set_num_threads(threads)
     return {"batch": batch, **compare(measured)}
 
@@ -197,23 +199,28 @@ def _seconds(model: nn.Module, images: Tensor, threads: int) -> float:
 
 
 def compare(seconds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The fastest form of each of two networks, and the ratio of their times in the same round.
+    """The fastest implementation of each of two networks, and their times' ratio in the same round.
+
+    Returns:
+        The ``implementation`` of each side and its quartiles, the ``ratio``'s quartiles, and the
+        ``medians`` of all implementations, in milliseconds.
 
     Example:
         >>> found = compare([{"own, a": 1.0, "dense, a": 4.0, "dense, b": 2.0}])
-        >>> found["dense"]["way"], found["ratio"]["median"]
+        >>> found["dense"]["implementation"], found["ratio"]["median"]
         ('b', 0.5)
     """
     rounds = pd.DataFrame(seconds)
     medians = (MILLI * rounds.median()).round(6)
     sides, times = {}, []
     for side in ("own", "dense"):
-        name = medians[[way for way in medians.index if way.startswith(f"{side}, ")]].idxmin()
+        name = medians[medians.index.str.startswith(f"{side}, ")].idxmin()
         times.append(rounds[name])
         milliseconds = quartiles(MILLI * rounds[name])
-        sides[side] = {"way": name.partition(", ")[2], "milliseconds": milliseconds}
+        implementation = name.partition(", ")[2]
+        sides[side] = {"implementation": implementation, "milliseconds": milliseconds}
     own, dense = times
-    return {**sides, "ratio": quartiles(own / dense), "ways": medians.to_dict()}
+    return {**sides, "ratio": quartiles(own / dense), "medians": medians.to_dict()}
 
 
 def measure_training(

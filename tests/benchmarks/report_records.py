@@ -108,7 +108,7 @@ def timing(line, *, inference, training, threads=2, others=0.0, form=None):
         form: What replaces parts of what is said of the network.
     """
     whole = {"kind": "compacted", "parameters": 40, "dense_parameters": 100, "share_reached": 0.9}
-    side = {"way": "float32", "milliseconds": quartiles(4.0, 5.0, 6.0)}
+    side = {"implementation": "float32", "milliseconds": quartiles(4.0, 5.0, 6.0)}
     return {
         "key": f"{line['key']}-{threads}",
         "run_key": line["key"],

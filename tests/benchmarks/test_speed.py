@@ -90,8 +90,14 @@ def test_report_has_a_row_for_every_measurement(built, tmp_path):
     }
     times = record["inference"][0]["milliseconds"]
     assert len(times) == 3 * len(FORMATS)
-    for way in FORMATS:
-        times.update({f"dense, {way}": 8.0, f"compacted, {way}": 3.0, f"by hand, {way}": 4.0})
+    for precision in FORMATS:
+        times.update(
+            {
+                f"dense, {precision}": 8.0,
+                f"compacted, {precision}": 3.0,
+                f"by hand, {precision}": 4.0,
+            }
+        )
     times["dense, bfloat16 channels-last"] = 6.0
     text = "\n".join(report_lines([record], tmp_path))
     fastest = "6 ms, bfloat16 channels-last | 3 ms, bfloat16 channels-last"
@@ -100,7 +106,7 @@ def test_report_has_a_row_for_every_measurement(built, tmp_path):
     assert "On P, 2 threads, on cpu, torch T, commit `C`." in text
 
 
-def test_report_names_the_fastest_way_of_a_linear_layer(tmp_path):
+def test_report_names_the_fastest_implementation_of_a_linear_layer(tmp_path):
     one = measure_layer((32, 16), 0.25, 3, 1)
     assert set(one["sparse"]) == {"CSR", "condensed"}
     one.update(dense={"A": 4e-6, "B": 2e-6}, sparse={"CSR": 1e-6}, chosen="CSR")
@@ -113,10 +119,16 @@ def test_training_step_is_an_average_over_a_period_with_one_update(tiny, tmp_pat
     measured = measure_training(tiny, 0.1, 4, 1)
     times = measured["milliseconds"]
     assert len(times) == 6 * len(FORMATS)
-    for way in FORMATS:
-        times.update({f"dense, {way}": 8.0, f"masked, {way}": 10.0, f"masked pair, {way}": 30.0})
-        times.update({f"compacted, {way}": 2.0, f"compacted pair, {way}": 32.0})
-        times[f"by hand, {way}"] = 1.5
+    for precision in FORMATS:
+        times.update(
+            {
+                f"dense, {precision}": 8.0,
+                f"masked, {precision}": 10.0,
+                f"masked pair, {precision}": 30.0,
+            }
+        )
+        times.update({f"compacted, {precision}": 2.0, f"compacted pair, {precision}": 32.0})
+        times[f"by hand, {precision}"] = 1.5
     average = average_steps(times)
     assert average["dense, float32"] == 8.0
     assert DELTA_T * average["compacted, float32"] == pytest.approx(99 * 2.0 + 30.0)

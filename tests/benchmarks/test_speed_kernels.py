@@ -41,7 +41,7 @@ def row(what, precision, implementation, milliseconds, density=None, speedup=Non
     made = {
         "what": what,
         "precision": precision,
-        "way": implementation,
+        "implementation": implementation,
         "milliseconds": [milliseconds] * 3,
     }
     if density is not None:
@@ -230,7 +230,7 @@ def test_a_ratio_is_to_the_fastest_dense_code_and_hopeless_code_is_timed_once(mo
         Contender(INFERENCE, "float32", name, density, lambda times=times: next(times))
         for (name, density), times in takes.items()
     ]
-    rows = {one["way"]: one for one in time_contenders(contenders, 3, "thread")}
+    rows = {one["implementation"]: one for one in time_contenders(contenders, 3, "thread")}
     assert rows["slow"]["milliseconds"] == [8000.0] * 3
     assert rows["slow"]["once"]
     assert "once" not in rows["fast"]
@@ -252,13 +252,17 @@ def test_a_training_pass_has_both_gradients():
 @needs_kernels
 def test_a_layer_is_timed_by_every_implementation():
     one = measure_layer(Layer(8, 16, 4, size=6, kernel=3), (0.1, 0.5), True, 1, "thread")
-    ours = {(r["what"], r["precision"], r["density"]) for r in one["times"] if r["way"] == OURS}
+    ours = {
+        (r["what"], r["precision"], r["density"])
+        for r in one["times"]
+        if r["implementation"] == OURS
+    }
     precisions = ("float32", "bfloat16")
     assert ours == {
         *((what, p, d) for what in (TRAINING, INFERENCE) for p in precisions for d in (0.1, 0.5)),
         *((part, p, 0.1) for part in PARTS for p in precisions),
     }
-    dense = {r["way"] for r in one["times"] if "density" not in r}
+    dense = {r["implementation"] for r in one["times"] if "density" not in r}
     assert dense == {"channels-last", "contiguous"}
 
 

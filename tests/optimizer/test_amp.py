@@ -18,9 +18,9 @@ from tests.support.training import dense_gradients, train_step
 from tests.support.wrapping import SETTINGS, wrap
 
 INNER = [
-    pytest.param(name, way, id="-".join([name, *way]))
+    pytest.param(name, implementation, id="-".join([name, *implementation]))
     for name in ("SGD", "AdamW", "Adagrad")
-    for way in implementations(name)
+    for implementation in implementations(name)
 ]
 
 
@@ -29,13 +29,15 @@ def scaled_backward(model, optimizer, scaler, index):
     scaler.scale(loss_of(model, index)).backward()
 
 
-@pytest.mark.parametrize(("name", "way"), INNER)
-def test_scale_that_is_a_power_of_two_changes_nothing(name, way, state):
+@pytest.mark.parametrize(("name", "implementation"), INNER)
+def test_scale_that_is_a_power_of_two_changes_nothing(name, implementation, state):
     """Scaling and unscaling by 2**10 is exact, so the run is the unscaled one to the last bit."""
     model, other = make(), make()
-    scaled = SparseOptimizer(build(name, model.parameters(), **way), model, state=state, **SETTINGS)
+    scaled = SparseOptimizer(
+        build(name, model.parameters(), **implementation), model, state=state, **SETTINGS
+    )
     unscaled = SparseOptimizer(
-        build(name, other.parameters(), **way), other, state=state, **SETTINGS
+        build(name, other.parameters(), **implementation), other, state=state, **SETTINGS
     )
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for t in range(1, 21):
@@ -49,12 +51,12 @@ def test_scale_that_is_a_power_of_two_changes_nothing(name, way, state):
 
 
 @pytest.mark.parametrize("overflow_at", [3, 5])
-@pytest.mark.parametrize(("name", "way"), INNER)
-def test_overflow_advances_nothing_and_reaches_no_weight(name, way, overflow_at, state):
+@pytest.mark.parametrize(("name", "implementation"), INNER)
+def test_overflow_advances_nothing_and_reaches_no_weight(name, implementation, overflow_at, state):
     """Step 3 is ordinary, step 5 is an update step."""
     model = make()
     optimizer = SparseOptimizer(
-        build(name, model.parameters(), **way), model, state=state, **SETTINGS
+        build(name, model.parameters(), **implementation), model, state=state, **SETTINGS
     )
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for t in range(1, overflow_at):

@@ -21,10 +21,10 @@ from tests.support.wrapping import SETTINGS
 STEPS = 12
 
 CAPTURABLE = [
-    pytest.param(name, {**way, "capturable": True}, id="-".join([name, *way]))
+    pytest.param(name, {**implementation, "capturable": True}, id="-".join([name, *implementation]))
     for name in torch_optimizers()
     if takes(name, "capturable")
-    for way in implementations(name)
+    for implementation in implementations(name)
 ]
 
 

@@ -11,9 +11,9 @@ from tests.support.training import train
 STEPS = 25
 
 EVERY_OPTIMIZER = [
-    pytest.param(name, way, id="-".join([name, *way]))
+    pytest.param(name, implementation, id="-".join([name, *implementation]))
     for name in torch_optimizers()
-    for way in implementations(name)
+    for implementation in implementations(name)
 ]
 
 
@@ -29,10 +29,10 @@ def assert_same_inner_state(wrapped, plain_optimizer, model, plain_model):
                 assert str(left[key]) == str(value), key
 
 
-def assert_identical_run(name, way, *, dtype=torch.float32, device="cpu", **settings):
+def assert_identical_run(name, implementation, *, dtype=torch.float32, device="cpu", **settings):
     model, plain_model = (model_for(name, dtype=dtype, device=device) for _ in range(2))
-    plain_optimizer = build(name, plain_model.parameters(), **way)
-    inner = build(name, model.parameters(), **way)
+    plain_optimizer = build(name, plain_model.parameters(), **implementation)
+    inner = build(name, model.parameters(), **implementation)
     wrapped = SparseOptimizer(inner, model, density=1.0, delta_t=5, total_steps=STEPS, **settings)
     train(plain_model, plain_optimizer, STEPS)
     train(model, wrapped, STEPS)
@@ -42,9 +42,9 @@ def assert_identical_run(name, way, *, dtype=torch.float32, device="cpu", **sett
     assert wrapped.history == []
 
 
-@pytest.mark.parametrize(("name", "way"), EVERY_OPTIMIZER)
-def test_density_one_is_the_plain_optimizer(name, way):
-    assert_identical_run(name, way)
+@pytest.mark.parametrize(("name", "implementation"), EVERY_OPTIMIZER)
+def test_density_one_is_the_plain_optimizer(name, implementation):
+    assert_identical_run(name, implementation)
 
 
 @pytest.mark.parametrize("name", torch_optimizers())

@@ -123,17 +123,17 @@ def test_learning_rate_that_is_a_tensor(name, state):
 
 
 EVERY_OPTIMIZER = [
-    pytest.param(name, way, id="-".join([name, *way]))
+    pytest.param(name, implementation, id="-".join([name, *implementation]))
     for name in torch_optimizers()
-    for way in implementations(name)
+    for implementation in implementations(name)
 ]
 
 
 @pytest.mark.parametrize("method", ["set", "rigl", "pruning"])
-@pytest.mark.parametrize(("name", "way"), EVERY_OPTIMIZER)
-def test_dropped_weights_are_not_resurrected(name, way, method):
+@pytest.mark.parametrize(("name", "implementation"), EVERY_OPTIMIZER)
+def test_dropped_weights_are_not_resurrected(name, implementation, method):
     model = model_for(name)
-    inner = build(name, model.parameters(), **way)
+    inner = build(name, model.parameters(), **implementation)
     optimizer = SparseOptimizer(inner, model, method=method, **SETTINGS)
     start = {layer.name: logical(layer.weight) for layer in optimizer.layers}
     train(model, optimizer, STEPS, after=lambda _: assert_dropped_are_fresh(optimizer))

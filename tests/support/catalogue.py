@@ -93,9 +93,10 @@ def takes(name: str, option: str) -> bool:
 
 def implementations(name: str) -> list[dict[str, Any]]:
     """The for-loop, foreach and fused implementations, where the optimizer has them."""
-    ways: list[dict[str, Any]] = [{"foreach": False}, {"foreach": True}]
-    ways = ways if takes(name, "foreach") else [{}]
-    return [*ways, {"fused": True}] if takes(name, "fused") else ways
+    found: list[dict[str, Any]] = [{}]
+    if takes(name, "foreach"):
+        found = [{"foreach": False}, {"foreach": True}]
+    return [*found, {"fused": True}] if takes(name, "fused") else found
 
 
 def switches(name: str) -> list[dict[str, Any]]:
@@ -115,8 +116,8 @@ def switches(name: str) -> list[dict[str, Any]]:
 def variants(name: str) -> list[dict[str, Any]]:
     """All switches in all implementations."""
     return [
-        {**way, **switch}
-        for way, switch in itertools.product(implementations(name), switches(name))
+        {**implementation, **switch}
+        for implementation, switch in itertools.product(implementations(name), switches(name))
     ]
 
 

@@ -121,8 +121,12 @@ def _row(
     index: int, contenders: Sequence[Contender], timings: Sequence[Timing], in_turn: bool
 ) -> Row:
     one, timing = contenders[index], timings[index]
-    row: Row = {"what": one.what, "precision": one.precision, "way": one.implementation}
-    row["milliseconds"] = quartiles(timing, MILLI)
+    row: Row = {
+        "what": one.what,
+        "precision": one.precision,
+        "implementation": one.implementation,
+        "milliseconds": quartiles(timing, MILLI),
+    }
     if not in_turn:
         row["once"] = True
     if one.density is None:

@@ -42,7 +42,7 @@ def dense_time(one: Record, what: str, precision: str) -> tuple[float, str] | No
     """Milliseconds and name of the fastest dense code; ``None`` if it was not measured."""
     rows = _rows(one, what, precision)
     return min(
-        ((row["milliseconds"][0], row["way"]) for row in rows if "density" not in row),
+        ((row["milliseconds"][0], row["implementation"]) for row in rows if "density" not in row),
         default=None,
     )
 
@@ -52,7 +52,7 @@ def sparse_row(
 ) -> Row | None:
     """The row of a sparse implementation, our kernels by default."""
     found = (row for row in _rows(one, what, precision) if row.get("density") == density)
-    return next((row for row in found if row["way"] == implementation), None)
+    return next((row for row in found if row["implementation"] == implementation), None)
 
 
 def _rows(one: Record, what: str, precision: str) -> Iterable[Row]:
@@ -62,7 +62,11 @@ def _rows(one: Record, what: str, precision: str) -> Iterable[Row]:
 def densities_of(layers: Iterable[Record]) -> list[float]:
     """The densities at which all of these layers were measured with our kernels."""
     sets = [
-        {row["density"] for row in one["times"] if row["way"] == OURS and "density" in row}
+        {
+            row["density"]
+            for row in one["times"]
+            if row["implementation"] == OURS and "density" in row
+        }
         for one in layers
     ]
     return sorted(set.intersection(*sets)) if sets else []

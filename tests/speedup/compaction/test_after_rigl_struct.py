@@ -77,8 +77,7 @@ def test_smaller_model_is_exported(steps, training):
 
 
 def condensed(model, optimizer, images):
-    ways = {"scripted": False, "compiled": False}
-    return condense(model, optimizer, example_inputs=images, **ways).model
+    return condense(model, optimizer, example_inputs=images, scripted=False, compiled=False).model
 
 
 def smaller_model(model, optimizer, images):

@@ -272,9 +272,9 @@ class Stateful(nn.Module):
         return self.outputs[-1]
 
 
-@pytest.mark.parametrize("way", ["as it is, float32", "sparse, float32"])
-def test_state_that_forward_keeps_is_left_alone_and_goes_on_in_the_copy(times, way):
-    times[way] = 1.0
+@pytest.mark.parametrize("implementation", ["as it is, float32", "sparse, float32"])
+def test_state_that_forward_keeps_is_left_alone_and_goes_on_in_the_copy(times, implementation):
+    times[implementation] = 1.0
     model, x = Stateful(), torch.randn(3, 2, 16)
     masks = sparse_masks(model)
     model(x)

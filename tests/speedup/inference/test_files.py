@@ -381,9 +381,9 @@ def test_float64_weights_are_loaded_into_folded_layers_without_rounding(tmp_path
     torch.testing.assert_close(condensed.model(x), other(x), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("way", ["folded, float32", "as it is, float32"])
+@pytest.mark.parametrize("implementation", ["folded, float32", "as it is, float32"])
 def test_file_of_a_module_that_is_used_twice_and_has_extra_state_fits_the_condensed_model(
-    tmp_path, times, way
+    tmp_path, times, implementation
 ):
     def make():
         class Part(nn.Module):
@@ -400,7 +400,7 @@ def test_file_of_a_module_that_is_used_twice_and_has_extra_state_fits_the_conden
         part = Part()
         return nn.Sequential(part, nn.Linear(16, 16), part)
 
-    times[way] = 1.0
+    times[implementation] = 1.0
     model, other, x = make(), make(), torch.randn(4, 16)
     sparse_masks(model)
     sparse_masks(other, seed=1)

@@ -37,8 +37,8 @@ def dense(kind=ConvNet, **changes):
 def assert_same_way(loop, steps=7, kind=ConvNet, **changes):
     """Run a loop, `loop(model, optimizer, steps)`, both ways over a mask update."""
     runs = []
-    for way in (dense, sped_up):
-        model, optimizer = way(kind, **changes)
+    for make_pair in (dense, sped_up):
+        model, optimizer = make_pair(kind, **changes)
         runs.append((loop(model, optimizer, steps), model, optimizer))
     (losses, model, optimizer), (fast_losses, fast_model, fast_optimizer) = runs
     assert fast_losses == pytest.approx(losses, rel=2e-3)
@@ -242,8 +242,8 @@ def test_checkpointing_draws_dropout_again(reentrant, steps):
 def test_gradient_of_the_gradient(kind):
     """Derivatives of second order, as in a gradient penalty."""
     results = []
-    for way in (dense, sped_up):
-        model, optimizer = way(kind, method="static")
+    for make_pair in (dense, sped_up):
+        model, optimizer = make_pair(kind, method="static")
         x = images().requires_grad_()
         (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
         slope.square().sum().backward()
