@@ -35,6 +35,7 @@ from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.workloads import Gpt, VisionTransformer, layers_of
 from sparseopt import SparseOptimizer, condense, save_sparse
 from sparseopt.speedup import kernels
+from sparseopt.speedup.inference.dense_implementations import Frozen
 from sparseopt.speedup.timing import Timing, time_in_turn
 
 FIGURE = "condensed"
@@ -249,9 +250,9 @@ def bytes_to_serve(model: nn.Module, x: Tensor) -> int | None:
     """Return the memory that a fresh process takes to load a model and to call it three times.
 
     Python, torch and the kernels are loaded before, and do not count. The result is ``None`` for a
-    model with a TorchScript program, which cannot be saved together with other modules.
+    frozen program, which torch can't save together with other modules.
     """
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+    if any(isinstance(module, Frozen) for module in model.modules()):
         return None
     with tempfile.TemporaryDirectory() as folder, get_context("spawn").Pool(1) as pool:
         path = Path(folder) / "model.pt"

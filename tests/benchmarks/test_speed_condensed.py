@@ -7,6 +7,7 @@ import torch
 from torch import fx, nn
 
 from benchmarks.speed.condensed import bytes_to_serve, profile, profiles
+from sparseopt.speedup.inference.dense_implementations import dense_implementations
 
 
 def test_memory_to_serve_a_model_is_mostly_its_weights():
@@ -16,9 +17,10 @@ def test_memory_to_serve_a_model_is_mostly_its_weights():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
-def test_memory_of_a_torchscript_program_is_not_known():
-    model = nn.Sequential(torch.jit.script(nn.Linear(2, 2)))
-    assert bytes_to_serve(model, torch.randn(1, 2)) is None
+def test_memory_of_a_frozen_program_is_not_known():
+    x = torch.randn(1, 2)
+    implementations, _ = dense_implementations(nn.Linear(2, 2), (x,), {}, None, ["scripted"])
+    assert bytes_to_serve(implementations["frozen TorchScript"], x) is None
 
 
 class Slow(nn.Module):
