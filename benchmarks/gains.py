@@ -5,30 +5,25 @@ README and docs open with this table; every number in it comes from the committe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
-from benchmarks import overview
+from benchmarks import overview, processors
 from benchmarks.cifar import overview as cifar
 from benchmarks.cifar.report.results import Group
 from benchmarks.common.tables import span, table
 from benchmarks.common.words import counted
 from benchmarks.overhead.contenders import OURSELVES, PLAIN
 from benchmarks.overhead.results import Entry, Results, threads
-from benchmarks.overhead.tables import held_in_all
+from benchmarks.overhead.tables import held_in_all, ordinary_step
 from benchmarks.overhead.workloads import WORKLOADS as MODELS
-from benchmarks.speed import condensed
-from benchmarks.speed.kernels.machine import AMX, AVX2, ORDINARY, WITHOUT_AVX512, kind_of
+from benchmarks.speed.kernels.machine import AMX, AVX2, ORDINARY, WITHOUT_AVX512
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.figure import BF16, FP32
-from benchmarks.speed.steps.report import OWN
 from benchmarks.speed.steps.workloads import WORKLOADS
 
 DENSITY = overview.DENSITY
 #: Networks of a common size. Small networks have tables of their own.
 NETWORKS = ("wrn-22-2", "resnet-50", "gpt")
-#: Processors on which less is gained, in the table.
-WITH_AMX = "on a Xeon with AMX, where dense bf16 is fast"
-WITH_AVX2 = f"on a processor {WITHOUT_AVX512}"
 HEADER = ("", f"at density {DENSITY:g}, compared with dense training", "details")
 
 
@@ -60,7 +55,7 @@ def cost_conclusion() -> str:
     return (
         f"At density {DENSITY:g}, {_memory()}. The {_step()} (below 1, it is shorter). The time of "
         f"full training steps changes by {shares[0]:+.1f} to {shares[-1]:+.1f} % "
-        f"({_listed(names)})."
+        f"({', '.join(names)})."
     )
 
 
@@ -98,19 +93,20 @@ def structured_conclusion() -> str:
 
 def live_training_conclusion() -> str:
     """The conclusion of the page on training with live weights only."""
-    bf16, fp32, networks = _training_spans(_steps_at_density())
+    found = processors.steps_at_density()
     said = (
         f"At density {DENSITY:g}, full training steps on one thread in bfloat16 with `speed_up` "
-        f"are {bf16} times as fast as dense steps in bfloat16, and {fp32} times as fast as dense "
-        f"steps in float32 ({networks})."
+        f"are {_speedup(found, BF16)} times as fast as dense steps in bfloat16, and "
+        f"{_speedup(found, FP32)} times as fast as dense steps in float32 "
+        f"({processors.trained_networks(found)})."
     )
-    if older := _steps_at_density(AVX2):
-        ratios, networks = _float32_span(older)
+    if older := processors.steps_at_density(AVX2):
         said += (
-            f" On a processor {WITHOUT_AVX512}, steps in float32 with `speed_up` are {ratios} "
-            f"times as fast as dense steps in float32 ({networks})."
+            f" On a processor {WITHOUT_AVX512}, steps in float32 with `speed_up` are "
+            f"{_speedup(older, FP32, FP32)} times as fast as dense steps in float32 "
+            f"({processors.trained_networks(older)})."
         )
-    if found := _steps_at_density(AMX):
+    if found := processors.steps_at_density(AMX):
         said += (
             " On a Xeon with AMX, which multiplies dense bfloat16 matrices much faster, steps in "
             f"bfloat16 are {_network_by_network(found)} as fast as dense steps in bfloat16."
@@ -120,9 +116,25 @@ def live_training_conclusion() -> str:
 
 def inference_conclusion() -> str:
     """The conclusion of the page on inference with live weights only."""
+    said = (
+        f"At density {DENSITY:g}, on one thread, models from `condense` are {_condensed(FP32)} "
+        f"times as fast in float32 and {_condensed(BF16)} times as fast in bfloat16 as torch's "
+        f"fastest dense implementation ({processors.condensed_networks()})."
+    )
+    if processors.condensed_ratios(FP32, AVX2):
+        said += (
+            f" On a processor {WITHOUT_AVX512}, they are {_condensed(FP32, AVX2)} times as fast in "
+            f"float32 ({processors.condensed_networks(AVX2)})."
+        )
+    if processors.condensed_ratios(BF16, AMX):
+        said += (
+            " On a Xeon with AMX, where dense bfloat16 is fast, they are "
+            f"{_condensed(FP32, AMX)} times as fast in float32, and {_condensed(BF16, AMX)} times "
+            f"in bfloat16 ({processors.condensed_networks(AMX)})."
+        )
     return (
-        f"At density {DENSITY:g}, {_condensed()}. `condense` also times the dense implementations, "
-        "and never returns a slower model than the fastest of them in the same number format."
+        f"{said} `condense` also times the dense implementations, and never returns a slower model "
+        "than the fastest of them in the same number format."
     )
 
 
@@ -153,32 +165,34 @@ def _step() -> str:
     said = (f"{kind} {_step_times(optimizers)}" for kind, optimizers in kinds.items())
     most = max(threads(entry) for entry in _costs())
     return (
-        f"time of `step()` as a multiple of the plain optimizer's, on up to "
-        f"{counted(most, 'thread')}: {', '.join(said)}"
+        "time of `step()` and of masking the gradients, as a multiple of the plain optimizer's "
+        f"`step()`, on up to {counted(most, 'thread')}: {', '.join(said)}"
     )
 
 
 def _step_times(optimizers: Iterable[str]) -> str:
-    ratios = (
-        entry["contenders"][OURSELVES]["step"]["ratio"]["median"]
+    found = (
+        ordinary_step(entry["contenders"][OURSELVES])
         for entry in _costs()
         if entry["optimizer"] in optimizers
     )
-    return span(ratios)
+    return span(ratio for ratio in found if ratio is not None)
 
 
 def _training() -> str:
-    bf16, fp32, networks = _training_spans(_steps_at_density())
-    said = (
-        f"`speed_up`, bf16, one thread: {bf16} times as fast as dense bf16, and {fp32} times as "
-        f"fast as dense fp32 ({networks})"
+    found = processors.steps_at_density()
+    return (
+        f"`speed_up` in bf16, one thread: {_speedup(found, BF16)} times as fast as dense bf16, and "
+        f"{_speedup(found, FP32)} times as fast as dense fp32; other processors below"
     )
-    if older := _steps_at_density(AVX2):
-        ratios, networks = _float32_span(older)
-        said += f"; {WITH_AVX2}, fp32 is {ratios} times as fast as dense fp32 ({networks})"
-    if found := _steps_at_density(AMX):
-        said += f"; {WITH_AMX}, bf16 is {_network_by_network(found)} as fast as dense bf16"
-    return said
+
+
+def _speedup(records: Iterable[Record], dense: str, ours: str = BF16) -> str:
+    return span(processors.speedups(records, dense, ours), 1)
+
+
+def _condensed(form: str, kind: str = ORDINARY) -> str:
+    return span(processors.condensed_ratios(form, kind), 1)
 
 
 def _network_by_network(records: Iterable[Record]) -> str:
@@ -186,83 +200,15 @@ def _network_by_network(records: Iterable[Record]) -> str:
     found: dict[str, list[Record]] = {}
     for one in records:
         found.setdefault(one["title"].replace(", ", " with "), []).append(one)
-    return " and ".join(
-        f"{span(_speedups(found[name], BF16), 1)} times ({name})" for name in sorted(found)
-    )
-
-
-def _training_spans(steps: Sequence[Record]) -> tuple[str, str, str]:
-    """How many times as fast as dense steps in bfloat16 and in float32, and the networks."""
-    return span(_speedups(steps, BF16), 1), span(_speedups(steps, FP32), 1), _networks(steps)
-
-
-def _float32_span(steps: Sequence[Record]) -> tuple[str, str]:
-    """How many times as fast as dense steps our steps are, both in float32, and the networks."""
-    return span(_speedups(steps, FP32, FP32), 1), _networks(steps)
-
-
-def _networks(records: Iterable[Record]) -> str:
-    return _listed(dict.fromkeys(one["title"].partition(",")[0] for one in records))
+    return " and ".join(f"{_speedup(found[name], BF16)} times ({name})" for name in sorted(found))
 
 
 def _inference() -> str:
-    return "; ".join(said for said in (_condensed(), _compacted()) if said)
-
-
-def _condensed() -> str:
-    """The row on condensed models, if they were measured."""
-    ratios, names = _condensed_ratios()
-    if len(ratios) < len(condensed.FORMS):
-        return ""
-    said = (
-        f"models from `condense`, one thread, are {span(ratios[FP32], 1)} times as fast in float32 "
-        f"and {span(ratios[BF16], 1)} times as fast in bfloat16 as torch's fastest dense "
-        f"implementation that was timed ({names}{_not_compiled()})"
+    return (
+        f"models from `condense`, one thread: {_condensed(FP32)} times as fast in fp32 and "
+        f"{_condensed(BF16)} times as fast in bf16 as torch's fastest dense implementation; other "
+        f"processors below; {_compacted()}"
     )
-    ratios, names = _condensed_ratios(AVX2)
-    if ratios:
-        said += f"; {WITH_AVX2}: {span(ratios[FP32], 1)} times in float32 ({names})"
-    ratios, names = _condensed_ratios(AMX)
-    if len(ratios) == len(condensed.FORMS):
-        said += (
-            f"; {WITH_AMX}: {span(ratios[FP32], 1)} times in float32, and {span(ratios[BF16], 1)} "
-            f"times in bfloat16 ({names})"
-        )
-    return said
-
-
-def _not_compiled() -> str:
-    """A note on networks for which torch.compile was not always timed on ordinary processors."""
-    found = _condensed_records()
-    names = dict.fromkeys(
-        condensed.NETWORKS[one["network"]].title.partition(",")[0]
-        for one in found
-        if not condensed.was_compiled(one)
-    )
-    return f"; some rows of {_listed(names)} without torch.compile" if names else ""
-
-
-def _condensed_records(kind: str = ORDINARY) -> list[Record]:
-    return [
-        one
-        for one in overview.speed_records("condensed")
-        if one["density"] == DENSITY
-        and one["environment"]["threads"] == 1
-        and kind_of(one["machine"]) == kind
-    ]
-
-
-def _condensed_ratios(kind: str = ORDINARY) -> tuple[dict[str, list[float]], str]:
-    """How many times as fast as dense models, by number format, and the networks."""
-    found = _condensed_records(kind)
-    titles = (condensed.NETWORKS[one["network"]].title for one in found)
-    names = dict.fromkeys(title.partition(",")[0] for title in titles)
-    ratios: dict[str, list[float]] = {}
-    for form in condensed.FORMS:
-        for fastest in filter(None, (condensed.fastest_of(one, form) for one in found)):
-            _, dense, sparse = fastest
-            ratios.setdefault(form, []).append(dense / sparse)
-    return ratios, _listed(names)
 
 
 def _compacted() -> str:
@@ -275,7 +221,7 @@ def _compacted() -> str:
     names = dict.fromkeys(WORKLOADS[row["model"]].title.replace(",", " at") for row in rows)
     return (
         f"models whose dropped channels are removed (`compact`) take {times} of the dense time "
-        f"({_listed(names)})"
+        f"({', '.join(names)})"
     )
 
 
@@ -299,17 +245,16 @@ def _protocol(group: Group) -> str:
 
 
 def _not_faster() -> str:
-    denser = [one for one in _steps() if one["density"] > DENSITY]
-    ratios = [ratio for one in denser for ratio in _speedups([one], BF16, ours=FP32) if ratio < 1]
-    slow = (
-        f"; fp32 at density 0.2 compared with dense bf16 ({span(ratios, 2)} times as fast)"
-        if ratios
-        else ""
-    )
+    denser = [one for one in processors.steps() if one["density"] > DENSITY]
+    slow = [ratio for ratio in processors.speedups(denser, BF16, FP32) if ratio < 1]
+    said = f"fp32 at density 0.2 ({span(slow)} times as fast as dense bf16)" if slow else ""
+    with_amx = processors.steps_at_density(AMX)
+    slow = [ratio for ratio in processors.speedups(with_amx, BF16, FP32) if ratio < 1]
+    if slow:
+        said += f", and on a Xeon with AMX fp32 at density 0.1, too ({span(slow)} times)"
     return (
         "forward and backward passes on a GPU, which multiplies by the zeros (expected, not "
-        "measured); "
-        f"update steps{slow}"
+        f"measured); update steps{f'; {said}' if said else ''}"
     )
 
 
@@ -318,26 +263,5 @@ def _costs() -> list[Entry]:
     return [entry for entry in entries if entry["workload"] in NETWORKS]
 
 
-def _steps(kind: str = ORDINARY) -> list[Record]:
-    return [
-        one
-        for one in overview.speed_records("steps")
-        if one["threads"] == 1 and "plan" in one and kind_of(one) == kind
-    ]
-
-
-def _steps_at_density(kind: str = ORDINARY) -> list[Record]:
-    return [one for one in _steps(kind) if one["density"] == DENSITY]
-
-
-def _speedups(records: Iterable[Record], dense: str, ours: str = BF16) -> Iterator[float]:
-    found = (one["speedup"].get(f"{OWN}{ours}", {}) for one in records)
-    return (ratios[dense][0] for ratios in found if dense in ratios)
-
-
 def _bytes(entry: Entry, contender: str) -> int:
     return entry["contenders"][contender]["bytes"]["state"]
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)

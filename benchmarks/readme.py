@@ -57,10 +57,11 @@ def picture_text() -> str:
 
 
 def gains_text() -> str:
-    """The table of gains and costs."""
-    from benchmarks import gains
+    """The tables of gains and costs."""
+    from benchmarks import gains, processors
 
-    return "\n".join(gains.lines("docs/")).rstrip()
+    tables = [*gains.lines("docs/"), *processors.lines(), _wrapped(processors.notes())]
+    return "\n".join(tables).rstrip()
 
 
 def compared_text() -> str:

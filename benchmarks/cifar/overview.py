@@ -63,13 +63,33 @@ def most_telling(method: str, results: Path = RESULTS) -> Group:
     ]
     if not found:
         raise LookupError(f"no run of method={method!r} is among the results in {results}")
-    return max(found, key=lambda group: (not group.protocol["reduced"], *_telling(group)))
+    return max(found, key=_telling)
 
 
-def _telling(group: Group) -> tuple[bool, bool, int]:
-    """The rank of a reduced protocol: has the dense network, shortens a full one, has most runs."""
+def groups_with(methods: Sequence[str], results: Path = RESULTS) -> list[Group]:
+    """The most informative protocol of each method, without repetition.
+
+    ``methods`` are names or titles. Methods without a run are left out.
+    """
+    found: dict[str, Group] = {}
+    for method in known_methods(results):
+        if {method, title(method)} & set(methods):
+            group = most_telling(method, results)
+            found.setdefault(group.protocol["label"], group)
+    return sorted(found.values(), key=_telling, reverse=True)
+
+
+def known_methods(results: Path = RESULTS) -> list[str]:
+    """Every method that has a run."""
+    found = [group for folder in folders(results) for group in groups(folder)]
+    return sorted({variant.method for group in found for variant in group.variants})
+
+
+def _telling(group: Group) -> tuple[bool, bool, bool, int]:
+    """A protocol's rank: is full, has the dense network, shortens a full one, has most runs."""
+    is_full = not group.protocol["reduced"]
     is_shortened = group.protocol.get("full_steps") is not None
-    return group.dense() is not None, is_shortened, len(group.records)
+    return is_full, group.dense() is not None, is_shortened, len(group.records)
 
 
 def protocol(group: Group) -> str:

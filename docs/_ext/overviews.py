@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from themed_figures import themed
 
-from benchmarks import gains, overview, picture
+from benchmarks import gains, overview, picture, processors
 from benchmarks.cifar import overview as cifar
 from benchmarks.cifar.records import Folder, read_results
 from benchmarks.cifar.report import figures, masks
@@ -121,20 +121,15 @@ class MeasuredMethods(Overview):
     final_argument_whitespace = True
 
     def parts(self) -> Iterator[str]:
-        names = [name.strip() for name in self.arguments[0].split(",")] if self.arguments else []
         for folder in cifar.folders():
             self.read(folder / cifar.FILE)
-        found = False
-        for group in cifar.headline():
-            shown = [
-                one
-                for one in group.variants
-                if not names or {one.method, title(one.method)} & set(names)
-            ]
-            if shown:
-                found = True
-                yield cifar.protocol(group)
-                yield "\n".join(cifar.accuracy_table(group, shown))
+        named = [name.strip() for name in self.arguments[0].split(",")] if self.arguments else []
+        names = named or cifar.known_methods()
+        found = cifar.groups_with(names)
+        for group in found:
+            shown = [one for one in group.variants if {one.method, title(one.method)} & set(names)]
+            yield cifar.protocol(group)
+            yield "\n".join(cifar.accuracy_table(group, shown))
         if found:
             yield "[What the columns mean, and all figures](/results/reproduction.md)."
         else:
@@ -249,11 +244,13 @@ class TransformerAccuracy(Overview):
 
 
 class Gains(Overview):
-    """What is gained and what it costs, in a line each."""
+    """What is gained and what it costs, in a line each, and the speed by kind of processor."""
 
     def parts(self) -> Iterator[str]:
         read_all(self)
         yield "\n".join(gains.lines(self.to_docs))
+        yield "\n".join(processors.lines())
+        yield processors.notes()
 
     @property
     def to_docs(self) -> str:

@@ -111,6 +111,18 @@ def test_a_method_is_shown_by_the_protocol_that_has_it(tmp_path):
         cifar.most_telling("set", tmp_path)
 
 
+def test_every_method_of_a_page_is_shown_by_some_protocol(tmp_path):
+    folder_of(tmp_path, "large", runs("rigl", STATIC))
+    folder_of(tmp_path, "paper", runs("srigl", STATIC[:1], reduced=False))
+
+    def shown(*methods):
+        return [one.protocol["name"] for one in cifar.groups_with(methods, tmp_path)]
+
+    assert shown("RigL") == ["cpu"]
+    assert shown("srigl", "RigL", "SET") == ["paper", "cpu"]
+    assert shown("SET") == []
+
+
 TITLES = {
     "wrn-22-2": "WRN-22-2",
     "resnet-50": "ResNet-50",
