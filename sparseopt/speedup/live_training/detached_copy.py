@@ -11,8 +11,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from sparseopt.speedup.live_training.layout import out_of_kernel_layout
+from sparseopt.utils.nested import leaves
 from sparseopt.utils.probe import preserve_model_state
 
 __all__ = ["copy_of_inputs", "copy_to_measure", "training_pass", "untouched_surroundings"]
@@ -52,7 +54,7 @@ def training_pass(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """
     outputs = [
         leaf
-        for leaf in tree_leaves(model(*args, **kwargs))
+        for leaf in leaves(out_of_kernel_layout(model(*args, **kwargs)))
         if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point()
     ]
     if not outputs:

@@ -17,13 +17,16 @@ from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels import calls
 from sparseopt.speedup.kernels.calls import kernel_layout, standard_layout
 from sparseopt.speedup.kernels.ops import plain_call
+from sparseopt.utils.nested import map_leaves
 
 __all__ = [
     "by_channel",
     "from_channels",
     "in_kernel_layout",
+    "out_of_kernel_layout",
     "to_channels_last",
     "to_kernel_layout",
+    "with_standard_maps",
 ]
 
 
@@ -61,6 +64,29 @@ def to_channels_last(x: Tensor) -> Tensor:
 def to_kernel_layout(x: Tensor) -> Tensor:
     """Bring a map into the kernels' layout, and its gradient into channels-last format."""
     return _moved(x, into_kernel_layout=True)
+
+
+def out_of_kernel_layout(outputs: Any) -> Any:
+    """Return the outputs of a model with contiguous maps in place of maps in the kernels' layout.
+
+    Code that reads the outputs may call ``view``, which takes no other layout.
+    """
+
+    def converted(value: Any) -> Any:
+        is_own = isinstance(value, Tensor) and in_kernel_layout(value)
+        return standard_layout(value) if is_own else value
+
+    return map_leaves(converted, outputs)
+
+
+def with_standard_maps(outputs: Any) -> Any:
+    """Return the outputs of a model with contiguous maps in place of maps in any other layout."""
+
+    def converted(value: Any) -> Any:
+        is_map = isinstance(value, Tensor) and value.dim() == 4
+        return value.contiguous() if is_map else value
+
+    return map_leaves(converted, out_of_kernel_layout(outputs))
 
 
 class _FromChannels(torch.autograd.Function):

@@ -20,6 +20,7 @@ from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels.ops import plain_call
 from sparseopt.speedup.live_training.exchange import ModelExchange
+from sparseopt.speedup.live_training.layout import out_of_kernel_layout
 from sparseopt.speedup.live_training.measurement import Measured, measure
 from sparseopt.speedup.live_training.modules import Exchanged
 from sparseopt.speedup.live_training.plan import Plan, check_plan
@@ -282,6 +283,8 @@ class SpeedUp:
             optimizer.register_load_state_dict_post_hook(refresh),
         ]
         self._flag.knows_masked = weakref.WeakMethod(self._knows_masked)
+        # First, so that the user's hooks get the maps that the model returned before.
+        self._handles.append(self._model.register_forward_hook(_AfterForward(), prepend=True))
         if self._is_given:
             self._apply()
             self._status = "as in the plan that was passed"
@@ -397,6 +400,14 @@ class _BeforeForward(OwnHook):
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_handle": None}
+
+
+class _AfterForward(OwnHook):
+    """Converts the maps that the model returns to the layout that they have without a speed-up."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+        # torch compiles a hook by itself, and then warns about outputs that are not leaves.
+        return None if torch.compiler.is_compiling() else out_of_kernel_layout(outputs)
 
 
 def _layers_of(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, SparseLayer]:

@@ -367,3 +367,40 @@ def test_maps_without_a_batch_are_taken():
         plain.block.conv2(images()[0].repeat(4, 1, 1)),
     )
     assert optimizer.layers
+
+
+class Segments(nn.Sequential):
+    """It returns maps, in a dict."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 2, 1),
+        )
+
+    def forward(self, x):
+        return {"maps": super().forward(x)}
+
+
+def test_maps_that_the_model_returns_have_the_layout_that_they_have_without_a_speed_up():
+    def loop(model, optimizer, steps):
+        seen = []
+        handle = model.register_forward_hook(
+            lambda module, args, outputs: seen.append(outputs["maps"].is_contiguous())
+        )
+        target = images(1).mean(1).flatten()
+
+        def loss_of_maps(model, index):
+            maps = model(images(index))["maps"]
+            return F.mse_loss(maps[:, :1].contiguous().view(-1), target) + maps.view(-1).mean()
+
+        losses = train(model, optimizer, steps, loss=loss_of_maps)
+        handle.remove()
+        assert all(seen)
+        return losses
+
+    assert_same_way(loop, kind=Segments)
