@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from sparseopt.structured.graph.tracing import Trace, where
 from sparseopt.utils.errors import CompactionError
+from sparseopt.utils.nested import leaves
 from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.random import uniform
 
-__all__ = ["check_agreement", "compare", "disagreement", "run_smaller"]
+__all__ = ["check_agreement", "compare", "disagreement", "is_comparable", "run_smaller"]
 
 
 def check_agreement(
@@ -140,36 +141,68 @@ def _is_of_numbers(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided
 
 
-def disagreement(expected: Any, found: Any) -> str | None:
+def disagreement(expected: Any, found: Any, precision: torch.dtype = torch.float32) -> str | None:
     """Return how the outputs of two models differ, or ``None``.
 
-    All floating-point tensors in the outputs are compared. Infinite and NaN entries have to be
-    equal. The finite entries may differ by about the square root of the precision of their type,
-    relative to the largest entry.
+    All numbers in the outputs are compared, also those that objects such as dataclasses hold.
+    Infinite and NaN entries have to be equal. The finite entries may differ by about the square
+    root of the precision of their type, relative to the largest entry. Integers may be positions of
+    largest entries, which rounding decides between equals. So a share of them may differ: the
+    square root of ``precision``.
 
     Args:
         expected: the outputs of one model.
         found: the outputs of the other model.
+        precision: the number format that both compute in.
 
     Returns:
         The rest of a sentence about "the output", such as ``"is 0.5 off, of values up to 2"``.
     """
-    before, after = tree_leaves(expected), tree_leaves(found)
+    before, after = leaves(expected), leaves(found)
     if len(before) != len(after):
         return f"has {len(after)} parts and not {len(before)}"
-    pairs = zip(before, after, strict=True)
-    differences = (_difference(*pair) for pair in pairs if _is_compared(pair[0]))
-    return next((found for found in differences if found is not None), None)
+    for pair in zip(before, after, strict=True):
+        one, other = (_as_tensor(value, precision) for value in pair)
+        if one is None:
+            continue
+        if other is None or one.is_floating_point() != other.is_floating_point():
+            return f"has a {_kind(pair[1])} and not a {_kind(pair[0])}"
+        difference = _difference(one, other, precision)
+        if difference is not None:
+            return difference
+    return None
 
 
-def _is_compared(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def is_comparable(outputs: Any) -> bool:
+    """Whether there are numbers in the outputs of a model, which :func:`disagreement` compares."""
+    return any(_as_tensor(value, torch.float32) is not None for value in leaves(outputs))
 
 
-def _difference(before: Tensor, after: Tensor) -> str | None:
+def _as_tensor(value: Any, precision: torch.dtype) -> Tensor | None:
+    """Return a number or a tensor as a tensor of real numbers; ``None`` for anything else."""
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=precision)
+    if isinstance(value, int):
+        return torch.tensor(value)
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return None
+    if value.is_nested or value.is_quantized:
+        return None
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+
+
+def _kind(value: Any) -> str:
+    return f"tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _difference(before: Tensor, after: Tensor, precision: torch.dtype) -> str | None:
     """Return how two tensors differ, or ``None``; see :func:`disagreement`."""
     if before.shape != after.shape:
         return f"has the shape {tuple(after.shape)} and not {tuple(before.shape)}"
+    if not before.is_floating_point():
+        share = (before != after).float().mean().item() if before.numel() else 0.0
+        allowed = torch.finfo(precision).eps ** 0.5
+        return f"has other integers in {share:.2%} of the places" if share > allowed else None
     finite = before.isfinite() & after.isfinite()
     same = (before == after) | (before.isnan() & after.isnan())
     if not bool((finite | same).all()):

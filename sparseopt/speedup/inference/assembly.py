@@ -8,9 +8,8 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from sparseopt.speedup.equivalence import disagreement
+from sparseopt.speedup.equivalence import disagreement, is_comparable
 from sparseopt.speedup.inference.candidates import candidates_for, uncovered
 from sparseopt.speedup.inference.copies import skipped_by_programs, skipped_by_trace
 from sparseopt.speedup.inference.dense_implementations import (
@@ -23,6 +22,7 @@ from sparseopt.speedup.inference.network import ModuleNetwork, Network
 from sparseopt.speedup.inference.regions import Candidates, choose_layers
 from sparseopt.speedup.inference.report import LayerTimes
 from sparseopt.speedup.inference.tracing import take_apart
+from sparseopt.utils.nested import copy_of, leaves, map_leaves
 from sparseopt.utils.probe import preserve_attributes, preserve_model_state
 
 __all__ = ["SPARSE", "Assembly", "Format", "has_bfloat16"]
@@ -65,6 +65,9 @@ class Assembly:
     Attributes:
         device: the device of the model.
         dtype: the number format that the model computes in now.
+        expected: the outputs of the model.
+        inputs_after: the inputs after the call.
+        writes_inputs: whether the call changed its inputs, such as a state or a list of features.
         skipped_by_trace: code of the model that its graph would not run, or ``None``.
         skipped_by_programs: code of the model that a frozen program would not run, or ``None``.
         untraced: why the model can't be traced, or ``None``.
@@ -89,16 +92,24 @@ class Assembly:
         own = torch.float32 if first is None else first.dtype
         self.autocast = torch.is_autocast_enabled(self.device.type) and own == torch.float32
         self.dtype = torch.get_autocast_dtype(self.device.type) if self.autocast else own
-        self.expected = self._outputs(model)
+        self.expected, self.inputs_after = self._run(model)
+        self.writes_inputs = not _are_equal(leaves(self.inputs()), leaves(self.inputs_after))
+        self._two_samples = self._of_two_samples(model)
         self.copied = copied
-        self.skipped_by_trace = skipped_by_trace(copied, *self.inputs())
+        self.skipped_by_trace = skipped_by_trace(
+            copied, *self.inputs(), writes_inputs=self.writes_inputs
+        )
         self.skipped_by_programs = skipped_by_programs(copied, self.skipped_by_trace)
         self.network, self.untraced = take_apart(copied, *self.inputs(), self.skipped_by_trace)
 
     def formats(self) -> list[Format]:
-        """Return all implementations in the model's number format, and in bfloat16 if available."""
+        """Return all implementations in the model's number format, and in bfloat16 if available.
+
+        A model in bfloat16 gets converted copies of its inputs, so it could not write to them.
+        """
         formats = [self._implementations_in(self.dtype, None)]
-        if self.dtype == torch.float32 and has_bfloat16(self.device):
+        is_single = self.dtype == torch.float32 and not self.writes_inputs
+        if is_single and has_bfloat16(self.device):
             formats.append(self._implementations_in(torch.bfloat16, torch.bfloat16))
         return formats
 
@@ -194,7 +205,9 @@ class Assembly:
         # The model's code may read attributes that only torch's own layers have.
         except Exception as error:
             return None, f"the model can't be built ({type(error).__name__}: {error})"
-        return built, self._fault(built, other or self.dtype)
+        return built, self._fault(built, other or self.dtype) or self._fault_of_two(
+            built, other or self.dtype
+        )
 
     def _built(
         self,
@@ -209,35 +222,95 @@ class Assembly:
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return a copy of the inputs, because a model may write to its inputs."""
-        copied: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(
-            Tensor, Tensor.clone, (self.args, dict(self.kwargs))
-        )
-        return copied
+        given: tuple[tuple[Any, ...], dict[str, Any]] = copy_of((self.args, dict(self.kwargs)))
+        return given
 
-    def _outputs(self, model: nn.Module) -> Any:
-        args, kwargs = self.inputs()
+    def _of_two_samples(self, model: nn.Module) -> tuple[Any, Any] | None:
+        """Return inputs of two samples and the model's outputs, if the example is one sample.
+
+        One sample has the same memory in every layout of maps, so that code which takes one layout
+        only would run on it.
+        """
+
+        def twice(leaf: Any) -> Any:
+            is_one = isinstance(leaf, Tensor) and leaf.dim() > 1 and leaf.shape[0] == 1
+            return torch.cat([leaf, leaf]) if is_one else leaf
+
+        def is_of_maps(leaf: Any) -> bool:
+            return isinstance(leaf, Tensor) and leaf.dim() == 4 and leaf.shape[0] == 1
+
+        if not any(map(is_of_maps, leaves(self.inputs()))):
+            return None
+        given = map_leaves(twice, self.inputs())
+        try:
+            return given, self._run(model, given)[0]
+        # The model may take one sample only.
+        except Exception:
+            return None
+
+    def _run(self, model: nn.Module, given: Any = None) -> tuple[Any, Any]:
+        """Return the outputs of a model, and what its inputs are afterwards."""
+        args, kwargs = self.inputs() if given is None else copy_of(given)
         with preserve_model_state(model), preserve_attributes(model):
             torch.manual_seed(0)
-            return model.eval()(*args, **kwargs)
+            return model.eval()(*args, **kwargs), (args, kwargs)
 
     def _fault(self, model: nn.Module, dtype: torch.dtype) -> str | None:
-        """Return why the outputs of a model are wrong in a number format, or ``None``."""
+        """Return why a model computes something else in a number format, or ``None``."""
+        if not is_comparable(self.expected):
+            return "the model's output has no numbers to compare"
         try:
-            found = self._outputs(model)
+            outputs, after = self._run(model)
         except Exception as error:
             return f"the model does not run ({type(error).__name__}: {error})"
-        expected, found = (_rounded(one, dtype) for one in (self.expected, found))
-        difference = disagreement(expected, found)
-        return None if difference is None else f"the model's output {difference}"
+        return _difference("output", self.expected, outputs, dtype) or (
+            _difference("input", self.inputs_after, after, dtype) if self.writes_inputs else None
+        )
+
+    def _fault_of_two(self, model: nn.Module, dtype: torch.dtype) -> str | None:
+        """Return why a model computes something else for two samples, or ``None``."""
+        if self._two_samples is None:
+            return None
+        given, expected = self._two_samples
+        try:
+            outputs, _ = self._run(model, given)
+        except Exception as error:
+            return f"the model does not run on two samples ({type(error).__name__}: {error})"
+        return _difference("output for two samples", expected, outputs, dtype)
 
 
-def _rounded(outputs: Any, dtype: torch.dtype) -> Any:
-    """Return the outputs rounded to a number format, so that its precision sets the tolerance."""
+def _difference(name: str, expected: Any, found: Any, dtype: torch.dtype) -> str | None:
+    """Return how values differ once both are rounded to a number format, which sets the tolerance.
 
-    def convert(value: Tensor) -> Tensor:
-        return value.to(dtype) if value.is_floating_point() else value
+    Their own number formats have to be equal.
+    """
+    pair = leaves(expected), leaves(found)
+    formats = [[one.dtype for one in values if isinstance(one, Tensor)] for values in pair]
+    before, after = ([_rounded(one, dtype) for one in values] for values in pair)
+    difference = disagreement(before, after, dtype)
+    if difference is None and formats[0] != formats[1]:
+        difference = "has another number format"
+    return None if difference is None else f"the model's {name} {difference}"
 
-    return tree_map_only(Tensor, convert, outputs)
+
+def _rounded(value: Any, dtype: torch.dtype) -> Any:
+    is_rounded = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_rounded else value
+
+
+def _are_equal(before: list[Any], after: list[Any]) -> bool:
+    """Whether two lists of leaves have the same numbers."""
+    if len(before) != len(after):
+        return False
+    for one, other in zip(before, after, strict=True):
+        if isinstance(one, Tensor) and isinstance(other, Tensor):
+            if one.shape != other.shape or one.dtype != other.dtype:
+                return False
+            if not bool(((one == other) | ((one != one) & (other != other))).all()):
+                return False
+        elif isinstance(one, (bool, int, float, str)) and one != other:
+            return False
+    return True
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -74,7 +74,7 @@ def _encoder(
     x = src
     for layer in encoder.layers:
         x = layer(x, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
-    if src_key_padding_mask is not None and getattr(encoder, "use_nested_tensor", False):
+    if getattr(encoder, "use_nested_tensor", False):
         x = clear_padding(x, mask, src_key_padding_mask)
     return x if encoder.norm is None else encoder.norm(x)
 

@@ -251,7 +251,7 @@ def _choose(assembly: Assembly, masks: Masks, precision: Precision, rounds: int)
 
 def _time(assembly: Assembly, formats: list[Format], rounds: int) -> dict[str, Timing]:
     calls = {
-        f"{implementation}, {form.name}": _call(module, *assembly.inputs())
+        f"{implementation}, {form.name}": _call(module, assembly)
         for form in formats
         for implementation, module in form.implementations.items()
     }
@@ -272,8 +272,15 @@ def _time(assembly: Assembly, formats: list[Format], rounds: int) -> dict[str, T
         )
 
 
-def _call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    return lambda: module(*args, **kwargs)
+def _call(module: nn.Module, assembly: Assembly) -> Any:
+    """Return a call on the example inputs, or on a new copy each time if the model changes them."""
+    args, kwargs = assembly.inputs()
+
+    def call_on_copy() -> None:
+        args, kwargs = assembly.inputs()
+        module(*args, **kwargs)
+
+    return call_on_copy if assembly.writes_inputs else lambda: module(*args, **kwargs)
 
 
 def _winner(form: Format, times: Mapping[str, Timing]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -12,8 +13,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves
 
+from sparseopt.speedup.live_training.layout import with_standard_maps
+from sparseopt.utils.nested import map_leaves
 from sparseopt.utils.probe import preserve_attributes, preserve_buffers
 
 __all__ = ["AS_IT_IS", "Frozen", "Prepared", "UnderAutocast", "dense_implementations"]
@@ -44,10 +47,12 @@ class Prepared(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of the model."""
-        args, kwargs = tree_map(self._prepared, (args, kwargs))
+        args, kwargs = map_leaves(self._prepared, (args, kwargs))
         if self.dtype is None:
-            return self.model(*args, **kwargs)
-        return tree_map(self._restored, self._converted(args, kwargs))
+            outputs = self.model(*args, **kwargs)
+        else:
+            outputs = map_leaves(self._restored, self._converted(args, kwargs))
+        return with_standard_maps(outputs) if self.channels_last else outputs
 
     def _converted(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return the outputs of a model that has all its weights in the number format ``dtype``.
@@ -108,9 +113,11 @@ class UnderAutocast(nn.Module):
         )
         with torch.autocast(self.device, self.dtype):
             outputs = self.model(*args, **kwargs)
-        return tree_map_only(
-            Tensor, lambda value: value.to(now) if value.dtype == self.dtype else value, outputs
-        )
+        return map_leaves(functools.partial(self._restored, now), outputs)
+
+    def _restored(self, now: torch.dtype, value: Any) -> Any:
+        is_own = isinstance(value, Tensor) and value.dtype == self.dtype
+        return value.to(now) if is_own else value
 
 
 def _result_dtype(device: str) -> torch.dtype:

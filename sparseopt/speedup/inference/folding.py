@@ -17,7 +17,7 @@ from sparseopt.speedup.inference.network import Network, Site
 from sparseopt.utils.hooks import has_own_code
 from sparseopt.utils.wrappers import canonical_name
 
-__all__ = ["POOL_FUNCTIONS", "Folding", "drop_identities", "pool_by_module"]
+__all__ = ["POOL_FUNCTIONS", "Folding", "drop_identities", "pool_by_module", "reshape_views"]
 
 #: For each pooling function of torch, the module that computes the same.
 POOL_FUNCTIONS: Final[dict[Any, type[nn.Module]]] = {
@@ -52,6 +52,14 @@ def drop_identities(graph: fx.Graph, traced: fx.GraphModule) -> None:
         if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def reshape_views(graph: fx.Graph) -> None:
+    """Replace ``view`` by ``reshape``, which also takes maps in other memory layouts."""
+    for node in graph.nodes:
+        is_view = node.op == "call_method" and node.target == "view"
+        if is_view and not any(isinstance(one, torch.dtype) for one in node.args[1:]):
+            node.target = "reshape"
 
 
 def pool_by_module(node: fx.Node, traced: fx.GraphModule) -> None:

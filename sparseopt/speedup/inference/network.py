@@ -18,6 +18,7 @@ from sparseopt.speedup.inference.live_layers import (
     NormStatistics,
     Origin,
 )
+from sparseopt.speedup.live_training.layout import with_standard_maps
 from sparseopt.utils.hooks import has_own_code
 
 __all__ = ["POOLS", "ModuleNetwork", "Network", "Site"]
@@ -55,12 +56,14 @@ class Network:
         targets: modules, parameters and buffers that the graph refers to, by path.
         sites: the layers that can be replaced, in the order of the graph.
         affine: the BatchNorms that are not folded, by path.
+        returns_maps: whether there are tensors of four dimensions in the outputs.
     """
 
     graph: fx.Graph
     targets: dict[str, Any]
     sites: dict[str, Site]
     affine: dict[str, Affine] = field(default_factory=dict)
+    returns_maps: bool = False
 
     def build(self, layers: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> nn.Module:
         """Return a copy of the model with these layers at their sites.
@@ -75,6 +78,8 @@ class Network:
         if dtype is not None:
             others = {path: _converted(one, dtype) for path, one in others.items()}
         graph, conversions = _with_conversions(self.graph, layers)
+        if self.returns_maps:
+            _return_standard_maps(graph)
         return fx.GraphModule({**others, **layers, **conversions}, graph, "Condensed").eval()
 
 
@@ -84,6 +89,7 @@ class ModuleNetwork:
 
     model: nn.Module
     sites: dict[str, Site]
+    returns_maps: bool = False
 
     def build(self, layers: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> nn.Module:
         """Return a copy of the model with these layers at their sites."""
@@ -95,7 +101,20 @@ class ModuleNetwork:
             if type(module) in POOLS and not has_own_code(module):
                 parent, _, last = path.rpartition(".")
                 setattr(copied.get_submodule(parent), last, KernelLayoutPool(module))
+        if self.returns_maps:
+            copied.register_forward_hook(_standard_output)
         return (copied if dtype is None else copied.to(dtype)).eval()
+
+
+def _standard_output(module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+    return with_standard_maps(outputs)
+
+
+def _return_standard_maps(graph: fx.Graph) -> None:
+    """Convert the maps that a graph returns, because layers have other memory layouts."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    with graph.inserting_before(output):
+        output.args = (graph.call_function(with_standard_maps, (output.args[0],)),)
 
 
 def _with_conversions(

@@ -23,18 +23,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparseopt.speedup.inference.attention import OpeningTracer, split_attention
+from sparseopt.speedup.inference.attention import split_attention
 from sparseopt.speedup.inference.dense_layers import KernelLayoutPool
 from sparseopt.speedup.inference.folding import (
     POOL_FUNCTIONS,
     Folding,
     drop_identities,
     pool_by_module,
+    reshape_views,
 )
 from sparseopt.speedup.inference.live_layers import Origin
 from sparseopt.speedup.inference.network import POOLS, ModuleNetwork, Network, Site
+from sparseopt.speedup.inference.optional_arguments import graph_of
 from sparseopt.speedup.live_training.layer_state import convolution_padding
 from sparseopt.utils.hooks import has_own_code
+from sparseopt.utils.nested import leaves
 from sparseopt.utils.probe import preserve_attributes, preserve_model_state
 from sparseopt.utils.wrappers import canonical_name
 
@@ -94,7 +97,7 @@ def _origin(name: str, module: nn.Module) -> Origin:
 def _record_inputs(
     network: ModuleNetwork, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> None:
-    """Run the model once, and record the input of each layer."""
+    """Run the model once, and record the input of each layer, and whether it returns maps."""
 
     def record(site: Site) -> Any:
         def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -112,7 +115,7 @@ def _record_inputs(
             preserve_attributes(network.model),
             torch.no_grad(),
         ):
-            network.model(*args, **kwargs)
+            network.returns_maps = _has_maps(network.model(*args, **kwargs))
     finally:
         for handle in handles:
             handle.remove()
@@ -128,17 +131,20 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     if _is_layer(model):
         raise ValueError("it is a single layer, with nothing to fold")
     # A model may keep what it was given, such as its shape, which is no value during a trace.
+    arguments = _by_name(model, args, kwargs)
     with preserve_attributes(model):
-        traced = fx.GraphModule(model, _graph(model))
+        traced = fx.GraphModule(model, graph_of(model, arguments))
     origins = split_attention(traced)
     traced.recompile()
-    positional = _positional(model, traced.graph, args, kwargs)
+    names = [node.target for node in traced.graph.nodes if node.op == "placeholder"]
+    positional = [arguments[name] for name in names]
     shapes = _Shapes(traced)
     with torch.no_grad():
-        shapes.run(*positional)
+        outputs = shapes.run(*positional)
     graph = traced.graph
     drop_identities(graph, traced)
-    network = Network(graph, {}, {})
+    reshape_views(graph)
+    network = Network(graph, {}, {}, returns_maps=_has_maps(outputs))
     for node in graph.nodes:
         if node.op == "call_module":
             module = traced.get_submodule(node.target)
@@ -165,13 +171,8 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return network
 
 
-def _graph(model: nn.Module) -> fx.Graph:
-    """Return the graph of a model, with the layers inside torch's encoders if possible."""
-    try:
-        return OpeningTracer().trace(model)
-    # An encoder's activation may be any function, and its arguments may be computed.
-    except Exception:
-        return fx.Tracer().trace(model)
+def _has_maps(outputs: Any) -> bool:
+    return any(isinstance(one, Tensor) and one.dim() == 4 for one in leaves(outputs))
 
 
 def _attribute(module: nn.Module, path: str) -> Any:
@@ -179,14 +180,13 @@ def _attribute(module: nn.Module, path: str) -> Any:
     return getattr(module.get_submodule(parent), last)
 
 
-def _positional(
-    model: nn.Module, graph: fx.Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[Any]:
-    """Return the inputs in the order of the graph's placeholders."""
+def _by_name(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the inputs by name of the argument, with the defaults of arguments left out."""
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
     bound.apply_defaults()
-    names = [node.target for node in graph.nodes if node.op == "placeholder"]
-    return [bound.arguments[name] for name in names]
+    return bound.arguments
 
 
 class _Shapes(fx.Interpreter):

@@ -1,0 +1,229 @@
+"""Condensed models are called as the model is: what they read, write and return."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseopt.speedup import kernels
+from sparseopt.speedup.inference import assembly
+from tests.speedup.inference.nets import live_layers, quickly, sparse_masks
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
+CAUSAL = torch.full((6, 6), float("-inf")).triu(1)
+
+
+@pytest.fixture(autouse=True)
+def sparse_is_fastest(times):
+    times["sparse, float32"] = 1.0
+
+
+class Cell(nn.Module):
+    """A recurrent cell that writes its state into the tensor that it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.again, self.out = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x, state):
+        h = torch.tanh(self.inner(x) + self.again(state))
+        state.copy_(h)
+        return self.out(h)
+
+
+def test_state_that_forward_writes_into_its_input_is_written(times):
+    model, x, state = Cell(), torch.randn(4, 16), torch.randn(4, 16)
+    condensed = quickly(model, sparse_masks(model), (x, state))
+    assert len(live_layers(condensed.model)) == 3
+    assert "writes to its inputs" in condensed.report.failed["folding"]
+    expected = state.clone()
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(condensed.model(x, state), model(x, expected))
+            torch.testing.assert_close(state, expected)
+
+
+def test_number_format_that_inputs_are_converted_to_is_not_tried_where_they_are_written(
+    monkeypatch,
+):
+    monkeypatch.setattr(assembly, "has_bfloat16", lambda _: True)
+    model, x, state = Cell(), torch.randn(4, 16), torch.randn(4, 16)
+    times = quickly(model, sparse_masks(model), (x, state)).report.times
+    assert {"as it is, float32", "sparse, float32"} <= times.keys()
+    assert not any(name.endswith("bfloat16") for name in times)
+
+
+class Collects(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x, features):
+        features.append(self.first(x))
+        return self.last(features[-1].relu())
+
+
+def test_list_that_forward_appends_to_grows_as_before():
+    model, x, given = Collects(), torch.randn(4, 16), []
+    condensed = quickly(model, sparse_masks(model), (x, given))
+    assert given == []
+    expected, found = [], []
+    with torch.no_grad():
+        model(x, expected)
+        condensed.model(x, found)
+    assert len(found) == 1
+    torch.testing.assert_close(found[0], expected[0])
+
+
+class Attends(nn.Module):
+    """Attention whose mask is causal unless another one is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x, mask=None):
+        if mask is None:
+            mask = CAUSAL
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_optional_argument_that_code_depends_on_is_as_in_the_example(given):
+    model, x, mask = Attends().eval(), torch.randn(2, 6, 16), torch.randn(6, 6)
+    masks = sparse_masks(model)
+    one, other = ((x, mask), (x,)) if given else ((x,), (x, mask))
+    condensed = quickly(model, masks, one)
+    assert len(live_layers(condensed.model)) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(*one), model(*one))
+        with pytest.raises(ValueError, match="mask=.* differs from the example inputs"):
+            condensed.model(*other)
+
+
+class PassesOn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x, mask=None, *, scale=None):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_optional_argument_that_code_only_passes_on_may_be_left_out_or_given(given):
+    model, x, mask = PassesOn().eval(), torch.randn(2, 6, 16), torch.randn(6, 6)
+    condensed = quickly(model, sparse_masks(model), (x, mask) if given else x)
+    assert len(live_layers(condensed.model)) == 2
+    with torch.no_grad():
+        for arguments in ((x,), (x, mask)):
+            torch.testing.assert_close(condensed.model(*arguments), model(*arguments))
+            found = condensed.model(*arguments, scale=0.5)
+            torch.testing.assert_close(found, model(*arguments, scale=0.5))
+
+
+@dataclass(frozen=True)
+class Output:
+    logits: Tensor
+    steps: int = 1
+
+
+class Wrapped(nn.Module):
+    """A model whose outputs are made by a function."""
+
+    def __init__(self, model, make):
+        super().__init__()
+        self.model, self.make = model, make
+
+    def forward(self, x):
+        return self.make(self.model(x))
+
+
+def test_outputs_in_a_dataclass_are_checked_and_keep_their_number_format(times):
+    model, x = Wrapped(Attends(), Output).eval(), torch.randn(2, 6, 16)
+    masks = sparse_masks(model)
+    expected = model(x).logits
+    found = quickly(model, masks, x).model(x)
+    assert isinstance(found, Output)
+    torch.testing.assert_close(found.logits, expected)
+    times["as it is, bfloat16"] = times["folded, bfloat16"] = 0.5
+    found = quickly(model, masks, x, precision="fastest").model(x)
+    assert found.logits.dtype == torch.float32
+    torch.testing.assert_close(found.logits, expected, rtol=0.05, atol=0.05)
+
+
+def test_integers_in_the_outputs_are_checked():
+    model, x = Wrapped(nn.Linear(16, 16), lambda y: y.argmax(-1)), torch.randn(40, 16)
+    masks = sparse_masks(model)
+    condensed = quickly(model, masks, x)
+    assert len(live_layers(condensed.model)) == 1
+    assert torch.equal(condensed.model(x), model(x))
+
+
+def test_model_without_numbers_in_its_outputs_stays_as_it_is():
+    model, x = Wrapped(nn.Linear(16, 16), lambda y: [str(y.shape)]), torch.randn(4, 16)
+    condensed = quickly(model, sparse_masks(model), x)
+    assert live_layers(condensed.model) == []
+    assert "no numbers to compare" in condensed.report.failed["folded, float32"]
+
+
+class Regroups(nn.Module):
+    """It views maps in another shape between convolutions, and returns a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(x)
+        n, _, height, width = x.shape
+        x = x.view(2 * n, 4, height, width)
+        return self.last(x)
+
+
+class RegroupsByValue(Regroups):
+    """It can't be traced."""
+
+    def forward(self, x):
+        return super().forward(x) if x.sum() > -1e9 else x
+
+
+@pytest.mark.parametrize("kind", [Regroups, RegroupsByValue])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_maps_that_are_viewed_are_so_for_every_batch(kind, batch):
+    model = kind().eval()
+    condensed = quickly(model, sparse_masks(model), torch.randn(batch, 4, 5, 6), scripted=False)
+    assert len(live_layers(condensed.model)) == (2 if kind is Regroups else 1)
+    with torch.no_grad():
+        for size in (1, 2, 40):
+            x = torch.randn(size, 4, 5, 6)
+            torch.testing.assert_close(condensed.model(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Maps(nn.Sequential):
+    """It returns maps, and can't be traced if it has to decide by a value."""
+
+    def __init__(self, by_value):
+        super().__init__(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+        self.by_value = by_value
+
+    def forward(self, x):
+        if self.by_value and x.sum() < -1e9:
+            return [x]
+        return [super().forward(x)]
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+@pytest.mark.parametrize("implementation", ["sparse", "folded", "channels-last"])
+def test_maps_that_a_model_returns_can_be_viewed(times, implementation, by_value):
+    times[f"{implementation}, float32"] = 0.5
+    model, x = Maps(by_value).eval(), torch.randn(3, 4, 6, 6)
+    condensed = quickly(model, sparse_masks(model), x, scripted=False)
+    assert condensed.report.chosen == implementation
+    with torch.no_grad():
+        (found,), (expected,) = condensed.model(x), model(x)
+    torch.testing.assert_close(found.view(-1), expected.view(-1), rtol=1e-4, atol=1e-5)
