@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -363,14 +364,18 @@ def recorded_inputs(masks: Masks) -> tuple[tuple[Any, ...], dict[str, Any]]:
             "compact() has no input yet: pass some, as example_inputs=, or call it after the "
             "first training step of an optimizer that was given the model."
         )
-    args, kwargs = tree_map(_few_random_samples, inputs)
+    tensors = (one for one in tree_leaves(inputs) if isinstance(one, Tensor) and one.dim() > 0)
+    first = next(tensors, None)
+    batch = None if first is None else len(first)
+    args, kwargs = tree_map(functools.partial(_few_random_samples, batch), inputs)
     return args, kwargs
 
 
-def _few_random_samples(value: Any) -> Any:
+def _few_random_samples(batch: int | None, value: Any) -> Any:
+    """Return a few samples of a tensor of ``batch`` samples, and all of another, such as a mask."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
-    few = value[:SAMPLES]
+    few = value[:SAMPLES] if len(value) == batch else value
     if not few.is_floating_point():
         return few
     noise = normal(few.shape, torch.Generator().manual_seed(0))

@@ -21,8 +21,10 @@ from sparseopt.speedup.inference.live_layers import (
 from sparseopt.speedup.live_training.layout import with_standard_maps
 from sparseopt.utils.hooks import has_own_code
 
-__all__ = ["POOLS", "ModuleNetwork", "Network", "Site"]
+__all__ = ["POOLS", "ModuleNetwork", "Network", "Site", "original_names"]
 
+#: The attribute of a built model that has the names in the original model's state dict.
+ORIGINAL_NAMES: Final = "original_names"
 POOLS: Final = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
@@ -57,6 +59,7 @@ class Network:
         sites: the layers that can be replaced, in the order of the graph.
         affine: the BatchNorms that are not folded, by path.
         returns_maps: whether there are tensors of four dimensions in the outputs.
+        names: the names in the model's state dict; the graph may not need all of them.
     """
 
     graph: fx.Graph
@@ -64,6 +67,7 @@ class Network:
     sites: dict[str, Site]
     affine: dict[str, Affine] = field(default_factory=dict)
     returns_maps: bool = False
+    names: frozenset[str] = frozenset()
 
     def build(self, layers: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> nn.Module:
         """Return a copy of the model with these layers at their sites.
@@ -80,7 +84,11 @@ class Network:
         graph, conversions = _with_conversions(self.graph, layers)
         if self.returns_maps:
             _return_standard_maps(graph)
-        return fx.GraphModule({**others, **layers, **conversions}, graph, "Condensed").eval()
+        built = fx.GraphModule({**others, **layers, **conversions}, graph, "Condensed")
+        # A pickle of a graph module keeps its attributes, and a deep copy keeps its ``meta``.
+        setattr(built, ORIGINAL_NAMES, self.names)
+        built.meta[ORIGINAL_NAMES] = self.names
+        return built.eval()
 
 
 @dataclass
@@ -104,6 +112,14 @@ class ModuleNetwork:
         if self.returns_maps:
             copied.register_forward_hook(_standard_output)
         return (copied if dtype is None else copied.to(dtype)).eval()
+
+
+def original_names(model: nn.Module) -> frozenset[str]:
+    """Return the names in the state dict of the model that a graph was made of; none for others."""
+    found = getattr(model, ORIGINAL_NAMES, None)
+    if found is None and isinstance(model, fx.GraphModule):
+        found = model.meta.get(ORIGINAL_NAMES)
+    return frozenset() if found is None else found
 
 
 def _standard_output(module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:

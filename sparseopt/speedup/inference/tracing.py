@@ -144,7 +144,8 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     graph = traced.graph
     drop_identities(graph, traced)
     reshape_views(graph)
-    network = Network(graph, {}, {}, returns_maps=_has_maps(outputs))
+    stored = frozenset(map(canonical_name, model.state_dict()))
+    network = Network(graph, {}, {}, returns_maps=_has_maps(outputs), names=stored)
     for node in graph.nodes:
         if node.op == "call_module":
             module = traced.get_submodule(node.target)

@@ -2,7 +2,8 @@
 
 They are registered with ``torch.library``, so that ``torch.export`` and ``torch.compile`` see one
 operator. Ordinary eager calls bypass the dispatcher. These operators have no derivatives: if a
-gradient is needed, operators that have a derivative compute the same result.
+derivative is needed, operators that have one compute the same result. Those have no forward-mode
+derivative, and raise an error if it is needed.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +60,7 @@ def conv2d(
 ) -> Tensor:
     """Return ``clamp(conv2d(x) + residual, *bounds)``, in the kernels' layout."""
     given = (x, residual)
-    if _wants_gradient(given):
+    if _wants_derivative(given):
         y = ops.conv2d(x, values.float(), bias, lists, layout)
         return _clamped(y if residual is None else y + residual, bounds)
     call = calls.conv2d if ops.plain_call(given) else _conv2d
@@ -76,7 +77,7 @@ def linear(
     bounds: Sequence[float] | None,
 ) -> Tensor:
     """Return ``clamp(linear(x), *bounds)``."""
-    if _wants_gradient((x,)):
+    if _wants_derivative((x,)):
         return _clamped(ops.linear(x, values.float(), bias, lists, layout), bounds)
     call = calls.linear if ops.plain_call((x,)) else _linear
     result: Tensor = call(x, values, bias, lists, layout, bounds)
@@ -85,7 +86,7 @@ def linear(
 
 def affine(x: Tensor, factor: Tensor, shift: Tensor, bounds: Sequence[float] | None) -> Tensor:
     """Return ``clamp(x * factor + shift, *bounds)`` by channel, in the kernels' layout."""
-    if _wants_gradient((x,)):
+    if _wants_derivative((x,)):
         by_channel = (-1, 1, 1)
         return _clamped((x * factor.view(by_channel) + shift.view(by_channel)).to(x.dtype), bounds)
     call = calls.affine if ops.plain_call((x,)) else _affine
@@ -93,7 +94,9 @@ def affine(x: Tensor, factor: Tensor, shift: Tensor, bounds: Sequence[float] | N
     return result
 
 
-def _wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
+def _wants_derivative(tensors: Sequence[Tensor | None]) -> bool:
+    if ops.is_transformed():
+        return True
     return torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in tensors
     )

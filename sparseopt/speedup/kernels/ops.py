@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sparseopt.speedup.kernels import calls
 from sparseopt.speedup.kernels.formats import count_live
@@ -23,6 +24,7 @@ __all__ = [
     "conv2d",
     "conv2d_input",
     "conv2d_values",
+    "is_transformed",
     "linear",
     "linear_input",
     "linear_values",
@@ -34,12 +36,17 @@ __all__ = [
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def is_transformed() -> bool:
+    """Whether a functional transform or forward-mode differentiation is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def plain_call(args: Sequence[Any]) -> bool:
     """Whether a call is plain: not traced by a compiler or a mode, no transform, no subclass."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
+        or is_transformed()
         or torch._C._get_tracing_state() is not None
         or any(isinstance(a, Tensor) and type(a) not in _PLAIN for a in args)
     )
@@ -85,7 +92,9 @@ def _operator(
     transformed = _function(name, forward=call, setup_context=remember, backward=backward)
 
     def operator(*args: Any) -> Tensor:
-        if torch._C._are_functorch_transforms_active():  # these can't use registered derivatives
+        # These can't use registered derivatives. A Function without a forward-mode derivative
+        # raises an error if one is needed, where an operator would drop it.
+        if is_transformed():
             return transformed(*args)
         if not plain_call(args):
             return registered(*args)  # type: ignore[no-any-return]

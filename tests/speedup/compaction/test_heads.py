@@ -170,3 +170,33 @@ def test_encoder_with_fewer_heads_takes_padding_in_evaluation():
     padding[0, 3:] = True
     expected, found = model.eval()(x, padding), smaller.eval()(x, padding)
     torch.testing.assert_close(found[~padding], expected[~padding], rtol=1e-4, atol=1e-5)
+
+
+class Masked(nn.Module):
+    """A gated block whose tokens are mixed by a matrix, which has no batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x, mixing):
+        return self.down((mixing @ self.up(x)).relu())
+
+
+def test_recorded_inputs_that_are_no_batch_are_used_as_they_are():
+    model, x, mixing = Masked(), torch.randn(12, 10, 8), torch.rand(10, 10)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        model,
+        method="rigl-struct",
+        example_inputs=(x, mixing),
+        density=0.5,
+        init={},
+        total_steps=10,
+        delta_t=2,
+    )
+    model(x, mixing).square().mean().backward()
+    optimizer.step()
+    smaller = compact(model, optimizer).model
+    assert smaller.up.out_features == 8
+    torch.testing.assert_close(smaller(x, mixing), model(x, mixing))

@@ -1,9 +1,10 @@
-"""Dense layers for inference: residuals that broadcast, and weights written after a call."""
+"""Dense layers for inference: broadcast residuals, derivatives, weights written after a call."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from sparseopt.speedup.inference.dense_layers import DenseConv2d, DenseLinear
 from sparseopt.speedup.inference.live_layers import Origin
@@ -37,6 +38,16 @@ def test_convolution_weights_that_are_written_after_a_call_are_used():
     torch.testing.assert_close(layer(x), other(x))
     layer.weight.mul_(2)
     torch.testing.assert_close(layer(x), F.conv2d(x, 2 * other.weight, other.bias, padding=1))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+@torch.no_grad()
+def test_forward_mode_derivatives_are_those_of_torchs_layers():
+    module, layer = convolution()
+    x, tangent = torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 6)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent)))
+    torch.testing.assert_close(found.tangent, F.conv2d(tangent, module.weight, padding=1))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from sparseopt import CheckpointError, SparseOptimizer, condense, load_sparse, save_sparse
+from sparseopt import (
+    CheckpointError,
+    CondensedLinear,
+    CSRLinear,
+    SparseOptimizer,
+    condense,
+    load_sparse,
+    save_sparse,
+)
 from sparseopt.speedup import kernels
 from sparseopt.speedup.inference import assembly, condensation
 from sparseopt.speedup.inference.dense_layers import DenseLinear
@@ -21,6 +30,12 @@ from sparseopt.speedup.timing import Timing
 from tests.speedup.inference.nets import Residual, Untraceable, quickly, settled, sparse_masks
 
 pytest.importorskip("safetensors")
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
 
 
@@ -147,6 +162,44 @@ def test_condensed_model_loads_other_weights_under_other_masks(tmp_path, net):
     load_sparse(tmp_path / "other.safetensors", model)
     with torch.no_grad():
         torch.testing.assert_close(model(x), other(x), rtol=1e-4, atol=1e-5)
+
+
+class Auxiliary(nn.Module):
+    """It has a branch for training, which a graph of its inference leaves out."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.branch = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x):
+        y = self.first(x).relu()
+        return (self.last(y), self.branch(y)) if self.training else self.last(y)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("sparse_is_fastest")
+@pytest.mark.parametrize("copied", [lambda model: model, copy.deepcopy, pickled], ids=str)
+def test_condensed_model_loads_a_file_with_parameters_that_inference_does_not_need(
+    tmp_path, copied
+):
+    one, other, x = Auxiliary().eval(), Auxiliary().eval(), torch.randn(4, 16)
+    save_sparse(tmp_path / "other.safetensors", other)
+    condensed = copied(quickly(one, sparse_masks(one), x, scripted=False).model)
+    load_sparse(tmp_path / "other.safetensors", condensed)
+    with torch.no_grad():
+        torch.testing.assert_close(condensed(x), other(x))
+    save_sparse(tmp_path / "larger.safetensors", nn.ModuleDict({"first": one, "more": other}))
+    with pytest.raises(CheckpointError, match=r"'more\.branch\.bias' is not in the model"):
+        load_sparse(tmp_path / "larger.safetensors", condensed)
+
+
+@pytest.mark.parametrize("kind", [CSRLinear, CondensedLinear])
+def test_layers_by_sparse_products_of_torch_refuse_a_file(tmp_path, kind):
+    mask = torch.eye(8, dtype=torch.bool)
+    layer = kind(torch.randn(8, 8) * mask, mask, None)
+    save_sparse(tmp_path / "model.safetensors", nn.Sequential(nn.Linear(8, 8, bias=False)))
+    with pytest.raises(CheckpointError, match=rf"layer '0' .* is a {kind.__name__}"):
+        load_sparse(tmp_path / "model.safetensors", nn.Sequential(layer))
 
 
 @needs_kernels

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 
 from sparseopt.speedup import kernels
-from sparseopt.speedup.kernels import calls, ops
+from sparseopt.speedup.kernels import calls, inference_ops, ops
 from tests.speedup.kernels.dense import lists_of, needs_kernels
 from tests.speedup.kernels.test_convolution import LAYOUTS
 
@@ -151,6 +152,20 @@ def test_functional_transforms_see_the_operators():
     grad = torch.func.grad(lambda w: kernels.linear(x, w, None, lists).square().sum())(weight)
     expected = torch.func.grad(lambda w: F.linear(x, w * mask).square().sum())(weight)
     torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_forward_mode_derivative_is_refused_and_not_dropped():
+    lists, x, weight = lists_of(torch.rand(4, 3) < 0.5), torch.randn(2, 3), torch.randn(4, 3)
+    values = calls.live_values(weight, lists.tensor, lists.layout)
+    for product in (
+        lambda x: kernels.linear(x, weight, None, lists),
+        lambda x: inference_ops.linear(x, values, None, lists.tensor, lists.layout, None),
+    ):
+        with torch.no_grad(), forward_ad.dual_level():
+            torch.testing.assert_close(product(x), product(x))
+            with pytest.raises(NotImplementedError, match="forward mode"):
+                product(forward_ad.make_dual(x, torch.ones_like(x)))
 
 
 def test_export_sees_the_operators():

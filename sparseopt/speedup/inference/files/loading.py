@@ -12,6 +12,8 @@ from sparseopt.speedup.inference.dense_implementations import Frozen, Prepared, 
 from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
 from sparseopt.speedup.inference.files.format import SparseFile, SparseWeight
 from sparseopt.speedup.inference.live_layers import LiveLayer, NormStatistics, Origin
+from sparseopt.speedup.inference.network import original_names
+from sparseopt.speedup.inference.sparse_linear import CondensedLinear, CSRLinear
 from sparseopt.utils.errors import CheckpointError
 from sparseopt.utils.validation import check_has_values
 from sparseopt.utils.wrappers import canonical_name, unwrapped
@@ -41,7 +43,8 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
 
     Raises:
         CheckpointError: if the file was not written by ``save_sparse``; if names or shapes differ
-            between file and model, with all differences; or if the model is a frozen program.
+            between file and model, with all differences; or if the model is a frozen program, or
+            has layers that can't load.
         TypeError: if the model is not a module.
         ValueError: if the model is on the meta device.
         ImportError: if safetensors is not installed.
@@ -71,6 +74,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
         )
     if isinstance(model, (Prepared, UnderAutocast)):
         model = model.model
+    _refuse_sparse_products(model)
     folded = [one for one in model.modules() if isinstance(one, (LiveLayer, DenseLayer, Affine))]
     inside = {id(tensor) for layer in folded for tensor in layer.buffers()}
     # Tied weights have an entry for each of their names.
@@ -91,7 +95,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
             shapes[layer.origin.weight] = layer.shape
         elif isinstance(layer, DenseLayer):
             shapes[layer.origin.weight] = layer.weight.shape
-    unused = _unused(file, wanted, folded) if folded else set()
+    unused = (_unused(file, wanted, folded) if folded else set()) | original_names(model)
     _check(file, wanted, shapes, unused)
     for name in wanted:
         if file.is_sparse(name):
@@ -102,6 +106,21 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
         _fill(layer, file)
     for name, module in extra.items():
         module.set_extra_state(file.extra[name] if name in file.extra else file.tensor(name))
+
+
+def _refuse_sparse_products(model: nn.Module) -> None:
+    """Refuse layers by torch's sparse products, whose tensors fit one set of live weights only.
+
+    Raises:
+        CheckpointError: if the model has such a layer.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, (CSRLinear, CondensedLinear)):
+            raise CheckpointError(
+                f"layer {path!r} of the condensed model is a {type(module).__name__}, because the "
+                "sparse kernels do not compute it here, and it can't load weights: load the file "
+                "into the original model, and condense the original model again."
+            )
 
 
 def _with_extra_state(model: nn.Module) -> dict[str, nn.Module]:
