@@ -231,7 +231,7 @@ def _product(x: Tensor, module: nn.Conv2d) -> Tensor:
     x = kernel_layout(x)
     batch, channels, height, width = x.shape
     columns = x.permute(1, 2, 3, 0).reshape(channels, -1)
-    matrix = module.weight.view(-1, channels)
+    matrix = module.weight.flatten(1)
     if module.bias is None:
         rows = torch.mm(matrix, columns)
     else:

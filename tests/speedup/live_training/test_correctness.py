@@ -212,3 +212,15 @@ def test_hook_on_a_normalisation_before_relu_sees_the_gradient_of_torch():
         loss = loss_of(model)
         kept[-1] = torch.autograd.grad(loss, kept[-1])[0]
     torch.testing.assert_close(*kept, rtol=1e-3, atol=1e-6)
+
+
+def test_product_refuses_a_map_with_other_channels_as_torch_does():
+    model = nn.Sequential(nn.Conv2d(8, 4, 1, bias=False), nn.Conv2d(4, 4, 3))
+    plan = {"0": {"2x8x5x5": "product"}, "1": {"2x4x5x5": "live"}}
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model, total_steps=1000, init="uniform"
+    )
+    speed_up(model, optimizer, plan=plan)
+    assert model(torch.randn(2, 8, 5, 5)).shape == (2, 4, 3, 3)
+    with pytest.raises(RuntimeError):
+        model[0](torch.randn(2, 16, 5, 5))
