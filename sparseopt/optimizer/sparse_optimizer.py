@@ -202,9 +202,10 @@ class SparseOptimizer(WrappedOptimizer):
         # A scheduler of the inner optimizer reads this flag to check that step() came first.
         self.inner._opt_called = True  # type: ignore[attr-defined]
         self._follow_weights()
-        if not self.inner.state and checkpoint.only_makes_state(self.inner, self._gradients):
+        # With a closure there are no gradients yet, so their absence says nothing.
+        if closure is None and checkpoint.only_makes_state(self.inner, self._gradients):
             self._backup.put_back()
-            return self.backend.step(closure)
+            return self.backend.step()
         checks = self._first_step_checks
         if not checks.is_checked or (checks.made_alone and is_distributed()):
             checks.check(self.model)

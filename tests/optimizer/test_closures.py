@@ -50,6 +50,26 @@ def test_closure_is_evaluated_once_on_an_update_step_and_its_loss_returned():
     assert len(optimizer.history) == 1
 
 
+def test_first_step_of_a_warm_up_from_zero_counts_and_trains_the_sparse_model(state):
+    """Before the closure has run, it looks like the step by which torch only makes state."""
+    model, other = make(), make()
+    with_closure = wrap(model, "AdamW", state=state)
+    without = wrap(other, "AdamW", state=state)
+    schedulers = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, t / 5))
+        for optimizer in (with_closure, without)
+    ]
+    for t in range(1, 13):
+        expected = train_step(other, without, t)
+        assert with_closure.step(closure_of(model, with_closure, t)) == expected
+        assert with_closure.steps == t
+        assert_dropped_are_fresh(with_closure)
+        for scheduler in schedulers:
+            scheduler.step()
+    assert_same_weights(model, other)
+    assert [record.step for record in with_closure.history] == [5, 10]
+
+
 def test_closure_may_run_under_no_grad():
     """torch's optimizers turn gradients on for the closure; so does the wrapper."""
     model = make()
