@@ -7,11 +7,11 @@ parameters in ``param_groups`` by the sharded ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseopt.masks.layer import SparseLayer
@@ -29,11 +29,7 @@ class ParameterSlots:
     """
 
     def __init__(self, layers: Sequence[SparseLayer], groups: list[dict[str, Any]]) -> None:
-        place_of = {
-            parameter: (number, index)
-            for number, group in enumerate(groups)
-            for index, parameter in enumerate(group["params"])
-        }
+        place_of = _places_of(groups)
         self._places = {
             layer: place_of[layer.weight] for layer in layers if layer.weight in place_of
         }
@@ -44,20 +40,36 @@ class ParameterSlots:
         """Return the layers whose weight a new parameter of its shape has replaced.
 
         A parameter that was in the groups before is not a replacement: it moved up because others
-        were removed. A weight at another position in ``groups`` was moved, not replaced.
+        were removed. A weight at another position in ``groups`` was moved, not replaced, and may be
+        replaced there later.
         """
-        found = []
+        moved = []
+        # No function is called here: this runs for every layer at every step.
         for layer, (number, index) in self._places.items():
-            group = groups[number]["params"] if number < len(groups) else []
+            group = groups[number]["params"] if number < len(groups) else ()
             there = group[index] if index < len(group) else None
-            # The usual case comes first: this runs for every layer at every step.
-            if there is layer.weight:
-                continue
-            if not isinstance(there, nn.Parameter) or id(there) in self._known:
-                continue
-            if _replaces(there, layer, groups):
+            if there is not layer.weight:
+                moved.append((layer, there))
+        if not moved:
+            return []
+        place_of = _places_of(groups)
+        found = []
+        for layer, there in moved:
+            if layer.weight in place_of:
+                self._places[layer] = place_of[layer.weight]
+            elif self._replaces(there, layer):
                 found.append((layer, there))
+            else:
+                # The weight was removed, and another parameter may be replaced at this place.
+                del self._places[layer]
         return found
+
+    def _replaces(self, there: object, layer: SparseLayer) -> TypeGuard[nn.Parameter]:
+        return (
+            isinstance(there, nn.Parameter)
+            and id(there) not in self._known
+            and there.shape == layer.weight.shape
+        )
 
 
 def before_first_forward(model: nn.Module, act: Callable[[], Any]) -> Handle:
@@ -104,7 +116,10 @@ def may_be_sharded_later() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _replaces(there: nn.Parameter, layer: SparseLayer, groups: list[dict[str, Any]]) -> bool:
-    if there.shape != layer.weight.shape:
-        return False
-    return not any(parameter is layer.weight for group in groups for parameter in group["params"])
+def _places_of(groups: list[dict[str, Any]]) -> dict[Tensor, tuple[int, int]]:
+    """Return the position of each parameter: the number of its group, and its index there."""
+    return {
+        parameter: (number, index)
+        for number, group in enumerate(groups)
+        for index, parameter in enumerate(group["params"])
+    }

@@ -572,7 +572,9 @@ class SparseOptimizer(WrappedOptimizer):
         self.use_backend(make_backend(self._state_mode, self.inner, self._layers))
         self._attach()
         for layer in self._layers:
-            self.backend.load_layer(layer)
+            # to_dense() left the state of layers that are in no group as it was.
+            if self.backend.trains(layer):
+                self.backend.load_layer(layer)
         self._hooks.mask_gradients(self._layers)
         self._plan_next_step()
 

@@ -223,6 +223,44 @@ def test_removed_layer_does_not_disturb_layers_that_take_its_index(take_out, met
     assert any(record.grown for record in optimizer.history)
 
 
+def move_the_second_layer(optimizer, model):
+    first, second, _ = optimizer.param_groups
+    first["params"], second["params"] = [*first["params"], *second["params"]], []
+
+
+def replace_weights(optimizer, model):
+    """Do as FSDP2 and Accelerate do, for all layers that are in a param group."""
+    for layer in model[1:]:
+        old, new = layer.weight, nn.Parameter(layer.weight.detach().clone())
+        for group in optimizer.param_groups:
+            group["params"] = [
+                new if parameter is old else parameter for parameter in group["params"]
+            ]
+        layer.weight = new
+
+
+@pytest.mark.parametrize("change", [move_the_second_layer, take_out_the_group])
+def test_weights_are_masked_if_they_are_replaced_after_their_position_changed(change, state):
+    runs = []
+    for replace in (False, True):
+        model = three_alike()
+        each = [{"params": list(layer.parameters())} for layer in model]
+        optimizer = SparseOptimizer(torch.optim.AdamW(each), model, state=state, **SETTINGS)
+        for t in range(1, 20):
+            if t == 3:
+                change(optimizer, model)
+            if replace and t == 7:
+                replace_weights(optimizer, model)
+            optimizer.zero_grad()
+            loss_of_three(model, t).backward()
+            optimizer.step()
+        for layer in optimizer.layers[1:]:
+            assert layer.weight is model.get_parameter(layer.name)
+            assert not layer.weight[~layer.mask].any()
+        runs.append(model)
+    assert_same_weights(*runs)
+
+
 @pytest.mark.parametrize("method", ["static", "set"])
 def test_live_state_whose_data_is_replaced_equals_dense_state(method):
     """Replace the optimizer's state in place, as a move to another device and back does."""
