@@ -153,7 +153,8 @@ class MethodState:
 
     def begin(self, layers: Sequence[SparseLayer]) -> None:
         """Make the state of new layers, with the values of rank 0. Collective if there is state."""
-        if not any(self.initial(layer) for layer in layers[:1]):
+        # A method may keep nothing for some layers, such as dense ones.
+        if not any(self.initial(layer) for layer in layers):
             return
         begun = {layer: self.initial(layer) for layer in layers if not layer.is_dense}
         plain = [full_tensor(tensor) for state in begun.values() for tensor in state.values()]

@@ -139,6 +139,29 @@ def test_state_is_kept_for_layers_that_can_move_until_masks_stop():
         update.layer_state(dense)
 
 
+def test_state_begins_at_construction_even_if_the_first_layer_has_none():
+    @dataclass(frozen=True)
+    class Anchored(DropGrow):
+        name = "anchored"
+        needs_gradient = False
+
+        def initial_layer_state(self, layer):
+            return {} if layer.is_dense else {"first": layer.weight.detach().clone()}
+
+        def grow_scores(self, layer, update):
+            return update.random_scores(layer)
+
+    model = make()
+    optimizer = wrap(model, method=Anchored(), init="uniform")
+    assert optimizer.layers[0].is_dense
+    begun = {layer.name: layer.weight.detach().clone() for layer in optimizer.layers[1:]}
+    train(model, optimizer, 3)
+    first = held(optimizer, "first")
+    assert first.keys() == begun.keys()
+    for name, weight in begun.items():
+        assert torch.equal(first[name], weight)
+
+
 def test_gradients_are_dense_only_where_they_are_asked_for():
     model = make()
     optimizer = wrap(model, method="frequent-gradient")
