@@ -57,11 +57,12 @@ class UpdateSchedule:
     decay: Decay = "cosine"
 
     def __post_init__(self) -> None:
-        check_steps("delta_t", self.delta_t, minimum=1)
-        check_fraction("alpha", self.alpha)
+        # The dataclass is frozen. torch.load would refuse a checkpoint with numbers of NumPy.
+        object.__setattr__(self, "delta_t", check_steps("delta_t", self.delta_t, minimum=1))
+        object.__setattr__(self, "alpha", check_fraction("alpha", self.alpha))
         check_choice("decay", self.decay, DECAYS)
         if self.t_end is not None:
-            check_steps("t_end", self.t_end, minimum=0)
+            object.__setattr__(self, "t_end", check_steps("t_end", self.t_end, minimum=0))
 
     @property
     def has_updates(self) -> bool:
@@ -125,12 +126,13 @@ def make_schedule(
 ) -> UpdateSchedule:
     """Return the schedule; without ``t_end`` updates stop at three quarters of ``total_steps``.
 
+    The caller has checked ``total_steps``.
+
     Raises:
         TypeError: if a number has the wrong type.
         ValueError: if a number is out of range, or ``t_end`` lies after ``total_steps``.
     """
     if total_steps is not None:
-        check_steps("total_steps", total_steps, minimum=1)
         if t_end is None:
             t_end = int(UPDATE_SHARE * total_steps)
         elif t_end > total_steps:

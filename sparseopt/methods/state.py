@@ -8,6 +8,7 @@ and starts equal on all ranks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, ClassVar, Final, Protocol, cast
 
 import torch
@@ -21,8 +22,14 @@ from sparseopt.masks.layer import SparseLayer
 
 __all__ = ["LayerState", "MethodState", "RunState"]
 
-#: The types, beside tensors, that torch.load reads from a checkpoint without running code.
-PLAIN: Final = (bool, int, float, str, type(None))
+#: Kinds of values, beside ``None`` and tensors, and the types that torch.load reads from a
+#: checkpoint without running code. A bool is also an Integral, so it comes first.
+PLAIN: Final[tuple[tuple[type, type], ...]] = (
+    (bool, bool),
+    (Integral, int),
+    (Real, float),
+    (str, str),
+)
 
 
 class KeepsState(Protocol):
@@ -105,9 +112,7 @@ class RunState(Mapping[str, Any]):
 
     def __init__(self, owner: str, values: Mapping[str, Any]) -> None:
         self._owner = owner
-        self._values: dict[str, Any] = dict(values)
-        for name, value in self._values.items():
-            self._check(name, value)
+        self._values = {name: self._plain(name, value) for name, value in values.items()}
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._values:
@@ -116,8 +121,8 @@ class RunState(Mapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         self[name]
-        self._check(name, value)
-        self._values[name] = value.detach() if isinstance(value, Tensor) else value
+        plain = self._plain(name, value)
+        self._values[name] = plain.detach() if isinstance(plain, Tensor) else plain
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -128,12 +133,17 @@ class RunState(Mapping[str, Any]):
     def __repr__(self) -> str:
         return f"RunState({self._values!r})"
 
-    def _check(self, name: str, value: Any) -> None:
-        if not isinstance(value, (*PLAIN, Tensor)):
-            raise TypeError(
-                f"run_state[{name!r}] of {self._owner} can't be {type(value).__name__} "
-                f"({value!r}): a checkpoint holds numbers, strings, None and tensors."
-            )
+    def _plain(self, name: str, value: Any) -> Any:
+        """Return a tensor or ``None`` as it is, and another value in the type of a checkpoint."""
+        if value is None or isinstance(value, Tensor):
+            return value
+        for kind, plain in PLAIN:
+            if isinstance(value, kind):
+                return plain(value)
+        raise TypeError(
+            f"run_state[{name!r}] of {self._owner} can't be {type(value).__name__} "
+            f"({value!r}): a checkpoint holds numbers, strings, None and tensors."
+        )
 
 
 class MethodState:

@@ -263,7 +263,7 @@ def make_layers(
     of = {} if model is None else stacked_matrices(model)
     stacks = {name: of[weight] for name, weight in weights.items() if weight in of}
     counts = live_counts(shapes, config.density, config.init, overrides, stacks)
-    targets = {name: method.live_count(shapes[name], live) for name, live in counts.items()}
+    targets = {name: int(method.live_count(shapes[name], live)) for name, live in counts.items()}
     live = _live_at_start(shapes, targets, overrides, stacks, config, method)
     if isinstance(method, NM):
         _note_dense(method, shapes, targets)

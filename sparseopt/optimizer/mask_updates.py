@@ -253,7 +253,7 @@ class MaskUpdater:
         overdue = self._is_overdue()
         return Update(
             step=step,
-            fraction=0.0 if overdue else self.method.fraction(step, progress.schedule),
+            fraction=0.0 if overdue else float(self.method.fraction(step, progress.schedule)),
             schedule=progress.schedule,
             total_steps=progress.total_steps,
             generator=progress.generator,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import torch
@@ -192,18 +192,10 @@ def _checked_moves(layers: Sequence[SparseLayer], method: Method, update: Update
             f"{what} returned {got}: it must return a list of one Move for each of the "
             f"{len(layers)} layers that it was given, in their order."
         )
-    for layer, move in zip(layers, moves, strict=True):
-        if not isinstance(move, Move):
-            raise TypeError(
-                f"{what} returned {move!r} for layer {layer.name!r}: it must be a Move."
-            )
-        counts: dict[str, object] = {"drop": move.drop, "grow": move.grow}
-        for name, count in counts.items():
-            if isinstance(count, bool) or not isinstance(count, Integral):
-                raise TypeError(
-                    f"{what} returned {name}={count!r} for layer {layer.name!r}: it must be a "
-                    "whole number, such as int(...) returns."
-                )
+    checked = [
+        _with_plain_counts(move, layer, what) for layer, move in zip(layers, moves, strict=True)
+    ]
+    for layer, move in zip(layers, checked, strict=True):
         spared = layer.live if method.regrow == "never" else layer.live - move.drop
         droppable = layer.live if isinstance(move, Rewiring) else layer.droppable
         if not (
@@ -217,7 +209,21 @@ def _checked_moves(layers: Sequence[SparseLayer], method: Method, update: Update
                 f"{droppable}, grow at most {layer.numel - spared}, and one weight must stay"
                 + (" in every slice of weight norm." if layer.norm_slices else ".")
             )
-    return moves
+    return checked
+
+
+def _with_plain_counts(move: object, layer: SparseLayer, what: str) -> Move:
+    """Return the move with its counts as ints: a checkpoint holds no numbers of NumPy."""
+    if not isinstance(move, Move):
+        raise TypeError(f"{what} returned {move!r} for layer {layer.name!r}: it must be a Move.")
+    counts: dict[str, object] = {"drop": move.drop, "grow": move.grow}
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, Integral):
+            raise TypeError(
+                f"{what} returned {name}={count!r} for layer {layer.name!r}: it must be a "
+                "whole number, such as int(...) returns."
+            )
+    return replace(move, drop=int(move.drop), grow=int(move.grow))
 
 
 def _transition(

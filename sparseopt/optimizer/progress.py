@@ -10,6 +10,7 @@ import torch
 
 from sparseopt.flops.usage import CostCounters
 from sparseopt.schedules import UpdateSchedule, make_schedule
+from sparseopt.utils.validation import check_steps
 
 __all__ = ["Progress", "UpdateRecord"]
 
@@ -78,6 +79,7 @@ class Progress:
 
     def set_horizon(self, total_steps: int) -> None:
         """Set the total number of steps; updates stop at three quarters of it."""
+        total_steps = check_steps("total_steps", total_steps, minimum=1)
         self.schedule = make_schedule(
             total_steps=total_steps,
             t_end=None,

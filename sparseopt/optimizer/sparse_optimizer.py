@@ -43,7 +43,7 @@ from sparseopt.schedules import Decay, make_schedule
 from sparseopt.utils.closures import evaluate
 from sparseopt.utils.compile import disable_dynamo
 from sparseopt.utils.deprecation import warn_old_spelling
-from sparseopt.utils.validation import check_density
+from sparseopt.utils.validation import check_density, check_steps
 
 __all__ = ["SparseOptimizer"]
 
@@ -159,6 +159,8 @@ class SparseOptimizer(WrappedOptimizer):
         method = get_method(method, regrow=regrow)
         self.method = build.complete_method(method, model, example_inputs)
         self._mask_config = build.MaskConfig(check_density("density", density), init, mask, sparse)
+        if total_steps is not None:
+            total_steps = check_steps("total_steps", total_steps, minimum=1)
         schedule = make_schedule(
             total_steps=total_steps, t_end=t_end, delta_t=delta_t, alpha=alpha, decay=decay
         )

@@ -4,10 +4,13 @@ That it also comes back in a fresh process is in tests/integration/test_resume.p
 """
 
 import copy
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
+from sparseopt import DropGrow, Move
 from tests.support.catalogue import ELEMENTWISE, build, model_for, torch_optimizers
 from tests.support.looking import (
     assert_dropped_are_fresh,
@@ -222,6 +225,67 @@ def test_probe_step_before_the_checkpoint_is_loaded_loses_nothing(state):
     train(model, optimizer, 12, start=12)
     train(fresh_model, fresh, 12, start=12)
     assert_same_run(model, optimizer, fresh_model, fresh)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"total_steps": np.int64(STEPS)},
+        {"t_end": np.int32(18)},
+        {"delta_t": np.int64(5)},
+        {"alpha": np.float64(0.3)},
+        {"alpha": np.float32(0.25)},
+    ],
+)
+def test_settings_may_be_numbers_of_numpy(numbers, tmp_path):
+    """torch.load refuses them by default, and reads numbers of Python."""
+    model = make()
+    optimizer = wrap(model, **numbers)
+    train(model, optimizer, 7)
+    saved = saved_and_loaded(optimizer, tmp_path)
+    assert_same_run(model, optimizer, *resumed(model, saved, **numbers))
+
+
+def test_horizon_may_be_set_by_a_number_of_numpy(tmp_path):
+    model = make()
+    optimizer = wrap(model)
+    optimizer.set_horizon(np.int64(2 * STEPS))
+    saved = saved_and_loaded(optimizer, tmp_path)
+    assert saved["param_groups"][0]["sparseopt"]["total_steps"] == 2 * STEPS
+
+
+@dataclass(frozen=True)
+class ByNumPy(DropGrow):
+    """A method of the user's own that computes with NumPy."""
+
+    name = "by-numpy"
+
+    def initial_run_state(self):
+        return {"updates": np.int64(0), "mean": np.float32(0)}
+
+    def fraction(self, step, schedule):
+        return np.float64(0.25)
+
+    def live_count(self, shape, target):
+        return np.int64(target)
+
+    def moves(self, layers, update):
+        update.run_state["updates"] += 1
+        update.run_state["mean"] = np.mean([update.run_state["mean"], update.fraction])
+        return [Move(drop=count, grow=count) for count in np.full(len(layers), 2)]
+
+    def grow_scores(self, layer, update):
+        return update.random_scores(layer)
+
+
+def test_method_of_the_users_own_may_return_numbers_of_numpy(tmp_path):
+    model = make()
+    optimizer = wrap(model, method=ByNumPy())
+    train(model, optimizer, 12)
+    saved = saved_and_loaded(optimizer, tmp_path)
+    assert_same_run(model, optimizer, *resumed(model, saved, method=ByNumPy()))
+    kept = dict(saved["param_groups"][0]["sparseopt"]["run_state"])
+    assert kept == {"updates": 2, "mean": 0.1875}
 
 
 def test_groups_options_come_back():
