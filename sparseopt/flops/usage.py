@@ -66,6 +66,18 @@ class CostCounters:
             live_dense_steps=joined(self.live_dense_steps, self.dense_gradients),
         )
 
+    def renamed(self, names: Mapping[str, str]) -> CostCounters:
+        """Return the counters with the new names of layers, by their earlier names."""
+
+        def with_new_names(sums: Mapping[str, int]) -> dict[str, int]:
+            return {names.get(name, name): count for name, count in sums.items()}
+
+        return replace(
+            self,
+            live_steps=with_new_names(self.live_steps),
+            live_dense_steps=with_new_names(self.live_dense_steps),
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint; the keys are always the same."""
         return {

@@ -232,7 +232,7 @@ def restore(saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str,
             memory.restore(layer, was.memory)
         updater.state.restore(layer, was.state)
     updater.state.restore_run(_run_state(saved.progress))
-    updater.progress.restore(saved.progress)
+    updater.progress.restore(saved.progress, names)
 
 
 def only_makes_state(inner: Optimizer, gradients: Callable[[], Sequence[Tensor]]) -> bool:
@@ -315,7 +315,8 @@ def _match_layers(
     """Pair each layer with its values in the checkpoint.
 
     They are matched by name, without the prefixes of wrappers, if both sides have names; otherwise
-    by position.
+    by the index of their parameter. The order of the layers may differ: with a model it is the
+    order of the modules, and without a model the order of the param groups.
 
     Args:
         saved: the layers of the checkpoint.
@@ -323,18 +324,20 @@ def _match_layers(
         named: whether both sides have names.
     """
     layers = updater.layers
+    indices = _parameter_indices(updater.backend.inner, layers)
     if named:
         by_name = {canonical_name(layer.name): layer for layer in saved}
         _check_same_layers([layer.name for layer in layers], list(by_name))
         pairs = [(layer, by_name[layer.name]) for layer in layers]
     else:
-        if len(saved) != len(layers):
+        ours = sorted(layers, key=lambda layer: indices[layer.weight])
+        theirs = sorted(saved, key=lambda was: was.index)
+        if len(theirs) != len(ours):
             raise CheckpointError(
-                f"the checkpoint has {len(saved)} sparse layers, but this optimizer has "
-                f"{len(layers)} ({_first_difference(saved, layers)})."
+                f"the checkpoint has {len(theirs)} sparse layers, but this optimizer has "
+                f"{len(ours)} ({_first_difference(theirs, ours)})."
             )
-        pairs = list(zip(layers, saved, strict=True))
-    indices = _parameter_indices(updater.backend.inner, layers)
+        pairs = list(zip(ours, theirs, strict=True))
     for layer, was in pairs:
         if was.shape != tuple(layer.weight.shape):
             raise CheckpointError(

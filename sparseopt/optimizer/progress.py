@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -100,8 +101,13 @@ class Progress:
             "usage": self.usage.as_dict(),
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Load what :meth:`as_dict` returned; the saved schedule replaces this one."""
+    def restore(self, saved: dict[str, Any], names: Mapping[str, str]) -> None:
+        """Load what :meth:`as_dict` returned; the saved schedule replaces this one.
+
+        Args:
+            saved: the result of :meth:`as_dict`.
+            names: the names of the layers here, by their names in ``saved``.
+        """
         schedule = UpdateSchedule(**saved["schedule"])
         given_horizon = self.schedule.t_end is not None
         if (given_horizon and schedule != self.schedule) or self._cadence() != _cadence(schedule):
@@ -116,7 +122,7 @@ class Progress:
         self.generator.set_state(saved["generator"].cpu())
         self.steps = saved["steps"]
         self.history = [UpdateRecord(**record) for record in saved["history"]]
-        self.usage = CostCounters.from_dict(saved["usage"])
+        self.usage = CostCounters.from_dict(saved["usage"]).renamed(names)
 
     def _cadence(self) -> tuple[int, float, str]:
         return _cadence(self.schedule)

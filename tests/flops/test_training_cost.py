@@ -48,6 +48,22 @@ class Thinning(Method):
         return [Move(layer.live // 10, 0) for layer in layers]
 
 
+def test_cost_so_far_is_kept_if_only_the_loading_run_has_names():
+    model, other_model = make(), make()
+    inner = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = SparseOptimizer(inner, **settings_with(delta_t=4, method=Thinning()))
+    train(model, optimizer, 14)
+    other = wrap(other_model, method=Thinning())
+    other_model.load_state_dict(model.state_dict())
+    other.load_state_dict(optimizer.state_dict())
+    for steps in (0, 12):
+        train(model, optimizer, steps, start=14)
+        train(other_model, other, steps, start=14)
+        expected, found = optimizer.flops(model, X), other.flops(other_model, X)
+        assert found.train_measured == expected.train_measured
+        assert expected.train_measured < 3 * F_DENSE
+
+
 @pytest.mark.parametrize("method", ["static", "set", "rigl", "pruning", Thinning()])
 def test_training_so_far_is_integrated_over_the_masks_that_were(method):
     """The sum is exact, also if live counts change and gradients are dense at some steps."""
