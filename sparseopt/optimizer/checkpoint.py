@@ -34,6 +34,7 @@ __all__ = [
     "extract",
     "only_makes_state",
     "restore",
+    "warn_of_other_settings",
     "without_masks",
 ]
 
@@ -208,8 +209,12 @@ def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool)
     return SavedState({**state_dict, "state": state, "param_groups": groups}, pairs, progress)
 
 
-def restore(saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str, Tensor]) -> None:
-    """Set layers and progress from a checkpoint, after the inner optimizer has loaded its state.
+def warn_of_other_settings(
+    saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str, Tensor]
+) -> None:
+    """Warn if the optimizer was made with another density or schedule than the checkpoint's.
+
+    Call it before anything is loaded: where warnings are errors, it raises.
 
     Args:
         saved: the result of :func:`extract`.
@@ -217,6 +222,16 @@ def restore(saved: SavedState, updater: MaskUpdater, *, mask: str | Mapping[str,
         mask: the ``mask=`` that the optimizer was made with.
     """
     _warn_of_another_density(saved.layers, mask)
+    updater.progress.warn_of_another_schedule(saved.progress)
+
+
+def restore(saved: SavedState, updater: MaskUpdater) -> None:
+    """Set layers and progress from a checkpoint, after the inner optimizer has loaded its state.
+
+    Args:
+        saved: the result of :func:`extract`.
+        updater: the mask updater that :func:`extract` was given.
+    """
     backend, memory = updater.backend, updater.memory
     names = {was.name: layer.name for layer, was in saved.layers}
     # Checkpoints of the first version lack this key.

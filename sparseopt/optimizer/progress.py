@@ -108,6 +108,15 @@ class Progress:
             saved: the result of :meth:`as_dict`.
             names: the names of the layers here, by their names in ``saved``.
         """
+        self.schedule = UpdateSchedule(**saved["schedule"])
+        self.total_steps = saved["total_steps"]
+        self.generator.set_state(saved["generator"].cpu())
+        self.steps = saved["steps"]
+        self.history = [UpdateRecord(**record) for record in saved["history"]]
+        self.usage = CostCounters.from_dict(saved["usage"]).renamed(names)
+
+    def warn_of_another_schedule(self, saved: dict[str, Any]) -> None:
+        """Warn if the schedule given at construction is not the schedule in ``saved``."""
         schedule = UpdateSchedule(**saved["schedule"])
         given_horizon = self.schedule.t_end is not None
         if (given_horizon and schedule != self.schedule) or self._cadence() != _cadence(schedule):
@@ -117,12 +126,6 @@ class Progress:
                 UserWarning,
                 stacklevel=4,
             )
-        self.schedule = schedule
-        self.total_steps = saved["total_steps"]
-        self.generator.set_state(saved["generator"].cpu())
-        self.steps = saved["steps"]
-        self.history = [UpdateRecord(**record) for record in saved["history"]]
-        self.usage = CostCounters.from_dict(saved["usage"]).renamed(names)
 
     def _cadence(self) -> tuple[int, float, str]:
         return _cadence(self.schedule)

@@ -309,11 +309,12 @@ class SparseOptimizer(WrappedOptimizer):
         self._follow_weights()
         state_dict = self._before_loading(dict(state_dict))
         saved = checkpoint.extract(state_dict, self._updater, named=self._named)
+        checkpoint.warn_of_other_settings(saved, self._updater, mask=self._mask_config.mask)
         self.inner.load_state_dict(saved.inner)
         share_local_state(self.inner)
         self._backup.put_back()
         self._updater.forget_preparation()
-        checkpoint.restore(saved, self._updater, mask=self._mask_config.mask)
+        checkpoint.restore(saved, self._updater)
         self._first_step_checks.is_checked = False
         self._plan_next_step()
         self._after_loading()

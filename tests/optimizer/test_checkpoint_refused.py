@@ -1,5 +1,7 @@
 """A checkpoint that does not fit raises an error that names what differs, and changes nothing."""
 
+import warnings
+
 import pytest
 from torch import nn
 
@@ -85,6 +87,26 @@ def test_plain_optimizers_checkpoint_is_refused():
     train(other, plain, 3)
     optimizer = wrap(model)
     refused(optimizer, model, plain.state_dict(), "(?i)mask|sparse|plain")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"density": 0.4}, "density is used"), ({"total_steps": 80}, "schedule is used")],
+)
+def test_warning_that_is_an_error_changes_nothing(settings, words, state):
+    other, model = make(), make(seed=3)
+    its = wrap(other, state=state)
+    train(other, its, 7)
+    optimizer = wrap(model, state=state, **settings)
+    train(model, optimizer, 3)
+    before = snapshot(optimizer, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match=words):
+            optimizer.load_state_dict(its.state_dict())
+    assert_unchanged(before, snapshot(optimizer, model))
+    train(model, optimizer, 3, start=3)
+    assert_dropped_are_fresh(optimizer)
 
 
 @pytest.mark.parametrize(("theirs", "mine"), [("SGD", "AdamW"), ("AdamW", "SGD")])
