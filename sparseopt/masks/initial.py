@@ -20,7 +20,7 @@ from sparseopt.masks.norm_slices import (
 from sparseopt.utils.random import uniform
 from sparseopt.utils.validation import unknown_name
 
-__all__ = ["MASKS", "check_mask", "initial_masks"]
+__all__ = ["MASKS", "check_mask", "initial_masks", "masks_by_layer"]
 
 MASKS: Final = ("random", "magnitude", "nonzero")
 
@@ -51,12 +51,13 @@ def initial_masks(
 
     Raises:
         TypeError: if a given mask is not a bool tensor, or ``mask`` is of no usable type.
-        ValueError: if a name is not known, or if a mask has the wrong shape, has no live weight,
-            could not come from ``select``, or has no live weight in a slice of weight norm.
+        ValueError: if a name is not known or given twice, or if a mask has the wrong shape, has no
+            live weight, could not come from ``select``, or has no live weight in a slice of weight
+            norm.
     """
     given: dict[str, Tensor] = {}
     if isinstance(mask, Mapping):
-        given = {match_name("mask", key, weights): value for key, value in mask.items()}
+        given = masks_by_layer("mask", mask, weights)
     elif not isinstance(mask, str):
         raise TypeError(
             f"mask={mask!r} must be one of {MASKS} or a mapping from layer name to bool tensor."
@@ -86,6 +87,31 @@ def initial_masks(
             _check_slices(name, chosen, norm_dims[name])
         masks[name] = chosen
     return masks
+
+
+def masks_by_layer(
+    argument: str, masks: Mapping[str, Tensor], layers: Mapping[str, object]
+) -> dict[str, Tensor]:
+    """Return the user's masks by the names of the layers; the masks are not checked.
+
+    Args:
+        argument: the name of the argument, for messages.
+        masks: the masks; a key may leave out ``.weight`` and have the prefixes of wrappers.
+        layers: the layers by name.
+
+    Raises:
+        ValueError: if a key names no layer, or if two keys name the same layer.
+    """
+    found: dict[str, Tensor] = {}
+    for key, mask in masks.items():
+        name = match_name(argument, key, layers)
+        if name in found:
+            raise ValueError(
+                f"{argument} has two masks for layer {name!r}, because {key!r} names this layer "
+                "too: give one of them."
+            )
+        found[name] = mask
+    return found
 
 
 def _check_slices(name: str, mask: Tensor, dim: int) -> None:

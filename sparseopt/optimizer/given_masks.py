@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sparseopt.distributed.dtensor import full_tensor, is_sharded
 from sparseopt.distributed.ranks import from_all_ranks, masks_of_rank_zero
-from sparseopt.distributions import layer_named, match_name
+from sparseopt.distributions import layer_named
 from sparseopt.masks.drop_and_grow import Transition, plan_mask
 from sparseopt.masks.indices import count_true, take
-from sparseopt.masks.initial import check_mask
+from sparseopt.masks.initial import check_mask, masks_by_layer
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.norm_slices import described, left_zero
 from sparseopt.methods.base import Method
@@ -106,15 +106,7 @@ def _checked(
     masks: Mapping[str, Tensor], layers: Mapping[str, SparseLayer], method: Method
 ) -> dict[str, Tensor]:
     """Return ``masks`` by layer, in the order of the layers."""
-    given: dict[str, Tensor] = {}
-    for key, mask in masks.items():
-        name = match_name("masks", key, layers)
-        if name in given:
-            raise ValueError(
-                f"masks has two masks for layer {name!r}, because {key!r} names this layer too: "
-                "give one of them."
-            )
-        given[name] = mask
+    given = masks_by_layer("masks", masks, layers)
     checked = {
         name: check_mask(name, given[name], layer.weight, method.initial_mask)
         for name, layer in layers.items()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparseopt.distributed.ranks import agree_on_masks
 from sparseopt.distributions import Init, live_counts, match_name
+from sparseopt.masks.initial import masks_by_layer
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import largest
 from sparseopt.structured.channel_counts import channel_counts, share_count
@@ -238,15 +239,14 @@ def _choose(
 def _given(mask: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Return given masks by name of the parameter, on the CPU, after a check of each."""
     found = {}
-    for key, value in mask.items():
-        name = match_name("mask", key, trained)
+    for name, value in masks_by_layer("mask", mask, trained).items():
         if value.dtype != torch.bool or value.shape != trained[name].shape:
             raise ValueError(
-                f"mask[{key!r}] is {value.dtype} of shape {tuple(value.shape)}, but must be bool "
+                f"mask[{name!r}] is {value.dtype} of shape {tuple(value.shape)}, but must be bool "
                 f"of shape {tuple(trained[name].shape)}."
             )
         if not value.any():
-            raise ValueError(f"mask[{key!r}] has no live channel, but at least one is needed.")
+            raise ValueError(f"mask[{name!r}] has no live channel, but at least one is needed.")
         found[name] = value.cpu()
     return found
 

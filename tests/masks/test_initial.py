@@ -133,6 +133,16 @@ def test_mapping_of_masks_is_taken_as_it_is(suffix):
         assert not weights[name][~expected].any()
 
 
+@pytest.mark.parametrize("key", ["fc1", "module.fc1.weight"])
+def test_two_masks_for_one_layer_are_refused(key):
+    model = make()
+    weight = model.fc1.weight.detach().clone()
+    mask = torch.rand(weight.shape) < 0.4
+    with pytest.raises(ValueError, match=rf"two masks for layer 'fc1\.weight', because '{key}'"):
+        wrap(model, mask={"fc1.weight": mask, key: ~mask})
+    assert torch.equal(model.fc1.weight, weight)
+
+
 def test_masks_given_stay_the_callers_own():
     model = make()
     weights = dict(model.named_parameters())

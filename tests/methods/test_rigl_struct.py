@@ -238,6 +238,8 @@ def test_masks_of_single_weights_are_refused():
         wrapped(mask=masks)
     with pytest.raises(ValueError, match=r"c1.*shape"):
         wrapped(mask={"c1": torch.ones(2, 2, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"two masks for layer 'c1\.weight'"):
+        wrapped(mask={**masks, "c1": ~masks["c1.weight"]})
     with pytest.raises(ValueError, match="nonzero"):
         wrapped(mask="nonzero")
 
