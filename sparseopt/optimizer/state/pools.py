@@ -71,12 +71,19 @@ class Pool:
         #: The last tensors of :attr:`_state`, to detect new ones; for 0-dimensional tensors, the
         #: values of all members but the first.
         self._memory: dict[str, Tensor] = {}
+        #: The version of the 0-dimensional tensors after the last step, by name: it counts writes,
+        #: and reading it doesn't wait for the device.
+        self._versions: dict[str, int] = {}
         self._views: dict[str, list[Any]] = {}
         self._addresses: dict[str, list[int | None]] = {}
         self._join([inner.state.get(member.weight, {}) for member in self.members])
 
     def fits(self) -> bool:
-        """Whether the members' state is still the views that this pool made, of the same sizes."""
+        """Whether the members' state is still the views that this pool made, of the same sizes.
+
+        The answer is also no if other code has written to state with one value a member: then the
+        values may differ.
+        """
         dtype, state, count = self.flat_parameter.dtype, self.inner.state, len(self._views)
         entries = []
         for member, size in zip(self.members, self.sizes, strict=True):
@@ -88,6 +95,9 @@ class Pool:
             if len(entry) != count:
                 return False
             entries.append(entry)
+        for name, version in self._versions.items():
+            if _version(self._memory[name]) != version:
+                return False
         for name, views in self._views.items():
             for entry, view, address in zip(entries, views, self._addresses[name], strict=True):
                 # After an assignment to its .data, it is the same object at another address.
@@ -153,10 +163,13 @@ class Pool:
             elif value.dim() == 0:
                 if held is not None and value is self._views[name][0]:
                     held.copy_(value)
+                    self._versions[name] = _version(held)
                     continue
                 # One tensor each: after detach(), each member's step would change a shared one.
                 each = value.repeat(len(self.members))
+                # All views of a tensor have one version.
                 self._memory[name] = each[1:]
+                self._versions[name] = _version(each)
                 views = list(each.unbind())
                 self._state[name] = views[0]
             else:
@@ -223,6 +236,11 @@ def with_own_memory(value: Any) -> Any:
 
 def _address(value: Any) -> int | None:
     return value.data_ptr() if isinstance(value, Tensor) else None
+
+
+def _version(value: Tensor) -> int:
+    # A tensor that was made in inference mode has no version.
+    return 0 if value.is_inference() else value._version
 
 
 def _is_plain(gradient: Tensor) -> bool:

@@ -108,6 +108,23 @@ def test_step_count_continues_from_the_value_that_the_user_sets():
     assert {int(optimizer.state[p]["step"]) for p in model.parameters()} == {2}
 
 
+@pytest.mark.parametrize("reset", ["conv1.weight", "conv2.weight", "fc2.weight", "fc1.bias"])
+def test_step_count_that_the_user_sets_for_one_parameter_is_not_for_the_others(reset):
+    models = []
+    for state in ("live", "masked"):
+        model = make()
+        inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+        optimizer = SparseOptimizer(inner, model, **{**SETTINGS, "state": state})
+        train(model, optimizer, 3)
+        optimizer.state[model.get_parameter(reset)]["step"].zero_()
+        train(model, optimizer, 2, start=3)
+        steps = {name: int(inner.state[p]["step"]) for name, p in model.named_parameters()}
+        assert steps == {**dict.fromkeys(steps, 5), reset: 2}
+        models.append(model)
+    for live, masked in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(live, masked)
+
+
 def test_state_that_the_user_replaces_or_edits_is_what_the_next_step_starts_from():
     model = make()
     inner = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
