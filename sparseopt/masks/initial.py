@@ -90,7 +90,10 @@ def initial_masks(
 
 
 def masks_by_layer(
-    argument: str, masks: Mapping[str, Tensor], layers: Mapping[str, object]
+    argument: str,
+    masks: Mapping[str, Tensor],
+    layers: Mapping[str, object],
+    spelling: Callable[[str], str] = str,
 ) -> dict[str, Tensor]:
     """Return the user's masks by the names of the layers; the masks are not checked.
 
@@ -98,13 +101,14 @@ def masks_by_layer(
         argument: the name of the argument, for messages.
         masks: the masks; a key may leave out ``.weight`` and have the prefixes of wrappers.
         layers: the layers by name.
+        spelling: a function that returns the usual spelling of a key.
 
     Raises:
         ValueError: if a key names no layer, or if two keys name the same layer.
     """
     found: dict[str, Tensor] = {}
     for key, mask in masks.items():
-        name = match_name(argument, key, layers)
+        name = match_name(argument, spelling(key), layers)
         if name in found:
             raise ValueError(
                 f"{argument} has two masks for layer {name!r}, because {key!r} names this layer "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from sparseopt.distributed.dtensor import is_sharded
-from sparseopt.distributions import match_name
+from sparseopt.masks.initial import masks_by_layer
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.speedup.compaction.constant_propagation import find_constants
 from sparseopt.speedup.compaction.consumers import Use, uses_of
@@ -292,9 +292,8 @@ def _masks(model: nn.Module, given: Masks) -> dict[str, Tensor]:
         given.materialize()
         return _masks_of(given, model, parameters)
     if isinstance(given, Mapping):
-        named = {
-            parameters[match_name("masks", key, parameters)]: mask for key, mask in given.items()
-        }
+        found = masks_by_layer("masks", given, parameters)
+        named = {parameters[name]: mask for name, mask in found.items()}
         for name, mask in named.items():
             shape = model.get_parameter(name).shape
             if mask.dtype != torch.bool or mask.shape != shape:

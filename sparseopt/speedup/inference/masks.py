@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sparseopt.distributions import match_name
+from sparseopt.masks.initial import masks_by_layer
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.utils.names import written_name
 from sparseopt.utils.wrappers import canonical_name
@@ -29,18 +29,17 @@ def masks_by_name(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
 
     Raises:
         TypeError: if ``masks`` has another type, or if a mask is not a bool tensor.
-        ValueError: if the model has no weight of a name, or if a mask and its weight have
-            different shapes.
+        ValueError: if the model has no weight of a name, if two names belong to one weight, or if
+            a mask and its weight have different shapes.
     """
     weights = {canonical_name(name): one.detach() for name, one in model.named_parameters()}
     if isinstance(masks, SparseOptimizer):
         masks.materialize()
         found = _of_weights(masks.masks, weights)
     elif isinstance(masks, Mapping):
-        found = {
-            match_name("masks", key if key in weights else written_name(key), weights): mask
-            for key, mask in masks.items()
-        }
+        found = masks_by_layer(
+            "masks", masks, weights, lambda key: key if key in weights else written_name(key)
+        )
     elif masks == "nonzero":
         found = {name: weight != 0 for name, weight in weights.items() if weight.dim() > 1}
     else:

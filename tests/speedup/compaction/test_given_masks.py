@@ -56,6 +56,7 @@ def test_masks_of_every_kind_give_the_same_model(kind, as_mapping):
     [
         ({"frist": NEURONS}, ValueError, "frist"),
         ({"first": NEURONS}, ValueError, r"masks\['first\.weight'\].*shape"),
+        ({"first": NEURONS, "first.weight": NEURONS}, ValueError, "two masks for .*'first.weight'"),
         ("zero", TypeError, "masks='zero'"),
     ],
 )

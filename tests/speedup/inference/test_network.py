@@ -187,6 +187,7 @@ def test_masks_by_name_of_weight_or_module_and_nonzero_are_the_same():
         ({"conv9": torch.ones(1, dtype=torch.bool)}, ValueError, "conv9"),
         ({"head": torch.ones(2, 2, dtype=torch.bool)}, ValueError, r"'head.weight'.*\(2, 2\)"),
         ({"head": torch.ones(10, 32)}, TypeError, "bool"),
+        (dict.fromkeys(("head", "head.weight"), torch.ones(10, 32) > 0), ValueError, "two masks"),
         (0.1, TypeError, "SparseOptimizer"),
     ],
 )
