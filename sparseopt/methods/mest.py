@@ -72,16 +72,28 @@ class MEST(DropGrow):
         check_choice("bound", self.bound, ("soft", "hard"))
         # A property can't override a class variable, and a frozen instance is set only like this.
         object.__setattr__(self, "needs_dense_gradient", self.grow == "gradient")
+        # Otherwise a layer that is unused at the last update would stay denser than its target.
+        object.__setattr__(self, "needs_gradient", self.gradient_weight > 0.0)
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
         """Whether ``step`` is an update step of the schedule, or ``t_end`` with the soft bound."""
         return schedule.is_update(step) or (self.bound == "soft" and step == schedule.t_end)
 
+    def fraction(self, step: int, schedule: UpdateSchedule) -> float:
+        """Return the drop fraction of the schedule, and 0 from ``t_end`` on."""
+        ended = schedule.t_end is not None and step >= schedule.t_end
+        return 0.0 if ended else super().fraction(step, schedule)
+
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
         """Drop and grow equally many, or, with the soft bound, drop to the target and grow more."""
         if self.bound == "hard":
-            return super().moves(layers, update)
-        return [self._trial(layer, update) for layer in layers]
+            moves = super().moves(layers, update)
+        else:
+            moves = [self._trial(layer, update) for layer in layers]
+        return [
+            Move(0, 0) if self._leaves_out(layer, update) else move
+            for layer, move in zip(layers, moves, strict=True)
+        ]
 
     def drop_scores(self, layer: SparseLayer, update: Update) -> Tensor:
         """Return the magnitude of weights plus ``gradient_weight`` times the gradient's."""
@@ -104,7 +116,14 @@ class MEST(DropGrow):
 
     def _trial(self, layer: SparseLayer, update: Update) -> Move:
         drop = max(0, layer.live - layer.target)
-        ended = update.schedule.t_end is not None and update.step >= update.schedule.t_end
-        newcomers = 0 if ended else int(update.fraction * layer.target)
+        newcomers = int(update.fraction * layer.target)
         room = layer.numel - layer.live + (0 if self.regrow == "never" else drop)
         return Move(drop, min(newcomers, room))
+
+    def _leaves_out(self, layer: SparseLayer, update: Update) -> bool:
+        """Whether a layer has no gradient at an update that grows weights."""
+        if update.fraction == 0.0:
+            return False
+        if self.needs_dense_gradient:
+            return not update.has_gradient(layer)
+        return layer.weight.grad is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,7 @@ class Update:
         memory: the gradients accumulated for :attr:`Method.memory`, this step included.
         layers: all layers in the model's order, including those that the update leaves out.
         state: the method's state; read it by :meth:`layer_state` and :attr:`run_state`.
+        zero_gradients: the ids of gradients that are zero in every entry.
 
     Example:
         >>> import torch
@@ -54,6 +55,15 @@ class Update:
     memory: AccumulatedGradients | None = None
     layers: Sequence[SparseLayer] = ()
     state: MethodState | None = None
+    zero_gradients: Collection[int] = ()
+
+    def has_gradient(self, layer: SparseLayer) -> bool:
+        """Whether ``layer`` has a gradient that is not zero in every entry.
+
+        ``zero_grad(set_to_none=False)`` leaves a zero gradient on a layer that was not used.
+        """
+        gradient = layer.weight.grad
+        return gradient is not None and id(gradient) not in self.zero_gradients
 
     def layer_state(self, layer: SparseLayer) -> LayerState:
         """Return the method's state of ``layer``: tensors by name, to be changed in place.

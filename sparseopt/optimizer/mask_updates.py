@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -158,10 +159,10 @@ class MaskUpdater:
             )
         elif (norms := finite_norms(gradients)) is not None:
             self._accumulate(update)
-            zero = zero_everywhere(gradients, norms)
+            update = replace(update, zero_gradients=zero_everywhere(gradients, norms))
             self._check_gradients_asked_for(update)
             record = update_masks(
-                self.layers, self.method, update, self.backend, self._choice_check, zero=zero
+                self.layers, self.method, update, self.backend, self._choice_check
             )
         else:
             record = skipped_update(self.layers, update)
@@ -315,7 +316,21 @@ class MaskUpdater:
         if not self._may_be_overdue:
             return False
         able = able_to_move(self.layers, self.method, self.backend)
-        return sum(layer.live for layer in able) > sum(layer.target for layer in able)
+        exceeds = sum(layer.live for layer in able) > sum(layer.target for layer in able)
+        return exceeds and not self._is_stuck()
+
+    def _is_stuck(self) -> bool:
+        """Whether an update after ``t_end`` moved nothing, and live counts are still the same.
+
+        Another update would move nothing either, and every update replaces a gradient step.
+        """
+        history, t_end = self.progress.history, self.progress.schedule.t_end
+        if not history or t_end is None:
+            return False
+        last = history[-1]
+        if last.step <= t_end or last.dropped or last.skipped:
+            return False
+        return last.density == _density_of(self.layers)
 
     def _can_move(self) -> bool:
         return not (self._lacks_horizon() or all(layer.is_dense for layer in self.layers))
@@ -330,8 +345,6 @@ def update_masks(
     update: Update,
     backend: StateBackend,
     choice_check: SameChoice,
-    *,
-    zero: Collection[int] = (),
 ) -> UpdateRecord:
     """Move the masks of ``layers`` by ``method``, and with them weights and optimizer state.
 
@@ -343,12 +356,14 @@ def update_masks(
         update: the update, as the method gets it.
         backend: keeps the state.
         choice_check: compares the ranks.
-        zero: the ids of gradients that are zero in every entry.
 
     Raises:
         RankMismatchError: if the method chooses differently on ranks with the same weights and
             gradients.
     """
+    # An update that only brings counts down to their targets grows nothing, so no candidates tie.
+    only_drops = method.reaches_target_at_t_end and update.fraction == 0.0
+    zero = () if only_drops else update.zero_gradients
     taking_part = able_to_move(layers, method, backend, zero=zero)
     numbers = update.generator.get_state()
     transitions = plan_transitions(taking_part, method, update) if taking_part else []
@@ -467,6 +482,10 @@ def record_of(
         grown=sum(layer.last_grown for layer in layers),
         new=new / live,
         explored=sum(SparseLayer.ever_live_counts(layers)) / numel,
-        density=live / numel,
+        density=_density_of(layers),
         skipped=skipped,
     )
+
+
+def _density_of(layers: Sequence[SparseLayer]) -> float:
+    return sum(layer.live for layer in layers) / sum(layer.numel for layer in layers)

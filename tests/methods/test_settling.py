@@ -1,12 +1,13 @@
 """Methods whose density falls reach their target in spite of skipped updates and new layers."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from sparseopt import MEST, GraNet, Pruning
+from sparseopt import MEST, GraNet, Move, Pruning
 from tests.support import wrapping
 from tests.support.nets import make
 from tests.support.training import train
@@ -106,6 +107,75 @@ def test_layer_without_a_gradient_does_not_hold_up_training():
     assert all(
         layer.live == layer.target for name, layer in by_name.items() if name != "conv2.weight"
     )
+    assert_trains_on(model, optimizer)
+
+
+def train_with_unused_layer(model, optimizer, steps, *, set_to_none):
+    """Steps of random gradients, but `conv2` has no gradient, or a gradient of zeros."""
+    for _ in range(steps):
+        t = optimizer.steps + 1
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(t))
+        zeros = torch.zeros_like(model.conv2.weight)
+        model.conv2.weight.grad = None if set_to_none else zeros
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("method", "set_to_none"),
+    [
+        (MEST(), True),
+        (MEST(), False),
+        (MEST(grow="gradient"), True),
+        (MEST(grow="gradient"), False),
+        (MEST(gradient_weight=0.5, grow="gradient"), False),
+    ],
+    ids=repr,
+)
+def test_layer_that_becomes_unused_comes_down_with_the_others(method, set_to_none):
+    model = make()
+    optimizer = wrap(model, method=method)
+    train(model, optimizer, 25)
+    assert live(optimizer) > target(optimizer)
+    train_with_unused_layer(model, optimizer, 5, set_to_none=set_to_none)
+    assert [layer.live for layer in optimizer.layers] == [
+        layer.target for layer in optimizer.layers
+    ]
+    assert optimizer.history[-1].step == T_END
+    bias = model.fc2.bias.detach().clone()
+    train_with_unused_layer(model, optimizer, 1, set_to_none=set_to_none)
+    assert len(optimizer.history) == 2
+    assert not torch.equal(model.fc2.bias, bias)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("bound", ["soft", "hard"])
+def test_layer_without_a_gradient_is_left_out_while_weights_grow(bound, set_to_none):
+    """A frozen layer would lose trained weights, and grow weights that can't train."""
+    model = make()
+    optimizer = wrap(model, method=MEST(grow="gradient", bound=bound), delta_t=5)
+    train_with_unused_layer(model, optimizer, 4, set_to_none=set_to_none)
+    before = optimizer.masks
+    train_with_unused_layer(model, optimizer, 1, set_to_none=set_to_none)
+    moved = [name for name, mask in optimizer.masks.items() if not mask.equal(before[name])]
+    assert moved == ["conv1.weight", "fc1.weight", "fc2.weight"]
+
+
+def test_update_after_the_end_that_moves_nothing_is_not_repeated():
+    @dataclass(frozen=True)
+    class Reluctant(MEST):
+        """Announces that it reaches the target, but drops nothing at the end."""
+
+        def moves(self, layers, update):
+            if update.fraction == 0.0:
+                return [Move(0, 0) for _ in layers]
+            return super().moves(layers, update)
+
+    model = make()
+    optimizer = wrap(model, method=Reluctant())
+    train(model, optimizer, T_END + 1)
+    assert live(optimizer) > target(optimizer)
+    assert [record.step for record in optimizer.history] == [20, T_END, T_END + 1]
     assert_trains_on(model, optimizer)
 
 
