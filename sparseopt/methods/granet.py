@@ -66,8 +66,7 @@ class GraNet(Gradual):
         """Drop down to the cubic's density; then drop a fraction of the rest and grow as many."""
         pruned = split_by_magnitude(layers, self.excess(layers, update))
         return [
-            self._move(layer, excess, update.fraction)
-            for layer, excess in zip(layers, pruned, strict=True)
+            self._move(layer, excess, update) for layer, excess in zip(layers, pruned, strict=True)
         ]
 
     def grow_scores(self, layer: SparseLayer, update: Update) -> Tensor:
@@ -79,10 +78,11 @@ class GraNet(Gradual):
         """Return RigL's cost at the average density so far."""
         return cost.with_dense_gradients(1)
 
-    def _move(self, layer: SparseLayer, pruned: int, fraction: float) -> Move:
-        if layer.weight.grad is None:
+    def _move(self, layer: SparseLayer, pruned: int, update: Update) -> Move:
+        if not update.has_gradient(layer):
             return Move(drop=pruned, grow=0)
-        regenerated = min(int(fraction * (layer.live - pruned)), layer.droppable - pruned)
+        count = int(update.fraction * (layer.live - pruned))
+        regenerated = min(count, layer.droppable - pruned)
         if self.regrow == "never":
             regenerated = min(regenerated, layer.numel - layer.live)
         return Move(drop=pruned + regenerated, grow=regenerated)

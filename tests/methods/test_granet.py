@@ -1,5 +1,6 @@
 """GraNet prunes from density 0.5 to the target and grows weights between."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from tests.support.agreement import assert_run_is_that_by_hand, run_against_orac
 from tests.support.arithmetic import place_does_not_matter
 from tests.support.looking import (
     assert_dropped_are_fresh,
+    logical,
     masks_of,
 )
 from tests.support.nets import SPARSE_NAMES, make
@@ -101,6 +103,22 @@ def test_no_weight_dropped_in_an_update_grows_in_it_if_regrow_is_never():
             new = masks_of(optimizer)
             came = sum(int((new[name] & ~old[name]).sum()) for name in SPARSE_NAMES)
             assert came == optimizer.history[-1].grown
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_unused_layer_keeps_its_largest_weights(set_to_none):
+    """With a gradient of zeros all candidates tie, and the lowest indices would grow."""
+    model = make()
+    optimizer = wrap(model, method="granet", decay="constant", **SETTINGS)
+    ascending = np.argsort(np.abs(logical(model.fc1.weight)))
+    for t in range(1, STEPS + 1):
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(t))
+        model.fc1.weight.grad = None if set_to_none else torch.zeros_like(model.fc1.weight)
+        optimizer.step()
+    live = np.flatnonzero(masks_of(optimizer)["fc1.weight"])
+    assert 0 < len(live) < 0.5 * model.fc1.weight.numel()
+    np.testing.assert_array_equal(live, np.sort(ascending[-len(live) :]))
 
 
 def test_granet_needs_a_horizon_and_an_initial_density():
