@@ -73,8 +73,13 @@ def count_operations(
         kwargs: keyword inputs.
     """
     counter = _Counter(model, masks)
-    eagerly = torch.compiler.set_stance("force_eager")
-    with preserve_model_state(model), no_fused_kernels(model), torch.no_grad(), eagerly:
+    with ExitStack() as stack:
+        # Gradients come second, because torch.inference_mode(False) switches them on.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(preserve_model_state(model))
+        stack.enter_context(no_fused_kernels(model))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         model.eval()
         with _computed_weights(model, counter), counter, _LinearCalls(counter):
             model(*args, **kwargs)
@@ -102,7 +107,13 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        with self:
+            # In inference mode, operators such as conv2d and matmul arrive undecomposed.
+            out = func.decompose(*args, **kwargs)
+        if out is not NotImplemented:
+            return out
+        out = func(*args, **kwargs)
         packet = func.overloadpacket
         if packet in (aten.convolution, aten._convolution):
             self._convolution(args[0], args[1], out, transposed=bool(args[6]))

@@ -287,6 +287,37 @@ def test_gradients_exist_after_flops_under_autocast():
     assert all(p.grad is not None for p in model.parameters())
 
 
+class EveryOperator(nn.Module):
+    """Convolutions, recurrence, attention and products; `infers` enters inference mode itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.infers = False
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.up = nn.ConvTranspose2d(8, 4, 2)
+        self.lstm = nn.LSTM(15, 8, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.matrix = nn.Parameter(torch.randn(8, 6))
+
+    def forward(self, x):
+        with torch.inference_mode(self.infers):
+            x = self.lstm(self.up(self.conv(x)).flatten(2))[0]
+            x = self.attention(x, x, x)[0]
+            return torch.einsum("nlc,cd->nld", x, self.matrix), x @ self.matrix
+
+
+@pytest.mark.parametrize("infers", [False, True])
+def test_flops_in_inference_mode_are_the_same(infers):
+    model = EveryOperator()
+    optimizer = wrap(model, density=0.5, init="er", sparse={"lstm": True, "matrix": True})
+    x = torch.zeros(2, 3, 6, 4)
+    expected = optimizer.flops(model, x)
+    assert by_name(expected)["conv.weight"] == 2 * 216 * 8
+    model.infers = infers
+    with torch.inference_mode(not infers):
+        assert optimizer.flops(model, x) == expected
+
+
 def test_copy_of_the_model_is_counted_with_the_masks():
     model = make()
     optimizer = wrap(model, density=0.2)
