@@ -47,17 +47,23 @@ class Gradual(Method):
         cubic = self._cubic(schedule, total_steps)
         return step == cubic.end or (step >= cubic.start and schedule.is_update(step))
 
-    def excess(self, layers: Sequence[SparseLayer], update: Update) -> int:
-        """Return by how many live weights ``layers`` together exceed the cubic at this step."""
+    def excess(
+        self, layers: Sequence[SparseLayer], update: Update, *, initial: float | None = None
+    ) -> int:
+        """Return by how many live weights ``layers`` together exceed the cubic at this step.
+
+        Args:
+            layers: the layers.
+            update: the update.
+            initial: the density of ``layers`` at the start; by default the method's.
+        """
         numel = sum(layer.numel for layer in layers)
         live = target = sum(layer.target for layer in layers)
-        if update.step < self._cubic(update.schedule, update.total_steps).end:
-            density = self.planned_density(
-                update.step,
-                final=target / numel,
-                schedule=update.schedule,
-                total_steps=update.total_steps,
-            )
+        cubic = self._cubic(update.schedule, update.total_steps)
+        if update.step < cubic.end:
+            final = target / numel
+            start = self.initial_density(final) if initial is None else max(initial, final)
+            density = cubic.density(update.step, final, initial=start)
             live = max(target, round(density * numel))
         return max(0, sum(layer.live for layer in layers) - live)
 

@@ -73,7 +73,12 @@ class Pruning(Gradual):
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
         """Drop down to the cubic's density; grow nothing."""
         if self.scope == "layer":
-            return [Move(self.excess([layer], update), 0) for layer in layers]
+            # Nothing grows, so the weights that were ever live were live at the start.
+            started = SparseLayer.ever_live_counts(layers)
+            return [
+                Move(self.excess([layer], update, initial=live / layer.numel), 0)
+                for layer, live in zip(layers, started, strict=True)
+            ]
         return [Move(drop, 0) for drop in split_by_magnitude(layers, self.excess(layers, update))]
 
     def train_flops(self, cost: TrainingCost) -> float:

@@ -111,6 +111,22 @@ def test_scope_layer_brings_every_layer_to_its_own_target():
         assert layer.live == layer.target == int(layer.mask.sum())
 
 
+def test_scope_layer_follows_a_cubic_from_the_initial_density_of_each_layer():
+    model = make()
+    optimizer = wrap(
+        model, method=Pruning(scope="layer", initial=0.5, start=0.0), density=0.1, delta_t=15
+    )
+    first = [layer.density for layer in optimizer.layers]
+    final = [layer.target / layer.numel for layer in optimizer.layers]
+    assert max(first) > 0.8
+    assert min(first) < 0.45
+    for t in (15, 30, 45, 60):
+        train(model, optimizer, 15, start=t - 15)
+        for layer, start, end in zip(optimizer.layers, first, final, strict=True):
+            expected = end + (start - end) * (1 - t / 75) ** 3
+            assert layer.live == pytest.approx(expected * layer.numel, abs=0.5)
+
+
 def test_layers_that_the_distribution_makes_dense_stay_dense():
     model = make()
     optimizer = wrap(model, init="uniform", density=0.1)
