@@ -53,6 +53,24 @@ class Budget:
             }
         return self._keep(scores, among, self.total, progress)
 
+    def refuse_zeros(self, scores: Mapping[str, Tensor]) -> None:
+        """Raise if weights with a score of 0 would be chosen by their position alone.
+
+        A score is the product of a weight and a derivative, so a layer of zeros has scores of 0. So
+        has a layer whose outputs are multiplied by zeros.
+
+        Args:
+            scores: finite scores of all weights, by layer.
+
+        Raises:
+            ValueError: if fewer scores are not 0 than weights are to be kept.
+        """
+        if self.by_layer is None:
+            _refuse_zeros(scores, self.total)
+            return
+        for name, live in self.by_layer.items():
+            _refuse_zeros({name: scores[name]}, live)
+
     def _keep(
         self,
         scores: Mapping[str, Tensor],
@@ -107,3 +125,22 @@ def _best_made_infinite(scores: Tensor, among: Tensor) -> Tensor:
     scores = scores.masked_fill(~among, -torch.inf)
     scores[scores.argmax()] = torch.inf
     return scores
+
+
+def _refuse_zeros(scores: Mapping[str, Tensor], live: int) -> None:
+    """Raise if fewer than ``live`` scores are not 0, unless all weights are kept."""
+    # Every layer keeps its best weight in any case.
+    scored = sum(max(1, int(score.count_nonzero())) for score in scores.values())
+    if not scored < live < sum(score.numel() for score in scores.values()):
+        return
+    of_zeros = [name for name, score in scores.items() if not score.any()]
+    named = of_zeros or [name for name, score in scores.items() if not score.all()]
+    raise ValueError(
+        f"{live} weights are to be kept, but only {scored} of them by their scores: the others "
+        "would have a score of 0, and be chosen by their position alone. "
+        f"{'All' if of_zeros else 'Some'} scores are 0 in {', '.join(named)}. A score is 0 where "
+        "the weight is 0, or its output is multiplied by 0 later, as in models that initialise "
+        "the last layer or the scales of residual branches with zeros. Initialise these "
+        "otherwise before scoring, keep the named layers dense by dense=, or choose another mask, "
+        'such as mask="random".'
+    )

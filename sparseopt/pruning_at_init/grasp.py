@@ -73,8 +73,8 @@ def grasp(
 
     Raises:
         TypeError: if an argument has the wrong type or the loss is not a scalar.
-        ValueError: if a density or the temperature is out of range, a name is not known, or a
-            gradient is not finite.
+        ValueError: if a density or the temperature is out of range, a name is not known, a gradient
+            is not finite, or weights with a score of 0 would be chosen by their position alone.
         NoSparseLayerError: if no weight can be sparse.
 
     Example:
@@ -102,6 +102,7 @@ def grasp(
     # Dropping the largest -w * Hg is keeping the largest w * Hg.
     scores = {name: product * weights[name].detach() for name, product in products.items()}
     check_finite(scores, "the loss or one of its derivatives isn't.")
+    budget.refuse_zeros(scores)
     return budget.keep_highest(scores, among=all_live(weights))
 
 

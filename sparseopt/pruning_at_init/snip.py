@@ -60,7 +60,8 @@ def snip(
 
     Raises:
         TypeError: if an argument has the wrong type or the loss is not a scalar.
-        ValueError: if a density is out of range, a name is not known, or a gradient is not finite.
+        ValueError: if a density is out of range, a name is not known, a gradient is not finite, or
+            weights with a score of 0 would be chosen by their position alone.
         NoSparseLayerError: if no weight can be sparse.
 
     Example:
@@ -91,4 +92,5 @@ def snip(
                 total[name] += gradient
     scores = {name: (gradient * weights[name].detach()).abs() for name, gradient in total.items()}
     check_finite(scores, "the loss or its gradient isn't.")
+    budget.refuse_zeros(scores)
     return budget.keep_highest(scores, among=all_live(weights))

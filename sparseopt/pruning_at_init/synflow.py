@@ -63,8 +63,8 @@ def synflow(
 
     Raises:
         TypeError: if an argument has the wrong type, or ``inputs`` has no floating-point numbers.
-        ValueError: if a density or a size is out of range, a name is not known, or the flow is not
-            finite.
+        ValueError: if a density or a size is out of range, a name is not known, the flow is not
+            finite, or weights with a score of 0 would be chosen by their position alone.
         NoSparseLayerError: if no weight can be sparse.
 
     Example:
@@ -86,6 +86,9 @@ def synflow(
     masks = all_live(weights)
     for number in range(1, rounds + 1):
         scores, ones = _flow_with_fallback(model, ones, masks)
+        if number == 1:
+            # In later rounds scores are 0 where earlier rounds have dropped every path.
+            budget.refuse_zeros(scores)
         masks = budget.keep_highest(scores, among=masks, progress=number / rounds)
     return masks
 

@@ -270,3 +270,50 @@ def test_sharded_weights_are_refused(make_masks):
             make_masks(model)
     finally:
         torch.distributed.destroy_process_group()
+
+
+class ScaledBranch(nn.Module):
+    """A residual branch whose output is multiplied by a scale."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.branch = nn.Conv2d(8, 8, 3, padding=1)
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.tanh(self.stem(x))
+        return self.fc((x + self.scale * torch.tanh(self.branch(x))).mean((2, 3)))
+
+
+@every_function
+@pytest.mark.parametrize("init", [None, "erk", {"branch": 0.5}])
+def test_zeros_that_would_be_chosen_by_their_position_are_refused(make_masks, init):
+    with pytest.raises(ValueError, match=r"All scores are 0 in branch\.weight.*initialise"):
+        make_masks(ScaledBranch(0.0), density=0.5, init=init)
+    assert make_masks(ScaledBranch(1.0), density=0.5, init=init)["branch.weight"].any()
+
+
+@every_function
+def test_zeros_are_left_out_if_other_weights_suffice(make_masks):
+    masks = make_masks(ScaledBranch(0.0), density=0.1)
+    assert live(masks) == round(0.1 * 832)
+    assert masks["branch.weight"].sum() == 1
+
+
+@every_function
+@pytest.mark.parametrize("settings", [{"density": 1.0}, {"density": 0.1, "init": {"branch": 1.0}}])
+def test_zeros_are_no_problem_where_all_weights_are_kept(make_masks, settings):
+    assert make_masks(ScaledBranch(0.0), **settings)["branch.weight"].all()
+
+
+def test_zeros_of_unused_inputs_are_refused_only_if_some_of_them_would_be_chosen():
+    """Half of the inputs are 0, so half of the first layer has scores of 0."""
+    net = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Tanh(), nn.Linear(4, 2, bias=False))
+    inputs = torch.cat([torch.ones(3, 4), torch.zeros(3, 4)], 1)
+    masks = snip(net, F.mse_loss, [(inputs, torch.ones(3, 2))], density=0.6)
+    assert live(masks) == 24
+    assert not masks["0.weight"][:, 4:].any()
+    with pytest.raises(ValueError, match=r"Some scores are 0 in 0\.weight\."):
+        snip(net, F.mse_loss, [(inputs, torch.ones(3, 2))], density=0.7)
