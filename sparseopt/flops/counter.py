@@ -58,7 +58,7 @@ def count_operations(
 
     The count includes every convolution, every call of :func:`torch.nn.functional.linear`, and
     every matrix product in which one operand is a weight of the model. An operand is a weight if it
-    has the weight's memory, or is a view or a cast of the weight. So modules used twice, parts of a
+    has the weight's memory, or is a view or a copy of the weight. So modules used twice, parts of a
     packed projection and functional calls on a parameter are counted correctly, and products of two
     activations are not counted. A convolution takes ``2 * positions * live`` FLOPs. A linear map
     takes ``2 * rows * live``, and one addition per row and output feature for its bias.
@@ -127,6 +127,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._product(args[1], args[2], biased=packet is aten.addmm)
         elif packet is aten.mv:
             self._product(args[0], args[1].unsqueeze(-1), biased=False)
+        elif packet is aten._grouped_mm:
+            self._grouped_product(*args, **kwargs)
         return out
 
     def note_computed(self, parameter: nn.Parameter, weight: Tensor) -> None:
@@ -161,6 +163,23 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             has_bias = biased or found[0] in self._biased
             self._add(weight, rows, weight.numel(), float(rows * features) if has_bias else 0.0)
             return
+
+    def _grouped_product(
+        self,
+        left: Tensor,
+        right: Tensor,
+        offs: Tensor | None = None,
+        bias: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Count a product of groups, in which each expert multiplies the rows up to its offset."""
+        if offs is None or left.dim() != 2 or right.dim() != 3:
+            self._product(left, right, biased=bias is not None)
+            return
+        rows = offs.diff(prepend=offs.new_zeros(1)).tolist()
+        for number, expert in zip(rows, right.unbind(), strict=True):
+            additions = 0.0 if bias is None else float(number * expert.shape[-1])
+            self._add(expert, number, expert.numel(), additions)
 
     def _add(self, weight: Tensor, uses: int, numel: int, bias: float) -> None:
         """Add an operation that multiplies ``uses`` times by each entry of ``weight``."""

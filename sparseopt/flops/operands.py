@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +45,36 @@ def layers_in(model: nn.Module, layers: Sequence[SparseLayer]) -> dict[str, Spar
     return found
 
 
+@dataclass(frozen=True)
+class _Owner:
+    """A weight or a copy of it.
+
+    Invariant: strides of the mask are strides of the tensor, so views of both correspond.
+
+    Attributes:
+        name: the name of the weight.
+        tensor: the weight, or its copy.
+        mask: the mask of the tensor's entries; ``None`` if all are live.
+    """
+
+    name: str
+    tensor: Tensor
+    mask: Tensor | None
+
+    def mask_of(self, view: Tensor) -> Tensor | None:
+        """Return the mask of the entries that a view of the tensor shows."""
+        if self.mask is None:
+            return None
+        offset = int(view.storage_offset() - self.tensor.storage_offset())
+        offset += int(self.mask.storage_offset())
+        return self.mask.as_strided(view.shape, view.stride(), offset)
+
+
 class WeightMemory:
-    """Finds the weight that an operand is: the same memory, a view of it, or a cast.
+    """Finds the weight that an operand is: the same memory, a view of it, or a copy.
 
     Invariant: a storage address stands for one tensor. Weights keep their memory as long as the
-    model lives, and casts are kept alive here, so that no new tensor reuses an address.
+    model lives, and copies are kept alive here, so that no new tensor reuses an address.
 
     Where weights are sharded over ranks (FSDP2), construction is a collective call.
 
@@ -57,18 +84,18 @@ class WeightMemory:
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        self._weights: dict[int, list[tuple[str, Tensor]]] = {}
+        self._weights: dict[int, list[_Owner]] = {}
         self._sharded = _sharded_places(model)
         self._masks: dict[str, Tensor] = {}
-        # By address, each cast of a weight and its source.
-        self._casts: dict[int, tuple[Tensor, Tensor]] = {}
+        self._copies: dict[int, _Owner] = {}
         for full_name, parameter in model.named_parameters():
             name = canonical_name(full_name)
             if name in masks:
                 self._masks[name] = _laid_out(full_tensor(masks[name]), parameter)
             if parameter.dim() >= 2 and not is_sharded(parameter):
                 address = parameter.untyped_storage().data_ptr()
-                self._weights.setdefault(address, []).append((name, parameter))
+                owner = _Owner(name, parameter, self._masks.get(name))
+                self._weights.setdefault(address, []).append(owner)
 
     def find(self, operand: Tensor) -> tuple[str, float] | None:
         """Return the name of the weight that ``operand`` shows, and its number of live entries.
@@ -79,60 +106,53 @@ class WeightMemory:
         owner = self._owner(operand)
         if owner is None:
             return None
-        name, _, offset = owner
-        mask = self._masks.get(name)
-        if mask is None:
-            return name, float(operand.numel())
-        part = mask.as_strided(operand.shape, operand.stride(), offset)
-        return name, float(part.sum())
+        mask = owner.mask_of(operand)
+        return owner.name, float(operand.numel() if mask is None else mask.sum())
 
     def has_mask(self, operand: Tensor) -> bool:
         """Whether ``operand`` is a view of a weight that has a mask."""
         owner = self._owner(operand)
-        return owner is not None and owner[0] in self._masks
+        return owner is not None and owner.mask is not None
 
     def note_copy(self, source: Tensor, out: Tensor) -> None:
-        """Record that ``out`` is a copy of ``source``, perhaps in another dtype."""
-        if (
-            self._owner(source) is not None
-            and source.shape == out.shape
-            and source.stride() == out.stride()
-        ):
-            self._casts[out.untyped_storage().data_ptr()] = (out, source)
+        """Record that ``out`` is a copy of ``source``, perhaps in another dtype or layout."""
+        owner = self._owner(source)
+        if owner is None or source.shape != out.shape:
+            return
+        mask = owner.mask_of(source)
+        if mask is not None:
+            mask = _laid_out(mask, out)
+        self._copies[out.untyped_storage().data_ptr()] = _Owner(owner.name, out, mask)
 
-    def _owner(self, operand: Tensor) -> tuple[str, Tensor, int] | None:
-        """Return name, tensor and offset in memory of the weight that ``operand`` is a view of.
+    def _owner(self, operand: Tensor) -> _Owner | None:
+        """Return the weight, or the copy of a weight, that ``operand`` is a view of.
 
-        A cast is traced back to its source. If several weights share one storage (a flat
-        parameter), the operand's offset decides between them.
+        If several weights share one storage (a flat parameter), the operand's offset decides
+        between them.
         """
         if is_sharded(operand):
-            return next(((n, w, 0) for n, w in self._sharded_now() if w is operand), None)
+            return next((owner for owner in self._sharded_now() if owner.tensor is operand), None)
         address = operand.untyped_storage().data_ptr()
-        if address in self._casts:
-            cast, source = self._casts[address]
-            owner = self._owner(source)
-            if owner is None:
-                return None
-            name, weight, offset = owner
-            return name, weight, offset + int(operand.storage_offset() - cast.storage_offset())
-        for name, weight in (*self._weights.get(address, ()), *self._gathered_at(address)):
-            offset = int(operand.storage_offset() - weight.storage_offset())
-            if 0 <= offset < _extent(weight):
-                return name, weight, offset
+        if address in self._copies:
+            return self._copies[address]
+        for owner in chain(self._weights.get(address, ()), self._gathered_at(address)):
+            offset = int(operand.storage_offset() - owner.tensor.storage_offset())
+            if 0 <= offset < _extent(owner.tensor):
+                return owner
         return None
 
-    def _sharded_now(self) -> Iterator[tuple[str, Tensor]]:
+    def _sharded_now(self) -> Iterator[_Owner]:
         """Yield the present tensors of sharded parameters: shards, or gathered full weights."""
         for name, module, attribute in self._sharded:
             parameter = module._parameters.get(attribute)
             if parameter is not None:
-                yield name, parameter
+                yield _Owner(name, parameter, self._masks.get(name))
 
-    def _gathered_at(self, address: int) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self._sharded_now():
-            if not is_sharded(parameter) and parameter.untyped_storage().data_ptr() == address:
-                yield name, parameter
+    def _gathered_at(self, address: int) -> Iterator[_Owner]:
+        for owner in self._sharded_now():
+            tensor = owner.tensor
+            if not is_sharded(tensor) and tensor.untyped_storage().data_ptr() == address:
+                yield owner
 
 
 def _sharded_places(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
@@ -150,7 +170,7 @@ def _sharded_places(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
 
 def _laid_out(mask: Tensor, weight: Tensor) -> Tensor:
     """Return ``mask`` in the memory layout of ``weight``, so that views of both correspond."""
-    if mask.stride() == weight.stride() and mask.storage_offset() == 0:
+    if mask.stride() == weight.stride():
         return mask
     same = torch.empty_strided(weight.shape, weight.stride(), dtype=torch.bool, device=mask.device)
     return same.copy_(mask)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseopt import SparseOptimizer
+from sparseopt import SparseOptimizer, count_flops
 from tests.support import wrapping
 from tests.support.nets import make
 from tests.support.training import train
@@ -212,6 +212,69 @@ def test_products_that_a_model_writes_out_count(product):
     report = report_of(Model(), torch.zeros(3, 4))
     assert report.layers[0].name == "matrix"
     assert report.inference_dense in (2 * 20, 2 * 20 + 5)
+
+
+#: Products of inputs with the first of two matrices.
+COPIES = {
+    "transposed": lambda x, w: x @ w[0].t().contiguous(),
+    "part of a cast": lambda x, w: x @ w.bfloat16().float()[0].t(),
+    "copy of a copy": lambda x, w: x @ w.transpose(1, 2).contiguous().double().float()[0],
+    "einsum": lambda x, w: torch.einsum("bi,hoi->bho", x, w[:1]),
+}
+
+
+@pytest.mark.parametrize("product", COPIES.values(), ids=COPIES)
+def test_copies_of_a_weight_in_any_layout_have_its_mask(product):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrices = nn.Parameter(torch.randn(2, 5, 4))
+
+        def forward(self, x):
+            return product(x, self.matrices)
+
+    mask = torch.zeros(2, 5, 4, dtype=torch.bool)
+    mask[0, 0] = mask[0, :, 1] = mask[1, 2] = True
+    report = count_flops(Model(), torch.zeros(3, 4), masks={"matrices": mask})
+    assert (report.inference_dense, report.inference_sparse) == (2 * 20, 2 * 8)
+
+
+def test_copy_of_heads_for_einsum_has_their_mask():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = nn.Parameter(torch.randn(2, 8, 4))
+
+        def forward(self, x):
+            return torch.einsum("bnd,hdk->bhnk", x, self.heads)
+
+    model = Model()
+    optimizer = wrap(model, density=0.3, init="er", sparse={"heads": True})
+    report = optimizer.flops(model, torch.zeros(3, 5, 8))
+    assert report.inference_dense == 5 * 2 * 64
+    assert report.inference_sparse == 5 * 2 * int(optimizer.masks["heads"].sum())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts_cost_their_live_weights_for_each_of_their_rows(transposed):
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            shape = (3, 4, 8) if transposed else (3, 8, 4)
+            self.experts = nn.Parameter(torch.randn(shape))
+
+        def forward(self, x):
+            weight = self.experts.transpose(1, 2) if transposed else self.experts
+            ends = torch.tensor([2, 2, 5], dtype=torch.int32)
+            return F.grouped_mm(x, weight, offs=ends)
+
+    model = Experts()
+    optimizer = wrap(model, density=0.3, init="er", sparse={"experts": True})
+    report = optimizer.flops(model, torch.zeros(6, 8))
+    live = optimizer.masks["experts"].sum((1, 2)).tolist()
+    assert len(set(live)) > 1
+    assert report.inference_dense * 6 == 5 * 2 * 32
+    assert report.inference_sparse * 6 == 2 * (2 * live[0] + 0 * live[1] + 3 * live[2])
 
 
 @pytest.mark.parametrize("build", [lambda: nn.Linear(4, 4), lambda: nn.Conv1d(4, 4, 1)])
