@@ -20,6 +20,8 @@ __all__ = [
     "model_weights",
     "optimizer_weights",
     "refuse_unusable",
+    "standardised_weights",
+    "standardises",
 ]
 
 #: Modules whose ``weight`` is a matrix that inputs are multiplied by.
@@ -34,6 +36,17 @@ WEIGHTED: Final = (
 )
 #: Linear maps of other packages, by name, so that nothing has to be imported.
 WEIGHTED_ELSEWHERE: Final = frozenset({"transformers.pytorch_utils.Conv1D"})
+#: Convolutions of other packages that standardise their weight in every forward pass, by name. They
+#: subtract a mean from each filter, so a zero of the weight is no zero of the convolution.
+STANDARDISING: Final = frozenset(
+    {
+        "timm.layers.std_conv.ScaledStdConv2d",
+        "timm.layers.std_conv.ScaledStdConv2dSame",
+        "timm.layers.std_conv.StdConv2d",
+        "timm.layers.std_conv.StdConv2dSame",
+        "transformers.models.bit.modeling_bit.WeightStandardizedConv2d",
+    }
+)
 ATTENTION_PROJECTIONS: Final = (
     "in_proj_weight",
     "q_proj_weight",
@@ -77,8 +90,9 @@ def model_weights(model: nn.Module, also: Collection[nn.Parameter] = ()) -> dict
 
     These are the weights of convolutions, transposed convolutions and linear layers (also of
     ``Conv1D``, the linear layer of transformers' GPT-2), and the projections of
-    :class:`torch.nn.MultiheadAttention`. A weight that an embedding shares is left out, and so is a
-    weight without entries. A weight that several modules share has the name of the first.
+    :class:`torch.nn.MultiheadAttention`. A weight that an embedding shares is left out, and so are
+    a weight without entries and a weight that its module standardises. A weight that several
+    modules share has the name of the first.
 
     Args:
         model: the model.
@@ -140,6 +154,8 @@ def _refuse_same_names(names: Mapping[nn.Parameter, str]) -> None:
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
     """Yield the parameters that are weight matrices or filters of a module of a known kind."""
     names: tuple[str, ...] = ()
+    if standardises(module):
+        return
     if isinstance(module, WEIGHTED) or _full_name(type(module)) in WEIGHTED_ELSEWHERE:
         names = ("weight",)
     elif isinstance(module, nn.MultiheadAttention):
@@ -149,6 +165,20 @@ def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
         parameter = module._parameters.get(name)
         if parameter is not None:
             yield parameter
+
+
+def standardises(module: nn.Module) -> bool:
+    """Whether ``module`` is a convolution that standardises its weight in every forward pass."""
+    return any(_full_name(kind) in STANDARDISING for kind in type(module).__mro__)
+
+
+def standardised_weights(model: nn.Module) -> dict[str, str]:
+    """Return the names of weights that their modules standardise, with the modules' classes."""
+    return {
+        canonical_name(f"{path}.weight" if path else "weight"): type(module).__name__
+        for path, module in model.named_modules()
+        if standardises(module)
+    }
 
 
 def computed_weights(model: nn.Module) -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _LazyNormBase
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from sparseopt.masks.maskable_weights import computed_from, has_shape, is_matrix
+from sparseopt.masks.maskable_weights import computed_from, has_shape, is_matrix, standardises
 from sparseopt.utils.names import is_pattern, means, written_name
 from sparseopt.utils.validation import unknown_name
 from sparseopt.utils.wrappers import canonical_name
@@ -241,6 +241,12 @@ def refuse_unmaskable(parameter: nn.Parameter, uses: Sequence[Use], request: str
                 f"{request} {name!r}, from which {', '.join(others)} computes the weight "
                 f"{use.written!r}: where the parameter is zero, the weight is not. Under "
                 "weight_norm and spectral_norm it is. "
+                f"sparse={{{use.written!r}: False}} leaves it dense."
+            )
+        if standardises(use.module):
+            raise ValueError(
+                f"{request} {name!r}, which {type(use.module).__name__} standardises in every "
+                "forward pass: where the weight is zero, the weight of the convolution is not. "
                 f"sparse={{{use.written!r}: False}} leaves it dense."
             )
 

@@ -18,6 +18,7 @@ from sparseopt.masks.maskable_weights import (
     model_weights,
     optimizer_weights,
     refuse_unusable,
+    standardised_weights,
 )
 from sparseopt.masks.selection import (
     Selection,
@@ -111,9 +112,11 @@ def why_nothing(model: nn.Module | None) -> str:
             "have two or more dimensions of more than one entry, and be in a param group without "
             "density=False."
         )
-    computed = computed_weights(model)
-    if computed:
-        return f"no parameter of the optimizer can be sparse: {_about_computed(computed)}"
+    nothing = "no parameter of the optimizer can be sparse"
+    if computed := computed_weights(model):
+        return f"{nothing}: {_about_computed(computed)}"
+    if standardised := standardised_weights(model):
+        return f"{nothing}: {_about_standardised(standardised)}"
     return (
         f"no parameter of the optimizer is a trainable weight of a convolution or linear layer of "
         f"model={type(model).__name__}(...) in a param group without density=False. Was the "
@@ -189,7 +192,7 @@ def note_selected_elsewhere(
 
 
 def note_computed(model: nn.Module, sparse: Collection[str]) -> None:
-    """Log which linear maps of ``model`` stay dense because their weight is computed.
+    """Log which linear maps of ``model`` stay dense because they compute their weight.
 
     Args:
         model: the model.
@@ -199,6 +202,8 @@ def note_computed(model: nn.Module, sparse: Collection[str]) -> None:
     computed = {name: how for name, how in computed_weights(model).items() if name not in masked}
     if computed:
         logger.warning("some weights stay dense: %s", _about_computed(computed))
+    if standardised := standardised_weights(model):
+        logger.warning("some weights stay dense: %s", _about_standardised(standardised))
 
 
 def refuse_flat_parameters(optimizer: Optimizer, model: nn.Module | None) -> None:
@@ -355,6 +360,16 @@ def _about_computed(computed: Mapping[str, str]) -> str:
             "weight_norm and spectral_norm, zeros of the parameter are zeros of the weight."
         )
     return f"{', '.join(parts)} from other parameters. {' '.join(advice)}"
+
+
+def _about_standardised(standardised: Mapping[str, str]) -> str:
+    kinds = ", ".join(sorted(set(standardised.values())))
+    names = _listed(list(standardised), "is", "are")
+    return (
+        f"{names} standardised by {kinds} in every forward pass, so zeros of the weight are not "
+        "zeros of the convolution. Convolutions that don't standardise their weight, such as "
+        "torch.nn.Conv2d, can be sparse."
+    )
 
 
 def _names_in(model: nn.Module) -> dict[nn.Parameter, str]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from sparseopt import Pruning, SparseOptimizer, speed_up
+from sparseopt import NoSparseLayerError, Pruning, SparseOptimizer, speed_up
 from sparseopt.masks.selection import select
 from tests.oracle.distributions import erk_densities
 from tests.speedup.kernels.dense import needs_kernels
@@ -458,6 +458,57 @@ def test_flops_count_what_a_parametrization_spreads_as_dense():
     assert optimizer.layers[0].live == 16
     assert model[0].weight.count_nonzero() == 64
     assert optimizer.flops(model, torch.randn(1, 8)).inference_sparse >= 2 * 64
+
+
+STANDARDISING = {
+    "StdConv2d": "timm.layers",
+    "StdConv2dSame": "timm.layers",
+    "ScaledStdConv2d": "timm.layers",
+    "ScaledStdConv2dSame": "timm.layers",
+    "WeightStandardizedConv2d": "transformers.models.bit.modeling_bit",
+}
+
+
+@pytest.fixture(params=STANDARDISING)
+def standardising(request):
+    """A convolution that standardises its weight, and a linear layer."""
+    package = pytest.importorskip(STANDARDISING[request.param])
+    conv = getattr(package, request.param)(3, 4, 3)
+    return nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_weight_that_its_convolution_standardises_stays_dense(standardising, caplog):
+    with caplog.at_level(logging.WARNING, "sparseopt"):
+        optimizer = wrap(standardising)
+    assert names(optimizer) == ["3.weight"]
+    kind = type(standardising[0]).__name__
+    assert any(f"'0.weight' is standardised by {kind}" in line for line in caplog.messages)
+
+
+def test_zero_of_a_weight_that_is_standardised_is_no_zero_of_the_convolution(standardising):
+    conv = standardising[0]
+    nn.init.zeros_(conv.weight)
+    nn.init.ones_(conv.weight[:, :1])
+    only_zeros_read_it = torch.zeros(1, 3, 5, 5)
+    only_zeros_read_it[:, 1] = 1.0
+    assert (conv(only_zeros_read_it) - conv(torch.zeros(1, 3, 5, 5))).abs().min() > 0.01
+
+
+def test_selection_of_a_weight_that_is_standardised_is_refused(standardising):
+    kind = type(standardising[0]).__name__
+    with pytest.raises(ValueError, match=rf"'0\.weight', which {kind} standardises"):
+        wrap(standardising, sparse={"0": True})
+    groups = [{"params": standardising.parameters(), "density": 0.25}]
+    inner = torch.optim.SGD(groups, lr=0.1)
+    with pytest.raises(ValueError, match=rf"asks for a density of '0\.weight', which {kind}"):
+        SparseOptimizer(inner, standardising)
+    optimizer = SparseOptimizer(inner, standardising, sparse={"0": False}, total_steps=1000)
+    assert names(optimizer) == ["3.weight"]
+
+
+def test_model_of_weights_that_are_standardised_is_refused_with_the_reason(standardising):
+    with pytest.raises(NoSparseLayerError, match=r"'0\.weight' is standardised by"):
+        wrap(standardising[:1])
 
 
 @pytest.mark.parametrize(
