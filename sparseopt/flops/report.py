@@ -16,6 +16,9 @@ from sparseopt.methods.base import Method, TrainingCost
 
 __all__ = ["FlopsReport", "LayerFlops", "inference_report", "make_report", "sample_count"]
 
+#: Dimensions of an image, ``(C, H, W)``.
+IMAGE_DIMENSIONS: Final = 3
+
 
 @dataclass(frozen=True)
 class LayerFlops:
@@ -166,12 +169,14 @@ class FlopsReport:
 
 
 def sample_count(inputs: Any) -> int:
-    """Return the batch size: the length of the first tensor among ``inputs``.
+    """Return the batch size: the length of the first tensor, or list of samples, among ``inputs``.
 
     Raises:
         ValueError: if no tensor has a dimension, or if the first tensor with one is empty.
     """
-    for leaf in tree_leaves(inputs):
+    for leaf in tree_leaves(inputs, is_leaf=_is_list_of_samples):
+        if _is_list_of_samples(leaf):
+            return len(leaf)
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             if not leaf.shape[0]:
                 raise ValueError(
@@ -183,6 +188,19 @@ def sample_count(inputs: Any) -> int:
         "flops() needs an input tensor whose first dimension is the batch, but no input is such a "
         "tensor."
     )
+
+
+def _is_list_of_samples(value: Any) -> bool:
+    """Whether ``value`` is a list of images, ``(C, H, W)``, or of sequences of several lengths.
+
+    Batches of several kinds, such as the maps of a feature pyramid, may be in a list too: they
+    have the same first dimension.
+    """
+    if not isinstance(value, list) or not all(isinstance(one, Tensor) for one in value):
+        return False
+    if len({one.dim() for one in value}) != 1 or not value[0].dim():
+        return False
+    return value[0].dim() == IMAGE_DIMENSIONS or len({len(one) for one in value}) > 1
 
 
 def inference_report(operations: Operations, *, samples: int, density: float) -> FlopsReport:

@@ -102,6 +102,40 @@ def test_example_inputs_of_the_optimizer_can_be_given_again():
     assert count_flops(model, recorded).inference_dense == LEFT_FLOPS + RIGHT_FLOPS
 
 
+class Detector(nn.Module):
+    """Takes a list of tensors, as the detectors of torchvision do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, samples, targets=None):
+        return [self.layer(sample) for sample in samples]
+
+
+def test_images_in_a_list_are_samples():
+    model = Detector(nn.Conv2d(3, 8, 3, bias=False))
+    image, wide = torch.zeros(3, 10, 10), torch.zeros(3, 10, 20)
+    a_image, a_wide = 2 * 216 * 8 * 8, 2 * 216 * 8 * 18
+    assert count_flops(model, ([image],)).inference_dense == a_image
+    assert count_flops(model, ([image, image],)).inference_dense == a_image
+    report = count_flops(model, {"samples": [image, wide], "targets": [{"boxes": image[0]}]})
+    assert report.inference_dense == (a_image + a_wide) / 2
+
+
+def test_sequences_of_several_lengths_in_a_list_are_samples():
+    model = Detector(nn.Linear(4, 5, bias=False))
+    report = count_flops(model, ([torch.zeros(7, 4), torch.zeros(2, 4), torch.zeros(3, 4)],))
+    assert report.inference_dense == 2 * 20 * 12 / 3
+
+
+def test_batches_in_a_list_are_not_samples():
+    """The maps of a feature pyramid, with the batch first."""
+    model = Detector(nn.Conv2d(3, 8, 1, bias=False))
+    report = count_flops(model, ([torch.zeros(5, 3, 4, 4), torch.zeros(5, 3, 2, 2)],))
+    assert report.inference_dense == 2 * 24 * (16 + 4)
+
+
 def test_flops_with_several_positional_inputs_warns_and_counts_all():
     model = TwoInputs()
     optimizer = wrap(model)
