@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ def count_flops(
         model: the model. Wrappers of data parallel training and of ``torch.compile`` are removed.
             It runs once, in eval mode, and is left as it was.
         example_inputs: an input of the model, with the batch first: one value, a tuple of
-            positional arguments, a mapping of keyword arguments, or a pair of both.
+            positional arguments, a mapping of keyword arguments, or a pair of both. A list of
+            images inside these is a batch too.
         masks: bool tensors of the weights' shapes, true where live, by the name of the parameter or
             of its module. Weights without a mask count as dense.
 
@@ -95,16 +97,17 @@ class Accountant:
                 "SparseOptimizer(optimizer, model, ...)."
             )
         model = unwrapped(model)
-        args, kwargs = (
-            self._recorded_inputs() if example_inputs is None else as_arguments(example_inputs)
-        )
+        recorded = example_inputs is None
+        args, kwargs = self._recorded_inputs() if recorded else as_arguments(example_inputs)
         found = layers_in(model, layers)
         masks = {
             **{name: layer.mask for name, layer in found.items()},
             **_masks_of_other_optimizers(model, found),
         }
+        with _replay() if recorded else nullcontext():
+            operations = count_operations(model, masks, args, kwargs)
         return make_report(
-            count_operations(model, masks, args, kwargs),
+            operations,
             samples=sample_count((args, kwargs)),
             found=found,
             layers={layer.name: layer for layer in layers},
@@ -126,6 +129,20 @@ class Accountant:
                 "first training step of an optimizer that was given the model."
             )
         return inputs
+
+
+@contextmanager
+def _replay() -> Iterator[None]:
+    """Raise an error that says what to pass if the model does not run with recorded inputs."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            "flops() runs the model with zeros in the shapes of the first training input, because "
+            "values of inputs are not kept. This model does not run with zeros: pass "
+            "example_inputs= with values that it takes, such as lengths above 0. It raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _checked_masks(model: nn.Module, masks: Mapping[str, object]) -> dict[str, Tensor]:

@@ -402,13 +402,15 @@ class SparseOptimizer(WrappedOptimizer):
         Args:
             model: the model to count; by default the model given at construction.
             example_inputs: an input of the model, with the batch first: one value, a tuple of
-                positional arguments, a mapping of keyword arguments, or a pair of both. By default
-                the shapes of the first training input are replayed.
+                positional arguments, a mapping of keyword arguments, or a pair of both. A list of
+                images inside these is a batch too. By default zeros in the shapes of the first
+                training input are replayed, because values of inputs are not kept.
             more_inputs: deprecated. Put further positional arguments into the tuple
                 ``example_inputs``.
 
         Raises:
-            ValueError: if there is no model, or no input is known.
+            ValueError: if there is no model, no input is known, or the model does not run with
+                zeros in the recorded shapes.
         """
         if more_inputs:
             warn_old_spelling(

@@ -136,6 +136,43 @@ def test_batches_in_a_list_are_not_samples():
     assert report.inference_dense == 2 * 24 * (16 + 4)
 
 
+class OfLengths(nn.Module):
+    """Fails for sequences of length 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 1)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False)
+        return self.head(self.lstm(packed)[1][0])
+
+
+def test_model_that_does_not_run_with_zeros_needs_inputs():
+    model, inputs = OfLengths(), (torch.randn(2, 3, 4), torch.tensor([1, 3]))
+    optimizer = wrap(model)
+    model(*inputs).sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"pass example_inputs=.*greater than 0") as caught:
+        optimizer.flops()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    # The sequences have 4 elements, so 2 a sample.
+    elements = 2 * (2 * 20 * 4 + 20 + 2 * 20 * 5 + 20)
+    report = optimizer.flops(example_inputs=inputs)
+    assert report.inference_dense == elements + 2 * 5 + 1
+    with pytest.raises(RuntimeError, match="greater than 0"):
+        optimizer.flops(example_inputs=(inputs[0], torch.zeros(2, dtype=torch.long)))
+
+
+def test_values_of_inputs_are_not_kept():
+    model = TwoInputs()
+    optimizer = wrap(model)
+    model(torch.ones(1, 4), right=torch.ones(1, 6)).sum().backward()
+    args, kwargs = optimizer.example_inputs()
+    assert not args[0].any()
+    assert not kwargs["right"].any()
+
+
 def test_flops_with_several_positional_inputs_warns_and_counts_all():
     model = TwoInputs()
     optimizer = wrap(model)
