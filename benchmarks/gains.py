@@ -245,17 +245,22 @@ def _protocol(group: Group) -> str:
 
 
 def _not_faster() -> str:
-    denser = [one for one in processors.steps() if one["density"] > DENSITY]
-    slow = [ratio for ratio in processors.speedups(denser, BF16, FP32) if ratio < 1]
-    said = f"fp32 at density 0.2 ({span(slow)} times as fast as dense bf16)" if slow else ""
-    with_amx = processors.steps_at_density(AMX)
-    slow = [ratio for ratio in processors.speedups(with_amx, BF16, FP32) if ratio < 1]
-    if slow:
-        said += f", and on a Xeon with AMX fp32 at density 0.1, too ({span(slow)} times)"
-    return (
+    said = [
         "forward and backward passes on a GPU, which multiplies by the zeros (expected, not "
-        f"measured); update steps{f'; {said}' if said else ''}"
-    )
+        "measured)",
+        "update steps",
+    ]
+    for where, records in (
+        ("", [one for one in processors.steps() if one["density"] > DENSITY]),
+        (" on a Xeon with AMX", processors.steps_at_density(AMX)),
+    ):
+        slow = [ratio for ratio in processors.speedups(records, BF16, FP32) if ratio < 1]
+        if slow:
+            densities = " and ".join(f"{one:g}" for one in sorted({o["density"] for o in records}))
+            said.append(
+                f"fp32 at density {densities}{where} ({span(slow)} times as fast as dense bf16)"
+            )
+    return "; ".join(said)
 
 
 def _costs() -> list[Entry]:

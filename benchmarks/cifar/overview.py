@@ -73,10 +73,15 @@ def groups_with(methods: Sequence[str], results: Path = RESULTS) -> list[Group]:
     """
     found: dict[str, Group] = {}
     for method in known_methods(results):
-        if {method, title(method)} & set(methods):
+        if is_named(method, methods):
             group = most_telling(method, results)
             found.setdefault(group.protocol["label"], group)
     return sorted(found.values(), key=_telling, reverse=True)
+
+
+def is_named(method: str, names: Sequence[str]) -> bool:
+    """Whether the name or the title of a method is among some names."""
+    return not {method, title(method)}.isdisjoint(names)
 
 
 def known_methods(results: Path = RESULTS) -> list[str]:

@@ -22,7 +22,6 @@ from benchmarks.cifar.report import structured as cifar_structured
 from benchmarks.cifar.report.order import orders
 from benchmarks.cifar.report.paper import paper_of
 from benchmarks.cifar.report.results import Group
-from benchmarks.cifar.report.texts import title
 from benchmarks.common.environment import machines
 from benchmarks.common.tables import table_of
 from benchmarks.overhead.plots import cost_figure
@@ -127,7 +126,7 @@ class MeasuredMethods(Overview):
         names = named or cifar.known_methods()
         found = cifar.groups_with(names)
         for group in found:
-            shown = [one for one in group.variants if {one.method, title(one.method)} & set(names)]
+            shown = [one for one in group.variants if cifar.is_named(one.method, names)]
             yield cifar.protocol(group)
             yield "\n".join(cifar.accuracy_table(group, shown))
         if found:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Final, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ __all__ = ["LayerState", "MethodState", "RunState"]
 #: checkpoint without running code. A bool is also an Integral, so it comes first.
 PLAIN: Final[tuple[tuple[type, type], ...]] = (
     (bool, bool),
+    (np.bool_, bool),
     (Integral, int),
     (Real, float),
     (str, str),

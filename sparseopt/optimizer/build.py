@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -263,7 +264,7 @@ def make_layers(
     of = {} if model is None else stacked_matrices(model)
     stacks = {name: of[weight] for name, weight in weights.items() if weight in of}
     counts = live_counts(shapes, config.density, config.init, overrides, stacks)
-    targets = {name: int(method.live_count(shapes[name], live)) for name, live in counts.items()}
+    targets = {name: _live_count(method, shapes[name], live) for name, live in counts.items()}
     live = _live_at_start(shapes, targets, overrides, stacks, config, method)
     if isinstance(method, NM):
         _note_dense(method, shapes, targets)
@@ -279,6 +280,29 @@ def make_layers(
         SparseLayer(name, weight, masks[name], final[name], dims.get(name))
         for name, weight in weights.items()
     ]
+
+
+def _live_count(method: Method, shape: tuple[int, ...], live: int) -> int:
+    """Return the number of live weights that a method wants in a layer.
+
+    Raises:
+        TypeError: if the method returns anything else than a whole number.
+        ValueError: if the layer has no place for this number.
+    """
+    # A user's own method may return anything.
+    count: object = method.live_count(shape, live)
+    if isinstance(count, bool) or not isinstance(count, Integral):
+        raise TypeError(
+            f"live_count() of method={method.name!r} returned {count!r}: it must be a whole "
+            "number, such as int(...) returns."
+        )
+    number = int(count)
+    if not 1 <= number <= math.prod(shape):
+        raise ValueError(
+            f"live_count() of method={method.name!r} returned {number} for a layer of the shape "
+            f"{tuple(shape)}: it must be from 1 to {math.prod(shape)}."
+        )
+    return number
 
 
 def _note_dense(

@@ -60,7 +60,7 @@ class ParameterSlots:
             elif self._replaces(there, layer):
                 found.append((layer, there))
             else:
-                # The weight was removed, and another parameter may be replaced at this place.
+                # The weight was removed: a parameter that comes to its place later is another one.
                 del self._places[layer]
         return found
 

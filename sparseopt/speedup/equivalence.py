@@ -84,7 +84,11 @@ def compare(expected: Any, found: Any, mode: str) -> None:
         CompactionError: if shapes differ, if other entries are infinite or NaN, or if the outputs
             differ by more than about the square root of the precision of their type.
     """
-    difference = disagreement(expected, found)
+    # Other numbers may be sizes, which differ in a smaller model.
+    before, after = (
+        [one for one in leaves(outputs) if _is_of_numbers(one)] for outputs in (expected, found)
+    )
+    difference = disagreement(before, after)
     if difference is not None:
         raise CompactionError(
             f"the smaller model's output {difference}, in {mode} mode: does its forward() have a "
@@ -161,41 +165,38 @@ def disagreement(expected: Any, found: Any, precision: torch.dtype = torch.float
     before, after = leaves(expected), leaves(found)
     if len(before) != len(after):
         return f"has {len(after)} parts and not {len(before)}"
-    for pair in zip(before, after, strict=True):
-        one, other = (_as_tensor(value, precision) for value in pair)
-        if one is None:
-            continue
-        if other is None or one.is_floating_point() != other.is_floating_point():
-            return f"has a {_kind(pair[1])} and not a {_kind(pair[0])}"
-        difference = _difference(one, other, precision)
-        if difference is not None:
-            return difference
-    return None
+    differences = (_difference(*pair, precision) for pair in zip(before, after, strict=True))
+    return next((found for found in differences if found is not None), None)
 
 
 def is_comparable(outputs: Any) -> bool:
     """Whether there are numbers in the outputs of a model, which :func:`disagreement` compares."""
-    return any(_as_tensor(value, torch.float32) is not None for value in leaves(outputs))
+    return any(isinstance(value, (int, float)) or _is_compared(value) for value in leaves(outputs))
 
 
-def _as_tensor(value: Any, precision: torch.dtype) -> Tensor | None:
-    """Return a number or a tensor as a tensor of real numbers; ``None`` for anything else."""
-    if isinstance(value, float):
-        return torch.tensor(value, dtype=precision)
-    if isinstance(value, int):
-        return torch.tensor(value)
-    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+def _is_compared(value: Any) -> bool:
+    is_strided = isinstance(value, Tensor) and value.layout is torch.strided
+    return is_strided and not value.is_nested and not value.is_quantized
+
+
+def _difference(before: Any, after: Any, precision: torch.dtype) -> str | None:
+    """Return how two leaves differ, or ``None``; see :func:`disagreement`."""
+    if isinstance(before, Tensor) != isinstance(after, Tensor):
+        return f"has a {type(after).__name__} and not a {type(before).__name__}"
+    if isinstance(before, float) and isinstance(after, float):
+        before, after = (torch.tensor(one, dtype=precision) for one in (before, after))
+    if isinstance(before, int):
+        return None if before == after else f"has {after} and not {before}"
+    if not _is_compared(before) or not _is_compared(after):
         return None
-    if value.is_nested or value.is_quantized:
-        return None
-    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    if before.is_complex() and after.is_complex():
+        before, after = (torch.view_as_real(one.resolve_conj()) for one in (before, after))
+    if before.is_floating_point() != after.is_floating_point():
+        return f"has a tensor of {after.dtype} and not of {before.dtype}"
+    return _difference_of_tensors(before, after, precision)
 
 
-def _kind(value: Any) -> str:
-    return f"tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _difference(before: Tensor, after: Tensor, precision: torch.dtype) -> str | None:
+def _difference_of_tensors(before: Tensor, after: Tensor, precision: torch.dtype) -> str | None:
     """Return how two tensors differ, or ``None``; see :func:`disagreement`."""
     if before.shape != after.shape:
         return f"has the shape {tuple(after.shape)} and not {tuple(before.shape)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ __all__ = [
     "Handle",
     "OwnHook",
     "WeakHook",
+    "call_after_forward",
     "call_before_forward",
     "copy_without_hooks",
     "has_hooks",
@@ -68,18 +69,26 @@ def copy_without_hooks(model: nn.Module) -> nn.Module:
     for module in copied.modules():
         if isinstance(vars(module).get(PREPARE), _CopyToScript):
             delattr(module, PREPARE)
-        before_forward = module._forward_pre_hooks
         for hooks in (
-            before_forward,
+            module._forward_pre_hooks,
+            module._forward_hooks,
             module._state_dict_pre_hooks,
             module._load_state_dict_pre_hooks,
         ):
-            for number, hook in list(hooks.items()):
-                if _is_own(hook):
-                    del hooks[number]
-                    if hooks is before_forward:
-                        module._forward_pre_hooks_with_kwargs.pop(number, None)
+            for number in [number for number, hook in hooks.items() if _is_own(hook)]:
+                del hooks[number]
+                for marks in _marks_of(module):
+                    marks.pop(number, None)
     return copied
+
+
+def _marks_of(module: nn.Module) -> list[dict[int, bool]]:
+    """Return where a module notes how its hooks are called, by the number of the hook."""
+    return [
+        module._forward_pre_hooks_with_kwargs,
+        module._forward_hooks_with_kwargs,
+        module._forward_hooks_always_called,
+    ]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -118,6 +127,18 @@ def call_before_forward(
     the model has such hooks, ``torch.jit.script`` gets a shallow copy without them.
     """
     handle = model.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
+    return _scriptable(model, handle)
+
+
+def call_after_forward(model: nn.Module, hook: Callable[..., Any]) -> Handle:
+    """Register a hook of this library that runs before the user's, and keep the model scriptable.
+
+    See :func:`call_before_forward`.
+    """
+    return _scriptable(model, model.register_forward_hook(hook, prepend=True))
+
+
+def _scriptable(model: nn.Module, handle: RemovableHandle) -> Handle:
     if not hasattr(model, PREPARE):
         setattr(model, PREPARE, _CopyToScript(model))
     return _Handle(model, handle)
@@ -145,7 +166,10 @@ class _Handle(_OfModel):
     def remove(self) -> None:
         self._handle.remove()
         model = self._model()
-        if model is not None and not any(map(_is_own, model._forward_pre_hooks.values())):
+        if model is None:
+            return
+        hooks = (*model._forward_pre_hooks.values(), *model._forward_hooks.values())
+        if not any(map(_is_own, hooks)):
             vars(model).pop(PREPARE, None)
 
 
@@ -154,14 +178,19 @@ class _CopyToScript(_OfModel):
         model = self._model()
         assert model is not None
         copied = copy.copy(model)
-        others = {key: hook for key, hook in model._forward_pre_hooks.items() if not _is_own(hook)}
-        with_kwargs = model._forward_pre_hooks_with_kwargs
-        copied._forward_pre_hooks = OrderedDict(others)
+        copied._forward_pre_hooks = _of_user(model._forward_pre_hooks)
         copied._forward_pre_hooks_with_kwargs = OrderedDict(
-            (key, value) for key, value in with_kwargs.items() if key in others
+            (number, mark)
+            for number, mark in model._forward_pre_hooks_with_kwargs.items()
+            if number in copied._forward_pre_hooks
         )
+        copied._forward_hooks = _of_user(model._forward_hooks)
         vars(copied).pop(PREPARE, None)
         return copied
+
+
+def _of_user(hooks: Mapping[int, Callable[..., Any]]) -> OrderedDict[int, Callable[..., Any]]:
+    return OrderedDict((number, hook) for number, hook in hooks.items() if not _is_own(hook))
 
 
 def _is_own(hook: Any) -> bool:

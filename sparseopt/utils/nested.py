@@ -4,49 +4,59 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 __all__ = ["copy_of", "leaves", "map_leaves"]
 
-_WHOLE: Final = (Tensor, nn.Module, type, FunctionType, MethodType, ModuleType)
+_WITHOUT_PARTS: Final = (Tensor, nn.Module, type, FunctionType, MethodType, ModuleType)
 
 
 def leaves(value: Any) -> list[Any]:
     """Return the leaves of a nested value: what its containers and its objects hold.
+
+    An object that occurs several times counts once.
 
     Example:
         >>> from types import SimpleNamespace
         >>> leaves([1, {"a": SimpleNamespace(b=2, c=[3])}])
         [1, 2, 3]
     """
-    return list(_leaves(value, set()))
-
-
-def _leaves(value: Any, around: set[int]) -> Iterator[Any]:
-    for leaf in tree_leaves(value):
-        held = _held(leaf)
-        if held is None or id(leaf) in around:
-            yield leaf
-        else:
-            yield from _leaves(held, around | {id(leaf)})
+    found: list[Any] = []
+    seen: set[int] = set()
+    rest = [value]
+    while rest:
+        for leaf in tree_leaves(rest.pop()):
+            held = _held(leaf)
+            if held is None:
+                found.append(leaf)
+            elif id(leaf) not in seen:
+                seen.add(id(leaf))
+                rest.append(held)
+    return found
 
 
 def _held(leaf: Any) -> Mapping[str, Any] | None:
     """Return what an object holds, by name; ``None`` for a value without parts."""
-    if isinstance(leaf, _WHOLE):
+    if isinstance(leaf, _WITHOUT_PARTS):
         return None
-    if dataclasses.is_dataclass(leaf):
-        return {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
-    return getattr(leaf, "__dict__", None) or None
+    return _fields(leaf) if dataclasses.is_dataclass(leaf) else getattr(leaf, "__dict__", None)
+
+
+def _fields(leaf: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that have a value."""
+    names = (field.name for field in dataclasses.fields(leaf))
+    return {name: getattr(leaf, name) for name in names if hasattr(leaf, name)}
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     """Return a nested value with a function applied to its leaves, and to fields of dataclasses.
+
+    A dataclass without a changed field stays the same object.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -55,34 +65,49 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
         >>> map_leaves(lambda leaf: 2 * leaf, [1, Output(2.5)])
         [2, Output(logits=5.0)]
     """
+    around: set[int] = set()
 
     def mapped(leaf: Any) -> Any:
         if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
             return function(leaf)
-        result = copy.copy(leaf)
-        for field in dataclasses.fields(leaf):
-            # The dataclass may be frozen.
-            object.__setattr__(result, field.name, map_leaves(function, getattr(leaf, field.name)))
-        return result
+        if id(leaf) in around:
+            return leaf
+        around.add(id(leaf))
+        fields = _fields(leaf)
+        changed = {name: tree_map(mapped, field) for name, field in fields.items()}
+        around.discard(id(leaf))
+        return _with_fields(leaf, changed)
 
     return tree_map(mapped, value)
 
 
+def _with_fields(leaf: Any, fields: Mapping[str, Any]) -> Any:
+    """Return a dataclass with these fields, which is the same object if no leaf differs."""
+    before, after = tree_leaves(_fields(leaf)), tree_leaves(dict(fields))
+    if len(before) == len(after) and all(map(_is_same, before, after)):
+        return leaf
+    result = copy.copy(leaf)
+    for name, field in fields.items():
+        # The dataclass may be frozen, and it may be a mapping of its fields.
+        object.__setattr__(result, name, field)
+        if isinstance(result, MutableMapping) and name in result:
+            result[name] = field
+    return result
+
+
+def _is_same(before: object, after: object) -> bool:
+    return before is after
+
+
 def copy_of(value: Any) -> Any:
-    """Return a copy of a nested value: clones of its tensors, and deep copies of its objects.
+    """Return a deep copy of a nested value in which tensors are clones, and modules are shared.
 
-    An object that can't be copied stays the same object.
+    If an object in it can't be copied, only containers and tensors are copied.
     """
-    return tree_map(_copied_leaf, value)
-
-
-def _copied_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.clone()
-    if _held(leaf) is None:
-        return leaf
+    known = [leaf for leaf in leaves(value) if isinstance(leaf, (Tensor, nn.Module))]
+    memo = {id(leaf): leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in known}
     try:
-        return copy.deepcopy(leaf)
-    # Objects raise errors of any type: TypeError for a lock, RuntimeError for a graph's tensor.
+        return copy.deepcopy(value, memo)
+    # Objects raise errors of any type: TypeError for a lock or a generator.
     except Exception:
-        return leaf
+        return tree_map_only(Tensor, Tensor.clone, value)

@@ -111,7 +111,7 @@ def test_reader_of_the_repository_is_told_where_each_table_is():
     told = [text for page in written for text in SHOWN.findall(page.read_text(encoding="utf-8"))]
     assert len(told) > 20
     places = [PLACE.findall(text) for text in told]
-    assert [text for text, found in zip(told, places, strict=True) if not found] == []
+    assert {len(found) for found in places} <= {1, 2}, told
     assert [one for found in places for one in found if not (ROOT / one).is_file()] == []
 
 

@@ -244,3 +244,13 @@ def test_growth_that_is_not_written_says_so():
     optimizer = wrap(model, method=NoGrowth())
     with pytest.raises(TypeError, match="'no-growth' does not grow weights"):
         train(model, optimizer, 5)
+
+
+@pytest.mark.parametrize(
+    ("count", "error", "words"),
+    [(0.5, TypeError, "whole number"), (0, ValueError, "from 1 to"), (10**9, ValueError, "from 1")],
+)
+def test_count_of_live_weights_that_no_layer_can_have_is_an_error(count, error, words):
+    method = answering(live_count=lambda self, shape, target: count)
+    with pytest.raises(error, match=rf"live_count\(\) of method='answering' returned .*{words}"):
+        wrap(make(), method=method)

@@ -81,8 +81,8 @@ class Pool:
     def fits(self) -> bool:
         """Whether the members' state is still the views that this pool made, of the same sizes.
 
-        The answer is also no if other code has written to state with one value a member: then the
-        values may differ.
+        It does not fit either if other code has written to state with one value a member, because
+        then the values may differ.
         """
         dtype, state, count = self.flat_parameter.dtype, self.inner.state, len(self._views)
         entries = []

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from sparseopt.speedup.equivalence import disagreement, is_comparable
 from sparseopt.speedup.inference.candidates import candidates_for, uncovered
@@ -92,8 +93,13 @@ class Assembly:
         own = torch.float32 if first is None else first.dtype
         self.autocast = torch.is_autocast_enabled(self.device.type) and own == torch.float32
         self.dtype = torch.get_autocast_dtype(self.device.type) if self.autocast else own
-        self.expected, self.inputs_after = self._run(model)
-        self.writes_inputs = not _are_equal(leaves(self.inputs()), leaves(self.inputs_after))
+        # Objects in the inputs are copied until it is known that the model doesn't write to them.
+        self.writes_inputs = True
+        given = self.inputs()
+        before = _versions(given)
+        self.expected = self._run(model, given)
+        self.inputs_after = given
+        self.writes_inputs = _versions(given) != before
         self._two_samples = self._of_two_samples(model)
         self.copied = copied
         self.skipped_by_trace = skipped_by_trace(
@@ -222,8 +228,11 @@ class Assembly:
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return a copy of the inputs, because a model may write to its inputs."""
-        given: tuple[tuple[Any, ...], dict[str, Any]] = copy_of((self.args, dict(self.kwargs)))
-        return given
+        given = self.args, dict(self.kwargs)
+        copied: tuple[tuple[Any, ...], dict[str, Any]] = (
+            copy_of(given) if self.writes_inputs else tree_map_only(Tensor, Tensor.clone, given)
+        )
+        return copied
 
     def _of_two_samples(self, model: nn.Module) -> tuple[Any, Any] | None:
         """Return inputs of two samples and the model's outputs, if the example is one sample.
@@ -243,28 +252,29 @@ class Assembly:
             return None
         given = map_leaves(twice, self.inputs())
         try:
-            return given, self._run(model, given)[0]
+            return given, self._run(model, copy_of(given))
         # The model may take one sample only.
         except Exception:
             return None
 
-    def _run(self, model: nn.Module, given: Any = None) -> tuple[Any, Any]:
-        """Return the outputs of a model, and what its inputs are afterwards."""
-        args, kwargs = self.inputs() if given is None else copy_of(given)
+    def _run(self, model: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+        """Return the outputs of a model, which may write to ``given``."""
+        args, kwargs = given
         with preserve_model_state(model), preserve_attributes(model):
             torch.manual_seed(0)
-            return model.eval()(*args, **kwargs), (args, kwargs)
+            return model.eval()(*args, **kwargs)
 
     def _fault(self, model: nn.Module, dtype: torch.dtype) -> str | None:
         """Return why a model computes something else in a number format, or ``None``."""
         if not is_comparable(self.expected):
             return "the model's output has no numbers to compare"
+        given = self.inputs()
         try:
-            outputs, after = self._run(model)
+            outputs = self._run(model, given)
         except Exception as error:
             return f"the model does not run ({type(error).__name__}: {error})"
         return _difference("output", self.expected, outputs, dtype) or (
-            _difference("input", self.inputs_after, after, dtype) if self.writes_inputs else None
+            _difference("input", self.inputs_after, given, dtype) if self.writes_inputs else None
         )
 
     def _fault_of_two(self, model: nn.Module, dtype: torch.dtype) -> str | None:
@@ -273,7 +283,7 @@ class Assembly:
             return None
         given, expected = self._two_samples
         try:
-            outputs, _ = self._run(model, given)
+            outputs = self._run(model, copy_of(given))
         except Exception as error:
             return f"the model does not run on two samples ({type(error).__name__}: {error})"
         return _difference("output for two samples", expected, outputs, dtype)
@@ -298,19 +308,12 @@ def _rounded(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if is_rounded else value
 
 
-def _are_equal(before: list[Any], after: list[Any]) -> bool:
-    """Whether two lists of leaves have the same numbers."""
-    if len(before) != len(after):
-        return False
-    for one, other in zip(before, after, strict=True):
-        if isinstance(one, Tensor) and isinstance(other, Tensor):
-            if one.shape != other.shape or one.dtype != other.dtype:
-                return False
-            if not bool(((one == other) | ((one != one) & (other != other))).all()):
-                return False
-        elif isinstance(one, (bool, int, float, str)) and one != other:
-            return False
-    return True
+def _versions(inputs: Any) -> list[tuple[int, int]]:
+    """Return the identity of each leaf, and of a tensor the number of writes to it."""
+    return [
+        (id(one), one._version if isinstance(one, Tensor) and not one.is_inference() else 0)
+        for one in leaves(inputs)
+    ]
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -87,9 +87,11 @@ def condense(
     Some weights are computed from other parameters: by ``torch.nn.utils.prune``, a parametrization,
     or ``weight_norm``. In the copy they have their current values. Layers with hooks, or with
     a function that is replaced on the layer itself, stay as they are. If a module around the layers
-    has hooks, if ``forward`` is replaced on the model itself, or if ``forward()`` writes to
-    buffers, the modules keep their own code and nothing is folded; the report says why. A model
-    that is condensed under autocast always computes under autocast, and warns if autocast is off.
+    has hooks, if ``forward`` is replaced on the model itself, or if ``forward()`` writes to buffers
+    or to its inputs, the modules keep their own code and nothing is folded; the report says why. A
+    model that is condensed under autocast always computes under autocast, and warns if autocast is
+    off. If the model's code depends on whether an optional argument is given, calls have to give it
+    if and only if the example inputs do; others raise a ``ValueError``.
 
     Args:
         model: the model, which is not changed.
@@ -274,13 +276,13 @@ def _time(assembly: Assembly, formats: list[Format], rounds: int) -> dict[str, T
 
 def _call(module: nn.Module, assembly: Assembly) -> Any:
     """Return a call on the example inputs, or on a new copy each time if the model changes them."""
-    args, kwargs = assembly.inputs()
+    once = assembly.inputs()
 
-    def call_on_copy() -> None:
-        args, kwargs = assembly.inputs()
+    def call() -> None:
+        args, kwargs = assembly.inputs() if assembly.writes_inputs else once
         module(*args, **kwargs)
 
-    return call_on_copy if assembly.writes_inputs else lambda: module(*args, **kwargs)
+    return call
 
 
 def _winner(form: Format, times: Mapping[str, Timing]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -51,7 +50,7 @@ class Prepared(nn.Module):
         if self.dtype is None:
             outputs = self.model(*args, **kwargs)
         else:
-            outputs = map_leaves(self._restored, self._converted(args, kwargs))
+            outputs = _restored(self._converted(args, kwargs), self.dtype)
         return with_standard_maps(outputs) if self.channels_last else outputs
 
     def _converted(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -75,10 +74,6 @@ class Prepared(nn.Module):
         if self.channels_last and value.dim() == 4:
             value = value.contiguous(memory_format=torch.channels_last)
         return value
-
-    def _restored(self, value: Any) -> Any:
-        is_own = isinstance(value, Tensor) and value.dtype == self.dtype
-        return value.to(_result_dtype(value.device.type)) if is_own else value
 
 
 class UnderAutocast(nn.Module):
@@ -113,11 +108,18 @@ class UnderAutocast(nn.Module):
         )
         with torch.autocast(self.device, self.dtype):
             outputs = self.model(*args, **kwargs)
-        return map_leaves(functools.partial(self._restored, now), outputs)
+        return _restored(outputs, self.dtype)
 
-    def _restored(self, now: torch.dtype, value: Any) -> Any:
-        is_own = isinstance(value, Tensor) and value.dtype == self.dtype
-        return value.to(now) if is_own else value
+
+def _restored(outputs: Any, dtype: torch.dtype) -> Any:
+    """Return outputs with tensors of ``dtype`` in the format that a float32 model gives them."""
+
+    def converted(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dtype != dtype:
+            return leaf
+        return leaf.to(_result_dtype(leaf.device.type))
+
+    return map_leaves(converted, outputs)
 
 
 def _result_dtype(device: str) -> torch.dtype:

@@ -57,9 +57,16 @@ def drop_identities(graph: fx.Graph, traced: fx.GraphModule) -> None:
 def reshape_views(graph: fx.Graph) -> None:
     """Replace ``view`` by ``reshape``, which also takes maps in other memory layouts."""
     for node in graph.nodes:
-        is_view = node.op == "call_method" and node.target == "view"
-        if is_view and not any(isinstance(one, torch.dtype) for one in node.args[1:]):
+        is_view = node.op == "call_method" and node.target == "view" and not node.kwargs
+        if is_view and all(map(_is_size, node.args[1:])):
             node.target = "reshape"
+
+
+def _is_size(argument: object) -> bool:
+    """Whether an argument of ``view`` is a size or several, and not a number format."""
+    if isinstance(argument, fx.Node):
+        return not (argument.target is getattr and argument.args[1:] == ("dtype",))
+    return not isinstance(argument, torch.dtype)
 
 
 def pool_by_module(node: fx.Node, traced: fx.GraphModule) -> None:

@@ -58,7 +58,7 @@ class Network:
         targets: modules, parameters and buffers that the graph refers to, by path.
         sites: the layers that can be replaced, in the order of the graph.
         affine: the BatchNorms that are not folded, by path.
-        returns_maps: whether there are tensors of four dimensions in the outputs.
+        returns_maps: whether the model returns contiguous tensors of four dimensions.
         names: the names in the model's state dict; the graph may not need all of them.
     """
 
@@ -83,7 +83,7 @@ class Network:
             others = {path: _converted(one, dtype) for path, one in others.items()}
         graph, conversions = _with_conversions(self.graph, layers)
         if self.returns_maps:
-            _return_standard_maps(graph)
+            conversions |= _return_standard_maps(graph)
         built = fx.GraphModule({**others, **layers, **conversions}, graph, "Condensed")
         # A pickle of a graph module keeps its attributes, and a deep copy keeps its ``meta``.
         setattr(built, ORIGINAL_NAMES, self.names)
@@ -122,15 +122,24 @@ def original_names(model: nn.Module) -> frozenset[str]:
     return frozenset() if found is None else found
 
 
+class StandardMaps(nn.Module):
+    """Converts maps that layers made to the layout that the model returns them in."""
+
+    def forward(self, outputs: Any) -> Any:
+        """Return the outputs with contiguous maps."""
+        return with_standard_maps(outputs)
+
+
 def _standard_output(module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
     return with_standard_maps(outputs)
 
 
-def _return_standard_maps(graph: fx.Graph) -> None:
-    """Convert the maps that a graph returns, because layers have other memory layouts."""
+def _return_standard_maps(graph: fx.Graph) -> dict[str, nn.Module]:
+    """Convert the maps that a graph returns, and return the module that does it, by its path."""
     (output,) = (node for node in graph.nodes if node.op == "output")
     with graph.inserting_before(output):
-        output.args = (graph.call_function(with_standard_maps, (output.args[0],)),)
+        output.args = (graph.call_module("standard_maps", (output.args[0],)),)
+    return {"standard_maps": StandardMaps()}
 
 
 def _with_conversions(

@@ -1,90 +1,156 @@
-"""Traces a model whose code depends on which optional arguments it gets.
+"""Traces a model whose code depends on which arguments it gets.
 
 A trace passes a proxy for each argument, and a proxy is never ``None``, so ``if mask is None:`` is
-always false in a trace. Algorithm: trace the model once with all proxies, and once more for each
-optional argument with ``None`` in its place. If the two graphs differ in more than this argument,
-the code depends on it. Then the graph is made for the arguments of the example inputs, and raises
-an error in calls that give the argument where the example inputs left it out, or the reverse.
+always false in a trace. Algorithm: trace the model with proxies, and again with ``None`` in place
+of each argument, and of all optional arguments. If two graphs differ in more than this, the code
+depends on the argument. Then the graph is made for the arguments of the example inputs, and raises
+an error in calls that have the argument where the example inputs have ``None``, or the reverse.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
+from typing import Any, Final
 
-from torch import fx, nn
-from torch.fx.node import has_side_effect
+import torch
+from torch import Tensor, fx, nn
 
 from sparseopt.speedup.inference.attention import OpeningTracer
 
-__all__ = ["graph_of"]
+__all__ = ["RequiredArgument", "trace"]
+
+_NAMED: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def graph_of(model: nn.Module, arguments: Mapping[str, Any]) -> fx.Graph:
-    """Return the graph of a model, with the layers inside torch's encoders if possible.
+class RequiredArgument(nn.Module):
+    """Raises an error if an argument is given and was not in the example inputs, or the reverse.
+
+    Args:
+        name: the name of the argument.
+        given: whether the example inputs have the argument.
+    """
+
+    #: Its call stays in a graph that does not use its result.
+    _is_impure = True
+
+    def __init__(self, name: str, given: bool) -> None:
+        super().__init__()
+        self.name = name
+        self.given = given
+
+    def forward(self, value: Any) -> None:
+        """Check one call.
+
+        Raises:
+            ValueError: if one of the two has the argument, and the other has not.
+        """
+        if (value is not None) != self.given:
+            raise ValueError(
+                f"{self.name}={'None' if self.given else '...'} differs from the example inputs, "
+                f"which {'had' if self.given else 'left out'} {self.name}, and the model's code "
+                "depends on it. For calls of this kind, condense the model again with example "
+                f"inputs that {'leave it out' if self.given else 'have it'}."
+            )
+
+
+def trace(model: nn.Module, arguments: Mapping[str, Any]) -> fx.GraphModule:
+    """Return a model's graph with its modules, with the layers inside torch's encoders if possible.
 
     Args:
         model: the model, in evaluation mode.
         arguments: the example inputs, by name of the argument.
     """
-    optional = [
-        name
-        for name, parameter in inspect.signature(model.forward).parameters.items()
-        if parameter.default is None and name in arguments
-    ]
-    left_out = {name for name in optional if arguments[name] is None}
+    parameters = inspect.signature(model.forward).parameters
+    named = {name for name, one in parameters.items() if one.kind in _NAMED and name in arguments}
+    optional = {name for name in named if parameters[name].default is None}
+    left_out = {name for name in named if arguments[name] is None}
+    decisive: set[str] = set()
     try:
-        graph = _traced(model, set())
+        graph = _graph(model, set())
     except Exception:
         if not left_out:
             raise
         # Code for an argument that is given may be impossible to trace.
-        decisive = left_out
-    else:
-        decisive = {name for name in optional if _decides(name, model, graph)}
-        if not decisive:
-            return graph
-    graph = _traced(model, decisive & left_out)
-    for node in [node for node in graph.nodes if node.op == "placeholder"]:
-        if node.target in decisive:
-            with graph.inserting_after(node):
-                given = node.target not in left_out
-                graph.call_function(require_as_in_example, (node, node.target, given))
-    return graph
+        decisive = set(left_out)
+        graph = _graph(model, decisive)
+    for name in named - decisive:
+        if _differs(model, graph, decisive & left_out, {name}, required=name not in optional):
+            decisive.add(name)
+    if not optional <= decisive and _differs(model, graph, decisive & left_out, optional):
+        decisive |= optional
+    traced = fx.GraphModule(model, _graph(model, decisive & left_out))
+    _require(traced, decisive, left_out)
+    return traced
 
 
-def _decides(name: str, model: nn.Module, graph: fx.Graph) -> bool:
-    """Whether a model computes something else if an argument is ``None``."""
+def _require(traced: fx.GraphModule, decisive: set[str], left_out: set[str]) -> None:
+    """Check the arguments that the code depends on in each call of the graph."""
+    for node in [one for one in traced.graph.nodes if one.op == "placeholder"]:
+        name = str(node.target)
+        if name in decisive:
+            traced.add_submodule(f"require_{name}", RequiredArgument(name, name not in left_out))
+            with traced.graph.inserting_after(node):
+                traced.graph.call_module(f"require_{name}", (node,))
+
+
+def _differs(
+    model: nn.Module,
+    graph: fx.Graph,
+    without: set[str],
+    names: set[str],
+    *,
+    required: bool = False,
+) -> bool:
+    """Whether a model computes something else if some arguments are ``None``.
+
+    Args:
+        model: the model.
+        graph: its graph without the arguments in ``without``.
+        without: arguments that are ``None`` in both graphs.
+        names: the arguments that are ``None`` in one graph only.
+        required: whether the model can't be called without the arguments, so that an error of the
+            trace without them says nothing.
+    """
     try:
-        other = _traced(model, {name})
+        other = _graph(model, without | names)
     except Exception:
-        return True
-    return _operations(other, name) != _operations(graph, name)
+        return not required
+    return list(_operations(model, other, names)) != list(_operations(model, graph, names))
 
 
-def _operations(graph: fx.Graph, left_out: str) -> list[str]:
-    """Return the operations of a graph and their arguments, with ``None`` for one argument."""
-    names: dict[fx.Node, str] = {}
-    found: list[str] = []
-
-    def named(node: fx.Node) -> str | None:
-        is_left_out = node.op == "placeholder" and node.target == left_out
-        return None if is_left_out else names[node]
-
+def _operations(model: nn.Module, graph: fx.Graph, left_out: set[str]) -> Iterator[str]:
+    """Yield the operations of a graph and their arguments, with ``None`` for some arguments."""
+    names: dict[fx.Node, str | None] = {}
+    count = 0
     for node in graph.nodes:
         if node.op == "placeholder":
-            names[node] = str(node.target)
+            names[node] = None if node.target in left_out else str(node.target)
         elif node.op == "get_attr":
-            names[node] = "a tensor"  # it has another name in each trace
+            names[node] = _identity(attrgetter(str(node.target))(model))
         else:
-            names[node] = f"operation {len(found)}"
-            arguments = fx.map_arg((node.args, node.kwargs), named)
-            found.append(f"{node.op} {node.target} {arguments}")
-    return found
+            names[node] = f"operation {count}"
+            count += 1
+            arguments = fx.map_arg((node.args, node.kwargs), names.__getitem__)
+            yield f"{node.op} {node.target} {arguments}"
 
 
-def _traced(model: nn.Module, left_out: set[str]) -> fx.Graph:
+def _identity(value: object) -> str:
+    """Return a text that is the same for one parameter or buffer, and for constants of one value.
+
+    Each trace makes constants again.
+    """
+    if isinstance(value, nn.Parameter) or not isinstance(value, Tensor):
+        return f"object {id(value)}"
+    if value.device.type != "cpu" or value.layout is not torch.strided:
+        return f"object {id(value)}"
+    content = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(content).hexdigest()}"
+
+
+def _graph(model: nn.Module, left_out: set[str]) -> fx.Graph:
     """Return a graph with ``None`` in place of some arguments, which keep their placeholders."""
     concrete: dict[str, Any] = dict.fromkeys(left_out)
     try:
@@ -92,25 +158,12 @@ def _traced(model: nn.Module, left_out: set[str]) -> fx.Graph:
     # An encoder's activation may be any function, and its arguments may be computed.
     except Exception:
         graph = fx.Tracer().trace(model, concrete)
-    for node in list(graph.nodes):
-        if node.op == "placeholder" and str(node.target)[: -len("_1")] in left_out:
-            node.target = str(node.target)[: -len("_1")]
+    known = inspect.signature(model.forward).parameters
+    for node in [one for one in graph.nodes if one.op == "placeholder"]:
+        name = str(node.target).removesuffix("_1")
+        # torch renames the placeholders of these arguments, and checks that they are None.
+        if str(node.target) not in known and name in left_out:
+            node.target = name
             for check in list(node.users):
                 graph.erase_node(check)
     return graph
-
-
-@has_side_effect
-def require_as_in_example(value: Any, name: str, given: bool) -> None:
-    """Raise an error if an argument is given and was not in the example inputs, or the reverse.
-
-    Raises:
-        ValueError: if it is so.
-    """
-    if (value is not None) != given:
-        raise ValueError(
-            f"{name}={'None' if given else '...'} differs from the example inputs, which "
-            f"{'had' if given else 'left out'} {name}, and the model's code depends on it. "
-            f"Condense the model again with example inputs that "
-            f"{'leave it out' if given else 'have it'}, for calls of this kind."
-        )

@@ -34,7 +34,7 @@ from sparseopt.speedup.inference.folding import (
 )
 from sparseopt.speedup.inference.live_layers import Origin
 from sparseopt.speedup.inference.network import POOLS, ModuleNetwork, Network, Site
-from sparseopt.speedup.inference.optional_arguments import graph_of
+from sparseopt.speedup.inference.optional_arguments import trace
 from sparseopt.speedup.live_training.layer_state import convolution_padding
 from sparseopt.utils.hooks import has_own_code
 from sparseopt.utils.nested import leaves
@@ -97,7 +97,7 @@ def _origin(name: str, module: nn.Module) -> Origin:
 def _record_inputs(
     network: ModuleNetwork, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> None:
-    """Run the model once, and record the input of each layer, and whether it returns maps."""
+    """Run the model once, and record the input of each layer and whether it returns maps."""
 
     def record(site: Site) -> Any:
         def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     # A model may keep what it was given, such as its shape, which is no value during a trace.
     arguments = _by_name(model, args, kwargs)
     with preserve_attributes(model):
-        traced = fx.GraphModule(model, graph_of(model, arguments))
+        traced = trace(model, arguments)
     origins = split_attention(traced)
     traced.recompile()
     names = [node.target for node in traced.graph.nodes if node.op == "placeholder"]
@@ -173,7 +173,10 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def _has_maps(outputs: Any) -> bool:
-    return any(isinstance(one, Tensor) and one.dim() == 4 for one in leaves(outputs))
+    """Whether there are contiguous tensors of four dimensions in the outputs of a model."""
+    tensors = (one for one in leaves(outputs) if isinstance(one, Tensor))
+    strided = (one for one in tensors if one.layout is torch.strided and not one.is_nested)
+    return any(one.dim() == 4 and one.is_contiguous() for one in strided)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:
@@ -184,7 +187,7 @@ def _attribute(module: nn.Module, path: str) -> Any:
 def _by_name(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return the inputs by name of the argument, with the defaults of arguments left out."""
+    """Return the inputs by name of the argument, and the defaults of arguments without input."""
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.arguments

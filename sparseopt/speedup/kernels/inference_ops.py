@@ -95,7 +95,7 @@ def affine(x: Tensor, factor: Tensor, shift: Tensor, bounds: Sequence[float] | N
 
 
 def _wants_derivative(tensors: Sequence[Tensor | None]) -> bool:
-    if ops.is_transformed():
+    if ops.is_differentiated():
         return True
     return torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in tensors

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
 from sparseopt.speedup.kernels import calls
@@ -24,6 +25,7 @@ __all__ = [
     "conv2d",
     "conv2d_input",
     "conv2d_values",
+    "is_differentiated",
     "is_transformed",
     "linear",
     "linear_input",
@@ -34,6 +36,16 @@ __all__ = [
 ]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_differentiated() -> bool:
+    """Whether a functional transform or forward-mode differentiation computes derivatives."""
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    kinds = {one.key() for one in get_interpreter_stack() or ()}
+    return bool(kinds & {TransformType.Grad, TransformType.Jvp})
 
 
 def is_transformed() -> bool:

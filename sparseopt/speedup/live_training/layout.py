@@ -17,7 +17,7 @@ from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels import calls
 from sparseopt.speedup.kernels.calls import kernel_layout, standard_layout
 from sparseopt.speedup.kernels.ops import plain_call
-from sparseopt.utils.nested import map_leaves
+from sparseopt.utils.nested import leaves, map_leaves
 
 __all__ = [
     "by_channel",
@@ -69,24 +69,37 @@ def to_kernel_layout(x: Tensor) -> Tensor:
 def out_of_kernel_layout(outputs: Any) -> Any:
     """Return the outputs of a model with contiguous maps in place of maps in the kernels' layout.
 
-    Code that reads the outputs may call ``view``, which takes no other layout.
+    Code that reads the outputs may call ``view``, which does not take the kernels' layout. Outputs
+    without such maps stay the same object.
     """
-
-    def converted(value: Any) -> Any:
-        is_own = isinstance(value, Tensor) and in_kernel_layout(value)
-        return standard_layout(value) if is_own else value
-
-    return map_leaves(converted, outputs)
+    if not any(map(_is_in_kernel_layout, leaves(outputs))):
+        return outputs
+    return map_leaves(
+        lambda leaf: standard_layout(leaf) if _is_in_kernel_layout(leaf) else leaf, outputs
+    )
 
 
 def with_standard_maps(outputs: Any) -> Any:
-    """Return the outputs of a model with contiguous maps in place of maps in any other layout."""
+    """Return the outputs of a model with contiguous maps in place of maps that layers made.
 
-    def converted(value: Any) -> Any:
-        is_map = isinstance(value, Tensor) and value.dim() == 4
-        return value.contiguous() if is_map else value
+    These are in the kernels' layout, or in channels-last format.
+    """
+    return map_leaves(_standard, out_of_kernel_layout(outputs))
 
-    return map_leaves(converted, out_of_kernel_layout(outputs))
+
+def _standard(leaf: Any) -> Any:
+    is_map = _is_strided(leaf) and leaf.dim() == 4
+    if is_map and leaf.is_contiguous(memory_format=torch.channels_last):
+        return leaf.contiguous()
+    return leaf
+
+
+def _is_in_kernel_layout(leaf: Any) -> bool:
+    return _is_strided(leaf) and in_kernel_layout(leaf)
+
+
+def _is_strided(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
 
 
 class _FromChannels(torch.autograd.Function):

@@ -12,7 +12,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from sparseopt.distributed.dtensor import placement
 from sparseopt.masks.layer import SparseLayer
@@ -29,7 +28,7 @@ from sparseopt.speedup.live_training.possible import (
     possible_implementations,
 )
 from sparseopt.speedup.live_training.report import report_text
-from sparseopt.utils.hooks import OwnHook
+from sparseopt.utils.hooks import Handle, OwnHook, call_after_forward
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["SpeedUp", "speed_up"]
@@ -166,7 +165,7 @@ class SpeedUp:
         self._live = 0
         self._counts: Counter[Any] = Counter()
         self._states: dict[SparseLayer, Any] = {}
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Handle] = []
         self._status = "nothing is measured yet: the model has made no training pass"
         self._is_active = False
 
@@ -283,8 +282,7 @@ class SpeedUp:
             optimizer.register_load_state_dict_post_hook(refresh),
         ]
         self._flag.knows_masked = weakref.WeakMethod(self._knows_masked)
-        # First, so that the user's hooks get the maps that the model returned before.
-        self._handles.append(self._model.register_forward_hook(_AfterForward(), prepend=True))
+        self._handles.append(call_after_forward(self._model, _AfterForward()))
         if self._is_given:
             self._apply()
             self._status = "as in the plan that was passed"
@@ -403,10 +401,10 @@ class _BeforeForward(OwnHook):
 
 
 class _AfterForward(OwnHook):
-    """Converts the maps that the model returns to the layout that they have without a speed-up."""
+    """Makes the maps contiguous that the model returns in the kernels' layout."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
-        # torch compiles a hook by itself, and then warns about outputs that are not leaves.
+        # torch would compile this hook alone, and warn about the .grad of the outputs.
         return None if torch.compiler.is_compiling() else out_of_kernel_layout(outputs)
 
 

@@ -200,3 +200,22 @@ def test_recorded_inputs_that_are_no_batch_are_used_as_they_are():
     smaller = compact(model, optimizer).model
     assert smaller.up.out_features == 8
     torch.testing.assert_close(smaller(x, mixing), model(x, mixing))
+
+
+class Sized(Masked):
+    """It returns a size that is smaller in the smaller model."""
+
+    def forward(self, x, mixing):
+        hidden = self.up(x)
+        return self.down((mixing @ hidden).relu()), hidden.shape[-1]
+
+
+def test_sizes_among_the_outputs_may_shrink():
+    model, x, mixing = Sized(), torch.randn(12, 10, 8), torch.rand(10, 10)
+    with torch.no_grad():
+        model.up.weight[:4] = 0
+        model.up.bias[:4] = 0
+    smaller = compact(model, "nonzero", example_inputs=(x, mixing)).model
+    found, size = smaller(x, mixing)
+    assert size == 12
+    torch.testing.assert_close(found, model(x, mixing)[0])

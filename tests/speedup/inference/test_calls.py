@@ -1,5 +1,7 @@
 """Condensed models are called as the model is: what they read, write and return."""
 
+import copy
+import pickle
 from dataclasses import dataclass
 
 import pytest
@@ -91,17 +93,61 @@ class Attends(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
 
+class Chooses(nn.Module):
+    """Which parameter it uses depends on an argument, which it does not use itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.one, self.other = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x, mask=None):
+        bias = self.one.bias if mask is None else self.other.bias
+        return self.layer(x) + bias
+
+
+class ChoosesByBoth(nn.Module):
+    """It does something else if two arguments are left out together."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x, mask=None, other=None):
+        if mask is None and other is None:
+            return self.layer(x)
+        return self.layer(x).relu()
+
+
+class Required(nn.Module):
+    """``None`` is given for an argument that has no default."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x, mask):
+        return self.layer(x) if mask is None else self.layer(x).relu()
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("copied", [nn.Module.eval, copy.deepcopy, pickled])
+@pytest.mark.parametrize("kind", [Attends, Chooses, ChoosesByBoth, Required])
 @pytest.mark.parametrize("given", [False, True])
-def test_optional_argument_that_code_depends_on_is_as_in_the_example(given):
-    model, x, mask = Attends().eval(), torch.randn(2, 6, 16), torch.randn(6, 6)
+def test_argument_that_code_depends_on_is_as_in_the_example(given, kind, copied):
+    model, x = kind().eval(), torch.randn(2, 6, 16)
+    rest = [torch.randn(6, 6)] * (2 if kind is ChoosesByBoth else 1)
     masks = sparse_masks(model)
-    one, other = ((x, mask), (x,)) if given else ((x,), (x, mask))
-    condensed = quickly(model, masks, one)
-    assert len(live_layers(condensed.model)) == 2
+    one, other = [x, *rest], [x, *[None] * len(rest)]
+    one, other = (one, other) if given else (other, one)
+    condensed = copied(quickly(model, masks, tuple(one), scripted=False).model)
+    assert live_layers(condensed)
     with torch.no_grad():
-        torch.testing.assert_close(condensed.model(*one), model(*one))
+        torch.testing.assert_close(condensed(*one), model(*one))
         with pytest.raises(ValueError, match="mask=.* differs from the example inputs"):
-            condensed.model(*other)
+            condensed(*other)
 
 
 class PassesOn(nn.Module):
@@ -130,6 +176,26 @@ def test_optional_argument_that_code_only_passes_on_may_be_left_out_or_given(giv
 class Output:
     logits: Tensor
     steps: int = 1
+
+
+class Graph(nn.Module):
+    """Its second input is a sparse matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x, adjacency):
+        return self.last(torch.sparse.mm(adjacency, self.first(x)).relu())
+
+
+def test_sparse_inputs_are_taken():
+    model, x = Graph(), torch.randn(5, 16)
+    adjacency = (torch.rand(5, 5) < 0.4).float().to_sparse()
+    condensed = quickly(model, sparse_masks(model), (x, adjacency))
+    assert len(live_layers(condensed.model)) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(condensed.model(x, adjacency), model(x, adjacency))
 
 
 class Wrapped(nn.Module):
@@ -194,7 +260,7 @@ class RegroupsByValue(Regroups):
 
 @pytest.mark.parametrize("kind", [Regroups, RegroupsByValue])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_maps_that_are_viewed_are_so_for_every_batch(kind, batch):
+def test_view_between_convolutions_works_for_every_batch_size(kind, batch):
     model = kind().eval()
     condensed = quickly(model, sparse_masks(model), torch.randn(batch, 4, 5, 6), scripted=False)
     assert len(live_layers(condensed.model)) == (2 if kind is Regroups else 1)
@@ -217,6 +283,14 @@ class Maps(nn.Sequential):
         return [super().forward(x)]
 
 
+def test_maps_that_a_pickled_model_returns_can_be_viewed():
+    model, x = Maps(False).eval(), torch.randn(3, 4, 6, 6)
+    condensed = pickled(quickly(model, sparse_masks(model), x, scripted=False).model)
+    with torch.no_grad():
+        (found,), (expected,) = condensed(x), model(x)
+    torch.testing.assert_close(found.view(-1), expected.view(-1), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("by_value", [False, True])
 @pytest.mark.parametrize("implementation", ["sparse", "folded", "channels-last"])
 def test_maps_that_a_model_returns_can_be_viewed(times, implementation, by_value):
@@ -227,3 +301,12 @@ def test_maps_that_a_model_returns_can_be_viewed(times, implementation, by_value
     with torch.no_grad():
         (found,), (expected,) = condensed.model(x), model(x)
     torch.testing.assert_close(found.view(-1), expected.view(-1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*not yet implemented the batching rule:UserWarning")
+def test_samples_are_vectorised_over():
+    model, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)), torch.randn(4, 16)
+    condensed = quickly(model, sparse_masks(model), x).model
+    assert len(live_layers(condensed)) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(condensed)(x), model(x))

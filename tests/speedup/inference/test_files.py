@@ -178,7 +178,7 @@ class Auxiliary(nn.Module):
 
 @needs_kernels
 @pytest.mark.usefixtures("sparse_is_fastest")
-@pytest.mark.parametrize("copied", [lambda model: model, copy.deepcopy, pickled], ids=str)
+@pytest.mark.parametrize("copied", [nn.Module.eval, copy.deepcopy, pickled])
 def test_condensed_model_loads_a_file_with_parameters_that_inference_does_not_need(
     tmp_path, copied
 ):

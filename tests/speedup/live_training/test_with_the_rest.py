@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from sparseopt import speed_up
+from sparseopt import condense, speed_up
+from sparseopt.utils.hooks import copy_without_hooks, has_hooks
 from tests.speedup.kernels.dense import needs_kernels
 from tests.speedup.live_training.nets import (
     ConvNet,
@@ -404,3 +406,68 @@ def test_maps_that_the_model_returns_have_the_layout_that_they_have_without_a_sp
         return losses
 
     assert_same_way(loop, kind=Segments)
+
+
+@dataclass
+class Output:
+    maps: torch.Tensor
+    other: object = None
+    unset: torch.Tensor = field(init=False)
+
+
+class SegmentsIntoObjects(Segments):
+    """Its output is an object that refers to itself, and has a field without a value."""
+
+    def forward(self, x):
+        output = Output(super().forward(x)["maps"])
+        output.other = output
+        return output
+
+
+def test_maps_in_objects_that_the_model_returns_can_be_viewed():
+    def loop(model, optimizer, steps):
+        def loss_of_maps(model, index):
+            output = model(images(index))
+            assert output.other is not None
+            return output.maps.view(-1).square().mean()
+
+        return train(model, optimizer, steps, loss=loss_of_maps)
+
+    assert_same_way(loop, kind=SegmentsIntoObjects)
+
+
+def test_outputs_without_maps_are_the_same_objects():
+    kept = []
+
+    class Keeps(ConvNet):
+        def forward(self, x):
+            kept.append({"logits": super().forward(x)})
+            return kept[-1]
+
+    model = make(Keeps)
+    optimizer = wrap(model)
+    speed_up(model, optimizer)
+    assert model(images()) is kept[-1]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy_without_hooks])
+def test_copies_of_a_sped_up_model_compute_and_are_traced_as_without_it(copied):
+    model, optimizer = sped_up(Segments)
+    other = copied(model).eval()
+    expected = model.eval()(images())["maps"]
+    torch.testing.assert_close(other(images())["maps"], expected, rtol=1e-4, atol=1e-5)
+    if copied is copy_without_hooks:
+        assert not has_hooks(other)
+    condensed = condense(
+        model, optimizer, example_inputs=images(), scripted=False, compiled=False, rounds=1
+    )
+    assert "folding" not in condensed.report.failed
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_sped_up_model_is_scripted_without_the_hooks():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    optimizer = wrap(model)
+    expected = model(images())
+    speed_up(model, optimizer)
+    torch.testing.assert_close(torch.jit.script(model)(images()), expected)
