@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import nn
 from benchmarks.common.environment import describe_environment
 from benchmarks.structured.data import Images, load_images
 from benchmarks.structured.models import HEAD_DIM, Shape, ViT, shape_of
-from benchmarks.structured.records import Record, hardware_of, read_records, seconds_per_epoch
+from benchmarks.structured.records import Record, fastest_epoch, hardware_of, read_records
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, SRigL, compact, speed_up
 
 METHODS = ("dense", "narrower", "thinner", "rigl-struct", "srigl", "rigl", "rigl-same-time")
@@ -28,7 +27,8 @@ MEANING = {
     "dense": "the network itself",
     "narrower": "a residual stream of half the width, and so a quarter of the weights",
     "thinner": "the full width, with as many heads and neurons as `rigl-struct` leaves",
-    "rigl-struct": "neurons and heads move, in `CompactedTraining`; `compact` removes the dropped",
+    "rigl-struct": "neurons move, and heads if enough of them are live, in `CompactedTraining`; "
+    "then `compact` removes what is dropped",
     "srigl": "`SRigL(gamma=.95)`, on a CPU with `speed_up`; `compact` removes ablated neurons",
     "rigl": "single weights move, on a CPU with `speed_up`",
     "rigl-same-time": "`rigl`, for as many epochs as take the training time of `rigl-struct`",
@@ -107,7 +107,7 @@ def epochs_of(method: str, options: argparse.Namespace) -> int:
         raise SystemExit(f"{method} needs rigl-struct and rigl trained on the same hardware")
     if not all(run["options"]["compacted"] for run in structured):
         raise SystemExit(f"{method} needs the times of rigl-struct with --compacted")
-    times = [fmean(map(seconds_per_epoch, runs)) for runs in (structured, single)]
+    times = [fastest_epoch(runs) for runs in (structured, single)]
     return max(1, round(options.epochs * times[0] / times[1]))
 
 

@@ -11,7 +11,7 @@ from benchmarks.common.tables import MISSING, paragraph, span, table_of
 from benchmarks.structured.accuracy import MEANING, METHODS
 from benchmarks.structured.inference import SAME_NETWORK
 from benchmarks.structured.models import HEAD_DIM
-from benchmarks.structured.records import Record, hardware_of, read_records, seconds_per_epoch
+from benchmarks.structured.records import Record, fastest_epoch, hardware_of, read_records
 from benchmarks.structured.timing import MODELS
 
 #: Steps from one mask update to the next, of the average that is reported.
@@ -117,8 +117,8 @@ def accuracy_lines(records: Sequence[Record], inference: Sequence[Record]) -> li
         f"{'float32' if on_cpu else 'bfloat16 autocast'}. Density {options['density']} of neurons "
         f"and heads, {options['weights']} of single weights. Accuracy is of all test images after "
         "the last epoch: mean and standard deviation over the seeds. Training time is the time "
-        "of the fastest epoch, times the number of epochs; other jobs slowed some epochs. Times "
-        "are compared on the same hardware."
+        "of the fastest epoch of all seeds, times the number of epochs; other jobs slowed some "
+        "epochs. Times are compared on the same hardware."
     )
     lines = ["## Accuracy", "", *paragraph(explanation), *_where(records)]
     lines += [f"- `{name}`: {MEANING[name]}." for name in METHODS]
@@ -161,18 +161,20 @@ def accuracy_row(
 
 
 def _training_shares(runs: Sequence[Record], dense: Sequence[Record]) -> list[float]:
-    """The training time of each run, divided by the dense run's under the same conditions."""
-    times = {_conditions(run): _training_time(run) for run in dense}
-    found = [(run, times.get(_conditions(run))) for run in runs]
-    return [_training_time(run) / base for run, base in found if base is not None]
+    """The training time, divided by the dense network's, on each hardware that has both."""
+    times, base = _training_times(runs), _training_times(dense)
+    return [time / base[hardware] for hardware, time in times.items() if hardware in base]
 
 
-def _conditions(run: Record) -> tuple[object, ...]:
-    return run["seed"], *hardware_of(run)
-
-
-def _training_time(run: Record) -> float:
-    return seconds_per_epoch(run) * len(run["epochs"])
+def _training_times(runs: Sequence[Record]) -> dict[tuple[str, str, int], float]:
+    """The training time of a run, by hardware."""
+    if not runs:
+        return {}
+    epochs = fmean(len(run["epochs"]) for run in runs)
+    return {
+        hardware: epochs * fastest_epoch(run for run in runs if hardware_of(run) == hardware)
+        for hardware in dict.fromkeys(map(hardware_of, runs))
+    }
 
 
 def _inference_shares(method: str, inference: Sequence[Record]) -> list[float]:
