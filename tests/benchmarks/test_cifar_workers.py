@@ -235,8 +235,12 @@ def descendants(pid, prefix):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker to kill in /proc")
-def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, undisturbed, tmp_path):
+def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(
+    options, undisturbed, tmp_path, monkeypatch
+):
     pytest.importorskip("ray")
+    # Ray lowers the priority of its workers, which would wait for all other tests.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     together = tmp_path / "together"
     arguments = [*options, "--all", "--cluster", "local", "--out", str(together)]
     process = start_script(SCRIPT, *arguments)
