@@ -124,12 +124,14 @@ def _differs(
 def _operations(model: nn.Module, graph: fx.Graph, left_out: set[str]) -> Iterator[str]:
     """Yield the operations of a graph and their arguments, with ``None`` for some arguments."""
     names: dict[fx.Node, str | None] = {}
+    own = {id(one) for one in (*model.parameters(), *model.buffers())}
     count = 0
     for node in graph.nodes:
         if node.op == "placeholder":
             names[node] = None if node.target in left_out else str(node.target)
         elif node.op == "get_attr":
-            names[node] = _identity(attrgetter(str(node.target))(model))
+            value = attrgetter(str(node.target))(model)
+            names[node] = f"object {id(value)}" if id(value) in own else _content(value)
         else:
             names[node] = f"operation {count}"
             count += 1
@@ -137,17 +139,14 @@ def _operations(model: nn.Module, graph: fx.Graph, left_out: set[str]) -> Iterat
             yield f"{node.op} {node.target} {arguments}"
 
 
-def _identity(value: object) -> str:
-    """Return a text that is the same for one parameter or buffer, and for constants of one value.
-
-    Each trace makes constants again.
-    """
-    if isinstance(value, nn.Parameter) or not isinstance(value, Tensor):
-        return f"object {id(value)}"
-    if value.device.type != "cpu" or value.layout is not torch.strided:
-        return f"object {id(value)}"
-    content = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(content).hexdigest()}"
+def _content(constant: object) -> str:
+    """Return a text that is the same for constants of equal values: each trace makes them again."""
+    if not isinstance(constant, Tensor) or constant.is_meta or constant.layout is not torch.strided:
+        return f"object {id(constant)}"
+    numbers = constant.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return (
+        f"{constant.dtype} {tuple(constant.shape)} {hashlib.sha256(numbers.tobytes()).hexdigest()}"
+    )
 
 
 def _graph(model: nn.Module, left_out: set[str]) -> fx.Graph:
