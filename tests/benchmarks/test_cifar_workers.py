@@ -29,6 +29,12 @@ SEEDS = ("0", "1", "2")
 SAME = ("key", "curve", "accuracy", "weights_sha256", "density", "flops")
 
 
+@pytest.fixture(autouse=True)
+def ray_at_our_priority(monkeypatch):
+    """By default Ray lowers the priority of its workers, which would wait for all other tests."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 @pytest.fixture
 def options(quick_preset, cifar_tree):
     return ["--preset", str(quick_preset), "--data-dir", str(cifar_tree), "--threads", "1"]
@@ -235,12 +241,8 @@ def descendants(pid, prefix):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker to kill in /proc")
-def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(
-    options, undisturbed, tmp_path, monkeypatch
-):
+def test_job_of_a_killed_worker_of_a_cluster_is_done_by_another(options, undisturbed, tmp_path):
     pytest.importorskip("ray")
-    # Ray lowers the priority of its workers, which would wait for all other tests.
-    monkeypatch.setenv("RAY_worker_niceness", "0")
     together = tmp_path / "together"
     arguments = [*options, "--all", "--cluster", "local", "--out", str(together)]
     process = start_script(SCRIPT, *arguments)
