@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +38,7 @@ from sparseopt.optimizer.find_weights import (
 )
 from sparseopt.structured.channel_layers import channel_layers
 from sparseopt.utils.errors import NoSparseLayerError
+from sparseopt.utils.validation import whole_number
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = [
@@ -289,17 +289,12 @@ def _live_count(method: Method, shape: tuple[int, ...], live: int) -> int:
         TypeError: if the method returns anything else than a whole number.
         ValueError: if the layer has no place for this number.
     """
-    # A user's own method may return anything.
-    count: object = method.live_count(shape, live)
-    if isinstance(count, bool) or not isinstance(count, Integral):
-        raise TypeError(
-            f"live_count() of method={method.name!r} returned {count!r}: it must be a whole "
-            "number, such as int(...) returns."
-        )
-    number = int(count)
+    returned = f"live_count() of method={method.name!r} returned"
+    count = method.live_count(shape, live)
+    number = whole_number(f"{returned} {count!r}", count)
     if not 1 <= number <= math.prod(shape):
         raise ValueError(
-            f"live_count() of method={method.name!r} returned {number} for a layer of the shape "
+            f"{returned} {number} for a layer of the shape "
             f"{tuple(shape)}: it must be from 1 to {math.prod(shape)}."
         )
     return number

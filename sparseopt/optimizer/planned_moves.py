@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.norm_slices import left_zero
 from sparseopt.methods.base import Method
 from sparseopt.methods.update import Move, Rewiring, Update
+from sparseopt.utils.validation import whole_number
 
 __all__ = [
     "Planned",
@@ -216,14 +216,11 @@ def _with_plain_counts(move: object, layer: SparseLayer, what: str) -> Move:
     """Return the move with its counts as ints: a checkpoint holds no numbers of NumPy."""
     if not isinstance(move, Move):
         raise TypeError(f"{what} returned {move!r} for layer {layer.name!r}: it must be a Move.")
-    counts: dict[str, object] = {"drop": move.drop, "grow": move.grow}
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, Integral):
-            raise TypeError(
-                f"{what} returned {name}={count!r} for layer {layer.name!r}: it must be a "
-                "whole number, such as int(...) returns."
-            )
-    return replace(move, drop=int(move.drop), grow=int(move.grow))
+    drop, grow = (
+        whole_number(f"{what} returned {name}={count!r} for layer {layer.name!r}", count)
+        for name, count in (("drop", move.drop), ("grow", move.grow))
+    )
+    return replace(move, drop=drop, grow=grow)
 
 
 def _transition(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, MutableMapping
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
@@ -84,7 +85,7 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
 def _with_fields(leaf: Any, fields: Mapping[str, Any]) -> Any:
     """Return a dataclass with these fields, which is the same object if no leaf differs."""
     before, after = tree_leaves(_fields(leaf)), tree_leaves(dict(fields))
-    if len(before) == len(after) and all(map(_is_same, before, after)):
+    if len(before) == len(after) and all(map(operator.is_, before, after)):
         return leaf
     result = copy.copy(leaf)
     for name, field in fields.items():
@@ -93,10 +94,6 @@ def _with_fields(leaf: Any, fields: Mapping[str, Any]) -> Any:
         if isinstance(result, MutableMapping) and name in result:
             result[name] = field
     return result
-
-
-def _is_same(before: object, after: object) -> bool:
-    return before is after
 
 
 def copy_of(value: Any) -> Any:

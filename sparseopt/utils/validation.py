@@ -86,6 +86,13 @@ def check_count(argument: str, value: object, *, minimum: int, of: str = "") -> 
     return count
 
 
+def whole_number(returned: str, value: object) -> int:
+    """Return a value that user code returned as an int; ``returned`` begins the error's message."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{returned}: it must be a whole number, such as int(...) returns.")
+    return int(value)
+
+
 def check_steps(argument: str, value: object, *, minimum: int) -> int:
     """Return ``value`` as a number of steps that is at least ``minimum``."""
     return check_count(argument, value, minimum=minimum, of=" of step() calls")

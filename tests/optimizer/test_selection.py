@@ -439,14 +439,18 @@ def test_selection_of_what_a_parametrization_spreads_is_refused():
         wrap(model, sparse={"0": True})
 
 
+def refuse_density_of_group(model, unusable, reason):
+    """See the density of a group refused, and return what is sparse without the unusable weight."""
+    inner = torch.optim.SGD([{"params": model.parameters(), "density": 0.25}], lr=0.1)
+    with pytest.raises(ValueError, match=f"asks for a density of {reason}"):
+        SparseOptimizer(inner, model)
+    return names(SparseOptimizer(inner, model, sparse={unusable: False}, total_steps=1000))
+
+
 def test_density_of_a_param_group_for_what_a_parametrization_spreads_is_refused():
     model = nn.Sequential(parametrizations.orthogonal(nn.Linear(8, 8)), nn.Linear(8, 2))
-    groups = [{"params": model.parameters(), "density": 0.25}]
-    inner = torch.optim.SGD(groups, lr=0.1)
-    with pytest.raises(ValueError, match=r"asks for a density of '0.parametrizations.*_Orthogonal"):
-        SparseOptimizer(inner, model)
-    optimizer = SparseOptimizer(inner, model, sparse={"0.weight": False}, total_steps=1000)
-    assert names(optimizer) == ["1.weight"]
+    reason = r"'0.parametrizations.*_Orthogonal"
+    assert refuse_density_of_group(model, "0.weight", reason) == ["1.weight"]
 
 
 def test_flops_count_what_a_parametrization_spreads_as_dense():
@@ -498,12 +502,8 @@ def test_selection_of_a_weight_that_is_standardised_is_refused(standardising):
     kind = type(standardising[0]).__name__
     with pytest.raises(ValueError, match=rf"'0\.weight', which {kind} standardises"):
         wrap(standardising, sparse={"0": True})
-    groups = [{"params": standardising.parameters(), "density": 0.25}]
-    inner = torch.optim.SGD(groups, lr=0.1)
-    with pytest.raises(ValueError, match=rf"asks for a density of '0\.weight', which {kind}"):
-        SparseOptimizer(inner, standardising)
-    optimizer = SparseOptimizer(inner, standardising, sparse={"0": False}, total_steps=1000)
-    assert names(optimizer) == ["3.weight"]
+    reason = rf"'0\.weight', which {kind}"
+    assert refuse_density_of_group(standardising, "0", reason) == ["3.weight"]
 
 
 def test_model_of_weights_that_are_standardised_is_refused_with_the_reason(standardising):

@@ -102,8 +102,10 @@ class Assembly:
         self.writes_inputs = _versions(given) != before
         self._two_samples = self._of_two_samples(model)
         self.copied = copied
-        self.skipped_by_trace = skipped_by_trace(
-            copied, *self.inputs(), writes_inputs=self.writes_inputs
+        self.skipped_by_trace = (
+            "forward() writes to its inputs"
+            if self.writes_inputs
+            else skipped_by_trace(copied, *self.inputs())
         )
         self.skipped_by_programs = skipped_by_programs(copied, self.skipped_by_trace)
         self.network, self.untraced = take_apart(copied, *self.inputs(), self.skipped_by_trace)
@@ -269,24 +271,28 @@ class Assembly:
         if not is_comparable(self.expected):
             return "the model's output has no numbers to compare"
         given = self.inputs()
-        try:
-            outputs = self._run(model, given)
-        except Exception as error:
-            return f"the model does not run ({type(error).__name__}: {error})"
-        return _difference("output", self.expected, outputs, dtype) or (
-            _difference("input", self.inputs_after, given, dtype) if self.writes_inputs else None
-        )
+        fault = self._fault_on(given, self.expected, model, dtype)
+        if fault is None and self.writes_inputs:
+            fault = _difference("input", self.inputs_after, given, dtype)
+        return fault
 
     def _fault_of_two(self, model: nn.Module, dtype: torch.dtype) -> str | None:
         """Return why a model computes something else for two samples, or ``None``."""
         if self._two_samples is None:
             return None
         given, expected = self._two_samples
+        fault = self._fault_on(copy_of(given), expected, model, dtype)
+        return None if fault is None else f"{fault}, for two samples"
+
+    def _fault_on(
+        self, given: Any, expected: Any, model: nn.Module, dtype: torch.dtype
+    ) -> str | None:
+        """Return why a model fails on inputs, or how its outputs differ, or ``None``."""
         try:
-            outputs = self._run(model, copy_of(given))
+            outputs = self._run(model, given)
         except Exception as error:
-            return f"the model does not run on two samples ({type(error).__name__}: {error})"
-        return _difference("output for two samples", expected, outputs, dtype)
+            return f"the model does not run ({type(error).__name__}: {error})"
+        return _difference("output", expected, outputs, dtype)
 
 
 def _difference(name: str, expected: Any, found: Any, dtype: torch.dtype) -> str | None:

@@ -116,26 +116,14 @@ def _holds_module(value: Any, seen: set[int]) -> bool:
 
 
 def skipped_by_trace(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    *,
-    writes_inputs: bool = False,
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> str | None:
     """Return which code of a model its graph would skip, or ``None``.
 
     A graph calls torch's own layers as modules, with their hooks. Of other modules it has only
     operations, and only operations that the result depends on. Of the model itself it has the
     ``forward`` of the class.
-
-    Args:
-        model: the model.
-        args: positional inputs, which the model is run on.
-        kwargs: keyword inputs.
-        writes_inputs: whether the model writes to its inputs.
     """
-    if writes_inputs:
-        return "forward() writes to its inputs"
     if "forward" in vars(model):
         return "its forward() is replaced on the model itself"
     tracer = fx.Tracer()

@@ -67,21 +67,24 @@ def trace(model: nn.Module, arguments: Mapping[str, Any]) -> fx.GraphModule:
     named = {name for name, one in parameters.items() if one.kind in _NAMED and name in arguments}
     optional = {name for name in named if parameters[name].default is None}
     left_out = {name for name in named if arguments[name] is None}
-    decisive: set[str] = set()
+    without: set[str] = set()
     try:
-        graph = _graph(model, set())
+        graph = _graph(model, without)
     except Exception:
         if not left_out:
             raise
         # Code for an argument that is given may be impossible to trace.
-        decisive = set(left_out)
-        graph = _graph(model, decisive)
-    for name in named - decisive:
-        if _differs(model, graph, decisive & left_out, {name}, required=name not in optional):
+        without = left_out
+        graph = _graph(model, without)
+    decisive = set(without)
+    for name in named - without:
+        if _differs(model, graph, without, {name}, required=name not in optional):
             decisive.add(name)
-    if not optional <= decisive and _differs(model, graph, decisive & left_out, optional):
+    if not optional <= decisive and _differs(model, graph, without, optional):
         decisive |= optional
-    traced = fx.GraphModule(model, _graph(model, decisive & left_out))
+    if decisive & left_out != without:
+        graph = _graph(model, decisive & left_out)
+    traced = fx.GraphModule(model, graph)
     _require(traced, decisive, left_out)
     return traced
 

@@ -36,6 +36,7 @@ from sparseopt.speedup.inference.live_layers import Origin
 from sparseopt.speedup.inference.network import POOLS, ModuleNetwork, Network, Site
 from sparseopt.speedup.inference.optional_arguments import trace
 from sparseopt.speedup.live_training.layer_state import convolution_padding
+from sparseopt.speedup.live_training.layout import is_strided
 from sparseopt.utils.hooks import has_own_code
 from sparseopt.utils.nested import leaves
 from sparseopt.utils.probe import preserve_attributes, preserve_model_state
@@ -174,9 +175,8 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 def _has_maps(outputs: Any) -> bool:
     """Whether there are contiguous tensors of four dimensions in the outputs of a model."""
-    tensors = (one for one in leaves(outputs) if isinstance(one, Tensor))
-    strided = (one for one in tensors if one.layout is torch.strided and not one.is_nested)
-    return any(one.dim() == 4 and one.is_contiguous() for one in strided)
+    tensors = filter(is_strided, leaves(outputs))
+    return any(one.dim() == 4 and one.is_contiguous() for one in tensors)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -23,6 +23,7 @@ __all__ = [
     "by_channel",
     "from_channels",
     "in_kernel_layout",
+    "is_strided",
     "out_of_kernel_layout",
     "to_channels_last",
     "to_kernel_layout",
@@ -88,17 +89,18 @@ def with_standard_maps(outputs: Any) -> Any:
 
 
 def _standard(leaf: Any) -> Any:
-    is_map = _is_strided(leaf) and leaf.dim() == 4
+    is_map = is_strided(leaf) and leaf.dim() == 4
     if is_map and leaf.is_contiguous(memory_format=torch.channels_last):
         return leaf.contiguous()
     return leaf
 
 
 def _is_in_kernel_layout(leaf: Any) -> bool:
-    return _is_strided(leaf) and in_kernel_layout(leaf)
+    return is_strided(leaf) and in_kernel_layout(leaf)
 
 
-def _is_strided(leaf: Any) -> bool:
+def is_strided(leaf: Any) -> bool:
+    """Whether a value is a tensor of ordinary memory, neither sparse nor nested."""
     return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
 
 

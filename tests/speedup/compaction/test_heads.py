@@ -12,20 +12,25 @@ from sparseopt.speedup.compaction.fewer_heads import FewerHeads
 from tests.support.attention_nets import TRANSFORMERS, Transformer
 
 
-def cut(case):
-    """A model whose masks drop half of the heads and neurons, and its compaction."""
-    model = case.build()
-    optimizer = SparseOptimizer(
+def halved(model, example_inputs):
+    """An optimizer whose masks drop half of the heads and neurons."""
+    return SparseOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1),
         model,
         method="rigl-struct",
-        example_inputs=case.kwargs or case.args,
+        example_inputs=example_inputs,
         density=0.5,
         init={},
         total_steps=10,
         delta_t=2,
         seed=1,
     )
+
+
+def cut(case):
+    """A model whose masks drop half of the heads and neurons, and its compaction."""
+    model = case.build()
+    optimizer = halved(model, case.kwargs or case.args)
     return model, compact(model, optimizer, example_inputs=(case.args, case.kwargs))
 
 
@@ -78,16 +83,7 @@ class Attending(nn.Module):
 def test_compacted_attention_of_torch_accepts_the_same_arguments(batch_first, separate):
     model = Attending(batch_first, separate)
     x, y = torch.randn(5, 4, 8), torch.randn(5, 4, 6 if separate else 8)
-    optimizer = SparseOptimizer(
-        torch.optim.SGD(model.parameters()),
-        model,
-        method="rigl-struct",
-        example_inputs=(x, y),
-        density=0.5,
-        init={},
-        total_steps=10,
-        delta_t=2,
-    )
+    optimizer = halved(model, (x, y))
     smaller = compact(model, optimizer, example_inputs=(x, y)).model
     assert type(smaller.attention) is FewerHeads
     assert smaller.attention.num_heads == 2
@@ -185,16 +181,7 @@ class Masked(nn.Module):
 
 def test_recorded_inputs_that_are_no_batch_are_used_as_they_are():
     model, x, mixing = Masked(), torch.randn(12, 10, 8), torch.rand(10, 10)
-    optimizer = SparseOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.1),
-        model,
-        method="rigl-struct",
-        example_inputs=(x, mixing),
-        density=0.5,
-        init={},
-        total_steps=10,
-        delta_t=2,
-    )
+    optimizer = halved(model, (x, mixing))
     model(x, mixing).square().mean().backward()
     optimizer.step()
     smaller = compact(model, optimizer).model
