@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 import numpy as np
 import torch
 
-__all__ = ["Clock", "Timing", "in_turn", "seconds", "time_in_turn"]
+__all__ = ["Clock", "Timing", "clock_of", "in_turn", "seconds", "time_in_turn"]
 
 #: ``"wall"`` is elapsed time; ``"thread"`` is the CPU time of the calling thread alone.
 Clock = Literal["wall", "thread"]
@@ -182,6 +182,20 @@ def in_turn(
         results = {name: measures[name]() for name in order.sample(names, len(names))}
         measured.append({name: results[name] for name in names})
     return measured
+
+
+def clock_of(device: torch.device | str) -> Clock:
+    """Return the clock to measure with: with one thread, it ignores time of other processes.
+
+    Args:
+        device: The device of the calls.
+
+    Example:
+        >>> clock_of("cuda")
+        'wall'
+    """
+    is_alone = torch.device(device).type == "cpu" and torch.get_num_threads() == 1
+    return "thread" if is_alone else "wall"
 
 
 def seconds(

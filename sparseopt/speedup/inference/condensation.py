@@ -16,9 +16,8 @@ from sparseopt.speedup.inference.assembly import SPARSE, Assembly, Format
 from sparseopt.speedup.inference.copies import copy_for_inference
 from sparseopt.speedup.inference.dense_implementations import AS_IT_IS
 from sparseopt.speedup.inference.masks import Masks, masks_by_name
-from sparseopt.speedup.inference.regions import clock_of
 from sparseopt.speedup.inference.report import CondensationReport, LayerTimes
-from sparseopt.speedup.timing import Timing, time_in_turn
+from sparseopt.speedup.timing import Timing, clock_of, time_in_turn
 from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.example_inputs import as_arguments
 from sparseopt.utils.probe import preserve_attributes, preserve_buffers, preserve_random_state

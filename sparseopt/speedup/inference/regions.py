@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from sparseopt.speedup.inference.network import Site
 from sparseopt.speedup.live_training.layout import to_channels_last, to_kernel_layout
-from sparseopt.speedup.timing import Clock, time_in_turn
+from sparseopt.speedup.timing import clock_of, time_in_turn
 
-__all__ = ["Candidates", "cheapest_chain", "choose_layers", "clock_of"]
+__all__ = ["Candidates", "cheapest_chain", "choose_layers"]
 
 _ROUNDS: Final = 5
 _LONG_ENOUGH: Final = 1e-3
@@ -48,12 +48,6 @@ class Candidates:
     inputs: tuple[Tensor, ...]
     seconds: dict[str, float] = field(default_factory=dict)
     conversion: float = 0.0
-
-
-def clock_of(device: torch.device) -> Clock:
-    """Return the clock to measure with: with one thread, it ignores time of other processes."""
-    is_alone = device.type == "cpu" and torch.get_num_threads() == 1
-    return "thread" if is_alone else "wall"
 
 
 def choose_layers(candidates: Sequence[Candidates], device: torch.device) -> dict[str, str]:

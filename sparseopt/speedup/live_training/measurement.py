@@ -34,7 +34,7 @@ from sparseopt.speedup.live_training.remaining import (
     seconds_by_operation,
     slow_calls,
 )
-from sparseopt.speedup.timing import Clock, Timing, time_in_turn
+from sparseopt.speedup.timing import Timing, clock_of, time_in_turn
 
 __all__ = ["Measured", "TimedLayer", "fastest", "measure"]
 
@@ -198,9 +198,7 @@ def fastest(times: Mapping[str, Timing]) -> str:
 
 
 def _timed_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
-    # The CPU time of one thread is not affected by other processes. Several threads need wall time.
-    clock: Clock = "thread" if torch.get_num_threads() == 1 else "wall"
-    return time_in_turn(calls, rounds=rounds, device="cpu", warmup=1, clock=clock)
+    return time_in_turn(calls, rounds=rounds, device="cpu", warmup=1, clock=clock_of("cpu"))
 
 
 def _inputs_of_layers(

@@ -1,13 +1,13 @@
 """Finds what takes the time of a pass once its products are fast: operations, and slow calls.
 
 Between modules, a user's own code may call functions on maps in the kernels' layout. Most functions
-are as fast on this layout as on others. Slow ones are found by timing each call again on copies of
-its maps in channels-last format.
+are as fast on this layout as on others. Slow ones are found by timing each call again, on copies of
+its maps in both layouts: the call in the pass itself may be slow for another reason, such as memory
+that is new.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,13 +18,15 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sparseopt.speedup.live_training.layout import in_kernel_layout
+from sparseopt.speedup.timing import clock_of, seconds, time_in_turn
 
 __all__ = ["SlowCall", "seconds_by_operation", "slow_calls"]
 
-#: Shorter calls are not timed again.
+#: Shorter calls are not named.
 _WORTH_NAMING: Final = 1e-3
 #: A call is slow if it takes more than this many times as long as on channels-last maps.
 _SLOW: Final = 2.0
+_ROUNDS: Final = 3
 _EVALUATES: Final = "autograd::engine::evaluate_function: "
 
 
@@ -116,35 +118,53 @@ class _Watch(TorchFunctionMode):
         if not maps:
             return func(*args, **kwargs)
         # Copied before the call, which may change its arguments in place.
-        copied = tree_map(_channels_last, (args, kwargs))
-        seconds, result = _timed(func, args, kwargs)
-        if seconds >= _WORTH_NAMING:
-            with torch.no_grad():
-                elsewhere, _ = _timed(func, *copied)
+        copies: tuple[Any, Any] = tree_map(_copied, (args, kwargs))
+        result = None
+
+        def call() -> None:
+            nonlocal result
+            result = func(*args, **kwargs)
+
+        if seconds(call, device="cpu", clock=clock_of("cpu")) >= _WORTH_NAMING:
             name = resolve_name(func) or getattr(func, "__name__", repr(func))
-            call = SlowCall(name, 1, seconds, elsewhere, _leaves_layout(maps, result))
-            self.calls.setdefault(name, []).append(call)
+            found = _timed(name, func, copies, _leaves_layout(maps, result))
+            if found.seconds >= _WORTH_NAMING:
+                self.calls.setdefault(name, []).append(found)
         return result
 
 
 def _timed(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[float, Any]:
-    # The CPU time of one thread is not affected by other processes.
-    now = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = now()
-    result = func(*args, **kwargs)
-    return now() - start, result
+    name: str,
+    func: Callable[..., Any],
+    arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
+    leaves_layout: bool,
+) -> SlowCall:
+    """Time a call on maps in the kernels' layout and in channels-last format, in turn."""
+    args, kwargs = arguments
+    other_args, other_kwargs = tree_map(_channels_last, arguments)
+    with torch.no_grad():
+        times = time_in_turn(
+            {
+                "here": lambda: func(*args, **kwargs),
+                "elsewhere": lambda: func(*other_args, **other_kwargs),
+            },
+            rounds=_ROUNDS,
+            device="cpu",
+            clock=clock_of("cpu"),
+        )
+    return SlowCall(name, 1, times["here"].median, times["elsewhere"].median, leaves_layout)
 
 
 def _is_map(value: Any) -> bool:
     return isinstance(value, Tensor) and in_kernel_layout(value)
 
 
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if _is_map(value) else value
+
+
 def _channels_last(value: Any) -> Any:
-    if not _is_map(value):
-        return value
-    return value.detach().contiguous(memory_format=torch.channels_last)
+    return value.contiguous(memory_format=torch.channels_last) if _is_map(value) else value
 
 
 def _leaves_layout(maps: Sequence[Tensor], result: Any) -> bool:
