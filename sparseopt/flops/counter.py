@@ -58,10 +58,11 @@ def count_operations(
 
     The count includes every convolution, every call of :func:`torch.nn.functional.linear`, and
     every matrix product in which one operand is a weight of the model. An operand is a weight if it
-    has the weight's memory, or is a view or a copy of the weight. So modules used twice, parts of a
-    packed projection and functional calls on a parameter are counted correctly, and products of two
-    activations are not counted. A convolution takes ``2 * positions * live`` FLOPs. A linear map
-    takes ``2 * rows * live``, and one addition per row and output feature for its bias.
+    has the weight's memory, is a view or a copy of the weight, or consists of entries of a masked
+    weight or of multiples of them. So modules used twice, parts of a packed projection and
+    functional calls on a parameter are counted correctly, and products of two activations are not
+    counted. A convolution takes ``2 * positions * live`` FLOPs. A linear map takes ``2 * rows *
+    live``, and one addition per row and output feature for its bias.
 
     The model is left as it was: training modes, buffers and random state are restored.
 
@@ -119,6 +120,12 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._convolution(args[0], args[1], out, transposed=bool(args[6]))
         elif packet in (aten._to_copy, aten.clone):
             self._weights.note_copy(args[0], out)
+        elif packet is aten.mul:
+            self._weights.note_product(args, out)
+        elif packet is aten.div:
+            self._weights.note_product(args[:1], out)
+        elif packet in (aten.index, aten.index_select):
+            self._weights.note_selection(args[0], out, lambda mask: func(mask, *args[1:]))
         elif not self._counts_products:
             pass
         elif packet in (aten.mm, aten.bmm):

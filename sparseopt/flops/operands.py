@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -122,7 +122,31 @@ class WeightMemory:
         mask = owner.mask_of(source)
         if mask is not None:
             mask = _laid_out(mask, out)
-        self._copies[out.untyped_storage().data_ptr()] = _Owner(owner.name, out, mask)
+        self._note(owner.name, out, mask)
+
+    def note_product(self, factors: Sequence[object], out: Tensor) -> None:
+        """Record that ``out`` is an element-wise product of ``factors``, which broadcast.
+
+        If one of them is a weight with a mask, its dropped entries are zeros of the product too.
+        """
+        for factor in factors:
+            if isinstance(factor, Tensor) and self.has_mask(factor):
+                self.note_selection(factor, out, lambda mask: mask.expand(out.shape))
+
+    def note_selection(
+        self, source: Tensor, out: Tensor, select: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Record that ``out`` has entries of ``source``, and its mask the same entries of a mask.
+
+        Weights without a mask are left out: their entries are often used as activations.
+        """
+        owner = self._owner(source)
+        mask = None if owner is None else owner.mask_of(source)
+        if owner is not None and mask is not None:
+            self._note(owner.name, out, _laid_out(select(mask), out))
+
+    def _note(self, name: str, out: Tensor, mask: Tensor | None) -> None:
+        self._copies[out.untyped_storage().data_ptr()] = _Owner(name, out, mask)
 
     def _owner(self, operand: Tensor) -> _Owner | None:
         """Return the weight, or the copy of a weight, that ``operand`` is a view of.

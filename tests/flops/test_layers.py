@@ -239,6 +239,61 @@ def test_copies_of_a_weight_in_any_layout_have_its_mask(product):
     assert (report.inference_dense, report.inference_sparse) == (2 * 20, 2 * 8)
 
 
+#: Products of inputs with a matrix whose zeros are those of the first of two matrices.
+SCALED = {
+    "a number": lambda x, w, s: F.linear(x, w[0] * 0.5),
+    "a number by hand": lambda x, w, s: x @ (w[0] / 3).t(),
+    "inputs": lambda x, w, s: F.linear(x, s * w[0]),
+    "outputs": lambda x, w, s: (s[:1, None] * w)[0] @ x.t(),
+    "an index": lambda x, w, s: F.linear(x, w[torch.tensor(0)]),
+    "an index by input": lambda x, w, s: torch.bmm(x[:, None], w[torch.zeros(3).long()].mT),
+    "a part": lambda x, w, s: F.linear(x, w.index_select(0, torch.tensor([0])).squeeze(0) * s),
+    "an index in the transpose": lambda x, w, s: x @ w.transpose(1, 2)[torch.tensor([0])][0],
+}
+
+
+@pytest.mark.parametrize("product", SCALED.values(), ids=SCALED)
+@pytest.mark.parametrize(
+    "decorator", [torch.no_grad(), torch.inference_mode()], ids=["", "inference"]
+)
+def test_multiples_and_entries_of_a_weight_have_its_mask(product, decorator):
+    """Equalised learning rates scale weights, and mixtures of experts index them."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrices = nn.Parameter(torch.randn(2, 5, 4))
+            self.scales = nn.Parameter(torch.randn(4))
+
+        @decorator
+        def forward(self, x):
+            return product(x, self.matrices, self.scales)
+
+    mask = torch.zeros(2, 5, 4, dtype=torch.bool)
+    mask[0, 0] = mask[0, :, 1] = mask[1, 2] = True
+    report = count_flops(Model(), torch.zeros(3, 4), masks={"matrices": mask})
+    assert (report.inference_dense, report.inference_sparse) == (2 * 20, 2 * 8)
+
+
+def test_filters_that_are_modulated_for_each_image_have_their_mask():
+    """As in StyleGAN 2: a grouped convolution with filters of its own for each image."""
+
+    class Modulated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.filters = nn.Parameter(torch.randn(6, 4, 3, 3))
+
+        def forward(self, x, style):
+            filters = (self.filters * style[:, None, :, None, None]).flatten(0, 1)
+            return F.conv2d(x.view(1, -1, 8, 8), filters, padding=1, groups=len(x))
+
+    mask = torch.rand(6, 4, 3, 3) < 0.3
+    inputs = torch.zeros(5, 4, 8, 8), torch.zeros(5, 4)
+    report = count_flops(Modulated(), inputs, masks={"filters": mask})
+    assert report.inference_dense == 2 * 64 * mask.numel()
+    assert report.inference_sparse == 2 * 64 * int(mask.sum())
+
+
 def test_copy_of_heads_for_einsum_has_their_mask():
     class Model(nn.Module):
         def __init__(self):
