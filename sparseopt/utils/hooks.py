@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -18,6 +19,7 @@ __all__ = [
     "WeakHook",
     "call_after_forward",
     "call_before_forward",
+    "computed_tensors",
     "copy_without_hooks",
     "has_hooks",
     "has_own_code",
@@ -57,15 +59,7 @@ class WeakHook(OwnHook):
 
 def copy_without_hooks(model: nn.Module) -> nn.Module:
     """Return a deep copy of ``model`` that has the user's own hooks only."""
-    # torch can't copy a tensor with an autograd history, such as a weight that a hook computed, or
-    # outputs that a forward pass kept in a list.
-    computed: dict[int, object] = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in tree_leaves(list(vars(module).values()))
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    copied = copy.deepcopy(model, computed)
+    copied = copy.deepcopy(model, computed_tensors(model))
     for module in copied.modules():
         if isinstance(vars(module).get(PREPARE), _CopyToScript):
             delattr(module, PREPARE)
@@ -80,6 +74,20 @@ def copy_without_hooks(model: nn.Module) -> nn.Module:
                 for marks in _marks_of(module):
                     marks.pop(number, None)
     return copied
+
+
+def computed_tensors(model: nn.Module) -> dict[int, Any]:
+    """Return the memo with which ``copy.deepcopy`` copies tensors that modules have computed.
+
+    torch can't copy a tensor with an autograd history, such as a weight that a hook computed, or
+    outputs that a forward pass kept in a list.
+    """
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in tree_leaves(list(vars(module).values()))
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
 
 
 def _marks_of(module: nn.Module) -> list[dict[int, bool]]:
@@ -124,7 +132,7 @@ def call_before_forward(
     """Register a hook of this library on ``model``, and keep the model scriptable.
 
     ``torch.jit.script`` compiles the hooks of a module, and it cannot compile this hook. As long as
-    the model has such hooks, ``torch.jit.script`` gets a shallow copy without them.
+    the model has such hooks, ``torch.jit.script`` gets a copy without them, of the same tensors.
     """
     handle = model.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
     return _scriptable(model, handle)
@@ -177,7 +185,7 @@ class _CopyToScript(_OfModel):
     def __call__(self) -> nn.Module:
         model = self._model()
         assert model is not None
-        copied = copy.copy(model)
+        copied = _copied_tree(model, {})
         copied._forward_pre_hooks = _of_user(model._forward_pre_hooks)
         copied._forward_pre_hooks_with_kwargs = OrderedDict(
             (number, mark)
@@ -187,6 +195,22 @@ class _CopyToScript(_OfModel):
         copied._forward_hooks = _of_user(model._forward_hooks)
         vars(copied).pop(PREPARE, None)
         return copied
+
+
+def _copied_tree(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Return copies of a module and of the modules in it, with the same tensors.
+
+    ``torch.jit.script`` replaces modules in what it is given.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    if module not in known:
+        known[module] = copy.copy(module)
+        known[module]._modules = {
+            name: None if child is None else _copied_tree(child, known)
+            for name, child in module._modules.items()
+        }
+    return known[module]
 
 
 def _of_user(hooks: Mapping[int, Callable[..., Any]]) -> OrderedDict[int, Callable[..., Any]]:

@@ -1,10 +1,13 @@
 """Batch normalisation in training, of maps in the kernels' layout."""
 
 import weakref
-from typing import Any, Final
+from collections import OrderedDict
+from collections.abc import MutableMapping
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparseopt.speedup.kernels.calls import DTYPES, empty_map, kernel_layout
 from sparseopt.speedup.kernels.library import library, raise_if, threads
@@ -13,9 +16,23 @@ from sparseopt.speedup.kernels.ops import plain_call
 __all__ = ["batch_norm", "knows_batch_norm", "relu"]
 
 _STATISTICS = 5  # numbers for each channel: struct Statistics of batch_norm.h
-#: The attribute of a normalised map that holds the tensors from which it was computed.
-_NORMALISED: Final = "_sparseopt_normalised"
 _WORK = 8  # multiply-adds in the time of one element, which is the time of a memory access
+
+
+class _Origin(NamedTuple):
+    """What a normalised map was computed from.
+
+    Attributes:
+        tensors: input, weight, bias and statistics.
+        saving: the hooks on saved tensors at that time; activation checkpointing sets such hooks.
+    """
+
+    tensors: tuple[Tensor, Tensor | None, Tensor | None, Tensor]
+    saving: Any
+
+
+#: The origin of each normalised map that no nonlinearity has taken yet.
+_ORIGINS: Final[MutableMapping[Tensor, _Origin]] = WeakTensorKeyDictionary()
 
 
 def knows_batch_norm(x: Tensor, *of_channels: Tensor | None) -> bool:
@@ -65,8 +82,8 @@ def batch_norm(
     function: Any = _BatchNorm
     y, statistics = function.apply(x, weight, bias, eps)
     if y.requires_grad:
-        # A nonlinearity that follows reads this attribute; see relu().
-        setattr(y, _NORMALISED, (x, weight, bias, statistics))
+        # A nonlinearity that follows reads this; see relu().
+        _ORIGINS[y] = _Origin((x, weight, bias, statistics), _hooks_on_saved_tensors())
     mean, _, variance, *_ = statistics.unbind()
     return y, mean, variance
 
@@ -82,17 +99,32 @@ def relu(y: Tensor, *, inplace: bool) -> Tensor | None:
         inplace: whether to change ``y`` itself.
 
     Returns:
-        The map; ``None`` if :func:`batch_norm` did not make ``y``, or if ``y`` has hooks or was
-        changed.
+        The map; ``None`` if :func:`batch_norm` did not make ``y``, if ``y`` has hooks or was
+        changed, or if activation checkpointing repeats only one of the two.
     """
-    made_of = vars(y).pop(_NORMALISED, None)
-    if made_of is None or y._version or y._backward_hooks or y.retains_grad:
+    origin = _ORIGINS.pop(y, None)
+    if origin is None or y._version or y._backward_hooks or y.retains_grad:
         return None
     if not (torch.is_grad_enabled() and plain_call((y,))):
         return None
+    if origin.saving != _hooks_on_saved_tensors():
+        return None
+    hooks = None if inplace else _hooks_of(y)
     function: Any = _ReluOfNormalised
-    result: Tensor = function.apply(y, *made_of, inplace)
+    result: Tensor = function.apply(y, *origin.tensors, hooks)
     return result
+
+
+def _hooks_on_saved_tensors() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def _hooks_of(y: Tensor) -> dict[int, Any]:
+    """Return the dictionary, empty now, to which ``y.register_hook`` adds hooks."""
+    hooks: OrderedDict[int, Any] = OrderedDict()
+    y._backward_hooks = hooks
+    y.grad_fn._register_hook_dict(y)  # type: ignore[union-attr]
+    return hooks
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -141,22 +173,24 @@ class _ReluOfNormalised(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         statistics: Tensor,
-        inplace: bool,
+        hooks: dict[int, Any] | None,
     ) -> Tensor:
-        if inplace:
+        """Change ``y`` itself if ``hooks`` is ``None``; otherwise they are the hooks of ``y``."""
+        if hooks is None:
             ctx.mark_dirty(y)
             result = y.relu_()
         else:
             result = y.relu()
         # The weak reference is alive as long as Python or a graph refers to the tensor.
-        ctx.y = None if inplace else weakref.ref(y)
+        ctx.y = None if hooks is None else weakref.ref(y)
+        ctx.hooks = hooks
         ctx.save_for_backward(x, statistics, result)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, statistics, result = ctx.saved_tensors
-        is_seen = ctx.y is not None and ctx.y() is not None
+        is_seen = ctx.y is not None and (ctx.y() is not None or ctx.hooks)
         if is_seen or torch.is_grad_enabled() or not plain_call((grad, x)):
             masked = torch.ops.aten.threshold_backward(grad, result, 0)
             return masked, None, None, None, None, None

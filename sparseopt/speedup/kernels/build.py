@@ -67,14 +67,31 @@ class BuildError(RuntimeError):
 
 
 def find_compiler() -> str | None:
-    """Return the C++ compiler: the environment's ``CXX``, else the first of g++, c++, clang++."""
-    named = os.environ.get("CXX")
+    """Return the C++ compiler: the environment's ``CXX``, else the first of g++, c++, clang++.
+
+    Raises:
+        BuildError: If ``CXX`` is not a command.
+    """
+    named = _named_compiler()
     candidates = [named] if named else ["g++", "c++", "clang++"]
     for candidate in candidates:
-        # A CXX such as "ccache g++" carries arguments.
-        if shutil.which(shlex.split(candidate)[0]) is not None:
+        if shutil.which(_words(candidate)[0]) is not None:
             return candidate
     return None
+
+
+def _named_compiler() -> str | None:
+    return os.environ.get("CXX", "").strip() or None
+
+
+def _words(compiler: str) -> list[str]:
+    """Split a command such as ``ccache g++`` into its words."""
+    try:
+        return shlex.split(compiler)
+    except ValueError as error:
+        raise BuildError(
+            f"the compiler named by CXX ({compiler}) is not a command: {error}"
+        ) from error
 
 
 def source_hash() -> str:
@@ -108,7 +125,7 @@ def compile_variant(variant: str, compiler: str, destination: Path) -> None:
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".build-") as folder:
         scratch = Path(folder) / destination.name
         command = [
-            *shlex.split(compiler),
+            *_words(compiler),
             *_FLAGS,
             *_INSTRUCTIONS[variant],
             str(SOURCES / "kernels.cpp"),
@@ -141,7 +158,7 @@ def compiled(variant: str) -> Path:
     """
     compiler = find_compiler()
     if compiler is None:
-        named = os.environ.get("CXX")
+        named = _named_compiler()
         raise BuildError(
             f"the compiler named by CXX ({named}) was not found"
             if named
@@ -177,19 +194,27 @@ def _cached_path(variant: str, compiler: str) -> Path:
 
 
 def _cache() -> Path:
-    """Return the folder of compiled kernels: SPARSEOPT_CACHE, else the user's cache folder."""
+    """Return the folder of compiled kernels: SPARSEOPT_CACHE, else the user's cache folder.
+
+    Raises:
+        BuildError: If the user has no home folder.
+    """
     named = os.environ.get("SPARSEOPT_CACHE")
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "sparseopt"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = Path(named) if named else Path(base) / "sparseopt"
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise BuildError(
+            f"there is no home folder for the cache {path}; name a folder by SPARSEOPT_CACHE"
+        ) from error
 
 
 def _compiler_hash(compiler: str) -> str:
     """Return ten hexadecimal digits that change with the compiler, its version and the machine."""
     try:
         result = subprocess.run(
-            [*shlex.split(compiler), "--version"], capture_output=True, text=True, check=False
+            [*_words(compiler), "--version"], capture_output=True, text=True, check=False
         )
     except OSError as error:
         raise BuildError(f"{compiler} could not be started: {error}") from error

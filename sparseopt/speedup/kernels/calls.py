@@ -178,7 +178,9 @@ def scatter_values(
 ) -> Tensor:
     """Return a dense tensor with the values at the live positions and zeros elsewhere."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    dense = torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format)
+    dense = torch.empty(
+        tuple(shape), dtype=dtype, device=values.device, memory_format=memory_format
+    )
     values = values.float().contiguous()
     failed = library().sparseopt_scatter(
         *_lists(lists, layout),

@@ -97,7 +97,7 @@ class LiveLists:
             *_pair(padding, "padding", 0),
             *_pair(dilation, "dilation", 1),
         ]
-        self.tensor: Tensor = torch.zeros(_fixed_size(self.layout), dtype=torch.int32)
+        self.tensor: Tensor = torch.zeros(_fixed_size(self.layout), dtype=torch.int32, device="cpu")
         self.version: int | None = None
         self._cached: tuple[tuple[object, ...], Tensor] | None = None
 
@@ -130,7 +130,7 @@ class LiveLists:
         positions = positions.detach().to("cpu", torch.int64).contiguous()
         live = positions.shape[0]
         # Always a new tensor: a graph that waits for its backward pass keeps the old lists.
-        tensor = torch.empty(_fixed_size(self.layout) + 3 * live, dtype=torch.int32)
+        tensor = torch.empty(_fixed_size(self.layout) + 3 * live, dtype=torch.int32, device="cpu")
         failed = library().sparseopt_build(
             positions.data_ptr(), tensor.data_ptr(), live, layer_struct(self.layout)
         )

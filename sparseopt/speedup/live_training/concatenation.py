@@ -70,7 +70,8 @@ def concatenated(tensors: Any, dim: Any = 0, *, axis: Any = None, out: Any = Non
     if len(sizes) != 1 or not any(map(in_kernel_layout, tensors)):
         return None
     joined = torch.cat([to_kernel_layout(x).permute(1, 2, 3, 0) for x in tensors])
-    return from_channels(joined, *sizes.pop())
+    batch, height, width = sizes.pop()
+    return from_channels(joined, (batch, joined.shape[0], height, width))
 
 
 def outside_of_mode(forward: Forward) -> Forward:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sparseopt.speedup.live_training.layout import out_of_kernel_layout
+from sparseopt.utils.hooks import computed_tensors
 from sparseopt.utils.nested import leaves
 from sparseopt.utils.probe import preserve_model_state
 
@@ -26,7 +27,7 @@ _HOOKS: Final = tuple(
 
 def copy_to_measure(model: nn.Module) -> nn.Module:
     """Return a deep copy without any hooks, and without copies of objects that hooks refer to."""
-    memo: dict[int, Any] = {}
+    memo = computed_tensors(model)
     for module in model.modules():
         for name in _HOOKS:
             hooks = vars(module).get(name)

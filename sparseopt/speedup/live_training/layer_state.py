@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.optimizer.gradients import GradientFlag
@@ -68,7 +69,8 @@ class LayerState:
         self.flag = flag
         self.choices: Choices = {}
         self._lists = _lists_for(module)
-        self._masked: tuple[int, int, int | None] | None = None
+        self._masked: tuple[StorageWeakRef, int, int | None] | None = None
+        self._geometry = _geometry(module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Leave the state out of a copy, because the optimizer does not mask the copy's weights."""
@@ -129,13 +131,13 @@ class LayerState:
             gradient: the gradient, with zeros for all dropped weights.
             version: the version of the mask at the time of the forward pass.
         """
-        self._masked = gradient.data_ptr(), gradient._version, version
+        self._masked = _memory(gradient), gradient._version, version
 
     def is_masked(self, gradient: Tensor) -> bool:
         """Whether ``gradient`` is the last noted gradient, unchanged. Each note serves once."""
         noted, self._masked = self._masked, None
         now = self.layer.mask_version if self.is_sparse and self.layer is not None else -1
-        return noted == (gradient.data_ptr(), gradient._version, now)
+        return noted == (_memory(gradient), gradient._version, now)
 
     def _choice(self, x: Tensor) -> Implementation:
         if len(self.choices) == 1:
@@ -148,8 +150,9 @@ class LayerState:
         """Whether this call can run on live weights.
 
         It cannot while gradients are dense, if another tensor replaces the weight (such as an
-        average), inside a transformation of torch such as ``vmap``, or if the kernels don't support
-        the types. In each of these cases the result would be different.
+        average), if the module's geometry or one of its functions was changed, inside a
+        transformation of torch such as ``vmap``, or if the kernels don't support the types. In each
+        of these cases the result would be different.
         """
         if torch.compiler.is_compiling():
             # In evaluation, averaged weights may be swapped in, which are not masked.
@@ -162,7 +165,13 @@ class LayerState:
         if self.flag.dense_gradients and (module.training or torch.is_grad_enabled()):
             return False
         weight = module._parameters.get("weight")
-        return weight is not None and weight is self.weight and _fits(x, weight)
+        return (
+            weight is not None
+            and weight is self.weight
+            and _fits(x, weight)
+            and "_conv_forward" not in module.__dict__
+            and _geometry(module) == self._geometry
+        )
 
     def _takes(self, x: Tensor) -> bool:
         """Whether the kernels take this shape; if not, torch computes, or raises its own error."""
@@ -176,7 +185,7 @@ class _LiveValues(torch.autograd.Function):
     """Gathers live weights, and notes that their gradient is masked.
 
     If there is only one gradient, autograd gives it to the parameter unchanged. If autograd adds
-    another gradient, the result is a new tensor, or this tensor with a higher version. So address
+    another gradient, the result is a new tensor, or this tensor with a higher version. So memory
     and version show whether the parameter's gradient is still the masked one.
     """
 
@@ -214,6 +223,18 @@ def _lists_for(module: nn.Conv2d | nn.Linear) -> LiveLists:
     return LiveLists(
         module.weight.shape, stride=module.stride, padding=padding, dilation=module.dilation
     )
+
+
+def _memory(tensor: Tensor) -> StorageWeakRef:
+    """Return a reference that, unlike an address, never equals one to a later tensor's memory."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+
+def _geometry(module: nn.Module) -> tuple[Any, ...]:
+    """Return what a convolution computes with besides its weight and its bias."""
+    if not isinstance(module, nn.Conv2d):
+        return ()
+    return module.stride, module.padding, module.dilation, module.groups, module.padding_mode
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:

@@ -45,16 +45,25 @@ def by_channel(x: Tensor) -> Tensor:
     return x.permute(1, 2, 3, 0).reshape(1, channels, height * width, batch)
 
 
-def from_channels(values: Tensor, batch: int, height: int, width: int) -> Tensor:
+def from_channels(values: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     """Return a contiguous tensor (..., C, HW, N) or (C, HWN) as a map that is not a view.
 
     The map shares memory with ``values``, which must be new, and which no backward pass may need.
+
+    Args:
+        values: the entries.
+        shape: the shape of the map, (N, C, H, W).
     """
     if torch.compiler.is_compiling() or not plain_call((values,)):
-        return values.view(-1, height, width, batch).permute(3, 0, 1, 2)
+        return _as_map(values, shape)
     function: Any = _FromChannels
-    result: Tensor = function.apply(values, batch, height, width)
+    result: Tensor = function.apply(values, shape)
     return result
+
+
+def _as_map(values: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    batch, channels, height, width = shape
+    return values.view(channels, height, width, batch).permute(3, 0, 1, 2)
 
 
 def to_channels_last(x: Tensor) -> Tensor:
@@ -108,13 +117,13 @@ class _FromChannels(torch.autograd.Function):
     """Makes a map that is not a view, by ``data``: autograd copies a view that changes in place."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, batch: int, height: int, width: int) -> Tensor:
+    def forward(ctx: Any, values: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         ctx.shape = values.shape
-        return values.view(-1, height, width, batch).permute(3, 0, 1, 2).data
+        return _as_map(values, shape).data
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return kernel_layout(grad).permute(1, 2, 3, 0).reshape(ctx.shape), None, None, None
+        return kernel_layout(grad).permute(1, 2, 3, 0).reshape(ctx.shape), None
 
 
 class _Moved(torch.autograd.Function):

@@ -102,7 +102,7 @@ class _Seen:
     def tensor(self) -> Tensor:
         """Return a tensor like the input."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        x = torch.randn(self.shape, dtype=self.dtype).contiguous(memory_format=layout)
+        x = torch.randn(self.shape, dtype=self.dtype, device="cpu").contiguous(memory_format=layout)
         return x.requires_grad_(self.requires_grad)
 
 

@@ -33,6 +33,9 @@ __all__ = ["LIVE_CLASSES", "STATE", "Exchanged", "exchange", "put_back"]
 
 #: The attribute of a module that holds its :class:`LayerState`.
 STATE: Final = "_sparseopt_live"
+#: torch.fx calls modules of torch.nn, and traces the code of all others.
+_PACKAGE: Final = {"__module__": "torch.nn"}
+_ADDED: Final = frozenset({STATE, *_PACKAGE})
 
 
 class Exchanged:
@@ -45,7 +48,7 @@ class Exchanged:
     plain: ClassVar[type[nn.Module]]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        state = {name: value for name, value in vars(self).items() if name != STATE}
+        state = {name: value for name, value in vars(self).items() if name not in _ADDED}
         return object.__new__, (self.plain,), state
 
 
@@ -106,7 +109,7 @@ class ByChannelBatchNorm2d(Exchanged, nn.BatchNorm2d):
         if fits and knows_batch_norm(input, *of_channels):
             return self._by_kernel(input)
         normalised = super().forward(by_channel(input))
-        return from_channels(normalised, batch, height, width)
+        return from_channels(normalised, (batch, channels, height, width))
 
     def _by_kernel(self, x: Tensor) -> Tensor:
         """Normalise by the kernel, and update running statistics as torch does."""
@@ -208,12 +211,14 @@ def exchange(module: nn.Module, state: LayerState | None) -> None:
     """Give a module the new class for its class in :data:`LIVE_CLASSES`."""
     if state is not None:
         vars(module)[STATE] = state
+    vars(module).update(_PACKAGE)
     module.__class__ = LIVE_CLASSES[type(module)]
 
 
 def put_back(module: nn.Module) -> None:
     """Restore the original class of a module, if it was exchanged."""
-    vars(module).pop(STATE, None)
+    for name in _ADDED:
+        vars(module).pop(name, None)
     # A parametrization may have made a subclass of the exchanged class. It stays.
     if isinstance(module, Exchanged) and type(module) in LIVE_CLASSES.values():
         plain: type = module.plain
@@ -236,4 +241,4 @@ def _product(x: Tensor, module: nn.Conv2d) -> Tensor:
         rows = torch.mm(matrix, columns)
     else:
         rows = torch.addmm(module.bias[:, None], matrix, columns)
-    return from_channels(rows, batch, height, width)
+    return from_channels(rows, (batch, len(rows), height, width))

@@ -9,6 +9,7 @@ from torch import nn
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.speedup.live_training.layer_state import convolution_padding, has_kernels
 from sparseopt.speedup.live_training.plan import Implementation
+from sparseopt.utils.hooks import has_own_functions
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["candidates", "exchangeable_layers", "possible_implementations"]
@@ -42,6 +43,8 @@ def possible_implementations(module: nn.Module) -> set[Implementation]:
 
 def candidates(module: nn.Conv2d | nn.Linear, layer: SparseLayer | None) -> set[Implementation]:
     """Return the implementations that may be the fastest for a layer's present mask."""
+    if has_own_functions(module):
+        return {"dense"}
     possible = possible_implementations(module)
     if layer is None or layer.is_full:
         possible.discard("live")

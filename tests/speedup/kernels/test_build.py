@@ -8,7 +8,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from torch import nn
 
+from sparseopt import SparseOptimizer
 from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels import build, cpu, library
 
@@ -104,6 +107,46 @@ def test_empty_path_and_an_empty_cache_leave_no_kernels(tmp_path):
     if not any(build.prebuilt_path(v).exists() for v in cpu.supported_variants(build.VARIANTS)):
         assert not available
         assert "no C++ compiler was found" in reason
+
+
+@needs_processor
+@pytest.mark.parametrize("command", ["g++ '-O2", '"'])
+def test_compiler_that_is_not_a_command_is_named(fresh, command):
+    fresh.setenv("CXX", command)
+    assert not kernels.available()
+    assert f"the compiler named by CXX ({command}) is not a command" in kernels.why_not()
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_blank_name_of_a_compiler_is_none(monkeypatch, blank):
+    monkeypatch.delenv("CXX", raising=False)
+    expected = build.find_compiler()
+    monkeypatch.setenv("CXX", blank)
+    assert build.find_compiler() == expected
+
+
+@needs_processor
+def test_user_without_a_home_trains_without_kernels(fresh, tmp_path):
+    """As in a container whose user is not in the list of users."""
+    for name in ("SPARSEOPT_CACHE", "XDG_CACHE_HOME"):
+        fresh.delenv(name, raising=False)
+    fresh.setattr("os.path.expanduser", lambda path: path)
+    assert not kernels.available()
+    assert "no home folder for the cache ~/.cache/sparseopt" in kernels.why_not()
+    model = nn.Linear(128, 128)
+    optimizer = SparseOptimizer(torch.optim.AdamW(model.parameters()), model, total_steps=1000)
+    model(torch.randn(2, 128)).sum().backward()
+    optimizer.step()
+    assert not model.weight[~optimizer.masks["weight"]].any()
+
+
+@needs_processor
+@needs_compiler
+def test_folder_of_the_cache_may_begin_with_the_home(fresh, tmp_path):
+    fresh.setenv("HOME", str(tmp_path))
+    fresh.setenv("SPARSEOPT_CACHE", "~/kernels")
+    assert kernels.available()
+    assert list((tmp_path / "kernels").glob("*.so"))
 
 
 @needs_processor

@@ -52,7 +52,7 @@ def test_gradients_of_dense_convolutions_come_back_in_the_kernels_layout(batch):
 def test_map_of_channels_can_be_changed_in_place():
     """torch forbids this for a view that a custom autograd function returned."""
     x = to_kernel_layout(torch.randn(4, 3, 2, 2)).detach().requires_grad_()
-    y = from_channels(by_channel(x) * 1, 4, 2, 2)
+    y = from_channels(by_channel(x) * 1, (4, 3, 2, 2))
     assert torch.equal(x, y)
     y.relu_()
     y.sum().backward()
