@@ -55,27 +55,37 @@ class Job:
         return None if spec is None else Job(self.protocol, spec, self.data)
 
     @property
-    def dependents(self) -> list[Job]:
-        """All jobs that could start with the masks of this job."""
-        methods = [name for name, one in RECIPES.items() if one.masks_from == self.spec.method]
-        specs = [dataclasses.replace(self.spec, method=method) for method in methods]
-        return [Job(self.protocol, spec, self.data) for spec in specs]
+    def sources(self) -> list[Job]:
+        """The jobs that this job depends on, the first one first."""
+        return [] if self.source is None else [*self.source.sources, self.source]
 
-    def is_done(self, finished: FinishedRuns, folder: Folder, dependents: Iterable[Job]) -> bool:
-        """Whether the result exists, and the masks too, unless a dependent job is finished."""
+    @property
+    def is_source(self) -> bool:
+        """Whether a method starts with the masks of this job's method."""
+        return any(recipe.masks_from == self.spec.method for recipe in RECIPES.values())
+
+    def is_done(self, finished: FinishedRuns, folder: Folder, dependents: Sequence[Job]) -> bool:
+        """Whether the result exists, and also the masks, if a job still has to start with them.
+
+        Args:
+            finished: The runs in the results file.
+            folder: The folder of the masks.
+            dependents: The planned jobs that depend on this job, as in ``Agenda.dependents``.
+        """
         if not finished.has(self.key):
             return False
-        waiting = [not finished.has(job.key) for job in dependents]
-        return not waiting or not all(waiting) or folder.masks(self.key).exists()
+        # In this order: masks are removed after the results of the dependent jobs are written.
+        return folder.masks(self.key).exists() or all(
+            job.is_done(finished, folder, dependents) for job in dependents if job.source == self
+        )
 
 
 def with_sources(jobs: Iterable[Job]) -> list[Job]:
-    """The jobs, without repetition, each after the job that it depends on."""
+    """The jobs, without repetition, each after the jobs that it depends on."""
     ordered: dict[str, Job] = {}
     for job in jobs:
-        for one in (job.source, job):
-            if one is not None:
-                ordered.setdefault(one.key, one)
+        for one in (*job.sources, job):
+            ordered.setdefault(one.key, one)
     return list(ordered.values())
 
 
@@ -91,7 +101,10 @@ class Agenda:
         self.jobs = with_sources(jobs)
         self.failed: list[Job] = []
         self._finished = FinishedRuns(folder.results)
-        self._keys = {job.key for job in self.jobs}
+        self._dependents: dict[str, list[Job]] = {job.key: [] for job in self.jobs}
+        for job in self.jobs:
+            for source in job.sources:
+                self._dependents[source.key].append(job)
         self.left = [job for job in self.jobs if not self._is_done(job)]
 
     def tidy(self) -> None:
@@ -102,26 +115,33 @@ class Agenda:
 
     def ready(self, *, without: Collection[str] = ()) -> list[Job]:
         """The jobs that can start now, in order."""
-        for job in [job for job in self.left if self._is_done(job)]:
-            self.left.remove(job)
-            self._clean(job)
+        before = self.left
+        # Another session may have removed masks that a job of this list still needs.
+        self.left = [job for job in with_sources(before) if not self._is_done(job)]
+        for job in before:
+            if job not in self.left:
+                self._clean(job)
         return [job for job in self.left if job.key not in without and self._has_masks(job)]
 
     def fail(self, job: Job) -> None:
         """Give up a job and the jobs that depend on it."""
-        for other in [job, *(other for other in self.left if other.source == job)]:
-            self.failed.append(other)
+        for other in (job, *self.dependents(job)):
             if other in self.left:
+                self.failed.append(other)
                 self.left.remove(other)
 
+    def dependents(self, job: Job) -> list[Job]:
+        """The jobs of the list that depend on a job, directly or through other jobs."""
+        return self._dependents[job.key]
+
     def _is_done(self, job: Job) -> bool:
-        planned = [other for other in job.dependents if other.key in self._keys]
-        return job.is_done(self._finished, self.folder, planned)
+        return job.is_done(self._finished, self.folder, self.dependents(job))
 
     def _clean(self, job: Job) -> None:
         self.folder.clear(job.key)
-        if job.source is not None:
-            self.folder.masks(job.source.key).unlink(missing_ok=True)
+        for source in job.sources:
+            if all(map(self._is_done, self.dependents(source))):
+                self.folder.masks(source.key).unlink(missing_ok=True)
 
     def _has_masks(self, job: Job) -> bool:
         return job.source is None or self.folder.masks(job.source.key).exists()

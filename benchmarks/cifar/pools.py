@@ -2,8 +2,8 @@
 
 All of them call ``worker.do``, which first claims a job in the shared folder. So no job is done
 twice, however many sessions share the folder. A pool runs ``width`` jobs at a time. ``submit``
-returns a future for the result of ``do``. ``close`` ends jobs; a later session continues them from
-their last checkpoints.
+takes a job and the planned jobs that depend on it, and returns a future for the result of ``do``.
+``close`` ends jobs; a later session continues them from their last checkpoints.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -45,10 +46,10 @@ class Serial:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
 
-    def submit(self, job: Job) -> Future[Record | None]:
+    def submit(self, job: Job, dependents: Sequence[Job]) -> Future[Record | None]:
         future: Future[Record | None] = Future()
         try:
-            future.set_result(do(self._setup, job, show=True))
+            future.set_result(do(self._setup, job, dependents, show=True))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -69,13 +70,13 @@ class Processes:
         self._told, self._end = self._context.Pipe(duplex=False)
         self._executor = self._start()
 
-    def submit(self, job: Job) -> Future[Record | None]:
+    def submit(self, job: Job, dependents: Sequence[Job]) -> Future[Record | None]:
         try:
-            return self._executor.submit(do, self._setup, job)
+            return self._executor.submit(do, self._setup, job, dependents)
         except BrokenProcessPool:
             self._executor.shutdown(wait=False)
             self._executor = self._start()
-            return self.submit(job)
+            return self.submit(job, dependents)
 
     def close(self) -> None:
         # An executor would wait for the running jobs, which may take hours.
@@ -143,8 +144,9 @@ class Cluster:
         cpus = int(self._ray.cluster_resources().get("CPU", 1))
         return max(1, cpus // (self._setup.threads or 1))
 
-    def submit(self, job: Job) -> Future[Record | None]:
-        future: Future[Record | None] = self._do.remote(self._setup, job).future()
+    def submit(self, job: Job, dependents: Sequence[Job]) -> Future[Record | None]:
+        reference = self._do.remote(self._setup, job, dependents)
+        future: Future[Record | None] = reference.future()
         return future
 
     def close(self) -> None:
@@ -177,7 +179,7 @@ class Session:
         agenda.tidy()
         while agenda.left or self._doing:
             for job in self._next(agenda):
-                self._doing[self.pool.submit(job)] = job
+                self._doing[self.pool.submit(job, agenda.dependents(job))] = job
             if not self._doing:
                 # The other jobs run in another session, or depend on such jobs.
                 time.sleep(SECONDS_BETWEEN_LOOKS)

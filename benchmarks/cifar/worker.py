@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -51,8 +51,17 @@ class Setup:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def do(setup: Setup, job: Job, *, show: bool = False) -> Record | None:
-    """Train or resume a job, with a progress bar if ``show``, and append its result.
+def do(
+    setup: Setup, job: Job, dependents: Sequence[Job] = (), *, show: bool = False
+) -> Record | None:
+    """Train or resume a job, and append its result.
+
+    Args:
+        setup: The settings of the session.
+        job: The job.
+        dependents: The planned jobs that depend on it. A finished job is repeated if one of them
+            lacks its masks.
+        show: Show a progress bar.
 
     Returns:
         The result; None if another process works on the job or has finished it.
@@ -61,7 +70,7 @@ def do(setup: Setup, job: Job, *, show: bool = False) -> Record | None:
     folder = setup.folder
     with folder.claim(job.key) as is_mine:
         finished = FinishedRuns(folder.results)
-        if not is_mine or job.is_done(finished, folder, job.dependents):
+        if not is_mine or job.is_done(finished, folder, dependents):
             return None
         checkpoint = folder.checkpoint(job.key)
         remove_unfinished(checkpoint)
@@ -71,7 +80,7 @@ def do(setup: Setup, job: Job, *, show: bool = False) -> Record | None:
         run.finish(checkpoint, job.title if show else None)
         record = _record(setup, job, run)
         if isinstance(run.optimizer, SparseOptimizer):
-            if job.dependents:
+            if job.is_source:
                 save_tensors(folder.masks(job.key), final_masks(run.optimizer))
             if recipe_of(job.spec.method).leaves_structure:
                 Structure.of(run.model, run.optimizer).save(folder.structure(job.key))
