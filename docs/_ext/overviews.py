@@ -282,6 +282,7 @@ def read_all(page: Overview) -> None:
     """Have the page made again when any results change."""
     for folder in cifar.folders():
         page.read(folder / cifar.FILE)
+        page.read(Folder(folder).timings)
     page.read(overview.OVERHEAD)
     for file in overview.SPEED.glob("*.json"):
         page.read(file)

@@ -4,6 +4,7 @@ import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.figure import Figure
@@ -167,3 +168,15 @@ def test_every_part_of_a_page_on_speed_has_something_to_say(figure, page, parts,
     for part, make in getattr(kernel_results, parts).items():
         assert f"```{{{directive}}} {part}\n" in text
         assert "".join(make(records))
+
+
+def test_pages_with_the_picture_are_made_again_when_its_times_change():
+    import overviews
+
+    from benchmarks import picture
+    from benchmarks.cifar.overview import RESULTS
+
+    read = set()
+    overviews.read_all(SimpleNamespace(read=read.add))
+    folder = RESULTS / picture.best_source().folder
+    assert {folder / "results.jsonl", folder / "timings.jsonl"} <= read
