@@ -50,6 +50,8 @@ def read_toml(path: Path, parse_float: Callable[[str], Any] = float) -> dict[str
     """The table in a TOML file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=parse_float)
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"{path}: {error}; a TOML file has to be UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ProtocolError(f"{path}: {error}") from None
 
