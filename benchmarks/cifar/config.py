@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -205,10 +206,11 @@ class Protocol(Section):
 def load_preset(name: str, changes: Sequence[str] = ()) -> Protocol:
     """The protocol in the shipped file called ``name``, or in a ``.toml`` file of the user's.
 
-    Changes are settings by their paths, such as ``training.epochs=5``. A study is found by its
-    name, as in ``choices.studies.longer.seeds=[2]``.
+    Protocols that the file names in ``also`` are not loaded. Changes are settings by their paths,
+    such as ``training.epochs=5``. A study is found by its name, as in
+    ``choices.studies.longer.seeds=[2]``.
     """
-    return load_protocols(name, changes)[0]
+    return _load(_find(name, []), changes)
 
 
 def load_protocols(name: str, changes: Sequence[str] = ()) -> tuple[Protocol, ...]:
@@ -233,26 +235,44 @@ def _find(name: str, folders: Sequence[Path]) -> Path:
 
 def _load(path: Path, changes: Sequence[str]) -> Protocol:
     table = {"name": path.stem} | read_toml(path)
-    words = []
     try:
-        for change in changes:
-            name, equals, text = change.partition("=")
-            if not (equals and name):
-                raise ProtocolError(
-                    f"--set takes SETTING=VALUE, as in training.epochs=5, got {change!r}"
-                )
-            value = parse_value(text)
-            _assign(table, name.split("."), value)
-            if name.split(".")[0] not in WORDING:
-                words.append(f"{name}={value}")
-        if words:
-            # Results of a changed protocol must not be confused with results of the preset.
-            table["name"] = f"{table['name']} with {', '.join(words)}"
-            table["summary"] = f"{table.get('summary', '')}; changed: {', '.join(words)}"
-            table["reduced"] = True
-        return build(Protocol, table)
+        preset = build(Protocol, table)
     except ProtocolError as error:
-        raise ProtocolError(f"{path}{' by --set' if changes else ''}: {error}") from None
+        raise ProtocolError(f"{path}: {error}") from None
+    try:
+        return _changed(preset, table, changes)
+    except ProtocolError as error:
+        raise ProtocolError(f"{path} by --set: {error}") from None
+
+
+def _changed(preset: Protocol, table: dict[str, Any], changes: Sequence[str]) -> Protocol:
+    """The preset in ``table`` with changes; its name says which settings differ from the preset."""
+    values: dict[str, Any] = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not (equals and name):
+            raise ProtocolError(
+                f"--set takes SETTING=VALUE, as in training.epochs=5, got {change!r}"
+            )
+        values[name] = parse_value(text)
+        _assign(table, name.split("."), values[name])
+    changed = build(Protocol, table)
+    # Sorted, so that the name does not depend on the order of the changes.
+    words = [
+        f"{name}={value}"
+        for name, value in sorted(values.items())
+        if name.split(".")[0] not in WORDING and _setting(changed, name) != _setting(preset, name)
+    ]
+    if not words:
+        return changed
+    # Results of a changed protocol must not be confused with results of the preset.
+    told = ", ".join(words)
+    name, summary = f"{changed.name} with {told}", f"{changed.summary}; changed: {told}"
+    return changed.model_copy(update={"name": name, "summary": summary, "reduced": True})
+
+
+def _setting(protocol: Protocol, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), protocol)
 
 
 def _assign(table: dict[str, Any], path: Sequence[str], value: Any) -> None:

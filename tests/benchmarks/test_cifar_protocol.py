@@ -302,6 +302,34 @@ def test_change_on_the_command_line_changes_the_key_the_name_and_the_label():
     assert spec.key(first, "a") != spec.key(load_preset("paper"), "a")
 
 
+def test_order_of_the_changes_is_not_in_the_name():
+    changes = ["training.epochs=5", "training.batch_size=64"]
+    name = "cpu with training.batch_size=64, training.epochs=5"
+    for given in (changes, changes[::-1], ["training.epochs=7", *changes]):
+        protocol = load_preset("cpu", given)
+        assert protocol.name == name
+        assert protocol.training.epochs == 5
+        assert protocol.summary.endswith(name.replace("cpu with", "; changed:"))
+
+
+@pytest.mark.parametrize("change", ["training.epochs=10", "optimizer.lr=1e-1", "model.kind=wrn"])
+def test_change_to_the_value_that_the_preset_has_is_no_change(change):
+    plain = load_preset("paper" if change.startswith("optimizer") else "cpu")
+    protocol = load_preset(plain.name, [change])
+    assert protocol == plain
+    other = load_preset(plain.name, [change, "training.batch_size=64"])
+    assert other.name == f"{plain.name} with training.batch_size=64"
+
+
+def test_protocol_is_changed_alone_where_its_preset_has_another_kind_of_network():
+    changes = ("model.depth=22", "model.width=2", "training.epochs=1", "sparsity.delta_t=20")
+    protocol = load_preset("smoke", changes)
+    assert protocol.model.title == "WRN-22-2"
+    assert (protocol.training.epochs, protocol.sparsity.delta_t) == (1, 20)
+    with pytest.raises(ProtocolError, match=r"smoke-resnet.toml by --set: .*ResNet.* got 22"):
+        load_protocols("smoke", changes)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -385,4 +413,10 @@ def test_mistakes_in_a_preset_file_are_named(tiny_preset, old, new, message):
     assert old in text
     tiny_preset.write_text(text.replace(old, new))
     with pytest.raises(ProtocolError, match=message):
+        load_preset(str(tiny_preset))
+
+
+def test_preset_file_in_another_encoding_is_refused(tiny_preset):
+    tiny_preset.write_bytes('summary = "für einen Test"'.encode("latin-1"))
+    with pytest.raises(ProtocolError, match=r"tiny.toml: .*; a TOML file has to be UTF-8"):
         load_preset(str(tiny_preset))
