@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import sys
@@ -139,6 +140,8 @@ def _record(setup: Setup, job: Job, run: Run) -> Record:
         "key": job.key,
         "label": job.spec.label,
         "run": job.spec.as_dict(),
+        # A report may be made without the module that registers the method.
+        "recipe": dataclasses.asdict(recipe_of(job.spec.method)),
         "protocol": {
             "name": protocol.name,
             "reduced": protocol.reduced,

@@ -166,6 +166,23 @@ def test_longer_training_and_the_run_that_masks_came_from_count_as_training_flop
     assert table["Lottery"]["train FLOPs"] == "0.450x"
 
 
+def test_method_that_was_imported_for_its_run_is_counted_as_it_was_trained():
+    recipe = {"length": 2, "masks_from": "pruning"}
+    lines = [
+        record("mine", "erk", 0.1, 0, 0.7, inference=130.0) | {"recipe": recipe},
+        record("pruning", "erk", 0.1, 0, 0.6, inference=320.0),
+    ]
+    for line in lines:
+        line["cpu"] = {"seconds": 1.0, "quiet_ms_a_step": 500.0}
+    text = text_of(lines)
+    # Twice .13 of the method and .32 of the run that its masks are from.
+    assert rows(text, "Test accuracy")["mine"]["train FLOPs"] == "0.580x"
+    assert "mine" in rows(text, "Minus the run that the masks are from")
+    (group,) = group_by_protocol(lines)
+    times = {variant.method: group.cpu_minutes(variant) for variant in group.variants}
+    assert times["mine"] == pytest.approx(2 * times["pruning"])
+
+
 def test_training_flops_of_a_ticket_are_open_until_its_origin_is_there():
     table = rows(text_of([record("lottery", "erk", 0.1, 0, 0.7)]), "Test accuracy")
     assert table["Lottery"]["train FLOPs"] == "-"

@@ -78,6 +78,16 @@ def test_accuracy_is_compared_with_rigl_and_with_small_dense_by_seed():
     assert rows(text, "Minus Small-Dense")["RigL-Struct"]["each (seed)"] == "-1.00 (0)"
 
 
+def test_structured_method_that_was_imported_for_its_run_has_a_row_with_its_full_training():
+    line = record("mine", "erk", 0.1, 0, 0.7)
+    line["recipe"] = {"length": 3, "leaves_structure": True}
+    assert list(table(lines=[line, SMALL, RIGL])) == ["Small-Dense", "RigL", "mine"]
+    measured = timing(line, inference=INFERENCE[0], training=(1.0, 1.1, 2.0))
+    row = table([measured], [line])["mine"]
+    assert row["training time"] == "3.300x (3.000 to 6.000)"
+    assert row[TIME] == "0.400x (0.300 to 0.500)"
+
+
 def test_last_times_of_a_run_count_and_machines_are_not_mixed():
     again = timing(STRUCT[0], inference={128: (0.1, 0.2, 0.9)}, training=(1, 1.1, 2))
     other = timing(STRUCT[0], inference={128: (7, 8, 9)}, training=(7, 8, 9), threads=1)

@@ -60,6 +60,7 @@ def test_masks_are_kept_until_every_planned_method_has_started_with_them(plan, s
     assert run(setup, agenda) == ["pruning", "lottery", "my-lottery"]
     _, *others = read_results(setup.folder.results)
     assert [one["source"]["label"] for one in others] == ["pruning-erk-0.2-seed0"] * 2
+    assert others[1]["recipe"]["masks_from"] == "pruning"
     assert not has_masks(setup, "pruning")
 
 

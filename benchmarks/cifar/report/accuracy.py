@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from benchmarks.cifar.methods import RECIPES
 from benchmarks.cifar.report.paper import Paper
 from benchmarks.cifar.report.results import Group, Variant, multiple
 from benchmarks.cifar.report.texts import note, title
@@ -22,10 +21,10 @@ def main_notes(group: Group, paper: Paper | None) -> list[str]:
     if paper is not None and not group.protocol["reduced"]:
         dense += f" (paper: {paper.dense_inference_flops})"
     lines = note("accuracy", dense=dense)
-    for method in dict.fromkeys(variant.method for variant in group.variants):
-        recipe = RECIPES.get(method)
-        if recipe is not None and recipe.masks_from:
-            lines += note("origin", title=title(method), origin=title(recipe.masks_from))
+    origins = {one.method: group.recipe(one).masks_from for one in group.variants}
+    for method, masks_from in origins.items():
+        if masks_from is not None:
+            lines += note("origin", title=title(method), origin=title(masks_from))
     return lines if paper is None else lines + note("published", paper=paper)
 
 

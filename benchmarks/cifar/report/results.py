@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.cifar.methods import DENSE, RECIPES
+from benchmarks.cifar.methods import DENSE, RECIPES, Recipe
 from benchmarks.cifar.records import Record
 from benchmarks.cifar.report.texts import title
 from benchmarks.common.tables import MISSING
@@ -141,6 +141,13 @@ class Group:
         """The records of a variant, one for each seed."""
         return list(self._records.get(variant, []))
 
+    def recipe(self, variant: Variant) -> Recipe:
+        """How a variant was trained, as its last run recorded it; old results have no record."""
+        recorded = self.of(variant)[-1].get("recipe")
+        if recorded is None:
+            return RECIPES.get(variant.method, Recipe(variant.method))
+        return Recipe(**recorded)
+
     def timed(self, variant: Variant) -> list[Record]:
         """The records of a variant whose times can be compared; see ``machine``."""
         return [run for run in self.of(variant) if _machine_of(run) == self.machine]
@@ -171,9 +178,7 @@ class Group:
         training of that run is added; None if that run is not in the results.
         """
         ratio = self.mean(variant, f"flops.{kind}") / self.mean(variant, "flops.dense_train")
-        recipe = RECIPES.get(variant.method)
-        if recipe is not None:
-            ratio *= recipe.length
+        ratio *= self.recipe(variant).length
         before = self._before(variant, lambda source: self.training_flops(source, kind))
         return None if before is None else ratio + before
 
@@ -205,10 +210,10 @@ class Group:
 
     def _before(self, variant: Variant, cost: Callable[[Variant], float | None]) -> float | None:
         """The cost of the run from which masks come: 0 without such a run, None if unknown."""
-        recipe = RECIPES.get(variant.method)
-        if recipe is None or recipe.masks_from is None:
+        masks_from = self.recipe(variant).masks_from
+        if masks_from is None:
             return 0.0
-        source = Variant(recipe.masks_from, variant.init, variant.density, variant.settings)
+        source = dataclasses.replace(variant, method=masks_from)
         return cost(source) if source in self else None
 
     def dense(self) -> Variant | None:

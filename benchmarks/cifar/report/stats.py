@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 from scipy import stats
 
-from benchmarks.cifar.methods import DENSE, RECIPES, SMALL_DENSE, Recipe
+from benchmarks.cifar.methods import DENSE, SMALL_DENSE
 from benchmarks.cifar.report.results import Group, Variant, percent
 from benchmarks.cifar.report.texts import note
 from benchmarks.common.tables import MISSING, table_of
@@ -111,9 +111,9 @@ def _minus(method: str, *, init: bool = True) -> Reference:
     return lambda _, variant: Variant(method, variant.init if init else None, variant.density)
 
 
-def _origin(_: Group, variant: Variant) -> Variant:
-    recipe = RECIPES.get(variant.method, Recipe())
-    return dataclasses.replace(variant, method=recipe.masks_from or variant.method)
+def _origin(group: Group, variant: Variant) -> Variant:
+    masks_from = group.recipe(variant).masks_from
+    return dataclasses.replace(variant, method=masks_from or variant.method)
 
 
 def _uniform(_: Group, variant: Variant) -> Variant:

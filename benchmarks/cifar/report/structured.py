@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from benchmarks.cifar.methods import RECIPES, SMALL_DENSE
+from benchmarks.cifar.methods import SMALL_DENSE
 from benchmarks.cifar.records import Record
 from benchmarks.cifar.report.accuracy import joined, paper_column
 from benchmarks.cifar.report.paper import Paper
@@ -15,7 +15,8 @@ from benchmarks.cifar.report.texts import note
 from benchmarks.common.tables import MISSING, table_of
 from benchmarks.common.words import counted
 
-STRUCTURED = tuple(name for name, recipe in RECIPES.items() if recipe.leaves_structure)
+#: Methods with which structured methods are compared.
+COMPARED = (SMALL_DENSE, "rigl")
 # Number of processors that other work may use before the notes mention it.
 QUIET = 0.1
 
@@ -59,8 +60,7 @@ class Times:
         ]
         if not ratios:
             return None
-        recipe = RECIPES.get(variant.method)
-        length = 1 if recipe is None or batch is not None else recipe.length
+        length = group.recipe(variant).length if batch is None else 1
         lows, highs = ([length * one[name] for one in ratios] for name in ("q1", "q3"))
         return Ratio(length * fmean(one["median"] for one in ratios), min(lows), max(highs))
 
@@ -92,14 +92,14 @@ def times_of(group: Group, records: Sequence[Record]) -> list[Times]:
 
 def rows_of(group: Group, times: Times | None = None) -> list[Variant]:
     """The rows of the table: structured variants, Small-Dense, RigL, and all timed variants."""
-    own = [variant for variant in group.variants if variant.method in STRUCTURED]
+    own = [variant for variant in group.variants if group.recipe(variant).leaves_structure]
     places = {(variant.init, variant.density) for variant in own}
     places |= {(None, density) for _, density in places}
-    compared = (*STRUCTURED, SMALL_DENSE, "rigl")
     return [
         variant
         for variant in group.variants
-        if (variant.method in compared and (variant.init, variant.density) in places)
+        if variant in own
+        or (variant.method in COMPARED and (variant.init, variant.density) in places)
         or (times is not None and times.of(group, variant))
     ]
 
