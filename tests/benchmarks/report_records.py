@@ -24,6 +24,7 @@ def protocol(*, reduced=True, dataset="cifar10"):
         "description": "WRN-10-2, 10 epochs",
         "settings": {
             "dataset": dataset,
+            "training": {"epochs": 10 if reduced else 250},
             "optimizer": {"lr": 0.1},
             "sparsity": {"alpha": 0.3, "delta_t": 100},
         },

@@ -352,6 +352,33 @@ def test_same_name_with_other_settings_is_another_protocol(tmp_path):
     assert "(figures/cpu-2-by-method.png)" in report
 
 
+def test_protocols_of_the_same_name_are_told_apart_by_the_settings_that_differ():
+    lines = [record("dense", None, None, 0, 0.8) for _ in range(4)]
+    lines[1]["protocol"]["settings"]["optimizer"] = {"lr": 0.1, "weight_decay": 0.01}
+    lines[2]["protocol"]["settings"]["training"] = {"epochs": 20}
+    lines[3]["data"] = "other images"
+    other = record("dense", None, None, 0, 0.8, reduced=False)
+    *groups, last = group_by_protocol([*lines, other])
+    usual = {"training.epochs": 10, "optimizer.weight_decay": "default", "data": "abc"}
+    changes = ({}, {"optimizer.weight_decay": 0.01}, {"training.epochs": 20})
+    for group, change in zip(groups, (*changes, {"data": "other images"}), strict=True):
+        told = sorted(f"{name}={value}" for name, value in (usual | change).items())
+        label, _, words = group.protocol["label"].partition(" (")
+        assert label == "REDUCED protocol 'cpu'"
+        assert sorted(words.removesuffix(")").split(", ")) == told
+        assert group.protocol["description"] == f"WRN-10-2, 10 epochs, {words[:-1]}"
+    assert last.protocol == other["protocol"]
+
+
+def test_runs_with_the_same_settings_and_data_are_one_protocol_whatever_its_name():
+    lines = [record("rigl", "erk", 0.1, seed, 0.7) for seed in (0, 1)]
+    lines[0]["protocol"]["name"] = "cpu with b=1, a=2"
+    lines[1]["protocol"]["name"] = "cpu with a=2, b=1"
+    (group,) = group_by_protocol(lines)
+    assert list(group.test.columns) == [0, 1]
+    assert group.protocol == lines[1]["protocol"]
+
+
 def test_figures_of_a_protocol_changed_on_the_command_line_are_found(tmp_path):
     line = record("dense", None, None, 0, 0.8)
     line["protocol"]["name"] = "cpu with model.kind=own/net:make, training.epochs=3"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -237,10 +238,45 @@ def multiple(value: float | None) -> str:
 
 
 def group_by_protocol(records: Sequence[Record]) -> list[Group]:
-    """One group for each protocol and data set, in the order of their first result."""
-    groups: dict[str, list[Record]] = {}
+    """One group for each protocol and data set, in the order of their first result.
+
+    Settings and data decide which records belong together; a protocol may have several names. If
+    groups have the same label, the settings that differ are added to label and description.
+    """
+    members: dict[str, list[Record]] = {}
     for record in records:
-        protocol = record["protocol"]
-        identity = [protocol["name"], protocol["settings"], record["data"]]
-        groups.setdefault(json.dumps(identity, sort_keys=True), []).append(record)
-    return [Group(members) for members in groups.values()]
+        identity = [record["protocol"]["settings"], record["data"]]
+        members.setdefault(json.dumps(identity, sort_keys=True), []).append(record)
+    groups = [Group(each) for each in members.values()]
+    alike: dict[str, list[Group]] = {}
+    for group in groups:
+        alike.setdefault(group.protocol["label"], []).append(group)
+    for several in alike.values():
+        _tell_apart(several)
+    return groups
+
+
+def _tell_apart(groups: Sequence[Group]) -> None:
+    """Add the settings in which the groups differ to their labels and descriptions."""
+    settings = [
+        {**dict(_by_path(group.settings)), "data": group.records[-1]["data"]} for group in groups
+    ]
+    names = dict.fromkeys(itertools.chain.from_iterable(settings))
+    # A setting that is newer than a result is missing there.
+    values = {name: [one.get(name, "default") for one in settings] for name in names}
+    differing = [name for name in names if any(one != values[name][0] for one in values[name])]
+    for number, group in enumerate(groups):
+        words = ", ".join(f"{name}={values[name][number]}" for name in differing)
+        if words:
+            label, description = group.protocol["label"], group.protocol["description"]
+            told = {"label": f"{label} ({words})", "description": f"{description}, {words}"}
+            group.protocol = {**group.protocol, **told}
+
+
+def _by_path(settings: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its path, such as ``optimizer.lr``."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _by_path(value, f"{before}{name}.")
+        else:
+            yield before + name, value
