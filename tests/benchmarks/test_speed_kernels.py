@@ -8,8 +8,8 @@ import torch
 from torchvision.models import ResNet50_Weights
 
 from benchmarks.cifar.models import WideResNet
-from benchmarks.speed.kernels import report, runs, summary
-from benchmarks.speed.kernels.figure import Choice, measure_workload
+from benchmarks.speed.cli import main
+from benchmarks.speed.kernels import figure, report, runs, summary
 from benchmarks.speed.kernels.implementations import (
     INFERENCE,
     OURS,
@@ -266,25 +266,82 @@ def test_a_layer_is_timed_by_every_implementation():
     assert dense == {"channels-last", "contiguous"}
 
 
-@needs_kernels
-def test_layers_that_have_been_measured_are_not_measured_again(tmp_path):
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run the command on a network of two layers, with times that are made up.
+
+    Returns the outputs of the layers that it times; the run can be interrupted in one of them.
+    """
     shapes = [Layer(8, 8, 2), Layer(8, 4, 2)]
-    workload = Workload("tiny", 2, False, lambda: Counter(dict.fromkeys(shapes, 12)))
-    choice = Choice((0.1, 0.5), 1, again=False)
-    path = tmp_path / "kernels-tiny-2.json"
-    about = {key: value for key, value in ABOUT.items() if key != "figure"}
-    after_each = []
-    for record in measure_workload(workload, choice, about, path):
-        path.write_text(json.dumps(record))
-        after_each.append(len(record["layers"]))
-    assert after_each == [1, 2]
-    assert list(measure_workload(workload, choice, about, path)) == []
-    half = json.loads(path.read_text())
-    del half["layers"][0]
-    path.write_text(json.dumps(half))
-    (completed,) = measure_workload(workload, choice, about, path)
-    assert [one["outputs"] for one in completed["layers"]] == [8, 4]
-    more = Choice((0.1, 0.2), 1, again=False)
-    assert len(list(measure_workload(workload, more, about, path))) == 2
-    other_kernels = {**about, "kernels": "other"}
-    assert len(list(measure_workload(workload, choice, other_kernels, path))) == 2
+    tiny = Workload("gpt2", 1, False, lambda: Counter(dict.fromkeys(shapes, 12)))
+    monkeypatch.setitem(WORKLOADS, "gpt2-1", tiny)
+    monkeypatch.setattr(figure, "measure_limits", lambda _: {})
+    monkeypatch.setattr("benchmarks.speed.cli.write_report", lambda _: None)
+
+    def run(*options, compiled="H", interrupted_in=None):
+        timed = []
+
+        def measure_layer(layer, densities, *_):
+            if layer.outputs == interrupted_in:
+                raise KeyboardInterrupt
+            timed.append(layer.outputs)
+            return {**layer.as_record(), "times": [{"density": one} for one in densities]}
+
+        about = {**ABOUT, "kernels": compiled}
+        monkeypatch.setattr(figure, "about_machine", lambda _: about)
+        monkeypatch.setattr(figure, "measure_layer", measure_layer)
+        arguments = ["kernels", "--workloads", "gpt2-1", "--out", str(tmp_path), *options]
+        if interrupted_in is None:
+            main(arguments)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                main(arguments)
+        return timed
+
+    return run
+
+
+def layers_in(folder):
+    record = json.loads((folder / "kernels-gpt2-1.json").read_text())
+    assert record["shapes"] == len(record["layers"])
+    return [one["outputs"] for one in record["layers"]]
+
+
+@needs_kernels
+def test_layers_that_have_been_measured_are_not_measured_again(run, tmp_path):
+    assert run() == [8, 4]
+    assert run() == []
+    assert run("--densities", "0.1") == []
+    assert run("--densities", "0.1", "0.15") == [8, 4]
+    assert run("--densities", "0.1", "0.15", compiled="other") == [8, 4]
+    assert layers_in(tmp_path) == [8, 4]
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("options", "compiled"),
+    [(["--again"], "H"), (["--densities", "0.1", "0.15"], "H"), ([], "other")],
+)
+def test_results_stay_until_all_layers_are_measured_again(run, tmp_path, options, compiled):
+    run()
+    before = (tmp_path / "kernels-gpt2-1.json").read_text()
+    assert run(*options, compiled=compiled, interrupted_in=4) == [8]
+    assert (tmp_path / "kernels-gpt2-1.json").read_text() == before
+    assert run(*options, compiled=compiled) == [4]
+    assert layers_in(tmp_path) == [8, 4]
+    assert not list(tmp_path.glob("*.part"))
+
+
+@needs_kernels
+def test_first_run_that_is_interrupted_is_continued_and_leaves_no_results_before(run, tmp_path):
+    assert run(interrupted_in=4) == [8]
+    assert not (tmp_path / "kernels-gpt2-1.json").exists()
+    assert run() == [4]
+    assert layers_in(tmp_path) == [8, 4]
+
+
+@needs_kernels
+def test_layers_of_an_interrupted_run_with_other_kernels_are_measured_again(run, tmp_path):
+    assert run(interrupted_in=4) == [8]
+    assert run(compiled="other") == [8, 4]
+    assert layers_in(tmp_path) == [8, 4]

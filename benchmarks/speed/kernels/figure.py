@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common.environment import REPOSITORY
+from benchmarks.common.files import write_atomic
 from benchmarks.speed.kernels.layers import WORKLOADS, Layer, Workload
 from benchmarks.speed.kernels.limits import measure_limits
 from benchmarks.speed.kernels.machine import about_machine, file_suffix, keep_freed_memory
@@ -68,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
-    """Time layer after layer; yield a workload's record again after each of its layers."""
+    """Time network after network; yield a network's record when all its layers are in it."""
     if options.isa == "avx2" and any(os.environ.get(key) != AVX2[key] for key in AVX2):
         _run_with_avx2()
         return
@@ -87,21 +88,38 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
         yield f"{FIGURE}-limits{suffix}", {**about, "limits": measure_limits(about["variant"])}
     for name in workloads:
         file = f"{FIGURE}-{name}{suffix}"
-        for record in measure_workload(
-            WORKLOADS[name], choice, about, options.out / f"{file}.json"
-        ):
+        path = options.out / f"{file}.json"
+        record = measure_workload(WORKLOADS[name], choice, about, path)
+        if record is not None:
             yield file, record
+            # The record is in the results file now.
+            unfinished(path).unlink()
+
+
+def unfinished(path: Path) -> Path:
+    """The file beside a results file that has the layers of a run until all are measured."""
+    return path.with_name(f"{path.name}.part")
 
 
 def measure_workload(
     workload: Workload, choice: Choice, about: Record, path: Path
-) -> Iterator[Record]:
-    """Time each layer of a network that is not in the results file yet."""
-    known = {} if choice.again else measured_before(path, about, choice.densities)
-    done: dict[Layer, Record] = {}
-    for layer, count in workload.layers().items():
-        if layer in known:
-            done[layer] = known[layer]
+) -> Record | None:
+    """Time each layer of a network that has not been timed yet.
+
+    Each layer is written into ``unfinished(path)`` as soon as it is measured, so the results file
+    stays as it is until all layers are there. Layers in the unfinished file are from an interrupted
+    run, so they count even if layers are measured again.
+
+    Returns:
+        The record, or ``None`` if the results file has all layers already.
+    """
+    layers, part = workload.layers(), unfinished(path)
+    done = {} if choice.again else measured_before(path, about, choice.densities)
+    if layers.keys() <= done.keys():
+        return None
+    done |= measured_before(part, about, choice.densities)
+    for layer, count in layers.items():
+        if layer in done:
             continue
         print(f"{workload.name}: {layer.words}", flush=True)
         torch.manual_seed(0)
@@ -110,16 +128,15 @@ def measure_workload(
             "count": count,
             **measure_layer(layer, choice.densities, workload.training, choice.rounds, clock),
         }
-        # Later layers in the file have been measured too, and are kept.
-        rest = {key: one for key, one in known.items() if key not in done}
-        yield {
-            **about,
-            "network": workload.network,
-            "batch": workload.batch,
-            "workload": workload.name,
-            "shapes": len(workload.layers()),
-            "layers": [*done.values(), *rest.values()],
-        }
+        write_atomic(part, json.dumps({**about, "layers": list(done.values())}).encode())
+    return {
+        **about,
+        "network": workload.network,
+        "batch": workload.batch,
+        "workload": workload.name,
+        "shapes": len(layers),
+        "layers": [done[layer] for layer in layers],
+    }
 
 
 def measured_before(path: Path, about: Record, densities: Sequence[float]) -> dict[Layer, Record]:
