@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
+import importlib.util
 import statistics
 import tempfile
 import threading
@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torchvision.models import resnet50
 
 from benchmarks.cifar.models import WideResNet
+from benchmarks.common.start import INSTALL
 from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.kernels.machine import (
     about_machine,
@@ -46,6 +47,8 @@ CALLS = 200
 LEAST_CALLS = 40
 SECONDS = 8.0
 FORMS = (FP32, BF16)
+#: What ``by_onnxruntime`` imports, itself or through ``torch.onnx``.
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 CALLERS = 2
 #: How many kinds of calls the table of where the time goes has for each model.
 KINDS = 5
@@ -107,6 +110,8 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
     reason = kernels.why_not()
     if reason is not None:
         raise SystemExit(f"the sparse kernels are not available on this machine: {reason}")
+    if not options.no_onnx:
+        require_onnxruntime()
     keep_freed_memory()
     torch.manual_seed(0)
     network = NETWORKS[options.network]
@@ -143,6 +148,20 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
         record["onnxruntime"] = by_onnxruntime(model, x, options.rounds)
     case = f"{options.network}-{options.batch}-{options.init}-{options.density:g}"
     yield f"{FIGURE}-{case}{file_suffix(about)}", record
+
+
+def require_onnxruntime() -> None:
+    """Refuse to start without ONNX Runtime and the packages that export a model to it.
+
+    Raises:
+        SystemExit: If a package is missing; it says what installs it.
+    """
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SystemExit(
+            f"error: ONNX Runtime is timed too, but {', '.join(missing)} cannot be imported; "
+            f"install the packages of the benchmarks by {INSTALL}, or give --no-onnx"
+        )
 
 
 def masks_of(network: Network, model: nn.Module, init: str, density: float) -> dict[str, Tensor]:
@@ -262,20 +281,17 @@ def bytes_to_serve(model: nn.Module, x: Tensor) -> int | None:
 
 @torch.no_grad()
 def _bytes_to_serve(path: Path, threads: int) -> int:
+    import psutil
+
     torch.set_num_threads(threads)
     kernels.available()
-    before = _resident_bytes()
+    process = psutil.Process()
+    before = process.memory_info().rss
     model, x = torch.load(path, weights_only=False)
     for _ in range(3):
         model(x)
     gc.collect()
-    return _resident_bytes() - before
-
-
-def _resident_bytes() -> int:
-    """Return the resident memory of this process; Linux only."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return int(process.memory_info().rss - before)
 
 
 def _seconds(model: nn.Module, x: Tensor) -> float:

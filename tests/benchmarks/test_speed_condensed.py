@@ -1,12 +1,18 @@
-"""The memory that a model takes in a process that serves it, and where its time goes."""
+"""What a model in a server takes: its memory, and where its time goes; and what must be there."""
 
+import sys
 import time
 
 import pytest
 import torch
 from torch import fx, nn
 
+from benchmarks.cifar.settings import tomllib
+from benchmarks.common.environment import REPOSITORY
+from benchmarks.speed import condensed
+from benchmarks.speed.cli import main
 from benchmarks.speed.condensed import bytes_to_serve, profile, profiles
+from sparseopt.speedup import kernels
 from sparseopt.speedup.inference.dense_implementations import dense_implementations
 
 
@@ -21,6 +27,25 @@ def test_memory_of_a_frozen_program_is_not_known():
     x = torch.randn(1, 2)
     implementations, _ = dense_implementations(nn.Linear(2, 2), (x,), {}, None, ["scripted"])
     assert bytes_to_serve(implementations["frozen TorchScript"], x) is None
+
+
+@pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
+@pytest.mark.parametrize("package", condensed.ONNX_PACKAGES)
+def test_missing_package_is_named_before_anything_is_measured(monkeypatch, tmp_path, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(condensed, "condense", lambda *_, **__: pytest.fail("it measures"))
+    with pytest.raises(SystemExit) as refused:
+        main(["condensed", "--threads", "1", "--out", str(tmp_path)])
+    message = str(refused.value)
+    assert f"but {package} cannot be imported" in message
+    assert 'pip install -e ".[bench]"' in message
+    assert "--no-onnx" in message
+
+
+def test_extra_of_the_benchmarks_has_all_that_onnx_runtime_needs():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    bench = {one.partition(">=")[0] for one in project["optional-dependencies"]["bench"]}
+    assert {*condensed.ONNX_PACKAGES, "psutil"} <= bench
 
 
 class Slow(nn.Module):
