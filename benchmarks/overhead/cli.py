@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.common.arguments import density, device, positive
 from benchmarks.common.environment import describe_environment
 from benchmarks.overhead import profiling, steps, training
 from benchmarks.overhead.case import CHOICES, Case
@@ -67,11 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
     between = "steps between updates (default: 8)"
     full = "rounds of full training steps (default: 10)"
     add("--densities", nargs="+", type=_density, default=[0.1, 0.5], metavar="D", help=densities)
-    add("--rounds", type=_positive, default=32, metavar="N", help="rounds of steps (default: 32)")
-    add("--update-every", type=_positive, default=8, metavar="N", help=between)
-    add("--training-rounds", type=_positive, default=10, metavar="N", help=full)
-    add("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
-    add("--device", type=_device, help="cpu, cuda:1, ... (default: an accelerator, if any)")
+    add("--rounds", type=positive, default=32, metavar="N", help="rounds of steps (default: 32)")
+    add("--update-every", type=positive, default=8, metavar="N", help=between)
+    add("--training-rounds", type=positive, default=10, metavar="N", help=full)
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--device", type=device, help="cpu, cuda:1, ... (default: an accelerator, if any)")
     add("--out", type=Path, default=Path("results/overhead"), metavar="DIR", help="%(default)s")
     add("--report-only", action="store_true", help="make the report from DIR/results.json again")
     return parser
@@ -153,21 +154,9 @@ def _made_with(case: Case) -> dict[str, Any]:
     }
 
 
-def _device(text: str) -> torch.device:
-    try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"{text!r} can't be used: {reason}") from None
-
-
 def _density(text: str) -> float:
-    if not 0.0 < float(text) < 1.0:
-        raise argparse.ArgumentTypeError(f"a density is above 0 and below 1, got {text!r}")
-    return float(text)
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 on, got {text!r}")
-    return int(text)
+    """A share of live weights; at density 1 there is nothing to compare."""
+    value = density(text)
+    if value == 1.0:
+        raise argparse.ArgumentTypeError(f"must be above 0 and below 1, got {text!r}")
+    return value

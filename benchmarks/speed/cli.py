@@ -1,8 +1,9 @@
 """The command line of ``benchmarks/speed/run.py``.
 
 Every figure is a module with three functions: ``add_options(parser)``; ``measure(options)``, which
-yields pairs of a file's name and the record in it; and ``report_lines(records, folder)``. A new
-figure needs such a module and a line in :data:`FIGURES`.
+yields pairs of a file's name and the record in it; and ``report_lines(records, folder)``. Before it
+measures, it may refuse its options by an ``argparse.ArgumentError``. A new figure needs such a
+module and a line in :data:`FIGURES`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import ModuleType
 
 import torch
 
+from benchmarks.common.arguments import positive
 from benchmarks.common.environment import describe_environment
 from benchmarks.common.files import write_atomic
 from benchmarks.common.tables import paragraph
@@ -60,7 +62,8 @@ def _common() -> argparse.ArgumentParser:
     """The options of all commands; each command gets its own, because it may change a default."""
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
-    add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
+    threads = "CPU threads (default: %(default)s)"
+    add("--threads", type=positive, default=os.cpu_count(), help=threads)
     add(
         "--out",
         type=Path,
@@ -73,16 +76,25 @@ def _common() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write results and report; returns the exit status."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.figure in FIGURES:
-        about = {"figure": options.figure, "environment": describe_environment(torch.device("cpu"))}
-        for name, record in FIGURES[options.figure].measure(options):
-            content = json.dumps({**about, **record}, indent=1) + "\n"
-            write_atomic(options.out / f"{name}.json", content.encode())
+        try:
+            _measure(options)
+        except argparse.ArgumentError as error:
+            parser.error(str(error))
     write_report(options.out)
     print(f"wrote {options.out / REPORT}")
     return 0
+
+
+def _measure(options: argparse.Namespace) -> None:
+    """Measure a figure, and write each record as soon as it is there."""
+    about = {"figure": options.figure, "environment": describe_environment(torch.device("cpu"))}
+    for name, record in FIGURES[options.figure].measure(options):
+        content = json.dumps({**about, **record}, indent=1) + "\n"
+        write_atomic(options.out / f"{name}.json", content.encode())
 
 
 def write_report(folder: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torchvision.models import resnet50
 
 from benchmarks.cifar.models import WideResNet
+from benchmarks.common.arguments import density, positive
 from benchmarks.common.start import INSTALL
 from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.kernels.machine import (
@@ -97,10 +98,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this figure."""
     add = parser.add_argument
     add("--network", choices=tuple(NETWORKS), default="wrn-22-2", help="default: %(default)s")
-    add("--batch", type=int, default=64, help="samples at once (default: %(default)s)")
+    add("--batch", type=positive, default=64, help="samples at once (default: %(default)s)")
     add("--init", choices=("uniform", "erk"), default="uniform", help="default: %(default)s")
-    add("--density", type=float, default=0.1, help="share of live weights (default: %(default)s)")
-    add("--rounds", type=int, default=7, help="rounds that count (default: %(default)s)")
+    live = "share of live weights (default: %(default)s)"
+    add("--density", type=density, default=0.1, help=live)
+    add("--rounds", type=positive, default=7, help="rounds that count (default: %(default)s)")
     add("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
     add("--no-onnx", action="store_true", help="leave ONNX Runtime out")
 

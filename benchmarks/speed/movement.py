@@ -16,6 +16,7 @@ from benchmarks.cifar.config import Protocol, load_preset
 from benchmarks.cifar.data import DataError, load_dataset
 from benchmarks.cifar.grid import RunSpec
 from benchmarks.cifar.train import Run
+from benchmarks.common.arguments import density
 from benchmarks.common.tables import paragraph, table_of
 from benchmarks.speed.records import Record, made_with
 from sparseopt import CompactedTraining, SparseOptimizer
@@ -36,9 +37,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this figure."""
     add = parser.add_argument
     data = "folder with CIFAR-10, as benchmarks/cifar takes it; without, scikit-learn's digits"
-    add("--data-dir", type=Path, help=data)
+    add("--data-dir", type=_folder, help=data)
     add("--methods", nargs="+", choices=METHODS, default=METHODS)
-    add("--density", type=float, default=0.1, help="share of live weights (default: %(default)s)")
+    live = "share of live weights (default: %(default)s)"
+    add("--density", type=density, default=0.1, help=live)
+
+
+def _folder(text: str) -> Path:
+    """A folder that exists."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder; give one with CIFAR-10")
+    return Path(text)
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
@@ -47,7 +56,7 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
     try:
         dataset = load_dataset(protocol.dataset, options.data_dir, options.out / "cache")
     except DataError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise argparse.ArgumentError(None, str(error)) from None
     splits = splits_for(protocol, dataset, torch.device("cpu"))
     for method in options.methods:
         name = f"movement-{protocol.dataset}-{method}-{options.density}"

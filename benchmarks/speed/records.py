@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.arguments import density, positive
 from benchmarks.common.environment import machines, measured_on
 from sparseopt.speedup.timing import time_in_turn
 
@@ -85,6 +86,8 @@ def add_amounts(
     add = parser.add_argument
     if models:
         add("--workload", choices=tuple(models), default="wrn-22-2", help="default: %(default)s")
-        add("--density", type=float, default=0.1, help="share of weights that stays (default: 0.1)")
-    add("--batches", type=int, nargs="+", default=batches, help=f"batch sizes (default: {shown})")
-    add("--rounds", type=int, default=rounds, help=f"rounds that count (default: {rounds})")
+        stays = "share of weights that stays (default: 0.1)"
+        add("--density", type=density, default=0.1, help=stays)
+    sizes = f"batch sizes (default: {shown})"
+    add("--batches", type=positive, nargs="+", default=batches, help=sizes)
+    add("--rounds", type=positive, default=rounds, help=f"rounds that count (default: {rounds})")

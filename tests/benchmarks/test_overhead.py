@@ -240,6 +240,7 @@ def test_report_without_results_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     [
         ("--densities", "0"),
         ("--densities", "1"),
+        ("--densities", "x"),
         ("--rounds", "0"),
         ("--device", "nonsense"),
         ("--models", "vgg"),
@@ -252,5 +253,8 @@ def test_bad_options_are_refused_by_name(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--out", str(tmp_path)])
-    assert f"argument {arguments[0]}" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"argument {arguments[0]}" in message
+    assert repr(arguments[1]) in message
+    assert "_density" not in message
     assert not list(tmp_path.iterdir())

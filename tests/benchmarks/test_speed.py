@@ -71,6 +71,39 @@ def test_command_measures_writes_and_reports(monkeypatch, tmp_path):
     assert (tmp_path / "report.md").read_text() == written
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("report --threads 0", "argument --threads: must be a whole number of at least 1, got '0'"),
+        ("condensed --density 7", "argument --density: must be above 0 and at most 1, got '7'"),
+        ("condensed --batch 0", "argument --batch: must be"),
+        ("condensed --rounds 0", "argument --rounds: must be"),
+        ("inference --density 5", "argument --density: must be"),
+        ("training --density x", "argument --density: must be"),
+        ("training --batches 0", "argument --batches: must be"),
+        ("linear --rounds 0", "argument --rounds: must be"),
+        ("linear --batches 1 0", "argument --batches: must be"),
+        ("movement --density 0", "argument --density: must be"),
+        ("movement --data-dir nowhere", "argument --data-dir: 'nowhere' is not a folder"),
+        ("movement --data-dir .", "--data-dir .: no folder 'train'"),
+        ("kernels --densities 0.1 2", "argument --densities: must be"),
+        ("kernels --rounds none", "argument --rounds: must be"),
+        ("steps --rounds -1", "argument --rounds: must be"),
+        ("steps --inits unifrom", "argument --inits: invalid choice: 'unifrom'"),
+        ("steps --densities 0.3", "argument --densities: invalid choice: 0.3"),
+        ("steps --workloads gpt --inits erk", "no such case; there are gpt, linear, 0.1"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_what_would_be_right(
+    command, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main([*command.split(), "--out", "results"])
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_committed_report_is_that_of_the_committed_results(tmp_path):
     for file in COMMITTED.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())

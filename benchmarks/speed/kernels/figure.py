@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.common.arguments import density, positive
 from benchmarks.common.environment import REPOSITORY
 from benchmarks.common.files import write_atomic
 from benchmarks.speed.kernels.layers import WORKLOADS, Layer, Workload
@@ -57,8 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(threads=1)
     add("--preset", choices=("quick", "full"), default="full", help="quick: some minutes")
     add("--workloads", nargs="+", choices=tuple(WORKLOADS), help="networks at a batch size")
-    add("--densities", nargs="+", type=float, help="densities of the kernels")
-    add("--rounds", type=int, default=7, help="rounds that count (default: %(default)s)")
+    add("--densities", nargs="+", type=density, help="densities of the kernels")
+    add("--rounds", type=positive, default=7, help="rounds that count (default: %(default)s)")
     add("--again", action="store_true", help="measure layers again that this machine has measured")
     add(
         "--isa",

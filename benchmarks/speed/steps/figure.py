@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 
+from benchmarks.common.arguments import density, positive
 from benchmarks.common.formats import precisions_of
 from benchmarks.speed.kernels.machine import about_machine, file_suffix, keep_freed_memory
 from benchmarks.speed.kernels.measuring import MILLI, quartiles
@@ -45,6 +46,9 @@ class Case:
     init: str
     density: float
 
+    def __str__(self) -> str:
+        return f"{self.workload}, {self.init}, {self.density:g}"
+
     @property
     def file(self) -> str:
         """The name of its results file."""
@@ -61,36 +65,58 @@ CASES = (
     Case("vit-s", "linear", 0.1),
 )
 
+INITS = tuple(dict.fromkeys(case.init for case in CASES))
+DENSITIES = tuple(sorted({case.density for case in CASES}))
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this figure."""
     parser.set_defaults(threads=1)
     add = parser.add_argument
     add("--workloads", nargs="+", choices=tuple(WORKLOADS), help="only these")
-    add("--inits", nargs="+", help="only these distributions: uniform, erk, linear")
-    add("--densities", nargs="+", type=float, help="only these")
-    add("--rounds", type=int, default=9, help="rounds that count (default: %(default)s)")
+    add("--inits", nargs="+", choices=INITS, help="only these distributions")
+    add("--densities", nargs="+", type=density, choices=DENSITIES, help="only these")
+    add("--rounds", type=positive, default=9, help="rounds that count (default: %(default)s)")
     add("--peers", action="store_true", help="time other libraries too, where they are installed")
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
     """Time the chosen cases, one after the other."""
+    cases = chosen_cases(options)
     if not kernels.available():
         raise SystemExit(f"no kernels to measure: {kernels.why_not()}")
     keep_freed_memory()
     # A library with an OpenMP runtime of its own reads this variable when it is imported.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     about = about_machine(options.threads)
-    for case in CASES:
-        chosen = (
-            (options.workloads is None or case.workload in options.workloads)
-            and (options.inits is None or case.init in options.inits)
-            and (options.densities is None or case.density in options.densities)
-        )
-        if chosen:
-            print(f"{case.workload}, {case.init}, {case.density:g}", flush=True)
-            record = measure_case(case, options.rounds, about["clock"], with_peers=options.peers)
-            yield f"{case.file}{file_suffix(about)}", {**about, **record}
+    for case in cases:
+        print(case, flush=True)
+        record = measure_case(case, options.rounds, about["clock"], with_peers=options.peers)
+        yield f"{case.file}{file_suffix(about)}", {**about, **record}
+
+
+def chosen_cases(options: argparse.Namespace) -> list[Case]:
+    """The cases that are chosen by workload, distribution and density.
+
+    Raises:
+        argparse.ArgumentError: If there is no such case.
+    """
+    wanted = {
+        "--workloads": options.workloads or tuple(WORKLOADS),
+        "--inits": options.inits or INITS,
+        "--densities": options.densities or DENSITIES,
+    }
+    workloads, inits, densities = wanted.values()
+    found = [
+        case
+        for case in CASES
+        if case.workload in workloads and case.init in inits and case.density in densities
+    ]
+    if not found:
+        given = " ".join(f"{name} {' '.join(map(str, those))}" for name, those in wanted.items())
+        there_are = "; ".join(str(case) for case in CASES if case.workload in workloads)
+        raise argparse.ArgumentError(None, f"{given}: no such case; there are {there_are}")
+    return found
 
 
 def measure_case(
