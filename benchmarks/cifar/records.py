@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from benchmarks.common.files import claimed, remove_unfinished
+from benchmarks.common.files import claimed, lock_of, remove_unfinished
 
 Record = dict[str, Any]
 
@@ -28,9 +26,8 @@ class ResultsError(Exception):
 def append_result(path: Path, record: Record) -> None:
     """Append one finished run and flush it to disk; several processes may append."""
     line = json.dumps(record, allow_nan=False, sort_keys=True) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Without the lock, a line that another process is writing would look like the rest of a crash.
-    with FileLock(path.with_name(f".{path.name}.lock")), path.open("ab+") as file:
+    with lock_of(path), path.open("ab+") as file:
         file.seek(0)
         # Remove the incomplete line of a crash.
         file.truncate(file.read().rfind(b"\n") + 1)

@@ -36,6 +36,12 @@ def claimed(path: Path) -> Iterator[bool]:
         lock.release()
 
 
+def lock_of(path: Path) -> FileLock:
+    """The lock that a process holds while it changes a file that others may change too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write ``content`` so that a crash leaves the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from benchmarks.overhead.case import CHOICES, Case
 from benchmarks.overhead.contenders import OPTIMIZERS, USUAL
 from benchmarks.overhead.peers import INSTALL, PEERS
 from benchmarks.overhead.report import write_report
-from benchmarks.overhead.results import FIGURES, Results
+from benchmarks.overhead.results import FIGURES, Peer, Results
 from benchmarks.overhead.workloads import WORKLOADS
 from sparseopt.speedup import kernels
 
@@ -118,10 +118,11 @@ def _measure(options: argparse.Namespace, path: Path) -> None:
     # Load the kernels now: where they are compiled already, a step copies live weights with them.
     kernels.available()
     results = Results(path)
+    peers: dict[str, Peer] = {}
     for name, peer in PEERS.items():
         if name in options.contenders:
             absent = peer.absent()
-            results.peers[name] = {"version": peer.version(), "absent": absent}
+            peers[name] = {"version": peer.version(), "absent": absent}
             if absent is not None:
                 print(f"{name} is left out: {absent}", file=sys.stderr)
     settings = {key: getattr(options, key) for key in SETTINGS}
@@ -138,7 +139,8 @@ def _measure(options: argparse.Namespace, path: Path) -> None:
             place = {key: getattr(case, key) for key in ("workload", "density", "optimizer")}
             bar.set_description(" ".join(map(str, (*place.values(), figures))))
             found = MEASURES[figures](case)
-            results.put({"figures": figures, **place, **found, "made_with": _made_with(case)})
+            entry = {"figures": figures, **place, **found, "made_with": _made_with(case)}
+            results.put(entry, peers)
 
 
 def _made_with(case: Case) -> dict[str, Any]:

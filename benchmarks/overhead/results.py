@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.files import write_atomic
+from benchmarks.common.files import lock_of, write_atomic
 from benchmarks.overhead.contenders import OPTIMIZERS, OURSELVES
 from benchmarks.overhead.workloads import WORKLOADS
 
 Entry = dict[str, Any]
+#: The version of another library, and the reason why it is absent.
+Peer = dict[str, str | None]
 
 FIGURES = ("steps", "training", "profile")
 #: Names of contenders in older results files, and their names now.
@@ -25,17 +27,22 @@ class Results:
         self._path = path
         content = self._read()
         self.entries: list[Entry] = content.get("entries", [])
-        #: The versions of other libraries, or the reasons why they are absent.
-        self.peers: dict[str, dict[str, str | None]] = content.get("peers", {})
+        self.peers: dict[str, Peer] = content.get("peers", {})
 
-    def put(self, entry: Entry) -> None:
-        """Add ``entry`` in place of an earlier one of the same case and figures, and write all."""
+    def put(self, entry: Entry, peers: Mapping[str, Peer]) -> None:
+        """Add an entry and the libraries that were asked to take part, and write all.
+
+        Earlier entries of the same case and figures, and earlier facts about these libraries, are
+        replaced.
+        """
         # Another process may have measured another part in the meantime.
-        known = self._read().get("entries", [])
-        kept = [other for other in known if _key(other) != _key(entry)]
-        self.entries = sorted([*kept, entry], key=_key)
-        content = {"peers": self.peers, "entries": self.entries}
-        write_atomic(self._path, (json.dumps(content, indent=1) + "\n").encode())
+        with lock_of(self._path):
+            known = self._read()
+            kept = [other for other in known.get("entries", []) if _key(other) != _key(entry)]
+            self.entries = sorted([*kept, entry], key=_key)
+            self.peers = {**known.get("peers", {}), **peers}
+            content = {"peers": self.peers, "entries": self.entries}
+            write_atomic(self._path, (json.dumps(content, indent=1) + "\n").encode())
 
     def _read(self) -> dict[str, Any]:
         if not self._path.exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common.files import claimed, lock_of, write_atomic
 from benchmarks.overhead.cli import main
 from benchmarks.overhead.results import Results
 
@@ -215,7 +216,7 @@ def test_measurements_with_other_numbers_of_threads_stand_side_by_side(
     one = Results(path).entries
     two = [{**entry, "made_with": {**entry["made_with"], "threads": 2}} for entry in one]
     for entry in (*two, *two):
-        Results(path).put(entry)
+        Results(path).put(entry, {})
     kept = Results(path).entries
     assert len(kept) == 2 * len(one)
     assert all(entry in kept for entry in (*one, *two))
@@ -228,6 +229,34 @@ def test_measurements_with_other_numbers_of_threads_stand_side_by_side(
         if row.startswith("| sgd-foreach | 1 |"):
             assert row.replace("| 1 |", "| 2 |", 1) in rows
     assert not any("sgd-foreach, sgd-foreach" in line for line in lines)
+
+
+def test_two_processes_that_measure_at_once_lose_nothing_of_each_other(
+    results: dict, tmp_path: Path
+) -> None:
+    path = tmp_path / "results.json"
+    entries = results["entries"][:2]
+    both = [Results(path), Results(path)]
+    for name, entry, one in zip("ab", entries, both, strict=True):
+        one.put(entry, {name: {"version": name, "absent": None}})
+    assert Results(path).entries == both[1].entries == entries
+    assert Results(path).peers.keys() == both[1].peers.keys() == {"a", "b"}
+
+
+def test_no_other_process_can_change_results_while_they_are_written(
+    results: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, taken = tmp_path / "results.json", []
+
+    def write(written: Path, content: bytes) -> None:
+        with claimed(Path(lock_of(path).lock_file)) as free:
+            taken.append(not free)
+        write_atomic(written, content)
+
+    monkeypatch.setattr("benchmarks.overhead.results.write_atomic", write)
+    Results(path).put(results["entries"][0], {})
+    assert taken == [True]
+    assert Results(path).entries == results["entries"][:1]
 
 
 def test_report_without_results_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
