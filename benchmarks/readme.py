@@ -5,12 +5,17 @@ The picture at the top of README and docs is drawn again too.
 
 from __future__ import annotations
 
+import argparse
 import posixpath
 import re
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
+DESCRIPTION = """\
+Write the tables and the picture of the README again, from the committed results and the docs.
+"""
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 110
 BLOCK = "<!-- results:{name} -->{text}<!-- end of results:{name} -->"
@@ -79,16 +84,22 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
-def main() -> None:
-    """Write the file, and the picture in it."""
-    # Python puts the script's folder first in sys.path; the package is imported from the root.
-    sys.path[0] = str(ROOT)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the file, and the picture in it; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="benchmarks/readme.py", description=DESCRIPTION)
+    parser.parse_args(arguments)
     from benchmarks import picture
 
     readme = ROOT / "README.md"
     readme.write_text(rewritten(readme.read_text(encoding="utf-8")), encoding="utf-8")
     picture.write()
+    print(f"wrote {readme.relative_to(ROOT)} and its picture")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    # Python puts the script's folder first in sys.path; the package is imported from the root.
+    sys.path[0] = str(ROOT)
+    from benchmarks.common.start import start
+
+    start("benchmarks.readme")

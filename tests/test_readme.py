@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import picture
-from benchmarks.readme import COMPARED, compared_text, rewritten
+from benchmarks.readme import COMPARED, compared_text, main, rewritten
 from sparseopt import SparseOptimizer
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +22,13 @@ REMEDY = "write it again with: python benchmarks/readme.py"
 def test_readme_shows_the_committed_results():
     readme = README.read_text(encoding="utf-8")
     assert rewritten(readme) == readme, f"README.md is stale; {REMEDY}"
+
+
+@pytest.mark.parametrize(("options", "status"), [(["--help"], "0"), (["--unknown"], "2")])
+def test_readme_is_not_written_by_help_or_by_a_wrong_option(monkeypatch, options, status):
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: pytest.fail("it writes"))
+    with pytest.raises(SystemExit, match=status):
+        main(options)
 
 
 @pytest.mark.parametrize("theme", picture.THEMES)
