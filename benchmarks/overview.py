@@ -33,7 +33,8 @@ COST_COLUMNS = (
     "state with positions and masks. The time of a mask update is a multiple of a plain AdamW "
     "(for-loop) step."
 )
-_ABOUT, _TIMES = ("model", "density", "batch"), ("compacted / dense", "by hand / dense")
+_ABOUT = ("model", "density", "batch", "processor", "threads")
+_TIMES = ("compacted / dense", "by hand / dense")
 #: The columns of short tables of speed; other tables have all columns.
 SPEED_COLUMNS = {
     "inference": (*_ABOUT, "FLOPs / dense", *_TIMES),

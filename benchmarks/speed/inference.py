@@ -13,8 +13,10 @@ from torch import nn
 from benchmarks.cifar.structure import masked_by
 from benchmarks.common.formats import FORMATS, placed
 from benchmarks.common.tables import paragraph, table_of
+from benchmarks.speed.kernels.machine import about_machine, file_suffix
 from benchmarks.speed.models import IMAGE, WORKLOADS, built_by_hand, channel_masks
-from benchmarks.speed.records import Record, add_amounts, fastest_row, made_with, timed
+from benchmarks.speed.records import Record, add_amounts, made_with, timed
+from benchmarks.speed.rows import fastest_row
 from sparseopt import compact
 
 MODELS = ("dense", "compacted", "by hand")
@@ -35,8 +37,10 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
         measure_models(models, batch, options.rounds * (4 if batch == 1 else 1))
         for batch in options.batches
     ]
-    record = {"workload": workload, "density": density, "flops_ratio": flops_ratio}
-    yield f"inference-{workload}-{density}", {**record, "inference": times}
+    about = about_machine(options.threads)
+    record = {"workload": workload, "density": density, "machine": about}
+    record |= {"flops_ratio": flops_ratio, "inference": times}
+    yield f"inference-{workload}-{density}{file_suffix(about)}", record
 
 
 def build_models(workload: str, density: float) -> tuple[dict[str, nn.Module], float]:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from benchmarks.common.formats import precisions_of
 from benchmarks.common.tables import paragraph, table_of
+from benchmarks.speed.kernels.machine import about_machine, file_suffix
 from benchmarks.speed.records import Record, add_amounts, made_with
+from benchmarks.speed.rows import place_cells
 from sparseopt import CondensedLinear, CSRLinear
 from sparseopt.speedup.timing import time_in_turn
 
@@ -35,7 +37,8 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
         for shape in SHAPES
         for density in DENSITIES
     ]
-    yield "linear", {"linear": layers}
+    about = about_machine(options.threads)
+    yield f"linear{file_suffix(about)}", {"machine": about, "linear": layers}
 
 
 def measure_layer(shape: tuple[int, int], density: float, rows: int, rounds: int) -> Record:
@@ -104,10 +107,10 @@ def report_lines(records: Sequence[Record], _: Path) -> list[str]:
 
 def rows(records: Sequence[Record]) -> list[dict[str, str]]:
     """The cells of each row by their column."""
-    return [_row(one) for record in records for one in record["linear"]]
+    return [_row(one, place_cells(record)) for record in records for one in record["linear"]]
 
 
-def _row(one: Record) -> dict[str, str]:
+def _row(one: Record, place: dict[str, str]) -> dict[str, str]:
     kinds = (one[kind].items() for kind in ("dense", "sparse"))
     (dense, dense_name), (sparse, sparse_name) = (
         min((seconds, name) for name, seconds in times) for times in kinds
@@ -116,6 +119,7 @@ def _row(one: Record) -> dict[str, str]:
         "in x out": " x ".join(map(str, one["shape"])),
         "density": str(one["density"]),
         "rows": str(one["rows"]),
+        **place,
         "fastest dense": f"{1e6 * dense:.0f}, {dense_name}",
         "fastest sparse": f"{1e6 * sparse:.0f}, {sparse_name}",
         "speed-up": f"{dense / sparse:.2f}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,33 +46,6 @@ def timed(
     times = time_in_turn(calls, rounds=rounds, device=device)
     milliseconds = {name: MILLI * time.median for name, time in times.items()}
     return {"batch": batch, "rounds": rounds, "milliseconds": milliseconds}
-
-
-def fastest_row(
-    record: Record, batch: int, times: Mapping[str, float], ratios: Sequence[tuple[str, str]]
-) -> dict[str, str]:
-    """The fastest implementation of each model, and ratios of their times.
-
-    Args:
-        record: The record of the models.
-        batch: The batch size.
-        times: Milliseconds by ``"model, implementation"``.
-        ratios: Pairs of models whose ratio is shown.
-    """
-    found: dict[str, tuple[float, str]] = {}
-    for name, time in times.items():
-        model, _, implementation = name.partition(", ")
-        found[model] = min((time, implementation), found.get(model, (time, implementation)))
-    return {
-        **model_cells(record, batch),
-        **{f"{name}, fastest": f"{time:.4g} ms, {how}" for name, (time, how) in found.items()},
-        **{f"{one} / {other}": f"{found[one][0] / found[other][0]:.3f}" for one, other in ratios},
-    }
-
-
-def model_cells(record: Record, batch: int) -> dict[str, str]:
-    """The cells of a table that identify the model of a row."""
-    return {"model": record["workload"], "density": str(record["density"]), "batch": str(batch)}
 
 
 def add_amounts(

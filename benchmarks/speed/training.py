@@ -13,8 +13,10 @@ from torch import nn
 
 from benchmarks.common.formats import FORMATS, layout_of
 from benchmarks.common.tables import paragraph, table_of
+from benchmarks.speed.kernels.machine import about_machine, file_suffix
 from benchmarks.speed.models import IMAGE, WORKLOADS, built_by_hand
-from benchmarks.speed.records import Record, add_amounts, fastest_row, made_with, model_cells, timed
+from benchmarks.speed.records import Record, add_amounts, made_with, timed
+from benchmarks.speed.rows import fastest_row, model_cells
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact, find_channel_groups
 
 #: Mask updates are far apart, or every second step: an ordinary one, and the update.
@@ -46,8 +48,9 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
     times = [
         measure_training(workload, density, batch, options.rounds) for batch in options.batches
     ]
-    record = {"workload": workload, "density": density, "training": times}
-    yield f"training-{workload}-{density}", record
+    about = about_machine(options.threads)
+    record = {"workload": workload, "density": density, "machine": about, "training": times}
+    yield f"training-{workload}-{density}{file_suffix(about)}", record
 
 
 def measure_training(workload: str, density: float, batch: int, rounds: int) -> Record:

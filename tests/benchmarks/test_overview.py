@@ -154,6 +154,9 @@ def test_costs_are_those_of_the_results_file():
         assert f"| {held / plain['bytes']['state']:.2f} |" in line
 
 
+ENVIRONMENT = {"processor": "P", "threads": 2}
+
+
 def test_time_of_compacted_models_is_of_fastest_to_fastest():
     times = {
         "dense, float32": 10.0,
@@ -162,28 +165,30 @@ def test_time_of_compacted_models_is_of_fastest_to_fastest():
         "compacted, bfloat16": 5.0,
         "by hand, float32": 3.0,
     }
-    record = {"workload": "net", "density": 0.2, "flops_ratio": 0.19}
+    record = {"workload": "net", "density": 0.2, "flops_ratio": 0.19, "environment": ENVIRONMENT}
     record["inference"] = [{"batch": 64, "milliseconds": times}]
     row = cells(overview.speed_table("inference", [record]))["net"]
-    assert row == ["net", "0.2", "64", "0.190", "0.500", "0.375"]
+    assert row == ["net", "0.2", "64", "P", "2", "0.190", "0.500", "0.375"]
 
 
 def test_condensed_layers_are_compared_with_the_fastest_dense_implementation():
     linear = {"shape": [8, 16], "density": 0.1, "rows": 1, "chosen": "condensed"}
     linear |= {"dense": {"a": 3e-6, "b": 2e-6}, "sparse": {"c": 4e-6, "d": 1e-6}}
-    row = cells(overview.speed_table("linear", [{"linear": [linear]}]))["8 x 16"]
-    assert row == ["8 x 16", "0.1", "1", "2, b", "1, d", "2.00", "condensed"]
+    row = cells(overview.speed_table("linear", [{"environment": ENVIRONMENT, "linear": [linear]}]))[
+        "8 x 16"
+    ]
+    assert row == ["8 x 16", "0.1", "1", "P", "2", "2, b", "1, d", "2.00", "condensed"]
 
 
 def test_training_steps_are_averages_over_a_period_with_one_update():
     times = {"dense, float32": 10.0, "dense, bfloat16": 8.0, "by hand, float32": 3.0}
     times |= {"masked, float32": 9.0, "masked pair, float32": 28.0}
     times |= {"compacted, float32": 4.0, "compacted pair, float32": 44.0}
-    record = {"workload": "net", "density": 0.2}
+    record = {"workload": "net", "density": 0.2, "environment": ENVIRONMENT}
     record["training"] = [{"batch": 64, "milliseconds": times}]
     row = cells(overview.speed_table("training", [record]))["net"]
     # Of 100 steps 99 are ordinary; the update takes 19 of a masked pair, and 40 of a compacted.
-    assert row == ["net", "0.2", "64", "1.137", "0.545", "0.375"]
+    assert row == ["net", "0.2", "64", "P", "2", "1.137", "0.545", "0.375"]
 
 
 def test_channels_that_were_ever_live_are_counted_over_all_layers():

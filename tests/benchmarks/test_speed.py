@@ -14,6 +14,7 @@ from benchmarks.common.formats import FORMATS
 from benchmarks.speed import condensed, models
 from benchmarks.speed.cli import main, report_lines, write_report
 from benchmarks.speed.inference import build_models, measure_models
+from benchmarks.speed.kernels.machine import file_suffix
 from benchmarks.speed.kernels.report import processor_of
 from benchmarks.speed.linear import measure_layer
 from benchmarks.speed.movement import METHODS, watch
@@ -60,12 +61,14 @@ def test_command_measures_writes_and_reports(monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.speed.linear.SHAPES", ((64, 16),))
     options = ["linear", "--threads", "1", "--batches", "3", "--rounds", "1"]
     assert main([*options, "--out", str(tmp_path)]) == 0
-    record = json.loads((tmp_path / "linear.json").read_text())
+    (path,) = tmp_path.glob("*.json")
+    record = json.loads(path.read_text())
+    assert path.name == f"linear{file_suffix(record['machine'])}.json"
     assert record["figure"] == "linear"
     assert record["environment"]["threads"] == 1
     assert {one["density"] for one in record["linear"]} == {0.2, 0.1, 0.05, 0.01}
     written = (tmp_path / "report.md").read_text()
-    assert "| 64 x 16 | 0.01 | 3 |" in written
+    assert f"| 64 x 16 | 0.01 | 3 | {processor_of(record['machine'])} | 1 |" in written
     (tmp_path / "report.md").unlink()
     assert main(["report", "--threads", "1", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "report.md").read_text() == written
@@ -104,6 +107,22 @@ def test_wrong_arguments_are_refused_with_what_would_be_right(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("figure", ["inference", "training", "linear"])
+def test_results_with_other_threads_stay_apart(figure, monkeypatch, tmp_path):
+    monkeypatch.setattr("benchmarks.speed.linear.SHAPES", ((64, 16),))
+    monkeypatch.setattr("benchmarks.speed.inference.build_models", lambda *_: ({}, 1.0))
+    monkeypatch.setattr("benchmarks.speed.inference.measure_models", lambda *_: {})
+    monkeypatch.setattr("benchmarks.speed.training.measure_training", lambda *_: {})
+    monkeypatch.setattr("benchmarks.speed.cli.write_report", lambda _: None)
+    options = [figure, "--batches", "1", "--rounds", "1", "--out", str(tmp_path)]
+    for threads in ("2", "1"):
+        main([*options, "--threads", threads])
+    found = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert sorted(one["environment"]["threads"] for one in found.values()) == [1, 2]
+    for name, record in found.items():
+        assert name.endswith(f"{file_suffix(record['machine'])}.json")
+
+
 def test_committed_report_is_that_of_the_committed_results(tmp_path):
     for file in COMMITTED.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -134,7 +153,7 @@ def test_report_has_a_row_for_every_measurement(built, tmp_path):
     times["dense, bfloat16 channels-last"] = 6.0
     text = "\n".join(report_lines([record], tmp_path))
     fastest = "6 ms, bfloat16 channels-last | 3 ms, bfloat16 channels-last"
-    assert f"| tiny | 0.1 | 2 | {fastest} | 4 ms, bfloat16 channels-last |" in text
+    assert f"| tiny | 0.1 | 2 | P | 2 | {fastest} | 4 ms, bfloat16 channels-last |" in text
     assert f"| 0.750 | 0.500 | 0.667 | {flops_ratio:.3f} |" in text
     assert "On P, 2 threads, on cpu, torch T, commit `C`." in text
 
@@ -145,7 +164,7 @@ def test_report_names_the_fastest_implementation_of_a_linear_layer(tmp_path):
     one.update(dense={"A": 4e-6, "B": 2e-6}, sparse={"CSR": 1e-6}, chosen="CSR")
     record = {"figure": "linear", "environment": ENVIRONMENT, "linear": [one]}
     text = "\n".join(report_lines([record], tmp_path))
-    assert "| 32 x 16 | 0.25 | 3 | 2, B | 1, CSR | 2.00 | CSR |" in text
+    assert "| 32 x 16 | 0.25 | 3 | P | 2 | 2, B | 1, CSR | 2.00 | CSR |" in text
 
 
 def test_training_step_is_an_average_over_a_period_with_one_update(tiny, tmp_path):
@@ -169,9 +188,9 @@ def test_training_step_is_an_average_over_a_period_with_one_update(tiny, tmp_pat
     text = "\n".join(report_lines([{**record, "workload": tiny, "density": 0.1}], tmp_path))
     fastest = {"dense": "8", "by hand": "1.5", "masked": "10.1", "compacted": "2.28"}
     cells = (f"{time} ms, bfloat16 channels-last" for time in fastest.values())
-    assert f"| 4 | {' | '.join(cells)} |" in text
+    assert f"| 4 | P | 2 | {' | '.join(cells)} |" in text
     assert "| 0.226 | 1.262 | 0.285 | 0.188 |" in text
-    assert "| 4 | float32 | 8.0 | 10.0 | 2.0 | 1.5 | 20.0 | 10.1 | 30.0 | 2.3 |" in text
+    assert "| 4 | P | 2 | float32 | 8.0 | 10.0 | 2.0 | 1.5 | 20.0 | 10.1 | 30.0 | 2.3 |" in text
 
 
 def test_channels_move_in_every_layer(splits, tmp_path):
