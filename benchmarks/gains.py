@@ -5,7 +5,7 @@ README and docs open with this table; every number in it comes from the committe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from benchmarks import overview, processors
 from benchmarks.cifar import overview as cifar
@@ -161,7 +161,7 @@ def _memory() -> str:
 
 def _step() -> str:
     kinds = {"AdamW": ("adamw-for-loop", "adamw-foreach"), "fused AdamW": ("adamw-fused",)}
-    kinds["SGD"] = ("sgd-for-loop", "sgd-foreach")
+    kinds |= {"SGD": ("sgd-for-loop", "sgd-foreach"), "fused SGD": ("sgd-fused",)}
     said = (f"{kind} {_step_times(optimizers)}" for kind, optimizers in kinds.items())
     most = max(threads(entry) for entry in _costs())
     return (
@@ -212,17 +212,21 @@ def _inference() -> str:
 
 
 def _compacted() -> str:
-    rows = [
-        row
-        for row in overview.speed_rows("inference")
-        if row["density"] == f"{DENSITY:g}" and row["batch"] != "1"
-    ]
-    times = span((float(row["compacted / dense"]) for row in rows), 2)
+    rows = [row for row in overview.speed_rows("inference") if row["density"] == f"{DENSITY:g}"]
+    batches = sorted({int(row["batch"]) for row in rows} - {1})
     names = dict.fromkeys(WORKLOADS[row["model"]].title.replace(",", " at") for row in rows)
+    most = max(int(row["threads"]) for row in rows)
+    many, one = _compacted_times(rows, batches), _compacted_times(rows, [1])
     return (
-        f"models whose dropped channels are removed (`compact`) take {times} of the dense time "
-        f"({', '.join(names)})"
+        f"models whose dropped channels are removed (`compact`) take {many} of the dense time at "
+        f"batch {' and '.join(map(str, batches))}, and {one} for one image, on up to "
+        f"{counted(most, 'thread')} ({', '.join(names)})"
     )
+
+
+def _compacted_times(rows: Iterable[dict[str, str]], batches: Collection[int]) -> str:
+    times = (float(row["compacted / dense"]) for row in rows if int(row["batch"]) in batches)
+    return span(times, 2)
 
 
 def _accuracy() -> str:
