@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.cifar.data import DataError
+from benchmarks.common import arguments
 from benchmarks.common.files import write_atomic
 from benchmarks.structured import accuracy, inference, timing
+from benchmarks.structured.records import ResultsError
 from benchmarks.structured.report import report_lines
 
 DESCRIPTION = """\
 Measure what dropping entire neurons and heads costs in accuracy and gains in time. Every run or
 figure is written into a file of its own in DIR, and is not measured again if its file exists. All
-files together give DIR/report.md; `report` makes it again and measures nothing.
+results of a figure in DIR have the same options; other options need another DIR. All files together
+give DIR/report.md; `report` makes it again and measures nothing.
 """
 FIGURES = {"accuracy": accuracy, "inference": inference, "time": timing}
 
@@ -35,7 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _common() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
-    add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: %(default)s)")
+    add(
+        "--threads",
+        type=arguments.positive,
+        default=os.cpu_count(),
+        help="CPU threads (default: %(default)s)",
+    )
     out = Path("results/structured")
     add(
         "--out",
@@ -47,9 +57,21 @@ def _common() -> argparse.ArgumentParser:
     return common
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure, write results and report; returns the exit status."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(given)
+    try:
+        _run(options)
+    except (DataError, argparse.ArgumentError) as error:
+        parser.error(str(error))
+    except ResultsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     if options.figure in FIGURES:
         for name, record in FIGURES[options.figure].measure(options):
@@ -57,4 +79,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_atomic(options.out / f"{name}.json", content.encode())
     text = "\n".join(report_lines(options.out)).rstrip() + "\n"
     write_atomic(options.out / "report.md", text.encode())
-    return 0

@@ -9,11 +9,19 @@ from functools import partial
 
 import torch
 
+from benchmarks.common import arguments
 from benchmarks.common.environment import describe_environment
 from benchmarks.speed.records import timed
-from benchmarks.structured.accuracy import METHODS, shape_at_first
 from benchmarks.structured.models import Shape, ViT
-from benchmarks.structured.records import Record, read_records
+from benchmarks.structured.protocol import METHODS, shape_at_first
+from benchmarks.structured.records import (
+    Record,
+    Settings,
+    kind_of,
+    read_records,
+    read_results,
+    refuse_other,
+)
 from sparseopt import condense
 
 #: Methods whose inference time is another method's, because only the number of epochs differs.
@@ -23,13 +31,33 @@ SAME_NETWORK = {"rigl-same-time": "rigl"}
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this figure."""
     add = parser.add_argument
-    add("--device", default="cpu", help="where to compute (default: %(default)s)")
-    add("--batch-size", type=int, default=64, help="images (default: %(default)s)")
-    add("--rounds", type=int, default=15, help="rounds that count (default: %(default)s)")
+    add(
+        "--device",
+        type=arguments.device,
+        default="cpu",
+        help="where to compute (default: %(default)s)",
+    )
+    add("--batch-size", type=arguments.positive, default=64, help="images (default: %(default)s)")
+    add(
+        "--rounds",
+        type=arguments.positive,
+        default=15,
+        help="rounds that count (default: %(default)s)",
+    )
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
-    """Time the networks of every seed that has a trained network without a time."""
+    """Time the networks of every seed that has a trained network without a time.
+
+    Raises:
+        ResultsError: if the folder has times of other options.
+    """
+    asked = {
+        **{name: getattr(options, name) for name in ("batch_size", "rounds", "threads")},
+        "device": kind_of(options.device.type),
+    }
+    for file, record in read_results(options.out, "inference").items():
+        refuse_other(file, inference_settings(record), asked)
     found: dict[int, dict[str, Record]] = {}
     for run in read_records(options.out, "accuracy"):
         if run["method"] not in SAME_NETWORK:
@@ -42,6 +70,16 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
             yield name, times(seed, runs, options)
 
 
+def inference_settings(record: Record) -> Settings:
+    """What times were measured with."""
+    return {
+        "batch_size": record["batch"],
+        "rounds": record["rounds"],
+        "threads": record["environment"]["threads"],
+        "device": kind_of(record["environment"]["device"]),
+    }
+
+
 def times(seed: int, runs: Mapping[str, Record], options: argparse.Namespace) -> Record:
     """The median milliseconds of each network, called in turn on the same images.
 
@@ -49,16 +87,15 @@ def times(seed: int, runs: Mapping[str, Record], options: argparse.Namespace) ->
     layers with zeros compute with live weights only, wherever that is faster.
     """
     torch.manual_seed(seed)
-    device = torch.device(options.device)
-    images = torch.randn(options.batch_size, 3, 32, 32, device=device)
+    images = torch.randn(options.batch_size, 3, 32, 32, device=options.device)
     calls = {}
     for method in (one for one in METHODS if one in runs):
-        network = trained_network(runs[method]).to(device).eval()
+        network = trained_network(runs[method]).to(options.device).eval()
         fastest = condense(network, "nonzero", example_inputs=images, compiled=False).model
         calls[method] = partial(fastest, images)
     with torch.no_grad():
-        measured = timed(calls, options.batch_size, options.rounds, device)
-    return {"seed": seed, **measured, "environment": describe_environment(device)}
+        measured = timed(calls, options.batch_size, options.rounds, options.device)
+    return {"seed": seed, **measured, "environment": describe_environment(options.device)}
 
 
 def trained_network(run: Record) -> ViT:

@@ -8,24 +8,29 @@ from statistics import fmean, stdev
 
 from benchmarks.common.environment import in_words
 from benchmarks.common.tables import MISSING, paragraph, span, table_of
-from benchmarks.structured.accuracy import MEANING, METHODS
-from benchmarks.structured.inference import SAME_NETWORK
+from benchmarks.structured.inference import SAME_NETWORK, inference_settings
 from benchmarks.structured.models import HEAD_DIM
-from benchmarks.structured.records import Record, fastest_epoch, hardware_of, read_records
-from benchmarks.structured.timing import MODELS
+from benchmarks.structured.protocol import MEANING, METHODS, run_settings
+from benchmarks.structured.records import Record, fastest_epoch, hardware_of, read_alike
+from benchmarks.structured.timing import MODELS, shared_settings
 
 #: Steps from one mask update to the next, of the average that is reported.
 DELTA_T = 100
 
 
 def report_lines(folder: Path) -> list[str]:
-    """The lines of the report."""
+    """The lines of the report.
+
+    Raises:
+        ResultsError: if results of one table were made with different options.
+    """
     lines = ["# Full neurons and heads", ""]
-    times, runs = read_records(folder, "time"), read_records(folder, "accuracy")
+    times = read_alike(folder, "time", shared_settings)
+    runs = read_alike(folder, "accuracy", run_settings)
     if times:
         lines += time_lines(times)
     if runs:
-        lines += accuracy_lines(runs, read_records(folder, "inference"))
+        lines += accuracy_lines(runs, read_alike(folder, "inference", inference_settings))
     return lines
 
 
@@ -124,11 +129,10 @@ def accuracy_lines(records: Sequence[Record], inference: Sequence[Record]) -> li
     lines += [f"- `{name}`: {MEANING[name]}." for name in METHODS]
     lines += ["", *table_of(accuracy_rows(records, inference))]
     if inference:
-        batches = " or ".join(str(one) for one in sorted({one["batch"] for one in inference}))
         lines += paragraph(
-            f"Inference time is for {batches} images in float32, of the model that `condense` "
-            "returns (without `torch.compile`). The networks have the widths and densities of the "
-            "trained ones, and random weights."
+            f"Inference time is for {inference[0]['batch']} images in float32, of the model that "
+            "`condense` returns (without `torch.compile`). The networks have the widths and "
+            "densities of the trained ones, and random weights."
         )
         lines += _where(inference)
     return lines
@@ -188,7 +192,7 @@ def _mean(shares: Sequence[float]) -> str:
 
 
 def _ever(runs: Sequence[Record]) -> str:
-    if "ever" not in runs[0]:
+    if not runs[0].get("ever"):
         return MISSING
     started, ever = (
         fmean(share for run in runs for share in run[which].values()) for which in ("live", "ever")

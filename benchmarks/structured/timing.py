@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.common import arguments
 from benchmarks.common.environment import describe_environment
 from benchmarks.common.formats import precisions_of
 from benchmarks.speed.records import MILLI
 from benchmarks.structured.models import HEAD_DIM, GPTBlocks, Shape, ViT, shape_of
-from benchmarks.structured.records import Record
+from benchmarks.structured.records import Record, Settings, read_results, refuse_other
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact
 from sparseopt.speedup.timing import time_in_turn
 
@@ -24,6 +25,8 @@ Call = Callable[[], Any]
 
 MODELS = ("vit-192", "vit-384", "gpt-384")
 TOKENS = 256
+#: Images for which a GPT has one sequence.
+IMAGES_PER_SEQUENCE = 4
 #: Steps between mask updates: so many that there is no update, or an update in every second step.
 NEVER = 10**9
 EVERY_SECOND = 2
@@ -33,45 +36,93 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this figure."""
     add = parser.add_argument
     add("--models", nargs="+", choices=MODELS, default=MODELS)
-    add("--densities", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="of neurons and heads")
-    add("--device", default="cpu", help="where to compute (default: %(default)s)")
-    add("--batch-size", type=int, default=16, help="images; a GPT has a quarter as many sequences")
-    add("--depth", type=int, default=4, help="blocks (default: %(default)s)")
-    add("--rounds", type=int, default=7, help="rounds that count (default: %(default)s)")
+    add(
+        "--densities",
+        type=arguments.density,
+        nargs="+",
+        default=[0.5, 0.25, 0.1],
+        help="of neurons and heads",
+    )
+    add(
+        "--device",
+        type=arguments.device,
+        default="cpu",
+        help="where to compute (default: %(default)s)",
+    )
+    add(
+        "--batch-size",
+        type=arguments.multiple_of(IMAGES_PER_SEQUENCE),
+        default=16,
+        help="images; a GPT has a quarter as many sequences (default: %(default)s)",
+    )
+    add("--depth", type=arguments.positive, default=4, help="blocks (default: %(default)s)")
+    add(
+        "--rounds",
+        type=arguments.positive,
+        default=7,
+        help="rounds that count (default: %(default)s)",
+    )
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
-    """Time every model at every density that has no result yet."""
-    for model in options.models:
-        for density in options.densities:
-            device = torch.device(options.device)
-            name = f"time-{model}-{density}-{device.type}"
-            if not (options.out / f"{name}.json").exists():
-                yield name, Case(model, density, options, device).times()
+    """Time every model at every density that has no result yet.
+
+    Raises:
+        ResultsError: if the folder has times of other options.
+    """
+    cases = {
+        f"time-{model}-{density}-{options.device.type}": (model, density)
+        for model in options.models
+        for density in options.densities
+    }
+    asked = {name: getattr(options, name) for name in ("batch_size", "rounds", "depth", "threads")}
+    for file, record in read_results(options.out, "time").items():
+        refuse_other(file, time_settings(record), asked if file.stem in cases else _shared(asked))
+    for name, (model, density) in cases.items():
+        if not (options.out / f"{name}.json").exists():
+            yield name, Case(model, density, options).times()
+
+
+def time_settings(record: Record) -> Settings:
+    """What the times of a model were measured with."""
+    unit = 1 if _is_vit(record["model"]) else IMAGES_PER_SEQUENCE
+    return {
+        "batch_size": unit * record["batch"],
+        "rounds": record["rounds"],
+        "depth": record["depth"],
+        "threads": record["environment"]["threads"],
+    }
+
+
+def shared_settings(record: Record) -> Settings:
+    """What all times of a report must have been measured with."""
+    return _shared(time_settings(record))
+
+
+def _shared(settings: Settings) -> Settings:
+    return {name: settings[name] for name in ("depth", "threads")}
 
 
 class Case:
     """One model at one density, with all models to which it is compared."""
 
-    def __init__(
-        self, name: str, density: float, options: argparse.Namespace, device: torch.device
-    ) -> None:
+    def __init__(self, name: str, density: float, options: argparse.Namespace) -> None:
         torch.manual_seed(0)
         self.name = name
         self.density = density
         self.options = options
-        self.device = device
-        kind, _, width = name.partition("-")
-        self.is_vit = kind == "vit"
-        self.precisions = precisions_of(device)
-        self.dense_shape = Shape.uniform(options.depth, int(width), HEAD_DIM)
+        self.device = options.device
+        self.is_vit = _is_vit(name)
+        width = int(name.partition("-")[2])
+        self.precisions = precisions_of(self.device)
+        self.dense_shape = Shape.uniform(options.depth, width, HEAD_DIM)
         batch = options.batch_size
         self.inputs = (
-            torch.randn(batch, 3, 32, 32, device=device)
+            torch.randn(batch, 3, 32, 32, device=self.device)
             if self.is_vit
-            else torch.randn(batch // 4, TOKENS, int(width), device=device)
+            else torch.randn(batch // IMAGES_PER_SEQUENCE, TOKENS, width, device=self.device)
         )
-        self.labels = torch.randint(10, (batch,), device=device)
+        self.labels = torch.randint(10, (batch,), device=self.device)
         model = self.build(self.dense_shape)
         self.smaller = compact(
             model, self.sparse(model, NEVER), example_inputs=self.inputs[:2]
@@ -160,6 +211,10 @@ class Case:
             "compacted": self.smaller,
             "by hand": self.build(self.shape),
         }
+
+
+def _is_vit(name: str) -> bool:
+    return name.startswith("vit-")
 
 
 def _adamw(model: nn.Module) -> torch.optim.Optimizer:

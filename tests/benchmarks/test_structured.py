@@ -1,16 +1,20 @@
 """The benchmark of whole neurons and heads: it trains, times, resumes and reports."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.structured import timing
-from benchmarks.structured.accuracy import METHODS, epochs_of
+from benchmarks.structured import report, timing
+from benchmarks.structured.accuracy import epochs_of
 from benchmarks.structured.cli import build_parser, main
 from benchmarks.structured.inference import trained_network
 from benchmarks.structured.models import GPTBlocks, Shape, ViT, shape_of
+from benchmarks.structured.protocol import METHODS
+from benchmarks.structured.records import ResultsError
 from benchmarks.structured.report import accuracy_rows, average, fastest_of, short_time_rows
+from benchmarks.structured.training import Run
 
 TINY = ["--width", "64", "--depth", "1", "--batch-size", "700", "--threads", "1", "--delta-t", "1"]
 
@@ -73,7 +77,7 @@ def test_network_whose_inference_is_timed_has_the_widths_and_densities_of_the_ru
 
 def test_rigl_trains_as_many_epochs_as_take_the_time_of_structured_rigl(tmp_path):
     options = build_parser().parse_args(["accuracy", "--epochs", "12", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="train rigl-struct and rigl first"):
+    with pytest.raises(ResultsError, match="train rigl-struct and rigl first"):
         epochs_of("rigl-same-time", options)
 
     def write(name, seconds, compacted=True, processor="one"):
@@ -90,24 +94,30 @@ def test_rigl_trains_as_many_epochs_as_take_the_time_of_structured_rigl(tmp_path
     assert epochs_of("rigl-same-time", options) == 9
     assert epochs_of("rigl", options) == 12
     write("rigl", 4.0, processor="another")
-    with pytest.raises(SystemExit, match="same hardware"):
+    with pytest.raises(ResultsError, match="same hardware"):
         epochs_of("rigl-same-time", options)
     write("rigl", 4.0)
     write("rigl-struct", 3.0, compacted=False)
-    with pytest.raises(SystemExit, match="--compacted"):
+    with pytest.raises(ResultsError, match="--compacted"):
         epochs_of("rigl-same-time", options)
+
+
+def run_of(method, seed, **more):
+    return {
+        "method": method,
+        "seed": seed,
+        "accuracy": 0.5,
+        "parameters": 1,
+        "epochs": [{"seconds": 1.0}],
+        "environment": {"processor": "one", "device": "cpu", "threads": 1},
+        **more,
+    }
 
 
 def test_times_of_the_fastest_epochs_are_compared_on_the_same_processor():
     def run(method, seconds, epochs, seed=0, processor="one"):
-        return {
-            "method": method,
-            "seed": seed,
-            "accuracy": 0.5,
-            "parameters": 1,
-            "epochs": [{"seconds": seconds}] * epochs,
-            "environment": {"processor": processor, "device": "cpu", "threads": 1},
-        }
+        where = {"processor": processor, "device": "cpu", "threads": 1}
+        return run_of(method, seed, epochs=[{"seconds": seconds}] * epochs, environment=where)
 
     runs = [
         run("dense", 4.0, 2),
@@ -123,14 +133,23 @@ def test_times_of_the_fastest_epochs_are_compared_on_the_same_processor():
     assert [row["inference time / dense"] for row in found] == ["1.00", "0.25", "-", "-", "0.50"]
 
 
+def test_run_whose_weights_are_all_live_has_no_share_of_weights_ever_live():
+    (row,) = accuracy_rows([run_of("rigl", 0, live={}, ever={})], [])
+    assert row["weights ever live"] == "-"
+
+
+def test_committed_report_is_made_from_the_committed_results():
+    folder = Path(report.__file__).parent / "results"
+    lines = report.report_lines(folder)
+    assert (folder / "report.md").read_text() == "\n".join(lines).rstrip() + "\n"
+
+
 def test_run_that_was_stopped_is_the_uninterrupted_one(tmp_path, monkeypatch):
     chosen = ("--methods", "rigl-struct", "--epochs", "3")
     accuracy(tmp_path / "whole", *chosen)
 
     def stop(*_):
         raise KeyboardInterrupt
-
-    from benchmarks.structured.accuracy import Run
 
     with monkeypatch.context() as patched:
         saved = Run._save
