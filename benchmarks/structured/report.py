@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 from benchmarks.common.environment import in_words
 from benchmarks.common.tables import MISSING, paragraph, span, table_of
+from benchmarks.common.words import counted
 from benchmarks.structured.inference import SAME_NETWORK, inference_settings
 from benchmarks.structured.models import HEAD_DIM
 from benchmarks.structured.protocol import MEANING, METHODS, run_settings
@@ -132,7 +133,8 @@ def accuracy_lines(records: Sequence[Record], inference: Sequence[Record]) -> li
         lines += paragraph(
             f"Inference time is for {inference[0]['batch']} images in float32, of the model that "
             "`condense` returns (without `torch.compile`). The networks have the widths and "
-            "densities of the trained ones, and random weights."
+            "densities of the trained ones, and random weights. The time is a mean over the seeds; "
+            "a cell says how many seeds were timed if they are fewer than the runs."
         )
         lines += _where(inference)
     return lines
@@ -158,7 +160,7 @@ def accuracy_row(
         "epochs": span((len(run["epochs"]) for run in runs), digits=0),
         "accuracy, %": f"{fmean(accuracies):.2f}{spread}",
         "training time / dense": _mean(_training_shares(runs, dense)),
-        "inference time / dense": _mean(_inference_shares(name, inference)),
+        "inference time / dense": _inference_cell(runs, inference),
         "parameters, zeros included": f"{fmean(smaller) / 1e6:.2f} M",
         "weights ever live": _ever(runs),
     }
@@ -185,6 +187,13 @@ def _inference_shares(method: str, inference: Sequence[Record]) -> list[float]:
     name = SAME_NETWORK.get(method, method)
     times = [record["milliseconds"] for record in inference]
     return [one[name] / one["dense"] for one in times if {name, "dense"} <= set(one)]
+
+
+def _inference_cell(runs: Sequence[Record], inference: Sequence[Record]) -> str:
+    """The mean over the seeds, and the number of seeds if they are fewer than the runs."""
+    shares = _inference_shares(runs[0]["method"], inference)
+    is_of_all = not shares or len(shares) >= len(runs)
+    return _mean(shares) + ("" if is_of_all else f" ({counted(len(shares), 'seed')})")
 
 
 def _mean(shares: Sequence[float]) -> str:

@@ -133,6 +133,14 @@ def test_times_of_the_fastest_epochs_are_compared_on_the_same_processor():
     assert [row["inference time / dense"] for row in found] == ["1.00", "0.25", "-", "-", "0.50"]
 
 
+def test_inference_time_of_fewer_seeds_than_runs_says_how_many_seeds_they_are():
+    methods = ("dense", "rigl", "rigl-same-time")
+    runs = [run_of(method, seed) for method in methods for seed in (0, 1)]
+    timed = [{"milliseconds": {"dense": 8.0, "rigl": 4.0}}, {"milliseconds": {"dense": 8.0}}]
+    cells = [row["inference time / dense"] for row in accuracy_rows(runs, timed)]
+    assert cells == ["1.00", "0.50 (1 seed)", "0.50 (1 seed)"]
+
+
 def test_run_whose_weights_are_all_live_has_no_share_of_weights_ever_live():
     (row,) = accuracy_rows([run_of("rigl", 0, live={}, ever={})], [])
     assert row["weights ever live"] == "-"
