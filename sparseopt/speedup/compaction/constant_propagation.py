@@ -16,7 +16,10 @@ from sparseopt.speedup.compaction.propagation_rules import (
     Value,
     any_along,
     closed,
+    factors,
+    fills_with_zeros,
     first_along,
+    is_convolution,
     is_move,
     is_sum,
     is_uniform,
@@ -94,14 +97,17 @@ class _ConstantPropagation:
         self._inputs = inputs
         self._values: dict[Node, Any] = {}
         self._made_of_parameters: dict[Node, Any] = {}
+        self._sized_by_model: set[Node] = set()
+        self._contractions = {found.node: found for found in labelling.contractions}
 
     @torch.no_grad()
     def constants(self) -> dict[Node, Constants]:
-        operands = {found.node: found.operand for found in self._labelling.contractions}
         constants = {}
         for node in self._labelling.trace.module.graph.nodes:
-            if node in operands:
-                constants[node] = self._constants_of(*operands[node])
+            if node in self._contractions:
+                constants[node] = self._constants_of(*self._contractions[node].operand)
+            if self._is_sized_by_model(node):
+                self._sized_by_model.add(node)
             if node.op == "placeholder":
                 self._values[node] = self._placeholder(node)
             elif node.op == "call_function":
@@ -166,7 +172,7 @@ class _ConstantPropagation:
         if name == "batch_norm" and arguments(node)["training"]:
             return self._batch_norm_in_training(node)
         # Before the call, which may write into its arguments.
-        is_open = open_of(node, self._values, self._may_count)
+        is_open = open_of(node, self._values, self._may_count, any_size=self._any_size(node))
         result = run(node, self._values, _settled if is_sum(node) else _tensor)
         made = nonzero_after_training(node, self._values, self._made_of_parameters, result)
         if made is not None:
@@ -200,6 +206,26 @@ class _ConstantPropagation:
         if given["bias"] is not None:
             is_open = is_open | self._values[given["bias"]].open.view(along)
         return Value(result, is_open.clone())
+
+    def _is_sized_by_model(self, node: Node) -> bool:
+        """Whether a value is computed only from tensors of the model or written in its code."""
+        trace = self._labelling.trace
+        if node.op == "placeholder":
+            return node in trace.tensors or node in trace.constants
+        made_of = node.all_input_nodes
+        return bool(made_of) and self._sized_by_model.issuperset(made_of)
+
+    def _any_size(self, node: Node) -> bool:
+        """Whether a call may compute a result from more or fewer values at another size of input.
+
+        Sums over channels always have the same number of terms. A convolution sums as many terms as
+        its kernel has, but fewer at the border if it is padded.
+        """
+        if not node.all_input_nodes or node in self._sized_by_model:
+            return False
+        if is_convolution(node):
+            return fills_with_zeros(node) or factors(node)[1] not in self._sized_by_model
+        return not (is_sum(node) and node in self._contractions)
 
     def _may_count(self, node: Node) -> Tensor:
         """Return where a factor may be nonzero, now or after further training."""

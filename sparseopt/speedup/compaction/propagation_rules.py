@@ -19,7 +19,9 @@ __all__ = [
     "any_along",
     "closed",
     "factors",
+    "fills_with_zeros",
     "first_along",
+    "is_convolution",
     "is_move",
     "is_sum",
     "is_uniform",
@@ -90,10 +92,11 @@ _MIXES: Final = (
     *("upsample", "_upsample", "pad", "constant_pad", "reflection_pad", "replication_pad"),
     *("mean", "sum", "amax"),
 )
+_CONVOLUTIONS: Final = ("conv1d", "conv2d", "conv3d")
+_TRANSPOSED: Final = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _SUMS: Final = frozenset(
     {
-        *("linear", "matmul", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3d"),
-        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        *("linear", "matmul", "mm", "bmm", "addmm", *_CONVOLUTIONS, *_TRANSPOSED),
     }
 )
 _DROPOUTS: Final = frozenset(
@@ -111,6 +114,19 @@ def is_move(node: Node) -> bool:
 def is_sum(node: Node) -> bool:
     """Whether a call sums products of two matrices or maps; see :func:`factors`."""
     return operator_name(node) in _SUMS
+
+
+def is_convolution(node: Node) -> bool:
+    """Whether a call is a convolution, plain or transposed."""
+    return operator_name(node) in (*_CONVOLUTIONS, *_TRANSPOSED)
+
+
+def fills_with_zeros(node: Node) -> bool:
+    """Whether a convolution puts zeros around or between the values that it sums."""
+    if operator_name(node) in _TRANSPOSED:
+        return True
+    padding = arguments(node)["padding"]
+    return padding != "valid" and (padding == "same" or any(padding))
 
 
 def factors(node: Node) -> tuple[Node, Node, Node | None]:
@@ -134,19 +150,24 @@ def run(node: Node, values: Values, part: Callable[[Value], Any]) -> Any:
     return node.target(*map_arg(node.args, argument), **map_arg(node.kwargs, argument))
 
 
-def open_of(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> Any:
+def open_of(
+    node: Node, values: Values, may_count: Callable[[Node], Tensor], *, any_size: bool
+) -> Any:
     """Return which entries of a call's result are open: one tensor, or a list for several results.
 
     Args:
         node: the call.
         values: the values of its arguments, before the call.
         may_count: returns where a factor of a product may be nonzero.
+        any_size: whether the number of values that one result is computed from may be another for
+            an input of another size. A sum of zeros is zero at any size; all other sums, and the
+            results of unknown operators, are open then.
     """
     name = operator_name(node).removesuffix("_")
     if is_move(node):
         return run(node, values, lambda value: value.open)
     if is_sum(node):
-        return _of_sum(node, values, may_count)
+        return _of_sum(node, values, may_count, any_size=any_size)
     if name == "mul":
         return _of_product(node, values, may_count)
     if name in _DROPOUTS:
@@ -156,10 +177,29 @@ def open_of(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> 
     if is_pointwise(node):
         return _any(node, values)
     if name.startswith(_MIXES):
-        mixed = run(node, values, lambda value: value.open.float())
+        counts = _where_nonzero if any_size and _adds_up(node) else _where_open
+        mixed = run(node, values, lambda value: counts(value).float())
         # Further results, such as the indices of a max pool, are open where the first is.
         return [mixed[0] != 0 for _ in mixed] if isinstance(mixed, (list, tuple)) else mixed != 0
-    return _all(node, values)
+    return _all(node, values, any_size=any_size)
+
+
+def _where_open(value: Value) -> Tensor:
+    return value.open
+
+
+def _where_nonzero(value: Value) -> Tensor:
+    return value.open | (value.tensor != 0)
+
+
+def _adds_up(node: Node) -> bool:
+    """Whether the mean of equal values may be another value, as in a sum or a padded pool."""
+    name = operator_name(node)
+    if not name.startswith("avg_pool"):
+        return name == "sum"
+    given = arguments(node)
+    padded = any(given["padding"]) and given["count_include_pad"]
+    return padded or given.get("divisor_override") is not None
 
 
 def _any(node: Node, values: Values) -> Tensor:
@@ -198,14 +238,19 @@ def _of_dropout(node: Node, values: Values) -> Tensor:
     return value.open | (value.tensor != 0) if dropping else value.open.clone()
 
 
-def _of_sum(node: Node, values: Values, may_count: Callable[[Node], Tensor]) -> Tensor:
+def _of_sum(
+    node: Node, values: Values, may_count: Callable[[Node], Tensor], *, any_size: bool
+) -> Tensor:
     """Return which sums are open: those with an open entry whose factor may be nonzero.
 
     The operator itself finds these sums. It is called with 0 and 1 as values: 1 for an open entry,
-    for a factor that may be nonzero, and for an open added term. A sum above 0 is open.
+    for a factor that may be nonzero, and for an open added term. A sum above 0 is open. With
+    ``any_size`` a sum is open if any product in it may be nonzero.
     """
     left, right, added = factors(node)
     of_added = None if added is None else values[added].open.float()
+    if any_size:
+        return _sum(node, may_count(left).float(), may_count(right).float(), of_added) != 0
     opened = _sum(node, values[left].open.float(), may_count(right).float(), of_added) != 0
     if values[right].open.any():
         opened |= _sum(node, may_count(left).float(), values[right].open.float(), None) != 0
@@ -222,9 +267,9 @@ def _sum(node: Node, left: Tensor, right: Tensor, added: Tensor | None) -> Tenso
     return result
 
 
-def _all(node: Node, values: Values) -> Any:
+def _all(node: Node, values: Values, *, any_size: bool) -> Any:
     """Return the result for an unknown operator: if any argument is open, all entries are."""
-    some = any(bool(value.open.any()) for value in _operands(node, values))
+    some = any_size or any(bool(value.open.any()) for value in _operands(node, values))
     results = node.meta["val"]
     several = isinstance(results, (list, tuple))
     opened = [
