@@ -52,7 +52,7 @@ def channel_masks(model: nn.Module, density: float) -> dict[str, Tensor]:
             continue
         stay = max(1, round(math.sqrt(density) * group.channels))
         dropped = torch.randperm(group.channels)[stay:]
-        for part in group.slices_of("producer", "grouped", "consumer"):
+        for part in group.slices_of("producer", "grouped", "consumer", "tied"):
             masks[part.name].index_fill_(part.dim, part.index[dropped].flatten(), False)
     return {name: mask for name, mask in masks.items() if mask.dim() > 1}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt.structured.graph.atoms import CoupledIndices, Positions
-from sparseopt.structured.graph.calls import Labelling
+from sparseopt.structured.graph.calls import Labelling, Roles
 from sparseopt.structured.graph.labelling import label
 from sparseopt.structured.graph.tracing import trace
 from sparseopt.utils.deprecation import warn_old_spelling
@@ -44,10 +44,11 @@ class ChannelSlice:
         index: the positions along ``dim`` of each channel, int64, ``(channels, positions)``. After
             a flattening, or in a grouped convolution, a channel has several positions.
         role: the use of the dimension: ``"producer"`` (a filter, a neuron), ``"bias"``,
-            ``"consumer"`` (weights that the channel is multiplied by), ``"grouped"`` (filters of a
-            grouped or depthwise convolution, which read channels and produce channels of the same
-            group), ``"scale"``, ``"shift"``, ``"mean"``, ``"variance"`` (of a normalisation) or
-            ``"elementwise"``.
+            ``"consumer"`` (weights that the channel is multiplied by), ``"tied"`` (weights that do
+            both, such as an embedding that is also the output projection), ``"grouped"`` (filters
+            of a grouped or depthwise convolution, which read channels and produce channels of the
+            same group), ``"scale"``, ``"shift"``, ``"mean"``, ``"variance"`` (of a normalisation)
+            or ``"elementwise"``.
 
     Example:
         >>> import torch
@@ -180,11 +181,12 @@ def analyse(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """Return everything that is known about a model's channels; see :func:`find_channel_groups`."""
     model = unwrapped(model)
     atoms = CoupledIndices()
-    roles: dict[tuple[str, int], str] = {}
+    uses: Roles = {}
     training, evaluation = (
-        label(trace(model, args, kwargs, training=training), atoms, roles)
+        label(trace(model, args, kwargs, training=training), atoms, uses)
         for training in (True, False)
     )
+    roles = {axis: _role(noted) for axis, noted in uses.items()}
     for axis in atoms.axes:
         if (axis.name, axis.dim) not in roles:
             atoms.block(axis.atoms, f"the model uses {axis.name} in a way that is not known")
@@ -231,10 +233,16 @@ def _alike(members: Mapping[int, _Members], reasons: Mapping[int, str]) -> list[
     return list(alike.values())
 
 
+def _role(noted: Sequence[str]) -> str:
+    """Return the role of a dimension: its first one, unless it both makes and reads channels."""
+    makes_and_reads = "consumer" in noted and ("producer" in noted or "grouped" in noted)
+    return "tied" if makes_and_reads else noted[0]
+
+
 def _kind(group: ChannelGroup, atoms: CoupledIndices, *, is_head: bool) -> str:
     if is_head:
         return "head"
-    ranks = [atoms.rank(place.name) for place in group.slices_of("producer", "grouped")]
+    ranks = [atoms.rank(place.name) for place in group.slices_of("producer", "grouped", "tied")]
     return "channel" if max(ranks, default=0) > 2 else "neuron"
 
 
@@ -251,5 +259,5 @@ def _group(
         )
         for name, dim in members[0]
     )
-    named = [part.name for part in slices if part.role in {"producer", "grouped"}]
+    named = [part.name for part in slices if part.role in {"producer", "grouped", "tied"}]
     return ChannelGroup((named or [slices[0].name])[0], len(members), slices, blocked)

@@ -185,6 +185,8 @@ def _why_not(group: ChannelGroup, trained: Mapping[str, nn.Parameter]) -> str | 
         return group.blocked
     if group.channels == 1:
         return "there is only one"
+    if tied := group.slices_of("tied"):
+        return f"the weight {tied[0].name!r} both makes and reads them"
     missing = {place.name for place in group.slices_of(*WEIGHTS)} - trained.keys()
     if missing:
         return f"the optimizer does not train {min(missing)!r}, or keeps it dense"

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 #: Roles of weights that produce a channel's values.
-MAKERS: Final = ("producer", "grouped")
+MAKERS: Final = ("producer", "grouped", "tied")
 #: Roles of weights that every channel needs: weights that produce it, and weights that consume it.
 WEIGHTS: Final = (*MAKERS, "consumer")
 

@@ -21,7 +21,8 @@ from sparseopt.structured.graph.tracing import operator_name
 __all__ = ["make_report"]
 
 Axis = tuple[str, int]
-_MAKES = frozenset({"producer", "grouped"})
+_MAKES = frozenset({"producer", "grouped", "tied"})
+_READS = frozenset({"consumer", "tied"})
 
 
 def make_report(
@@ -53,7 +54,7 @@ class _Reporter:
         self._live = {
             axis: _alive(live[axis[0]], axis[1]) if axis[0] in live else None
             for axis, role in self._roles.items()
-            if role in _MAKES or role == "consumer"
+            if role in _MAKES | _READS
         }
         self._dropped_by_masks = self._classes_dropped()
         self._makers = self._live_makers()
@@ -84,9 +85,10 @@ class _Reporter:
         made, read, has_makers, has_readers = (np.zeros(size, dtype=np.bool_) for _ in range(4))
         for axis, alive in self._live.items():
             roots = np.array(self._structure.by_axis[axis])
-            makes = self._roles[axis] in _MAKES
-            (has_makers if makes else has_readers)[roots] = True
-            (made if makes else read)[roots if alive is None else roots[alive]] = True
+            for kind, has, found in ((_MAKES, has_makers, made), (_READS, has_readers, read)):
+                if self._roles[axis] in kind:
+                    has[roots] = True
+                    found[roots if alive is None else roots[alive]] = True
         dropped: Flags = (has_makers & ~made) | (has_readers & ~read)
         return dropped
 

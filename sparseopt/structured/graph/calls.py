@@ -19,10 +19,22 @@ from sparseopt.structured.graph.atoms import (
 )
 from sparseopt.structured.graph.tracing import Trace, arguments, operator_name, where
 
-__all__ = ["Call", "Contraction", "Labelled", "Labelling", "Rule", "find_rule", "rule_for"]
+__all__ = [
+    "Call",
+    "Contraction",
+    "Labelled",
+    "Labelling",
+    "Roles",
+    "Rule",
+    "find_rule",
+    "rule_for",
+]
 
 #: The labels of a node: of one tensor, of several, or (empty labels) of something else.
 Labelled = Labels | list[Labels]
+#: The roles of dimensions of parameters and buffers in the order of their uses, by name and
+#: dimension.
+Roles = dict[tuple[str, int], list[str]]
 
 
 @dataclass(frozen=True)
@@ -47,9 +59,7 @@ class Contraction:
 class Labelling:
     """The labels of all nodes of one trace, and the contractions in it."""
 
-    def __init__(
-        self, trace: Trace, atoms: CoupledIndices, roles: dict[tuple[str, int], str]
-    ) -> None:
+    def __init__(self, trace: Trace, atoms: CoupledIndices, roles: Roles) -> None:
         self.trace = trace
         self.atoms = atoms
         self.contractions: list[Contraction] = []
@@ -72,7 +82,7 @@ class Labelling:
         self._labels[node] = labels
 
     def note_role(self, node: Node | None, dim: int, role: str) -> None:
-        """Record the role of a dimension of a parameter or buffer; only the first role counts.
+        """Record a role of a dimension of a parameter or buffer; a tied weight has several.
 
         If the node is a rearranged or split parameter, such as ``weight.t()``, the role belongs to
         the parameter's dimension that has the same atoms.
@@ -81,12 +91,12 @@ class Labelling:
             return
         source = self.source(node)
         if source is node:
-            self._roles.setdefault((self.trace.tensors[node], dim), role)
+            self._roles.setdefault((self.trace.tensors[node], dim), []).append(role)
         elif source is not None:
             atoms = self.of(node)[dim]
             for place, own in enumerate(self.of(source)):
                 if atoms is not None and own is not None and np.isin(atoms, own).all():
-                    self._roles.setdefault((self.trace.tensors[source], place), role)
+                    self._roles.setdefault((self.trace.tensors[source], place), []).append(role)
 
     def source(self, node: Node) -> Node | None:
         """Return the parameter or buffer that is the node, or the only input of its computation.

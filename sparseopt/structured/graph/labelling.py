@@ -11,14 +11,14 @@ from torch.fx import Node
 # Imported for their rules.
 from sparseopt.structured.graph import contractions, movement, normalisation, spatial  # noqa: F401
 from sparseopt.structured.graph.atoms import CoupledIndices
-from sparseopt.structured.graph.calls import Call, Labelled, Labelling, find_rule
+from sparseopt.structured.graph.calls import Call, Labelled, Labelling, Roles, find_rule
 from sparseopt.structured.graph.elementwise import is_pointwise, pointwise
 from sparseopt.structured.graph.tracing import Trace, only_checks, operator_name, where
 
 __all__ = ["label"]
 
 
-def label(trace: Trace, atoms: CoupledIndices, roles: dict[tuple[str, int], str]) -> Labelling:
+def label(trace: Trace, atoms: CoupledIndices, roles: Roles) -> Labelling:
     """Label every node of a graph: couple atoms that belong together, block those that must stay.
 
     Nodes are visited in the order of the graph, so the labels of a call's arguments are known. An
