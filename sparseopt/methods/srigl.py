@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparseopt.distributed.dtensor import full_tensor
+from sparseopt.distributions import layer_named, match_name
 from sparseopt.masks.drop_and_grow import surviving
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.norm_slices import protected
@@ -35,8 +36,8 @@ class SRigL(RigL):
     ``Conv``. Its fan-in is the number of its live weights. A weight is *salient* if RigL would
     leave it live. Each update ablates the neurons with too few salient weights, and gives their
     weights to the other neurons. An ablated neuron returns when it has enough salient weights
-    again. Two kinds of neurons are never ablated: the neurons of the model's last layer, which are
-    the outputs, and neurons under weight norm.
+    again. Two kinds of neurons are never ablated: the neurons of output layers, see ``outputs``,
+    and neurons under weight norm.
 
     ``ConvTranspose`` and transformers' ``Conv1D`` have their inputs along the first dimension: in
     those layers the fan-out is constant.
@@ -45,10 +46,14 @@ class SRigL(RigL):
         gamma: the share of the fan-in that has to be salient, in [0, 1]; the paper has .3, and .95
             for a vision transformer. With ``None`` no neuron is ablated.
         gradient: as in :class:`RigL`.
+        outputs: the names of the layers whose neurons are the model's outputs, so that none of them
+            is ablated; ``()`` if all these layers are dense. By default the last sparse layer
+            counts as the output layer, in the order in which the model's modules are registered.
 
     Raises:
-        TypeError: if ``gamma`` is neither a number nor ``None``.
-        ValueError: if it is out of range, or for ``regrow="never"``, with which a neuron may not
+        TypeError: if ``gamma`` is neither a number nor ``None``, or ``outputs`` is one string.
+        ValueError: if ``gamma`` is out of range, if the model has no layer of a name in
+            ``outputs``, or for ``regrow="never"``, with which a neuron may not
             have enough candidates to reach its fan-in.
 
     Example:
@@ -68,16 +73,32 @@ class SRigL(RigL):
     # Keyword-only, because by position this field of RigL would come before gamma.
     gradient: GradientMemory | None = field(default=None, kw_only=True)
     gamma: float | None = 0.3
+    outputs: Sequence[str] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.gamma is not None:
             check_fraction("gamma", self.gamma)
+        if isinstance(self.outputs, str):
+            raise TypeError(
+                f"outputs={self.outputs!r} must be several names: write ({self.outputs!r},)."
+            )
+        if self.outputs is not None:
+            object.__setattr__(self, "outputs", tuple(self.outputs))
         if self.regrow == "never":
             raise ValueError(
                 "regrow='never' does not suit method='srigl': a neuron may not have enough other "
                 "weights to grow to its fan-in. Use 'keep' or 'zero'."
             )
+
+    def _check_outputs(self, names: Mapping[str, object]) -> None:
+        """Raise :class:`ValueError` if one of ``outputs`` is no layer or parameter of a model.
+
+        Args:
+            names: the model's parameters, by name.
+        """
+        for key in self.outputs or ():
+            match_name("outputs", key, names)
 
     def live_count(self, shape: tuple[int, ...], target: int) -> int:
         """Return the count nearest to ``target`` that gives all neurons the same fan-in."""
@@ -136,6 +157,11 @@ class SRigL(RigL):
             mask=(survivors | grown).reshape(-1),
         )
 
+    def _is_output(self, layer: SparseLayer, update: Update) -> bool:
+        if self.outputs is None:
+            return layer is update.layers[-1]
+        return any(layer_named(key, [layer.name]) for key in self.outputs)
+
     def _active_neurons(
         self, layer: SparseLayer, update: Update, drop: int, growth: Tensor
     ) -> Tensor:
@@ -145,7 +171,7 @@ class SRigL(RigL):
         layer's target if they are full: those with the most salient weights.
         """
         neurons, columns = growth.shape
-        if self.gamma is None or layer is update.layers[-1] or layer.norm_slices:
+        if self.gamma is None or self._is_output(layer, update) or layer.norm_slices:
             return full_tensor(layer.mask).reshape(neurons, columns).any(1)
         stays = surviving(layer, self.drop_scores(layer, update), drop)
         survivors = full_tensor(layer.expand(stays)).reshape(-1)

@@ -28,6 +28,7 @@ from sparseopt.masks.selection import Selection, check_selection, select, stacke
 from sparseopt.methods.base import Method
 from sparseopt.methods.nm import NM
 from sparseopt.methods.rigl_struct import RigLStruct
+from sparseopt.methods.srigl import SRigL
 from sparseopt.optimizer.find_weights import (
     find_weights,
     note_computed,
@@ -39,7 +40,7 @@ from sparseopt.optimizer.find_weights import (
 from sparseopt.structured.channel_layers import channel_layers
 from sparseopt.utils.errors import NoSparseLayerError
 from sparseopt.utils.validation import whole_number
-from sparseopt.utils.wrappers import canonical_name
+from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = [
     "MaskConfig",
@@ -97,7 +98,13 @@ def check_wrappable(optimizer: object, model: object, sparse: object) -> None:
 
 
 def complete_method(method: Method, model: nn.Module | None, example_inputs: Any) -> Method:
-    """Return the method; one that needs the model's channels gets them, if inputs are given."""
+    """Return the method; one that needs the model's channels gets them, if inputs are given.
+
+    Raises:
+        ValueError: if the method names a layer that the model does not have.
+    """
+    if isinstance(method, SRigL) and model is not None:
+        method._check_outputs(dict(unwrapped(model).named_parameters()))
     if isinstance(method, RigLStruct) and model is not None and example_inputs is not None:
         return method._with_groups_of(model, example_inputs)
     return method

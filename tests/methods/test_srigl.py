@@ -124,6 +124,69 @@ def test_last_layer_keeps_all_its_neurons():
     assert ablated(optimizer)["fc1.weight"] > 0
 
 
+class HeadFirst(nn.Module):
+    """The output layer is registered before the layers that it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 40)
+        self.first = nn.Linear(20, 64)
+        self.second = nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x).relu()).relu())
+
+
+def ablated_after_training(model, params, method):
+    """Return the numbers of ablated neurons after training on a few of the classes."""
+    x = torch.randn(256, 20)
+    target = x[:, :5].argmax(1)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(params, lr=0.1),
+        model,
+        method=method,
+        **{**SETTINGS, "init": {}, "density": 0.1, "alpha": 0.9},
+    )
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), target).backward()
+        optimizer.step()
+    return ablated(optimizer)
+
+
+def test_named_output_layers_keep_all_their_neurons_and_others_do_not():
+    torch.manual_seed(0)
+    model = HeadFirst()
+    counts = ablated_after_training(model, model.parameters(), SRigL(1.0, outputs=["head"]))
+    assert counts["head.weight"] == 0
+    assert counts["first.weight"] > 0
+    assert counts["second.weight"] > 0
+
+
+def test_without_names_the_layer_registered_last_counts_as_the_output_layer():
+    torch.manual_seed(0)
+    model = HeadFirst()
+    counts = ablated_after_training(model, model.parameters(), SRigL(1.0))
+    assert counts["second.weight"] == 0
+    assert counts["head.weight"] > 0
+
+
+def test_every_sparse_layer_can_lose_neurons_under_a_dense_head():
+    torch.manual_seed(0)
+    model = HeadFirst()
+    hidden = [*model.first.parameters(), *model.second.parameters()]
+    params = [{"params": hidden}, {"params": model.head.parameters(), "density": False}]
+    counts = ablated_after_training(model, params, SRigL(1.0, outputs=()))
+    assert min(counts.values()) > 0
+    assert set(counts) == {"first.weight", "second.weight"}
+
+
+def test_output_layer_that_the_model_does_not_have_is_refused():
+    model = HeadFirst()
+    with pytest.raises(ValueError, match="outputs.*'haed'.*head"):
+        wrap(model, method=SRigL(outputs=("haed",)), **SETTINGS)
+
+
 def test_neurons_are_not_ablated_without_gamma():
     model, optimizer, reference = wrapped(SRigL(gamma=None), alpha=0.9)
     run_against_oracle(model, optimizer, reference, STEPS)
@@ -244,6 +307,7 @@ def test_growth_by_a_smoothed_gradient_goes_by_the_smoothed_one():
     [
         ({"gamma": 1.5}, ValueError, "gamma=1.5"),
         ({"gamma": "much"}, TypeError, "gamma='much'"),
+        ({"outputs": "head"}, TypeError, r"outputs='head'.*\('head',\)"),
         ({"regrow": "never"}, ValueError, "never"),
         ({"gradient": "random"}, TypeError, "gradient='random'"),
     ],
