@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparseopt.structured.graph.atoms import CoupledIndices, Positions
 from sparseopt.structured.graph.calls import Labelling, Roles
+from sparseopt.structured.graph.einsum import with_products
 from sparseopt.structured.graph.labelling import label
 from sparseopt.structured.graph.tracing import trace
 from sparseopt.utils.deprecation import warn_old_spelling
@@ -183,7 +184,7 @@ def analyse(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     atoms = CoupledIndices()
     uses: Roles = {}
     training, evaluation = (
-        label(trace(model, args, kwargs, training=training), atoms, uses)
+        label(with_products(trace(model, args, kwargs, training=training)), atoms, uses)
         for training in (True, False)
     )
     roles = {axis: _role(noted) for axis, noted in uses.items()}

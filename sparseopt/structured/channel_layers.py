@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -136,6 +137,12 @@ def _droppable(
                 or "No groups are known: pass example_inputs= with the model, or "
                 "groups=find_channel_groups(model, inputs)."
             )
+        )
+    if missing := [kind for kind in kinds or () if kind not in free]:
+        warnings.warn(
+            f"kinds={kinds!r}: no {' and no '.join(missing)} of this model can be dropped, so they "
+            f"all stay. These keep all their channels: {whole or 'none'}.",
+            stacklevel=2,
         )
     if whole:
         logger.info("these keep all their channels: %s.", whole)

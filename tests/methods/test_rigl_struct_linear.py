@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from sparseopt import RigLStruct, SparseOptimizer
 from tests.support.attention_nets import GATED_OWNED, TOKENS, TRANSFORMERS, GatedNet
@@ -78,6 +80,32 @@ def test_kinds_that_are_not_named_stay():
     assert live_counts(optimizer) == {"q.weight": 4, "gate.weight": 6}
     counted = [layer for layer in optimizer.layers if layer.name in {"gate.weight", "down.weight"}]
     assert sum(layer.live for layer in counted) == 0.5 * sum(layer.numel for layer in counted)
+
+
+def test_kind_that_cannot_move_gives_a_warning_with_the_reasons():
+    class Ranked(nn.Module):
+        """Attention whose heads are sorted, so that none of them can be dropped."""
+
+        def __init__(self):
+            super().__init__()
+            self.query, self.up, self.down = (nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x):
+            heads = self.query(x).unflatten(-1, (4, 2)).sort(-2).values.transpose(1, 2)
+            x = F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
+            return self.down(self.up(x).relu())
+
+    model = Ranked()
+    with pytest.warns(UserWarning, match=r"no head of this model .*query\.weight: sort"):
+        optimizer = SparseOptimizer(
+            build("SGD", model.parameters()),
+            model,
+            method=RigLStruct(kinds={"neuron": 0.5, "head": 0.5}),
+            example_inputs=torch.randn(2, 5, 8),
+            **SETTINGS,
+        )
+    assert optimizer.masks["up.weight"].any(1).sum() == 4
+    assert "query.weight" not in optimizer.masks or optimizer.masks["query.weight"].all()
 
 
 def test_density_counts_the_layers_that_heads_and_neurons_own_a_part_of():

@@ -86,6 +86,12 @@ _MOVES: Final = frozenset(
         *("unbind", "cat", "concat", "concatenate", "expand", "expand_as", "repeat", "clone"),
     }
 )
+#: The same, if the number of repeats is written in the code.
+_REPEATS: Final = (torch.ops.aten.repeat_interleave.self_int,)
+#: Operators that read the shape or the type of their argument, and not its values.
+_FILLS: Final = frozenset(
+    {"full_like", "ones_like", "zeros_like", "new_full", "new_ones", "new_zeros"}
+)
 #: Prefixes of the names of operators that mix values with factors that are not negative.
 _MIXES: Final = (
     *("avg_pool", "adaptive_avg_pool", "max_pool", "adaptive_max_pool"),
@@ -108,7 +114,7 @@ Values = Mapping[Node, Any]
 
 def is_move(node: Node) -> bool:
     """Whether a call moves values and does not change them."""
-    return operator_name(node) in _MOVES
+    return operator_name(node) in _MOVES or node.target in _REPEATS
 
 
 def is_sum(node: Node) -> bool:
@@ -174,6 +180,8 @@ def open_of(
         return _of_dropout(node, values)
     if name in {"batch_norm", "prelu"}:
         return _of_channelwise(node, values)
+    if name in _FILLS:
+        return _nowhere(node)
     if is_pointwise(node):
         return _any(node, values)
     if name.startswith(_MIXES):
@@ -202,9 +210,13 @@ def _adds_up(node: Node) -> bool:
     return padded or given.get("divisor_override") is not None
 
 
-def _any(node: Node, values: Values) -> Tensor:
+def _nowhere(node: Node) -> Tensor:
     like = node.meta["val"]
-    result = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
+    return torch.zeros(like.shape, dtype=torch.bool, device=like.device)
+
+
+def _any(node: Node, values: Values) -> Tensor:
+    result = _nowhere(node)
     for value in _operands(node, values):
         result |= value.open
     return result

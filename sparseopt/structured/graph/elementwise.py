@@ -74,6 +74,11 @@ def _lined_up(call: Call, tensors: list[Node], dim: int) -> Positions | None:
     return result
 
 
+@rule_for("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like")
+def _like(call: Call) -> Labels:
+    return pointwise(call)
+
+
 @rule_for("prelu")
 def _prelu(call: Call) -> Labels:
     labels = call.labels(call.arguments["self"])

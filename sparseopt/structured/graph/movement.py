@@ -114,6 +114,21 @@ def _movement(call: Call) -> Labelled:
     return [tuple(own) for own in labels] if several else tuple(labels[0])
 
 
+@rule_for("repeat_interleave")
+def _repetition(call: Call) -> Labelled:
+    """Follow atoms that are repeated equally often; numbers computed by the model block them."""
+    if isinstance(call.arguments["repeats"], int):
+        return _movement(call)
+    call.block_all(call.arguments.get("self"), "repeats them by numbers that it computes")
+    return (None,) * len(call.shape())
+
+
+@rule_for("new_empty", "new_full", "new_ones", "new_zeros")
+def _new_tensor(call: Call) -> Labels:
+    """Return no atoms: the operator reads only the type of its argument."""
+    return (None,) * len(call.shape())
+
+
 def _families(labels: Labels, rank: int) -> list[Positions]:
     """Return each set of atoms once, along one dimension or several, in the form of a grid."""
     found: list[Positions] = []
