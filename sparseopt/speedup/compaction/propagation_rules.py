@@ -244,9 +244,14 @@ def _of_channelwise(node: Node, values: Values) -> Tensor:
 
 
 def _of_dropout(node: Node, values: Values) -> Tensor:
-    """Return where dropout is open: it keeps zeros, and any other value may become zero."""
+    """Return where dropout is open: it keeps zeros, and any other value may become zero.
+
+    Alpha dropout replaces dropped values by a number that is not zero, and shifts all others.
+    """
     given, value = arguments(node), _first(node, values)
     dropping = given["train"] and given["p"] > 0
+    if dropping and "alpha" in operator_name(node):
+        return torch.ones_like(value.open)
     return value.open | (value.tensor != 0) if dropping else value.open.clone()
 
 

@@ -200,6 +200,21 @@ def test_live_weight_that_is_zero_at_the_moment_counts_where_it_is_transposed():
     torch.testing.assert_close(smaller.middle.weight.grad[0, 2], model.middle.weight.grad[0, 2])
 
 
+@pytest.mark.parametrize("dropout", [nn.AlphaDropout, nn.FeatureAlphaDropout])
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_alpha_dropout_makes_no_constants_of_zeros_unless_it_drops_nothing(dropout, share):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.SELU(), dropout(share), nn.Linear(8, 3))
+    nn.init.zeros_(model[0].bias)
+    x = torch.randn(4, 6)
+    compacted = compact(model, optimizer_without(model, {"0": [0, 1]}), example_inputs=x)
+    assert compacted.model[0].out_features == (8 if share else 6)
+    reasons = [left.reason for left in compacted.report.remaining if left.dim == 0]
+    assert reasons == (
+        ["no live filter makes it, but it is not one constant where 3 reads it"] if share else []
+    )
+
+
 def test_error_of_the_analysis_is_found_by_the_last_check(monkeypatch):
     """The last check finds any error of the analysis: here all channels count as constants."""
     model = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 3))
