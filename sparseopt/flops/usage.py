@@ -79,7 +79,7 @@ class CostCounters:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint; the keys are always the same."""
+        """Return plain values for a checkpoint."""
         return {
             "counted": self.counted,
             "live_steps": tuple(self.live_steps.items()),
@@ -88,9 +88,9 @@ class CostCounters:
         }
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> CostCounters:
+    def from_dict(cls, saved: Mapping[str, Any]) -> CostCounters:
         """Undo :meth:`as_dict`."""
-        sums = {name: dict(saved[name]) for name in ("live_steps", "live_dense_steps")}
+        sums = {name: dict(saved.get(name, ())) for name in ("live_steps", "live_dense_steps")}
         return cls(**{**saved, **sums})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -101,35 +101,48 @@ class Progress:
             "usage": self.usage.as_dict(),
         }
 
-    def restore(self, saved: dict[str, Any], names: Mapping[str, str]) -> None:
-        """Load what :meth:`as_dict` returned; the saved schedule replaces this one.
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Progress:
+        """Return what :meth:`as_dict` was called on.
 
-        Args:
-            saved: the result of :meth:`as_dict`.
-            names: the names of the layers here, by their names in ``saved``.
+        Raises:
+            LookupError, RuntimeError, TypeError, ValueError: if a value is missing or wrong.
         """
-        self.schedule = UpdateSchedule(**saved["schedule"])
-        self.total_steps = saved["total_steps"]
-        self.generator.set_state(saved["generator"].cpu())
-        self.steps = saved["steps"]
-        self.history = [UpdateRecord(**record) for record in saved["history"]]
-        self.usage = CostCounters.from_dict(saved["usage"]).renamed(names)
+        generator = torch.Generator()
+        generator.set_state(saved["generator"].cpu())
+        return cls(
+            UpdateSchedule(**saved["schedule"]),
+            saved["total_steps"],
+            generator,
+            saved["steps"],
+            [UpdateRecord(**record) for record in saved["history"]],
+            CostCounters.from_dict(saved["usage"]),
+        )
 
-    def warn_of_another_schedule(self, saved: dict[str, Any]) -> None:
+    def renamed(self, names: Mapping[str, str]) -> Progress:
+        """Return it with the new names of layers, by their earlier names."""
+        return replace(self, usage=self.usage.renamed(names))
+
+    def restore(self, saved: Progress) -> None:
+        """Load the progress of a checkpoint; its schedule replaces this one."""
+        self.schedule = saved.schedule
+        self.total_steps = saved.total_steps
+        self.generator.set_state(saved.generator.get_state())
+        self.steps = saved.steps
+        self.history = list(saved.history)
+        self.usage = saved.usage
+
+    def warn_of_another_schedule(self, saved: Progress) -> None:
         """Warn if the schedule given at construction is not the schedule in ``saved``."""
-        schedule = UpdateSchedule(**saved["schedule"])
         given_horizon = self.schedule.t_end is not None
-        if (given_horizon and schedule != self.schedule) or self._cadence() != _cadence(schedule):
+        is_another = given_horizon and saved.schedule != self.schedule
+        if is_another or saved._cadence() != self._cadence():
             warnings.warn(
-                f"the checkpoint's schedule is used: {schedule}. The schedule given at "
+                f"the checkpoint's schedule is used: {saved.schedule}. The schedule given at "
                 f"construction is not: {self.schedule}.",
                 UserWarning,
                 stacklevel=4,
             )
 
     def _cadence(self) -> tuple[int, float, str]:
-        return _cadence(self.schedule)
-
-
-def _cadence(schedule: UpdateSchedule) -> tuple[int, float, str]:
-    return schedule.delta_t, schedule.alpha, schedule.decay
+        return self.schedule.delta_t, self.schedule.alpha, self.schedule.decay

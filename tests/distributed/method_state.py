@@ -1,6 +1,7 @@
 """One rank of a data-parallel run whose method keeps state: with its own seed and its own data."""
 
 import copy
+import json
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def kept(optimizer: SparseOptimizer) -> dict[str, Any]:
             for name, tensor in entry.items()
             if name.startswith("sparse_state.")
         },
-        "run": dict(state["param_groups"][0]["sparseopt"]["run_state"]),
+        "run": dict(json.loads(state["param_groups"][0]["sparseopt"]["run_state"])),
     }
 
 

@@ -6,6 +6,7 @@ must vanish when the scores in question are nudged by a hair.
 """
 
 import copy
+import json
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def masks_in(checkpoint):
     """The masks of a checkpoint, as the page on checkpoints describes it."""
     state = checkpoint["optimizer"]["state"]
     masks = {}
-    for layer in checkpoint["optimizer"]["param_groups"][0]["sparseopt"]["layers"]:
+    for layer in json.loads(checkpoint["optimizer"]["param_groups"][0]["sparseopt"]["layers"]):
         full = torch.ones(layer["shape"], dtype=torch.bool)
         masks[layer["name"]] = logical(state[layer["index"]].get("sparse_mask", full))
     return masks

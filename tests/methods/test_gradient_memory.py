@@ -1,6 +1,7 @@
 """Gradient memories are fed once a step, with the full gradient of steps that count."""
 
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -30,7 +31,7 @@ def snfs(model, name="SGD", **changes):
 def held(optimizer):
     """The memory by layer, as in a checkpoint."""
     state = optimizer.state_dict()
-    places = {entry["name"]: entry["index"] for entry in progress(state)["layers"]}
+    places = {entry["name"]: entry["index"] for entry in json.loads(progress(state)["layers"])}
     return {
         name: logical(state["state"][index][KEY])
         for name, index in places.items()

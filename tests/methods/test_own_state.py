@@ -1,6 +1,7 @@
 """State of a user's own method: fed once a step, moved with the masks, saved and restored."""
 
 import copy
+import json
 import pickle
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ PREFIX = "sparse_state."
 def held(optimizer, name):
     """One tensor of each layer's state, by layer, as a checkpoint keeps it."""
     state = optimizer.state_dict()
-    entries = state["param_groups"][0]["sparseopt"]["layers"]
+    entries = json.loads(state["param_groups"][0]["sparseopt"]["layers"])
     kept = {entry["name"]: state["state"].get(entry["index"], {}) for entry in entries}
     return {
         layer: entry[PREFIX + name].clone()
@@ -47,7 +48,7 @@ def held(optimizer, name):
 
 
 def run_state(optimizer):
-    return dict(optimizer.state_dict()["param_groups"][0]["sparseopt"]["run_state"])
+    return dict(json.loads(optimizer.state_dict()["param_groups"][0]["sparseopt"]["run_state"]))
 
 
 class SalienceOracle:

@@ -4,6 +4,7 @@ That it also comes back in a fresh process is in tests/integration/test_resume.p
 """
 
 import copy
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -284,7 +285,7 @@ def test_method_of_the_users_own_may_return_numbers_of_numpy(tmp_path):
     train(model, optimizer, 12)
     saved = saved_and_loaded(optimizer, tmp_path)
     assert_same_run(model, optimizer, *resumed(model, saved, method=ByNumPy()))
-    kept = dict(saved["param_groups"][0]["sparseopt"]["run_state"])
+    kept = dict(json.loads(saved["param_groups"][0]["sparseopt"]["run_state"]))
     assert kept == {"updates": 2, "mean": 0.1875}
 
 
