@@ -136,10 +136,13 @@ class Progress:
         """Warn if the schedule given at construction is not the schedule in ``saved``."""
         given_horizon = self.schedule.t_end is not None
         is_another = given_horizon and saved.schedule != self.schedule
+        both_horizons = self.total_steps is not None and saved.total_steps is not None
+        is_another |= both_horizons and saved.total_steps != self.total_steps
         if is_another or saved._cadence() != self._cadence():
             warnings.warn(
-                f"the checkpoint's schedule is used: {saved.schedule}. The schedule given at "
-                f"construction is not: {self.schedule}.",
+                f"the checkpoint's schedule is used: {saved.schedule}, "
+                f"total_steps={saved.total_steps}. The schedule given at construction is not: "
+                f"{self.schedule}, total_steps={self.total_steps}.",
                 UserWarning,
                 stacklevel=4,
             )

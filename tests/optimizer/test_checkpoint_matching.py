@@ -70,6 +70,13 @@ def test_checkpoints_schedule_wins_and_a_different_one_warns():
     assert [record.step for record in other.history] == [3, 6, 9, 12, 15]
 
 
+def test_another_total_steps_warns_even_if_the_masks_stop_at_the_same_step():
+    saved = wrap(make(), method="granet", total_steps=100, t_end=40).state_dict()
+    optimizer = wrap(make(), method="granet", total_steps=200, t_end=40)
+    with pytest.warns(UserWarning, match=r"total_steps=100\. .*total_steps=200"):
+        optimizer.load_state_dict(saved)
+
+
 def test_warning_of_another_schedule_is_of_the_line_that_loads():
     saved = wrap(make(), delta_t=3).state_dict()
     optimizer = wrap(make(), delta_t=5)
