@@ -50,6 +50,8 @@ EVER_LIVE_KEY: Final = "sparse_ever_live"
 MEMORY_KEY: Final = "sparse_memory"
 #: The key of a method's layer state is this prefix and the name of the state.
 STATE_PREFIX: Final = "sparse_state."
+#: The key of an entry for a parameter without state of its own.
+PLACEHOLDER_KEY: Final = "sparse_placeholder"
 #: The values that are written as text. Earlier checkpoints have tuples, a dictionary and a tensor.
 AS_TEXT: Final = frozenset({"generator", "history", "usage", "fresh", "run_state", "layers"})
 #: Two densities are equal if their relative difference is at most this.
@@ -120,6 +122,8 @@ def attach(updater: MaskUpdater, *, named: bool, live_only: bool) -> dict[str, A
         if kept:
             named_kept = {STATE_PREFIX + name: tensor for name, tensor in kept.items()}
             state[index] = {**state.get(index, {}), **named_kept}
+    if not all(layer.is_full and layer.is_dense for layer in updater.layers):
+        _add_placeholders(state, inner)
     groups = [dict(group) for group in state_dict["param_groups"]]
     ours = {
         "method": updater.method.name,
@@ -183,7 +187,7 @@ def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool)
             "StateDictOptions(flatten_optimizer_state_dict=True), only the state of a plain "
             "optimizer was kept: save and load it without flattening."
         )
-    state = {index: dict(entry) for index, entry in state_dict["state"].items()}
+    state = _without_placeholders(state_dict["state"])
     # The keys are numbers, or names if distributed checkpointing has replaced the numbers.
     keys = [key for group in groups for key in group["params"]]
     try:
@@ -263,6 +267,32 @@ def only_makes_state(inner: Optimizer, gradients: Callable[[], Sequence[Tensor]]
     if inner.state or any(group.get("lr") != 0.0 for group in inner.param_groups):
         return False
     return not any(bool(gradient.any()) for gradient in gradients())
+
+
+def _add_placeholders(state: dict[Any, Any], inner: Optimizer) -> None:
+    """Add an entry for each trainable parameter that has no state.
+
+    Distributed checkpointing expects state of all trainable parameters, or of none.
+    """
+    parameters = (parameter for group in inner.param_groups for parameter in group["params"])
+    for index, parameter in enumerate(parameters):
+        if parameter.requires_grad and state.get(index, {}) == {}:
+            # A tensor, because torch's loaders skip a tensor that the new optimizer does not have.
+            value = torch.zeros(1, dtype=torch.uint8, device=parameter.device)
+            state[index] = {PLACEHOLDER_KEY: value}
+
+
+def _without_placeholders(state: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Return copies of the entries in ``state``, without those that :func:`attach` added."""
+    entries = {index: dict(entry) for index, entry in state.items()}
+    added = [
+        index
+        for index, entry in entries.items()
+        if entry.pop(PLACEHOLDER_KEY, None) is not None and not entry
+    ]
+    for index in added:
+        del entries[index]
+    return entries
 
 
 def _read(ours: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

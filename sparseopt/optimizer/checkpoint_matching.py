@@ -143,8 +143,38 @@ def match_layers(
                 f"was parameter {was.index} in the checkpoint: give the optimizer its parameters "
                 "in the same order."
             )
+        _check_mask(layer, was)
         _check_slices(layer, was)
     return pairs
+
+
+def _check_mask(layer: SparseLayer, was: SavedLayer) -> None:
+    """Check that a layer has a mask exactly if it is sparse in the checkpoint.
+
+    Distributed checkpointing loads only keys that the new optimizer has, and a dense layer has no
+    mask. It also leaves the new optimizer's mask where the checkpoint has none.
+    """
+    is_dense = was.target == layer.numel
+    if was.mask is None and not is_dense:
+        raise CheckpointError(
+            f"the checkpoint's mask of layer {layer.name!r} was not loaded: the layer has "
+            f"{was.target} of {layer.numel} weights there, but is dense in this optimizer, so "
+            "torch.distributed.checkpoint did not look for a mask. Make the optimizer with the "
+            "density= and init= of the checkpoint."
+        )
+    if was.mask is None:
+        return
+    if tuple(was.mask.shape) != tuple(layer.weight.shape):
+        raise CheckpointError(
+            f"the checkpoint's mask of layer {layer.name!r} has shape {tuple(was.mask.shape)}, but "
+            f"the weight has shape {tuple(layer.weight.shape)}."
+        )
+    if is_dense and not bool(full_tensor(was.mask).all()):
+        raise CheckpointError(
+            f"layer {layer.name!r} is dense in the checkpoint, but has a mask that drops weights: "
+            "torch.distributed.checkpoint left this optimizer's mask there. Make the optimizer "
+            "with the density= and init= of the checkpoint."
+        )
 
 
 def _check_slices(layer: SparseLayer, was: SavedLayer) -> None:
