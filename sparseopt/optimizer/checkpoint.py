@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseopt.masks.layer import SparseLayer
@@ -165,12 +165,15 @@ def without_masks(backend: StateBackend) -> dict[str, Any]:
     return {**state_dict, "state": state}
 
 
-def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool) -> SavedState:
+def extract(
+    state_dict: Mapping[str, Any], updater: MaskUpdater, model: nn.Module | None, *, named: bool
+) -> SavedState:
     """Split a state dict into its two parts, if it fits this optimizer; nothing changes.
 
     Args:
         state_dict: the state dict.
         updater: the mask updater, with the layers to restore, the method and the inner optimizer.
+        model: the model, if the optimizer was made with one; for messages.
         named: whether the layers have names of their own.
 
     Raises:
@@ -204,7 +207,7 @@ def extract(state_dict: Mapping[str, Any], updater: MaskUpdater, *, named: bool)
             f"({type(error).__name__}: {error}): it is not complete, or another version wrote it."
         ) from error
     check_kind(method, optimizer, groups[0], updater)
-    pairs = match_layers(layers, updater, named=named and saved_with_names)
+    pairs = match_layers(layers, groups, updater, model, named=named and saved_with_names)
     check_method_state(pairs, dict(run_state), updater.state)
     names = {was.name: layer.name for layer, was in pairs}
     return SavedState(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseopt.distributed.dtensor import full_tensor
@@ -103,7 +103,12 @@ def check_method_state(
 
 
 def match_layers(
-    saved: Sequence[SavedLayer], updater: MaskUpdater, *, named: bool
+    saved: Sequence[SavedLayer],
+    groups: Sequence[Mapping[str, Any]],
+    updater: MaskUpdater,
+    model: nn.Module | None,
+    *,
+    named: bool,
 ) -> list[tuple[SparseLayer, SavedLayer]]:
     """Pair each layer with its values in the checkpoint.
 
@@ -113,14 +118,16 @@ def match_layers(
 
     Args:
         saved: the layers of the checkpoint.
+        groups: the param groups of the checkpoint.
         updater: the mask updater, with the optimizer's layers.
+        model: the model, if the optimizer was made with one; for messages.
         named: whether both sides have names.
     """
     layers = updater.layers
     indices = parameter_indices(updater.backend.inner, layers)
     if named:
         by_name = {canonical_name(layer.name): layer for layer in saved}
-        _check_same_layers([layer.name for layer in layers], list(by_name))
+        _check_same_layers([layer.name for layer in layers], list(by_name), updater, model)
         pairs = [(layer, by_name[layer.name]) for layer in layers]
     else:
         ours = sorted(layers, key=lambda layer: indices[layer.weight])
@@ -131,6 +138,7 @@ def match_layers(
                 f"{len(ours)} ({_first_difference(theirs, ours)})."
             )
         pairs = list(zip(ours, theirs, strict=True))
+    _check_groups(groups, updater.backend.inner)
     for layer, was in pairs:
         if was.shape != tuple(layer.weight.shape):
             raise CheckpointError(
@@ -189,7 +197,26 @@ def _check_slices(layer: SparseLayer, was: SavedLayer) -> None:
         )
 
 
-def _check_same_layers(here: list[str], there: list[str]) -> None:
+def _check_groups(groups: Sequence[Mapping[str, Any]], inner: Optimizer) -> None:
+    """Check that the param groups of a checkpoint have as many parameters as this optimizer's."""
+    there = [len(group["params"]) for group in groups]
+    here = [len(group["params"]) for group in inner.param_groups]
+    if there != here:
+        raise CheckpointError(
+            f"the checkpoint has {len(there)} param groups, with {_listed(there)} parameters, but "
+            f"this optimizer has {len(here)}, with {_listed(here)}: give the optimizer its "
+            "parameters in the same groups."
+        )
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts)) or "no"
+
+
+def _check_same_layers(
+    here: list[str], there: list[str], updater: MaskUpdater, model: nn.Module | None
+) -> None:
+    """Check that the checkpoint has the optimizer's layers, by name, and no other layers."""
     missing = [name for name in here if name not in there]
     if missing:
         raise CheckpointError(
@@ -200,8 +227,35 @@ def _check_same_layers(here: list[str], there: list[str]) -> None:
     if surplus:
         raise CheckpointError(
             f"the checkpoint has a sparse layer {surplus[0]!r} that this optimizer does not have "
-            f"({len(surplus)} such layers): it is of another model, or of other layers."
+            f"({len(surplus)} such layers): {_why_dense(surplus[0], updater, model)}"
         )
+
+
+def _why_dense(name: str, updater: MaskUpdater, model: nn.Module | None) -> str:
+    """Return why the parameter called ``name`` is not a sparse layer here, and what to do."""
+    groups = updater.backend.inner.param_groups
+    named: list[tuple[str, Tensor]] = [
+        pair
+        for group in groups
+        for pair in zip(group.get("param_names", ()), group["params"], strict=False)
+    ]
+    if model is not None:
+        named += model.named_parameters()
+    parameter = {canonical_name(key): found for key, found in named}.get(name)
+    if parameter is None:
+        return "it is of another model, or of other layers."
+    if not parameter.requires_grad:
+        return (
+            "the parameter is frozen here (requires_grad=False). Freeze it after the optimizer is "
+            "made."
+        )
+    if any(group.get("density") is False and _has(group, parameter) for group in groups):
+        return "the parameter is in a param group with density=False here. Remove density=False."
+    return "it is of other layers: make the optimizer with the checkpoint's sparse= and groups."
+
+
+def _has(group: Mapping[str, Any], parameter: Tensor) -> bool:
+    return any(parameter is other for other in group["params"])
 
 
 def _described(kept: Collection[str] | Mapping[str, tuple[int, ...]]) -> str:

@@ -308,7 +308,7 @@ class SparseOptimizer(WrappedOptimizer):
         self.materialize()
         self._follow_weights()
         state_dict = self._before_loading(dict(state_dict))
-        saved = checkpoint.extract(state_dict, self._updater, named=self._named)
+        saved = checkpoint.extract(state_dict, self._updater, self.model, named=self._named)
         checkpoint.warn_of_other_settings(saved, self._updater, mask=self._mask_config.mask)
         self.inner.load_state_dict(saved.inner)
         share_local_state(self.inner)

@@ -3,9 +3,10 @@
 import warnings
 
 import pytest
+import torch
 from torch import nn
 
-from sparseopt import CheckpointError
+from sparseopt import CheckpointError, SparseOptimizer
 from tests.support.catalogue import build
 from tests.support.looking import (
     assert_dropped_are_fresh,
@@ -13,7 +14,7 @@ from tests.support.looking import (
     snapshot,
 )
 from tests.support.nets import make
-from tests.support.resuming import wrap
+from tests.support.resuming import SETTINGS, wrap
 from tests.support.training import train
 
 
@@ -78,6 +79,61 @@ def test_another_layer_set_is_refused_by_the_layers_name():
     train(other, its, 7)
     optimizer = wrap(model)
     refused(optimizer, model, its.state_dict(), r"fc2\.weight")
+
+
+def frozen(model):
+    model.fc1.weight.requires_grad_(False)
+    return wrap(model)
+
+
+def dense_group(model):
+    rest = [p for p in model.parameters() if p is not model.fc1.weight]
+    dense = {"params": [model.fc1.weight], "density": False}
+    return SparseOptimizer(torch.optim.AdamW([dense, {"params": rest}]), model, **SETTINGS)
+
+
+@pytest.mark.parametrize(("make_optimizer", "why"), [(frozen, "frozen"), (dense_group, "density=")])
+def test_layer_that_is_dense_here_is_refused_with_the_reason(make_optimizer, why):
+    other, model = make(), make()
+    its = wrap(other)
+    train(other, its, 7)
+    message = refused(make_optimizer(model), model, its.state_dict(), r"fc1\.weight")
+    assert why in message
+    assert "another model" not in message
+
+
+def test_frozen_layer_loads_if_it_is_frozen_after_the_optimizer_is_made():
+    other, model = make(), make()
+    its = wrap(other)
+    train(other, its, 7)
+    optimizer = wrap(model)
+    model.fc1.weight.requires_grad_(False)
+    optimizer.load_state_dict(its.state_dict())
+    assert torch.equal(optimizer.masks["fc1.weight"], its.masks["fc1.weight"])
+
+
+def test_other_param_groups_are_refused_by_their_lengths():
+    other, model = make(), make()
+    its = wrap(other)
+    train(other, its, 7)
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    inner = torch.optim.AdamW([{"params": decay}, {"params": rest, "weight_decay": 0.0}])
+    optimizer = SparseOptimizer(inner, model, **SETTINGS)
+    message = refused(optimizer, model, its.state_dict(), "the checkpoint has 1 param groups")
+    assert f"has 2, with {len(decay)}, {len(rest)}" in message
+
+
+@pytest.mark.parametrize("lost", ["schedule", "generator", "layers", "usage"])
+def test_incomplete_checkpoint_is_refused_by_what_it_lacks(lost, state):
+    other, model = make(), make(seed=3)
+    its = wrap(other, state=state)
+    train(other, its, 7)
+    saved = its.state_dict()
+    del saved["param_groups"][0]["sparseopt"][lost]
+    optimizer = wrap(model, state=state)
+    train(model, optimizer, 3)
+    refused(optimizer, model, saved, rf"can't be read .*{lost}")
 
 
 def test_plain_optimizers_checkpoint_is_refused():
