@@ -290,8 +290,9 @@ class Method(ABC):
     def prepare_forward(self, model: nn.Module, update: Update) -> None:
         """Write values to weights that are not live, for the forward pass of an update.
 
-        It is called once an update, before the first training pass of ``model``. The values must
-        not change the model's outputs. After the step they are zero again.
+        It is called before the first training pass of ``model`` for an update, and again, with the
+        same random numbers, if the values were removed because a model was saved before the step.
+        The values must not change the model's outputs. After the step they are zero again.
         """
         raise TypeError(f"method {self.name!r} does not prepare a forward pass.")
 

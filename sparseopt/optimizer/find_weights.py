@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from torch import nn
 from torch.optim import Optimizer
 
-from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.maskable_weights import (
     computed_weights,
     embedding_weights,
@@ -36,7 +35,6 @@ __all__ = [
     "note_selected_elsewhere",
     "note_what_stays_dense",
     "refuse_flat_parameters",
-    "weights_in_copy",
     "why_nothing",
 ]
 
@@ -220,27 +218,6 @@ def refuse_flat_parameters(optimizer: Optimizer, model: nn.Module | None) -> Non
             "pieces of flat tensors, so that no rank has a layer's shape. Use fully_shard "
             "(FSDP2; fsdp_version=2 in Accelerate) or DistributedDataParallel."
         )
-
-
-def weights_in_copy(
-    layers: Sequence[SparseLayer], model: nn.Module
-) -> list[tuple[SparseLayer, nn.Parameter]]:
-    """Return each layer with the parameter of the same name in another model.
-
-    Raises:
-        ValueError: if the model has no parameter of a layer's name and shape.
-    """
-    parameters = {canonical_name(name): value for name, value in model.named_parameters()}
-    pairs = []
-    for layer in layers:
-        parameter = parameters.get(layer.name)
-        if parameter is None or parameter.shape != layer.weight.shape:
-            raise ValueError(
-                f"model={type(model).__name__}(...) has no parameter {layer.name!r} of shape "
-                f"{tuple(layer.weight.shape)}."
-            )
-        pairs.append((layer, parameter))
-    return pairs
 
 
 def _refuse_unfit_selection(

@@ -1,4 +1,4 @@
-"""Masks that the user sets in the middle of training."""
+"""Masks that the user sets in the middle of training, or applies to another model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseopt.distributed.dtensor import full_tensor, is_sharded
 from sparseopt.distributed.ranks import from_all_ranks, masks_of_rank_zero
@@ -20,8 +20,9 @@ from sparseopt.methods.base import Method
 from sparseopt.methods.rigl_struct import RigLStruct
 from sparseopt.optimizer.mask_updates import MaskUpdater, make_transitions, movable, record_of
 from sparseopt.optimizer.weight_backup import WeightBackup
+from sparseopt.utils.wrappers import canonical_name
 
-__all__ = ["set_masks"]
+__all__ = ["mask_copy", "set_masks"]
 
 
 @torch.no_grad()
@@ -73,6 +74,27 @@ def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor], backup: WeightB
     )
     _adapt_targets(updater, before)
     progress.history.append(record_of(everything, progress.steps, 0.0, new=new))
+
+
+@torch.no_grad()
+def mask_copy(layers: Sequence[SparseLayer], model: nn.Module) -> None:
+    """Set the same weights to zero in another model. If the model does not fit, nothing changes.
+
+    Raises:
+        ValueError: if the model has no parameter of a layer's name and shape.
+    """
+    parameters = {canonical_name(name): value for name, value in model.named_parameters()}
+    pairs = []
+    for layer in layers:
+        parameter = parameters.get(layer.name)
+        if parameter is None or parameter.shape != layer.weight.shape:
+            raise ValueError(
+                f"model={type(model).__name__}(...) has no parameter {layer.name!r} of shape "
+                f"{tuple(layer.weight.shape)}."
+            )
+        pairs.append((layer, parameter))
+    for layer, parameter in pairs:
+        parameter.masked_fill_(~layer.mask.to(parameter.device), 0)
 
 
 def _brought_together(masks: Any, layers: Mapping[str, SparseLayer]) -> Any:

@@ -36,12 +36,15 @@ class GradientFlag:
 
     Attributes:
         dense_gradients: whether ``backward()`` leaves gradients dense now.
+        awaits_backward: whether ``backward()`` has not begun since the last forward pass that the
+            method may have prepared.
         knows_masked: a function of a layer and its gradient that returns whether the gradient is
             masked already. The reference is weak, because weights hold hooks that refer to this
             object.
     """
 
     dense_gradients: bool = False
+    awaits_backward: bool = False
     knows_masked: weakref.WeakMethod[Callable[[SparseLayer, Tensor], bool]] | None = None
 
     def is_masked(self, layer: SparseLayer, gradient: Tensor) -> bool:
@@ -62,6 +65,7 @@ class _MaskGradient:
         self._flag = flag
 
     def __call__(self, weight: Tensor) -> None:
+        self._flag.awaits_backward = False
         layer = self._layer()
         gradient = weight.grad
         if layer is None or gradient is None or layer.is_full:

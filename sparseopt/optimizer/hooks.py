@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseopt.masks.layer import SparseLayer, follow_weights
 from sparseopt.optimizer.gradients import (
     GradientFlag,
+    are_finite,
     mask_gradient_of,
     owners_of,
     reregister_hooks,
@@ -24,8 +25,9 @@ from sparseopt.optimizer.replaced_parameters import (
     may_be_sharded_later,
 )
 from sparseopt.utils.compile import disable_dynamo, outside_of_tracing
-from sparseopt.utils.hooks import Handle, WeakHook, call_before_forward
+from sparseopt.utils.hooks import CallWithoutArguments, Handle, WeakHook, call_before_forward
 from sparseopt.utils.recorded_inputs import InputRecorder
+from sparseopt.utils.wrappers import unwrapped
 
 __all__ = ["Holder", "ModelHooks", "detach_previous_wrapper"]
 
@@ -93,7 +95,7 @@ class ModelHooks:
                 self._hooked.append((layer, layer.weight._cdata))
 
     def add_to_model(self, model: nn.Module, first_forward: Callable[[], Any]) -> None:
-        """Register the hooks that have to run before a forward pass of the model.
+        """Register the hooks that run before the model's forward passes and ``state_dict()``.
 
         Args:
             model: the model.
@@ -103,8 +105,31 @@ class ModelHooks:
         if may_be_sharded_later():
             self._handles.append(before_first_forward(model, first_forward))
         if self._updater.method.prepares_forward:
-            preparing = _Preparing(self._updater.prepare_forward)
+            preparing = _Preparing(self._prepare_forward)
             self._handles.append(call_before_forward(model, preparing))
+            undoing = CallWithoutArguments(self.undo_preparation)
+            # Users also save the module inside DistributedDataParallel.
+            inside = unwrapped(model)
+            self._handles.append(inside.register_state_dict_pre_hook(undoing))  # type: ignore[no-untyped-call]
+
+    @disable_dynamo
+    def undo_preparation(self) -> None:
+        """Undo the preparation of a forward pass, unless ``backward()`` still needs the weights."""
+        if not self.flag.awaits_backward:
+            self._updater.undo_preparation()
+
+    def undo_after_overflow(self, gradients: Sequence[Tensor]) -> None:
+        """Undo the preparation of a step for which ``GradScaler`` did not call ``step()``.
+
+        Finite gradients may come from a graph that is used again, which needs its weights
+        unchanged. So nothing is undone for them.
+        """
+        if not are_finite(gradients):
+            self.undo_preparation()
+
+    def _prepare_forward(self, model: nn.Module) -> None:
+        self.flag.awaits_backward = True
+        self._updater.prepare_forward(model)
 
     def hold(self, holder: Holder) -> None:
         """End ``holder`` when the hooks are removed.

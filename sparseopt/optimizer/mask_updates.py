@@ -57,7 +57,8 @@ class MaskUpdater:
         sees_every_step: whether the method may observe steps that are not updates.
         needs_dense_gradients: whether the next step reads gradients of dropped weights: to update,
             or to accumulate them.
-        is_prepared: whether the method has prepared a forward pass for the next step.
+        is_prepared: whether weights have the values now that the method gave them for the forward
+            pass of the next step.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class MaskUpdater:
         self._is_scheduled = False
         self._may_be_overdue = False
         self.is_prepared = False
+        self._prepared_step: int | None = None
+        self._numbers_before = progress.generator.get_state()
         self._is_checked = False
         self._warned: set[str] = set()
 
@@ -132,14 +135,18 @@ class MaskUpdater:
 
         return evaluate_and_accumulate
 
-    def update(self, step: int, gradients: Sequence[Tensor]) -> None:
+    def update(self, step: int, gradients: Sequence[Tensor], model: nn.Module | None) -> None:
         """Move the masks, unless a gradient is not finite, and write the history.
 
         Args:
             step: the number of this call of ``step()``, counted from 1.
             gradients: all gradients of the optimizer's parameters.
+            model: the model, if it is known.
         """
         progress = self.progress
+        if model is not None and self._prepared_step == step:
+            # A checkpoint was saved since the forward pass, so the values have to be written again.
+            self.prepare_forward(model)
         update = self._about(step)
         dense = self.method.dense_passes if self.needs_dense_gradients else 0
         usage = progress.usage.advanced(step, self.layers, dense)
@@ -173,7 +180,7 @@ class MaskUpdater:
             )
         if self.memory is not None and self.memory.rule.steps is not None:
             self.memory.forget()
-        self.undo_preparation()
+        self._end_preparation()
         progress.usage = usage
         progress.history.append(record)
 
@@ -182,18 +189,29 @@ class MaskUpdater:
         self._choice_check = SameChoice()
 
     def prepare_forward(self, model: nn.Module) -> None:
-        """Let the method prepare the forward pass of a due update; once for each update."""
+        """Let the method prepare the forward pass of a due update, unless it is prepared."""
         if self.is_prepared or not self.is_due:
             return
-        self.method.prepare_forward(model, self._about(self.progress.steps + 1))
-        self.is_prepared = True
+        self._numbers_before, step = self.progress.generator.get_state(), self.progress.steps + 1
+        self.method.prepare_forward(model, self._about(step))
+        self.is_prepared, self._prepared_step = True, step
 
     def forget_preparation(self) -> None:
         """Prepare the next forward pass again, because a checkpoint has replaced the weights."""
         self.is_prepared = False
+        self._prepared_step = None
 
     def undo_preparation(self) -> None:
-        """Set all weights that are not live to zero again."""
+        """Set all weights that are not live to zero again, and take random numbers back.
+
+        So the next preparation writes the same values, and the run stays the same.
+        """
+        if self.is_prepared:
+            self._end_preparation()
+            self.progress.generator.set_state(self._numbers_before)
+
+    def _end_preparation(self) -> None:
+        """Set all weights that are not live to zero, if a forward pass was prepared."""
         if self.is_prepared:
             for layer in self.layers:
                 layer._clear_dropped_()

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,9 +19,9 @@ from sparseopt.masks.selection import Selection
 from sparseopt.methods import Method, get_method
 from sparseopt.optimizer import build, checkpoint
 from sparseopt.optimizer.departed import warn_of_departed
-from sparseopt.optimizer.find_weights import refuse_flat_parameters, weights_in_copy
+from sparseopt.optimizer.find_weights import refuse_flat_parameters
 from sparseopt.optimizer.first_step_checks import FirstStepChecks
-from sparseopt.optimizer.given_masks import set_masks
+from sparseopt.optimizer.given_masks import mask_copy, set_masks
 from sparseopt.optimizer.gradients import GradientFlag
 from sparseopt.optimizer.hooks import Holder, ModelHooks, detach_previous_wrapper
 from sparseopt.optimizer.mask_updates import MaskUpdater
@@ -215,7 +214,7 @@ class SparseOptimizer(WrappedOptimizer):
         updater, step = self._updater, self._progress.steps + 1
         if updater.is_due:
             loss = evaluate(closure)
-            updater.update(step, self._gradients())
+            updater.update(step, self._gradients(), self.model)
             warn_of_departed(updater, self.model, stacklevel=6)
         else:
             if updater.sees_every_step:
@@ -226,6 +225,13 @@ class SparseOptimizer(WrappedOptimizer):
         self._progress.steps = step
         self._plan_next_step()
         return loss
+
+    @disable_dynamo
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset all gradients, by the inner optimizer's ``zero_grad()``."""
+        if self._updater.is_prepared:
+            self._hooks.undo_after_overflow(self._gradients())
+        super().zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; weights in it that can be sparse get masks by the same rules.
@@ -259,11 +265,11 @@ class SparseOptimizer(WrappedOptimizer):
         """
         self.materialize()
         self._follow_weights()
+        self._hooks.undo_preparation()
         self._before_saving()
         live_only = isinstance(self.backend, LiveState) and not self._hooks.are_removed
-        return self._after_saving(
-            checkpoint.attach(self._updater, named=self._named, live_only=live_only)
-        )
+        saved = checkpoint.attach(self._updater, named=self._named, live_only=live_only)
+        return self._after_saving(saved)
 
     def dense_state_dict(self) -> dict[str, Any]:
         """Return a state dict that a plain optimizer of the inner optimizer's class loads.
@@ -388,8 +394,8 @@ class SparseOptimizer(WrappedOptimizer):
     def summary(self) -> str:
         """Return a table by layer: shape, densities, live weights, and moves of the last update.
 
-        The target is the density at the end of training; for methods that move live weights between
-        layers, it is the density at the start.
+        The target is the density at the end of training, or, for methods that move live weights
+        between layers, at the start.
         """
         warn_of_departed(self._updater, self.model, stacklevel=3)
         return summary_table(self._layers)
@@ -495,9 +501,7 @@ class SparseOptimizer(WrappedOptimizer):
         Raises:
             ValueError: if ``model`` has no parameter of a layer's name and shape.
         """
-        with torch.no_grad():
-            for layer, parameter in weights_in_copy(self._layers, model):
-                parameter.masked_fill_(~layer.mask.to(parameter.device), 0)
+        mask_copy(self._layers, model)
 
     def detach(self) -> None:
         """Remove all hooks and make the inner optimizer's state dense, to train without masks.

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 __all__ = [
+    "CallWithoutArguments",
     "Handle",
     "OwnHook",
     "WeakHook",
@@ -55,6 +56,14 @@ class WeakHook(OwnHook):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_act": None}
+
+
+class CallWithoutArguments(WeakHook):
+    """Calls a method, held weakly, without the arguments that the hook gets."""
+
+    def __call__(self, *_: Any) -> None:
+        """Call the method if its object is still there."""
+        self.act()
 
 
 def copy_without_hooks(model: nn.Module) -> nn.Module:

@@ -25,7 +25,7 @@ from sparseopt.structured.channel_masks import MAKERS, live_channels
 from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.errors import CompactionError
 from sparseopt.utils.example_inputs import as_arguments, with_old_inputs
-from sparseopt.utils.hooks import WeakHook
+from sparseopt.utils.hooks import CallWithoutArguments
 from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
@@ -117,7 +117,7 @@ class CompactedTraining:
         optimizer.hold(self._mark)
         self._handles = [
             optimizer.register_step_post_hook(lambda *_: self._prepare_next_step()),
-            *_before_state_dicts(self._model, _RestoresFullModel(self.restore)),
+            *_before_state_dicts(self._model, CallWithoutArguments(self.restore)),
         ]
         if self._inputs or optimizer.example_inputs() is not None:
             self._prepare_next_step()
@@ -336,11 +336,6 @@ class _InUse:
 
     def remove(self) -> None:
         pass
-
-
-class _RestoresFullModel(WeakHook):
-    def __call__(self, *_: Any) -> None:
-        self.act()
 
 
 def _before_state_dicts(model: nn.Module, hook: Callable[..., None]) -> list[RemovableHandle]:

@@ -95,6 +95,8 @@ def save_sparse(
             "the model is a condensed model, which has BatchNorms folded into its weights: save "
             "the original model."
         )
+    # This comes before weights are read: hooks of the model may change them, as before any saving.
+    state = model.state_dict()
     found = masks_by_name(model, "nonzero" if masks is None else masks)
     _refuse_pruned(model, found)
     dense: dict[str, Tensor] = {}
@@ -102,7 +104,7 @@ def save_sparse(
     aliases: dict[str, str] = {}
     extra: dict[str, Any] = {}
     stored: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
-    for key, tensor in model.state_dict().items():
+    for key, tensor in state.items():
         name = canonical_name(key)
         if any(name in one for one in (dense, sparse, aliases, extra)):
             raise CheckpointError(
