@@ -118,13 +118,16 @@ class ModelHooks:
         if not self.flag.awaits_backward:
             self._updater.undo_preparation()
 
-    def undo_after_overflow(self, gradients: Sequence[Tensor]) -> None:
+    def undo_after_overflow(self, gradients: Callable[[], Sequence[Tensor]]) -> None:
         """Undo the preparation of a step for which ``GradScaler`` did not call ``step()``.
 
         Finite gradients may come from a graph that is used again, which needs its weights
         unchanged. So nothing is undone for them.
+
+        Args:
+            gradients: returns all gradients of the optimizer's parameters.
         """
-        if not are_finite(gradients):
+        if self._updater.is_prepared and not are_finite(gradients()):
             self.undo_preparation()
 
     def _prepare_forward(self, model: nn.Module) -> None:

@@ -43,11 +43,13 @@ from sparseopt.utils.closures import evaluate
 from sparseopt.utils.compile import disable_dynamo
 from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.validation import check_density, check_steps
+from sparseopt.utils.wrappers import unwrapped
 
 __all__ = ["SparseOptimizer"]
 
-#: The key, in a pickle, for whether the optimizer was detached.
+#: Keys in a pickle: whether the optimizer was detached, and the model if the method needs it.
 DETACHED: Final = "_was_detached"
+MODEL: Final = "_model"
 
 
 class SparseOptimizer(WrappedOptimizer):
@@ -229,8 +231,7 @@ class SparseOptimizer(WrappedOptimizer):
     @disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients, by the inner optimizer's ``zero_grad()``."""
-        if self._updater.is_prepared:
-            self._hooks.undo_after_overflow(self._gradients())
+        self._hooks.undo_after_overflow(self._gradients)
         super().zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -327,17 +328,17 @@ class SparseOptimizer(WrappedOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self.materialize()
-        # The accountant refers to the model, which the user pickles separately.
-        here = ("_accountant", "_hooks")
-        kept = {name: value for name, value in super().__getstate__().items() if name not in here}
+        # The user pickles the model separately. Only methods that prepare it depend on it.
+        model = self.model if self.method.prepares_forward else None
+        kept = {**super().__getstate__(), MODEL: None if model is None else unwrapped(model)}
+        del kept["_accountant"], kept["_hooks"]
         # sparse= has no use without the model, and can seldom be pickled.
         kept["_mask_config"] = dataclasses.replace(self._mask_config, sparse=None)
         return {**kept, DETACHED: self._hooks.are_removed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = {"_accountant": Accountant(None), **state}
-        was_detached = state.pop(DETACHED, False)
-        super().__setstate__(state)
+        was_detached, model = state.pop(DETACHED, False), state.pop(MODEL, None)
+        super().__setstate__({"_accountant": Accountant(model), **state})
         self._attach()
         self._hooks.mask_gradients(self._layers)
         self._plan_next_step()
@@ -348,7 +349,7 @@ class SparseOptimizer(WrappedOptimizer):
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
         unpickled = {"_accountant": self._accountant, "_mask_config": self._mask_config}
-        state = {**self.__getstate__(), **unpickled}
+        state = {**self.__getstate__(), **unpickled, MODEL: None}
         clone.__setstate__(copy.deepcopy(state, memo))
         return clone
 
@@ -388,7 +389,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     @property
     def model(self) -> nn.Module | None:
-        """The model given at construction; ``None`` without one, and after unpickling."""
+        """The model given at construction, or ``None``; only ``rigl-struct`` pickles it."""
         return self._accountant.model
 
     def summary(self) -> str:
@@ -411,8 +412,7 @@ class SparseOptimizer(WrappedOptimizer):
                 positional arguments, a mapping of keyword arguments, or a pair of both. A list of
                 images inside these is a batch too. By default zeros in the shapes of the first
                 training input are replayed, because values of inputs are not kept.
-            more_inputs: deprecated. Put further positional arguments into the tuple
-                ``example_inputs``.
+            more_inputs: deprecated; put them into the tuple ``example_inputs``.
 
         Raises:
             ValueError: if there is no model, no input is known, or the model does not run with
@@ -496,7 +496,8 @@ class SparseOptimizer(WrappedOptimizer):
         """Set the same weights to zero in another model, such as an averaged or a target copy.
 
         If masks moved in between, an average over several steps is denser than the model at any of
-        these steps. If the model does not fit, nothing changes.
+        these steps. If the model does not fit, nothing changes. If only one of the models is
+        sharded (FSDP2), this is a collective call.
 
         Raises:
             ValueError: if ``model`` has no parameter of a layer's name and shape.
@@ -551,10 +552,7 @@ class SparseOptimizer(WrappedOptimizer):
         self._hooks.release(holder)
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Return zeros in the shapes of the first training step's inputs, ``(args, kwargs)``.
-
-        The result is ``None`` if no input is known yet.
-        """
+        """Return zeros in the shapes of the first training input, ``(args, kwargs)``, if known."""
         return self._accountant.example_inputs()
 
     # Attaching the wrapper to the model and its weights.

@@ -218,6 +218,25 @@ def test_copy_trains_on_as_the_original_does():
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("first", ["model", "optimizer"])
+@pytest.mark.parametrize("steps", [0, 7])
+def test_unpickled_run_is_the_uninterrupted_one(first, steps):
+    """Forward passes of the unpickled model are prepared, so its masks go on to move."""
+    model, optimizer = wrapped("AdamW", **HALF)
+    train(model, optimizer, steps)
+    pair = (model, optimizer) if first == "model" else (optimizer, model)
+    pair = pickle.loads(pickle.dumps(pair))
+    other_model, other = pair if first == "model" else reversed(pair)
+    assert other.model is other_model
+    train(model, optimizer, 20, start=steps)
+    train(other_model, other, 20, start=steps)
+    assert other.history == optimizer.history
+    assert any(record.new > 0 for record in other.history if record.step > steps)
+    assert all(torch.equal(mask, other.masks[name]) for name, mask in optimizer.masks.items())
+    for mine, theirs in zip(model.parameters(), other_model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_masks_of_a_run_begin_another():
     model, optimizer = wrapped(**HALF)
     train(model, optimizer, STEPS)
