@@ -19,6 +19,7 @@ from torch import Tensor
 __all__ = [
     "full_tensor",
     "is_sharded",
+    "is_writer",
     "local",
     "on_any_rank",
     "placement",
@@ -69,6 +70,12 @@ def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
 
     mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
     return distribute_tensor(tensor.detach(), mesh, placements, src_data_rank=None)
+
+
+def is_writer(tensors: Sequence[Tensor]) -> bool:
+    """Whether this rank writes files for all ranks that hold parts of ``tensors``."""
+    coordinates = [mesh.get_coordinate() for mesh in _meshes(tensors)]
+    return all(not any(coordinate) for coordinate in coordinates if coordinate is not None)
 
 
 def on_any_rank(flag: bool, tensors: Sequence[Tensor]) -> bool:

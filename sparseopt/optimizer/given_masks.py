@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseopt.distributed.dtensor import full_tensor, is_sharded
+from sparseopt.distributed.dtensor import full_tensor, is_sharded, shard_like
 from sparseopt.distributed.ranks import from_all_ranks, masks_of_rank_zero
 from sparseopt.distributions import layer_named
 from sparseopt.masks.drop_and_grow import Transition, plan_mask
@@ -80,6 +80,8 @@ def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor], backup: WeightB
 def mask_copy(layers: Sequence[SparseLayer], model: nn.Module) -> None:
     """Set the same weights to zero in another model. If the model does not fit, nothing changes.
 
+    Collective if the two models are sharded in different ways.
+
     Raises:
         ValueError: if the model has no parameter of a layer's name and shape.
     """
@@ -94,7 +96,7 @@ def mask_copy(layers: Sequence[SparseLayer], model: nn.Module) -> None:
             )
         pairs.append((layer, parameter))
     for layer, parameter in pairs:
-        parameter.masked_fill_(~layer.mask.to(parameter.device), 0)
+        parameter.masked_fill_(~shard_like(layer.mask, parameter).to(parameter.device), 0)
 
 
 def _brought_together(masks: Any, layers: Mapping[str, SparseLayer]) -> Any:

@@ -28,7 +28,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils._pytree import tree_map
 
-from sparseopt import SparseOptimizer
+from sparseopt import SparseOptimizer, load_sparse, save_sparse
 from sparseopt.speedup.kernels.live_copies import find_live_copies
 from tests.support.catalogue import build
 from tests.support.nets import CLASSES, batch, make
@@ -263,6 +263,28 @@ def large(folder: Path) -> dict:
     return {"has_kernels": find_live_copies() is not None, **seen}
 
 
+def sparse_files(folder: Path) -> dict:
+    """Write sparse files of a sharded model, load one into another, and mask a plain copy."""
+    model = shard(dense())
+    optimizer = begin(model, "rigl", "AdamW")
+    seen = {"saved": train(model, optimizer, 0, STOP)}
+    given = {"optimizer": optimizer, "masks": optimizer.masks, "nonzero": "nonzero"}
+    for name, masks in given.items():
+        save_sparse(folder / f"{name}.safetensors", model, masks)
+    loaded, copied = shard(dense(seed=1)), dense(seed=2)
+    load_sparse(folder / "optimizer.safetensors", loaded)
+    optimizer.apply_masks(copied)
+    seen["loaded"] = whole(dict(loaded.named_parameters()))
+    seen["copied"] = whole(dict(copied.named_parameters()))
+    try:
+        save_sparse(folder / "missing" / "file.safetensors", model, optimizer)
+    except Exception as error:
+        mine = type(error).__name__
+    errors = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, mine)
+    return {**seen, "errors": errors, **train(model, optimizer, STOP, STEPS)}
+
+
 def refused(folder: Path) -> str:
     """The error for live state."""
     try:
@@ -284,6 +306,7 @@ JOBS = {
         resume,
         costs,
         large,
+        sparse_files,
         refused,
     )
 }

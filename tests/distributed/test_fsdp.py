@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparseopt import SparseOptimizer
+from sparseopt import SparseOptimizer, load_sparse, save_sparse
 from sparseopt.masks.live_copies import SMALL
 from sparseopt.speedup import kernels
 from tests.distributed.fsdp_worker import (
@@ -284,6 +284,45 @@ def test_whole_checkpoint_of_two_ranks_is_resumed_without_any(two, run, state):
     rest = train_here(model, optimizer, STOP, STEPS)
     assert_close(rest["final"], two["save"][run]["final"])
     assert_equal(rest["final_masks"], two["save"][run]["final_masks"])
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    pytest.importorskip("safetensors")
+    return launch(folder, 2, "sparse_files")["sparse_files"]
+
+
+@pytest.mark.parametrize("masks", ["optimizer", "masks", "nonzero"])
+def test_sparse_file_of_a_sharded_model_is_the_file_of_the_whole_model(files, folder, masks):
+    safetensors = pytest.importorskip("safetensors.torch")
+    saved, loaded = files["saved"], dense(seed=1)
+    load_sparse(folder / f"{masks}.safetensors", loaded)
+    assert_equal(dict(loaded.named_parameters()), saved["final"])
+    whole_model = dense()
+    whole_model.load_state_dict(saved["final"])
+    given = "nonzero" if masks == "nonzero" else saved["final_masks"]
+    save_sparse(folder / "whole.safetensors", whole_model, given)
+    stored = safetensors.load_file(folder / "whole.safetensors")
+    assert_equal(safetensors.load_file(folder / f"{masks}.safetensors"), stored)
+
+
+def test_sparse_file_is_loaded_into_a_sharded_model(files):
+    assert_equal(files["loaded"], files["saved"]["final"])
+
+
+def test_file_that_the_first_rank_cannot_write_is_an_error_on_every_rank(files):
+    assert files["errors"] == ["FileNotFoundError", "RuntimeError"]
+
+
+def test_masks_of_a_sharded_model_are_applied_to_a_plain_copy(files):
+    """The copy is zero where the masks drop, and unchanged elsewhere; training goes on."""
+    masks = files["saved"]["final_masks"]
+    for name, weight in dense(seed=2).named_parameters():
+        expected = torch.where(masks[name], weight, 0) if name in masks else weight
+        assert torch.equal(files["copied"][name], expected), name
+    model = dense()
+    expected = train_here(model, begin(model, "rigl", "AdamW", state="masked"), 0, STEPS)
+    assert_close(files["final"], expected["final"])
 
 
 def test_live_state_is_refused_for_sharded_weights_with_the_reason(two):

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sparseopt.distributed.dtensor import full_tensor
 from sparseopt.masks.initial import masks_by_layer
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.utils.names import written_name
@@ -21,6 +22,8 @@ Masks = SparseOptimizer | Mapping[str, Tensor] | Literal["nonzero"]
 
 def masks_by_name(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
     """Return the masks that drop any weight, by canonical name of the parameter.
+
+    All masks are full, also those of sharded weights. Collective if there are sharded weights.
 
     Args:
         model: the model.
@@ -41,13 +44,16 @@ def masks_by_name(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
             "masks", masks, weights, lambda key: key if key in weights else written_name(key)
         )
     elif masks == "nonzero":
-        found = {name: weight != 0 for name, weight in weights.items() if weight.dim() > 1}
+        found = {
+            name: full_tensor(weight) != 0 for name, weight in weights.items() if weight.dim() > 1
+        }
     else:
         raise TypeError(
             f"masks={masks!r} must be a SparseOptimizer, a mapping from name to bool tensor, or "
             "'nonzero'."
         )
-    return {name: mask for name, mask in found.items() if not _is_full(name, mask, weights[name])}
+    full = {name: full_tensor(mask) for name, mask in found.items()}
+    return {name: mask for name, mask in full.items() if not _is_full(name, mask, weights[name])}
 
 
 def _of_weights(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from sparseopt.distributed.dtensor import shard_like
 from sparseopt.speedup.inference.dense_implementations import Frozen, Prepared, UnderAutocast
 from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
 from sparseopt.speedup.inference.files.format import SparseFile, SparseWeight
@@ -35,7 +36,8 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
     :func:`condense` returned for the same network. Then its layers take the live values without a
     dense weight in between, and the BatchNorms of the file are folded in. The live weights may
     differ from the live weights that the model was condensed with. If something does not fit,
-    nothing is loaded.
+    nothing is loaded. If the model is sharded (FSDP2), every rank calls this, reads the file, and
+    keeps its own part.
 
     Args:
         path: the file.
@@ -101,7 +103,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
         if file.is_sparse(name):
             file.sparse(name)  # raises an error for damaged weights before anything is loaded
     for name, tensor in others.items():
-        tensor.copy_(_dense(file, name, tensor.dtype))
+        tensor.copy_(shard_like(_dense(file, name, tensor.dtype), tensor))
     for layer in folded:
         _fill(layer, file)
     for name, module in extra.items():

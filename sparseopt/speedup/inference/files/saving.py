@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
+from sparseopt.distributed.dtensor import full_tensor, is_sharded, is_writer, on_any_rank
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.speedup.inference.dense_implementations import Frozen
 from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
@@ -40,6 +41,9 @@ def save_sparse(
     in bfloat16. All other tensors of the state dict are stored unchanged. The file has no pickle,
     so ``get_extra_state()`` of a module has to return a tensor, or values that JSON can store.
 
+    If the model is sharded (FSDP2), this is a collective call: every rank takes part, the first
+    rank of the mesh writes the file, and the others wait for it.
+
     Args:
         path: the file to write.
         model_or_optimizer: the model, or an optimizer that was created with the model and has its
@@ -58,6 +62,7 @@ def save_sparse(
             pruned by ``torch.nn.utils.prune``, which keeps the dropped values; or if a module has
             extra state that needs a pickle.
         ImportError: if safetensors is not installed.
+        RuntimeError: if the model is sharded, and another rank could not write the file.
 
     Example:
         >>> import tempfile, pathlib, torch
@@ -96,14 +101,14 @@ def save_sparse(
             "the original model."
         )
     # This comes before weights are read: hooks of the model may change them, as before any saving.
-    state = model.state_dict()
+    state = model.state_dict(keep_vars=True)
     found = masks_by_name(model, "nonzero" if masks is None else masks)
     _refuse_pruned(model, found)
     dense: dict[str, Tensor] = {}
     sparse: dict[str, SparseWeight] = {}
     aliases: dict[str, str] = {}
     extra: dict[str, Any] = {}
-    stored: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    stored: dict[tuple[Any, ...], str] = {}
     for key, tensor in state.items():
         name = canonical_name(key)
         if any(name in one for one in (dense, sparse, aliases, extra)):
@@ -115,15 +120,47 @@ def save_sparse(
             extra[name] = _plain(name, tensor)
             continue
         # safetensors refuses tensors that share memory, so tied weights are stored once.
-        identity = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        identity = _identity(tensor)
         if tensor.numel() and identity in stored:
             aliases[name] = stored[identity]
         elif name in found:
-            sparse[name] = _live(name, tensor, found[name], dtype)
+            sparse[name] = _live(name, full_tensor(tensor.detach()), found[name], dtype)
         else:
-            dense[name] = tensor.clone()
+            dense[name] = full_tensor(tensor.detach()).clone()
         stored.setdefault(identity, name)
-    write(path, dense, sparse, aliases, extra)
+    tensors = [tensor for tensor in state.values() if isinstance(tensor, Tensor)]
+    _on_writer(path, tensors, lambda: write(path, dense, sparse, aliases, extra))
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what only tensors that share memory have in common, on every rank alike."""
+    # A rank may hold no entry of a sharded tensor, and then no memory that identifies the tensor.
+    if is_sharded(tensor):
+        return (id(tensor),)
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _on_writer(path: str | Path, tensors: Sequence[Tensor], act: Callable[[], None]) -> None:
+    """Call ``act`` on one of the ranks that hold parts of ``tensors``, and wait for it on all.
+
+    Every rank raises an error if ``act`` does. Without sharded tensors, every rank is on its own.
+
+    Raises:
+        Exception: whatever ``act`` raises.
+        RuntimeError: if ``act`` raised an error on another rank.
+    """
+    error: Exception | None = None
+    if is_writer(tensors):
+        try:
+            act()
+        except Exception as raised:
+            # The other ranks wait for an answer in any case.
+            error = raised
+    failed = on_any_rank(error is not None, tensors)
+    if error is not None:
+        raise error
+    if failed:
+        raise RuntimeError(f"another rank could not write path={str(path)!r}: see its error.")
 
 
 def _refuse_pruned(model: nn.Module, found: Mapping[str, Tensor]) -> None:
