@@ -55,9 +55,14 @@ class SameChoice:
         self._run: str = from_rank_zero(secrets.token_hex(8))
 
     def require(
-        self, about: Sequence[Any], seen: Sequence[Tensor], chosen: Sequence[Tensor], *, who: str
+        self,
+        about: Sequence[Any],
+        seen: Sequence[Tensor],
+        chosen: Sequence[Tensor],
+        *,
+        message: str,
     ) -> None:
-        """Raise if another rank saw the same values and chose differently.
+        """Raise if another rank saw the same values and chose differently, or has other values.
 
         This waits for the device once.
 
@@ -65,7 +70,7 @@ class SameChoice:
             about: plain values that identify the choice, such as the step and the names of layers.
             seen: checksums of the tensors that the choice depends on.
             chosen: checksums of the choice.
-            who: the name of the method that chose, for the message.
+            message: the message of the error.
 
         Raises:
             RankMismatchError: if another rank chose differently.
@@ -82,12 +87,7 @@ class SameChoice:
         _times[place] += 1
         first = store.compare_set(f"{place}/{_times[place]}", "", mine).decode()
         if first != mine:
-            raise RankMismatchError(
-                f"{who} chose different weights on rank {dist.get_rank()} and on another rank "
-                "from the same weights and gradients: it draws random numbers that differ from "
-                "rank to rank. Draw them with update.random_scores(layer), or from "
-                "update.generator, which is the same everywhere."
-            )
+            raise RankMismatchError(message)
 
 
 def mixed(whole_numbers: Tensor) -> Tensor:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from sparseopt.distributed.dtensor import full_tensor
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sparseopt.distributed.choice_check import checksum, mixed
+from sparseopt.distributed.dtensor import full_tensor, is_sharded
 from sparseopt.distributed.ranks import is_distributed, require_agreement
 from sparseopt.masks.already_sparse import warn_of_weights_outside
 from sparseopt.optimizer.departed import warn_of_departed
@@ -31,16 +37,28 @@ class FirstStepChecks:
         self._updater = updater
         self._by_size = by_size
 
-    def check(self, model: nn.Module | None) -> None:
+    def check(
+        self,
+        model: nn.Module | None,
+        closure: Callable[[], Any] | None,
+        gradients: Callable[[], Sequence[Tensor]],
+    ) -> Callable[[], Any] | None:
         """Warn of weights that training would lose or leave out, and require a horizon.
 
         Only ``step()`` calls this: the warnings name the line that calls ``step()``.
 
         Args:
             model: the model, if it is known.
+            closure: the closure of the step.
+            gradients: returns all gradients of the optimizer's parameters.
+
+        Returns:
+            The closure to use instead. If there is one, it compares the ranks, once it has
+            computed gradients.
 
         Raises:
-            RankMismatchError: if several ranks made masks alone, and the masks differ.
+            RankMismatchError: if several ranks made masks alone, and the masks differ; or if
+                another rank has the same gradients and other masks.
             ValueError: if the method needs a horizon and has none.
         """
         # This comes first: a rank with other masks would get warnings that don't apply to rank 0.
@@ -52,7 +70,56 @@ class FirstStepChecks:
             by_size = self._by_size and not updater.progress.steps
             warn_of_weights_outside(updater.layers, chosen_by_size=by_size, stacklevel=6)
         updater.require_horizon()
-        self.is_checked = True
+        if closure is None or not is_distributed():
+            self._require_equal_runs(gradients())
+            self.is_checked = True
+            return closure
+
+        def evaluate_and_compare() -> Any:
+            loss = closure()
+            if not self.is_checked:
+                self._require_equal_runs(gradients())
+                self.is_checked = True
+            return loss
+
+        return evaluate_and_compare
+
+    @torch.no_grad()
+    def _require_equal_runs(self, gradients: Sequence[Tensor]) -> None:
+        """Raise if another rank has the same gradients, but other masks or another progress.
+
+        Data parallel training gives all ranks the same gradients, even if their masks differ. Ranks
+        that train independently of each other have other gradients, so they are not compared, and
+        no rank waits. Sharded weights are not compared: the ranks share their masks.
+
+        Raises:
+            RankMismatchError: if they differ.
+        """
+        if not is_distributed():
+            return
+        updater = self._updater
+        seen = [checksum(one) for one in gradients if _is_plain(one)]
+        if not any(bool(one) for one in seen):
+            return
+        own = [layer for layer in updater.layers if not layer.is_sharded]
+        numbers = updater.progress.generator.get_state()
+        places = torch.arange(numbers.numel()) * 256
+        chosen = [
+            *(mixed(layer.positions()).sum() for layer in own),
+            torch.tensor(updater.progress.steps),
+            mixed(places + numbers).sum(),
+        ]
+        updater.choice_check.require(
+            ("first step", *((layer.name, layer.numel) for layer in own)),
+            seen,
+            chosen,
+            message=(
+                f"rank {dist.get_rank()} and another rank have the same gradients, but other masks "
+                f"or another step count (here steps={updater.progress.steps}). Probably a "
+                "checkpoint was loaded on one rank only: call load_state_dict() with the same "
+                "state dict on every rank."
+            ),
+        )
 
     def _require_equal_masks(self) -> None:
         """Check that all ranks have the same masks. Collective."""
@@ -62,3 +129,8 @@ class FirstStepChecks:
         require_agreement(masks, updater.progress.generator, kept)
         updater.compare_ranks()
         self.made_alone = False
+
+
+def _is_plain(gradient: Tensor) -> bool:
+    dense = gradient.layout == torch.strided and not gradient.is_complex()
+    return dense and not is_sharded(gradient)

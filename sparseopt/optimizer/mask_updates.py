@@ -54,6 +54,7 @@ class MaskUpdater:
     Attributes:
         memory: the gradients that the method accumulates, or ``None``.
         state: the state of the method.
+        choice_check: compares the choices of the ranks.
         sees_every_step: whether the method may observe steps that are not updates.
         needs_dense_gradients: whether the next step reads gradients of dropped weights: to update,
             or to accumulate them.
@@ -71,7 +72,7 @@ class MaskUpdater:
         rule = method.memory
         self.memory = None if rule is None else AccumulatedGradients(rule)
         self.state = MethodState(method)
-        self._choice_check = SameChoice()
+        self.choice_check = SameChoice()
         self.sees_every_step = rule is not None or method.has_observer
         self.needs_dense_gradients = False
         self._is_scheduled = False
@@ -168,9 +169,7 @@ class MaskUpdater:
             self._accumulate(update)
             update = replace(update, zero_gradients=zero_everywhere(gradients, norms))
             self._check_gradients_asked_for(update)
-            record = update_masks(
-                self.layers, self.method, update, self.backend, self._choice_check
-            )
+            record = update_masks(self.layers, self.method, update, self.backend, self.choice_check)
         else:
             record = skipped_update(self.layers, update)
             self.warn_once(
@@ -186,7 +185,7 @@ class MaskUpdater:
 
     def compare_ranks(self) -> None:
         """Start comparing the ranks' choices, once there are several ranks. Collective."""
-        self._choice_check = SameChoice()
+        self.choice_check = SameChoice()
 
     def prepare_forward(self, model: nn.Module) -> None:
         """Let the method prepare the forward pass of a due update, unless it is prepared."""

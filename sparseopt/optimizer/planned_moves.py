@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sparseopt.distributed.choice_check import SameChoice, checksum, mixed
@@ -105,7 +106,13 @@ def require_same_moves(
             new = transition.positions.long()
             chosen.append(checksum(torch.where(transition.kept, 0, begins[new])))
     about = (method.name, update.step, numbers.numpy().tobytes(), *names)
-    choice_check.require(about, seen, chosen, who=f"method {method.name!r}")
+    message = (
+        f"method {method.name!r} chose different weights on rank {dist.get_rank()} and on another "
+        "rank from the same weights and gradients: it draws random numbers that differ from rank "
+        "to rank. Draw them with update.random_scores(layer), or from update.generator, which is "
+        "the same everywhere."
+    )
+    choice_check.require(about, seen, chosen, message=message)
 
 
 @torch.no_grad()

@@ -198,7 +198,8 @@ class SparseOptimizer(WrappedOptimizer):
         Raises:
             RuntimeError: after :meth:`detach`, or if another SparseOptimizer, made later, masks one
                 of the weights.
-            RankMismatchError: if the ranks have different masks, or would choose different ones.
+            RankMismatchError: if ranks with the same gradients would choose different masks, or, at
+                the first step, have different ones.
             ValueError: if the method needs a horizon and has none.
         """
         self._hooks.require_attached("step")
@@ -211,7 +212,7 @@ class SparseOptimizer(WrappedOptimizer):
             return self.backend.step()
         checks = self._first_step_checks
         if not checks.is_checked or (checks.made_alone and is_distributed()):
-            checks.check(self.model)
+            closure = checks.check(self.model, closure, self._gradients)
             self._backup.discard()
         updater, step = self._updater, self._progress.steps + 1
         if updater.is_due:
