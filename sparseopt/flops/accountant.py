@@ -116,7 +116,7 @@ class Accountant:
         )
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Return zeros in the shapes of the first training input; ``None`` before that input."""
+        """Return the first training input, with zeros for numbers; ``None`` before that input."""
         if self.recorder is None or not self.recorder.has_inputs:
             return None
         return self.recorder.inputs()
@@ -138,9 +138,9 @@ def _replay() -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(
-            "flops() runs the model with zeros in the shapes of the first training input, because "
-            "values of inputs are not kept. This model does not run with zeros: pass "
-            "example_inputs= with values that it takes, such as lengths above 0. It raised "
+            "flops() runs the model with zeros for the floating-point numbers of the first "
+            "training input, because their values are not kept. This model does not run with "
+            "zeros: pass example_inputs= with values that it takes. It raised "
             f"{type(error).__name__}: {error}"
         ) from error
 

@@ -411,13 +411,13 @@ class SparseOptimizer(WrappedOptimizer):
             model: the model to count; by default the model given at construction.
             example_inputs: an input of the model, with the batch first: one value, a tuple of
                 positional arguments, a mapping of keyword arguments, or a pair of both. A list of
-                images inside these is a batch too. By default zeros in the shapes of the first
-                training input are replayed, because values of inputs are not kept.
+                images inside these is a batch too. By default the first training input is
+                replayed, with zeros for floating-point numbers, whose values are not kept.
             more_inputs: deprecated; put them into the tuple ``example_inputs``.
 
         Raises:
             ValueError: if there is no model, no input is known, or the model does not run with
-                zeros in the recorded shapes.
+                zeros for the recorded floating-point numbers.
         """
         if more_inputs:
             warn_old_spelling(
@@ -553,7 +553,7 @@ class SparseOptimizer(WrappedOptimizer):
         self._hooks.release(holder)
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Return zeros in the shapes of the first training input, ``(args, kwargs)``, if known."""
+        """Return the first training input, ``(args, kwargs)``, if known, with zeros for floats."""
         return self._accountant.example_inputs()
 
     # Attaching the wrapper to the model and its weights.

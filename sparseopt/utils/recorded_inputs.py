@@ -1,4 +1,4 @@
-"""Records the shapes of one real training input, so that it can be replayed."""
+"""Records one real training input, so that it can be replayed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ class _TensorSpec:
 
 
 class InputRecorder(OwnHook):
-    """A one-shot hook on a model, which records the shapes of the first training input.
+    """A one-shot hook on a model, which records the first training input.
 
-    Of tensors, only shape, type and device are kept. Other arguments are kept as they are.
+    Of tensors of floating-point numbers, only shape, type and device are kept. Integers and bools
+    are kept with their values, because other values would often be wrong: they are indices, lengths
+    and masks. Other arguments are kept as they are.
 
     In a compiled model, the hook is part of the compiled code. There it records every input and
     stays until :meth:`remove`, because a hook that removes itself, or that asks whether an input is
@@ -41,7 +43,7 @@ class InputRecorder(OwnHook):
         return self._recorded is not None
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return zeros in the recorded shapes, as positional and keyword arguments."""
+        """Return positional and keyword arguments, with zeros for floating-point numbers."""
         assert self._recorded is not None
         args, kwargs = tree_map(_materialise, self._recorded)
         return args, kwargs
@@ -61,7 +63,7 @@ class InputRecorder(OwnHook):
 
 
 def _describe(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
         return _TensorSpec(value.shape, value.dtype, value.device)
     return value
 
@@ -69,4 +71,5 @@ def _describe(value: Any) -> Any:
 def _materialise(value: Any) -> Any:
     if isinstance(value, _TensorSpec):
         return torch.zeros(value.shape, dtype=value.dtype, device=value.device)
-    return value
+    # A model may write into its inputs.
+    return value.clone() if isinstance(value, Tensor) else value

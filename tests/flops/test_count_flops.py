@@ -137,19 +137,19 @@ def test_batches_in_a_list_are_not_samples():
 
 
 class OfLengths(nn.Module):
-    """Fails for sequences of length 0."""
+    """Fails for sequences of length 0. The lengths may be floating-point numbers."""
 
     def __init__(self):
         super().__init__()
         self.lstm, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 1)
 
     def forward(self, x, lengths):
-        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False)
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths.long(), True, enforce_sorted=False)
         return self.head(self.lstm(packed)[1][0])
 
 
 def test_model_that_does_not_run_with_zeros_needs_inputs():
-    model, inputs = OfLengths(), (torch.randn(2, 3, 4), torch.tensor([1, 3]))
+    model, inputs = OfLengths(), (torch.randn(2, 3, 4), torch.tensor([1.0, 3.0]))
     optimizer = wrap(model)
     model(*inputs).sum().backward()
     optimizer.step()
@@ -164,7 +164,16 @@ def test_model_that_does_not_run_with_zeros_needs_inputs():
         optimizer.flops(example_inputs=(inputs[0], torch.zeros(2, dtype=torch.long)))
 
 
-def test_values_of_inputs_are_not_kept():
+def test_integers_of_the_first_input_are_replayed():
+    model, inputs = OfLengths(), (torch.randn(2, 3, 4), torch.tensor([1, 3]))
+    optimizer = wrap(model)
+    model(*inputs).sum().backward()
+    optimizer.step()
+    expected = optimizer.flops(example_inputs=inputs).inference_dense
+    assert optimizer.flops().inference_dense == expected
+
+
+def test_floating_point_values_of_inputs_are_not_kept():
     model = TwoInputs()
     optimizer = wrap(model)
     model(torch.ones(1, 4), right=torch.ones(1, 6)).sum().backward()
