@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,48 +17,100 @@ from sparseopt.utils.nested import leaves
 from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.random import uniform
 
-__all__ = ["check_agreement", "compare", "disagreement", "is_comparable", "run_smaller"]
+__all__ = ["Agreement", "disagreement", "is_comparable"]
 
 
-def check_agreement(
+@dataclass(frozen=True)
+class _Run:
+    """One forward pass of the larger model.
+
+    Attributes:
+        training: the mode of the model.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        outputs: what it returned.
+        is_random: whether it drew random numbers, so that outputs can't be compared.
+    """
+
+    training: bool
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: Any
+    is_random: bool
+
+
+class Agreement:
+    """The outputs of a model, with which the outputs of a smaller model have to agree.
+
+    The model runs in evaluation mode and, if ``training`` is given, in training mode. Dropout
+    modules stay off, because a smaller model draws other numbers. A value may have been constant
+    for these inputs only. So the model also runs on other numbers of the same shapes, unless it
+    refuses them.
+
+    Args:
+        model: the larger model, which may change afterwards.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        training: the model's graph in training mode, which says whether training is random.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        training: Trace | None = None,
+    ) -> None:
+        others = _with_other_numbers(args, kwargs)
+        self._runs = [_run(model, False, args, kwargs), *_run_if_possible(model, False, *others)]
+        if training is not None:
+            is_random = _is_random(model, training)
+            self._runs += [
+                _run(model, True, args, kwargs, is_random=is_random),
+                *_run_if_possible(model, True, *others, is_random=is_random),
+            ]
+
+    def check(self, smaller: nn.Module) -> None:
+        """Compare the outputs of a smaller model.
+
+        Raises:
+            CompactionError: if the smaller model fails, or if its outputs differ by more than about
+                the square root of the precision of their type.
+        """
+        for run in self._runs:
+            with _in_mode(smaller, run.training):
+                found = _run_smaller(smaller, run.args, run.kwargs)
+            if not run.is_random:
+                _compare(run.outputs, found, "training" if run.training else "evaluation")
+
+
+def _run(
     model: nn.Module,
-    smaller: nn.Module,
+    training: bool,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    training: Trace,
-) -> None:
-    """Compare both models in evaluation mode and, if training is not random, in training mode.
-
-    Dropout modules stay off, because a smaller model draws other numbers. A value may have been
-    constant for this input only. So the models are also compared on other numbers of the same
-    shapes, unless the larger model refuses these.
-
-    Raises:
-        CompactionError: if the smaller model fails, or if its outputs differ by more than about the
-            square root of the precision of their type.
-    """
-    others = _with_other_numbers(args, kwargs)
-    for mode in (False, True):
-        with _in_mode(model, mode), _in_mode(smaller, mode), torch.no_grad():
-            expected = model(*args, **kwargs)
-            found = run_smaller(smaller, args, kwargs)
-            pairs = [(expected, found), *_outputs_if_any(model, smaller, *others)]
-        if not mode or not _is_random(model, training):
-            for expected, found in pairs:
-                compare(expected, found, "training" if mode else "evaluation")
+    *,
+    is_random: bool = False,
+) -> _Run:
+    with _in_mode(model, training):
+        return _Run(training, args, kwargs, model(*args, **kwargs), is_random)
 
 
-def _outputs_if_any(
-    model: nn.Module, smaller: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Iterator[tuple[Any, Any]]:
+def _run_if_possible(
+    model: nn.Module,
+    training: bool,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    is_random: bool = False,
+) -> list[_Run]:
     try:
-        expected = model(*args, **kwargs)
+        return [_run(model, training, args, kwargs, is_random=is_random)]
     except Exception:
-        return
-    yield expected, run_smaller(smaller, args, kwargs)
+        return []
 
 
-def run_smaller(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _run_smaller(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Return the outputs of a smaller model.
 
     Raises:
@@ -72,7 +125,7 @@ def run_smaller(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
         ) from error
 
 
-def compare(expected: Any, found: Any, mode: str) -> None:
+def _compare(expected: Any, found: Any, mode: str) -> None:
     """Compare the outputs of two models.
 
     Args:
@@ -98,7 +151,7 @@ def compare(expected: Any, found: Any, mode: str) -> None:
 
 @contextmanager
 def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    with preserve_model_state(model):
+    with preserve_model_state(model), torch.no_grad():
         model.train(training)
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):

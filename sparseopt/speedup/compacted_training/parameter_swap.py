@@ -17,7 +17,7 @@ from sparseopt.speedup.compaction.surgery import (
     shrunk,
     sizes_of,
 )
-from sparseopt.speedup.compaction.written_numbers import Numbers, set_numbers
+from sparseopt.speedup.compaction.written_numbers import Numbers, current_numbers, set_numbers
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["ParameterSwap", "SwappedTensor"]
@@ -150,10 +150,7 @@ class ParameterSwap:
             place.own[place.name] = place.swapped.smaller
         for one, gradient in gradients:
             one.smaller.grad, one.full.grad = gradient, None
-        self._numbers = {
-            path: {name: vars(self._model.get_submodule(path))[name] for name in attributes}
-            for path, attributes in numbers.items()
-        }
+        self._numbers = current_numbers(self._model, numbers)
         set_numbers(self._model, numbers)
         for module in modules:
             resize(module)

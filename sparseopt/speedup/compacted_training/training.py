@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,15 +18,18 @@ from sparseopt.speedup.compacted_training.parameter_swap import ParameterSwap
 from sparseopt.speedup.compacted_training.state import CompactedBackend
 from sparseopt.speedup.compaction.pipeline import recorded_inputs
 from sparseopt.speedup.compaction.surgery import Kept
-from sparseopt.speedup.compaction.written_numbers import guesses
-from sparseopt.speedup.equivalence import compare, run_smaller
+from sparseopt.speedup.compaction.written_numbers import (
+    Attribute,
+    attributes_to_change,
+    new_numbers,
+    only,
+)
+from sparseopt.speedup.equivalence import Agreement
 from sparseopt.structured import ChannelGroup
 from sparseopt.structured.channel_masks import MAKERS, live_channels
 from sparseopt.utils.deprecation import warn_old_spelling
-from sparseopt.utils.errors import CompactionError
 from sparseopt.utils.example_inputs import as_arguments, with_old_inputs
 from sparseopt.utils.hooks import CallWithoutArguments
-from sparseopt.utils.probe import preserve_model_state
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["CompactedTraining"]
@@ -111,8 +114,8 @@ class CompactedTraining:
         _refuse_untrained(self._model, optimizer, self._kept())
         self._inputs = None if example_inputs is None else as_arguments(example_inputs)
         self._tensors = ParameterSwap(self._model)
-        self._guess = 0
-        self._is_checked = False
+        #: The attributes that are numbers of heads or the like; ``None`` before the first check.
+        self._changing: frozenset[Attribute] | None = None
         self._mark = _InUse()
         optimizer.hold(self._mark)
         self._handles = [
@@ -177,19 +180,20 @@ class CompactedTraining:
         elif self.is_full:
             kept = self._kept()
             _refuse_untrained(self._model, self._optimizer, kept)
-            if self._is_checked:
-                self._make_smaller(kept)
-            else:
+            if self._changing is None:
                 self._make_smaller_and_check(kept)
+            else:
+                self._make_smaller(kept, self._changing)
 
-    def _make_smaller(self, kept: Kept) -> None:
+    def _make_smaller(self, kept: Kept, changing: Collection[Attribute]) -> None:
         """Swap the smaller parameters into model and optimizer.
 
-        Numbers in the model's code, such as numbers of heads, get the values of the current guess.
+        Numbers in the model's code, such as numbers of heads, get new values in the attributes
+        ``changing``.
 
         Invariant: after an error, model and optimizer are full again.
         """
-        numbers = list(guesses(self._model, self._groups, kept))[self._guess]
+        numbers = only(self._model, new_numbers(self._model, self._groups, kept), changing)
         full = self._optimizer.backend
         assert isinstance(full, LiveState)
         try:
@@ -203,41 +207,22 @@ class CompactedTraining:
     def _make_smaller_and_check(self, kept: Kept) -> None:
         """Swap the smaller parameters in, and compare both models once, in evaluation mode.
 
-        Evaluation mode has no random numbers.
+        Evaluation mode has no random numbers. The comparison finds the attributes that change.
         """
         try:
             args, kwargs = self._inputs or recorded_inputs(self._optimizer)
-            with preserve_model_state(self._model), torch.no_grad():
-                expected = self._model.eval()(*args, **kwargs)
-            self._try_guesses(kept, args, kwargs, expected)
+            agreement = Agreement(self._model, args, kwargs)
+            numbers = new_numbers(self._model, self._groups, kept)
+            self._make_smaller(kept, ())
+            self._changing = attributes_to_change(
+                self._model, numbers, lambda: agreement.check(self._model)
+            )
+            if self._changing:
+                self.restore()
+                self._make_smaller(kept, self._changing)
         except BaseException:
             self.end()
             raise
-        self._is_checked = True
-
-    def _try_guesses(
-        self, kept: Kept, args: tuple[Any, ...], kwargs: Mapping[str, Any], expected: Any
-    ) -> None:
-        """Find the new values of written numbers, such as numbers of heads, by trial.
-
-        Each guess is swapped in and compared with ``expected``. The first guess that agrees stays
-        swapped in. If all fail, raise the error of the first.
-        """
-        count = len(list(guesses(self._model, self._groups, kept)))
-        failure: CompactionError | None = None
-        for self._guess in range(count):
-            self._make_smaller(kept)
-            try:
-                with preserve_model_state(self._model), torch.no_grad():
-                    found = run_smaller(self._model.eval(), args, kwargs)
-                compare(expected, found, "evaluation")
-            except CompactionError as error:
-                failure = failure or error
-                self.restore()
-            else:
-                return
-        assert failure is not None
-        raise failure
 
     def _kept(self) -> Kept:
         tensors = (*self._model.named_parameters(), *self._model.named_buffers())

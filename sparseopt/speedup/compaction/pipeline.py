@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,8 +21,14 @@ from sparseopt.speedup.compaction.removal import Removal, decide_removal
 from sparseopt.speedup.compaction.report import CompactionReport
 from sparseopt.speedup.compaction.result import Compacted
 from sparseopt.speedup.compaction.surgery import Kept, cut, shrunk
-from sparseopt.speedup.compaction.written_numbers import guesses, is_divided
-from sparseopt.speedup.equivalence import check_agreement
+from sparseopt.speedup.compaction.written_numbers import (
+    attributes_to_change,
+    is_divided,
+    new_numbers,
+    only,
+    set_numbers,
+)
+from sparseopt.speedup.equivalence import Agreement
 from sparseopt.speedup.inference.masks import Masks
 from sparseopt.structured.channel_groups import ChannelGroup, Structure, analyse
 from sparseopt.utils.deprecation import renamed_arguments, warn_old_spelling
@@ -171,7 +177,8 @@ def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
             find_constants(labelling, tensors, live, leaves) for labelling in structure.labellings
         ]
     uses = uses_of(structure, constants, live, model)
-    cut_model = _Cut.that_runs(model, structure, uses, args, kwargs)
+    agreement = Agreement(model, args, kwargs, structure.labellings[0].trace)
+    cut_model = _Cut.that_agrees(model, structure, uses, agreement)
     cut_masks = {
         canonical_name(name): shrunk(mask, cut_model.kept.get(name, {}))
         for name, mask in live.items()
@@ -197,69 +204,53 @@ class _Cut:
     model: nn.Module
 
     @classmethod
-    def that_runs(
-        cls,
-        model: nn.Module,
-        structure: Structure,
-        uses: Sequence[Use],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+    def that_agrees(
+        cls, model: nn.Module, structure: Structure, uses: Sequence[Use], agreement: Agreement
     ) -> _Cut:
-        """Cut all channels that can be removed, and return the first model that runs.
+        """Cut all channels that can be removed, and return the first model that agrees.
 
         The code of a module that splits channels, into heads for example, may not run with fewer.
         If the model with all removals fails, these kinds of groups are tried one by one, and only
-        the kinds that run alone are removed.
+        the kinds that succeed alone are removed.
 
         Raises:
             CompactionError: if no smaller model runs and computes the same.
         """
 
-        def attempt(allowed: set[_Divider]) -> _Cut:
-            kept_whole = _without_divided(structure, model, allowed)
-            return _attempt(model, kept_whole, uses, args, kwargs)
+        def attempt(failures: Mapping[_Divider, str]) -> _Cut:
+            return cls._attempt(model, _blocked(structure, model, failures), uses, agreement)
 
-        kinds = {kind for group in structure.groups if (kind := _divider(group, model)) is not None}
+        dividers = {
+            divider for group in structure.groups if (divider := _divider(group, model)) is not None
+        }
         try:
-            return attempt(kinds)
-        except CompactionError:
-            if not kinds:
-                raise
-        return attempt({kind for kind in kinds if len(kinds) > 1 and _runs(attempt, {kind})})
-
-
-def _runs(attempt: Callable[[set[_Divider]], _Cut], kinds: set[_Divider]) -> bool:
-    try:
-        attempt(kinds)
-    except CompactionError:
-        return False
-    return True
-
-
-def _attempt(
-    model: nn.Module,
-    structure: Structure,
-    uses: Sequence[Use],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> _Cut:
-    """Cut a copy for each guess of the sizes in the model's code, until one computes the same.
-
-    If all guesses fail, raise the error of the first, which is the most likely guess.
-    """
-    removal = decide_removal(structure, uses)
-    kept = _kept(structure, removal.removed)
-    failure: CompactionError | None = None
-    for numbers in guesses(model, structure.groups, kept):
-        smaller = cut(model, kept, removal.folds, numbers)
-        try:
-            check_agreement(model, smaller, args, kwargs, structure.labellings[0].trace)
+            return attempt({})
         except CompactionError as error:
-            failure = failure or error
-        else:
-            return _Cut(structure, removal, kept, smaller)
-    assert failure is not None
-    raise failure
+            if not dividers:
+                raise
+            together = str(error)
+        if len(dividers) == 1:
+            return attempt(dict.fromkeys(dividers, together))
+        failures = {}
+        for divider in dividers:
+            try:
+                attempt(dict.fromkeys(dividers - {divider}, together))
+            except CompactionError as error:
+                failures[divider] = str(error)
+        return attempt(failures)
+
+    @classmethod
+    def _attempt(
+        cls, model: nn.Module, structure: Structure, uses: Sequence[Use], agreement: Agreement
+    ) -> _Cut:
+        """Cut a copy, and change the numbers in its attributes that have to change."""
+        removal = decide_removal(structure, uses)
+        kept = _kept(structure, removal.removed)
+        smaller = cut(model, kept, removal.folds, numbers={})
+        numbers = new_numbers(model, structure.groups, kept)
+        chosen = attributes_to_change(smaller, numbers, lambda: agreement.check(smaller))
+        set_numbers(smaller, only(smaller, numbers, chosen))
+        return cls(structure, removal, kept, smaller)
 
 
 def _divider(group: ChannelGroup, model: nn.Module) -> _Divider | None:
@@ -270,16 +261,16 @@ def _divider(group: ChannelGroup, model: nn.Module) -> _Divider | None:
     return type(model.get_submodule(path)).__name__, group.kind
 
 
-def _without_divided(structure: Structure, model: nn.Module, allowed: set[_Divider]) -> Structure:
-    """Return the structure, with channels blocked if code of other classes splits them."""
+def _blocked(structure: Structure, model: nn.Module, failures: Mapping[_Divider, str]) -> Structure:
+    """Return the structure, with channels blocked if the code that splits them fails."""
     groups, reasons = [], dict(structure.reasons)
     for group, roots in zip(structure.groups, structure.roots, strict=True):
         divider = _divider(group, model)
-        if divider is None or divider in allowed:
+        if divider is None or divider not in failures:
             groups.append(group)
             continue
         name, kind = divider
-        reason = f"the code of {name} has a fixed number that does not fit fewer {kind}s"
+        reason = f"the code of {name} does not work with fewer {kind}s: {failures[divider]}"
         groups.append(replace(group, blocked=reason))
         reasons.update(dict.fromkeys(roots, reason))
     return replace(structure, groups=groups, reasons=reasons)

@@ -2,28 +2,43 @@
 
 A module that splits a dimension into heads has an attribute with the number of heads, or with the
 total width of all heads, or neither (``view(..., -1, self.head_dim)``). Whether an attribute is
-such a number can only be guessed from its value. So there are several guesses, the most likely one
-first, and the smaller model runs with each until it computes the same.
+such a number can't be read off its value, because other attributes may have the same value. So
+the smaller model runs with new values for no attribute, for each single attribute, for each pair
+and so on, until it computes the same.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, combinations, islice
 from typing import Any, Final
 
 from torch import Tensor, nn
 
 from sparseopt.structured.channel_groups import ChannelGroup
 from sparseopt.structured.channel_masks import MAKERS
+from sparseopt.utils.errors import CompactionError
 
-__all__ = ["Numbers", "guesses", "is_divided", "set_numbers"]
+__all__ = [
+    "Attribute",
+    "Numbers",
+    "attributes_to_change",
+    "current_numbers",
+    "is_divided",
+    "new_numbers",
+    "only",
+    "set_numbers",
+]
 
 #: The attributes that change, with their new values, by path of the module.
 Numbers = Mapping[str, Mapping[str, Any]]
 
-#: Names of the width of one head.
-_OF_ONE_HEAD: Final = re.compile(r"dim.*head|head.*(dim|size|width)|per_head")
+#: A class of modules and the name of an attribute, which means the same in all its modules.
+Attribute = tuple[type[nn.Module], str]
+
+#: Number of sets of attributes that are tried: all sets of eight attributes.
+_MOST_ATTEMPTS: Final = 256
 
 
 def is_divided(group: ChannelGroup) -> bool:
@@ -34,10 +49,10 @@ def is_divided(group: ChannelGroup) -> bool:
     )
 
 
-def guesses(
+def new_numbers(
     model: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Mapping[int, Tensor]]
-) -> Iterator[Numbers]:
-    """Return guesses of the new values of attributes, by module, each guess once.
+) -> Numbers:
+    """Return the integer attributes that may count channels of ``groups``, with new values.
 
     Args:
         model: the full model.
@@ -54,16 +69,67 @@ def guesses(
         )
         for path in _modules_of(group):
             changes.setdefault(path, {}).update(_numbers(group, stay))
-    found: list[dict[str, dict[str, Any]]] = []
-    for may_change in _GUESSES:
-        numbers = {
-            path: _attributes(model.get_submodule(path), becomes, may_change)
-            for path, becomes in changes.items()
+    numbers = {
+        path: _attributes(model.get_submodule(path), becomes) for path, becomes in changes.items()
+    }
+    return {path: attributes for path, attributes in numbers.items() if attributes}
+
+
+def attributes_to_change(
+    model: nn.Module, numbers: Numbers, check: Callable[[], None]
+) -> frozenset[Attribute]:
+    """Return the fewest attributes that need their new numbers, so that a check passes.
+
+    Sets of attributes are tried, the smallest first. So an attribute that has the same value for
+    another reason keeps it, even if the check can't tell. The model is left as it was.
+
+    Args:
+        model: a model that is smaller already, except for its attributes.
+        numbers: the new numbers.
+        check: raises :class:`CompactionError` if ``model`` does not compute the same.
+
+    Raises:
+        CompactionError: if no set passes: the error that the model raises as it is.
+    """
+    attributes = list(
+        dict.fromkeys(
+            (type(model.get_submodule(path)), name) for path, own in numbers.items() for name in own
+        )
+    )
+    sets = chain.from_iterable(
+        combinations(attributes, size) for size in range(len(attributes) + 1)
+    )
+    failure: CompactionError | None = None
+    for chosen in islice(sets, _MOST_ATTEMPTS):
+        with _with_numbers(model, only(model, numbers, chosen)):
+            try:
+                check()
+            except CompactionError as error:
+                failure = failure or error
+            else:
+                return frozenset(chosen)
+    assert failure is not None
+    raise failure
+
+
+def only(model: nn.Module, numbers: Numbers, chosen: Collection[Attribute]) -> Numbers:
+    """Return the numbers of the chosen attributes."""
+    return {
+        path: {
+            name: value
+            for name, value in own.items()
+            if (type(model.get_submodule(path)), name) in chosen
         }
-        numbers = {path: attributes for path, attributes in numbers.items() if attributes}
-        if numbers not in found:
-            found.append(numbers)
-    return iter(found)
+        for path, own in numbers.items()
+    }
+
+
+def current_numbers(model: nn.Module, numbers: Numbers) -> Numbers:
+    """Return the values that the attributes in ``numbers`` have now."""
+    return {
+        path: {name: vars(model.get_submodule(path))[name] for name in own}
+        for path, own in numbers.items()
+    }
 
 
 def set_numbers(model: nn.Module, numbers: Numbers) -> None:
@@ -72,12 +138,14 @@ def set_numbers(model: nn.Module, numbers: Numbers) -> None:
         vars(model.get_submodule(path)).update(attributes)
 
 
-_GUESSES: Final[tuple[Callable[[str], bool], ...]] = (
-    lambda name: _OF_ONE_HEAD.search(name) is None,
-    lambda _: True,
-    lambda name: "head" in name and _OF_ONE_HEAD.search(name) is None,
-    lambda _: False,
-)
+@contextmanager
+def _with_numbers(model: nn.Module, numbers: Numbers) -> Iterator[None]:
+    before = current_numbers(model, numbers)
+    set_numbers(model, numbers)
+    try:
+        yield
+    finally:
+        set_numbers(model, before)
 
 
 def _numbers(group: ChannelGroup, stay: int) -> dict[int, int]:
@@ -109,14 +177,12 @@ def _modules_of(group: ChannelGroup) -> list[str]:
     return sorted(paths)
 
 
-def _attributes(
-    module: nn.Module, becomes: Mapping[int, int], may_change: Callable[[str], bool]
-) -> dict[str, Any]:
+def _attributes(module: nn.Module, becomes: Mapping[int, int]) -> dict[str, Any]:
     """Return the integer attributes of a module that ``becomes`` maps to new values."""
     if isinstance(module, nn.MultiheadAttention | nn.Linear):
         return {}
     return {
         name: becomes[value]
         for name, value in vars(module).items()
-        if type(value) is int and value in becomes and may_change(name)
+        if type(value) is int and value in becomes
     }

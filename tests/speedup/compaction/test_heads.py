@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt import RigLStruct, SparseOptimizer, compact
+from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact
 from sparseopt.speedup.compaction.fewer_heads import FewerHeads
 from tests.support.attention_nets import TRANSFORMERS, Transformer
 
@@ -135,7 +135,39 @@ def test_heads_stay_and_are_reported_if_the_code_has_their_number():
     model, compacted = cut(case)
     torch.testing.assert_close(case.run(compacted.model), case.run(model))
     assert compacted.model.qkv.out_features == 24
-    assert any("the code of Stubborn" in one.reason for one in compacted.report.remaining)
+    reasons = {one.reason for one in compacted.report.remaining}
+    assert any("the code of Stubborn" in one and "shape" in one for one in reasons)
+
+
+class OfLastTokens(nn.Module):
+    """Attention over the last 32 tokens, with 32 as the width of all heads too."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.inner, self.most_tokens = 4, 32, 32
+        self.qkv, self.proj = nn.Linear(6, 96), nn.Linear(32, 3)
+
+    def forward(self, x):
+        x = x[:, -self.most_tokens :]
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(x).split(self.inner, dim=-1)
+        )
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+def test_attribute_that_only_looks_like_a_width_keeps_its_value():
+    model = OfLastTokens()
+    x, longer = torch.randn(2, 10, 6), torch.randn(2, 40, 6)
+    optimizer = halved(model, x)
+    smaller = compact(model, optimizer, example_inputs=x).model
+    assert smaller.qkv.out_features == 48
+    torch.testing.assert_close(smaller(longer), model(longer))
+    expected = model(longer).detach()
+    with CompactedTraining(model, optimizer, example_inputs=x):
+        assert model.qkv.out_features == 48
+        torch.testing.assert_close(model(longer), expected)
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
