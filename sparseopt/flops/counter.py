@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sparseopt.flops.operands import WeightMemory
 from sparseopt.masks.maskable_weights import computed_from
 from sparseopt.masks.selection import breaks_zeros
-from sparseopt.utils.probe import preserve_model_state
+from sparseopt.utils.probe import no_attention_fast_path, preserve_model_state
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["Operations", "count_operations", "no_fused_kernels"]
@@ -270,21 +270,11 @@ def _weights_of_bias(bias: str) -> list[str]:
 def no_fused_kernels(model: nn.Module) -> Iterator[None]:
     """Run attention and the recurrent layers of ``model`` operator by operator in this block."""
     with ExitStack() as stack:
-        stack.enter_context(_no_attention_fast_path())
+        stack.enter_context(no_attention_fast_path())
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(_switched_off(torch.backends.mkldnn))
             stack.enter_context(_switched_off(torch.backends.cudnn))
         yield
-
-
-@contextmanager
-def _no_attention_fast_path() -> Iterator[None]:
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextmanager

@@ -14,10 +14,14 @@ from torch.utils._pytree import tree_map
 from sparseopt.structured.graph.tracing import Trace, where
 from sparseopt.utils.errors import CompactionError
 from sparseopt.utils.nested import leaves
-from sparseopt.utils.probe import preserve_model_state
+from sparseopt.utils.probe import (
+    no_attention_fast_path,
+    no_key_value_cache,
+    preserve_model_state,
+)
 from sparseopt.utils.random import uniform
 
-__all__ = ["Agreement", "disagreement", "is_comparable"]
+__all__ = ["Agreement", "disagreement", "in_mode", "is_comparable"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Agreement:
                 the square root of the precision of their type.
         """
         for run in self._runs:
-            with _in_mode(smaller, run.training):
+            with in_mode(smaller, run.training):
                 found = _run_smaller(smaller, run.args, run.kwargs)
             if not run.is_random:
                 _compare(run.outputs, found, "training" if run.training else "evaluation")
@@ -92,7 +96,7 @@ def _run(
     *,
     is_random: bool = False,
 ) -> _Run:
-    with _in_mode(model, training):
+    with in_mode(model, training):
         return _Run(training, args, kwargs, model(*args, **kwargs), is_random)
 
 
@@ -150,8 +154,17 @@ def _compare(expected: Any, found: Any, mode: str) -> None:
 
 
 @contextmanager
-def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    with preserve_model_state(model), torch.no_grad():
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Run a model in one mode, without gradients, dropout, caches and torch's fast attention.
+
+    For some masks the fast attention returns NaN where the other implementation has numbers.
+    """
+    with (
+        preserve_model_state(model),
+        torch.no_grad(),
+        no_attention_fast_path(),
+        no_key_value_cache(model),
+    ):
         model.train(training)
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -175,20 +188,19 @@ def _with_other_numbers(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return inputs of the same shapes with other floating-point numbers of the same size.
 
-    A tensor without negative numbers gets no negative ones, because it may serve as an index.
+    A tensor without negative numbers gets no negative ones, because it may serve as an index. A
+    tensor with infinite numbers stays, because it is a mask.
     """
     generator = torch.Generator().manual_seed(0)
 
     def other(value: Any) -> Any:
-        if not _is_of_numbers(value):
+        if not _is_of_numbers(value) or not bool(value.isfinite().all()):
             return value
-        finite = value.isfinite()
-        known = value[finite].float()
-        size = float(known.abs().max()) if known.numel() else 0.0
+        size = float(value.abs().max()) if value.numel() else 0.0
         numbers = uniform(value.shape, generator) * (size or 1.0)
-        if bool((known < 0).any()):
+        if bool((value < 0).any()):
             numbers = 2 * numbers - size
-        return torch.where(finite, numbers.to(value.device, value.dtype), value)
+        return numbers.to(value.device, value.dtype)
 
     others: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(other, (args, dict(kwargs)))
     return others

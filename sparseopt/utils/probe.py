@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 __all__ = [
+    "no_attention_fast_path",
+    "no_key_value_cache",
     "preserve_attributes",
     "preserve_buffers",
     "preserve_model_state",
@@ -35,6 +37,31 @@ def preserve_model_state(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_same_sharding(model))
         stack.enter_context(_no_cached_casts())
         yield
+
+
+@contextmanager
+def no_attention_fast_path() -> Iterator[None]:
+    """Run attention of torch operator by operator in this block."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def no_key_value_cache(model: nn.Module) -> Iterator[None]:
+    """Let models of transformers return no cache of keys and values in this block."""
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    caching = [config for config in configs if getattr(config, "use_cache", None) is True]
+    for config in caching:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in caching:
+            config.use_cache = True
 
 
 def preserve_random_state(model: nn.Module) -> AbstractContextManager[None]:

@@ -26,6 +26,23 @@ def test_heads_and_neurons_are_found_in_every_block(name):
     assert neurons[: case.blocks] == [case.neurons] * case.blocks
 
 
+def test_heads_are_found_in_a_model_that_returns_a_cache():
+    pytest.importorskip("transformers")
+    case = TRANSFORMERS["gpt2"]
+    model, (_, keywords) = case.build(), case.inputs()
+    words = {"input_ids": keywords["input_ids"]}
+    groups = free(model, words)
+    assert sum(group.kind == "head" for group in groups) == case.blocks
+    assert model(**words).past_key_values is not None
+
+
+@torch.no_grad()
+def test_heads_are_found_where_torch_would_take_its_fast_path():
+    case = TRANSFORMERS["encoder"]
+    groups = free(case.build(), case.inputs())
+    assert sum(group.kind == "head" for group in groups) == case.blocks
+
+
 def test_key_head_comes_with_all_query_heads_that_share_it():
     pytest.importorskip("transformers")
     case = TRANSFORMERS["llama"]

@@ -41,7 +41,9 @@ class FewerHeads(nn.MultiheadAttention):
             self._split(F.linear(x if batch_first else x.transpose(0, 1), weight, bias))
             for x, (weight, bias) in zip(inputs, self._projections(), strict=True)
         )
-        mask = self._mask(attn_mask, key_padding_mask, queries)
+        # As in torch, the mask is not read then: the kernel makes a causal mask.
+        makes_mask = is_causal and key_padding_mask is None and not need_weights
+        mask = None if makes_mask else self._mask(attn_mask, key_padding_mask, queries)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -50,7 +52,9 @@ class FewerHeads(nn.MultiheadAttention):
             weights = F.dropout(weights, dropout, training=self.training)
             heads = weights @ values
         else:
-            heads = F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
+            heads = F.scaled_dot_product_attention(
+                queries, keys, values, mask, dropout, is_causal=makes_mask
+            )
         outputs = self.out_proj(heads.transpose(1, 2).flatten(2))
         if not batch_first:
             outputs = outputs.transpose(0, 1)

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from sparseopt.utils.errors import UntraceableModelError
-from sparseopt.utils.probe import preserve_model_state
+from sparseopt.utils.probe import (
+    no_attention_fast_path,
+    no_key_value_cache,
+    preserve_model_state,
+)
 
 __all__ = [
     "Trace",
@@ -60,7 +64,7 @@ def trace(
     Raises:
         UntraceableModelError: if ``torch.export`` refuses the model.
     """
-    with preserve_model_state(model):
+    with preserve_model_state(model), no_attention_fast_path(), no_key_value_cache(model):
         model.train(training)
         try:
             program = torch.export.export(model, args, dict(kwargs), strict=False)

@@ -98,6 +98,14 @@ def test_compacted_attention_of_torch_accepts_the_same_arguments(batch_first, se
         {"need_weights": False, "key_padding_mask": padding},
         {"need_weights": False, "attn_mask": places, "key_padding_mask": padding},
         {"need_weights": False, "attn_mask": places, "is_causal": True},
+        # torch reads the hint and not the mask, so a mask that is not causal shows who reads it.
+        {"need_weights": False, "attn_mask": torch.zeros(tokens, tokens), "is_causal": True},
+        {
+            "need_weights": False,
+            "attn_mask": torch.zeros(tokens, tokens),
+            "key_padding_mask": padding.float(),
+            "is_causal": True,
+        },
         {"need_weights": True, "average_attn_weights": False, "key_padding_mask": padding},
     ):
         model.how = smaller.how = how
