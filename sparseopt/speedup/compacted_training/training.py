@@ -16,7 +16,7 @@ from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.optimizer.state import LiveState
 from sparseopt.speedup.compacted_training.parameter_swap import ParameterSwap
 from sparseopt.speedup.compacted_training.state import CompactedBackend
-from sparseopt.speedup.compaction.pipeline import recorded_inputs
+from sparseopt.speedup.compaction.recorded import recorded_inputs
 from sparseopt.speedup.compaction.surgery import Kept
 from sparseopt.speedup.compaction.written_numbers import (
     Attribute,
@@ -67,7 +67,7 @@ class CompactedTraining:
         ValueError: if the optimizer has no live state, trains another model, or lacks a trainable
             parameter that would become smaller, if there are several processes, or if the model is
             in DistributedDataParallel, sped up by :func:`speed_up`, or in another
-            CompactedTraining.
+            CompactedTraining, or does not run on random numbers in the recorded shapes.
         CompactionError: if the smaller model does not run or does not compute the same.
 
     Example:
@@ -210,7 +210,7 @@ class CompactedTraining:
         Evaluation mode has no random numbers. The comparison finds the attributes that change.
         """
         try:
-            args, kwargs = self._inputs or recorded_inputs(self._optimizer)
+            args, kwargs = self._inputs or recorded_inputs(self._model, self._optimizer)
             agreement = Agreement(self._model, args, kwargs)
             numbers = new_numbers(self._model, self._groups, kept)
             self._make_smaller(kept, ())

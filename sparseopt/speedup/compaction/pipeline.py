@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseopt.distributed.dtensor import is_sharded
 from sparseopt.masks.initial import masks_by_layer
@@ -17,6 +16,7 @@ from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
 from sparseopt.speedup.compaction.constant_propagation import find_constants
 from sparseopt.speedup.compaction.consumers import Use, uses_of
 from sparseopt.speedup.compaction.diagnosis import make_report
+from sparseopt.speedup.compaction.recorded import recorded_inputs
 from sparseopt.speedup.compaction.removal import Removal, decide_removal
 from sparseopt.speedup.compaction.report import CompactionReport
 from sparseopt.speedup.compaction.result import Compacted
@@ -35,13 +35,9 @@ from sparseopt.utils.deprecation import renamed_arguments, warn_old_spelling
 from sparseopt.utils.errors import CompactionError
 from sparseopt.utils.example_inputs import as_arguments, with_old_inputs
 from sparseopt.utils.probe import preserve_model_state
-from sparseopt.utils.random import normal
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
-__all__ = ["Compaction", "compact", "recorded_inputs"]
-
-#: Number of samples in the shapes of the first training input: enough for BatchNorm.
-SAMPLES = 4
+__all__ = ["Compaction", "compact"]
 
 #: The name of a class of modules, and the kind of groups that its code splits.
 _Divider = tuple[str, str]
@@ -79,8 +75,9 @@ def compact(
 
     Raises:
         TypeError: if a weight is sharded, ``masks`` is none of these, or inputs are given twice.
-        ValueError: if no input is given and none was recorded, the model lacks a weight that has a
-            mask, or a mask drops a weight that is not zero.
+        ValueError: if no input is given and none was recorded, or the model does not run on random
+            numbers in the recorded shapes; if the model lacks a weight that has a mask, or a mask
+            drops a weight that is not zero.
         UntraceableModelError: if ``torch.export`` refuses the model.
         CompactionError: if the smaller model does not run or does not compute the same.
 
@@ -166,7 +163,7 @@ def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     live = _masks(model, masks)
     _check_dropped_are_zero(model, live)
     if example_inputs is None:
-        args, kwargs = recorded_inputs(masks)
+        args, kwargs = recorded_inputs(model, masks)
     else:
         args, kwargs = tree_map_only(Tensor, _ordinary, as_arguments(example_inputs))
     structure = analyse(model, args, kwargs)
@@ -340,36 +337,6 @@ def _masks_of(
             )
         masks[name] = layer.mask
     return masks
-
-
-def recorded_inputs(masks: Masks) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a small batch in the shapes of the first training input.
-
-    Raises:
-        ValueError: if no input is recorded yet.
-    """
-    inputs = masks.example_inputs() if isinstance(masks, SparseOptimizer) else None
-    if inputs is None:
-        raise ValueError(
-            "compact() has no input yet: pass some, as example_inputs=, or call it after the "
-            "first training step of an optimizer that was given the model."
-        )
-    tensors = (one for one in tree_leaves(inputs) if isinstance(one, Tensor) and one.dim() > 0)
-    first = next(tensors, None)
-    batch = None if first is None else len(first)
-    args, kwargs = tree_map(functools.partial(_few_random_samples, batch), inputs)
-    return args, kwargs
-
-
-def _few_random_samples(batch: int | None, value: Any) -> Any:
-    """Return a few samples of a tensor of ``batch`` samples, and all of another, such as a mask."""
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return value
-    few = value[:SAMPLES] if len(value) == batch else value
-    if not few.is_floating_point():
-        return few
-    noise = normal(few.shape, torch.Generator().manual_seed(0))
-    return noise.to(few.device, few.dtype)
 
 
 def _kept(structure: Structure, removed: Any) -> dict[str, dict[int, Tensor]]:
