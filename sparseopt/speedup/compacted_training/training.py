@@ -57,8 +57,8 @@ class CompactedTraining:
         inputs: the spelling of 0.1.0 for positional example inputs, deprecated.
         example_inputs: inputs of the model, the batch first, on which both models are compared
             once: a tensor, a tuple of positional inputs, a mapping of keyword inputs, or a pair of
-            both. By default random numbers in the shapes of the first training step, after which
-            the model becomes smaller.
+            both. By default the inputs of the first training step, with random numbers for
+            floating-point numbers. Then the model becomes smaller after that step.
         keywords: the spelling of 0.1.0 for keyword example inputs, deprecated.
 
     Raises:

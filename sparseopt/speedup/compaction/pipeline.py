@@ -66,7 +66,8 @@ def compact(
         inputs: the spelling of 0.1.0 for positional example inputs, deprecated.
         example_inputs: inputs of the model, the batch first: a tensor, a tuple of positional
             inputs, a mapping of keyword inputs, or a pair of both. BatchNorm needs at least two
-            samples. By default random numbers in the shapes of the first training step.
+            samples. By default the inputs of the first training step, with random numbers for
+            floating-point numbers.
         keywords: the spelling of 0.1.0 for keyword example inputs, deprecated.
 
     Returns:
