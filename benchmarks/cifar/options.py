@@ -10,6 +10,7 @@ from benchmarks.cifar.config import PRESETS, Protocol, load_protocols
 from benchmarks.cifar.grid import MAIN, Choices
 from benchmarks.cifar.methods import RECIPES
 from benchmarks.cifar.settings import ProtocolError, build, meant
+from benchmarks.common.arguments import positive
 from sparseopt import available_distributions
 
 DESCRIPTION = """\
@@ -77,10 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
     files("--out", metavar="DIR", type=Path, default=Path("results", "cifar"), help=OUT)
     group = parser.add_argument_group("how to run it")
     where = group.add_mutually_exclusive_group().add_argument
-    where("--workers", metavar="N", type=_positive, default=1, help=WORKERS)
+    where("--workers", metavar="N", type=positive, default=1, help=WORKERS)
     where("--cluster", metavar="ADDRESS", help=CLUSTER)
     how = group.add_argument
-    how("--threads", metavar="N", type=_positive, help=THREADS)
+    how("--threads", metavar="N", type=positive, help=THREADS)
     how("--cuda-graphs", action="store_true", help=CUDA_GRAPHS)
     how("--dry-run", action="store_true", help=DRY_RUN)
     how("--report-only", action="store_true", help="rebuild the report from DIR/results.jsonl")
@@ -125,9 +126,3 @@ def _narrowed(protocol: Protocol, options: argparse.Namespace) -> Protocol:
         return protocol.model_copy(update={"choices": build(Choices, choices)})
     except ProtocolError as error:
         raise ProtocolError(f"--{error}") from None
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
