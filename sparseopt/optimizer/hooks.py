@@ -105,7 +105,7 @@ class ModelHooks:
         if may_be_sharded_later():
             self._handles.append(before_first_forward(model, first_forward))
         if self._updater.method.prepares_forward:
-            preparing = _Preparing(self._prepare_forward)
+            preparing = _Preparing(self._updater.prepare_forward, self.flag)
             self._handles.append(call_before_forward(model, preparing))
             undoing = CallWithoutArguments(self.undo_preparation)
             # Users also save the module inside DistributedDataParallel.
@@ -129,10 +129,6 @@ class ModelHooks:
         """
         if self._updater.is_prepared and not are_finite(gradients()):
             self.undo_preparation()
-
-    def _prepare_forward(self, model: nn.Module) -> None:
-        self.flag.awaits_backward = True
-        self._updater.prepare_forward(model)
 
     def hold(self, holder: Holder) -> None:
         """End ``holder`` when the hooks are removed.
@@ -227,7 +223,18 @@ class _Preparing(WeakHook):
     """Calls a method with the model before each training forward pass.
 
     It does not do so for a pass without gradients, in evaluation mode or for an export.
+
+    Args:
+        prepare: the method.
+        flag: notes that ``backward()`` will need the weights of this pass.
     """
+
+    def __init__(self, prepare: Callable[..., Any], flag: GradientFlag) -> None:
+        super().__init__(prepare)
+        self._flag = flag
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_flag": GradientFlag()}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         # An exported or traced graph must describe the unprepared model.
@@ -238,6 +245,7 @@ class _Preparing(WeakHook):
 
     @disable_dynamo
     def _prepare(self, module: nn.Module) -> None:
+        self._flag.awaits_backward = True
         self.act(module)
 
 

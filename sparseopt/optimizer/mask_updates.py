@@ -79,7 +79,7 @@ class MaskUpdater:
         self._may_be_overdue = False
         self.is_prepared = False
         self._prepared_step: int | None = None
-        self._numbers_before = progress.generator.get_state()
+        self._numbers_before: Tensor | None = None
         self._is_checked = False
         self._warned: set[str] = set()
 
@@ -207,6 +207,7 @@ class MaskUpdater:
         """
         if self.is_prepared:
             self._end_preparation()
+            assert self._numbers_before is not None
             self.progress.generator.set_state(self._numbers_before)
 
     def _end_preparation(self) -> None:

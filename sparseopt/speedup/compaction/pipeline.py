@@ -244,7 +244,7 @@ class _Cut:
         """Cut a copy, and change the numbers in its attributes that have to change."""
         removal = decide_removal(structure, uses)
         kept = _kept(structure, removal.removed)
-        smaller = cut(model, kept, removal.folds, numbers={})
+        smaller = cut(model, kept, removal.folds)
         numbers = new_numbers(model, structure.groups, kept)
         chosen = attributes_to_change(smaller, numbers, lambda: agreement.check(smaller))
         set_numbers(smaller, only(smaller, numbers, chosen))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sparseopt.speedup.compaction.fewer_heads import FewerHeads, with_fewer_heads
 from sparseopt.speedup.compaction.removal import Fold
-from sparseopt.speedup.compaction.written_numbers import Numbers, set_numbers
 from sparseopt.utils.hooks import copy_without_hooks
 
 __all__ = ["Kept", "cut", "put_sizes_back", "resize", "shrunk", "sizes_of"]
@@ -39,14 +38,12 @@ _SIZES: Final = (
 _CLASS: Final = "__class__"
 
 
-def cut(model: nn.Module, kept: Kept, folds: list[Fold], numbers: Numbers) -> nn.Module:
+def cut(model: nn.Module, kept: Kept, folds: list[Fold]) -> nn.Module:
     """Return a copy of ``model`` with parameters and buffers cut, and constants in biases.
 
-    ``numbers`` has the new values of attributes of its modules. The copy has neither gradients nor
-    the optimizer's hooks.
+    The copy has neither gradients nor the optimizer's hooks.
     """
     smaller = _copy(model)
-    set_numbers(smaller, numbers)
     kept = {**kept, **_fold(smaller, folds, kept)}
     replaced: dict[Tensor, Tensor] = {}
     for path, module in smaller.named_modules():
