@@ -1,5 +1,6 @@
 """The benchmark of whole neurons and heads: it trains, times, resumes and reports."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -21,6 +22,20 @@ TINY = ["--width", "64", "--depth", "1", "--batch-size", "700", "--threads", "1"
 
 def accuracy(folder, *options):
     return main(["accuracy", *TINY, "--seeds", "0", "--out", str(folder), *options])
+
+
+@contextlib.contextmanager
+def stopped_after_an_epoch(monkeypatch):
+    """Stop the run in this block as soon as it has been saved."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        saved = Run._save
+        patched.setattr(Run, "_save", lambda run, path: (saved(run, path), stop()))
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def test_every_method_is_trained_and_reported(tmp_path):
@@ -156,14 +171,8 @@ def test_run_that_was_stopped_is_the_uninterrupted_one(tmp_path, monkeypatch):
     chosen = ("--methods", "rigl-struct", "--epochs", "3")
     accuracy(tmp_path / "whole", *chosen)
 
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        saved = Run._save
-        patched.setattr(Run, "_save", lambda run, path: (saved(run, path), stop()))
-        with pytest.raises(KeyboardInterrupt):
-            accuracy(tmp_path / "stopped", *chosen)
+    with stopped_after_an_epoch(monkeypatch):
+        accuracy(tmp_path / "stopped", *chosen)
     accuracy(tmp_path / "stopped", *chosen)
     losses = [
         [

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.common.environment import describe_environment
 from benchmarks.structured.cli import build_parser, main
-from benchmarks.structured.training import Run
+from tests.benchmarks.test_structured import stopped_after_an_epoch
 
 TINY = ["--width", "64", "--depth", "1", "--batch-size", "700", "--threads", "1", "--epochs", "2"]
 
@@ -115,14 +115,8 @@ def test_result_is_kept_if_only_options_differ_that_can_not_change_it(tmp_path):
 def test_stopped_run_is_not_continued_with_other_options(
     tmp_path, monkeypatch, capsys, options, message
 ):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        saved = Run._save
-        patched.setattr(Run, "_save", lambda run, path: (saved(run, path), stop()))
-        with pytest.raises(KeyboardInterrupt):
-            accuracy(tmp_path, "--methods", "dense")
+    with stopped_after_an_epoch(monkeypatch):
+        accuracy(tmp_path, "--methods", "dense")
     checkpoint = tmp_path / "checkpoints" / "accuracy-dense-0"
     assert accuracy(tmp_path, "--methods", "dense", *options) == 1
     assert f"{checkpoint} was made with {message}: " in capsys.readouterr().err
