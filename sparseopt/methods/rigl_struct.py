@@ -16,12 +16,12 @@ from sparseopt.methods.registry import register_method
 from sparseopt.methods.update import Move, Rewiring, Update
 from sparseopt.structured.channel_groups import (
     KINDS,
+    MAKERS,
     ChannelGroup,
     Kinds,
     find_channel_groups,
 )
 from sparseopt.structured.channel_masks import (
-    MAKERS,
     WEIGHTS,
     canonical_groups,
     changed_masks,

@@ -21,6 +21,7 @@ from sparseopt.utils.wrappers import unwrapped
 
 __all__ = [
     "KINDS",
+    "MAKERS",
     "ChannelGroup",
     "ChannelSlice",
     "Kinds",
@@ -31,6 +32,8 @@ __all__ = [
 
 #: Channels of convolutions, hidden neurons of linear layers, heads of attention.
 KINDS: Final = ("channel", "neuron", "head")
+#: Roles of weights that produce a channel's values.
+MAKERS: Final = ("producer", "grouped", "tied")
 #: Some kinds, or a share of live channels for each of some kinds.
 Kinds = Sequence[str] | Mapping[str, float] | None
 
@@ -243,7 +246,7 @@ def _role(noted: Sequence[str]) -> str:
 def _kind(group: ChannelGroup, atoms: CoupledIndices, *, is_head: bool) -> str:
     if is_head:
         return "head"
-    ranks = [atoms.rank(place.name) for place in group.slices_of("producer", "grouped", "tied")]
+    ranks = [atoms.rank(place.name) for place in group.slices_of(*MAKERS)]
     return "channel" if max(ranks, default=0) > 2 else "neuron"
 
 
@@ -260,5 +263,5 @@ def _group(
         )
         for name, dim in members[0]
     )
-    named = [part.name for part in slices if part.role in {"producer", "grouped", "tied"}]
+    named = [part.name for part in slices if part.role in MAKERS]
     return ChannelGroup((named or [slices[0].name])[0], len(members), slices, blocked)

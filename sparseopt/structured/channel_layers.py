@@ -17,9 +17,8 @@ from sparseopt.masks.initial import masks_by_layer
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.topk import largest
 from sparseopt.structured.channel_counts import channel_counts, share_count
-from sparseopt.structured.channel_groups import KINDS, ChannelGroup, Kinds
+from sparseopt.structured.channel_groups import KINDS, MAKERS, ChannelGroup, Kinds
 from sparseopt.structured.channel_masks import (
-    MAKERS,
     WEIGHTS,
     changed_masks,
     live_channels,

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from sparseopt.distributed.dtensor import is_sharded
-from sparseopt.structured.channel_groups import ChannelGroup, ChannelSlice
+from sparseopt.structured.channel_groups import MAKERS, ChannelGroup, ChannelSlice
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = [
-    "MAKERS",
     "WEIGHTS",
     "Part",
     "canonical_groups",
@@ -26,8 +25,6 @@ __all__ = [
     "refuse_sharded",
 ]
 
-#: Roles of weights that produce a channel's values.
-MAKERS: Final = ("producer", "grouped", "tied")
 #: Roles of weights that every channel needs: weights that produce it, and weights that consume it.
 WEIGHTS: Final = (*MAKERS, "consumer")
 

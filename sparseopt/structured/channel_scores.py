@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sparseopt.structured.channel_groups import ChannelGroup
-from sparseopt.structured.channel_masks import MAKERS, Part, parts_of
+from sparseopt.structured.channel_groups import MAKERS, ChannelGroup
+from sparseopt.structured.channel_masks import Part, parts_of
 
 __all__ = ["gradient_score", "magnitude"]
 

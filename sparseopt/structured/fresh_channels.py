@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sparseopt.masks.layer import SparseLayer
-from sparseopt.structured.channel_groups import ChannelGroup, ChannelSlice
-from sparseopt.structured.channel_masks import MAKERS, live_along, live_channels, mask_from
+from sparseopt.structured.channel_groups import MAKERS, ChannelGroup, ChannelSlice
+from sparseopt.structured.channel_masks import live_along, live_channels, mask_from
 from sparseopt.utils.random import normal
 
 __all__ = ["put_fresh_channels"]

@@ -26,7 +26,8 @@ from sparseopt.speedup.compaction.written_numbers import (
 )
 from sparseopt.speedup.equivalence import Agreement
 from sparseopt.structured import ChannelGroup
-from sparseopt.structured.channel_masks import MAKERS, live_channels
+from sparseopt.structured.channel_groups import MAKERS
+from sparseopt.structured.channel_masks import live_channels
 from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.example_inputs import as_arguments, with_old_inputs
 from sparseopt.utils.hooks import CallWithoutArguments

@@ -14,14 +14,14 @@ from sparseopt.speedup.compaction.consumers import Flags, Use
 from sparseopt.speedup.compaction.propagation_rules import factors, is_sum
 from sparseopt.speedup.compaction.removal import Removal
 from sparseopt.speedup.compaction.report import CompactionReport, LayerSizes, Remaining
-from sparseopt.structured.channel_groups import Structure
+from sparseopt.structured.channel_groups import MAKERS, Structure
 from sparseopt.structured.graph.calls import Labelling
 from sparseopt.structured.graph.tracing import operator_name
 
 __all__ = ["make_report"]
 
 Axis = tuple[str, int]
-_MAKES = frozenset({"producer", "grouped", "tied"})
+_MAKES = frozenset(MAKERS)
 _READS = frozenset({"consumer", "tied"})
 
 

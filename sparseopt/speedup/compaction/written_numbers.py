@@ -16,8 +16,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from sparseopt.structured.channel_groups import ChannelGroup
-from sparseopt.structured.channel_masks import MAKERS
+from sparseopt.structured.channel_groups import MAKERS, ChannelGroup
 from sparseopt.utils.errors import CompactionError
 
 __all__ = [
