@@ -1,13 +1,15 @@
 """The benchmark of whole neurons and heads: it trains, times, resumes and reports."""
 
 import contextlib
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.structured import report, timing
+from benchmarks.structured import report, timing, training
 from benchmarks.structured.accuracy import epochs_of
 from benchmarks.structured.cli import build_parser, main
 from benchmarks.structured.inference import trained_network
@@ -22,6 +24,13 @@ TINY = ["--width", "64", "--depth", "1", "--batch-size", "700", "--threads", "1"
 
 def accuracy(folder, *options):
     return main(["accuracy", *TINY, "--seeds", "0", "--out", str(folder), *options])
+
+
+@pytest.fixture(autouse=True)
+def _every_epoch_takes_a_second(monkeypatch):
+    """Otherwise the machine decides how many epochs `rigl-same-time` trains."""
+    seconds = itertools.count()
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
 
 
 @contextlib.contextmanager
@@ -43,6 +52,7 @@ def test_every_method_is_trained_and_reported(tmp_path):
     records = {
         name: json.loads((tmp_path / f"accuracy-{name}-0.json").read_text()) for name in METHODS
     }
+    assert all(len(run["epochs"]) == 3 for run in records.values())
     assert records["rigl-struct"]["heads"] == [1]
     assert records["rigl-struct"]["neurons"] == [64]
     assert records["rigl-struct"]["compacted_parameters"] == records["thinner"]["parameters"]
