@@ -29,7 +29,8 @@ from benchmarks.cifar.train import run_on_noise
 from benchmarks.cifar.worker import Setup
 from benchmarks.common.environment import describe_environment
 from benchmarks.common.formats import FORMATS, placed
-from benchmarks.common.rounds import MILLI, Quartiles, Rounds, quartiles
+from benchmarks.common.rounds import Quartiles, Rounds, quartiles
+from benchmarks.common.units import MILLI
 from sparseopt import SparseOptimizer, compact, condense
 from sparseopt.speedup import timing
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -73,15 +72,20 @@ def _hardware(environment: dict[str, Any]) -> str:
 
 def processor_name() -> str:
     """The processor's marketing name and its family, where the system provides them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        first, *_ = cpuinfo.read_text().split("\n\n")
-        facts = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in first.splitlines())
-        if "model name" in facts:
-            family = facts.get("cpu family")
-            # The names in virtual machines lack the number that distinguishes generations.
-            return facts["model name"] + (f" (family {family})" if family else "")
+    facts = processor_facts()
+    if "model name" in facts:
+        family = facts.get("cpu family")
+        # The names in virtual machines lack the number that distinguishes generations.
+        return facts["model name"] + (f" (family {family})" if family else "")
     return platform.processor() or platform.machine()
+
+
+def processor_facts() -> dict[str, str]:
+    """Linux's facts about the first processor, by name; empty on other systems."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def git_commit() -> str | None:

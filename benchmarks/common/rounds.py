@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import pandas as pd
 
+from benchmarks.common.units import MILLI
 from sparseopt.speedup.timing import in_turn
 
 #: The seconds of each phase, for one contender in one round.
@@ -16,8 +17,6 @@ Sample = dict[str, float]
 Quartiles = dict[str, float] | None
 
 Item = TypeVar("Item")
-
-MILLI = 1e3
 
 
 class Rounds:

@@ -25,6 +25,7 @@ from benchmarks.cifar.models import WideResNet
 from benchmarks.common.arguments import density, positive
 from benchmarks.common.start import INSTALL
 from benchmarks.common.tables import paragraph, table_of
+from benchmarks.common.units import MILLI
 from benchmarks.speed.kernels.machine import (
     about_machine,
     file_suffix,
@@ -32,7 +33,7 @@ from benchmarks.speed.kernels.machine import (
     kind_of,
 )
 from benchmarks.speed.kernels.report import processor_of
-from benchmarks.speed.records import MILLI, Record, made_with
+from benchmarks.speed.records import Record, made_with
 from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.workloads import Gpt, VisionTransformer, layers_of
 from sparseopt import SparseOptimizer, condense, save_sparse

@@ -12,11 +12,10 @@ import torch
 
 from benchmarks.common.arguments import density, positive
 from benchmarks.common.environment import machines, measured_on
+from benchmarks.common.units import MILLI
 from sparseopt.speedup.timing import time_in_turn
 
 Record = dict[str, Any]
-
-MILLI = 1e3
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.common import arguments
 from benchmarks.common.environment import describe_environment
 from benchmarks.common.formats import precisions_of
-from benchmarks.speed.records import MILLI
+from benchmarks.common.units import MILLI
 from benchmarks.structured.models import HEAD_DIM, GPTBlocks, Shape, ViT, shape_of
 from benchmarks.structured.records import Record, Settings, read_results, refuse_other
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact

@@ -6,11 +6,10 @@ import ctypes
 import importlib.metadata
 import os
 import sys
-from pathlib import Path
 
 import torch
 
-from benchmarks.common.environment import processor_name
+from benchmarks.common.environment import processor_facts, processor_name
 from benchmarks.speed.records import Record
 from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels import build
@@ -66,23 +65,15 @@ def file_suffix(about: Record) -> str:
     return "".join(f"-{part}" for part in parts)
 
 
-def _cpuinfo() -> dict[str, str]:
-    """Linux's facts about the first processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
 def _generation() -> str:
     """Family and model; in virtual machines, processors of all generations may have one name."""
-    found = _cpuinfo()
+    found = processor_facts()
     numbers = (found.get("cpu family", ""), found.get("model", ""))
     return "family {}, model {}".format(*numbers) if all(numbers) else ""
 
 
 def _flags() -> list[str]:
-    found = _cpuinfo()
+    found = processor_facts()
     return sorted(FLAGS & set((found.get("flags") or found.get("Features", "")).split()))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from benchmarks.common.units import MILLI
 from benchmarks.speed.kernels.implementations import OURS, Contender, dense, ours
 from benchmarks.speed.kernels.layers import Layer
 from benchmarks.speed.kernels.peers import peers
@@ -22,7 +23,6 @@ HOPELESS = 1.5
 SHORTEST = 2e-3
 #: The shortest time, in seconds, that is used to compute the number of repetitions.
 RESOLUTION = 1e-7
-MILLI = 1e3
 
 
 def measure_layer(

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from benchmarks.common.arguments import density, positive
 from benchmarks.common.formats import precisions_of
+from benchmarks.common.units import MILLI
 from benchmarks.speed.kernels.machine import about_machine, file_suffix, keep_freed_memory
-from benchmarks.speed.kernels.measuring import MILLI, quartiles
+from benchmarks.speed.kernels.measuring import quartiles
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.workloads import WORKLOADS, Workload, layers_of
 from sparseopt import SparseOptimizer, SpeedUp, speed_up
