@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Final
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "no_attention_fast_path",
+    "no_detection_of_causal_masks",
     "no_key_value_cache",
     "preserve_attributes",
     "preserve_buffers",
@@ -20,6 +22,8 @@ __all__ = [
     "preserve_random_state",
 ]
 
+#: The argument of torch's stacks of layers that says whether their mask is causal.
+_CAUSAL_HINTS: Final = {nn.TransformerEncoder: "is_causal", nn.TransformerDecoder: "tgt_is_causal"}
 #: The attributes of every module, such as its parameters and hooks.
 _OF_TORCH: Final = frozenset(vars(nn.Module()))
 
@@ -48,6 +52,31 @@ def no_attention_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def no_detection_of_causal_masks(model: nn.Module) -> Iterator[None]:
+    """Let torch's encoders and decoders use their masks in this block without reading the values.
+
+    Left to themselves, they compare the mask with a causal one, which has no graph. The result is
+    the same: a causal mask that is named as such merely needs no memory.
+    """
+
+    def use_mask(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hint = next(name for kind, name in _CAUSAL_HINTS.items() if isinstance(module, kind))
+        given = inspect.signature(module.forward).bind(*args, **kwargs)
+        if given.arguments.get(hint) is None:
+            given.arguments[hint] = False
+        return given.args, given.kwargs
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, tuple(_CAUSAL_HINTS)):
+                handle = module.register_forward_pre_hook(use_mask, with_kwargs=True)
+                stack.callback(handle.remove)
+        yield
 
 
 @contextmanager

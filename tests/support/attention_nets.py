@@ -180,6 +180,31 @@ def _bert() -> nn.Module:
     return BertForSequenceClassification(config)
 
 
+class CausalEncoder(nn.Module):
+    """Torch's encoder with a causal mask that is not named as such."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = _encoder()
+
+    def forward(self, x):
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+        return self.head(self.encoder(x, mask))
+
+
+class CausalTransformer(nn.Module):
+    """Torch's encoder and decoder, with a causal mask in the decoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.transformer = nn.Transformer(16, 4, 1, 1, 24, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, source, target):
+        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
+        return self.head(self.transformer(source, target, tgt_mask=mask))
+
+
 GENERATION = {**WORDS, "use_cache": False}
 TRANSFORMERS = {
     "own, view": Transformer(lambda: OwnViT("view"), 1, 4, 20, IMAGES),
@@ -187,6 +212,7 @@ TRANSFORMERS = {
     "own, split": Transformer(lambda: OwnViT("split"), 1, 4, 20, IMAGES),
     "vit": Transformer(_vit, 2, 4, 24, IMAGES),
     "encoder": Transformer(_encoder, 2, 4, 24, SEQUENCES),
+    "causal encoder": Transformer(CausalEncoder, 2, 4, 24, SEQUENCES),
     "gpt2": Transformer(_gpt2, 2, 4, 64, kwargs=GENERATION, output="logits"),
     "llama": Transformer(_llama, 2, 4, 24, kwargs=GENERATION, output="logits"),
     "bert": Transformer(_bert, 2, 4, 24, kwargs=WORDS, output="logits"),

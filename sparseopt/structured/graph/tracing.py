@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from sparseopt.utils.errors import UntraceableModelError
 from sparseopt.utils.probe import (
     no_attention_fast_path,
+    no_detection_of_causal_masks,
     no_key_value_cache,
     preserve_model_state,
 )
@@ -64,7 +65,12 @@ def trace(
     Raises:
         UntraceableModelError: if ``torch.export`` refuses the model.
     """
-    with preserve_model_state(model), no_attention_fast_path(), no_key_value_cache(model):
+    with (
+        preserve_model_state(model),
+        no_attention_fast_path(),
+        no_detection_of_causal_masks(model),
+        no_key_value_cache(model),
+    ):
         model.train(training)
         try:
             program = torch.export.export(model, args, dict(kwargs), strict=False)

@@ -9,7 +9,7 @@ from torch import nn
 
 from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact
 from sparseopt.speedup.compaction.fewer_heads import FewerHeads
-from tests.support.attention_nets import TRANSFORMERS, Transformer
+from tests.support.attention_nets import TRANSFORMERS, CausalTransformer, Transformer
 
 
 def halved(model, example_inputs):
@@ -206,6 +206,17 @@ def test_encoder_with_fewer_heads_takes_padding_in_evaluation():
     padding[0, 3:] = True
     expected, found = model.eval()(x, padding), smaller.eval()(x, padding)
     torch.testing.assert_close(found[~padding], expected[~padding], rtol=1e-4, atol=1e-5)
+
+
+def test_attention_to_another_sequence_loses_heads_too():
+    model, inputs = CausalTransformer(), (torch.randn(2, 7, 16), torch.randn(2, 5, 16))
+    optimizer = halved(model, inputs)
+    smaller = compact(model, optimizer, example_inputs=inputs).model
+    (decoder,) = smaller.transformer.decoder.layers
+    assert [decoder.self_attn.num_heads, decoder.multihead_attn.num_heads] == [2, 2]
+    assert decoder.linear1.out_features == 12
+    longer = torch.randn(2, 9, 16), torch.randn(2, 6, 16)
+    torch.testing.assert_close(smaller(*longer), model(*longer))
 
 
 class Masked(nn.Module):
