@@ -9,6 +9,7 @@ every call would always follow the same other call.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ Result = TypeVar("Result")
 _CLOCKS: Final = get_args(Clock)
 #: The shortest time, in seconds, that is used to compute the number of repetitions.
 _RESOLUTION: Final = 1e-9
+#: A call of at least this many seconds can be hopeless; shorter ones cost little, and vary more.
+_LONG: Final = 0.25
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def time_in_turn(
     device: torch.device | str,
     warmup: int = 1,
     shortest: float = 0.0,
+    hopeless: float = math.inf,
     clock: Clock = "wall",
     seed: int = 0,
 ) -> dict[str, Timing]:
@@ -113,6 +117,9 @@ def time_in_turn(
             the measurement, as often as the time of its last warm-up call requires, and the time is
             divided by the number of repetitions. Use two warm-up calls then, because the first is
             seldom as fast as later ones.
+        hopeless: A call of a quarter of a second or more that takes this many times as long as the
+            fastest call in the first round is not made again: its time in this round stands for all
+            rounds.
         clock: ``"wall"``, or ``"thread"`` for the CPU time of the calling thread. The latter leaves
             out the time in which another process has the core, but also all other threads: use it
             with one thread, on the CPU.
@@ -123,7 +130,8 @@ def time_in_turn(
 
     Raises:
         ValueError: If ``rounds`` is below 1, ``warmup`` or ``shortest`` below 0, ``shortest`` is
-            above 0 without a warm-up call, or ``clock`` is unknown or does not suit the device.
+            above 0 without a warm-up call, ``hopeless`` is not above 1, or ``clock`` is unknown or
+            does not suit the device.
 
     Example:
         >>> x = torch.ones(100, 100)
@@ -142,10 +150,19 @@ def time_in_turn(
         raise ValueError(f"shortest={shortest} must be 0 or more seconds")
     if shortest > 0 and warmup == 0:
         raise ValueError(f"shortest={shortest} needs a warm-up call to tell how often to repeat")
+    if not hopeless > 1:
+        raise ValueError(f"hopeless={hopeless} must be above 1")
     measures = {
         name: _measure(call, place, warmup, shortest, clock) for name, call in calls.items()
     }
-    measured = in_turn(measures, rounds=rounds, seed=seed)
+    (first,) = measured = in_turn(measures, rounds=min(rounds, 1), seed=seed)
+    if rounds > 1:
+        left = {
+            name: measure
+            for name, measure in measures.items()
+            if first[name] < _LONG or first[name] < hopeless * min(first.values())
+        }
+        measured += [{**first, **more} for more in in_turn(left, rounds=rounds - 1, seed=seed + 1)]
     return {name: Timing(tuple(results[name] for results in measured)) for name in calls}
 
 

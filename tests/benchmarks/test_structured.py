@@ -19,7 +19,10 @@ from benchmarks.structured.records import ResultsError
 from benchmarks.structured.report import accuracy_rows, average, fastest_of, short_time_rows
 from benchmarks.structured.training import Run
 
-TINY = [*"--width 64 --depth 1 --images 64 --batch-size 32 --threads 1 --delta-t 1".split()]
+TINY = [
+    *["--width", "64", "--depth", "1", "--images", "64", "--batch-size", "32"],
+    *["--threads", "1", "--delta-t", "1"],
+]
 
 
 def accuracy(folder, *options):

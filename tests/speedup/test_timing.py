@@ -57,6 +57,23 @@ def test_short_calls_are_repeated_within_a_measurement_and_long_ones_are_not(clo
     assert called == {"short": 2 + 2 * 4, "long": 2 + 2}
 
 
+def test_hopeless_calls_are_made_in_the_first_round_only(clock):
+    calls = {
+        "fast": clock.taking(0.125, 0.25, 0.25, 0.75),
+        "slow": clock.taking(0.5),
+        "hopeless": clock.taking(9.0, 1.0, 4.0),
+    }
+    times = time_in_turn(calls, rounds=3, device="cpu", hopeless=4.0)
+    assert times == {
+        "fast": Timing((0.25, 0.25, 0.75)),
+        "slow": Timing((0.5, 0.5, 0.5)),
+        "hopeless": Timing((1.0, 1.0, 1.0)),
+    }
+    short = {"fast": clock.taking(0.0), "slow": clock.taking(0.125, 0.125, 0.0625)}
+    times = time_in_turn(short, rounds=2, device="cpu", hopeless=4.0)
+    assert times["slow"] == Timing((0.125, 0.0625))
+
+
 def test_every_measure_is_called_once_a_round_and_the_order_changes():
     called = []
 
@@ -116,6 +133,7 @@ def test_time_of_a_thread_leaves_out_waiting():
         ({"rounds": 1, "warmup": -1}, "warmup=-1 must be 0 or more"),
         ({"rounds": 1, "shortest": -0.5}, "shortest=-0.5 must be 0 or more"),
         ({"rounds": 1, "shortest": 1e-3, "warmup": 0}, "needs a warm-up call"),
+        ({"rounds": 1, "hopeless": 1.0}, "hopeless=1.0 must be above 1"),
         ({"rounds": 1, "clock": "cpu"}, "clock='cpu' is unknown; choose from 'wall', 'thread'"),
         ({"rounds": 1, "clock": "thread", "device": "cuda"}, "device='cuda'.*clock='wall'"),
     ],

@@ -40,6 +40,9 @@ __all__ = ["Measured", "TimedLayer", "fastest", "measure"]
 
 _LAYER_ROUNDS: Final = 3
 _MODEL_ROUNDS: Final = 5
+#: A pass that takes this many times as long as another is not measured again. On a processor
+#: without instructions for bf16, for example, torch's convolutions take 20 times as long as ours.
+_HOPELESS: Final = 4.0
 
 #: A function that times calls, given by name, in a number of rounds.
 Timer = Callable[[Mapping[str, Callable[[], Any]], int], dict[str, Timing]]
@@ -198,7 +201,14 @@ def fastest(times: Mapping[str, Timing]) -> str:
 
 
 def _timed_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
-    return time_in_turn(calls, rounds=rounds, device="cpu", warmup=1, clock=clock_of("cpu"))
+    return time_in_turn(
+        calls,
+        rounds=rounds,
+        device="cpu",
+        warmup=1,
+        hopeless=_HOPELESS,
+        clock=clock_of("cpu"),
+    )
 
 
 def _inputs_of_layers(
