@@ -216,8 +216,9 @@ def live_counts(
             density to the density of each layer, or a mapping from keys to a density, a name or a
             function. A key is a layer's name, a module's name or a pattern (``"encoder.*"``). If
             several keys fit a layer, names win over patterns, an inner module wins over an outer
-            one, and the last pattern wins over earlier ones. Layers that share a distribution meet
-            ``density`` together. Each layer that no key fits has the density ``density``.
+            one, and the last pattern wins over earlier ones. The layers of one key meet ``density``
+            together. With ``"uniform"``, the model's first layer is dense if the key fits it. Each
+            layer that no key fits has the density ``density``.
         overrides: layers with a density of their own. ``init`` distributes each such density among
             the layers that share it. A density in a mapping wins over an override.
         stacks: the weights that are a stack of matrices along their first dimension, as the gates
@@ -240,7 +241,7 @@ def live_counts(
     check_density("density", density)
     overrides, stacks = dict(overrides or {}), dict(stacks or {})
     if not isinstance(init, Mapping):
-        densities = _spread(_as_distribution(init), shapes, density, overrides, stacks)
+        densities = _spread(_as_distribution(init), shapes, density, overrides, stacks, shapes)
     else:
         densities = {name: overrides.get(name, density) for name in shapes}
         for choice, names in _resolve(init, shapes):
@@ -249,7 +250,7 @@ def live_counts(
             else:
                 members = {name: shapes[name] for name in names}
                 own = {name: overrides[name] for name in names if name in overrides}
-                densities.update(_spread(choice, members, density, own, stacks))
+                densities.update(_spread(choice, members, density, own, stacks, shapes))
     return {
         name: max(1, round(check_density(f"init[{name!r}]", densities[name]) * math.prod(shape)))
         for name, shape in shapes.items()
@@ -306,11 +307,16 @@ def _spread(
     density: float,
     overrides: Mapping[str, float],
     stacks: Mapping[str, int],
+    model: Shapes,
 ) -> dict[str, float]:
-    """Return the density of each layer; layers with the same density are distributed together."""
+    """Return the density of each layer; layers with the same density are distributed together.
+
+    The layers to spread over are in ``shapes``, and all layers of the model in ``model``.
+    """
     if distribution is uniform:
-        # If the first layer has a density of its own, it is not dense, and no other layer is.
-        return {**uniform(shapes, density), **overrides}
+        # If the model's first layer has a density of its own, it is not dense, and no other is.
+        in_model = uniform(model, density)
+        return {name: overrides.get(name, in_model[name]) for name in shapes}
     by_density: dict[float, dict[str, Sequence[int]]] = {}
     for name, shape in shapes.items():
         by_density.setdefault(overrides.get(name, density), {})[name] = shape

@@ -83,6 +83,22 @@ def test_uniform_keeps_the_first_layer_dense_without_making_up_for_it():
     assert optimizer.density > 0.1
 
 
+@pytest.mark.parametrize(
+    ("init", "densities"),
+    [
+        ({"*": "uniform"}, [1.0, 0.1, 0.1, 0.1]),
+        ({"0": "uniform", "1": "uniform", "2": uniform, "3": "uniform"}, [1.0, 0.1, 0.1, 0.1]),
+        ({"0": 0.5, "*": "uniform"}, [0.5, 0.1, 0.1, 0.1]),
+        ({"3": "uniform"}, [0.1, 0.1, 0.1, 0.1]),
+        ({"[12]": "uniform", "[03]": "uniform"}, [1.0, 0.1, 0.1, 0.1]),
+    ],
+)
+def test_uniform_in_a_mapping_keeps_only_the_first_layer_of_the_model_dense(init, densities):
+    model = nn.Sequential(*(nn.Linear(10, 10) for _ in range(4)))
+    optimizer = wrap(model, init=init, density=0.1)
+    assert [layer.density for layer in optimizer.layers] == densities
+
+
 def test_every_layer_keeps_at_least_one_weight():
     model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 3), nn.Linear(3, 2))
     optimizer = wrap(model, init="uniform", density=0.001)

@@ -32,6 +32,7 @@ class Operations:
         dense: for each parameter, FLOPs with every weight live, without the bias.
         sparse: for each parameter, FLOPs with its mask, without the bias.
         bias: for each parameter, the additions of its layer's bias.
+        live_bias: the same without the entries of the bias that a mask drops.
         unnamed: FLOPs of weights that are computed from parameters without a mask, biases included.
     """
 
@@ -39,13 +40,15 @@ class Operations:
         self.dense: dict[str, float] = {}
         self.sparse: dict[str, float] = {}
         self.bias: dict[str, float] = {}
+        self.live_bias: dict[str, float] = {}
         self.unnamed = 0.0
 
-    def add(self, name: str, *, dense: float, sparse: float, bias: float) -> None:
+    def add(self, name: str, *, dense: float, sparse: float, bias: float, live_bias: float) -> None:
         """Add one operation."""
         self.dense[name] = self.dense.get(name, 0.0) + dense
         self.sparse[name] = self.sparse.get(name, 0.0) + sparse
         self.bias[name] = self.bias.get(name, 0.0) + bias
+        self.live_bias[name] = self.live_bias.get(name, 0.0) + live_bias
 
 
 def count_operations(
@@ -62,7 +65,7 @@ def count_operations(
     weight or of multiples of them. So modules used twice, parts of a packed projection and
     functional calls on a parameter are counted correctly, and products of two activations are not
     counted. A convolution takes ``2 * positions * live`` FLOPs. A linear map takes ``2 * rows *
-    live``, and one addition per row and output feature for its bias.
+    live``, and one addition per row and entry of its bias that no mask drops.
 
     The model is left as it was: training modes, buffers and random state are restored.
 
@@ -103,6 +106,11 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             weight
             for name, _ in model.named_parameters()
             for weight in _weights_of_bias(canonical_name(name))
+        }
+        self._live_biases = {
+            weight: float(mask.float().mean())
+            for name, mask in masks.items()
+            for weight in _weights_of_bias(name)
         }
 
     def __torch_dispatch__(
@@ -195,7 +203,13 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.operations.unnamed += 2.0 * uses * numel + bias
             return
         name, live = found
-        self.operations.add(name, dense=2.0 * uses * numel, sparse=2.0 * uses * live, bias=bias)
+        self.operations.add(
+            name,
+            dense=2.0 * uses * numel,
+            sparse=2.0 * uses * live,
+            bias=bias,
+            live_bias=bias * self._live_biases.get(name, 1.0),
+        )
 
 
 @contextmanager

@@ -218,7 +218,7 @@ def inference_report(operations: Operations, *, samples: int, density: float) ->
         LayerFlops(
             name=name,
             dense=(dense + operations.bias[name]) / samples,
-            sparse=(operations.sparse[name] + operations.bias[name]) / samples,
+            sparse=(operations.sparse[name] + operations.live_bias[name]) / samples,
         )
         for name, dense in operations.dense.items()
     )

@@ -127,11 +127,12 @@ def build_layers(
     Raises:
         NoSparseLayerError: if no weight can be sparse.
         TypeError: if a weight is of a kind that can't be masked.
-        ValueError: if a density or a name is wrong.
+        ValueError: if a density or a name is wrong, or a weight is on the meta device.
     """
     weights, overrides = weights_for(method, groups, model, config.sparse)
     if not weights:
         raise NoSparseLayerError(why_nothing(model))
+    _check_have_values(weights)
     if isinstance(method, RigLStruct):
         return _structured_layers(groups, model, config, method, generator)
     selected = selected_by(config.sparse, model)
@@ -147,6 +148,16 @@ def build_layers(
             ", ".join(weights),
         )
     return make_layers(weights, overrides, config, method, generator, model, groups)
+
+
+def _check_have_values(weights: Mapping[str, nn.Parameter]) -> None:
+    for name, weight in weights.items():
+        if weight.is_meta:
+            raise ValueError(
+                f"weight {name!r} is on the meta device and has no values yet: call "
+                "model.to_empty(device=...) and initialise the weights before the optimizer is "
+                "made."
+            )
 
 
 def check_keeps_zeros(

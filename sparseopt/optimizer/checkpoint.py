@@ -19,6 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.optimizer.checkpoint_matching import (
@@ -31,7 +32,7 @@ from sparseopt.optimizer.checkpoint_matching import (
 from sparseopt.optimizer.mask_updates import MaskUpdater
 from sparseopt.optimizer.progress import Progress
 from sparseopt.optimizer.saved_text import from_text, to_text
-from sparseopt.optimizer.state import StateBackend, with_own_memory
+from sparseopt.optimizer.state import StateBackend
 from sparseopt.utils.errors import CheckpointError
 
 __all__ = [
@@ -142,7 +143,7 @@ def attach(updater: MaskUpdater, *, named: bool, live_only: bool) -> dict[str, A
 
 
 def without_masks(backend: StateBackend) -> dict[str, Any]:
-    """Return a state dict that a plain optimizer loads; nothing changes.
+    """Return a state dict that a plain optimizer loads, with tensors of its own; nothing changes.
 
     Raises:
         RuntimeError: if a layer's weight is no longer in any param group.
@@ -155,13 +156,8 @@ def without_masks(backend: StateBackend) -> dict[str, Any]:
         for layer in backend.layers
         if layer.weight in inner.state
     }
-    # torch.save would write a view with the full tensor that it is a part of.
-    state = {
-        index: {name: with_own_memory(value) for name, value in entry.items()}
-        if isinstance(entry, dict)
-        else entry
-        for index, entry in {**state_dict["state"], **dense}.items()
-    }
+    # An optimizer that loads a state dict uses its tensors, and writes to them.
+    state = tree_map_only(Tensor, Tensor.clone, {**state_dict["state"], **dense})
     return {**state_dict, "state": state}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from sparseopt.optimizer.planned_moves import (
 )
 from sparseopt.optimizer.progress import Progress, UpdateRecord
 from sparseopt.optimizer.state.base import StateBackend
+from sparseopt.utils.probe import preserve_buffers
 
 __all__ = [
     "MaskUpdater",
@@ -192,7 +194,10 @@ class MaskUpdater:
         if self.is_prepared or not self.is_due:
             return
         self._numbers_before, step = self.progress.generator.get_state(), self.progress.steps + 1
-        self.method.prepare_forward(model, self._about(step))
+        # If it was prepared before, forward passes since then have moved the running statistics.
+        again = self._prepared_step == step
+        with preserve_buffers(model) if again else nullcontext():
+            self.method.prepare_forward(model, self._about(step))
         self.is_prepared, self._prepared_step = True, step
 
     def forget_preparation(self) -> None:

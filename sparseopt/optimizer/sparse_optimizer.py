@@ -396,8 +396,8 @@ class SparseOptimizer(WrappedOptimizer):
     def summary(self) -> str:
         """Return a table by layer: shape, densities, live weights, and moves of the last update.
 
-        The target is the density at the end of training, or, for methods that move live weights
-        between layers, at the start.
+        The target is the density at the end of training. Methods that move live weights between
+        layers, or compare magnitudes across layers, meet the targets of all layers together.
         """
         warn_of_departed(self._updater, self.model, stacklevel=3)
         return summary_table(self._layers)

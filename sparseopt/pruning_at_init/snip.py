@@ -36,9 +36,9 @@ def snip(
 
     .. math:: s = \left| \frac{\partial L}{\partial w}\, w \right|
 
-    The gradient is summed over the batches before the magnitude is taken, so several batches give
-    the same scores as one large batch. The model runs in its current mode, and is left as it was:
-    weights, gradients, buffers, modes and random state.
+    The gradient is summed over the batches before the magnitude is taken, so several batches
+    of equal size give the same scores as one large batch. The model runs in its current mode, and
+    is left as it was: weights, gradients, buffers, modes and random state.
 
     Args:
         model: the model, with the weights that training will start from; not wrapped in

@@ -171,6 +171,24 @@ def test_resumed_run_is_the_uninterrupted_one():
         assert torch.equal(mine, theirs)
 
 
+def test_checkpoint_saved_between_two_parts_of_an_update_step_changes_nothing():
+    runs = []
+    for saves in (False, True):
+        model, optimizer = wrapped(**HALF)
+        train(model, optimizer, 2)
+        for part in range(2):
+            loss_of(model, 2).backward()
+            if saves and part == 0:
+                optimizer.state_dict()
+        optimizer.step()
+        assert optimizer.history[-1].new > 0
+        runs.append(model)
+    ours, theirs = (model.state_dict() for model in runs)
+    assert any("running" in name for name in ours)
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
 def test_checkpoint_loaded_in_the_middle_of_an_update_step_resumes():
     model, optimizer = wrapped("AdamW", **HALF)
     train(model, optimizer, 2)

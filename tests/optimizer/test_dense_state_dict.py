@@ -21,7 +21,7 @@ def test_plain_optimizer_goes_on_as_the_inner_one_does_after_detach(name):
     train(model, optimizer, 12)
     other_model = copy.deepcopy(model)
     plain = build(name, other_model.parameters())
-    plain.load_state_dict(copy.deepcopy(optimizer.dense_state_dict()))
+    plain.load_state_dict(optimizer.dense_state_dict())
     optimizer.detach()
     train(model, optimizer.inner, 5, start=12)
     train(other_model, plain, 5, start=12)
@@ -30,6 +30,7 @@ def test_plain_optimizer_goes_on_as_the_inner_one_does_after_detach(name):
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 def test_training_goes_on_as_if_it_had_not_been_asked_for(name, state):
+    """Also while a plain optimizer trains a copy of the model with the state that it loaded."""
     model, other_model = make(), make()
     settings = {**SETTINGS, "state": state}
     optimizer = SparseOptimizer(build(name, model.parameters()), model, **settings)
@@ -37,7 +38,10 @@ def test_training_goes_on_as_if_it_had_not_been_asked_for(name, state):
     for start in range(0, 16, 4):
         train(model, optimizer, 4, start=start)
         train(other_model, other, 4, start=start)
-        optimizer.dense_state_dict()
+        copied = copy.deepcopy(model)
+        plain = build(name, copied.parameters())
+        plain.load_state_dict(optimizer.dense_state_dict())
+        train(copied, plain, 2)
     assert_same_run(model, optimizer, other_model, other)
 
 

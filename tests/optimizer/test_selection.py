@@ -417,6 +417,12 @@ def test_selection_that_means_nothing_is_refused(sparse, error, message):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_module_without_parameters_is_not_said_to_be_unknown():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    with pytest.raises(ValueError, match="sparse='1' selects nothing: .*, a ReLU, has no param"):
+        wrap(model, sparse={"1": True})
+
+
 def test_selection_needs_the_model():
     model = LanguageModel()
     with pytest.raises(TypeError, match="so it needs the model"):
@@ -644,6 +650,13 @@ def test_lazy_linear_layer_is_refused_in_words(sparse):
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.LazyLinear(4))
     with pytest.raises(ValueError, match="is lazy and has no shape yet"):
         wrap(model, sparse=sparse)
+
+
+def test_weights_without_values_are_refused_by_name():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    with pytest.raises(ValueError, match="weight '0.weight' is on the meta device.*to_empty"):
+        wrap(model)
 
 
 @needs_kernels

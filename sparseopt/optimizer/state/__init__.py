@@ -4,7 +4,6 @@ from sparseopt.optimizer.state.base import StateBackend, unhooked_step
 from sparseopt.optimizer.state.choice import StateMode, make_backend, renamed_mode
 from sparseopt.optimizer.state.live import LiveState
 from sparseopt.optimizer.state.masked import MaskedState
-from sparseopt.optimizer.state.pools import with_own_memory
 
 __all__ = [
     "LiveState",
@@ -14,5 +13,4 @@ __all__ = [
     "make_backend",
     "renamed_mode",
     "unhooked_step",
-    "with_own_memory",
 ]

@@ -35,6 +35,7 @@ from sparseopt.utils.deprecation import renamed_arguments, warn_old_spelling
 from sparseopt.utils.errors import CompactionError
 from sparseopt.utils.example_inputs import as_arguments, with_old_inputs
 from sparseopt.utils.probe import preserve_model_state
+from sparseopt.utils.validation import check_has_values
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["Compaction", "compact"]
@@ -76,9 +77,9 @@ def compact(
 
     Raises:
         TypeError: if a weight is sharded, ``masks`` is none of these, or inputs are given twice.
-        ValueError: if no input is given and none was recorded, or the model does not run on random
-            numbers in the recorded shapes; if the model lacks a weight that has a mask, or a mask
-            drops a weight that is not zero.
+        ValueError: if a tensor of the model is on the meta device; if no input is given and none
+            was recorded, or the model does not run on random numbers in the recorded shapes; if the
+            model lacks a weight that has a mask, or a mask drops a weight that is not zero.
         UntraceableModelError: if ``torch.export`` refuses the model.
         CompactionError: if the smaller model does not run or does not compute the same.
 
@@ -161,6 +162,7 @@ class Compaction:
 @torch.inference_mode(False)  # Tensors that are made in inference mode can't be trained.
 def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     model = unwrapped(model)
+    check_has_values("model", model)
     live = _masks(model, masks)
     _check_dropped_are_zero(model, live)
     if example_inputs is None:
@@ -285,6 +287,10 @@ def _masks(model: nn.Module, given: Masks) -> dict[str, Tensor]:
         named = {parameters[name]: mask for name, mask in found.items()}
         for name, mask in named.items():
             shape = model.get_parameter(name).shape
+            if not isinstance(mask, Tensor):
+                raise TypeError(
+                    f"masks[{name!r}] is a {type(mask).__name__}, but must be a bool tensor."
+                )
             if mask.dtype != torch.bool or mask.shape != shape:
                 raise ValueError(
                     f"masks[{name!r}] is {mask.dtype} of shape {tuple(mask.shape)}, but must be "

@@ -61,11 +61,20 @@ def _of_weights(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> d
 
     The parameter may be the weight itself, or one that the weight is computed from. In the second
     case, parameters of another shape than the weight, such as magnitudes, have no mask here.
+
+    Raises:
+        ValueError: if the model lacks a weight.
     """
     found = {}
     for name, mask in masks.items():
-        written = name if name in weights else written_name(name)
-        if written in weights and weights[written].shape == mask.shape:
+        is_weight = name in weights
+        written = name if is_weight else written_name(name)
+        if written not in weights:
+            raise ValueError(
+                f"the model has no weight {name!r}, for which the optimizer has a mask: pass the "
+                "model that the optimizer was made with, or masks= by the names in this model."
+            )
+        if is_weight or weights[written].shape == mask.shape:
             found[written] = mask
     return found
 

@@ -58,6 +58,7 @@ def test_masks_of_every_kind_give_the_same_model(kind, as_mapping):
         ({"first": NEURONS}, ValueError, r"masks\['first\.weight'\].*shape"),
         ({"first": NEURONS, "first.weight": NEURONS}, ValueError, "two masks for .*'first.weight'"),
         ("zero", TypeError, "masks='zero'"),
+        ({"first": NEURONS.numpy()}, TypeError, r"masks\['first\.weight'\] is a ndarray"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(masks, error, words):
@@ -100,3 +101,10 @@ def test_compacted_training_takes_example_inputs():
     with CompactedTraining(model, optimizer, example_inputs=inputs) as training:
         assert not training.is_full
         assert model.first.out_features < 5
+
+
+def test_model_without_values_is_refused_by_name():
+    with torch.device("meta"):
+        model = TwoInputs()
+    with pytest.raises(ValueError, match="model has no values, because 'first.weight' is on the m"):
+        compact(model, "nonzero", example_inputs=(torch.randn(4, 6), torch.randn(4, 6)))

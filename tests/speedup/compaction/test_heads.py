@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact
+from sparseopt import CompactedTraining, RigLStruct, SparseOptimizer, compact, count_flops
 from sparseopt.speedup.compaction.fewer_heads import FewerHeads
 from tests.support.attention_nets import TRANSFORMERS, CausalTransformer, Transformer
 
@@ -28,10 +28,10 @@ def halved(model, example_inputs):
 
 
 def cut(case):
-    """A model whose masks drop half of the heads and neurons, and its compaction."""
+    """A model whose masks drop half of the heads and neurons, its optimizer and compaction."""
     model = case.build()
     optimizer = halved(model, case.kwargs or case.args)
-    return model, compact(model, optimizer, example_inputs=(case.args, case.kwargs))
+    return model, optimizer, compact(model, optimizer, example_inputs=(case.args, case.kwargs))
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -39,18 +39,21 @@ def test_dropped_parts_are_all_cut_and_the_rest_computes_the_same(name):
     if name in {"gpt2", "llama", "bert"}:
         pytest.importorskip("transformers")
     case = TRANSFORMERS[name]
-    model, compacted = cut(case)
+    model, optimizer, compacted = cut(case)
     assert compacted.report.share_reached == 1.0
     assert not compacted.report.remaining
     for mode in (True, False):
         expected, found = (case.run(one.train(mode)) for one in (model, compacted.model))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    inputs = (case.args, case.kwargs)
+    counted = optimizer.flops(model, inputs).inference_sparse
+    assert counted == count_flops(compacted.model, inputs).inference_dense
 
 
 @pytest.mark.parametrize("name", ["own, split", "encoder", "vit"])
 def test_smaller_model_is_copied_saved_and_exported(name):
     case = TRANSFORMERS[name]
-    smaller = cut(case)[1].model.eval()
+    smaller = cut(case)[2].model.eval()
     expected = case.run(smaller)
     buffer = io.BytesIO()
     torch.save(smaller, buffer)
@@ -140,7 +143,7 @@ class Stubborn(nn.Module):
 
 def test_heads_stay_and_are_reported_if_the_code_has_their_number():
     case = Transformer(Stubborn, 1, 4, 0, (torch.randn(2, 5, 6),))
-    model, compacted = cut(case)
+    model, _, compacted = cut(case)
     torch.testing.assert_close(case.run(compacted.model), case.run(model))
     assert compacted.model.qkv.out_features == 24
     reasons = {one.reason for one in compacted.report.remaining}

@@ -100,6 +100,46 @@ def test_live_weights_that_are_zero_are_stored_with_the_masks_of_an_optimizer(tm
     assert torch.equal(again[0].weight, model[0].weight)
 
 
+def test_value_that_is_too_large_for_the_format_is_not_saved_as_infinite(tmp_path):
+    model = nn.Linear(4, 4)
+    with torch.no_grad():
+        model.weight[1:] = 0
+        model.weight[0, 0] = 1e5
+    with pytest.raises(CheckpointError, match="'weight' has values that are too large"):
+        save_sparse(tmp_path / "model.safetensors", model, dtype=torch.float16)
+    with torch.no_grad():
+        model.weight[0, 0] = torch.inf
+    save_sparse(tmp_path / "model.safetensors", model, dtype=torch.float16)
+
+
+def test_format_that_is_no_dtype_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="dtype='bfloat16' must be a floating-point torch.dtype"):
+        save_sparse(tmp_path / "model.safetensors", nn.Linear(4, 4), dtype="bfloat16")
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'"shapes"', b'"shape5"'), (b"[64,", b"[64;")])
+def test_damaged_header_is_named(tmp_path, old, new):
+    path = tmp_path / "model.safetensors"
+    model = nn.Linear(64, 64)
+    sparse_masks(model, 0.1)
+    save_sparse(path, model)
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    with pytest.raises(CheckpointError, match=f"{path.name} is "):
+        load_sparse(path, model)
+
+
+def test_masks_of_another_model_are_refused(tmp_path):
+    layer = nn.Linear(64, 64)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(layer.parameters()), layer, method="static", density=0.1
+    )
+    around = nn.ModuleDict({"net": layer})
+    with pytest.raises(ValueError, match="no weight 'weight', for which the optimizer has a mask"):
+        save_sparse(tmp_path / "model.safetensors", around, optimizer)
+
+
 @pytest.mark.parametrize(("dtype", "most"), [(None, 0.14), (torch.bfloat16, 0.09)])
 def test_file_at_a_density_of_a_tenth_is_much_smaller_than_the_dense_weights(tmp_path, dtype, most):
     model = nn.Sequential(nn.Conv2d(128, 128, 3), nn.Conv2d(128, 256, 1), nn.Linear(512, 512))

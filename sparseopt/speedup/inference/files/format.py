@@ -83,7 +83,8 @@ class SparseFile:
         extra: extra state of modules that is not a tensor, by name.
 
     Raises:
-        CheckpointError: if the file was not written by ``save_sparse``, or has a later version.
+        CheckpointError: if the file was not written by ``save_sparse``, has a later version, or is
+            damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -101,11 +102,15 @@ class SparseFile:
                 else f"{path} has version {version} of the format, but this sparseopt reads "
                 f"version {_VERSION}: update sparseopt"
             )
-        self.shapes: dict[str, torch.Size] = {
-            name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()
-        }
-        self.aliases: dict[str, str] = json.loads(metadata["aliases"])
-        self.extra: dict[str, Any] = json.loads(metadata.get("extra", "{}"))
+        self.shapes: dict[str, torch.Size]
+        self.aliases: dict[str, str]
+        self.extra: dict[str, Any]
+        try:
+            shapes, self.aliases = json.loads(metadata["shapes"]), json.loads(metadata["aliases"])
+            self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
+            self.extra = json.loads(metadata.get("extra", "{}"))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged: its header can't be read.") from error
         self._keys = set(self._file.keys())
 
     @property

@@ -76,8 +76,9 @@ def save_sparse(
         >>> torch.equal(again.weight, model.weight)
         True
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise TypeError(f"dtype={dtype} must be a floating-point format, or None.")
+    given: object = dtype
+    if given is not None and not (isinstance(given, torch.dtype) and given.is_floating_point):
+        raise TypeError(f"dtype={given!r} must be a floating-point torch.dtype, or None.")
     if isinstance(model_or_optimizer, SparseOptimizer):
         model = model_or_optimizer.model
         if model is None:
@@ -208,7 +209,8 @@ def _live(name: str, weight: Tensor, mask: Tensor, dtype: torch.dtype | None) ->
     """Return the live values of a weight with their positions.
 
     Raises:
-        CheckpointError: if a dropped weight is not zero, because the file would lose its value.
+        CheckpointError: if a dropped weight is not zero, because the file would lose its value; or
+            if a live weight is too large for ``dtype``.
     """
     mask = mask.to(weight.device)
     if bool(weight[~mask].any()):
@@ -218,4 +220,10 @@ def _live(name: str, weight: Tensor, mask: Tensor, dtype: torch.dtype | None) ->
         )
     positions = mask.flatten().nonzero()[:, 0]
     values = weight.detach().flatten()[positions]
-    return SparseWeight(weight.shape, positions, values if dtype is None else values.to(dtype))
+    stored = values if dtype is None else values.to(dtype)
+    if bool((stored.isinf() & ~values.isinf()).any()):
+        raise CheckpointError(
+            f"{name!r} has values that are too large for dtype={dtype}: its largest number is "
+            f"{torch.finfo(stored.dtype).max:g}."
+        )
+    return SparseWeight(weight.shape, positions, stored)
