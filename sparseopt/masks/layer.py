@@ -73,8 +73,8 @@ class SparseLayer:
         name: the parameter's name.
         weight: the parameter, dense in memory, zero where it is not live.
         target: the live count at the end of training. Methods that move live weights between
-            layers, or compare magnitudes across layers, meet only the sum of the targets. A layer whose target is all its weights is dense:
-            it is listed, and never updated.
+            layers, or compare magnitudes across layers, meet only the sum of the targets. A
+            layer whose target is all its weights is dense: it is listed, and never updated.
         norm_dim: under weight norm, the dimension along which each slice of the weight is divided
             by its norm, or -1 if the full weight is one slice; ``None`` without weight norm. Every
             slice keeps a live weight.
