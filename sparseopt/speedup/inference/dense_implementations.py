@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import TreeSpec, tree_flatten
 
 from sparseopt.speedup.live_training.layout import with_standard_maps
 from sparseopt.utils.nested import map_leaves
@@ -134,9 +134,10 @@ class Frozen(nn.Module):
 
     Args:
         program: a compiled or scripted model.
-        fallback: the model that computes inputs of shapes that the program was not traced for. It
-            also computes all inputs under autocast, because the program was made without autocast.
-        args: the inputs of the trace, or ``None`` if the program takes all shapes.
+        fallback: the model that computes inputs that the program was not traced for: those with
+            other shapes, number formats, containers or keys. It also computes all inputs under
+            autocast, because the program was made without autocast.
+        args: the inputs of the trace, or ``None`` if the program takes all inputs.
     """
 
     def __init__(
@@ -147,21 +148,28 @@ class Frozen(nn.Module):
         # a frozen script has no mode.
         self._program = (program,)
         self.fallback = fallback
-        self._known = None if args is None else _shapes(args)
+        self._known = None if args is None else _signature(args)
         self._device = device_of(fallback).type
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of the model."""
-        is_other = self._known is not None and (kwargs or _shapes(args) != self._known)
+        is_other = self._known is not None and (kwargs or _signature(args) != self._known)
         if is_other or torch.is_autocast_enabled(self._device):
             return self.fallback(*args, **kwargs)
         return self._program[0](*args, **kwargs)
 
 
-def _shapes(args: tuple[Any, ...]) -> list[Any]:
-    """Return the inputs with each tensor replaced by its shape."""
-    return [one.shape if isinstance(one, Tensor) else one for one in tree_leaves(args)]
+def _signature(args: tuple[Any, ...]) -> tuple[TreeSpec, list[tuple[Any, Any]]]:
+    """Return what a trace fixes of its inputs: containers, and shape and number format of tensors.
+
+    The code of the model may branch on each of these, and a trace has one branch only. Of other
+    inputs, type and value are fixed.
+    """
+    found, spec = tree_flatten(args)
+    return spec, [
+        (one.shape, one.dtype) if isinstance(one, Tensor) else (type(one), one) for one in found
+    ]
 
 
 def dense_implementations(
