@@ -46,7 +46,9 @@ class NoSparseLayerError(SparseOptError, ValueError):
 
 
 class CheckpointError(SparseOptError, ValueError):
-    """A state dict does not fit this optimizer: other layers, another method, or no masks.
+    """A state dict or a file does not fit: other layers, another method, or no masks.
+
+    A frozen program of :func:`condense` raises it too, because its weights are constants.
 
     Example:
         >>> import torch

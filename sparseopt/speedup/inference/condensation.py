@@ -103,9 +103,9 @@ def condense(
             By default random numbers in the shapes of the first training step.
         precision: ``"same"`` keeps the number format. ``"fastest"`` may also return a model that
             computes in bfloat16; its inputs and outputs keep their number format.
-        scripted: whether to try frozen TorchScript. A frozen program can't be pickled, exported or
-            loaded into. It may also return 0 for NaN where torch has fused a ReLU into a
-            convolution.
+        scripted: whether to try frozen TorchScript. A frozen program can't be pickled, exported,
+            loaded into, or converted to another number format or device. It may also return 0 for
+            NaN where torch has fused a ReLU into a convolution.
         compiled: whether to try frozen ``torch.compile``, which takes up to minutes and also makes
             a frozen program.
         rounds: how often each implementation of the model is timed. Quartiles of the times are

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import pickle
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.jit._trace import TracerWarning
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from sparseopt.speedup.live_training.layout import with_standard_maps
+from sparseopt.utils.errors import CheckpointError
 from sparseopt.utils.nested import map_leaves
 from sparseopt.utils.probe import preserve_attributes, preserve_buffers
 
@@ -129,6 +131,29 @@ def _result_dtype(device: str) -> torch.dtype:
     return torch.float32
 
 
+class _Program:
+    """A compiled or scripted model that a copy of its owner has a copy of, and pickle refuses.
+
+    nn.Module does not see it: ``eval()`` of all submodules would fail, because a frozen script has
+    no mode.
+
+    Args:
+        call: the compiled or scripted model.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Program:
+        return _Program(copy.deepcopy(self.call, memo))
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise pickle.PicklingError(
+            "the model that condense() returned is a frozen program, which can't be pickled: pass "
+            "scripted=False, compiled=False to condense() for a model that can."
+        )
+
+
 class Frozen(nn.Module):
     """A frozen program: a model whose weights are constants, without modes or gradients.
 
@@ -144,9 +169,7 @@ class Frozen(nn.Module):
         self, program: Any, fallback: nn.Module, args: tuple[Any, ...] | None = None
     ) -> None:
         super().__init__()
-        # The tuple hides the program from nn.Module: eval() of all submodules would fail, because
-        # a frozen script has no mode.
-        self._program = (program,)
+        self._program = _Program(program)
         self.fallback = fallback
         self._known = None if args is None else _signature(args)
         self._device = device_of(fallback).type
@@ -157,7 +180,37 @@ class Frozen(nn.Module):
         is_other = self._known is not None and (kwargs or _signature(args) != self._known)
         if is_other or torch.is_autocast_enabled(self._device):
             return self.fallback(*args, **kwargs)
-        return self._program[0](*args, **kwargs)
+        return self._program.call(*args, **kwargs)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *rest: Any, **more: Any
+    ) -> None:
+        """Refuse weights, because only the fallback would take them."""
+        name = next((name for name in state_dict if name.startswith(prefix)), None)
+        if name is not None:
+            raise CheckpointError(
+                f"state_dict has {name!r}, but the model that condense() returned is a frozen "
+                "program, which can't load weights: load the state dict into the original model, "
+                "and condense the original model again."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest, **more)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
+        """Refuse another number format or device, which only the fallback would take."""
+
+        def checked(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            if (made.dtype, made.device) == (tensor.dtype, tensor.device):
+                return made
+            raise CheckpointError(
+                "the model that condense() returned is a frozen program, which can't be converted "
+                f"from {tensor.dtype} on {tensor.device} to {made.dtype} on {made.device}: convert "
+                "the original model, and condense the original model again."
+            )
+
+        apply: Any = super()._apply
+        apply(checked, recurse)
+        return self
 
 
 def _signature(args: tuple[Any, ...]) -> tuple[TreeSpec, list[tuple[Any, Any]]]:
@@ -195,7 +248,11 @@ def dense_implementations(
     """
     copied = copy.deepcopy(model)
     if dtype is not None:
-        copied = copied.to(dtype)
+        try:
+            copied = copied.to(dtype)
+        # A part of the model may be a frozen program itself.
+        except CheckpointError as error:
+            return {}, {AS_IT_IS: str(error)}
     makers: dict[str, Callable[[], nn.Module]] = {
         AS_IT_IS: lambda: copied if dtype is None else Prepared(copied, dtype)
     }

@@ -45,8 +45,8 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
 
     Raises:
         CheckpointError: if the file was not written by ``save_sparse``; if names or shapes differ
-            between file and model, with all differences; or if the model is a frozen program, or
-            has layers that can't load.
+            between file and model, with all differences; or if the model is or contains a frozen
+            program, or has layers that can't load.
         TypeError: if the model is not a module.
         ValueError: if the model is on the meta device.
         ImportError: if safetensors is not installed.
@@ -69,7 +69,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
     file = SparseFile(path)
     model = unwrapped(model)
     check_has_values("model", model)
-    if isinstance(model, Frozen):
+    if any(isinstance(module, Frozen) for module in model.modules()):
         raise CheckpointError(
             "the model that condense() returned is a frozen program, which can't load weights: "
             "load the file into the original model, and condense the original model again."
