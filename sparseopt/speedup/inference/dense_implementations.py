@@ -20,7 +20,14 @@ from sparseopt.utils.errors import CheckpointError
 from sparseopt.utils.nested import map_leaves
 from sparseopt.utils.probe import preserve_attributes, preserve_buffers
 
-__all__ = ["AS_IT_IS", "Frozen", "Prepared", "UnderAutocast", "dense_implementations"]
+__all__ = [
+    "AS_IT_IS",
+    "Frozen",
+    "Prepared",
+    "UnderAutocast",
+    "dense_implementations",
+    "unprepared",
+]
 
 AS_IT_IS: Final = "as it is"
 _SCRIPTED: Final = "frozen TorchScript"
@@ -111,6 +118,13 @@ class UnderAutocast(nn.Module):
         with torch.autocast(self.device, self.dtype):
             outputs = self.model(*args, **kwargs)
         return _restored(outputs, self.dtype)
+
+
+def unprepared(model: nn.Module) -> nn.Module:
+    """Return the model inside conversions of its inputs, with the names of the user's model."""
+    while isinstance(model, (Prepared, UnderAutocast)):
+        model = model.model
+    return model
 
 
 def _restored(outputs: Any, dtype: torch.dtype) -> Any:

@@ -22,6 +22,7 @@ from sparseopt import (
 )
 from sparseopt.speedup import kernels
 from sparseopt.speedup.inference import assembly, condensation
+from sparseopt.speedup.inference.dense_implementations import Prepared, UnderAutocast
 from sparseopt.speedup.inference.dense_layers import DenseLinear
 from sparseopt.speedup.inference.files import format as file_format
 from sparseopt.speedup.inference.files.positions import decode, encode
@@ -262,6 +263,47 @@ def test_frozen_program_can_not_load_a_file(tmp_path, monkeypatch):
     condensed = condense(model, "nonzero", example_inputs=torch.randn(1, 8), compiled=False)
     with pytest.raises(CheckpointError, match="frozen program"):
         load_sparse(tmp_path / "model.safetensors", condensed.model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("chosen", "dtype"),
+    [
+        ("as it is", torch.float32),
+        ("channels-last", torch.float32),
+        ("as it is", torch.bfloat16),
+        ("channels-last", torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize("copied", [nn.Module.eval, pickled, torch.compile])
+def test_condensed_model_with_the_original_layers_is_saved_under_the_original_names(
+    tmp_path, monkeypatch, times, chosen, dtype, copied
+):
+    monkeypatch.setattr(assembly, "has_bfloat16", lambda _: True)
+    times[f"{chosen}, {str(dtype).removeprefix('torch.')}"] = 1.0
+    model, again, x = settled(Residual()), settled(Residual(), seed=5), torch.randn(2, 3, 8, 8)
+    masks = sparse_masks(model)
+    condensed = copied(quickly(model, masks, x, precision="fastest", scripted=False).model)
+    path = tmp_path / "model.safetensors"
+    for given in ("nonzero", masks):
+        save_sparse(path, condensed, given)
+        load_sparse(path, again)
+        for name, value in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value.to(dtype).to(value.dtype)), name
+    expected = {name: value.clone() for name, value in condensed.state_dict().items()}
+    for value in condensed.state_dict().values():
+        value.zero_()
+    load_sparse(path, condensed)
+    for name, value in condensed.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_model_under_autocast_is_saved_under_the_original_names(tmp_path):
+    model, again = nn.Linear(8, 8), nn.Linear(8, 8)
+    save_sparse(tmp_path / "file", UnderAutocast(Prepared(model, None), "cpu", torch.bfloat16))
+    load_sparse(tmp_path / "file", again)
+    assert torch.equal(again.weight, model.weight)
+    load_sparse(tmp_path / "file", UnderAutocast(Prepared(again, None), "cpu", torch.bfloat16))
 
 
 def test_files_that_do_not_fit_raise_an_error_and_load_nothing(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt.distributed.dtensor import shard_like
-from sparseopt.speedup.inference.dense_implementations import Frozen, Prepared, UnderAutocast
+from sparseopt.speedup.inference.dense_implementations import Frozen, unprepared
 from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
 from sparseopt.speedup.inference.files.format import SparseFile, SparseWeight
 from sparseopt.speedup.inference.live_layers import LiveLayer, NormStatistics, Origin
@@ -67,15 +67,13 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
             "model, and then make the SparseOptimizer with mask='nonzero'."
         )
     file = SparseFile(path)
-    model = unwrapped(model)
+    model = unprepared(unwrapped(model))
     check_has_values("model", model)
     if any(isinstance(module, Frozen) for module in model.modules()):
         raise CheckpointError(
             "the model that condense() returned is a frozen program, which can't load weights: "
             "load the file into the original model, and condense the original model again."
         )
-    if isinstance(model, (Prepared, UnderAutocast)):
-        model = model.model
     _refuse_sparse_products(model)
     folded = [one for one in model.modules() if isinstance(one, (LiveLayer, DenseLayer, Affine))]
     inside = {id(tensor) for layer in folded for tensor in layer.buffers()}

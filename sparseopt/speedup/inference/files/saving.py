@@ -13,7 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from sparseopt.distributed.dtensor import full_tensor, is_sharded, is_writer, on_any_rank
 from sparseopt.optimizer.sparse_optimizer import SparseOptimizer
-from sparseopt.speedup.inference.dense_implementations import Frozen
+from sparseopt.speedup.inference.dense_implementations import Frozen, unprepared
 from sparseopt.speedup.inference.dense_layers import Affine, DenseLayer
 from sparseopt.speedup.inference.files.format import SparseWeight, write
 from sparseopt.speedup.inference.live_layers import LiveLayer
@@ -57,10 +57,11 @@ def save_sparse(
         TypeError: if an argument has the wrong type, or ``dtype`` is not a floating-point format.
         ValueError: if the optimizer was created without the model, if a mask does not fit, or if
             the model is on the meta device.
-        CheckpointError: if the model is a condensed model, because BatchNorms are folded into its
-            weights; if dropped weights are not zero; if a weight of two or more dimensions is
-            pruned by ``torch.nn.utils.prune``, which keeps the dropped values; or if a module has
-            extra state that needs a pickle.
+        CheckpointError: if the model is a condensed model with other layers than the original,
+            because BatchNorms are folded into their weights, or a frozen program; if dropped
+            weights are not zero; if a weight of two or more dimensions is pruned by
+            ``torch.nn.utils.prune``, which keeps the dropped values; or if a module has extra
+            state that needs a pickle.
         ImportError: if safetensors is not installed.
         RuntimeError: if the model is sharded, and another rank could not write the file.
 
@@ -93,7 +94,7 @@ def save_sparse(
         raise TypeError(
             f"model_or_optimizer={model_or_optimizer!r} must be a model or a SparseOptimizer."
         )
-    model = unwrapped(model)
+    model = unprepared(unwrapped(model))
     check_has_values("model_or_optimizer", model)
     made = (LiveLayer, DenseLayer, Affine, Frozen, CSRLinear, CondensedLinear)
     if any(isinstance(module, made) for module in model.modules()):
