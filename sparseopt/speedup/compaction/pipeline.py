@@ -56,7 +56,9 @@ def compact(
     This constant is added to the biases of the layers that read the channel, where this is
     possible. The smaller model computes the same up to rounding, which is checked by running both,
     and has the same gradients for the remaining weights. It is a copy: the given model and
-    optimizer stay as they are.
+    optimizer stay as they are. All this holds for calls that take the same way through the model's
+    code as the example inputs do: with the same arguments given, and with equal values of those
+    that are not tensors.
 
     Args:
         model: the model that has the masked weights. Wrappers of data parallel training and of
