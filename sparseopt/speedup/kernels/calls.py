@@ -50,7 +50,7 @@ def kernel_layout(x: Tensor) -> Tensor:
     by_channel = x.permute(1, 2, 3, 0)
     if by_channel.is_contiguous():
         return x
-    if x.shape[0] < _TRANSPOSED_FROM:
+    if not _is_transposed(x.shape[0]):
         return by_channel.contiguous().permute(3, 0, 1, 2)
     # torch transposes a matrix of many rows several times as fast as it permutes four dimensions.
     transposed = x.reshape(x.shape[0], -1).t().contiguous()
@@ -59,9 +59,23 @@ def kernel_layout(x: Tensor) -> Tensor:
 
 def standard_layout(x: Tensor) -> Tensor:
     """Return a tensor in the kernels' layout as a contiguous tensor, (N, C, H, W)."""
-    if x.shape[0] < _TRANSPOSED_FROM:
+    if not _is_transposed(x.shape[0]):
         return x.contiguous()
     return x.permute(1, 2, 3, 0).reshape(-1, x.shape[0]).t().contiguous().view(x.shape)
+
+
+def _is_transposed(samples: int) -> bool:
+    """Whether a layout is changed by a transposed matrix, which is faster for many samples.
+
+    A program for any number of samples permutes the dimensions: a comparison would fix on which
+    side of the limit its batches are.
+    """
+    if torch.compiler.is_compiling():
+        # This imports sympy, which takes long and is loaded when a compiler runs.
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(samples >= _TRANSPOSED_FROM)
+    return samples >= _TRANSPOSED_FROM
 
 
 def kernel_layout_of_channels_last(x: Tensor) -> Tensor:

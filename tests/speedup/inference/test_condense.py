@@ -133,6 +133,43 @@ def test_condensed_model_is_exported_with_the_registered_operators(times, batch)
 
 
 @needs_kernels
+@pytest.mark.parametrize("size", [torch.export.Dim("batch"), torch.export.Dim.AUTO])
+@pytest.mark.parametrize("batch", [4, 40])
+def test_condensed_model_that_is_exported_with_a_dynamic_batch_takes_every_batch(
+    times, batch, size
+):
+    times["sparse, float32"] = 1.0
+    model = settled(Residual())
+    x = torch.randn(batch, 3, 8, 8)
+    condensed = quickly(model, sparse_masks(model), x, scripted=False).model
+    exported = torch.export.export(condensed, (x,), dynamic_shapes=({0: size},)).module()
+    with torch.no_grad():
+        for other in (1, 2, 31, 32, 40):
+            x = torch.randn(other, 3, 8, 8)
+            torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_condensed_model_is_compiled_once_for_small_and_large_batches(times):
+    times["sparse, float32"] = 1.0
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()
+    condensed = quickly(model, sparse_masks(model), torch.randn(20, 4, 8, 8), scripted=False).model
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(condensed, backend=counting, dynamic=True, fullgraph=True)
+    with torch.no_grad():
+        for batch in (20, 31, 32, 40):
+            x = torch.randn(batch, 4, 8, 8)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 1
+
+
+@needs_kernels
 def test_model_that_cannot_be_traced_is_condensed(times):
     times["sparse, float32"] = 1.0
     model = settled(Untraceable())
