@@ -188,7 +188,7 @@ class Assembly:
         other: torch.dtype | None,
     ) -> tuple[dict[str, str], nn.Module | None]:
         """Replace layers one by one without folding, if the model still computes the same."""
-        network = ModuleNetwork(self.copied, self.network.sites)
+        network = ModuleNetwork(self.copied, self.network.sites, self.network.orders)
         made = dict.fromkeys(plan, "dense")
         working: dict[str, nn.Module] = {}
         last: nn.Module | None = None

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from sparseopt.speedup.live_training.layout import with_standard_maps
+from sparseopt.speedup.inference.memory_order import (
+    MemoryOrder,
+    in_memory_orders,
+    memory_orders,
+)
 from sparseopt.utils.errors import CheckpointError
 from sparseopt.utils.nested import map_leaves
 from sparseopt.utils.probe import preserve_attributes, preserve_buffers
@@ -42,16 +46,20 @@ class Prepared(nn.Module):
         dtype: the number format that floating-point inputs are converted to. Outputs of this
             format are converted back to float32, the format of the user's model. ``None`` converts
             nothing.
-        channels_last: whether maps are converted to channels-last format.
+        orders: the memory order of each output, if maps are converted to channels-last format;
+            ``None`` does not convert maps.
     """
 
     def __init__(
-        self, model: nn.Module, dtype: torch.dtype | None, *, channels_last: bool = False
+        self,
+        model: nn.Module,
+        dtype: torch.dtype | None,
+        orders: tuple[MemoryOrder, ...] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.dtype = dtype
-        self.channels_last = channels_last
+        self.orders = orders
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of the model."""
@@ -60,7 +68,7 @@ class Prepared(nn.Module):
             outputs = self.model(*args, **kwargs)
         else:
             outputs = _restored(self._converted(args, kwargs), self.dtype)
-        return with_standard_maps(outputs) if self.channels_last else outputs
+        return outputs if self.orders is None else in_memory_orders(outputs, self.orders)
 
     def _converted(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return the outputs of a model that has all its weights in the number format ``dtype``.
@@ -80,7 +88,7 @@ class Prepared(nn.Module):
             return value
         if self.dtype is not None and value.is_floating_point():
             value = value.to(self.dtype)
-        if self.channels_last and value.dim() == 4:
+        if self.orders is not None and value.dim() == 4:
             value = value.contiguous(memory_format=torch.channels_last)
         return value
 
@@ -272,19 +280,22 @@ def dense_implementations(
     }
     has_maps = any(parameter.dim() == 4 for parameter in copied.parameters())
     if has_maps:
-        makers["channels-last"] = lambda: _channels_last(copied, dtype)
+        makers["channels-last"] = lambda: _channels_last(copied, dtype, orders)
     # Autocast would be frozen into a traced or compiled graph.
     if not torch.is_autocast_enabled(device_of(copied).type):
         if "scripted" in programs:
             makers[_SCRIPTED] = lambda: _scripted(
-                _channels_last(copied, dtype) if has_maps else Prepared(copied, dtype), args, kwargs
+                _channels_last(copied, dtype, orders) if has_maps else Prepared(copied, dtype),
+                args,
+                kwargs,
             )
         if "compiled" in programs:
             makers[_COMPILED] = lambda: _compiled(
-                _channels_last(copied, dtype) if has_maps else Prepared(copied, dtype)
+                _channels_last(copied, dtype, orders) if has_maps else Prepared(copied, dtype)
             )
     implementations: dict[str, nn.Module] = {}
     failed: dict[str, str] = {}
+    orders: tuple[MemoryOrder, ...] = ()  # of the model as it is, which is made first
     if skipped is not None:
         for name in makers.keys() & {_SCRIPTED, _COMPILED}:
             del makers[name]
@@ -295,7 +306,9 @@ def dense_implementations(
             with torch.no_grad(), _quiet():
                 made = implementations[name] = make()
                 with preserve_buffers(made), preserve_attributes(made):
-                    made(*args, **kwargs)
+                    outputs = made(*args, **kwargs)
+            if name == AS_IT_IS:
+                orders = memory_orders(outputs)
         except Exception as error:
             implementations.pop(name, None)
             failed[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -308,9 +321,11 @@ def device_of(model: nn.Module) -> torch.device:
     return next((one.device for one in tensors), torch.device("cpu"))
 
 
-def _channels_last(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+def _channels_last(
+    model: nn.Module, dtype: torch.dtype | None, orders: tuple[MemoryOrder, ...]
+) -> nn.Module:
     copied = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    return Prepared(copied, dtype, channels_last=True)
+    return Prepared(copied, dtype, orders)
 
 
 def _scripted(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,7 +19,7 @@ from sparseopt.speedup.inference.live_layers import (
     NormStatistics,
     Origin,
 )
-from sparseopt.speedup.live_training.layout import with_standard_maps
+from sparseopt.speedup.inference.memory_order import MemoryOrder, in_memory_orders
 from sparseopt.utils.hooks import has_own_code
 
 __all__ = ["POOLS", "ModuleNetwork", "Network", "Site", "original_names"]
@@ -58,7 +59,7 @@ class Network:
         targets: modules, parameters and buffers that the graph refers to, by path.
         sites: the layers that can be replaced, in the order of the graph.
         affine: the BatchNorms that are not folded, by path.
-        returns_maps: whether the model returns contiguous tensors of four dimensions.
+        orders: the memory order of each of the model's outputs.
         names: the names in the model's state dict; the graph may not need all of them.
     """
 
@@ -66,7 +67,7 @@ class Network:
     targets: dict[str, Any]
     sites: dict[str, Site]
     affine: dict[str, Affine] = field(default_factory=dict)
-    returns_maps: bool = False
+    orders: tuple[MemoryOrder, ...] = ()
     names: frozenset[str] = frozenset()
 
     def build(self, layers: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> nn.Module:
@@ -82,8 +83,8 @@ class Network:
         if dtype is not None:
             others = {path: _converted(one, dtype) for path, one in others.items()}
         graph, conversions = _with_conversions(self.graph, layers)
-        if self.returns_maps:
-            conversions |= _return_standard_maps(graph)
+        if self.affine or _makes_maps(self.sites):
+            conversions |= _return_in_order(graph, self.orders)
         built = fx.GraphModule({**others, **layers, **conversions}, graph, "Condensed")
         # A pickle of a graph module keeps its attributes, and a deep copy keeps its ``meta``.
         setattr(built, ORIGINAL_NAMES, self.names)
@@ -97,7 +98,7 @@ class ModuleNetwork:
 
     model: nn.Module
     sites: dict[str, Site]
-    returns_maps: bool = False
+    orders: tuple[MemoryOrder, ...] = ()
 
     def build(self, layers: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> nn.Module:
         """Return a copy of the model with these layers at their sites."""
@@ -109,8 +110,8 @@ class ModuleNetwork:
             if type(module) in POOLS and not has_own_code(module):
                 parent, _, last = path.rpartition(".")
                 setattr(copied.get_submodule(parent), last, KernelLayoutPool(module))
-        if self.returns_maps:
-            copied.register_forward_hook(_standard_output)
+        if _makes_maps(self.sites):
+            copied.register_forward_hook(functools.partial(_output_in_order, orders=self.orders))
         return (copied if dtype is None else copied.to(dtype)).eval()
 
 
@@ -122,24 +123,39 @@ def original_names(model: nn.Module) -> frozenset[str]:
     return frozenset() if found is None else found
 
 
-class StandardMaps(nn.Module):
-    """Converts maps that layers made to the layout that the model returns them in."""
+class InMemoryOrders(nn.Module):
+    """Converts outputs to the memory orders in which the model returns them.
+
+    Args:
+        orders: the memory order of each output.
+    """
+
+    def __init__(self, orders: tuple[MemoryOrder, ...]) -> None:
+        super().__init__()
+        self.orders = orders
 
     def forward(self, outputs: Any) -> Any:
-        """Return the outputs with contiguous maps."""
-        return with_standard_maps(outputs)
+        """Return the same outputs."""
+        return in_memory_orders(outputs, self.orders)
 
 
-def _standard_output(module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
-    return with_standard_maps(outputs)
+def _output_in_order(
+    module: nn.Module, args: tuple[Any, ...], outputs: Any, *, orders: tuple[MemoryOrder, ...]
+) -> Any:
+    return in_memory_orders(outputs, orders)
 
 
-def _return_standard_maps(graph: fx.Graph) -> dict[str, nn.Module]:
-    """Convert the maps that a graph returns, and return the module that does it, by its path."""
+def _makes_maps(sites: Mapping[str, Site]) -> bool:
+    """Whether layers make maps, which are in the kernels' layout or in channels-last format."""
+    return any(isinstance(site.module, nn.Conv2d) for site in sites.values())
+
+
+def _return_in_order(graph: fx.Graph, orders: tuple[MemoryOrder, ...]) -> dict[str, nn.Module]:
+    """Convert what a graph returns, and return the module that does it, by its path."""
     (output,) = (node for node in graph.nodes if node.op == "output")
     with graph.inserting_before(output):
-        output.args = (graph.call_module("standard_maps", (output.args[0],)),)
-    return {"standard_maps": StandardMaps()}
+        output.args = (graph.call_module("in_memory_orders", (output.args[0],)),)
+    return {"in_memory_orders": InMemoryOrders(orders)}
 
 
 def _with_conversions(

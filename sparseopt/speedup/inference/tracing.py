@@ -33,12 +33,11 @@ from sparseopt.speedup.inference.folding import (
     reshape_views,
 )
 from sparseopt.speedup.inference.live_layers import Origin
+from sparseopt.speedup.inference.memory_order import memory_orders
 from sparseopt.speedup.inference.network import POOLS, ModuleNetwork, Network, Site
 from sparseopt.speedup.inference.optional_arguments import trace
 from sparseopt.speedup.live_training.layer_state import convolution_padding
-from sparseopt.speedup.live_training.layout import is_strided
 from sparseopt.utils.hooks import has_own_code
-from sparseopt.utils.nested import leaves
 from sparseopt.utils.probe import preserve_attributes, preserve_model_state
 from sparseopt.utils.wrappers import canonical_name
 
@@ -98,7 +97,7 @@ def _origin(name: str, module: nn.Module) -> Origin:
 def _record_inputs(
     network: ModuleNetwork, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> None:
-    """Run the model once, and record the input of each layer and whether it returns maps."""
+    """Run the model once, and record the inputs of layers and the orders of outputs."""
 
     def record(site: Site) -> Any:
         def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -116,7 +115,7 @@ def _record_inputs(
             preserve_attributes(network.model),
             torch.no_grad(),
         ):
-            network.returns_maps = _has_maps(network.model(*args, **kwargs))
+            network.orders = memory_orders(network.model(*args, **kwargs))
     finally:
         for handle in handles:
             handle.remove()
@@ -146,7 +145,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     drop_identities(graph, traced)
     reshape_views(graph)
     stored = frozenset(map(canonical_name, model.state_dict()))
-    network = Network(graph, {}, {}, returns_maps=_has_maps(outputs), names=stored)
+    network = Network(graph, {}, {}, orders=memory_orders(outputs), names=stored)
     for node in graph.nodes:
         if node.op == "call_module":
             module = traced.get_submodule(node.target)
@@ -171,12 +170,6 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     with torch.no_grad():
         inputs.run(*positional)
     return network
-
-
-def _has_maps(outputs: Any) -> bool:
-    """Whether there are contiguous tensors of four dimensions in the outputs of a model."""
-    tensors = filter(is_strided, leaves(outputs))
-    return any(one.dim() == 4 and one.is_contiguous() for one in tensors)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

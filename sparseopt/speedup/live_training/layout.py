@@ -27,7 +27,6 @@ __all__ = [
     "out_of_kernel_layout",
     "to_channels_last",
     "to_kernel_layout",
-    "with_standard_maps",
 ]
 
 
@@ -87,21 +86,6 @@ def out_of_kernel_layout(outputs: Any) -> Any:
     return map_leaves(
         lambda leaf: standard_layout(leaf) if _is_in_kernel_layout(leaf) else leaf, outputs
     )
-
-
-def with_standard_maps(outputs: Any) -> Any:
-    """Return the outputs of a model with contiguous maps in place of maps that layers made.
-
-    These are in the kernels' layout, or in channels-last format.
-    """
-    return map_leaves(_standard, out_of_kernel_layout(outputs))
-
-
-def _standard(leaf: Any) -> Any:
-    is_map = is_strided(leaf) and leaf.dim() == 4
-    if is_map and leaf.is_contiguous(memory_format=torch.channels_last):
-        return leaf.contiguous()
-    return leaf
 
 
 def _is_in_kernel_layout(leaf: Any) -> bool:

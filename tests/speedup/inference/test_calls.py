@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparseopt.speedup import kernels
 from sparseopt.speedup.inference import assembly
+from sparseopt.utils.nested import leaves
 from tests.speedup.inference.nets import live_layers, quickly, sparse_masks
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
@@ -301,6 +302,118 @@ def test_maps_that_a_model_returns_can_be_viewed(times, implementation, by_value
     with torch.no_grad():
         (found,), (expected,) = condensed.model(x), model(x)
     torch.testing.assert_close(found.view(-1), expected.view(-1), rtol=1e-4, atol=1e-5)
+
+
+OUTPUTS = {
+    "flattened": lambda y: y.flatten(2),
+    "rows": lambda y: y.flatten(1),
+    "one channel": lambda y: y[:, :1] * 1,
+    "without a channel": lambda y: (y[:, :1] * 1).squeeze(1),
+    "channels": lambda y: {"channels": y.unbind(1), "all": y},
+    "three channels": lambda y: y[:, :3],
+    "boxes": lambda y: y.reshape(y.shape[0], 2, 3, *y.shape[2:]).unbind(1),
+    "five dimensions": lambda y: [y.unsqueeze(1), y.reshape(y.shape[0], 2, 3, *y.shape[2:])],
+    "turned": lambda y: y.flatten(2).transpose(1, 2),
+    "broadcast": lambda y: y.mean((2, 3), keepdim=True).expand_as(y),
+}
+
+
+class Returns(nn.Module):
+    """It returns a map in another form, and can't be traced if it has to decide by a value."""
+
+    def __init__(self, form, by_value):
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 6, 1)
+        )
+        self.form = form
+        self.by_value = by_value
+
+    def forward(self, x):
+        if self.by_value and x.sum() < -1e9:
+            return x
+        return OUTPUTS[self.form](self.convs(x))
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+@pytest.mark.parametrize("form", OUTPUTS)
+@pytest.mark.parametrize("implementation", ["sparse", "folded", "channels-last"])
+def test_outputs_can_be_viewed_as_the_outputs_of_the_model(times, implementation, form, by_value):
+    times[f"{implementation}, float32"] = 0.5
+    model = Returns(form, by_value).eval()
+    given = torch.randn(3, 4, 6, 7)
+    condensed = quickly(model, sparse_masks(model), given, scripted=False)
+    assert condensed.report.chosen == implementation
+    for batch in (1, 3, 40):
+        x = torch.randn(batch, 4, 6, 7)
+        with torch.no_grad():
+            found, expected = leaves(condensed.model(x)), leaves(model(x))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for one, before in zip(found, expected, strict=True):
+            assert one.is_contiguous() or not before.is_contiguous()
+            if form not in {"turned", "broadcast"}:
+                one.view(batch, -1)
+
+
+@pytest.mark.parametrize("form", ["flattened", "three channels", "boxes"])
+def test_exported_and_scripted_outputs_can_be_viewed(times, form):
+    model, x = Returns(form, False).eval(), torch.randn(3, 4, 6, 7)
+    sparse = quickly(model, sparse_masks(model), x, scripted=False).model
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(sparse, (x,), dynamic_shapes=({0: batch},)).module()
+    compiled = torch.compile(sparse, backend="eager", dynamic=True, fullgraph=True)
+    times["frozen TorchScript, float32"] = 0.5
+    scripted = quickly(model, sparse_masks(model), x)
+    assert scripted.report.chosen == "frozen TorchScript"
+    with torch.no_grad():
+        for copied in (exported, compiled, scripted.model):
+            for x in (torch.randn(3, 4, 6, 7), torch.randn(40, 4, 6, 7)):
+                for found, expected in zip(leaves(copied(x)), leaves(model(x)), strict=True):
+                    rows = len(x), -1
+                    torch.testing.assert_close(
+                        found.view(rows), expected.view(rows), rtol=1e-4, atol=1e-5
+                    )
+
+
+class ReturnsFewer(nn.Module):
+    """How many maps it returns depends on their size."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return [y.flatten(2)] if x.shape[2] > 6 else [y.flatten(2), y]
+
+
+def test_outputs_in_another_number_than_in_the_example_can_be_viewed(times):
+    model = ReturnsFewer().eval()
+    condensed = quickly(model, sparse_masks(model), torch.randn(3, 4, 6, 6), scripted=False).model
+    x = torch.randn(3, 4, 8, 8)
+    with torch.no_grad():
+        (found,), (expected,) = condensed(x), model(x)
+    torch.testing.assert_close(found.view(-1), expected.view(-1), rtol=1e-4, atol=1e-5)
+
+
+class ReturnsChannelsLast(Maps):
+    def forward(self, x):
+        (y,) = super().forward(x)
+        return [y.contiguous(memory_format=torch.channels_last), y]
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+@pytest.mark.parametrize("implementation", ["sparse", "folded", "channels-last"])
+def test_map_that_a_model_returns_in_channels_last_format_stays_so(times, implementation, by_value):
+    times[f"{implementation}, float32"] = 0.5
+    model, x = ReturnsChannelsLast(by_value).eval(), torch.randn(3, 4, 6, 6)
+    condensed = quickly(model, sparse_masks(model), x, scripted=False)
+    assert condensed.report.chosen == implementation
+    with torch.no_grad():
+        (last, other), expected = condensed.model(x), model(x)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert other.is_contiguous()
+    torch.testing.assert_close([last, other], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*not yet implemented the batching rule:UserWarning")
