@@ -89,8 +89,11 @@ def condense(
     has hooks, if ``forward`` is replaced on the model itself, or if ``forward()`` writes to buffers
     or to its inputs, the modules keep their own code and nothing is folded; the report says why. A
     model that is condensed under autocast always computes under autocast, and warns if autocast is
-    off. If the model's code depends on whether an optional argument is given, calls have to give it
-    if and only if the example inputs do; others raise a ``ValueError``.
+    off. A folded or sparse model takes calls like the example inputs only, except for the values
+    and shapes of tensors, numbers that the code only computes with, and optional arguments that it
+    only passes on; others raise a ``ValueError``. If the inputs hold objects other than tensors,
+    numbers, texts, ``None``, and lists, tuples and dicts of them, the modules keep their own
+    code, and all calls are taken.
 
     Args:
         model: the model, which is not changed.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sparseopt.speedup import kernels
 from sparseopt.speedup.inference import assembly
@@ -423,3 +423,87 @@ def test_samples_are_vectorised_over():
     assert len(live_layers(condensed)) == 2
     with torch.no_grad():
         torch.testing.assert_close(torch.func.vmap(condensed)(x), model(x))
+
+
+class Kinds(nn.Module):
+    """It does something else if ``chosen`` says so."""
+
+    def __init__(self, chosen):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.chosen = chosen
+
+    def forward(self, x, setting=None):
+        x = self.first(x).relu()
+        return self.last(x) if self.chosen(setting) else x
+
+
+ACTIVE = {0.25, 7, "tanh"}
+
+
+@dataclass
+class Setting:
+    mask: Tensor | None = None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "example", "other"),
+    [
+        (lambda flag: flag is True, False, True),
+        (lambda flag: flag is True, True, False),
+        (lambda flag: flag is True, None, True),
+        (lambda kind: kind in ACTIVE, "gelu", "tanh"),
+        (lambda kind: kind in ACTIVE, 0.5, 0.25),
+        (lambda kind: kind in ACTIVE, 3, 7),
+        (lambda kind: kind in ACTIVE, None, 7),
+        (lambda scale: isinstance(scale, float), 2, 2.0),
+        (lambda scale: isinstance(scale, float), None, 2.0),
+        (lambda mask: isinstance(mask, Tensor), None, torch.ones(1)),
+        (lambda batch: batch.get("mask") is not None, {"mask": torch.ones(1)}, {}),
+        (lambda batch: batch.get("mask") is not None, {}, {"mask": torch.ones(1)}),
+        (lambda pair: pair[1] is not None, (torch.ones(1), torch.ones(1)), (torch.ones(1), None)),
+        (lambda pair: isinstance(pair, list), (torch.ones(1),), [torch.ones(1)]),
+        (lambda one: one.mask is not None, Setting(torch.ones(1)), Setting()),
+        (lambda one: isinstance(one, Setting), None, Setting()),
+    ],
+)
+def test_call_that_differs_from_the_example_is_computed_rightly_or_raises_an_error(
+    chosen, example, other
+):
+    model, x = Kinds(chosen).eval(), torch.randn(4, 16)
+    condensed = quickly(model, sparse_masks(model), (x, example), scripted=False).model
+    assert live_layers(condensed)
+    with torch.no_grad():
+        assert not torch.equal(model(x, example), model(x, other))
+        torch.testing.assert_close(condensed(x, example), model(x, example))
+        if isinstance(condensed, fx.GraphModule):
+            with pytest.raises(ValueError, match="setting=.* differs from the example inputs"):
+                condensed(x, other)
+        else:
+            torch.testing.assert_close(condensed(x, other), model(x, other))
+
+
+class Scales(nn.Module):
+    """It only computes with a number, and branches on a flag."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x, batch, step, flag=False):
+        x = self.first(x + batch["bias"]) * (1 - step / 1000)
+        return self.last(x.relu() if flag else x)
+
+
+def test_number_that_code_only_computes_with_may_have_any_value():
+    model, x, bias = Scales().eval(), torch.randn(4, 16), torch.randn(16)
+    condensed = quickly(model, sparse_masks(model), (x, {"bias": bias}, 5)).model
+    assert len(live_layers(condensed)) == 2
+    with torch.no_grad():
+        for step in (5, 800, 12.5):
+            expected = model(x, {"bias": -bias}, step)
+            torch.testing.assert_close(condensed(x, {"bias": -bias}, step), expected)
+        with pytest.raises(ValueError, match="batch=dict.* differs from the example inputs"):
+            condensed(x, {"bias": bias, "other": bias}, 5)
+        with pytest.raises(ValueError, match="flag=True differs .* had flag=False"):
+            condensed(x, {"bias": bias}, 5, True)
