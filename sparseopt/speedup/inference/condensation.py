@@ -92,8 +92,9 @@ def condense(
     off. A folded or sparse model takes calls like the example inputs only, except for the values
     and shapes of tensors, numbers that the code only computes with, and optional arguments that it
     only passes on; others raise a ``ValueError``. If the inputs hold objects other than tensors,
-    numbers, texts, ``None``, and lists, tuples and dicts of them, the modules keep their own
-    code, and all calls are taken.
+    numbers, texts, ``None``, and lists, tuples and dicts of them, or if ``forward()`` draws random
+    numbers that would be the same in each call, the modules keep their own code, and all calls are
+    taken.
 
     Args:
         model: the model, which is not changed.

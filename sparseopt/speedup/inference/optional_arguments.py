@@ -10,6 +10,7 @@ code that asks for this is traced wrongly. Algorithm:
    depends on the argument. A ``None`` that it depends on is traced as it is.
 3. Check in each call of the graph that each argument is as in the example inputs, except for the
    values of tensors, or is of a type that step 2 has found to give the same graph.
+4. Trace it once more. If the graph differs, it has random numbers as constants.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparseopt.speedup.inference.attention import OpeningTracer
+from sparseopt.utils.probe import preserve_random_state
 
 __all__ = ["RequiredArgument", "trace"]
 
@@ -43,6 +45,8 @@ _PROBES: Final[Mapping[type, tuple[Any, ...]]] = {
     int: (3,),
     bool: (True, False),
 }
+#: How often a model that draws random numbers is traced, because they may decide between branches.
+_TRACES_OF_RANDOM: Final = 8
 
 
 class RequiredArgument(nn.Module):
@@ -116,7 +120,8 @@ def trace(model: nn.Module, arguments: Mapping[str, Any]) -> fx.GraphModule:
         arguments: the example inputs, by name of the argument.
 
     Raises:
-        ValueError: if an argument holds an object that the graph could not check.
+        ValueError: if an argument holds an object that the graph could not check, or if the code
+            draws random numbers that the graph would repeat.
     """
     kinds: dict[str, str] = {}
     for name, value in arguments.items():
@@ -135,7 +140,8 @@ def trace(model: nn.Module, arguments: Mapping[str, Any]) -> fx.GraphModule:
         {name: arguments[name] for name in named},
         [name for name in named if parameters[name].default is None],
     )
-    search.run()
+    with preserve_random_state(model):
+        search.run()
     _require(search.traced, kinds, search.types)
     return search.traced
 
@@ -178,6 +184,7 @@ class _Search:
         for name in self.numbers:
             self._free_number(name)
         self._free_optional()
+        self._check_repeats()
 
     def _free_number(self, name: str) -> None:
         """Give a number a proxy if the model only computes with it."""
@@ -208,6 +215,19 @@ class _Search:
             self.traced = self._graph(self.values)
         for name in free.intersection(self.left_out):
             self.types[name] |= self._types(name, _PROBES)
+
+    def _check_repeats(self) -> None:
+        """Check that the graph is the same whatever random numbers the model draws.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        for _ in range(_TRACES_OF_RANDOM):
+            before = torch.get_rng_state()
+            if not self._is_same({}):
+                raise ValueError("forward() does something else in each call, as with random noise")
+            if torch.equal(before, torch.get_rng_state()):
+                return
 
     def _types(self, name: str, probes: Mapping[type, tuple[Any, ...]]) -> set[type]:
         """Return the types whose values give the same graph in place of an argument's proxy."""

@@ -507,3 +507,31 @@ def test_number_that_code_only_computes_with_may_have_any_value():
             condensed(x, {"bias": bias, "other": bias}, 5)
         with pytest.raises(ValueError, match="flag=True differs .* had flag=False"):
             condensed(x, {"bias": bias}, 5, True)
+
+
+class Noisy(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.draw = draw
+
+    def forward(self, x):
+        return self.last(self.first(x).relu() + self.draw())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "draw", [lambda: torch.randn(16), lambda: 3.0 if torch.rand(()) < 0.5 else 0.0]
+)
+def test_noise_is_drawn_in_each_call_whatever_the_seed(seed, draw):
+    model, x = Noisy(draw).eval(), torch.randn(4, 16)
+    masks = sparse_masks(model)
+    torch.manual_seed(seed)
+    state = torch.get_rng_state()
+    condensed = quickly(model, masks, x, scripted=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert "random noise" in condensed.report.failed["folding"]
+    assert len(live_layers(condensed.model)) == 2
+    with torch.no_grad():
+        first = condensed.model(x)
+        assert any(not torch.equal(condensed.model(x), first) for _ in range(20))
