@@ -306,19 +306,29 @@ def _content(constant: object) -> str:
 
 
 class _Proxy(fx.Proxy):
-    """A proxy that can't be looked up if it may stand for a number: a dict would not find it."""
+    """A proxy that can't be looked up or written into a text if it may stand for a number.
+
+    A dict would not find it, and a name such as ``f"layer{step}"`` would be wrong.
+    """
 
     def __hash__(self) -> int:
+        self._check_is_no_number()
+        return id(self)
+
+    def __str__(self) -> str:
+        self._check_is_no_number()
+        return repr(self)
+
+    def _check_is_no_number(self) -> None:
         assert isinstance(self.tracer, _Proxies)
         rest, seen = [self.node], {self.node}
         while rest:
             node = rest.pop()
             if node.op == "placeholder" and node.target in self.tracer.numbers:
-                raise TypeError(f"{node.target} is looked up, so the code depends on it")
+                raise TypeError(f"the code depends on the value of {node.target}")
             new = set(node.all_input_nodes) - seen
             seen |= new
             rest += new
-        return id(self)
 
 
 class _Proxies(fx.Tracer):

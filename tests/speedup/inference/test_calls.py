@@ -456,6 +456,8 @@ class Setting:
         (lambda kind: kind in ACTIVE, 0.5, 0.25),
         (lambda kind: kind in ACTIVE, 3, 7),
         (lambda kind: kind in ACTIVE, None, 7),
+        (lambda layer: f"layer{layer}" == "layer7", 3, 7),
+        (lambda layer: f"layer{layer}" == "layer7", None, 7),
         (lambda scale: isinstance(scale, float), 2, 2.0),
         (lambda scale: isinstance(scale, float), None, 2.0),
         (lambda mask: isinstance(mask, Tensor), None, torch.ones(1)),
