@@ -40,7 +40,7 @@ _NUMBERS: Final = (int, float)
 #: For each type that may be given instead of ``None``, values to trace. Both flags are traced,
 #: because code may ask for one of them only.
 _PROBES: Final[Mapping[type, tuple[Any, ...]]] = {
-    Tensor: (torch.full((1,), 0.5),),
+    Tensor: (torch.full((1,), 0.5, device="cpu"),),
     float: (0.5,),
     int: (3,),
     bool: (True, False),
