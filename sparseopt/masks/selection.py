@@ -266,15 +266,14 @@ def _matches_nothing(
     model: nn.Module, uses: Mapping[nn.Parameter, Sequence[Use]], selector: object
 ) -> ValueError:
     if isinstance(selector, str):
-        named = {canonical_name(name): module for name, module in model.named_modules()}
+        named = {canonical_name(name): one for name, one in model.named_modules() if name}
         if selector in named:
             return ValueError(
                 f"sparse={selector!r} selects nothing: the module of this name, a "
                 f"{type(named[selector]).__name__}, has no parameters."
             )
-        modules = (canonical_name(name) for name, _ in model.named_modules() if name)
         names = (use.written for its_uses in uses.values() for use in its_uses)
-        return unknown_name("the name in sparse", selector, {*modules, *names})
+        return unknown_name("the name in sparse", selector, {*named, *names})
     return ValueError(
         f"sparse[{_shown(selector)}] selects nothing: model={type(model).__name__}(...) has no "
         "such parameter."
