@@ -7,7 +7,7 @@ its weights. A residual is added in the same pass, and ReLU or ReLU6 are compute
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,12 @@ from sparseopt.speedup.kernels import calls, inference_ops
 from sparseopt.speedup.kernels.ops import plain_call
 from sparseopt.speedup.live_training.layer_state import convolution_padding
 from sparseopt.speedup.live_training.layout import in_kernel_layout, to_channels_last
+from sparseopt.speedup.timing import clock_of, time_in_turn
 
 __all__ = ["Affine", "DenseConv2d", "DenseLayer", "DenseLinear", "KernelLayoutPool"]
+
+_ROUNDS: Final = 5
+_LONG_ENOUGH: Final = 1e-3  # seconds
 
 
 class DenseLayer(nn.Module):
@@ -188,6 +192,10 @@ class DenseConv2d(DenseLayer):
 class DenseLinear(DenseLayer):
     """A linear layer.
 
+    One token in float32 takes as long as reading the weight, and neither oneDNN nor torch read it
+    as fast as memory allows on every processor. So the first call with one token times oneDNN
+    against a product with the transposed weight, and keeps the faster one.
+
     Args:
         dtype: the number format of the weight.
         origin: the names of the parameters that the layer is made of.
@@ -201,12 +209,42 @@ class DenseLinear(DenseLayer):
         if not self._is_packable(input) or not input.numel():
             y = F.linear(input, self.weight, self.bias)
             return y if self.bounds is None else y.clamp(*self.bounds)
-        rows = input.numel() // input.shape[-1]
-        packed = self._packed_by(lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight, rows))
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(
-            input.contiguous(), packed, self.bias, "none", [], ""
+        x = input.contiguous()
+        packed = self._packed_by(lambda: self._pack(x))
+        if packed.is_mkldnn:
+            return self._clamped(self._by_onednn(x, packed))
+        if _tokens(x) == 1:
+            return self._clamped(self._by_columns(x, packed))
+        return self._clamped(F.linear(x, self.weight, self.bias))
+
+    def _pack(self, x: Tensor) -> Tensor:
+        """Return the weight in oneDNN's layout; for one token, transposed if that takes less."""
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(self.weight, _tokens(x))
+        if _tokens(x) > 1 or self.weight.dtype != torch.float32:
+            return packed
+        columns = self.weight.t().contiguous()
+        ways = {
+            "oneDNN": lambda: self._by_onednn(x, packed),
+            "columns": lambda: self._by_columns(x, columns),
+        }
+        device = x.device
+        times = time_in_turn(
+            ways,
+            rounds=_ROUNDS,
+            device=device,
+            warmup=2,
+            shortest=_LONG_ENOUGH,
+            clock=clock_of(device),
         )
-        return self._clamped(result)
+        return columns if times["columns"].median < times["oneDNN"].median else packed
+
+    def _by_onednn(self, x: Tensor, packed: Tensor) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, self.bias, "none", [], "")
+        return result
+
+    def _by_columns(self, x: Tensor, columns: Tensor) -> Tensor:
+        y = x @ columns
+        return y if self.bias is None else y.add_(self.bias)
 
 
 class Affine(nn.Module):
@@ -272,6 +310,10 @@ class KernelLayoutPool(nn.Module):
             return result
         result = self.pool(input.permute(1, 0, 2, 3))
         return result.permute(1, 0, 2, 3)
+
+
+def _tokens(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 
+from sparseopt.speedup.inference import dense_layers
 from sparseopt.speedup.inference.dense_layers import DenseConv2d, DenseLinear
 from sparseopt.speedup.inference.live_layers import Origin
+from sparseopt.speedup.timing import Timing
 
 
 def convolution(bounds=None):
@@ -59,3 +61,38 @@ def test_linear_weights_that_are_written_after_a_call_are_used():
     torch.testing.assert_close(layer(x), module(x))
     layer.weight.zero_()
     torch.testing.assert_close(layer(x), module.bias.expand(4, 8))
+
+
+@pytest.mark.parametrize("fastest", ["oneDNN", "columns"])
+@pytest.mark.parametrize("bounds", [None, (0.0, float("inf")), (0.0, 0.5)])
+@torch.no_grad()
+def test_one_token_is_computed_as_by_torch_by_the_way_that_took_less_time(
+    monkeypatch, fastest, bounds
+):
+    def timed(ways, **options):
+        return {name: Timing((float(name != fastest),)) for name in ways}
+
+    monkeypatch.setattr(dense_layers, "time_in_turn", timed)
+    module = nn.Linear(16, 8)
+    layer = DenseLinear(torch.float32, Origin("weight", "bias"), bounds)
+    layer.set_weights(module.weight, module.bias)
+
+    def agree():
+        for shape in ((1, 16), (16,), (1, 1, 16), (5, 16), (2, 3, 16)):
+            x = torch.randn(shape)
+            y = F.linear(x, layer.weight, layer.bias)
+            torch.testing.assert_close(layer(x), y if bounds is None else y.clamp(*bounds))
+
+    agree()
+    layer.weight.mul_(2)
+    agree()
+
+
+@torch.no_grad()
+def test_one_token_without_bias_in_each_number_format():
+    for dtype in (torch.float32, torch.bfloat16):
+        module = nn.Linear(16, 8, bias=False, dtype=dtype)
+        layer = DenseLinear(dtype, Origin("weight", None))
+        layer.set_weights(module.weight, None)
+        x = torch.randn(1, 16, dtype=dtype)
+        torch.testing.assert_close(layer(x), module(x))
