@@ -155,37 +155,43 @@ static void tile(const Pass<E>& pass, const Item& item, const E* scratch, int ro
   }
 }
 
-// Computes all tiles of an item. Tiles of one row cover the flattened grid.
+// Computes the tiles of an item that are several rows high.
 template <class E, int LINES, int ROWS>
-static void tiles(const Pass<E>& pass, const Item& item, const E* scratch) {
-  const Grid& g = pass.grid;
-  const int64_t width = g.columns * item.samples;
-  const int64_t above = (item.rows - 1) * g.packed_columns * item.samples;
-  const int64_t length = ROWS > 1 ? width : above + width;
-  for (int row = 0; row < (ROWS > 1 ? item.rows : 1); row += ROWS)
-    for (int64_t q = 0; q < length; q += LINES / ROWS * Line<E>::elements)
+static void tiles_of_rows(const Pass<E>& pass, const Item& item, const E* scratch) {
+  const int64_t width = pass.grid.columns * item.samples;
+  for (int row = 0; row < item.rows; row += ROWS)
+    for (int64_t q = 0; q < width; q += LINES / ROWS * Line<E>::elements)
       tile<E, LINES, ROWS>(pass, item, scratch, row, q);
 }
 
-// Chooses tiles of two or four rows if they compute fewer results that are dropped, and short tiles
-// for short grids.
+// Computes the tiles of the flattened grid of an item, from element `q` on. A tile whose last three
+// eighths would be dropped is replaced by shorter ones.
+template <class E, int LINES>
+static void tiles(const Pass<E>& pass, const Item& item, const E* scratch, int64_t q = 0) {
+  constexpr int side = Line<E>::elements;
+  const Grid& g = pass.grid;
+  const int64_t end = ((item.rows - 1) * g.packed_columns + g.columns) * item.samples;
+  for (; q < end && (LINES == 1 || 8 * (end - q) > 5 * LINES * side); q += LINES * side)
+    tile<E, LINES, 1>(pass, item, scratch, 0, q);
+  if constexpr (LINES > 1)
+    if (q < end) tiles<E, LINES / 2>(pass, item, scratch, q);
+}
+
+// Chooses tiles of two or four rows if they compute fewer results that are dropped.
 template <class E> static void best_tiles(const Pass<E>& pass, const Item& item, const E* scratch) {
   using L = Line<E>;
   const Grid& g = pass.grid;
   auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b * b; };
   const int64_t pixels = (item.rows - 1) * g.packed_columns + g.columns;
   const int64_t flat = up(pixels * item.samples, g.line) / g.line;
-  if (flat <= 1) return tiles<E, 1, 1>(pass, item, scratch);
-  if (flat <= 2) return tiles<E, 2, 1>(pass, item, scratch);
-  if (flat <= 4) return tiles<E, 4, 1>(pass, item, scratch);
-  if (item.samples % g.line == 0 && !g.linear) {
+  if (flat > 4 && item.samples % g.line == 0 && !g.linear) {
     const int64_t width = g.columns * item.samples / g.line;
     const int64_t two = up(item.rows, 2) * up(width, L::tile / 2);
     const int64_t four = up(item.rows, 4) * up(width, L::tile / 4);
-    if (.9 * four < flat && four <= two) return tiles<E, L::tile, 4>(pass, item, scratch);
-    if (.9 * two < flat) return tiles<E, L::tile, 2>(pass, item, scratch);
+    if (.9 * four < flat && four <= two) return tiles_of_rows<E, L::tile, 4>(pass, item, scratch);
+    if (.9 * two < flat) return tiles_of_rows<E, L::tile, 2>(pass, item, scratch);
   }
-  tiles<E, L::tile, 1>(pass, item, scratch);
+  tiles<E, L::tile>(pass, item, scratch);
 }
 
 // A thread takes an item (samples, band, part of the outputs), which depends on no other item.
