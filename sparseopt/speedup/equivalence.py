@@ -17,6 +17,7 @@ from sparseopt.utils.nested import leaves
 from sparseopt.utils.probe import (
     no_attention_fast_path,
     no_key_value_cache,
+    preserve_attributes,
     preserve_model_state,
 )
 from sparseopt.utils.random import uniform
@@ -161,6 +162,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """
     with (
         preserve_model_state(model),
+        preserve_attributes(model),
         torch.no_grad(),
         no_attention_fast_path(),
         no_key_value_cache(model),

@@ -1,18 +1,19 @@
-"""Nested values, such as the outputs of a model, with what dataclasses and other objects hold."""
+"""Nested values, such as outputs and states of a model, with what dataclasses and objects hold."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import operator
+from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, Final
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-__all__ = ["copy_of", "leaves", "map_leaves"]
+__all__ = ["containers", "copy_of", "leaves", "map_leaves", "parts"]
 
 _WITHOUT_PARTS: Final = (Tensor, nn.Module, type, FunctionType, MethodType, ModuleType)
 
@@ -52,6 +53,46 @@ def _fields(leaf: Any) -> dict[str, Any]:
     """Return the fields of a dataclass that have a value."""
     names = (field.name for field in dataclasses.fields(leaf))
     return {name: getattr(leaf, name) for name in names if hasattr(leaf, name)}
+
+
+def containers(value: Any) -> list[Any]:
+    """Return the containers and dataclasses in a nested value, and the value if it is one.
+
+    Each occurs once. What other objects hold is left out.
+
+    Example:
+        >>> containers({"a": [1, (2,)]})
+        [{'a': [1, (2,)]}, [1, (2,)], (2,)]
+    """
+    found: list[Any] = []
+    seen: set[int] = set()
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        held = parts(one)
+        if held is not None and id(one) not in seen:
+            seen.add(id(one))
+            found.append(one)
+            rest.extend(held)
+    return found
+
+
+def parts(value: Any) -> list[Any] | None:
+    """Return the items of a container, or the fields of a dataclass; ``None`` for other values.
+
+    Example:
+        >>> parts({"a": 1, "b": [2]}), parts(3)
+        ([1, [2]], None)
+    """
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return list(value)
+    if isinstance(value, _WITHOUT_PARTS):
+        return None
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if dataclasses.is_dataclass(value):
+        return list(_fields(value).values())
+    return list(vars(value).values()) if isinstance(value, SimpleNamespace) else None
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:

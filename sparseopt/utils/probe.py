@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from sparseopt.utils.nested import containers
 
 __all__ = [
     "no_attention_fast_path",
@@ -26,6 +31,8 @@ __all__ = [
 _CAUSAL_HINTS: Final = {nn.TransformerEncoder: "is_causal", nn.TransformerDecoder: "tgt_is_causal"}
 #: The attributes of every module, such as its parameters and hooks.
 _OF_TORCH: Final = frozenset(vars(nn.Module()))
+#: The containers that are emptied and filled again; subclasses may forbid it.
+_MUTABLE: Final = frozenset({list, set, dict, OrderedDict, defaultdict, Counter, deque})
 
 
 @contextmanager
@@ -132,13 +139,15 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserve_attributes(model: nn.Module) -> Iterator[None]:
-    """Restore attributes that the forward pass set, and the items of their lists, dicts and sets.
+    """Restore attributes that the forward pass set, and what their containers and dataclasses hold.
 
-    Tensors that it wrote to in place are not restored.
+    Containers in containers are restored too. Tensors that it wrote to in place are not restored.
     """
-    saved = [
-        (vars(module), {name: (value, _items(value)) for name, value in _own_attributes(module)})
-        for module in model.modules()
+    saved = [(vars(module), _own_attributes(module)) for module in model.modules()]
+    held = [
+        (one, _contents(one))
+        for one in containers([before for _, before in saved])
+        if type(one) in _MUTABLE or _is_object(one)
     ]
     try:
         yield
@@ -146,20 +155,41 @@ def preserve_attributes(model: nn.Module) -> Iterator[None]:
         for attributes, before in saved:
             for name in attributes.keys() - before.keys() - _OF_TORCH:
                 del attributes[name]
-            for name, (value, items) in before.items():
-                attributes[name] = value
-                if items is not None:
-                    value.clear()
-                    getattr(value, "extend" if isinstance(value, list) else "update")(items)
+            attributes.update(before)
+        for one, contents in held:
+            _refill(one, contents)
 
 
-def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in vars(module).items() if name not in _OF_TORCH]
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
 
 
-def _items(value: object) -> object:
-    """Return a copy of a list, dict or set, and ``None`` for anything else."""
-    return copy.copy(value) if type(value) in {list, dict, set} else None
+def _is_object(value: object) -> bool:
+    """Whether a value is an object with fields, and not also a container, as outputs often are."""
+    return isinstance(value, SimpleNamespace) or (
+        dataclasses.is_dataclass(value) and not isinstance(value, Collection)
+    )
+
+
+def _contents(value: Any) -> Any:
+    """Return a copy of a container, or the values of an object's attributes by name."""
+    if type(value) in _MUTABLE:
+        return copy.copy(value)
+    slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ())]
+    names = [*getattr(value, "__dict__", ()), *slots]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _refill(value: Any, contents: Any) -> None:
+    """Let a container or object hold again what it held."""
+    if type(value) in _MUTABLE:
+        value.clear()
+        getattr(value, "extend" if isinstance(value, (list, deque)) else "update")(contents)
+        return
+    for name in set(getattr(value, "__dict__", ())) - contents.keys():
+        object.__delattr__(value, name)
+    for name, one in contents.items():
+        object.__setattr__(value, name, one)
 
 
 def _same_values(left: Tensor, right: Tensor) -> bool:

@@ -34,7 +34,7 @@ from sparseopt.structured.channel_groups import ChannelGroup, Structure, analyse
 from sparseopt.utils.deprecation import renamed_arguments, warn_old_spelling
 from sparseopt.utils.errors import CompactionError
 from sparseopt.utils.example_inputs import as_arguments, with_old_inputs
-from sparseopt.utils.probe import preserve_model_state
+from sparseopt.utils.probe import preserve_attributes, preserve_model_state
 from sparseopt.utils.validation import check_has_values
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
@@ -174,7 +174,7 @@ def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     structure = analyse(model, args, kwargs)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     leaves = tree_leaves((args, kwargs))
-    with preserve_model_state(model):
+    with preserve_model_state(model), preserve_attributes(model):
         constants = [
             find_constants(labelling, tensors, live, leaves) for labelling in structure.labellings
         ]

@@ -15,11 +15,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sparseopt.utils.hooks import copy_without_hooks, has_hooks
+from sparseopt.utils.nested import containers, parts
 from sparseopt.utils.probe import preserve_attributes, preserve_model_state
 
 __all__ = ["copy_for_inference", "skipped_by_programs", "skipped_by_trace"]
 
-_Attributes = dict[tuple[str, str], tuple[object, int]]
+_Attributes = dict[tuple[str, str], list[object]]
 
 
 def copy_for_inference(model: nn.Module) -> nn.Module:
@@ -164,25 +165,35 @@ def _written(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     before = _attributes(model)
     model(*args, **kwargs)
     after = _attributes(model)
-    for (path, name), (value, count) in after.items():
-        known = before.get((path, name))
-        if known is None or known[1] != count or not _is_same(known[0], value):
+    for (path, name), contents in after.items():
+        known = before.get((path, name), [])
+        if len(known) != len(contents) or not all(map(_is_same, known, contents)):
             return f"{path}.{name}" if path else name
     return None
 
 
 def _attributes(model: nn.Module) -> _Attributes:
-    """Return all attributes, with a tensor's version or a container's length, to see changes."""
-    found: _Attributes = {}
-    for path, module in model.named_modules():
-        for name, value in {**vars(module), **module._buffers}.items():
-            count = 0
-            if isinstance(value, Tensor):
-                count = value._version
-            elif isinstance(value, (list, dict, set)):
-                count = len(value)
-            found[path, name] = value, count
-    return found
+    """Return all attributes, with what they hold and the versions of tensors, to see changes."""
+    return {
+        (path, name): _contents(value)
+        for path, module in model.named_modules()
+        for name, value in _named(module).items()
+    }
+
+
+def _named(module: nn.Module) -> dict[str, object]:
+    """Return attributes, parameters, buffers and modules of a module by name."""
+    registers = ("_parameters", "_buffers", "_modules")
+    own = {name: value for name, value in vars(module).items() if name not in registers}
+    return {**own, **module._parameters, **module._buffers, **module._modules}
+
+
+def _contents(value: Any) -> list[object]:
+    """Return a value and, at any depth, what it holds; each tensor with its version."""
+    held = containers(value)
+    found = [value, *(part for one in held for part in parts(one) or ())]
+    versions = [one._version for one in found if isinstance(one, Tensor) and not one.is_inference()]
+    return [*found, *versions]
 
 
 def _is_same(before: object, after: object) -> bool:

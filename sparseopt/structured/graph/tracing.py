@@ -15,6 +15,7 @@ from sparseopt.utils.probe import (
     no_attention_fast_path,
     no_detection_of_causal_masks,
     no_key_value_cache,
+    preserve_attributes,
     preserve_model_state,
 )
 
@@ -67,6 +68,7 @@ def trace(
     """
     with (
         preserve_model_state(model),
+        preserve_attributes(model),
         no_attention_fast_path(),
         no_detection_of_causal_masks(model),
         no_key_value_cache(model),

@@ -9,6 +9,7 @@ from torch import nn
 
 from sparseopt import CompactionError, SparseOptimizer, compact
 from tests.speedup.masking import optimizer_without, optimizer_without_half, settle, static
+from tests.speedup.stateful import STATES, Counting
 
 IMAGE = (4, 3, 8, 8)
 
@@ -471,3 +472,18 @@ def test_model_that_was_compacted_in_inference_mode_can_be_trained():
     for one in (model, smaller):
         one(x).pow(2).sum().backward()
     torch.testing.assert_close(smaller[0].weight.grad, model[0].weight.grad[neurons])
+
+
+@pytest.mark.parametrize("kind", STATES)
+@pytest.mark.filterwarnings("ignore:The tensor attribute.*assigned during export")
+def test_state_in_a_container_is_left_alone_and_goes_on_in_the_smaller_model(kind):
+    model, x = Counting(kind).eval(), torch.randn(4, 16)
+    optimizer = optimizer_without(model, {"first": [0, 3, 5]})
+    model(x)
+    before = repr(model.state)
+    smaller = compact(model, optimizer, example_inputs=x).model
+    assert repr(model.state) == before
+    assert smaller.first.weight.shape == (13, 16)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(smaller(x), model(x))

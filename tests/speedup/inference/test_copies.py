@@ -12,6 +12,7 @@ from sparseopt import SparseOptimizer
 from sparseopt.speedup import kernels
 from sparseopt.speedup.inference.copies import copy_for_inference
 from tests.speedup.inference.nets import Residual, live_layers, quickly, settled, sparse_masks
+from tests.speedup.stateful import STATES, Counting
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
 IMPLEMENTATIONS = [
@@ -286,6 +287,21 @@ def test_state_that_forward_keeps_is_left_alone_and_goes_on_in_the_copy(times, i
     assert model.outputs[0] is outputs[0]
     with torch.no_grad():
         for _ in range(2):
+            torch.testing.assert_close(condensed.model(x), model(x))
+
+
+@pytest.mark.parametrize("kind", STATES)
+@pytest.mark.parametrize("implementation", ["as it is, float32", "sparse, float32"])
+def test_state_in_a_container_is_left_alone_and_goes_on_in_the_copy(times, kind, implementation):
+    times[implementation] = 1.0
+    model, x = Counting(kind), torch.randn(3, 16)
+    masks = sparse_masks(model)
+    model(x)
+    before = repr(model.state)
+    condensed = quickly(model, masks, x)
+    assert repr(model.state) == before
+    with torch.no_grad():
+        for _ in range(3):
             torch.testing.assert_close(condensed.model(x), model(x))
 
 
