@@ -98,14 +98,33 @@ def check_steps(argument: str, value: object, *, minimum: int) -> int:
     return check_count(argument, value, minimum=minimum, of=" of step() calls")
 
 
-def check_has_values(argument: str, model: nn.Module) -> None:
-    """Raise unless all parameters and buffers have values: those on the meta device have none."""
+def check_model(argument: str, model: object) -> None:
+    """Raise unless ``model`` is a module whose parameters and buffers have shapes and values.
+
+    Those of a lazy module have no shapes yet, and those on the meta device have no values.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{argument} must be a torch.nn.Module, not a {type(model).__name__}.")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(
+                f"{argument} has no shapes yet, because the module of {name!r} is lazy: run one "
+                "input through the model before."
+            )
         if tensor.is_meta:
             raise ValueError(
                 f"{argument} has no values, because {name!r} is on the meta device: call "
                 f"to_empty(device='cpu') of the model, and load its weights."
             )
+
+
+def check_changes_mode(argument: str, model: nn.Module) -> None:
+    """Raise if the mode of a model can't be changed, because it is an exported program's module."""
+    if "train" in vars(model):
+        raise ValueError(
+            f"{argument} can't change between training and evaluation, as the module() of an "
+            "exported program can't: pass the model that was exported."
+        )
 
 
 def check_inputs_have_values(argument: str, inputs: object) -> None:

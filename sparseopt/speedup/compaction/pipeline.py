@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,10 +33,10 @@ from sparseopt.speedup.equivalence import Agreement
 from sparseopt.speedup.inference.masks import Masks
 from sparseopt.structured.channel_groups import ChannelGroup, Structure, analyse
 from sparseopt.utils.deprecation import renamed_arguments, warn_old_spelling
-from sparseopt.utils.errors import CompactionError
+from sparseopt.utils.errors import CompactionError, UntraceableModelError
 from sparseopt.utils.example_inputs import as_arguments, with_old_inputs
 from sparseopt.utils.probe import preserve_attributes, preserve_model_state
-from sparseopt.utils.validation import check_has_values
+from sparseopt.utils.validation import check_changes_mode, check_model
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["Compaction", "compact"]
@@ -78,7 +79,8 @@ def compact(
         spelling returns the model.)
 
     Raises:
-        TypeError: if a weight is sharded, ``masks`` is none of these, or inputs are given twice.
+        TypeError: if ``model`` is not a module, a weight is sharded, ``masks`` is none of these, or
+            inputs are given twice.
         ValueError: if a tensor of the model is on the meta device; if no input is given and none
             was recorded, or the model does not run on random numbers in the recorded shapes; if the
             model lacks a weight that has a mask, or a mask drops a weight that is not zero.
@@ -163,17 +165,26 @@ class Compaction:
 
 @torch.inference_mode(False)  # Tensors that are made in inference mode can't be trained.
 def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
+    check_model("model", model)
     model = unwrapped(model)
-    check_has_values("model", model)
+    check_changes_mode("model", model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UntraceableModelError(
+            f"model={type(model).__name__}(...) is TorchScript, which torch.export refuses: pass "
+            "the model that it was made of."
+        )
+    if any(one.is_inference() for one in (*model.parameters(), *model.buffers())):
+        model = copy.deepcopy(model)  # torch.export refuses tensors that inference mode made
     live = _masks(model, masks)
     _check_dropped_are_zero(model, live)
     if example_inputs is None:
         args, kwargs = recorded_inputs(model, masks)
     else:
         args, kwargs = tree_map_only(Tensor, _ordinary, as_arguments(example_inputs))
+    leaves = tree_leaves((args, kwargs))
+    _check_not_empty(leaves)
     structure = analyse(model, args, kwargs)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    leaves = tree_leaves((args, kwargs))
     with preserve_model_state(model), preserve_attributes(model):
         constants = [
             find_constants(labelling, tensors, live, leaves) for labelling in structure.labellings
@@ -189,6 +200,16 @@ def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     }
     report = make_report(cut_model.structure, uses, cut_model.removal, live, model)
     return Compacted(cut_model.model, cut_masks, report, cut_model.kept)
+
+
+def _check_not_empty(inputs: Sequence[Any]) -> None:
+    """Raise if no tensor has an element: constants are found by comparing outputs."""
+    given = [one for one in inputs if isinstance(one, Tensor)]
+    if given and not any(one.numel() for one in given):
+        raise ValueError(
+            f"example_inputs has tensors without elements only, {tuple(given[0].shape)} for "
+            "example: give one sample or more."
+        )
 
 
 def _ordinary(value: Tensor) -> Tensor:

@@ -23,9 +23,10 @@ from sparseopt.utils.example_inputs import as_arguments
 from sparseopt.utils.probe import preserve_attributes, preserve_buffers, preserve_random_state
 from sparseopt.utils.random import normal
 from sparseopt.utils.validation import (
+    check_changes_mode,
     check_count,
-    check_has_values,
     check_inputs_have_values,
+    check_model,
 )
 from sparseopt.utils.wrappers import unwrapped
 
@@ -120,7 +121,7 @@ def condense(
         model.
 
     Raises:
-        TypeError: if ``masks`` has another type.
+        TypeError: if ``model`` is not a module, or ``masks`` has another type.
         ValueError: if there are no example inputs, a mask does not fit its weight, an argument is
             out of range, or the model or its inputs are on the meta device.
 
@@ -146,8 +147,9 @@ def condense(
         )
         # The model that 0.1.0 returned could be pickled, and a frozen program can't.
         example_inputs, scripted, compiled = inputs, False, False
+    check_model("model", model)
     model = unwrapped(model)
-    check_has_values("model", model)
+    check_changes_mode("model", model)
     args, kwargs = _arguments(example_inputs, masks)
     check_inputs_have_values("example_inputs", (args, kwargs))
     wanted = {"scripted": scripted, "compiled": compiled}

@@ -16,7 +16,7 @@ from sparseopt.speedup.inference.live_layers import LiveLayer, NormStatistics, O
 from sparseopt.speedup.inference.network import original_names
 from sparseopt.speedup.inference.sparse_linear import CondensedLinear, CSRLinear
 from sparseopt.utils.errors import CheckpointError
-from sparseopt.utils.validation import check_has_values
+from sparseopt.utils.validation import check_model
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["load_sparse"]
@@ -68,7 +68,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> None:
         )
     file = SparseFile(path)
     model = unprepared(unwrapped(model))
-    check_has_values("model", model)
+    check_model("model", model)
     if any(isinstance(module, Frozen) for module in model.modules()):
         raise CheckpointError(
             "the model that condense() returned is a frozen program, which can't load weights: "

@@ -20,7 +20,7 @@ from sparseopt.speedup.inference.live_layers import LiveLayer
 from sparseopt.speedup.inference.masks import Masks, masks_by_name
 from sparseopt.speedup.inference.sparse_linear import CondensedLinear, CSRLinear
 from sparseopt.utils.errors import CheckpointError
-from sparseopt.utils.validation import check_has_values
+from sparseopt.utils.validation import check_model
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["save_sparse"]
@@ -92,10 +92,11 @@ def save_sparse(
         model = model_or_optimizer
     else:
         raise TypeError(
-            f"model_or_optimizer={model_or_optimizer!r} must be a model or a SparseOptimizer."
+            "model_or_optimizer must be a model or a SparseOptimizer, not a "
+            f"{type(model_or_optimizer).__name__}."
         )
     model = unprepared(unwrapped(model))
-    check_has_values("model_or_optimizer", model)
+    check_model("model_or_optimizer", model)
     made = (LiveLayer, DenseLayer, Affine, Frozen, CSRLinear, CondensedLinear)
     if any(isinstance(module, made) for module in model.modules()):
         raise CheckpointError(
