@@ -23,6 +23,7 @@ from tests.speedup.inference.nets import (
 )
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_not()))
+SPARSE = pytest.param("sparse", marks=needs_kernels)
 
 
 @pytest.mark.parametrize("batch", [1, 20])
@@ -405,7 +406,9 @@ def test_branch_on_values_of_the_input_is_not_frozen(times):
             torch.testing.assert_close(condensed.model(inputs), model(inputs))
 
 
-@pytest.mark.parametrize("fastest", ["sparse, float32", "folded, float32"])
+@pytest.mark.parametrize(
+    "fastest", [pytest.param("sparse, float32", marks=needs_kernels), "folded, float32"]
+)
 @pytest.mark.parametrize("example", ["batch", "sample"])
 @pytest.mark.parametrize("kind", ["linear", "convolution", "residual", "attention"])
 def test_inputs_without_a_batch_give_outputs_without_one(times, fastest, example, kind):
@@ -451,7 +454,7 @@ def mixed():
     )
 
 
-@pytest.mark.parametrize("fastest", ["sparse", "folded", "as it is", "frozen TorchScript"])
+@pytest.mark.parametrize("fastest", [SPARSE, "folded", "as it is", "frozen TorchScript"])
 @pytest.mark.parametrize("net", [mixed, Residual])
 def test_model_condensed_without_autocast_returns_under_autocast_what_the_original_does(
     times, fastest, net
@@ -470,7 +473,7 @@ def test_model_condensed_without_autocast_returns_under_autocast_what_the_origin
 
 
 @pytest.mark.skipif(not assembly.has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
-@pytest.mark.parametrize("fastest", ["sparse", "folded"])
+@pytest.mark.parametrize("fastest", [SPARSE, "folded"])
 def test_model_in_bfloat16_has_under_autocast_the_dtype_of_the_original(times, fastest):
     times[f"{fastest}, bfloat16"] = 1.0
     model = settled(Residual())
@@ -482,7 +485,7 @@ def test_model_in_bfloat16_has_under_autocast_the_dtype_of_the_original(times, f
 
 
 @pytest.mark.skipif(not assembly.has_bfloat16(torch.device("cpu")), reason="no bfloat16 here")
-@pytest.mark.parametrize("fastest", ["sparse", "folded", "as it is", "frozen TorchScript"])
+@pytest.mark.parametrize("fastest", [SPARSE, "folded", "as it is", "frozen TorchScript"])
 @pytest.mark.parametrize("net", [mixed, Residual])
 def test_model_in_bfloat16_runs_under_autocast_with_float16(times, fastest, net):
     times[f"{fastest}, bfloat16"] = 1.0
@@ -498,7 +501,7 @@ def test_model_in_bfloat16_runs_under_autocast_with_float16(times, fastest, net)
     assert (found.float() - exact).norm() <= 1.2 * (expected - exact).norm() + 1e-3 * exact.norm()
 
 
-@pytest.mark.parametrize("fastest", ["sparse", "folded"])
+@pytest.mark.parametrize("fastest", [SPARSE, "folded"])
 @pytest.mark.parametrize("net", [mixed, Residual])
 def test_model_condensed_under_autocast_computes_under_it_always_and_warns(times, fastest, net):
     times[f"{fastest}, bfloat16"] = 1.0
@@ -557,7 +560,7 @@ def test_float64_is_folded_in_float64(times, affine):
         torch.testing.assert_close(condensed.model(x), model(x), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("fastest", ["sparse", "folded"])
+@pytest.mark.parametrize("fastest", [SPARSE, "folded"])
 @pytest.mark.parametrize("batch", [1, 20])
 def test_nan_stays_nan_through_activations(times, fastest, batch):
     times[f"{fastest}, float32"] = 1.0
