@@ -102,10 +102,14 @@ class LayerState:
             self._lists.update(layer.positions(), layer.mask_version)
         return self._lists
 
-    def values(self, weight: Tensor) -> tuple[Tensor, LiveLists] | None:
+    def values(self, weight: Tensor, x: Tensor) -> tuple[Tensor, LiveLists] | None:
         """Return the live weights and their lists; ``None`` if other weights are not zero.
 
         Compiled code can't check that. It assumes masked weights, which the optimizer guarantees.
+
+        Args:
+            weight: the weight.
+            x: the input that is to be multiplied by it.
         """
         if torch.compiler.is_compiling():
             lists = self._lists
@@ -113,7 +117,9 @@ class LayerState:
         lists = self.refresh()
         if torch.is_grad_enabled() and weight.requires_grad:
             function: Any = _LiveValues
-            values, is_masked = function.apply(weight, lists.tensor, lists.layout, self)
+            # In these cases torch reads the weight in backward.
+            is_read = weight.dim() == 4 or x.requires_grad
+            values, is_masked = function.apply(weight, lists.tensor, lists.layout, self, is_read)
         else:
             values, is_masked = self.read(weight, lists.tensor, lists.layout)
         return (values, lists) if is_masked else None
@@ -123,6 +129,19 @@ class LayerState:
         if self.is_sparse:
             return live_values_if_masked(weight.detach(), lists, layout)
         return live_values(weight, lists, layout), True
+
+    def check_gradient_may_be_masked(self) -> None:
+        """Raise if the next update reads gradients of dropped weights.
+
+        Then forward passes are dense, so a live one was made before the last ``step()``.
+        """
+        if self.flag.dense_gradients and self.is_sparse:
+            name = "a layer" if self.layer is None else f"layer {self.layer.name!r}"
+            raise RuntimeError(
+                f"the forward pass of {name} came before the last step(), and the next step reads "
+                "gradients of dropped weights, which speed_up does not compute in other steps: "
+                "call step() before the next forward pass, or train without speed_up()."
+            )
 
     def note_masked(self, gradient: Tensor, version: int | None) -> None:
         """Note a masked gradient, before autograd adds other gradients.
@@ -187,13 +206,21 @@ class _LiveValues(torch.autograd.Function):
     If there is only one gradient, autograd gives it to the parameter unchanged. If autograd adds
     another gradient, the result is a new tensor, or this tensor with a higher version. So memory
     and version show whether the parameter's gradient is still the masked one.
+
+    The gathered values stay the same when the weight changes. So the weight itself is saved where
+    torch would save it: if it has changed before the backward pass, autograd raises its error.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, lists: Tensor, layout: list[int], state: LayerState
+        ctx: Any,
+        weight: Tensor,
+        lists: Tensor,
+        layout: list[int],
+        state: LayerState,
+        is_read: bool,
     ) -> tuple[Tensor, bool]:
-        ctx.save_for_backward(lists)
+        ctx.save_for_backward(lists, *([weight] if is_read else []))
         ctx.layout, ctx.state, ctx.version = layout, state, state.version
         ctx.shape, ctx.dtype = weight.shape, weight.dtype
         ctx.channels_last = (
@@ -205,10 +232,11 @@ class _LiveValues(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        (lists,) = ctx.saved_tensors
+        lists, *_ = ctx.saved_tensors
+        ctx.state.check_gradient_may_be_masked()
         dense = scatter_values(grad, lists, ctx.layout, ctx.shape, ctx.dtype, ctx.channels_last)
         ctx.state.note_masked(dense, ctx.version)
-        return dense, None, None, None
+        return dense, None, None, None, None
 
 
 def _lists_for(module: nn.Conv2d | nn.Linear) -> LiveLists:

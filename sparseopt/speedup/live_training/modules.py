@@ -64,7 +64,7 @@ class LiveConv2d(Exchanged, nn.Conv2d):
         if state is None or implementation == "dense" or input.dim() != 4:
             return super().forward(input)
         if implementation in {"live", "full"}:
-            found = state.values(self.weight)
+            found = state.values(self.weight, input)
             if found is not None:
                 values, lists = found
                 x = kernel_layout(_autocast(input))
@@ -84,7 +84,7 @@ class LiveLinear(Exchanged, nn.Linear):
         state: LayerState | None = self.__dict__.get(STATE)
         found = None
         if state is not None and state.implementation(input, self) == "live":
-            found = state.values(self.weight)
+            found = state.values(self.weight, input)
         if found is None:
             return super().forward(input)
         values, lists = found

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from sparseopt import SparseOptimizer, speed_up
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.speedup.live_training import layer_state
 from tests.speedup.kernels.dense import needs_kernels
@@ -105,18 +106,6 @@ def test_another_gradient_of_the_same_weight_is_masked(masked):
     assert weight.grad[layer.mask].any()
 
 
-def test_gradient_of_a_pass_before_the_masks_moved_is_masked():
-    model, optimizer = sped_up(Tokens, method="set", init="uniform", delta_t=1)
-    loss = loss_of(model)
-    loss.backward(retain_graph=True)
-    optimizer.step()
-    assert optimizer.history[0].grown > 0
-    optimizer.zero_grad()
-    loss.backward()
-    for layer in optimizer.layers:
-        assert not layer.weight.grad[~layer.mask].any()
-
-
 @pytest.mark.parametrize("kind", [ConvNet, DenseNet, TorchvisionDenseNet])
 def test_accumulated_gradients_are_those_of_a_dense_model(kind):
     model, optimizer = sped_up(kind, method="rigl")
@@ -200,3 +189,86 @@ def test_model_that_loads_dense_weights_computes_with_all_of_them():
     model.load_state_dict(dense.state_dict())
     torch.testing.assert_close(loss_of(model), loss_of(dense))
     assert optimizer.layers
+
+
+def two_layers():
+    return torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
+
+
+def two_convolutions():
+    return torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(8, 8, 3))
+
+
+def one_layer():
+    return torch.nn.Sequential(torch.nn.Linear(32, 32))
+
+
+def with_live_layers(model, x, **settings):
+    settings = {"method": "static", "density": 0.25, "total_steps": 100, **settings}
+    optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, **settings)
+    shape = "x".join(map(str, x.shape))
+    speed_up(model, optimizer, plan={str(place): {shape: "live"} for place in range(len(model))})
+    return optimizer
+
+
+@pytest.mark.parametrize("step", ["optimizer", "plain"])
+@pytest.mark.parametrize(
+    ("make_model", "x"),
+    [(two_layers, torch.ones(4, 32)), (two_convolutions, torch.ones(2, 4, 8, 8))],
+)
+def test_backward_through_weights_that_a_step_has_changed_raises_torchs_error(make_model, x, step):
+    model = make_model()
+    optimizer = with_live_layers(model, x)
+    loss = model(x).square().mean()
+    loss.backward(retain_graph=True)
+    if step == "optimizer":
+        optimizer.step()
+    else:
+        with torch.no_grad():
+            model[1].weight.mul_(0.5)
+    with pytest.raises(RuntimeError, match="has been modified by an inplace operation"):
+        loss.backward()
+
+
+def test_backward_after_a_step_is_right_where_no_gradient_needs_the_weight(gathered):
+    model, x = one_layer(), torch.randn(4, 32)
+    optimizer = with_live_layers(model, x)
+    plain = copy.deepcopy(model)
+    loss, expected = model(x).square().mean(), plain(x).square().mean()
+    assert gathered
+    expected.backward()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    optimizer.zero_grad()
+    loss.backward()
+    mask = optimizer.layers[0].mask
+    torch.testing.assert_close(model[0].weight.grad, plain[0].weight.grad * mask)
+
+
+@pytest.mark.filterwarnings("ignore:delta_t=1")
+def test_gradient_of_a_pass_before_the_masks_moved_is_masked(gathered):
+    model, x = one_layer(), torch.randn(4, 32)
+    optimizer = with_live_layers(model, x, method="set", delta_t=1)
+    loss = model(x).square().mean()
+    assert gathered
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    assert optimizer.history[0].grown > 0
+    optimizer.zero_grad()
+    loss.backward()
+    layer = optimizer.layers[0]
+    assert not layer.weight.grad[~layer.mask].any()
+    assert layer.weight.grad[layer.mask].any()
+
+
+@pytest.mark.filterwarnings("ignore:delta_t=2")
+def test_forward_pass_before_a_step_raises_an_error_at_the_update_that_reads_all_gradients():
+    model, x = one_layer(), torch.randn(4, 32)
+    optimizer = with_live_layers(model, x, method="rigl", delta_t=2)
+    ahead = model(x).square().mean()
+    loss, ahead = ahead, model(x).square().mean()
+    loss.backward()
+    optimizer.step()
+    assert optimizer.is_update_step
+    with pytest.raises(RuntimeError, match=r"'0.weight' came before the last step\(\)"):
+        ahead.backward()
