@@ -59,13 +59,14 @@ def count_operations(
 ) -> Operations:
     """Run ``model`` once, in eval mode, and count convolutions and linear maps.
 
-    The count includes every convolution, every call of :func:`torch.nn.functional.linear`, and
-    every matrix product in which one operand is a weight of the model. An operand is a weight if it
-    has the weight's memory, is a view or a copy of the weight, or consists of entries of a masked
-    weight or of multiples of them. So modules used twice, parts of a packed projection and
-    functional calls on a parameter are counted correctly, and products of two activations are not
-    counted. A convolution takes ``2 * positions * live`` FLOPs. A linear map takes ``2 * rows *
-    live``, and one addition per row and entry of its bias that no mask drops.
+    The count includes every convolution, every call of :func:`torch.nn.functional.linear` and
+    :func:`torch.nn.functional.bilinear`, and every matrix product in which one operand is a weight
+    of the model. An operand is a weight if it has the weight's memory, is a view or a copy of the
+    weight, or consists of entries of a masked weight or of multiples of them. So modules used
+    twice, parts of a packed projection and functional calls on a parameter are counted correctly,
+    and products of two activations are not counted. A convolution takes ``2 * positions * live``
+    FLOPs. A linear or bilinear map takes ``2 * rows * live``, and one addition per row and entry of
+    its bias that no mask drops.
 
     The model is left as it was: training modes, buffers and random state are restored.
 
@@ -142,6 +143,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._product(args[1], args[2], biased=packet is aten.addmm)
         elif packet is aten.mv:
             self._product(args[0], args[1].unsqueeze(-1), biased=False)
+        elif packet is aten._trilinear:
+            self._bilinear(args[0], args[1])
         elif packet is aten._grouped_mm:
             self._grouped_product(*args, **kwargs)
         return out
@@ -166,6 +169,13 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _convolution(self, x: Tensor, weight: Tensor, out: Tensor, *, transposed: bool) -> None:
         positions = x.shape[0] * math.prod((x if transposed else out).shape[2:])
         self._add(weight, positions, weight.numel(), 0.0)
+
+    def _bilinear(self, x: Tensor, weight: Tensor) -> None:
+        """Count a bilinear map, in which each entry of a weight multiplies a product of inputs."""
+        rows = math.prod(x.shape[:-1])
+        found = self._weights.find(weight)
+        has_bias = found is not None and found[0] in self._biased
+        self._add(weight, rows, weight.numel(), float(rows * weight.shape[0]) if has_bias else 0.0)
 
     def _product(self, left: Tensor, right: Tensor, *, biased: bool) -> None:
         """Count a matrix product if one operand is a weight; the right operand is tried first."""

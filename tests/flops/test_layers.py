@@ -85,6 +85,29 @@ def test_linear_layer_takes_any_number_of_leading_dimensions(leading, bias):
     assert report.inference_dense * samples == pytest.approx(rows * (2 * 6 * 4 + 4 * bias))
 
 
+@pytest.mark.parametrize("leading", [(3,), (3, 2)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_bilinear_layer_costs_two_flops_for_each_live_weight_and_row(leading, bias):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pair = nn.Bilinear(8, 4, 6, bias=bias)
+            self.last = nn.Linear(6, 5, bias=False)
+
+        def forward(self, x, y):
+            return self.last(self.pair(x, y))
+
+    model = Net()
+    optimizer = wrap(model, density=0.25, sparse={nn.Bilinear: True}, init="uniform")
+    report = optimizer.flops(model, (torch.randn(*leading, 8), torch.randn(*leading, 4)))
+    rows = math.prod(leading[1:])
+    (pair,) = (layer for layer in report.layers if layer.name == "pair.weight")
+    live = int(optimizer.masks["pair.weight"].sum())
+    additions = rows * 6 if bias else 0
+    assert pair.dense == 2 * rows * 8 * 4 * 6 + additions
+    assert pair.sparse == 2 * rows * live + additions
+
+
 def test_linear_layer_takes_inputs_that_are_not_contiguous():
     report = report_of(nn.Linear(6, 4), torch.zeros(3, 6, 2).transpose(1, 2))
     assert report.inference_dense == 2 * (2 * 6 * 4 + 4)
