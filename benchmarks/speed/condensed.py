@@ -64,6 +64,13 @@ def gpt2_small() -> nn.Module:
     return model
 
 
+def gpt2_small_blocks() -> nn.Module:
+    """GPT-2 small without its head, which has a third of the weights and stays dense."""
+    model = gpt2_small()
+    model.head = nn.Identity()
+    return model
+
+
 @dataclass(frozen=True)
 class Network:
     """A network and its inputs.
@@ -72,13 +79,15 @@ class Network:
         title: the network's name in tables.
         model: a function that makes the network.
         inputs: a function that makes a batch of a given number of samples.
-        linear_only: whether only linear layers are sparse, all except the last.
+        linear_only: whether only linear layers are sparse, all except the head.
+        has_head: whether the last linear layer is a head.
     """
 
     title: str
     model: Callable[[], nn.Module]
     inputs: Callable[[int], Tensor]
     linear_only: bool = False
+    has_head: bool = True
 
 
 def _images(size: int) -> Callable[[int], Tensor]:
@@ -91,6 +100,13 @@ NETWORKS = {
     "vit-s": Network("ViT-S/16, 224", VisionTransformer, _images(224), True),
     "gpt2": Network(
         "GPT-2 small, one token", gpt2_small, lambda n: torch.randint(TOKENS, (n, 1)), True
+    ),
+    "gpt2-blocks": Network(
+        "blocks of GPT-2 small, one token",
+        gpt2_small_blocks,
+        lambda n: torch.randint(TOKENS, (n, 1)),
+        linear_only=True,
+        has_head=False,
     ),
 }
 
@@ -170,11 +186,11 @@ def require_onnxruntime() -> None:
 def masks_of(network: Network, model: nn.Module, init: str, density: float) -> dict[str, Tensor]:
     """Mask a model at random, and return the masks."""
     layers = dict(layers_of(model))
-    last = list(layers)[-1]
+    head = list(layers)[-1] if network.has_head else None
     given: Any = init
     if network.linear_only:
         given = {
-            name: density if isinstance(one, nn.Linear) and name != last else 1.0
+            name: density if isinstance(one, nn.Linear) and name != head else 1.0
             for name, one in layers.items()
         }
     inner = torch.optim.SGD(model.parameters(), lr=0.1)

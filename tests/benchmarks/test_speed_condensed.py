@@ -83,3 +83,13 @@ def test_table_has_the_longest_kinds_and_the_sum_of_the_others():
     assert row["milliseconds"] == "a 10, b 5, c 2.5, d 1.25, e 0.625, others 0.47"
     assert row["threads"] == "2"
     assert row["processor"] == "family 6, model 143, AMX"
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_all_linear_layers_of_a_transformer_but_its_head_are_sparse(has_head):
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    network = condensed.Network("t", lambda: model, torch.randn, True, has_head=has_head)
+    masks = condensed.masks_of(network, model, "uniform", 0.25)
+    live = {name: float(mask.float().mean()) for name, mask in masks.items()}
+    assert live["0.weight"] == 0.25
+    assert live.get("2.weight", 1.0) == (1.0 if has_head else 0.25)
