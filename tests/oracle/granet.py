@@ -51,7 +51,9 @@ class GraNetOracle(PruningOracle):
         updates = {}
         for name, first in pruned.items():
             mask = first.mask
-            k = int(cosine_fraction(self.alpha, t, self.t_end) * int(mask.sum()))
+            # A layer whose gradient is zero everywhere grows nothing: all candidates would tie.
+            share = cosine_fraction(self.alpha, t, self.t_end) if gradients[name].any() else 0.0
+            k = int(share * int(mask.sum()))
             survivors = mask & ~among(mask, np.abs(weights[name]), k, smallest_first=True)
             regenerated = among(~survivors, np.abs(gradients[name]), k, smallest_first=False)
             self.masks[name] = survivors | regenerated
