@@ -135,12 +135,13 @@ class LayerState:
 
         Then forward passes are dense, so a live one was made before the last ``step()``.
         """
-        if self.flag.dense_gradients and self.is_sparse:
-            name = "a layer" if self.layer is None else f"layer {self.layer.name!r}"
+        layer = self.layer
+        if self.flag.dense_gradients and layer is not None and not layer.is_full:
             raise RuntimeError(
-                f"the forward pass of {name} came before the last step(), and the next step reads "
-                "gradients of dropped weights, which speed_up does not compute in other steps: "
-                "call step() before the next forward pass, or train without speed_up()."
+                f"the forward pass of layer {layer.name!r} came before the last step(), and the "
+                "next step reads gradients of dropped weights, which speed_up does not compute in "
+                "other steps: call step() before the next forward pass, or train without "
+                "speed_up()."
             )
 
     def note_masked(self, gradient: Tensor, version: int | None) -> None:
