@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 import numpy as np
 import torch
 
-__all__ = ["Clock", "Timing", "clock_of", "in_turn", "seconds", "time_in_turn"]
+__all__ = ["Clock", "Timing", "clock_of", "in_turn", "seconds", "time_briefly", "time_in_turn"]
 
 #: ``"wall"`` is elapsed time; ``"thread"`` is the CPU time of the calling thread alone.
 Clock = Literal["wall", "thread"]
@@ -30,6 +30,8 @@ _CLOCKS: Final = get_args(Clock)
 _RESOLUTION: Final = 1e-9
 #: A call of at least this many seconds can be hopeless; shorter ones cost little, and vary more.
 _LONG: Final = 0.25
+_FEW_ROUNDS: Final = 5
+_LONG_ENOUGH: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,22 @@ class Timing:
 
     def _quantile(self, share: float) -> float:
         return float(np.quantile(self.values, share))
+
+
+def time_briefly(calls: Mapping[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
+    """Return the median seconds of each call, by name, over a few rounds of :func:`time_in_turn`.
+
+    This chooses between implementations of one layer.
+    """
+    times = time_in_turn(
+        calls,
+        rounds=_FEW_ROUNDS,
+        device=device,
+        warmup=2,
+        shortest=_LONG_ENOUGH,
+        clock=clock_of(device),
+    )
+    return {name: time.median for name, time in times.items()}
 
 
 def time_in_turn(

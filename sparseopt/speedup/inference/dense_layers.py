@@ -7,7 +7,7 @@ its weights. A residual is added in the same pass, and ReLU or ReLU6 are compute
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,9 @@ from sparseopt.speedup.kernels import calls, inference_ops
 from sparseopt.speedup.kernels.ops import plain_call
 from sparseopt.speedup.live_training.layer_state import convolution_padding
 from sparseopt.speedup.live_training.layout import in_kernel_layout, to_channels_last
-from sparseopt.speedup.timing import clock_of, time_in_turn
+from sparseopt.speedup.timing import time_briefly
 
 __all__ = ["Affine", "DenseConv2d", "DenseLayer", "DenseLinear", "KernelLayoutPool"]
-
-_ROUNDS: Final = 5
-_LONG_ENOUGH: Final = 1e-3  # seconds
 
 
 class DenseLayer(nn.Module):
@@ -227,16 +224,8 @@ class DenseLinear(DenseLayer):
             "oneDNN": lambda: self._by_onednn(x, packed),
             "columns": lambda: self._by_columns(x, columns),
         }
-        device = x.device
-        times = time_in_turn(
-            ways,
-            rounds=_ROUNDS,
-            device=device,
-            warmup=2,
-            shortest=_LONG_ENOUGH,
-            clock=clock_of(device),
-        )
-        return columns if times["columns"].median < times["oneDNN"].median else packed
+        seconds = time_briefly(ways, x.device)
+        return columns if seconds["columns"] < seconds["oneDNN"] else packed
 
     def _by_onednn(self, x: Tensor, packed: Tensor) -> Tensor:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, self.bias, "none", [], "")

@@ -11,7 +11,7 @@ branches meet, this is an approximation, so the full model is timed afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,12 +20,10 @@ from torch import Tensor, nn
 
 from sparseopt.speedup.inference.network import Site
 from sparseopt.speedup.live_training.layout import to_channels_last, to_kernel_layout
-from sparseopt.speedup.timing import clock_of, time_in_turn
+from sparseopt.speedup.timing import time_briefly
 
 __all__ = ["Candidates", "cheapest_chain", "choose_layers"]
 
-_ROUNDS: Final = 5
-_LONG_ENOUGH: Final = 1e-3
 _DENSE: Final = "dense"
 
 
@@ -114,15 +112,7 @@ def _time(one: Candidates, device: torch.device) -> tuple[dict[str, float], floa
         calls[name] = _call(layer, given)
     if inputs[0].dim() == 4:
         calls["conversion"] = _conversion(inputs)
-    times = time_in_turn(
-        calls,
-        rounds=_ROUNDS,
-        device=device,
-        warmup=2,
-        shortest=_LONG_ENOUGH,
-        clock=clock_of(device),
-    )
-    seconds: Mapping[str, float] = {name: time.median for name, time in times.items()}
+    seconds = time_briefly(calls, device)
     return {name: seconds[name] for name in one.layers}, seconds.get("conversion", 0.0)
 
 
