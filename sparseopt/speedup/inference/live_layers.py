@@ -191,7 +191,7 @@ class LiveConv2d(LiveLayer):
         return y.to(dtype if residual is None else torch.promote_types(dtype, residual.dtype))
 
     def _product(self, input: Tensor, values: Tensor, residual: Tensor | None) -> Tensor:  # noqa: A002
-        x = to_kernel_layout(input.to(values.dtype))
+        x = to_kernel_layout(calls.converted(input, values.dtype))
         weights = (values, self.bias, self.lists, self.layout)
         if residual is not None:
             size = calls.out_size(x.shape[2:], self.layout)
@@ -230,7 +230,7 @@ class LiveLinear(LiveLayer):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return (..., out) for (..., in)."""
         values = self.values
-        x = input.to(values.dtype)
+        x = calls.converted(input, values.dtype)
         y = inference_ops.linear(x, values, self.bias, self.lists, self.layout, self.bounds)
         dtype = autocast_type(input, values)
         return y if dtype is None else y.to(dtype)

@@ -21,6 +21,7 @@ __all__ = [
     "conv2d",
     "conv2d_input",
     "conv2d_values",
+    "converted",
     "empty_map",
     "kernel_layout",
     "kernel_layout_of_channels_last",
@@ -120,7 +121,7 @@ def empty_map(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
 
 def out_size(size: Sequence[int], layout: Sequence[int]) -> tuple[int, int]:
     """Return height and width of a convolution's output."""
-    _, _, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = layout
+    kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = layout[2:10]
     return (
         (size[0] + 2 * pad_h - (kernel_h - 1) * dilation_h - 1) // stride_h + 1,
         (size[1] + 2 * pad_w - (kernel_w - 1) * dilation_w - 1) // stride_w + 1,
@@ -400,6 +401,11 @@ def _run(
     raise_if(failed)
 
 
+def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``tensor.to(dtype)``, without its microsecond where there is nothing to convert."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
 def _check(tensor: Tensor, name: str) -> None:
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32 or bfloat16, not {tensor.dtype}")
@@ -423,7 +429,7 @@ def _values(values: Tensor, x: Tensor, live: int) -> Tensor:
     """Return the values in the number format of the input, as the inner loops read them."""
     if values.dim() != 1 or values.shape[0] != live:
         raise ValueError(f"values must have the shape ({live},), not {tuple(values.shape)}")
-    return values.to(x.dtype).contiguous()
+    return converted(values, x.dtype).contiguous()
 
 
 def _bias(bias: Tensor | None, out: int) -> Tensor | None:
@@ -431,7 +437,7 @@ def _bias(bias: Tensor | None, out: int) -> Tensor | None:
         return None
     if bias.dim() != 1 or bias.shape[0] != out:
         raise ValueError(f"bias must have the shape ({out},), not {tuple(bias.shape)}")
-    return bias.float().contiguous()
+    return converted(bias, torch.float32).contiguous()
 
 
 def _residual(residual: Tensor, y: Tensor) -> Tensor:

@@ -13,17 +13,18 @@ __all__ = ["LiveLists", "count_live", "layer_struct"]
 
 _TAPS = 1 << 12
 _CHANNELS = 1 << 20
+_SHORT = 1 << 16
 _LARGEST = 2**31 - 1
 _NO_PLACES = 2  # the library's error code for wrong positions
 
 
 @functools.lru_cache(maxsize=4096)
 def _struct(layout: tuple[int, ...]) -> ctypes.Array[ctypes.c_int]:
-    return (ctypes.c_int * 10)(*layout)
+    return (ctypes.c_int * 11)(*layout)
 
 
 def layer_struct(layout: Sequence[int]) -> ctypes.Array[ctypes.c_int]:
-    """Return the ``Layer`` of kernels.cpp for the ten integers of :attr:`LiveLists.layout`."""
+    """Return the ``Layer`` of kernels.cpp for the integers of :attr:`LiveLists.layout`."""
     return _struct(tuple(layout))
 
 
@@ -31,9 +32,19 @@ def _fixed_size(layout: Sequence[int]) -> int:
     return layout[0] + 2 + layout[4] * layout[5] * layout[1]
 
 
+def _size(live: int, layout: Sequence[int]) -> int:
+    return _fixed_size(layout) + 3 * live + ((live + 1) // 2 if _has_short_channels(layout) else 0)
+
+
 def count_live(lists: Tensor, layout: Sequence[int]) -> int:
     """Return the number of live weights in the tensor of a :class:`LiveLists`."""
-    return (lists.shape[0] - _fixed_size(layout)) // 3
+    size = lists.shape[0] - _fixed_size(layout)
+    return size * 2 // 7 if _has_short_channels(layout) else size // 3
+
+
+def _has_short_channels(layout: Sequence[int]) -> bool:
+    # Programs that were exported before lists had these have ten integers.
+    return any(layout[10:])
 
 
 def _pair(value: int | Sequence[int], name: str, least: int) -> tuple[int, int]:
@@ -46,8 +57,9 @@ def _pair(value: int | Sequence[int], name: str, least: int) -> tuple[int, int]:
 class LiveLists:
     """The live weights of one layer, listed by output and by input.
 
-    The lists take 12 bytes for each live weight. They are made again only when the version of the
-    mask changes.
+    The lists take 12 bytes for each live weight. Those of a linear layer with at most 65,536 inputs
+    take 14, because they hold each input once more in 16 bits: for one token, reading the lists is
+    much of the work. The lists are made again only when the version of the mask changes.
 
     Args:
         shape: The shape of the weight: ``(out, in)`` of a linear layer,
@@ -57,7 +69,8 @@ class LiveLists:
         dilation: The dilation of the convolution; one number or (height, width).
 
     Attributes:
-        layout: The shape, stride, padding and dilation as ten integers.
+        layout: The shape, stride, padding and dilation as ten integers, and 1 if the lists hold
+            the inputs in 16 bits too, else 0.
         tensor: The lists: one int32 tensor on the CPU.
         version: The version of the mask in the lists; ``None`` before the first mask.
 
@@ -96,8 +109,9 @@ class LiveLists:
             *_pair(stride, "stride", 1),
             *_pair(padding, "padding", 0),
             *_pair(dilation, "dilation", 1),
+            int(len(shape) == 2 and channels <= _SHORT),
         ]
-        self.tensor: Tensor = torch.zeros(_fixed_size(self.layout), dtype=torch.int32, device="cpu")
+        self.tensor: Tensor = torch.zeros(_size(0, self.layout), dtype=torch.int32, device="cpu")
         self.version: int | None = None
         self._cached: tuple[tuple[object, ...], Tensor] | None = None
 
@@ -130,7 +144,7 @@ class LiveLists:
         positions = positions.detach().to("cpu", torch.int64).contiguous()
         live = positions.shape[0]
         # Always a new tensor: a graph that waits for its backward pass keeps the old lists.
-        tensor = torch.empty(_fixed_size(self.layout) + 3 * live, dtype=torch.int32, device="cpu")
+        tensor = torch.empty(_size(live, self.layout), dtype=torch.int32, device="cpu")
         failed = library().sparseopt_build(
             positions.data_ptr(), tensor.data_ptr(), live, layer_struct(self.layout)
         )

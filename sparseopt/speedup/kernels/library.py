@@ -27,7 +27,7 @@ logger = logging.getLogger("sparseopt")
 
 WORK_OF_A_THREAD = 500_000  # multiply-adds: about ten microseconds
 
-_INTERFACE = 3
+_INTERFACE = 4
 _OFF = {"0", "off", "false", "no"}
 
 _pointer, _int, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64

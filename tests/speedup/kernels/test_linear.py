@@ -53,6 +53,27 @@ def test_wide_layers(dtype):
     compare((300,), 3100, 70, mask, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_token_with_rows_of_every_length(dtype):
+    mask = torch.arange(70) < torch.arange(71)[torch.randperm(71)][:, None]
+    compare((1,), 70, 71, mask, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("features", [1 << 16, (1 << 16) + 1])
+def test_one_token_of_a_layer_with_more_inputs_than_sixteen_bits_count(features, dtype):
+    mask = torch.rand(5, features) < 0.001
+    mask[:, -1] = True
+    compare((1,), features, 5, mask, dtype)
+
+
+def test_lists_of_a_program_that_was_exported_before_they_had_short_channels():
+    mask, x, values = torch.eye(4) > 0, torch.randn(1, 4), torch.arange(4.0)
+    lists = lists_of(mask)
+    older = lists.tensor[: len(lists.tensor) - lists.live // 2]
+    assert calls.linear(x, values, None, older, lists.layout[:10]).equal(x * values)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matrix_of_shapes(dtype):

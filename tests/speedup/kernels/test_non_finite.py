@@ -61,6 +61,15 @@ def test_bad_gradient_reaches_inputs_and_weights(bad):
     assert weight.grad[torch.arange(6) != 2].isfinite().all()
 
 
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_token_with_a_bad_input_makes_bad_only_what_its_weights_reach(bad, dtype):
+    mask, x = torch.rand(40, 50) < 0.3, torch.randn(1, 50)
+    x[0, 7] = bad
+    y = kernels.linear(x.to(dtype), torch.randn(mask.shape), None, lists_of(mask))
+    assert torch.equal(~y[0].isfinite(), mask[:, 7])
+
+
 def test_bad_values_of_dropped_weights_are_not_looked_at():
     mask = torch.eye(4) > 0
     weight = torch.where(mask, 2.0, float("nan"))

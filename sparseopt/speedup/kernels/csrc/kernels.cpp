@@ -42,7 +42,7 @@ template <class E> static Scratch<E> transposed(const Lists& lists, const E* val
   return result;
 }
 
-API int sparseopt_version() { return 3; }
+API int sparseopt_version() { return 4; }
 
 API int sparseopt_build(const int64_t* positions, LISTS) {
   bool valid = true;
@@ -82,8 +82,9 @@ API int sparseopt_output(LISTS, const Sizes* sizes, const void* x, const void* v
     const Lists lists(data, live, *layer);
     const Pass<E> pass = {grid_of_outputs<E>(*layer, *sizes), lists.rows, lists.codes,
                           (const E*)values, bias, (E*)y, (const E*)residual, bounds};
-    if (sizes->linear && sizes->batch == 1) multiply_vector(pass, (const E*)x, threads);
-    else multiply(pass, (const E*)x, threads);
+    if (!sizes->linear || sizes->batch > 1) return multiply(pass, (const E*)x, threads);
+    if (lists.channels) multiply_vector<0>(pass, lists.channels, (const E*)x, threads);
+    else multiply_vector<TAP_BITS>(pass, lists.codes, (const E*)x, threads);
   });
 }
 

@@ -6,6 +6,8 @@
 //   columns   [phases * in + 1]    where the weights of (phase, input) begin in the next two lists
 //   transposed_codes  [live]       output channel and tap of each weight
 //   order     [live]               index of the same weight in row-major order
+//   channels  [live]               only if `short_channels`: the input channel of each weight in 16
+//                                  bits, in row-major order
 //
 // A tap is a position in the convolution's kernel: row * kernel width + column. Its phase is its
 // row and column in the input, dilation included, modulo the stride. The gradient of the input is
@@ -22,6 +24,7 @@ constexpr uint32_t TAP_MASK = (1 << TAP_BITS) - 1;
 
 struct Layer {
   int out, in, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int short_channels;
   int taps() const { return kernel_h * kernel_w; }
   int phases() const { return stride_h * stride_w; }
   int phase(int tap) const {
@@ -34,6 +37,7 @@ struct Lists {
   int32_t *rows, *columns;
   uint32_t *codes, *transposed_codes;
   int32_t* order;
+  uint16_t* channels;
   int64_t live;
   Lists(int32_t* data, int64_t live, const Layer& layer) : live(live) {
     rows = data;
@@ -41,6 +45,7 @@ struct Lists {
     codes = (uint32_t*)(columns + layer.phases() * layer.in + 1);
     transposed_codes = codes + live;
     order = (int32_t*)(transposed_codes + live);
+    channels = layer.short_channels ? (uint16_t*)(order + live) : nullptr;
   }
 };
 
@@ -61,9 +66,11 @@ static bool build_lists(const int64_t* positions, const Layer& layer, Lists list
     for (; position >= start + row_size; start += row_size) lists.rows[++row] = k;
     const uint32_t within = position - start, channel = within / taps, tap = within % taps;
     lists.codes[k] = channel << TAP_BITS | tap;
+    if (lists.channels) lists.channels[k] = channel;
     lists.columns[phase[tap] + channel + 1]++;
   }
   while (row < layer.out) lists.rows[++row] = lists.live;
+  if (lists.channels && lists.live % 2) lists.channels[lists.live] = 0;  // fills the last integer
   for (int64_t j = 0; j < groups; j++) lists.columns[j + 1] += lists.columns[j];
   std::vector<int32_t> next(lists.columns, lists.columns + groups);
   for (int o = 0; o < layer.out; o++)
