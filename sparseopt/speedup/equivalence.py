@@ -17,8 +17,7 @@ from sparseopt.utils.nested import leaves
 from sparseopt.utils.probe import (
     no_attention_fast_path,
     no_key_value_cache,
-    preserve_attributes,
-    preserve_model_state,
+    preserve_model,
 )
 from sparseopt.utils.random import uniform
 
@@ -161,8 +160,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     For some masks the fast attention returns NaN where the other implementation has numbers.
     """
     with (
-        preserve_model_state(model),
-        preserve_attributes(model),
+        preserve_model(model),
         torch.no_grad(),
         no_attention_fast_path(),
         no_key_value_cache(model),

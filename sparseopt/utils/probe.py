@@ -23,6 +23,7 @@ __all__ = [
     "no_key_value_cache",
     "preserve_attributes",
     "preserve_buffers",
+    "preserve_model",
     "preserve_model_state",
     "preserve_random_state",
 ]
@@ -33,6 +34,13 @@ _CAUSAL_HINTS: Final = {nn.TransformerEncoder: "is_causal", nn.TransformerDecode
 _OF_TORCH: Final = frozenset(vars(nn.Module()))
 #: The containers that are emptied and filled again; subclasses may forbid it.
 _MUTABLE: Final = frozenset({list, set, dict, OrderedDict, defaultdict, Counter, deque})
+
+
+@contextmanager
+def preserve_model(model: nn.Module) -> Iterator[None]:
+    """Restore a model's state and its attributes, which a forward pass in this block changes."""
+    with preserve_model_state(model), preserve_attributes(model):
+        yield
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from sparseopt.structured.channel_groups import ChannelGroup, Structure, analyse
 from sparseopt.utils.deprecation import renamed_arguments, warn_old_spelling
 from sparseopt.utils.errors import CompactionError, UntraceableModelError
 from sparseopt.utils.example_inputs import as_arguments, with_old_inputs
-from sparseopt.utils.probe import preserve_attributes, preserve_model_state
+from sparseopt.utils.probe import preserve_model
 from sparseopt.utils.validation import check_changes_mode, check_model
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
@@ -185,7 +185,7 @@ def _compact(model: nn.Module, masks: Masks, example_inputs: Any) -> Compacted:
     _check_not_empty(leaves)
     structure = analyse(model, args, kwargs)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with preserve_model_state(model), preserve_attributes(model):
+    with preserve_model(model):
         constants = [
             find_constants(labelling, tensors, live, leaves) for labelling in structure.labellings
         ]

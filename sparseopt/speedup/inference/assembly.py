@@ -24,7 +24,7 @@ from sparseopt.speedup.inference.regions import Candidates, choose_layers
 from sparseopt.speedup.inference.report import LayerTimes
 from sparseopt.speedup.inference.tracing import take_apart
 from sparseopt.utils.nested import copy_of, leaves, map_leaves
-from sparseopt.utils.probe import preserve_attributes, preserve_model_state
+from sparseopt.utils.probe import preserve_model
 
 __all__ = ["SPARSE", "Assembly", "Format", "has_bfloat16"]
 
@@ -262,7 +262,7 @@ class Assembly:
     def _run(self, model: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
         """Return the outputs of a model, which may write to ``given``."""
         args, kwargs = given
-        with preserve_model_state(model), preserve_attributes(model):
+        with preserve_model(model):
             torch.manual_seed(0)
             return model.eval()(*args, **kwargs)
 

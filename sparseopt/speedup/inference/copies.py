@@ -16,7 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from sparseopt.utils.hooks import copy_without_hooks, has_hooks
 from sparseopt.utils.nested import containers, parts
-from sparseopt.utils.probe import preserve_attributes, preserve_model_state
+from sparseopt.utils.probe import preserve_model
 
 __all__ = ["copy_for_inference", "skipped_by_programs", "skipped_by_trace"]
 
@@ -131,7 +131,7 @@ def skipped_by_trace(
     for name, module in model.named_modules():
         if has_hooks(module) and (not name or not tracer.is_leaf_module(module, name)):
             return f"{name or 'the model'!r} has hooks"
-    with preserve_model_state(model), preserve_attributes(model), torch.no_grad():
+    with preserve_model(model), torch.no_grad():
         written = _written(model, args, kwargs)
         again = None if written is None else _written(model, args, kwargs)
     if written is None:

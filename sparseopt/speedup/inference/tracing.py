@@ -38,7 +38,7 @@ from sparseopt.speedup.inference.network import POOLS, ModuleNetwork, Network, S
 from sparseopt.speedup.inference.optional_arguments import trace
 from sparseopt.speedup.live_training.layer_state import convolution_padding
 from sparseopt.utils.hooks import has_own_code
-from sparseopt.utils.probe import preserve_attributes, preserve_model_state
+from sparseopt.utils.probe import preserve_attributes, preserve_model
 from sparseopt.utils.wrappers import canonical_name
 
 __all__ = ["take_apart"]
@@ -110,11 +110,7 @@ def _record_inputs(
         for site in network.sites.values()
     ]
     try:
-        with (
-            preserve_model_state(network.model),
-            preserve_attributes(network.model),
-            torch.no_grad(),
-        ):
+        with preserve_model(network.model), torch.no_grad():
             network.orders = memory_orders(network.model(*args, **kwargs))
     finally:
         for handle in handles:

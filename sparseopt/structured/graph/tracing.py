@@ -15,8 +15,7 @@ from sparseopt.utils.probe import (
     no_attention_fast_path,
     no_detection_of_causal_masks,
     no_key_value_cache,
-    preserve_attributes,
-    preserve_model_state,
+    preserve_model,
 )
 
 __all__ = [
@@ -67,8 +66,7 @@ def trace(
         UntraceableModelError: if ``torch.export`` refuses the model.
     """
     with (
-        preserve_model_state(model),
-        preserve_attributes(model),
+        preserve_model(model),
         no_attention_fast_path(),
         no_detection_of_causal_masks(model),
         no_key_value_cache(model),
