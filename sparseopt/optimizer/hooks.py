@@ -47,6 +47,9 @@ class Holder(Protocol):
     def remove(self) -> None:
         """Swap the parts back."""
 
+    def masks_changed(self) -> None:
+        """Follow the masks, which may have changed."""
+
 
 class ModelHooks:
     """The hooks of one sparse optimizer, until they are removed or it is garbage-collected.

@@ -598,3 +598,5 @@ class SparseOptimizer(WrappedOptimizer):
     def _plan_next_step(self) -> None:
         self._updater.plan_next_step()
         self._hooks.flag.dense_gradients = self._updater.needs_dense_gradients
+        if self._hooks.holder is not None:
+            self._hooks.holder.masks_changed()

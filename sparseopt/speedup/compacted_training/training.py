@@ -323,6 +323,9 @@ class _InUse:
     def remove(self) -> None:
         pass
 
+    def masks_changed(self) -> None:
+        pass
+
 
 def _before_state_dicts(model: nn.Module, hook: Callable[..., None]) -> list[RemovableHandle]:
     handles: list[RemovableHandle] = []

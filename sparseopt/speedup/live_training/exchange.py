@@ -77,7 +77,7 @@ class ModelExchange:
     def refresh(self) -> None:
         """Make the lists of live weights again where masks have changed."""
         for name in self._exchanged:
-            if "live" in self._states[name].choices.values():
+            if self._states[name].uses_lists:
                 self._states[name].refresh()
 
     def states(self) -> dict[SparseLayer, LayerState]:

@@ -88,6 +88,11 @@ class LayerState:
         return DENSE if chosen in _BY_KERNELS and not self._takes(x) else chosen
 
     @property
+    def uses_lists(self) -> bool:
+        """Whether the kernels compute the layer for some shape."""
+        return not _BY_KERNELS.isdisjoint(self.choices.values())
+
+    @property
     def version(self) -> int | None:
         """The version of the mask in the lists."""
         return self._lists.version

@@ -263,6 +263,11 @@ class SpeedUp:
         self._flag.knows_masked = None
         self._status = "ended: the model computes as before"
 
+    def masks_changed(self) -> None:
+        """List the live weights of new masks for compiled code; the optimizer calls this."""
+        if self._is_active:
+            self._exchange.refresh()
+
     def _start(self, optimizer: SparseOptimizer) -> None:
         """Register hooks on optimizer and model, and apply the plan if one was passed.
 
@@ -276,13 +281,8 @@ class SpeedUp:
         if any(parameter.device.type != "cpu" for parameter in self._model.parameters()):
             self._stay_dense("training stays dense: there are sparse kernels for CPUs only")
             return
-        refresh = _Weakly(self._refresh)
-        self._handles = [
-            optimizer.register_step_post_hook(refresh),
-            optimizer.register_load_state_dict_post_hook(refresh),
-        ]
         self._flag.knows_masked = weakref.WeakMethod(self._knows_masked)
-        self._handles.append(call_after_forward(self._model, _AfterForward()))
+        self._handles = [call_after_forward(self._model, _AfterForward())]
         if self._is_given:
             self._apply()
             self._status = "as in the plan that was passed"
@@ -357,27 +357,9 @@ class SpeedUp:
         self._states = self._exchange.states()
         self._exchange.refresh()
 
-    def _refresh(self) -> None:
-        self._exchange.refresh()
-
     def _knows_masked(self, layer: SparseLayer, gradient: Tensor) -> bool:
         state = self._states.get(layer)
         return state is not None and state.is_masked(gradient)
-
-
-class _Weakly(OwnHook):
-    """Calls a method of a speed-up through a weak reference."""
-
-    def __init__(self, act: Any) -> None:
-        self._act: weakref.WeakMethod[Any] | None = weakref.WeakMethod(act)
-
-    def __call__(self, *_: Any) -> None:
-        act = None if self._act is None else self._act()
-        if act is not None:
-            act()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_act": None}
 
 
 class _BeforeForward(OwnHook):

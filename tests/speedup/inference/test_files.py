@@ -205,6 +205,29 @@ def test_condensed_model_loads_other_weights_under_other_masks(tmp_path, net):
         torch.testing.assert_close(model(x), other(x), rtol=1e-4, atol=1e-5)
 
 
+@needs_kernels
+@pytest.mark.usefixtures("sparse_is_fastest")
+def test_condensed_model_loads_biases_and_norms_that_have_masks(tmp_path):
+    """``rigl-struct`` masks whatever belongs to a channel, also vectors."""
+    x = torch.randn(4, 3, 8, 8)
+    trained = []
+    for seed in (0, 1):
+        model = settled(Residual(), seed)
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        trained.append(
+            SparseOptimizer(
+                inner, model, method="rigl-struct", density=0.5, seed=seed, example_inputs=(x,)
+            )
+        )
+    one, other = trained
+    assert any(mask.dim() == 1 and not mask.all() for mask in other.masks.values())
+    condensed = condense(one.model, one, example_inputs=x, rounds=1, compiled=False).model
+    save_sparse(tmp_path / "other.safetensors", other)
+    load_sparse(tmp_path / "other.safetensors", condensed)
+    with torch.no_grad():
+        torch.testing.assert_close(condensed(x), other.model(x), rtol=1e-4, atol=1e-5)
+
+
 class Auxiliary(nn.Module):
     """It has a branch for training, which a graph of its inference leaves out."""
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sparseopt import speed_up
@@ -14,6 +15,7 @@ from tests.speedup.live_training.nets import (
     Tokens,
     full_plan,
     images,
+    labels,
     make,
     train,
     wrap,
@@ -92,6 +94,48 @@ def test_speed_up_before_and_after_compiling_trains_with_inductor():
     losses = train(compiled, optimizer, 12)
     assert losses[-1] < 2.5
     assert handle.is_active
+
+
+def gradients(call, model, index=0):
+    model.zero_grad()
+    F.cross_entropy(call(images(index)), labels(index)).backward()
+    return {name: one.grad for name, one in model.named_parameters()}
+
+
+def compiled_pair(plan_of, **settings):
+    """Two equal models and their optimizers; the second is sped up and compiled."""
+    pair = [make(), make()]
+    wrappers = [wrap(one, **settings) for one in pair]
+    speed_up(pair[1], wrappers[1], plan=plan_of(pair[1], wrappers[1]))
+    return pair, wrappers, torch.compile(pair[1], backend="eager", fullgraph=True)
+
+
+@pytest.mark.parametrize("init", ["erk", "uniform"])
+def test_first_pass_of_a_convolution_with_all_its_weights_may_be_compiled(init):
+    (plain, fast), _, compiled = compiled_pair(
+        lambda model, optimizer: {
+            **full_plan(model, optimizer),
+            "stem": {"6x3x9x9": "full"},
+        },
+        method="static",
+        init=init,
+    )
+    expected = gradients(plain, plain)
+    for name, gradient in gradients(compiled, fast).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_masks_that_are_set_take_effect_in_the_next_compiled_pass():
+    (plain, fast), wrappers, compiled = compiled_pair(full_plan, method="static")
+    gradients(compiled, fast)
+    for model, optimizer in zip((plain, fast), wrappers, strict=True):
+        optimizer.set_masks({name: mask.flip(0) for name, mask in optimizer.masks.items()})
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(parameter.new_full((), 0.1) * optimizer.masks.get(name, True))
+    expected = gradients(plain, plain)
+    for name, gradient in gradients(compiled, fast).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
 
 
 def test_compiled_evaluation_takes_weights_as_they_are():

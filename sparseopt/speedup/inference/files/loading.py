@@ -145,7 +145,7 @@ def _fill(layer: LiveLayer | DenseLayer | Affine, file: SparseFile) -> None:
         assert norm is not None
         layer.set_norm(norm)
         return
-    bias = None if origin.bias is None else file.tensor(origin.bias)
+    bias = None if origin.bias is None else _stored(file, origin.bias)
     if isinstance(layer, LiveLayer):
         weight = _sparse(file, origin.weight)
         layer.set_weights(weight.positions, weight.values, bias, norm)
@@ -165,11 +165,19 @@ def _dense(file: SparseFile, name: str, dtype: torch.dtype) -> Tensor:
     return file.sparse(name).dense(dtype) if file.is_sparse(name) else file.tensor(name)
 
 
+def _stored(file: SparseFile, name: str) -> Tensor:
+    """Return a tensor in the number format in which it is stored, which may be sparse."""
+    if not file.is_sparse(name):
+        return file.tensor(name)
+    sparse = file.sparse(name)
+    return sparse.dense(sparse.values.dtype)
+
+
 def _norm(origin: Origin, file: SparseFile) -> NormStatistics | None:
     if origin.norm is None:
         return None
     mean, variance, weight, bias = (
-        file.tensor(f"{origin.norm}.{part}") if f"{origin.norm}.{part}" in file else None
+        _stored(file, f"{origin.norm}.{part}") if f"{origin.norm}.{part}" in file else None
         for part in ("running_mean", "running_var", "weight", "bias")
     )
     assert mean is not None
