@@ -99,7 +99,8 @@ def sums_over_shards(counts: list[int], tensors: Sequence[Tensor]) -> list[int]:
         if is_sharded(tensor):
             mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
             part = torch.tensor(count, device=mesh.device_type)
-            how = [Partial() if placed.is_shard() else placed for placed in placements]
+            # FSDP2 on top of tensor parallel has a placement that is_shard() does not know.
+            how = [placed if placed.is_replicate() else Partial() for placed in placements]
             count = int(DTensor.from_local(part, mesh, how, run_check=False).full_tensor())
         sums.append(count)
     return sums

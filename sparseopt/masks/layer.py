@@ -585,7 +585,8 @@ class SparseLayer:
         elif ever_live.dtype == torch.bool:
             self._ever = self._pack(shard_like(ever_live, self.weight))
         elif self.is_sharded:
-            bits = unpack(ever_live, self.numel).view(self.weight.shape)
+            # A loader of torch may have spread the packed bits over the ranks.
+            bits = unpack(full_tensor(ever_live), self.numel).view(self.weight.shape)
             self._ever = self._pack(shard_like(bits, self.weight))
         else:
             self._ever = ever_live.to(self.weight.device, copy=True)

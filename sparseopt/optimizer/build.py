@@ -91,6 +91,12 @@ def check_wrappable(optimizer: object, model: object, sparse: object) -> None:
             "optimizer=SparseAdam(...) cannot be wrapped: it takes gradients with sparse layout, "
             "which cover only some rows, and masks need dense gradients. Use Adam."
         )
+    if getattr(optimizer, "_overlap_with_ddp", False):
+        raise TypeError(
+            f"optimizer={type(optimizer).__name__}(..., overlap_with_ddp=True) cannot be wrapped: "
+            "it steps inside the hooks of DistributedDataParallel, where nothing can be masked. "
+            "Leave overlap_with_ddp out."
+        )
     if hasattr(optimizer, "inner") and hasattr(optimizer, "masks"):
         raise TypeError("optimizer is a SparseOptimizer already: wrap the plain optimizer once.")
     refuse_flat_parameters(optimizer, model)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparseopt.distributed.choice_check import checksum, mixed
 from sparseopt.distributed.dtensor import full_tensor, is_sharded
 from sparseopt.distributed.ranks import is_distributed, require_agreement
+from sparseopt.distributed.uneven_inputs import data_parallel_models, require_equal_steps
 from sparseopt.masks.already_sparse import warn_of_weights_outside
 from sparseopt.optimizer.departed import warn_of_departed
 from sparseopt.optimizer.mask_updates import MaskUpdater
@@ -58,10 +59,13 @@ class FirstStepChecks:
 
         Raises:
             RankMismatchError: if several ranks made masks alone, and the masks differ; or if
-                another rank has the same gradients and other masks.
+                another rank has the same gradients and other masks; or if ranks may make different
+                numbers of steps.
             ValueError: if the method needs a horizon and has none.
         """
-        # This comes first: a rank with other masks would get warnings that don't apply to rank 0.
+        # A rank that is without data already would not take part in the comparison below.
+        self._require_equal_steps(model)
+        # Before any warning: a rank with other masks would get warnings that don't apply to rank 0.
         if self.made_alone and is_distributed():
             self._require_equal_masks()
         updater = self._updater
@@ -120,6 +124,15 @@ class FirstStepChecks:
                 "state dict on every rank."
             ),
         )
+
+    def _require_equal_steps(self, model: nn.Module | None) -> None:
+        """Raise if ``join()`` lets ranks make different numbers of steps while masks move."""
+        updater = self._updater
+        if not (is_distributed() and updater.masks_may_move):
+            return
+        own = [layer.weight for layer in updater.layers if not layer.is_sharded]
+        models = data_parallel_models(model, own)
+        require_equal_steps([*models, updater.backend.inner], updater.method.name)
 
     def _require_equal_masks(self) -> None:
         """Check that all ranks have the same masks. Collective."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparseopt.distributed.choice_check import SameChoice
 from sparseopt.distributed.ranks import is_distributed
+from sparseopt.distributed.uneven_inputs import require_equal_steps
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method
 from sparseopt.methods.gradient_memory import AccumulatedGradients
@@ -90,6 +91,16 @@ class MaskUpdater:
         """Whether the next step is an update step."""
         return self._is_scheduled or self._is_overdue()
 
+    @property
+    def masks_may_move(self) -> bool:
+        """Whether the next step or a later one may be an update."""
+        if not (self.method.moves_masks and self._can_move()):
+            return False
+        t_end = self.progress.schedule.t_end
+        if t_end is None or self.method.has_own_schedule:
+            return True
+        return self.progress.steps < t_end or self.is_due
+
     def plan_next_step(self) -> None:
         """Decide whether the next step is an update; call it when steps or schedule change."""
         progress, method = self.progress, self.method
@@ -145,7 +156,12 @@ class MaskUpdater:
             step: the number of this call of ``step()``, counted from 1.
             gradients: all gradients of the optimizer's parameters.
             model: the model, if it is known.
+
+        Raises:
+            RankMismatchError: if ranks choose differently, or may make different numbers of steps.
         """
+        if is_distributed():
+            require_equal_steps([model, self.backend.inner], self.method.name)
         progress = self.progress
         if model is not None and self._prepared_step == step:
             # A checkpoint was saved since the forward pass, so the values have to be written again.

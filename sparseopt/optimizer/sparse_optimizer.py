@@ -199,7 +199,8 @@ class SparseOptimizer(WrappedOptimizer):
             RuntimeError: after :meth:`detach`, or if another SparseOptimizer, made later, masks one
                 of the weights.
             RankMismatchError: if ranks with the same gradients would choose different masks, or, at
-                the first step, have different ones.
+                the first step, have different ones; or if masks will move under ``join()`` of
+                ``DistributedDataParallel``, where ranks may make different numbers of steps.
             ValueError: if the method needs a horizon and has none.
         """
         self._hooks.require_attached("step")

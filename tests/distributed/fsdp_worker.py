@@ -174,6 +174,26 @@ def tensor_parallel(folder: Path) -> dict:
     return train(model, begin(model, "rigl", "AdamW"), 0, STEPS, loss=whole_loss)
 
 
+def both_kinds(folder: Path) -> dict:
+    """Tensor parallel in pairs of ranks, and FSDP2 over the pairs, which share the batch."""
+    model = dense()
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    plan = {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()}
+    parallelize_module(model, mesh["tensor"], plan)
+    fully_shard(model.conv1, mesh=mesh["data"])
+    fully_shard(model, mesh=mesh["data"])
+    part = mesh["data"].get_local_rank()
+
+    def loss(model: nn.Module, index: int) -> torch.Tensor:
+        x, y = batch(index, size=SIZE, dtype=torch.float64)
+        return F.cross_entropy(model(x.chunk(2)[part]), y.chunk(2)[part])
+
+    with warnings.catch_warnings():
+        # FSDP2's advice about the output of a tensor parallel layer.
+        warnings.filterwarnings("ignore", ".*returned a view tensor")
+        return train(model, begin(model, "rigl", "AdamW"), 0, STEPS, loss=loss)
+
+
 def replaced(folder: Path) -> dict:
     """Wrap first, shard then, and put the sharded parameters into the groups: as Accelerate."""
     model = dense()
@@ -243,6 +263,31 @@ def resume(folder: Path) -> dict:
     return seen
 
 
+def from_unsharded(folder: Path) -> dict:
+    """Save where nothing is sharded, with both kinds of state, and load it into a sharded model."""
+    seen = {}
+    options = StateDictOptions(full_state_dict=True)
+    for kind in ("masked", "live"):
+        model = dense()
+        optimizer = begin(model, "rigl", "AdamW", state=kind)
+        train(model, optimizer, 0, STOP, loss=whole_loss)
+        weights, state = copy.deepcopy(get_state_dict(model, optimizer, options=options))
+        saved = outcome(model, optimizer)
+        uninterrupted = train(model, optimizer, STOP, STEPS, loss=whole_loss)
+        model = shard(dense(seed=1))
+        optimizer = begin(model, "rigl", "AdamW", seed=8)
+        set_state_dict(
+            model, optimizer, model_state_dict=weights, optim_state_dict=state, options=options
+        )
+        seen[kind] = {
+            "saved": saved,
+            "uninterrupted": uninterrupted,
+            "loaded": outcome(model, optimizer),
+            "resumed": train(model, optimizer, STOP, STEPS),
+        }
+    return seen
+
+
 def costs(folder: Path) -> dict:
     """FLOPs in the middle of training, after which training continues."""
     model = shard(dense())
@@ -300,10 +345,12 @@ JOBS = {
         runs,
         replicas,
         tensor_parallel,
+        both_kinds,
         replaced,
         one_bad_shard,
         save,
         resume,
+        from_unsharded,
         costs,
         large,
         sparse_files,

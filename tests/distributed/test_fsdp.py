@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
 from sparseopt import SparseOptimizer, load_sparse, save_sparse
 from sparseopt.masks.live_copies import SMALL
@@ -79,6 +81,7 @@ def two(folder):
         "one_bad_shard",
         "save",
         "resume",
+        "from_unsharded",
         "costs",
         "refused",
     )
@@ -96,7 +99,7 @@ def resumed(folder, two):
 
 @pytest.fixture(scope="module")
 def four(folder):
-    return launch(folder, 4, "replicas")["replicas"]
+    return launch(folder, 4, "replicas", "both_kinds")
 
 
 def assert_close(left: dict, right: dict) -> None:
@@ -239,12 +242,26 @@ def test_large_sharded_layer_trains_as_in_one_process_where_kernels_are_built(fo
 
 def test_replicas_of_shards_agree_whatever_the_ranks_seeds(four):
     """Rank 0's seed decides; four ranks train as one process."""
+    seen = four["replicas"]
     torch.manual_seed(100)
     model = dense()
     expected = train_here(model, begin(model, "set", "AdamW", seed=None), 0, STEPS)
-    assert_equal(four["final_masks"], expected["final_masks"])
-    assert_close(four["final"], expected["final"])
-    assert four["history"] == expected["history"]
+    assert_equal(seen["final_masks"], expected["final_masks"])
+    assert_close(seen["final"], expected["final"])
+    assert seen["history"] == expected["history"]
+
+
+def test_fsdp2_over_tensor_parallel_trains_as_one_process(four):
+    """A weight that is spread along both dimensions of the mesh counts once."""
+    seen, model = four["both_kinds"], dense()
+    expected = train_here(model, begin(model, "rigl", "AdamW", state="masked"), 0, STEPS)
+    assert seen["sharded"] == ["DTensor"] * len(SPARSE_NAMES)
+    for t in range(STEPS):
+        assert_equal(seen["masks"][t], expected["masks"][t])
+        assert_close(seen["weights"][t], expected["weights"][t])
+    assert_close(seen["final"], expected["final"])
+    assert seen["history"] == expected["history"]
+    assert seen["explored"] == expected["explored"]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -284,6 +301,46 @@ def test_whole_checkpoint_of_two_ranks_is_resumed_without_any(two, run, state):
     rest = train_here(model, optimizer, STOP, STEPS)
     assert_close(rest["final"], two["save"][run]["final"])
     assert_equal(rest["final_masks"], two["save"][run]["final_masks"])
+
+
+@pytest.mark.parametrize("state", ["live", "masked"])
+@pytest.mark.parametrize("run", CHECKPOINTED, ids=CHECKPOINT_IDS)
+def test_converted_checkpoint_of_two_ranks_is_resumed_without_any(
+    two, folder, tmp_path, run, state
+):
+    """As the page on many processes converts it."""
+    dcp_to_torch_save(folder / "-".join(run), tmp_path / "whole.pt")
+    saved = torch.load(tmp_path / "whole.pt")
+    model = dense(seed=1)
+    optimizer = begin(model, *run, seed=8, state=state)
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=saved["model"],
+        optim_state_dict=saved["optimizer"],
+        options=StateDictOptions(full_state_dict=True),
+    )
+    rest = train_here(model, optimizer, STOP, STEPS)
+    assert_close(rest["final"], two["save"][run]["final"])
+    assert_equal(rest["final_masks"], two["save"][run]["final_masks"])
+    assert rest["history"] == two["save"][run]["history"]
+
+
+@pytest.mark.parametrize("state", ["live", "masked"])
+def test_whole_checkpoint_without_shards_is_resumed_on_two_ranks(two, state):
+    """`full_state_dict=True` in both directions; every rank has the checkpoint."""
+    seen = two["from_unsharded"][state]
+    saved, loaded = seen["saved"], seen["loaded"]
+    for part in ("final", "final_masks"):
+        assert_equal(loaded[part], saved[part])
+    for part in ("live", "explored", "history", "steps"):
+        assert loaded[part] == saved[part], part
+    assert loaded["sharded"] == ["DTensor"] * len(SPARSE_NAMES)
+    resumed, uninterrupted = seen["resumed"], seen["uninterrupted"]
+    assert_close(resumed["final"], uninterrupted["final"])
+    assert_equal(resumed["final_masks"], uninterrupted["final_masks"])
+    assert resumed["history"] == uninterrupted["history"]
+    assert resumed["explored"] == uninterrupted["explored"]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from tests.integration.wrapper_ranks import (
     first_fsdp,
     post_local_sgd,
     zero_redundancy,
+    zero_that_overlaps,
     zero_without_consolidation,
 )
 from tests.support.ranks import needs_gloo, two_ranks
@@ -35,6 +36,13 @@ def test_zero_redundancy_trains_as_adam_does_and_resumes(method):
 def test_zero_redundancy_says_what_to_call_before_saving():
     for message in two_ranks().run(zero_without_consolidation):
         assert "consolidate_state_dict" in message
+
+
+def test_zero_redundancy_that_overlaps_with_ddp_is_refused_with_the_reason():
+    for message in two_ranks().run(zero_that_overlaps):
+        assert "overlap_with_ddp=True" in message
+        assert "steps inside the hooks" in message
+        assert "Leave overlap_with_ddp out" in message
 
 
 def test_post_local_sgd_averages_over_equal_masks():

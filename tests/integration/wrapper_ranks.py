@@ -86,6 +86,19 @@ def zero_without_consolidation() -> str:
     return ""
 
 
+def zero_that_overlaps() -> str:
+    """The error for ZeRO that steps inside the hooks of DistributedDataParallel."""
+    model = DistributedDataParallel(make())
+    inner = ZeroRedundancyOptimizer(
+        model.parameters(), optimizer_class=torch.optim.Adam, overlap_with_ddp=True, lr=0.01
+    )
+    try:
+        SparseOptimizer(inner, model, method="static", **SETTINGS)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
 def post_local_sgd(method: str, steps: int) -> dict[str, Any]:
     """Train with an average over ranks every four steps, by PyTorch and by hand."""
     runs = []
