@@ -43,7 +43,8 @@ def count_live(lists: Tensor, layout: Sequence[int]) -> int:
 
 
 def _has_short_channels(layout: Sequence[int]) -> bool:
-    # Programs that were exported before lists had these have ten integers.
+    """Whether the lists hold the input channels in 16 bits too."""
+    # Programs that were exported before lists had short channels have a layout of ten integers.
     return any(layout[10:])
 
 
@@ -57,9 +58,9 @@ def _pair(value: int | Sequence[int], name: str, least: int) -> tuple[int, int]:
 class LiveLists:
     """The live weights of one layer, listed by output and by input.
 
-    The lists take 12 bytes for each live weight. Those of a linear layer with at most 65,536 inputs
-    take 14, because they hold each input once more in 16 bits: for one token, reading the lists is
-    much of the work. The lists are made again only when the version of the mask changes.
+    The lists take 12 bytes for each live weight. The lists of a linear layer with at most 65,536
+    inputs take 14 bytes, because they hold each input once more in 16 bits: for one token, reading
+    the lists is much of the work. Lists are made again only when the version of the mask changes.
 
     Args:
         shape: The shape of the weight: ``(out, in)`` of a linear layer,
