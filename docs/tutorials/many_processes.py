@@ -57,7 +57,7 @@ torchrun("sharded.py")
 
 # %%
 # The live weights of a layer need not be spread evenly over the ranks. Their number is exactly the
-# same as in one process. Each rank keeps its part of the mask, one byte a weight.
+# same as in one process. Each rank keeps its part of the mask, one byte per weight.
 #
 # Next: :doc:`/how-to/distributed` says how much communication each way needs, and how another
 # number of ranks can load a checkpoint.

@@ -98,8 +98,8 @@ for title, width in (("dense", 64), ("narrower", 40)):
     describe(title, model)
 
 # %%
-# Full neurons and heads
-# ----------------------
+# Entire neurons and heads
+# ------------------------
 #
 # ``kinds`` tells ``rigl-struct`` which share of the neurons and heads is live. The method finds
 # them with an example input. With ``CompactedTraining`` the model computes only live neurons and

@@ -25,7 +25,7 @@ from sparseopt.utils.bits import pack, popcounts, unpack
 __all__ = ["SparseLayer", "follow_weights"]
 
 #: Up to this density a layer keeps only the positions of its live weights. At four bytes a live
-#: weight, positions are no larger than a mask of one byte a weight. To mask a tensor, the layer
+#: weight, positions are no larger than a mask of one byte per weight. To mask a tensor, the layer
 #: saves the live entries, clears the tensor and writes the entries back; that moves less memory
 #: than a pass over the tensor and a mask.
 INDEX_UP_TO: Final = 0.25
@@ -56,10 +56,11 @@ class SparseLayer:
     has no reference to the method that moves it or to the optimizer that trains it.
 
     Up to a density of a quarter a layer keeps the positions of its live weights, four bytes each.
-    Above that it keeps a mask of one byte a weight, and also positions while live state needs
-    them. In both cases it keeps one bit a weight for "was ever live". A layer of up to 4096 weights
-    also keeps the inverse of its mask, one byte a weight: with it, one call masks a gradient. Where
-    the kernels copy live entries, the layer also keeps the mask as one bit a weight.
+    Above that it keeps a mask of one byte per weight, and also positions while live state needs
+    them. In both cases it keeps one bit per weight for "was ever live". A layer of up to 4096
+    weights also keeps the inverse of its mask, one byte per weight: with it, one call masks a
+    gradient. Where the kernels copy live entries, the layer also keeps the mask as one bit per
+    weight.
 
     A weight may be sharded (a DTensor). Then the layer keeps a mask that is sharded alike. All
     counts and positions refer to the full weight. :meth:`gather`, :meth:`positions`,
@@ -205,7 +206,7 @@ class SparseLayer:
 
     @property
     def _ever_live_bits(self) -> Tensor:
-        """Which weights were ever live, as uint8 with one bit a weight, ``(ceil(numel / 8),)``.
+        """Which weights were ever live, as uint8 with one bit per weight, ``(ceil(numel / 8),)``.
 
         If the weight is sharded, it is a bool tensor of the weight's shape, sharded alike.
         """

@@ -1,7 +1,7 @@
 """Gradients that a method accumulates between updates.
 
 A method has a frozen :class:`GradientMemory`, the rule *how* to accumulate. The optimizer holds the
-result, one tensor a layer, and adds to it once a step: in ``step()``, not in ``backward()``. Only
+result, one tensor per layer, and adds to it once a step: in ``step()``, not in ``backward()``. Only
 then is the gradient accumulated over micro-batches, averaged over ranks and unscaled, and a step
 that ``GradScaler`` skips is not added. So wherever the memory needs dense gradients, they stay
 dense between ``backward()`` and ``step()``, as on the update steps of RigL, and clipping sees the
@@ -27,7 +27,7 @@ __all__ = ["Accumulated", "AccumulatedGradients", "GradientMemory", "Smoothed"]
 
 @dataclass(frozen=True)
 class GradientMemory(ABC):
-    """A rule that combines the gradients of many steps into one tensor a layer.
+    """A rule that combines the gradients of many steps into one tensor per layer.
 
     Args:
         dense: whether gradients of weights that are not live are accumulated too.
@@ -142,7 +142,7 @@ class Accumulated(GradientMemory):
 
 
 class AccumulatedGradients:
-    """Accumulated gradients: one tensor a layer, in at least single precision.
+    """Accumulated gradients: one tensor per layer, in at least single precision.
 
     No memory is taken before the first gradients are added.
 

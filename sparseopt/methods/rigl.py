@@ -29,8 +29,8 @@ class RigL(DropGrow):
     Args:
         gradient: growth by accumulated gradients instead of the update step's gradient:
             ``Smoothed(0.9)``, an exponential moving average, or ``Accumulated(10)``, the sum over
-            the last steps. It takes one dense tensor a layer, and gradients are dense on all steps
-            that it accumulates.
+            the last steps. It takes one dense tensor per layer, and gradients are dense on all
+            steps that it accumulates.
 
     Raises:
         TypeError: if ``gradient`` is neither ``None`` nor a memory of dense gradients.

@@ -1,6 +1,6 @@
 """Writes masks and progress into an ordinary optimizer state dict, and reads them.
 
-A mask is a bool tensor in its parameter's ``state`` entry, beside one bit a weight for "was ever
+A mask is a bool tensor in its parameter's ``state`` entry, beside one bit per weight for "was ever
 live". Everything else is one dictionary in the first param group. Four rules follow from
 distributed checkpointing. It keeps only ``state`` and ``param_groups``, so nothing is added at the
 top level. It loads only the keys that a new optimizer has, so keys never depend on the step. It

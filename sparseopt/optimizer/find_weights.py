@@ -239,7 +239,7 @@ def _refuse_unfit_selection(
             )
         if wanted and only_known and parameter not in known:
             raise ValueError(
-                f"sparse selects {names[parameter]!r}, but the method drops whole channels, and "
+                f"sparse selects {names[parameter]!r}, but the method drops entire channels, and "
                 "finds them only in convolutions and linear layers."
             )
 

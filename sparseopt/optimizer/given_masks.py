@@ -41,12 +41,12 @@ def set_masks(updater: MaskUpdater, masks: Mapping[str, Tensor], backup: WeightB
         ValueError: if a name is not known or given twice, if a shape is wrong, if a mask has no
             live weight or not the structure of the method's masks, if it would leave a slice under
             weight norm zero, if a dense layer would become sparse or a sparse layer dense, if a
-            sharded mask is not given on all ranks, or if the method drops whole channels.
+            sharded mask is not given on all ranks, or if the method drops entire channels.
     """
     method, layers = updater.method, {layer.name: layer for layer in updater.layers}
     if isinstance(method, RigLStruct):
         raise ValueError(
-            f"method={method.name!r} drops whole channels, whose masks in several layers belong "
+            f"method={method.name!r} drops entire channels, whose masks in several layers belong "
             "together, so masks can't be set layer by layer. Pass mask= at construction."
         )
     masks = _brought_together(masks, layers)

@@ -50,8 +50,8 @@ def channel_counts(
         )
     if least > budget:
         raise ValueError(
-            f"density={density} is too low for whole channels: with one channel left in each group "
-            f"that may lose channels, {least / total:.4g} of the weights are still live."
+            f"density={density} is too low for entire channels: with one channel left in each "
+            f"group that may lose channels, {least / total:.4g} of the weights are still live."
         )
     low, high = 0.0, 1.0 / min(shares)
     for _ in range(HALVINGS):

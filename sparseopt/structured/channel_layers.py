@@ -1,4 +1,4 @@
-"""Makes layers whose masks drop whole channels of a model."""
+"""Makes layers whose masks drop entire channels of a model."""
 
 from __future__ import annotations
 
@@ -260,10 +260,10 @@ def _given(mask: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter]) -> d
 
 
 def _check_whole(given: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Refuse masks that drop anything except whole channels with all their weights."""
+    """Refuse masks that drop anything except entire channels with all their weights."""
     for key, value in given.items():
         if not torch.equal(value.cpu(), masks[match_name("mask", key, masks)]):
             raise ValueError(
-                f"mask[{key!r}] does not drop whole channels: pass all masks of another run of "
+                f"mask[{key!r}] does not drop entire channels: pass all masks of another run of "
                 "this method on the same model, as final_masks() returns them."
             )

@@ -116,7 +116,7 @@ def refuse_sharded(weights: Mapping[str, Tensor]) -> None:
     for name, weight in weights.items():
         if is_sharded(weight):
             raise TypeError(
-                f"parameter {name!r} is sharded (a DTensor), and whole channels can't be dropped "
+                f"parameter {name!r} is sharded (a DTensor), and entire channels can't be dropped "
                 "from it: use DistributedDataParallel, or a method that drops single weights."
             )
 
@@ -131,7 +131,7 @@ def changed_masks(
     """Return new masks for a change of the live channels.
 
     Args:
-        masks: the present masks, which drop whole channels, by name.
+        masks: the present masks, which drop entire channels, by name.
         changes: groups, each with its new live channels, bool, ``(channels,)``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Bool tensors packed into one bit a weight."""
+"""Bool tensors packed into one bit per weight."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ def test_masks_of_single_weights_are_refused():
     _, optimizer = wrapped(**HALF)
     masks = final_masks(optimizer)
     masks["c1.weight"][0, 0, 0, 0] ^= True
-    with pytest.raises(ValueError, match=r"c1\.weight.*whole channels"):
+    with pytest.raises(ValueError, match=r"c1\.weight.*entire channels"):
         wrapped(mask=masks)
     masks["c1.weight"][:] = False
     with pytest.raises(ValueError, match=r"c1\.weight.*no live channel"):

@@ -581,7 +581,7 @@ def test_selection_of_other_modules_is_refused_where_channels_are_dropped():
         OwnLinear(8 * 4 * 4, 2),
     )  # fmt: skip
     method = RigLStruct(groups=find_channel_groups(model, torch.randn(2, 3, 8, 8)))
-    with pytest.raises(ValueError, match=r"'5.kernel', but the method drops whole channels"):
+    with pytest.raises(ValueError, match=r"'5.kernel', but the method drops entire channels"):
         wrap(model, method=method, sparse={OwnLinear: True})
 
 

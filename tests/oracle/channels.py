@@ -1,4 +1,4 @@
-"""RigL on whole channels, from a table of what each channel owns that somebody wrote by hand."""
+"""RigL on entire channels, from a table of what each channel owns that somebody wrote by hand."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

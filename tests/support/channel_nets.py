@@ -1,4 +1,4 @@
-"""Small nets for whole channels, with a table of what each channel owns, written by hand."""
+"""Small nets for entire channels, with a table of what each channel owns, written by hand."""
 
 from functools import cache
 

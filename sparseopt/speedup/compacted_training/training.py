@@ -63,7 +63,7 @@ class CompactedTraining:
         keywords: the spelling of 0.1.0 for keyword example inputs, deprecated.
 
     Raises:
-        TypeError: if the method drops anything but whole channels, or observes every step, or if
+        TypeError: if the method drops anything but entire channels, or observes every step, or if
             inputs are given twice.
         ValueError: if the optimizer has no live state, trains another model, or lacks a trainable
             parameter that would become smaller, if there are several processes, or if the model is
@@ -251,7 +251,7 @@ def _groups_of(model: nn.Module, optimizer: SparseOptimizer) -> Sequence[Channel
     method = optimizer.method
     if not isinstance(method, RigLStruct):
         raise TypeError(
-            f"method={method.name!r} does not drop whole channels between steps, so no smaller "
+            f"method={method.name!r} does not drop entire channels between steps, so no smaller "
             "model could be trained: use method='rigl-struct' with example_inputs=."
         )
     if method.has_observer or method.memory is not None:
