@@ -84,7 +84,8 @@ def check_counts(name: str, shape: tuple[int, ...], dim: int, live: int) -> None
             f"layer {name!r} would have {live} live weights, but weight norm divides each of its "
             f"{slices} slices along dimension {dim} by its norm, and a slice without a live weight "
             f"would be NaN: give the layer a density of {slices / math.prod(shape):.3g} or more, "
-            f"init={{{name!r}: ..., '*': 'erk'}}, or leave it dense."
+            f"init={{{name!r}: ..., '*': 'erk'}}, or leave it dense. (Without a model, weight norm "
+            "is inferred from shapes: if there is none, pass the model.)"
         )
 
 

@@ -37,6 +37,7 @@ from sparseopt.optimizer.find_weights import (
     refuse_flat_parameters,
     why_nothing,
 )
+from sparseopt.optimizer.shared_memory import refuse_shared_memory
 from sparseopt.structured.channel_layers import channel_layers
 from sparseopt.utils.errors import NoSparseLayerError
 from sparseopt.utils.validation import whole_number
@@ -133,12 +134,14 @@ def build_layers(
     Raises:
         NoSparseLayerError: if no weight can be sparse.
         TypeError: if a weight is of a kind that can't be masked.
-        ValueError: if a density or a name is wrong, or a weight is on the meta device.
+        ValueError: if a density or a name is wrong, or if a weight is on the meta device or shares
+            memory with another parameter.
     """
     weights, overrides = weights_for(method, groups, model, config.sparse)
     if not weights:
         raise NoSparseLayerError(why_nothing(model))
     _check_have_values(weights)
+    refuse_shared_memory(weights, groups, model)
     if isinstance(method, RigLStruct):
         return _structured_layers(groups, model, config, method, generator)
     selected = selected_by(config.sparse, model)

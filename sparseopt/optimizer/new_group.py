@@ -21,6 +21,7 @@ from sparseopt.optimizer.build import (
 from sparseopt.optimizer.departed import departed_layers, forget_layers
 from sparseopt.optimizer.find_weights import note_what_stays_dense
 from sparseopt.optimizer.mask_updates import MaskUpdater
+from sparseopt.optimizer.shared_memory import refuse_shared_memory
 
 __all__ = ["add_group"]
 
@@ -103,6 +104,7 @@ def _layers_of_last(
     weights = {name: weight for name, weight in everything.items() if weight in added}
     if not weights:
         return []
+    refuse_shared_memory(weights, groups, model)
     if isinstance(method, RigLStruct):
         raise ValueError(
             f"method={method.name!r} found the model's channels at construction, and can't take "
