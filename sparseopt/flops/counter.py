@@ -139,10 +139,14 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             pass
         elif packet in (aten.mm, aten.bmm):
             self._product(args[0], args[1], biased=False)
-        elif packet in (aten.addmm, aten.baddbmm):
+        elif packet in (aten.addmm, aten.baddbmm, aten.addbmm, aten._sparse_addmm):
             self._product(args[1], args[2], biased=packet is aten.addmm)
         elif packet is aten.mv:
             self._product(args[0], args[1].unsqueeze(-1), biased=False)
+        elif packet is aten.addmv:
+            self._product(args[1], args[2].unsqueeze(-1), biased=True)
+        elif packet in (aten.dot, aten.vdot):
+            self._product(args[0].unsqueeze(0), args[1].unsqueeze(-1), biased=False)
         elif packet is aten._trilinear:
             self._bilinear(args[0], args[1])
         elif packet is aten._grouped_mm:
@@ -260,7 +264,8 @@ class _LinearCalls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.linear:
+        # vmap hides a dimension here, which the products of the operator level have.
+        if func is not F.linear or torch._C._are_functorch_transforms_active():
             return func(*args, **kwargs)
         with self._counter.linear(*_linear_operands(*args, **kwargs)):
             return func(*args, **kwargs)

@@ -156,6 +156,8 @@ class WeightMemory:
         """
         if is_sharded(operand):
             return next((owner for owner in self._sharded_now() if owner.tensor is operand), None)
+        if operand.layout != torch.strided:
+            return None
         address = operand.untyped_storage().data_ptr()
         if address in self._copies:
             return self._copies[address]

@@ -132,7 +132,7 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if not isinstance(module, torch.jit.ScriptModule)  # Its buffers can't be replaced.
     ]
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    values = [(buffer, buffer.clone(), _version(buffer)) for buffer in model.buffers()]
     try:
         yield
     finally:
@@ -140,8 +140,8 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
             module._buffers.clear()
             module._buffers.update(buffers)
         with torch.no_grad():
-            for buffer, saved in values:
-                if not _same_values(buffer, saved):
+            for buffer, saved, version in values:
+                if not _same_values(buffer, saved, version):
                     buffer.copy_(saved)
 
 
@@ -200,9 +200,18 @@ def _refill(value: Any, contents: Any) -> None:
         object.__setattr__(value, name, one)
 
 
-def _same_values(left: Tensor, right: Tensor) -> bool:
+def _same_values(buffer: Tensor, saved: Tensor, version: int | None) -> bool:
     # Each write increases the version counter that autograd checks, so write only what differs.
-    return left.shape == right.shape and torch.equal(left, right)
+    is_plain = buffer.layout == torch.strided and not (buffer.is_nested or buffer.is_meta)
+    if not is_plain or buffer.dtype == torch.complex32:
+        # torch does not compare these. A write through .data or NumPy is not noticed.
+        return _version(buffer) == version
+    return buffer.shape == saved.shape and torch.equal(buffer, saved)
+
+
+def _version(tensor: Tensor) -> int | None:
+    # A tensor that was made in inference mode has no version.
+    return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager

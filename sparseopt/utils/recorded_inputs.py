@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,9 @@ class InputRecorder(OwnHook):
     """A one-shot hook on a model, which records the first training input.
 
     Of tensors of floating-point numbers, only shape, type and device are kept. Integers and bools
-    are kept with their values, because other values would often be wrong: they are indices, lengths
-    and masks. Other arguments are kept as they are.
+    are copied with their values, because other values would often be wrong: they are indices,
+    lengths and masks. So are tensors of a sparse layout, whose indices matter. Other arguments are
+    kept as they are. A pass under a transform of :mod:`torch.func` is not recorded.
 
     In a compiled model, the hook is part of the compiled code. There it records every input and
     stays until :meth:`remove`, because a hook that removes itself, or that asks whether an input is
@@ -54,8 +56,21 @@ class InputRecorder(OwnHook):
             self._handle.remove()
             self._handle = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> InputRecorder:
+        clone = copy.copy(self)
+        memo[id(self)] = clone
+        clone._handle = copy.deepcopy(self._handle, memo)
+        try:
+            clone._recorded = copy.deepcopy(self._recorded, memo)
+        except (RuntimeError, TypeError):
+            # Objects of the user's classes may hold what can't be copied, such as activations.
+            clone._recorded = None
+        return clone
+
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_exporting() or not torch.is_grad_enabled():
+            return
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             return
         self._recorded = tree_map(_describe, (args, kwargs))
         if not torch.compiler.is_compiling():
@@ -63,9 +78,13 @@ class InputRecorder(OwnHook):
 
 
 def _describe(value: Any) -> Any:
-    if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+    if not isinstance(value, Tensor):
+        return value
+    is_number = value.is_floating_point() or value.is_complex()
+    if is_number and value.layout == torch.strided and not value.is_nested:
         return _TensorSpec(value.shape, value.dtype, value.device)
-    return value
+    # A copy, because training loops reuse their tensors; compiled code would copy at every pass.
+    return value if torch.compiler.is_compiling() else value.detach().clone()
 
 
 def _materialise(value: Any) -> Any:

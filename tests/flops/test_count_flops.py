@@ -189,3 +189,120 @@ def test_flops_with_several_positional_inputs_warns_and_counts_all():
         report = optimizer.flops(model, LEFT, RIGHT)
     assert report.inference_dense == LEFT_FLOPS + RIGHT_FLOPS
     assert caught[0].filename == __file__
+
+
+class Graph(nn.Module):
+    """A layer of a graph network, whose adjacency is a buffer of sparse layout or an argument."""
+
+    def __init__(self, product, *, buffer):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4, bias=False)
+        self.product, self.buffer = product, buffer
+        if buffer:
+            self.register_buffer("adjacency", torch.eye(5).to_sparse())
+
+    def forward(self, x, adjacency=None):
+        adjacency = self.adjacency if self.buffer else adjacency
+        return self.product(adjacency, self.second(self.product(adjacency, self.first(x)).relu()))
+
+
+#: A sample is a node.
+GRAPH_FLOPS = 2 * 8 * 16 + 16 + 2 * 16 * 4
+
+
+@pytest.mark.parametrize("product", [torch.sparse.mm, torch.mm, torch.matmul])
+@pytest.mark.parametrize("buffer", [False, True])
+def test_graph_networks_with_a_sparse_adjacency(product, buffer):
+    model = Graph(product, buffer=buffer)
+    inputs = (torch.zeros(5, 8),) if buffer else (torch.zeros(5, 8), torch.eye(5).to_sparse())
+    assert count_flops(model, inputs).inference_dense == GRAPH_FLOPS
+    optimizer = wrap(model, method="static")
+    before = optimizer.masks
+    model(*inputs).square().mean().backward()
+    optimizer.step()
+    report = optimizer.flops()
+    assert report.inference_dense == GRAPH_FLOPS
+    assert report.inference_sparse == count_flops(model, inputs, masks=before).inference_sparse
+    if buffer:
+        assert torch.equal(model.adjacency.to_dense(), torch.eye(5))
+
+
+class Product(nn.Module):
+    def __init__(self, multiply):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 4))
+        self.multiply = multiply
+
+    def forward(self, x):
+        return self.multiply(x, self.weight)
+
+
+@pytest.mark.parametrize(
+    "multiply",
+    [
+        torch.sparse.mm,
+        lambda x, weight: torch.sparse.mm(x.to_sparse(), weight),
+        lambda x, weight: torch.sparse.addmm(torch.zeros(5, 4), x.to_sparse(), weight),
+        lambda x, weight: torch.addbmm(torch.zeros(5, 4), x[None], weight[None]),
+        lambda x, weight: torch.stack([torch.mv(weight.t(), row) for row in x]),
+        lambda x, weight: torch.stack(
+            [torch.stack([torch.dot(row, column) for column in weight.t()]) for row in x]
+        ),
+    ],
+)
+def test_every_product_by_a_weight_counts(multiply):
+    model = Product(multiply)
+    assert count_flops(model, torch.ones(5, 8)).inference_dense == 2 * 8 * 4
+    mask = torch.zeros(8, 4, dtype=torch.bool)
+    mask[:3] = True
+    report = count_flops(model, torch.ones(5, 8), masks={"weight": mask})
+    assert report.inference_sparse == 2 * 3 * 4
+
+
+def test_addition_of_a_vector_to_a_product_counts():
+    model = Product(
+        lambda x, weight: torch.stack([torch.addmv(x[0, :4], weight.t(), r) for r in x])
+    )
+    assert count_flops(model, torch.ones(5, 8)).inference_dense == 2 * 8 * 4 + 4
+
+
+def test_vmap_in_the_forward_pass_hides_no_operation():
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4, bias=False))
+
+    class Mapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return torch.func.vmap(self.inner)(x)
+
+    x = torch.zeros(5, 8)
+    expected = count_flops(model, x).inference_dense
+    assert expected == GRAPH_FLOPS
+    assert count_flops(Mapped(), x).inference_dense == expected
+
+
+def test_first_input_is_a_copy_and_is_not_recorded_under_transforms():
+    """A loop may reuse its tensor of lengths; inside vmap and grad, tensors are not real ones."""
+
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.linear = nn.Embedding(10, 8), nn.Linear(8, 4, bias=False)
+
+        def forward(self, tokens, length):
+            return self.linear(self.embedding(tokens)[:, : int(length.max())].mean(1))
+
+    model, tokens, length = Cut(), torch.zeros(2, 6, dtype=torch.long), torch.tensor(3)
+    optimizer = wrap(model, method="static")
+
+    def loss(weights, own):
+        return torch.func.functional_call(model.linear, weights, (own.float(),)).sum()
+
+    own = {name: weight.detach() for name, weight in model.linear.named_parameters()}
+    torch.func.grad(loss)(own, torch.ones(2, 8))
+    model(tokens, length).sum().backward()
+    optimizer.step()
+    length.fill_(6)
+    assert optimizer.example_inputs()[0][1] == 3

@@ -567,3 +567,33 @@ def test_file_of_a_module_that_is_used_twice_and_has_extra_state_fits_the_conden
     load_sparse(tmp_path / "model.safetensors", condensed)
     with torch.no_grad():
         torch.testing.assert_close(condensed(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("buffer", "words"),
+    [
+        (torch.eye(4).to_sparse(), "'own' has the layout torch.sparse_coo"),
+        (torch.ones(2, dtype=torch.complex128), "'own' has the number format torch.complex128"),
+    ],
+)
+def test_buffer_that_a_file_can_not_hold_is_named(tmp_path, buffer, words):
+    model = nn.Linear(16, 16)
+    model.register_buffer("own", buffer)
+    with pytest.raises(CheckpointError, match=words):
+        save_sparse(tmp_path / "model.safetensors", model)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_values_in_eight_bits_are_the_rounded_weights(tmp_path, dtype):
+    model = nn.Linear(16, 16, bias=False)
+    with torch.no_grad():
+        model.weight.mul_(torch.rand(16, 16) < 0.2)
+    save_sparse(tmp_path / "model.safetensors", model, dtype=dtype)
+    loaded = nn.Linear(16, 16, bias=False)
+    load_sparse(tmp_path / "model.safetensors", loaded)
+    assert torch.equal(loaded.weight, model.weight.to(dtype).float())
+    with torch.no_grad():
+        model.weight[model.weight != 0] = 1e6
+    with pytest.raises(CheckpointError, match="too large for dtype"):
+        save_sparse(tmp_path / "model.safetensors", model, dtype=dtype)

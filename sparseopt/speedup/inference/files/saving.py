@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from sparseopt.utils.validation import check_model
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
 __all__ = ["save_sparse"]
+
+UNSTORABLE: Final = (torch.complex32, torch.complex128)
 
 
 def save_sparse(
@@ -61,7 +63,8 @@ def save_sparse(
             because BatchNorms are folded into their weights, or a frozen program; if dropped
             weights are not zero; if a weight of two or more dimensions is pruned by
             ``torch.nn.utils.prune``, which keeps the dropped values; or if a module has extra
-            state that needs a pickle.
+            state that needs a pickle, or a tensor is nested, quantized or not strided, or has a
+            number format that safetensors lacks.
         ImportError: if safetensors is not installed.
         RuntimeError: if the model is sharded, and another rank could not write the file.
 
@@ -122,6 +125,7 @@ def save_sparse(
         if not isinstance(tensor, Tensor):
             extra[name] = _plain(name, tensor)
             continue
+        _refuse_unstorable(name, tensor)
         # safetensors refuses tensors that share memory, so tied weights are stored once.
         identity = _identity(tensor)
         if tensor.numel() and identity in stored:
@@ -133,6 +137,19 @@ def save_sparse(
         stored.setdefault(identity, name)
     tensors = [tensor for tensor in state.values() if isinstance(tensor, Tensor)]
     _on_writer(path, tensors, lambda: write(path, dense, sparse, aliases, extra))
+
+
+def _refuse_unstorable(name: str, tensor: Tensor) -> None:
+    kind = ""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "is nested" if tensor.is_nested else f"has the layout {tensor.layout}"
+    elif tensor.is_quantized or tensor.dtype in UNSTORABLE:
+        kind = f"has the number format {tensor.dtype}"
+    if kind:
+        raise CheckpointError(
+            f"{name!r} {kind}, which safetensors can't store: if it is a buffer, register it with "
+            "persistent=False, and make it again when the model is made."
+        )
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
@@ -222,10 +239,14 @@ def _live(name: str, weight: Tensor, mask: Tensor, dtype: torch.dtype | None) ->
         )
     positions = mask.flatten().nonzero()[:, 0]
     values = weight.detach().flatten()[positions]
-    stored = values if dtype is None else values.to(dtype)
-    if bool((stored.isinf() & ~values.isinf()).any()):
+    if dtype is None:
+        return SparseWeight(weight.shape, positions, values)
+    stored, exact, format_ = values.to(dtype), values.double(), torch.finfo(dtype)
+    # Some formats of 8 bits have no infinity: larger numbers become the largest one, or NaN.
+    fits = stored.double().isfinite() & (exact.abs() <= format_.max * (1 + format_.eps))
+    if bool((~fits & exact.isfinite()).any()):
         raise CheckpointError(
             f"{name!r} has values that are too large for dtype={dtype}: its largest number is "
-            f"{torch.finfo(stored.dtype).max:g}."
+            f"{format_.max:g}."
         )
     return SparseWeight(weight.shape, positions, stored)
