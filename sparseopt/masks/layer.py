@@ -152,9 +152,13 @@ class SparseLayer:
     def mask(self) -> Tensor:
         """Bool, of the weight's shape, true where live.
 
-        Read-only: up to a density of a quarter this is a new tensor at every call, and writing to
-        it has no effect.
+        This is a new tensor at every call: writing to it has no effect.
         """
+        mask = self._present_mask()
+        return mask.clone() if mask is self._mask else mask
+
+    def _present_mask(self) -> Tensor:
+        """Return :attr:`mask`, or the tensor that the layer keeps, to read only."""
         if not self.is_sharded:
             self._follow_weight()
         if self._mask is not None:
@@ -235,8 +239,13 @@ class SparseLayer:
     def _follow_weight(self) -> None:
         """Bring mask and positions to the weight's device and memory format.
 
-        Both may have changed, as after ``model.to(...)``.
+        Both may have changed, as after ``model.to(...)``. A dense layer follows a new shape too.
+
+        Raises:
+            ValueError: if the weight of a sparse layer has another shape now.
         """
+        if self.weight.shape != self._layout.shape:
+            self._follow_shape()
         weight, (device, stride, sharding) = self.weight, self._place
         # This runs at every step; for a plain weight these two comparisons are cheap.
         if sharding is None and type(weight) is self._weight_type:
@@ -254,9 +263,15 @@ class SparseLayer:
             assert positions is not None
             self._set_positions(positions.to(self.weight.device))
 
+    def _follow_shape(self) -> None:
+        if not (self.is_full and self.target == self.live):
+            self._check_shape(self.weight)
+        self._note_place()
+        self._restore(None, None, self.numel)
+
     def _rebind(self, weight: torch.nn.Parameter) -> None:
         """Replace the weight by ``weight``, of the same shape: a framework sharded the model."""
-        mask, ever_live = full_tensor(self.mask), full_tensor(self._ever_live_bits)
+        mask, ever_live = full_tensor(self._present_mask()), full_tensor(self._ever_live_bits)
         self.weight = weight
         self._note_place()
         self._set_mask(mask)
@@ -303,11 +318,12 @@ class SparseLayer:
 
     def _mask_(self, tensor: Tensor, fill: float = 0.0) -> None:
         """Write ``fill`` into a tensor of the weight's shape wherever the mask is false."""
+        self._check_shape(tensor)
         if self.is_full or (fill == 0.0 and self._keep_(tensor)):
             return
         if self.numel <= SMALL and not self.is_sharded and tensor.grad_fn is None:
             if self._dropped is None:
-                self._dropped = ~self.mask
+                self._dropped = ~self._present_mask()
             tensor.detach().masked_fill_(self._dropped, fill)
         elif self._mask is None and tensor.grad_fn is None:
             tensor = tensor.detach()
@@ -315,9 +331,9 @@ class SparseLayer:
             self._overwrite_(tensor, flat, flat.index_select(0, self._offsets()), fill)
         elif self.is_sharded:
             self._check_placement(tensor)
-            fill_where_false_(local(tensor), local(self.mask), fill)
+            fill_where_false_(local(tensor), local(self._present_mask()), fill)
         else:
-            fill_where_false_(tensor, self.mask, fill)
+            fill_where_false_(tensor, self._present_mask(), fill)
 
     def _retain_(self, tensor: Tensor, kept: Tensor, fill: float = 0.0) -> None:
         """Write ``fill`` into all entries of a tensor except the live weights that are ``kept``.
@@ -342,7 +358,12 @@ class SparseLayer:
         Args:
             tensor: what to read.
             out: where to write them, ``(live,)``; by default a new tensor.
+
+        Raises:
+            ValueError: if ``tensor`` does not have the shape that the weight had when it was
+                masked.
         """
+        self._check_shape(tensor)
         # detach() costs a tenth of a no_grad() block, and this runs for every layer at every step.
         tensor = full_tensor(tensor) if self.is_sharded else tensor.detach()
         if self.is_full:
@@ -449,7 +470,7 @@ class SparseLayer:
             self._retain_(self.weight, kept)
             if start is not None:
                 self._scatter_(self.weight, values)
-        self._ever |= self._pack(self.mask)
+        self._ever |= self._pack(self._present_mask())
         self.last_dropped = dropped
         self.last_grown = grown
 
@@ -524,8 +545,18 @@ class SparseLayer:
 
     def _word_bits(self) -> Tensor:
         if self._bits is None:
-            self._bits = word_bits(self.mask.view(-1))
+            self._bits = word_bits(self._present_mask().view(-1))
         return self._bits
+
+    def _check_shape(self, tensor: Tensor) -> None:
+        # The kernels read and write as many entries as the mask has, whatever the tensor's size.
+        if tensor.shape != self._layout.shape:
+            raise ValueError(
+                f"layer {self.name!r} has a mask of the shape {tuple(self._layout.shape)}, which "
+                f"does not fit a tensor of the shape {tuple(tensor.shape)}. If the weight has "
+                "changed its shape in place: masks can't follow. Give the module a new "
+                "torch.nn.Parameter, and pass it to add_param_group() or to a new SparseOptimizer."
+            )
 
     def _check_placement(self, tensor: Tensor) -> None:
         if placement(tensor) != self._place[2]:
@@ -565,7 +596,7 @@ class SparseLayer:
             return
         self._index = self._layout.offsets(positions)
         if self.density > INDEX_UP_TO:
-            self._mask = self.mask
+            self._mask = self._present_mask()
             self._index = None
 
     def _offsets(self) -> Tensor:
@@ -582,7 +613,7 @@ class SparseLayer:
     def _set_ever_live(self, ever_live: Tensor | None) -> None:
         """Store which weights were ever live, given as bools or packed; None means the mask."""
         if ever_live is None:
-            self._ever = self._pack(self.mask)
+            self._ever = self._pack(self._present_mask())
         elif ever_live.dtype == torch.bool:
             self._ever = self._pack(shard_like(ever_live, self.weight))
         elif self.is_sharded:

@@ -114,7 +114,7 @@ def attach(updater: MaskUpdater, *, named: bool, live_only: bool) -> dict[str, A
             # Copies, because distributed checkpointing writes into these tensors when it loads.
             state[index] = {
                 **state.get(index, {}),
-                MASK_KEY: layer.mask.clone(),
+                MASK_KEY: layer.mask,
                 EVER_LIVE_KEY: layer._ever_live_bits.clone(),
             }
         if memory is not None and not layer.is_dense:

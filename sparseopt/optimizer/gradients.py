@@ -20,6 +20,7 @@ __all__ = [
     "GradientFlag",
     "are_finite",
     "finite_norms",
+    "mask_gradient",
     "mask_gradient_of",
     "owners_of",
     "reregister_hooks",
@@ -36,6 +37,7 @@ class GradientFlag:
 
     Attributes:
         dense_gradients: whether ``backward()`` leaves gradients dense now.
+        has_masked: whether a gradient was masked since the last step or ``zero_grad()``.
         awaits_backward: whether ``backward()`` has not begun since the last forward pass that the
             method may have prepared.
         knows_masked: a function of a layer and its gradient that returns whether the gradient is
@@ -44,6 +46,7 @@ class GradientFlag:
     """
 
     dense_gradients: bool = False
+    has_masked: bool = False
     awaits_backward: bool = False
     knows_masked: weakref.WeakMethod[Callable[[SparseLayer, Tensor], bool]] | None = None
 
@@ -76,7 +79,10 @@ class _MaskGradient:
                 "gradients have a sparse layout (Embedding(sparse=True)) can only be kept dense, "
                 "with density=False."
             )
-        if self._flag.dense_gradients or self._flag.is_masked(layer, gradient):
+        if self._flag.dense_gradients:
+            return
+        self._flag.has_masked = True
+        if self._flag.is_masked(layer, gradient):
             return
         layer._follow_weight()
         layer._mask_(gradient)
@@ -99,6 +105,23 @@ def mask_gradient_of(layer: SparseLayer, flag: GradientFlag, owner: object) -> R
     handle: RemovableHandle = weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     weight.requires_grad_(trains)
     return handle
+
+
+def mask_gradient(layer: SparseLayer) -> None:
+    """Set the gradient of a layer's dropped weights to zero, in place unless others need it.
+
+    A gradient that has a graph may be needed by another ``backward()``, and the entries of an
+    expanded gradient share memory.
+    """
+    gradient = layer.weight.grad
+    if gradient is None or layer.is_full:
+        return
+    if gradient.grad_fn is not None:
+        layer.weight.grad = gradient.masked_fill(~layer.mask, 0.0)
+        return
+    if 0 in gradient.stride():
+        layer.weight.grad = gradient = gradient.clone()
+    layer._mask_(gradient)
 
 
 def owners_of(weight: Tensor) -> list[Any]:

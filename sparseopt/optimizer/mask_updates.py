@@ -19,7 +19,12 @@ from sparseopt.methods.base import Method
 from sparseopt.methods.gradient_memory import AccumulatedGradients
 from sparseopt.methods.state import MethodState
 from sparseopt.methods.update import Update
-from sparseopt.optimizer.gradients import are_finite, finite_norms, zero_everywhere
+from sparseopt.optimizer.gradients import (
+    are_finite,
+    finite_norms,
+    mask_gradient,
+    zero_everywhere,
+)
 from sparseopt.optimizer.planned_moves import (
     Planned,
     plan_transitions,
@@ -149,13 +154,22 @@ class MaskUpdater:
 
         return evaluate_and_accumulate
 
-    def update(self, step: int, gradients: Sequence[Tensor], model: nn.Module | None) -> None:
-        """Move the masks, unless a gradient is not finite, and write the history.
+    def update(
+        self,
+        step: int,
+        gradients: Sequence[Tensor],
+        model: nn.Module | None,
+        *,
+        were_masked: bool = False,
+    ) -> None:
+        """Move the masks, unless the gradients do not serve, and write the history.
 
         Args:
             step: the number of this call of ``step()``, counted from 1.
             gradients: all gradients of the optimizer's parameters.
             model: the model, if it is known.
+            were_masked: whether ``backward()`` masked gradients, because this step was not an
+                update then.
 
         Raises:
             RankMismatchError: if ranks choose differently, or may make different numbers of steps.
@@ -183,6 +197,14 @@ class MaskUpdater:
                 f"the optimizer's model made no training pass before the update at step {step}. "
                 f"method={self.method.name!r} can't grow without one, so this update was skipped.",
             )
+        elif were_masked and self.needs_dense_gradients:
+            record = skipped_update(self.layers, update)
+            self.warn_once(
+                "masked gradients",
+                f"the update at step {step} was skipped: gradients were masked in backward(), "
+                "because the step was no update then. Call set_horizon() and load_state_dict() "
+                "before backward(), or after step().",
+            )
         elif (norms := finite_norms(gradients)) is not None:
             self._accumulate(update)
             update = replace(update, zero_gradients=zero_everywhere(gradients, norms))
@@ -206,8 +228,12 @@ class MaskUpdater:
         self.choice_check = SameChoice()
 
     def prepare_forward(self, model: nn.Module) -> None:
-        """Let the method prepare the forward pass of a due update, unless it is prepared."""
-        if self.is_prepared or not self.is_due:
+        """Let the method prepare the forward pass of a due update, unless it is prepared.
+
+        A pass that computes with other tensors in place of the weights is not prepared, as in
+        :func:`torch.func.functional_call` or under a transform of :mod:`torch.func`.
+        """
+        if self.is_prepared or not self.is_due or not self._computes_with_weights(model):
             return
         self._numbers_before, step = self.progress.generator.get_state(), self.progress.steps + 1
         # If it was prepared before, forward passes since then have moved the running statistics.
@@ -215,6 +241,12 @@ class MaskUpdater:
         with preserve_buffers(model) if again else nullcontext():
             self.method.prepare_forward(model, self._about(step))
         self.is_prepared, self._prepared_step = True, step
+
+    def _computes_with_weights(self, model: nn.Module) -> bool:
+        if torch._C._are_functorch_transforms_active():
+            return False
+        parameters = {id(parameter) for parameter in model.parameters()}
+        return all(id(layer.weight) in parameters for layer in self.layers)
 
     def forget_preparation(self) -> None:
         """Prepare the next forward pass again, because a checkpoint has replaced the weights."""
@@ -316,8 +348,7 @@ class MaskUpdater:
             return
         self.progress.usage = self.progress.usage.with_dense_gradient(self.layers)
         for layer in self.layers:
-            if layer.weight.grad is not None and not layer.is_full:
-                layer._mask_(layer.weight.grad)
+            mask_gradient(layer)
 
     @torch.no_grad()
     def _accumulate(self, update: Update) -> None:
@@ -442,8 +473,7 @@ def make_transitions(
         if state is not None:
             state.follow_mask(layer, transition)
     for layer in mask_gradients_of:
-        if layer.weight.grad is not None:
-            layer._mask_(layer.weight.grad)
+        mask_gradient(layer)
     if not backend.gathers:
         for layer in layers:
             layer._forget_positions()

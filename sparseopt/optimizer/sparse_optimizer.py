@@ -218,7 +218,8 @@ class SparseOptimizer(WrappedOptimizer):
         updater, step = self._updater, self._progress.steps + 1
         if updater.is_due:
             loss = evaluate(closure)
-            updater.update(step, self._gradients(), self.model)
+            were_masked = self._hooks.flag.has_masked
+            updater.update(step, self._gradients(), self.model, were_masked=were_masked)
             warn_of_departed(updater, self.model, stacklevel=6)
         else:
             if updater.sees_every_step:
@@ -227,6 +228,7 @@ class SparseOptimizer(WrappedOptimizer):
             if updater.is_prepared:
                 updater.undo_preparation()
         self._progress.steps = step
+        self._hooks.flag.has_masked = False
         self._plan_next_step()
         return loss
 
@@ -234,6 +236,7 @@ class SparseOptimizer(WrappedOptimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients, by the inner optimizer's ``zero_grad()``."""
         self._hooks.undo_after_overflow(self._gradients)
+        self._hooks.flag.has_masked = False
         super().zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -364,7 +367,10 @@ class SparseOptimizer(WrappedOptimizer):
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """The present masks by layer name, bool tensors of the weights' shapes, true where live."""
+        """The present masks by layer name, bool tensors of the weights' shapes, true where live.
+
+        They are new tensors at every call: pass changed masks to :meth:`set_masks`.
+        """
         return {layer.name: layer.mask for layer in self._layers}
 
     @property

@@ -150,3 +150,21 @@ def test_update_steps_do_not_touch_weights_of_any_layer_but_to_drop_and_grow():
             assert not p[~optimizer.masks[name]].any()
         else:
             assert torch.equal(p, before[name])
+
+
+@pytest.mark.parametrize("method", ["static", "rigl", "snfs"])
+def test_expanded_gradients_train_as_their_copies(method, state):
+    runs = []
+    for copied in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(96, 96)
+        optimizer = wrap(model, "SGD", method=method, state=state, delta_t=2)
+        for step in range(6):
+            for parameter in model.parameters():
+                gradient = torch.tensor(0.1 * (step + 1)).expand(parameter.shape)
+                parameter.grad = gradient.clone() if copied else gradient
+            optimizer.step()
+        runs.append((model.weight.detach(), optimizer.masks["weight"]))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
+    assert not runs[0][0][~runs[0][1]].any()

@@ -463,3 +463,40 @@ def test_checkpoint_of_the_first_version_loads():
     train(model, optimizer, 20, start=8)
     train(other_model, other, 20, start=8)
     assert_same_weights(model, other_model)
+
+
+@pytest.mark.parametrize("method", ["rigl", "granet", "rigl-sg", "set", "pruning"])
+def test_horizon_that_is_set_after_backward_does_not_grow_by_masked_gradients(method):
+    """At step 10 backward() masks gradients, because updates have ended; then they begin again."""
+    model = make()
+    optimizer = wrap(model, method=method, total_steps=8)
+    train(model, optimizer, 9)
+    masks = optimizer.masks
+    optimizer.zero_grad()
+    loss_of(model, 10).backward()
+    optimizer.set_horizon(400)
+    if method in ("set", "pruning"):
+        optimizer.step()
+        assert not optimizer.history[-1].skipped
+        return
+    with pytest.warns(UserWarning, match="update at step 10 was skipped: gradients were masked"):
+        optimizer.step()
+    assert optimizer.history[-1].skipped
+    for name, mask in optimizer.masks.items():
+        assert torch.equal(mask, masks[name])
+    train(model, optimizer, 5, start=11)
+    assert not optimizer.history[-1].skipped
+    assert optimizer.history[-1].step == 15
+    assert optimizer.history[-1].new > 0
+
+
+def test_gradients_of_a_pass_before_zero_grad_do_not_count_as_masked():
+    model = make()
+    optimizer = wrap(model, total_steps=8)
+    train(model, optimizer, 9)
+    loss_of(model, 10).backward()
+    optimizer.set_horizon(400)
+    optimizer.zero_grad()
+    loss_of(model, 10).backward()
+    optimizer.step()
+    assert not optimizer.history[-1].skipped

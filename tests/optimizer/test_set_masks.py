@@ -471,3 +471,23 @@ def test_pruning_starts_when_and_where_it_is_told():
 def test_pruning_refuses_an_impossible_start(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Pruning(**wrong)
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5])
+def test_mask_that_was_edited_in_place_acts_as_its_copy(density, state):
+    runs = []
+    for copied in (True, False):
+        model = net()
+        optimizer = wrap(model, "Adam", method="static", density=density, init={}, state=state)
+        train(optimizer, model, 3)
+        mask = optimizer.masks["0.weight"]
+        mask = mask.clone() if copied else mask
+        mask[:8] = mask[:8].flip(0)
+        mask[8] = True
+        optimizer.set_masks({"0.weight": mask})
+        train(optimizer, model, 3, seed=1)
+        weight, live = model[0].weight.detach(), optimizer.masks["0.weight"]
+        assert not weight[~live].any()
+        assert int(live.sum()) == optimizer.layers[0].live
+        runs.append(weight)
+    assert torch.equal(*runs)

@@ -96,3 +96,33 @@ def test_fresh_filters_go_with_detach():
     assert any(parameters[name][~mask].any() for name, mask in masks.items())
     optimizer.detach()
     assert not any(parameters[name][~mask].any() for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("transformed", [False, True])
+def test_pass_that_computes_with_other_tensors_than_the_weights_grows_nothing(transformed):
+    """There the fresh filters would have no effect, so the gradients would be wrong."""
+    model, optimizer = wrapped(**HALF)
+    train(model, optimizer, 5)
+    assert optimizer.is_update_step
+    masks = optimizer.masks
+    x = torch.randn(8, 3, 6, 6)
+
+    def loss(weights):
+        # A transform forbids writing to the model's own running statistics.
+        statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        return torch.func.functional_call(model, (weights, statistics), (x,)).square().mean()
+
+    optimizer.zero_grad()
+    if transformed:
+        own = {name: weight.detach() for name, weight in model.named_parameters()}
+        gradients = torch.func.grad(loss)(own)
+        for name, weight in model.named_parameters():
+            weight.grad = gradients[name]
+    else:
+        loss({name: 1.0 * weight for name, weight in model.named_parameters()}).backward()
+    with pytest.warns(UserWarning, match="made no training pass before the update"):
+        optimizer.step()
+    assert optimizer.history[-1].skipped
+    for name, mask in optimizer.masks.items():
+        assert torch.equal(mask, masks[name])
+    assert not any(layer.weight[~layer.mask].any() for layer in optimizer.layers)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from sparseopt.distributed.dtensor import full_tensor, shard_like
 from sparseopt.masks.drop_and_grow import Transition
 from sparseopt.masks.layer import SparseLayer
+from sparseopt.optimizer.gradients import mask_gradient
 from sparseopt.optimizer.state.base import Closure, StateBackend, unhooked_step
 from sparseopt.optimizer.state.fresh import (
     codes_of,
@@ -184,16 +185,8 @@ class MaskedState(StateBackend):
         return masked
 
     def _mask_gradients(self) -> None:
-        """Set gradients of dropped weights to zero, in place unless autograd may need them."""
         for layer in self.layers:
-            gradient = layer.weight.grad
-            if gradient is None or layer.is_full:
-                continue
-            if gradient.grad_fn is None:
-                layer._mask_(gradient)
-            else:
-                # The old gradient may be needed by another backward(), so it is not overwritten.
-                layer.weight.grad = gradient.masked_fill(~layer.mask, 0.0)
+            mask_gradient(layer)
 
     def _mask_weights(self) -> None:
         for layer in self.layers:

@@ -67,6 +67,9 @@ class Pool:
         self._part_sizes = [part.live for part in self._parts]
         self._nothing = members[0].weight.detach().new_empty(0)
         self.flat_parameter = Parameter(self._nothing)
+        self._gradient_dtype = gradient_of(members[0]).dtype
+        if self._gradient_dtype != self._nothing.dtype:
+            self.flat_parameter.grad_dtype = self._gradient_dtype
         self._state: dict[str, Any] = {}
         #: The last tensors of :attr:`_state`, to detect new ones; for 0-dimensional tensors, the
         #: values of all members but the first.
@@ -89,7 +92,12 @@ class Pool:
         for member, size in zip(self.members, self.sizes, strict=True):
             weight = member.weight
             # A member may have been cast to another precision in the meantime.
-            if member.live != size or weight.dtype != dtype or weight.grad is None:
+            if member.live != size or weight.dtype != dtype:
+                return False
+            gradient = weight.grad
+            if gradient is None or not _is_plain(gradient):
+                return False
+            if gradient.dtype != self._gradient_dtype:
                 return False
             entry = state.get(weight, {})
             if len(entry) != count:

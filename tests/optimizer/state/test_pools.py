@@ -221,3 +221,56 @@ def test_forked_process_has_threads_of_its_own():
         os._exit(0 if sorted(seen) == [0, 1, 2, 3] else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_gradients_in_another_precision_than_the_weights(state):
+    """``grad_dtype``, as for weights in bfloat16 whose gradients accumulate in float32."""
+    runs = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(32, 48), nn.Linear(48, 8)).bfloat16()
+        for parameter in model.parameters():
+            parameter.grad_dtype = torch.float32
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        if sparse:
+            optimizer = SparseOptimizer(inner, model, **{**SETTINGS, "state": state})
+            masks = optimizer.masks
+        with torch.no_grad():
+            for name, mask in masks.items():
+                model.get_parameter(name).mul_(mask)
+        for step in range(4):
+            generator = torch.Generator().manual_seed(step)
+            for name, parameter in model.named_parameters():
+                gradient = torch.randn(parameter.shape, generator=generator)
+                parameter.grad = gradient * masks[name] if name in masks else gradient
+            (optimizer if sparse else inner).step()
+        runs.append([parameter.detach().clone() for parameter in model.parameters()])
+    for mine, theirs in zip(*runs, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_embedding_whose_gradients_become_sparse_leaves_its_pool():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(20, 16, sparse=True)
+            self.linear = nn.Linear(16, 64)
+
+        def forward(self, step):
+            dense = self.embedding.weight[:8]
+            return self.linear(self.embedding(torch.arange(8)) if step > 1 else dense)
+
+    torch.manual_seed(0)
+    model = Tokens()
+    optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, **SETTINGS)
+    plain_model = copy.deepcopy(model)
+    plain = torch.optim.SGD(plain_model.parameters(), lr=0.1)
+    for step in range(4):
+        for one, net in ((optimizer, model), (plain, plain_model)):
+            one.zero_grad()
+            net(step).square().mean().backward()
+            one.step()
+        with torch.no_grad():
+            plain_model.linear.weight.mul_(optimizer.masks["linear.weight"])
+    for mine, theirs in zip(model.parameters(), plain_model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
