@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import benchmarks.cifar.variants  # noqa: F401 - it registers methods
 from benchmarks.cifar.settings import ProtocolError, meant
 from sparseopt import Method, available_distributions, available_methods
 from sparseopt.methods import get_method
