@@ -245,8 +245,11 @@ class MaskUpdater:
     def _computes_with_weights(self, model: nn.Module) -> bool:
         if torch._C._are_functorch_transforms_active():
             return False
-        parameters = {id(parameter) for parameter in model.parameters()}
-        return all(id(layer.weight) in parameters for layer in self.layers)
+        # In a forward pass, FSDP2 puts gathered parameters in place of the sharded ones.
+        if any(layer.is_sharded for layer in self.layers):
+            return True
+        parameters = set(model.parameters())
+        return all(layer.weight in parameters for layer in self.layers)
 
     def forget_preparation(self) -> None:
         """Prepare the next forward pass again, because a checkpoint has replaced the weights."""
