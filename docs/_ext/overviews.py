@@ -21,6 +21,7 @@ from benchmarks.cifar.report import figures, masks
 from benchmarks.cifar.report import structured as cifar_structured
 from benchmarks.cifar.report.order import orders
 from benchmarks.cifar.report.paper import paper_of
+from benchmarks.cifar.report.phases import phases
 from benchmarks.cifar.report.results import Group
 from benchmarks.common.environment import machines
 from benchmarks.common.tables import table_of
@@ -89,6 +90,9 @@ class CifarOverview(Overview):
         yield columns
         sentences = cifar.order_sentences(group, cifar.main_variants(group))
         yield "\n".join(f"- {sentence}" for sentence in sentences)
+        found = list(phases(group, cifar.main_variants(group)))
+        if found:
+            yield "\n".join(f"- {one.words}" for one in found)
         if len(group.variants) > FEW:
             yield themed(lambda: figures.by_method(group), f"{label}: accuracy by method")
         yield from self.beside_the_paper(group)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-#: Folders whose pages the build makes.
-GENERATED = "generated"
+#: The folders whose pages the build makes.
+GENERATED = {"generated", "reports"}
 PAGES = [
     page
     for page in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-    if GENERATED not in page.parts
+    if GENERATED.isdisjoint(page.parts)
 ]
 BLOCK = re.compile(r"^(`{3,}).*?^\1", flags=re.DOTALL | re.MULTILINE)
 #: The start of links to GitHub's own pages of the repository, whoever owns it.
@@ -36,7 +36,8 @@ def links(page: Path) -> Iterator[tuple[Path, str]]:
         target, _, anchor = link.partition("#")
         is_outside = ":" in link or target.startswith(GITHUB)
         # The reference entries of objects have dotted anchors, which only the site has.
-        if not is_outside and GENERATED not in target and "." not in anchor:
+        is_made = not GENERATED.isdisjoint(Path(target).parts)
+        if not (is_outside or is_made) and "." not in anchor:
             yield page.parent / target if target else page, anchor
 
 

@@ -12,6 +12,7 @@ from benchmarks.cifar.records import Folder, Record, ResultsError, read_results
 from benchmarks.cifar.report import accuracy, figures, masks, structured, tuning
 from benchmarks.cifar.report.order import orders
 from benchmarks.cifar.report.paper import SOURCES, paper_of
+from benchmarks.cifar.report.phases import phases_table
 from benchmarks.cifar.report.results import Group, group_by_protocol
 from benchmarks.cifar.report.stats import all_differences
 from benchmarks.cifar.report.texts import note
@@ -90,6 +91,7 @@ def group_lines(group: Group, drawn: Figures, measured: Sequence[Record] = ()) -
         ],
         "The methods' order beside the paper's": order,
         "Paired differences": all_differences(group),
+        "Training loss by phase": phases_table(group),
         "Measured times, and structured sparsity": _structured(group, drawn, measured),
         "Search of alpha and delta_t": _searches(group, drawn, varied[~varied.swept]),
         "Learning rate": tuning.settings_table(group, varied[varied.swept]),
