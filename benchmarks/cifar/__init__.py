@@ -10,5 +10,6 @@ The modules, in an order in which each uses only earlier ones:
 - Many runs: ``plan`` (unfinished runs and their dependencies), ``worker`` (executes one run),
   ``pools`` (three ways to execute all), ``search``, ``timing`` (wall time of trained networks).
 - The command: ``options``, ``cli``, ``run``.
-- ``report/``, which reads only the results; ``overview`` is a short form of it.
+- ``report/``, which reads only the results; ``overview`` is a short form of it, ``by_length`` one
+  of its tables.
 """
