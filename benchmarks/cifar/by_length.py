@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from benchmarks.cifar.overview import RESULTS, folders, groups, headline
 from benchmarks.cifar.report.paper import paper_of
+from benchmarks.cifar.report.phases import REFERENCE
 from benchmarks.cifar.report.results import Group, Variant
 from benchmarks.cifar.report.stats import difference
 from benchmarks.cifar.report.texts import title
 from benchmarks.common.tables import MISSING, table_of
 
-REFERENCE = "static"
 METHODS = ("set", "rigl", "rigl-10-batches")
 INIT, DENSITY = "erk", 0.1
 #: The settings that two lengths of one training share; all others are scaled with the length.
@@ -31,13 +30,9 @@ def length_table(results: Path = RESULTS) -> list[str]:
 def _of_same_network(main: Group, results: Path) -> Iterator[Group]:
     for folder in folders(results):
         for group in groups(folder):
-            is_same = all(_section(group, name) == _section(main, name) for name in SHARED)
+            is_same = all(group.settings.get(one) == main.settings.get(one) for one in SHARED)
             if is_same and _variant(REFERENCE) in group and _variant("rigl") in group:
                 yield group
-
-
-def _section(group: Group, name: str) -> Any:
-    return group.settings.get(name)
 
 
 def _epochs(group: Group) -> int:

@@ -85,7 +85,7 @@ def check_counts(name: str, shape: tuple[int, ...], dim: int, live: int) -> None
             f"{slices} slices along dimension {dim} by its norm, and a slice without a live weight "
             f"would be NaN: give the layer a density of {slices / math.prod(shape):.3g} or more, "
             f"init={{{name!r}: ..., '*': 'erk'}}, or leave it dense. (Without a model, weight norm "
-            "is inferred from shapes: if there is none, pass the model.)"
+            "is inferred from shapes: pass the model if it has no weight norm.)"
         )
 
 

@@ -20,6 +20,7 @@ from sparseopt.utils.probe import (
     preserve_model,
 )
 from sparseopt.utils.random import uniform
+from sparseopt.utils.tensors import is_strided
 
 __all__ = ["Agreement", "disagreement", "in_mode", "is_comparable"]
 
@@ -240,8 +241,7 @@ def is_comparable(outputs: Any) -> bool:
 
 
 def _is_compared(value: Any) -> bool:
-    is_strided = isinstance(value, Tensor) and value.layout is torch.strided
-    return is_strided and not value.is_nested and not value.is_quantized
+    return is_strided(value) and not value.is_quantized
 
 
 def _difference(before: Any, after: Any, precision: torch.dtype) -> str | None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparseopt.utils.nested import containers
+from sparseopt.utils.tensors import is_strided, version_of
 
 __all__ = [
     "no_attention_fast_path",
@@ -132,7 +133,7 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if not isinstance(module, torch.jit.ScriptModule)  # Its buffers can't be replaced.
     ]
-    values = [(buffer, buffer.clone(), _version(buffer)) for buffer in model.buffers()]
+    values = [(buffer, buffer.clone(), version_of(buffer)) for buffer in model.buffers()]
     try:
         yield
     finally:
@@ -200,18 +201,12 @@ def _refill(value: Any, contents: Any) -> None:
         object.__setattr__(value, name, one)
 
 
-def _same_values(buffer: Tensor, saved: Tensor, version: int | None) -> bool:
+def _same_values(buffer: Tensor, saved: Tensor, version: int) -> bool:
     # Each write increases the version counter that autograd checks, so write only what differs.
-    is_plain = buffer.layout == torch.strided and not (buffer.is_nested or buffer.is_meta)
-    if not is_plain or buffer.dtype == torch.complex32:
+    if not is_strided(buffer) or buffer.is_meta or buffer.dtype == torch.complex32:
         # torch does not compare these. A write through .data or NumPy is not noticed.
-        return _version(buffer) == version
+        return version_of(buffer) == version
     return buffer.shape == saved.shape and torch.equal(buffer, saved)
-
-
-def _version(tensor: Tensor) -> int | None:
-    # A tensor that was made in inference mode has no version.
-    return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager

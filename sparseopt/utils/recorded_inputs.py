@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sparseopt.utils.hooks import Handle, OwnHook, call_before_forward
+from sparseopt.utils.tensors import is_strided
 
 __all__ = ["InputRecorder"]
 
@@ -81,7 +82,7 @@ def _describe(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     is_number = value.is_floating_point() or value.is_complex()
-    if is_number and value.layout == torch.strided and not value.is_nested:
+    if is_number and is_strided(value):
         return _TensorSpec(value.shape, value.dtype, value.device)
     # A copy, because training loops reuse their tensors; compiled code would copy at every pass.
     return value if torch.compiler.is_compiling() else value.detach().clone()

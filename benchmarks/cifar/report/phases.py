@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -56,13 +55,10 @@ def phases(group: Group, variants: Sequence[Variant] | None = None) -> Iterator[
         return
     for variant in group.test.index if variants is None else variants:
         static = Variant(REFERENCE, variant.init, variant.density)
-        pairs = [
-            (own, other)
-            for own, other in itertools.product(group.of(variant), group.of(static))
-            if own["run"]["seed"] == other["run"]["seed"]
-        ]
-        if variant.method != REFERENCE and pairs:
-            yield Phases(variant, *(_differences(pairs, late=late) for late in (False, True)))
+        own, other = (_losses(group.of(one)) for one in (variant, static))
+        paired = (own - other).dropna()
+        if variant.method != REFERENCE and not paired.empty:
+            yield Phases(variant, paired["early"], paired["late"])
 
 
 def phases_table(group: Group) -> list[str]:
@@ -71,16 +67,14 @@ def phases_table(group: Group) -> list[str]:
     return [*note("phases"), *table_of(rows)] if rows else []
 
 
-def _differences(pairs: Sequence[tuple[Record, Record]], *, late: bool) -> pd.Series:
-    return pd.Series(
-        {own["run"]["seed"]: _loss_at(own, late) - _loss_at(other, late) for own, other in pairs}
-    )
-
-
-def _loss_at(record: Record, late: bool) -> float:
-    curve = record["curve"]
-    first = [epoch for epoch in curve if epoch["lr"] == curve[0]["lr"]]
-    return float((curve if late else first)[-1]["train_loss"])
+def _losses(records: Sequence[Record]) -> pd.DataFrame:
+    """The losses at the end of each phase, a row for each seed."""
+    rows = {}
+    for record in records:
+        curve = record["curve"]
+        high = [epoch for epoch in curve if epoch["lr"] == curve[0]["lr"]]
+        rows[record["run"]["seed"]] = [high[-1]["train_loss"], curve[-1]["train_loss"]]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["early", "late"], dtype=float)
 
 
 def _loss(differences: pd.Series) -> str:

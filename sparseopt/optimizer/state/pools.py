@@ -19,6 +19,7 @@ from sparseopt.optimizer.state.gather import (
     parts_of,
     shares,
 )
+from sparseopt.utils.tensors import version_of
 
 __all__ = ["Pool", "is_small_and_dense", "make_pools", "with_own_memory"]
 
@@ -104,7 +105,7 @@ class Pool:
                 return False
             entries.append(entry)
         for name, version in self._versions.items():
-            if _version(self._memory[name]) != version:
+            if version_of(self._memory[name]) != version:
                 return False
         for name, views in self._views.items():
             for entry, view, address in zip(entries, views, self._addresses[name], strict=True):
@@ -171,13 +172,13 @@ class Pool:
             elif value.dim() == 0:
                 if held is not None and value is self._views[name][0]:
                     held.copy_(value)
-                    self._versions[name] = _version(held)
+                    self._versions[name] = version_of(held)
                     continue
                 # One tensor each: after detach(), each member's step would change a shared one.
                 each = value.repeat(len(self.members))
                 # All views of a tensor have one version.
                 self._memory[name] = each[1:]
-                self._versions[name] = _version(each)
+                self._versions[name] = version_of(each)
                 views = list(each.unbind())
                 self._state[name] = views[0]
             else:
@@ -244,11 +245,6 @@ def with_own_memory(value: Any) -> Any:
 
 def _address(value: Any) -> int | None:
     return value.data_ptr() if isinstance(value, Tensor) else None
-
-
-def _version(value: Tensor) -> int:
-    # A tensor that was made in inference mode has no version.
-    return 0 if value.is_inference() else value._version
 
 
 def _is_plain(gradient: Tensor) -> bool:

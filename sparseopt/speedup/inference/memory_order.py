@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sparseopt.speedup.kernels.calls import standard_layout
-from sparseopt.speedup.live_training.layout import in_kernel_layout, is_strided
+from sparseopt.speedup.live_training.layout import in_kernel_layout
 from sparseopt.utils.nested import map_leaves
+from sparseopt.utils.tensors import is_strided
 
 __all__ = ["MemoryOrder", "in_memory_orders", "memory_orders"]
 

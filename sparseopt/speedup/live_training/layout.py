@@ -18,12 +18,12 @@ from sparseopt.speedup.kernels import calls
 from sparseopt.speedup.kernels.calls import kernel_layout, standard_layout
 from sparseopt.speedup.kernels.ops import plain_call
 from sparseopt.utils.nested import leaves, map_leaves
+from sparseopt.utils.tensors import is_strided
 
 __all__ = [
     "by_channel",
     "from_channels",
     "in_kernel_layout",
-    "is_strided",
     "out_of_kernel_layout",
     "to_channels_last",
     "to_kernel_layout",
@@ -90,11 +90,6 @@ def out_of_kernel_layout(outputs: Any) -> Any:
 
 def _is_in_kernel_layout(leaf: Any) -> bool:
     return is_strided(leaf) and in_kernel_layout(leaf)
-
-
-def is_strided(leaf: Any) -> bool:
-    """Whether a value is a tensor of ordinary memory, neither sparse nor nested."""
-    return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
 
 
 class _FromChannels(torch.autograd.Function):

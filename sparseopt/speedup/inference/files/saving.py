@@ -20,6 +20,7 @@ from sparseopt.speedup.inference.live_layers import LiveLayer
 from sparseopt.speedup.inference.masks import Masks, masks_by_name
 from sparseopt.speedup.inference.sparse_linear import CondensedLinear, CSRLinear
 from sparseopt.utils.errors import CheckpointError
+from sparseopt.utils.tensors import is_strided
 from sparseopt.utils.validation import check_model
 from sparseopt.utils.wrappers import canonical_name, unwrapped
 
@@ -140,16 +141,18 @@ def save_sparse(
 
 
 def _refuse_unstorable(name: str, tensor: Tensor) -> None:
-    kind = ""
-    if tensor.layout != torch.strided or tensor.is_nested:
-        kind = "is nested" if tensor.is_nested else f"has the layout {tensor.layout}"
+    if tensor.is_nested:
+        kind = "is nested"
+    elif not is_strided(tensor):
+        kind = f"has the layout {tensor.layout}"
     elif tensor.is_quantized or tensor.dtype in UNSTORABLE:
         kind = f"has the number format {tensor.dtype}"
-    if kind:
-        raise CheckpointError(
-            f"{name!r} {kind}, which safetensors can't store: if it is a buffer, register it with "
-            "persistent=False, and make it again when the model is made."
-        )
+    else:
+        return
+    raise CheckpointError(
+        f"{name!r} {kind}, which safetensors can't store: if it is a buffer, register it with "
+        "persistent=False, and make it again when the model is made."
+    )
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
