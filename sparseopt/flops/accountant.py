@@ -25,7 +25,11 @@ __all__ = ["Accountant", "count_flops"]
 
 
 def count_flops(
-    model: nn.Module, example_inputs: Any, *, masks: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    samples: int | None = None,
 ) -> FlopsReport:
     """Return the cost of inference and training under fixed masks, in FLOPs per sample.
 
@@ -40,11 +44,13 @@ def count_flops(
             images inside these is a batch too.
         masks: bool tensors of the weights' shapes, true where live, by the name of the parameter or
             of its module. Weights without a mask count as dense.
+        samples: the number of samples in the input, by default its first dimension. Pass it if the
+            batch is not first: 8 for an input ``(sequence, 8, features)``.
 
     Raises:
-        TypeError: if a mask is not a bool tensor.
+        TypeError: if a mask is not a bool tensor, or ``samples`` is not a whole number.
         ValueError: if a name is not known or given twice, a mask has another shape than its weight,
-            or the model uses no weight.
+            the model uses no weight, or ``samples`` is not positive.
 
     Example:
         >>> import torch
@@ -63,7 +69,7 @@ def count_flops(
     live = sum(int(mask.sum()) for mask in checked.values())
     return inference_report(
         count_operations(model, checked, args, kwargs),
-        samples=sample_count((args, kwargs)),
+        samples=sample_count((args, kwargs), samples),
         density=live / numel if numel else 1.0,
     )
 
@@ -85,6 +91,7 @@ class Accountant:
         model: nn.Module | None,
         example_inputs: Any,
         *,
+        samples: int | None,
         layers: list[SparseLayer],
         method: Method,
         progress: TrainingProgress,
@@ -108,7 +115,7 @@ class Accountant:
             operations = count_operations(model, masks, args, kwargs)
         return make_report(
             operations,
-            samples=sample_count((args, kwargs)),
+            samples=sample_count((args, kwargs), samples),
             found=found,
             layers={layer.name: layer for layer in layers},
             method=method,

@@ -13,6 +13,7 @@ from sparseopt.flops.counter import Operations
 from sparseopt.flops.training_cost import Prices, TrainingProgress, cost_ahead
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.methods.base import Method, TrainingCost
+from sparseopt.utils.validation import check_count
 
 __all__ = ["FlopsReport", "LayerFlops", "inference_report", "make_report", "sample_count"]
 
@@ -168,12 +169,20 @@ class FlopsReport:
         return {**known, "layers": [asdict(layer) for layer in self.layers]} if layers else known
 
 
-def sample_count(inputs: Any) -> int:
+def sample_count(inputs: Any, given: int | None) -> int:
     """Return the batch size: the length of the first tensor, or list of samples, among ``inputs``.
 
+    Args:
+        inputs: the arguments of the model.
+        given: the batch size, if the user gave it.
+
     Raises:
-        ValueError: if no tensor has a dimension, or if the first tensor with one is empty.
+        TypeError: if ``given`` is not a whole number.
+        ValueError: if ``given`` is not positive, no tensor has a dimension, or the first tensor
+            with one is empty.
     """
+    if given is not None:
+        return check_count("samples", given, minimum=1)
     for leaf in tree_leaves(inputs, is_leaf=_is_list_of_samples):
         if _is_list_of_samples(leaf):
             return len(leaf)
@@ -186,7 +195,7 @@ def sample_count(inputs: Any) -> int:
             return leaf.shape[0]
     raise ValueError(
         "flops() needs an input tensor whose first dimension is the batch, but no input is such a "
-        "tensor."
+        "tensor: pass samples=, the number of samples in the input."
     )
 
 

@@ -410,7 +410,11 @@ class SparseOptimizer(WrappedOptimizer):
         return summary_table(self._layers)
 
     def flops(
-        self, model: nn.Module | None = None, example_inputs: Any = None, *more_inputs: Any
+        self,
+        model: nn.Module | None = None,
+        example_inputs: Any = None,
+        *more_inputs: Any,
+        samples: int | None = None,
     ) -> FlopsReport:
         """Return the cost of inference and training, in FLOPs per sample.
 
@@ -421,10 +425,13 @@ class SparseOptimizer(WrappedOptimizer):
                 images inside these is a batch too. By default the first training input is
                 replayed, with zeros for floating-point numbers, whose values are not kept.
             more_inputs: deprecated; put them into the tuple ``example_inputs``.
+            samples: the number of samples in the input, by default its first dimension. Pass it if
+                the batch is not first: 8 for an input ``(sequence, 8, features)``.
 
         Raises:
-            ValueError: if there is no model, no input is known, or the model does not run with
-                zeros for the recorded floating-point numbers.
+            TypeError: if ``samples`` is not a whole number.
+            ValueError: if there is no model, no input is known, the model does not run with zeros
+                for the recorded floating-point numbers, or ``samples`` is not positive.
         """
         if more_inputs:
             warn_old_spelling(
@@ -436,6 +443,7 @@ class SparseOptimizer(WrappedOptimizer):
         return self._accountant.report(
             model,
             example_inputs,
+            samples=samples,
             layers=self._layers,
             method=self.method,
             progress=self._progress,

@@ -129,6 +129,47 @@ def test_sequences_of_several_lengths_in_a_list_are_samples():
     assert report.inference_dense == 2 * 20 * 12 / 3
 
 
+def test_samples_of_an_input_whose_batch_is_not_first():
+    """Two layers of four gates, each with two biases, at each of 7 positions."""
+    model = nn.LSTM(4, 5, num_layers=2)
+    sequences = torch.zeros(7, 3, 4)
+    gates = 7 * (4 * (2 * 4 * 5 + 2 * 5 * 5 + 2 * 5) + 4 * (2 * 5 * 5 + 2 * 5 * 5 + 2 * 5))
+    assert count_flops(model, sequences, samples=3).inference_dense == gates
+    assert count_flops(model, sequences).inference_dense == gates * 3 / 7
+
+    optimizer = wrap(model, method="static", density=0.5, sparse={nn.LSTM: True})
+    expected = count_flops(model, sequences, samples=3, masks=optimizer.masks)
+    assert optimizer.flops(model, sequences, samples=3).layers == expected.layers
+    optimizer.zero_grad()
+    model(sequences)[0].sum().backward()
+    optimizer.step()
+    replayed = optimizer.flops(samples=3)
+    assert replayed.layers == expected.layers
+    assert replayed.train_measured == expected.train_sparse
+
+
+def test_samples_of_an_input_without_dimensions():
+    class Repeated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 5, bias=False)
+
+        def forward(self, scale):
+            return self.layer(scale.expand(6, 4))
+
+    with pytest.raises(ValueError, match="pass samples="):
+        count_flops(Repeated(), torch.tensor(1.0))
+    assert count_flops(Repeated(), torch.tensor(1.0), samples=2).inference_dense == 3 * 40
+
+
+@pytest.mark.parametrize(
+    ("samples", "error"), [(0, ValueError), (2.0, TypeError), (True, TypeError)]
+)
+def test_wrong_samples_are_refused(samples, error):
+    with pytest.raises(error, match=f"samples={samples!r}"):
+        count_flops(TwoInputs(), LEFT, samples=samples)
+
+
 def test_batches_in_a_list_are_not_samples():
     """The maps of a feature pyramid, with the batch first."""
     model = Detector(nn.Conv2d(3, 8, 1, bias=False))
