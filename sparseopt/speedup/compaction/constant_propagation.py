@@ -24,6 +24,7 @@ from sparseopt.speedup.compaction.propagation_rules import (
     is_sum,
     is_uniform,
     nonzero_after_training,
+    normalises_by_input,
     open_of,
     opened,
     run,
@@ -169,8 +170,8 @@ class _ConstantPropagation:
         if only_checks(node):
             return None
         name = operator_name(node)
-        if name == "batch_norm" and arguments(node)["training"]:
-            return self._batch_norm_in_training(node)
+        if normalises_by_input(node):
+            return self._normalised_by_input(node)
         # Before the call, which may write into its arguments.
         is_open = open_of(node, self._values, self._may_count, any_size=self._any_size(node))
         result = run(node, self._values, _settled if is_sum(node) else _tensor)
@@ -188,11 +189,11 @@ class _ConstantPropagation:
             is_open = is_open.clone()
         return self._uniform_or_open(node, Value(result, is_open))
 
-    def _batch_norm_in_training(self, node: Node) -> Value:
-        """Return the result of batch norm in training mode, without an update of the statistics.
+    def _normalised_by_input(self, node: Node) -> Value:
+        """Return the result of a normalisation by the input, without an update of the statistics.
 
-        A channel that is constant over the batch is normalised to zero, so its result is the shift.
-        All other channels are open.
+        A channel that is constant is normalised to zero, so its result is the shift. All other
+        channels are open.
         """
         given = arguments(node)
         value = self._values[given["input"]]

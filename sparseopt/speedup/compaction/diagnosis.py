@@ -76,7 +76,8 @@ class _Reporter:
             math.prod(self._shape_after(name, tuple(parameter.shape)))
             for name, parameter in parameters.items()
         )
-        left = tuple(name for name in self._masked if name not in times)
+        known = {name for name, _ in self._roles}.union(times)
+        left = tuple(name for name in self._masked if name not in known)
         return CompactionReport(layers, tuple(self._remaining()), before, after, left)
 
     def _classes_dropped(self) -> Flags:

@@ -28,6 +28,7 @@ from sparseopt.speedup.compaction.written_numbers import (
     new_numbers,
     only,
     set_numbers,
+    sizes_of_norms,
 )
 from sparseopt.speedup.equivalence import Agreement
 from sparseopt.speedup.inference.masks import Masks
@@ -53,8 +54,8 @@ def compact(
 
     A channel is removed if its filter has no live weight or no live weight reads it, and if the
     model computes the same without it, in evaluation mode and in training mode. A channel whose
-    filter has no live weight leaves a constant: its bias, or the shift of the BatchNorm after it.
-    This constant is added to the biases of the layers that read the channel, where this is
+    filter has no live weight leaves a constant: its bias, or the shift of the normalisation after
+    it. This constant is added to the biases of the layers that read the channel, where this is
     possible. The smaller model computes the same up to rounding, which is checked by running both,
     and has the same gradients for the remaining weights. It is a copy: the given model and
     optimizer stay as they are. All this holds for calls that take the same way through the model's
@@ -270,6 +271,7 @@ class _Cut:
         removal = decide_removal(structure, uses)
         kept = _kept(structure, removal.removed)
         smaller = cut(model, kept, removal.folds)
+        set_numbers(smaller, sizes_of_norms(structure, removal.removed))
         numbers = new_numbers(model, structure.groups, kept)
         chosen = attributes_to_change(smaller, numbers, lambda: agreement.check(smaller))
         set_numbers(smaller, only(smaller, numbers, chosen))

@@ -26,6 +26,7 @@ __all__ = [
     "is_sum",
     "is_uniform",
     "nonzero_after_training",
+    "normalises_by_input",
     "open_of",
     "opened",
     "run",
@@ -105,6 +106,7 @@ _SUMS: Final = frozenset(
         *("linear", "matmul", "mm", "bmm", "addmm", *_CONVOLUTIONS, *_TRANSPOSED),
     }
 )
+_NORMS: Final = frozenset({"batch_norm", "instance_norm"})
 _DROPOUTS: Final = frozenset(
     {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 )
@@ -133,6 +135,14 @@ def fills_with_zeros(node: Node) -> bool:
         return True
     padding = arguments(node)["padding"]
     return padding != "valid" and (padding == "same" or any(padding))
+
+
+def normalises_by_input(node: Node) -> bool:
+    """Whether a call normalises each channel by statistics of the input, not by running ones."""
+    name = operator_name(node)
+    if name == "instance_norm":
+        return bool(arguments(node)["use_input_stats"])
+    return name == "batch_norm" and bool(arguments(node)["training"])
 
 
 def factors(node: Node) -> tuple[Node, Node, Node | None]:
@@ -178,7 +188,7 @@ def open_of(
         return _of_product(node, values, may_count)
     if name in _DROPOUTS:
         return _of_dropout(node, values)
-    if name in {"batch_norm", "prelu"}:
+    if name in {*_NORMS, "prelu"}:
         return _of_channelwise(node, values)
     if name in _FILLS:
         return _nowhere(node)
@@ -234,13 +244,13 @@ def _of_product(node: Node, values: Values, may_count: Callable[[Node], Tensor])
 def _of_channelwise(node: Node, values: Values) -> Tensor:
     """Return where a call that scales or shifts channels is open.
 
-    The scales and shifts may depend on the input too. Then every nonzero entry is open, and after
-    batch norm every entry.
+    The scales and shifts may depend on the input too. Then every nonzero entry is open, and after a
+    normalisation every entry.
     """
     first, *others = _operands(node, values)
     if not any(bool(other.open.any()) for other in others):
         return first.open
-    return first.open | (first.tensor != 0) | (operator_name(node) == "batch_norm")
+    return first.open | (first.tensor != 0) | (operator_name(node) in _NORMS)
 
 
 def _of_dropout(node: Node, values: Values) -> Tensor:

@@ -82,8 +82,8 @@ class CompactionReport:
         remaining: dropped channels that could not be removed.
         parameters: number of parameters before.
         compacted_parameters: number of parameters after.
-        left_out: sparse weights of modules whose channels are not known, such as recurrent layers,
-            embeddings and computed weights; they stay as they are.
+        left_out: sparse weights of modules whose channels are not known, such as recurrent layers
+            and computed weights; they stay as they are.
 
     Example:
         >>> import torch

@@ -16,7 +16,10 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from sparseopt.structured.channel_groups import MAKERS, ChannelGroup
+from sparseopt.speedup.compaction.consumers import Flags
+from sparseopt.structured.channel_groups import MAKERS, ChannelGroup, Structure
+from sparseopt.structured.graph.atoms import is_grid
+from sparseopt.structured.graph.tracing import arguments, operator_name, where
 from sparseopt.utils.errors import CompactionError
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "new_numbers",
     "only",
     "set_numbers",
+    "sizes_of_norms",
 ]
 
 #: The attributes that change, with their new values, by path of the module.
@@ -72,6 +76,30 @@ def new_numbers(
         path: _attributes(model.get_submodule(path), becomes) for path, becomes in changes.items()
     }
     return {path: attributes for path, attributes in numbers.items() if attributes}
+
+
+def sizes_of_norms(structure: Structure, removed: Flags) -> Numbers:
+    """Return the new numbers of channels of normalisations without parameters and statistics.
+
+    Their number is an attribute only, and torch warns if it is another than the input's.
+
+    Args:
+        structure: the channels of the full model.
+        removed: which classes of channels are removed.
+    """
+    labelling = structure.labellings[0]
+    sizes = {}
+    for node in labelling.trace.module.graph.nodes:
+        if node.op != "call_function" or operator_name(node) not in {"batch_norm", "instance_norm"}:
+            continue
+        path = where(node).partition("@")[0]
+        module = labelling.trace.modules.get(path)
+        atoms = labelling.of(arguments(node)["input"])[1]
+        if not isinstance(module, nn.modules.batchnorm._NormBase) or is_grid(atoms):
+            continue
+        if atoms is not None and not module.state_dict():
+            sizes[path] = {"num_features": int((~removed[structure.classes[atoms]]).sum())}
+    return sizes
 
 
 def attributes_to_change(

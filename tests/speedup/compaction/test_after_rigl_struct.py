@@ -54,8 +54,10 @@ def test_model_is_compacted_before_any_kind_of_step(steps):
     assert optimizer.is_update_step == ((steps + 1) % DELTA_T == 0)
     before = copy.deepcopy(model.state_dict())
     images, _ = batch(90)
-    smaller = compact(model, optimizer, example_inputs=images).model
+    compacted = compact(model, optimizer, example_inputs=images)
+    smaller = compacted.model
     assert smaller.c1.out_channels == 3
+    assert compacted.report.left_out == ()
     for training in (True, False):
         with torch.no_grad():
             expected, found = model.train(training)(images), smaller.train(training)(images)

@@ -94,6 +94,34 @@ def test_shift_that_relu_makes_zero_goes_without_a_trace():
     assert smaller.second.bias is None
 
 
+@pytest.mark.parametrize("has_shift", [True, False])
+def test_instance_norm_turns_a_constant_into_its_shift(has_shift):
+    """Each sample is normalised by itself, in both modes; a constant channel becomes zero."""
+    model = Net(padding=1)
+    model.first = nn.Conv2d(3, 8, 3)
+    model.norm = nn.InstanceNorm2d(8, affine=has_shift)
+    if has_shift:
+        nn.init.constant_(model.norm.bias, -0.2)
+    optimizer = optimizer_without(model, {"first": [0, 5]})
+    smaller = compact(model, optimizer, example_inputs=torch.randn(IMAGE)).model
+    agree(model, smaller, torch.randn(2, 3, 11, 9))
+    assert smaller.first.weight.shape[0] == smaller.second.weight.shape[1] == 6
+    assert smaller.norm.num_features == 6
+
+
+def test_instance_norm_with_running_statistics_has_to_settle():
+    model = Net(padding=1)
+    model.norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+    optimizer = optimizer_without(model, {"first": [0, 5]})
+    nn.init.constant_(model.norm.bias, -0.2)
+    model.norm.running_mean[0] = -1.0
+    compacted = compact(model, optimizer, example_inputs=torch.randn(IMAGE))
+    agree(model, compacted.model, torch.randn(IMAGE))
+    assert compacted.model.first.weight.shape[0] == 7
+    (reason,) = why(compacted, "first.weight")
+    assert "running statistics have not settled" in reason
+
+
 def test_positive_shift_goes_into_a_bias_that_the_reader_is_given():
     model = Net(padding=0)
     optimizer = optimizer_without(model, {"first": [0, 5], "second": [2]})
