@@ -228,3 +228,43 @@ def test_error_of_the_analysis_is_found_by_the_last_check(monkeypatch):
     monkeypatch.setattr(pipeline, "find_constants", wrong)
     with pytest.raises(CompactionError, match="off, of values up to"):
         compact(model, optimizer_without(model), example_inputs=torch.full((2, 1), -1.0))
+
+
+class Chaos(nn.Module):
+    """The logistic map doubles a rounding error in each of its steps, on average."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 8)
+        self.steps = steps
+
+    def forward(self, x):
+        p = self.last(self.first(x).tanh()).sigmoid()
+        for _ in range(self.steps):
+            p = 4 * p * (1 - p)
+        return p
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_model_that_multiplies_rounding_errors_is_compared_by_them(seed):
+    torch.manual_seed(seed)
+    model = Chaos(12)
+    x = torch.randn(4, 6)
+    smaller = compact(model, optimizer_without(model, {"first": [1, 2, 7]}), example_inputs=x).model
+    assert smaller.first.out_features == 13
+    exact = copy.deepcopy(smaller).double()(x.double())
+    torch.testing.assert_close(exact, copy.deepcopy(model).double()(x.double()), rtol=0, atol=1e-3)
+
+
+def test_rounding_errors_do_not_excuse_other_differences(monkeypatch):
+    """The constant of a removed channel is wrong by a hundredth."""
+    torch.manual_seed(0)
+    model = Chaos(8)
+    find = pipeline.find_constants
+
+    def wrong(*args):
+        return [Constants(found.known, found.values + 0.01) for found in find(*args)]
+
+    monkeypatch.setattr(pipeline, "find_constants", wrong)
+    with pytest.raises(CompactionError, match="off, of values up to"):
+        compact(model, optimizer_without(model, {"first": [1]}), example_inputs=torch.randn(4, 6))
