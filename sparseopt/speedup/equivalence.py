@@ -179,7 +179,8 @@ def _compare(run: _Run, found: Any) -> None:
         mode = "training" if run.training else "evaluation"
         raise CompactionError(
             f"the smaller model's output {difference}, in {mode} mode: does its forward() have a "
-            "number of channels written in it? If not, please report the model."
+            "number of channels written in it? If not, try larger example inputs, with more "
+            "samples, and report the model if it fails with these too."
         )
 
 

@@ -45,10 +45,12 @@ _MOST_ATTEMPTS: Final = 256
 
 
 def is_divided(group: ChannelGroup) -> bool:
-    """Whether the model's code splits these channels: into heads, or halves of a gated layer."""
+    """Whether the model's code may split these channels: into heads, or halves of a gated layer.
+
+    Groups of a convolution look like such halves.
+    """
     return group.kind == "head" or any(
-        place.index.shape[1] > 1 and place.role in MAKERS and group.kind == "neuron"
-        for place in group.slices
+        place.index.shape[1] > 1 and place.role in MAKERS for place in group.slices
     )
 
 

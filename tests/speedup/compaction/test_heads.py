@@ -1,4 +1,4 @@
-"""Heads, and gated pairs of neurons, cut out of every kind of transformer."""
+"""Heads and gated pairs, of neurons or channels, cut out of transformers and other models."""
 
 import copy
 import io
@@ -148,6 +148,49 @@ def test_heads_stay_and_are_reported_if_the_code_has_their_number():
     assert compacted.model.qkv.out_features == 24
     reasons = {one.reason for one in compacted.report.remaining}
     assert any("the code of Stubborn" in one and "shape" in one for one in reasons)
+
+
+class GatedConvolution(nn.Module):
+    """Splits the channels of a convolution into two halves, and multiplies them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = 16
+        self.both, self.last = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(16, 5, 1)
+
+    def halves(self, x):
+        return x.split([self.inner, self.inner], dim=1)
+
+    def forward(self, x):
+        values, gates = self.halves(self.both(x))
+        return self.last(values * gates.sigmoid())
+
+
+class OfSixteenChannels(GatedConvolution):
+    def halves(self, x):
+        return x.split([16, 16], dim=1)
+
+
+def test_gated_pairs_of_channels_go():
+    model, x, other = GatedConvolution(), torch.randn(2, 3, 8, 8), torch.randn(3, 3, 5, 7)
+    optimizer = halved(model, x)
+    smaller = compact(model, optimizer, example_inputs=x).model
+    assert smaller.both.out_channels == 2 * smaller.last.in_channels < 32
+    expected = model(other).detach()
+    torch.testing.assert_close(smaller(other), expected)
+    with CompactedTraining(model, optimizer, example_inputs=x):
+        assert model.both.out_channels == smaller.both.out_channels
+        torch.testing.assert_close(model(other), expected)
+    assert (model.both.out_channels, model.inner) == (32, 16)
+
+
+def test_gated_pairs_of_channels_stay_and_are_reported_if_the_code_has_their_number():
+    model, x = OfSixteenChannels(), torch.randn(2, 3, 8, 8)
+    compacted = compact(model, halved(model, x), example_inputs=x)
+    torch.testing.assert_close(compacted.model(x), model(x))
+    assert compacted.model.both.out_channels == 32
+    reasons = {one.reason for one in compacted.report.remaining}
+    assert any("the code of OfSixteenChannels does not work with fewer" in one for one in reasons)
 
 
 class OfLastTokens(nn.Module):
