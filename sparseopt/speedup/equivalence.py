@@ -321,5 +321,5 @@ def _difference_of_tensors(
     allowed = torch.finfo(before.dtype).eps ** 0.5 * max(scale, 1e-3)
     if isinstance(rounded, Tensor) and rounded.shape == before.shape:
         noise = (before - rounded)[finite].abs().max().item()
-        allowed = max(allowed, min(_MOST * scale, _ROUNDINGS * noise))
+        allowed = max(allowed, min(_ROUNDINGS * noise, _MOST * scale))
     return None if apart <= allowed else f"is {apart:.3g} off, of values up to {scale:.3g}"
