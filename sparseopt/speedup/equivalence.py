@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,7 +40,8 @@ class _Run:
         args: positional inputs.
         kwargs: keyword inputs.
         outputs: what it returned.
-        rounded: what it returned for inputs whose last digit is another; ``None`` if it failed.
+        rounded: what it returned for inputs whose last digit is another; ``None`` if it failed,
+            or if outputs can't be compared.
         is_random: whether it drew random numbers, so that outputs can't be compared.
     """
 
@@ -108,16 +109,13 @@ def _run(
 ) -> _Run:
     with in_mode(model, training):
         outputs = model(*args, **kwargs)
-    with in_mode(model, training):
-        rounded = _if_possible(model, *tree_map_only(Tensor, _rounded, (args, dict(kwargs))))
+    rounded = None
+    if not is_random:
+        other_args, other_kwargs = tree_map_only(Tensor, _rounded, (args, dict(kwargs)))
+        # The model may raise any error, for example for a probability above 1.
+        with suppress(Exception), in_mode(model, training):
+            rounded = model(*other_args, **other_kwargs)
     return _Run(training, args, kwargs, outputs, rounded, is_random)
-
-
-def _if_possible(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    try:
-        return model(*args, **kwargs)
-    except Exception:  # The code of the model may raise any error, for a probability above 1 say.
-        return None
 
 
 def _rounded(value: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ __all__ = [
     "first_along",
     "is_convolution",
     "is_move",
+    "is_norm",
     "is_sum",
     "is_uniform",
     "nonzero_after_training",
@@ -137,6 +138,11 @@ def fills_with_zeros(node: Node) -> bool:
     return padding != "valid" and (padding == "same" or any(padding))
 
 
+def is_norm(node: Node) -> bool:
+    """Whether a call normalises each channel by itself."""
+    return operator_name(node) in _NORMS
+
+
 def normalises_by_input(node: Node) -> bool:
     """Whether a call normalises each channel by statistics of the input, not by running ones."""
     name = operator_name(node)
@@ -188,7 +194,7 @@ def open_of(
         return _of_product(node, values, may_count)
     if name in _DROPOUTS:
         return _of_dropout(node, values)
-    if name in {*_NORMS, "prelu"}:
+    if is_norm(node) or name == "prelu":
         return _of_channelwise(node, values)
     if name in _FILLS:
         return _nowhere(node)
@@ -250,7 +256,7 @@ def _of_channelwise(node: Node, values: Values) -> Tensor:
     first, *others = _operands(node, values)
     if not any(bool(other.open.any()) for other in others):
         return first.open
-    return first.open | (first.tensor != 0) | (operator_name(node) in _NORMS)
+    return first.open | (first.tensor != 0) | is_norm(node)
 
 
 def _of_dropout(node: Node, values: Values) -> Tensor:

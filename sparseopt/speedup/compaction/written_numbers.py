@@ -17,9 +17,10 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from sparseopt.speedup.compaction.consumers import Flags
+from sparseopt.speedup.compaction.propagation_rules import is_norm
 from sparseopt.structured.channel_groups import MAKERS, ChannelGroup, Structure
 from sparseopt.structured.graph.atoms import is_grid
-from sparseopt.structured.graph.tracing import arguments, operator_name, where
+from sparseopt.structured.graph.tracing import arguments, where
 from sparseopt.utils.errors import CompactionError
 
 __all__ = [
@@ -92,7 +93,7 @@ def sizes_of_norms(structure: Structure, removed: Flags) -> Numbers:
     labelling = structure.labellings[0]
     sizes = {}
     for node in labelling.trace.module.graph.nodes:
-        if node.op != "call_function" or operator_name(node) not in {"batch_norm", "instance_norm"}:
+        if node.op != "call_function" or not is_norm(node):
             continue
         path = where(node).partition("@")[0]
         module = labelling.trace.modules.get(path)
