@@ -171,23 +171,29 @@ def _alive(mask: Tensor, dim: int) -> Flags:
 
 
 def _multiplications(labelling: Labelling) -> dict[str, int]:
-    """Return how often each entry of a weight is multiplied in one run, by the weight's name."""
-    found: dict[str, int] = defaultdict(int)
+    """Return how often each entry of a weight is multiplied in one run, by the weight's name.
+
+    Entries of parts that are used unequally often, such as the three parts of the weight of
+    cross-attention, have their mean.
+    """
+    found: dict[str, float] = defaultdict(float)
     for node in labelling.trace.module.graph.nodes:
-        if node.op != "call_function" or not is_sum(node):
-            continue
-        weights = [factor for factor in factors(node)[:2] if factor in labelling.trace.tensors]
-        for weight in weights[:1]:
-            found[labelling.trace.tensors[weight]] += _places(node, weight)
-    return dict(found)
+        if node.op == "call_function" and is_sum(node):
+            sources = map(labelling.source, reversed(factors(node)[:2]))
+            weight = next((source for source in sources if source is not None), None)
+            if weight is not None:
+                name = labelling.trace.tensors[weight]
+                found[name] += _products(node) / weight.meta["val"].numel()
+    return {name: round(times) for name, times in found.items()}
 
 
-def _places(node: Node, weight: Node) -> int:
-    left = factors(node)[0].meta["val"]
-    result, entries = node.meta["val"], weight.meta["val"]
+def _products(node: Node) -> int:
+    """Return how many products a call sums."""
+    left, right = (factor.meta["val"] for factor in factors(node)[:2])
+    result = node.meta["val"]
     name = operator_name(node)
     if name.startswith("conv_transpose"):
-        return int(left.numel() // entries.shape[0])
+        return int(left.numel() * right[0].numel())
     if name.startswith("conv"):
-        return int(result.numel() // entries.shape[0])
-    return int(result.numel() * left.shape[-1] // entries.numel())
+        return int(result.numel() * right[0].numel())
+    return int(result.numel() * left.shape[-1])

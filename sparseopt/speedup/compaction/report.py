@@ -16,7 +16,8 @@ class LayerSizes:
         shape: its shape before.
         compacted: its shape after.
         possible: its shape if every dropped channel could be removed independently.
-        multiplications: how often each weight was multiplied in the analysed run.
+        multiplications: how often each entry of the weight was multiplied in the analysed run, on
+            average.
 
     Example:
         >>> import torch
@@ -109,19 +110,23 @@ class CompactionReport:
 
     @property
     def flops_ratio(self) -> float:
-        """Multiplications of the smaller model over multiplications of the dense model."""
-        return _total(self.layers, "compacted") / _total(self.layers, "shape")
+        """Multiplications of the smaller model over those of the dense model; 1 without layers."""
+        return self._ratio("compacted")
 
     @property
     def possible_flops_ratio(self) -> float:
         """The :attr:`flops_ratio` if every dropped channel could be removed independently."""
-        return _total(self.layers, "possible") / _total(self.layers, "shape")
+        return self._ratio("possible")
 
     @property
     def share_reached(self) -> float:
         """Saved multiplications over those that could be saved; 1 if nothing could be saved."""
         possible = 1 - self.possible_flops_ratio
         return (1 - self.flops_ratio) / possible if possible else 1.0
+
+    def _ratio(self, which: str) -> float:
+        before = _total(self.layers, "shape")
+        return _total(self.layers, which) / before if before else 1.0
 
     def __str__(self) -> str:
         width = max([len(layer.name) for layer in self.layers], default=0)

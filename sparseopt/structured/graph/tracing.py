@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ __all__ = [
     "trace",
     "where",
 ]
+
+# Of recurrent layers alone: they list their weights anew while they are exported.
+_ASSIGNED: Final = r"The tensor attributes (self\.(\w+\.)*_flat_weights\[\d+\](, )?)+ were assigned"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ def trace(
         no_attention_fast_path(),
         no_detection_of_causal_masks(model),
         no_key_value_cache(model),
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", _ASSIGNED, UserWarning)
         model.train(training)
         try:
             program = torch.export.export(model, args, dict(kwargs), strict=False)

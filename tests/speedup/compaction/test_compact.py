@@ -463,7 +463,6 @@ def test_constant_that_padding_spoils_on_the_way_stays():
     }
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes self.lstm:UserWarning")
 def test_report_names_sparse_weights_whose_channels_are_not_known():
     class Tagger(nn.Module):
         def __init__(self):

@@ -86,6 +86,55 @@ def test_every_weight_is_multiplied_once_for_each_row_of_the_input(multiply):
     assert report.flops_ratio == (24 + 400 + 300) / (48 + 800 + 300)
 
 
+class ByAt(nn.Linear):
+    """A layer that writes its product out, as ``FalconLinear`` of transformers does."""
+
+    def forward(self, x):
+        return x @ self.weight.T + self.bias
+
+
+def test_weights_that_are_multiplied_transposed_are_in_the_report():
+    model = nn.Sequential(ByAt(6, 8), nn.ReLU(), ByAt(8, 3))
+    optimizer = optimizer_without(model, {"0": [4, 5, 6, 7]})
+    nn.init.constant_(model[0].bias, -1.0)
+    report = compact(model, optimizer, example_inputs=torch.randn(5, 4, 6)).report
+    assert {layer.name: layer.multiplications for layer in report.layers} == {
+        "0.weight": 20, "2.weight": 20
+    }  # fmt: skip
+    assert report.flops_ratio == (4 * 6 + 3 * 4) / (8 * 6 + 3 * 8)
+
+
+class CrossAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x, memory):
+        return self.attention(x, memory, memory, need_weights=False)[0]
+
+
+def test_the_parts_of_a_weight_that_is_split_count_on_average():
+    model = CrossAttention()
+    inputs = (torch.randn(2, 3, 8), torch.randn(2, 9, 8))
+    report = compact(model, optimizer_without(model), example_inputs=inputs).report
+    times = {layer.name: layer.multiplications for layer in report.layers}
+    # A third of the rows makes queries, and two thirds make keys and values.
+    assert times == {
+        "attention.in_proj_weight": 2 * (3 + 2 * 9) // 3,
+        "attention.out_proj.weight": 6,
+    }
+
+
+def test_the_report_of_a_model_without_layers_whose_channels_are_known():
+    model = nn.Sequential(nn.LSTM(4, 5))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(sgd, model, method="static", sparse={nn.LSTM: True})
+    report = compact(model, optimizer, example_inputs=torch.randn(3, 2, 4)).report
+    assert report.left_out == ("0.weight_ih_l0", "0.weight_hh_l0")
+    assert report.flops_ratio == report.possible_flops_ratio == report.share_reached == 1.0
+    assert "1.0000 of dense" in str(report)
+
+
 def test_every_weight_of_a_convolution_is_multiplied_once_for_each_position():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 2, stride=2), nn.Conv2d(6, 5, 3, stride=2)
