@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from sparseopt.speedup.compaction.propagation_rules import (
+    Number,
     Value,
     any_along,
     closed,
@@ -23,16 +24,21 @@ from sparseopt.speedup.compaction.propagation_rules import (
     is_move,
     is_sum,
     is_uniform,
+    laid_out_like,
     nonzero_after_training,
     normalises_by_input,
     open_of,
     opened,
     run,
+    writes,
 )
 from sparseopt.structured.graph.calls import Labelling
-from sparseopt.structured.graph.tracing import arguments, only_checks, operator_name
+from sparseopt.structured.graph.elementwise import is_pointwise
+from sparseopt.structured.graph.tracing import arguments, only_checks
 
 __all__ = ["Constants", "find_constants"]
+
+_NUMBERS: Final = (bool, int, float, torch.SymBool, torch.SymInt, torch.SymFloat)
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,44 @@ class _ConstantPropagation:
             if node.op == "placeholder":
                 self._values[node] = self._placeholder(node)
             elif node.op == "call_function":
-                known = isinstance(node.target, OpOverload) or node.target is operator.getitem
-                self._values[node] = self._call(node) if known else _nothing_known(node)
+                self._values[node] = self._result(node)
         return constants
+
+    def _result(self, node: Node) -> Any:
+        if only_checks(node):
+            return None
+        if isinstance(node.meta.get("val"), _NUMBERS):
+            return self._number(node)
+        if node.target is not operator.getitem and not isinstance(node.target, OpOverload):
+            return _nothing_known(node)
+        if self._reads_a_size(node):
+            return self._of_unknown_size(node)
+        return self._call(node)
+
+    def _reads_a_size(self, node: Node) -> bool:
+        """Whether the size or the place of a result depends on values of the input.
+
+        These values are not known here, because sums run without their open entries.
+        """
+        if node in self._labelling.trace.measured:
+            return True
+        numbers = [one for one in node.all_input_nodes if isinstance(self._values[one], Number)]
+        return bool(numbers) and not is_pointwise(node)
+
+    def _of_unknown_size(self, node: Node) -> Any:
+        """Return open values without running the call, which may write, or share memory."""
+        if is_move(node) or writes(node):
+            self._values[node.all_input_nodes[0]].open.fill_(True)
+        return _nothing_known(node)
+
+    def _number(self, node: Node) -> Number:
+        """Compute a number from tensors or from other numbers; training may change it too."""
+        made_of = [self._values[one] for one in node.all_input_nodes]
+        is_open = any(
+            one in self._made_of_parameters or bool(value.open.any())
+            for one, value in zip(node.all_input_nodes, made_of, strict=True)
+        )
+        return Number.of(run(node, self._values, _tensor), is_open=is_open)
 
     def _constants_of(self, node: Node, dim: int) -> Constants:
         """Return the constants of the channels along ``dim`` of ``node``.
@@ -167,9 +208,6 @@ class _ConstantPropagation:
                 if source in known:
                     known[node] = known[source][index]  # type: ignore[index]
             return self._values[node]
-        if only_checks(node):
-            return None
-        name = operator_name(node)
         if normalises_by_input(node):
             return self._normalised_by_input(node)
         # Before the call, which may write into its arguments.
@@ -179,14 +217,17 @@ class _ConstantPropagation:
         if made is not None:
             self._made_of_parameters[node] = made
         if isinstance(result, (list, tuple)):
-            return [Value(part, own) for part, own in zip(result, is_open, strict=True)]
+            parts = zip(result, is_open, strict=True)
+            if is_move(node):
+                return [Value(part, own) for part, own in parts]
+            return [Value(part, laid_out_like(part, own)) for part, own in parts]
         if not isinstance(result, Tensor):
             return result
-        if name.endswith("_") and not name.endswith("__"):
+        if writes(node):
             # Written in place, so that views of the argument see it too.
             is_open = self._values[node.args[0]].open.copy_(is_open)  # type: ignore[index]
         elif not is_move(node):
-            is_open = is_open.clone()
+            is_open = laid_out_like(result, is_open)
         return self._uniform_or_open(node, Value(result, is_open))
 
     def _normalised_by_input(self, node: Node) -> Value:
@@ -206,7 +247,7 @@ class _ConstantPropagation:
         is_open = any_along(value.open, 1).view(along).expand_as(result)
         if given["bias"] is not None:
             is_open = is_open | self._values[given["bias"]].open.view(along)
-        return Value(result, is_open.clone())
+        return Value(result, laid_out_like(result, is_open))
 
     def _is_sized_by_model(self, node: Node) -> bool:
         """Whether a value is computed only from tensors of the model or written in its code."""
@@ -250,7 +291,7 @@ class _ConstantPropagation:
         if torch.equal(is_open, value.open):
             return value
         if 0 in value.open.stride():
-            return Value(value.tensor, is_open.clone())
+            return Value(value.tensor, laid_out_like(value.tensor, is_open))
         value.open.copy_(is_open)
         return value
 
@@ -259,11 +300,15 @@ def _nothing_known(node: Node) -> Any:
     """Return open values for the results of a region of the graph, without running it."""
     results = node.meta["val"]
     several = isinstance(results, (list, tuple))
-    unknown = [
-        opened(torch.zeros(result.shape, dtype=result.dtype, device=result.device))
-        for result in (results if several else [results])
-    ]
+    unknown = [opened(_zeros(result)) for result in (results if several else [results])]
     return unknown if several else unknown[0]
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """Return zeros with the shape and the layout of a tensor that has no values."""
+    return torch.empty_strided(
+        like.shape, like.stride(), dtype=like.dtype, device=like.device
+    ).zero_()
 
 
 def _tensor(value: Value) -> Tensor:

@@ -15,6 +15,7 @@ from sparseopt.structured.graph.elementwise import is_pointwise
 from sparseopt.structured.graph.tracing import arguments, operator_name
 
 __all__ = [
+    "Number",
     "Value",
     "any_along",
     "closed",
@@ -26,11 +27,13 @@ __all__ = [
     "is_norm",
     "is_sum",
     "is_uniform",
+    "laid_out_like",
     "nonzero_after_training",
     "normalises_by_input",
     "open_of",
     "opened",
     "run",
+    "writes",
 ]
 
 
@@ -47,6 +50,25 @@ class Value:
     open: Tensor
 
 
+@dataclass(frozen=True)
+class Number(Value):
+    """One Python number that is computed from tensors, such as by ``.item()``.
+
+    ``tensor`` and ``open`` have no dimensions.
+    """
+
+    @classmethod
+    def of(cls, number: complex, *, is_open: bool) -> Number:
+        """Return the value of ``number``; ``is_open`` says whether the input may change it."""
+        dtype = torch.float64 if isinstance(number, float) else None
+        return cls(torch.tensor(number, dtype=dtype), torch.tensor(is_open))
+
+    @property
+    def number(self) -> Any:
+        """The number itself."""
+        return self.tensor.item()
+
+
 def closed(tensor: Tensor) -> Value:
     """Return the value of a tensor that no input changes."""
     return Value(tensor, torch.zeros_like(tensor, dtype=torch.bool))
@@ -55,6 +77,11 @@ def closed(tensor: Tensor) -> Value:
 def opened(tensor: Tensor) -> Value:
     """Return the value of a tensor that the input may change everywhere."""
     return Value(tensor, torch.ones_like(tensor, dtype=torch.bool))
+
+
+def laid_out_like(tensor: Tensor, is_open: Tensor) -> Tensor:
+    """Return a copy with the layout of ``tensor``, so that one view is possible of both."""
+    return torch.empty_like(tensor, dtype=torch.bool).copy_(is_open)
 
 
 def any_along(flags: Tensor, dim: int) -> Tensor:
@@ -120,6 +147,12 @@ def is_move(node: Node) -> bool:
     return operator_name(node) in _MOVES or node.target in _REPEATS
 
 
+def writes(node: Node) -> bool:
+    """Whether a call writes into its first argument, by the underscore at the end of its name."""
+    name = operator_name(node)
+    return name.endswith("_") and not name.endswith("__")
+
+
 def is_sum(node: Node) -> bool:
     """Whether a call sums products of two matrices or maps; see :func:`factors`."""
     return operator_name(node) in _SUMS
@@ -162,10 +195,12 @@ def factors(node: Node) -> tuple[Node, Node, Node | None]:
 
 
 def run(node: Node, values: Values, part: Callable[[Value], Any]) -> Any:
-    """Make a call with ``part`` of each argument's value, such as its tensor or its ``open``."""
+    """Make a call with ``part`` of each tensor's value, such as its tensor or its ``open``."""
 
     def argument(found: Node) -> Any:
         value = values[found]
+        if isinstance(value, Number):
+            return value.number
         return part(value) if isinstance(value, Value) else value
 
     assert callable(node.target)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
+from sparseopt.structured.graph.measured_sizes import measure_sizes
 from sparseopt.utils.errors import UntraceableModelError
 from sparseopt.utils.probe import (
     no_attention_fast_path,
@@ -41,6 +44,7 @@ class Trace:
         tensors: the name of the parameter or buffer of each placeholder; a shared tensor has one
             name.
         constants: values of placeholders that are tensors written in the model's code.
+        measured: the calls whose results have a size that depends on values of the input.
         training: whether this is the pass in training mode.
         modules: the model's modules by path; a shared module has several paths.
     """
@@ -48,6 +52,7 @@ class Trace:
     module: GraphModule
     tensors: Mapping[Node, str]
     constants: Mapping[Node, Tensor]
+    measured: frozenset[Node]
     training: bool
     modules: Mapping[str, nn.Module]
 
@@ -86,8 +91,10 @@ def trace(
                 f"model={type(model).__name__}(...) has no graph in {mode} mode, because "
                 f"torch.export refuses it: {_first_line(error)}"
             ) from error
-    # Operations with unused results, such as attention weights, must not block channels.
-    program.graph.eliminate_dead_code()
+        # Operations with unused results, such as attention weights, must not block channels.
+        program.graph.eliminate_dead_code()
+        leaves = tree_leaves((args, dict(kwargs)))
+        measured = measure_sizes(program.graph_module, _values(program, leaves))
     signature = program.graph_signature
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     written = signature.inputs_to_lifted_tensor_constants
@@ -101,9 +108,22 @@ def trace(
             for node in placeholders
             if node.name in written
         },
+        measured,
         training,
         dict(model.named_modules(remove_duplicate=False)),
     )
+
+
+def _values(program: ExportedProgram, leaves: Iterable[Any]) -> Iterator[Any]:
+    """Return copies of the values of a program's placeholders; ``leaves`` are its inputs."""
+    signature = program.graph_signature
+    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    known = {**program.state_dict, **program.constants}
+    named.update(signature.inputs_to_lifted_tensor_constants)
+    given = iter(leaves)
+    for node in program.graph.find_nodes(op="placeholder"):
+        value = known[named[node.name]] if node.name in named else next(given)
+        yield value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def arguments(node: Node) -> dict[str, Any]:

@@ -268,3 +268,29 @@ def test_rounding_errors_do_not_excuse_other_differences(monkeypatch):
     monkeypatch.setattr(pipeline, "find_constants", wrong)
     with pytest.raises(CompactionError, match="off, of values up to"):
         compact(model, optimizer_without(model, {"first": [1]}), example_inputs=torch.randn(4, 6))
+
+
+class ViewedAsRows(nn.Module):
+    """A view that is possible only because products keep the layout of their transposed factor."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.last = nn.Linear(8, 3)
+        self.change = change
+
+    def forward(self, x):
+        hidden = self.change(self.first(x).relu().transpose(1, 2)).transpose(1, 2)
+        return self.last(hidden.view(-1, hidden.shape[-1]))
+
+
+@pytest.mark.parametrize("change", [torch.square, lambda h: h * h.sigmoid(), nn.Dropout(0.2)])
+def test_a_view_of_a_result_that_was_computed_transposed(change):
+    torch.manual_seed(0)
+    model = ViewedAsRows(change)
+    nn.init.constant_(model.first.bias, -0.5)
+    optimizer = optimizer_without(model, {"first": [0, 1, 2]})
+    smaller = compact(model, optimizer, example_inputs=torch.randn(5, 4, 6)).model.eval()
+    assert smaller.first.out_features == 5
+    x = torch.randn(2, 3, 6)
+    torch.testing.assert_close(smaller(x), model.eval()(x))
