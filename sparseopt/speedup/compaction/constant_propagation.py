@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,10 @@ from sparseopt.speedup.compaction.propagation_rules import (
     writes,
 )
 from sparseopt.structured.graph.calls import Labelling
-from sparseopt.structured.graph.elementwise import is_pointwise
-from sparseopt.structured.graph.tracing import arguments, only_checks
+from sparseopt.structured.graph.elementwise import is_placed_by_number
+from sparseopt.structured.graph.tracing import arguments, is_number, only_checks
 
 __all__ = ["Constants", "find_constants"]
-
-_NUMBERS: Final = (bool, int, float, torch.SymBool, torch.SymInt, torch.SymFloat)
 
 
 @dataclass(frozen=True)
@@ -124,26 +122,20 @@ class _ConstantPropagation:
     def _result(self, node: Node) -> Any:
         if only_checks(node):
             return None
-        if isinstance(node.meta.get("val"), _NUMBERS):
+        if is_number(node):
             return self._number(node)
         if node.target is not operator.getitem and not isinstance(node.target, OpOverload):
             return _nothing_known(node)
-        if self._reads_a_size(node):
-            return self._of_unknown_size(node)
+        if node in self._labelling.trace.measured or is_placed_by_number(node):
+            return self._placed_by_input(node)
         return self._call(node)
 
-    def _reads_a_size(self, node: Node) -> bool:
-        """Whether the size or the place of a result depends on values of the input.
+    def _placed_by_input(self, node: Node) -> Any:
+        """Return open values without running the call, which may write, or share memory.
 
-        These values are not known here, because sums run without their open entries.
+        It can't run, because values that decide about sizes and places are not known here: sums run
+        without their open entries.
         """
-        if node in self._labelling.trace.measured:
-            return True
-        numbers = [one for one in node.all_input_nodes if isinstance(self._values[one], Number)]
-        return bool(numbers) and not is_pointwise(node)
-
-    def _of_unknown_size(self, node: Node) -> Any:
-        """Return open values without running the call, which may write, or share memory."""
         if is_move(node) or writes(node):
             self._values[node.all_input_nodes[0]].open.fill_(True)
         return _nothing_known(node)

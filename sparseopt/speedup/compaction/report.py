@@ -110,7 +110,10 @@ class CompactionReport:
 
     @property
     def flops_ratio(self) -> float:
-        """Multiplications of the smaller model over those of the dense model; 1 without layers."""
+        """Multiplications of the smaller model over multiplications of the dense model.
+
+        It is 1 if the report has no layers.
+        """
         return self._ratio("compacted")
 
     @property

@@ -9,9 +9,9 @@ from torch.fx import Node
 
 from sparseopt.structured.graph.atoms import Labels, Positions, of_rank
 from sparseopt.structured.graph.calls import Call, rule_for
-from sparseopt.structured.graph.tracing import operator_name
+from sparseopt.structured.graph.tracing import is_number, operator_name
 
-__all__ = ["is_pointwise", "pointwise"]
+__all__ = ["is_placed_by_number", "is_pointwise", "pointwise"]
 
 #: Pointwise operators that torch does not tag as such.
 UNTAGGED: Final = frozenset(
@@ -38,6 +38,11 @@ def is_pointwise(node: Node) -> bool:
     assert isinstance(node.target, torch._ops.OpOverload)
     tagged = torch.Tag.pointwise in node.target.tags
     return tagged or operator_name(node).removesuffix("_") in UNTAGGED
+
+
+def is_placed_by_number(node: Node) -> bool:
+    """Whether a number decides which values a call reads or writes, as in ``x[:, :n.item()]``."""
+    return any(map(is_number, node.all_input_nodes)) and not is_pointwise(node)
 
 
 def pointwise(call: Call) -> Labels:

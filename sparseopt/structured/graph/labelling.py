@@ -12,7 +12,7 @@ from torch.fx import Node
 from sparseopt.structured.graph import contractions, movement, normalisation, spatial  # noqa: F401
 from sparseopt.structured.graph.atoms import CoupledIndices
 from sparseopt.structured.graph.calls import Call, Labelled, Labelling, Roles, find_rule
-from sparseopt.structured.graph.elementwise import is_pointwise, pointwise
+from sparseopt.structured.graph.elementwise import is_placed_by_number, is_pointwise, pointwise
 from sparseopt.structured.graph.tracing import Trace, only_checks, operator_name, where
 
 __all__ = ["label"]
@@ -49,15 +49,19 @@ def label(trace: Trace, atoms: CoupledIndices, roles: Roles) -> Labelling:
 def _of_call(node: Node, labelling: Labelling) -> Labelled:
     """Return the labels of a call's result, by the rule of its operator.
 
-    An operator without a rule blocks all its arguments, unless it only asserts something.
+    An operator without a rule blocks all its arguments, unless it only asserts something. So does a
+    number that decides which values are used, because it may be another for another input.
     """
-    if isinstance(node.target, torch._ops.OpOverload):
-        rule = find_rule(operator_name(node)) or (pointwise if is_pointwise(node) else None)
-        if rule is not None:
-            return rule(Call(node, labelling))
     if only_checks(node):
         return ()
-    reason = f"{where(node)} passes them to {operator_name(node)!r}, an operator that is not known"
+    why = "an operator that is not known"
+    if isinstance(node.target, torch._ops.OpOverload):
+        rule = find_rule(operator_name(node)) or (pointwise if is_pointwise(node) else None)
+        if rule is not None and not is_placed_by_number(node):
+            return rule(Call(node, labelling))
+        if rule is not None:
+            why = "with a number that is computed from tensors"
+    reason = f"{where(node)} passes them to {operator_name(node)!r}, {why}"
     for argument in node.all_input_nodes:
         _block_all(labelling, argument, reason)
     return _unlabelled(node)

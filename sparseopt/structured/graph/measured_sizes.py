@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["measure_sizes"]
 
@@ -24,44 +26,38 @@ def measure_sizes(module: GraphModule, inputs: Iterator[Any]) -> frozenset[Node]
     Returns:
         The calls whose results have such sizes.
     """
-    nodes = module.graph.nodes
-    found = frozenset(node for node in nodes if any(map(_is_symbolic, _tensors(node))))
-    if found:
+    symbolic = {node: found for node in module.graph.nodes if (found := _symbolic(node))}
+    if symbolic:
+        example = next(iter(symbolic.values()))[0]
         with torch.no_grad():
-            _Measurement(module, found).run(*inputs, enable_io_processing=False)
-    return found
+            measurement = _Measurement(module, frozenset(symbolic), example.fake_mode)
+            measurement.run(*inputs, enable_io_processing=False)
+    return frozenset(symbolic)
 
 
 class _Measurement(Interpreter):
-    def __init__(self, module: GraphModule, measured: frozenset[Node]) -> None:
+    def __init__(
+        self, module: GraphModule, measured: frozenset[Node], fake_mode: FakeTensorMode
+    ) -> None:
         super().__init__(module)
         self._measured = measured
+        self._fake_mode = fake_mode
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
         if n in self._measured:
-            several = isinstance(result, (list, tuple))
-            sizes = [
-                _without_values(tensor, like)
-                for tensor, like in zip(result if several else [result], _tensors(n), strict=True)
-            ]
-            n.meta["val"] = sizes if several else sizes[0]
+            n.meta["val"] = tree_map_only(Tensor, self._without_values, result)
         return result
 
-
-def _tensors(node: Node) -> list[Any]:
-    value = node.meta.get("val")
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    def _without_values(self, tensor: Tensor) -> Tensor:
+        return self._fake_mode.from_tensor(tensor, static_shapes=True)
 
 
-def _is_symbolic(tensor: Any) -> bool:
-    return isinstance(tensor, Tensor) and any(isinstance(n, torch.SymInt) for n in tensor.shape)
-
-
-def _without_values(tensor: Any, like: Any) -> Any:
-    if not isinstance(tensor, Tensor):
-        return tensor
-    with like.fake_mode:
-        return torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-        )
+def _symbolic(node: Node) -> list[FakeTensor]:
+    """Return the results of a node that have a symbol in their shape."""
+    return [
+        leaf
+        for leaf in tree_leaves(node.meta.get("val"))
+        if isinstance(leaf, FakeTensor)
+        and any(isinstance(size, torch.SymInt) for size in leaf.shape)
+    ]

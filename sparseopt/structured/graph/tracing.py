@@ -25,14 +25,17 @@ from sparseopt.utils.probe import (
 __all__ = [
     "Trace",
     "arguments",
+    "is_number",
     "only_checks",
     "operator_name",
     "trace",
     "where",
 ]
 
-# Of recurrent layers alone: they list their weights anew while they are exported.
+# Only recurrent layers make torch warn of this: they list their weights again during the export.
 _ASSIGNED: Final = r"The tensor attributes (self\.(\w+\.)*_flat_weights\[\d+\](, )?)+ were assigned"
+
+_NUMBERS: Final = (bool, int, float, torch.SymBool, torch.SymInt, torch.SymFloat)
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,14 @@ def trace(
             ) from error
         # Operations with unused results, such as attention weights, must not block channels.
         program.graph.eliminate_dead_code()
+        placeholders = program.graph.find_nodes(op="placeholder")
+        signature = program.graph_signature
+        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        written = signature.inputs_to_lifted_tensor_constants
+        sources = {node: named.get(node.name, written.get(node.name)) for node in placeholders}
         leaves = tree_leaves((args, dict(kwargs)))
-        measured = measure_sizes(program.graph_module, _values(program, leaves))
-    signature = program.graph_signature
-    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    written = signature.inputs_to_lifted_tensor_constants
+        measured = measure_sizes(program.graph_module, _values(program, sources, leaves))
     canonical = _names_by_tensor(model)
-    placeholders = program.graph.find_nodes(op="placeholder")
     return Trace(
         program.graph_module,
         {node: canonical[named[node.name]] for node in placeholders if node.name in named},
@@ -114,16 +118,26 @@ def trace(
     )
 
 
-def _values(program: ExportedProgram, leaves: Iterable[Any]) -> Iterator[Any]:
-    """Return copies of the values of a program's placeholders; ``leaves`` are its inputs."""
-    signature = program.graph_signature
-    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    known = {**program.state_dict, **program.constants}
-    named.update(signature.inputs_to_lifted_tensor_constants)
+def _values(
+    program: ExportedProgram, sources: Mapping[Node, str | None], leaves: Iterable[Any]
+) -> Iterator[Any]:
+    """Return copies of the values of a program's placeholders.
+
+    Args:
+        program: the program.
+        sources: the name of the program's own tensor of each placeholder; ``None`` for inputs.
+        leaves: the inputs, in the order of their placeholders.
+    """
+    own = {**program.state_dict, **program.constants}
     given = iter(leaves)
-    for node in program.graph.find_nodes(op="placeholder"):
-        value = known[named[node.name]] if node.name in named else next(given)
+    for name in sources.values():
+        value = next(given) if name is None else own[name]
         yield value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def is_number(node: Node) -> bool:
+    """Whether the result of a node is one number, such as that of ``.item()``."""
+    return isinstance(node.meta.get("val"), _NUMBERS)
 
 
 def arguments(node: Node) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def compacted_reader(read, extra, *, bias):
     return model, compact(model, optimizer, example_inputs=(torch.randn(4, 6), extra)).model
 
 
-def assert_same(model, smaller, extra):
-    x = torch.randn(4, 6)
+def assert_same(model, smaller, extra, rows=4):
+    x = torch.randn(rows, 6)
     torch.testing.assert_close(smaller(x, extra), model(x, extra))
 
 
@@ -83,6 +83,48 @@ def test_zeros_that_are_scaled_by_a_number_of_the_input_go():
     assert smaller.first.out_features == 5
     for number in (2.0, 5.0, -1.0):
         assert_same(model, smaller, torch.tensor([number, -9.0]))
+
+
+def first_ones_added(h, z):
+    return h + h[:, : z.long().max().item()].sum(1, keepdim=True)
+
+
+def test_channels_that_a_number_of_the_input_selects_stay_with_a_reason():
+    extra = torch.tensor([5.0, 1.0])
+    model, smaller = compacted_reader(first_ones_added, extra, bias=-0.5)
+    assert smaller.first.out_features == 8
+    for number in (2.0, 5.0, 8.0):
+        assert_same(model, smaller, torch.tensor([number, 0.0]))
+    groups = find_channel_groups(model, (torch.randn(4, 6), extra))
+    blocked = {group.name: group.blocked for group in groups}
+    assert "'slice', with a number that is computed from tensors" in blocked["first.weight"]
+
+
+class Positions(nn.Module):
+    """As many rows of a table are added as the input selects."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.second = nn.Linear(8, 8)
+        self.table = nn.Parameter(torch.randn(20, 8))
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x, keep):
+        rows = self.second(self.first(x).relu())[keep]
+        return self.last(rows + self.table[: rows.shape[0]])
+
+
+def test_a_table_that_is_cut_to_the_number_of_selected_rows():
+    torch.manual_seed(0)
+    model = Positions()
+    nn.init.constant_(model.first.bias, -0.5)
+    optimizer = optimizer_without(model, {"first": DROPPED})
+    keep = torch.arange(20) % 3 > 0
+    smaller = compact(model, optimizer, example_inputs=(torch.randn(20, 6), keep)).model
+    assert smaller.first.out_features == 5
+    for keep in (torch.arange(20) % 2 > 0, torch.arange(20) > 0):
+        assert_same(model, smaller, keep, rows=20)
 
 
 def checked(h, lengths):
