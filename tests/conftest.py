@@ -5,6 +5,9 @@ import os
 # Set before torch starts its threads: a waiting thread that spins slows every small op of a
 # machine that is shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Inductor would start two processes beside each test process that compiles, and each of them
+# imports torch, which takes longer than what they compile.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
 import torch
