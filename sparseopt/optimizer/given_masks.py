@@ -18,7 +18,8 @@ from sparseopt.masks.layer import SparseLayer
 from sparseopt.masks.norm_slices import described, left_zero
 from sparseopt.methods.base import Method
 from sparseopt.methods.rigl_struct import RigLStruct
-from sparseopt.optimizer.mask_updates import MaskUpdater, make_transitions, movable, record_of
+from sparseopt.optimizer.mask_moves import make_transitions, movable, record_of
+from sparseopt.optimizer.mask_updates import MaskUpdater
 from sparseopt.optimizer.weight_backup import WeightBackup
 from sparseopt.utils.wrappers import canonical_name
 
