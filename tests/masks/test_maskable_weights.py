@@ -8,17 +8,13 @@ from torch import nn
 
 from sparseopt import SparseOptimizer
 from tests.support import wrapping
-from tests.support.looking import assert_dropped_are_fresh, is_dense
+from tests.support.looking import assert_dropped_are_fresh, is_dense, names
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.training import backward, train
 from tests.support.wrapping import settings_with
 
 SETTINGS = settings_with(density=0.25, delta_t=3, init="er")
 wrap = partial(wrapping.wrap, name="AdamW", **SETTINGS)
-
-
-def names(optimizer):
-    return [layer.name for layer in optimizer.layers]
 
 
 def run(model, optimizer, inputs, steps=7):

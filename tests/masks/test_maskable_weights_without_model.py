@@ -8,16 +8,13 @@ import torch
 from sparseopt import SparseOptimizer
 from tests.support import wrapping
 from tests.support.catalogue import build
+from tests.support.looking import names
 from tests.support.nets import SPARSE_NAMES, make
 from tests.support.training import train
 from tests.support.wrapping import settings_with
 
 SETTINGS = settings_with(density=0.25, delta_t=3, init="er")
 wrap = partial(wrapping.wrap, name="AdamW", **SETTINGS)
-
-
-def names(optimizer):
-    return [layer.name for layer in optimizer.layers]
 
 
 def test_every_matrix_is_sparse_in_group_order_without_a_model():

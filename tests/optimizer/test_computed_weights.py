@@ -9,7 +9,8 @@ from torch.nn.utils import parametrizations, prune
 
 from sparseopt import NoSparseLayerError, SparseOptimizer
 from tests.oracle.distributions import erk_densities
-from tests.support.selecting import densities, names, train
+from tests.support.looking import densities, names
+from tests.support.selecting import train
 from tests.support.wrapping import wrap
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from sparseopt import Pruning
 from tests.oracle.distributions import erk_densities
-from tests.support.selecting import LanguageModel, densities, train
+from tests.support.looking import densities
+from tests.support.selecting import LanguageModel, train
 from tests.support.wrapping import wrap
 
 

@@ -12,7 +12,8 @@ from torch.nn.utils import parametrizations
 from sparseopt import SparseOptimizer, speed_up
 from sparseopt.masks.selection import select
 from tests.speedup.kernels.dense import needs_kernels
-from tests.support.selecting import LSTM_LAYERS, LanguageModel, OwnLinear, lm_loss, names, train
+from tests.support.looking import names
+from tests.support.selecting import LSTM_LAYERS, LanguageModel, OwnLinear, lm_loss, train
 from tests.support.wrapping import wrap
 
 

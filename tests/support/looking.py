@@ -106,3 +106,13 @@ def assert_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
         assert_same_state(state, after["state"][name])
     for key in ("steps", "history", "lr"):
         assert before[key] == after[key], key
+
+
+def names(optimizer: SparseOptimizer) -> list[str]:
+    """The names of the layers."""
+    return [layer.name for layer in optimizer.layers]
+
+
+def densities(optimizer: SparseOptimizer) -> dict[str, float]:
+    """The density of every layer, by name."""
+    return {layer.name: layer.density for layer in optimizer.layers}

@@ -1,4 +1,4 @@
-"""A language model, and which of the weights of a model are sparse."""
+"""A language model and a layer whose weights have to be selected, and their training."""
 
 import torch
 from torch import nn
@@ -39,11 +39,3 @@ def train(optimizer, loss, steps=7):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-
-
-def names(optimizer):
-    return [layer.name for layer in optimizer.layers]
-
-
-def densities(optimizer):
-    return {layer.name: layer.density for layer in optimizer.layers}
