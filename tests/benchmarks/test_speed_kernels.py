@@ -19,7 +19,7 @@ from benchmarks.speed.kernels.implementations import (
     passes,
 )
 from benchmarks.speed.kernels.layers import WORKLOADS, Layer, Workload
-from benchmarks.speed.kernels.machine import AMX, file_suffix
+from benchmarks.speed.kernels.machine import AMX, INTEL, file_suffix
 from benchmarks.speed.kernels.measuring import measure_layer, time_contenders
 from benchmarks.speed.kernels.ratios import BF16, FP32, MIXED, break_even, losers, speedups
 from sparseopt.speedup import kernels
@@ -200,6 +200,14 @@ def test_results_with_amx_stay_apart_and_have_a_sentence_of_their_own(record):
     assert said[: len(plain)] == plain
     assert len(said) == len(plain) + 2
     assert "wrn-22-2, 128 in training" in said[-1]
+
+
+def test_results_of_intel_without_amx_stay_apart(record):
+    intel = {**record, "machine": {**MACHINE, "processor": "Intel(R) Xeon(R) Processor"}}
+    assert file_suffix(intel) == "-intel"
+    assert runs.ordinary([record, intel]) == [record]
+    assert runs.of_kind([record, intel], INTEL) == [intel]
+    assert summary.summary([record]) == summary.summary([record, intel])
 
 
 def test_results_with_avx2_only_stay_apart_and_have_a_sentence_of_their_own(record):

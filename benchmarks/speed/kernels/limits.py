@@ -15,6 +15,7 @@ INSTRUCTIONS = {
     "avx2": ("-mavx2", "-mfma"),
     "avx512": ("-mavx512f",),
     "avx512_bf16": ("-mavx512f", "-mavx512bf16"),
+    "avx512_bf16_dots": ("-mavx512f", "-mavx512bf16"),
     "neon": (),
 }
 

@@ -18,7 +18,7 @@ from sparseopt.speedup.kernels import build
 PEER_PACKAGES = ("sparselab", "sparseprop")
 FLAGS = {"avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16"}
 #: Kinds of processors whose results stay apart: see ``kind_of``.
-ORDINARY, AMX, AVX2 = "", "amx", "avx2"
+ORDINARY, AMX, AVX2, INTEL = "", "amx", "avx2", "intel"
 #: How pages call processors of the kind ``AVX2``.
 WITHOUT_AVX512 = "with AVX2 but without AVX-512"
 
@@ -46,15 +46,18 @@ def kind_of(about: Record) -> str:
 
     Returns:
         ``AMX`` if dense code could use AMX, which multiplies bfloat16 matrices much faster;
-        ``AVX2`` if the processor has no AVX-512, and so no bfloat16 instructions; the name of a
-        restriction to fewer instructions; ``ORDINARY`` for all other processors.
+        ``AVX2`` if the processor has no AVX-512, and so no bfloat16 instructions; ``INTEL`` if it
+        is Intel's without AMX, whose bfloat16 instructions are slow; the name of a restriction to
+        fewer instructions; ``ORDINARY`` for all other processors.
     """
     isa, flags = about["machine"]["isa"], set(about["machine"]["flags"])
     if isa != "native":
         return f"restricted-to-{isa.lower()}"
     if "amx_bf16" in flags:
         return AMX
-    return AVX2 if "avx2" in flags and "avx512f" not in flags else ORDINARY
+    if "avx2" in flags and "avx512f" not in flags:
+        return AVX2
+    return INTEL if about["machine"]["processor"].startswith("Intel") else ORDINARY
 
 
 def file_suffix(about: Record) -> str:

@@ -52,7 +52,7 @@ def summary(records: Sequence[Record]) -> list[str]:
         *_amx_sentences(of_kind(records, AMX)),
     ]
     if others:
-        scope = "All this is about processors with AVX-512 and without AMX."
+        scope = "All this is about AMD's processors with AVX-512."
         others.insert(0, scope)
     return sentences + _inference_sentences(found) + others
 

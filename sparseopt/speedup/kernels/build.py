@@ -34,17 +34,23 @@ SOURCES = HERE / "csrc"
 PREBUILT = HERE / "prebuilt"
 
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "x86_64": ("avx512_bf16", "avx512", "avx2"),
+    "x86_64": ("avx512_bf16", "avx512_bf16_dots", "avx512", "avx2"),
     "aarch64": ("neon",),
 }
-"""The instruction sets for which a binary can be made, by machine, best first."""
+"""The instruction sets for which a binary can be made, by machine.
+
+``avx512_bf16_dots`` uses the instructions of ``avx512_bf16``, but multiplies a line by one weight
+with float multiply-adds.
+"""
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_AVX512_BF16 = (*_AVX512, "-mavx512bf16")
 _INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "avx2": _AVX2,
     "avx512": _AVX512,
-    "avx512_bf16": (*_AVX512, "-mavx512bf16"),
+    "avx512_bf16": _AVX512_BF16,
+    "avx512_bf16_dots": (*_AVX512_BF16, "-DFLOAT_MULTIPLY_ADDS"),
     "neon": (),
 }
 # Contraction turns a product and a sum into a multiply-add; all else is IEEE arithmetic.

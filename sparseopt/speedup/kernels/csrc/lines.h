@@ -26,7 +26,7 @@ template <> struct Line<bf16> {
     sum[0] += even(x);
     sum[1] += odd(x);
   }
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && !defined(FLOAT_MULTIPLY_ADDS)
   // The instruction adds the products of both halves of a lane. A weight in one half and zero in
   // the other select one of the two products.
   struct Weight { __m512bh even, odd; };
@@ -39,6 +39,16 @@ template <> struct Line<bf16> {
     sum[0] = _mm512_dpbf16_ps(sum[0], x, w.even);
     sum[1] = _mm512_dpbf16_ps(sum[1], x, w.odd);
   }
+#else
+  struct Weight { Floats w; };
+  INLINE Weight weight(bf16 w) { return {broadcast(bits_to_float((uint32_t)w << 16))}; }
+  INLINE void multiply_add(Floats* sum, const bf16* p, Weight w) {
+    Floats x = load(p);
+    sum[0] += w.w * even(x);
+    sum[1] += w.w * odd(x);
+  }
+#endif
+#if defined(__AVX512BF16__)
   INLINE Floats dot(Floats sum, Floats a, const bf16* p) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)_mm512_loadu_si512(p));
   }
@@ -49,13 +59,6 @@ template <> struct Line<bf16> {
     return (Floats)_mm512_permutexvar_epi16(order, halves);
   }
 #else
-  struct Weight { Floats w; };
-  INLINE Weight weight(bf16 w) { return {broadcast(bits_to_float((uint32_t)w << 16))}; }
-  INLINE void multiply_add(Floats* sum, const bf16* p, Weight w) {
-    Floats x = load(p);
-    sum[0] += w.w * even(x);
-    sum[1] += w.w * odd(x);
-  }
   INLINE Floats dot(Floats sum, Floats a, const bf16* p) {
     Floats x = load(p);
     return sum + even(a) * even(x) + odd(a) * odd(x);
