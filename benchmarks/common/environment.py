@@ -14,6 +14,7 @@ import torch
 import sparseopt
 from benchmarks.common.tables import paragraph
 from benchmarks.common.words import counted
+from sparseopt.speedup.kernels.cpu import processor_facts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -78,14 +79,6 @@ def processor_name() -> str:
         # The names in virtual machines lack the number that distinguishes generations.
         return facts["model name"] + (f" (family {family})" if family else "")
     return platform.processor() or platform.machine()
-
-
-def processor_facts() -> dict[str, str]:
-    """Linux's facts about the first processor, by name; empty on other systems."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def git_commit() -> str | None:

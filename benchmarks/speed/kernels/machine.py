@@ -9,10 +9,11 @@ import sys
 
 import torch
 
-from benchmarks.common.environment import processor_facts, processor_name
+from benchmarks.common.environment import processor_name
 from benchmarks.speed.records import Record
 from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels import build
+from sparseopt.speedup.kernels.cpu import processor_facts
 
 #: Libraries that take part where they are installed.
 PEER_PACKAGES = ("sparselab", "sparseprop")

@@ -1,10 +1,10 @@
-"""The instruction sets that this machine's processor can run."""
+"""This machine's processor, and the instruction sets that it can run."""
 
 import platform
 import sys
 from pathlib import Path
 
-__all__ = ["supported_variants"]
+__all__ = ["processor_facts", "supported_variants"]
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -27,7 +27,7 @@ def supported_variants(candidates: dict[str, tuple[str, ...]]) -> tuple[str, ...
     """
     if sys.platform != "linux":
         return ()
-    facts = _facts(CPUINFO)
+    facts = processor_facts()
     # The line is "flags" on x86 and "Features" on ARM.
     flags = frozenset(facts.get("flags", facts.get("Features", "")).split())
     supported = [v for v in candidates.get(platform.machine(), ()) if _NEEDED[v] <= flags]
@@ -38,14 +38,11 @@ def supported_variants(candidates: dict[str, tuple[str, ...]]) -> tuple[str, ...
     return tuple(supported)
 
 
-def _facts(cpuinfo: Path) -> dict[str, str]:
-    """Return what the system says about the first processor, by name."""
+def processor_facts() -> dict[str, str]:
+    """Return Linux's facts about the first processor, by name; empty on other systems."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        text = CPUINFO.read_text()
     except OSError:
         return {}
-    facts: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
-    return facts
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -7,9 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from sparseopt.speedup import kernels
+from sparseopt.speedup.kernels import build
 
 needs_kernels = pytest.mark.skipif(
     not kernels.available(), reason=f"no kernels here: {kernels.why_not()}"
+)
+needs_compiler = pytest.mark.skipif(
+    build.find_compiler() is None, reason="there is no C++ compiler"
 )
 
 RELATIVE = 5e-7  # the error of float32 sums: its norm over the norm of the sums

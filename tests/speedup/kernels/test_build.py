@@ -14,8 +14,8 @@ from torch import nn
 from sparseopt import SparseOptimizer
 from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels import build, cpu, library
+from tests.speedup.kernels.dense import needs_compiler
 
-needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler here")
 needs_processor = pytest.mark.skipif(
     not cpu.supported_variants(build.VARIANTS), reason="no kernels for this processor"
 )
@@ -234,6 +234,16 @@ def test_other_machines_have_none(monkeypatch):
     assert cpu.supported_variants(build.VARIANTS) == ()
 
 
+WITH_BF16 = """\
+processor\t: 0
+vendor_id\t: {}
+flags\t\t: avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_bf16
+
+processor\t: 1
+flags\t\t: fpu
+"""
+
+
 @pytest.mark.parametrize(
     ("machine", "cpuinfo", "expected"),
     [
@@ -243,6 +253,16 @@ def test_other_machines_have_none(monkeypatch):
             "x86_64",
             "flags : avx2 fma f16c avx512f avx512bw avx512dq avx512vl\n",
             ("avx512", "avx2"),
+        ),
+        (
+            "x86_64",
+            WITH_BF16.format("AuthenticAMD"),
+            ("avx512_bf16", "avx512_bf16_dots", "avx512", "avx2"),
+        ),
+        (
+            "x86_64",
+            WITH_BF16.format("GenuineIntel"),
+            ("avx512_bf16_dots", "avx512_bf16", "avx512", "avx2"),
         ),
         ("aarch64", "processor : 0\nFeatures : fp asimd\n", ("neon",)),
         ("x86_64", "", ()),

@@ -10,7 +10,7 @@ import pytest
 
 from sparseopt.speedup import kernels
 from sparseopt.speedup.kernels import build, cpu
-from tests.speedup.kernels.dense import needs_kernels
+from tests.speedup.kernels.dense import needs_compiler, needs_kernels
 
 HERE = Path(__file__).parent
 PRODUCTS = [
@@ -25,7 +25,7 @@ PRODUCTS = [
 
 @pytest.mark.slow
 @needs_kernels
-@pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler here")
+@needs_compiler
 @pytest.mark.parametrize("variant", build.VARIANTS.get(platform.machine(), ()))
 def test_products_of_every_instruction_set_are_those_of_dense_layers(variant):
     if variant not in cpu.supported_variants(build.VARIANTS):
@@ -43,19 +43,3 @@ def test_products_of_every_instruction_set_are_those_of_dense_layers(variant):
     )
     assert result.returncode == 0, result.stdout
     assert "skipped" not in result.stdout, result.stdout
-
-
-def test_intel_multiplies_by_one_weight_with_float_instructions(monkeypatch, tmp_path):
-    flags = "avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_bf16"
-    monkeypatch.setattr(cpu.sys, "platform", "linux")
-    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
-    best = {}
-    for vendor in ("GenuineIntel", "AuthenticAMD"):
-        second = f"processor\t: 1\nvendor_id\t: {vendor}\nflags\t\t: fpu\n"
-        cpu.CPUINFO.write_text(
-            f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n\n{second}"
-        )
-        best[vendor], *others = cpu.supported_variants(build.VARIANTS)
-        assert sorted([best[vendor], *others]) == sorted(build.VARIANTS["x86_64"])
-    assert best == {"GenuineIntel": "avx512_bf16_dots", "AuthenticAMD": "avx512_bf16"}
