@@ -16,7 +16,7 @@ from benchmarks.overhead.contenders import OURSELVES, PLAIN
 from benchmarks.overhead.results import Entry, Results, threads
 from benchmarks.overhead.tables import held_in_all, ordinary_step
 from benchmarks.overhead.workloads import WORKLOADS as MODELS
-from benchmarks.speed.kernels.machine import AMX, AVX2, ORDINARY, WITHOUT_AVX512
+from benchmarks.speed.kernels.machine import AMX, AVX2, INTEL, ORDINARY, WITHOUT_AVX512
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.workloads import WORKLOADS
@@ -106,10 +106,16 @@ def live_training_conclusion() -> str:
             f"{_speedup(older, FP32, FP32)} times as fast as dense steps in float32 "
             f"({processors.trained_networks(older)})."
         )
+    if found := processors.steps_at_density(INTEL):
+        said += (
+            " On a Xeon without AMX, where dense steps in bfloat16 are slower than in float32, "
+            f"steps in bfloat16 are {_network_by_network(found, FP32)} as fast as dense steps in "
+            "float32."
+        )
     if found := processors.steps_at_density(AMX):
         said += (
             " On a Xeon with AMX, which multiplies dense bfloat16 matrices much faster, steps in "
-            f"bfloat16 are {_network_by_network(found)} as fast as dense steps in bfloat16."
+            f"bfloat16 are {_network_by_network(found, BF16)} as fast as dense steps in bfloat16."
         )
     return said
 
@@ -125,6 +131,12 @@ def inference_conclusion() -> str:
         said += (
             f" On a processor {WITHOUT_AVX512}, they are {_condensed(FP32, AVX2)} times as fast in "
             f"float32 ({processors.condensed_networks(AVX2)})."
+        )
+    if processors.condensed_ratios(BF16, INTEL):
+        said += (
+            f" On a Xeon without AMX, they are {_condensed(FP32, INTEL)} times as fast in float32, "
+            f"and {_condensed(BF16, INTEL)} times in bfloat16, in which dense convolutions are "
+            f"slower than in float32 there ({processors.condensed_networks(INTEL)})."
         )
     if processors.condensed_ratios(BF16, AMX):
         said += (
@@ -195,12 +207,12 @@ def _condensed(form: str, kind: str = ORDINARY) -> str:
     return span(processors.condensed_ratios(form, kind), 1)
 
 
-def _network_by_network(records: Iterable[Record]) -> str:
-    """How many times as fast as dense steps in bfloat16, network by network."""
+def _network_by_network(records: Iterable[Record], dense: str) -> str:
+    """How many times as fast as dense steps in one number format, network by network."""
     found: dict[str, list[Record]] = {}
     for one in records:
         found.setdefault(one["title"].replace(", ", " with "), []).append(one)
-    return " and ".join(f"{_speedup(found[name], BF16)} times ({name})" for name in sorted(found))
+    return " and ".join(f"{_speedup(found[name], dense)} times ({name})" for name in sorted(found))
 
 
 def _inference() -> str:

@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterable, Iterator
 from benchmarks import overview
 from benchmarks.common.tables import MISSING, span, table_of
 from benchmarks.speed import condensed
-from benchmarks.speed.kernels.machine import AMX, AVX2, ORDINARY, kind_of
+from benchmarks.speed.kernels.machine import AMX, AVX2, INTEL, ORDINARY, kind_of
 from benchmarks.speed.records import Record
 from benchmarks.speed.steps.figure import BF16, FP32
 from benchmarks.speed.steps.report import OWN
 
 #: The kinds of processors, as the table calls them.
-KINDS = {ORDINARY: "AVX-512 with bf16", AVX2: "AVX2 only", AMX: "Xeon with AMX"}
+KINDS = {
+    ORDINARY: "AMD, AVX-512 with bf16",
+    INTEL: "Xeon without AMX",
+    AMX: "Xeon with AMX",
+    AVX2: "AVX2 only",
+}
 #: The number formats of our training steps and of the dense steps that they are compared with.
 TRAINING = ((BF16, BF16), (BF16, FP32), (FP32, FP32), (FP32, BF16))
 SHORT = {BF16: "bf16", FP32: "fp32"}
