@@ -20,7 +20,12 @@ RESULTS = Path(__file__).parent / "results"
 FILE = "results.jsonl"
 #: The methods with which others are compared. The first, static, is the reference of the table.
 REFERENCES = ("static", "rigl")
-ORDERS = {"ahead": "Ahead of", "behind": "Behind", "open": "Not clearly different from"}
+ORDERS = {
+    "ahead": "Ahead of",
+    "behind": "Behind",
+    "open": "Not clearly different from",
+    "one seed": "One seed is too few to compare with",
+}
 #: What the columns of the table are.
 COLUMNS = (
     "Accuracy is mean ± sample standard deviation over the seeds, after the last epoch. "
@@ -147,9 +152,13 @@ def order_sentences(group: Group, variants: Sequence[Variant]) -> Iterator[str]:
         return
     for reference, (order, words) in itertools.product(REFERENCES, ORDERS.items()):
         found = (_from(group, variant, reference, variants) for variant in variants)
-        chosen = [title(one.variant.method) for one in found if one and one.order == order]
+        chosen = [title(one.variant.method) for one in found if one and _order(one) == order]
         if chosen:
             yield f"{words} {title(reference)}: {', '.join(chosen)}."
+
+
+def _order(found: Difference) -> str:
+    return found.order if len(found.by_seed) > 1 else "one seed"
 
 
 def _from(

@@ -78,6 +78,16 @@ def test_sentences_claim_an_order_only_beyond_the_spread(group):
     ]
 
 
+def test_method_with_one_seed_is_not_said_to_be_no_different(tmp_path):
+    lines = [*runs("static", STATIC), *runs("set", STATIC), *runs("rigl", [0.9])]
+    (found,) = cifar.groups(folder_of(tmp_path, "one of three", lines))
+    assert list(cifar.order_sentences(found, list(found.variants))) == [
+        "Not clearly different from Static: SET.",
+        "One seed is too few to compare with Static: RigL.",
+        "One seed is too few to compare with RigL: Static, SET.",
+    ]
+
+
 def test_single_seed_claims_no_order(tmp_path):
     lines = [*runs("static", [0.7]), *runs("rigl", [0.9])]
     (found,) = cifar.groups(folder_of(tmp_path, "one", lines))
