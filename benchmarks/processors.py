@@ -46,7 +46,20 @@ def notes() -> str:
     for kind, words in KINDS.items():
         trained, inferred = trained_networks(steps_at_density(kind)), condensed_networks(kind)
         said.append(f"{words}: {trained}; in inference {inferred}")
+    slow = [words for kind, words in KINDS.items() if _bf16_is_slow(kind)]
+    if slow:
+        said.append(
+            f"Where dense training takes longer in bf16 than in fp32 ({', '.join(slow)}), compare "
+            "with dense fp32"
+        )
     return f"{'. '.join(said)}.{_not_compiled()}"
+
+
+def _bf16_is_slow(kind: str) -> bool:
+    """Whether all dense training steps take longer in bf16 than in fp32."""
+    found = steps_at_density(kind)
+    over = list(zip(speedups(found, BF16), speedups(found, FP32), strict=True))
+    return bool(over) and all(bf16 > fp32 for bf16, fp32 in over)
 
 
 def _row(name: str, ratios_on: Callable[[str], Iterable[float]]) -> dict[str, str]:

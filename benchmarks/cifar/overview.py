@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -150,15 +149,22 @@ def order_sentences(group: Group, variants: Sequence[Variant]) -> Iterator[str]:
     if group.deviation is None:
         yield "A single seed does not tell the methods apart."
         return
-    for reference, (order, words) in itertools.product(REFERENCES, ORDERS.items()):
-        found = (_from(group, variant, reference, variants) for variant in variants)
-        chosen = [title(one.variant.method) for one in found if one and _order(one) == order]
-        if chosen:
-            yield f"{words} {title(reference)}: {', '.join(chosen)}."
+    for reference in REFERENCES:
+        found = orders(group, variants, reference)
+        for order, words in ORDERS.items():
+            chosen = [title(method) for method, its_order in found.items() if its_order == order]
+            if chosen:
+                yield f"{words} {title(reference)}: {', '.join(chosen)}."
 
 
-def _order(found: Difference) -> str:
-    return found.order if len(found.by_seed) > 1 else "one seed"
+def orders(group: Group, variants: Sequence[Variant], reference: str) -> dict[str, str]:
+    """The order of each method and the ``reference`` method, a key of `ORDERS`."""
+    found = (_from(group, variant, reference, variants) for variant in variants)
+    return {
+        one.variant.method: one.order if len(one.by_seed) > 1 else "one seed"
+        for one in found
+        if one is not None
+    }
 
 
 def _from(

@@ -1,19 +1,41 @@
 """The table of gains agrees with the results files, which these tests read on their own."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from benchmarks import gains, processors
+from benchmarks.cifar import overview
 
 ROOT = Path(__file__).parents[2]
 SPEED = ROOT / "benchmarks" / "speed" / "results"
 OVERHEAD = ROOT / "benchmarks" / "overhead" / "results" / "results.json"
 
 
+@cache
+def gains_lines():
+    return gains.lines()
+
+
+@cache
+def processors_lines():
+    return processors.lines()
+
+
+@cache
+def processors_notes():
+    return processors.notes()
+
+
+@cache
+def conclusion(page):
+    return gains.CONCLUSIONS[page]()
+
+
 def cells(name):
-    (line,) = (one for one in gains.lines() if one.startswith(f"| {name} |"))
+    (line,) = (one for one in gains_lines() if one.startswith(f"| {name} |"))
     return line
 
 
@@ -26,12 +48,16 @@ def processor(record):
     return "Intel" if record["machine"]["processor"].startswith("Intel") else "ordinary"
 
 
+@cache
+def all_steps():
+    return [json.loads(path.read_text()) for path in SPEED.glob("steps-*.json")]
+
+
 def steps(kind):
     """The records of steps on one thread at density 0.1, on one kind of processor."""
-    records = [json.loads(path.read_text()) for path in SPEED.glob("steps-*.json")]
     return [
         one
-        for one in records
+        for one in all_steps()
         if one["threads"] == 1 and one["density"] == 0.1 and processor(one) == kind
     ]
 
@@ -74,7 +100,7 @@ def range_of(ratios):
 
 def by_processor(row):
     """The cells of a row of the table by processor, by the processor's heading."""
-    header, _, *rows, _ = processors.lines()
+    header, _, *rows, _ = processors_lines()
     (line,) = (one for one in rows if one.startswith(f"| {row} |"))
     names, found = ([cell.strip() for cell in one.split("|")[2:-1]] for one in (header, line))
     return dict(zip(names, found, strict=True))
@@ -113,7 +139,7 @@ def test_conclusion_has_the_gain_over_the_faster_dense_steps_of_a_xeon(kind, den
     assert {"WRN-22-2", "WRN-22-2, dropout 0.3"} <= found.keys()
     for title, ratios in found.items():
         said = f"{range_of(ratios)} times ({title.replace(', ', ' with ')})"
-        assert said in gains.CONCLUSIONS["live-training"]()
+        assert said in conclusion("live-training")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -139,7 +165,7 @@ def test_inference_row_has_the_range_of_the_ratios(form, kind):
     cell = by_processor(f"inference, {form} against dense {form}")[KINDS[kind]]
     assert cell == (range_of(found) if found else "-")
     if found:
-        assert f"{cell} times" in gains.CONCLUSIONS["inference"]()
+        assert f"{cell} times" in conclusion("inference")
     if found and kind == "ordinary":
         assert f"{cell} times as fast in {form}" in cells("inference, CPU")
 
@@ -148,14 +174,30 @@ def test_inference_row_has_the_range_of_the_ratios(form, kind):
 def test_notes_name_the_networks_of_each_column(kind):
     titles = {one["title"].partition(",")[0] for one in steps(kind)}
     assert titles
-    (said,) = (one for one in processors.notes().split(". ") if one.startswith(KINDS[kind]))
+    (said,) = (one for one in processors_notes().split(". ") if one.startswith(KINDS[kind]))
     trained, _, inferred = said.partition("; in inference ")
     assert all(title in trained for title in titles)
     assert "GPT-2 small" in inferred
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_notes_warn_of_processors_on_which_dense_bf16_is_slower_than_dense_fp32(kind):
+    times = [one["milliseconds"] for one in steps(kind)]
+    both = [one for one in times if "speed_up, bfloat16" in one]
+    slow = bool(both) and all(one["dense, bfloat16"] > one["dense, float32"] for one in both)
+    _, _, warning = processors_notes().partition("longer in bf16 than in fp32 (")
+    assert (KINDS[kind] in warning.partition(")")[0]) == slow
+
+
+def test_accuracy_row_claims_no_lead_within_the_spread():
+    (group,) = (one for one in overview.headline() if one.protocol["name"] == "tenth")
+    order = overview.orders(group, overview.main_variants(group), "static")["rigl"]
+    warned = "; RigL and the fixed mask are not clearly different" in cells("accuracy")
+    assert warned == (order not in ("ahead", "behind"))
+
+
 def test_links_are_found_from_where_the_table_stands():
-    assert "](results/cost.md)" in "".join(gains.lines())
+    assert "](results/cost.md)" in "".join(gains_lines())
     assert "](docs/results/cost.md)" in "".join(gains.lines("docs/"))
 
 
@@ -165,4 +207,4 @@ def test_page_of_results_opens_with_a_conclusion(page):
     title, first, *_ = text.split("\n\n")
     assert title.startswith("# ")
     assert first.startswith(f"```{{conclusion}} {page}\n")
-    assert gains.CONCLUSIONS[page]().endswith(".")
+    assert conclusion(page).endswith(".")

@@ -57,9 +57,9 @@ def speed_up(
     The first training pass of ``model`` times passes of a copy, unchanged and with other
     implementations. Up to three other shapes of the inputs are timed too. A layer stays dense
     unless another implementation is faster by more than the spread of the measurement. The
-    measurement is repeated when the number of live weights has changed by half, as in training that
-    begins with all weights. On a GPU, and on machines without kernels, everything stays dense, and
-    one line of the log says so.
+    measurement is repeated when the number of live weights has changed by a factor of 1.5, as in
+    training that begins with all weights. On a GPU, and on machines without kernels, everything
+    stays dense, and one line of the log says so.
 
     If the method reads gradients of dropped weights on a step, the whole step runs dense. A layer
     also runs dense while it has weights that are not live and not zero.
