@@ -161,9 +161,9 @@ print("neurons left:", [block.up.out_features for block in smaller.blocks], "of 
 # ----------------------
 #
 # In a model this small, overhead takes nearly all of the time, so no time is printed here.
-# :doc:`/results/structured` has times of larger models. There and here the smaller dense network is
-# more accurate than ``rigl-struct``; :doc:`/how-to/faster` says which method to choose. To time your
-# model, run both models in turn:
+# :doc:`/results/structured` has times of larger models. There and here the smaller dense network
+# is more accurate than ``rigl-struct``; :doc:`/how-to/faster` says which method to choose. To time
+# your model, run both models in turn:
 
 
 @torch.no_grad()

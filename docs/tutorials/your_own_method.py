@@ -2,11 +2,11 @@
 Your own method in 30 lines
 ===========================
 
-On this page you write two new methods and register them by name. The first is a variant of RigL that
-grows weights *at random, in proportion to a power of their gradient*, instead of always the weights
-with the largest gradients. It is checked against RigL, and compared with other methods over several seeds.
-The second *keeps state* from every step, and a run of it is stopped and resumed to the last bit.
-Neither method needs code for checkpoints or for many processes.
+On this page you write two new methods and register them by name. The first is a variant of RigL
+that grows weights *at random, in proportion to a power of their gradient*, instead of always the
+weights with the largest gradients. It is checked against RigL, and compared with other methods
+over several seeds. The second *keeps state* from every step, and a run of it is stopped and
+resumed to the last bit. Neither method needs code for checkpoints or for many processes.
 """
 
 import tempfile
