@@ -14,6 +14,7 @@ from benchmarks.cifar.report.stats import Difference, difference
 from benchmarks.cifar.report.texts import title
 from benchmarks.common.environment import machines
 from benchmarks.common.tables import MISSING, table_of
+from benchmarks.common.words import counted
 
 RESULTS = Path(__file__).parent / "results"
 FILE = "results.jsonl"
@@ -103,14 +104,14 @@ def _telling(group: Group) -> tuple[bool, bool, bool, int]:
 
 def protocol(group: Group) -> str:
     """The protocol and its runs, and whether it is the paper's protocol."""
-    about, runs = group.protocol, len(group.records)
+    about, runs = group.protocol, counted(len(group.records), "run")
     kind, warning = "The full protocol", ""
     if about["reduced"]:
         kind = f"A **reduced protocol** ({about['summary']})"
         warning = " Do not compare it with published numbers."
     made = machines(record["environment"] for record in group.records)
     name = f"called `{about['name']}`: {about['description']}"
-    return f"{kind}, {name}; {runs} runs.{warning} Made on {made}."
+    return f"{kind}, {name}; {runs}.{warning} Made on {made}."
 
 
 def accuracy_table(group: Group, variants: Sequence[Variant] | None = None) -> list[str]:

@@ -420,13 +420,28 @@ def test_report_names_versions_commit_and_hardware(report):
     assert "commit c0ffee; CPU, 2 threads" in report
 
 
+def test_times_are_of_the_processor_of_the_runs_and_not_of_the_trials():
+    lines = [record("rigl", "erk", 0.1, seed, 0.7 + 0.001 * seed) for seed in (0, 1)]
+    for number, delta_t in enumerate((25, 75, 150)):
+        trial = record("rigl", "erk", 0.1, 0, 0.71)
+        trial["run"] |= {"delta_t": delta_t}
+        trial["environment"] = trial["environment"] | {"processor": "another"}
+        lines.append(trial | {"key": f"trial-{number}"})
+    (group,) = group_by_protocol(lines)
+    assert [len(group.timed(variant)) for variant in group.variants] == [2]
+    text = text_of(lines)
+    assert "Times are means over the runs on CPU," in text
+    assert "- 2 runs: " in text
+    assert "- 3 runs: " in text
+
+
 def test_report_can_be_made_while_a_run_is_being_written(tmp_path):
     append_result(tmp_path / "results.jsonl", record("dense", None, None, 0, 0.8))
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write(json.dumps(record("set", "erk", 0.1, 0, 0.7))[:40])
     with pytest.warns(UserWarning, match="cut short"):
         report = write_report(tmp_path / "results.jsonl", tmp_path).read_text()
-    assert "1 runs." in report
+    assert "1 run." in report
 
 
 def test_old_results_show_what_they_recorded_and_name_the_rest(tmp_path):

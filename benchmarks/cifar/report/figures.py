@@ -143,7 +143,11 @@ def contour(group: Group, variant: Variant, trials: pd.DataFrame) -> Figure | No
     look = {"markerfacecolor": "black", "markeredgecolor": "white", "markersize": 11}
     axes.plot(own["alpha"], own["delta_t"], "o", label="the protocol's own", **look)
     axes.plot(optimum.alpha, optimum.delta_t, "^", label="optimum", **look)
-    axes.legend(loc="upper right", fontsize=8, framealpha=0.9)
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+    axes.legend(**above, ncols=3, fontsize=8, frameon=False)
+    # Trials at the edge of the contours would be cut off.
+    axes.use_sticky_edges = False
+    axes.margins(0.05)
     axes.set(xlabel="alpha", ylabel="delta_t, steps")
     return figure
 

@@ -13,7 +13,7 @@ from benchmarks.cifar.report.results import Group, Variant, multiple
 from benchmarks.cifar.report.texts import note, title
 from benchmarks.common.environment import in_words
 from benchmarks.common.tables import MISSING, paragraph, table_of
-from benchmarks.common.words import format_duration
+from benchmarks.common.words import counted, format_duration
 
 
 def layer_table(group: Group, density: float) -> list[str]:
@@ -120,7 +120,7 @@ def projection(group: Group) -> list[str]:
 def environment_lines(group: Group) -> list[str]:
     """Versions and hardware, one line for each that differs."""
     lines = Counter(in_words(record["environment"]) for record in group.records)
-    return [*(f"- {count} runs: {line}" for line, count in lines.items()), ""]
+    return [*(f"- {counted(count, 'run')}: {line}" for line, count in lines.items()), ""]
 
 
 def _wall_times(runs: Sequence[Record]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from benchmarks.cifar.report.results import Group, Variant
 from benchmarks.cifar.report.stats import difference
 from benchmarks.cifar.report.texts import note
 from benchmarks.common.tables import MISSING, table_of
+from benchmarks.common.words import counted
 
 
 class Order:
@@ -72,7 +73,7 @@ class Order:
                 if found.mean <= 0:
                     beaten.setdefault(worse.title, []).append(better.title)
         decided = agreeing + sum(map(len, beaten.values()))
-        (text, _) = note("pairs", pairs=pairs, decided=decided, agreeing=agreeing)
+        (text, _) = note("pairs", pairs=counted(pairs, "pair"), decided=decided, agreeing=agreeing)
         if beaten:
             others = "; ".join(f"{ahead} above {', '.join(rest)}" for ahead, rest in beaten.items())
             text += f" In the other order here: {others}."

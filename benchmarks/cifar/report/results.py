@@ -102,7 +102,7 @@ class Group:
         freedom: The degrees of freedom of ``deviation``.
         machine: The processor and the device whose times are compared, because times of different
             processors are not comparable. A processor that trained the dense network comes first,
-            and then the processor that trained the most variants.
+            and then the processor that trained most of ``variants``.
         machines: The number of different processors and devices.
     """
 
@@ -121,12 +121,14 @@ class Group:
         self._records = runs.groupby("variant")["record"].agg(list)
         self.variants = [variant for variant in self.test.index if variant == variant.plain]
         reached = Counter(
-            machine for runs in self._records for machine in set(map(_machine_of, runs))
+            machine
+            for variant in self.variants or self.test.index
+            for machine in set(map(_machine_of, self.of(variant)))
         )
         dense = self.dense()
         trained_dense = set() if dense is None else set(map(_machine_of, self.of(dense)))
         self.machine = max(reached, key=lambda one: (one in trained_dense, reached[one]))
-        self.machines = len(reached)
+        self.machines = len(set(map(_machine_of, self.records)))
         codes = [pd.factorize(runs[name])[0] for name in ("variant", "run.seed")]
         design = np.hstack([pd.get_dummies(one) for one in codes]).astype(float)
         accuracies = runs["accuracy.test"].to_numpy()

@@ -18,6 +18,7 @@ from benchmarks.cifar.methods import DENSE, SMALL_DENSE
 from benchmarks.cifar.report.results import Group, Variant, percent
 from benchmarks.cifar.report.texts import note
 from benchmarks.common.tables import MISSING, table_of
+from benchmarks.common.words import counted
 
 CONFIDENCE = 0.95
 # Densities chosen for equal FLOPs give equal FLOPs up to the rounding of live counts.
@@ -102,7 +103,8 @@ def all_differences(group: Group) -> list[str]:
         return []
     deviation = note("no_deviation")
     if group.deviation is not None:
-        deviation = note("deviation", points=100 * group.deviation, freedom=group.freedom)
+        freedom = counted(group.freedom, "degree")
+        deviation = note("deviation", points=100 * group.deviation, freedom=freedom)
     return [*note("differences"), *deviation, *lines]
 
 

@@ -19,6 +19,7 @@ from benchmarks.cifar.report.texts import note
 from benchmarks.common.figures import save
 from benchmarks.common.files import plain_name, write_atomic
 from benchmarks.common.tables import paragraph, section
+from benchmarks.common.words import counted
 
 
 def write_report(results: Path, folder: Path) -> Path:
@@ -71,7 +72,9 @@ def group_lines(group: Group, drawn: Figures, measured: Sequence[Record] = ()) -
     """All sections of one protocol."""
     protocol, paper = group.protocol, paper_of(group)
     lines = [f"## {protocol['label']}", ""]
-    lines += paragraph(f"Protocol: {protocol['description']}. {len(group.records)} runs.")
+    lines += paragraph(
+        f"Protocol: {protocol['description']}. {counted(len(group.records), 'run')}."
+    )
     if protocol["reduced"]:
         lines += note("reduced", summary=protocol["summary"])
     order = [
