@@ -191,6 +191,11 @@ def _with_nan_last(scores: Tensor) -> Tensor:
     return torch.where(scores.isnan(), -torch.inf, scores)
 
 
+def _free(ties: Tensor, excluded: Tensor | None) -> Tensor:
+    """Return the ties that may be marked: if the threshold is -inf, excluded scores equal it."""
+    return ties if excluded is None else ties & ~excluded
+
+
 def _largest_on_device(scores: Tensor, k: int, excluded: Tensor | None) -> Tensor:
     """Mark the ``k`` largest scores without waiting for the device.
 
@@ -204,7 +209,7 @@ def _largest_on_device(scores: Tensor, k: int, excluded: Tensor | None) -> Tenso
         scores = scores.masked_fill(excluded, -torch.inf)
     threshold = torch.topk(scores, k, sorted=False).values.amin()
     chosen = scores > threshold
-    ties = scores == threshold
+    ties = _free(scores == threshold, excluded)
     rank = ties.cumsum(0)
     return chosen | (ties & (rank <= k - chosen.sum()))
 
@@ -245,6 +250,6 @@ def largest_in_rows(
     # For a count of 0 the threshold is the row's largest score, and no tie is marked.
     threshold = best.gather(1, (counts - 1).clamp(min=0))
     above = scores > threshold
-    ties = scores == threshold
+    ties = _free(scores == threshold, excluded)
     missing = counts - above.sum(1, keepdim=True)
     return above | (ties & (ties.cumsum(1) <= missing))

@@ -107,10 +107,10 @@ class FirstStepChecks:
             return
         own = [layer for layer in updater.layers if not layer.is_sharded]
         numbers = updater.progress.generator.get_state()
-        places = torch.arange(numbers.numel()) * 256
+        places = torch.arange(numbers.numel(), device="cpu") * 256
         chosen = [
             *(mixed(layer.positions()).sum() for layer in own),
-            torch.tensor(updater.progress.steps),
+            torch.tensor(updater.progress.steps, device="cpu"),
             mixed(places + numbers).sum(),
         ]
         updater.choice_check.require(

@@ -29,7 +29,8 @@ class UpdateRecord:
         explored: share of all weights that were ever live, in [0, 1] (the exploration rate
             :math:`R_s` of Liu et al. 2021, "Do We Actually Need Dense Over-Parameterization?").
         density: live weights over all weights after the update.
-        skipped: whether nothing moved: because a gradient was not finite, or, under
+        skipped: whether nothing moved: because a gradient was not finite, or was masked in
+            ``backward()`` because ``set_horizon()`` or ``load_state_dict()`` came later, or, under
             ``rigl-struct``, because the model made no training pass before the update.
 
     Example:

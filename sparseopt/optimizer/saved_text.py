@@ -67,6 +67,6 @@ def _read(found: dict[str, Any], device: torch.device) -> Any:
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{found['dtype']!r} is not a dtype of torch.")
     values = np.frombuffer(base64.b64decode(found["bytes"]), np.uint8).copy()
-    tensor = torch.empty(found["shape"], dtype=dtype)
+    tensor = torch.empty(found["shape"], dtype=dtype, device="cpu")
     tensor.view(-1).view(torch.uint8).copy_(torch.from_numpy(values))
     return tensor if found["on_cpu"] else tensor.to(device)

@@ -123,7 +123,9 @@ def _hessian_times_gradient(
             gradient[name] += part
     for evaluate in losses:
         parts = gradients(_repeatable(evaluate, weights), weights, create_graph=True)
-        dot = torch.stack([(parts[name] * gradient[name]).sum() for name in weights]).sum()
+        products = [(parts[name] * gradient[name]).sum() for name in weights]
+        # The weights of one model may be on several devices.
+        dot = torch.stack([one.to(products[0].device) for one in products]).sum()
         if dot.requires_grad:
             for name, part in gradients(dot, weights).items():
                 product[name] += part

@@ -76,7 +76,8 @@ def make_losses(
         temperature: the number that outputs are divided by.
 
     Raises:
-        TypeError: if ``loss`` can't be called, or a batch is not a pair.
+        TypeError: if ``loss`` can't be called, or a batch is not a pair. The functions raise it if
+            there is a temperature other than 1 and the model's output is not a tensor.
         ValueError: if ``batches`` is empty.
     """
     _check_callable(loss)
@@ -155,6 +156,15 @@ def _loss_of(
     inputs, targets = batch
 
     def evaluate() -> Tensor:
-        return loss(model(inputs) / temperature, targets)
+        outputs = model(inputs)
+        if temperature == 1.0:
+            return loss(outputs, targets)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"the outputs of the model are a {type(outputs).__name__}, which can't be divided "
+                f"by temperature={temperature}: leave batches out, and pass a loss of no arguments "
+                "that divides the logits; or pass temperature=1."
+            )
+        return loss(outputs / temperature, targets)
 
     return evaluate

@@ -72,3 +72,17 @@ def train(
         seen["weights"].append(weights_of(model))
     seen["history"] = [vars(record) for record in optimizer.history]
     return seen
+
+
+def first_steps_with_a_default_device() -> int:
+    """Make two steps while new tensors are made on another device; return the count of steps."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8)
+    optimizer = SparseOptimizer(
+        build("SGD", model.parameters()), model, method="set", density=0.2, seed=1
+    )
+    for _ in range(2):
+        model(torch.ones(2, 8)).square().mean().backward()
+        with torch.device("meta"):
+            optimizer.step()
+    return optimizer.steps

@@ -4,7 +4,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.distributed.ranks_agree import train
+from tests.distributed.ranks_agree import first_steps_with_a_default_device, train
 from tests.support.catalogue import ELEMENTWISE
 from tests.support.ranks import needs_gloo, two_ranks
 
@@ -87,3 +87,8 @@ def assert_invariants(seen, method):
     if method == "pruning":
         final = sum(int(mask.sum()) for mask in seen["masks"][-1].values())
         assert final == sum(seen["targets"].values())
+
+
+def test_first_step_compares_ranks_whatever_the_default_device():
+    """The default device is "meta", because a machine may have only one other."""
+    assert two_ranks().run(first_steps_with_a_default_device) == [2, 2]

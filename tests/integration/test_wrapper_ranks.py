@@ -6,8 +6,10 @@ import torch
 from tests.integration.wrapper_ranks import (
     first_fsdp,
     post_local_sgd,
+    zero_beside_plain,
     zero_redundancy,
     zero_that_overlaps,
+    zero_with_live_state,
     zero_without_consolidation,
 )
 from tests.support.ranks import needs_gloo, two_ranks
@@ -31,6 +33,20 @@ def test_zero_redundancy_trains_as_adam_does_and_resumes(method):
             assert not seen["zero"][name][~mask].any()
     assert_same(first["resumed"], second["resumed"])
     assert_same(first["masks"], second["masks"])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("Rprop", {"lr": 0.05}), ("Adagrad", {"lr": 0.05, "initial_accumulator_value": 0.1})],
+)
+def test_grown_weights_start_under_zero_as_under_the_optimizer_inside(name, options):
+    for seen in two_ranks().run(zero_beside_plain, name, options, 20):
+        assert_same(seen["plain"], seen["zero"])
+
+
+def test_zero_around_an_optimizer_that_factorises_matrices_cannot_have_live_state():
+    for message in two_ranks().run(zero_with_live_state):
+        assert "an update that is not element-wise" in message
 
 
 def test_zero_redundancy_says_what_to_call_before_saving():

@@ -74,6 +74,37 @@ def _dropped_state_is_zero(optimizer: SparseOptimizer) -> bool:
     )
 
 
+def zero_beside_plain(name: str, options: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Weights of a plain optimizer of torch, and of ZeRO around this optimizer."""
+    seen = {}
+    for by_zero in (False, True):
+        kind = getattr(torch.optim, name)
+        model = DistributedDataParallel(make())
+        params = model.parameters()
+        inner = (
+            ZeroRedundancyOptimizer(params, optimizer_class=kind, **options)
+            if by_zero
+            else kind(params, **options)
+        )
+        optimizer = SparseOptimizer(inner, model, method="set", **SETTINGS)
+        _train(model, optimizer, 0, steps)
+        seen["zero" if by_zero else "plain"] = weights_of(model.module)
+    return seen
+
+
+def zero_with_live_state() -> str:
+    """The error for live state of an optimizer inside ZeRO that factorises matrices."""
+    model = DistributedDataParallel(make())
+    inner = ZeroRedundancyOptimizer(
+        model.parameters(), optimizer_class=torch.optim.Adafactor, lr=0.01
+    )
+    try:
+        SparseOptimizer(inner, model, method="static", **{**SETTINGS, "state": "live"})
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def zero_without_consolidation() -> str:
     """The error of saving on a rank without the consolidated state."""
     model = DistributedDataParallel(make())

@@ -36,6 +36,14 @@ def test_tensor_comes_back_to_the_last_bit(shape, dtype):
     assert torch.equal(back, tensor)
 
 
+def test_tensor_of_the_cpu_comes_back_there_whatever_the_default_device():
+    text = to_text(torch.ones(2))
+    with torch.device("meta"):
+        back = from_text(text, CPU)
+    assert back.device == CPU
+    assert back.tolist() == [1.0, 1.0]
+
+
 def test_tensor_of_a_device_comes_back_on_the_weights_device(device):
     elsewhere = to_text(torch.ones(2, device=device))
     assert from_text(elsewhere, torch.device(device)).device.type == device

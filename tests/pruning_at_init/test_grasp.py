@@ -74,6 +74,23 @@ def test_loss_without_arguments_has_to_divide_by_the_temperature():
         grasp(net, lambda: squared_error(net(x), t), density=0.3, temperature=5.0)
 
 
+def test_outputs_that_cannot_be_divided_by_the_temperature_are_refused_with_a_remedy():
+    class WithHidden(TanhNet):
+        def forward(self, x):
+            return super().forward(x), x
+
+    def first(found, t):
+        return squared_error(found[0], t)
+
+    net, other, data = TanhNet(), WithHidden(), tensors(*batch(0))
+    other.load_state_dict(net.state_dict())
+    with pytest.raises(TypeError, match=r"a tuple.*temperature=200.*a loss of no arguments"):
+        grasp(other, first, [data], density=0.3)
+    expected = grasp(net, squared_error, [data], density=0.3, temperature=1.0)
+    masks = grasp(other, first, [data], density=0.3, temperature=1.0)
+    assert_masks(masks, [mask.numpy() for mask in expected.values()])
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_that_is_not_positive_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature"):

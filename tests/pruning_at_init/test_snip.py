@@ -44,6 +44,19 @@ def test_loss_of_no_arguments_runs_the_model_itself():
     assert_masks(masks, [mask.numpy() for mask in expected.values()])
 
 
+def test_model_with_several_outputs_is_scored_by_the_loss_that_reads_them():
+    class WithHidden(TanhNet):
+        def forward(self, x):
+            return {"out": super().forward(x), "in": x}
+
+    net, data = TanhNet(), tensors(*batch(0))
+    other = WithHidden()
+    other.load_state_dict(net.state_dict())
+    expected = snip(net, squared_error, [data], density=0.3)
+    masks = snip(other, lambda found, t: squared_error(found["out"], t), [data], density=0.3)
+    assert_masks(masks, [mask.numpy() for mask in expected.values()])
+
+
 def test_scores_choose_within_each_layer_with_init():
     net, data = TanhNet(), batch(0)
     weights = weights_of(net)

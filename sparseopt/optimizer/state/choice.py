@@ -8,10 +8,10 @@ from torch import optim
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.optimizer.state.base import StateBackend
-from sparseopt.optimizer.state.fresh import is_known
+from sparseopt.optimizer.state.fresh import is_known, unwrapped
 from sparseopt.optimizer.state.live import LiveState
 from sparseopt.optimizer.state.masked import MaskedState
-from sparseopt.optimizer.state.per_weight import probe_shape, show_per_weight
+from sparseopt.optimizer.state.per_weight import depends_on_shape, probe_shape, show_per_weight
 from sparseopt.utils.deprecation import warn_old_spelling
 from sparseopt.utils.validation import check_choice
 
@@ -82,7 +82,7 @@ def make_backend(mode: str, inner: optim.Optimizer, layers: list[SparseLayer]) -
     if mode == "auto" and (obstacle is not None or not known):
         return MaskedState(inner, layers)
     if obstacle is None and not is_known(inner):
-        obstacle = _state_of_all_weights(inner, layers)
+        obstacle = _shape_needed(inner, layers)
     if obstacle is not None:
         raise ValueError(
             f"state='live' does not suit {type(inner).__name__} with {obstacle}; "
@@ -97,16 +97,22 @@ def _obstacle(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:
         return "sharded weights (DTensor)"
     if any(group.get("differentiable") for group in inner.param_groups):
         return "differentiable=True"
-    if type(inner).__name__ in NOT_ELEMENTWISE:
+    if type(unwrapped(inner)).__name__ in NOT_ELEMENTWISE:
         return "an update that is not element-wise"
     return None
 
 
-def _state_of_all_weights(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:
-    """Return a state with the shape of a weight but without one value for each entry, if any."""
+def _shape_needed(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:
+    """Return why the optimizer needs the shape of a weight, if it does.
+
+    Either a state has this shape but not one value for each entry, or the update is another one for
+    a 1-D tensor, as in optimizers that factorise or orthogonalise matrices.
+    """
     shapes = {probe_shape(layer.weight.shape): layer.weight for layer in layers}
     for weight in shapes.values():
         for path, is_shown in show_per_weight(inner, weight).shown.items():
             if not is_shown:
                 return f"state {path!r}, which is not one number for each weight"
+    if any(depends_on_shape(inner, weight) for weight in shapes.values()):
+        return "an update that depends on the shape of the weight"
     return None

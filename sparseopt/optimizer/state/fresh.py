@@ -26,6 +26,7 @@ __all__ = [
     "may_be_factor",
     "noting_first_values",
     "tensors_in",
+    "unwrapped",
     "zero_code",
 ]
 
@@ -147,6 +148,19 @@ def is_known(optimizer: Optimizer) -> bool:
     return type(optimizer).__module__.partition(".")[0] == "torch"
 
 
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer that torch's wrappers for many processes step.
+
+    These are ``ZeroRedundancyOptimizer`` and ``PostLocalSGDOptimizer``.
+    """
+    while type(optimizer).__module__.startswith("torch.distributed."):
+        inner = getattr(optimizer, "optim", None)
+        if not isinstance(inner, Optimizer):
+            break
+        optimizer = inner
+    return optimizer
+
+
 def fresh_value(optimizer: Optimizer, group: dict[str, Any], key: str) -> float:
     """Return the initial value of the state ``key`` of a fresh parameter in ``optimizer``.
 
@@ -154,6 +168,7 @@ def fresh_value(optimizer: Optimizer, group: dict[str, Any], key: str) -> float:
     at ``initial_accumulator_value``. If these started at zero, a grown weight would never move
     under Rprop, and would move too far under Adagrad.
     """
+    optimizer = unwrapped(optimizer)
     if isinstance(optimizer, Rprop) and key == "step_size":
         return float(group["lr"])
     if isinstance(optimizer, Adagrad) and key == "sum":

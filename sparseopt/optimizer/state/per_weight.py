@@ -32,17 +32,22 @@ from torch.optim import Optimizer
 from sparseopt.optimizer.state.base import unhooked_step
 from sparseopt.optimizer.state.fresh import common_value, ends_in_shape, tensors_in
 
-__all__ = ["PerWeight", "probe_shape", "show_per_weight"]
+__all__ = ["PerWeight", "depends_on_shape", "probe_shape", "show_per_weight"]
 
 STEPS: Final = 5
 #: The factor of a copy's learning rate. It is small, so that an update that mixes all entries of a
 #: matrix, such as Muon's, has no visible effect on the state that is compared.
 LITTLE: Final = 1e-5
+#: Moves that differ by less, as a share of the largest move, count as the same.
+SAME_MOVE: Final = 1e-2
+#: More than the rounding of a float32 weight of the experiment.
+ROUNDING: Final = 1e-6
 #: From this many entries, 8-bit optimizers (bitsandbytes, torchao) keep their state in codes.
 CODES_FROM: Final = 4096
 
 #: The weights and the slopes of the loss in each step.
 Course: TypeAlias = list[tuple[Tensor, Tensor]]
+Start: TypeAlias = Callable[[Tensor], tuple[Optimizer, Parameter]]
 Step: TypeAlias = Callable[[Optimizer, Parameter, Tensor], Any]
 
 
@@ -87,14 +92,8 @@ def show_per_weight(inner: Optimizer, weight: Tensor) -> PerWeight:
         weight: a parameter in its groups.
     """
     shape = probe_shape(weight.shape)
-    generator = torch.Generator().manual_seed(0)
-    course = [
-        (
-            torch.randn(shape, generator=generator, device="cpu"),
-            torch.randn(shape, generator=generator, device="cpu"),
-        )
-        for _ in range(STEPS)
-    ]
+    course = _course(shape)
+    generator = torch.Generator().manual_seed(1)
     orders = [torch.randperm(size, generator=generator, device="cpu") for size in shape]
 
     def permuted(tensor: Tensor) -> Tensor:
@@ -128,17 +127,77 @@ def show_per_weight(inner: Optimizer, weight: Tensor) -> PerWeight:
     return PerWeight({}, can_begin_again=False)
 
 
-def _state_after(
-    start: Callable[[Tensor], tuple[Optimizer, Parameter]], course: Course, step: Step
-) -> dict[str, list[Tensor]]:
+def depends_on_shape(inner: Optimizer, weight: Tensor) -> bool:
+    """Whether the optimizer moves a parameter otherwise if the same entries are a 1-D tensor.
+
+    Args:
+        inner: the optimizer; it is not stepped, and it does not change.
+        weight: a parameter in its groups.
+
+    Returns:
+        ``False`` also if no copy of the optimizer could be stepped on its own.
+    """
+    course = _course(probe_shape(weight.shape))
+    flat_course = [(values.flatten(), slopes.flatten()) for values, slopes in course]
+    for keeps_entry, step in product((False, True), (_step_on_gradient, _step_on_closure)):
+        start = partial(_copy_on, inner, weight, keeps_entry=keeps_entry)
+        try:
+            moves = _moves_along(start, course, step)
+        except Exception:
+            # The code of a user's optimizer may raise anything.
+            continue
+        try:
+            flat_moves = _moves_along(start, flat_course, step)
+        except Exception:
+            return True
+        difference = float((moves - flat_moves).abs().max())
+        return difference > SAME_MOVE * float(moves.abs().max()) + ROUNDING
+    return False
+
+
+def _course(shape: torch.Size) -> Course:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(shape, generator=generator, device="cpu"),
+            torch.randn(shape, generator=generator, device="cpu"),
+        )
+        for _ in range(STEPS)
+    ]
+
+
+def _state_after(start: Start, course: Course, step: Step) -> dict[str, list[Tensor]]:
     """Return, by path, the state of the parameter's shape after all steps of ``course``."""
+    optimizer, parameter, _ = _run(start, course, step, LITTLE)
+    found: dict[str, list[Tensor]] = {}
+    for _, _, path, tensor in tensors_in(optimizer.state.get(parameter, {})):
+        if ends_in_shape(tensor, parameter.shape):
+            found.setdefault(path, []).append(tensor)
+    return found
+
+
+def _moves_along(start: Start, course: Course, step: Step) -> Tensor:
+    """Return how far each step of ``course`` moves each entry, ``(steps, numel)``."""
+    _, _, moves = _run(start, course, step, 1.0)
+    return torch.stack([one.flatten() for one in moves]).cpu()
+
+
+def _run(
+    start: Start, course: Course, step: Step, factor: float
+) -> tuple[Optimizer, Parameter, list[Tensor]]:
+    """Make all steps of ``course``, with a multiple of the learning rate.
+
+    Returns:
+        The optimizer, the parameter, and how far each step has moved it.
+    """
+    moves = []
     with _random_state_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer, parameter = start(course[0][0])
         for group in optimizer.param_groups:
             if "lr" in group:
                 # During a warm-up the learning rate may be zero.
-                group["lr"] = group["lr"] * LITTLE or LITTLE**2
+                group["lr"] = group["lr"] * factor or LITTLE * factor
             if isinstance(group.get("step"), int):
                 # Some optimizers make a part of their state only at every n-th step from the first.
                 group["step"] = 0
@@ -146,11 +205,8 @@ def _state_after(
             with torch.no_grad():
                 parameter.copy_(weights)
             step(optimizer, parameter, slopes.to(parameter))
-    found: dict[str, list[Tensor]] = {}
-    for _, _, path, tensor in tensors_in(optimizer.state.get(parameter, {})):
-        if ends_in_shape(tensor, parameter.shape):
-            found.setdefault(path, []).append(tensor)
-    return found
+            moves.append(parameter.detach() - weights.to(parameter))
+    return optimizer, parameter, moves
 
 
 def _step_on_gradient(optimizer: Optimizer, parameter: Parameter, slopes: Tensor) -> None:

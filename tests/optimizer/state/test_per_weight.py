@@ -190,6 +190,62 @@ def test_state_of_another_basis_cannot_be_live_state():
         SparseOptimizer(InAnotherBasis(model.parameters()), model, state="live", **SETTINGS)
 
 
+class OwnAdafactor(torch.optim.Adafactor):
+    """Factorises the second moments of a matrix, and keeps all of them for a vector."""
+
+
+class ByRow(torch.optim.SGD):
+    """Divides a gradient by the norm of its row, without any state."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.sub_(0.1 * p.grad / (p.grad.norm(dim=-1, keepdim=True) + 1e-6))
+
+
+class MatricesOnly(torch.optim.SGD):
+    """Raises an error for a vector."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.sub_(0.1 * p.grad / torch.linalg.matrix_norm(p.grad.flatten(1)))
+
+
+@pytest.mark.parametrize("kind", [OwnAdafactor, ByRow, MatricesOnly])
+def test_optimizer_that_needs_the_shape_of_a_weight_cannot_have_live_state(kind):
+    model = make()
+    inner = kind([p for p in model.parameters() if p.ndim > 1], lr=0.05)
+    with pytest.raises(ValueError, match=f"state='live'.*{kind.__name__}.*shape of the weight"):
+        SparseOptimizer(inner, model, state="live", **SETTINGS)
+
+
+class Signed(torch.optim.SGD):
+    """Steps by the sign, at a random distance that is drawn for each weight."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.sub_(0.1 * p.grad.sign() * torch.rand_like(p))
+
+
+class OnlyMomentum(Keeping):
+    """Has no other state."""
+
+    def keep(self, state, gradient):
+        pass
+
+
+@pytest.mark.parametrize("lr", [1e-6, 0.05])
+@pytest.mark.parametrize("kind", [Signed, OnlyMomentum])
+def test_own_optimizer_that_treats_every_weight_alike_may_have_live_state(kind, lr):
+    model = make()
+    inner = kind(model.parameters(), lr=lr)
+    optimizer = SparseOptimizer(inner, model, state="live", **SETTINGS)
+    train(model, optimizer, 3)
+    assert optimizer.steps == 3
+
+
 class Lomo(torch.optim.SGD):
     """An optimizer with the name of one that steps in backward()."""
 
