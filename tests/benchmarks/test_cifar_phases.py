@@ -6,13 +6,14 @@ from benchmarks.cifar.report.phases import phases, phases_table
 from benchmarks.cifar.report.results import group_by_protocol
 from tests.benchmarks.report_records import record
 
+RATES = (0.1, 0.1, 0.02, 0.02)
 
-def run(method, seed, losses, *, kind="step", init="erk"):
+
+def run(method, seed, losses, *, kind="step", init="erk", rates=RATES):
     """A run of four epochs, in the third of which the learning rate falls."""
     line = record(method, init, 0.1, seed, 0.8)
     settings = line["protocol"]["settings"] | {"schedule": {"kind": kind}}
     line["protocol"] = line["protocol"] | {"settings": settings}
-    rates = (0.1, 0.1, 0.02, 0.02)
     curve = [
         {"epoch": number, "lr": rate, "train_loss": loss}
         for number, (rate, loss) in enumerate(zip(rates, losses, strict=True), start=1)
@@ -34,6 +35,16 @@ def test_differences_are_paired_by_seed_and_taken_at_the_end_of_each_phase():
     assert found.variant.method == "rigl"
     assert found.early.to_dict() == pytest.approx({0: 0.1, 1: 0.2})
     assert found.late.to_dict() == pytest.approx({0: -0.1, 1: -0.2})
+
+
+def test_phase_of_the_high_rate_ends_where_it_falls_after_a_warm_up_too():
+    records = [
+        run(method, 0, losses, rates=(0.05, 0.1, 0.1, 0.02))
+        for method, losses in (("static", (2.0, 1.0, 0.8, 0.5)), ("rigl", (5.0, 3.0, 0.9, 0.4)))
+    ]
+    (found,) = phases(of(*records))
+    assert found.early.to_dict() == pytest.approx({0: 0.1})
+    assert found.late.to_dict() == pytest.approx({0: -0.1})
 
 
 def test_table_and_sentence_say_both_differences():

@@ -99,9 +99,18 @@ def test_short_protocol_says_how_long_a_full_run_would_take():
     text = text_of(lines)
     assert rows(text, "Cost and exploration")["RigL"]["seconds a step"] == "1.5"
     # 88,000 steps of 90 s / 60 are 132,000 s.
-    assert "else wall time): Dense 36 h 40 min, " in text
+    assert "with evaluation): Dense 36 h 40 min, " in text
     assert "88,000 steps of a full run on this machine" in text
     assert "Projected" not in text_of(lines_of_accuracies())
+
+
+def test_projection_is_longer_for_longer_training_and_names_the_init():
+    lines = [record("rigl", "uniform", 0.1, 0, 0.8), record("rigl-2x", "erk", 0.1, 0, 0.9)]
+    for line in lines:
+        line["protocol"] |= {"full_steps": 88_000}
+    text = text_of(lines)
+    assert "RigL (uniform) 0.1 36 h 40 min" in text
+    assert "RigL 2x (ERK) 0.1 3 days 1 h" in text
 
 
 def test_full_run_is_projected_from_cpu_time_of_one_thread():
@@ -115,7 +124,7 @@ def test_full_run_is_projected_from_cpu_time_of_one_thread():
     text = text_of(lines)
     # 88,000 steps of 30 s / 60 are 44,000 s.
     assert "Dense 12 h 13 min, " in text
-    assert "RigL 36 h 40 min" in text
+    assert "RigL (ERK) 0.1 36 h 40 min" in text
 
 
 def test_times_of_different_processors_are_never_compared():

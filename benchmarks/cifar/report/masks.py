@@ -10,7 +10,7 @@ import pandas as pd
 
 from benchmarks.cifar.records import Record
 from benchmarks.cifar.report.results import Group, Variant, multiple
-from benchmarks.cifar.report.texts import note, title
+from benchmarks.cifar.report.texts import note
 from benchmarks.common.environment import in_words
 from benchmarks.common.tables import MISSING, paragraph, table_of
 from benchmarks.common.words import counted, format_duration
@@ -110,11 +110,17 @@ def projection(group: Group) -> list[str]:
     if steps is None:
         return []
     each = ", ".join(
-        f"{title(variant.method)} {format_duration(steps * _own_seconds_a_step(runs))}"
+        f"{variant.label} {format_duration(_full_seconds(group, variant, runs))}"
         for variant in group.variants
         if (runs := group.timed(variant))
     )
     return note("projection", steps=steps, each=each)
+
+
+def _full_seconds(group: Group, variant: Variant, runs: Sequence[Record]) -> float:
+    """The time of a full run of this method, which may train longer than the others."""
+    steps = group.protocol["full_steps"] * group.recipe(variant).length
+    return float(steps * _own_seconds_a_step(runs))
 
 
 def environment_lines(group: Group) -> list[str]:

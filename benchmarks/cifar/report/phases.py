@@ -72,7 +72,9 @@ def _losses(records: Sequence[Record]) -> pd.DataFrame:
     rows = {}
     for record in records:
         curve = record["curve"]
-        high = [epoch for epoch in curve if epoch["lr"] == curve[0]["lr"]]
+        # Not the first epoch's rate, which is low during a warm-up.
+        highest = max(epoch["lr"] for epoch in curve)
+        high = [epoch for epoch in curve if epoch["lr"] == highest]
         rows[record["run"]["seed"]] = [high[-1]["train_loss"], curve[-1]["train_loss"]]
     return pd.DataFrame.from_dict(rows, orient="index", columns=["early", "late"], dtype=float)
 
