@@ -255,7 +255,8 @@ def _accuracy() -> str:
 
 def _reservation(group: Group) -> str:
     """That RigL's lead over the fixed mask is within the spread, where it is."""
-    order = cifar.orders(group, cifar.main_variants(group), "static").get("rigl")
+    found = cifar.orders(group, cifar.main_variants(group), "static")
+    order = {variant.method: its_order for variant, its_order in found.items()}.get("rigl")
     if order in (None, "ahead", "behind"):
         return ""
     return "; RigL and the fixed mask are not clearly different"

@@ -153,16 +153,16 @@ def order_sentences(group: Group, variants: Sequence[Variant]) -> Iterator[str]:
     for reference in REFERENCES:
         found = orders(group, variants, reference)
         for order, words in ORDERS.items():
-            chosen = [title(method) for method, its_order in found.items() if its_order == order]
+            chosen = [title(one.method) for one, its_order in found.items() if its_order == order]
             if chosen:
                 yield f"{words} {title(reference)}: {', '.join(chosen)}."
 
 
-def orders(group: Group, variants: Sequence[Variant], reference: str) -> dict[str, str]:
-    """The order of each method and the ``reference`` method, a key of `ORDERS`."""
+def orders(group: Group, variants: Sequence[Variant], reference: str) -> dict[Variant, str]:
+    """The order of each variant and the ``reference`` method, a key of `ORDERS`."""
     found = (_from(group, variant, reference, variants) for variant in variants)
     return {
-        one.variant.method: one.order if len(one.by_seed) > 1 else "one seed"
+        one.variant: one.order if len(one.by_seed) > 1 else "one seed"
         for one in found
         if one is not None
     }

@@ -58,9 +58,12 @@ def test_growth_by_many_gradients_agrees_with_the_oracle(name, rule, state):
     model = make()
     optimizer = wrap(model, name, method=RigL(gradient=grow), state=state)
     plain = oracle_for("rigl", model, **SETTINGS)
-    reference = oracle.SmoothedRigLOracle(
-        plain.masks, last=last, delta_t=5, t_end=plain.t_end, alpha=plain.alpha
-    )
+    if last is None:
+        reference = oracle.grow_by_momentum(plain)
+    else:
+        reference = oracle.AccumulatedRigLOracle(
+            plain.masks, last=last, delta_t=5, t_end=plain.t_end, alpha=plain.alpha
+        )
     assert run_against_oracle(model, optimizer, reference, 40) == 5
 
 

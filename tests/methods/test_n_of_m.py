@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt import NM, SparseOptimizer
+from sparseopt import NM, Smoothed, SparseOptimizer
 from tests import oracle
 from tests.support.agreement import run_against_oracle
 from tests.support.catalogue import build
@@ -70,6 +70,13 @@ def test_every_update_agrees_with_the_oracle(name, dtype, channels_last, state):
     assert run_against_oracle(model, optimizer, reference, STEPS) == 7
     assert_n_of_m(optimizer, 2, 4)
     assert any((first[layer] != mask).mean() > 0.1 for layer, mask in reference.masks.items())
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9])
+def test_groups_that_grow_by_a_smoothed_gradient_agree_with_the_oracle(beta):
+    model, optimizer, plain = wrapped(NM(gradient=Smoothed(beta)))
+    reference = oracle.grow_by_momentum(plain, beta)
+    assert run_against_oracle(model, optimizer, reference, STEPS) == 7
 
 
 @pytest.mark.parametrize("method", [NM(regrow="zero"), NM(regrow="never")])

@@ -53,6 +53,21 @@ def test_whole_run_agrees_with_a_dense_run_masked_by_hand(method, name, state):
     assert_run_is_that_by_hand(name, model, optimizer, reference, STEPS)
 
 
+@pytest.mark.parametrize("beta", [0.5, 0.9])
+@pytest.mark.parametrize(
+    "method_of",
+    [lambda beta: SNFS(momentum=beta), lambda beta: RigLSM(gradient=Smoothed(beta))],
+    ids=["snfs", "rigl-sm by dense gradients"],
+)
+def test_budgets_and_growth_follow_the_momentum_that_was_asked_for(method_of, beta):
+    """RigL-SM that accumulates dense gradients, and grows by them, is SNFS."""
+    model = make()
+    optimizer = wrap(model, "SGD", method=method_of(beta), **SETTINGS)
+    reference = oracle_for("snfs", model, **SETTINGS)
+    reference.momentum = oracle.Momentum(beta)
+    assert run_against_oracle(model, optimizer, reference, STEPS) == 7
+
+
 def test_snfs_grows_alike_whatever_the_inner_optimizer_keeps():
     """Plain SGD has no momentum that the method could read, and AdamW's is of live weights only."""
     for name, state in (("SGD", "live"), ("AdamW", "live"), ("AdamW", "masked")):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sparseopt import Smoothed, SparseOptimizer, SRigL, final_masks
+from tests import oracle
 from tests.support.agreement import assert_run_is_that_by_hand, run_against_oracle
 from tests.support.catalogue import ELEMENTWISE, build
 from tests.support.looking import assert_dropped_are_fresh, logical
@@ -293,9 +294,20 @@ def test_resumed_run_is_the_uninterrupted_one():
         assert torch.equal(mine, theirs)
 
 
-def test_fan_in_stays_constant_where_a_smoothed_gradient_decides():
+def test_growth_by_a_smoothed_gradient_goes_by_the_smoothed_one():
     model, optimizer, _ = wrapped(SRigL(gradient=Smoothed(0.9)), "SGD")
+    plain_model, plain, _ = wrapped("srigl", "SGD")
     train(model, optimizer, STEPS, after=lambda _: assert_constant_fan_in(optimizer))
+    train(plain_model, plain, STEPS)
+    name = "fc1.weight"
+    assert not torch.equal(optimizer.masks[name], plain.masks[name])
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9])
+def test_growth_by_a_smoothed_gradient_agrees_with_the_oracle(beta):
+    model, optimizer, plain = wrapped(SRigL(gradient=Smoothed(beta)), "SGD")
+    reference = oracle.grow_by_momentum(plain, beta)
+    assert run_against_oracle(model, optimizer, reference, STEPS) == 8
 
 
 @pytest.mark.parametrize(

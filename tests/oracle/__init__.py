@@ -20,11 +20,12 @@ from tests.oracle.methods import (
 from tests.oracle.n_of_m import NMOracle, best_n_of_m, groups
 from tests.oracle.pruning import PruningOracle
 from tests.oracle.redistribution import (
+    AccumulatedRigLOracle,
     Momentum,
     RigLSGOracle,
     RigLSMOracle,
-    SmoothedRigLOracle,
     SNFSOracle,
+    grow_by_momentum,
     water_level,
 )
 from tests.oracle.schedules import cosine_fraction, default_t_end, is_update_step
@@ -32,6 +33,7 @@ from tests.oracle.selection import brute_force_order, largest, smallest
 from tests.oracle.srigl import SRigLOracle, constant_fan_in, masks_of_constant_fan_in
 
 __all__ = [
+    "AccumulatedRigLOracle",
     "ChannelOracle",
     "GraNetOracle",
     "LayerUpdate",
@@ -46,7 +48,6 @@ __all__ = [
     "SETOracle",
     "SNFSOracle",
     "SRigLOracle",
-    "SmoothedRigLOracle",
     "StaticOracle",
     "best_n_of_m",
     "brute_force_order",
@@ -57,6 +58,7 @@ __all__ = [
     "erk_densities",
     "generator_of",
     "groups",
+    "grow_by_momentum",
     "is_update_step",
     "largest",
     "live_counts",

@@ -148,17 +148,14 @@ class RigLSMOracle(SNFSOracle):
         return np.abs(gradient)
 
 
-class SmoothedRigLOracle(RigLOracle):
-    """RigL that grows by the moving average of dense gradients, or by the sum of the last ones."""
+class AccumulatedRigLOracle(RigLOracle):
+    """RigL that grows by the sum of the last dense gradients."""
 
-    def __init__(
-        self, masks: Mapping[str, np.ndarray], *, last: int | None = None, **schedule: object
-    ):
+    def __init__(self, masks: Mapping[str, np.ndarray], *, last: int, **schedule: object):
         super().__init__(masks, **schedule)
-        self.last, self.momentum, self.seen = last, Momentum(), []
+        self.last, self.seen = last, []
 
     def observe(self, t: int, gradients: Mapping[str, np.ndarray | None]) -> None:
-        self.momentum.feed(gradients)
         self.seen.append(gradients)
 
     def update(
@@ -168,12 +165,31 @@ class SmoothedRigLOracle(RigLOracle):
         gradients: Mapping[str, np.ndarray | None],
     ) -> dict[str, LayerUpdate]:
         self.observe(t, gradients)
-        if self.last is None:
-            grown_by = {name: self.momentum.m[name] for name in gradients}
-        else:
-            grown_by = {
-                name: sum(one[name].astype(np.float32) for one in self.seen[-self.last :])
-                for name in gradients
-            }
+        grown_by = {
+            name: sum(one[name].astype(np.float32) for one in self.seen[-self.last :])
+            for name in gradients
+        }
         self.seen = []
         return super().update(t, weights, grown_by)
+
+
+def grow_by_momentum(oracle: _DropGrowOracle, beta: float = 0.9) -> _DropGrowOracle:
+    """Return an oracle of a method that grows by gradient, made to grow by their momentum."""
+
+    class Grown(type(oracle)):
+        momentum = Momentum(beta)
+
+        def observe(self, t: int, gradients: Mapping[str, np.ndarray | None]) -> None:
+            self.momentum.feed(gradients)
+
+        def update(
+            self,
+            t: int,
+            weights: Mapping[str, np.ndarray],
+            gradients: Mapping[str, np.ndarray | None],
+        ) -> dict[str, LayerUpdate]:
+            self.observe(t, gradients)
+            return super().update(t, weights, {name: self.momentum.m[name] for name in gradients})
+
+    oracle.__class__ = Grown
+    return oracle

@@ -8,7 +8,7 @@ from torch import optim
 
 from sparseopt.masks.layer import SparseLayer
 from sparseopt.optimizer.state.base import StateBackend
-from sparseopt.optimizer.state.fresh import is_known, unwrapped
+from sparseopt.optimizer.state.fresh import innermost, is_known
 from sparseopt.optimizer.state.live import LiveState
 from sparseopt.optimizer.state.masked import MaskedState
 from sparseopt.optimizer.state.per_weight import depends_on_shape, probe_shape, show_per_weight
@@ -97,7 +97,7 @@ def _obstacle(inner: optim.Optimizer, layers: list[SparseLayer]) -> str | None:
         return "sharded weights (DTensor)"
     if any(group.get("differentiable") for group in inner.param_groups):
         return "differentiable=True"
-    if type(unwrapped(inner)).__name__ in NOT_ELEMENTWISE:
+    if type(innermost(inner)).__name__ in NOT_ELEMENTWISE:
         return "an update that is not element-wise"
     return None
 

@@ -21,12 +21,12 @@ __all__ = [
     "each_of_shape",
     "ends_in_shape",
     "fresh_value",
+    "innermost",
     "is_factor",
     "is_known",
     "may_be_factor",
     "noting_first_values",
     "tensors_in",
-    "unwrapped",
     "zero_code",
 ]
 
@@ -148,7 +148,7 @@ def is_known(optimizer: Optimizer) -> bool:
     return type(optimizer).__module__.partition(".")[0] == "torch"
 
 
-def unwrapped(optimizer: Optimizer) -> Optimizer:
+def innermost(optimizer: Optimizer) -> Optimizer:
     """Return the optimizer that torch's wrappers for many processes step.
 
     These are ``ZeroRedundancyOptimizer`` and ``PostLocalSGDOptimizer``.
@@ -168,7 +168,7 @@ def fresh_value(optimizer: Optimizer, group: dict[str, Any], key: str) -> float:
     at ``initial_accumulator_value``. If these started at zero, a grown weight would never move
     under Rprop, and would move too far under Adagrad.
     """
-    optimizer = unwrapped(optimizer)
+    optimizer = innermost(optimizer)
     if isinstance(optimizer, Rprop) and key == "step_size":
         return float(group["lr"])
     if isinstance(optimizer, Adagrad) and key == "sum":

@@ -106,8 +106,7 @@ def show_per_weight(inner: Optimizer, weight: Tensor) -> PerWeight:
     elsewhere.view(-1)[:: max(2, elsewhere.numel() // 8)] = False
     permuted_course = [(permuted(values), permuted(slopes)) for values, slopes in course]
     other_course = [(values, torch.where(elsewhere, slopes, -slopes)) for values, slopes in course]
-    for keeps_entry, step in product((False, True), (_step_on_gradient, _step_on_closure)):
-        start = partial(_copy_on, inner, weight, keeps_entry=keeps_entry)
+    for keeps_entry, start, step in _ways_to_step(inner, weight):
         try:
             state = _state_after(start, course, step)
             after_permutation = _state_after(start, permuted_course, step)
@@ -139,8 +138,7 @@ def depends_on_shape(inner: Optimizer, weight: Tensor) -> bool:
     """
     course = _course(probe_shape(weight.shape))
     flat_course = [(values.flatten(), slopes.flatten()) for values, slopes in course]
-    for keeps_entry, step in product((False, True), (_step_on_gradient, _step_on_closure)):
-        start = partial(_copy_on, inner, weight, keeps_entry=keeps_entry)
+    for _, start, step in _ways_to_step(inner, weight):
         try:
             moves = _moves_along(start, course, step)
         except Exception:
@@ -153,6 +151,15 @@ def depends_on_shape(inner: Optimizer, weight: Tensor) -> bool:
         difference = float((moves - flat_moves).abs().max())
         return difference > SAME_MOVE * float(moves.abs().max()) + ROUNDING
     return False
+
+
+def _ways_to_step(inner: Optimizer, weight: Tensor) -> Iterator[tuple[bool, Start, Step]]:
+    """Yield the ways to step a copy of ``inner``, until one raises no error.
+
+    Each is whether the parameter keeps its state entry, how to start, and how to step.
+    """
+    for keeps_entry, step in product((False, True), (_step_on_gradient, _step_on_closure)):
+        yield keeps_entry, partial(_copy_on, inner, weight, keeps_entry=keeps_entry), step
 
 
 def _course(shape: torch.Size) -> Course:

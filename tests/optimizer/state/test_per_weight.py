@@ -244,6 +244,9 @@ def test_own_optimizer_that_treats_every_weight_alike_may_have_live_state(kind, 
     optimizer = SparseOptimizer(inner, model, state="live", **SETTINGS)
     train(model, optimizer, 3)
     assert optimizer.steps == 3
+    live = int(optimizer.masks["fc1.weight"].sum())
+    for value in optimizer.state[model.fc1.weight].values():
+        assert value.shape == (live,)
 
 
 class Lomo(torch.optim.SGD):
