@@ -225,10 +225,17 @@ def test_committed_results_keep_the_names_by_which_their_runs_are_skipped(path):
         assert spec.as_dict() == record["run"]
 
 
-def test_cpu_preset_still_gives_the_names_under_which_its_results_are_committed():
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        ("cpu", "static-erk-0.1-seed0-58efbfc98fcd"),
+        ("tenth", "static-erk-0.1-seed0-0591798ca893"),
+        ("contour", "static-erk-0.1-seed0-974c94ec1069"),
+    ],
+)
+def test_presets_still_give_the_names_under_which_their_results_are_committed(preset, name):
     spec = RunSpec("static", "erk", 0.1, 0)
-    key = spec.key(load_preset("cpu"), data="c6623c884348")
-    assert key == "static-erk-0.1-seed0-58efbfc98fcd"
+    assert spec.key(load_preset(preset), data="c6623c884348") == name
 
 
 def test_overrides_change_the_key_and_the_label_and_nothing_else_is_named_by_them():

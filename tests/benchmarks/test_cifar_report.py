@@ -305,6 +305,17 @@ def test_seeds_that_one_method_has_alone_do_not_move_its_place():
     assert "Kendall's tau of the two orders is 1.00." in text
 
 
+def test_number_that_was_published_without_an_init_has_one_place():
+    # The paper has one number for Pruning, 92.6; SNFS has 92.2 with ERK.
+    ours = {("pruning", "erk"): 0.70, ("pruning", "uniform"): 0.78, ("snfs", "erk"): 0.74}
+    ours |= {("rigl", "erk"): 0.76}
+    text = text_of([record(*one, 0.1, 0, accuracy) for one, accuracy in ours.items()])
+    table = all_rows(text, "Density 0.1")
+    placed = [(row["method"], row["init"], row["place here"]) for row in table]
+    assert placed == [("Pruning", "uniform", "1"), ("RigL", "ERK", "2"), ("SNFS", "ERK", "3")]
+    assert "Kendall's tau of the two orders is 1.00." in text
+
+
 def test_methods_without_a_common_seed_have_no_places():
     methods = ("rigl", "set", "pruning")
     text = text_of([record(method, "erk", 0.1, seed, 0.7) for seed, method in enumerate(methods)])

@@ -27,11 +27,15 @@ class Order:
 
     def __init__(self, group: Group, paper: Paper, density: float) -> None:
         self.group, self.paper, self.density = group, paper, density
-        found: list[tuple[Variant, Published]] = []
-        for variant in (one for one in group.variants if one.density == density):
+        found: dict[Published, Variant] = {}
+        variants = [one for one in group.variants if one.density == density]
+        # A number published without an init counts once, for uniform if it was run: the report's
+        # networks were pruned as uniform prunes them.
+        for variant in sorted(variants, key=lambda one: one.init == "uniform"):
             published = [one for one in paper.of(variant) if one not in paper.original_authors]
-            found += [(variant, one) for one in published[:1]]
-        self.rows = sorted(found, key=lambda row: -row[1].accuracy)
+            found |= dict.fromkeys(published[:1], variant)
+        pairs = ((variant, one) for one, variant in found.items())
+        self.rows = sorted(pairs, key=lambda row: (-row[1].accuracy, row[0]))
         shared = group.test.loc[[variant for variant, _ in self.rows]].dropna(axis="columns")
         self.means = shared.mean(axis="columns") if len(shared.columns) else pd.Series(dtype=float)
 
