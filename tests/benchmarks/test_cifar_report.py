@@ -2,6 +2,7 @@ import json
 import math
 import re
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from benchmarks.cifar.report.results import Variant, group_by_protocol
 from benchmarks.cifar.report.writing import Figures, group_lines
 from tests.benchmarks.report_records import record, with_masks
 
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "cifar" / "results"
 ACCURACIES = {
     ("dense", None, None): {0: 0.80, 1: 0.82},
     ("small-dense", None, 0.1): {0: 0.60},
@@ -406,6 +408,15 @@ def test_figures_of_a_protocol_changed_on_the_command_line_are_found(tmp_path):
     (name, *_) = re.findall(r"\(figures/([^)]*)\)", report)
     assert name == "cpu-with-model.kind-own-net-make-training.epochs-3-by-method.png"
     assert (tmp_path / "figures" / name).exists()
+
+
+@pytest.mark.parametrize(
+    "committed", sorted(path.parent for path in COMMITTED.rglob("report.md")), ids=lambda p: p.name
+)
+def test_committed_reports_are_made_from_the_committed_results(tmp_path, monkeypatch, committed):
+    monkeypatch.setattr("benchmarks.cifar.report.writing.save", lambda figure, path: None)
+    report = write_report(committed / "results.jsonl", tmp_path)
+    assert report.read_text() == (committed / "report.md").read_text()
 
 
 def test_same_results_give_the_same_files(report, folder):
