@@ -73,7 +73,8 @@ class FlopsReport:
             batch of a step for the FLOPs of the run.
         train_expected: training to the horizon, ``train_so_far`` included. The remaining steps are
             counted with the live counts that the method plans. ``None`` if the horizon is not
-            known, or if the method changes live counts without a plan.
+            known, or as long as the method has updates ahead that change live counts without a plan
+            (SNFS, RigL-SG, RigL-SM, and MEST with the soft bound).
 
     Example:
         >>> import torch

@@ -92,25 +92,33 @@ def cost_ahead(
         progress: the progress of training.
 
     Returns:
-        FLOPs per sample; ``None`` without a horizon, or if live counts will change and the method
-        does not plan how.
+        FLOPs per sample; ``None`` without a horizon, or if an update ahead may change live counts
+        and the method does not plan how.
     """
     total = progress.total_steps
     if total is None:
         return None
-    changes = any(layer.live != layer.target for layer in layers.values())
-    if changes and not isinstance(method, PlansDensity):
-        return None
     cost, last = 0.0, min(progress.steps, total)
     inference = prices.inference(_live_at(last, layers, method, progress))
+    foreseeable = _can_foresee(layers, method)
     for step in _special_steps_ahead(layers, method, progress, total):
         cost += 3.0 * inference * (step - last)
         if method.reads_dense_gradient(step, progress.schedule, total):
             cost += method.dense_passes * (prices.dense - inference)
         if method.is_update(step, progress.schedule, total):
+            if not foreseeable:
+                return None
             inference = prices.inference(_live_at(step, layers, method, progress))
         last = step
     return cost + 3.0 * inference * (total - last)
+
+
+def _can_foresee(layers: Mapping[str, SparseLayer], method: Method) -> bool:
+    """Whether the live counts after the updates ahead are known."""
+    if isinstance(method, PlansDensity):
+        return True
+    at_target = all(layer.live == layer.target for layer in layers.values())
+    return method.keeps_live_counts and at_target
 
 
 def _special_steps_ahead(

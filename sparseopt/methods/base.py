@@ -92,6 +92,9 @@ class Method(ABC):
         needs_horizon: whether training can't start before the number of steps is known.
         moves_masks: whether the method has any updates.
         has_own_schedule: whether the method ignores the optimizer's schedule.
+        keeps_live_counts: whether every update drops as many weights of a layer as it grows.
+            Otherwise the ``train_expected`` of ``flops()`` is not known before the last update,
+            unless the method plans its density.
         reaches_target_at_t_end: whether live counts come down to their targets at ``t_end``. If
             they are still above their targets after ``t_end``, the next possible step is an update
             with a drop fraction of 0.
@@ -136,6 +139,7 @@ class Method(ABC):
     needs_horizon: ClassVar[bool] = False
     moves_masks: ClassVar[bool] = True
     has_own_schedule: ClassVar[bool] = False
+    keeps_live_counts: ClassVar[bool] = False
     reaches_target_at_t_end: ClassVar[bool] = False
     observes_dense_gradient: ClassVar[bool] = False
     follows_mask: ClassVar[tuple[str, ...]] = ()
@@ -359,6 +363,8 @@ class DropGrow(Method):
         >>> Salience(strength=0.5)
         Salience(regrow='keep', strength=0.5)
     """
+
+    keeps_live_counts: ClassVar[bool] = True
 
     def moves(self, layers: Sequence[SparseLayer], update: Update) -> list[Move]:
         """Return for each layer how many weights to drop, and the same number to grow."""

@@ -74,6 +74,7 @@ class MEST(DropGrow):
         object.__setattr__(self, "needs_dense_gradient", self.grow == "gradient")
         # Otherwise a layer that is unused at the last update would stay denser than its target.
         object.__setattr__(self, "needs_gradient", self.gradient_weight > 0.0)
+        object.__setattr__(self, "keeps_live_counts", self.bound == "hard")
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
         """Whether ``step`` is an update step of the schedule, or ``t_end`` with the soft bound."""

@@ -22,6 +22,7 @@ FLAGS: Final[Mapping[str, type]] = {
     "needs_horizon": bool,
     "moves_masks": bool,
     "has_own_schedule": bool,
+    "keeps_live_counts": bool,
     "reaches_target_at_t_end": bool,
     "observes_dense_gradient": bool,
     "follows_mask": tuple,

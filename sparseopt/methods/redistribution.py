@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class Redistributing(DropGrow):
 
     Reference: Dettmers & Zettlemoyer 2019, "Sparse Networks from Scratch", section 3.
     """
+
+    keeps_live_counts: ClassVar[bool] = False
 
     @abstractmethod
     def importance(self, layer: SparseLayer, update: Update) -> Tensor:

@@ -101,6 +101,7 @@ class RigLStruct(Method):
 
     name: ClassVar[str] = "rigl-struct"
     needs_dense_gradient: ClassVar[bool] = True
+    keeps_live_counts: ClassVar[bool] = True
 
     groups: Sequence[ChannelGroup] = field(default=(), repr=False, compare=False)
     kinds: Kinds = field(default=None, hash=False)

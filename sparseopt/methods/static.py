@@ -34,6 +34,7 @@ class Static(Method):
 
     name: ClassVar[str] = "static"
     moves_masks: ClassVar[bool] = False
+    keeps_live_counts: ClassVar[bool] = True
 
     def is_update(self, step: int, schedule: UpdateSchedule, total_steps: int | None) -> bool:
         """Whether ``step`` is an update step: never."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt import Accumulated, Method, Move, Pruning, RigL, Smoothed, SparseOptimizer
+from sparseopt import MEST, Accumulated, Method, Move, Pruning, RigL, Smoothed, SparseOptimizer
 from tests.support.nets import make
 from tests.support.training import train
 from tests.support.wrapping import settings_with
@@ -85,7 +85,16 @@ def test_training_so_far_is_integrated_over_the_masks_that_were(method):
 
 
 @pytest.mark.parametrize(
-    "method", ["static", "set", "rigl", RigL(gradient=Smoothed(0.9)), RigL(gradient=Accumulated(3))]
+    "method",
+    [
+        "static",
+        "set",
+        "rigl",
+        "srigl",
+        MEST(bound="hard"),
+        RigL(gradient=Smoothed(0.9)),
+        RigL(gradient=Accumulated(3)),
+    ],
 )
 @pytest.mark.parametrize("after", [0, 13, 40])
 def test_cost_to_the_horizon_is_foreseen(method, after):
@@ -114,9 +123,26 @@ def test_expected_cost_needs_a_horizon_and_a_plan():
     model = make()
     assert wrap(make(), total_steps=None, t_end=30).flops(make(), X).train_expected is None
     optimizer = wrap(model, method=Thinning())
+    assert optimizer.flops(model, X).train_expected is None
     train(model, optimizer, 4)
     assert optimizer.flops(model, X).train_expected is None
     assert optimizer.flops(model, X).train_expected_ratio is None
+
+
+@pytest.mark.parametrize(
+    ("method", "last_update"), [("snfs", 28), ("rigl-sg", 28), ("rigl-sm", 28), ("mest", 30)]
+)
+def test_cost_of_changing_live_counts_is_known_after_the_last_update(method, last_update):
+    model = make()
+    optimizer = wrap(model, method=method)
+    for step in range(last_update):
+        assert optimizer.flops(model, X).train_expected is None
+        train(model, optimizer, 1, start=step)
+    foreseen = optimizer.flops(model, X)
+    train(model, optimizer, 40 - last_update, start=last_update)
+    report = optimizer.flops(model, X)
+    assert foreseen.train_expected == pytest.approx(report.train_so_far)
+    assert report.train_expected == report.train_so_far
 
 
 def test_expected_cost_after_the_horizon_is_the_measured_cost():

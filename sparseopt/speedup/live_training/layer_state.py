@@ -159,8 +159,14 @@ class LayerState:
         self._masked = _memory(gradient), gradient._version, version
 
     def is_masked(self, gradient: Tensor) -> bool:
-        """Whether ``gradient`` is the last noted gradient, unchanged. Each note serves once."""
+        """Whether ``gradient`` is the last noted gradient, unchanged. Each note serves once.
+
+        A hook of the weight may have changed the gradient through ``.data``, which the version does
+        not show.
+        """
         noted, self._masked = self._masked, None
+        if self.weight._backward_hooks:
+            return False
         now = self.layer.mask_version if self.is_sparse and self.layer is not None else -1
         return noted == (_memory(gradient), gradient._version, now)
 

@@ -14,10 +14,12 @@ from tests.speedup.live_training.nets import (
     DenseNet,
     Tokens,
     TorchvisionDenseNet,
+    full_plan,
     loss_of,
     make,
     sped_up,
     train,
+    wrap,
 )
 
 pytestmark = needs_kernels
@@ -95,15 +97,60 @@ def test_ordinary_gradients_are_zero_at_dropped_weights_and_not_masked_again(mas
         assert layer.weight.grad[layer.mask].any()
 
 
-def test_another_gradient_of_the_same_weight_is_masked(masked):
+@pytest.mark.parametrize("added", ["before the model's", "after the model's"])
+def test_another_gradient_of_the_same_weight_is_masked(masked, added):
+    """Autograd computes the gradient of what came last in the forward pass first."""
     model, optimizer = sped_up(method="rigl", init="uniform")
     optimizer.zero_grad()
     weight = model.block.conv1.weight
-    (loss_of(model) + (weight - 1).square().sum()).backward()
+    if added == "before the model's":
+        loss = loss_of(model)
+        loss = loss + (weight - 1).square().sum()
+    else:
+        penalty = (weight - 1).square().sum()
+        loss = loss_of(model) + penalty
+    loss.backward()
     assert "block.conv1.weight" in masked
     layer = next(layer for layer in optimizer.layers if layer.weight is weight)
     assert not weight.grad[~layer.mask].any()
     assert weight.grad[layer.mask].any()
+
+
+def adds_in_place(gradient):
+    gradient.add_(1.0)
+
+
+def adds_through_data(gradient):
+    gradient.data.add_(1.0)
+
+
+def adds_to_a_copy(gradient):
+    return gradient + 1.0
+
+
+@pytest.mark.parametrize("hook", [adds_in_place, adds_through_data, adds_to_a_copy])
+def test_gradient_that_a_hook_of_the_weight_changes_is_masked(hook):
+    model, optimizer = sped_up(method="rigl", init="uniform")
+    layer = next(layer for layer in optimizer.layers if layer.name == "block.conv1.weight")
+    expected = copy.deepcopy(model)
+    loss_of(expected).backward()
+    grad = expected.block.conv1.weight.grad + 1.0
+    layer.weight.register_hook(hook)
+    loss_of(model).backward()
+    grad = grad.masked_fill(~layer.mask, 0)
+    torch.testing.assert_close(layer.weight.grad, grad, rtol=1e-3, atol=1e-5)
+
+
+def test_gradient_that_an_earlier_hook_changes_after_its_accumulation_is_masked():
+    model = make()
+    weight = model.block.conv1.weight
+    weight.register_post_accumulate_grad_hook(lambda parameter: adds_in_place(parameter.grad))
+    optimizer = wrap(model, method="rigl", init="uniform")
+    speed_up(model, optimizer, plan=full_plan(model, optimizer))
+    loss_of(model).backward()
+    layer = next(layer for layer in optimizer.layers if layer.weight is weight)
+    assert not weight.grad[~layer.mask].any()
+    assert weight.grad[layer.mask].all()
 
 
 @pytest.mark.parametrize("kind", [ConvNet, DenseNet, TorchvisionDenseNet])
