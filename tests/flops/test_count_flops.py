@@ -307,6 +307,15 @@ def test_addition_of_a_vector_to_a_product_counts():
     assert count_flops(model, torch.ones(5, 8)).inference_dense == 2 * 8 * 4 + 4
 
 
+def test_dropped_entries_of_a_bias_cost_nothing():
+    mask, bias_mask = torch.zeros(16, 32, dtype=torch.bool), torch.zeros(16, dtype=torch.bool)
+    mask[:4], bias_mask[:4] = True, True
+    masks = {"weight": mask, "bias": bias_mask}
+    report = count_flops(nn.Linear(32, 16), torch.ones(1, 32), masks=masks)
+    assert report.inference_dense == 2 * 32 * 16 + 16
+    assert report.inference_sparse == 2 * 32 * 4 + 4
+
+
 def test_vmap_in_the_forward_pass_hides_no_operation():
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4, bias=False))
 

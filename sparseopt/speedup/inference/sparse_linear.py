@@ -78,7 +78,8 @@ class CondensedLinear(_SparseLinear):
                 "constant fan-in, as in models that method='srigl' has trained."
             )
         neurons = mask.any(1).nonzero()[:, 0]
-        indices = mask[neurons].nonzero()[:, 1].view(len(neurons), -1)
+        fan_in = int(mask.sum(1).max())
+        indices = mask[neurons].nonzero()[:, 1].view(len(neurons), fan_in)
         super().__init__(weight, weight.detach()[neurons].gather(1, indices), bias)
         self.indices: Tensor
         self.neurons: Tensor
@@ -86,6 +87,8 @@ class CondensedLinear(_SparseLinear):
         self.register_buffer("neurons", neurons)
 
     def _product(self, inputs: Tensor) -> Tensor:
+        if len(self.neurons) == 0:
+            return inputs.new_zeros(inputs.shape[1], self.out_features)
         # A neuron is the sum of the rows of the input at its indices, times its values.
         found = F.embedding_bag(
             self.indices, inputs.contiguous(), per_sample_weights=self.values, mode="sum"
@@ -107,6 +110,8 @@ class CSRLinear(_SparseLinear):
 
     The layer is for inference: its weight is a buffer, and is not trained. Under autocast the
     result has the dtype of a result of ``nn.Linear``, but is computed in the dtype of the values.
+    On a CPU values in half precision are multiplied in float32, because torch multiplies them in
+    no other way.
 
     Args:
         weight: the dense weight, ``(out_features, in_features)``. Weights that the mask drops have
@@ -133,13 +138,18 @@ class CSRLinear(_SparseLinear):
         self.register_buffer("columns", mask.nonzero()[:, 1])
 
     def _product(self, inputs: Tensor) -> Tensor:
+        if self.values.is_cpu and self.values.dtype in (torch.bfloat16, torch.float16):
+            return self._multiply(self.values.float(), inputs.float()).to(self.values.dtype)
+        return self._multiply(self.values, inputs)
+
+    def _multiply(self, values: Tensor, inputs: Tensor) -> Tensor:
         with warnings.catch_warnings():
             # torch warns that all CSR tensors are in beta state.
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
             weight = torch.sparse_csr_tensor(
                 self.rows,
                 self.columns,
-                self.values,
+                values,
                 (self.out_features, self.in_features),
                 check_invariants=False,
             )
@@ -156,7 +166,7 @@ class CSRLinear(_SparseLinear):
 def is_constant_fan_in(mask: Tensor) -> bool:
     """Return whether all rows of a mask have equally many live weights, or none."""
     counts = set(mask.sum(1).tolist())
-    return len(counts - {0}) == 1
+    return len(counts - {0}) <= 1
 
 
 def autocast_type(x: Tensor, weight: Tensor) -> torch.dtype | None:

@@ -70,6 +70,7 @@ class LayerState:
         self.choices: Choices = {}
         self._lists = _lists_for(module)
         self._masked: tuple[StorageWeakRef, int, int | None] | None = None
+        self._shape = module.weight.shape
         self._geometry = _geometry(module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
@@ -181,9 +182,9 @@ class LayerState:
         """Whether this call can run on live weights.
 
         It cannot while gradients are dense, if another tensor replaces the weight (such as an
-        average), if the module's geometry or one of its functions was changed, inside a
-        transformation of torch such as ``vmap``, or if the kernels don't support the types. In each
-        of these cases the result would be different.
+        average), if the weight's shape, the module's geometry or one of its functions was changed,
+        inside a transformation of torch such as ``vmap``, or if the kernels don't support the
+        types. In each of these cases the result would be different.
         """
         if torch.compiler.is_compiling():
             # In evaluation, averaged weights may be swapped in, which are not masked.
@@ -199,6 +200,7 @@ class LayerState:
         return (
             weight is not None
             and weight is self.weight
+            and weight.shape == self._shape
             and _fits(x, weight)
             and "_conv_forward" not in module.__dict__
             and _geometry(module) == self._geometry

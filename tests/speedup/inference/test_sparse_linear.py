@@ -32,6 +32,26 @@ def test_result_equals_the_result_of_the_dense_layer(kind, shape, bias):
     torch.testing.assert_close(kind(dense.weight, mask, dense.bias)(x), dense(x))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", [CondensedLinear, CSRLinear])
+def test_layer_without_live_weights_returns_its_bias(kind, bias):
+    dense = masked_linear(torch.zeros(16, 24, dtype=torch.bool), bias)
+    layer = kind(dense.weight, dense.weight != 0, dense.bias)
+    x = torch.randn(5, 24)
+    assert torch.equal(layer(x), dense(x))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [CondensedLinear, CSRLinear])
+def test_result_in_half_precision_equals_the_result_of_the_dense_layer(kind, half):
+    mask = constant_fan_in(16, 24, 4, ablated=(0, 9))
+    dense = masked_linear(mask).to(half)
+    x = torch.randn(5, 24, dtype=half)
+    found, expected = kind(dense.weight, mask, dense.bias)(x), dense(x)
+    assert found.dtype == half
+    torch.testing.assert_close(found, expected)
+
+
 def test_csr_takes_any_mask():
     mask = torch.rand(16, 24) < 0.2
     mask[3] = False

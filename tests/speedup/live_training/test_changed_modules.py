@@ -61,6 +61,16 @@ def test_changed_geometry_of_a_convolution_is_computed(changes, kernel):
     torch.testing.assert_close(model(images()), dense(images()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(16, 3, 3, 3), (8, 3, 5, 5)], ids=["more filters", "larger"])
+def test_weight_that_gets_another_shape_is_computed(shape):
+    model, _ = small(nn.Conv2d(3, 8, 3, padding=1, bias=False))
+    dense = plain_copy(model)
+    weight = torch.randn(shape)
+    for net in (model, dense):
+        net[0].weight.data = weight.clone()
+    torch.testing.assert_close(model(images()), dense(images()), rtol=1e-5, atol=1e-6)
+
+
 def circular(module, x, weight, bias):
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
 
