@@ -54,7 +54,7 @@ def test_results_with_the_dense_network_are_shown_before_others(tmp_path):
 
 
 def test_timed_runs_are_drawn_at_a_multiple_of_the_dense_networks_time(tmp_path):
-    lines = [one for one in lines_of_accuracies() if one["run"]["method"] in ("dense", "rigl")]
+    lines = timed(lines_of_accuracies(), dense=500.0, rigl=100.0, static=100.0)
     written(tmp_path, "a", lines)
     timings = [
         {
@@ -73,6 +73,18 @@ def test_timed_runs_are_drawn_at_a_multiple_of_the_dense_networks_time(tmp_path)
     assert times == pytest.approx({"dense": 1.0, "rigl": 0.4})
     assert "times on Some CPU, 1 thread" in source.words
     assert source.unit is picture.DENSE
+
+
+def test_only_the_processor_of_the_times_is_named(tmp_path):
+    lines = timed(lines_of_accuracies(), dense=500.0, rigl=200.0)
+    for line in lines:
+        is_elsewhere = line["run"]["method"] == "rigl" and line["run"]["seed"] == 0
+        processor = "Other CPU" if is_elsewhere else "Some CPU"
+        line["environment"] = {**line["environment"], "processor": processor}
+    written(tmp_path, "a", lines)
+    words = picture.best_source(tmp_path).words
+    assert "Some CPU" in words
+    assert "Other CPU" not in words
 
 
 def test_results_with_speed_up_are_shown_before_others(tmp_path):
