@@ -25,7 +25,10 @@ def main_notes(group: Group, paper: Paper | None) -> list[str]:
     for method, masks_from in origins.items():
         if masks_from is not None:
             lines += note("origin", title=title(method), origin=title(masks_from))
-    return lines if paper is None else lines + note("published", paper=paper)
+    if paper is None:
+        return lines
+    lines += note("published", paper=paper)
+    return lines if group.protocol["reduced"] else lines + note("difference")
 
 
 def paper_column(group: Group) -> str:
@@ -42,9 +45,10 @@ def _row(group: Group, variant: Variant, paper: Paper | None) -> dict[str, str]:
     published, row = [] if paper is None else paper.of(variant), variant.cells
     row |= {"seeds": str(len(group.of(variant))), "test %": group.percent(variant)}
     if paper is not None:
+        row[paper_column(group)] = joined(published)
+    if paper is not None and not group.protocol["reduced"]:
         mean, std = group.mean(variant, "accuracy.test"), group.std(variant)
         gaps = [f"{100 * mean - float(one.accuracy):+.2f}" for one in published]
-        row[paper_column(group)] = joined(published)
         row["difference"] = joined(gaps)
         row["inside the spread"] = joined(one.is_near(mean, std) for one in published)
     for kind, theirs, ours in (
