@@ -250,7 +250,8 @@ def _accuracy() -> str:
         for method, name in ACCURACIES.items()
         if method in found
     ]
-    return f"{', '.join(said)} ({_protocol(group)}){_reservation(group)}"
+    full = "".join(f"{phrase}; " for phrase in cifar.full_protocol_phrases())
+    return f"{full}{', '.join(said)} ({_protocol(group)}){_reservation(group)}"
 
 
 def _reservation(group: Group) -> str:

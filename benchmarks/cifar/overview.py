@@ -55,7 +55,7 @@ def headline(results: Path = RESULTS) -> list[Group]:
 
 
 def most_telling(method: str, results: Path = RESULTS) -> Group:
-    """The most informative protocol with runs of a method; full protocols come first.
+    """The most informative protocol with runs of a method.
 
     Raises:
         LookupError: If no run of the method is among the results.
@@ -96,10 +96,28 @@ def known_methods(results: Path = RESULTS) -> list[str]:
 
 
 def _telling(group: Group) -> tuple[bool, bool, bool, int]:
-    """A protocol's rank: is full, has the dense network, shortens a full one, has most runs."""
+    """A protocol's rank: has the dense network, is full, shortens a full one, has most runs."""
     is_full = not group.protocol["reduced"]
     is_shortened = group.protocol.get("full_steps") is not None
-    return is_full, group.dense() is not None, is_shortened, len(group.records)
+    return group.dense() is not None, is_full, is_shortened, len(group.records)
+
+
+def full_protocol_phrases(results: Path = RESULTS) -> Iterator[str]:
+    """The accuracy of each variant by a full protocol, and the published accuracy."""
+    for group in headline(results):
+        paper = paper_of(group)
+        if group.protocol["reduced"] or paper is None:
+            continue
+        for variant in group.variants:
+            about = [
+                f"{group.settings['training']['epochs']} epochs",
+                counted(len(group.of(variant)), "seed"),
+                *(f"published: {one.percent} %" for one in paper.of(variant)[:1]),
+            ]
+            yield (
+                f"{variant.title} {group.percent(variant)} % by the full protocol "
+                f"({', '.join(about)})"
+            )
 
 
 def protocol(group: Group) -> str:

@@ -112,6 +112,22 @@ def test_every_full_protocol_and_the_largest_reduced_one_come_first(tmp_path):
     assert [(one.protocol["name"], len(one.records)) for one in shown] == [("paper", 2), ("cpu", 3)]
 
 
+def test_runs_by_the_full_protocol_are_said_with_the_published_accuracy(tmp_path):
+    folder_of(tmp_path, "reduced", runs("rigl", STATIC))
+    assert list(cifar.full_protocol_phrases(tmp_path)) == []
+    folder_of(tmp_path, "paper", runs("rigl", [0.9203], reduced=False))
+    assert list(cifar.full_protocol_phrases(tmp_path)) == [
+        "RigL (ERK) 92.03 % by the full protocol (250 epochs, 1 seed, published: 92.4 ± 0.06 %)"
+    ]
+
+
+def test_full_protocol_without_the_dense_network_does_not_hide_others(tmp_path):
+    dense = record("dense", None, None, 0, 0.9, inference=1000.0)
+    folder_of(tmp_path, "reduced", [dense, *runs("rigl", STATIC)])
+    folder_of(tmp_path, "paper", runs("rigl", STATIC[:1], reduced=False))
+    assert cifar.most_telling("rigl", tmp_path).protocol["name"] == "cpu"
+
+
 def test_a_method_is_shown_by_the_protocol_that_has_it(tmp_path):
     folder_of(tmp_path, "large", runs("rigl", STATIC))
     folder_of(tmp_path, "small", runs("rigl-struct", STATIC[:1]))

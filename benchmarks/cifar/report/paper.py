@@ -33,8 +33,12 @@ class Published:
     wall_time: Decimal | None = None
 
     def __str__(self) -> str:
-        deviation = "" if self.std is None else f" ± {self.std}"
-        return f"{self.accuracy}{deviation} [{self.source}]"
+        return f"{self.percent} [{self.source}]"
+
+    @property
+    def percent(self) -> str:
+        """The accuracy and its deviation."""
+        return f"{self.accuracy}" if self.std is None else f"{self.accuracy} ± {self.std}"
 
     def is_near(self, mean: float, std: float | None) -> str:
         """Whether the bands of one deviation around two means overlap; a dash if one is unknown."""
