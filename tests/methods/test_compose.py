@@ -68,6 +68,26 @@ def test_salience_is_weight_times_gradient():
             assert salience[lost].max() <= salience[kept].min()
 
 
+def test_momentum_is_the_magnitude_of_the_smoothed_gradients_of_live_weights():
+    memory = Smoothed(0.8, dense=False)
+    model, optimizer = run(Compose(drop="momentum", gradient=memory, regrow="never"), 0)
+    smoothed = dict.fromkeys(SPARSE_NAMES, 0.0)
+    old = masks_of(optimizer)
+    for step in range(1, 5):
+        gradients = dense_gradients(model, step)
+        for name in SPARSE_NAMES:
+            gradient = gradients[name].flatten().numpy() * old[name]
+            smoothed[name] = 0.8 * smoothed[name] + 0.2 * gradient
+        train_step(model, optimizer, step)
+    assert [record.step for record in optimizer.history] == [4]
+    for name, mask in masks_of(optimizer).items():
+        lost, kept = old[name] & ~mask, old[name] & mask
+        momentum = abs(smoothed[name])
+        if not old[name].all():
+            assert lost.any()
+            assert momentum[lost].max() <= momentum[kept].min()
+
+
 def test_schedule_of_its_own_takes_the_place_of_the_optimizers():
     schedule = UpdateSchedule(delta_t=3, alpha=0.5, t_end=10, decay="linear")
     _, optimizer = run(Compose(schedule=schedule), 20)

@@ -439,6 +439,7 @@ def test_gradients_are_masked_after_a_checkpoint_gave_dense_layers_masks():
     loss_of(other_model, 9).backward()
     for layer in other.layers:
         assert not layer.weight.grad[~layer.mask].any()
+        assert layer.weight.grad[layer.mask].any()
 
 
 @pytest.mark.filterwarnings("ignore:the model was sparse before")

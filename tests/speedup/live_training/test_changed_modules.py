@@ -138,6 +138,7 @@ def test_gradient_that_was_only_asked_for_leaves_the_next_one_masked():
         torch.autograd.grad(model(torch.randn(8, 64)).sum(), weight)
         F.linear(torch.randn(8, 64), weight).square().sum().backward()
         assert not weight.grad[~layer.mask].any()
+        assert weight.grad[layer.mask].any()
         weight.grad = None
 
 
@@ -208,6 +209,7 @@ def test_default_device_of_torch_does_not_move_the_kernels_tensors():
         torch.set_default_device(None)
     for layer in other.layers:
         assert not layer.weight.grad[~layer.mask].any()
+        assert layer.weight.grad[layer.mask].any()
     expected = nn.Linear(64, 64)
     expected.load_state_dict(dense[0].state_dict())
     torch.testing.assert_close(dense(x), expected(x))
