@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+# Otherwise _disable_current_modes imports it, which fails if the garbage collector calls
+# outside_of_tracing() while torch is importing it.
+import torch._subclasses.schema_check_mode  # noqa: F401
 from torch._C import DisableTorchFunction, _len_torch_dispatch_stack
 from torch._compile import _disable_dynamo
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch

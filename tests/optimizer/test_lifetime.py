@@ -2,7 +2,10 @@
 
 import copy
 import gc
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +95,14 @@ def test_optimizer_collected_while_a_graph_is_traced_gives_its_state_back():
         assert moments.shape == weight.shape
         assert torch.equal(moments[mask], live[weight].reshape(-1))
         assert not moments[~mask].any()
+
+
+def test_optimizer_collected_while_torch_imports_gives_its_state_back():
+    """In a process of its own, because torch imports a module once."""
+    script = Path(__file__).with_name("collected_during_import.py")
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert "Exception ignored" not in result.stderr
+    assert result.stdout == "(16,) (16, 32)\n", result.stderr
 
 
 @pytest.mark.parametrize("pre_dispatch", [False, True])
