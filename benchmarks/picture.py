@@ -106,8 +106,10 @@ class Source:
     @property
     def protocol(self) -> str:
         """The network and its training, and the machine of the times."""
-        about = ", ".join(self.groups[0].protocol["description"].split(", ")[:3])
-        return f"{about}; times on {self.machine}"
+        protocol = self.groups[0].protocol
+        about = ", ".join(protocol["description"].split(", ")[:3])
+        kind = " (a reduced protocol)" if protocol["reduced"] else ""
+        return f"{about}{kind}; times on {self.machine}"
 
     @property
     def words(self) -> str:

@@ -39,6 +39,14 @@ def test_points_stand_at_their_time_and_accuracy(tmp_path):
     assert points["rigl"].accuracy == pytest.approx(100 * sum(rigl) / len(rigl))
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+def test_caption_and_words_say_that_a_protocol_is_reduced(tmp_path, reduced):
+    written(tmp_path, "a", timed(lines_of_accuracies(reduced=reduced), dense=500.0, rigl=200.0))
+    source = picture.best_source(tmp_path)
+    assert ("(a reduced protocol)" in source.caption()) == reduced
+    assert ("(a reduced protocol)" in source.words) == reduced
+
+
 def test_caption_says_how_many_seeds_there_are(tmp_path):
     lines = timed(lines_of_accuracies(), dense=500.0, rigl=200.0)
     written(tmp_path / "all", "a", lines)
