@@ -93,6 +93,11 @@ class Folder:
         return self.root / "timings.jsonl"
 
     @property
+    def repeats(self) -> Path:
+        """Lines of the results files of other folders, of runs that are in these results too."""
+        return self.root / "repeats.jsonl"
+
+    @property
     def cache(self) -> Path:
         """Decoded images."""
         return self.root / "cache"

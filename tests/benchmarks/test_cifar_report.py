@@ -242,6 +242,25 @@ def test_difference_of_one_seed_is_open_where_other_methods_have_several():
     assert float(table["RigL"]["difference, points"]) > float(table["RigL"]["spread"])
 
 
+def test_repeated_runs_stand_beside_the_first(tmp_path):
+    lines = lines_of_accuracies()
+    assert "Repeated runs" not in report_of(tmp_path, lines)
+    first = next(one for one in lines if one["run"]["method"] == "rigl")
+    other = record("rigl", "erk", 0.3, 0, 0.9)
+    again = {**first, "accuracy": {"test": first["accuracy"]["test"] - 0.0018}}
+    again["environment"] = {**first["environment"], "processor": "Other CPU"}
+    for line in (again, other):
+        append_result(tmp_path / "repeats.jsonl", line)
+    (row,) = all_rows(report_of(tmp_path, []), "Repeated runs")
+    accuracy = 100 * first["accuracy"]["test"]
+    assert row["method"] == "RigL"
+    assert row["seed"] == str(first["run"]["seed"])
+    assert row["test %"] == f"{accuracy:.2f}"
+    assert row["repeated, test %"] == f"{accuracy - 0.18:.2f}"
+    assert row["repeated on"] == "Other CPU"
+    assert row["difference, points"] == "-0.18"
+
+
 def test_published_numbers_stand_beside_ours_with_their_difference():
     row = rows(text_of(lines_of_accuracies(reduced=False)), "Test accuracy")["RigL"]
     ours = statistics.mean(100 * value for value in ACCURACIES["rigl", "erk", 0.1].values())

@@ -13,6 +13,7 @@ from benchmarks.cifar.report import accuracy, figures, masks, structured, tuning
 from benchmarks.cifar.report.order import orders
 from benchmarks.cifar.report.paper import SOURCES, paper_of
 from benchmarks.cifar.report.phases import phases_table
+from benchmarks.cifar.report.repeats import repeats_table
 from benchmarks.cifar.report.results import Group, group_by_protocol
 from benchmarks.cifar.report.stats import all_differences
 from benchmarks.cifar.report.texts import note
@@ -36,10 +37,11 @@ def write_report(results: Path, folder: Path) -> Path:
         raise ResultsError(f"{results} has no finished run yet; start one with --all")
     lines = ["# Sparse training on small images", ""]
     used: set[str] = set()
-    measured = read_results(Folder(results.parent).timings)
+    beside = Folder(results.parent)
+    measured, repeats = read_results(beside.timings), read_results(beside.repeats)
     groups = group_by_protocol(records)
     for group in groups:
-        lines += group_lines(group, Figures(group, folder, used), measured)
+        lines += group_lines(group, Figures(group, folder, used), measured, repeats)
     if any(paper_of(group) for group in groups):
         lines += ["## Sources of the published numbers", ""]
         lines += [f"- [{letter}] {name}." for letter, name in SOURCES.items()]
@@ -68,7 +70,9 @@ class Figures:
         return paragraph(f"![{self.label}: {caption}]({path.as_posix()}.png)")
 
 
-def group_lines(group: Group, drawn: Figures, measured: Sequence[Record] = ()) -> list[str]:
+def group_lines(
+    group: Group, drawn: Figures, measured: Sequence[Record] = (), repeats: Sequence[Record] = ()
+) -> list[str]:
     """All sections of one protocol."""
     protocol, paper = group.protocol, paper_of(group)
     lines = [f"## {protocol['label']}", ""]
@@ -94,6 +98,7 @@ def group_lines(group: Group, drawn: Figures, measured: Sequence[Record] = ()) -
         ],
         "The methods' order beside the paper's": order,
         "Paired differences": all_differences(group),
+        "Repeated runs": repeats_table(group, repeats),
         "Training loss by phase": phases_table(group),
         "Measured times, and structured sparsity": _structured(group, drawn, measured),
         "Search of alpha and delta_t": _searches(group, drawn, varied[~varied.swept]),
