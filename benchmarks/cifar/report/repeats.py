@@ -11,11 +11,11 @@ from benchmarks.common.tables import table_of
 
 
 def repeats_table(group: Group, repeats: Sequence[Record]) -> list[str]:
-    """A row for each repeated run of the group; no lines if there is none.
+    """A row for each repeated run of the group, or no lines without repeated runs.
 
     Args:
         group: The protocol with the first runs.
-        repeats: Records of repeated runs; others than the group's are left out.
+        repeats: Records of repeated runs. Runs that the group does not have are left out.
     """
     first = {record["key"]: record for record in group.records}
     rows = [_row(first[again["key"]], again) for again in repeats if again["key"] in first]

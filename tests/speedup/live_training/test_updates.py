@@ -25,6 +25,10 @@ from tests.speedup.live_training.nets import (
 pytestmark = needs_kernels
 
 
+def layer_of(optimizer, weight):
+    return next(layer for layer in optimizer.layers if layer.weight is weight)
+
+
 @pytest.fixture
 def gathered(monkeypatch):
     """How many times live weights were gathered; every pass on live weights gathers once."""
@@ -111,7 +115,7 @@ def test_another_gradient_of_the_same_weight_is_masked(masked, added):
         loss = loss_of(model) + penalty
     loss.backward()
     assert "block.conv1.weight" in masked
-    layer = next(layer for layer in optimizer.layers if layer.weight is weight)
+    layer = layer_of(optimizer, weight)
     assert not weight.grad[~layer.mask].any()
     assert weight.grad[layer.mask].any()
 
@@ -131,7 +135,7 @@ def adds_to_a_copy(gradient):
 @pytest.mark.parametrize("hook", [adds_in_place, adds_through_data, adds_to_a_copy])
 def test_gradient_that_a_hook_of_the_weight_changes_is_masked(hook):
     model, optimizer = sped_up(method="rigl", init="uniform")
-    layer = next(layer for layer in optimizer.layers if layer.name == "block.conv1.weight")
+    layer = layer_of(optimizer, model.block.conv1.weight)
     expected = copy.deepcopy(model)
     loss_of(expected).backward()
     grad = expected.block.conv1.weight.grad + 1.0
@@ -148,7 +152,7 @@ def test_gradient_that_an_earlier_hook_changes_after_its_accumulation_is_masked(
     optimizer = wrap(model, method="rigl", init="uniform")
     speed_up(model, optimizer, plan=full_plan(model, optimizer))
     loss_of(model).backward()
-    layer = next(layer for layer in optimizer.layers if layer.weight is weight)
+    layer = layer_of(optimizer, weight)
     assert not weight.grad[~layer.mask].any()
     assert weight.grad[layer.mask].all()
 
